@@ -1,0 +1,198 @@
+/*
+ * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes,
+ * strict JSON, digests, counter-based random numbers, a deterministic parallel loop and log lines.
+ *
+ * Nothing here (or anywhere in lib/ except lib/cli) prints, exits or asserts on input.
+ */
+#ifndef RILL_BASE_H
+#define RILL_BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cjson/cJSON.h>
+
+#include "lib/base/banned.h"
+
+#define RILL_VERSION "0.1.0"
+
+#define MUST_CHECK __attribute__((warn_unused_result))
+#define PRINTF_LIKE(fmt, first) __attribute__((format(printf, fmt, first)))
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- errors -------------------------------------------------------------------------------------------------
+ *
+ * A function that can fail returns 0 or one of these negative codes and takes a `struct err *` last. The struct is
+ * the caller's, is written only on failure, and carries one lower-case line that names what and where. The codes are
+ * pinned: lib/cli maps them to exit codes.
+ */
+enum err_code {
+    ERR_NONE = 0,
+    ERR_IO = -1,    /* a read, write, open, allocation or other resource failed    -> exit 1 */
+    ERR_USAGE = -2, /* the caller (user) asked for something that makes no sense   -> exit 2 */
+    ERR_DATA = -3,  /* input is malformed, truncated or does not match other input -> exit 3 */
+    ERR_CHECK = -4, /* a check that was asked for does not hold                    -> exit 4 */
+};
+
+struct err {
+    int code;
+    char msg[1024];
+};
+
+/* Fills *e and returns code, so that `return err_set(e, ERR_DATA, ...)` is the idiom. */
+int err_set(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+/* Puts "PREFIX: " before the message already in *e: the way up adds the file, the record, the tensor. Returns e->code. */
+int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* As err_set with ERR_IO, and ": strerror(errnum)" behind the message. */
+int err_sys(struct err *e, int errnum, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+/* ---- checked integer arithmetic: every size from outside goes through these before it allocates ---------------- */
+
+/* *out = a * b, a + b. Return false on overflow, *out is then unspecified. */
+static inline bool u64_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
+static inline bool u64_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+
+/* *out = a rounded up to a multiple of the power of two `align`. False on overflow. */
+static inline bool u64_align(uint64_t a, uint64_t align, uint64_t *out) {
+    uint64_t t;
+    if (!u64_add(a, align - 1, &t)) return false;
+    *out = t & ~(align - 1);
+    return true;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------- */
+
+/* Return NULL and set *e (ERR_IO, "out of memory: ...") on failure. Size 0 gives a unique pointer. Free with mem_free. */
+void *mem_alloc(size_t size, struct err *e) MUST_CHECK;              /* uninitialised, 64-byte aligned */
+void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;             /* zeroed, 64-byte aligned */
+void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK;    /* n * size checked, zeroed, 64-byte aligned */
+char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
+void mem_free(void *p);
+
+/*
+ * Arena: many small objects with one lifetime. Pointers stay valid until arena_reset or arena_release.
+ * `struct arena a = {0};` is a valid empty arena. Alignment of every allocation is 64 bytes when size >= 64, else 16.
+ */
+struct arena {
+    struct arena_block *head;
+};
+void *arena_alloc(struct arena *a, size_t size, struct err *e) MUST_CHECK;           /* uninitialised */
+void *arena_array(struct arena *a, size_t n, size_t size, struct err *e) MUST_CHECK; /* checked, zeroed */
+char *arena_strdup(struct arena *a, const char *s, struct err *e) MUST_CHECK;
+char *arena_strndup(struct arena *a, const char *s, size_t n, struct err *e) MUST_CHECK;
+char *arena_printf(struct arena *a, struct err *e, const char *fmt, ...) MUST_CHECK PRINTF_LIKE(3, 4);
+void arena_reset(struct arena *a);   /* forgets all objects, keeps one block for reuse */
+void arena_release(struct arena *a); /* gives everything back; the arena is empty and usable again */
+
+/* ---- growable bytes: `struct buf b = {0};`, then buf_*, then buf_release -------------------------------------------- */
+
+struct buf {
+    unsigned char *data; /* owned; 64-byte aligned; not NUL-terminated (buf_printf appends no NUL either) */
+    size_t len, cap;
+};
+int buf_reserve(struct buf *b, size_t extra, struct err *e) MUST_CHECK; /* room for `extra` more bytes */
+int buf_append(struct buf *b, const void *data, size_t n, struct err *e) MUST_CHECK;
+int buf_printf(struct buf *b, struct err *e, const char *fmt, ...) MUST_CHECK PRINTF_LIKE(3, 4);
+void buf_release(struct buf *b);
+
+/* ---- strings ---------------------------------------------------------------------------------------------------- */
+
+/* Is s[0..n) well-formed UTF-8 (no overlong forms, surrogates or code points past U+10FFFF)? */
+bool utf8_valid(const char *s, size_t n);
+
+/* A name fit for tensors, records and options: 1..1024 bytes of valid UTF-8 without control characters. */
+bool name_valid(const char *s, size_t n);
+
+/* Reads a whole string as a number: no trailing characters, no overflow. False if it is not one. Decimal only; the u64
+ * form accepts the suffixes K, M, G (powers of 1024). */
+bool parse_u64(const char *s, uint64_t *out);
+bool parse_f64(const char *s, double *out);
+
+/* ---- JSON: cJSON behind strict rules ----------------------------------------------------------------------------------
+ *
+ * json_parse refuses what cJSON lets through: nesting deeper than JSON_MAX_DEPTH, duplicate keys in any object (cJSON
+ * returns the first), invalid UTF-8, bytes after the value, NUL inside. The result is freed with cJSON_Delete.
+ * The accessors name the key that is missing or wrong. NOTHING that sizes memory may come from JSON unchecked: the
+ * accessors for integers take the range.
+ */
+#define JSON_MAX_DEPTH 32
+
+cJSON *json_parse(const char *text, size_t len, struct err *e) MUST_CHECK;
+/* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back. Free with mem_free. */
+char *json_text(const cJSON *value, struct err *e) MUST_CHECK;
+int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out, struct err *e) MUST_CHECK;
+int json_get_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
+int json_get_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK; /* owned by object */
+int json_get_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
+/* The optional forms leave *out as it is when the key is absent or null, and still refuse a wrong type or range. */
+int json_opt_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out, struct err *e) MUST_CHECK;
+int json_opt_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
+int json_opt_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK;
+int json_opt_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
+/* Add to an object; false when memory is out (the caller reports once, at the end, with err_nomem). */
+bool json_put_u64(cJSON *object, const char *key, uint64_t v);
+bool json_put_f64(cJSON *object, const char *key, double v);
+bool json_put_str(cJSON *object, const char *key, const char *v);
+bool json_put_bool(cJSON *object, const char *key, bool v);
+int err_nomem(struct err *e, const char *what); /* "out of memory: WHAT", ERR_IO */
+
+/* ---- digests: XXH3-128, written "xxh3:" + 32 hex digits ----------------------------------------------------------------- */
+
+#define DIGEST_TEXT_SIZE 38 /* with the NUL */
+struct digest {
+    uint64_t lo, hi;
+};
+struct digest_state; /* streaming form */
+struct digest digest_bytes(const void *data, size_t n);
+struct digest_state *digest_new(struct err *e) MUST_CHECK;
+void digest_update(struct digest_state *s, const void *data, size_t n);
+struct digest digest_get(const struct digest_state *s);
+void digest_free(struct digest_state *s);
+void digest_text(struct digest d, char out[DIGEST_TEXT_SIZE]);
+bool digest_parse(const char *text, struct digest *out);
+static inline bool digest_equal(struct digest a, struct digest b) { return a.lo == b.lo && a.hi == b.hi; }
+
+/* ---- random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) ----------------
+ *
+ * Counter-based: the numbers are a pure function of (seed, stream, counter), so any thread can make any of them and the
+ * result does not depend on how work was shared out. `stream` tells uses apart (position in the data, tensor, step).
+ */
+void philox(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);
+
+/* A sequence on top of it, for code that draws one after another. */
+struct rng {
+    uint64_t seed, stream, counter;
+    uint32_t buffer[4];
+    unsigned left; /* unused words in buffer */
+};
+struct rng rng_init(uint64_t seed, uint64_t stream);
+uint32_t rng_u32(struct rng *r);
+uint64_t rng_below(struct rng *r, uint64_t n); /* uniform in [0, n), n > 0, without modulo bias */
+double rng_f64(struct rng *r);                 /* uniform in [0, 1), 53 bits */
+double rng_normal(struct rng *r);              /* standard normal */
+
+/* ---- parallel for ------------------------------------------------------------------------------------------------------------
+ *
+ * Runs body(ctx, i) for i in [0, n), each exactly once, on up to parallel_threads() threads. Which thread runs which i is
+ * unspecified, so a body must write only what belongs to i; then the result does not depend on the number of threads.
+ * Reductions: split the data into pieces whose number does not depend on the thread count, reduce in index order.
+ * Calls from inside a body run serially. `thread` is in [0, parallel_threads()), for scratch memory.
+ */
+typedef void parallel_body(void *ctx, size_t i, int thread);
+void parallel_for(size_t n, parallel_body *body, void *ctx);
+void parallel_set_threads(int n); /* >= 1; default: the cores this process may use */
+int parallel_threads(void);
+int parallel_default_threads(void);
+
+/* ---- log: the library never prints; lib/cli installs a sink ----------------------------------------------------------------------- */
+
+enum log_level { LOG_WARN, LOG_INFO, LOG_DEBUG };
+typedef void log_sink(void *ctx, enum log_level level, const char *line);
+void log_set_sink(log_sink *sink, void *ctx); /* NULL: silence, which is the default */
+void log_line(enum log_level level, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+#endif

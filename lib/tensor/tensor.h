@@ -1,0 +1,113 @@
+/*
+ * tensor: what a tensor is. Element types (plain and GGUF's quantized blocks), shapes, conversion to and from f32.
+ *
+ * Shapes are row-major: dims[rank-1] is contiguous (numpy's and PyTorch's order; GGUF's ne[] is the reverse).
+ * Quantized types group the contiguous dimension in blocks; a row never shares a block with another.
+ */
+#ifndef RILL_TENSOR_H
+#define RILL_TENSOR_H
+
+#include "lib/base/base.h"
+
+/* Numbers on the wire: pinned for ever. Quantized types are 64 + their GGUF number. */
+enum dtype {
+    DT_F32 = 1,
+    DT_F16 = 2,
+    DT_BF16 = 3,
+    DT_F64 = 4,
+    DT_I8 = 5,
+    DT_I16 = 6,
+    DT_I32 = 7,
+    DT_I64 = 8,
+    DT_U8 = 9,
+    DT_U16 = 10,
+    DT_U32 = 11,
+    DT_U64 = 12,
+    DT_Q4_0 = 66,
+    DT_Q4_1 = 67,
+    DT_Q5_0 = 70,
+    DT_Q5_1 = 71,
+    DT_Q8_0 = 72,
+    DT_Q4_K = 76,
+    DT_Q5_K = 77,
+    DT_Q6_K = 78,
+};
+
+struct dtype_info {
+    enum dtype dtype;
+    const char *name;      /* "f32", "q4_k": lower case, as on the command line */
+    uint32_t block_elems;  /* elements in a block: 1 for plain types */
+    uint32_t block_bytes;  /* bytes in a block */
+    int ggml_type;         /* GGUF's number, or -1 */
+    bool is_float;         /* a plain floating type */
+    bool is_quantized;     /* blocks of more than one element */
+};
+
+/* NULL for a number, a name or a GGUF type that this version does not know. */
+const struct dtype_info *dtype_info(unsigned dtype);
+const struct dtype_info *dtype_by_name(const char *name);
+const struct dtype_info *dtype_by_ggml(int ggml_type);
+/* Iteration over all known types, for help texts and tests: NULL past the end. */
+const struct dtype_info *dtype_at(size_t index);
+
+#define TENSOR_MAX_RANK 8
+#define TENSOR_MAX_NAME 1024
+
+/* What is known of a tensor before its data. */
+struct tensor_desc {
+    char name[TENSOR_MAX_NAME + 1];
+    enum dtype dtype;
+    unsigned rank;                  /* 0 (a scalar) to TENSOR_MAX_RANK */
+    uint64_t dims[TENSOR_MAX_RANK]; /* row-major */
+};
+
+/* A tensor in memory. Who owns `data` is said where one is handed out. */
+struct tensor {
+    struct tensor_desc desc;
+    void *data;
+    uint64_t n_bytes;
+};
+
+/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is no whole number of blocks. */
+int tensor_desc_init(struct tensor_desc *d, const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims,
+                     struct err *e) MUST_CHECK;
+/* Checks name, dtype, rank, every product (padding to 64 included) and the block rule; gives the sizes. */
+int tensor_desc_check(const struct tensor_desc *d, uint64_t *n_elems, uint64_t *n_bytes, struct err *e) MUST_CHECK;
+/* Of a desc that was checked. */
+uint64_t tensor_elems(const struct tensor_desc *d);
+uint64_t tensor_bytes(const struct tensor_desc *d);
+uint64_t tensor_row_elems(const struct tensor_desc *d); /* dims[rank-1], 1 for a scalar */
+uint64_t tensor_rows(const struct tensor_desc *d);      /* elements / row elements */
+uint64_t dtype_row_bytes(enum dtype dtype, uint64_t n_elems); /* n_elems a multiple of the block */
+bool tensor_same_shape(const struct tensor_desc *a, const struct tensor_desc *b);
+/* "[49152, 576]" into out; returns out. */
+char *tensor_shape_text(const struct tensor_desc *d, char *out, size_t size);
+
+/* Half-precision conversions, round to nearest even, NaN kept NaN. */
+float f16_to_f32(uint16_t h);
+uint16_t f32_to_f16(float f);
+static inline float bf16_to_f32(uint16_t h) {
+    union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
+    return v.f;
+}
+uint16_t f32_to_bf16(float f);
+
+/*
+ * n elements (a whole number of blocks) from any type to f32. Integers convert exactly where f32 can.
+ * Dequantization is bit-exact with ggml's reference (same order of f32 operations).
+ */
+void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n);
+
+/*
+ * n elements of f32 to any type. Plain types round to nearest even; integers round and saturate.
+ * Quantized types: the round-to-nearest search of GGUF's reference quantizer; `importance` ([n], per column of the
+ * row, >= 0) weighs the squared error where the type's fit uses it, or NULL.
+ * ERR_DATA when a value is NaN or infinite and the type is quantized (names the element); n must be whole blocks.
+ */
+int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
+                    struct err *e) MUST_CHECK;
+
+/* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
+uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
+
+#endif
