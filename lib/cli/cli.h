@@ -1,0 +1,126 @@
+/*
+ * cli: what every program has in common, so that a program is a table of options, wiring and a report.
+ * Option parsing, --help, the man page and the shell completion come from one table; messages, exit codes,
+ * terminals, progress, atomic output and provenance live here and nowhere else.
+ *
+ *     static const char *encode = NULL;
+ *     static const struct cli_option options[] = {
+ *         {.name = "encode", .type = CLI_STRING, .to = &encode, .arg = "ENC", .fallback = "sample:50", .help = "..."},
+ *         {0},
+ *     };
+ *     static int run(struct cli *c, struct err *e) { ... }
+ *     int main(int argc, char **argv) {
+ *         static const struct cli_program p = {.name = "logit-dump", .options = options, .run = run, ...};
+ *         return cli_main(&p, argc, argv);
+ *     }
+ */
+#ifndef RILL_CLI_H
+#define RILL_CLI_H
+
+#include "lib/base/base.h"
+#include "lib/stream/stream.h"
+
+enum cli_type {
+    CLI_FLAG,   /* bool *                         */
+    CLI_STRING, /* const char **                  */
+    CLI_U64,    /* uint64_t *, within [min, max]  */
+    CLI_F64,    /* double *, within [min, max]    */
+    CLI_CHOICE, /* const char **, one of `choices` ("a|b|c") */
+    CLI_LIST,   /* struct cli_list *, repeatable  */
+};
+struct cli_list {
+    const char **items; /* owned by the cli */
+    size_t n;
+};
+
+struct cli_option {
+    const char *name; /* long name without dashes; NULL ends the table */
+    char letter;      /* only the shared ones: h V v q o j m n */
+    enum cli_type type;
+    void *to;
+    const char *arg;      /* placeholder in help: FILE, N, TYPE */
+    const char *fallback; /* the default, as a user would write it, parsed by the same code; NULL: none */
+    const char *choices;
+    double min, max;      /* both 0: the type's own range */
+    bool required;
+    bool completes_files;
+    const char *help;     /* one or more sentences, lower case first letter, no full stop at the end of the last */
+};
+
+struct cli;
+struct cli_program {
+    const char *name;        /* "teacher-infer" */
+    const char *summary;     /* one line */
+    const char *operands;    /* "[FILE]", "FILE...", "" */
+    int min_operands, max_operands; /* max -1: any number */
+    bool reads_stdin;        /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
+    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;        /* has -o, --force for text or foreign files */
+    bool seeded;             /* has --seed */
+    bool threaded;           /* has -j */
+    const char *description; /* paragraphs for help and the man page */
+    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    const struct cli_option *options;
+    int (*run)(struct cli *c, struct err *e);
+};
+
+/* Parses, runs, reports, maps the error to the exit code. Common options: -h --help, -V --version, -v, -q,
+ * --progress=auto|always|never, --report FILE, and those that the flags above switch on. Hidden: --help-man, --help-bash. */
+int cli_main(const struct cli_program *p, int argc, char **argv);
+
+/* ---- what run() may ask ------------------------------------------------------------------------------------------ */
+
+size_t cli_operands(const struct cli *c);
+const char *cli_operand(const struct cli *c, size_t i);
+/* The path of operand i, or "-" (stdin) when there are not that many. */
+const char *cli_input_path(const struct cli *c, size_t i);
+uint64_t cli_seed(const struct cli *c);
+bool cli_given(const struct cli *c, const char *option); /* said on the command line, not defaulted */
+bool cli_verbose(const struct cli *c);
+
+/* ---- input: streams and other files. Names appear in messages as the user wrote them; "-" is `standard input` --------- */
+
+/* `role` names the input in the provenance ("stdin", "model", "reference"). Freed by the cli at the end, with its
+ * descriptor. Every input opened here becomes a parent in the provenance of the output. */
+int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect, struct stream_reader **out,
+                    struct err *e) MUST_CHECK;
+int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_kind expect, struct stream_map **out,
+                 struct err *e) MUST_CHECK;
+/* A foreign file or text, read through the cli so that its digest is known at the end: */
+struct cli_file;
+int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_file **out, struct err *e) MUST_CHECK;
+int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK; /* *got 0: end */
+const char *cli_file_name(const struct cli_file *f);
+uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); for progress */
+/* A folder or file that library code opened itself (import): recorded by path and digest. */
+int cli_note_input(struct cli *c, const char *path, const char *role, struct digest digest, struct err *e) MUST_CHECK;
+
+/* ---- output ----------------------------------------------------------------------------------------------------------- */
+
+/* The program's stream: stdout, or -o FILE under a temporary name in the same folder until cli_main has seen run()
+ * succeed. Refuses a terminal without --force. One per program. */
+int cli_open_output(struct cli *c, struct stream_writer **out, struct err *e) MUST_CHECK;
+/* Reads what is left of the inputs (so that a cut one is noticed), writes the provenance of inputs and this program,
+ * ends the stream, fsyncs and renames. Call last in run(). */
+int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
+/* Text or a foreign file: stdout or -o FILE under a temporary name. Checked when run() ends. */
+int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
+struct cli_out_file;
+int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out, struct err *e) MUST_CHECK;
+int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
+
+/* ---- progress and report ---------------------------------------------------------------------------------------------------- */
+
+/* A bar with rate and time left on stderr when it is a terminal (or --progress=always); total 0: unknown, a counter. */
+void cli_progress_begin(struct cli *c, const char *unit, uint64_t total);
+void cli_progress(struct cli *c, uint64_t done, const char *note_fmt, ...) PRINTF_LIKE(3, 4); /* note_fmt NULL: none */
+void cli_progress_end(struct cli *c);
+/* The object that --report writes, and that goes nowhere else; add what was done. Also in it: settings, seconds, peak memory. */
+cJSON *cli_report(struct cli *c);
+/* A line on stderr ("rill NAME: ..."), for notes that the user should see unless -q. */
+void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). */
+cJSON *cli_settings(struct cli *c);
+
+#endif
