@@ -1,0 +1,64 @@
+/*
+ * grad: a tape. Forward operations run at once through lib/kernel and record how to go backward; grad_backward
+ * walks the record in reverse. Values and gradients of intermediate results live in the tape's memory, which is
+ * reused step after step (grad_reset): after the first step of a shape nothing is allocated.
+ *
+ * A tape made with record = false runs the same operations and records nothing: inference and training are one code.
+ * Memory of intermediate values is then given back through grad_mark/grad_rewind.
+ *
+ * Operations return NULL on failure (out of memory, shapes that do not fit) and leave the reason in the tape:
+ * a chain of them may be written without checks, NULL inputs give NULL outputs, and grad_error is asked once.
+ */
+#ifndef RILL_GRAD_H
+#define RILL_GRAD_H
+
+#include "lib/base/base.h"
+#include "lib/kernel/kernel.h"
+
+struct grad_tape;
+
+/* A matrix of f32 [rows][cols] in the graph. grad is NULL where none is wanted. */
+struct grad_var {
+    size_t rows, cols;
+    float *value; /* [rows][cols] */
+    float *grad;  /* the same shape, accumulated by backward; the caller's for parameters */
+};
+
+int grad_tape_new(struct grad_tape **out, bool record, struct err *e) MUST_CHECK;
+void grad_tape_free(struct grad_tape *t);
+void grad_reset(struct grad_tape *t); /* forgets the graph, keeps the memory */
+/* Position in the tape's memory; rewinding gives back everything made since. Only without record. */
+size_t grad_mark(const struct grad_tape *t);
+void grad_rewind(struct grad_tape *t, size_t mark);
+/* 0, or the first failure since the last reset. */
+int grad_error(const struct grad_tape *t, struct err *e) MUST_CHECK;
+size_t grad_memory(const struct grad_tape *t); /* bytes held */
+
+/* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
+struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
+
+/* ids [n] are copied. */
+struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
+/* x [n][in] times w [out][in] transposed, plus bias [1][out] when it is not NULL. */
+struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias);
+struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
+struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
+                           const uint32_t *position, const double *inv_freq);
+struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,
+                                const struct kernel_attention *shape);
+struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct grad_var *up);
+struct grad_var *grad_add(struct grad_tape *t, struct grad_var *a, struct grad_var *b);
+
+/*
+ * The language-model head and its loss over blocks of positions: logits = h w^T (+ bias) are made for a block, given to
+ * `loss`, which returns the gradient of the logits in place, and dropped. No [n][vocabulary] array is ever whole in memory.
+ * `loss` sees rows [first, first + rows) and overwrites logits with d(total)/d(logits); it keeps its own sums.
+ * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
+ */
+typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
+bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx);
+
+/* Walks back from what grad_head (or the caller, by writing into some var's grad) has put into gradients. */
+void grad_backward(struct grad_tape *t);
+
+#endif

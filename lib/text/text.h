@@ -1,0 +1,107 @@
+/*
+ * text: tokenizers. Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with the pre-tokenizers of the models
+ * that Rill reads. A vocabulary is data: it comes from a model stream's VOCB record or a foreign file, and goes out
+ * again complete.
+ *
+ * For every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless the vocabulary
+ * asks for NFC (Qwen2's does; the `normalise` option of text_encode turns it off). Bytes that are no UTF-8 are kept.
+ */
+#ifndef RILL_TEXT_H
+#define RILL_TEXT_H
+
+#include "lib/base/base.h"
+
+/* How text is cut before merging. Names as in GGUF's tokenizer.ggml.pre. Numbers are pinned: they are in VOCB. */
+enum text_pre {
+    PRE_GPT2 = 1,
+    PRE_LLAMA_BPE = 2,
+    PRE_QWEN2 = 3,
+    PRE_SMOLLM = 4,
+};
+const char *text_pre_name(enum text_pre pre);
+int text_pre_parse(const char *name, enum text_pre *out, struct err *e) MUST_CHECK;
+
+enum token_flags {
+    TOKEN_SPECIAL = 1,     /* a control token: <|endoftext|>; skipped when text is printed for a reader */
+    TOKEN_ADDED = 2,       /* matched in the raw text before the pre-tokenizer (special ones too) */
+    TOKEN_LSTRIP = 4,      /* the match swallows white space before it ... */
+    TOKEN_RSTRIP = 8,      /* ... and after it */
+    TOKEN_SINGLE_WORD = 16,
+    TOKEN_NORMALIZED = 32, /* matched in the normalised text */
+    TOKEN_UNUSED = 64,     /* padding of the embedding matrix: has no text */
+};
+
+struct token {
+    const unsigned char *bytes; /* the piece itself, not its printable byte-level spelling; not NUL-terminated */
+    uint32_t n_bytes;           /* 0 only for TOKEN_UNUSED */
+    uint32_t flags;
+    float score;                /* 0 for BPE */
+};
+struct merge {
+    uint32_t left, right, result;
+};
+
+#define TOKEN_NONE UINT32_MAX
+#define TEXT_MAX_TOKENS (1u << 24)
+#define TEXT_MAX_PIECE 65536
+
+/* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
+struct vocab {
+    uint32_t n_tokens, n_merges;
+    struct token *tokens;
+    struct merge *merges; /* in order of rank, best first */
+    enum text_pre pre;
+    bool nfc;             /* normaliser: NFC before all else */
+    bool ignore_merges;   /* a pre-token that is a piece is taken whole (Llama 3) */
+    bool add_bos, add_eos;
+    uint32_t bos, eos, pad, unk; /* TOKEN_NONE: has none */
+    const char *chat_template;   /* UTF-8 or NULL */
+    struct digest digest;        /* of the packed form: the vocabulary's identity in streams */
+    struct text_index *index;    /* private: hash tables, compiled patterns */
+    struct arena memory;
+};
+
+/* Takes tokens, merges (checked: ids in range, result = left + right, no duplicate pieces among ordinary tokens) and the settings of
+ * `spec` (copied), builds the index. ERR_DATA names the offending token or merge. */
+int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
+void vocab_free(struct vocab *v);
+/* The bytes of a VOCB record and back. vocab_unpack trusts nothing. Layout: formats/rill.md, section VOCB. */
+int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
+int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
+/* The id of a piece by its bytes, or TOKEN_NONE. */
+uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
+
+/* Byte-level spelling (GPT-2's printable alphabet) of raw bytes as UTF-8, and back; for tokenizer.json and GGUF. */
+int text_spell(const void *bytes, size_t n, struct buf *out, struct err *e) MUST_CHECK;
+int text_unspell(const char *spelled, size_t n, struct buf *out, struct err *e) MUST_CHECK; /* ERR_DATA: not of the alphabet */
+
+struct text_ids {
+    uint32_t *ids;
+    size_t n, cap;
+};
+void text_ids_release(struct text_ids *ids);
+
+struct text_encode_options {
+    bool plain_specials; /* special tokens in the text are text, not tokens */
+    bool no_normalise;
+};
+/* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. */
+int text_encode(const struct vocab *v, const void *text, size_t n, const struct text_encode_options *o,
+                struct text_ids *ids, struct err *e) MUST_CHECK;
+/* Appends the bytes of the tokens. ERR_DATA for an id outside the vocabulary. skip_special leaves control tokens out. */
+int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out, struct err *e) MUST_CHECK;
+
+/*
+ * Where may a long text be cut so that encoding the two halves apart equals encoding the whole? Returns the largest such
+ * position in (0, n] that is known to be safe whatever follows, or 0 when there is none: for reading files of any
+ * length in constant memory.
+ */
+size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
+
+/*
+ * The vocabulary cut to the tokens with keep[id] != 0, with merges kept closed: every token that a kept merge needs is kept
+ * as well, and so are the 256 bytes and all special tokens. map[old id] becomes the new id or TOKEN_NONE (caller's, [n_tokens]).
+ */
+int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map, struct err *e) MUST_CHECK;
+
+#endif
