@@ -38,7 +38,7 @@ enum err_code {
 
 struct err {
     int code;
-    char msg[1024];
+    char msg[1024]; /* printable: control bytes in quoted input have become '?' */
 };
 
 /* Fills *e and returns code, so that `return err_set(e, ERR_DATA, ...)` is the idiom. */
@@ -72,6 +72,8 @@ void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;             /* zeroed, 
 void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK;    /* n * size checked, zeroed, 64-byte aligned */
 char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
 void mem_free(void *p);
+/* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
+void mem_fail_at(uint64_t n);
 
 /*
  * Arena: many small objects with one lifetime. Pointers stay valid until arena_reset or arena_release.
@@ -119,10 +121,14 @@ bool parse_f64(const char *s, double *out);
  * The accessors name the key that is missing or wrong. NOTHING that sizes memory may come from JSON unchecked: the
  * accessors for integers take the range.
  */
-#define JSON_MAX_DEPTH 32
+#define JSON_MAX_DEPTH   32
+/* A JSON number is a double here: from 2^53 on it may not be the integer it seems. The u64 accessors refuse larger ones;
+ * write those (seeds, digests) as strings. */
+#define JSON_MAX_INTEGER ((UINT64_C(1) << 53) - 1)
 
 cJSON *json_parse(const char *text, size_t len, struct err *e) MUST_CHECK;
-/* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back. Free with mem_free. */
+/* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back.
+ * Refuses (ERR_DATA) what json_parse would: NaN, infinities, duplicate keys, invalid UTF-8. Free with mem_free. */
 char *json_text(const cJSON *value, struct err *e) MUST_CHECK;
 int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out, struct err *e) MUST_CHECK;
 int json_get_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
@@ -133,7 +139,8 @@ int json_opt_u64(const cJSON *object, const char *key, uint64_t min, uint64_t ma
 int json_opt_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
 int json_opt_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK;
 int json_opt_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
-/* Add to an object; false when memory is out (the caller reports once, at the end, with err_nomem). */
+/* Add to an object; false when memory is out (the caller reports once, at the end, with err_nomem) or when a u64 is
+ * above JSON_MAX_INTEGER. They do not look for a key that is already there; json_text does. */
 bool json_put_u64(cJSON *object, const char *key, uint64_t v);
 bool json_put_f64(cJSON *object, const char *key, double v);
 bool json_put_str(cJSON *object, const char *key, const char *v);
@@ -180,7 +187,8 @@ double rng_normal(struct rng *r);              /* standard normal */
  * Runs body(ctx, i) for i in [0, n), each exactly once, on up to parallel_threads() threads. Which thread runs which i is
  * unspecified, so a body must write only what belongs to i; then the result does not depend on the number of threads.
  * Reductions: split the data into pieces whose number does not depend on the thread count, reduce in index order.
- * Calls from inside a body run serially. `thread` is in [0, parallel_threads()), for scratch memory.
+ * Calls from inside a body run serially, unless the outer call had a single index. `thread` is in
+ * [0, parallel_threads()), for scratch memory; a nested serial call sees its caller's.
  */
 typedef void parallel_body(void *ctx, size_t i, int thread);
 void parallel_for(size_t n, parallel_body *body, void *ctx);
