@@ -1,0 +1,209 @@
+/*
+ * model: a decoder-only transformer described by its configuration. Reading and writing model streams, inference,
+ * the training graph and generation. The same forward code serves all of them (lib/grad's tape with or without record).
+ *
+ * A model stream is META (kind "model", with the configuration), VOCB (the whole tokenizer, optional) and the tensors in
+ * the order in which a forward pass needs them, named by their role:
+ *
+ *     embed.weight
+ *     layers.N.attn_norm.weight  layers.N.attn.{q,k,v}.weight [.bias]  layers.N.attn.o.weight
+ *     layers.N.ffn_norm.weight   layers.N.ffn.{gate,up,down}.weight
+ *     norm.weight  [head.weight, unless the head is tied to the embedding]
+ *
+ * Matrices are [out][in]. Rotary pairs are half-split (Hugging Face's order; GGUF's interleaved rows are undone on import).
+ */
+#ifndef RILL_MODEL_H
+#define RILL_MODEL_H
+
+#include "lib/base/base.h"
+#include "lib/grad/grad.h"
+#include "lib/stream/stream.h"
+#include "lib/text/text.h"
+
+/* ---- configuration ------------------------------------------------------------------------------------------------------ */
+
+enum model_arch { ARCH_LLAMA = 1, ARCH_QWEN2 = 2 };
+const char *model_arch_name(enum model_arch arch);
+int model_arch_parse(const char *name, enum model_arch *out, struct err *e) MUST_CHECK;
+
+enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
+
+#define MODEL_MAX_LAYERS 4096
+#define MODEL_MAX_DIM (1u << 20)
+#define MODEL_MAX_VOCAB TEXT_MAX_TOKENS
+
+/* Shapes may differ from layer to layer: that is what pruning leaves behind. */
+struct model_layer {
+    uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
+    uint32_t ffn;                 /* intermediate width */
+};
+
+struct model_config {
+    enum model_arch arch;
+    uint32_t n_layers, hidden, head_dim, vocab_size;
+    uint32_t context; /* positions the model was trained for */
+    bool tied;        /* head.weight is embed.weight */
+    bool qkv_bias;
+    float norm_eps;
+    double rope_theta;
+    enum rope_scaling rope_scaling;
+    double rope_factor, rope_low_freq, rope_high_freq; /* linear: factor; llama3: all three ... */
+    uint32_t rope_original_context;                    /* ... and this */
+    struct model_layer *layers;                        /* [n_layers]; owned by the arena it was made with */
+};
+
+/* The "model" object of META and back. All ranges are checked; layers come from `a`. */
+cJSON *model_config_to_json(const struct model_config *c, struct err *e) MUST_CHECK;
+int model_config_from_json(struct model_config *c, const cJSON *object, struct arena *a, struct err *e) MUST_CHECK;
+int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a, struct err *e) MUST_CHECK;
+int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
+uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
+/* Frequencies [head_dim / 2] of the rotary embedding with its scaling applied. */
+void model_inv_freq(const struct model_config *c, double *inv_freq);
+
+/* ---- roles ------------------------------------------------------------------------------------------------------------------- */
+
+enum model_role {
+    ROLE_EMBED,
+    ROLE_ATTN_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_O,
+    ROLE_FFN_NORM, ROLE_GATE, ROLE_UP, ROLE_DOWN,
+    ROLE_NORM, ROLE_HEAD,
+    ROLE_COUNT
+};
+struct model_slot {
+    enum model_role role;
+    uint32_t layer; /* 0 for roles outside layers */
+};
+bool model_role_in_layer(enum model_role role);
+bool model_role_is_matrix(enum model_role role); /* what pruning and quantization work on, embed and head included */
+/* "layers.3.attn.q.weight"; out has TENSOR_MAX_NAME + 1 bytes. Returns out. */
+char *model_slot_name(struct model_slot s, char *out);
+int model_slot_parse(const char *name, struct model_slot *out, struct err *e) MUST_CHECK;
+/* Number of tensors of this configuration, and the i-th in stream order. */
+size_t model_slot_count(const struct model_config *c);
+struct model_slot model_slot_at(const struct model_config *c, size_t i);
+/* Position of a slot in stream order, or -1 when the configuration has none (a tied head, no biases). */
+long model_slot_index(const struct model_config *c, struct model_slot s);
+/* Shape by configuration; the rank is returned (2 for matrices [out][in], 1 for norms and biases). */
+unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]);
+/* Does this tensor fit its slot? ERR_DATA with found and expected shape. */
+int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d, struct err *e) MUST_CHECK;
+
+/* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
+
+struct model_head {
+    struct model_config config;
+    cJSON *meta;             /* META as read; owned */
+    struct buf vocab;        /* VOCB bytes; len 0: none */
+    struct digest vocab_digest;
+    struct arena memory;
+};
+/* Reads up to the first tensor, which is left in *item for the caller's loop (or ITEM_SEGMENT_END). Begin with {0}. */
+int model_head_read(struct stream_reader *r, struct model_head *h, struct stream_item *item, struct err *e) MUST_CHECK;
+/* META (kind, "model", "vocab" digest, and the members of `extra` when not NULL) and VOCB. */
+int model_head_write(struct stream_writer *w, const struct model_config *c, const void *vocab, size_t n_vocab,
+                     const cJSON *extra, struct err *e) MUST_CHECK;
+void model_head_release(struct model_head *h);
+
+/*
+ * One pass over the tensors of a model stream in order, for filters: calls `fn` with each tensor's slot, desc and data
+ * (valid during the call), and checks that every tensor of the configuration came exactly once, in order and shape,
+ * with finite values. Memory: the largest tensor. Continue from the item that model_head_read left.
+ */
+typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
+                            const void *data, struct err *e);
+int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item, model_tensor_fn *fn,
+                      void *ctx, struct err *e) MUST_CHECK;
+
+/* ---- a whole model in memory, f32 ------------------------------------------------------------------------------------------------------ */
+
+struct model_param {
+    struct model_slot slot;
+    struct tensor_desc desc; /* as stored: type and shape */
+    float *value;            /* f32, [rows][cols] */
+    float *grad;             /* NULL until model_enable_grad */
+    uint64_t n;              /* elements */
+};
+
+struct model {
+    struct model_config config;
+    struct model_param *params; /* [n_params], stream order */
+    size_t n_params;
+    struct vocab *vocab;        /* NULL when the stream has none */
+    struct buf vocab_bytes;
+    struct digest vocab_digest; /* zero when there is none */
+    cJSON *meta;
+    double *inv_freq;
+    struct arena memory;
+};
+
+/* Reads a whole stream (also from a pipe) and dequantizes. The reader is at its end afterwards. */
+int model_load(struct model **out, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
+int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
+               struct err *e) MUST_CHECK;
+int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters */
+void model_free(struct model *m);
+struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
+/* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized ones in f32: say
+ * what you want with quantize). */
+int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
+/* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." unless both name the same vocabulary. `meta` is of a tokens or knowledge stream. */
+int model_check_vocab(const struct model *m, const cJSON *meta, const char *what, struct err *e) MUST_CHECK;
+
+/* ---- forward ------------------------------------------------------------------------------------------------------------------------------- */
+
+struct model_input {
+    size_t n_positions, n_seqs;
+    const uint32_t *tokens;  /* [n_positions] */
+    const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
+};
+
+/* Where a forward pass can be watched: calibrate, features for distillation. */
+enum model_point {
+    POINT_EMBED,    /* embedding: input of layer 0 [hidden] */
+    POINT_ATTN_IN,  /* normalised input of q, k, v [hidden] */
+    POINT_O_IN,     /* input of o [n_heads * head_dim] */
+    POINT_FFN_IN,   /* normalised input of gate and up [hidden] */
+    POINT_DOWN_IN,  /* input of down [ffn] */
+    POINT_LAYER,    /* output of the layer: residual stream [hidden] */
+    POINT_HEAD_IN,  /* normalised input of the head [hidden]; layer 0 */
+    POINT_COUNT
+};
+const char *model_point_name(enum model_point p); /* "attn_in" */
+typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols, struct err *e);
+
+/* The graph up to the normalised hidden states [n_positions][hidden]; NULL on failure (grad_error). Refuses token ids outside the
+ * vocabulary and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
+struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap, void *ctx,
+                             struct err *e);
+/* The head's weight as a leaf of the tape (embed.weight when tied), for grad_head. */
+struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t);
+
+/* Inference: hidden states, then logits in blocks of positions through `fn` (rows [first, first + rows) of [vocab]); logits may be
+ * overwritten. Memory: activations of the batch and one block. */
+typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
+int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
+                model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+
+/* ---- generation: KV cache, many sequences at once ----------------------------------------------------------------------------------------------- */
+
+struct model_sampling {
+    double temperature; /* 0: greedy */
+    uint32_t top_k;     /* 0: all */
+    double top_p;       /* 1: all */
+    uint64_t seed;
+    uint32_t max_new;
+    uint32_t stop;      /* token that ends a sequence (kept), or TOKEN_NONE */
+};
+/* Called for each finished sequence, in order of sequence number. */
+typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
+                               size_t n_made, struct err *e);
+/*
+ * Continues the sequences of `prompts`. A sequence's tokens depend on the seed, its number (first_seq + index) and its prompt
+ * alone, not on what runs beside it.
+ */
+int model_generate(struct model *m, const struct model_input *prompts, uint64_t first_seq, const struct model_sampling *s,
+                   model_generated_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+
+#endif
