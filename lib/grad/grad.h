@@ -34,6 +34,13 @@ void grad_rewind(struct grad_tape *t, size_t mark);
 int grad_error(const struct grad_tape *t, struct err *e) MUST_CHECK;
 size_t grad_memory(const struct grad_tape *t); /* bytes held */
 
+bool grad_records(const struct grad_tape *t);
+
+/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside the tape
+ * (generation from a cache). NULL on failure, as operations. */
+void *grad_alloc(struct grad_tape *t, size_t n);
+struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols);
+
 /* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
 struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
 
@@ -42,6 +49,7 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
 /* x [n][in] times w [out][in] transposed, plus bias [1][out] when it is not NULL. */
 struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias);
 struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
+/* position [rows] and a->starts below are the caller's and must live as long as the graph (grad_alloc). */
 struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
                            const uint32_t *position, const double *inv_freq);
 struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,

@@ -200,8 +200,9 @@ struct model_sampling {
 typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
                                size_t n_made, struct err *e);
 /*
- * Continues the sequences of `prompts`. A sequence's tokens depend on the seed, its number (first_seq + index) and its prompt
- * alone, not on what runs beside it.
+ * Continues the sequences of `prompts`. A sequence's draws depend on the seed, its number (first_seq + index) and the position
+ * alone; what runs beside it can change its logits in the last bits only (shapes of the matrix products). A sequence ends at `stop`,
+ * at max_new or at the model's context.
  */
 int model_generate(struct model *m, const struct model_input *prompts, uint64_t first_seq, const struct model_sampling *s,
                    model_generated_fn *fn, void *ctx, struct err *e) MUST_CHECK;

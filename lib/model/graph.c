@@ -1,0 +1,194 @@
+/* The forward pass, on a tape: inference and training are one code. */
+#include "lib/model/model_internal.h"
+
+#include <stdlib.h>
+
+static const char *const point_names[POINT_COUNT] = {
+    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in", [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",     [POINT_HEAD_IN] = "head_in",
+};
+
+const char *model_point_name(enum model_point p) {
+    return point_names[p];
+}
+
+/* One forward pass under construction. */
+struct graph {
+    struct model *m;
+    struct grad_tape *t;
+    const struct model_input *in;
+    const uint32_t *position; /* [n_positions] within the sequence */
+    const uint32_t *starts;   /* [n_seqs + 1] */
+    struct kv_cache *cache;   /* NULL: none */
+    const uint32_t *seq;      /* [n_seqs] cache entries */
+    model_tap *tap;
+    void *tap_ctx;
+    struct err *e;
+    int rc;
+};
+
+static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t layer) {
+    struct model_param *p = model_param(g->m, role, layer);
+    if (!p) return NULL;
+    size_t cols = p->desc.dims[p->desc.rank - 1];
+    return grad_leaf(g->t, p->value, p->grad, p->n / cols, cols);
+}
+
+static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
+    if (g->tap && x && !g->rc) g->rc = g->tap(g->tap_ctx, point, layer, x->value, x->rows, x->cols, g->e);
+}
+
+/* Appends this pass's keys and values of one layer to the cache and points keys[], values[] at the whole. */
+static void cache_append(struct graph *g, uint32_t layer, const struct grad_var *k, const struct grad_var *v) {
+    struct kv_cache *cache = g->cache;
+    size_t width = k->cols;
+    for (size_t i = 0; i < g->in->n_seqs; i++) {
+        size_t s = g->seq[i], n = g->in->lengths[i], at = g->starts[i];
+        float *keys = cache->memory + s * cache->stride + cache->offset[layer],
+              *values = keys + cache->capacity * width;
+        kernel_copy(keys + cache->length[s] * width, k->value + at * width, n * width);
+        kernel_copy(values + cache->length[s] * width, v->value + at * width, n * width);
+        cache->keys[i] = keys;
+        cache->values[i] = values;
+    }
+}
+
+/* Attention of this pass. With a cache that already holds positions, each sequence brings one query to all of them. */
+static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                               struct grad_var *v, const struct kernel_attention *shape) {
+    if (!g->cache || !q || !k || !v) return grad_attention(g->t, q, k, v, shape);
+    cache_append(g, layer, k, v);
+    if (g->cache->length[g->seq[0]] == 0) return grad_attention(g->t, q, k, v, shape);
+    struct grad_var *y = grad_scratch(g->t, q->rows, q->cols);
+    uint32_t *length = y ? grad_alloc(g->t, g->in->n_seqs * sizeof *length) : NULL;
+    if (!length) return NULL;
+    for (size_t i = 0; i < g->in->n_seqs; i++) length[i] = g->cache->length[g->seq[i]] + 1;
+    kernel_attention_decode(y->value, q->value, g->cache->keys, g->cache->values, length, g->in->n_seqs, shape->n_heads,
+                            shape->n_kv_heads, shape->head_dim, shape->scale);
+    return y;
+}
+
+/* x + o(attention(rope(q), rope(k), v)) of the normalised x */
+static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct grad_var *x) {
+    const struct model_config *c = &g->m->config;
+    const struct model_layer *l = &c->layers[layer];
+    struct kernel_attention shape = {.n_heads = l->n_heads,
+                                     .n_kv_heads = l->n_kv_heads,
+                                     .head_dim = c->head_dim,
+                                     .n_seqs = g->in->n_seqs,
+                                     .starts = g->starts,
+                                     .scale = 1.0f / __builtin_sqrtf((float)c->head_dim)};
+    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_ATTN_NORM, layer), c->norm_eps);
+    tap(g, POINT_ATTN_IN, layer, h);
+    struct grad_var *q = grad_linear(g->t, h, leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer));
+    struct grad_var *k = grad_linear(g->t, h, leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer));
+    struct grad_var *v = grad_linear(g->t, h, leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer));
+    q = grad_rope(g->t, q, l->n_heads, c->head_dim, g->position, g->m->inv_freq);
+    k = grad_rope(g->t, k, l->n_kv_heads, c->head_dim, g->position, g->m->inv_freq);
+    struct grad_var *a = attend(g, layer, q, k, v, &shape);
+    tap(g, POINT_O_IN, layer, a);
+    return grad_add(g->t, x, grad_linear(g->t, a, leaf(g, ROLE_O, layer), NULL));
+}
+
+/* x + down(silu(gate) * up) of the normalised x */
+static struct grad_var *ffn_block(struct graph *g, uint32_t layer, struct grad_var *x) {
+    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps);
+    tap(g, POINT_FFN_IN, layer, h);
+    struct grad_var *gate = grad_linear(g->t, h, leaf(g, ROLE_GATE, layer), NULL);
+    struct grad_var *up = grad_linear(g->t, h, leaf(g, ROLE_UP, layer), NULL);
+    struct grad_var *y = grad_swiglu(g->t, gate, up);
+    tap(g, POINT_DOWN_IN, layer, y);
+    return grad_add(g->t, x, grad_linear(g->t, y, leaf(g, ROLE_DOWN, layer), NULL));
+}
+
+/* Is this input one that the model can take? */
+static int check_input(const struct model *m, const struct model_input *in, struct err *e) {
+    size_t at = 0;
+    for (size_t s = 0; s < in->n_seqs; s++) {
+        uint32_t n = in->lengths[s];
+        if (n == 0 || n > in->n_positions - at)
+            return err_set(e, ERR_DATA, "sequence %zu has %u positions of %zu left", s, n, in->n_positions - at);
+        if (n > m->config.context)
+            return err_set(e, ERR_DATA,
+                           "sequence %zu has %u positions, the model's context is %u (tokenize --context %u)", s, n,
+                           m->config.context, m->config.context);
+        for (uint32_t i = 0; i < n; i++, at++)
+            if (in->tokens[at] >= m->config.vocab_size)
+                return err_set(e, ERR_DATA, "token %u at position %u of sequence %zu is outside the vocabulary of %u",
+                               in->tokens[at], i, s, m->config.vocab_size);
+    }
+    if (at != in->n_positions || at == 0)
+        return err_set(e, ERR_DATA, "the sequences have %zu positions, the batch %zu", at, in->n_positions);
+    return 0;
+}
+
+/* Positions and sequence starts, in the tape's memory because going backward needs them too. */
+static int lay_out(struct graph *g, struct err *e) {
+    const struct model_input *in = g->in;
+    uint32_t *position = grad_alloc(g->t, in->n_positions * sizeof *position);
+    uint32_t *starts = grad_alloc(g->t, (in->n_seqs + 1) * sizeof *starts);
+    if (!position || !starts) return grad_error(g->t, e);
+    size_t at = 0;
+    for (size_t s = 0; s < in->n_seqs; s++) {
+        starts[s] = (uint32_t)at;
+        uint32_t first = g->cache ? g->cache->length[g->seq[s]] : 0;
+        for (uint32_t i = 0; i < in->lengths[s]; i++) position[at++] = first + i;
+    }
+    starts[in->n_seqs] = (uint32_t)at;
+    g->position = position;
+    g->starts = starts;
+    return 0;
+}
+
+/*
+ * Without recording, all that a layer makes is dropped behind it: its output is copied down to where its own
+ * memory began, so that inference holds the activations of one layer however deep the model is.
+ */
+static struct grad_var *keep_only(struct graph *g, size_t mark, struct grad_var *slot, struct grad_var *x,
+                                  bool record) {
+    if (record || !x) return x;
+    if (x->value != slot->value) kernel_copy(slot->value, x->value, x->rows * x->cols);
+    grad_rewind(g->t, mark);
+    return slot;
+}
+
+struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                    struct kv_cache *cache, const uint32_t *seq, model_tap *fn, void *ctx,
+                                    struct err *e) {
+    struct graph g = {.m = m, .t = t, .in = in, .cache = cache, .seq = seq, .tap = fn, .tap_ctx = ctx, .e = e};
+    if (check_input(m, in, e) || lay_out(&g, e)) return NULL;
+    bool record = grad_records(t);
+    struct grad_var *x = grad_embed(t, leaf(&g, ROLE_EMBED, 0), in->tokens, in->n_positions);
+    tap(&g, POINT_EMBED, 0, x);
+    size_t mark = grad_mark(t);
+    for (uint32_t i = 0; i < m->config.n_layers && x && !g.rc; i++) {
+        struct grad_var *y = ffn_block(&g, i, attention_block(&g, i, x));
+        tap(&g, POINT_LAYER, i, y);
+        x = keep_only(&g, mark, x, y, record);
+    }
+    struct grad_var *h = x && !g.rc ? grad_rmsnorm(t, x, leaf(&g, ROLE_NORM, 0), m->config.norm_eps) : NULL;
+    tap(&g, POINT_HEAD_IN, 0, h);
+    if (g.rc || grad_error(t, e)) return NULL;
+    for (size_t s = 0; cache && s < in->n_seqs; s++) cache->length[seq[s]] += in->lengths[s];
+    return h;
+}
+
+struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *fn,
+                             void *ctx, struct err *e) {
+    return model_graph_cached(m, t, in, NULL, NULL, fn, ctx, e);
+}
+
+struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
+    struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
+    return grad_leaf(t, p->value, p->grad, p->desc.dims[0], p->desc.dims[1]);
+}
+
+int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *fn_tap,
+                void *tap_ctx, model_logits_fn *fn, void *ctx, struct err *e) {
+    grad_reset(scratch);
+    struct grad_var *h = model_graph(m, scratch, in, fn_tap, tap_ctx, e);
+    if (!h) return e->code;
+    if (!fn || grad_head(scratch, h, model_head_leaf(m, scratch), fn, ctx)) return 0;
+    int rc = grad_error(scratch, e);
+    return rc ? rc : e->code;
+}

@@ -1,0 +1,147 @@
+/* The head of a model stream (META, VOCB) and one pass over its tensors. */
+#include "lib/model/model.h"
+
+#include <stdlib.h>
+
+void model_head_release(struct model_head *h) {
+    cJSON_Delete(h->meta);
+    buf_release(&h->vocab);
+    arena_release(&h->memory);
+    *h = (struct model_head){0};
+}
+
+static int head_take_meta(struct model_head *h, const struct stream_reader *r, const cJSON *meta, struct err *e) {
+    if (h->meta)
+        return err_set(e, ERR_DATA, "%s: more than one model in this stream (join none, or split with cat)",
+                       stream_reader_name(r));
+    h->meta = cJSON_Duplicate(meta, true);
+    if (!h->meta) return err_nomem(e, "model description");
+    const cJSON *model = cJSON_GetObjectItemCaseSensitive(meta, "model");
+    int rc = model_config_from_json(&h->config, model, &h->memory, e);
+    return rc ? err_prefix(e, "%s: model description", stream_reader_name(r)) : 0;
+}
+
+static int head_take_vocab(struct model_head *h, const struct stream_reader *r, const struct stream_item *item,
+                           struct err *e) {
+    if (h->vocab.len) return err_set(e, ERR_DATA, "%s: a second vocabulary", stream_reader_name(r));
+    int rc = buf_append(&h->vocab, item->bytes, item->n_bytes, e);
+    if (rc) return rc;
+    h->vocab_digest = digest_bytes(h->vocab.data, h->vocab.len);
+    const char *said = NULL;
+    char found[DIGEST_TEXT_SIZE];
+    digest_text(h->vocab_digest, found);
+    rc = json_opt_str(h->meta, "vocab", &said, e);
+    if (rc) return err_prefix(e, "%s", stream_reader_name(r));
+    if (said && strcmp(said, found))
+        return err_set(e, ERR_DATA, "%s: the vocabulary is %s, the description says %.64s", stream_reader_name(r),
+                       found, said);
+    return 0;
+}
+
+int model_head_read(struct stream_reader *r, struct model_head *h, struct stream_item *item, struct err *e) {
+    for (;;) {
+        int rc = stream_next(r, item, e);
+        if (rc) return rc;
+        switch (item->type) {
+        case ITEM_META: rc = head_take_meta(h, r, item->json, e); break;
+        case ITEM_VOCAB: rc = head_take_vocab(h, r, item, e); break;
+        case ITEM_TENSOR:
+        case ITEM_SEGMENT_END: return 0;
+        case ITEM_EOF:
+        case ITEM_BATCH: return err_set(e, ERR_DATA, "%s: not a model stream", stream_reader_name(r));
+        default: break; /* provenance is kept by the reader; unknown optional records say nothing to us */
+        }
+        if (rc) return rc;
+    }
+}
+
+int model_head_write(struct stream_writer *w, const struct model_config *c, const void *vocab, size_t n_vocab,
+                     const cJSON *extra, struct err *e) {
+    int rc = model_config_check(c, e);
+    if (rc) return rc;
+    cJSON *meta = cJSON_CreateObject(), *model = model_config_to_json(c, e);
+    bool ok = meta && model && json_put_str(meta, "kind", stream_kind_name(STREAM_MODEL)) &&
+              cJSON_AddItemToObject(meta, "model", model);
+    if (!ok) {
+        cJSON_Delete(model);
+        cJSON_Delete(meta);
+        return err_nomem(e, "model description");
+    }
+    if (n_vocab) {
+        char digest[DIGEST_TEXT_SIZE];
+        digest_text(digest_bytes(vocab, n_vocab), digest);
+        ok = json_put_str(meta, "vocab", digest);
+    }
+    for (const cJSON *x = extra ? extra->child : NULL; ok && x; x = x->next) {
+        if (cJSON_GetObjectItemCaseSensitive(meta, x->string)) continue; /* kind, model and vocab are ours to say */
+        cJSON *copy = cJSON_Duplicate(x, true);
+        ok = copy && cJSON_AddItemToObject(meta, x->string, copy);
+    }
+    rc = ok ? stream_write_meta(w, meta, e) : err_nomem(e, "model description");
+    if (!rc && n_vocab) rc = stream_write_vocab(w, vocab, n_vocab, e);
+    cJSON_Delete(meta);
+    return rc;
+}
+
+static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    for (;;) {
+        int rc = stream_next(r, item, e);
+        if (rc || item->type == ITEM_TENSOR || item->type == ITEM_SEGMENT_END) return rc;
+        if (item->type == ITEM_VOCAB || item->type == ITEM_BATCH || item->type == ITEM_META)
+            return err_set(e, ERR_DATA, "%s: unexpected record '%s' among the tensors", stream_reader_name(r),
+                           item->tag);
+    }
+}
+
+static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
+    uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d->name, (unsigned long long)bad);
+}
+
+/* One tensor of the pass: is it the one that belongs here, does it fit, is it sound? */
+static int take_tensor(struct stream_reader *r, const struct model_config *c, size_t i, const struct stream_item *item,
+                       struct buf *data, struct model_slot *slot, struct err *e) {
+    struct model_slot want = model_slot_at(c, i);
+    char expected[TENSOR_MAX_NAME + 1];
+    int rc = model_slot_parse(item->desc.name, slot, e);
+    if (rc) return rc;
+    if (slot->role != want.role || slot->layer != want.layer)
+        return err_set(e, ERR_DATA, "found tensor '%s', expected '%s'", item->desc.name,
+                       model_slot_name(want, expected));
+    const struct dtype_info *type = dtype_info(item->desc.dtype);
+    if (!type->is_float && !type->is_quantized)
+        return err_set(e, ERR_DATA, "tensor '%s' holds %s, expected floating-point or quantized weights",
+                       item->desc.name, type->name);
+    rc = model_slot_check(c, *slot, &item->desc, e);
+    if (!rc) rc = stream_load_tensor(r, data, e);
+    return rc ? rc : check_finite(&item->desc, data->data, e);
+}
+
+int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                      model_tensor_fn *fn, void *ctx, struct err *e) {
+    struct buf data = {0};
+    size_t n = model_slot_count(c), i = 0;
+    int rc = 0;
+    for (; !rc && item->type == ITEM_TENSOR; i++) {
+        struct model_slot slot;
+        struct tensor_desc desc = item->desc;
+        cJSON *attrs = item->attrs ? cJSON_Duplicate(item->attrs, true) : NULL;
+        if (i == n)
+            rc = err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", desc.name);
+        else
+            rc = take_tensor(r, c, i, item, &data, &slot, e);
+        if (rc && rc != ERR_IO && strncmp(e->msg, stream_reader_name(r), strlen(stream_reader_name(r))))
+            rc = err_prefix(e, "%s", stream_reader_name(r));
+        if (!rc) rc = fn(ctx, slot, &desc, attrs, data.data, e);
+        cJSON_Delete(attrs);
+        if (!rc) rc = next_tensor_or_end(r, item, e);
+    }
+    buf_release(&data);
+    if (!rc && i < n) {
+        char missing[TENSOR_MAX_NAME + 1];
+        rc = err_set(e, ERR_DATA, "%s: tensor '%s' is missing", stream_reader_name(r),
+                     model_slot_name(model_slot_at(c, i), missing));
+    }
+    return rc;
+}

@@ -1,0 +1,180 @@
+/* A whole model in memory: reading, initialising, writing. */
+#include "lib/model/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- making ---------------------------------------------------------------------------------------------------- */
+
+/* The model without weights. Takes over nothing. */
+static int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab,
+                     struct err *e) {
+    struct model *m = mem_zalloc(sizeof *m, e);
+    if (!m) return e->code;
+    *out = m;
+    int rc = model_config_copy(&m->config, c, &m->memory, e);
+    if (rc) return rc;
+    m->n_params = model_slot_count(c);
+    m->params = arena_array(&m->memory, m->n_params, sizeof *m->params, e);
+    m->inv_freq = arena_array(&m->memory, c->head_dim / 2, sizeof *m->inv_freq, e);
+    if (!m->params || !m->inv_freq) return e->code;
+    model_inv_freq(&m->config, m->inv_freq);
+    if (!n_vocab) return 0;
+    rc = buf_append(&m->vocab_bytes, vocab, n_vocab, e);
+    if (!rc) rc = vocab_unpack(&m->vocab, m->vocab_bytes.data, m->vocab_bytes.len, e);
+    if (rc) return err_prefix(e, "vocabulary");
+    m->vocab_digest = digest_bytes(vocab, n_vocab);
+    if (m->vocab->n_tokens != c->vocab_size)
+        return err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", m->vocab->n_tokens, c->vocab_size);
+    return 0;
+}
+
+void model_free(struct model *m) {
+    if (!m) return;
+    for (size_t i = 0; m->params && i < m->n_params; i++) {
+        mem_free(m->params[i].value);
+        mem_free(m->params[i].grad);
+    }
+    vocab_free(m->vocab);
+    buf_release(&m->vocab_bytes);
+    cJSON_Delete(m->meta);
+    arena_release(&m->memory);
+    mem_free(m);
+}
+
+static int param_alloc(struct model_param *p, struct model_slot slot, const struct tensor_desc *d, struct err *e) {
+    p->slot = slot;
+    p->desc = *d;
+    p->n = tensor_elems(d);
+    p->value = mem_array(p->n, sizeof *p->value, e);
+    return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
+}
+
+static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
+                       const void *data, struct err *e) {
+    (void)attrs;
+    struct model *m = ctx;
+    struct model_param *p = &m->params[model_slot_index(&m->config, s)];
+    int rc = param_alloc(p, s, d, e);
+    if (!rc) tensor_to_f32(d->dtype, data, p->value, p->n);
+    return rc;
+}
+
+int model_load(struct model **out, struct stream_reader *r, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct model *m = NULL;
+    int rc = model_head_read(r, &head, &item, e);
+    if (!rc) {
+        rc = model_new(&m, &head.config, head.vocab.data, head.vocab.len, e);
+        if (rc) rc = err_prefix(e, "%s", stream_reader_name(r));
+    }
+    if (!rc) rc = model_each_tensor(r, &m->config, &item, load_tensor, m, e);
+    if (!rc) rc = stream_drain(r, e);
+    if (!rc) {
+        m->meta = head.meta;
+        head.meta = NULL;
+        *out = m;
+    } else
+        model_free(m);
+    model_head_release(&head);
+    return rc;
+}
+
+/* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. */
+static float init_scale(const struct model_config *c, enum model_role role) {
+    return role == ROLE_O || role == ROLE_DOWN ? (float)(0.02 / sqrt(2.0 * c->n_layers)) : 0.02f;
+}
+
+int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
+               struct err *e) {
+    struct model *m = NULL;
+    int rc = model_config_check(c, e);
+    if (!rc) rc = model_new(&m, c, vocab, n_vocab, e);
+    for (size_t i = 0; !rc && i < m->n_params; i++) {
+        struct model_slot slot = model_slot_at(c, i);
+        char name[TENSOR_MAX_NAME + 1];
+        uint64_t dims[2];
+        unsigned rank = model_slot_shape(c, slot, dims);
+        struct tensor_desc d;
+        rc = tensor_desc_init(&d, model_slot_name(slot, name), DT_F32, rank, dims, e);
+        if (!rc) rc = param_alloc(&m->params[i], slot, &d, e);
+        if (rc) break;
+        struct model_param *p = &m->params[i];
+        struct rng rng = rng_init(seed, i);
+        bool norm = slot.role == ROLE_ATTN_NORM || slot.role == ROLE_FFN_NORM || slot.role == ROLE_NORM;
+        for (uint64_t k = 0; k < p->n; k++)
+            p->value[k] = model_role_is_matrix(slot.role) ? init_scale(c, slot.role) * (float)rng_normal(&rng)
+                          : norm                          ? 1.0f
+                                                          : 0.0f;
+    }
+    if (!rc) {
+        m->meta = cJSON_CreateObject();
+        if (!m->meta) rc = err_nomem(e, "model description");
+    }
+    if (rc)
+        model_free(m);
+    else
+        *out = m;
+    return rc;
+}
+
+int model_enable_grad(struct model *m, struct err *e) {
+    for (size_t i = 0; i < m->n_params; i++) {
+        if (m->params[i].grad) continue;
+        m->params[i].grad = mem_array(m->params[i].n, sizeof(float), e);
+        if (!m->params[i].grad) return err_prefix(e, "gradient of '%s'", m->params[i].desc.name);
+    }
+    return 0;
+}
+
+struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer) {
+    long i = model_slot_index(&m->config, (struct model_slot){role, layer});
+    return i < 0 ? NULL : &m->params[i];
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
+
+static int save_param(const struct model_param *p, struct stream_writer *w, enum dtype dtype, struct buf *scratch,
+                      struct err *e) {
+    struct tensor_desc d = p->desc;
+    d.dtype = dtype;
+    if (dtype == DT_F32) return stream_write_tensor(w, &d, NULL, p->value, e);
+    scratch->len = 0;
+    int rc = buf_reserve(scratch, tensor_bytes(&d), e);
+    if (!rc) rc = tensor_from_f32(dtype, p->value, scratch->data, p->n, NULL, e);
+    if (rc) return err_prefix(e, "tensor '%s'", d.name);
+    return stream_write_tensor(w, &d, NULL, scratch->data, e);
+}
+
+int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) {
+    struct buf scratch = {0};
+    int rc = model_head_write(w, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
+    for (size_t i = 0; !rc && i < m->n_params; i++) {
+        const struct model_param *p = &m->params[i];
+        enum dtype as = dtype ? (enum dtype)dtype : dtype_info(p->desc.dtype)->is_quantized ? DT_F32 : p->desc.dtype;
+        rc = save_param(p, w, as, &scratch, e);
+    }
+    buf_release(&scratch);
+    return rc;
+}
+
+int model_check_vocab(const struct model *m, const cJSON *meta, const char *what, struct err *e) {
+    const char *theirs = NULL;
+    char ours[DIGEST_TEXT_SIZE];
+    uint64_t size = m->config.vocab_size;
+    int rc = json_opt_str(meta, "vocab", &theirs, e);
+    if (!rc) rc = json_opt_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &size, e);
+    if (rc) return err_prefix(e, "%s", what);
+    if (theirs && m->vocab) {
+        digest_text(m->vocab_digest, ours);
+        if (strcmp(theirs, ours))
+            return err_set(e, ERR_DATA,
+                           "model and %s disagree: vocabulary %s against %.64s (tokenize with this model's vocabulary)",
+                           what, ours, theirs);
+    }
+    if (size != m->config.vocab_size)
+        return err_set(e, ERR_DATA, "model and %s disagree: %u tokens in the vocabulary against %llu", what,
+                       m->config.vocab_size, (unsigned long long)size);
+    return 0;
+}
