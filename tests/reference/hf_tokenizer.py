@@ -70,19 +70,19 @@ def tokenizer_json(pre, vocab, merges, added, bos=None):
     }
 
 
-def from_gguf(path, pre, max_merges=None, bos=None):
-    """The tokenizer.json of a GGUF's gpt2-type vocabulary; with max_merges, only the first merges and the tokens they
-    reach, ids renumbered densely in the old order."""
+def from_gguf(path, pre, first_tokens=None, bos=None):
+    """The tokenizer.json of a GGUF's gpt2-type vocabulary; with first_tokens, only that many tokens, the merges among
+    them, and the special ones, ids renumbered densely in the old order."""
     import gguf
     f = gguf.GGUFReader(path).fields
     tokens = f["tokenizer.ggml.tokens"].contents()
     types = [int(x) for x in f["tokenizer.ggml.token_type"].contents()]
     merges = [tuple(m.split(" ")) for m in f["tokenizer.ggml.merges"].contents()]
     normal = {t for t, ty in zip(tokens, types) if ty == 1}
-    if max_merges is not None:
-        merges = merges[:max_merges]
-        keep = set(byte_to_unicode().values()) & normal
-        keep |= {a + b for a, b in merges}
+    if first_tokens is not None:
+        keep = set(byte_to_unicode().values()) | {t for t, ty in zip(tokens[:first_tokens], types) if ty == 1}
+        keep &= normal
+        merges = [(a, b) for a, b in merges if a in keep and b in keep and a + b in keep]
         ids = [i for i, (t, ty) in enumerate(zip(tokens, types)) if (ty == 1 and t in keep)
                or (ty in (3, 4) and not t.startswith("<|reserved_special_token_") and not t.startswith("[PAD"))]
     else:

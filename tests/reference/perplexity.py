@@ -4,12 +4,12 @@ gptq:  whole text as one token sequence, floor(n/ctx) disjoint windows, position
 llama: as llama.cpp's llama-perplexity: BOS replaces the first token of each window where the model adds one (SmolLM2
        does not), targets ctx/2+1 .. ctx-1 scored (ctx/2-1 each).
 Writes JSON: per window the summed negative log likelihoods of both, and the perplexities over the first 64 windows
-and over all that were computed. The file is rewritten every 16 windows.
+and over all that were computed. The file is rewritten every 16 windows; a run continues what OUT.json has.
 
 Versions: torch 2.15.0, transformers 5.23.0, tokenizers 0.23.3.
 Run: nice -n 10 /work/ref/venv/bin/python perplexity.py HF_FOLDER TEXT OUT.json [CTX] [MAX_WINDOWS]
 """
-import json, math, sys
+import json, math, os, sys
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -22,6 +22,10 @@ ids = Tokenizer.from_file(hf + "/tokenizer.json").encode(open(text, encoding="ut
 m = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
 n = min(len(ids) // ctx, limit)
 gptq, llama = [], []
+if os.path.exists(out):
+    old = json.load(open(out))
+    assert (old["context"], old["n_tokens"]) == (ctx, len(ids)), "OUT.json is of another run"
+    gptq, llama = old["gptq_window_nll"], old["llama_window_nll"]
 
 
 def ppl(sums, scored):
@@ -43,7 +47,7 @@ def write():
         o.write(json.dumps(doc, indent=1).replace(",\n  ", ", ") + "\n")
 
 
-for w in range(n):
+for w in range(len(gptq), n):
     t = torch.tensor([ids[w * ctx:(w + 1) * ctx]])
     with torch.no_grad():
         lg = m(t).logits[0, :-1]
