@@ -30,13 +30,22 @@ static int put_string(struct buf *b, const char *s, struct err *e) {
     return rc ? rc : put(b, "\"", e);
 }
 
-/* The fewest significant digits that read back as |v|, without trailing zeros; v = 0.d1d2d3... * 10^point. */
+/* Does the text read as v? If not, does the next decimal above it? The interval that reads as a power of two reaches
+ * twice as far up as down, so the nearest 16 digits of 2^-24 miss it while the next above hit. */
+static bool reads_back(char *text, int n_digits, double v) {
+    if (strtod(text, NULL) == v) return true;
+    if (n_digits != 16 || text[n_digits] == '9') return false;
+    text[n_digits]++;
+    return strtod(text, NULL) == v;
+}
+
+/* The fewest significant digits that read back as v > 0, without trailing zeros; v = 0.d1d2d3... * 10^point. */
 static void shortest_digits(double v, char digits[24], int *point) {
     /* Every decimal of 15 digits survives a normal double, so fewer need no trial: the zeros are cut off below. */
     char text[40];
-    for (int n = isnormal(v) ? 15 : 1;; n++) {
-        snprintf(text, sizeof text, "%.*e", n - 1, fabs(v));
-        if (n >= 17 || strtod(text, NULL) == fabs(v)) break;
+    for (int n = isnormal(v) ? 15 : 1; n <= 17; n++) {
+        snprintf(text, sizeof text, "%.*e", n - 1, v);
+        if (reads_back(text, n, v)) break;
     }
     size_t n = 0;
     const char *p = text;
@@ -55,7 +64,7 @@ static int put_number(struct buf *b, double v, struct err *e) {
     }
     char digits[24];
     int point;
-    shortest_digits(v, digits, &point);
+    shortest_digits(fabs(v), digits, &point);
     int n = (int)strlen(digits);
     if (point >= n && point <= 21) return buf_printf(b, e, "%s%.*s", digits, point - n, "00000000000000000000");
     if (point > 0 && point <= 21) return buf_printf(b, e, "%.*s.%s", point, digits, digits + point);

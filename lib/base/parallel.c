@@ -12,6 +12,14 @@
 #include "lib/base/base.h"
 #include "lib/base/base_internal.h"
 
+#if defined(RILL_ASAN) && defined(__clang__)
+/* libomp never frees the records of its threads. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libomp.so";
+}
+#endif
+
 #ifdef RILL_TSAN
 void __tsan_acquire(void *address);
 void __tsan_release(void *address);
@@ -19,6 +27,13 @@ void __tsan_release(void *address);
 #define HAPPENS_AFTER(address)  __tsan_acquire(address)
 /* The compiler's hidden argument block is read before the first of our own statements: hide the region's frame. */
 #define REGION __attribute__((noinline, no_sanitize("thread")))
+#ifdef __clang__
+/* libomp calls intercepted functions (pthread_mutex_lock) from code that is not instrumented, and is blamed. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) {
+    return "ignore_noninstrumented_modules=1";
+}
+#endif
 #else
 #define HAPPENS_BEFORE(address) ((void)(address))
 #define HAPPENS_AFTER(address)  ((void)(address))
