@@ -109,6 +109,13 @@ struct kernel_adamw {
 };
 void kernel_adamw(const struct kernel_adamw *o, float *w, float *m, float *v, const float *g, size_t n);
 
+/* ---- sums over activations, in f64, for calibration ------------------------------------------------------------------------------------- */
+void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
+/* Sequences of lengths[i] rows one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
+void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d);
+/* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
+double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
+
 /* ---- norms of weights, for pruning --------------------------------------------------------------------------------------------------------- */
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d); /* sum of squares of each row */
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d); /* of each column, += */

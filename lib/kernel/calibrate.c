@@ -1,0 +1,93 @@
+/* Sums over activations. Columns are cut into pieces of a fixed width, so that each sum has one order whatever the threads. */
+#include "lib/kernel/kernel.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define COLUMNS 64
+#define ROWS    64
+
+struct col_job {
+    double *sum_abs, *sum_sq;
+    const float *x;
+    const uint32_t *lengths;
+    size_t rows, d;
+};
+
+static size_t pieces(size_t d) {
+    return (d + COLUMNS - 1) / COLUMNS;
+}
+
+static void col_sums_piece(void *ctx, size_t i, int thread) {
+    (void)thread;
+    const struct col_job *j = ctx;
+    size_t first = i * COLUMNS, last = first + COLUMNS < j->d ? first + COLUMNS : j->d;
+    for (size_t r = 0; r < j->rows; r++)
+        for (size_t c = first; c < last; c++) {
+            double v = j->x[r * j->d + c];
+            j->sum_abs[c] += fabs(v);
+            j->sum_sq[c] += v * v;
+        }
+}
+
+void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d) {
+    struct col_job j = {.sum_abs = sum_abs, .sum_sq = sum_sq, .x = x, .rows = rows, .d = d};
+    parallel_for(pieces(d), col_sums_piece, &j);
+}
+
+static void seq_mean_piece(void *ctx, size_t i, int thread) {
+    (void)thread;
+    const struct col_job *j = ctx;
+    size_t first = i * COLUMNS, width = first + COLUMNS < j->d ? COLUMNS : j->d - first;
+    const float *x = j->x + first;
+    for (size_t s = 0; s < j->rows; s++) {
+        double sum[COLUMNS] = {0};
+        for (uint32_t r = 0; r < j->lengths[s]; r++, x += j->d)
+            for (size_t c = 0; c < width; c++) sum[c] += fabsf(x[c]);
+        for (size_t c = 0; c < width; c++) {
+            double mean = sum[c] / j->lengths[s];
+            j->sum_sq[first + c] += mean * mean;
+        }
+    }
+}
+
+void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d) {
+    struct col_job j = {.sum_sq = out, .x = x, .lengths = lengths, .rows = n_seqs, .d = d};
+    parallel_for(pieces(d), seq_mean_piece, &j);
+}
+
+struct cosine_job {
+    const float *x, *y;
+    size_t rows, d;
+    double *sum; /* one a piece of ROWS rows */
+};
+
+static void cosine_piece(void *ctx, size_t i, int thread) {
+    (void)thread;
+    const struct cosine_job *j = ctx;
+    size_t last = (i + 1) * ROWS < j->rows ? (i + 1) * ROWS : j->rows;
+    for (size_t r = i * ROWS; r < last; r++) {
+        const float *x = j->x + r * j->d, *y = j->y + r * j->d;
+        double xy = 0, xx = 0, yy = 0;
+        for (size_t c = 0; c < j->d; c++) {
+            xy += (double)x[c] * y[c];
+            xx += (double)x[c] * x[c];
+            yy += (double)y[c] * y[c];
+        }
+        j->sum[i] += 1 - (xx > 0 && yy > 0 ? xy / sqrt(xx * yy) : 0);
+    }
+}
+
+double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d) {
+    /* Row pieces in rounds of a fixed number, so that the partial sums need no allocation. */
+    enum { ROUND = 64 };
+    double total = 0;
+    for (size_t first = 0; first < rows; first += ROUND * ROWS) {
+        double sum[ROUND] = {0};
+        size_t n = rows - first < ROUND * ROWS ? rows - first : ROUND * ROWS;
+        struct cosine_job j = {x + first * d, y + first * d, n, d, sum};
+        parallel_for((n + ROWS - 1) / ROWS, cosine_piece, &j);
+        for (size_t i = 0; i < ROUND; i++) total += sum[i];
+    }
+    return total;
+}

@@ -1,0 +1,51 @@
+/*
+ * stats: what calibration saw. Sums over the positions of a token stream at the points where a forward pass can be watched;
+ * one stream of them feeds pruning (Minitron's activations, Wanda's norms, block influence) and quantization (importance).
+ *
+ * All are sums, so statistics of two corpora are merged by adding: a stats stream of several segments (`cat a b`) means
+ * their sum. Tensors, f64, for a point P of layer N ("layers.N.attn_in", ... as model_point_name; "embed", "head_in" outside layers):
+ *
+ *     P.sum_abs [cols]   sum over positions of |x_j|
+ *     P.sum_sq  [cols]   sum over positions of x_j^2
+ *     P.seq_sq  [cols]   sum over sequences of (mean over the sequence's positions of |x_j|)^2
+ *                        (Muralidharan et al. 2024, "Minitron", section 2.2: L2 over the batch of the mean over the sequence)
+ *     layers.N.influence []  sum over positions of 1 - cos(layer input, layer output): block influence (Men et al. 2024, "ShortGPT", eq. 1)
+ *     tokens.count [vocab]   how often each token occurs
+ * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N}
+ */
+#ifndef RILL_STATS_H
+#define RILL_STATS_H
+
+#include "lib/base/base.h"
+#include "lib/model/model.h"
+
+struct stats;
+
+/* Empty sums for a model. */
+int stats_new(struct stats **out, const struct model_config *c, const struct digest *vocab, struct err *e) MUST_CHECK;
+void stats_free(struct stats *s);
+
+/* Runs a batch through the model and adds what it sees. */
+int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
+                  struct err *e) MUST_CHECK;
+
+int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
+/* Reads all segments and adds them up. */
+int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* ERR_DATA, saying which, unless the statistics were taken on a model of this shape. */
+int stats_check(const struct stats *s, const struct model_config *c, struct err *e) MUST_CHECK;
+
+uint64_t stats_positions(const struct stats *s);
+uint64_t stats_sequences(const struct stats *s);
+/* [cols], owned by s; layer 0 for points outside layers. */
+const double *stats_sum_abs(const struct stats *s, enum model_point p, uint32_t layer);
+const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t layer);
+const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer);
+double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
+const uint64_t *stats_token_count(const struct stats *s);      /* [vocab] */
+size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
+
+/* The point whose values are the input of a matrix: false for the embedding. */
+bool stats_input_point(enum model_role role, enum model_point *out);
+
+#endif
