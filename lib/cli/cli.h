@@ -44,7 +44,8 @@ struct cli_option {
     double min, max;      /* both 0: the type's own range */
     bool required;
     bool completes_files;
-    const char *help;     /* one or more sentences, lower case first letter, no full stop at the end of the last */
+    bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
+    const char *help;     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
 };
 
 struct cli;
@@ -63,6 +64,9 @@ struct cli_program {
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
+
+/* --seed stays below what a JSON number holds exactly. */
+#define CLI_SEED_MAX (1ull << 53)
 
 /* Parses, runs, reports, maps the error to the exit code. Common options: -h --help, -V --version, -v, -q,
  * --progress=auto|always|never, --report FILE, and those that the flags above switch on. Hidden: --help-man, --help-bash. */
@@ -105,6 +109,8 @@ int cli_open_output(struct cli *c, struct stream_writer **out, struct err *e) MU
 int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
 /* Text or a foreign file: stdout or -o FILE under a temporary name. Checked when run() ends. */
 int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* The same for what no terminal should see: refuses one without --force. */
+int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
 /* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
 struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out, struct err *e) MUST_CHECK;
@@ -122,5 +128,12 @@ cJSON *cli_report(struct cli *c);
 void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). */
 cJSON *cli_settings(struct cli *c);
+
+/* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
+
+/* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
+const char *cli_nearest(const char *word, const char *const *names, size_t n);
+/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. */
+int cli_dispatch(int argc, char **argv);
 
 #endif

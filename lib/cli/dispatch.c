@@ -1,0 +1,257 @@
+/*
+ * dispatch: `rill NAME ...` becomes rill-NAME, found beside this program, in ../libexec/rill, or on PATH, so that a
+ * program written by someone else joins by its name alone. (`eval` is a shell builtin and `import` is ImageMagick's:
+ * hence one prefix for all.)
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lib/cli/cli_internal.h"
+
+#define MAX_PROGRAMS 256
+#define MAX_FOLDERS  64
+
+struct programs {
+    struct arena arena;
+    const char *folder[MAX_FOLDERS]; /* where to look, in this order */
+    size_t n_folders, n_ours;        /* the first n_ours hold programs of this release */
+    const char *name[MAX_PROGRAMS], *path[MAX_PROGRAMS];
+    bool ours[MAX_PROGRAMS];
+    size_t n;
+};
+
+static const char summary[] = "Compress language models with Unix filters";
+
+static void say(const char *text) {
+    char line[1200];
+    int n = snprintf(line, sizeof line, "rill: %s\n", text);
+    ssize_t written = write(STDERR_FILENO, line, n > 0 && n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+    (void)written;
+}
+
+/* ---- finding ---------------------------------------------------------------------------------------------------------- */
+
+static int add_folder(struct programs *p, const char *path, size_t length, struct err *e) {
+    if (p->n_folders == MAX_FOLDERS || length == 0) return 0;
+    const char *copy = arena_strndup(&p->arena, path, length, e);
+    if (!copy) return e->code;
+    for (size_t i = 0; i < p->n_folders; i++)
+        if (strcmp(p->folder[i], copy) == 0) return 0;
+    p->folder[p->n_folders++] = copy;
+    return 0;
+}
+
+static bool is_program(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) && access(path, X_OK) == 0;
+}
+
+/* In the build tree the programs lie beside rill; installed, beside it lies all of /usr/bin and ours are in libexec. */
+static int find_folders(struct programs *p, struct err *e) {
+    char self[PATH_MAX], installed[PATH_MAX + 24];
+    struct stat st;
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    bool libexec = false;
+    if (n > 0) {
+        self[n] = 0;
+        char *slash = strrchr(self, '/');
+        if (slash) *slash = 0;
+        char *above = strrchr(self, '/');
+        snprintf(installed, sizeof installed, "%.*s/libexec/rill", above ? (int)(above - self) : 0, self);
+        libexec = stat(installed, &st) == 0 && S_ISDIR(st.st_mode);
+        if (libexec && add_folder(p, installed, strlen(installed), e)) return e->code;
+        if (!libexec && add_folder(p, self, strlen(self), e)) return e->code;
+        p->n_ours = p->n_folders;
+        if (add_folder(p, self, strlen(self), e)) return e->code;
+    }
+    for (const char *s = getenv("PATH"); s && *s;) {
+        size_t length = strcspn(s, ":");
+        if (add_folder(p, s, length, e)) return e->code;
+        s += length + (s[length] == ':');
+    }
+    return 0;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+static int has_prefix(const struct dirent *d) {
+    return strncmp(d->d_name, "rill-", 5) == 0 && d->d_name[5];
+}
+
+static int list_folder(struct programs *p, size_t i, struct err *e) {
+    struct dirent **found;
+    int n = scandir(p->folder[i], &found, has_prefix, by_name), rc = 0;
+    for (int k = 0; k < n; k++) {
+        const char *path = arena_printf(&p->arena, e, "%s/%s", p->folder[i], found[k]->d_name);
+        const char *name = arena_strdup(&p->arena, found[k]->d_name + 5, e);
+        bool known = false;
+        free(found[k]);
+        if (!path || !name) rc = e->code;
+        for (size_t j = 0; !rc && j < p->n; j++) known |= strcmp(p->name[j], name) == 0;
+        if (rc || known || p->n == MAX_PROGRAMS || !is_program(path)) continue;
+        p->ours[p->n] = i < p->n_ours;
+        p->name[p->n] = name;
+        p->path[p->n++] = path;
+    }
+    if (n >= 0) free(found);
+    return rc;
+}
+
+static int find_programs(struct programs *p, struct err *e) {
+    if (find_folders(p, e)) return e->code;
+    for (size_t i = 0; i < p->n_folders; i++)
+        if (list_folder(p, i, e)) return e->code;
+    return 0;
+}
+
+/* ---- listing ------------------------------------------------------------------------------------------------------------ */
+
+/* What a program of ours prints for a hidden option. Others are not run: nobody knows what they would do. */
+static void copy_answer(const char *path, const char *option, FILE *out) {
+    char line[512];
+    int fd[2];
+    fflush(out);
+    if (pipe(fd)) return;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(fd[1], STDOUT_FILENO);
+        close(fd[0]);
+        close(fd[1]);
+        execl(path, path, option, (char *)NULL);
+        _exit(127);
+    }
+    close(fd[1]);
+    FILE *f = fdopen(fd[0], "r");
+    while (f && fgets(line, sizeof line, f)) fputs(line, out);
+    if (f)
+        fclose(f);
+    else
+        close(fd[0]);
+    if (child > 0) waitpid(child, NULL, 0);
+}
+
+static void list_programs(const struct programs *p, FILE *f) {
+    bool others = false;
+    fprintf(f, "Usage: rill PROGRAM [OPTION]... [OPERAND]...\n%s.\n\nPrograms:\n", summary);
+    for (size_t i = 0; i < p->n; i++) {
+        others |= !p->ours[i];
+        if (!p->ours[i]) continue;
+        fprintf(f, "  %-14s ", p->name[i]);
+        copy_answer(p->path[i], "--help-summary", f);
+    }
+    if (others) fprintf(f, "\nOn PATH:\n");
+    for (size_t i = 0; i < p->n; i++)
+        if (!p->ours[i]) fprintf(f, "  %-14s %s\n", p->name[i], p->path[i]);
+    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version.\n");
+}
+
+static void print_bash(const struct programs *p) {
+    printf("# bash completion for rill: made by rill --help-bash\n");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) copy_answer(p->path[i], "--help-bash", stdout);
+    printf(
+        "_rill() {\n    local cur=${COMP_WORDS[COMP_CWORD]} f=_rill_${COMP_WORDS[1]//-/_}\n"
+        "    if [ \"$COMP_CWORD\" -eq 1 ] || { [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = help ]; }; then\n"
+        "        COMPREPLY=($(compgen -W 'help --help --version");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) printf(" %s", p->name[i]);
+    printf("' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
+           "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
+}
+
+static void print_man(const struct programs *p) {
+    printf(".\\\" Made by rill --help-man: edit lib/cli/dispatch.c instead.\n.Dd %s\n.Dt RILL 1\n.Os Rill %s\n"
+           ".Sh NAME\n.Nm rill\n.Nd compress language models with Unix filters\n.Sh SYNOPSIS\n.Nm\n.Ar program\n.Op Ar "
+           "argument ...\n"
+           ".Nm\n.Cm help\n.Op Ar program\n.Sh DESCRIPTION\n"
+           "Runs the program\n.Pa rill\\-NAME ,\nfound beside\n.Nm ,\nin\n.Pa ../libexec/rill\nor on\n.Ev PATH .\n"
+           "Each program reads and writes one self\\-describing binary stream, so that a pipeline joins them.\n"
+           "The programs of this release:\n.Bl -tag -width Ds\n",
+           CLI_MAN_DATE, RILL_VERSION);
+    for (size_t i = 0; i < p->n; i++) {
+        if (!p->ours[i]) continue;
+        printf(".It Xr rill-%s 1\n", p->name[i]);
+        copy_answer(p->path[i], "--help-summary", stdout);
+    }
+    printf(".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------------------- */
+
+static int unknown_program(const struct programs *p, const char *name) {
+    char text[512];
+    const char *near = cli_nearest(name, p->name, p->n);
+    if (near)
+        snprintf(text, sizeof text, "there is no program '%.100s' (did you mean %s?)", name, near);
+    else
+        snprintf(text, sizeof text, "there is no program '%.100s' (rill alone lists them)", name);
+    say(text);
+    return 2;
+}
+
+/* Becomes rill-NAME with the given arguments; returns only when that fails. */
+static int become(const struct programs *p, const char *name, char **argv) {
+    char text[PATH_MAX + 200];
+    for (size_t i = 0; i < p->n; i++) {
+        if (strcmp(p->name[i], name) != 0) continue;
+        argv[0] = (char *)(uintptr_t)p->path[i];
+        execv(p->path[i], argv);
+        snprintf(text, sizeof text, "%s: %s", p->path[i], strerror(errno));
+        say(text);
+        return 1;
+    }
+    return unknown_program(p, name);
+}
+
+static int finish_stdout(void) {
+    if (!fflush(stdout) && !ferror(stdout)) return 0;
+    char text[200];
+    snprintf(text, sizeof text, "standard output: %s", strerror(errno));
+    say(text);
+    return 1;
+}
+
+static int dispatch(struct programs *p, int argc, char **argv) {
+    const char *name = argc > 1 ? argv[1] : "help";
+    bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
+    if (help && argc > 2) {
+        char option[] = "--help", *arguments[] = {argv[0], option, NULL};
+        return become(p, argv[2], arguments);
+    }
+    if (help)
+        list_programs(p, stdout);
+    else if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
+        printf("rill %s\n", RILL_VERSION);
+    else if (strcmp(name, "--help-bash") == 0)
+        print_bash(p);
+    else if (strcmp(name, "--help-man") == 0)
+        print_man(p);
+    else if (strcmp(name, "--help-summary") == 0)
+        printf("%s\n", summary);
+    else if (name[0] == '-') {
+        say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
+        return 2;
+    } else
+        return become(p, name, argv + 1);
+    return finish_stdout();
+}
+
+int cli_dispatch(int argc, char **argv) {
+    struct programs p = {0};
+    struct err e;
+    int code = 1;
+    cli_process_setup();
+    if (find_programs(&p, &e))
+        say(e.msg);
+    else
+        code = dispatch(&p, argc, argv);
+    arena_release(&p.arena);
+    return code;
+}

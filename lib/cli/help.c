@@ -1,0 +1,312 @@
+/* help: the option table and the program's texts as --help, as a man page (mdoc) and as a bash completion. */
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/cli/cli_internal.h"
+
+#define WIDTH       80
+#define TEXT_COLUMN 27
+
+/* ---- what both say about an option --------------------------------------------------------------------------------- */
+
+/* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
+static void option_facts(const struct cli_option *o, char *out, size_t size) {
+    char choices[256] = "", range[96] = "";
+    if (o->choices) {
+        size_t n = (size_t)snprintf(choices, sizeof choices, "one of ");
+        for (const char *s = o->choices; *s && n + 3 < sizeof choices; s++) {
+            if (*s == '|')
+                choices[n++] = ',', choices[n++] = ' ';
+            else
+                choices[n++] = *s;
+        }
+        choices[n] = 0;
+    }
+    if (o->max > o->min && o->max < 1e6) snprintf(range, sizeof range, "%.10g to %.10g", o->min, o->max);
+    const char *part[] = {o->required ? "required" : "", o->type == CLI_LIST ? "may be repeated" : "", choices, range};
+    size_t n = 0;
+    out[0] = 0;
+    for (size_t i = 0; i < COUNT_OF(part); i++)
+        if (*part[i] && n < size) n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "; " : "", part[i]);
+    if (o->fallback && n < size) snprintf(out + n, size - n, "%sdefault: %s", n ? "; " : "", o->fallback);
+}
+
+/* ---- --help ------------------------------------------------------------------------------------------------------------ */
+
+/* Words of `text` filled to WIDTH from `column` on, the first line beginning there already. */
+static void fill(FILE *f, const char *text, int column) {
+    int at = column;
+    for (const char *s = text; *s;) {
+        size_t n = strcspn(s, " \n");
+        if (n && at > column && at + 1 + (int)n > WIDTH) {
+            fprintf(f, "\n%*s", column, "");
+            at = column;
+        }
+        if (n) {
+            if (at > column) fputc(' ', f), at++;
+            fwrite(s, 1, n, f);
+            at += (int)n;
+        }
+        s += n;
+        s += strspn(s, " \n");
+    }
+    fputc('\n', f);
+}
+
+/* Paragraphs are filled; lines that begin with a space stay as they are. */
+static void fill_paragraphs(FILE *f, const char *text) {
+    char paragraph[4096];
+    size_t n = 0;
+    for (const char *s = text; *s;) {
+        size_t length = strcspn(s, "\n");
+        bool blank = length == 0, literal = *s == ' ';
+        if ((blank || literal) && n) {
+            paragraph[n] = 0;
+            fill(f, paragraph, 0);
+            n = 0;
+        }
+        if (blank || literal)
+            fprintf(f, "%.*s\n", (int)length, s);
+        else
+            n += (size_t)snprintf(paragraph + n, sizeof paragraph - n, "%.*s ", (int)length, s);
+        if (n >= sizeof paragraph) n = sizeof paragraph - 1;
+        s += length + (s[length] == '\n');
+    }
+    paragraph[n] = 0;
+    if (n) fill(f, paragraph, 0);
+}
+
+static void print_option(FILE *f, const struct cli_option *o) {
+    char head[128], text[1536], facts[512];
+    int n = o->letter ? snprintf(head, sizeof head, "  -%c, --%s", o->letter, o->name)
+                      : snprintf(head, sizeof head, "      --%s", o->name);
+    if (option_takes_value(o) && n > 0 && n < (int)sizeof head)
+        snprintf(head + n, sizeof head - (size_t)n, " %s", option_arg(o));
+    option_facts(o, facts, sizeof facts);
+    snprintf(text, sizeof text, *facts ? "%s (%s)" : "%s%s", o->help, facts);
+    if ((int)strlen(head) + 2 > TEXT_COLUMN)
+        fprintf(f, "%s\n%*s", head, TEXT_COLUMN, "");
+    else
+        fprintf(f, "%-*s", TEXT_COLUMN, head);
+    fill(f, text, TEXT_COLUMN);
+}
+
+void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a) {
+    fprintf(f, "Usage: rill %s", p->name);
+    for (size_t i = 0; i < a->n_rows; i++) {
+        const struct cli_option *o = &a->rows[i];
+        if (!o->required) continue;
+        if (o->letter)
+            fprintf(f, " -%c %s", o->letter, option_arg(o));
+        else
+            fprintf(f, " --%s %s", o->name, option_arg(o));
+    }
+    fprintf(f, " [OPTION]...%s%s\n", *p->operands ? " " : "", p->operands);
+    fprintf(f, "%s. rill %s --help says more.\n", p->summary, p->name);
+}
+
+static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t to) {
+    for (size_t i = from; i < to; i++)
+        if (!option_is_hidden(&a->rows[i])) print_option(f, &a->rows[i]);
+}
+
+void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
+    fprintf(f, "Usage: rill %s [OPTION]...%s%s\n%s.\n", p->name, *p->operands ? " " : "", p->operands, p->summary);
+    if (p->description) {
+        fputc('\n', f);
+        fill_paragraphs(f, p->description);
+    }
+    if (a->n_own) {
+        fprintf(f, "\nOptions:\n");
+        print_options(f, a, 0, a->n_own);
+    }
+    fprintf(f, "\nOptions of every rill program%s:\n", a->n_own ? "" : " that apply here");
+    print_options(f, a, a->n_own, a->n_rows);
+    if (p->examples) {
+        fprintf(f, "\nExamples:\n");
+        for (const char *s = p->examples; *s;) {
+            size_t length = strcspn(s, "\n");
+            fprintf(f, "  %.*s\n", (int)length, s);
+            s += length + (s[length] == '\n');
+        }
+    }
+    fprintf(f, "\nExit status: 0 done, 1 input/output or resource failure, 2 wrong usage, 3 malformed\n"
+               "or mismatched input, 4 a check asked for did not hold.\n");
+}
+
+/* ---- --help-man ------------------------------------------------------------------------------------------------------------ */
+
+/* Text for a roff line: no escapes, no control line, each sentence on a line of its own as mandoc likes it. */
+static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
+    for (size_t i = 0; i < n; i++) {
+        bool first = i == 0 || (sentences && s[i - 1] == '\n');
+        if (s[i] == '\\')
+            fputs("\\e", f);
+        else if (first && (s[i] == '.' || s[i] == '\''))
+            fprintf(f, "\\&%c", s[i]);
+        else if (s[i] == '-')
+            fputs("\\-", f);
+        else if (s[i] == '"' && !sentences)
+            fputs("\\(dq", f);
+        else
+            fputc(s[i], f);
+        bool stop = sentences && (s[i] == '.' || s[i] == ')') && i > 1 && i + 2 < n && s[i + 1] == ' ' && s[i] == '.' &&
+                    isupper((unsigned char)s[i + 2]);
+        if (stop) fputc('\n', f), i++;
+    }
+    if (sentences) fputc('\n', f);
+}
+
+/* Capital + full stop, so that an option's text reads as prose. */
+static void roff_sentence(FILE *f, const char *text) {
+    char copy[1536];
+    size_t n = (size_t)snprintf(copy, sizeof copy - 2, "%s", text);
+    if (n > sizeof copy - 3) n = sizeof copy - 3;
+    if (!n) return;
+    copy[0] = (char)toupper((unsigned char)copy[0]);
+    if (copy[n - 1] != '.') copy[n++] = '.';
+    roff_text(f, copy, n, true);
+}
+
+static void man_paragraphs(FILE *f, const char *text) {
+    bool literal = false, gap = false, any = false;
+    for (const char *s = text; *s;) {
+        size_t length = strcspn(s, "\n");
+        bool block = *s == ' ';
+        if (length == 0) {
+            gap = true;
+        } else {
+            if (literal && !block) fputs(".Ed\n", f);
+            if (block && !literal)
+                fputs(any ? ".Bd -literal -offset indent\n" : ".Bd -literal -offset indent -compact\n", f);
+            else if (gap && any && !block)
+                fputs(".Pp\n", f);
+            if (block) {
+                size_t skip = strspn(s, " ");
+                roff_text(f, s + skip, length - skip, false);
+                fputc('\n', f);
+            } else {
+                roff_text(f, s, length, true);
+            }
+            literal = block;
+            gap = false;
+            any = true;
+        }
+        s += length + (s[length] == '\n');
+    }
+    if (literal) fputs(".Ed\n", f);
+}
+
+static void man_option(FILE *f, const struct cli_option *o) {
+    char facts[512];
+    fputs(".It ", f);
+    if (o->letter) fprintf(f, "Fl %c , ", o->letter);
+    fputs("Fl Fl ", f);
+    roff_text(f, o->name, strlen(o->name), false);
+    if (option_takes_value(o)) {
+        fputs(" Ar \"", f);
+        roff_text(f, option_arg(o), strlen(option_arg(o)), false);
+        fputc('"', f);
+    }
+    fputc('\n', f);
+    roff_sentence(f, o->help);
+    option_facts(o, facts, sizeof facts);
+    roff_sentence(f, facts);
+}
+
+static void man_examples(FILE *f, const char *examples) {
+    fputs(".Sh EXAMPLES\n", f);
+    bool literal = false;
+    for (const char *s = examples; *s;) {
+        size_t length = strcspn(s, "\n"), skip = strspn(s, " ");
+        bool command = skip == 0 && length;
+        if (command && !literal) fputs(".Bd -literal\n", f);
+        if (!command && literal) fputs(".Ed\n.Pp\n", f);
+        literal = command;
+        if (command) {
+            roff_text(f, s, length, false);
+            fputc('\n', f);
+        } else if (length > skip) {
+            char line[512];
+            snprintf(line, sizeof line, "%.*s", (int)(length - skip), s + skip);
+            roff_sentence(f, line);
+        }
+        s += length + (s[length] == '\n');
+    }
+    if (literal) fputs(".Ed\n", f);
+}
+
+static void man_options(FILE *f, const struct cli_args *a) {
+    fputs(".Sh OPTIONS\n.Bl -tag -width Ds\n", f);
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (!option_is_hidden(&a->rows[i])) man_option(f, &a->rows[i]);
+    fputs(".El\n", f);
+}
+
+void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
+    fprintf(f, ".\\\" Made by rill %s --help-man: edit tools/%s.c instead.\n.Dd %s\n.Dt RILL-", p->name, p->name,
+            CLI_MAN_DATE);
+    for (const char *s = p->name; *s; s++) fputc(toupper((unsigned char)*s), f);
+    fprintf(f, " 1\n.Os Rill %s\n.Sh NAME\n.Nm rill-%s\n.Nd ", RILL_VERSION, p->name);
+    roff_text(f, p->summary, strlen(p->summary), false);
+    fprintf(f, "\n.Sh SYNOPSIS\n.Nm rill %s\n.Op Ar OPTION ...\n", p->name);
+    if (*p->operands) {
+        fputs(".Ar \"", f);
+        roff_text(f, p->operands, strlen(p->operands), false);
+        fputs("\"\n", f);
+    }
+    fputs(".Sh DESCRIPTION\n", f);
+    if (p->description)
+        man_paragraphs(f, p->description);
+    else
+        roff_sentence(f, p->summary);
+    man_options(f, a);
+    fputs(".Sh ENVIRONMENT\n.Bl -tag -width Ds\n.It Ev RILL_DEBUG\nWhen set, messages for debugging appear on standard "
+          "error.\n.El\n"
+          ".Sh EXIT STATUS\n.Bl -tag -width Ds\n.It 0\nDone.\n.It 1\nInput, output or a resource failed.\n"
+          ".It 2\nWrong usage.\n.It 3\nMalformed, truncated or mismatched input.\n.It 4\nA check asked for did not "
+          "hold.\n.El\n",
+          f);
+    if (p->examples) man_examples(f, p->examples);
+    fputs(".Sh SEE ALSO\n.Xr rill 1\n", f);
+}
+
+/* ---- --help-bash ---------------------------------------------------------------------------------------------------------------- */
+
+static void bash_case(FILE *f, const struct cli_option *o) {
+    fputs("    ", f);
+    if (o->letter) fprintf(f, "-%c|", o->letter);
+    fprintf(f, "--%s) ", o->name);
+    if (o->choices) {
+        fputs("COMPREPLY=($(compgen -W '", f);
+        for (const char *s = o->choices; *s; s++) fputc(*s == '|' ? ' ' : *s, f);
+        fputs("' -- \"$cur\"))", f);
+    } else if (o->completes_files) {
+        fputs("COMPREPLY=($(compgen -f -- \"$cur\"))", f);
+    } else {
+        fputs("COMPREPLY=()", f);
+    }
+    fputs("; return ;;\n", f);
+}
+
+void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
+    char name[128];
+    snprintf(name, sizeof name, "_rill_%s", p->name);
+    for (char *s = name; *s; s++)
+        if (*s == '-') *s = '_';
+    fprintf(f, "%s() {\n    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n", name);
+    /* bash splits --codec=zs at the equals sign */
+    fputs("    if [ \"$cur\" = = ]; then cur=; elif [ \"$prev\" = = ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi\n"
+          "    case $prev in\n",
+          f);
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (!option_is_hidden(&a->rows[i]) && option_takes_value(&a->rows[i])) bash_case(f, &a->rows[i]);
+    fputs("    esac\n    case $cur in\n    -*) COMPREPLY=($(compgen -W '", f);
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (!option_is_hidden(&a->rows[i])) fprintf(f, "%s--%s", i ? " " : "", a->rows[i].name);
+    fprintf(f,
+            "' -- \"$cur\")) ;;\n    *) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n    esac\n}\ncomplete -o filenames "
+            "-F %s rill-%s\n",
+            name, p->name);
+}

@@ -1,0 +1,185 @@
+/*
+ * input: streams, maps and foreign files, each noted for the provenance. What a program leaves unread is read at the
+ * end, because the digest is of the whole and a cut must be noticed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/cli/cli_internal.h"
+
+static bool is_dash(const char *path) {
+    return strcmp(path, "-") == 0;
+}
+
+static int add_input(struct cli *c, const char *role, struct cli_input **out, struct err *e) {
+    struct cli_input *in = arena_array(&c->arena, 1, sizeof *in, e);
+    if (!in) return e->code;
+    in->fd = -1;
+    in->role = arena_strdup(&c->arena, role, e);
+    if (!in->role) return e->code;
+    struct cli_input **last = &c->inputs; /* the order of opening is the order in the provenance */
+    while (*last) last = &(*last)->next;
+    *last = in;
+    *out = in;
+    return 0;
+}
+
+static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
+    if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is asked for twice (%s)", in->role);
+    c->stdin_taken = true;
+    in->is_stdin = true;
+    return prov_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
+}
+
+static int check_kind_of_file(struct cli *c, int fd, const char *name, struct err *e) {
+    struct stat st;
+    if (fstat(fd, &st)) return err_sys(e, errno, "%s", name);
+    if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "%s is a folder, a file is expected", name);
+    bool writes = c->program->writes_stream || c->program->writes_text;
+    if (writes && !c->output_path && stdout_is_input(&st))
+        return err_set(e, ERR_USAGE, "%s is the output too, and is written while it is read (use -o)", name);
+    return 0;
+}
+
+/* Opens, notes path and role, gives descriptor and name for messages. */
+static int open_input(struct cli *c, const char *path, const char *role, struct cli_input **out, int *fd,
+                      const char **name, struct err *e) {
+    struct cli_input *in;
+    if (add_input(c, role, &in, e)) return e->code;
+    if (is_dash(path)) {
+        *fd = STDIN_FILENO;
+        *name = "standard input";
+        if (take_stdin(c, in, e)) return e->code;
+    } else {
+        *name = arena_strdup(&c->arena, path, e);
+        if (!*name) return e->code;
+        in->path = prov_path(*name);
+        *fd = in->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+        if (*fd < 0) return err_sys(e, errno, "%s", path);
+    }
+    *out = in;
+    return check_kind_of_file(c, *fd, *name, e);
+}
+
+int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect,
+                    struct stream_reader **out, struct err *e) {
+    struct cli_input *in;
+    const char *name;
+    int fd;
+    if (open_input(c, path, role, &in, &fd, &name, e)) return e->code;
+    if (isatty(fd)) return err_set(e, ERR_USAGE, "%s is a terminal, a stream is expected", name);
+    if (stream_reader_open(&in->reader, fd, name, expect, e)) {
+        in->reader = NULL;
+        return e->code;
+    }
+    *out = in->reader;
+    return 0;
+}
+
+int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_kind expect, struct stream_map **out,
+                 struct err *e) {
+    struct cli_input *in;
+    if (add_input(c, role, &in, e)) return e->code;
+    if (is_dash(path)) {
+        if (take_stdin(c, in, e)) return e->code;
+        path = "/dev/stdin"; /* a regular file can be opened anew through it, and the message names it otherwise */
+    } else {
+        const char *copy = arena_strdup(&c->arena, path, e);
+        if (!copy) return e->code;
+        in->path = prov_path(copy);
+    }
+    if (stream_map_open(&in->map, path, expect, e)) {
+        in->map = NULL;
+        return e->code;
+    }
+    *out = in->map;
+    return 0;
+}
+
+int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_file **out, struct err *e) {
+    struct cli_input *in;
+    struct cli_file *f = arena_array(&c->arena, 1, sizeof *f, e);
+    struct stat st;
+    if (!f) return e->code;
+    if (open_input(c, path, role, &in, &f->fd, &f->name, e)) return e->code;
+    f->digest = digest_new(e);
+    if (!f->digest) return e->code;
+    if (fstat(f->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) f->size = (uint64_t)st.st_size;
+    in->file = f;
+    *out = f;
+    return 0;
+}
+
+int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) {
+    unsigned char *at = dst;
+    *got = 0;
+    while (*got < n && !f->ended) {
+        ssize_t r = read(f->fd, at + *got, n - *got);
+        if (r < 0 && errno == EINTR) continue;
+        if (r < 0) return err_sys(e, errno, "%s", f->name);
+        if (r == 0) f->ended = true;
+        *got += (size_t)r;
+    }
+    digest_update(f->digest, dst, *got);
+    return 0;
+}
+
+const char *cli_file_name(const struct cli_file *f) {
+    return f->name;
+}
+uint64_t cli_file_size(const struct cli_file *f) {
+    return f->size;
+}
+
+int cli_note_input(struct cli *c, const char *path, const char *role, struct digest digest, struct err *e) {
+    struct cli_input *in;
+    if (add_input(c, role, &in, e)) return e->code;
+    const char *copy = arena_strdup(&c->arena, path, e);
+    if (!copy) return e->code;
+    in->digest = digest;
+    in->path = prov_path(copy);
+    return 0;
+}
+
+static int finish_file(struct cli_file *f, struct err *e) {
+    char block[16384];
+    size_t got = 1;
+    while (got)
+        if (cli_file_read(f, block, sizeof block, &got, e)) return e->code;
+    return 0;
+}
+
+int inputs_finish(struct cli *c, struct err *e) {
+    struct stream_totals totals;
+    for (struct cli_input *in = c->inputs; in; in = in->next) {
+        if (in->reader) {
+            if (stream_drain(in->reader, e)) return e->code;
+            stream_reader_totals(in->reader, &totals);
+            in->digest = totals.digest;
+        } else if (in->map) {
+            stream_map_totals(in->map, &totals);
+            in->digest = totals.digest;
+        } else if (in->file) {
+            if (finish_file(in->file, e)) return e->code;
+            in->digest = digest_get(in->file->digest);
+        }
+    }
+    return 0;
+}
+
+const cJSON *input_prov(const struct cli_input *in) {
+    if (in->reader) return stream_reader_prov(in->reader);
+    return in->map ? stream_map_prov(in->map) : NULL;
+}
+
+void inputs_release(struct cli *c) {
+    for (struct cli_input *in = c->inputs; in; in = in->next) {
+        stream_reader_free(in->reader);
+        stream_map_free(in->map);
+        if (in->file) digest_free(in->file->digest);
+        if (in->fd >= 0) close(in->fd);
+    }
+    c->inputs = NULL;
+}

@@ -1,0 +1,297 @@
+/*
+ * main: what happens around every program's run(). In order: process set-up, options, help or usage, run, and then
+ * either the end that everything is written, synced and named, or the end that nothing valid-looking is left behind.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/cli/cli_internal.h"
+
+/* ---- messages ------------------------------------------------------------------------------------------------------- */
+
+/* A name from a hostile file must not move the cursor: control characters become '?', and a line stays one line. */
+static size_t append_clean(char *to, size_t room, const char *text) {
+    size_t n = 0;
+    for (; text[n] && n < room; n++) {
+        unsigned char ch = (unsigned char)text[n];
+        bool c1 = ch == 0xC2 && (unsigned char)text[n + 1] >= 0x80 && (unsigned char)text[n + 1] < 0xA0;
+        to[n] = (ch < 0x20 || ch == 0x7F || c1) ? '?' : (char)ch;
+    }
+    return n;
+}
+
+void cli_message(struct cli *c, const char *label, const char *text) {
+    char line[2304];
+    progress_hide(c);
+    int n = snprintf(line, 256, "rill %s: %s", c->program->name, label);
+    size_t at = n < 0 ? 0 : n < 256 ? (size_t)n : 255;
+    at += append_clean(line + at, sizeof line - at - 1, text);
+    line[at++] = '\n';
+    ssize_t written = write(STDERR_FILENO, line, at);
+    (void)written; /* there is nowhere left to say it */
+}
+
+static void on_log(void *ctx, enum log_level level, const char *line) {
+    struct cli *c = ctx;
+    if (level == LOG_WARN && !c->quiet)
+        cli_message(c, "warning: ", line);
+    else if (level == LOG_INFO && c->verbose)
+        cli_message(c, "", line);
+    else if (level == LOG_DEBUG && getenv("RILL_DEBUG"))
+        cli_message(c, "debug: ", line);
+}
+
+void cli_say(struct cli *c, const char *fmt, ...) {
+    char line[1024];
+    va_list ap;
+    if (c->quiet) return;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    cli_message(c, "", line);
+}
+
+int cli_exit_code(int code) {
+    return code == 0 ? 0 : code <= ERR_IO && code >= ERR_CHECK ? -code : 1;
+}
+
+/* ---- common options ----------------------------------------------------------------------------------------------------- */
+
+#define MAX_COMMON 24
+
+static size_t common_options(struct cli *c, const struct cli_program *p, struct cli_option rows[MAX_COMMON]) {
+    size_t n = 0;
+    if (p->writes_stream || p->writes_text) {
+        rows[n++] = (struct cli_option){
+            .name = "output",
+            .letter = 'o',
+            .type = CLI_STRING,
+            .to = &c->output_path,
+            .arg = "FILE",
+            .completes_files = true,
+            .transient = true,
+            .help = "write FILE instead of standard output, complete or not at all; - is standard output"};
+        rows[n++] =
+            (struct cli_option){.name = "force",
+                                .type = CLI_FLAG,
+                                .to = &c->force,
+                                .transient = true,
+                                .help = "replace an output file that exists; let binary output go to a terminal"};
+    }
+    if (p->writes_stream) {
+        rows[n++] = (struct cli_option){.name = "codec",
+                                        .type = CLI_CHOICE,
+                                        .to = &c->codec,
+                                        .arg = "CODEC",
+                                        .choices = "raw|zstd|planes",
+                                        .fallback = "raw",
+                                        .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
+                                                "each element, smaller and faster) for "
+                                                "files that are kept"};
+        rows[n++] = (struct cli_option){.name = "level",
+                                        .type = CLI_U64,
+                                        .to = &c->level,
+                                        .arg = "N",
+                                        .min = 1,
+                                        .max = 19,
+                                        .help = "zstd level of the codec; the codec knows a good one"};
+        rows[n++] = (struct cli_option){.name = "no-provenance",
+                                        .type = CLI_FLAG,
+                                        .to = &c->no_provenance,
+                                        .transient = true,
+                                        .help = "do not write who made this from what"};
+    }
+    if (p->seeded)
+        rows[n++] = (struct cli_option){.name = "seed",
+                                        .type = CLI_U64,
+                                        .to = &c->seed,
+                                        .arg = "N",
+                                        .fallback = "0",
+                                        .min = 0,
+                                        .max = (double)CLI_SEED_MAX,
+                                        .help = "seed of all random numbers; the same seed gives the same result"};
+    if (p->threaded)
+        rows[n++] = (struct cli_option){
+            .name = "threads",
+            .letter = 'j',
+            .type = CLI_U64,
+            .to = &c->threads,
+            .arg = "N",
+            .min = 1,
+            .max = 4096,
+            .transient = true,
+            .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
+    rows[n++] = (struct cli_option){
+        .name = "progress",
+        .type = CLI_CHOICE,
+        .to = &c->progress_mode,
+        .arg = "WHEN",
+        .choices = "auto|always|never",
+        .fallback = "auto",
+        .transient = true,
+        .help = "show how far the work is; auto: on a terminal, and only by the last program of a pipeline"};
+    rows[n++] =
+        (struct cli_option){.name = "report",
+                            .type = CLI_STRING,
+                            .to = &c->report_path,
+                            .arg = "FILE",
+                            .completes_files = true,
+                            .transient = true,
+                            .help = "write what was done to FILE as JSON: settings, counts, seconds, peak memory"};
+    rows[n++] = (struct cli_option){.name = "verbose",
+                                    .letter = 'v',
+                                    .type = CLI_FLAG,
+                                    .to = &c->verbose,
+                                    .transient = true,
+                                    .help = "say more on standard error"};
+    rows[n++] = (struct cli_option){.name = "quiet",
+                                    .letter = 'q',
+                                    .type = CLI_FLAG,
+                                    .to = &c->quiet,
+                                    .transient = true,
+                                    .help = "no notes, warnings or progress; errors are always shown"};
+    rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
+    rows[n++] = (struct cli_option){.name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version"};
+    rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
+    rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
+    rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
+    return n;
+}
+
+static void act(const struct cli *c) {
+    const char *name = c->args.action->name;
+    const struct cli_program *p = c->program;
+    if (strcmp(name, "help") == 0)
+        help_text(stdout, p, &c->args);
+    else if (strcmp(name, "version") == 0)
+        printf("rill-%s %s\n", p->name, RILL_VERSION);
+    else if (strcmp(name, "help-man") == 0)
+        help_man(stdout, p, &c->args);
+    else if (strcmp(name, "help-bash") == 0)
+        help_bash(stdout, p, &c->args);
+    else
+        printf("%s\n", p->summary);
+}
+
+/* ---- the frame around run() ---------------------------------------------------------------------------------------------- */
+
+static int check_common(struct cli *c, struct err *e) {
+    if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
+    if (c->report_path && strcmp(c->report_path, "-") == 0)
+        return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
+    if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");
+    return 0;
+}
+
+static int start(struct cli *c, struct err *e) {
+    if (args_check(&c->args, c->program, e) || check_common(c, e)) return e->code;
+    if (c->threads) parallel_set_threads((int)c->threads);
+    log_set_sink(on_log, c);
+    progress_setup(c);
+    c->report = cJSON_CreateObject();
+    c->settings = cJSON_CreateObject();
+    if (!c->report || !c->settings) return err_nomem(e, "report");
+    return report_begin(c, e);
+}
+
+/* A check that does not hold is a result like another: what was written about it stays. */
+static int finish(struct cli *c, int code, struct err *e) {
+    struct err late;
+    cli_progress_end(c);
+    if (output_finish(c, &late) || report_finish(c, code, code ? e->msg : NULL, &late) || output_commit(c, &late) ||
+        (c->report_file && out_file_commit(c->report_file, &late))) {
+        *e = late;
+        return late.code;
+    }
+    return code;
+}
+
+static void abandon(struct cli *c, int code, const struct err *e) {
+    struct err ignored; /* the first error is the one to tell */
+    cli_progress_end(c);
+    output_abort(c, e->msg);
+    if (c->report_file && c->report && !report_finish(c, code, e->msg, &ignored) &&
+        out_file_commit(c->report_file, &ignored))
+        cli_message(c, "warning: ", ignored.msg);
+}
+
+static int run_program(struct cli *c, struct err *e) {
+    int code = start(c, e);
+    if (!code) code = c->program->run(c, e);
+    if (code == 0 || (code == ERR_CHECK && !c->writer_open)) code = finish(c, code, e);
+    if (code != 0 && code != ERR_CHECK) abandon(c, code, e);
+    /* diff and its like have said on stdout what does not hold, and set no message */
+    if (code != 0 && (*e->msg || code != ERR_CHECK))
+        cli_message(c, "", *e->msg ? e->msg : "failed, and did not say why");
+    return cli_exit_code(code);
+}
+
+static void release(struct cli *c) {
+    out_files_release(c);
+    stream_writer_free(c->writer);
+    inputs_release(c);
+    log_set_sink(NULL, NULL);
+    cJSON_Delete(c->report);
+    cJSON_Delete(c->settings);
+    arena_release(&c->arena);
+}
+
+static bool wants_usage(const struct cli *c) {
+    return c->program->reads_stdin && c->args.n_operands == 0 && isatty(STDIN_FILENO);
+}
+
+int cli_main(const struct cli_program *p, int argc, char **argv) {
+    struct cli c = {.program = p, .argc = argc, .argv = argv, .codec = "raw", .progress_mode = "auto"};
+    struct cli_option common[MAX_COMMON];
+    struct err e = {0};
+    int code = 0;
+    cli_process_setup();
+    out_signals_install();
+    clock_gettime(CLOCK_MONOTONIC, &c.start);
+    size_t n = common_options(&c, p, common);
+    if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
+        cli_message(&c, "", e.msg);
+        code = cli_exit_code(e.code);
+    } else if (c.args.action) {
+        act(&c);
+        if (fflush(stdout)) {
+            err_sys(&e, errno, "standard output");
+            cli_message(&c, "", e.msg);
+            code = 1;
+        }
+    } else if (wants_usage(&c)) {
+        help_usage(stderr, p, &c.args);
+        code = 2;
+    } else {
+        code = run_program(&c, &e);
+    }
+    release(&c);
+    return code;
+}
+
+/* ---- small questions ------------------------------------------------------------------------------------------------------- */
+
+size_t cli_operands(const struct cli *c) {
+    return c->args.n_operands;
+}
+const char *cli_operand(const struct cli *c, size_t i) {
+    return i < c->args.n_operands ? c->args.operands[i] : NULL;
+}
+const char *cli_input_path(const struct cli *c, size_t i) {
+    return i < c->args.n_operands ? c->args.operands[i] : "-";
+}
+uint64_t cli_seed(const struct cli *c) {
+    return c->seed;
+}
+bool cli_verbose(const struct cli *c) {
+    return c->verbose;
+}
+
+bool cli_given(const struct cli *c, const char *option) {
+    for (size_t i = 0; i < c->args.n_rows; i++)
+        if (strcmp(c->args.rows[i].name, option) == 0) return c->args.values[i].given;
+    return false;
+}

@@ -1,0 +1,306 @@
+/*
+ * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no
+ * repetition, any order; the nearest option's name in every refusal.
+ */
+#include <ctype.h>
+#include <math.h>
+#include <string.h>
+
+#include "lib/cli/cli_internal.h"
+
+bool option_takes_value(const struct cli_option *o) {
+    return o->type != CLI_FLAG;
+}
+const char *option_arg(const struct cli_option *o) {
+    return o->arg ? o->arg : "VALUE";
+}
+bool option_is_action(const struct cli_option *o) {
+    return o->type == CLI_FLAG && !o->to;
+}
+bool option_is_hidden(const struct cli_option *o) {
+    return !o->help;
+}
+
+/* ---- nearest name -------------------------------------------------------------------------------------------------- */
+
+/* Damerau-Levenshtein distance (optimal string alignment); `limit` + 1 when a word is too long to be compared. */
+static size_t edit_distance(const char *a, const char *b, size_t limit) {
+    enum { MAX = 64 };
+    size_t n = strlen(a), m = strlen(b), d[3][MAX + 1];
+    if (n > MAX || m > MAX) return limit + 1;
+    size_t *before = d[0], *last = d[1], *now = d[2];
+    for (size_t j = 0; j <= m; j++) before[j] = last[j] = j;
+    for (size_t i = 1; i <= n; i++) {
+        now[0] = i;
+        for (size_t j = 1; j <= m; j++) {
+            size_t cost = last[j - 1] + (a[i - 1] != b[j - 1]);
+            if (last[j] + 1 < cost) cost = last[j] + 1;
+            if (now[j - 1] + 1 < cost) cost = now[j - 1] + 1;
+            bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if (swapped && before[j - 2] + 1 < cost) cost = before[j - 2] + 1;
+            now[j] = cost;
+        }
+        size_t *t = before;
+        before = last, last = now, now = t;
+    }
+    return last[m];
+}
+
+const char *cli_nearest(const char *word, const char *const *names, size_t n) {
+    const char *best = NULL;
+    size_t length = strlen(word), limit = length / 3 + 1, found = limit + 1;
+    for (size_t i = 0; i < n; i++) {
+        /* An abbreviation is no spelling mistake, yet the same help is wanted. */
+        size_t d = length > 1 && strncmp(names[i], word, length) == 0 ? 1 : edit_distance(word, names[i], limit);
+        if (d < found && d < strlen(names[i])) found = d, best = names[i];
+    }
+    return best;
+}
+
+static int unknown_option(const struct cli_args *a, const char *written, const char *name, size_t length,
+                          struct err *e) {
+    char word[80];
+    const char *names[256];
+    size_t n = 0;
+    snprintf(word, sizeof word, "%.*s", (int)(length < 79 ? length : 79), name);
+    for (size_t i = 0; i < a->n_rows && n < COUNT_OF(names); i++)
+        if (!option_is_hidden(&a->rows[i])) names[n++] = a->rows[i].name;
+    const char *near = cli_nearest(word, names, n);
+    if (near) return err_set(e, ERR_USAGE, "unknown option %.80s (did you mean --%s?)", written, near);
+    return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists what there is)", written);
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------------------ */
+
+static int bad_choice(const struct cli_option *o, const char *text, struct err *e) {
+    char all[512];
+    const char *names[64];
+    size_t n = 0;
+    snprintf(all, sizeof all, "%s", o->choices);
+    for (char *s = all; s && n < COUNT_OF(names);) {
+        names[n++] = s;
+        s = strchr(s, '|');
+        if (s) *s++ = 0;
+    }
+    const char *near = cli_nearest(text, names, n);
+    if (near)
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s (did you mean %s?)", o->name, text, o->choices, near);
+    return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s", o->name, text, o->choices);
+}
+
+/* *out is the table's own copy of the choice, so that programs may compare pointers' text for ever. */
+static int set_choice(const struct cli_option *o, const char *text, struct err *e) {
+    size_t length = strlen(text);
+    for (const char *s = o->choices; *s;) {
+        size_t n = strcspn(s, "|");
+        if (length && n == length && memcmp(s, text, n) == 0) {
+            *(const char **)o->to = text;
+            return 0;
+        }
+        s += n + (s[n] == '|');
+    }
+    return bad_choice(o, text, e);
+}
+
+static int set_number(const struct cli_option *o, const char *text, struct err *e) {
+    bool has_min = o->min != 0 || o->max != 0, has_max = has_min && o->max > o->min;
+    bool whole = o->type == CLI_U64;
+    uint64_t u = 0;
+    double f = 0;
+    if (whole ? !parse_u64(text, &u) : !parse_f64(text, &f))
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text, whole ? "whole number" : "number");
+    double v = whole ? (double)u : f;
+    if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
+    if ((has_min && v < o->min) || (has_max && v > o->max)) {
+        if (has_max)
+            return err_set(e, ERR_USAGE, "--%s: %.80s is outside of %.17g to %.17g", o->name, text, o->min, o->max);
+        return err_set(e, ERR_USAGE, "--%s: %.80s is below %.17g", o->name, text, o->min);
+    }
+    if (whole)
+        *(uint64_t *)o->to = u;
+    else
+        *(double *)o->to = f;
+    return 0;
+}
+
+static int set_value(const struct cli_option *o, const char *text, struct err *e) {
+    switch (o->type) {
+    case CLI_FLAG: *(bool *)o->to = true; return 0;
+    case CLI_STRING: *(const char **)o->to = text; return 0;
+    case CLI_CHOICE: return set_choice(o, text, e);
+    case CLI_LIST: {
+        struct cli_list *list = o->to; /* room for all of argv was made by args_parse */
+        list->items[list->n++] = text;
+        return 0;
+    }
+    case CLI_U64:
+    case CLI_F64: return set_number(o, text, e);
+    }
+    return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
+}
+
+/* ---- the loop ----------------------------------------------------------------------------------------------------------- */
+
+struct parse {
+    struct cli_args *a;
+    int argc, at; /* argv[at] is next */
+    char **argv;
+    struct err *e;
+};
+
+static long find_long(const struct cli_args *a, const char *name, size_t length) {
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (strlen(a->rows[i].name) == length && memcmp(a->rows[i].name, name, length) == 0) return (long)i;
+    return -1;
+}
+
+static long find_letter(const struct cli_args *a, char letter) {
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (a->rows[i].letter == letter) return (long)i;
+    return -1;
+}
+
+static void keep(struct parse *p, const char *token) {
+    p->a->kept[p->a->n_kept++] = token;
+}
+
+/* The word after an option that takes one. Another option's name is more likely a forgotten value than a value. */
+static int next_value(struct parse *p, const struct cli_option *o, const char **value) {
+    const char *v = p->at < p->argc ? p->argv[p->at] : NULL;
+    if (!v) return err_set(p->e, ERR_USAGE, "--%s needs a value (%s)", o->name, option_arg(o));
+    size_t length = strcspn(v, "=");
+    if (length > 2 && v[0] == '-' && v[1] == '-' && find_long(p->a, v + 2, length - 2) >= 0)
+        return err_set(p->e, ERR_USAGE, "--%s needs a value (%s) but %.80s follows (write --%s=%.80s if it is meant)",
+                       o->name, option_arg(o), v, o->name, v);
+    p->at++;
+    *value = v;
+    return 0;
+}
+
+static int take(struct parse *p, size_t i, const char *value) {
+    const struct cli_option *o = &p->a->rows[i];
+    if (option_is_action(o)) {
+        p->a->action = o;
+        return 0;
+    }
+    if (p->a->values[i].given && o->type != CLI_LIST) return err_set(p->e, ERR_USAGE, "--%s is given twice", o->name);
+    if (o->type == CLI_LIST && !p->a->values[i].given)
+        ((struct cli_list *)o->to)->n = 0; /* what is said replaces the default */
+    p->a->values[i].given = true;
+    return set_value(o, value, p->e);
+}
+
+static int parse_long(struct parse *p, const char *token) {
+    const char *name = token + 2;
+    size_t length = strcspn(name, "=");
+    const char *value = name[length] ? name + length + 1 : NULL;
+    long i = find_long(p->a, name, length);
+    if (i < 0) return unknown_option(p->a, token, name, length, p->e);
+    const struct cli_option *o = &p->a->rows[i];
+    if (!o->transient) keep(p, token);
+    if (!option_takes_value(o)) {
+        if (value) return err_set(p->e, ERR_USAGE, "--%s takes no value", o->name);
+    } else if (!value) {
+        if (next_value(p, o, &value)) return p->e->code;
+        if (!o->transient) keep(p, value);
+    }
+    return take(p, (size_t)i, value);
+}
+
+/* -j4, -j 4, -qv. What is kept is spelled out, because a bundle may mix what changes the result with what does not. */
+static int parse_letters(struct parse *p, const char *token) {
+    static const char spelled[][3] = {"-h", "-V", "-v", "-q", "-o", "-j", "-m", "-n"};
+    for (const char *s = token + 1; *s; s++) {
+        long i = find_letter(p->a, *s);
+        if (i < 0) return unknown_option(p->a, token, token + 1, strcspn(token + 1, "="), p->e);
+        const struct cli_option *o = &p->a->rows[i];
+        const char *value = NULL;
+        if (!o->transient)
+            for (size_t k = 0; k < COUNT_OF(spelled); k++)
+                if (spelled[k][1] == *s) keep(p, spelled[k]);
+        if (!option_takes_value(o)) {
+            if (take(p, (size_t)i, NULL)) return p->e->code;
+            if (p->a->action) return 0;
+            continue;
+        }
+        if (s[1])
+            value = s + 1;
+        else if (next_value(p, o, &value))
+            return p->e->code;
+        if (!o->transient) keep(p, value);
+        return take(p, (size_t)i, value);
+    }
+    return 0;
+}
+
+static int parse_all(struct parse *p) {
+    bool options = true;
+    while (p->at < p->argc && !p->a->action) {
+        const char *token = p->argv[p->at++];
+        int rc = 0;
+        if (options && strcmp(token, "--") == 0) {
+            options = false;
+            keep(p, token);
+        } else if (!options || token[0] != '-' || !token[1]) {
+            p->a->operands[p->a->n_operands++] = token;
+            keep(p, token);
+        } else if (token[1] == '-') {
+            rc = parse_long(p, token);
+        } else {
+            rc = parse_letters(p, token);
+        }
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) {
+    size_t n = a->n_operands, min = (size_t)p->min_operands;
+    for (size_t i = 0; i < a->n_rows; i++)
+        if (a->rows[i].required && !a->values[i].given)
+            return err_set(e, ERR_USAGE, "--%s %s is required", a->rows[i].name, option_arg(&a->rows[i]));
+    if (n < min) return err_set(e, ERR_USAGE, "%s needed: %s", n ? "more operands are" : "an operand is", p->operands);
+    if (p->max_operands >= 0 && n > (size_t)p->max_operands)
+        return err_set(e, ERR_USAGE, "unexpected operand '%.200s'", a->operands[p->max_operands]);
+    return 0;
+}
+
+static int set_defaults(struct cli_args *a, struct arena *arena, size_t room, struct err *e) {
+    for (size_t i = 0; i < a->n_rows; i++) {
+        struct cli_option *o = &a->rows[i];
+        if (o->type == CLI_LIST) {
+            struct cli_list *list = o->to;
+            list->n = 0;
+            list->items = arena_array(arena, room, sizeof *list->items, e);
+            if (!list->items) return e->code;
+        }
+        if (o->fallback && set_value(o, o->fallback, e)) return err_prefix(e, "default of --%s", o->name);
+    }
+    return 0;
+}
+
+int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program *p, const struct cli_option *common,
+               size_t n_common, int argc, char **argv, struct err *e) {
+    static const struct cli_option none[] = {{0}};
+    const struct cli_option *own = p->options ? p->options : none;
+    size_t room = 1;
+    for (int i = 1; i < argc; i++) room += 1 + strlen(argv[i]); /* -abc is kept as three words */
+    *a = (struct cli_args){0};
+    while (own[a->n_own].name) a->n_own++;
+    a->n_rows = a->n_own + n_common;
+    a->rows = arena_array(arena, a->n_rows + 1, sizeof *a->rows, e);
+    if (!a->rows) return e->code;
+    a->values = arena_array(arena, a->n_rows + 1, sizeof *a->values, e);
+    if (!a->values) return e->code;
+    a->operands = arena_array(arena, room, sizeof *a->operands, e);
+    if (!a->operands) return e->code;
+    a->kept = arena_array(arena, room, sizeof *a->kept, e);
+    if (!a->kept) return e->code;
+    memcpy(a->rows, own, a->n_own * sizeof *own);
+    if (n_common) memcpy(a->rows + a->n_own, common, n_common * sizeof *common);
+    if (set_defaults(a, arena, room, e)) return e->code;
+
+    struct parse parse = {.a = a, .argc = argc, .at = 1, .argv = argv, .e = e};
+    keep(&parse, p->name);
+    return parse_all(&parse);
+}

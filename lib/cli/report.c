@@ -1,0 +1,136 @@
+/* report: --report FILE, what was done as one JSON object, written when the program ends, also when it fails. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lib/cli/cli_internal.h"
+
+cJSON *cli_report(struct cli *c) {
+    return c->report;
+}
+cJSON *cli_settings(struct cli *c) {
+    return c->settings;
+}
+
+/* Early, so that a folder that is not there is known before an hour of work. */
+int report_begin(struct cli *c, struct err *e) {
+    if (!c->report_path) return 0;
+    return out_file_create(c, c->report_path, true, &c->report_file, e);
+}
+
+static double seconds_since(const struct timespec *start) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - start->tv_sec) + 1e-9 * (double)(now.tv_nsec - start->tv_nsec);
+}
+
+static bool put_item(cJSON *object, const char *key, cJSON *item) {
+    if (item && cJSON_AddItemToObject(object, key, item)) return true;
+    cJSON_Delete(item);
+    return false;
+}
+
+static double seconds_of(struct timeval t) {
+    return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
+}
+
+static bool put_costs(cJSON *o, struct cli *c) {
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    return json_put_f64(o, "seconds", seconds_since(&c->start)) &&
+           json_put_f64(o, "cpu_seconds", seconds_of(use.ru_utime) + seconds_of(use.ru_stime)) &&
+           json_put_u64(o, "peak_memory_bytes", (uint64_t)use.ru_maxrss * 1024) &&
+           json_put_u64(o, "threads", (uint64_t)parallel_threads());
+}
+
+static int put_command(cJSON *o, struct cli *c, struct err *e) {
+    cJSON *argv = cJSON_AddArrayToObject(o, "argv");
+    for (int i = 0; argv && i < c->argc; i++) {
+        const char *word;
+        if (prov_utf8(&c->arena, c->argv[i], &word, e)) return e->code;
+        if (!cJSON_AddItemToArray(argv, cJSON_CreateString(word))) return err_nomem(e, "report");
+    }
+    return argv && put_item(o, "settings", prov_settings(c)) &&
+                   put_item(o, "resolved", cJSON_Duplicate(c->settings, true))
+               ? 0
+               : err_nomem(e, "report");
+}
+
+static bool put_inputs(cJSON *o, struct cli *c) {
+    char digest[DIGEST_TEXT_SIZE];
+    cJSON *inputs = cJSON_AddArrayToObject(o, "inputs");
+    bool ok = inputs != NULL;
+    for (struct cli_input *in = c->inputs; ok && in; in = in->next) {
+        cJSON *one = cJSON_CreateObject();
+        ok = one && cJSON_AddItemToArray(inputs, one);
+        if (!ok) {
+            cJSON_Delete(one);
+            break;
+        }
+        ok = json_put_str(one, "role", in->role) && (!in->path || json_put_str(one, "path", in->path));
+        if (in->digest.lo || in->digest.hi) {
+            digest_text(in->digest, digest);
+            ok = ok && json_put_str(one, "digest", digest);
+        }
+    }
+    return ok;
+}
+
+static bool put_output(cJSON *o, struct cli *c) {
+    char digest[DIGEST_TEXT_SIZE];
+    cJSON *out = cJSON_AddObjectToObject(o, "output");
+    if (!out) return false;
+    if (c->recorded_output && !json_put_str(out, "path", c->recorded_output)) return false;
+    if (!c->writer_closed) return true;
+    const struct stream_totals *t = &c->totals;
+    digest_text(t->digest, digest);
+    return json_put_str(out, "digest", digest) && json_put_u64(out, "bytes", t->bytes) &&
+           json_put_u64(out, "raw_bytes", t->raw_bytes) && json_put_u64(out, "tensors", t->tensors) &&
+           json_put_u64(out, "batches", t->batches) && json_put_u64(out, "positions", t->positions);
+}
+
+static int fill_report(struct cli *c, cJSON *o, int code, const char *message, struct err *e) {
+    bool ok = json_put_str(o, "program", c->program->name) && json_put_str(o, "version", RILL_VERSION) &&
+              json_put_u64(o, "exit_code", (uint64_t)cli_exit_code(code));
+    if (ok && message && *message) {
+        const char *text;
+        if (prov_utf8(&c->arena, message, &text, e)) return e->code;
+        ok = json_put_str(o, "message", text);
+    }
+    if (!ok) return err_nomem(e, "report");
+    if (put_command(o, c, e)) return e->code;
+    ok = (!c->program->seeded || json_put_u64(o, "seed", c->seed)) && put_inputs(o, c) && put_output(o, c) &&
+         put_item(o, "counts", cJSON_Duplicate(c->report, true)) && put_costs(o, c);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+static int write_report(struct cli *c, const char *text, struct err *e) {
+    struct buf line = {0};
+    int rc = buf_printf(&line, e, "%s\n", text);
+    for (size_t done = 0; !rc && done < line.len;) {
+        ssize_t n = write(c->report_file->fd, line.data + done, line.len - done);
+        if (n < 0)
+            rc = err_sys(e, errno, "%s", c->report_path);
+        else
+            done += (size_t)n;
+    }
+    buf_release(&line);
+    return rc ? rc : out_file_sync(c->report_file, e);
+}
+
+/* Written and synced here; named, by out_file_commit, when the output has its name. */
+int report_finish(struct cli *c, int code, const char *message, struct err *e) {
+    if (!c->report_file) return 0;
+    cJSON *o = cJSON_CreateObject();
+    if (!o) return err_nomem(e, "report");
+    int rc = fill_report(c, o, code, message, e);
+    char *text = rc ? NULL : json_text(o, e);
+    cJSON_Delete(o);
+    if (!text) return e->code;
+    rc = write_report(c, text, e);
+    mem_free(text);
+    return rc;
+}
