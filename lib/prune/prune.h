@@ -1,0 +1,45 @@
+/*
+ * prune: takes weights out of a model. Unstructured magnitude, and structured: layers, feed-forward channels, attention
+ * head groups, vocabulary. Each is one pass over a model stream; what to keep is decided beforehand (from statistics or the
+ * command line) or within the layer at hand (weight norms), so memory is a few tensors whatever the model's size.
+ */
+#ifndef RILL_PRUNE_H
+#define RILL_PRUNE_H
+
+#include "lib/base/base.h"
+#include "lib/model/model.h"
+#include "lib/stats/stats.h"
+
+enum prune_score {
+    PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
+    PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
+};
+
+struct prune_options {
+    double sparsity;           /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
+    bool prune_head;           /* unstructured also in embedding and head */
+    uint32_t keep_layers;      /* 0: all; how many to keep, by least block influence (needs stats) ... */
+    const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
+    size_t n_drop_layers;
+    uint32_t ffn;              /* new feed-forward width of every layer, 0: as it is */
+    uint32_t kv_groups;        /* new number of key/value heads of every layer, with their query heads; 0: as it is */
+    bool prune_vocab;
+    uint64_t vocab_min_count;  /* tokens that occur at least so often in the statistics stay */
+    enum prune_score score;
+    const struct stats *stats;
+};
+
+struct prune_report {
+    struct model_config before, after; /* layers point into `memory` */
+    uint64_t parameters_before, parameters_after, zeros;
+    uint32_t *kept_layers; /* [after.n_layers] numbers in the old model */
+    struct arena memory;
+};
+
+/* Reads a model stream, writes the pruned one. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
+ * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
+int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o, struct prune_report *report,
+                 struct err *e) MUST_CHECK;
+void prune_report_release(struct prune_report *r);
+
+#endif
