@@ -46,12 +46,12 @@ int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) 
 
 /* BTCH. Sequences lie one behind the other, without padding: n_positions is the sum of their lengths in this batch. */
 struct stream_batch {
-    uint64_t first_seq;   /* number of the first sequence, counted through the stream */
-    uint64_t first_pos;   /* > 0: the first sequence continues from an earlier batch, at this position */
+    uint64_t first_seq; /* number of the first sequence, counted through the stream */
+    uint64_t first_pos; /* > 0: the first sequence continues from an earlier batch, at this position */
     uint64_t n_positions;
     uint32_t n_seqs;
     uint32_t n_tensors;
-    uint32_t flags;       /* BATCH_CONTINUES */
+    uint32_t flags; /* BATCH_CONTINUES */
 };
 #define BATCH_CONTINUES 1u /* the last sequence goes on in the next batch */
 
@@ -80,7 +80,8 @@ int stream_write_batch(struct stream_writer *w, const struct stream_batch *batch
 int stream_write_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                         struct err *e) MUST_CHECK;
 /* The same in pieces, for tensors that are not in memory whole. */
-int stream_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, struct err *e) MUST_CHECK;
+int stream_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs,
+                        struct err *e) MUST_CHECK;
 int stream_write_data(struct stream_writer *w, const void *data, size_t n, struct err *e) MUST_CHECK;
 int stream_end_tensor(struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Ends this segment and begins another (cat). */
@@ -89,18 +90,18 @@ int stream_writer_segment(struct stream_writer *w, struct err *e) MUST_CHECK;
 int stream_writer_finish(struct stream_writer *w, struct stream_totals *totals, struct err *e) MUST_CHECK;
 /* Says why in band (ABRT), best effort, so that the reader downstream fails with the same reason. */
 void stream_writer_abort(struct stream_writer *w, const char *why);
-void stream_writer_free(struct stream_writer *w); /* NULL is fine */
+void stream_writer_free(struct stream_writer *w);            /* NULL is fine */
 uint64_t stream_writer_bytes(const struct stream_writer *w); /* so far */
 
 /* ---- reading in order -------------------------------------------------------------------------------------------- */
 
 enum stream_item_type {
-    ITEM_META,    /* json; kind. Starts each segment */
-    ITEM_PROV,    /* json */
-    ITEM_VOCAB,   /* bytes, n_bytes */
-    ITEM_BATCH,   /* batch */
-    ITEM_TENSOR,  /* desc, attrs; the data follows through stream_read_* or is skipped, verified, by the next call */
-    ITEM_OTHER,   /* an optional record of a type that this version does not know: tag, bytes, n_bytes */
+    ITEM_META,   /* json; kind. Starts each segment */
+    ITEM_PROV,   /* json */
+    ITEM_VOCAB,  /* bytes, n_bytes */
+    ITEM_BATCH,  /* batch */
+    ITEM_TENSOR, /* desc, attrs; the data follows through stream_read_* or is skipped, verified, by the next call */
+    ITEM_OTHER,  /* an optional record of a type that this version does not know: tag, bytes, n_bytes */
     ITEM_SEGMENT_END,
     ITEM_EOF,
 };
@@ -115,26 +116,33 @@ struct stream_item {
     size_t n_bytes;
     struct stream_batch batch;
     struct tensor_desc desc;
-    bool in_batch;          /* a tensor of the batch last opened */
-    bool safe_to_copy;      /* ITEM_OTHER: may be forwarded by a program that changes other things */
-    uint64_t offset;        /* of the record's header in the stream */
-    uint64_t stored_bytes;  /* payload as stored (ITEM_TENSOR: 0, known only after its data) */
+    bool in_batch;         /* a tensor of the batch last opened */
+    bool safe_to_copy;     /* ITEM_OTHER: may be forwarded by a program that changes other things */
+    uint64_t offset;       /* of the record's header in the stream */
+    uint64_t stored_bytes; /* payload as stored (ITEM_TENSOR: 0, known only after its data) */
 };
 
 struct stream_reader;
 /* Reads and checks the head and META of the first segment (they come back as the first item too). An empty file, a text file, a newer
  * major version or an unknown incompatible flag is ERR_DATA. `expect`: refuse another kind, in every segment, with a
  * message that says what was found and what was expected. The descriptor stays the caller's. */
-int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect, struct err *e) MUST_CHECK;
+int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect,
+                       struct err *e) MUST_CHECK;
 int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) MUST_CHECK;
 /* The data of the tensor that stream_next gave. Whole, into dst of exactly the tensor's size ... */
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) MUST_CHECK;
 /* ... or whole, into a buffer that grows only as verified data arrives (a hostile size costs nothing) ... */
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) MUST_CHECK;
-/* ... or up to n bytes more of it; *got is 0 at its end. */
+/* ... or up to n bytes more of it; *got is 0 at its end. A chunk is verified with its last byte, so a large raw one is
+ * handed out in part before its checksum is known: an error may follow bytes, and the caller then drops what it made. */
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
 /* Passes the item (a tensor with its data, without decoding; VOCB; BTCH; OTHER) on as it is stored. */
-int stream_forward(struct stream_reader *r, struct stream_writer *w, const struct stream_item *item, struct err *e) MUST_CHECK;
+int stream_forward(struct stream_reader *r, struct stream_writer *w, const struct stream_item *item,
+                   struct err *e) MUST_CHECK;
+/* For looking only: from a regular file, data that nobody reads is jumped over instead of verified. */
+void stream_reader_skim(struct stream_reader *r);
+/* Bytes as stored of the latest tensor's data, so far; complete once the next item was given. */
+uint64_t stream_reader_stored(const struct stream_reader *r);
 /* Reads and verifies everything up to the end of the file. */
 int stream_drain(struct stream_reader *r, struct err *e) MUST_CHECK;
 const char *stream_reader_name(const struct stream_reader *r);
@@ -184,7 +192,7 @@ int stream_map_entry(struct stream_map *m, size_t i, struct stream_map_entry *ou
 long stream_map_find(const struct stream_map *m, const char *name);
 /* Verified data: *data points into the mapping where the tensor is stored raw in one chunk, else into `scratch`. */
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) MUST_CHECK;
-const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
+const cJSON *stream_map_prov(struct stream_map *m);                            /* array, owned by m */
 void stream_map_totals(const struct stream_map *m, struct stream_totals *out); /* from the end record */
 void stream_map_free(struct stream_map *m);
 

@@ -1,0 +1,187 @@
+#include "lib/stream/codec_internal.h"
+
+#include <inttypes.h>
+#include <zstd.h>
+#include <zstd_errors.h>
+
+struct codec_thread {
+    ZSTD_CCtx *cctx;
+    ZSTD_DCtx *dctx;
+    struct buf planes; /* one chunk, split */
+};
+
+int codecs_prepare(struct codecs *c, struct err *e) {
+    int n = parallel_threads();
+    if (n <= c->n) return 0;
+    struct codec_thread *t = mem_array((size_t)n, sizeof *t, e);
+    if (!t) return e->code;
+    if (c->n) memcpy(t, c->threads, (size_t)c->n * sizeof *t);
+    mem_free(c->threads);
+    *c = (struct codecs){t, n};
+    return 0;
+}
+
+void codecs_release(struct codecs *c) {
+    for (int i = 0; i < c->n; i++) {
+        ZSTD_freeCCtx(c->threads[i].cctx);
+        ZSTD_freeDCtx(c->threads[i].dctx);
+        buf_release(&c->threads[i].planes);
+    }
+    mem_free(c->threads);
+    *c = (struct codecs){0};
+}
+
+/* ---- zstd -------------------------------------------------------------------------------------------------------- */
+
+/* *out is 0 when it does not fit `room`. */
+static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *dst, size_t room, int level, size_t *out,
+                     struct err *e) {
+    if (!t->cctx && !(t->cctx = ZSTD_createCCtx())) return err_nomem(e, "zstd");
+    ZSTD_CCtx_reset(t->cctx, ZSTD_reset_session_and_parameters);
+    ZSTD_CCtx_setParameter(t->cctx, ZSTD_c_compressionLevel, level);
+    size_t r = ZSTD_compress2(t->cctx, dst, room, src, n);
+    if (ZSTD_isError(r) && ZSTD_getErrorCode(r) != ZSTD_error_dstSize_tooSmall)
+        return err_set(e, ERR_IO, "zstd: %s", ZSTD_getErrorName(r));
+    *out = ZSTD_isError(r) ? 0 : r;
+    return 0;
+}
+
+/* The window that a frame asks for, 0 when its header is cut. RFC 8878, 3.1.1.1. */
+static uint64_t zstd_window(const unsigned char *p, size_t n, uint64_t content) {
+    if (n < 6) return 0;
+    if (p[4] & 0x20) return content; /* single segment */
+    unsigned log = 10 + (p[5] >> 3);
+    return ((uint64_t)1 << log) + (((uint64_t)1 << log) >> 3) * (p[5] & 7);
+}
+
+/* One frame that fills src and says that it holds n bytes, and does. */
+static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, void *dst, size_t n, struct err *e) {
+    if (!t->dctx && !(t->dctx = ZSTD_createDCtx())) return err_nomem(e, "zstd");
+    unsigned long long content = ZSTD_getFrameContentSize(src, n_src);
+    if (content == ZSTD_CONTENTSIZE_ERROR || ZSTD_findFrameCompressedSize(src, n_src) != n_src)
+        return err_set(e, ERR_DATA, "chunk is not one whole zstd frame");
+    if (content != n)
+        return err_set(e, ERR_DATA, "zstd frame %s, expected %zu bytes",
+                       content == ZSTD_CONTENTSIZE_UNKNOWN ? "does not say its size" : "of another size", n);
+    uint64_t window = zstd_window(src, n_src, content);
+    if (window > LIMIT_WINDOW)
+        return err_set(e, ERR_DATA, "zstd frame wants a window of %" PRIu64 " bytes, at most %" PRIu64, window,
+                       LIMIT_WINDOW);
+    size_t r = ZSTD_decompressDCtx(t->dctx, dst, n, src, n_src);
+    if (ZSTD_isError(r)) return err_set(e, ERR_DATA, "zstd: %s", ZSTD_getErrorName(r));
+    return r == n ? 0 : err_set(e, ERR_DATA, "zstd frame gave %zu bytes, expected %zu", r, n);
+}
+
+/* ---- planes: one u32 per plane (bytes as stored, top bit set when stored raw), then the planes ---------------------------- */
+
+#define PLANE_RAW 0x80000000u
+enum { ZSTD_LEVEL = 1, PLANES_LEVEL = 1 };
+
+static int planes_pack(struct codec_thread *t, struct chunk *k, int level, struct err *e) {
+    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, at = 4 * stride;
+    t->planes.len = 0;
+    if (buf_reserve(&t->planes, (size_t)k->n_raw, e) || buf_reserve(&k->out, (size_t)k->n_raw + at, e)) return e->code;
+    planes_split(k->dtype, k->raw, (size_t)k->n_raw, t->planes.data);
+    for (size_t i = 0; i < stride; i++) {
+        const unsigned char *plane = t->planes.data + i * n;
+        size_t packed;
+        if (zstd_pack(t, plane, n, k->out.data + at, n - 1, level ? level : PLANES_LEVEL, &packed, e)) return e->code;
+        if (!packed) memcpy(k->out.data + at, plane, n);
+        wire_u32_encode(k->out.data + 4 * i, packed ? (uint32_t)packed : (uint32_t)n | PLANE_RAW);
+        at += packed ? packed : n;
+    }
+    k->out.len = at;
+    return 0;
+}
+
+static int planes_unpack(struct codec_thread *t, const struct chunk *k, struct err *e) {
+    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, at = 4 * stride;
+    const unsigned char *src = k->stored;
+    if (n == 0 || n * stride != k->n_raw || k->n_stored < at)
+        return err_set(e, ERR_DATA, "chunk of %" PRIu64 " bytes cannot be planes of %s", k->n_raw, k->dtype->name);
+    t->planes.len = 0;
+    if (buf_reserve(&t->planes, (size_t)k->n_raw, e)) return e->code;
+    for (size_t i = 0; i < stride; i++) {
+        uint32_t size = wire_u32_decode(src + 4 * i);
+        bool raw = size & PLANE_RAW;
+        size &= ~PLANE_RAW;
+        if (size > k->n_stored - at || (raw && size != n)) return err_set(e, ERR_DATA, "plane %zu has a wrong size", i);
+        if (raw)
+            memcpy(t->planes.data + i * n, src + at, n);
+        else if (zstd_unpack(t, src + at, size, t->planes.data + i * n, n, e))
+            return err_prefix(e, "plane %zu", i);
+        at += size;
+    }
+    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes behind the last plane");
+    planes_join(k->dtype, t->planes.data, (size_t)k->n_raw, k->raw);
+    return 0;
+}
+
+/* ---- groups of chunks ------------------------------------------------------------------------------------------------------ */
+
+struct job {
+    struct codecs *codecs;
+    struct chunk *chunks;
+    int level;
+};
+
+static int encode_one(struct codec_thread *t, struct chunk *k, int level, struct err *e) {
+    k->out.len = 0;
+    if (k->codec == CODEC_ZSTD && k->n_raw > 0) {
+        if (buf_reserve(&k->out, (size_t)k->n_raw, e)) return e->code;
+        if (zstd_pack(t, k->raw, (size_t)k->n_raw, k->out.data, (size_t)k->n_raw - 1, level ? level : ZSTD_LEVEL,
+                      &k->out.len, e))
+            return e->code;
+    } else if (k->codec == CODEC_PLANES && k->n_raw > 0) {
+        if (planes_pack(t, k, level, e)) return e->code;
+    }
+    bool shrunk = k->out.len > 0 && k->out.len < k->n_raw;
+    if (!shrunk) k->codec = CODEC_RAW;
+    k->stored = shrunk ? k->out.data : k->raw;
+    k->n_stored = shrunk ? k->out.len : k->n_raw;
+    k->payload_hash = wire_hash(k->stored, (size_t)k->n_stored);
+    return 0;
+}
+
+static void encode_body(void *ctx, size_t i, int thread) {
+    struct job *j = ctx;
+    (void)!encode_one(&j->codecs->threads[thread], &j->chunks[i], j->level, &j->chunks[i].err);
+}
+
+static void decode_body(void *ctx, size_t i, int thread) {
+    struct job *j = ctx;
+    struct chunk *k = &j->chunks[i];
+    struct codec_thread *t = &j->codecs->threads[thread];
+    if (wire_hash(k->stored, (size_t)k->n_stored) != k->payload_hash)
+        err_set(&k->err, ERR_DATA, "checksum mismatch");
+    else if (k->codec == CODEC_ZSTD)
+        (void)!zstd_unpack(t, k->stored, (size_t)k->n_stored, k->raw, (size_t)k->n_raw, &k->err);
+    else if (k->codec == CODEC_PLANES)
+        (void)!planes_unpack(t, k, &k->err);
+    else
+        memcpy(k->raw, k->stored, (size_t)k->n_raw);
+}
+
+static int run(struct codecs *c, parallel_body *body, struct chunk *chunks, size_t n, int level, size_t *failed,
+               struct err *e) {
+    struct job j = {c, chunks, level};
+    *failed = 0;
+    if (codecs_prepare(c, e)) return e->code;
+    for (size_t i = 0; i < n; i++) chunks[i].err.code = 0;
+    parallel_for(n, body, &j);
+    for (size_t i = 0; i < n; i++)
+        if (chunks[i].err.code) {
+            *failed = i;
+            return err_set(e, chunks[i].err.code, "%s", chunks[i].err.msg);
+        }
+    return 0;
+}
+
+int codec_encode(struct codecs *c, struct chunk *chunks, size_t n, int level, struct err *e) {
+    size_t failed;
+    return run(c, encode_body, chunks, n, level, &failed, e);
+}
+
+int codec_decode(struct codecs *c, struct chunk *chunks, size_t n, size_t *failed, struct err *e) {
+    return run(c, decode_body, chunks, n, 0, failed, e);
+}

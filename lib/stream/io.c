@@ -1,0 +1,188 @@
+#include "lib/stream/io_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum {
+    BUFFER_BYTES = 1 << 20,
+    SKIM_BYTES = 4096,        /* read after a seek: a record header and a small payload */
+    DIRECT_BYTES = 128 << 10, /* from here on data goes around the buffer */
+    ONE_CALL_BYTES = 1 << 30,
+};
+
+/* Best effort: a full pipe costs a context switch, and 64 KiB (the default) are full sixteen times as often. */
+static void enlarge_pipe(int fd, const struct stat *st) {
+    if (S_ISFIFO(st->st_mode)) (void)fcntl(fd, F_SETPIPE_SZ, BUFFER_BYTES);
+}
+
+/* A descriptor shared with ssh or a terminal may be non-blocking. */
+static bool wait_for(int fd, short events) {
+    if (errno == EINTR) return true;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
+    struct pollfd p = {.fd = fd, .events = events};
+    return poll(&p, 1, -1) >= 0 || errno == EINTR;
+}
+
+/* ---- input ------------------------------------------------------------------------------------------------------- */
+
+int input_open(struct input *in, int fd, struct err *e) {
+    struct stat st;
+    *in = (struct input){.fd = fd, .size = UINT64_MAX, .cap = BUFFER_BYTES};
+    if (fstat(fd, &st)) return err_sys(e, errno, "cannot read");
+    if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "is a directory");
+    off_t start = lseek(fd, 0, SEEK_CUR);
+    if (S_ISREG(st.st_mode) && start >= 0) {
+        in->regular = true;
+        in->size = st.st_size > start ? (uint64_t)(st.st_size - start) : 0;
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    }
+    enlarge_pipe(fd, &st);
+    in->buf = mem_alloc(in->cap, e);
+    return in->buf ? 0 : e->code;
+}
+
+void input_close(struct input *in) {
+    mem_free(in->buf);
+    in->buf = NULL;
+}
+
+/* One read call's worth; 0 at the end. */
+static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
+    ssize_t r = 0;
+    if (n > ONE_CALL_BYTES) n = ONE_CALL_BYTES;
+    while (!in->ended && (r = read(in->fd, dst, n)) < 0)
+        if (!wait_for(in->fd, POLLIN)) return err_sys(e, errno, "cannot read");
+    if (r == 0) in->ended = true;
+    *got = (size_t)r;
+    return 0;
+}
+
+static int fill(struct input *in, struct err *e) {
+    size_t got, room = in->cap - in->to;
+    if (read_some(in, in->buf + in->to, room, &got, e)) return e->code;
+    in->to += got;
+    return 0;
+}
+
+static size_t take_buffered(struct input *in, void *dst, size_t n) {
+    size_t have = in->to - in->from;
+    if (n > have) n = have;
+    if (n) memcpy(dst, in->buf + in->from, n);
+    in->from += n;
+    if (in->from == in->to) in->from = in->to = 0;
+    in->at += n;
+    return n;
+}
+
+int input_read(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
+    unsigned char *p = dst;
+    *got = take_buffered(in, p, n);
+    while (*got < n && !in->ended) {
+        size_t left = n - *got, now = 0;
+        if (left >= DIRECT_BYTES) {
+            if (read_some(in, p + *got, left, &now, e)) return e->code;
+            in->at += now;
+        } else {
+            if (fill(in, e)) return e->code;
+            now = take_buffered(in, p + *got, left);
+        }
+        *got += now;
+    }
+    return 0;
+}
+
+int input_peek(struct input *in, size_t n, const unsigned char **p, size_t *got, struct err *e) {
+    if (in->from + n > in->cap) {
+        memmove(in->buf, in->buf + in->from, in->to - in->from);
+        in->to -= in->from;
+        in->from = 0;
+    }
+    while (in->to - in->from < n && !in->ended)
+        if (fill(in, e)) return e->code;
+    *p = in->buf + in->from;
+    *got = in->to - in->from < n ? in->to - in->from : n;
+    return 0;
+}
+
+int input_take(struct input *in, uint64_t max, const unsigned char **p, size_t *got, struct err *e) {
+    if (in->from == in->to) {
+        in->from = in->to = 0;
+        if (!in->ended && fill(in, e)) return e->code;
+    }
+    size_t n = in->to - in->from;
+    if (n > max) n = (size_t)max;
+    *p = in->buf + in->from;
+    *got = n;
+    in->from += n;
+    in->at += n;
+    return 0;
+}
+
+int input_seek_past(struct input *in, uint64_t n, struct err *e) {
+    size_t have = in->to - in->from;
+    if (n < have) {
+        in->from += (size_t)n;
+        in->at += n;
+        return 0;
+    }
+    if (lseek(in->fd, (off_t)(n - have), SEEK_CUR) < 0) return err_sys(e, errno, "cannot seek");
+    in->from = in->to = 0;
+    in->cap = SKIM_BYTES; /* who seeks wants headers only */
+    in->ended = false;
+    in->at += n;
+    return 0;
+}
+
+/* ---- output ------------------------------------------------------------------------------------------------------ */
+
+int output_open(struct output *out, int fd, struct err *e) {
+    struct stat st;
+    *out = (struct output){.fd = fd, .cap = BUFFER_BYTES};
+    if (fstat(fd, &st)) return err_sys(e, errno, "cannot write");
+    enlarge_pipe(fd, &st);
+    out->buf = mem_alloc(out->cap, e);
+    return out->buf ? 0 : e->code;
+}
+
+void output_close(struct output *out) {
+    mem_free(out->buf);
+    out->buf = NULL;
+}
+
+/* What is buffered and then n bytes more, in as few calls as the kernel allows. */
+static int write_all(struct output *out, const unsigned char *data, size_t n, struct err *e) {
+    struct iovec v[2] = {{out->buf, out->len}, {(void *)data, n}};
+    while (v[0].iov_len + v[1].iov_len > 0) {
+        bool skip = v[0].iov_len == 0;
+        ssize_t w = writev(out->fd, v + skip, 2 - skip);
+        if (w < 0) {
+            if (!wait_for(out->fd, POLLOUT)) return err_sys(e, errno, "cannot write");
+            continue;
+        }
+        for (size_t i = 0, left = (size_t)w; i < 2; i++) {
+            size_t used = left < v[i].iov_len ? left : v[i].iov_len;
+            v[i].iov_base = (unsigned char *)v[i].iov_base + used;
+            v[i].iov_len -= used;
+            left -= used;
+        }
+    }
+    out->len = 0;
+    return 0;
+}
+
+int output_write(struct output *out, const void *data, size_t n, struct err *e) {
+    out->at += n;
+    if (n >= DIRECT_BYTES) return write_all(out, data, n, e);
+    if (n > out->cap - out->len && write_all(out, NULL, 0, e)) return e->code;
+    if (n) memcpy(out->buf + out->len, data, n);
+    out->len += n;
+    return 0;
+}
+
+int output_flush(struct output *out, struct err *e) {
+    return write_all(out, NULL, 0, e);
+}

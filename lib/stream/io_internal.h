@@ -1,0 +1,41 @@
+/*
+ * io: bytes from a descriptor and to a descriptor: large reads and writes, enlarged pipes, no copy of large payloads,
+ * short and interrupted calls made whole. Messages carry no file name; the caller adds it.
+ */
+#ifndef RILL_STREAM_IO_INTERNAL_H
+#define RILL_STREAM_IO_INTERNAL_H
+
+#include "lib/base/base.h"
+
+struct input {
+    int fd;
+    bool regular;
+    uint64_t at;        /* bytes consumed so far */
+    uint64_t size;      /* of a regular file, from where reading began; else UINT64_MAX */
+    unsigned char *buf; /* [cap], buffered bytes in [from, to) */
+    size_t cap, from, to;
+    bool ended;
+};
+int input_open(struct input *in, int fd, struct err *e) MUST_CHECK;
+void input_close(struct input *in); /* the descriptor stays open */
+/* *got < n only at the end of the file. */
+int input_read(struct input *in, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
+/* Looks at up to n (<= 4096) bytes without consuming them. */
+int input_peek(struct input *in, size_t n, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
+/* Consumes up to `max` bytes in place: *p is valid until the next call. *got 0 only at the end of the file. */
+int input_take(struct input *in, uint64_t max, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
+/* Goes past n bytes of a regular file without reading them; the caller has checked that they are there. */
+int input_seek_past(struct input *in, uint64_t n, struct err *e) MUST_CHECK;
+
+struct output {
+    int fd;
+    uint64_t at; /* bytes given so far */
+    unsigned char *buf;
+    size_t cap, len;
+};
+int output_open(struct output *out, int fd, struct err *e) MUST_CHECK;
+void output_close(struct output *out); /* frees; does not flush, leaves the descriptor open */
+int output_write(struct output *out, const void *data, size_t n, struct err *e) MUST_CHECK;
+int output_flush(struct output *out, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,448 @@
+#include "lib/stream/stream_internal.h"
+
+#include <inttypes.h>
+#include <xxhash.h>
+
+/* ---- failure: names stream, record and byte; stays ------------------------------------------------------------------------ */
+
+int reader_remember(struct stream_reader *r, struct err *e) {
+    err_prefix(e, "%s", r->name);
+    if (!r->failed.code) r->failed = *e;
+    return e->code;
+}
+
+/* "record 812 at byte 4096", "segment 2, record 3 at byte 70000" */
+static void locate(struct stream_reader *r, uint64_t number, uint64_t at, struct err *e) {
+    if (r->totals.segments)
+        err_prefix(e, "segment %" PRIu64 ", record %" PRIu64 " at byte %" PRIu64, r->totals.segments + 1, number, at);
+    else
+        err_prefix(e, "record %" PRIu64 " at byte %" PRIu64, number, at);
+}
+
+int reader_fail(struct stream_reader *r, struct err *e) {
+    if (e->code == ERR_DATA) locate(r, r->rec_number, r->rec_at, e);
+    return reader_remember(r, e);
+}
+
+bool reader_failed(const struct stream_reader *r, struct err *e) {
+    if (r->failed.code) err_set(e, r->failed.code, "%s", r->failed.msg);
+    return r->failed.code != 0;
+}
+
+int reader_truncated(struct stream_reader *r, struct err *e) {
+    uint64_t end = r->in.size < UINT64_MAX && r->in.size > r->in.at ? r->in.size : r->in.at;
+    if (end == r->rec_at)
+        err_set(e, ERR_DATA, "truncated: end of file at byte %" PRIu64 " before record %" PRIu64 ", no end record", end,
+                r->rec_number);
+    else
+        err_set(e, ERR_DATA, "truncated: end of file at byte %" PRIu64 " inside record %" PRIu64, end, r->rec_number);
+    return reader_remember(r, e);
+}
+
+static int read_exact(struct stream_reader *r, void *dst, size_t n, struct err *e) {
+    size_t got;
+    if (input_read(&r->in, dst, n, &got, e)) return reader_remember(r, e);
+    return got == n ? 0 : reader_truncated(r, e);
+}
+
+/* ---- record headers ----------------------------------------------------------------------------------------------------------- */
+
+int reader_header(struct stream_reader *r, struct err *e) {
+    unsigned char p[WIRE_RECORD_BYTES];
+    r->rec_at = r->in.at;
+    r->rec_number = r->seg.records;
+    if (read_exact(r, p, sizeof p, e)) return e->code;
+    if (wire_record_decode(p, &r->rec, e)) return reader_fail(r, e);
+    if (r->rec.seq != (uint32_t)r->seg.records) {
+        err_set(e, ERR_DATA, "has number %u: records are missing, repeated or out of order", r->rec.seq);
+        return reader_fail(r, e);
+    }
+    /* The file ends before the payload does: say so before anything is allocated for it. */
+    uint64_t padded;
+    if (!u64_align(r->rec.stored, WIRE_ALIGN, &padded)) {
+        err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes", r->rec.stored);
+        return reader_fail(r, e);
+    }
+    return r->in.regular && padded > r->in.size - r->in.at ? reader_truncated(r, e) : 0;
+}
+
+int reader_padding(struct stream_reader *r, struct err *e) {
+    unsigned char p[WIRE_ALIGN];
+    size_t n = wire_padding(r->rec.stored);
+    if (read_exact(r, p, n, e)) return e->code;
+    if (wire_all_zero(p, n)) return 0;
+    err_set(e, ERR_DATA, "padding is not zero");
+    return reader_fail(r, e);
+}
+
+int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err *e) {
+    const uint64_t step = (uint64_t)64 << 20; /* untouched pages cost nothing */
+    while (n > 0) {
+        uint64_t now = r->in.regular ? n : step > b->len ? step : b->len;
+        if (now > n) now = n;
+        if (buf_reserve(b, (size_t)now, e)) return reader_remember(r, e);
+        if (read_exact(r, b->data + b->len, (size_t)now, e)) return e->code;
+        b->len += (size_t)now;
+        n -= now;
+    }
+    return 0;
+}
+
+/* The payload of a record that is not DATA, verified. */
+static int read_payload(struct stream_reader *r, uint64_t limit, struct err *e) {
+    const struct wire_record *h = &r->rec;
+    r->payload.len = 0;
+    if (h->stored > limit)
+        err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes, at most %" PRIu64, h->stored, limit);
+    else if (reader_append(r, &r->payload, h->stored, e) || reader_padding(r, e))
+        return e->code;
+    else if (wire_hash(r->payload.data, r->payload.len) == h->payload_hash)
+        return 0;
+    else
+        err_set(e, ERR_DATA, "checksum mismatch");
+    return reader_fail(r, e);
+}
+
+/* Fields that only DATA uses are as they must be. */
+static int check_plain(struct stream_reader *r, struct err *e) {
+    const struct wire_record *h = &r->rec;
+    bool ok = h->codec == CODEC_RAW && h->raw == h->stored && h->raw_offset == 0 && h->flags == 0;
+    if (h->tag != TAG_TENS) ok = ok && h->tensor == 0;
+    return ok ? 0 : err_set(e, ERR_DATA, "fields that are for tensor data are used in another record");
+}
+
+/* ---- segments -------------------------------------------------------------------------------------------------------------------- */
+
+/* The writer failed and said why. */
+int reader_aborted(struct stream_reader *r, struct err *e) {
+    if (read_payload(r, LIMIT_ABORT, e)) return e->code;
+    for (size_t i = 0; i < r->payload.len; i++)
+        if (r->payload.data[i] < ' ') r->payload.data[i] = ' ';
+    err_set(e, ERR_DATA, "incomplete, the program that wrote it failed: %.*s", (int)r->payload.len,
+            utf8_valid((const char *)r->payload.data, r->payload.len) ? (const char *)r->payload.data : "?");
+    return reader_remember(r, e);
+}
+
+static int take_meta(struct stream_reader *r, struct err *e) {
+    const char *name;
+    enum stream_kind kind;
+    cJSON *meta = json_parse((const char *)r->payload.data, r->payload.len, e);
+    if (!meta) return e->code;
+    cJSON_Delete(r->meta);
+    r->meta = meta;
+    if (json_get_str(meta, "kind", &name, e) || stream_kind_parse(name, &kind, e) || segment_meta(&r->seg, kind, e))
+        return e->code;
+    return 0;
+}
+
+static int read_segment_start(struct stream_reader *r, struct err *e) {
+    unsigned char p[WIRE_HEAD_BYTES];
+    struct wire_head head;
+    size_t got;
+    r->segment_at = r->in.at;
+    r->index_at = 0;
+    r->between = false;
+    if (input_read(&r->in, p, sizeof p, &got, e)) return reader_remember(r, e);
+    if (wire_head_decode(p, got, &head, e)) {
+        if (r->segment_at) err_prefix(e, "at byte %" PRIu64 ", behind a complete segment", r->segment_at);
+        return reader_remember(r, e);
+    }
+    if (segment_begin(&r->seg, &head, e)) return reader_remember(r, e);
+    if (reader_header(r, e)) return e->code;
+    if (r->rec.tag == TAG_ABRT) return reader_aborted(r, e);
+    if (r->rec.tag != TAG_META) {
+        err_set(e, ERR_DATA, "the first record is not META");
+        return reader_fail(r, e);
+    }
+    r->minor = head.minor;
+    if (check_plain(r, e)) return reader_fail(r, e);
+    if (read_payload(r, LIMIT_META, e)) return e->code;
+    if (take_meta(r, e)) return reader_fail(r, e);
+    segment_count(&r->seg, &r->rec);
+    if (r->expect == STREAM_ANY || r->expect == r->seg.kind) return 0;
+    err_set(e, ERR_DATA, "this is a %s stream, expected a %s stream", stream_kind_name(r->seg.kind),
+            stream_kind_name(r->expect));
+    return reader_remember(r, e);
+}
+
+static void add_totals(struct stream_reader *r, struct digest digest) {
+    unsigned char p[16];
+    const struct segment *s = &r->seg;
+    struct stream_totals *t = &r->totals;
+    wire_u64_encode(p, digest.lo);
+    wire_u64_encode(p + 8, digest.hi);
+    digest_update(r->digests, p, sizeof p);
+    if (t->segments == 0) r->first = digest;
+    t->bytes += s->bytes;
+    t->raw_bytes += s->raw_bytes;
+    t->records += s->records;
+    t->tensors += s->tensors;
+    t->batches += s->batches;
+    t->positions += s->positions;
+    t->segments++;
+    t->digest = t->segments == 1 ? r->first : digest_get(r->digests);
+}
+
+static int take_ends(struct stream_reader *r, struct err *e) {
+    struct wire_ends found, want;
+    segment_summary(&r->seg, r->index_at, &want);
+    if (wire_ends_decode(r->payload.data, r->payload.len, &found, e)) return e->code;
+    if (!digest_equal(found.digest, want.digest)) return err_set(e, ERR_DATA, "the end record is of another segment");
+    if (found.segment_bytes != want.segment_bytes || found.index_offset != want.index_offset ||
+        found.records != want.records || found.tensors != want.tensors || found.batches != want.batches ||
+        found.positions != want.positions || found.raw_bytes != want.raw_bytes)
+        return err_set(e, ERR_DATA, "the end record's counts are not what the segment holds");
+    return 0;
+}
+
+static int take_index(struct stream_reader *r, struct err *e) {
+    struct buf want = {0};
+    int code = segment_index_build(&r->seg, &want, e);
+    if (!code && (want.len != r->payload.len || (want.len && memcmp(want.data, r->payload.data, want.len))))
+        code = err_set(e, ERR_DATA, "the index does not describe the segment before it");
+    buf_release(&want);
+    return code;
+}
+
+/* ---- items ---------------------------------------------------------------------------------------------------------------------- */
+
+static void give_payload(const struct stream_reader *r, struct stream_item *item, enum stream_item_type type) {
+    item->type = type;
+    item->bytes = r->payload.data;
+    item->n_bytes = r->payload.len;
+    item->stored_bytes = r->payload.len;
+}
+
+static void give_meta(const struct stream_reader *r, struct stream_item *item) {
+    give_payload(r, item, ITEM_META);
+    item->offset = r->rec_at;
+    item->kind = r->seg.kind;
+    item->json = r->meta;
+    memcpy(item->tag, "META", 5);
+}
+
+/* Keeps an entry once, by its id. Past the limits it is still an item, but no longer part of stream_reader_prov. */
+static int collect_prov(struct stream_reader *r, cJSON *entry, struct err *e) {
+    const char *id;
+    bool fresh = false;
+    r->scratch = entry; /* owned here unless it is kept */
+    if (json_get_str(entry, "id", &id, e)) return e->code;
+    if (r->prov_ids.n >= LIMIT_PROVS || r->prov_bytes + r->payload.len > LIMIT_META) {
+        if (!r->prov_full) log_line(LOG_WARN, "%s: more provenance than is kept: older entries only", r->name);
+        r->prov_full = true;
+        return 0;
+    }
+    if (nameset_add(&r->prov_ids, id, strlen(id), &fresh, e)) return e->code;
+    if (!fresh) return 0;
+    r->prov_bytes += r->payload.len;
+    r->scratch = NULL;
+    cJSON_AddItemToArray(r->prov, entry);
+    return 0;
+}
+
+static int take_prov(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    cJSON *entry = json_parse((const char *)r->payload.data, r->payload.len, e);
+    if (!entry) return e->code;
+    item->json = entry;
+    give_payload(r, item, ITEM_PROV);
+    return collect_prov(r, entry, e) ? e->code : segment_prov(&r->seg, e);
+}
+
+static int take_tensor(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    struct wire_tens t;
+    bool in_batch = r->seg.batch_left > 0;
+    if (wire_tens_decode(r->payload.data, r->payload.len, &t, e)) return e->code;
+    if (t.n_attrs && !(r->scratch = json_parse(t.attrs, t.n_attrs, e)))
+        return err_prefix(e, "tensor '%s': attributes", t.desc.name);
+    if (t.n_attrs && !cJSON_IsObject(r->scratch))
+        return err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", t.desc.name);
+    if (segment_tensor(&r->seg, &t.desc, e)) return e->code;
+    if (t.n_bytes != r->seg.tensor_bytes)
+        return err_set(e, ERR_DATA, "tensor '%s': %" PRIu64 " bytes stated, type and dimensions make %" PRIu64,
+                       t.desc.name, t.n_bytes, r->seg.tensor_bytes);
+    if (r->rec.tensor != r->seg.number)
+        return err_set(e, ERR_DATA, "tensor '%s' has number %u, expected %u", t.desc.name, r->rec.tensor,
+                       r->seg.number);
+    reader_begin_data(r);
+    item->type = ITEM_TENSOR;
+    item->desc = t.desc;
+    item->attrs = r->scratch;
+    item->in_batch = in_batch;
+    return 0;
+}
+
+static int take_batch(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    give_payload(r, item, ITEM_BATCH);
+    if (wire_batch_decode(r->payload.data, r->payload.len, &item->batch, e)) return e->code;
+    return segment_batch(&r->seg, &item->batch, e);
+}
+
+static int take_vocab(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    give_payload(r, item, ITEM_VOCAB);
+    return segment_vocab(&r->seg, e);
+}
+
+static int take_other(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    give_payload(r, item, ITEM_OTHER);
+    item->safe_to_copy = wire_safe_to_copy(r->rec.tag);
+    return segment_other(&r->seg, e);
+}
+
+static int refuse_unknown(const struct stream_reader *r, const char *tag, struct err *e) {
+    return err_set(e, ERR_DATA,
+                   "record type '%s' is unknown and must not be skipped: the stream is of version %u.%u, this "
+                   "program understands version %u.%u",
+                   tag, STREAM_VERSION_MAJOR, r->minor, STREAM_VERSION_MAJOR, STREAM_VERSION_MINOR);
+}
+
+static uint64_t payload_limit(uint32_t tag) {
+    switch (tag) {
+    case TAG_PROV: return LIMIT_PROV;
+    case TAG_VOCB: return LIMIT_VOCAB;
+    case TAG_TENS: return WIRE_TENS_BYTES + TENSOR_MAX_NAME + LIMIT_ATTRS;
+    case TAG_BTCH: return WIRE_BTCH_BYTES;
+    case TAG_INDX: return LIMIT_INDEX;
+    case TAG_ENDS: return WIRE_ENDS_BYTES;
+    default: return LIMIT_OTHER;
+    }
+}
+
+/* Interprets the record whose payload was read. item->type stays ITEM_EOF for one that is not the caller's business. */
+static int take_record(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    switch (r->rec.tag) {
+    case TAG_PROV: return take_prov(r, item, e);
+    case TAG_VOCB: return take_vocab(r, item, e);
+    case TAG_TENS: return take_tensor(r, item, e);
+    case TAG_BTCH: return take_batch(r, item, e);
+    case TAG_INDX:
+        r->index_at = r->rec_at - r->segment_at;
+        return segment_index(&r->seg, e) ? e->code : take_index(r, e);
+    case TAG_ENDS: item->type = ITEM_SEGMENT_END; return segment_ends(&r->seg, e) ? e->code : take_ends(r, e);
+    default: return take_other(r, item, e);
+    }
+}
+
+static int next_record(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    item->type = ITEM_EOF;
+    while (item->type == ITEM_EOF) {
+        if (reader_header(r, e)) return e->code;
+        uint32_t tag = r->rec.tag;
+        wire_tag_text(tag, item->tag);
+        item->offset = r->rec_at;
+        if (tag == TAG_ABRT) return reader_aborted(r, e);
+        int code = 0;
+        bool known = tag == TAG_PROV || tag == TAG_VOCB || tag == TAG_TENS || tag == TAG_BTCH || tag == TAG_INDX ||
+                     tag == TAG_ENDS;
+        if (tag == TAG_META)
+            code = segment_meta(&r->seg, r->seg.kind, e);
+        else if (tag == TAG_DATA)
+            code = segment_data(&r->seg, &r->rec, e);
+        else if (!known && !wire_optional(tag))
+            code = refuse_unknown(r, item->tag, e);
+        else if (known)
+            code = check_plain(r, e);
+        if (code) return reader_fail(r, e);
+        if (read_payload(r, payload_limit(tag), e)) return e->code;
+        if (take_record(r, item, e)) return reader_fail(r, e);
+        segment_count(&r->seg, &r->rec);
+        if (tag != TAG_ENDS) continue;
+        r->between = true;
+        add_totals(r, digest_get(r->seg.digest));
+    }
+    return 0;
+}
+
+int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    const unsigned char *p;
+    size_t got;
+    memset(item, 0, sizeof *item);
+    item->type = ITEM_EOF;
+    if (reader_failed(r, e)) return e->code;
+    if (r->eof) return 0;
+    if (!r->meta_pending && !r->between) {
+        if (reader_skip_data(r, e)) return e->code;
+        cJSON_Delete(r->scratch);
+        r->scratch = NULL;
+        return next_record(r, item, e);
+    }
+    if (r->between) {
+        if (input_peek(&r->in, 1, &p, &got, e)) return reader_remember(r, e);
+        r->eof = got == 0;
+        if (r->eof) return 0;
+        if (read_segment_start(r, e)) return e->code;
+    }
+    r->meta_pending = false;
+    give_meta(r, item);
+    return 0;
+}
+
+int stream_drain(struct stream_reader *r, struct err *e) {
+    struct stream_item item;
+    do {
+        if (stream_next(r, &item, e)) return e->code;
+    } while (item.type != ITEM_EOF);
+    return 0;
+}
+
+const char *stream_reader_name(const struct stream_reader *r) {
+    return r->name;
+}
+const cJSON *stream_reader_meta(const struct stream_reader *r) {
+    return r->meta;
+}
+const cJSON *stream_reader_prov(const struct stream_reader *r) {
+    return r->prov;
+}
+void stream_reader_totals(const struct stream_reader *r, struct stream_totals *out) {
+    *out = r->totals;
+}
+void stream_reader_skim(struct stream_reader *r) {
+    r->skim = r->in.regular;
+}
+uint64_t stream_reader_stored(const struct stream_reader *r) {
+    return r->tensor_stored;
+}
+
+/* ---- open, close -------------------------------------------------------------------------------------------------------------------- */
+
+int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect, struct err *e) {
+    struct stream_reader *r = mem_zalloc(sizeof *r, e);
+    if (!r) return e->code;
+    r->expect = expect;
+    if (!(r->name = mem_strdup(name, e))) goto fail;
+    if (!(r->digests = digest_new(e))) goto fail;
+    if (!(r->hash = XXH3_createState()) || !(r->prov = cJSON_CreateArray())) {
+        err_nomem(e, "stream reader");
+        goto fail;
+    }
+    if (input_open(&r->in, fd, e)) {
+        err_prefix(e, "%s", name);
+        goto fail;
+    }
+    if (read_segment_start(r, e)) goto fail;
+    r->meta_pending = true;
+    *out = r;
+    return 0;
+fail:
+    stream_reader_free(r);
+    return e->code;
+}
+
+void stream_reader_free(struct stream_reader *r) {
+    if (!r) return;
+    for (size_t i = 0; i < CODEC_GROUP; i++) buf_release(&r->group[i].out);
+    codecs_release(&r->codecs);
+    buf_release(&r->payload);
+    buf_release(&r->stored);
+    buf_release(&r->plain);
+    segment_release(&r->seg);
+    nameset_release(&r->prov_ids);
+    cJSON_Delete(r->meta);
+    cJSON_Delete(r->scratch);
+    cJSON_Delete(r->prov);
+    digest_free(r->digests);
+    XXH3_freeState(r->hash);
+    input_close(&r->in);
+    mem_free(r->name);
+    mem_free(r);
+}

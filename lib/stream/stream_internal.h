@@ -1,0 +1,114 @@
+/* What the reader and the writer look like inside; shared with forward.c, batch.c and map.c. */
+#ifndef RILL_STREAM_STREAM_INTERNAL_H
+#define RILL_STREAM_STREAM_INTERNAL_H
+
+#include "lib/stream/codec_internal.h"
+#include "lib/stream/io_internal.h"
+#include "lib/stream/segment_internal.h"
+
+struct XXH3_state_s;
+
+struct stream_writer {
+    char *name;
+    struct output out;
+    struct stream_write_options options;
+    struct segment seg;
+    bool began;        /* the segment head is written */
+    bool partial;      /* a record was begun and not completed */
+    struct err failed; /* code 0: fine. The first failure stays */
+
+    const struct dtype_info *dtype; /* of the open tensor */
+    size_t chunk;                   /* its chunk size: whole blocks */
+    struct buf pending;             /* its bytes that do not fill a group yet */
+    struct chunk group[CODEC_GROUP];
+    struct codecs codecs;
+    struct buf scratch; /* payload of the small record being written */
+
+    struct digest_state *digests; /* over the segments' digests */
+    struct digest first;
+    struct stream_totals totals;
+};
+
+/* A record whole; the rules have been asked. */
+int writer_put(struct stream_writer *w, struct wire_record *r, const void *payload, struct err *e) MUST_CHECK;
+/* A record in pieces, its payload hash known: begin, output_write to w->out, end. */
+int writer_put_begin(struct stream_writer *w, struct wire_record *r, struct err *e) MUST_CHECK;
+int writer_put_end(struct stream_writer *w, const struct wire_record *r, struct err *e) MUST_CHECK;
+/* Opens a tensor whose TENS payload exists already. */
+int writer_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const void *payload, size_t n,
+                        struct err *e) MUST_CHECK;
+/* After the last chunk: flushes at the end of a batch. */
+int writer_tensor_done(struct stream_writer *w, struct err *e) MUST_CHECK;
+/* Remembers the first failure and gives it the writer's name. Returns e->code. */
+int writer_fail(struct stream_writer *w, struct err *e);
+/* True, with the first failure again in *e, once there was one. */
+bool writer_failed(const struct stream_writer *w, struct err *e);
+
+struct stream_reader {
+    char *name;
+    struct input in;
+    enum stream_kind expect;
+    bool skim;
+    struct err failed;
+
+    struct segment seg;
+    unsigned minor;      /* version of the segment */
+    uint64_t segment_at; /* offset of the segment's head */
+    uint64_t index_at;   /* of its index within it, 0: none met */
+    bool between;        /* before a segment head, or at the end of the file */
+    bool meta_pending;   /* META was read by open */
+    bool eof;
+
+    struct wire_record rec; /* the latest header */
+    uint64_t rec_at;        /* its offset */
+    uint64_t rec_number;    /* its number in the segment */
+    struct buf payload;     /* of the latest record that is not DATA */
+    cJSON *meta, *scratch;  /* scratch: attributes, or a repeated provenance entry */
+
+    cJSON *prov;
+    struct nameset prov_ids;
+    uint64_t prov_bytes;
+    bool prov_full;
+
+    /* The open tensor's data */
+    const struct dtype_info *dtype;
+    bool chunk_ready;       /* a header was read, its payload was not begun */
+    bool inside;            /* a payload was begun: */
+    uint64_t left;          /* what remains of it */
+    uint64_t given;         /* bytes handed out of this tensor */
+    uint64_t tensor_stored; /* bytes of its payloads so far */
+    struct XXH3_state_s *hash;
+    struct buf stored; /* payloads of a group, each padded */
+    struct chunk group[CODEC_GROUP];
+    uint64_t group_at[CODEC_GROUP], group_number[CODEC_GROUP];
+    size_t n_group;
+    struct buf plain; /* a group decoded for a caller who takes it in pieces */
+    size_t plain_from;
+    struct codecs codecs;
+
+    struct digest_state *digests;
+    struct digest first;
+    struct stream_totals totals;
+};
+
+/* reader.c: headers and payloads, read and verified; each failure is located, remembered and returned. */
+int reader_header(struct stream_reader *r, struct err *e) MUST_CHECK;
+int reader_padding(struct stream_reader *r, struct err *e) MUST_CHECK;
+/* Appends n bytes to b, which grows as they arrive where nothing but a header vouches for them. */
+int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err *e) MUST_CHECK;
+int reader_aborted(struct stream_reader *r, struct err *e);  /* fails with what the ABRT record says */
+int reader_fail(struct stream_reader *r, struct err *e);     /* locates *e at the latest record, remembers it */
+int reader_remember(struct stream_reader *r, struct err *e); /* the same without a location */
+int reader_truncated(struct stream_reader *r, struct err *e);
+bool reader_failed(const struct stream_reader *r, struct err *e);
+
+/* reader_data.c: the data of the open tensor. */
+void reader_begin_data(struct stream_reader *r);
+int reader_skip_data(struct stream_reader *r, struct err *e) MUST_CHECK;
+bool reader_has_chunk(const struct stream_reader *r);                /* is there a chunk that was not begun? */
+int reader_chunk(struct stream_reader *r, struct err *e) MUST_CHECK; /* its header, into r->rec */
+/* Its stored bytes, hashed on the way: begin, then reader_take until *got is 0, which verifies them. */
+void reader_stored_begin(struct stream_reader *r);
+int reader_stored_take(struct stream_reader *r, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,170 @@
+/* Small streams in memory for the tests of lib/stream. */
+#ifndef RILL_TESTS_STREAM_SAMPLES_H
+#define RILL_TESTS_STREAM_SAMPLES_H
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "lib/stream/stream_internal.h"
+
+/* The call returns 0; its `struct err e` says why not. */
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        if ((call) != 0) fail_msg("%s: %s", #call, e.msg);                                                             \
+    } while (0)
+
+/* A file in memory. */
+static inline int memory_file(void) {
+    int fd = memfd_create("rill-test", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+static inline int file_of(const void *data, size_t n) {
+    int fd = memory_file();
+    assert_int_equal(write(fd, data, n), n);
+    assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+    return fd;
+}
+
+/* All of a file, which is closed. */
+static inline struct buf contents(int fd) {
+    struct err e;
+    struct buf b = {0};
+    off_t n = lseek(fd, 0, SEEK_END);
+    OK(buf_reserve(&b, (size_t)n + 1, &e));
+    assert_int_equal(pread(fd, b.data, (size_t)n, 0), n);
+    b.len = (size_t)n;
+    close(fd);
+    return b;
+}
+
+static inline cJSON *json_of(const char *text) {
+    struct err e;
+    cJSON *j = json_parse(text, strlen(text), &e);
+    if (!j) fail_msg("%s", e.msg);
+    return j;
+}
+
+static inline struct tensor_desc desc_of(const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims) {
+    struct err e;
+    struct tensor_desc d;
+    OK(tensor_desc_init(&d, name, dtype, rank, dims, &e));
+    return d;
+}
+
+static inline void put_meta(struct stream_writer *w, const char *text) {
+    struct err e;
+    cJSON *j = json_of(text);
+    OK(stream_write_meta(w, j, &e));
+    cJSON_Delete(j);
+}
+
+static inline void put_prov(struct stream_writer *w, const char *text) {
+    struct err e;
+    cJSON *j = json_of(text);
+    OK(stream_write_prov(w, j, &e));
+    cJSON_Delete(j);
+}
+
+/* f32 values that are the same for ever: a fraction of a counter's hash. */
+static inline void fill_f32(float *x, size_t n, uint32_t seed) {
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(((uint32_t)i * 2654435761u + seed * 40503u) >> 8 & 0xffff) / 65536.0f - 0.5f;
+}
+
+static inline void put_f32(struct stream_writer *w, const char *name, size_t rows, size_t cols, const char *attrs) {
+    struct err e;
+    struct tensor_desc d = desc_of(name, DT_F32, 2, (uint64_t[]){rows, cols});
+    float *x = mem_alloc(rows * cols * 4, &e);
+    cJSON *a = attrs ? json_of(attrs) : NULL;
+    fill_f32(x, rows * cols, (uint32_t)strlen(name));
+    OK(stream_write_tensor(w, &d, a, x, &e));
+    cJSON_Delete(a);
+    mem_free(x);
+}
+
+/* A model segment: META, VOCB, two matrices and an empty tensor, PROV. */
+static inline void put_model(struct stream_writer *w) {
+    struct err e;
+    put_meta(w, "{\"kind\":\"model\",\"arch\":\"test\"}");
+    OK(stream_write_vocab(w, "vocabulary", 10, &e));
+    put_f32(w, "a.weight", 3, 8, "{\"scale\":0.5}");
+    put_f32(w, "b", 1, 5, NULL);
+    put_prov(w, "{\"id\":\"xxh3:00000000000000000000000000000001\",\"tool\":\"test\"}");
+}
+
+static inline void put_u32(struct stream_writer *w, const char *name, const uint32_t *x, size_t n) {
+    struct err e;
+    struct tensor_desc d = desc_of(name, DT_U32, 1, (uint64_t[]){n});
+    OK(stream_write_tensor(w, &d, NULL, x, &e));
+}
+
+static inline void put_batch(struct stream_writer *w, struct stream_batch b, const uint32_t *tokens,
+                             const uint32_t *lengths) {
+    struct err e;
+    b.n_tensors = 2;
+    OK(stream_write_batch(w, &b, &e));
+    put_u32(w, "tokens", tokens, b.n_positions);
+    put_u32(w, "lengths", lengths, b.n_seqs);
+}
+
+/* A tokens segment: two batches, the second sequence of which goes over both. */
+static inline void put_tokens(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"tokens\"}");
+    put_batch(w, (struct stream_batch){.n_seqs = 2, .n_positions = 5, .flags = BATCH_CONTINUES},
+              (uint32_t[]){1, 2, 3, 4, 5}, (uint32_t[]){3, 2});
+    put_batch(w, (struct stream_batch){.first_seq = 1, .first_pos = 2, .n_seqs = 1, .n_positions = 2},
+              (uint32_t[]){6, 7}, (uint32_t[]){2});
+    put_prov(w, "{\"id\":\"xxh3:00000000000000000000000000000002\",\"tool\":\"test\"}");
+}
+
+typedef void put_fn(struct stream_writer *w);
+/* One segment per function, as bytes. */
+static inline struct buf stream_of(const struct stream_write_options *o, put_fn *first, put_fn *second) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "out", o, &e));
+    first(w);
+    if (second) {
+        OK(stream_writer_segment(w, &e));
+        second(w);
+    }
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return contents(fd);
+}
+
+/* Reads everything, decodes every tensor. Returns the error code, the message in *e. */
+static inline int read_all(int fd, struct stream_totals *totals, struct err *e) {
+    struct stream_reader *r;
+    struct stream_item item;
+    struct buf data = {0};
+    int code = stream_reader_open(&r, fd, "in", STREAM_ANY, e);
+    if (code) return code;
+    do {
+        code = stream_next(r, &item, e);
+        if (!code && item.type == ITEM_TENSOR) code = stream_load_tensor(r, &data, e);
+    } while (!code && item.type != ITEM_EOF);
+    if (totals) stream_reader_totals(r, totals);
+    buf_release(&data);
+    stream_reader_free(r);
+    return code;
+}
+
+static inline int read_bytes(const void *data, size_t n, struct err *e) {
+    int fd = file_of(data, n);
+    int code = read_all(fd, NULL, e);
+    close(fd);
+    return code;
+}
+
+#endif
