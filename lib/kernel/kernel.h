@@ -120,6 +120,10 @@ double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, s
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d); /* sum of squares of each row */
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d); /* of each column, += */
 void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d); /* sum |x| of each column, += */
+/* Makes the k elements of smallest |x| zero, ties by lower index; exact. scratch [n]. Returns the number of zeros in x afterwards. */
+size_t kernel_zero_smallest(float *x, size_t n, size_t k, float *scratch);
+/* y[r][i] = x[r][keep[i]] for n kept columns of d. */
+void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);
 /* The k-th smallest |x| (k from 0) of n values: the threshold of magnitude pruning, exact. scratch [n]. */
 float kernel_kth_abs(const float *x, size_t n, size_t k, float *scratch);
 

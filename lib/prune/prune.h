@@ -16,15 +16,15 @@ enum prune_score {
 };
 
 struct prune_options {
-    double sparsity;           /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
-    bool prune_head;           /* unstructured also in embedding and head */
-    uint32_t keep_layers;      /* 0: all; how many to keep, by least block influence (needs stats) ... */
+    double sparsity;             /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
+    bool prune_head;             /* unstructured also in embedding and head */
+    uint32_t keep_layers;        /* 0: all; how many to keep, by least block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
-    uint32_t ffn;              /* new feed-forward width of every layer, 0: as it is */
-    uint32_t kv_groups;        /* new number of key/value heads of every layer, with their query heads; 0: as it is */
+    uint32_t ffn;       /* new feed-forward width of every layer, 0: as it is */
+    uint32_t kv_groups; /* new number of key/value heads of every layer, with their query heads; 0: as it is */
     bool prune_vocab;
-    uint64_t vocab_min_count;  /* tokens that occur at least so often in the statistics stay */
+    uint64_t vocab_min_count; /* tokens that occur at least so often in the statistics stay */
     enum prune_score score;
     const struct stats *stats;
 };
@@ -38,8 +38,8 @@ struct prune_report {
 
 /* Reads a model stream, writes the pruned one. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
  * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
-int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o, struct prune_report *report,
-                 struct err *e) MUST_CHECK;
+int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
+                 struct prune_report *report, struct err *e) MUST_CHECK;
 void prune_report_release(struct prune_report *r);
 
 #endif

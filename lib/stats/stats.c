@@ -280,6 +280,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
 
 /* ---- asking ---------------------------------------------------------------------------------------------------------- */
 
+const char *stats_vocab(const struct stats *s) { return s->vocab; }
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;
 }

@@ -35,6 +35,7 @@ int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_
 /* ERR_DATA, saying which, unless the statistics were taken on a model of this shape. */
 int stats_check(const struct stats *s, const struct model_config *c, struct err *e) MUST_CHECK;
 
+const char *stats_vocab(const struct stats *s); /* digest of the vocabulary, "" when the model had none */
 uint64_t stats_positions(const struct stats *s);
 uint64_t stats_sequences(const struct stats *s);
 /* [cols], owned by s; layer 0 for points outside layers. */

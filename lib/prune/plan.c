@@ -1,0 +1,153 @@
+/* What stays: layers, widths and tokens, decided from options and statistics before anything is written. */
+#include "lib/prune/prune_internal.h"
+
+#include <stdlib.h>
+
+/* ---- layers ------------------------------------------------------------------------------------------------------ */
+
+struct ranked {
+    double score;
+    uint32_t index;
+};
+
+static int by_score(const void *a, const void *b) {
+    const struct ranked *x = a, *y = b;
+    if (x->score != y->score) return x->score < y->score ? -1 : 1;
+    return x->index < y->index ? -1
+                               : x->index > y->index; /* ties: the earlier goes first, so that the order is total */
+}
+
+/* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
+static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
+    uint32_t n = p->from->n_layers;
+    if (p->o->keep_layers > n)
+        return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", p->o->keep_layers, n);
+    if (!p->o->stats)
+        return err_set(
+            e, ERR_USAGE,
+            "choosing layers by block influence needs --stats (rill calibrate), or name them with --drop-layers");
+    struct ranked *r = arena_array(&p->memory, n, sizeof *r, e);
+    if (!r) return e->code;
+    for (uint32_t i = 0; i < n; i++) r[i] = (struct ranked){stats_influence(p->o->stats, i), i};
+    qsort(r, n, sizeof *r, by_score);
+    for (uint32_t i = 0; i < n - p->o->keep_layers; i++) gone[r[i].index] = 1;
+    return 0;
+}
+
+static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) {
+    for (size_t i = 0; i < p->o->n_drop_layers; i++) {
+        uint32_t l = p->o->drop_layers[i];
+        if (l >= p->from->n_layers)
+            return err_set(e, ERR_USAGE, "cannot drop layer %u: the model has layers 0 to %u", l,
+                           p->from->n_layers - 1);
+        if (gone[l]) return err_set(e, ERR_USAGE, "layer %u is dropped twice", l);
+        gone[l] = 1;
+    }
+    return 0;
+}
+
+static int plan_layers(struct prune_plan *p, struct err *e) {
+    uint32_t n = p->from->n_layers, kept = 0;
+    unsigned char *gone = arena_array(&p->memory, n, 1, e);
+    p->new_layer = arena_array(&p->memory, n, sizeof *p->new_layer, e);
+    p->old_layer = arena_array(&p->memory, n, sizeof *p->old_layer, e);
+    if (!gone || !p->new_layer || !p->old_layer) return e->code;
+    int rc = 0;
+    if (p->o->n_drop_layers)
+        rc = drop_named(p, gone, e);
+    else if (p->o->keep_layers)
+        rc = drop_by_influence(p, gone, e);
+    if (rc) return rc;
+    for (uint32_t i = 0; i < n; i++) {
+        p->new_layer[i] = gone[i] ? LAYER_GONE : kept;
+        if (gone[i]) continue;
+        p->old_layer[kept] = i;
+        p->to.layers[kept++] = p->from->layers[i];
+    }
+    if (!kept) return err_set(e, ERR_USAGE, "no layer would be left");
+    p->to.n_layers = kept;
+    return 0;
+}
+
+/* ---- widths ------------------------------------------------------------------------------------------------------- */
+
+static int plan_widths(struct prune_plan *p, struct err *e) {
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        struct model_layer *l = &p->to.layers[i];
+        if (p->o->ffn > l->ffn)
+            return err_set(e, ERR_USAGE, "cannot prune the feed-forward width of layer %u to %u: it is %u",
+                           p->old_layer[i], p->o->ffn, l->ffn);
+        if (p->o->kv_groups > l->n_kv_heads)
+            return err_set(e, ERR_USAGE, "cannot prune the head groups of layer %u to %u: there are %u",
+                           p->old_layer[i], p->o->kv_groups, l->n_kv_heads);
+        if (p->o->ffn) l->ffn = p->o->ffn;
+        if (p->o->kv_groups) {
+            l->n_heads = l->n_heads / l->n_kv_heads * p->o->kv_groups;
+            l->n_kv_heads = p->o->kv_groups;
+        }
+    }
+    return 0;
+}
+
+/* ---- vocabulary ------------------------------------------------------------------------------------------------------ */
+
+static int check_vocab_stats(const struct prune_plan *p, const struct model_head *head, struct err *e) {
+    char ours[DIGEST_TEXT_SIZE];
+    if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
+    if (!p->o->stats)
+        return err_set(e, ERR_USAGE,
+                       "pruning the vocabulary needs --stats (rill calibrate), which count the tokens in use");
+    digest_text(head->vocab_digest, ours);
+    if (strcmp(ours, stats_vocab(p->o->stats)))
+        return err_set(e, ERR_DATA, "model and statistics disagree: vocabulary %s against %s", ours,
+                       stats_vocab(p->o->stats));
+    return 0;
+}
+
+static int plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) {
+    uint32_t n = p->from->vocab_size;
+    struct vocab *old = NULL, *pruned = NULL;
+    int rc = check_vocab_stats(p, head, e);
+    unsigned char *keep = rc ? NULL : arena_array(&p->memory, n, 1, e);
+    uint32_t *map = keep ? arena_array(&p->memory, n, sizeof *map, e) : NULL;
+    p->kept_tokens = map ? arena_array(&p->memory, n, sizeof *p->kept_tokens, e) : NULL;
+    if (!rc && !p->kept_tokens) rc = e->code;
+    if (!rc) rc = vocab_unpack(&old, head->vocab.data, head->vocab.len, e);
+    if (!rc && old->n_tokens != n)
+        rc = err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", old->n_tokens, n);
+    if (!rc) {
+        const uint64_t *count = stats_token_count(p->o->stats);
+        for (uint32_t i = 0; i < n; i++) keep[i] = count[i] >= p->o->vocab_min_count;
+        rc = vocab_prune(&pruned, old, keep, map, e);
+    }
+    if (!rc) rc = vocab_pack(pruned, &p->vocab, e);
+    if (!rc) {
+        p->to.vocab_size = pruned->n_tokens;
+        for (uint32_t i = 0; i < n; i++)
+            if (map[i] != TOKEN_NONE) p->kept_tokens[map[i]] = i;
+    }
+    vocab_free(old);
+    vocab_free(pruned);
+    return rc;
+}
+
+/* ---- all ----------------------------------------------------------------------------------------------------------------- */
+
+int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
+    *p = (struct prune_plan){.o = o, .from = &head->config};
+    if (o->score == PRUNE_BY_STATS && !o->stats)
+        return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
+    if (!(o->sparsity >= 0 && o->sparsity < 1))
+        return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity);
+    int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
+    if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
+    if (!rc) rc = plan_layers(p, e);
+    if (!rc) rc = plan_widths(p, e);
+    if (!rc && o->prune_vocab) rc = plan_vocab(p, head, e);
+    return rc ? rc : model_config_check(&p->to, e);
+}
+
+void prune_plan_release(struct prune_plan *p) {
+    buf_release(&p->vocab);
+    arena_release(&p->memory);
+}

@@ -1,0 +1,35 @@
+/* Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible). */
+#ifndef RILL_PRUNE_INTERNAL_H
+#define RILL_PRUNE_INTERNAL_H
+
+#include "lib/prune/prune.h"
+
+#define LAYER_GONE UINT32_MAX
+
+struct prune_plan {
+    const struct prune_options *o;
+    const struct model_config *from;
+    struct model_config to;
+    uint32_t *new_layer;   /* [from->n_layers] number in the pruned model, or LAYER_GONE */
+    uint32_t *old_layer;   /* [to.n_layers] */
+    uint32_t *kept_tokens; /* [to.vocab_size] old ids; NULL: all stay */
+    struct buf vocab;      /* of the pruned model; len 0: the old one's */
+    struct arena memory;
+};
+
+int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
+                    struct err *e) MUST_CHECK;
+void prune_plan_release(struct prune_plan *p);
+
+/* One layer of the old model in memory as f32, by role; NULL where it has none. */
+struct prune_layer {
+    struct {
+        struct tensor_desc desc; /* type as stored */
+        struct buf data;         /* f32 */
+        bool here;
+    } tensor[ROLE_COUNT];
+};
+/* Takes channels and head groups out of a layer in place. */
+int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
+
+#endif
