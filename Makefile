@@ -2,7 +2,7 @@
 #
 #   make DEVELOPER=1                      warnings are errors
 #   make CC=clang                         the other compiler
-#   make SANITIZER=address,undefined      or thread, into an object folder of its own
+#   make SANITIZER=address,undefined      or thread, into an object folder of its own; also `make test SANITIZER=...`
 #   make install prefix=/usr DESTDIR=/tmp/root
 
 .DEFAULT_GOAL := all
@@ -48,6 +48,9 @@ LIB_OBJ := $(LIB_SRC:%.c=$(OBJ)/%.o)
 TOOLS := $(filter-out rill,$(TOOL_SRC:tools/%.c=%))
 TOOL_BIN := $(TOOLS:%=$(BIN)/rill-%) $(if $(wildcard tools/rill.c),$(BIN)/rill)
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(OBJ)/unit/%)
+FUZZ := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
+FUZZ_BIN := $(FUZZ:%=$(OBJ)/fuzz/%)
+FORMATTED := $(wildcard lib/*/*.[ch] tools/*.[ch] tests/*/*.[ch])
 
 .PHONY: all
 all: $(TOOL_BIN) ## build every program into build/bin (the default)
@@ -56,11 +59,17 @@ $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
-$(OBJ)/librill.a: $(LIB_OBJ)
-	@rm -f $@
-	ar rcsD $@ $^
+# The list is a prerequisite too: a source file that is gone must leave the archive.
+$(OBJ)/sources: FORCE
+	@mkdir -p $(@D) && echo '$(LIB_OBJ)' | cmp -s - $@ || echo '$(LIB_OBJ)' >$@
+.PHONY: FORCE
+FORCE:
 
-# A phony step links build/bin anew when the flavour changes.
+$(OBJ)/librill.a: $(LIB_OBJ) $(OBJ)/sources
+	@rm -f $@
+	ar rcsD $@ $(LIB_OBJ)
+
+# A stamp named after the flavour links build/bin anew when the flavour changes.
 $(BIN)/.flavour-$(flavour):
 	@mkdir -p $(BIN) && rm -f $(BIN)/.flavour-* && touch $@
 
@@ -74,20 +83,132 @@ $(OBJ)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
 
+# A fuzz target with a main() that replays files; works with every compiler and is what `make test` runs.
+$(OBJ)/fuzz/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/tests/fuzz/replay.o $(OBJ)/librill.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
+
+$(OBJ)/faults.so: tests/faults/faults.c
+	@mkdir -p $(@D)
+	$(CC) -I. -D_GNU_SOURCE -std=c11 -O2 -g $(WARN) $(if $(DEVELOPER),-Werror) -shared -fPIC -o $@ $< -ldl
+
 .SECONDARY:
 -include $(shell [ -d $(OBJ) ] && find $(OBJ) -name '*.d')
+
+# ---- tests ------------------------------------------------------------------------------------------------------------
+
+.PHONY: deps
+deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packages)
+	@CC='$(CC)' tests/install-deps
+
+.PHONY: test
+test: deps ## every test; the last line counts them
+	@$(MAKE) --no-print-directory test-programs
+	@$(MAKE) --no-print-directory SANITIZER=$(or $(SANITIZER),address$(comma)undefined) fuzz-programs
+	@FUZZ_BIN="$$($(MAKE) -s --no-print-directory SANITIZER=$(or $(SANITIZER),address$(comma)undefined) list-fuzz)" \
+	    RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
+
+.PHONY: test-programs fuzz-programs list-fuzz
+test-programs: all $(UNIT_BIN) $(OBJ)/faults.so
+fuzz-programs: $(FUZZ_BIN)
+list-fuzz:
+	@echo $(abspath $(FUZZ_BIN))
 
 .PHONY: unit
 unit: $(UNIT_BIN) ## build and run the library's unit tests
 	@tests/run-unit $(UNIT_BIN)
 
 .PHONY: cli-tests
-cli-tests: all ## run the programs' tests (bats)
-	RILL_BIN=$(abspath $(BIN)) bats tests/cli
+cli-tests: all $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
+	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
+
+.PHONY: test-models
+test-models: all ## run the tests that need the models of models/
+	@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/models/*.bats)
+
+.PHONY: fuzz-replay
+fuzz-replay: $(FUZZ_BIN) ## replay the fuzz corpora and seeded mutations of them (best with SANITIZER=address,undefined)
+	@tests/run-fuzz $(FUZZ_BIN)
+
+.PHONY: fuzz
+fuzz: ## fuzz for real with clang's libFuzzer: TARGET=name SECONDS=60, all targets without TARGET
+	@tests/fuzz-long "$(or $(TARGET),$(FUZZ))" "$(or $(SECONDS),60)"
+
+# libFuzzer brings its own main and wants the whole library instrumented.
+.PHONY: libfuzzer-programs
+libfuzzer-programs: $(FUZZ:%=$(OBJ)/libfuzzer/%)
+	@echo $(OBJ)/libfuzzer
+$(OBJ)/libfuzzer/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/librill.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS_ALL) -fsanitize=fuzzer $(LDLIBS)
+
+.PHONY: coverage
+coverage: ## line coverage of the unit and program tests (gcovr shows it when installed)
+	@$(MAKE) --no-print-directory COVERAGE=1 coverage-run
+.PHONY: coverage-run
+coverage-run: $(UNIT_BIN) all
+	@find $(OBJ) -name '*.gcda' -delete
+	-@tests/run-unit $(UNIT_BIN)
+	-@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/cli/*.bats)
+	@if command -v gcovr >/dev/null; then gcovr --root . --filter 'lib/' --filter 'tools/' $(OBJ); \
+	else echo 'coverage: gcovr is not installed; the .gcda files are in $(OBJ)'; fi
+
+.PHONY: bench
+bench: all ## measure speed and quality against the peers that are installed
+	@RILL_BIN=$(abspath $(BIN)) tests/bench/run
+
+.PHONY: demo
+demo: all ## compress a small model from end to end into demo/
+	@PATH=$(abspath $(BIN)):$$PATH examples/demo
+
+# ---- the source -------------------------------------------------------------------------------------------------------
 
 .PHONY: check-deps
 check-deps: ## fail on an include that is not an arrow of the architecture
 	@tests/check-deps
+
+CLANG_FORMAT ?= $(firstword $(foreach p,clang-format-14 clang-format,$(if $(shell command -v $p),$p)))
+.PHONY: format
+format: ## lay the source out with clang-format 14
+	$(CLANG_FORMAT) -i $(FORMATTED)
+
+.PHONY: check-format
+check-format: ## fail on source that clang-format 14 would change
+	@if [ -z '$(CLANG_FORMAT)' ]; then echo 'check-format: clang-format is not installed: skipped'; \
+	elif ! $(CLANG_FORMAT) --version | grep -q 'version 14\.'; then echo 'check-format: clang-format 14 is not installed: skipped'; \
+	else $(CLANG_FORMAT) --dry-run -Werror $(FORMATTED); fi
+
+.PHONY: lint
+lint: ## cppcheck, clang-tidy and shellcheck, those that are installed
+	@CPPFLAGS='$(CPPFLAGS_ALL)' tests/lint
+
+# ---- installing -------------------------------------------------------------------------------------------------------
+
+MAN := $(TOOLS:%=$(BUILD)/man/rill-%.1) $(BUILD)/man/rill.1
+$(BUILD)/man/%.1: $(BIN)/%
+	@mkdir -p $(@D)
+	@$< --help-man >$@.tmp && mv $@.tmp $@
+$(BUILD)/man/rill.1: $(TOOL_BIN)
+$(BUILD)/rill.bash: $(TOOL_BIN)
+	@$(BIN)/rill --help-bash >$@.tmp && mv $@.tmp $@
+
+.PHONY: man
+man: $(MAN) ## the manual pages, in build/man
+
+.PHONY: install
+install: all man $(BUILD)/rill.bash ## install under prefix (/usr/local), below DESTDIR
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(mandir) $(DESTDIR)$(bashcompdir)
+	install -m 755 $(BIN)/rill $(DESTDIR)$(bindir)/rill
+	install -m 755 $(TOOLS:%=$(BIN)/rill-%) $(DESTDIR)$(libexecdir)
+	install -m 644 $(MAN) $(DESTDIR)$(mandir)
+	install -m 644 $(BUILD)/rill.bash $(DESTDIR)$(bashcompdir)/rill
+	$(if $(wildcard examples/rill.mk),install -D -m 644 examples/rill.mk $(DESTDIR)$(datadir)/rill.mk)
+
+.PHONY: uninstall
+uninstall: ## remove what install installed
+	rm -f $(DESTDIR)$(bindir)/rill $(TOOLS:%=$(DESTDIR)$(libexecdir)/rill-%) $(DESTDIR)$(bashcompdir)/rill $(DESTDIR)$(datadir)/rill.mk
+	rm -f $(patsubst $(BUILD)/man/%,$(DESTDIR)$(mandir)/%,$(MAN))
+	-rmdir $(DESTDIR)$(libexecdir) $(DESTDIR)$(datadir) 2>/dev/null
 
 .PHONY: clean
 clean: ## remove build/

@@ -1,0 +1,245 @@
+/* The option parser: every type, every refusal with its suggestion, and what is kept for the provenance. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "lib/cli/cli_internal.h"
+
+static bool flag, quiet;
+static const char *text, *choice, *model;
+static uint64_t count, threads;
+static double ratio;
+static struct cli_list losses;
+
+static const struct cli_option own[] = {
+    {.name = "text", .type = CLI_STRING, .to = &text, .arg = "TEXT", .help = "h"},
+    {.name = "type", .type = CLI_CHOICE, .to = &choice, .choices = "q4_0|q4_k_m|q8_0", .fallback = "q4_0", .help = "h"},
+    {.name = "count",
+     .letter = 'n',
+     .type = CLI_U64,
+     .to = &count,
+     .fallback = "7",
+     .min = 1,
+     .max = 4096,
+     .help = "h"},
+    {.name = "ratio", .type = CLI_F64, .to = &ratio, .fallback = "0.5", .min = 0, .max = 1, .help = "h"},
+    {.name = "loss", .type = CLI_LIST, .to = &losses, .fallback = "kl", .help = "h"},
+    {.name = "flag", .type = CLI_FLAG, .to = &flag, .help = "h"},
+    {.name = "model", .letter = 'm', .type = CLI_STRING, .to = &model, .arg = "MODEL", .help = "h"},
+    {0},
+};
+static const struct cli_option common[] = {
+    {.name = "quiet", .letter = 'q', .type = CLI_FLAG, .to = &quiet, .transient = true, .help = "h"},
+    {.name = "threads", .letter = 'j', .type = CLI_U64, .to = &threads, .transient = true, .min = 1, .help = "h"},
+    {.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "h"},
+    {.name = "help-man", .type = CLI_FLAG},
+};
+static const struct cli_program program = {.name = "test", .options = own, .operands = "[FILE]", .max_operands = 1};
+
+static struct arena arena;
+static struct cli_args args;
+static struct err e;
+
+/* The command line as words; the last one is NULL. */
+static int parse(const char *const *words) {
+    char *argv[32] = {(char *)(uintptr_t) "rill-test"};
+    int argc = 1;
+    while (words[argc - 1]) {
+        argv[argc] = (char *)(uintptr_t)words[argc - 1];
+        argc++;
+    }
+    arena_release(&arena);
+    flag = quiet = false;
+    text = choice = model = NULL;
+    threads = 0;
+    e = (struct err){0};
+    int rc = args_parse(&args, &arena, &program, common, COUNT_OF(common), argc, argv, &e);
+    return rc ? rc : args.action ? 0 : args_check(&args, &program, &e);
+}
+#define PARSE(...) parse((const char *const[]){__VA_ARGS__, NULL})
+#define REFUSED(message, ...)                                                                                          \
+    do {                                                                                                               \
+        assert_int_equal(PARSE(__VA_ARGS__), ERR_USAGE);                                                               \
+        assert_string_equal(e.msg, message);                                                                           \
+    } while (0)
+
+static void expect_kept(const char *joined) {
+    char all[512] = "";
+    for (size_t i = 0, n = 0; i < args.n_kept; i++)
+        n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", i ? " " : "", args.kept[i]);
+    assert_string_equal(all, joined);
+}
+
+static void defaults(void **state) {
+    (void)state;
+    assert_int_equal(parse((const char *const[]){NULL}), 0);
+    assert_string_equal(choice, "q4_0");
+    assert_int_equal(count, 7);
+    assert_true(ratio == 0.5);
+    assert_int_equal(losses.n, 1);
+    assert_string_equal(losses.items[0], "kl");
+    assert_null(text);
+    assert_false(flag);
+    expect_kept("test");
+}
+
+static void both_spellings_any_order(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("in.rill", "--text=a=b", "--count", "2K", "--flag", "--ratio", "1e-2", "--type=q8_0"), 0);
+    assert_string_equal(text, "a=b");
+    assert_int_equal(count, 2048);
+    assert_true(flag);
+    assert_true(ratio == 1e-2);
+    assert_string_equal(choice, "q8_0");
+    assert_int_equal(args.n_operands, 1);
+    assert_string_equal(args.operands[0], "in.rill");
+    expect_kept("test in.rill --text=a=b --count 2K --flag --ratio 1e-2 --type=q8_0");
+}
+
+static void letters(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("-j4", "-n", "3", "-qm", "x.rill"), 0);
+    assert_int_equal(threads, 4);
+    assert_int_equal(count, 3);
+    assert_true(quiet);
+    assert_string_equal(model, "x.rill");
+    expect_kept("test -n 3 -m x.rill"); /* -q and -j change no byte of the output */
+    assert_int_equal(PARSE("-mx"), 0);
+    assert_string_equal(model, "x");
+}
+
+static void transient_values_are_not_kept(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("--threads", "2", "a"), 0);
+    expect_kept("test a");
+    assert_int_equal(PARSE("--threads=2", "a"), 0);
+    expect_kept("test a");
+}
+
+static void lists_replace_their_default(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("--loss", "ce", "--loss=kl:t=2"), 0);
+    assert_int_equal(losses.n, 2);
+    assert_string_equal(losses.items[0], "ce");
+    assert_string_equal(losses.items[1], "kl:t=2");
+}
+
+static void dashes(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("-"), 0);
+    assert_string_equal(args.operands[0], "-");
+    assert_int_equal(PARSE("--", "--flag"), 0);
+    assert_string_equal(args.operands[0], "--flag");
+    assert_false(flag);
+    expect_kept("test -- --flag");
+    assert_int_equal(PARSE("--text", "-5"), 0); /* a value may begin with a dash */
+    assert_string_equal(text, "-5");
+    assert_int_equal(PARSE("--text", ""), 0);
+    assert_string_equal(text, "");
+}
+
+static void actions_end_parsing(void **state) {
+    (void)state;
+    assert_int_equal(PARSE("--help", "--nonsense"), 0);
+    assert_string_equal(args.action->name, "help");
+    assert_int_equal(PARSE("-qh"), 0);
+    assert_string_equal(args.action->name, "help");
+    assert_int_equal(PARSE("--help-man"), 0);
+    assert_string_equal(args.action->name, "help-man");
+}
+
+static void unknown(void **state) {
+    (void)state;
+    REFUSED("unknown option --cuont=3 (did you mean --count?)", "--cuont=3");
+    REFUSED("unknown option --rat (did you mean --ratio?)", "--rat");        /* no abbreviations */
+    REFUSED("unknown option --helpman (did you mean --help?)", "--helpman"); /* hidden ones are not suggested */
+    REFUSED("unknown option --zzzzzz (--help lists what there is)", "--zzzzzz");
+    REFUSED("unknown option -text (did you mean --text?)", "-text");
+    REFUSED("unknown option -x (--help lists what there is)", "-x");
+    REFUSED("unknown option -5 (--help lists what there is)", "-5");
+}
+
+static void repeated(void **state) {
+    (void)state;
+    REFUSED("--count is given twice", "--count=1", "-n", "1");
+    REFUSED("--flag is given twice", "--flag", "--flag");
+    REFUSED("--quiet is given twice", "-qq");
+}
+
+static void missing(void **state) {
+    (void)state;
+    REFUSED("--text needs a value (TEXT)", "--text");
+    REFUSED("--model needs a value (MODEL)", "-m");
+    REFUSED("--text needs a value (TEXT) but --flag follows (write --text=--flag if it is meant)", "--text", "--flag");
+    REFUSED("--flag takes no value", "--flag=yes");
+    REFUSED("unexpected operand 'b'", "a", "b");
+}
+
+static void wrong_values(void **state) {
+    (void)state;
+    REFUSED("--type: 'q8' is none of q4_0|q4_k_m|q8_0 (did you mean q8_0?)", "--type=q8");
+    REFUSED("--type: '' is none of q4_0|q4_k_m|q8_0", "--type=");
+    REFUSED("--type: 'q4_0|q8_0' is none of q4_0|q4_k_m|q8_0", "--type=q4_0|q8_0");
+    REFUSED("--count: '3x' is not a whole number", "--count=3x");
+    REFUSED("--count: '-3' is not a whole number", "--count=-3");
+    REFUSED("--count: '' is not a whole number", "--count=");
+    REFUSED("--count: 0 is outside of 1 to 4096", "--count=0");
+    REFUSED("--count: 4097 is outside of 1 to 4096", "--count=4097");
+    REFUSED("--threads: 0 is below 1", "-j0");
+    REFUSED("--ratio: 1.5 is outside of 0 to 1", "--ratio=1.5");
+    REFUSED("--ratio: 'half' is not a number", "--ratio=half");
+}
+
+static void required(void **state) {
+    (void)state;
+    static const char *to;
+    static const struct cli_option rows[] = {
+        {.name = "to", .type = CLI_STRING, .to = &to, .arg = "TYPE", .required = true, .help = "h"}, {0}};
+    static const struct cli_program p = {
+        .name = "x", .options = rows, .operands = "PATH", .min_operands = 1, .max_operands = -1};
+    char *argv[] = {(char *)(uintptr_t) "x", (char *)(uintptr_t) "--to=a", NULL};
+    assert_int_equal(args_parse(&args, &arena, &p, NULL, 0, 1, argv, &e), 0);
+    assert_int_equal(args_check(&args, &p, &e), ERR_USAGE);
+    assert_string_equal(e.msg, "--to TYPE is required");
+    assert_int_equal(args_parse(&args, &arena, &p, NULL, 0, 2, argv, &e), 0);
+    assert_int_equal(args_check(&args, &p, &e), ERR_USAGE);
+    assert_string_equal(e.msg, "an operand is needed: PATH");
+}
+
+static void nearest(void **state) {
+    (void)state;
+    static const char *const names[] = {"prune", "quantize", "teacher-infer", "ls"};
+    assert_string_equal(cli_nearest("purne", names, 4), "prune");
+    assert_string_equal(cli_nearest("teacher", names, 4), "teacher-infer");
+    assert_string_equal(cli_nearest("quantise", names, 4), "quantize");
+    assert_null(cli_nearest("xy", names, 4)); /* nothing of "ls" is left */
+    assert_null(cli_nearest("", names, 4));
+    assert_null(cli_nearest("", names, 0));
+}
+
+static int cleanup(void **state) {
+    (void)state;
+    arena_release(&arena);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(both_spellings_any_order),
+        cmocka_unit_test(letters),
+        cmocka_unit_test(transient_values_are_not_kept),
+        cmocka_unit_test(lists_replace_their_default),
+        cmocka_unit_test(dashes),
+        cmocka_unit_test(actions_end_parsing),
+        cmocka_unit_test(unknown),
+        cmocka_unit_test(repeated),
+        cmocka_unit_test(missing),
+        cmocka_unit_test(wrong_values),
+        cmocka_unit_test(required),
+        cmocka_unit_test(nearest),
+    };
+    return cmocka_run_group_tests(tests, NULL, cleanup);
+}
