@@ -89,7 +89,8 @@ int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err
 }
 
 /* The payload of a record that is not DATA, verified. */
-static int read_payload(struct stream_reader *r, uint64_t limit, struct err *e) {
+static int read_payload(struct stream_reader *r, struct err *e) {
+    const uint64_t limit = wire_payload_limit(r->rec.tag);
     const struct wire_record *h = &r->rec;
     r->payload.len = 0;
     if (h->stored > limit)
@@ -115,7 +116,7 @@ static int check_plain(struct stream_reader *r, struct err *e) {
 
 /* The writer failed and said why. */
 int reader_aborted(struct stream_reader *r, struct err *e) {
-    if (read_payload(r, LIMIT_ABORT, e)) return e->code;
+    if (read_payload(r, e)) return e->code;
     for (size_t i = 0; i < r->payload.len; i++)
         if (r->payload.data[i] < ' ') r->payload.data[i] = ' ';
     err_set(e, ERR_DATA, "incomplete, the program that wrote it failed: %.*s", (int)r->payload.len,
@@ -156,7 +157,7 @@ static int read_segment_start(struct stream_reader *r, struct err *e) {
     }
     r->minor = head.minor;
     if (check_plain(r, e)) return reader_fail(r, e);
-    if (read_payload(r, LIMIT_META, e)) return e->code;
+    if (read_payload(r, e)) return e->code;
     if (take_meta(r, e)) return reader_fail(r, e);
     segment_count(&r->seg, &r->rec);
     if (r->expect == STREAM_ANY || r->expect == r->seg.kind) return 0;
@@ -295,18 +296,6 @@ static int refuse_unknown(const struct stream_reader *r, const char *tag, struct
                    tag, STREAM_VERSION_MAJOR, r->minor, STREAM_VERSION_MAJOR, STREAM_VERSION_MINOR);
 }
 
-static uint64_t payload_limit(uint32_t tag) {
-    switch (tag) {
-    case TAG_PROV: return LIMIT_PROV;
-    case TAG_VOCB: return LIMIT_VOCAB;
-    case TAG_TENS: return WIRE_TENS_BYTES + TENSOR_MAX_NAME + LIMIT_ATTRS;
-    case TAG_BTCH: return WIRE_BTCH_BYTES;
-    case TAG_INDX: return LIMIT_INDEX;
-    case TAG_ENDS: return WIRE_ENDS_BYTES;
-    default: return LIMIT_OTHER;
-    }
-}
-
 /* Interprets the record whose payload was read. item->type stays ITEM_EOF for one that is not the caller's business. */
 static int take_record(struct stream_reader *r, struct stream_item *item, struct err *e) {
     switch (r->rec.tag) {
@@ -342,7 +331,7 @@ static int next_record(struct stream_reader *r, struct stream_item *item, struct
         else if (known)
             code = check_plain(r, e);
         if (code) return reader_fail(r, e);
-        if (read_payload(r, payload_limit(tag), e)) return e->code;
+        if (read_payload(r, e)) return e->code;
         if (take_record(r, item, e)) return reader_fail(r, e);
         segment_count(&r->seg, &r->rec);
         if (tag != TAG_ENDS) continue;

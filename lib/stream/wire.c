@@ -56,6 +56,20 @@ void wire_tag_text(uint32_t tag, char out[5]) {
     out[4] = 0;
 }
 
+uint64_t wire_payload_limit(uint32_t tag) {
+    switch (tag) {
+    case TAG_META: return LIMIT_META;
+    case TAG_ABRT: return LIMIT_ABORT;
+    case TAG_PROV: return LIMIT_PROV;
+    case TAG_VOCB: return LIMIT_VOCAB;
+    case TAG_TENS: return WIRE_TENS_BYTES + TENSOR_MAX_NAME + LIMIT_ATTRS;
+    case TAG_BTCH: return WIRE_BTCH_BYTES;
+    case TAG_INDX: return LIMIT_INDEX;
+    case TAG_ENDS: return WIRE_ENDS_BYTES;
+    default: return LIMIT_OTHER;
+    }
+}
+
 /* ---- the segment head -------------------------------------------------------------------------------------------- */
 
 void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h) {

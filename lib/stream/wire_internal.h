@@ -88,6 +88,7 @@ static inline bool wire_optional(uint32_t tag) {
 static inline bool wire_safe_to_copy(uint32_t tag) {
     return tag >> 24 & 0x20;
 }
+uint64_t wire_payload_limit(uint32_t tag); /* of every record but DATA */
 void wire_tag_text(uint32_t tag, char out[5]);
 
 void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h);
