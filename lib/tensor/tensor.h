@@ -35,12 +35,12 @@ enum dtype {
 
 struct dtype_info {
     enum dtype dtype;
-    const char *name;      /* "f32", "q4_k": lower case, as on the command line */
-    uint32_t block_elems;  /* elements in a block: 1 for plain types */
-    uint32_t block_bytes;  /* bytes in a block */
-    int ggml_type;         /* GGUF's number, or -1 */
-    bool is_float;         /* a plain floating type */
-    bool is_quantized;     /* blocks of more than one element */
+    const char *name;     /* "f32", "q4_k": lower case, as on the command line */
+    uint32_t block_elems; /* elements in a block: 1 for plain types */
+    uint32_t block_bytes; /* bytes in a block */
+    int ggml_type;        /* GGUF's number, or -1 */
+    bool is_float;        /* a plain floating type */
+    bool is_quantized;    /* blocks of more than one element */
 };
 
 /* NULL for a number, a name or a GGUF type that this version does not know. */
@@ -76,8 +76,8 @@ int tensor_desc_check(const struct tensor_desc *d, uint64_t *n_elems, uint64_t *
 /* Of a desc that was checked. */
 uint64_t tensor_elems(const struct tensor_desc *d);
 uint64_t tensor_bytes(const struct tensor_desc *d);
-uint64_t tensor_row_elems(const struct tensor_desc *d); /* dims[rank-1], 1 for a scalar */
-uint64_t tensor_rows(const struct tensor_desc *d);      /* elements / row elements */
+uint64_t tensor_row_elems(const struct tensor_desc *d);       /* dims[rank-1], 1 for a scalar */
+uint64_t tensor_rows(const struct tensor_desc *d);            /* elements / row elements */
 uint64_t dtype_row_bytes(enum dtype dtype, uint64_t n_elems); /* n_elems a multiple of the block */
 bool tensor_same_shape(const struct tensor_desc *a, const struct tensor_desc *b);
 /* "[49152, 576]" into out; returns out. */
@@ -87,22 +87,29 @@ char *tensor_shape_text(const struct tensor_desc *d, char *out, size_t size);
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
 static inline float bf16_to_f32(uint16_t h) {
-    union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = (uint32_t)h << 16};
     return v.f;
 }
 uint16_t f32_to_bf16(float f);
 
 /*
  * n elements (a whole number of blocks) from any type to f32. Integers convert exactly where f32 can.
- * Dequantization is bit-exact with ggml's reference (same order of f32 operations).
+ * Dequantization is bit-exact with ggml's reference (same order of f32 operations). Shared among threads when n is large.
+ * Here and below the encoded side may have any alignment.
  */
 void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n);
 
 /*
- * n elements of f32 to any type. Plain types round to nearest even; integers round and saturate.
- * Quantized types: the round-to-nearest search of GGUF's reference quantizer; `importance` ([n], per column of the
- * row, >= 0) weighs the squared error where the type's fit uses it, or NULL.
- * ERR_DATA when a value is NaN or infinite and the type is quantized (names the element); n must be whole blocks.
+ * n elements of f32 to any type. Plain types round to nearest even; integers saturate, and NaN becomes 0.
+ * Quantized types: the search of GGUF's reference quantizer, whose bytes it gives. `importance` ([n] for the n elements,
+ * finite, >= 0: the mean square of what each column is multiplied with) weighs the squared error in all types but Q8_0;
+ * with it n is ONE row, because some types look at the whole row. NULL: GGUF's weights without an importance matrix,
+ * and n may be many rows.
+ * ERR_DATA, for quantized types only: a value is NaN or infinite, or so large (beyond about 500,000) that its block's f16
+ * scale overflows; names the elements. n must be whole blocks.
  */
 int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
                     struct err *e) MUST_CHECK;

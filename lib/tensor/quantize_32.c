@@ -1,0 +1,197 @@
+/*
+ * The types of 32-element blocks. Q4_0, Q5_0: x = (q - half) d. Q4_1, Q5_1: x = q d + m. Q8_0: x = q d.
+ *
+ *     f16 d | f16 m (the _1 types) | u8 qh[4] (the 5-bit types) | u8 qs[16]: byte j = code j | code (j + 16) << 4
+ *
+ * One body serves the four 4- and 5-bit types; the compiler folds the constants.
+ */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "lib/tensor/quantize_internal.h"
+
+#define N      32
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- codes in and out of their nibbles ---- */
+
+INLINE size_t block_size(int bits, bool has_min) {
+    return (size_t)(2 + (has_min ? 2 : 0) + (bits == 5 ? 4 : 0) + 16);
+}
+
+INLINE void unpack(const uint8_t *p, int bits, uint8_t codes[N]) {
+    uint32_t high = 0; /* bit j is the fifth bit of code j */
+    if (bits == 5) {
+        high = (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        p += 4;
+    }
+    for (int j = 0; j < N / 2; j++) {
+        codes[j] = (uint8_t)((p[j] & 15) | (high >> j & 1) << 4);
+        codes[j + 16] = (uint8_t)(p[j] >> 4 | (high >> (j + 16) & 1) << 4);
+    }
+}
+
+INLINE void pack(const uint8_t codes[N], int bits, uint8_t *p) {
+    if (bits == 5) {
+        uint32_t high = 0;
+        for (int j = 0; j < N; j++) high |= (uint32_t)(codes[j] >> 4) << j;
+        for (int k = 0; k < 4; k++) *p++ = (uint8_t)(high >> 8 * k);
+    }
+    for (int j = 0; j < N / 2; j++) p[j] = (uint8_t)((codes[j] & 15) | (codes[j + 16] & 15) << 4);
+}
+
+/* ---- decoding ---- */
+
+INLINE void decode(const uint8_t *block, float *y, size_t n_blocks, int bits, bool has_min) {
+    for (size_t b = 0; b < n_blocks; b++, block += block_size(bits, has_min), y += N) {
+        uint8_t codes[N];
+        float d = load_f16(block);
+        unpack(block + (has_min ? 4 : 2), bits, codes);
+        if (has_min) {
+            float m = load_f16(block + 2);
+            for (int j = 0; j < N; j++) y[j] = (float)codes[j] * d + m;
+        } else {
+            for (int j = 0; j < N; j++) y[j] = (float)(codes[j] - (1 << (bits - 1))) * d;
+        }
+    }
+}
+
+/* ---- encoding: plain rounding without weights, the searches of quantize_fit.c with them ---- */
+
+/* 1/d, or 0 where d is too small to have one: d is 0 in f16 then, and every code decodes to the same. */
+INLINE float inverse_of(float d) {
+    float inverse = d != 0 ? 1.0f / d : 0.0f;
+    return isinf(inverse) ? 0.0f : inverse;
+}
+
+/* The element of largest magnitude gets the code 0, that is -half. */
+INLINE float round_symmetric(const float *x, int bits, uint8_t codes[N]) {
+    float extreme = 0, half = (float)(1 << (bits - 1));
+    int top = (1 << bits) - 1;
+    for (int j = 0; j < N; j++)
+        if (fabsf(x[j]) > fabsf(extreme)) extreme = x[j];
+    float d = extreme / -half, inverse = inverse_of(d);
+    for (int j = 0; j < N; j++) {
+        int code = (int)(x[j] * inverse + (half + 0.5f));
+        codes[j] = (uint8_t)(code > top ? top : code);
+    }
+    return d;
+}
+
+INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min) {
+    float low = FLT_MAX, high = -FLT_MAX;
+    int top = (1 << bits) - 1;
+    for (int j = 0; j < N; j++) {
+        if (x[j] < low) low = x[j];
+        if (x[j] > high) high = x[j];
+    }
+    float d = (high - low) / (float)top, inverse = inverse_of(d);
+    *min = low;
+    if (isinf(d)) return d; /* the caller refuses it */
+    for (int j = 0; j < N; j++) {
+        int code = (int)((x[j] - low) * inverse + 0.5f);
+        codes[j] = (uint8_t)(code > top ? top : code);
+    }
+    return d;
+}
+
+static void weigh(const float *x, const struct row_weights *w, size_t block, float weights[N]) {
+    for (int j = 0; j < N; j++) weights[j] = w->importance[block * N + j] * sqrtf(w->mean_square + x[j] * x[j]);
+}
+
+INLINE size_t encode_symmetric(const float *x, uint8_t *block, size_t n_blocks, const struct row_weights *w, int bits) {
+    for (size_t b = 0; b < n_blocks; b++, x += N, block += block_size(bits, false)) {
+        uint8_t codes[N];
+        float d, weights[N];
+        if (w) {
+            weigh(x, w, b, weights);
+            d = fit_symmetric(N, 1 << (bits - 1), x, weights, codes);
+        } else {
+            d = round_symmetric(x, bits, codes);
+        }
+        if (!store_f16(block, d)) return b;
+        pack(codes, bits, block + 2);
+    }
+    return n_blocks;
+}
+
+INLINE size_t encode_affine(const float *x, uint8_t *block, size_t n_blocks, const struct row_weights *w, int bits) {
+    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    for (size_t b = 0; b < n_blocks; b++, x += N, block += block_size(bits, true)) {
+        uint8_t codes[N];
+        float d, min, weights[N];
+        if (w) {
+            weigh(x, w, b, weights);
+            d = fit_affine(N, (1 << bits) - 1, x, weights, &search, codes, &min);
+            min = -min;
+        } else {
+            d = round_affine(x, bits, codes, &min);
+        }
+        if (!store_f16(block, d) || !store_f16(block + 2, min)) return b;
+        pack(codes, bits, block + 4);
+    }
+    return n_blocks;
+}
+
+/* ---- the types ---- */
+
+void q4_0_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(blocks, dst, n_blocks, 4, false);
+}
+void q4_1_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(blocks, dst, n_blocks, 4, true);
+}
+void q5_0_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(blocks, dst, n_blocks, 5, false);
+}
+void q5_1_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(blocks, dst, n_blocks, 5, true);
+}
+
+size_t q4_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode_symmetric(src, blocks, n_blocks, w, 4);
+}
+
+size_t q4_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode_affine(src, blocks, n_blocks, w, 4);
+}
+
+size_t q5_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode_symmetric(src, blocks, n_blocks, w, 5);
+}
+
+size_t q5_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode_affine(src, blocks, n_blocks, w, 5);
+}
+
+#define Q8_SIZE (2 + N)
+
+void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
+    const uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, dst += N) {
+        float d = load_f16(block);
+        for (int j = 0; j < N; j++) dst[j] = (float)(int8_t)block[2 + j] * d;
+    }
+}
+
+/* roundf without the call: to nearest, ties away from zero. Exact for |v| < 2^23. */
+INLINE int round_away(float v) {
+    int i = (int)v;
+    float rest = v - (float)i;
+    return i + (rest >= 0.5f) - (rest <= -0.5f);
+}
+
+/* Eight bits leave nothing worth a search: the weights are not used. Ties go away from zero. */
+size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    (void)w;
+    uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, src += N) {
+        float max = 0;
+        for (int j = 0; j < N; j++) max = fmaxf(max, fabsf(src[j]));
+        float d = max / 127, inverse = inverse_of(d);
+        if (!store_f16(block, d)) return b;
+        for (int j = 0; j < N; j++) block[2 + j] = (uint8_t)round_away(src[j] * inverse);
+    }
+    return n_blocks;
+}

@@ -1,0 +1,179 @@
+/*
+ * The searches behind the quantized types, in the order of operations of ggml's reference, so that the same weights
+ * give the same bytes there and here (tests/unit/test_tensor_quantize.c holds the digests). README.md tells why each
+ * search looks as it does. Build without fused multiply-add and without reassociation, as the Makefile does.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "lib/tensor/quantize_internal.h"
+
+#define NEARLY_ZERO 1e-15f /* a group below this is stored as zeros */
+#define MAX_GROUP   32
+
+/* ---- affine ---- */
+
+struct affine {
+    float scale, min, error;
+};
+
+static float affine_error(int n, const float *x, const float *w, const uint8_t *codes, float scale, float min) {
+    float error = 0;
+    for (int i = 0; i < n; i++) {
+        float diff = scale * codes[i] + min - x[i];
+        error += w[i] * (diff * diff);
+    }
+    return error;
+}
+
+/* Given the codes, the best scale and min: weighted linear regression, with min held at 0 where it would be positive. */
+static bool affine_regression(int n, const float *x, const float *w, const uint8_t *codes, float sum_w, float sum_x,
+                              struct affine *fit) {
+    float sum_c = 0, sum_c2 = 0, sum_xc = 0;
+    for (int i = 0; i < n; i++) {
+        float wc = w[i] * codes[i];
+        sum_c += wc;
+        sum_c2 += wc * codes[i];
+        sum_xc += wc * x[i];
+    }
+    float determinant = sum_w * sum_c2 - sum_c * sum_c;
+    if (!(determinant > 0)) return false;
+    fit->scale = (sum_w * sum_xc - sum_x * sum_c) / determinant;
+    fit->min = (sum_c2 * sum_x - sum_c * sum_xc) / determinant;
+    if (fit->min > 0) {
+        fit->min = 0;
+        fit->scale = sum_xc / sum_c2;
+    }
+    fit->error = affine_error(n, x, w, codes, fit->scale, fit->min);
+    return true;
+}
+
+float fit_affine(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
+                 float *minus_min) {
+    float min = x[0], max = x[0], sum_w = 0, sum_x = 0;
+    for (int i = 0; i < n; i++) {
+        if (x[i] < min) min = x[i];
+        if (x[i] > max) max = x[i];
+        sum_w += w[i];
+        sum_x += w[i] * x[i];
+    }
+    if (min > 0) min = 0;
+    *minus_min = -min;
+    if (max == min) {
+        memset(codes, 0, (size_t)n);
+        return 0;
+    }
+    float inverse = (float)top / (max - min);
+    for (int i = 0; i < n; i++) codes[i] = (uint8_t)nearest_code(inverse * (x[i] - min), 0, top);
+    struct affine best = {.scale = 1 / inverse, .min = min};
+    best.error = affine_error(n, x, w, codes, best.scale, best.min);
+    for (int trial = 0; trial <= search->n; trial++) {
+        /* The grid starts at the best min so far, not at the data's: each success moves the later trials. */
+        uint8_t tried[MAX_GROUP];
+        struct affine fit;
+        inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
+        for (int i = 0; i < n; i++) tried[i] = (uint8_t)nearest_code(inverse * (x[i] - best.min), 0, top);
+        if (!affine_regression(n, x, w, tried, sum_w, sum_x, &fit) || !(fit.error < best.error)) continue;
+        best = fit;
+        memcpy(codes, tried, (size_t)n);
+    }
+    *minus_min = -best.min;
+    return best.scale;
+}
+
+/* ---- symmetric ---- */
+
+/* Codes of x under a trial scale, and sum w x c and sum w c^2 over them: the best scale for them is the quotient. */
+static void symmetric_trial(int n, int half, const float *x, const float *w, float inverse, uint8_t *codes,
+                            float *sum_xc, float *sum_c2) {
+    *sum_xc = *sum_c2 = 0;
+    for (int i = 0; i < n; i++) {
+        int code = nearest_code(inverse * x[i], -half, half - 1);
+        codes[i] = (uint8_t)(code + half);
+        *sum_xc += w[i] * x[i] * (float)code;
+        *sum_c2 += w[i] * (float)code * (float)code;
+    }
+}
+
+float fit_symmetric(int n, int half, const float *x, const float *w, uint8_t *codes) {
+    float extreme = 0; /* the element of largest magnitude gets the code -half, which has no positive counterpart */
+    for (int i = 0; i < n; i++)
+        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+    if (fabsf(extreme) < NEARLY_ZERO) {
+        memset(codes, 0, (size_t)n);
+        return 0;
+    }
+    float sum_xc, sum_c2, inverse = -(float)half / extreme;
+    symmetric_trial(n, half, x, w, inverse, codes, &sum_xc, &sum_c2);
+    /* A group whose weights are all 0 (columns that calibration never saw) is rounded plainly; ggml makes it all zeros. */
+    float scale = sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse;
+    float gain = scale * sum_xc; /* how much of sum w x^2 the fit explains: the error is what is left of it */
+    for (int trial = -9; trial <= 9; trial++) {
+        uint8_t tried[MAX_GROUP];
+        if (trial == 0) continue;
+        symmetric_trial(n, half, x, w, -((float)half + 0.1f * (float)trial) / extreme, tried, &sum_xc, &sum_c2);
+        if (!(sum_c2 > 0 && sum_xc * sum_xc > gain * sum_c2)) continue;
+        memcpy(codes, tried, (size_t)n);
+        scale = sum_xc / sum_c2;
+        gain = scale * sum_xc;
+    }
+    return scale;
+}
+
+/* ---- positive ---- */
+
+static float positive_error(int n, int top, const float *x, const float *w, float inverse) {
+    float error = 0, scale = 1 / inverse;
+    for (int i = 0; i < n; i++) {
+        float diff = x[i] - scale * (float)nearest_code(inverse * x[i], 0, top);
+        error += w[i] * diff * diff;
+    }
+    return error;
+}
+
+/* One sweep of coordinate descent: each code moves to the best place for the scale that the others imply. */
+static bool improve_codes(int n, int top, const float *x, const float *w, uint8_t *codes, float *sum_xc,
+                          float *sum_c2) {
+    bool changed = false;
+    for (int i = 0; i < n; i++) {
+        float xc = *sum_xc - w[i] * x[i] * codes[i], c2 = *sum_c2 - w[i] * codes[i] * codes[i]; /* without element i */
+        if (!(xc > 0 && c2 > 0)) continue;
+        int code = nearest_code(x[i] * c2 / xc, 0, top);
+        if (code == codes[i]) continue;
+        xc += w[i] * x[i] * (float)code;
+        c2 += w[i] * (float)code * (float)code;
+        if (!(xc * xc * *sum_c2 > *sum_xc * *sum_xc * c2)) continue;
+        codes[i] = (uint8_t)code;
+        *sum_xc = xc;
+        *sum_c2 = c2;
+        changed = true;
+    }
+    return changed;
+}
+
+float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes) {
+    float max = 0;
+    for (int i = 0; i < n; i++)
+        if (x[i] > max) max = x[i];
+    if (max < NEARLY_ZERO) {
+        memset(codes, 0, (size_t)n);
+        return 0;
+    }
+    float inverse = (float)top / max, error = positive_error(n, top, x, w, inverse);
+    for (int trial = -4; trial <= 4; trial++) {
+        float tried = (0.1f * (float)trial + (float)top) / max;
+        float trial_error = trial ? positive_error(n, top, x, w, tried) : error;
+        if (!(trial_error < error)) continue;
+        error = trial_error;
+        inverse = tried;
+    }
+    float sum_xc = 0, sum_c2 = 0;
+    for (int i = 0; i < n; i++) {
+        codes[i] = (uint8_t)nearest_code(inverse * x[i], 0, top);
+        sum_xc += w[i] * x[i] * codes[i];
+        sum_c2 += w[i] * codes[i] * codes[i];
+    }
+    for (int sweep = 0; sweep < 5; sweep++)
+        if (!improve_codes(n, top, x, w, codes, &sum_xc, &sum_c2)) break;
+    return sum_c2 > 0 ? sum_xc / sum_c2 : 0;
+}
