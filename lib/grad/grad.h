@@ -17,11 +17,11 @@
 
 struct grad_tape;
 
-/* A matrix of f32 [rows][cols] in the graph. grad is NULL where none is wanted. */
+/* A matrix of f32 [rows][cols] in the graph. */
 struct grad_var {
     size_t rows, cols;
     float *value; /* [rows][cols] */
-    float *grad;  /* the same shape, accumulated by backward; the caller's for parameters */
+    float *grad;  /* a leaf's: the caller's, accumulated. A result's: NULL until something is added, and again after backward */
 };
 
 int grad_tape_new(struct grad_tape **out, bool record, struct err *e) MUST_CHECK;
@@ -58,7 +58,7 @@ struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct 
 struct grad_var *grad_add(struct grad_tape *t, struct grad_var *a, struct grad_var *b);
 
 /*
- * The language-model head and its loss over blocks of positions: logits = h w^T (+ bias) are made for a block, given to
+ * The language-model head and its loss over blocks of positions: logits = h w^T are made for a block, given to
  * `loss`, which returns the gradient of the logits in place, and dropped. No [n][vocabulary] array is ever whole in memory.
  * `loss` sees rows [first, first + rows) and overwrites logits with d(total)/d(logits); it keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
@@ -66,7 +66,13 @@ struct grad_var *grad_add(struct grad_tape *t, struct grad_var *a, struct grad_v
 typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
 bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx);
 
-/* Walks back from what grad_head (or the caller, by writing into some var's grad) has put into gradients. */
+/*
+ * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; NULL when
+ * none is wanted (v is constant or depends on constants only, or the tape does not record) or memory is out.
+ */
+float *grad_of(struct grad_tape *t, struct grad_var *v);
+
+/* Walks back from what grad_head and grad_of have put into gradients, and forgets the record. Failures: grad_error. */
 void grad_backward(struct grad_tape *t);
 
 #endif

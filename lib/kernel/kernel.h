@@ -84,16 +84,18 @@ void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, 
  * ids and probs, plus `rest[r]` as one pseudo-token for all other tokens when rest is not NULL (the ghost token).
  *   loss[r]  = kl_weight * T^2 * KL(target || softmax(x/T)) + ce_weight * (-log softmax(x)[label[r]])
  * With a ghost, the KL is sum_K t log(t/p) + (1 - sum t) log((1 - sum t)/(1 - sum p)). Without, targets that do not sum to 1 are
- * taken as they are (KL = sum t log(t/p), gradient T (sum t softmax - t)). label[r] == UINT32_MAX: no label, no cross-entropy.
- * dx (may be NULL) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r]. Losses in f64, unweighted.
+ * taken as they are (KL = sum t log(t/p), gradient T (sum t softmax - t)). The ids of a row are distinct, in any order.
+ * label NULL, or label[r] == UINT32_MAX: no label, no cross-entropy. ids and dense NULL: no teacher, no KL.
+ * dx (NULL, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r]; row_weight NULL: 1.
+ * kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
  */
 struct kernel_target {
     const uint64_t *offset; /* [rows + 1] */
     const uint32_t *ids;
     const float *probs;
     const float *rest;      /* [rows] or NULL */
-    const float *dense;     /* [rows][d] teacher log-probabilities at T instead of all of the above, or NULL */
-    const uint32_t *label;  /* [rows] */
+    const float *dense;     /* [rows][d] teacher log-probabilities at T instead of all of the above, or NULL; -infinity is fine */
+    const uint32_t *label;  /* [rows] or NULL */
 };
 struct kernel_loss {
     float temperature, kl_weight, ce_weight;

@@ -1,0 +1,270 @@
+/*
+ * Causal attention with grouped queries, blocked with online softmax (Dao et al. 2022, "FlashAttention", algorithms 1
+ * and 4): scores exist for one block of queries and one block of keys at a time.
+ *
+ * The queries of all heads that share a key head are stacked as rows of one matrix, head by head, so that a block of
+ * keys is read once for the whole group and the products are large enough to be worth a gemm. All block sizes depend on
+ * the shape alone, and every task writes memory that no other does.
+ */
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define KEYS        128   /* in a block */
+#define MAX_ROWS    128   /* of stacked queries */
+#define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
+
+/* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
+struct cut {
+    size_t group, heads, queries;
+};
+
+static struct cut cut_for(const struct kernel_attention *a) {
+    struct cut c = {.group = a->n_heads / a->n_kv_heads};
+    size_t rows = ROWS_FLOATS / a->head_dim;
+    if (rows > MAX_ROWS) rows = MAX_ROWS;
+    c.heads = c.group < rows ? c.group : rows;
+    c.queries = rows / c.heads;
+    return c;
+}
+
+/* One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a sequence. */
+struct block {
+    size_t start; /* of the sequence */
+    size_t kv_head, head, heads;
+    size_t first, n;
+};
+
+/* Where row r of a block lies in q, y and their gradients. */
+static size_t query_at(const struct kernel_attention *a, const struct block *b, size_t r) {
+    return ((b->start + b->first + r % b->n) * a->n_heads + b->head + r / b->n) * a->head_dim;
+}
+
+/* Where key `t` of the sequence lies in k and v. */
+static size_t key_at(const struct kernel_attention *a, const struct block *b, size_t t) {
+    return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
+}
+
+static void pack(const struct kernel_attention *a, const struct block *b, float *to, const float *from, float factor) {
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        const float *row = from + query_at(a, b, r);
+        for (size_t i = 0; i < a->head_dim; i++) to[r * a->head_dim + i] = row[i] * factor;
+    }
+}
+
+/* How many of the keys [from, from + keys) row r may see: those up to its own position. */
+static size_t visible(const struct block *b, size_t r, size_t from, size_t keys) {
+    size_t position = b->first + r % b->n;
+    return position < from ? 0 : smaller(position - from + 1, keys);
+}
+
+/* ---- forward ---- */
+
+struct forward {
+    const struct kernel_attention *a;
+    const struct simd *v;
+    float *y, *lse;
+    const float *q, *k, *values;
+    struct cut cut;
+    size_t query_blocks, head_blocks; /* of the longest sequence; of a group */
+};
+
+/* Scores of one block of keys into probabilities relative to the running maximum; the output so far is rescaled. */
+static void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s, float *m,
+                           double *l, float *o) {
+    size_t d = f->a->head_dim;
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        float *row = s + r * KEYS;
+        size_t seen = visible(b, r, from, keys);
+        float top = f->v->max(row, seen);
+        if (top > m[r]) {
+            float shrink = expf(m[r] - top);
+            m[r] = top;
+            l[r] *= shrink;
+            f->v->scale(o + r * d, d, shrink);
+        }
+        l[r] += f->v->exp_store(row, row, seen, m[r], 1);
+        memset(row + seen, 0, (keys - seen) * sizeof *row);
+    }
+}
+
+static void forward_block(const struct forward *f, const struct block *b) {
+    const struct kernel_attention *a = f->a;
+    size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
+    float q[ROWS_FLOATS], o[ROWS_FLOATS], s[MAX_ROWS * KEYS], m[MAX_ROWS];
+    double l[MAX_ROWS];
+    pack(a, b, q, f->q, a->scale);
+    memset(o, 0, rows * d * sizeof *o);
+    for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
+    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
+        size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
+        gemm_serial(GEMM_NT, rows, keys, d, q, d, f->k + at, ldk, 0, s, KEYS);
+        online_softmax(f, b, from, keys, s, m, l, o);
+        gemm_serial(GEMM_NN, rows, d, keys, s, KEYS, f->values + at, ldk, 1, o, d);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = query_at(a, b, r);
+        float inv = (float)(1 / l[r]);
+        for (size_t i = 0; i < d; i++) f->y[at + i] = o[r * d + i] * inv;
+        if (f->lse) f->lse[at / d] = (float)(m[r] + log(l[r]));
+    }
+}
+
+/*
+ * One block of queries a task. All sequences are cut as the longest is, and blocks past a sequence's end are empty. Late
+ * blocks see more keys and go first, so that no thread is left with a long one at the end.
+ */
+static void forward_task(void *ctx, size_t i, int thread) {
+    const struct forward *f = ctx;
+    const struct kernel_attention *a = f->a;
+    (void)thread;
+    size_t head_block = i % f->head_blocks, rest = i / f->head_blocks;
+    struct block b = {.kv_head = rest % a->n_kv_heads};
+    rest /= a->n_kv_heads;
+    size_t seq = rest % a->n_seqs, length = a->starts[seq + 1] - a->starts[seq];
+    b.start = a->starts[seq];
+    b.head = b.kv_head * f->cut.group + head_block * f->cut.heads;
+    b.heads = smaller(f->cut.heads, f->cut.group - head_block * f->cut.heads);
+    b.first = (f->query_blocks - 1 - rest / a->n_seqs) * f->cut.queries;
+    if (b.first >= length) return;
+    b.n = smaller(f->cut.queries, length - b.first);
+    forward_block(f, &b);
+}
+
+void kernel_attention(const struct kernel_attention *a, float *y, float *lse, const float *q, const float *k,
+                      const float *v) {
+    struct forward f = {.a = a, .v = simd(), .y = y, .lse = lse, .q = q, .k = k, .values = v, .cut = cut_for(a)};
+    size_t longest = 0;
+    for (size_t s = 0; s < a->n_seqs; s++)
+        if (a->starts[s + 1] - a->starts[s] > longest) longest = a->starts[s + 1] - a->starts[s];
+    f.query_blocks = (longest + f.cut.queries - 1) / f.cut.queries;
+    f.head_blocks = (f.cut.group + f.cut.heads - 1) / f.cut.heads;
+    parallel_for(f.query_blocks * f.head_blocks * a->n_seqs * a->n_kv_heads, forward_task, &f);
+}
+
+/* ---- backward ---- */
+
+struct backward {
+    const struct kernel_attention *a;
+    const struct simd *v;
+    float *dq, *dk, *dv;
+    const float *dy, *y, *lse, *q, *k, *values;
+    struct cut cut;
+};
+
+/* A block of queries and what backward knows of it, packed. */
+struct packed {
+    float q[ROWS_FLOATS], dy[ROWS_FLOATS], dq[ROWS_FLOATS]; /* [rows][head_dim]; q is scaled */
+    float lse[MAX_ROWS], dot[MAX_ROWS];                     /* dot = dy . y, the D of algorithm 4 */
+    float p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS];
+};
+
+/* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
+static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys,
+                             struct packed *t) {
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        float *p = t->p + r * KEYS, *ds = t->ds + r * KEYS;
+        size_t seen = visible(b, r, from, keys);
+        w->v->exp_store(p, p, seen, t->lse[r], 1);
+        w->v->softmax_backward(ds, p, ds, t->dot[r], seen);
+        memset(p + seen, 0, (keys - seen) * sizeof *p);
+        memset(ds + seen, 0, (keys - seen) * sizeof *ds);
+    }
+}
+
+/* dv += p^T dy, dk += ds^T q, dq += ds k for every block of keys that these queries see. */
+static void backward_block(const struct backward *w, const struct block *b) {
+    const struct kernel_attention *a = w->a;
+    size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
+    struct packed t;
+    pack(a, b, t.q, w->q, a->scale);
+    pack(a, b, t.dy, w->dy, 1);
+    memset(t.dq, 0, rows * d * sizeof *t.dq);
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = query_at(a, b, r);
+        t.lse[r] = w->lse[at / d];
+        t.dot[r] = (float)w->v->dot(w->dy + at, w->y + at, d);
+    }
+    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
+        size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
+        gemm_serial(GEMM_NT, rows, keys, d, t.q, d, w->k + at, ldk, 0, t.p, KEYS);
+        gemm_serial(GEMM_NT, rows, keys, d, t.dy, d, w->values + at, ldk, 0, t.ds, KEYS);
+        softmax_backward(w, b, from, keys, &t);
+        gemm_serial(GEMM_TN, keys, d, rows, t.p, KEYS, t.dy, d, 1, w->dv + at, ldk);
+        gemm_serial(GEMM_TN, keys, d, rows, t.ds, KEYS, t.q, d, 1, w->dk + at, ldk);
+        gemm_serial(GEMM_NN, rows, d, keys, t.ds, KEYS, w->k + at, ldk, 1, t.dq, d);
+    }
+    for (size_t r = 0; r < rows; r++) w->v->axpy(w->dq + query_at(a, b, r), a->scale, t.dq + r * d, d);
+}
+
+/* A (sequence, key head) a task: every query of the sequence adds to the same dk and dv, in order. */
+static void backward_task(void *ctx, size_t i, int thread) {
+    const struct backward *w = ctx;
+    const struct kernel_attention *a = w->a;
+    (void)thread;
+    size_t seq = i / a->n_kv_heads, length = a->starts[seq + 1] - a->starts[seq];
+    struct block b = {.start = a->starts[seq], .kv_head = i % a->n_kv_heads};
+    for (size_t done = 0; done < w->cut.group; done += b.heads) {
+        b.head = b.kv_head * w->cut.group + done;
+        b.heads = smaller(w->cut.heads, w->cut.group - done);
+        for (b.first = 0; b.first < length; b.first += w->cut.queries) {
+            b.n = smaller(w->cut.queries, length - b.first);
+            backward_block(w, &b);
+        }
+    }
+}
+
+void kernel_attention_backward(const struct kernel_attention *a, float *dq, float *dk, float *dv, const float *dy,
+                               const float *y, const float *lse, const float *q, const float *k, const float *v) {
+    struct backward w = {a, simd(), dq, dk, dv, dy, y, lse, q, k, v, cut_for(a)};
+    parallel_for(a->n_seqs * a->n_kv_heads, backward_task, &w);
+}
+
+/* ---- generation: one query a sequence ---- */
+
+struct decode {
+    const struct simd *v;
+    float *y;
+    const float *q, *const *keys, *const *values;
+    const uint32_t *length;
+    size_t n_heads, n_kv_heads, head_dim;
+    float scale;
+};
+
+/* One head of one sequence, a block of keys at a time as forward_block does. */
+static void decode_head(const struct decode *c, size_t seq, size_t head) {
+    size_t d = c->head_dim, ld = c->n_kv_heads * d, kv_head = head / (c->n_heads / c->n_kv_heads);
+    const float *q = c->q + (seq * c->n_heads + head) * d;
+    float *y = c->y + (seq * c->n_heads + head) * d;
+    float s[KEYS], m = -INFINITY;
+    double l = 0;
+    memset(y, 0, d * sizeof *y);
+    for (size_t from = 0; from < c->length[seq]; from += KEYS) {
+        size_t n = smaller(KEYS, c->length[seq] - from), at = from * ld + kv_head * d;
+        c->v->dots(s, q, c->keys[seq] + at, ld, n, d);
+        c->v->scale(s, n, c->scale);
+        float top = c->v->max(s, n);
+        if (top > m) {
+            float shrink = expf(m - top);
+            m = top;
+            l *= shrink;
+            c->v->scale(y, d, shrink);
+        }
+        l += c->v->exp_store(s, s, n, m, 1);
+        c->v->mix_rows(y, s, c->values[seq] + at, ld, n, d);
+    }
+    c->v->scale(y, d, (float)(1 / l));
+}
+
+static void decode_task(void *ctx, size_t i, int thread) {
+    const struct decode *c = ctx;
+    (void)thread;
+    decode_head(c, i / c->n_heads, i % c->n_heads);
+}
+
+void kernel_attention_decode(float *y, const float *q, const float *const *keys, const float *const *values,
+                             const uint32_t *length, size_t n_seqs, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                             float scale) {
+    struct decode c = {simd(), y, q, keys, values, length, n_heads, n_kv_heads, head_dim, scale};
+    parallel_for(n_seqs * n_heads, decode_task, &c);
+}

@@ -1,0 +1,88 @@
+/*
+ * Which CPU path runs. It is chosen once, at the first use, and stays: a result must not depend on when it was asked
+ * for. RILL_CPU=portable|avx2|avx512 takes a lesser path, for tests and for comparing machines.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <cblas.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+static _Atomic(const struct simd *) selected;
+static pthread_once_t backend_once = PTHREAD_ONCE_INIT;
+static char backend_text[256];
+
+#if defined(__x86_64__)
+static bool has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* F, BW, DQ and VL came together in every CPU that has wide registers worth using. */
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+/* NULL when the name is unknown or the CPU lacks what it needs. */
+static const struct simd *by_name(const char *name) {
+#if defined(__x86_64__)
+    if (strcmp(name, "avx512") == 0) return has_avx512() ? &simd_avx512 : NULL;
+    if (strcmp(name, "avx2") == 0) return has_avx2() ? &simd_avx2 : NULL;
+#endif
+    return strcmp(name, "portable") == 0 ? &simd_portable : NULL;
+}
+
+static const struct simd *choose(void) {
+    static const char *const best_first[] = {"avx512", "avx2", "portable"};
+    const char *wanted = getenv("RILL_CPU");
+    const struct simd *path = wanted && *wanted ? by_name(wanted) : NULL;
+    if (wanted && *wanted && !path) log_line(LOG_WARN, "RILL_CPU=%s: not a path that this CPU runs; ignored", wanted);
+    for (size_t i = 0; !path; i++) path = by_name(best_first[i]);
+    return path;
+}
+
+const struct simd *simd(void) {
+    const struct simd *path = atomic_load_explicit(&selected, memory_order_acquire);
+    if (path) return path;
+    path = choose(); /* two threads may both get here; they choose alike */
+    atomic_store_explicit(&selected, path, memory_order_release);
+    return path;
+}
+
+bool simd_select(const char *name) {
+    const struct simd *path = by_name(name);
+    if (path) atomic_store_explicit(&selected, path, memory_order_release);
+    return path != NULL;
+}
+
+static void describe_backend(void) {
+    snprintf(backend_text, sizeof backend_text, "%s, %s", simd()->name, openblas_get_config());
+}
+
+const char *kernel_backend(void) {
+    pthread_once(&backend_once, describe_backend);
+    return backend_text;
+}
+
+/* ---- cutting work ---- */
+
+struct split {
+    size_t n, piece;
+    split_body *body;
+    void *ctx;
+};
+
+static void run_piece(void *ctx, size_t i, int thread) {
+    const struct split *s = ctx;
+    (void)thread;
+    size_t begin = i * s->piece, end = s->n - begin < s->piece ? s->n : begin + s->piece;
+    s->body(s->ctx, begin, end);
+}
+
+void kernel_split(size_t n, size_t piece, split_body *body, void *ctx) {
+    if (n == 0) return;
+    struct split s = {n, piece, body, ctx};
+    parallel_for((n - 1) / piece + 1, run_piece, &s);
+}

@@ -1,0 +1,93 @@
+/*
+ * Matrix products. C is cut into tiles whose size does not depend on the number of threads, and one thread makes a whole
+ * tile over all of k with a serial call of OpenBLAS: who makes a tile then cannot change its bits.
+ */
+#include <pthread.h>
+
+#include <cblas.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+/* README.md has the measurements behind these. */
+#define TILE_M 256
+#define TILE_N 256
+
+static void make_blas_serial(void) {
+    openblas_set_num_threads(1);
+}
+
+void gemm_serial(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                 size_t ldb, float beta, float *c, size_t ldc) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_blas_serial);
+    cblas_sgemm(CblasRowMajor, form == GEMM_TN ? CblasTrans : CblasNoTrans, form == GEMM_NT ? CblasTrans : CblasNoTrans,
+                (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
+}
+
+struct product {
+    const struct simd *v;
+    enum gemm_form form;
+    size_t m, n, k;
+    const float *a, *b;
+    float beta;
+    float *c;
+    size_t tiles_n; /* tiles in a row of tiles */
+};
+
+static void run_tile(void *ctx, size_t i, int thread) {
+    const struct product *p = ctx;
+    (void)thread;
+    size_t row = i / p->tiles_n * TILE_M, col = i % p->tiles_n * TILE_N;
+    size_t m = smaller(TILE_M, p->m - row), n = smaller(TILE_N, p->n - col);
+    size_t lda = p->form == GEMM_TN ? p->m : p->k, ldb = p->form == GEMM_NT ? p->k : p->n;
+    const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * lda;
+    const float *b = p->form == GEMM_NT ? p->b + col * ldb : p->b + col;
+    gemm_serial(p->form, m, n, p->k, a, lda, b, ldb, p->beta, p->c + row * p->n + col, p->n);
+}
+
+static void product(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, const float *b, float beta,
+                    float *c) {
+    if (m == 0 || n == 0) return;
+    if (k == 0) {
+        if (beta == 0)
+            kernel_fill(c, m * n, 0);
+        else
+            kernel_scale(c, m * n, beta);
+        return;
+    }
+    struct product p = {simd(), form, m, n, k, a, b, beta, c, (n - 1) / TILE_N + 1};
+    parallel_for(((m - 1) / TILE_M + 1) * p.tiles_n, run_tile, &p);
+}
+
+/* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
+ * cost more than the arithmetic. ---- */
+
+#define FEW_ROWS 4
+#define DOTS     64 /* columns of c in a task */
+
+static void run_dots(void *ctx, size_t begin, size_t end) {
+    const struct product *p = ctx;
+    float out[DOTS];
+    for (size_t r = 0; r < p->m; r++) {
+        float *c = p->c + r * p->n;
+        p->v->dots(out, p->a + r * p->k, p->b + begin * p->k, p->k, end - begin, p->k);
+        for (size_t i = begin; i < end; i++) c[i] = p->beta == 0 ? out[i - begin] : out[i - begin] + p->beta * c[i];
+    }
+}
+
+void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+    if (m > FEW_ROWS) {
+        product(GEMM_NT, m, n, k, a, b, beta, c);
+        return;
+    }
+    struct product p = {simd(), GEMM_NT, m, n, k, a, b, beta, c, 0};
+    kernel_split(n, DOTS, run_dots, &p);
+}
+
+void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+    product(GEMM_NN, m, n, k, a, b, beta, c);
+}
+
+void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+    product(GEMM_TN, m, n, k, a, b, beta, c);
+}

@@ -1,0 +1,104 @@
+/*
+ * Private to lib/kernel: the vector operations that a CPU path supplies, how work is cut, and the serial matrix
+ * product that the blocked kernels are made of. lib/kernel/README.md tells how these fit together.
+ */
+#ifndef RILL_KERNEL_INTERNAL_H
+#define RILL_KERNEL_INTERNAL_H
+
+#include "lib/kernel/kernel.h"
+
+/* ---- one CPU path ---------------------------------------------------------------------------------------------------
+ *
+ * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
+ * each path. n may be any number, 0 included; pointers need no alignment. y may be x where both are named.
+ */
+struct simd {
+    const char *name;
+
+    void (*fill)(float *y, size_t n, float a);                                       /* y = a */
+    void (*scale)(float *y, size_t n, float a);                                      /* y *= a */
+    void (*add)(float *y, const float *x, size_t n);                                 /* y += x */
+    void (*axpy)(float *y, float a, const float *x, size_t n);                       /* y += a x */
+    void (*mul_scaled)(float *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
+    double (*dot)(const float *x, const float *y, size_t n);                         /* products and sum in f64 */
+    double (*dot3)(const float *x, const float *y, const float *z, size_t n);        /* sum x y z, likewise */
+    void (*square_acc)(float *y, const float *x, size_t n);                          /* y += x^2 */
+    void (*abs_acc)(float *y, const float *x, size_t n);                             /* y += |x| */
+    void (*mul_acc)(float *y, float a, const float *x, const float *z, size_t n);    /* y += a x z */
+
+    float (*max)(const float *x, size_t n);                                    /* -infinity for n = 0; NaN is lost */
+    size_t (*find_above)(const float *x, size_t n, float bound);               /* first index with x > bound, or n */
+    double (*exp_sum)(const float *x, size_t n, float m, float s);             /* sum exp((x - m) s), sum in f64 */
+    double (*exp_store)(float *y, const float *x, size_t n, float m, float s); /* y = exp((x - m) s); their sum */
+    void (*affine)(float *y, const float *x, size_t n, float m, float s, float c); /* y = (x - m) s - c */
+
+    void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+    void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+    /* dx += inv w dy - a x */
+    void (*rmsnorm_dx)(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n);
+    /* (x1, x2) turned by the angles whose cosines and sines are given */
+    void (*rotate)(float *x1, float *x2, const float *cosine, const float *sine, size_t n);
+    /* ds = p (dp - a) */
+    void (*softmax_backward)(float *ds, const float *p, const float *dp, float a, size_t n);
+
+    /* out[i] = x . rows[i], for `count` rows of k floats that lie ld apart */
+    void (*dots)(float *out, const float *x, const float *rows, size_t ld, size_t count, size_t k);
+    /* y[k] += sum_i p[i] rows[i] */
+    void (*mix_rows)(float *y, const float *p, const float *rows, size_t ld, size_t count, size_t k);
+
+    /* sum t (log t - log p) with log t given and log p = (x - m) s - c; *mass += sum t */
+    double (*kl_dense)(const float *logt, const float *x, size_t n, float m, float s, double c, double *mass);
+    /* dx = a exp((x - m) s) + b exp(x - m) - c exp(logt); b 0 and logt NULL leave their terms out */
+    void (*loss_gradient)(float *dx, const float *x, const float *logt, size_t n, float m, float s, float a, float b,
+                          float c);
+    void (*adamw)(const struct kernel_adamw *o, float step_size, float root_correction, float *w, float *m, float *v,
+                  const float *g, size_t n);
+};
+
+extern const struct simd simd_portable;
+#if defined(__x86_64__)
+extern const struct simd simd_avx2, simd_avx512;
+#endif
+
+/* The path in use: the best this CPU runs, or the one RILL_CPU names. */
+const struct simd *simd(void);
+/* For tests: takes the path of this name, or returns false when it is unknown or the CPU cannot run it. */
+bool simd_select(const char *name);
+
+/* ---- cutting work ---------------------------------------------------------------------------------------------------- */
+
+/* body over [0, n) in pieces [begin, end) of `piece` (the last may be shorter), shared out by parallel_for. */
+typedef void split_body(void *ctx, size_t begin, size_t end);
+void kernel_split(size_t n, size_t piece, split_body *body, void *ctx);
+
+/* Elements in a piece of an element-by-element loop (64 KiB), and in a piece of columns of a loop down the rows. */
+#define PIECE   16384
+#define COLUMNS 64
+
+static inline size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* Rows of d elements that make about one PIECE. */
+static inline size_t piece_rows(size_t d) {
+    return d < PIECE ? PIECE / (d ? d : 1) : 1;
+}
+
+/* ---- matrix products on one thread -------------------------------------------------------------------------------------- */
+
+enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
+
+/* c[m][n] (rows ldc apart) = product + beta c, as kernel_matmul_* but with row strides. For use inside a task. */
+void gemm_serial(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                 size_t ldb, float beta, float *c, size_t ldc);
+
+/* ---- rows of logits -------------------------------------------------------------------------------------------------------- */
+
+/* sum = sum exp((x - max) s) */
+struct softmax_sum {
+    float max;
+    double sum;
+};
+struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s);
+
+#endif

@@ -1,0 +1,166 @@
+/*
+ * The distillation loss of a row of logits and its gradient, in place if the caller wants: two passes over the row (sums,
+ * then gradient), for the sparse kinds of target touch a few entries of a gradient that is a scaled softmax everywhere.
+ *
+ * With z = x / T, p = softmax(z), S = sum t, d(T^2 KL)/dx:
+ *   sparse or dense      T (S p_i - t_i)
+ *   ghost g, q = sum_K p T ((S + g) p_i - t_i)                   in K
+ *                        T (S - g q / (1 - q)) p_i               outside
+ */
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+struct loss {
+    const struct simd *v;
+    const struct kernel_loss *how;
+    const struct kernel_target *target;
+    const float *row_weight, *x;
+    size_t d;
+    double *kl, *ce;
+    float *dx;
+};
+
+/* One row: what the first pass finds out. */
+struct row {
+    const float *x, *dense;
+    const uint32_t *ids;
+    const float *probs;
+    size_t k;
+    uint32_t label;
+    float s;                  /* 1 / T */
+    struct softmax_sum z, z1; /* at T; at 1, when cross-entropy is asked for */
+    double log_sum;           /* log z.sum */
+    double mass;              /* S */
+    double ghost, others;     /* g; sum over i not in K of exp((x_i - max) s), >= OTHERS_MIN */
+};
+
+/* The ghost's share of the student is taken to be at least this much of its largest token, so that 1 / (1 - q) is finite. */
+#define OTHERS_MIN 1e-30
+
+/* Floats of a row that the ghost's loops take at a time: large, for each piece looks through all k ids. */
+#define GHOST_CHUNK 8192
+
+/* log p of one entry, in f64 from the exact difference to the maximum. */
+static double log_prob(const struct row *w, uint32_t id) {
+    return ((double)w->x[id] - w->z.max) * w->s - w->log_sum;
+}
+
+/* The weight of the tokens outside K is summed directly: as 1 - sum p it would lose all digits when K has nearly all. */
+static double sum_others(const struct simd *v, const struct row *w, size_t d) {
+    float x[GHOST_CHUNK];
+    double sum = 0;
+    for (size_t i = 0; i < d; i += GHOST_CHUNK) {
+        size_t n = smaller(GHOST_CHUNK, d - i);
+        memcpy(x, w->x + i, n * sizeof *x);
+        for (size_t j = 0; j < w->k; j++)
+            if (w->ids[j] >= i && w->ids[j] - i < n) x[w->ids[j] - i] = -INFINITY;
+        sum += v->exp_sum(x, n, w->z.max, w->s);
+    }
+    return sum > OTHERS_MIN ? sum : OTHERS_MIN;
+}
+
+static double kl_sparse(const struct loss *c, struct row *w) {
+    double kl = 0;
+    for (size_t j = 0; j < w->k; j++) {
+        double t = w->probs[j];
+        w->mass += t;
+        if (t > 0) kl += t * (log(t) - log_prob(w, w->ids[j]));
+    }
+    if (w->ghost > 0) {
+        w->others = sum_others(c->v, w, c->d);
+        kl += w->ghost * (log(w->ghost) - (log(w->others) - w->log_sum));
+    }
+    return kl;
+}
+
+static bool has_teacher(const struct kernel_target *t) {
+    return t->dense || t->ids;
+}
+
+/* First pass: fills *w, returns the row's losses. */
+static void measure(const struct loss *c, size_t r, struct row *w, double *kl, double *ce) {
+    const struct kernel_target *t = c->target;
+    *w = (struct row){.x = c->x + r * c->d, .s = 1 / c->how->temperature, .label = UINT32_MAX};
+    *kl = *ce = 0;
+    if (t->label) w->label = t->label[r];
+    if (has_teacher(t)) {
+        w->z = row_softmax_sum(c->v, w->x, c->d, w->s);
+        w->log_sum = log(w->z.sum);
+        if (t->dense) {
+            w->dense = t->dense + r * c->d;
+            *kl = c->v->kl_dense(w->dense, w->x, c->d, w->z.max, w->s, w->log_sum, &w->mass);
+        } else {
+            w->ids = t->ids + t->offset[r];
+            w->probs = t->probs + t->offset[r];
+            w->k = t->offset[r + 1] - t->offset[r];
+            w->ghost = t->rest ? t->rest[r] : 0;
+            *kl = kl_sparse(c, w);
+        }
+    }
+    if (w->label != UINT32_MAX) {
+        w->z1 = has_teacher(t) && w->s == 1 ? w->z : row_softmax_sum(c->v, w->x, c->d, 1);
+        *ce = log(w->z1.sum) - ((double)w->x[w->label] - w->z1.max);
+    }
+}
+
+/*
+ * The ghost's gradient: a, b as in differentiate, for the tokens outside K. Those in K are computed on their own, not
+ * corrected, for the two factors may differ by many orders of magnitude. By pieces, because dx may overwrite x.
+ */
+static void ghost_gradient(const struct loss *c, const struct row *w, double in_k, double a, double b, float *dx) {
+    float x[GHOST_CHUNK];
+    for (size_t i = 0; i < c->d; i += GHOST_CHUNK) {
+        size_t n = smaller(GHOST_CHUNK, c->d - i);
+        memcpy(x, w->x + i, n * sizeof *x);
+        c->v->loss_gradient(dx + i, x, NULL, n, w->z.max, w->s, (float)a, (float)b, 0);
+        for (size_t j = 0; j < w->k; j++) {
+            if (w->ids[j] < i || w->ids[j] - i >= n) continue;
+            double z = (double)x[w->ids[j] - i] - w->z.max;
+            dx[w->ids[j]] = (float)(in_k * exp(z * w->s) + b * exp(z));
+        }
+    }
+}
+
+/* Second pass. */
+static void differentiate(const struct loss *c, const struct row *w, float weight, float *dx) {
+    double kl_factor = has_teacher(c->target) ? (double)weight * c->how->kl_weight * c->how->temperature : 0;
+    double ce_factor = w->label != UINT32_MAX ? (double)weight * c->how->ce_weight : 0;
+    if (kl_factor == 0 && ce_factor == 0) {
+        memset(dx, 0, c->d * sizeof *dx);
+        return;
+    }
+    double b = ce_factor != 0 ? ce_factor / w->z1.sum : 0;
+    if (kl_factor == 0) {
+        c->v->loss_gradient(dx, w->x, NULL, c->d, w->z1.max, 1, (float)b, 0, 0);
+    } else if (w->ghost > 0) {
+        double outside = kl_factor * (w->mass - w->ghost * (w->z.sum - w->others) / w->others) / w->z.sum;
+        double inside = kl_factor * (w->mass + w->ghost) / w->z.sum;
+        ghost_gradient(c, w, inside, outside, b, dx);
+    } else {
+        double a = kl_factor * w->mass / w->z.sum;
+        if (w->s == 1) a += b, b = 0; /* the two softmaxes are one */
+        c->v->loss_gradient(dx, w->x, w->dense, c->d, w->z.max, w->s, (float)a, (float)b, (float)kl_factor);
+    }
+    if (kl_factor != 0)
+        for (size_t j = 0; j < w->k; j++) dx[w->ids[j]] -= (float)(kl_factor * w->probs[j]);
+    if (ce_factor != 0) dx[w->label] -= (float)ce_factor;
+}
+
+static void loss_rows(void *ctx, size_t begin, size_t end) {
+    const struct loss *c = ctx;
+    for (size_t r = begin; r < end; r++) {
+        struct row w;
+        double kl, ce;
+        measure(c, r, &w, &kl, &ce);
+        if (c->kl) c->kl[r] = kl;
+        if (c->ce) c->ce[r] = ce;
+        if (c->dx) differentiate(c, &w, c->row_weight ? c->row_weight[r] : 1, c->dx + r * c->d);
+    }
+}
+
+void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
+                         const float *x, size_t rows, size_t d, double *kl, double *ce, float *dx) {
+    struct loss c = {simd(), how, target, row_weight, x, d, kl, ce, dx};
+    kernel_split(rows, piece_rows(d), loss_rows, &c);
+}

@@ -1,0 +1,152 @@
+/*
+ * Sums. Over a whole vector: into a fixed number of parts, added in order. Down the rows of a matrix: each task owns a
+ * strip of columns and goes down all rows in order, so no partial sums need to be kept anywhere.
+ */
+#include "lib/kernel/kernel_internal.h"
+
+/* ---- over a vector: the number of parts depends on n alone ---- */
+
+#define PARTS 64
+
+struct sum {
+    const struct simd *v;
+    const float *x, *y;
+    double part[PARTS];
+    size_t length; /* of a part */
+};
+
+static void sum_part(void *ctx, size_t begin, size_t end) {
+    struct sum *c = ctx;
+    c->part[begin / c->length] = c->v->dot(c->x + begin, c->y + begin, end - begin);
+}
+
+double kernel_dot(const float *x, const float *y, size_t n) {
+    struct sum c = {.v = simd(), .x = x, .y = y};
+    c.length = (n / PARTS / PIECE + 1) * PIECE;
+    kernel_split(n, c.length, sum_part, &c);
+    double total = 0;
+    for (size_t i = 0; i * c.length < n; i++) total += c.part[i];
+    return total;
+}
+
+double kernel_sum_squares(const float *x, size_t n) {
+    return kernel_dot(x, x, n);
+}
+
+/* ---- along the columns ---- */
+
+/* Rows that are summed on their own before they join the total: the error grows with 128 + rows / 128, not with rows. */
+#define ROW_BLOCK 128
+
+struct columns {
+    const struct simd *v;
+    void (*acc)(const struct columns *c, float *sum, size_t row, size_t begin, size_t n);
+    float *out;
+    const float *x;
+    size_t rows, d;
+};
+
+static void sum_strip(void *ctx, size_t begin, size_t end) {
+    const struct columns *c = ctx;
+    float sum[COLUMNS];
+    size_t n = end - begin;
+    for (size_t first = 0; first < c->rows; first += ROW_BLOCK) {
+        size_t last = c->rows - first < ROW_BLOCK ? c->rows : first + ROW_BLOCK;
+        memset(sum, 0, n * sizeof *sum);
+        for (size_t r = first; r < last; r++) c->acc(c, sum, r, begin, n);
+        c->v->add(c->out + begin, sum, n);
+    }
+}
+
+static void acc_plain(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
+    c->v->add(sum, c->x + row * c->d + begin, n);
+}
+
+static void acc_square(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
+    c->v->square_acc(sum, c->x + row * c->d + begin, n);
+}
+
+static void acc_abs(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
+    c->v->abs_acc(sum, c->x + row * c->d + begin, n);
+}
+
+void kernel_sum_rows(float *y, const float *x, size_t rows, size_t d) {
+    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_plain, y, x, rows, d});
+}
+
+void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d) {
+    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_square, out, x, rows, d});
+}
+
+void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d) {
+    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_abs, out, x, rows, d});
+}
+
+/* ---- along the rows ---- */
+
+struct rows {
+    const struct simd *v;
+    float *out;
+    const float *x;
+    size_t d;
+};
+
+static void row_norms_piece(void *ctx, size_t begin, size_t end) {
+    const struct rows *c = ctx;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = c->x + r * c->d;
+        c->out[r] = (float)c->v->dot(x, x, c->d);
+    }
+}
+
+void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d) {
+    kernel_split(rows, piece_rows(d), row_norms_piece, &(struct rows){simd(), out, x, d});
+}
+
+static void add_bias_piece(void *ctx, size_t begin, size_t end) {
+    const struct rows *c = ctx;
+    for (size_t r = begin; r < end; r++) c->v->add(c->out + r * c->d, c->x, c->d);
+}
+
+void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d) {
+    kernel_split(rows, piece_rows(d), add_bias_piece, &(struct rows){simd(), y, bias, d});
+}
+
+/* ---- the k-th smallest magnitude ---- */
+
+/* |x| as an integer: without the sign bit, floats are ordered as their bits are (NaN above infinity). */
+static uint32_t magnitude(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u & 0x7fffffff;
+}
+
+#define RADIX_BITS 11
+#define BUCKETS    (1u << RADIX_BITS)
+
+/*
+ * Radix selection from the top: a histogram of the leading 11 bits finds the bucket that holds the k-th, its members are
+ * gathered in scratch, and the next bits decide among those. Three passes of which only the first sees everything.
+ */
+float kernel_kth_abs(const float *x, size_t n, size_t k, float *scratch) {
+    const float *from = x;
+    uint32_t prefix = 0;
+    for (int bits_left = 31; bits_left > 0 && n > 0;) {
+        int width = bits_left < RADIX_BITS ? bits_left : RADIX_BITS;
+        int shift = bits_left - width;
+        size_t count[BUCKETS] = {0};
+        for (size_t i = 0; i < n; i++) count[(magnitude(from[i]) >> shift) & ((1u << width) - 1)]++;
+        uint32_t bucket = 0;
+        while (k >= count[bucket]) k -= count[bucket++];
+        prefix = prefix << width | bucket;
+        size_t kept = 0;
+        for (size_t i = 0; i < n; i++)
+            if (magnitude(from[i]) >> shift == prefix) scratch[kept++] = from[i];
+        from = scratch;
+        n = kept;
+        bits_left = shift;
+    }
+    float result;
+    memcpy(&result, &prefix, sizeof result);
+    return result;
+}

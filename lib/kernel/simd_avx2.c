@@ -1,0 +1,126 @@
+/* The path for x86-64 with AVX2 and FMA: eight lanes. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define SIMD_TARGET __attribute__((target("avx2,fma")))
+#define SIMD_NAME   "avx2"
+#define SIMD_TABLE  simd_avx2
+#define W           8
+#define VF          static inline SIMD_TARGET
+
+typedef __m256 vec;
+typedef struct {
+    __m256d lo, hi;
+} dvec;
+
+VF vec v_set(float a) {
+    return _mm256_set1_ps(a);
+}
+VF vec v_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+VF void v_store(float *p, vec v) {
+    _mm256_storeu_ps(p, v);
+}
+
+/* The first n lanes, n < 8. Masked moves read and write nothing outside them. */
+VF __m256i first(size_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+VF vec v_load_part(const float *p, size_t n, float fill) {
+    __m256i m = first(n);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m));
+}
+
+VF void v_store_part(float *p, vec v, size_t n) {
+    _mm256_maskstore_ps(p, first(n), v);
+}
+
+VF vec v_add(vec a, vec b) {
+    return _mm256_add_ps(a, b);
+}
+VF vec v_sub(vec a, vec b) {
+    return _mm256_sub_ps(a, b);
+}
+VF vec v_mul(vec a, vec b) {
+    return _mm256_mul_ps(a, b);
+}
+VF vec v_div(vec a, vec b) {
+    return _mm256_div_ps(a, b);
+}
+VF vec v_fma(vec a, vec b, vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+VF vec v_sqrt(vec a) {
+    return _mm256_sqrt_ps(a);
+}
+VF vec v_abs(vec a) {
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
+VF vec v_max(vec a, vec b) {
+    return _mm256_max_ps(a, b);
+}
+VF vec v_min(vec a, vec b) {
+    return _mm256_min_ps(a, b);
+}
+VF vec v_round(vec a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+VF vec power_of_two(__m256i k) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+}
+
+/* In two halves, for 2^n itself may be out of range where the product is not. */
+VF vec v_ldexp(vec x, vec n) {
+    __m256i k = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(k, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(k, half)));
+}
+
+VF float v_hmax(vec a) {
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_shuffle_ps(h, h, 1)));
+}
+
+VF float v_hsum(vec a) {
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_shuffle_ps(h, h, 1)));
+}
+
+VF bool v_any_above(vec a, vec b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+}
+
+VF __m256d low(vec a) {
+    return _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+}
+VF __m256d high(vec a) {
+    return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+VF dvec d_zero(void) {
+    return (dvec){_mm256_setzero_pd(), _mm256_setzero_pd()};
+}
+VF dvec d_add(dvec d, vec a) {
+    return (dvec){_mm256_add_pd(d.lo, low(a)), _mm256_add_pd(d.hi, high(a))};
+}
+
+VF dvec d_fma(dvec d, vec a, vec b) {
+    return (dvec){_mm256_fmadd_pd(low(a), low(b), d.lo), _mm256_fmadd_pd(high(a), high(b), d.hi)};
+}
+
+VF double d_sum(dvec d) {
+    __m256d s = _mm256_add_pd(d.lo, d.hi);
+    __m128d h = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(h, _mm_unpackhi_pd(h, h)));
+}
+
+#include "lib/kernel/simd_body.h"
+#else
+typedef int simd_avx2_needs_x86_64; /* ISO C wants a declaration in every file */
+#endif

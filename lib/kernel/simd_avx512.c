@@ -1,0 +1,109 @@
+/* The path for x86-64 with AVX-512 F, BW, DQ and VL: sixteen lanes, masks for the ends. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SIMD_NAME   "avx512"
+#define SIMD_TABLE  simd_avx512
+#define W           16
+#define VF          static inline SIMD_TARGET
+
+typedef __m512 vec;
+typedef struct {
+    __m512d lo, hi;
+} dvec;
+
+VF vec v_set(float a) {
+    return _mm512_set1_ps(a);
+}
+VF vec v_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+VF void v_store(float *p, vec v) {
+    _mm512_storeu_ps(p, v);
+}
+
+/* The first n lanes, n < 16. Masked moves read and write nothing outside them. */
+VF __mmask16 first(size_t n) {
+    return (__mmask16)((1u << n) - 1);
+}
+
+VF vec v_load_part(const float *p, size_t n, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(n), p);
+}
+
+VF void v_store_part(float *p, vec v, size_t n) {
+    _mm512_mask_storeu_ps(p, first(n), v);
+}
+
+VF vec v_add(vec a, vec b) {
+    return _mm512_add_ps(a, b);
+}
+VF vec v_sub(vec a, vec b) {
+    return _mm512_sub_ps(a, b);
+}
+VF vec v_mul(vec a, vec b) {
+    return _mm512_mul_ps(a, b);
+}
+VF vec v_div(vec a, vec b) {
+    return _mm512_div_ps(a, b);
+}
+VF vec v_fma(vec a, vec b, vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+VF vec v_sqrt(vec a) {
+    return _mm512_sqrt_ps(a);
+}
+VF vec v_abs(vec a) {
+    return _mm512_abs_ps(a);
+}
+VF vec v_max(vec a, vec b) {
+    return _mm512_max_ps(a, b);
+}
+VF vec v_min(vec a, vec b) {
+    return _mm512_min_ps(a, b);
+}
+VF vec v_round(vec a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VF vec v_ldexp(vec x, vec n) {
+    return _mm512_scalef_ps(x, n);
+}
+VF float v_hmax(vec a) {
+    return _mm512_reduce_max_ps(a);
+}
+VF float v_hsum(vec a) {
+    return _mm512_reduce_add_ps(a);
+}
+VF bool v_any_above(vec a, vec b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+}
+
+VF __m512d low(vec a) {
+    return _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+}
+VF __m512d high(vec a) {
+    return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+}
+VF dvec d_zero(void) {
+    return (dvec){_mm512_setzero_pd(), _mm512_setzero_pd()};
+}
+VF dvec d_add(dvec d, vec a) {
+    return (dvec){_mm512_add_pd(d.lo, low(a)), _mm512_add_pd(d.hi, high(a))};
+}
+
+VF dvec d_fma(dvec d, vec a, vec b) {
+    return (dvec){_mm512_fmadd_pd(low(a), low(b), d.lo), _mm512_fmadd_pd(high(a), high(b), d.hi)};
+}
+
+VF double d_sum(dvec d) {
+    return _mm512_reduce_add_pd(_mm512_add_pd(d.lo, d.hi));
+}
+
+#include "lib/kernel/simd_body.h"
+#else
+typedef int simd_avx512_needs_x86_64; /* ISO C wants a declaration in every file */
+#endif

@@ -1,0 +1,340 @@
+/*
+ * The loops of one CPU path, over an abstract vector. simd_portable.c, simd_avx2.c and simd_avx512.c each define the
+ * vector and then include this file, so an algorithm is written once. What the including file gives:
+ *
+ *   SIMD_TARGET           function attribute that lets the compiler use the path's instructions
+ *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end
+ *   vec, W                a vector of W floats
+ *   v_set v_load v_store v_load_part(p, n, fill) v_store_part(p, v, n)   part: only the first n < W lanes
+ *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
+ *   v_max v_min(a, b)     b where either is NaN
+ *   v_round               to the nearest integer; v_ldexp(x, n) = x 2^n for integral n in [-150, 128]
+ *   v_hmax v_hsum         over the lanes, in a fixed order
+ *   v_any_above(a, b)     is a > b in any lane?
+ *   dvec d_zero d_add(d, v) d_fma(d, a, b) d_sum   W sums in f64
+ */
+
+#define FN static SIMD_TARGET
+
+static inline SIMD_TARGET vec load(const float *p, size_t left) {
+    return left >= W ? v_load(p) : v_load_part(p, left, 0);
+}
+
+static inline SIMD_TARGET vec load_or(const float *p, size_t left, float fill) {
+    return left >= W ? v_load(p) : v_load_part(p, left, fill);
+}
+
+static inline SIMD_TARGET void store(float *p, vec v, size_t left) {
+    if (left >= W)
+        v_store(p, v);
+    else
+        v_store_part(p, v, left);
+}
+
+/*
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody and Waite; ln 2's leading part has 9 bits,
+ * so n times it is exact even without FMA); exp(r) = 1 + r + r^2 P(r) with Cephes' P of degree 5. Measured against
+ * libm's double over every float in [-104, 89]: at most 1.5 ulp where the result is normal, half the smallest subnormal
+ * more below. NaN stays NaN, above 88.73 is infinity, below -103.98 is 0.
+ */
+static inline SIMD_TARGET vec v_exp(vec x) {
+    x = v_max(v_set(-104.0f), v_min(v_set(89.0f), x));
+    vec n = v_round(v_mul(x, v_set(1.44269504088896341f)));
+    vec r = v_fma(n, v_set(-0.693359375f), x);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    vec p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
+    return v_ldexp(p, n);
+}
+
+/* ---- element by element ---- */
+
+FN void op_fill(float *y, size_t n, float a) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_set(a), n - i);
+}
+
+FN void op_scale(float *y, size_t n, float a) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_mul(load(y + i, n - i), v_set(a)), n - i);
+}
+
+FN void op_add(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_add(load(y + i, n - i), load(x + i, n - i)), n - i);
+}
+
+FN void op_axpy(float *y, float a, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_fma(v_set(a), load(x + i, n - i), load(y + i, n - i)), n - i);
+}
+
+FN void op_mul_scaled(float *y, const float *x, const float *w, float a, size_t n) {
+    for (size_t i = 0; i < n; i += W)
+        store(y + i, v_mul(v_mul(load(x + i, n - i), v_set(a)), load(w + i, n - i)), n - i);
+}
+
+FN void op_square_acc(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        vec a = load(x + i, n - i);
+        store(y + i, v_fma(a, a, load(y + i, n - i)), n - i);
+    }
+}
+
+FN void op_abs_acc(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_add(load(y + i, n - i), v_abs(load(x + i, n - i))), n - i);
+}
+
+FN void op_mul_acc(float *y, float a, const float *x, const float *z, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        vec t = v_mul(v_mul(load(x + i, n - i), v_set(a)), load(z + i, n - i));
+        store(y + i, v_add(load(y + i, n - i), t), n - i);
+    }
+}
+
+FN double op_dot(const float *x, const float *y, size_t n) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W) sum = d_fma(sum, load(x + i, n - i), load(y + i, n - i));
+    return d_sum(sum);
+}
+
+FN double op_dot3(const float *x, const float *y, const float *z, size_t n) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W)
+        sum = d_fma(sum, v_mul(load(x + i, n - i), load(y + i, n - i)), load(z + i, n - i));
+    return d_sum(sum);
+}
+
+/* ---- softmax and its parts ---- */
+
+FN float op_max(const float *x, size_t n) {
+    vec a = v_set(-INFINITY), b = a;
+    size_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        a = v_max(v_load(x + i), a);
+        b = v_max(v_load(x + i + W), b);
+    }
+    for (; i < n; i += W) a = v_max(load_or(x + i, n - i, -INFINITY), a);
+    return v_hmax(v_max(a, b));
+}
+
+FN size_t op_find_above(const float *x, size_t n, float bound) {
+    vec b = v_set(bound);
+    size_t i = 0;
+    for (; i + W <= n; i += W)
+        if (v_any_above(v_load(x + i), b)) break;
+    while (i < n && !(x[i] > bound)) i++;
+    return i;
+}
+
+FN double op_exp_sum(const float *x, size_t n, float m, float s) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_mul(v_sub(load_or(x + i, n - i, -INFINITY), v_set(m)), v_set(s));
+        sum = d_add(sum, v_exp(z));
+    }
+    return d_sum(sum);
+}
+
+FN double op_exp_store(float *y, const float *x, size_t n, float m, float s) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_mul(v_sub(load_or(x + i, n - i, -INFINITY), v_set(m)), v_set(s));
+        vec e = v_exp(z);
+        store(y + i, e, n - i);
+        sum = d_add(sum, e);
+    }
+    return d_sum(sum);
+}
+
+FN void op_affine(float *y, const float *x, size_t n, float m, float s, float c) {
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_mul(v_sub(load(x + i, n - i), v_set(m)), v_set(s));
+        store(y + i, v_sub(z, v_set(c)), n - i);
+    }
+}
+
+FN void op_softmax_backward(float *ds, const float *p, const float *dp, float a, size_t n) {
+    for (size_t i = 0; i < n; i += W)
+        store(ds + i, v_mul(load(p + i, n - i), v_sub(load(dp + i, n - i), v_set(a))), n - i);
+}
+
+/* ---- layers ---- */
+
+static inline SIMD_TARGET vec v_sigmoid(vec x) {
+    return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x))));
+}
+
+FN void op_swiglu(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        vec g = load(gate + i, n - i);
+        store(y + i, v_mul(v_mul(g, v_sigmoid(g)), load(up + i, n - i)), n - i);
+    }
+}
+
+/* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g) */
+FN void op_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec g = load(gate + i, left), d = load(dy + i, left), s = v_sigmoid(g);
+        vec slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
+        vec du = v_mul(d, v_mul(g, s)), dg = v_mul(v_mul(d, load(up + i, left)), slope);
+        store(dgate + i, v_add(load(dgate + i, left), dg), left);
+        store(dup + i, v_add(load(dup + i, left), du), left);
+    }
+}
+
+FN void op_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec g = v_mul(v_mul(v_set(inv), load(w + i, left)), load(dy + i, left));
+        g = v_sub(g, v_mul(v_set(a), load(x + i, left)));
+        store(dx + i, v_add(load(dx + i, left), g), left);
+    }
+}
+
+FN void op_rotate(float *x1, float *x2, const float *cosine, const float *sine, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec a = load(x1 + i, left), b = load(x2 + i, left), c = load(cosine + i, left), s = load(sine + i, left);
+        store(x1 + i, v_sub(v_mul(a, c), v_mul(b, s)), left);
+        store(x2 + i, v_fma(b, c, v_mul(a, s)), left);
+    }
+}
+
+/* ---- a vector against rows ---- */
+
+/* One dot product in f32: four sums of W lanes, so that the additions do not wait for each other. */
+static inline SIMD_TARGET float dot_f32(const float *x, const float *y, size_t n) {
+    vec s0 = v_set(0), s1 = s0, s2 = s0, s3 = s0;
+    size_t i = 0;
+    for (; i + 4 * W <= n; i += 4 * W) {
+        s0 = v_fma(v_load(x + i), v_load(y + i), s0);
+        s1 = v_fma(v_load(x + i + W), v_load(y + i + W), s1);
+        s2 = v_fma(v_load(x + i + 2 * W), v_load(y + i + 2 * W), s2);
+        s3 = v_fma(v_load(x + i + 3 * W), v_load(y + i + 3 * W), s3);
+    }
+    for (; i < n; i += W) s0 = v_fma(load(x + i, n - i), load(y + i, n - i), s0);
+    return v_hsum(v_add(v_add(s0, s1), v_add(s2, s3)));
+}
+
+FN void op_dots(float *out, const float *x, const float *rows, size_t ld, size_t count, size_t k) {
+    for (size_t r = 0; r < count; r++) out[r] = dot_f32(x, rows + r * ld, k);
+}
+
+FN void op_mix_rows(float *y, const float *p, const float *rows, size_t ld, size_t count, size_t k) {
+    size_t i = 0;
+    for (; i + 4 * W <= k; i += 4 * W) {
+        vec s0 = v_load(y + i), s1 = v_load(y + i + W), s2 = v_load(y + i + 2 * W), s3 = v_load(y + i + 3 * W);
+        for (size_t r = 0; r < count; r++) {
+            const float *row = rows + r * ld + i;
+            vec a = v_set(p[r]);
+            s0 = v_fma(a, v_load(row), s0);
+            s1 = v_fma(a, v_load(row + W), s1);
+            s2 = v_fma(a, v_load(row + 2 * W), s2);
+            s3 = v_fma(a, v_load(row + 3 * W), s3);
+        }
+        v_store(y + i, s0);
+        v_store(y + i + W, s1);
+        v_store(y + i + 2 * W, s2);
+        v_store(y + i + 3 * W, s3);
+    }
+    for (; i < k; i += W) {
+        vec s = load(y + i, k - i);
+        for (size_t r = 0; r < count; r++) s = v_fma(v_set(p[r]), load(rows + r * ld + i, k - i), s);
+        store(y + i, s, k - i);
+    }
+}
+
+/* ---- the loss ---- */
+
+/* Log-probabilities of minus infinity are pulled up to a number whose exp is still 0: 0 log 0 is then 0, not NaN. */
+#define LOG_ZERO (-1e30f)
+
+FN double op_kl_dense(const float *logt, const float *x, size_t n, float m, float s, double c, double *mass) {
+    dvec kl = d_zero(), total = d_zero();
+    vec offset = v_set((float)c);
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_mul(v_sub(load_or(x + i, n - i, m), v_set(m)), v_set(s));
+        vec lp = v_max(v_set(LOG_ZERO), v_sub(z, offset));
+        vec lt = v_max(v_set(LOG_ZERO), load_or(logt + i, n - i, -INFINITY));
+        vec t = v_exp(lt);
+        kl = d_fma(kl, t, v_sub(lt, lp));
+        total = d_add(total, t);
+    }
+    *mass += d_sum(total);
+    return d_sum(kl);
+}
+
+/* The flags are constants at each call, so that every combination is a loop without branches. */
+static inline SIMD_TARGET void loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s,
+                                             float a, float b, float c, bool two, bool dense) {
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_sub(load(x + i, n - i), v_set(m));
+        vec g = v_mul(v_set(a), v_exp(v_mul(z, v_set(s))));
+        if (two) g = v_fma(v_set(b), v_exp(z), g);
+        if (dense) g = v_sub(g, v_mul(v_set(c), v_exp(load(logt + i, n - i))));
+        store(dx + i, g, n - i);
+    }
+}
+
+FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s, float a, float b,
+                         float c) {
+    if (logt && b != 0)
+        loss_gradient(dx, x, logt, n, m, s, a, b, c, true, true);
+    else if (logt)
+        loss_gradient(dx, x, logt, n, m, s, a, b, c, false, true);
+    else if (b != 0)
+        loss_gradient(dx, x, logt, n, m, s, a, b, c, true, false);
+    else
+        loss_gradient(dx, x, logt, n, m, s, a, b, c, false, false);
+}
+
+/* ---- optimizer ---- */
+
+FN void op_adamw(const struct kernel_adamw *o, float step_size, float root_correction, float *w, float *m, float *v,
+                 const float *g, size_t n) {
+    vec b1 = v_set(o->beta1), b2 = v_set(o->beta2), c1 = v_set(1 - o->beta1), c2 = v_set(1 - o->beta2);
+    vec keep = v_set((float)(1 - (double)o->lr * o->weight_decay));
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec d = v_mul(load(g + i, left), v_set(o->grad_scale));
+        vec m1 = v_fma(b1, load(m + i, left), v_mul(c1, d));
+        vec v1 = v_fma(b2, load(v + i, left), v_mul(c2, v_mul(d, d)));
+        vec root = v_fma(v_sqrt(v1), v_set(root_correction), v_set(o->eps));
+        vec step = v_mul(v_set(step_size), v_div(m1, root));
+        store(m + i, m1, left);
+        store(v + i, v1, left);
+        store(w + i, v_sub(v_mul(load(w + i, left), keep), step), left);
+    }
+}
+
+const struct simd SIMD_TABLE = {
+    .name = SIMD_NAME,
+    .fill = op_fill,
+    .scale = op_scale,
+    .add = op_add,
+    .axpy = op_axpy,
+    .mul_scaled = op_mul_scaled,
+    .dot = op_dot,
+    .dot3 = op_dot3,
+    .square_acc = op_square_acc,
+    .abs_acc = op_abs_acc,
+    .mul_acc = op_mul_acc,
+    .max = op_max,
+    .find_above = op_find_above,
+    .exp_sum = op_exp_sum,
+    .exp_store = op_exp_store,
+    .affine = op_affine,
+    .swiglu = op_swiglu,
+    .swiglu_backward = op_swiglu_backward,
+    .rmsnorm_dx = op_rmsnorm_dx,
+    .rotate = op_rotate,
+    .softmax_backward = op_softmax_backward,
+    .dots = op_dots,
+    .mix_rows = op_mix_rows,
+    .kl_dense = op_kl_dense,
+    .loss_gradient = op_loss_gradient,
+    .adamw = op_adamw,
+};
