@@ -4,7 +4,9 @@
  * again complete.
  *
  * For every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless the vocabulary
- * asks for NFC (Qwen2's does; the `normalise` option of text_encode turns it off). Bytes that are no UTF-8 are kept.
+ * asks for NFC (Qwen2's does; the `no_normalise` option of text_encode turns it off). Bytes that are no UTF-8 are kept.
+ * Two exceptions, both the vocabulary's own: white space that an added token swallows (TOKEN_LSTRIP, TOKEN_RSTRIP), and
+ * bytes that it has no token for, which are counted in text_ids.n_lost.
  */
 #ifndef RILL_TEXT_H
 #define RILL_TEXT_H
@@ -43,7 +45,8 @@ struct merge {
 
 #define TOKEN_NONE UINT32_MAX
 #define TEXT_MAX_TOKENS (1u << 24)
-#define TEXT_MAX_PIECE 65536
+#define TEXT_MAX_MERGES (1u << 26)
+#define TEXT_MAX_PIECE  65536
 
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {
@@ -54,22 +57,29 @@ struct vocab {
     bool nfc;             /* normaliser: NFC before all else */
     bool ignore_merges;   /* a pre-token that is a piece is taken whole (Llama 3) */
     bool add_bos, add_eos;
-    uint32_t bos, eos, pad, unk; /* TOKEN_NONE: has none */
+    uint32_t bos, eos, pad;      /* TOKEN_NONE: has none */
+    uint32_t unk;                /* for bytes without a token: unk_token of the BPE model itself, TOKEN_NONE in most */
     const char *chat_template;   /* UTF-8 or NULL */
-    struct digest digest;        /* of the packed form: the vocabulary's identity in streams */
+    struct digest digest;        /* identity: what a token id means and how text is cut (README.md). Not in it: template,
+                                    bos ... unk, padding at the end: base and chat models of a family are the same */
     struct text_index *index;    /* private: hash tables, compiled patterns */
     struct arena memory;
 };
 
-/* Takes tokens, merges (checked: ids in range, result = left + right, no duplicate pieces among ordinary tokens) and the settings of
- * `spec` (copied), builds the index. ERR_DATA names the offending token or merge. */
+/* Takes tokens, merges (checked: ids in range, result = left + right, no piece twice, but an added token may be spelled
+ * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or merge.
+ * To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
-/* The bytes of a VOCB record and back. vocab_unpack trusts nothing. Layout: formats/rill.md, section VOCB. */
+/* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: lib/text/README.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
-/* The id of a piece by its bytes, or TOKEN_NONE. */
+/* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */
 uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
+/* How many bytes of text a token stands for: none for a control token. For bits per byte. */
+static inline uint32_t vocab_text_bytes(const struct vocab *v, uint32_t id) {
+    return v->tokens[id].flags & TOKEN_SPECIAL ? 0 : v->tokens[id].n_bytes;
+}
 
 /* Byte-level spelling (GPT-2's printable alphabet) of raw bytes as UTF-8, and back; for tokenizer.json and GGUF. */
 int text_spell(const void *bytes, size_t n, struct buf *out, struct err *e) MUST_CHECK;
@@ -78,6 +88,7 @@ int text_unspell(const char *spelled, size_t n, struct buf *out, struct err *e) 
 struct text_ids {
     uint32_t *ids;
     size_t n, cap;
+    uint64_t n_lost; /* bytes without a token: unk stands for them or, in a vocabulary without unk, nothing */
 };
 void text_ids_release(struct text_ids *ids);
 
@@ -85,22 +96,25 @@ struct text_encode_options {
     bool plain_specials; /* special tokens in the text are text, not tokens */
     bool no_normalise;
 };
-/* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. */
+/* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. Any number of threads at a time; each
+ * leaves some working memory with v. NULL options: none set. */
 int text_encode(const struct vocab *v, const void *text, size_t n, const struct text_encode_options *o,
                 struct text_ids *ids, struct err *e) MUST_CHECK;
 /* Appends the bytes of the tokens. ERR_DATA for an id outside the vocabulary. skip_special leaves control tokens out. */
-int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out, struct err *e) MUST_CHECK;
+int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out,
+                struct err *e) MUST_CHECK;
 
 /*
- * Where may a long text be cut so that encoding the two halves apart equals encoding the whole? Returns the largest such
- * position in (0, n] that is known to be safe whatever follows, or 0 when there is none: for reading files of any
- * length in constant memory.
+ * Where may a long text be cut so that encoding the two halves apart equals encoding the whole, with any options? Returns
+ * the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for reading files of
+ * any length in constant memory. Most texts have one every few bytes.
  */
 size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 
 /*
- * The vocabulary cut to the tokens with keep[id] != 0, with merges kept closed: every token that a kept merge needs is kept
- * as well, and so are the 256 bytes and all special tokens. map[old id] becomes the new id or TOKEN_NONE (caller's, [n_tokens]).
+ * The vocabulary cut to the tokens with keep[id] != 0, with merges kept closed: every token on the way to a kept one is
+ * kept as well, so that it can still be reached, and so are the single bytes, all special and all added tokens. The order
+ * stays. map[old id] becomes the new id or TOKEN_NONE (caller's, [n_tokens]).
  */
 int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map, struct err *e) MUST_CHECK;
 

@@ -1,0 +1,141 @@
+/*
+ * Added tokens: matched in the text as it stands, before it is cut into words. The first match from the left wins, the
+ * longest of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose treatment
+ * of the flags this follows.
+ */
+#include "lib/text/text_internal.h"
+
+#define FLAGGED         (TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD)
+#define MAX_ADDED_BYTES (4u << 20) /* of all added tokens together: a trie node is 16 bytes */
+
+/* ---- the trie ---- */
+
+static uint32_t find_child(const struct added *a, uint32_t node, unsigned char byte) {
+    uint32_t c = a->nodes[node].child;
+    while (c && a->nodes[c].byte != byte) c = a->nodes[c].next;
+    return c;
+}
+
+/* There is room: added_build has counted the bytes of all tokens. */
+static uint32_t add_child(struct added *a, uint32_t node, unsigned char byte) {
+    uint32_t c = a->n_nodes++;
+    a->nodes[c] = (struct trie_node){.next = a->nodes[node].child, .id = TOKEN_NONE, .byte = byte};
+    a->nodes[node].child = c;
+    return c;
+}
+
+static void insert_token(struct added *a, uint32_t id, uint32_t flags, const unsigned char *bytes, size_t n) {
+    uint32_t node = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t c = find_child(a, node, bytes[i]);
+        node = c ? c : add_child(a, node, bytes[i]);
+    }
+    a->nodes[node].id = id;
+    a->starts[bytes[0]] = true;
+    if (n > a->max_bytes) a->max_bytes = (uint32_t)n;
+    if (flags & FLAGGED) a->any_flagged = true;
+}
+
+static bool belongs(const struct token *t, bool normalised) {
+    return (t->flags & TOKEN_ADDED) && !(t->flags & TOKEN_UNUSED) && !!(t->flags & TOKEN_NORMALIZED) == normalised;
+}
+
+int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e) {
+    uint64_t bytes = 0;
+    for (uint32_t id = 0; id < v->n_tokens; id++)
+        if (belongs(&v->tokens[id], normalised)) bytes += v->tokens[id].n_bytes;
+    if (!bytes) return 0;
+    if (bytes > MAX_ADDED_BYTES)
+        return err_set(e, ERR_DATA, "the added tokens have %llu bytes, at most %u are taken", (unsigned long long)bytes,
+                       MAX_ADDED_BYTES);
+    /* A character's form C is at most three times as long in UTF-8 (Unicode FAQ, normalization). */
+    uint64_t room = (normalised && v->nfc ? 3 : 1) * bytes + 1;
+    a->nodes = arena_array(&v->memory, room, sizeof *a->nodes, e);
+    if (!a->nodes) return e->code;
+    a->nodes[0].id = TOKEN_NONE;
+    a->n_nodes = 1;
+    struct buf normal = {0}, scratch = {0};
+    int rc = 0;
+    for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
+        const struct token *t = &v->tokens[id];
+        if (!belongs(t, normalised)) continue;
+        normal.len = 0;
+        if (normalised && v->nfc)
+            rc = text_nfc(t->bytes, t->n_bytes, &scratch, &normal, e);
+        else
+            rc = buf_append(&normal, t->bytes, t->n_bytes, e);
+        if (!rc) insert_token(a, id, t->flags, normal.data, normal.len);
+    }
+    buf_release(&scratch);
+    buf_release(&normal);
+    return rc;
+}
+
+/* ---- matching ---- */
+
+/* The longest token at the front of text[0..n): its bytes, 0 for none. */
+static size_t longest(const struct added *a, const unsigned char *text, size_t n, uint32_t *id) {
+    size_t best = 0;
+    uint32_t node = 0;
+    for (size_t i = 0; i < n && (node = find_child(a, node, text[i])) != 0; i++)
+        if (a->nodes[node].id != TOKEN_NONE) {
+            *id = a->nodes[node].id;
+            best = i + 1;
+        }
+    return best;
+}
+
+static bool stands_alone(const unsigned char *text, size_t n, size_t start, size_t end) {
+    return !word_at_end(text, start) && !word_at_start(text + end, n - end);
+}
+
+bool added_next(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t *at,
+                size_t from, bool plain_specials, struct added_match *m) {
+    if (!a->n_nodes) return false;
+    for (size_t i = *at, len; i < n; i += len) {
+        uint32_t id = TOKEN_NONE;
+        while (i < n && !a->starts[text[i]]) i++;
+        len = i < n ? longest(a, text + i, n - i, &id) : 0;
+        if (!len) {
+            len = 1;
+            continue;
+        }
+        /* A match that is turned down is still passed over: nothing is looked for inside it. */
+        uint32_t flags = v->tokens[id].flags;
+        if (plain_specials && (flags & TOKEN_SPECIAL)) continue;
+        if ((flags & TOKEN_SINGLE_WORD) && !stands_alone(text, n, i, i + len)) continue;
+        if (i < from) continue; /* inside the white space that the last one swallowed */
+        *m = (struct added_match){.start = i, .end = i + len, .id = id};
+        *at = i + len;
+        if (flags & TOKEN_LSTRIP) m->start -= space_at_end(text + from, i - from);
+        if (flags & TOKEN_RSTRIP) m->end += space_at_start(text + m->end, n - m->end);
+        return true;
+    }
+    *at = n;
+    return false;
+}
+
+/* ---- where not to cut ---- */
+
+/* May a token that begins at s reach over p, or touch it and look at what is there? */
+static bool reaches(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t s,
+                    size_t p) {
+    uint32_t node = 0;
+    for (size_t i = s; i < n; i++) {
+        node = find_child(a, node, text[i]);
+        if (!node) return false;
+        uint32_t id = a->nodes[node].id;
+        if (id == TOKEN_NONE) continue;
+        if (s < p && i + 1 > p) return true;
+        if ((v->tokens[id].flags & FLAGGED) && i + 1 >= p) return true;
+    }
+    /* The text ends inside what may become a token. */
+    return a->nodes[node].child && (s < p || a->any_flagged);
+}
+
+bool added_crosses(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
+    if (!a->n_nodes) return false;
+    for (size_t s = p > a->max_bytes ? p - a->max_bytes : 0; s <= p; s++)
+        if (s < n && a->starts[text[s]] && reaches(a, v, text, n, s, p)) return true;
+    return false;
+}

@@ -1,0 +1,102 @@
+/*
+ * Where a text of any length may be cut without a trace: between two words, whatever text the window is part of, and
+ * such that the words before the cut are the same when the text ends there.
+ *
+ * The expressions of pretokenize.c look at nothing before a word. Behind it they look at one character, and only behind
+ * white space: `\s+(?!\S)` leaves the last of several spaces to the word that follows, but not at the end of a text. So
+ * a cut behind a single line end is safe, one behind two of them is not.
+ *
+ * Between which characters does a word always end? Let L be a letter, N a number, R one of \r \n, S other white space,
+ * P the rest. In all four expressions
+ *     behind L   a run of letters goes on with letters only;
+ *     behind N   likewise;
+ *     behind P   S begins something else (R does not: punctuation takes the line ends behind it along), and so does N;
+ *     behind R   L, N and P begin something else (white space does not).
+ */
+#include <utf8proc.h>
+
+#include "lib/text/text_internal.h"
+
+enum char_class { CLASS_UNKNOWN, CLASS_L, CLASS_N, CLASS_P, CLASS_R, CLASS_S };
+
+/* Only what has been there since Unicode 3 and starts a composition anew is told apart: what PCRE2 thinks of a new script
+ * does not matter then, and the cut is one between normalised texts as well. Few texts have none of it for long. */
+static enum char_class classify(int32_t c) {
+    if (c < 0x80) {
+        if (c == '\n' || c == '\r') return CLASS_R;
+        if (c == ' ' || c == '\t' || c == '\v' || c == '\f') return CLASS_S;
+        if (c >= '0' && c <= '9') return CLASS_N;
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ? CLASS_L : CLASS_P;
+    }
+    static const struct {
+        int32_t first, last;
+        enum char_class class;
+    } known[] = {
+        {0xc0, 0xd6, CLASS_L},     {0xd8, 0xf6, CLASS_L},     {0xf8, 0x17f, CLASS_L},    /* Latin */
+        {0x391, 0x3a1, CLASS_L},   {0x3b1, 0x3c9, CLASS_L},   {0x410, 0x44f, CLASS_L},   /* Greek, Cyrillic */
+        {0x5d0, 0x5ea, CLASS_L},   {0x627, 0x63a, CLASS_L},   {0x641, 0x64a, CLASS_L},   /* Hebrew, Arabic */
+        {0x905, 0x939, CLASS_L},   {0xe01, 0xe30, CLASS_L},                              /* Devanagari, Thai */
+        {0x2010, 0x2027, CLASS_P}, {0x3001, 0x3003, CLASS_P}, {0x3008, 0x3011, CLASS_P}, /* dashes, quotes, brackets */
+        {0x3041, 0x3094, CLASS_L}, {0x30a1, 0x30fa, CLASS_L}, {0x4e00, 0x9fa5, CLASS_L}, /* kana, ideographs */
+        {0xac00, 0xd7a3, CLASS_L}, {0xff01, 0xff0f, CLASS_P}, {0xff1a, 0xff1f, CLASS_P}, /* Hangul, full width */
+    };
+    for (size_t i = 0; i < COUNT_OF(known); i++)
+        if (c >= known[i].first && c <= known[i].last) return known[i].class;
+    return CLASS_UNKNOWN;
+}
+
+static bool word_ends_between(enum char_class before, enum char_class behind) {
+    if (before == CLASS_UNKNOWN || behind == CLASS_UNKNOWN) return false;
+    switch (before) {
+    case CLASS_L:
+    case CLASS_N: return behind != before;
+    case CLASS_P: return behind == CLASS_S || behind == CLASS_N;
+    case CLASS_R: return behind == CLASS_L || behind == CLASS_N || behind == CLASS_P;
+    default: return false;
+    }
+}
+
+/* The character that begins at `at`, when it is whole. */
+static enum char_class class_at(const unsigned char *text, size_t n, size_t at) {
+    int32_t c;
+    utf8proc_ssize_t k = utf8proc_iterate(text + at, (utf8proc_ssize_t)(n - at < 4 ? n - at : 4), &c);
+    return k > 0 ? classify(c) : CLASS_UNKNOWN;
+}
+
+static enum char_class class_before(const unsigned char *text, size_t at) {
+    for (size_t k = 1; k <= 4 && k <= at; k++) {
+        int32_t c;
+        if ((text[at - k] & 0xc0) == 0x80) continue;
+        return utf8proc_iterate(text + at - k, (utf8proc_ssize_t)k, &c) == (utf8proc_ssize_t)k ? classify(c)
+                                                                                               : CLASS_UNKNOWN;
+    }
+    return CLASS_UNKNOWN;
+}
+
+/* Does the text end with white space that is more than one character, or may be? */
+static bool ends_in_spaces(const unsigned char *text, size_t n) {
+    enum char_class last = class_before(text, n);
+    if (last != CLASS_R && last != CLASS_S) return false;
+    enum char_class before = n > 1 ? class_before(text, n - 1) : CLASS_UNKNOWN;
+    return before != CLASS_L && before != CLASS_N && before != CLASS_P;
+}
+
+/* Tokens that are matched in normalised text are looked for here in the raw one, so the two must be the same as far as
+ * such a token reaches. */
+static bool is_low_around(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
+    size_t reach = v->index->normalised.max_bytes;
+    if (!v->nfc || !reach) return true;
+    return n - p > reach && text_is_low(text + (p > reach ? p - reach : 0), (p > reach ? reach : p) + reach + 1);
+}
+
+size_t text_safe_cut(const struct vocab *v, const void *data, size_t n) {
+    const unsigned char *text = data;
+    const struct text_index *x = v->index;
+    for (size_t p = n; p-- > 1;) {
+        if ((text[p] & 0xc0) == 0x80) continue; /* inside a character */
+        if (!word_ends_between(class_before(text, p), class_at(text, n, p)) || ends_in_spaces(text, p)) continue;
+        if (added_crosses(&x->raw, v, text, n, p) || added_crosses(&x->normalised, v, text, n, p)) continue;
+        if (is_low_around(v, text, n, p)) return p;
+    }
+    return 0;
+}

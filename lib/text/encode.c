@@ -1,0 +1,204 @@
+/*
+ * Text to tokens: added tokens first, then normalisation, then the pre-tokenizer cuts what lies between into words, then
+ * each word is merged, or found in the cache of words met before.
+ */
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "lib/text/text_internal.h"
+
+/* ---- growing arrays of ids ---- */
+
+int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) {
+    if (ids->cap - ids->n >= extra) return 0;
+    uint64_t need, bytes;
+    if (!u64_add(ids->n, extra, &need) || !u64_mul(need, sizeof *ids->ids, &bytes) || bytes > PTRDIFF_MAX / 2)
+        return err_nomem(e, "tokens");
+    size_t cap = ids->cap < 64 ? 64 : 2 * ids->cap;
+    if (cap < need) cap = need;
+    uint32_t *grown = mem_alloc(cap * sizeof *grown, e);
+    if (!grown) return e->code;
+    if (ids->n) memcpy(grown, ids->ids, ids->n * sizeof *grown);
+    mem_free(ids->ids);
+    ids->ids = grown;
+    ids->cap = cap;
+    return 0;
+}
+
+void text_ids_release(struct text_ids *ids) {
+    mem_free(ids->ids);
+    *ids = (struct text_ids){0};
+}
+
+static int append_id(struct text_ids *ids, uint32_t id, struct err *e) {
+    int rc = text_ids_reserve(ids, 1, e);
+    if (!rc) ids->ids[ids->n++] = id;
+    return rc;
+}
+
+/* ---- the cache: words and their tokens, one place for each hash, the newer pushes out the older ---- */
+
+#define CACHE_ENTRIES  16384 /* 1 MiB: fits a second-level cache */
+#define CACHE_MAX_WORD 30
+#define CACHE_MAX_IDS  8
+
+struct cache_entry { /* a cache line */
+    uint32_t ids[CACHE_MAX_IDS];
+    uint8_t n_ids, n_bytes; /* 0 bytes: empty */
+    unsigned char bytes[CACHE_MAX_WORD];
+};
+_Static_assert(sizeof(struct cache_entry) == 64, "a cache entry is a cache line");
+
+static struct cache_entry *cache_place(const struct text_worker *w, const unsigned char *word, size_t n) {
+    return &w->cache[XXH3_64bits(word, n) % CACHE_ENTRIES];
+}
+
+static bool cache_holds(const struct cache_entry *c, const unsigned char *word, size_t n) {
+    return c->n_bytes == n && memcmp(c->bytes, word, n) == 0;
+}
+
+/* A word that lost a byte is not kept: the loss is counted each time. */
+static void cache_keep(struct cache_entry *c, const unsigned char *word, size_t n, const struct text_ids *ids,
+                       size_t before, bool lost) {
+    size_t n_ids = ids->n - before;
+    if (lost || n_ids < 1 || n_ids > CACHE_MAX_IDS) return;
+    c->n_bytes = (uint8_t)n;
+    c->n_ids = (uint8_t)n_ids;
+    memcpy(c->bytes, word, n);
+    memcpy(c->ids, ids->ids + before, n_ids * sizeof c->ids[0]);
+}
+
+/* ---- working memory: a vocabulary keeps what its calls leave behind, as much as there were calls at one time ---- */
+
+int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) {
+    struct text_index *x = v->index;
+    pthread_mutex_lock(&x->lock);
+    struct text_worker *w = x->idle;
+    if (w) x->idle = w->next;
+    pthread_mutex_unlock(&x->lock);
+    if (!w) {
+        w = mem_zalloc(sizeof *w, e);
+        if (!w) return e->code;
+        int rc = pre_state_new(&w->pre, x->pre, e);
+        w->cache = rc ? NULL : mem_array(CACHE_ENTRIES, sizeof *w->cache, e);
+        if (!w->cache) {
+            worker_free(w);
+            return e->code;
+        }
+    }
+    *out = w;
+    return 0;
+}
+
+#define WORKER_MAX_KEPT ((size_t)16 << 20) /* after a giant word or text, memory goes back */
+
+void worker_give(const struct vocab *v, struct text_worker *w) {
+    if (w->bpe.cap * sizeof(uint64_t) > WORKER_MAX_KEPT) bpe_release(&w->bpe);
+    if (w->normal.cap > WORKER_MAX_KEPT) buf_release(&w->normal);
+    if (w->scratch.cap > WORKER_MAX_KEPT) buf_release(&w->scratch);
+    struct text_index *x = v->index;
+    pthread_mutex_lock(&x->lock);
+    w->next = x->idle;
+    x->idle = w;
+    pthread_mutex_unlock(&x->lock);
+}
+
+void worker_free(struct text_worker *w) {
+    pre_state_free(w->pre);
+    bpe_release(&w->bpe);
+    mem_free(w->cache);
+    buf_release(&w->normal);
+    buf_release(&w->scratch);
+    mem_free(w);
+}
+
+/* ---- words ---- */
+
+static int encode_word(struct text_worker *w, const struct vocab *v, const unsigned char *word, size_t n,
+                       struct text_ids *ids, struct err *e) {
+    struct cache_entry *c = n <= CACHE_MAX_WORD ? cache_place(w, word, n) : NULL;
+    if (c && cache_holds(c, word, n)) {
+        int rc = text_ids_reserve(ids, CACHE_MAX_IDS, e);
+        if (rc) return rc;
+        memcpy(ids->ids + ids->n, c->ids, sizeof c->ids); /* of fixed size: faster, and there is room */
+        ids->n += c->n_ids;
+        return 0;
+    }
+    uint32_t whole = v->ignore_merges ? index_find_ordinary(v, word, n) : TOKEN_NONE;
+    size_t before = ids->n;
+    uint64_t lost = ids->n_lost;
+    int rc = whole != TOKEN_NONE ? append_id(ids, whole, e) : bpe_merge(v, &w->bpe, word, n, ids, NULL, e);
+    if (!rc && c) cache_keep(c, word, n, ids, before, ids->n_lost != lost);
+    return rc;
+}
+
+/* Stretches of valid UTF-8 are cut into words, each stretch for itself; a run of other bytes is one word. */
+static int encode_plain(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+                        struct text_ids *ids, struct err *e) {
+    for (size_t at = 0; at < n;) {
+        size_t good = utf8_valid_prefix(text + at, n - at);
+        for (size_t i = 0, end; i < good; i = end) {
+            int rc = pretokenizer_next(v->index->pre, w->pre, text + at, good, i, &end, e);
+            if (!rc) rc = encode_word(w, v, text + at + i, end - i, ids, e);
+            if (rc) return rc;
+        }
+        at += good;
+        size_t bad = utf8_invalid_prefix(text + at, n - at);
+        int rc = bad ? encode_word(w, v, text + at, bad, ids, e) : 0;
+        if (rc) return rc;
+        at += bad;
+    }
+    return 0;
+}
+
+/* ---- what lies between added tokens ---- */
+
+typedef int encode_between(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+                           const struct text_encode_options *o, struct text_ids *ids, struct err *e);
+
+static int encode_added(struct text_worker *w, const struct vocab *v, const struct added *a, const unsigned char *text,
+                        size_t n, const struct text_encode_options *o, encode_between *between, struct text_ids *ids,
+                        struct err *e) {
+    struct added_match m;
+    size_t from = 0;
+    for (size_t at = 0; added_next(a, v, text, n, &at, from, o->plain_specials, &m); from = m.end) {
+        int rc = m.start > from ? between(w, v, text + from, m.start - from, o, ids, e) : 0;
+        if (!rc) rc = append_id(ids, m.id, e);
+        if (rc) return rc;
+    }
+    return from < n ? between(w, v, text + from, n - from, o, ids, e) : 0;
+}
+
+static int between_normalised(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+                              const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
+    (void)o;
+    return encode_plain(w, v, text, n, ids, e);
+}
+
+static int between_raw(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+                       const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
+    if (v->nfc && !o->no_normalise && !text_is_low(text, n)) {
+        w->normal.len = 0;
+        int rc = text_nfc(text, n, &w->scratch, &w->normal, e);
+        if (rc) return rc;
+        text = w->normal.data;
+        n = w->normal.len;
+    }
+    return encode_added(w, v, &v->index->normalised, text, n, o, between_normalised, ids, e);
+}
+
+int worker_encode(struct text_worker *w, const struct vocab *v, const void *text, size_t n,
+                  const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
+    static const struct text_encode_options defaults = {0};
+    return encode_added(w, v, &v->index->raw, text, n, o ? o : &defaults, between_raw, ids, e);
+}
+
+int text_encode(const struct vocab *v, const void *text, size_t n, const struct text_encode_options *o,
+                struct text_ids *ids, struct err *e) {
+    struct text_worker *w;
+    int rc = worker_take(&w, v, e);
+    if (rc) return rc;
+    rc = worker_encode(w, v, text, n, o, ids, e);
+    worker_give(v, w);
+    return rc;
+}

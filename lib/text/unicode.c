@@ -1,0 +1,209 @@
+/*
+ * What tokenizing needs of Unicode: where UTF-8 is valid, normalisation form C, white space and word characters.
+ * Categories and decompositions are utf8proc's.
+ */
+#include <utf8proc.h>
+
+#include "lib/text/text_internal.h"
+
+/* ---- valid and invalid UTF-8 ---- */
+
+/* Bytes of the character at the front, 0 when there is no valid one. */
+static size_t char_bytes(const unsigned char *text, size_t n, int32_t *c) {
+    utf8proc_ssize_t took = utf8proc_iterate(text, n < 4 ? (utf8proc_ssize_t)n : 4, c);
+    return took > 0 ? (size_t)took : 0;
+}
+
+static size_t ascii_prefix(const unsigned char *text, size_t n) {
+    size_t i = 0;
+    for (uint64_t word; n - i >= sizeof word; i += sizeof word) {
+        memcpy(&word, text + i, sizeof word);
+        if (word & UINT64_C(0x8080808080808080)) break;
+    }
+    while (i < n && text[i] < 0x80) i++;
+    return i;
+}
+
+size_t utf8_valid_prefix(const unsigned char *text, size_t n) {
+    size_t i = ascii_prefix(text, n);
+    int32_t c;
+    for (size_t took; i < n && (took = char_bytes(text + i, n - i, &c)) > 0;)
+        i += took + (i + took < n && text[i + took] < 0x80 ? ascii_prefix(text + i + took, n - i - took) : 0);
+    return i;
+}
+
+size_t utf8_invalid_prefix(const unsigned char *text, size_t n) {
+    size_t i = 0;
+    int32_t c;
+    while (i < n && char_bytes(text + i, n - i, &c) == 0) i++;
+    return i;
+}
+
+/* ---- normalisation form C (Unicode Standard Annex #15) ----
+ *
+ * utf8proc_map would do, but it puts combining marks in order by swapping neighbours: quadratic, and a file of nothing
+ * but marks takes hours. So only the decomposition of one character and the composition, both linear, are utf8proc's.
+ */
+#define NFC_OPTIONS (UTF8PROC_STABLE | UTF8PROC_COMPOSE)
+#define LOW_LIMIT   0x300 /* the first combining mark; nothing below is changed by NFC or composes with what is before */
+#define LOW_LEAD    0xcc  /* the lead byte of U+0300 */
+
+bool text_is_low(const unsigned char *text, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        i += ascii_prefix(text + i, n - i);
+        if (i < n && text[i] >= LOW_LEAD) return false;
+    }
+    return true;
+}
+
+static unsigned combining_class(int32_t c) {
+    return (unsigned)utf8proc_get_property(c)->combining_class;
+}
+
+/* Stable sort of marks by class; their number is any, their classes are 256: counting. */
+static void order_marks(int32_t *marks, int32_t *spare, size_t n) {
+    size_t start[256] = {0};
+    for (size_t i = 0; i < n; i++) start[combining_class(marks[i])]++;
+    for (size_t class = 0, at = 0; class < COUNT_OF(start); class ++) {
+        size_t count = start[class];
+        start[class] = at;
+        at += count;
+    }
+    for (size_t i = 0; i < n; i++) spare[start[combining_class(marks[i])]++] = marks[i];
+    memcpy(marks, spare, n * sizeof *marks);
+}
+
+static void order_all_marks(int32_t *chars, int32_t *spare, size_t n) {
+    for (size_t i = 0, end; i < n; i = end) {
+        bool sorted = true;
+        for (end = i; end < n && combining_class(chars[end]); end++)
+            if (end > i && combining_class(chars[end - 1]) > combining_class(chars[end])) sorted = false;
+        if (!sorted) order_marks(chars + i, spare, end - i);
+        if (end == i) end++;
+    }
+}
+
+/* A place where a text may be cut and its halves normalised apart: before a character that begins anew. The common ones
+ * are enough: below U+0300, ideographs, Hangul syllables. */
+static bool begins_anew(int32_t c) {
+    return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
+}
+
+/* Decomposes characters from the front until a good place behind `want` bytes; returns the bytes taken. */
+static size_t decompose(const unsigned char *text, size_t n, size_t want, struct buf *scratch, int *rc, struct err *e) {
+    size_t i = 0;
+    scratch->len = 0;
+    for (int32_t c; i < n;) {
+        size_t took = char_bytes(text + i, n - i, &c);
+        if (i >= want && begins_anew(c)) break;
+        int32_t parts[32];
+        int boundary = 0; /* for grapheme breaks only: not asked for, but not to be NULL */
+        utf8proc_ssize_t k = utf8proc_decompose_char(c, parts, COUNT_OF(parts), NFC_OPTIONS, &boundary);
+        if (k < 0 || k > (utf8proc_ssize_t)COUNT_OF(parts)) {
+            *rc = err_set(e, ERR_DATA, "cannot normalise U+%04X: %s", (unsigned)c, utf8proc_errmsg(k));
+            return 0;
+        }
+        *rc = buf_append(scratch, parts, (size_t)k * sizeof parts[0], e);
+        if (*rc) return 0;
+        i += took;
+    }
+    return i;
+}
+
+static int append_chars(const int32_t *chars, size_t n, struct buf *out, struct err *e) {
+    int rc = buf_reserve(out, 4 * n, e);
+    if (rc) return rc;
+    for (size_t i = 0; i < n; i++) out->len += (size_t)utf8proc_encode_char(chars[i], out->data + out->len);
+    return 0;
+}
+
+/* Valid text, a piece at a time, so that working memory stays small. */
+static int nfc_valid(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
+    for (size_t at = 0; at < n;) {
+        int rc = 0;
+        size_t took = decompose(text + at, n - at, 16384, scratch, &rc, e);
+        size_t n_chars = scratch->len / sizeof(int32_t);
+        if (!rc) rc = buf_reserve(scratch, scratch->len, e);
+        if (rc) return rc;
+        int32_t *chars = (int32_t *)(void *)scratch->data;
+        order_all_marks(chars, chars + n_chars, n_chars);
+        utf8proc_ssize_t left = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n_chars, NFC_OPTIONS);
+        if (left < 0) return err_set(e, ERR_DATA, "cannot normalise: %s", utf8proc_errmsg(left));
+        rc = append_chars(chars, (size_t)left, out, e);
+        if (rc) return rc;
+        at += took;
+    }
+    return 0;
+}
+
+int text_nfc(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
+    for (size_t at = 0; at < n;) {
+        size_t good = utf8_valid_prefix(text + at, n - at);
+        int rc = nfc_valid(text + at, good, scratch, out, e);
+        if (rc) return rc;
+        at += good;
+        size_t bad = utf8_invalid_prefix(text + at, n - at);
+        rc = buf_append(out, text + at, bad, e);
+        if (rc) return rc;
+        at += bad;
+    }
+    return 0;
+}
+
+/* ---- white space and words, as Rust's regex crate has \s and \w: around added tokens ---- */
+
+/* Unicode's White_Space: closed by stability policy in practice, and the same in every version since 6.3. */
+static bool is_space(int32_t c) {
+    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
+           c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+/* Unicode Technical Standard #18, annex C: alphabetic, marks, decimal digits, connectors, join controls. */
+static bool is_word(int32_t c) {
+    if (c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9)) return true; /* joiners; circled letters */
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC: return true;
+    default: return false;
+    }
+}
+
+/* Bytes of the last character, 0 when the end is no valid one. */
+static size_t last_char(const unsigned char *text, size_t n, int32_t *c) {
+    for (size_t k = 1; k <= 4 && k <= n; k++)
+        if (char_bytes(text + n - k, k, c) == k) return k;
+    return 0;
+}
+
+size_t space_at_end(const unsigned char *text, size_t n) {
+    size_t left = n;
+    int32_t c;
+    for (size_t k; (k = last_char(text, left, &c)) > 0 && is_space(c);) left -= k;
+    return n - left;
+}
+
+size_t space_at_start(const unsigned char *text, size_t n) {
+    size_t i = 0;
+    int32_t c;
+    for (size_t k; i < n && (k = char_bytes(text + i, n - i, &c)) > 0 && is_space(c);) i += k;
+    return i;
+}
+
+bool word_at_end(const unsigned char *text, size_t n) {
+    int32_t c;
+    return last_char(text, n, &c) > 0 && is_word(c);
+}
+
+bool word_at_start(const unsigned char *text, size_t n) {
+    int32_t c;
+    return n > 0 && char_bytes(text, n, &c) > 0 && is_word(c);
+}

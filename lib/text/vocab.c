@@ -1,0 +1,228 @@
+/* A vocabulary: copied, checked, indexed. */
+#include "lib/text/text_internal.h"
+
+#define KNOWN_FLAGS                                                                                                    \
+    (TOKEN_SPECIAL | TOKEN_ADDED | TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD | TOKEN_NORMALIZED | TOKEN_UNUSED)
+
+/* ---- checks that need no index ---- */
+
+static int check_token(const struct token *t, uint32_t id, struct err *e) {
+    if (t->flags & ~(uint32_t)KNOWN_FLAGS) return err_set(e, ERR_DATA, "token %u: unknown flags %#x", id, t->flags);
+    if (t->flags & TOKEN_UNUSED) {
+        if (t->n_bytes) return err_set(e, ERR_DATA, "token %u: unused, but has %u bytes", id, t->n_bytes);
+        return 0;
+    }
+    if (t->n_bytes < 1 || t->n_bytes > TEXT_MAX_PIECE)
+        return err_set(e, ERR_DATA, "token %u: %u bytes, expected 1 to %u", id, t->n_bytes, TEXT_MAX_PIECE);
+    if (!(t->score >= -3.4e38f && t->score <= 3.4e38f)) return err_set(e, ERR_DATA, "token %u: score is no number", id);
+    return 0;
+}
+
+static int check_role(const struct vocab *v, const char *role, uint32_t id, struct err *e) {
+    if (id == TOKEN_NONE || id < v->n_tokens) return 0;
+    return err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", role, id, v->n_tokens);
+}
+
+static int check_spec(const struct vocab *v, struct err *e) {
+    if (v->n_tokens < 1 || v->n_tokens > TEXT_MAX_TOKENS)
+        return err_set(e, ERR_DATA, "%u tokens, expected 1 to %u", v->n_tokens, TEXT_MAX_TOKENS);
+    if (v->n_merges > TEXT_MAX_MERGES)
+        return err_set(e, ERR_DATA, "%u merges, expected at most %u", v->n_merges, TEXT_MAX_MERGES);
+    int rc = 0;
+    for (uint32_t id = 0; id < v->n_tokens && !rc; id++) rc = check_token(&v->tokens[id], id, e);
+    if (!rc) rc = check_role(v, "bos", v->bos, e);
+    if (!rc) rc = check_role(v, "eos", v->eos, e);
+    if (!rc) rc = check_role(v, "pad", v->pad, e);
+    if (!rc) rc = check_role(v, "unk", v->unk, e);
+    if (!rc && v->chat_template && !utf8_valid(v->chat_template, strlen(v->chat_template)))
+        rc = err_set(e, ERR_DATA, "chat template: invalid UTF-8");
+    return rc;
+}
+
+/* ---- the copy ---- */
+
+static int copy_tokens(struct vocab *v, const struct token *from, struct err *e) {
+    uint64_t total = 0;
+    for (uint32_t id = 0; id < v->n_tokens; id++) total += from[id].n_bytes;
+    unsigned char *bytes = arena_alloc(&v->memory, total, e);
+    v->tokens = bytes ? arena_array(&v->memory, v->n_tokens, sizeof *v->tokens, e) : NULL;
+    if (!v->tokens) return e->code;
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        v->tokens[id] = from[id];
+        v->tokens[id].bytes = bytes;
+        if (from[id].n_bytes) memcpy(bytes, from[id].bytes, from[id].n_bytes);
+        bytes += from[id].n_bytes;
+    }
+    return 0;
+}
+
+static int copy_spec(struct vocab *v, const struct vocab *spec, struct err *e) {
+    *v = *spec;
+    v->memory = (struct arena){0};
+    v->index = NULL;
+    int rc = copy_tokens(v, spec->tokens, e);
+    if (rc) return rc;
+    v->merges = arena_array(&v->memory, v->n_merges, sizeof *v->merges, e);
+    if (!v->merges) return e->code;
+    if (v->n_merges) memcpy(v->merges, spec->merges, v->n_merges * sizeof *v->merges);
+    if (spec->chat_template) {
+        v->chat_template = arena_strdup(&v->memory, spec->chat_template, e);
+        if (!v->chat_template) return e->code;
+    }
+    return 0;
+}
+
+/* ---- identity ---- */
+
+static void digest_u32(struct digest_state *s, uint32_t x) {
+    const unsigned char le[4] = {(unsigned char)x, (unsigned char)(x >> 8), (unsigned char)(x >> 16),
+                                 (unsigned char)(x >> 24)};
+    digest_update(s, le, sizeof le);
+}
+
+/* README.md, "Identity", is the normative description. */
+static int identify(struct vocab *v, struct err *e) {
+    struct digest_state *s = digest_new(e);
+    if (!s) return e->code;
+    uint32_t n = v->n_tokens;
+    while (n && (v->tokens[n - 1].flags & TOKEN_UNUSED)) n--;
+    digest_u32(s, v->pre);
+    digest_u32(s, (v->nfc ? 1u : 0u) | (v->ignore_merges ? 2u : 0u));
+    digest_u32(s, n);
+    digest_u32(s, v->n_merges);
+    for (uint32_t id = 0; id < n; id++) {
+        const struct token *t = &v->tokens[id];
+        digest_u32(s, t->n_bytes);
+        digest_u32(s, t->flags & (TOKEN_SPECIAL | TOKEN_ADDED | TOKEN_UNUSED));
+        digest_update(s, t->bytes, t->n_bytes);
+    }
+    for (uint32_t i = 0; i < v->n_merges; i++) {
+        digest_u32(s, v->merges[i].left);
+        digest_u32(s, v->merges[i].right);
+        digest_u32(s, v->merges[i].result);
+    }
+    v->digest = digest_get(s);
+    digest_free(s);
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static int build_index(struct vocab *v, struct err *e) {
+    v->index = arena_array(&v->memory, 1, sizeof *v->index, e);
+    if (!v->index) return e->code;
+    pthread_mutex_init(&v->index->lock, NULL); /* cannot fail with default attributes on Linux */
+    int rc = pretokenizer_new(&v->index->pre, v->pre, e);
+    if (!rc) rc = index_pieces(v, e);
+    if (!rc) rc = index_merges(v, e);
+    if (!rc) rc = added_build(&v->index->raw, v, false, e);
+    if (!rc) rc = added_build(&v->index->normalised, v, true, e);
+    return rc;
+}
+
+int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) {
+    int rc = check_spec(spec, e);
+    if (rc) return rc;
+    struct vocab *v = mem_zalloc(sizeof *v, e);
+    if (!v) return e->code;
+    rc = copy_spec(v, spec, e);
+    if (!rc) rc = build_index(v, e);
+    if (!rc) rc = identify(v, e);
+    if (rc) {
+        vocab_free(v);
+        return rc;
+    }
+    *out = v;
+    return 0;
+}
+
+void vocab_free(struct vocab *v) {
+    if (!v) return;
+    if (v->index) {
+        for (struct text_worker *w = v->index->idle, *next; w; w = next) {
+            next = w->next;
+            worker_free(w);
+        }
+        pretokenizer_free(v->index->pre);
+        pthread_mutex_destroy(&v->index->lock);
+    }
+    arena_release(&v->memory);
+    mem_free(v);
+}
+
+/* ---- fewer tokens ---- */
+
+/* Marks the tokens that the merges for token `id` go through: those that are applied when its own bytes are encoded. If
+ * they do not end in it (it is only ever taken whole, or never), it needs none. */
+static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, struct text_ids *ids,
+                      struct text_ids *trace, unsigned char *kept, struct err *e) {
+    const struct token *t = &v->tokens[id];
+    ids->n = trace->n = 0;
+    int rc = bpe_merge(v, m, t->bytes, t->n_bytes, ids, trace, e);
+    if (rc) return rc;
+    if (ids->n == 1 && ids->ids[0] == id)
+        for (size_t i = 0; i < trace->n; i++) kept[trace->ids[i]] = 1;
+    return 0;
+}
+
+static bool must_keep(const struct vocab *v, uint32_t id) {
+    const struct token *t = &v->tokens[id];
+    return (t->flags & (TOKEN_SPECIAL | TOKEN_ADDED)) || t->n_bytes == 1 || id == v->bos || id == v->eos ||
+           id == v->pad || id == v->unk;
+}
+
+static int close_over_merges(const struct vocab *v, const unsigned char *keep, unsigned char *kept, struct err *e) {
+    struct bpe_memory m = {0};
+    struct text_ids ids = {0}, trace = {0};
+    int rc = 0;
+    for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
+        if (must_keep(v, id)) kept[id] = 1;
+        if (!keep[id]) continue;
+        kept[id] = 1;
+        rc = keep_parts(v, id, &m, &ids, &trace, kept, e);
+    }
+    bpe_release(&m);
+    text_ids_release(&ids);
+    text_ids_release(&trace);
+    return rc;
+}
+
+static uint32_t renumber(const uint32_t *map, uint32_t id) {
+    return id == TOKEN_NONE ? TOKEN_NONE : map[id];
+}
+
+/* The spec of the pruned vocabulary, in `memory`; the tokens' bytes stay v's. */
+static int pruned_spec(struct vocab *spec, const struct vocab *v, const uint32_t *map, uint32_t n_kept,
+                       struct arena *memory, struct err *e) {
+    *spec = *v;
+    spec->tokens = arena_array(memory, n_kept, sizeof *spec->tokens, e);
+    spec->merges = spec->tokens ? arena_array(memory, v->n_merges, sizeof *spec->merges, e) : NULL;
+    if (!spec->merges) return e->code;
+    spec->n_tokens = n_kept;
+    spec->n_merges = 0;
+    for (uint32_t id = 0; id < v->n_tokens; id++)
+        if (map[id] != TOKEN_NONE) spec->tokens[map[id]] = v->tokens[id];
+    for (uint32_t i = 0; i < v->n_merges; i++) {
+        const struct merge m = {map[v->merges[i].left], map[v->merges[i].right], map[v->merges[i].result]};
+        if (m.left != TOKEN_NONE && m.right != TOKEN_NONE && m.result != TOKEN_NONE) spec->merges[spec->n_merges++] = m;
+    }
+    spec->bos = renumber(map, v->bos);
+    spec->eos = renumber(map, v->eos);
+    spec->pad = renumber(map, v->pad);
+    spec->unk = renumber(map, v->unk);
+    return 0;
+}
+
+int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map, struct err *e) {
+    struct arena memory = {0};
+    struct vocab spec;
+    unsigned char *kept = arena_array(&memory, v->n_tokens, 1, e);
+    int rc = kept ? close_over_merges(v, keep, kept, e) : e->code;
+    uint32_t n_kept = 0;
+    for (uint32_t id = 0; id < v->n_tokens && !rc; id++) map[id] = kept[id] ? n_kept++ : TOKEN_NONE;
+    if (!rc && !n_kept) rc = err_set(e, ERR_USAGE, "no token would be left of the vocabulary");
+    if (!rc) rc = pruned_spec(&spec, v, map, n_kept, &memory, e);
+    if (!rc) rc = vocab_new(out, &spec, e);
+    arena_release(&memory);
+    return rc;
+}
