@@ -1,17 +1,28 @@
 /*
- * knowledge: what a teacher says about tokens. How it is encoded in batches, how a training loss reads it, how far
- * an encoding is from the truth.
+ * knowledge: what a teacher says about tokens. How it is encoded in batches, and how a training loss reads it.
  *
  * Position convention, stated once for all of Rill: row t of a sequence holds the distribution of the token at t + 1 given
  * tokens 0..t. The label of row t is tokens[t + 1]; the last row of a sequence has a distribution but no label.
  *
- * A knowledge stream is a token stream (tokens, lengths) whose batches also hold:
- *   dense   teacher.logits  [n_positions][vocab]  f32, f16 or bf16: logits, or log-probabilities at the temperature
- *   topk    teacher.n u16 [n_positions], teacher.ids u16 or u32 [total], teacher.logprobs f16 [total]
- *   ghost   the same and teacher.rest f16 [n_positions]: log of the probability outside the entries
- *   sample  teacher.n u16 [n_positions], teacher.ids u16 or u32 [total], teacher.counts u8 or u16 [total]
- * ids are u16 when the vocabulary has at most 65536 tokens. Entries of a position are in ascending order of id (sample) or
- * descending probability (topk, ghost).
+ * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
+ *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
+ *   topk, ghost    teacher.n [n_positions], teacher.ids [total], teacher.logprobs f16 [total]
+ *   sample         teacher.n [n_positions], teacher.ids [total], teacher.counts [total]
+ * teacher.n and teacher.counts are u8 when the format's n is at most 255, else u16; ids are u16 when the vocabulary has
+ * at most 65536 tokens, else u32. Entries of a position are distinct, in descending order of probability (topk, ghost)
+ * or ascending order of id (sample).
+ *
+ * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
+ * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
+ * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
+ * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
+ * where that would lift the sum of a row above 1, all of the row is rounded down instead.
+ *
+ * sample holds n draws with replacement from the teacher (Anshumann et al., "Sparse logit sampling", 2025, section 3):
+ * probability count/n, an unbiased estimate of the distribution, hence of any loss that is linear in it.
+ *
+ * A batch may end inside a sequence (stream.h, BATCH_CONTINUES). Nothing here depends on where batches are cut: the
+ * encoder cuts anew by a rule of its own, the decoder puts the pieces of a sequence together again.
  */
 #ifndef RILL_KNOWLEDGE_H
 #define RILL_KNOWLEDGE_H
@@ -20,60 +31,137 @@
 #include "lib/kernel/kernel.h"
 #include "lib/stream/stream.h"
 
-enum knowledge_encoding { KNOW_NONE = 0 /* labels only: a plain token stream */, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE };
+/* KNOW_NONE: labels only, a plain token stream. */
+enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE };
+
+#define KNOWLEDGE_MAX_N     65535
+#define KNOWLEDGE_MAX_VOCAB (1u << 24)
 
 struct knowledge_format {
     enum knowledge_encoding encoding;
-    uint32_t n;            /* k, or number of draws */
-    double temperature;    /* that the distribution was taken at (dense logits: 1, not yet applied) */
-    enum dtype dtype;      /* dense only */
-    bool log_probs;        /* dense only: normalised log-probabilities rather than logits */
-    uint32_t vocab_size;
+    uint32_t n;                     /* k, or number of draws; 0 for dense */
+    double temperature;             /* that the distribution was taken at (dense logits: 1, not yet applied) */
+    enum dtype dtype;               /* dense only */
+    bool log_probs;                 /* dense only: normalised log-probabilities rather than logits */
+    uint32_t vocab_size;            /* columns of the teacher's logits; 0: a token stream that does not say */
     char vocab[DIGEST_TEXT_SIZE];   /* "" when the stream names none */
-    char teacher[DIGEST_TEXT_SIZE]; /* digest of the teacher's stream */
+    char teacher[DIGEST_TEXT_SIZE]; /* digest of the teacher's stream, "" likewise */
 };
 
-/* "topk:50", "ghost:20", "sample:50", "dense" */
+/* "topk:50", "ghost:20", "sample:50", "dense" set encoding and n. ERR_USAGE says what there is. */
 int knowledge_encoding_parse(const char *text, struct knowledge_format *f, struct err *e) MUST_CHECK;
-/* Puts the members into META's object / reads and checks them. A tokens stream gives KNOW_NONE. */
+/* "sample:50" into out; returns out. */
+char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_t size);
+/* Makes the META object of a tokens or knowledge stream describe this one: replaces "kind", "vocab", "vocab_size" and
+ * "knowledge", leaves other members alone. */
 int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* Reads and checks them. The meta of a tokens stream gives KNOW_NONE, any other kind is refused. */
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* After each batch: does the segment that r is in (`cat` makes several) still speak of the format that the first one had? */
+int knowledge_meta_same(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) MUST_CHECK;
 
 /* ---- encoding ------------------------------------------------------------------------------------------------------------ */
 
-/* Collects the rows of one batch, in order, and writes them. Memory is reused from batch to batch. */
+/*
+ * Rows of logits in, batches out:
+ *
+ *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
+ *     for each batch of input:
+ *         knowledge_encoder_begin(k, head, tokens, lengths)    announces positions
+ *         knowledge_encoder_rows(k, n, logits, ...) ...        gives them their rows, in any number of pieces
+ *     knowledge_encoder_end(k)
+ *
+ * Sparse batches are closed at the end of the sequence in which they reach 4096 positions or 16 MiB (at the latest after 16
+ * times that), dense ones at the number of positions, a power of two, that fits 16 MiB: memory is constant. The draws of
+ * a position depend on the seed and on its number in the whole stream only.
+ */
 struct knowledge_encoder;
-int knowledge_encoder_new(struct knowledge_encoder **out, const struct knowledge_format *f, uint64_t seed, struct err *e) MUST_CHECK;
-/* `head`, tokens and lengths of the batch to come. Draws depend on seed and the position's number in the whole stream only. */
+int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
+                          uint64_t seed, struct err *e) MUST_CHECK;
+/* Copies the head, tokens and lengths of positions to come. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
                             const uint32_t *lengths, struct err *e) MUST_CHECK;
-/* Rows of logits (or log-probabilities when `log_probs`) of the next positions; may overwrite them. ERR_DATA on NaN. */
-int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, float *logits, struct err *e) MUST_CHECK;
-int knowledge_encoder_write(struct knowledge_encoder *k, struct stream_writer *w, struct err *e) MUST_CHECK;
-/* So far: positions, and bytes of teacher.* tensors as stored before compression. */
-void knowledge_encoder_counts(const struct knowledge_encoder *k, uint64_t *positions, uint64_t *bytes);
-void knowledge_encoder_free(struct knowledge_encoder *k);
+/* The next rows [rows][vocab]: the teacher's distribution is softmax(x * inv_temperature). Overwrites x. ERR_DATA names the
+ * position that is not finite (or not within f16). */
+int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, float *x, double inv_temperature,
+                           struct err *e) MUST_CHECK;
+/* The same for rows that are sparse already. topk and ghost: probabilities, descending, at least as many as the vocabulary
+ * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
+int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
+                              const float *values, struct err *e) MUST_CHECK;
+/* Writes what is left. ERR_DATA when the last sequence is open. */
+int knowledge_encoder_end(struct knowledge_encoder *k, struct err *e) MUST_CHECK;
+/* So far: positions, entries, and bytes of teacher.* tensors before compression. */
+struct knowledge_counts {
+    uint64_t positions, entries, bytes;
+};
+struct knowledge_counts knowledge_encoder_counts(const struct knowledge_encoder *k);
+void knowledge_encoder_free(struct knowledge_encoder *k); /* NULL is fine */
 
-/* ---- decoding: a batch as the loss wants it ------------------------------------------------------------------------------------- */
+/* ---- decoding: a queue of whole sequences as the loss wants them ----------------------------------------------------------------- */
 
+/* Where a run of batches has come to. */
+struct knowledge_cursor {
+    bool open;         /* inside a sequence: BATCH_CONTINUES */
+    uint64_t seq, pos; /* number of the sequence last seen, positions of it so far */
+};
+
+/* Begin with {0}. Pointers lead into `memory` and are valid until the next call. */
 struct knowledge_rows {
     size_t n_positions, n_seqs;
-    const uint32_t *tokens, *lengths;
-    uint32_t *labels;          /* [n_positions], UINT32_MAX on the last position of a sequence that ends in this batch */
-    uint64_t *offset;          /* [n_positions + 1], sparse encodings */
+    bool open;         /* the last sequence goes on in a batch to come: it is not whole yet */
+    uint64_t *seqs;    /* [n_seqs] numbers of the sequences in their stream */
+    uint32_t *lengths; /* [n_seqs] */
+    uint32_t *tokens;  /* [n_positions] */
+    uint32_t *labels;  /* [n_positions], UINT32_MAX on the last position of a sequence */
+    uint64_t *offset;  /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
-    float *rest;               /* ghost: probability outside the entries; NULL otherwise */
-    const struct tensor *dense; /* KNOW_DENSE: convert block by block with knowledge_dense_rows */
-    struct buf memory[5];      /* private */
+    float *rest;          /* ghost: probability outside the entries; NULL otherwise */
+    const void *dense;    /* KNOW_DENSE: [n_positions][vocab] of the format's type; see knowledge_dense_rows */
+    struct buf memory[9]; /* private, as what follows */
+    struct buf seen;
+    uint32_t stamp;
+    struct knowledge_cursor cursor;
 };
-/* Checks everything: shapes, ids below the vocabulary, counts that sum to n, probabilities at most 1. Begin with {0}; reused. */
-int knowledge_decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, struct err *e) MUST_CHECK;
+/*
+ * Appends a batch. Checks everything: shapes, tokens and ids below the vocabulary, distinct entries in order, counts that
+ * sum to n, probabilities that sum to at most 1 (within 0.1%, for writers that round otherwise), finite values, and that
+ * the batch goes on where the one before ended. After a failure only knowledge_rows_release is allowed.
+ */
+int knowledge_decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                     struct err *e) MUST_CHECK;
+size_t knowledge_whole_seqs(const struct knowledge_rows *k); /* n_seqs without an open last one */
+/* Forgets the first n sequences, all of them whole. */
+void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, size_t n_seqs);
+/* No batch follows: ERR_DATA when the last sequence is open. */
+int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
-/* Log-probabilities at `temperature` of rows [first, first + rows) of a dense batch into out [rows][vocab]. */
-int knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, double temperature, size_t first, size_t rows,
-                         float *out, struct err *e) MUST_CHECK;
+
+/* Of a dense format: values as stored times this are logits at `temperature`. */
+double knowledge_inv_temperature(const struct knowledge_format *f, double temperature);
+/* Rows [first, first + rows) as stored, in f32 [rows][vocab]. */
+void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
+                          float *out);
+/* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][vocab] for a dense format, else NULL.
+ * `out` points into k and scratch. */
+void knowledge_target(const struct knowledge_rows *k, const struct knowledge_format *f, double temperature,
+                      size_t first, size_t rows, float *scratch, struct kernel_target *out);
 /* Can this format serve a loss at `temperature`? Sparse encodings only at the one they were made at: ERR_DATA says so. */
 int knowledge_check_temperature(const struct knowledge_format *f, double temperature, struct err *e) MUST_CHECK;
+
+/* ---- looking --------------------------------------------------------------------------------------------------------------------- */
+
+/* Appends the text of a token, without white space, to `out`; see knowledge_tsv_rows. */
+typedef int knowledge_spell(void *ctx, uint32_t id, struct buf *out, struct err *e);
+/*
+ * Tab-separated text of rows [first, first + rows), one line each, into out: sequence, position, token, label, the label's
+ * probability and rank ("-" where there is none or it is not known), the probability outside the entries shown, and the
+ * `top` most probable entries as "id:probability", or "id:piece:probability" when there is a `spell`, which also adds a
+ * column of pieces behind token and label. knowledge_tsv_head gives the line of column names.
+ */
+int knowledge_tsv_head(struct buf *out, bool pieces, struct err *e) MUST_CHECK;
+int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const struct knowledge_format *f, size_t first,
+                       size_t rows, uint32_t top, knowledge_spell *spell, void *ctx, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,0 +1,30 @@
+/* What the files of lib/knowledge share about sparse batches and the pieces of sequences. */
+#ifndef RILL_KNOWLEDGE_INTERNAL_H
+#define RILL_KNOWLEDGE_INTERNAL_H
+
+#include "lib/knowledge/knowledge.h"
+
+static inline bool knowledge_is_sparse(const struct knowledge_format *f) {
+    return f->encoding >= KNOW_TOPK;
+}
+
+static inline bool knowledge_is_top(const struct knowledge_format *f) {
+    return f->encoding == KNOW_TOPK || f->encoding == KNOW_GHOST;
+}
+
+/* Of teacher.n and teacher.counts, neither of which exceeds the format's n; of teacher.ids. */
+static inline enum dtype knowledge_count_type(const struct knowledge_format *f) {
+    return f->n <= UINT8_MAX ? DT_U8 : DT_U16;
+}
+
+static inline enum dtype knowledge_id_type(const struct knowledge_format *f) {
+    return f->vocab_size <= 65536 ? DT_U16 : DT_U32;
+}
+
+/* Does this batch go on where the one before ended? Every sequence in it has a position; the cursor moves to its end. */
+int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch *head, const uint32_t *lengths,
+                          struct err *e) MUST_CHECK;
+/* No batch follows. */
+int knowledge_cursor_end(const struct knowledge_cursor *c, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,112 @@
+/* Knowledge as a table, for people. One row at a time: nobody reads so many that speed would matter. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "lib/knowledge/knowledge_internal.h"
+
+struct entry {
+    uint32_t id;
+    float prob;
+};
+
+/* What a row of the table shows of a position. */
+struct row {
+    const struct entry *entries; /* by descending probability */
+    size_t n;
+    bool known;     /* the label's probability is */
+    double p_label; /* and its rank, from 1 */
+    size_t rank;
+};
+
+static int by_probability(const void *a, const void *b) {
+    const struct entry *x = a, *y = b;
+    if (x->prob != y->prob) return x->prob < y->prob ? 1 : -1;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int load_sparse(struct row *row, const struct knowledge_rows *k, size_t r, uint32_t top, struct buf *memory,
+                       struct err *e) {
+    size_t n = k->offset[r + 1] - k->offset[r];
+    if (buf_reserve(memory, n * sizeof(struct entry), e)) return e->code;
+    struct entry *entries = (struct entry *)memory->data;
+    for (size_t i = 0; i < n; i++) entries[i] = (struct entry){k->ids[k->offset[r] + i], k->probs[k->offset[r] + i]};
+    if (n) qsort(entries, n, sizeof *entries, by_probability);
+    *row = (struct row){.entries = entries, .n = n < top ? n : top};
+    for (size_t i = 0; i < n; i++)
+        if (entries[i].id == k->labels[r]) row->known = true, row->p_label = entries[i].prob, row->rank = i + 1;
+    return 0;
+}
+
+static int load_dense(struct row *row, const struct knowledge_rows *k, const struct knowledge_format *f, size_t r,
+                      uint32_t top, struct buf *memory, struct err *e) {
+    size_t d = f->vocab_size, n = top < d ? top : d;
+    if (buf_reserve(memory, d * sizeof(float) + n * (sizeof(struct entry) + 8), e)) return e->code;
+    struct entry *entries = (struct entry *)memory->data;
+    float *x = (float *)(entries + n), *values = x + d;
+    uint32_t *ids = (uint32_t *)(values + n);
+    knowledge_dense_rows(k, f, r, 1, x);
+    kernel_log_softmax(x, x, 1, d, 1); /* logits are at temperature 1, log-probabilities at their own */
+    kernel_topk(ids, values, x, 1, d, n);
+    for (size_t i = 0; i < n; i++) entries[i] = (struct entry){ids[i], expf(values[i])};
+    uint32_t label = k->labels[r];
+    *row = (struct row){.entries = entries, .n = n, .known = label < d, .rank = 1};
+    if (!row->known) return 0;
+    row->p_label = exp(x[label]);
+    for (uint32_t i = 0; i < d; i++) row->rank += x[i] > x[label] || (x[i] == x[label] && i < label);
+    return 0;
+}
+
+struct speller {
+    knowledge_spell *spell;
+    void *ctx;
+};
+
+/* A token's id, and a column with its piece. */
+static int put_token(struct buf *out, const struct speller *s, uint32_t id, struct err *e) {
+    if (id == UINT32_MAX) return buf_printf(out, e, s->spell ? "-\t-\t" : "-\t");
+    if (buf_printf(out, e, "%u\t", id)) return e->code;
+    if (!s->spell) return 0;
+    if (s->spell(s->ctx, id, out, e)) return e->code;
+    return buf_printf(out, e, "\t");
+}
+
+static int put_entry(struct buf *out, const struct speller *s, const struct entry *entry, bool first, struct err *e) {
+    if (buf_printf(out, e, "%s%u:", first ? "" : " ", entry->id)) return e->code;
+    if (s->spell && (s->spell(s->ctx, entry->id, out, e) || buf_printf(out, e, ":"))) return e->code;
+    return buf_printf(out, e, "%.4g", entry->prob);
+}
+
+static int put_row(struct buf *out, const struct speller *s, const struct row *row, struct err *e) {
+    double rest = 1;
+    int rc = row->known ? buf_printf(out, e, "%.4g\t%zu\t", row->p_label, row->rank) : buf_printf(out, e, "-\t-\t");
+    for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
+    if (rest < 0.5e-6) rest = 0; /* what is left is f32's rounding */
+    if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
+    for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, s, &row->entries[i], i == 0, e);
+    return rc ? rc : buf_printf(out, e, "\n");
+}
+
+int knowledge_tsv_head(struct buf *out, bool pieces, struct err *e) {
+    return buf_printf(out, e, "sequence\tposition\ttoken\t%slabel\t%sprobability\trank\trest\ttop\n",
+                      pieces ? "piece\t" : "", pieces ? "label_piece\t" : "");
+}
+
+int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const struct knowledge_format *f, size_t first,
+                       size_t rows, uint32_t top, knowledge_spell *spell, void *ctx, struct err *e) {
+    struct speller s = {spell, ctx};
+    struct buf memory = {0};
+    int rc = 0;
+    size_t seq = 0, begin = 0; /* the sequence of the row, and its first position */
+    for (size_t r = first; r < first + rows && !rc; r++) {
+        struct row row = {0};
+        while (r - begin >= k->lengths[seq]) begin += k->lengths[seq++];
+        rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, top, &memory, e)
+                                       : load_sparse(&row, k, r, top, &memory, e);
+        if (!rc) rc = buf_printf(out, e, "%llu\t%zu\t", (unsigned long long)k->seqs[seq], r - begin);
+        if (!rc) rc = put_token(out, &s, k->tokens[r], e);
+        if (!rc) rc = put_token(out, &s, k->labels[r], e);
+        if (!rc) rc = put_row(out, &s, &row, e);
+    }
+    buf_release(&memory);
+    return rc;
+}
