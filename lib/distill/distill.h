@@ -1,6 +1,16 @@
 /*
  * distill: trains a student on a knowledge stream. Forward KL with temperature on each encoding (Hinton et al. 2015, with the T^2
  * factor) plus cross-entropy on the labels; AdamW, linear warmup, cosine decay, clipping by global norm, gradient accumulation.
+ *
+ * What a run computes depends on the sequences of the data and on the options alone, never on how the stream was cut into batches:
+ *   - An optimizer step takes whole sequences, in order, until it has at least `batch_tokens` positions; the last step of an epoch
+ *     takes what is left.
+ *   - Within a step, forward and backward run over as many whole sequences as fit `micro_tokens` positions, but at least one.
+ *   - Losses are means over the labelled positions of the step: the last position of a sequence counts neither for the
+ *     cross-entropy nor for the KL, so that the two speak of the same positions.
+ *
+ * Weight decay pulls on matrices only. Norms and biases are left alone, and so is the embedding (a tied head with it): the
+ * row of a rare token gets no gradient for thousands of steps, in which decay alone would move it.
  */
 #ifndef RILL_DISTILL_H
 #define RILL_DISTILL_H
@@ -9,35 +19,68 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-struct distill_options {
-    double temperature, kl_weight, ce_weight;
-    double lr, lr_min;           /* peak and end of the cosine */
-    uint64_t warmup, steps;      /* optimizer steps; steps 0: one pass over the data (the schedule then needs total_tokens) */
-    uint64_t batch_tokens;       /* positions per optimizer step */
-    uint64_t micro_tokens;       /* positions per forward/backward; 0: batch_tokens */
-    double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
-    uint64_t seed;
+/* kl_weight * T^2 * KL(teacher || student) + ce_weight * CE(labels), the KL at temperature T. Begin with {0}. */
+struct distill_loss {
+    bool kl, ce;                              /* named so far */
+    double kl_weight, ce_weight, temperature; /* temperature 0: that of the knowledge */
 };
+/* "kl:weight=1,temperature=2" or "ce:weight=0.1"; members may be left out. ERR_USAGE for what is unknown or named twice. */
+int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) MUST_CHECK;
+/* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
+int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+
+struct distill_options {
+    struct distill_loss loss;                     /* settled */
+    double lr, lr_min;                            /* at the end of the warmup, and at the last step */
+    uint64_t warmup, steps;                       /* optimizer steps, steps >= 1 */
+    uint64_t batch_tokens;                        /* positions per optimizer step, at least */
+    uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */
+    double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
+};
+/* Learning rate of a step, from 1: linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. */
+double distill_lr(const struct distill_options *o, uint64_t step);
+
+/* Steps that one pass over a tokens or knowledge stream makes, and its positions. Reads to the end, lengths only. */
+int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *steps, uint64_t *positions,
+                  struct err *e) MUST_CHECK;
+
+/*
+ *     trainer_new
+ *     for each epoch:
+ *         for each batch: trainer_feed, then trainer_step(last = false) until it has taken no step
+ *         trainer_step(last = true) until it has taken no step; trainer_end_epoch
+ *
+ * and between any two of these steps: trainer_progress, trainer_save.
+ */
+struct trainer;
+/* The model stays the caller's and gets gradients. ERR_DATA when student and knowledge differ in vocabulary size. */
+int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
+                const struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* Queues one batch of the stream (its data is copied). */
+int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) MUST_CHECK;
+/* Works on what is queued until it has taken an optimizer step or needs more data; `last`: there is no more in this epoch.
+ * ERR_DATA names the step when a loss or gradient is not finite: the weights are then those of the step before. */
+int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) MUST_CHECK;
+/* The data has ended, and will be fed from its beginning again, or not. ERR_DATA when it ended inside a sequence. */
+int trainer_end_epoch(struct trainer *t, struct err *e) MUST_CHECK;
 
 struct distill_progress {
-    uint64_t step, steps, positions;
-    double kl, ce, lr, grad_norm; /* of the last step, per position */
+    uint64_t step, epoch; /* steps taken, epochs completed */
+    uint64_t positions;   /* trained on, all epochs */
+    double kl, ce, loss;  /* of the last step: means over its labelled positions; kl at T, without weight or T^2 */
+    double lr, grad_norm; /* before clipping */
+    uint64_t first_seq;   /* number of the first sequence of the last step */
 };
-
-struct trainer;
-/* The model stays the caller's. */
-int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o, const struct knowledge_format *f,
-                struct err *e) MUST_CHECK;
-/* Feeds one batch of the stream; takes as many optimizer steps as it completes. *done when `steps` are reached. */
-int trainer_feed(struct trainer *t, const struct batch *b, bool *done, struct err *e) MUST_CHECK;
-/* The data has ended: takes the last, smaller step if positions are pending. */
-int trainer_end(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
-/* Parameters, moments, pending gradients and the position in the data as a checkpoint stream; a resumed run gives the same bytes
- * as an uninterrupted one. trainer_restore checks model shapes and options; the caller skips *positions of the data, checked
- * against the digest of the tokens seen. */
+
+/*
+ * Parameters, moments, step and position in the data as a checkpoint stream (META included); a resumed run gives the same bytes
+ * as an uninterrupted one. Only between steps. trainer_restore checks shapes and options (none may differ); afterwards
+ * the data is fed from the beginning of the epoch, and trainer_feed skips what was trained on, checked against a digest
+ * of its tokens.
+ */
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) MUST_CHECK;
 int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
-void trainer_free(struct trainer *t);
+void trainer_free(struct trainer *t); /* NULL is fine */
 
 #endif

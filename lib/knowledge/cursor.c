@@ -4,7 +4,6 @@
 int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch *head, const uint32_t *lengths,
                           struct err *e) {
     unsigned long long seq = head->first_seq, pos = head->first_pos;
-    if (!head->n_seqs || !head->n_positions) return 0;
     if (c->open && (seq != c->seq || pos != c->pos))
         return err_set(e, ERR_DATA,
                        "batch begins at sequence %llu, position %llu: expected it to go on with %llu, position %llu",
@@ -12,8 +11,6 @@ int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch 
     if (!c->open && pos)
         return err_set(e, ERR_DATA, "batch begins at position %llu of sequence %llu, whose beginning is missing", pos,
                        seq);
-    for (uint32_t i = 0; i < head->n_seqs; i++)
-        if (!lengths[i]) return err_set(e, ERR_DATA, "sequence %llu is empty", seq + i);
     c->open = head->flags & BATCH_CONTINUES;
     c->seq = head->first_seq + head->n_seqs - 1;
     c->pos = (head->n_seqs == 1 ? head->first_pos : 0) + lengths[head->n_seqs - 1];

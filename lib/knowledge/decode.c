@@ -42,7 +42,8 @@ static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens
 static int append_lengths(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
                           struct err *e) {
     uint32_t first = 0;
-    if (k->open) {
+    if (!k->n_seqs) k->first_pos = head->first_pos;
+    if (k->open && k->n_seqs) {
         uint32_t *last = (uint32_t *)k->memory[LENGTHS].data + k->n_seqs - 1;
         if (*last + (uint64_t)lengths[0] > UINT32_MAX)
             return err_set(e, ERR_DATA, "sequence %llu has more than 2^32 positions",
@@ -215,7 +216,7 @@ static int append_batch(struct knowledge_rows *k, const struct knowledge_format 
                         struct err *e) {
     const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
     uint64_t n = b->head.n_positions;
-    bool joined = k->open;
+    bool joined = k->open && k->n_seqs;
     if (knowledge_cursor_step(&k->cursor, &b->head, lengths, e) || check_tokens(f, tokens, n, e)) return e->code;
     if (!k->memory[OFFSET].len && append_empty(k, 1, e)) return e->code;
     if (append_lengths(k, &b->head, lengths, e) || buf_append(&k->memory[TOKENS], tokens, n * sizeof *tokens, e))
@@ -243,7 +244,32 @@ int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) {
 }
 
 size_t knowledge_whole_seqs(const struct knowledge_rows *k) {
-    return k->n_seqs - (k->open ? 1 : 0);
+    return k->n_seqs - (k->open && k->n_seqs ? 1 : 0);
+}
+
+int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, const char *whose, struct err *e) {
+    for (size_t i = 0; i < k->n_seqs; i++)
+        if (k->lengths[i] > context)
+            return err_set(e, ERR_DATA,
+                           "sequence %llu has %u positions, the %s's context is %u (tokenize --context %u)",
+                           (unsigned long long)k->seqs[i], k->lengths[i], whose, context, context);
+    return 0;
+}
+
+void knowledge_clear(struct knowledge_rows *k) {
+    for (size_t i = 0; i < COUNT_OF(k->memory); i++) k->memory[i].len = 0;
+    k->n_positions = k->n_seqs = 0;
+}
+
+size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
+                     size_t *n_positions) {
+    size_t whole = knowledge_whole_seqs(k), i = first;
+    for (*n_positions = 0; i < whole; i++) {
+        if (i > first && *n_positions + k->lengths[i] > fit) return i - first;
+        *n_positions += k->lengths[i];
+        if (*n_positions >= enough) return i + 1 - first;
+    }
+    return last ? i - first : 0;
 }
 
 static void drop_front(struct buf *b, size_t n) {
@@ -266,6 +292,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     drop_front(&k->memory[PROBS], entries * sizeof *k->probs);
     if (f->encoding == KNOW_GHOST) drop_front(&k->memory[REST], n * sizeof *k->rest);
     if (f->encoding == KNOW_DENSE) drop_front(&k->memory[DENSE], n * dtype_row_bytes(f->dtype, f->vocab_size));
+    k->first_pos = 0;
     k->n_seqs -= n_seqs;
     k->n_positions -= n;
     for (size_t i = 0; i <= k->n_positions; i++) k->offset[i] -= entries;

@@ -31,6 +31,8 @@ struct knowledge_encoder {
 
     /* The batch being made. */
     struct stream_batch head;
+    uint64_t
+        seq; /* number of the next row's sequence: counted anew, for a concatenation's segments begin from 0 again */
     struct buf tokens, lengths, n, ids, values;
 
     struct buf scratch[3];
@@ -111,7 +113,7 @@ static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) 
     const uint32_t *tokens = (const uint32_t *)k->in_tokens.data + k->done;
     uint32_t length = (uint32_t)n;
     bool goes_on = k->head.n_positions && k->pos > 0; /* the batch holds the position before already */
-    if (!k->head.n_positions) k->head.first_seq = k->in.first_seq + k->in_seq, k->head.first_pos = k->pos;
+    if (!k->head.n_positions) k->head.first_seq = k->seq, k->head.first_pos = k->pos;
     if (buf_append(&k->tokens, tokens, n * sizeof *tokens, e)) return e->code;
     if (goes_on)
         ((uint32_t *)k->lengths.data)[k->lengths.len / sizeof length - 1] += length;
@@ -127,15 +129,13 @@ static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) 
 
 /* The run's entries are in the batch: its tokens follow, and the batch is closed when it is full. */
 static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
-    bool ended = false;
     while (n) {
         size_t take = k->seq_left < n ? k->seq_left : n;
         if (take_positions(k, take, e)) return e->code;
         n -= take;
         if (k->seq_left) break;
-        ended = ends_here(k, k->in_seq);
+        if (ends_here(k, k->in_seq)) k->pos = 0, k->seq++;
         if (++k->in_seq < k->in.n_seqs) k->seq_left = in_lengths(k)[k->in_seq];
-        if (ended) k->pos = 0;
     }
     bool full = k->head.n_positions >= k->limit || (k->head.n_positions >= k->target && k->pos == 0);
     return full ? write_batch(k, k->pos > 0, e) : 0;
@@ -355,10 +355,8 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_bat
                             const uint32_t *lengths, struct err *e) {
     assert(k->done == k->in.n_positions); /* the rows of what was announced before have come */
     if (!head->n_positions) return 0;
-    /* Sequence numbers begin anew in each segment of a concatenation; those of one batch are consecutive. */
-    bool follows = !k->head.n_positions || head->first_pos || head->first_seq == k->cursor.seq + 1;
     if (knowledge_cursor_step(&k->cursor, head, lengths, e)) return e->code;
-    if (!follows && write_batch(k, false, e)) return e->code;
+    if (!k->counts.positions) k->seq = head->first_seq;
     k->in_tokens.len = k->in_lengths.len = 0;
     if (buf_append(&k->in_tokens, tokens, head->n_positions * sizeof *tokens, e) ||
         buf_append(&k->in_lengths, lengths, head->n_seqs * sizeof *lengths, e))

@@ -109,12 +109,13 @@ struct knowledge_cursor {
 /* Begin with {0}. Pointers lead into `memory` and are valid until the next call. */
 struct knowledge_rows {
     size_t n_positions, n_seqs;
-    bool open;         /* the last sequence goes on in a batch to come: it is not whole yet */
-    uint64_t *seqs;    /* [n_seqs] numbers of the sequences in their stream */
-    uint32_t *lengths; /* [n_seqs] */
-    uint32_t *tokens;  /* [n_positions] */
-    uint32_t *labels;  /* [n_positions], UINT32_MAX on the last position of a sequence */
-    uint64_t *offset;  /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
+    bool open;          /* the last sequence goes on in a batch to come: it is not whole yet */
+    uint64_t first_pos; /* of the first row in its sequence: 0 unless its beginning has been cleared */
+    uint64_t *seqs;     /* [n_seqs] numbers of the sequences in their stream */
+    uint32_t *lengths;  /* [n_seqs] */
+    uint32_t *tokens;   /* [n_positions] */
+    uint32_t *labels;   /* [n_positions], UINT32_MAX on the last position of a sequence */
+    uint64_t *offset;   /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
     float *rest;          /* ghost: probability outside the entries; NULL otherwise */
@@ -134,6 +135,18 @@ int knowledge_decode(struct knowledge_rows *k, const struct knowledge_format *f,
 size_t knowledge_whole_seqs(const struct knowledge_rows *k); /* n_seqs without an open last one */
 /* Forgets the first n sequences, all of them whole. */
 void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, size_t n_seqs);
+/* Is every sequence, an open one included, at most `context` positions long? ERR_DATA names the sequence and `whose` limit it is. */
+int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, const char *whose,
+                            struct err *e) MUST_CHECK;
+/* Forgets all, also the beginning of an open sequence: for those who take batches as they come. */
+void knowledge_clear(struct knowledge_rows *k);
+/*
+ * The next run of whole sequences, from number `first` of the queue on: as many as fit `fit` positions, but at least one,
+ * and none behind the one that reaches `enough`. 0 while what has come does not tell; `last`: no more will. Runs depend on
+ * the sequences alone, not on the batches that brought them.
+ */
+size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
+                     size_t *n_positions);
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
@@ -149,6 +162,9 @@ void knowledge_target(const struct knowledge_rows *k, const struct knowledge_for
                       size_t first, size_t rows, float *scratch, struct kernel_target *out);
 /* Can this format serve a loss at `temperature`? Sparse encodings only at the one they were made at: ERR_DATA says so. */
 int knowledge_check_temperature(const struct knowledge_format *f, double temperature, struct err *e) MUST_CHECK;
+/* Can `to` be made of `from`? Of dense everything can, of the top entries fewer, at the same temperature. ERR_DATA says why not. */
+int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
+                           struct err *e) MUST_CHECK;
 
 /* ---- looking --------------------------------------------------------------------------------------------------------------------- */
 

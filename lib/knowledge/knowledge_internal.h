@@ -21,7 +21,7 @@ static inline enum dtype knowledge_id_type(const struct knowledge_format *f) {
     return f->vocab_size <= 65536 ? DT_U16 : DT_U32;
 }
 
-/* Does this batch go on where the one before ended? Every sequence in it has a position; the cursor moves to its end. */
+/* Does this batch go on where the one before ended, even across segments? The cursor moves to its end. */
 int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch *head, const uint32_t *lengths,
                           struct err *e) MUST_CHECK;
 /* No batch follows. */

@@ -169,3 +169,23 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
         "temperature %g is not possible: the knowledge is %s at temperature %g (give logit-dump --temperature)",
         temperature, knowledge_encoding_text(f, name, sizeof name), f->temperature);
 }
+
+int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to, struct err *e) {
+    char was[64], want[64];
+    knowledge_encoding_text(from, was, sizeof was);
+    knowledge_encoding_text(to, want, sizeof want);
+    if (to->encoding == KNOW_NONE || to->encoding == KNOW_DENSE)
+        return err_set(e, ERR_USAGE, "encoding \"%s\" is not for this: teacher-infer writes it", want);
+    if (from->encoding == KNOW_NONE)
+        return err_set(e, ERR_DATA, "a plain token stream has no teacher to encode (put teacher-infer before)");
+    if (knowledge_is_top(to) && to->n > from->vocab_size)
+        return err_set(e, ERR_DATA, "%s of a vocabulary of %u tokens", want, from->vocab_size);
+    if (from->encoding == KNOW_DENSE) return knowledge_check_temperature(from, to->temperature, e);
+    if (from->encoding == KNOW_SAMPLE || to->encoding == KNOW_SAMPLE)
+        return err_set(e, ERR_DATA,
+                       "%s cannot become %s: draws are made from the whole distribution (encode the teacher's "
+                       "dense output)",
+                       was, want);
+    if (to->n > from->n) return err_set(e, ERR_DATA, "%s cannot become %s: the further entries are gone", was, want);
+    return knowledge_check_temperature(from, to->temperature, e);
+}

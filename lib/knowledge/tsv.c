@@ -102,7 +102,9 @@ int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const st
         while (r - begin >= k->lengths[seq]) begin += k->lengths[seq++];
         rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, top, &memory, e)
                                        : load_sparse(&row, k, r, top, &memory, e);
-        if (!rc) rc = buf_printf(out, e, "%llu\t%zu\t", (unsigned long long)k->seqs[seq], r - begin);
+        if (!rc)
+            rc = buf_printf(out, e, "%llu\t%llu\t", (unsigned long long)k->seqs[seq],
+                            (unsigned long long)(r - begin + (seq ? 0 : k->first_pos)));
         if (!rc) rc = put_token(out, &s, k->tokens[r], e);
         if (!rc) rc = put_token(out, &s, k->labels[r], e);
         if (!rc) rc = put_row(out, &s, &row, e);

@@ -1,0 +1,187 @@
+/* The trainer: sequences in, optimizer steps out. */
+#include <math.h>
+#include <string.h>
+
+#include "lib/distill/distill_internal.h"
+
+/* ---- making -------------------------------------------------------------------------------------------------------- */
+
+static int alloc_moments(struct trainer *t, struct err *e) {
+    size_t n = t->m->n_params;
+    t->m1 = mem_array(n, sizeof *t->m1, e);
+    t->m2 = t->m1 ? mem_array(n, sizeof *t->m2, e) : NULL;
+    if (!t->m2) return e->code;
+    for (size_t i = 0; i < n; i++) {
+        t->m1[i] = mem_array(t->m->params[i].n, sizeof(float), e);
+        t->m2[i] = t->m1[i] ? mem_array(t->m->params[i].n, sizeof(float), e) : NULL;
+        if (!t->m2[i]) return err_prefix(e, "moments of '%s'", t->m->params[i].desc.name);
+    }
+    return 0;
+}
+
+static int check_options(const struct distill_options *o, struct err *e) {
+    if (!o->steps || !o->batch_tokens || !o->micro_tokens)
+        return err_set(e, ERR_USAGE, "the numbers of steps, batch tokens and micro-batch tokens are at least 1");
+    if (o->warmup > o->steps)
+        return err_set(e, ERR_USAGE, "a warmup of %llu steps in a run of %llu", (unsigned long long)o->warmup,
+                       (unsigned long long)o->steps);
+    return 0;
+}
+
+int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
+                const struct knowledge_format *f, struct err *e) {
+    if (check_options(o, e)) return e->code;
+    if (f->vocab_size && f->vocab_size != m->config.vocab_size)
+        return err_set(e, ERR_DATA, "student and knowledge disagree: %u tokens in the vocabulary against %u",
+                       m->config.vocab_size, f->vocab_size);
+    struct trainer *t = mem_zalloc(sizeof *t, e);
+    if (!t) return e->code;
+    t->m = m;
+    t->o = *o;
+    t->format = *f;
+    t->format.vocab_size = m->config.vocab_size; /* a token stream need not say */
+    t->seen = digest_new(e);
+    if (!t->seen || alloc_moments(t, e) || model_enable_grad(m, e) || grad_tape_new(&t->tape, true, e)) {
+        trainer_free(t);
+        return e->code;
+    }
+    *out = t;
+    return 0;
+}
+
+void trainer_free(struct trainer *t) {
+    if (!t) return;
+    for (size_t i = 0; i < t->m->n_params; i++) {
+        if (t->m1) mem_free(t->m1[i]);
+        if (t->m2) mem_free(t->m2[i]);
+    }
+    mem_free(t->m1);
+    mem_free(t->m2);
+    grad_tape_free(t->tape);
+    knowledge_rows_release(&t->rows);
+    digest_free(t->seen);
+    buf_release(&t->dense);
+    buf_release(&t->row_weight);
+    buf_release(&t->row_loss);
+    mem_free(t);
+}
+
+/* ---- data ------------------------------------------------------------------------------------------------------------ */
+
+void trainer_use_seq(struct trainer *t, size_t i) {
+    uint32_t n = t->rows.lengths[i];
+    digest_update(t->seen, &n, sizeof n);
+    digest_update(t->seen, t->rows.tokens + t->used_positions, n * sizeof(uint32_t));
+    t->used_seqs++;
+    t->used_positions += n;
+    t->sequences++;
+}
+
+/* After a restore: whole sequences at the front of the queue that were trained on before. */
+static int skip_trained(struct trainer *t, struct err *e) {
+    while (t->skip && t->used_seqs < knowledge_whole_seqs(&t->rows)) {
+        trainer_use_seq(t, t->used_seqs);
+        if (--t->skip == 0 && !digest_equal(digest_get(t->seen), t->skip_digest))
+            return err_set(e, ERR_DATA, "this is not the data of the checkpoint: its first %llu sequences differ",
+                           (unsigned long long)t->sequences);
+    }
+    return 0;
+}
+
+int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
+    knowledge_drop(&t->rows, &t->format, t->used_seqs);
+    t->used_seqs = t->used_positions = 0;
+    if (knowledge_decode(&t->rows, &t->format, b, e)) return e->code;
+    if (knowledge_check_context(&t->rows, t->m->config.context, "student", e)) return e->code;
+    return skip_trained(t, e);
+}
+
+int trainer_end_epoch(struct trainer *t, struct err *e) {
+    if (knowledge_decode_end(&t->rows, e)) return e->code;
+    if (t->skip)
+        return err_set(e, ERR_DATA, "the data ends after %llu sequences, the checkpoint is at number %llu",
+                       (unsigned long long)t->sequences, (unsigned long long)(t->sequences + t->skip));
+    digest_free(t->seen);
+    t->seen = digest_new(e);
+    if (!t->seen) return e->code;
+    knowledge_drop(&t->rows, &t->format, t->used_seqs);
+    t->used_seqs = t->used_positions = 0;
+    t->sequences = 0;
+    t->progress.epoch++;
+    return 0;
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------------- */
+
+static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
+    unsigned long long first = t->rows.seqs[t->used_seqs], step = t->progress.step + 1;
+    if (!t->step_positions) t->step_first_seq = first;
+    if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    double loss = t->o.loss.kl_weight * t->step_kl + t->o.loss.ce_weight * t->step_ce;
+    if (!isfinite(loss))
+        return err_set(e, ERR_DATA, "step %llu: the loss is not finite (sequences %llu to %llu; lower --lr?)", step,
+                       first, (unsigned long long)t->rows.seqs[t->used_seqs + n_seqs - 1]);
+    for (size_t i = 0; i < n_seqs; i++) trainer_use_seq(t, t->used_seqs);
+    t->step_positions += n_positions;
+    return 0;
+}
+
+int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
+    *stepped = false;
+    if (t->skip) return 0;
+    while (t->step_positions < t->o.batch_tokens) {
+        uint64_t enough = t->o.batch_tokens - t->step_positions;
+        size_t n_positions,
+            n_seqs = knowledge_run(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
+        if (!n_seqs) break;
+        if (run_micro(t, n_seqs, n_positions, e)) return e->code;
+    }
+    if (!t->step_positions || (t->step_positions < t->o.batch_tokens && !last)) return 0;
+    *stepped = true;
+    return trainer_update(t, e);
+}
+
+void trainer_progress(const struct trainer *t, struct distill_progress *p) {
+    *p = t->progress;
+}
+
+/* ---- counting ------------------------------------------------------------------------------------------------------------ */
+
+/* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
+struct counter {
+    uint64_t batch_tokens, pending, open, steps, positions;
+};
+
+static void count_batch(struct counter *c, const struct stream_batch *head, const uint32_t *lengths) {
+    for (uint32_t i = 0; i < head->n_seqs; i++) {
+        uint64_t n = lengths[i] + c->open;
+        c->positions += lengths[i];
+        c->open = i + 1 == head->n_seqs && (head->flags & BATCH_CONTINUES) ? n : 0;
+        if (c->open) break;
+        c->pending += n;
+        if (c->pending < c->batch_tokens) continue;
+        c->pending = 0;
+        c->steps++;
+    }
+}
+
+int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *steps, uint64_t *positions, struct err *e) {
+    struct counter c = {.batch_tokens = batch_tokens};
+    struct stream_batch head = {0};
+    struct stream_item item;
+    struct buf lengths = {0};
+    int rc;
+    while (!(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
+        if (item.type == ITEM_BATCH) head = item.batch;
+        if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths")) continue;
+        lengths.len = 0;
+        rc = stream_load_tensor(r, &lengths, e);
+        if (rc) break;
+        if (item.desc.dtype == DT_U32 && lengths.len == head.n_seqs * sizeof(uint32_t))
+            count_batch(&c, &head, (const uint32_t *)lengths.data); /* what is wrong, training will say */
+    }
+    buf_release(&lengths);
+    *steps = c.steps + (c.pending > 0);
+    *positions = c.positions;
+    return rc;
+}
