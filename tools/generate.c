@@ -1,0 +1,214 @@
+/* rill generate: continues prompts with a model. */
+#include "lib/cli/cli.h"
+#include "lib/model/model.h"
+
+static const char *model_path;
+static uint64_t max_new, top_k, repeat;
+static double temperature, top_p;
+static bool as_text, only_new, past_eos;
+
+static const struct cli_option options[] = {
+    {.name = "model",
+     .letter = 'm',
+     .type = CLI_STRING,
+     .to = &model_path,
+     .arg = "FILE",
+     .required = true,
+     .completes_files = true,
+     .help = "the model stream to generate with"},
+    {.name = "max-new",
+     .letter = 'n',
+     .type = CLI_U64,
+     .to = &max_new,
+     .arg = "N",
+     .fallback = "128",
+     .min = 1,
+     .max = 1 << 24,
+     .help = "at most N new tokens for each prompt"},
+    {.name = "temperature",
+     .type = CLI_F64,
+     .to = &temperature,
+     .arg = "T",
+     .fallback = "1",
+     .min = 0,
+     .max = 100,
+     .help = "divides the logits; 0 takes the most probable token each time"},
+    {.name = "top-k",
+     .type = CLI_U64,
+     .to = &top_k,
+     .arg = "K",
+     .fallback = "0",
+     .max = 1 << 24,
+     .help = "draw among the K most probable tokens only; 0: among all"},
+    {.name = "top-p",
+     .type = CLI_F64,
+     .to = &top_p,
+     .arg = "P",
+     .fallback = "1",
+     .min = 0.000001,
+     .max = 1,
+     .help = "draw among the fewest tokens that hold this much probability"},
+    {.name = "repeat",
+     .type = CLI_U64,
+     .to = &repeat,
+     .arg = "N",
+     .fallback = "1",
+     .min = 1,
+     .max = 1 << 20,
+     .help = "continue each prompt N times, each with draws of its own"},
+    {.name = "past-eos", .type = CLI_FLAG, .to = &past_eos, .help = "do not stop at the end-of-text token"},
+    {.name = "text",
+     .type = CLI_FLAG,
+     .to = &as_text,
+     .help = "write text, a line for each sequence, instead of a token stream"},
+    {.name = "only-new", .type = CLI_FLAG, .to = &only_new, .help = "leave the prompts out of the output"},
+    {0},
+};
+
+struct sink {
+    struct cli *c;
+    struct model *m;
+    struct stream_writer *out; /* a token stream, or ... */
+    FILE *text;                /* ... text */
+    struct buf tokens, lengths, line;
+    uint64_t seqs, made;
+};
+
+static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e) {
+    s->line.len = 0;
+    int rc = text_decode(s->m->vocab, ids, n, true, &s->line, e);
+    if (!rc && (fwrite(s->line.data, 1, s->line.len, s->text) != s->line.len || fputc('\n', s->text) == EOF))
+        rc = err_set(e, ERR_IO, "cannot write the text");
+    return rc;
+}
+
+static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
+                         size_t n_made, struct err *e) {
+    (void)seq;
+    struct sink *s = ctx;
+    size_t start = s->tokens.len;
+    uint32_t n = (uint32_t)(n_made + (only_new ? 0 : n_prompt));
+    int rc = only_new ? 0 : buf_append(&s->tokens, prompt, n_prompt * sizeof *prompt, e);
+    if (!rc) rc = buf_append(&s->tokens, made, n_made * sizeof *made, e);
+    if (!rc && s->text) {
+        rc = put_text(s, (const uint32_t *)(s->tokens.data + start), n, e);
+        s->tokens.len = start;
+    } else if (!rc)
+        rc = buf_append(&s->lengths, &n, sizeof n, e);
+    s->seqs++;
+    s->made += n_made;
+    cli_progress(s->c, s->made, NULL);
+    return rc;
+}
+
+static int write_batch(struct sink *s, uint64_t first_seq, struct err *e) {
+    uint64_t n = s->tokens.len / sizeof(uint32_t), seqs = s->lengths.len / sizeof(uint32_t);
+    struct stream_batch head = {.first_seq = first_seq, .n_positions = n, .n_seqs = (uint32_t)seqs, .n_tensors = 2};
+    struct tensor_desc d;
+    if (!seqs) return 0;
+    int rc = stream_write_batch(s->out, &head, e);
+    if (!rc) rc = tensor_desc_init(&d, "tokens", DT_U32, 1, &n, e);
+    if (!rc) rc = stream_write_tensor(s->out, &d, NULL, s->tokens.data, e);
+    if (!rc) rc = tensor_desc_init(&d, "lengths", DT_U32, 1, &seqs, e);
+    if (!rc) rc = stream_write_tensor(s->out, &d, NULL, s->lengths.data, e);
+    s->tokens.len = s->lengths.len = 0;
+    return rc;
+}
+
+/* Each prompt of the batch `repeat` times. */
+static int repeat_prompts(const struct batch *b, struct buf *tokens, struct buf *lengths, struct err *e) {
+    const uint32_t *t = batch_tokens(b), *l = batch_lengths(b);
+    int rc = 0;
+    tokens->len = lengths->len = 0;
+    for (uint32_t s = 0; !rc && s < b->head.n_seqs; t += l[s++])
+        for (uint64_t i = 0; !rc && i < repeat; i++) {
+            rc = buf_append(tokens, t, l[s] * sizeof *t, e);
+            if (!rc) rc = buf_append(lengths, &l[s], sizeof *l, e);
+        }
+    return rc;
+}
+
+static int generate(struct sink *s, struct stream_reader *in, struct err *e) {
+    struct model_sampling how = {.temperature = temperature,
+                                 .top_k = (uint32_t)top_k,
+                                 .top_p = top_p,
+                                 .seed = cli_seed(s->c),
+                                 .max_new = (uint32_t)max_new,
+                                 .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
+    struct batch b = {0};
+    struct buf tokens = {0}, lengths = {0};
+    bool more = true;
+    int rc = 0;
+    cli_progress_begin(s->c, "tokens", 0);
+    while (!rc && !(rc = batch_read(in, &b, &more, e)) && more) {
+        if (b.head.first_pos || (b.head.flags & BATCH_CONTINUES))
+            rc = err_set(e, ERR_DATA, "%s: a prompt runs over several batches: it is longer than any context",
+                         stream_reader_name(in));
+        uint64_t first_seq = b.head.first_seq * repeat;
+        if (!rc) rc = repeat_prompts(&b, &tokens, &lengths, e);
+        struct model_input prompts = {tokens.len / sizeof(uint32_t), lengths.len / sizeof(uint32_t),
+                                      (const uint32_t *)tokens.data, (const uint32_t *)lengths.data};
+        if (!rc) rc = model_generate(s->m, &prompts, first_seq, &how, sequence_done, s, e);
+        if (!rc && s->out) rc = write_batch(s, first_seq, e);
+    }
+    cli_progress_end(s->c);
+    batch_release(&b);
+    buf_release(&tokens);
+    buf_release(&lengths);
+    return rc;
+}
+
+static int open_sink(struct sink *s, const struct stream_reader *in, struct err *e) {
+    if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", model_path);
+    if (as_text) return cli_text(s->c, &s->text, e);
+    cJSON *meta = cJSON_Duplicate(stream_reader_meta(in), true);
+    cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are texts of their own now */
+    cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
+    int rc = meta ? cli_open_output(s->c, &s->out, e) : err_nomem(e, "description");
+    if (!rc) rc = stream_write_meta(s->out, meta, e);
+    cJSON_Delete(meta);
+    return rc;
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct stream_reader *model_in, *in;
+    struct sink s = {.c = c};
+    int rc = cli_open_stream(c, model_path, "model", STREAM_MODEL, &model_in, e);
+    if (!rc) rc = model_load(&s.m, model_in, e);
+    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, &in, e);
+    if (!rc) rc = model_check_vocab(s.m, stream_reader_meta(in), stream_reader_name(in), e);
+    if (!rc) rc = open_sink(&s, in, e);
+    if (!rc) rc = generate(&s, in, e);
+    if (!rc && s.out) rc = cli_close_output(c, e);
+    if (!rc && !(json_put_u64(cli_report(c), "sequences", s.seqs) && json_put_u64(cli_report(c), "new_tokens", s.made)))
+        rc = err_nomem(e, "report");
+    buf_release(&s.tokens);
+    buf_release(&s.lengths);
+    buf_release(&s.line);
+    model_free(s.m);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "generate",
+        .summary = "continue prompts with a model",
+        .operands = "[PROMPTS]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_stream = true,
+        .seeded = true,
+        .threaded = true,
+        .description = "Reads prompts as a token stream (rill tokenize --lines), continues them, many at once, and "
+                       "writes token sequences, or "
+                       "text with --text.\n"
+                       "Draws depend on the seed and the number of the sequence, not on how many run together. A "
+                       "sequence ends with the "
+                       "end-of-text token, after --max-new tokens, or where the model's context ends.",
+        .examples =
+            "rill generate -m model.rill --max-new 8 --text prompts.rill\n    continue each prompt by up to 8 tokens\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}

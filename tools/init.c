@@ -1,0 +1,163 @@
+/* rill init: a fresh student, its weights random, its vocabulary that of another model. */
+#include "lib/cli/cli.h"
+#include "lib/model/model.h"
+
+static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context;
+static double theta, eps;
+static const char *arch;
+static bool untied;
+
+static const struct cli_option options[] = {
+    {.name = "layers",
+     .type = CLI_U64,
+     .to = &layers,
+     .arg = "N",
+     .required = true,
+     .min = 1,
+     .max = MODEL_MAX_LAYERS,
+     .help = "number of layers"},
+    {.name = "hidden",
+     .type = CLI_U64,
+     .to = &hidden,
+     .arg = "N",
+     .required = true,
+     .min = 1,
+     .max = MODEL_MAX_DIM,
+     .help = "width of the residual stream"},
+    {.name = "heads",
+     .type = CLI_U64,
+     .to = &heads,
+     .arg = "N",
+     .required = true,
+     .min = 1,
+     .max = MODEL_MAX_DIM,
+     .help = "attention heads of a layer"},
+    {.name = "kv-heads",
+     .type = CLI_U64,
+     .to = &kv_heads,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "key/value heads of a layer; 0: as many as heads"},
+    {.name = "head-dim",
+     .type = CLI_U64,
+     .to = &head_dim,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "width of a head; 0: hidden / heads"},
+    {.name = "ffn",
+     .type = CLI_U64,
+     .to = &ffn,
+     .arg = "N",
+     .required = true,
+     .min = 1,
+     .max = MODEL_MAX_DIM,
+     .help = "width of the feed-forward part"},
+    {.name = "context",
+     .type = CLI_U64,
+     .to = &context,
+     .arg = "N",
+     .fallback = "2048",
+     .min = 2,
+     .max = UINT32_MAX,
+     .help = "longest sequence"},
+    {.name = "arch",
+     .type = CLI_CHOICE,
+     .to = &arch,
+     .arg = "NAME",
+     .choices = "llama|qwen2",
+     .fallback = "llama",
+     .help = "architecture; qwen2 has biases on q, k and v"},
+    {.name = "rope-theta",
+     .type = CLI_F64,
+     .to = &theta,
+     .arg = "X",
+     .fallback = "10000",
+     .min = 1,
+     .max = 1e12,
+     .help = "base of the rotary frequencies"},
+    {.name = "norm-eps",
+     .type = CLI_F64,
+     .to = &eps,
+     .arg = "X",
+     .fallback = "1e-05",
+     .min = 0,
+     .max = 0.1,
+     .help = "epsilon of the norms"},
+    {.name = "untied",
+     .type = CLI_FLAG,
+     .to = &untied,
+     .help = "an output matrix of its own rather than the embedding's"},
+    {0},
+};
+
+static int configure(struct model_config *config, const struct model_head *like, struct arena *a, struct err *e) {
+    if (!kv_heads) kv_heads = heads;
+    if (!head_dim && hidden % heads)
+        return err_set(e, ERR_USAGE, "hidden size %llu is no multiple of %llu heads: give --head-dim",
+                       (unsigned long long)hidden, (unsigned long long)heads);
+    *config = (struct model_config){.n_layers = (uint32_t)layers,
+                                    .hidden = (uint32_t)hidden,
+                                    .context = (uint32_t)context,
+                                    .head_dim = (uint32_t)(head_dim ? head_dim : hidden / heads),
+                                    .tied = !untied,
+                                    .vocab_size = like->config.vocab_size,
+                                    .norm_eps = (float)eps,
+                                    .rope_theta = theta};
+    int rc = model_arch_parse(arch, &config->arch, e);
+    config->qkv_bias = config->arch == ARCH_QWEN2;
+    config->layers = arena_array(a, layers, sizeof *config->layers, e);
+    if (rc || !config->layers) return e->code;
+    for (uint32_t i = 0; i < layers; i++)
+        config->layers[i] = (struct model_layer){(uint32_t)heads, (uint32_t)kv_heads, (uint32_t)ffn};
+    rc = model_config_check(config, e);
+    return rc ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct stream_reader *in;
+    struct stream_writer *out;
+    struct model_head like = {0};
+    struct model_config config;
+    struct stream_item item;
+    struct model *m = NULL;
+    struct arena a = {0};
+    int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
+    if (!rc) rc = model_head_read(in, &like, &item, e);
+    if (!rc) rc = configure(&config, &like, &a, e);
+    if (!rc) rc = cli_open_output(c, &out, e);
+    if (!rc) rc = model_init(&m, &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
+    if (!rc) rc = model_save(m, out, DT_F32, e);
+    if (!rc) rc = cli_close_output(c, e);
+    if (!rc) {
+        cli_say(c, "%.2f M parameters, vocabulary of %u", (double)model_parameters(&config) / 1e6, config.vocab_size);
+        if (!json_put_u64(cli_report(c), "parameters", model_parameters(&config))) rc = err_nomem(e, "report");
+    }
+    model_free(m);
+    model_head_release(&like);
+    arena_release(&a);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "init",
+        .summary = "a fresh model with random weights and another model's vocabulary",
+        .operands = "[MODEL]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_stream = true,
+        .seeded = true,
+        .description = "Makes a student of any shape for distill, with the vocabulary of the model that is read (its "
+                       "teacher). Matrices are "
+                       "normal with deviation 0.02, those that write to the residual stream divided by the root of "
+                       "twice the number of layers, "
+                       "as in GPT-2.",
+        .examples = "rill init --layers 2 --hidden 64 --heads 4 --kv-heads 2 --ffn 128 model.rill -o student.rill\n"
+                    "    a small student for model.rill\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
