@@ -26,7 +26,8 @@ static int head_take_vocab(struct model_head *h, const struct stream_reader *r, 
     if (h->vocab.len) return err_set(e, ERR_DATA, "%s: a second vocabulary", stream_reader_name(r));
     int rc = buf_append(&h->vocab, item->bytes, item->n_bytes, e);
     if (rc) return rc;
-    h->vocab_digest = digest_bytes(h->vocab.data, h->vocab.len);
+    rc = vocab_identity(h->vocab.data, h->vocab.len, &h->vocab_digest, e);
+    if (rc) return err_prefix(e, "%s", stream_reader_name(r));
     const char *said = NULL;
     char found[DIGEST_TEXT_SIZE];
     digest_text(h->vocab_digest, found);
@@ -57,7 +58,9 @@ int model_head_read(struct stream_reader *r, struct model_head *h, struct stream
 
 int model_head_write(struct stream_writer *w, const struct model_config *c, const void *vocab, size_t n_vocab,
                      const cJSON *extra, struct err *e) {
+    struct digest identity;
     int rc = model_config_check(c, e);
+    if (!rc && n_vocab) rc = vocab_identity(vocab, n_vocab, &identity, e);
     if (rc) return rc;
     cJSON *meta = cJSON_CreateObject(), *model = model_config_to_json(c, e);
     bool ok = meta && model && json_put_str(meta, "kind", stream_kind_name(STREAM_MODEL)) &&
@@ -69,7 +72,7 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
     }
     if (n_vocab) {
         char digest[DIGEST_TEXT_SIZE];
-        digest_text(digest_bytes(vocab, n_vocab), digest);
+        digest_text(identity, digest);
         ok = json_put_str(meta, "vocab", digest);
     }
     for (const cJSON *x = extra ? extra->child : NULL; ok && x; x = x->next) {

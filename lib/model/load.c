@@ -23,7 +23,7 @@ static int model_new(struct model **out, const struct model_config *c, const voi
     rc = buf_append(&m->vocab_bytes, vocab, n_vocab, e);
     if (!rc) rc = vocab_unpack(&m->vocab, m->vocab_bytes.data, m->vocab_bytes.len, e);
     if (rc) return err_prefix(e, "vocabulary");
-    m->vocab_digest = digest_bytes(vocab, n_vocab);
+    m->vocab_digest = m->vocab->digest;
     if (m->vocab->n_tokens != c->vocab_size)
         return err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", m->vocab->n_tokens, c->vocab_size);
     return 0;

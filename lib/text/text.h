@@ -74,6 +74,8 @@ void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: lib/text/README.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
+/* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
+int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) MUST_CHECK;
 /* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */
 uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
 /* How many bytes of text a token stands for: none for a control token. For bits per byte. */

@@ -94,6 +94,9 @@ const struct merge_slot *index_merge(const struct text_index *x, uint32_t left, 
 /* As vocab_find, but never an added token: what a merge or ignore_merges may give. */
 uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n);
 
+/* Sets v->digest (vocab.c). */
+int vocab_identify(struct vocab *v, struct err *e) MUST_CHECK;
+
 /* ---- one thread's working memory (encode.c) ---------------------------------------------------------------------------- */
 
 struct bpe_memory {

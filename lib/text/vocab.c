@@ -81,7 +81,7 @@ static void digest_u32(struct digest_state *s, uint32_t x) {
 }
 
 /* README.md, "Identity", is the normative description. */
-static int identify(struct vocab *v, struct err *e) {
+int vocab_identify(struct vocab *v, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
     uint32_t n = v->n_tokens;
@@ -127,7 +127,7 @@ int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) {
     if (!v) return e->code;
     rc = copy_spec(v, spec, e);
     if (!rc) rc = build_index(v, e);
-    if (!rc) rc = identify(v, e);
+    if (!rc) rc = vocab_identify(v, e);
     if (rc) {
         vocab_free(v);
         return rc;

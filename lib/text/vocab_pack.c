@@ -168,12 +168,13 @@ static int get_template(const unsigned char *at, const struct pack_head *h, stru
     return spec->chat_template ? 0 : e->code;
 }
 
-static int unpack(struct vocab **out, const unsigned char *at, size_t n, struct arena *memory, struct err *e) {
+/* What a record says, unchecked beyond its own layout; arrays in `memory`, pieces in the record itself. */
+static int unpack(struct vocab *spec, const unsigned char *at, size_t n, struct arena *memory, struct err *e) {
     struct pack_head h;
     int rc = get_head(&at, n, &h, e);
     if (!rc) rc = check_size(&h, n, e);
     if (rc) return rc;
-    struct vocab spec = {
+    *spec = (struct vocab){
         .n_tokens = h.n_tokens,
         .n_merges = h.n_merges,
         .pre = (enum text_pre)h.pre,
@@ -185,18 +186,29 @@ static int unpack(struct vocab **out, const unsigned char *at, size_t n, struct 
         .eos = h.eos,
         .pad = h.pad,
         .unk = h.unk,
-        .tokens = arena_array(memory, h.n_tokens, sizeof *spec.tokens, e),
+        .tokens = arena_array(memory, h.n_tokens, sizeof *spec->tokens, e),
     };
-    spec.merges = spec.tokens ? arena_array(memory, h.n_merges, sizeof *spec.merges, e) : NULL;
-    if (!spec.merges) return e->code;
-    rc = get_tokens(&at, &h, &spec, e);
-    if (!rc) rc = get_template(at, &h, &spec, memory, e);
-    return rc ? rc : vocab_new(out, &spec, e);
+    spec->merges = spec->tokens ? arena_array(memory, h.n_merges, sizeof *spec->merges, e) : NULL;
+    if (!spec->merges) return e->code;
+    rc = get_tokens(&at, &h, spec, e);
+    return rc ? rc : get_template(at, &h, spec, memory, e);
 }
 
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) {
     struct arena memory = {0};
-    int rc = unpack(out, data, n, &memory, e);
+    struct vocab spec;
+    int rc = unpack(&spec, data, n, &memory, e);
+    if (!rc) rc = vocab_new(out, &spec, e);
+    arena_release(&memory);
+    return rc == ERR_DATA ? err_prefix(e, "vocabulary") : rc;
+}
+
+int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) {
+    struct arena memory = {0};
+    struct vocab spec;
+    int rc = unpack(&spec, data, n, &memory, e);
+    if (!rc) rc = vocab_identify(&spec, e);
+    if (!rc) *out = spec.digest;
     arena_release(&memory);
     return rc == ERR_DATA ? err_prefix(e, "vocabulary") : rc;
 }
