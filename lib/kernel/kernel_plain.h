@@ -1,0 +1,257 @@
+/*
+ * The kernels as the textbooks have them: one thread, one loop a formula, everything in one type. This is what the fast
+ * ones are tested against, what gradients are checked with (in double), and where to read what a kernel computes.
+ *
+ * A template: define REAL and PLAIN(name) and include, once for each type. Everything is static; kernel.h says what the
+ * arguments mean.
+ *
+ *     #define REAL double
+ *     #define PLAIN(name) plain64_##name
+ *     #include "lib/kernel/kernel_plain.h"
+ */
+#include <math.h>
+
+#ifndef RILL_KERNEL_PLAIN_H
+#define RILL_KERNEL_PLAIN_H
+#define PLAIN_FN __attribute__((unused)) static void
+/* Strides that turn one triple loop into all three products: element (i, p) of a lies at a[i * a_row + p * a_col]. */
+struct plain_strides {
+    size_t a_row, a_col, b_row, b_col;
+};
+#endif
+
+/* ---- matrix products ---- */
+
+PLAIN_FN PLAIN(matmul)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, REAL *c,
+                       struct plain_strides s) {
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            REAL sum = 0;
+            for (size_t p = 0; p < k; p++) sum += a[i * s.a_row + p * s.a_col] * b[p * s.b_row + j * s.b_col];
+            c[i * n + j] = beta == 0 ? sum : sum + beta * c[i * n + j];
+        }
+}
+
+PLAIN_FN PLAIN(matmul_nt)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, REAL *c) {
+    PLAIN(matmul)(m, n, k, a, b, beta, c, (struct plain_strides){k, 1, 1, k});
+}
+
+PLAIN_FN PLAIN(matmul_nn)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, REAL *c) {
+    PLAIN(matmul)(m, n, k, a, b, beta, c, (struct plain_strides){k, 1, n, 1});
+}
+
+PLAIN_FN PLAIN(matmul_tn)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, REAL *c) {
+    PLAIN(matmul)(m, n, k, a, b, beta, c, (struct plain_strides){1, m, n, 1});
+}
+
+/* ---- element by element ---- */
+
+PLAIN_FN PLAIN(fill)(REAL *y, size_t n, REAL a) {
+    for (size_t i = 0; i < n; i++) y[i] = a;
+}
+
+PLAIN_FN PLAIN(copy)(REAL *y, const REAL *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = x[i];
+}
+
+PLAIN_FN PLAIN(scale)(REAL *y, size_t n, REAL a) {
+    for (size_t i = 0; i < n; i++) y[i] *= a;
+}
+
+PLAIN_FN PLAIN(axpy)(REAL *y, REAL a, const REAL *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+PLAIN_FN PLAIN(add)(REAL *y, const REAL *x, size_t n) {
+    PLAIN(axpy)(y, 1, x, n);
+}
+
+PLAIN_FN PLAIN(add_bias)(REAL *y, const REAL *bias, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) PLAIN(add)(y + r * d, bias, d);
+}
+
+PLAIN_FN PLAIN(sum_rows)(REAL *y, const REAL *x, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) PLAIN(add)(y, x + r * d, d);
+}
+
+__attribute__((unused)) static REAL PLAIN(dot)(const REAL *x, const REAL *y, size_t n) {
+    REAL sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+/* ---- embedding ---- */
+
+PLAIN_FN PLAIN(gather)(REAL *y, const REAL *table, const uint32_t *ids, size_t n, size_t d) {
+    for (size_t i = 0; i < n; i++) PLAIN(copy)(y + i * d, table + ids[i] * d, d);
+}
+
+PLAIN_FN PLAIN(scatter_add)(REAL *table, const REAL *dy, const uint32_t *ids, size_t n, size_t d) {
+    for (size_t i = 0; i < n; i++) PLAIN(add)(table + ids[i] * d, dy + i * d, d);
+}
+
+/* ---- RMSNorm ---- */
+
+PLAIN_FN PLAIN(rmsnorm)(REAL *y, REAL *inv, const REAL *x, const REAL *w, size_t rows, size_t d, REAL eps) {
+    for (size_t r = 0; r < rows; r++, x += d, y += d) {
+        inv[r] = 1 / (REAL)sqrt(PLAIN(dot)(x, x, d) / (REAL)d + eps);
+        for (size_t i = 0; i < d; i++) y[i] = x[i] * inv[r] * w[i];
+    }
+}
+
+PLAIN_FN PLAIN(rmsnorm_backward)(REAL *dx, REAL *dw, const REAL *dy, const REAL *x, const REAL *w, const REAL *inv,
+                                 size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++, dx += d, dy += d, x += d) {
+        REAL dot = 0; /* sum dy w x: what reaches inv */
+        for (size_t i = 0; i < d; i++) dot += dy[i] * w[i] * x[i];
+        for (size_t i = 0; i < d; i++) {
+            dx[i] += inv[r] * w[i] * dy[i] - inv[r] * inv[r] * inv[r] / (REAL)d * dot * x[i];
+            dw[i] += dy[i] * x[i] * inv[r];
+        }
+    }
+}
+
+/* ---- rotary positions ---- */
+
+PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                     const double *inv_freq, int sign) {
+    size_t half = head_dim / 2;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t h = 0; h < n_heads; h++, x += head_dim)
+            for (size_t i = 0; i < half; i++) {
+                double angle = sign * (position[r] * inv_freq[i]);
+                REAL c = (REAL)cos(angle), s = (REAL)sin(angle), a = x[i], b = x[i + half];
+                x[i] = a * c - b * s;
+                x[i + half] = b * c + a * s;
+            }
+}
+
+/* ---- attention: one query against the keys [0, t] of its sequence ---- */
+
+/* p[0..t]: softmax of the scaled scores; returns their log-sum-exp. k points to the sequence's first key of this head. */
+__attribute__((unused)) static REAL PLAIN(attention_row)(REAL *p, const REAL *q, const REAL *k, size_t ld, size_t t,
+                                                         size_t head_dim, REAL scale) {
+    REAL max = -INFINITY, sum = 0;
+    for (size_t j = 0; j <= t; j++) {
+        p[j] = scale * PLAIN(dot)(q, k + j * ld, head_dim);
+        if (p[j] > max) max = p[j];
+    }
+    for (size_t j = 0; j <= t; j++) sum += p[j] = (REAL)exp(p[j] - max);
+    for (size_t j = 0; j <= t; j++) p[j] /= sum;
+    return max + (REAL)log(sum);
+}
+
+/* p: scratch as long as the longest sequence. */
+PLAIN_FN PLAIN(attention)(const struct kernel_attention *a, REAL *y, REAL *lse, const REAL *q, const REAL *k,
+                          const REAL *v, REAL *p) {
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
+    for (size_t s = 0; s < a->n_seqs; s++)
+        for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
+            for (size_t h = 0; h < a->n_heads; h++) {
+                size_t at = (i * a->n_heads + h) * d, key = a->starts[s] * ld + h / group * d, t = i - a->starts[s];
+                lse[i * a->n_heads + h] = PLAIN(attention_row)(p, q + at, k + key, ld, t, d, (REAL)a->scale);
+                PLAIN(fill)(y + at, d, 0);
+                for (size_t j = 0; j <= t; j++) PLAIN(axpy)(y + at, p[j], v + key + j * ld, d);
+            }
+}
+
+PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, REAL *dk, REAL *dv, const REAL *dy,
+                                   const REAL *q, const REAL *k, const REAL *v, REAL *p) {
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
+    for (size_t s = 0; s < a->n_seqs; s++)
+        for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
+            for (size_t h = 0; h < a->n_heads; h++) {
+                size_t at = (i * a->n_heads + h) * d, key = a->starts[s] * ld + h / group * d, t = i - a->starts[s];
+                PLAIN(attention_row)(p, q + at, k + key, ld, t, d, (REAL)a->scale);
+                REAL mean = 0; /* sum p dp = dy . y */
+                for (size_t j = 0; j <= t; j++) mean += p[j] * PLAIN(dot)(dy + at, v + key + j * ld, d);
+                for (size_t j = 0; j <= t; j++) {
+                    size_t kv = key + j * ld;
+                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * (REAL)a->scale;
+                    PLAIN(axpy)(dv + kv, p[j], dy + at, d);
+                    PLAIN(axpy)(dk + kv, ds, q + at, d);
+                    PLAIN(axpy)(dq + at, ds, k + kv, d);
+                }
+            }
+}
+
+/* ---- SwiGLU ---- */
+
+PLAIN_FN PLAIN(swiglu)(REAL *y, const REAL *gate, const REAL *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1 + (REAL)exp(-gate[i])) * up[i];
+}
+
+PLAIN_FN PLAIN(swiglu_backward)(REAL *dgate, REAL *dup, const REAL *dy, const REAL *gate, const REAL *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        REAL s = 1 / (1 + (REAL)exp(-gate[i]));
+        dgate[i] += dy[i] * up[i] * s * (1 + gate[i] * (1 - s));
+        dup[i] += dy[i] * gate[i] * s;
+    }
+}
+
+/* ---- rows of logits ---- */
+
+__attribute__((unused)) static REAL PLAIN(logsumexp)(const REAL *x, size_t d, REAL inv_temperature) {
+    REAL max = -INFINITY, sum = 0;
+    for (size_t i = 0; i < d; i++)
+        if (x[i] > max) max = x[i];
+    for (size_t i = 0; i < d; i++) sum += (REAL)exp((x[i] - max) * inv_temperature);
+    return max * inv_temperature + (REAL)log(sum);
+}
+
+PLAIN_FN PLAIN(log_softmax)(REAL *y, const REAL *x, size_t d, REAL inv_temperature) {
+    REAL lse = PLAIN(logsumexp)(x, d, inv_temperature);
+    for (size_t i = 0; i < d; i++) y[i] = x[i] * inv_temperature - lse;
+}
+
+/* One draw by inversion: the first index whose cumulative probability exceeds u. */
+__attribute__((unused)) static uint32_t PLAIN(sample)(double u, const REAL *x, size_t d, REAL inv_temperature) {
+    REAL lse = PLAIN(logsumexp)(x, d, inv_temperature), cumulative = 0;
+    for (size_t i = 0; i < d; i++) {
+        cumulative += (REAL)exp(x[i] * inv_temperature - lse);
+        if (u < cumulative) return (uint32_t)i;
+    }
+    return (uint32_t)d - 1;
+}
+
+/*
+ * One row of the distillation loss. t [d] is the target as a whole row (zeros where it has no entry), in_k [d] says which
+ * tokens the ghost does not stand for; ghost 0: none. dx [d] is the gradient of weight * loss. Everything from the
+ * definition: log p = log softmax(x/T); d log p_j / dx_i = ((i = j) - p_i) / T.
+ */
+PLAIN_FN PLAIN(distill_loss)(const struct kernel_loss *how, const REAL *t, const bool *in_k, REAL ghost, uint32_t label,
+                             REAL weight, const REAL *x, size_t d, REAL *kl, REAL *ce, REAL *dx) {
+    REAL temperature = (REAL)how->temperature, lse = PLAIN(logsumexp)(x, d, 1 / temperature);
+    REAL lse1 = PLAIN(logsumexp)(x, d, 1), mass = 0, others = 0;
+    *kl = 0;
+    *ce = label == UINT32_MAX ? 0 : lse1 - x[label];
+    for (size_t i = 0; i < d; i++) {
+        mass += t[i];
+        if (t[i] > 0) *kl += t[i] * ((REAL)log(t[i]) - (x[i] / temperature - lse));
+        if (!in_k[i]) others += (REAL)exp(x[i] / temperature - lse);
+    }
+    if (ghost > 0) *kl += ghost * (REAL)log(ghost / others);
+    for (size_t i = 0; i < d; i++) {
+        REAL p = (REAL)exp(x[i] / temperature - lse), p1 = (REAL)exp(x[i] - lse1);
+        REAL g = mass * p - t[i];
+        if (ghost > 0) g += in_k[i] ? ghost * p : -ghost * p * (1 - others) / others;
+        dx[i] = weight * (REAL)how->kl_weight * temperature * g;
+        if (label != UINT32_MAX) dx[i] += weight * (REAL)how->ce_weight * (p1 - (i == label));
+    }
+}
+
+/* ---- AdamW ---- */
+
+PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, const REAL *g, size_t n) {
+    REAL c1 = 1 - (REAL)pow(o->beta1, (double)o->step), c2 = 1 - (REAL)pow(o->beta2, (double)o->step);
+    for (size_t i = 0; i < n; i++) {
+        REAL grad = g[i] * (REAL)o->grad_scale;
+        m[i] = (REAL)o->beta1 * m[i] + (1 - (REAL)o->beta1) * grad;
+        v[i] = (REAL)o->beta2 * v[i] + (1 - (REAL)o->beta2) * grad * grad;
+        REAL decayed = w[i] - (REAL)o->lr * (REAL)o->weight_decay * w[i];
+        w[i] = decayed - (REAL)o->lr * (m[i] / c1) / ((REAL)sqrt(v[i] / c2) + (REAL)o->eps);
+    }
+}
+
+#undef REAL
+#undef PLAIN

@@ -1,0 +1,219 @@
+/* lib/kernel: attention forward, backward and decode against the definition in f64. */
+#include "tests/unit/kernel_test.h"
+
+/* A batch: random q, k, v, dy and the twin's results. */
+struct batch {
+    struct kernel_attention a;
+    size_t n, q_size, kv_size;
+    struct pair q, k, v, dy;
+    double *y, *lse, *p;    /* the twin's; p is scratch */
+    float *y_f32, *lse_f32; /* what backward is given */
+    double score_error;     /* the largest rounding error of a score */
+    uint32_t longest;
+};
+
+static struct batch make_batch(struct rng *r, const uint32_t *starts, size_t n_seqs, size_t heads, size_t kv_heads,
+                               size_t d, double scale) {
+    struct batch b = {.a = {heads, kv_heads, d, n_seqs, starts, (float)(1 / sqrt((double)d))}, .n = starts[n_seqs]};
+    b.q_size = b.n * heads * d;
+    b.kv_size = b.n * kv_heads * d;
+    b.q = normals(r, b.q_size, scale);
+    b.k = normals(r, b.kv_size, scale);
+    b.v = normals(r, b.kv_size, 1);
+    b.dy = normals(r, b.q_size, 1);
+    for (size_t s = 0; s < n_seqs; s++)
+        if (starts[s + 1] - starts[s] > b.longest) b.longest = starts[s + 1] - starts[s];
+    b.y = take(b.q_size, sizeof *b.y);
+    b.lse = take(b.n * heads, sizeof *b.lse);
+    b.p = take(b.longest, sizeof *b.p);
+    plain64_attention(&b.a, b.y, b.lse, b.q.d, b.k.d, b.v.d, b.p);
+    return b;
+}
+
+/*
+ * What rounding can do, following the algorithm. A score is a dot product of d terms of scaled q: wrong by
+ * e = (d + 2) U scale sum |q||k|; so is the row's log-sum-exp, and a probability is wrong by the factor 1 + 2 e + 8 U + the
+ * rounding of lse (U |lse|, backward only). A sum over n keys adds (n + 4) U. Everything else multiplies those.
+ */
+struct bounds {
+    double *y, *lse, *dq, *dk, *dv; /* [..] tolerances */
+};
+
+static struct bounds bounds_of(const struct batch *b) {
+    const struct kernel_attention *a = &b->a;
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
+    struct bounds t = {take(b->q_size, sizeof(double)), take(b->n * a->n_heads, sizeof(double)),
+                       take(b->q_size, sizeof(double)), take(b->kv_size, sizeof(double)),
+                       take(b->kv_size, sizeof(double))};
+    double *qm = magnitudes(b->q), *km = magnitudes(b->k), *vm = magnitudes(b->v), *dym = magnitudes(b->dy);
+    for (size_t s = 0; s < a->n_seqs; s++)
+        for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
+            for (size_t h = 0; h < a->n_heads; h++) {
+                size_t row = i * a->n_heads + h, at = row * d, key = a->starts[s] * ld + h / group * d;
+                size_t keys = i - a->starts[s] + 1;
+                double e = 0, lse = plain64_attention_row(b->p, b->q.d + at, b->k.d + key, ld, keys - 1, d, a->scale);
+                for (size_t j = 0; j < keys; j++) {
+                    double terms = a->scale * plain64_dot(qm + at, km + key + j * ld, d);
+                    e = fmax(e, ((double)d + 2) * U * terms);
+                }
+                t.lse[row] = e + 2 * U * fabs(lse) + 8 * U;
+                double p_error = 2 * e + (2 * fabs(lse) + 8) * U, sum = ((double)keys + 4) * U, mean = 0;
+                for (size_t j = 0; j < keys; j++) {
+                    plain64_axpy(t.y + at, (p_error + sum) * b->p[j], vm + key + j * ld, d);
+                    mean += b->p[j] * plain64_dot(dym + at, vm + key + j * ld, d);
+                }
+                for (size_t j = 0; j < keys; j++) {
+                    size_t kv = key + j * ld;
+                    double dp = plain64_dot(dym + at, vm + kv, d) + mean; /* both terms of the difference */
+                    double ds = a->scale * b->p[j] * dp * (2 * p_error + ((double)d + (double)keys + 8) * U);
+                    /* dk and dv are sums over the group's heads of all later queries */
+                    double later = (double)(a->starts[s + 1] - a->starts[s]) * (double)group * U;
+                    plain64_axpy(t.dq + at, ds + a->scale * b->p[j] * dp * sum, km + kv, d);
+                    plain64_axpy(t.dk + kv, ds + a->scale * b->p[j] * dp * later, qm + at, d);
+                    plain64_axpy(t.dv + kv, b->p[j] * (p_error + later), dym + at, d);
+                }
+            }
+    return t;
+}
+
+static void run_forward(void *ctx, float *out) {
+    const struct batch *b = ctx;
+    kernel_attention(&b->a, out, NULL, b->q.f, b->k.f, b->v.f);
+    kernel_attention(&b->a, out, out + b->q_size, b->q.f, b->k.f, b->v.f);
+}
+
+static void run_backward(void *ctx, float *out) {
+    const struct batch *b = ctx;
+    kernel_attention_backward(&b->a, out, out + b->q_size, out + b->q_size + b->kv_size, b->dy.f, b->y_f32, b->lse_f32,
+                              b->q.f, b->k.f, b->v.f);
+}
+
+static double *joined(size_t n, const double *x, size_t m, const double *y, size_t l, const double *z) {
+    double *all = take(n + m + l, sizeof *all);
+    memcpy(all, x, n * sizeof *x);
+    memcpy(all + n, y, m * sizeof *y);
+    if (l) memcpy(all + n + m, z, l * sizeof *z);
+    return all;
+}
+
+static void check_batch(struct rng *r, struct batch *b) {
+    struct bounds t = bounds_of(b);
+    size_t rows = b->n * b->a.n_heads;
+    check_kernel("attention", run_forward, b, b->q_size + rows, NULL, joined(b->q_size, b->y, rows, b->lse, 0, NULL),
+                 joined(b->q_size, t.y, rows, t.lse, 0, NULL));
+
+    b->y_f32 = take(b->q_size, sizeof(float));
+    b->lse_f32 = take(rows, sizeof(float));
+    for (size_t i = 0; i < b->q_size; i++) b->y_f32[i] = (float)b->y[i];
+    for (size_t i = 0; i < rows; i++) b->lse_f32[i] = (float)b->lse[i];
+    struct pair start = normals(r, b->q_size + 2 * b->kv_size, 1e-3); /* gradients are added to */
+    double *tolerance = joined(b->q_size, t.dq, b->kv_size, t.dk, b->kv_size, t.dv);
+    double *dk = start.d + b->q_size, *dv = dk + b->kv_size;
+    plain64_attention_backward(&b->a, start.d, dk, dv, b->dy.d, b->q.d, b->k.d, b->v.d, b->p);
+    for (size_t i = 0; i < start.n; i++)
+        tolerance[i] += 4 * U * (fabs(start.d[i]) + 1e-2) * (double)(b->longest / 40 + 2);
+    check_kernel("attention backward", run_backward, b, start.n, start.f, start.d, tolerance);
+}
+
+static void test_attention(void **state) {
+    static const uint32_t one[] = {0, 1}, mixed[] = {0, 1, 6, 7, 50}, longer[] = {0, 150, 151, 320};
+    static const size_t heads[][3] = {{1, 1, 4}, {3, 1, 64}, {9, 3, 8}, {9, 1, 34}, {4, 4, 16}, {130, 1, 2}};
+    (void)state;
+    struct rng r = rng_init(20, 1);
+    for (size_t i = 0; i < COUNT_OF(heads); i++) {
+        struct batch b = make_batch(&r, one, 1, heads[i][0], heads[i][1], heads[i][2], 1);
+        check_batch(&r, &b);
+        b = make_batch(&r, mixed, 4, heads[i][0], heads[i][1], heads[i][2], 1);
+        check_batch(&r, &b);
+        release_memory(NULL);
+    }
+    struct batch b = make_batch(&r, longer, 3, 3, 1, 16, 1);
+    check_batch(&r, &b);
+    b = make_batch(&r, longer, 3, 2, 2, 300, 0.5);
+    check_batch(&r, &b);
+}
+
+/* Scores of +-100 and more: probabilities of exactly 0 and 1, nothing overflows. */
+static void test_extreme_scores(void **state) {
+    (void)state;
+    static const uint32_t starts[] = {0, 40, 170};
+    struct rng r = rng_init(21, 1);
+    struct batch b = make_batch(&r, starts, 2, 2, 1, 8, 8);
+    check_batch(&r, &b);
+    b = make_batch(&r, starts, 2, 2, 1, 8, 0); /* all equal: the mean of the values */
+    check_batch(&r, &b);
+}
+
+/* What lies after a position, or in another sequence, cannot change it: not in one bit. */
+static void test_nothing_leaks(void **state) {
+    (void)state;
+    static const uint32_t starts[] = {0, 30, 200};
+    struct rng r = rng_init(22, 1);
+    struct batch b = make_batch(&r, starts, 2, 4, 2, 16, 1);
+    float *before = take(b.q_size, sizeof *before), *after = take(b.q_size, sizeof *after);
+    EACH_PATH(path) {
+        kernel_attention(&b.a, before, NULL, b.q.f, b.k.f, b.v.f);
+        float *k = copy_f32(b.k.f, b.kv_size), *v = copy_f32(b.v.f, b.kv_size);
+        for (size_t i = 150 * 2 * 16; i < b.kv_size; i++) k[i] = 1e3f, v[i] = -1e3f;
+        for (size_t i = 0; i < 30 * 2 * 16; i++) k[i] = -7, v[i] = 7;
+        kernel_attention(&b.a, after, NULL, b.q.f, k, v);
+        size_t from = 30 * 4 * 16, to = 150 * 4 * 16;
+        assert_memory_equal(before + from, after + from, (to - from) * sizeof *before);
+        assert_memory_not_equal(before + to, after + to, (b.q_size - to) * sizeof *before);
+    }
+}
+
+/* ---- decode ---- */
+
+struct decode {
+    const struct batch *b;
+    const float **keys, **values, *q;
+    uint32_t *length;
+};
+
+static void run_decode(void *ctx, float *y) {
+    const struct decode *c = ctx;
+    const struct kernel_attention *a = &c->b->a;
+    kernel_attention_decode(y, c->q, c->keys, c->values, c->length, a->n_seqs, a->n_heads, a->n_kv_heads, a->head_dim,
+                            a->scale);
+}
+
+/* The last query of each sequence against a cache of all its keys: the last row of attention. */
+static void test_decode(void **state) {
+    static const uint32_t starts[] = {0, 1, 130, 259, 600};
+    static const size_t heads[][3] = {{1, 1, 4}, {9, 3, 64}, {6, 1, 33}, {4, 4, 80}};
+    (void)state;
+    struct rng r = rng_init(23, 1);
+    for (size_t i = 0; i < COUNT_OF(heads); i++) {
+        enum { SEQS = 4 };
+        struct batch b = make_batch(&r, starts, SEQS, heads[i][0], heads[i][1], heads[i][2], 1);
+        struct bounds t = bounds_of(&b);
+        size_t row = b.a.n_heads * b.a.head_dim, kv = b.a.n_kv_heads * b.a.head_dim;
+        const float *keys[SEQS], *values[SEQS];
+        uint32_t length[SEQS];
+        float *q = take(SEQS * row, sizeof *q);
+        double *want = take(SEQS * row, sizeof *want), *tolerance = take(SEQS * row, sizeof *tolerance);
+        for (size_t s = 0; s < SEQS; s++) {
+            size_t last = (starts[s + 1] - 1) * row;
+            keys[s] = b.k.f + starts[s] * kv;
+            values[s] = b.v.f + starts[s] * kv;
+            length[s] = starts[s + 1] - starts[s];
+            memcpy(q + s * row, b.q.f + last, row * sizeof *q);
+            memcpy(want + s * row, b.y + last, row * sizeof *want);
+            memcpy(tolerance + s * row, t.y + last, row * sizeof *tolerance);
+        }
+        struct decode c = {&b, keys, values, q, length};
+        check_kernel("attention decode", run_decode, &c, SEQS * row, NULL, want, tolerance);
+        release_memory(NULL);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_attention, release_memory),
+        cmocka_unit_test_teardown(test_extreme_scores, release_memory),
+        cmocka_unit_test_teardown(test_nothing_leaks, release_memory),
+        cmocka_unit_test_teardown(test_decode, release_memory),
+    };
+    return cmocka_run_group_tests_name("kernel attention", tests, NULL, NULL);
+}
