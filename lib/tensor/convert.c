@@ -149,6 +149,22 @@ void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n) {
 
 /* ---- encoding ---- */
 
+/* More than any block can hold (Q4_K: 65504 * 63 * 15), and small enough that no sum of squares overflows. */
+#define MAX_QUANTIZED 1e9f
+
+/* Index of the first value that is NaN, infinite or too large, or n: a step at a time without a branch. */
+static uint64_t first_unfit(const float *src, uint64_t n) {
+    enum { STEP = 1024 };
+    for (uint64_t i = 0; i < n; i += STEP) {
+        uint64_t m = n - i < STEP ? n - i : STEP;
+        int unfit = 0;
+        for (uint64_t k = 0; k < m; k++) unfit |= !(fabsf(src[i + k]) <= MAX_QUANTIZED);
+        for (uint64_t k = 0; unfit && k < m; k++)
+            if (!(fabsf(src[i + k]) <= MAX_QUANTIZED)) return i + k;
+    }
+    return n;
+}
+
 static int check_importance(const float *importance, uint64_t n, struct err *e) {
     for (uint64_t i = 0; i < n; i++)
         if (!(importance[i] >= 0) || isinf(importance[i]))
@@ -162,9 +178,9 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
     j.floats_in = src;
     j.bytes_out = dst;
     if (j.type->is_quantized) {
-        uint64_t bad = tensor_first_nonfinite(DT_F32, src, n);
+        uint64_t bad = first_unfit(src, n);
         if (bad < n)
-            return err_set(e, ERR_DATA, "element %" PRIu64 " is %g: %s has no code for it", bad, (double)src[bad],
+            return err_set(e, ERR_DATA, "element %" PRIu64 " is %g: %s cannot hold it", bad, (double)src[bad],
                            j.type->name);
         if (importance) {
             int rc = check_importance(importance, n, e);

@@ -175,5 +175,5 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
     }
     for (int sweep = 0; sweep < 5; sweep++)
         if (!improve_codes(n, top, x, w, codes, &sum_xc, &sum_c2)) break;
-    return sum_c2 > 0 ? sum_xc / sum_c2 : 0;
+    return sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse; /* weights that are all 0: as in fit_symmetric */
 }

@@ -1,0 +1,407 @@
+/* lib/tensor: quantized blocks. References: tests/golden/quant, by the gguf package and by llama.cpp's llama-quantize;
+ * everything is compared bit for bit. */
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "lib/tensor/tensor.h"
+
+static const struct dtype_info *quantized(size_t index) {
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = dtype_at(i)); i++)
+        if (t->is_quantized && index-- == 0) return t;
+    return NULL;
+}
+
+/* tests/golden/quant/PREFIX TYPE SUFFIX */
+static struct buf read_golden(const char *prefix, const char *type, const char *suffix) {
+    char path[256];
+    snprintf(path, sizeof path, "tests/golden/quant/%s%s%s", prefix, type, suffix);
+    FILE *f = fopen(path, "rb");
+    if (!f) fail_msg("cannot open %s (run from the root of the tree)", path);
+    struct buf b = {0};
+    struct err e;
+    size_t got;
+    do {
+        if (buf_reserve(&b, 1 << 16, &e) != 0) fail_msg("%s", e.msg);
+        got = fread(b.data + b.len, 1, 1 << 16, f);
+        b.len += got;
+    } while (got);
+    assert_int_equal(fclose(f), 0);
+    return b;
+}
+
+/* Names the first block that differs. */
+static void assert_blocks_equal(const struct dtype_info *t, const unsigned char *got, const unsigned char *want,
+                                size_t n_bytes, const char *what) {
+    for (size_t at = 0; at < n_bytes; at += t->block_bytes)
+        if (memcmp(got + at, want + at, t->block_bytes) != 0)
+            fail_msg("%s %s: block %zu differs", t->name, what, at / t->block_bytes);
+}
+
+/* ---- goldens ---- */
+
+static void test_decoding_is_bit_exact(void **state) {
+    (void)state;
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++) {
+        struct buf raw = read_golden("", t->name, ".raw"), want = read_golden("", t->name, ".deq.f32");
+        size_t n = raw.len / t->block_bytes * t->block_elems;
+        assert_int_equal(raw.len, 64 * t->block_bytes);
+        assert_int_equal(want.len, n * sizeof(float));
+        struct err e;
+        float *got = mem_array(n, sizeof *got, &e);
+        tensor_to_f32(t->dtype, raw.data, got, n);
+        for (size_t k = 0; k < n; k++)
+            if (memcmp(&got[k], want.data + k * sizeof(float), sizeof(float)) != 0)
+                fail_msg("%s: element %zu is %a", t->name, k, (double)got[k]);
+        mem_free(got);
+        buf_release(&raw);
+        buf_release(&want);
+    }
+}
+
+static void test_gguf_package_encodes_the_same(void **state) {
+    (void)state;
+    static const enum dtype types[] = {DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0};
+    struct buf in = read_golden("quantize-in", "", ".f32");
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        const struct dtype_info *t = dtype_info(types[i]);
+        struct buf want = read_golden("quantize-", t->name, ".raw");
+        struct err e;
+        unsigned char *got = mem_array(want.len, 1, &e);
+        assert_int_equal(dtype_row_bytes(t->dtype, in.len / 4), want.len);
+        assert_int_equal(tensor_from_f32(t->dtype, (float *)(void *)in.data, got, in.len / 4, NULL, &e), 0);
+        /* A block of nothing but -0: the package gives d the other sign than ggml's C, which we follow. */
+        const size_t minus_zeros = 14 * t->block_bytes;
+        if (t->dtype == DT_Q4_0 || t->dtype == DT_Q5_0) {
+            assert_int_equal(got[minus_zeros + 1], 0x80);
+            got[minus_zeros + 1] = 0;
+        }
+        assert_blocks_equal(t, got, want.data, want.len, "gguf");
+        mem_free(got);
+        buf_release(&want);
+    }
+    buf_release(&in);
+}
+
+static void test_llama_quantize_encodes_the_same(void **state) {
+    (void)state;
+    enum { COLUMNS = 256 };
+    struct buf in = read_golden("llama-in", "", ".f32"), importance = read_golden("llama-imatrix", "", ".f32");
+    size_t rows = in.len / sizeof(float) / COLUMNS;
+    assert_int_equal(importance.len, COLUMNS * sizeof(float));
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (int weighted = 0; weighted < 2; weighted++) {
+            struct buf want = read_golden("llama-", t->name, weighted ? "-imatrix.raw" : ".raw");
+            size_t row_bytes = dtype_row_bytes(t->dtype, COLUMNS);
+            struct err e;
+            unsigned char *got = mem_array(want.len, 1, &e);
+            assert_int_equal(want.len, rows * row_bytes);
+            for (size_t r = 0; r < rows; r++)
+                assert_int_equal(tensor_from_f32(t->dtype, (float *)(void *)in.data + r * COLUMNS, got + r * row_bytes,
+                                                 COLUMNS, weighted ? (float *)(void *)importance.data : NULL, &e),
+                                 0);
+            assert_blocks_equal(t, got, want.data, want.len, weighted ? "llama, importance" : "llama");
+            mem_free(got);
+            buf_release(&want);
+        }
+    buf_release(&in);
+    buf_release(&importance);
+}
+
+/* ---- properties ---- */
+
+/*
+ * The largest error, relative to the largest magnitude of the block. Half a step is range / codes / 2, where the range is
+ * twice that magnitude at most; a symmetric type may have to cut a whole step off the side opposite to its extreme. A
+ * 6-bit scale is off by 1/126 of the largest, which the code multiplies (2/126 of the range), and the min by 1/126.
+ */
+static double tolerance(enum dtype dtype) {
+    const double f16 = 1.0 / 2048, scales = 3.0 / 126;
+    switch (dtype) {
+    case DT_Q4_0: return 1.0 / 8 + f16;
+    case DT_Q4_1: return 1.0 / 15 + 2 * f16;
+    case DT_Q5_0: return 1.0 / 16 + f16;
+    case DT_Q5_1: return 1.0 / 31 + 2 * f16;
+    case DT_Q8_0: return 0.5 / 127 + f16;
+    case DT_Q4_K: return 1.0 / 15 + scales;
+    case DT_Q5_K: return 1.0 / 31 + scales;
+    default: return 1.0 / 32 + 1.0 / 256 + f16; /* Q6_K: 8-bit scales */
+    }
+}
+
+static void fill_normal(float *x, size_t n, uint64_t stream, float scale) {
+    struct rng r = rng_init(7, stream);
+    for (size_t i = 0; i < n; i++) x[i] = scale * (float)rng_normal(&r);
+}
+
+static void test_errors_are_within_the_step(void **state) {
+    (void)state;
+    enum { N = 256 * 64 };
+    static float x[N], y[N];
+    static unsigned char bytes[N * 2];
+    struct err e = {0};
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (int exponent = -2; exponent <= 10; exponent += 4) { /* below, scales are f16 subnormals */
+            fill_normal(x, N, (uint64_t)(100 + exponent), ldexpf(1, exponent));
+            assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, NULL, &e), 0);
+            tensor_to_f32(t->dtype, bytes, y, N);
+            for (size_t b = 0; b < N; b += t->block_elems) {
+                double largest = 0;
+                for (size_t k = b; k < b + t->block_elems; k++) largest = fmax(largest, fabs((double)x[k]));
+                for (size_t k = b; k < b + t->block_elems; k++)
+                    if (fabs((double)x[k] - (double)y[k]) > tolerance(t->dtype) * largest)
+                        fail_msg("%s: %g became %g, largest of the block %g", t->name, (double)x[k], (double)y[k],
+                                 largest);
+            }
+        }
+}
+
+static void test_zero_and_constant_blocks(void **state) {
+    (void)state;
+    enum { N = 256 };
+    float x[N], y[N];
+    unsigned char bytes[N * 2];
+    struct err e = {0};
+    const struct dtype_info *t;
+    static const float values[] = {0.0f, -0.0f, 1.0f, -1.0f, 0.5f, -1024.0f, 1e-30f, -1e-40f, FLT_MIN / 2};
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (size_t v = 0; v < COUNT_OF(values); v++)
+            for (int weighted = 0; weighted < 2; weighted++) {
+                float importance[N];
+                for (int k = 0; k < N; k++) x[k] = values[v], importance[k] = (float)(k % 7);
+                memset(y, 0xff, sizeof y);
+                assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, weighted ? importance : NULL, &e), 0);
+                assert_int_equal(tensor_first_nonfinite(t->dtype, bytes, N), N);
+                tensor_to_f32(t->dtype, bytes, y, N);
+                /* f16 has 11 bits, the scales of k-quants 6; below 2^-25 of f16 only zero is left */
+                double allowed = fabs((double)values[v]) < 1e-8 ? 1e-8 : fabs((double)values[v]) / 32;
+                for (int k = 0; k < N; k++)
+                    if (!(fabs((double)y[k] - (double)x[k]) <= allowed))
+                        fail_msg("%s: constant %g became %g", t->name, (double)x[k], (double)y[k]);
+            }
+}
+
+static void test_importance_moves_the_error(void **state) {
+    (void)state;
+    enum { N = 4096 };
+    static float x[N], y[2][N], importance[N];
+    static unsigned char bytes[N * 2];
+    struct err e = {0};
+    fill_normal(x, N, 1, 1);
+    struct rng r = rng_init(8, 0);
+    for (int k = 0; k < N; k++) importance[k] = rng_below(&r, 4) ? 0.01f : 10.0f;
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++) {
+        double weighted_error[2] = {0, 0};
+        for (int weighted = 0; weighted < 2; weighted++) {
+            assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, weighted ? importance : NULL, &e), 0);
+            tensor_to_f32(t->dtype, bytes, y[weighted], N);
+            for (int k = 0; k < N; k++) {
+                double d = (double)y[weighted][k] - (double)x[k];
+                weighted_error[weighted] += (double)importance[k] * d * d;
+            }
+        }
+        if (t->dtype == DT_Q8_0)
+            assert_true(weighted_error[1] == weighted_error[0]);
+        else
+            assert_true(weighted_error[1] < 0.95 * weighted_error[0]);
+    }
+}
+
+/* Columns that calibration never saw must not be wiped out: their group is rounded as if all counted the same. */
+static void test_importance_of_zero(void **state) {
+    (void)state;
+    enum { N = 256 };
+    float x[N], y[N], importance[N];
+    unsigned char bytes[N * 2];
+    struct err e = {0};
+    fill_normal(x, N, 2, 1);
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (int some = 0; some < 2; some++) {
+            for (int k = 0; k < N; k++) importance[k] = some && k >= 128 ? 1.0f : 0.0f;
+            assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, importance, &e), 0);
+            tensor_to_f32(t->dtype, bytes, y, N);
+            double error = 0, power = 0;
+            for (int k = 0; k < 128; k++) {
+                error += pow((double)y[k] - (double)x[k], 2);
+                power += (double)x[k] * (double)x[k];
+            }
+            assert_true(error < 0.02 * power); /* plain 4-bit rounding of normal values: about 0.008 */
+        }
+}
+
+/* What a thread does not share: the bytes are those of one thread, and of row after row. */
+static void test_threads_change_nothing(void **state) {
+    (void)state;
+    enum { N = 256 * 600 };
+    struct err e = {0};
+    float *x = mem_array(N, sizeof *x, &e), *w = mem_array(N, sizeof *w, &e), *y = mem_array(2 * N, sizeof *y, &e);
+    unsigned char *bytes = mem_array(4, N * 2, &e);
+    fill_normal(x, N, 3, 1);
+    for (int i = 0; i < N; i++) w[i] = fabsf(x[(i * 31) % N]);
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (int weighted = 0; weighted < 2; weighted++) {
+            size_t n_bytes = dtype_row_bytes(t->dtype, N);
+            for (int threads = 1; threads <= 3; threads += 2) {
+                parallel_set_threads(threads);
+                unsigned char *out = bytes + (threads > 1 ? n_bytes : 0);
+                assert_int_equal(tensor_from_f32(t->dtype, x, out, N, weighted ? w : NULL, &e), 0);
+                tensor_to_f32(t->dtype, out, y + (threads > 1 ? N : 0), N);
+            }
+            assert_memory_equal(bytes, bytes + n_bytes, n_bytes);
+            assert_memory_equal(y, y + N, N * sizeof *y);
+            if (weighted) continue;
+            for (size_t k = 0; k < N; k += t->block_elems) /* block by block */
+                assert_int_equal(tensor_from_f32(t->dtype, x + k, bytes + n_bytes + dtype_row_bytes(t->dtype, k),
+                                                 t->block_elems, NULL, &e),
+                                 0);
+            assert_memory_equal(bytes, bytes + n_bytes, n_bytes);
+        }
+    mem_free(x);
+    mem_free(w);
+    mem_free(y);
+    mem_free(bytes);
+}
+
+static void test_any_alignment(void **state) {
+    (void)state;
+    enum { N = 512 };
+    float x[N], y[N], aligned_y[N];
+    unsigned char aligned[N * 2], shifted[N * 2 + 1];
+    struct err e = {0};
+    fill_normal(x, N, 4, 1);
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++) {
+        assert_int_equal(tensor_from_f32(t->dtype, x, aligned, N, NULL, &e), 0);
+        assert_int_equal(tensor_from_f32(t->dtype, x, shifted + 1, N, NULL, &e), 0);
+        assert_memory_equal(aligned, shifted + 1, dtype_row_bytes(t->dtype, N));
+        tensor_to_f32(t->dtype, aligned, aligned_y, N);
+        tensor_to_f32(t->dtype, shifted + 1, y, N);
+        assert_memory_equal(aligned_y, y, sizeof y);
+    }
+}
+
+/* ---- refusals ---- */
+
+static void test_nan_and_infinity_are_refused(void **state) {
+    (void)state;
+    enum { N = 1024 };
+    static float x[N];
+    static unsigned char bytes[N * 2];
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    static const size_t places[] = {0, 31, 32, 255, 256, 700, N - 1};
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (size_t p = 0; p < COUNT_OF(places); p++)
+            for (size_t b = 0; b < COUNT_OF(bad); b++) {
+                struct err e = {0};
+                char element[32];
+                fill_normal(x, N, 5, 1);
+                x[places[p]] = bad[b];
+                if (p + 1 < COUNT_OF(places)) x[N - 1] = NAN; /* the first one is named */
+                assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, NULL, &e), ERR_DATA);
+                snprintf(element, sizeof element, "element %zu ", places[p]);
+                assert_memory_equal(e.msg, element, strlen(element));
+            }
+}
+
+/* Finite values whose block would decode to infinities: an error, not a silent wrong result. */
+static void test_values_beyond_the_scale_are_refused(void **state) {
+    (void)state;
+    enum { N = 1024 };
+    static float x[N], y[N];
+    static unsigned char bytes[N * 2];
+    static const float sizes[] = {3e4f, 3e5f, 4e6f, 1e10f, 1e20f, 1e30f, FLT_MAX};
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (size_t s = 0; s < COUNT_OF(sizes); s++)
+            for (int kind = 0; kind < 4; kind++)
+                for (int weighted = 0; weighted < 2; weighted++) {
+                    struct err e = {0};
+                    float importance[N];
+                    fill_normal(x, N, 6, 1);
+                    for (int k = 0; k < N; k++) importance[k] = 1;
+                    x[300] = kind % 2 ? -sizes[s] : sizes[s];
+                    if (kind >= 2) x[310] = kind % 2 ? sizes[s] : -sizes[s];
+                    int rc = tensor_from_f32(t->dtype, x, bytes, N, weighted ? importance : NULL, &e);
+                    if (rc) {
+                        assert_int_equal(rc, ERR_DATA);
+                        const char *where = sizes[s] > 1e9f        ? "element 300 "
+                                            : t->block_elems == 32 ? "elements 288 to 319"
+                                                                   : "elements 256 to 511";
+                        assert_memory_equal(e.msg, where, strlen(where));
+                        assert_true(sizes[s] > 60000);
+                        continue;
+                    }
+                    assert_true(sizes[s] < 1e10f);
+                    assert_int_equal(tensor_first_nonfinite(t->dtype, bytes, N), N);
+                    tensor_to_f32(t->dtype, bytes, y, N);
+                    assert_true(fabsf(y[300] - x[300]) < 0.2f * sizes[s]);
+                }
+}
+
+static void test_bad_importance_is_refused(void **state) {
+    (void)state;
+    enum { N = 256 };
+    float x[N], importance[N];
+    unsigned char bytes[N * 2];
+    static const float bad[] = {NAN, -1.0f, INFINITY, -1e-30f};
+    fill_normal(x, N, 7, 1);
+    for (size_t b = 0; b < COUNT_OF(bad); b++) {
+        struct err e = {0};
+        for (int k = 0; k < N; k++) importance[k] = 1;
+        importance[77] = bad[b];
+        assert_int_equal(tensor_from_f32(DT_Q4_K, x, bytes, N, importance, &e), ERR_DATA);
+        assert_non_null(strstr(e.msg, "column 77 "));
+    }
+}
+
+/* Blocks from a hostile file: any bytes decode without trouble, and a block with a bad scale is found. */
+static void test_first_nonfinite_block(void **state) {
+    (void)state;
+    enum { BLOCKS = 20 };
+    static unsigned char bytes[BLOCKS * 256];
+    static float y[BLOCKS * 256];
+    struct rng r = rng_init(9, 9);
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = quantized(i)); i++)
+        for (int round = 0; round < 300; round++) {
+            size_t n = BLOCKS * t->block_elems, expected = n;
+            for (size_t k = 0; k < BLOCKS * t->block_bytes; k++) bytes[k] = (unsigned char)rng_u32(&r);
+            if (round == 0) memset(bytes, 0xff, sizeof bytes);
+            tensor_to_f32(t->dtype, bytes, y, n);
+            for (size_t k = n; k-- > 0;)
+                if (!isfinite(y[k])) expected = k;
+            assert_int_equal(tensor_first_nonfinite(t->dtype, bytes, n), expected);
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_decoding_is_bit_exact),
+        cmocka_unit_test(test_gguf_package_encodes_the_same),
+        cmocka_unit_test(test_llama_quantize_encodes_the_same),
+        cmocka_unit_test(test_errors_are_within_the_step),
+        cmocka_unit_test(test_zero_and_constant_blocks),
+        cmocka_unit_test(test_importance_moves_the_error),
+        cmocka_unit_test(test_importance_of_zero),
+        cmocka_unit_test(test_threads_change_nothing),
+        cmocka_unit_test(test_any_alignment),
+        cmocka_unit_test(test_nan_and_infinity_are_refused),
+        cmocka_unit_test(test_values_beyond_the_scale_are_refused),
+        cmocka_unit_test(test_bad_importance_is_refused),
+        cmocka_unit_test(test_first_nonfinite_block),
+    };
+    return cmocka_run_group_tests_name("tensor_quantize", tests, NULL, NULL);
+}
