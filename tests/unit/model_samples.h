@@ -1,0 +1,88 @@
+/* Small random models for the tests of what stands on lib/model. */
+#ifndef RILL_TESTS_MODEL_SAMPLES_H
+#define RILL_TESTS_MODEL_SAMPLES_H
+
+#include <math.h>
+
+#include "tests/unit/stream_samples.h"
+
+#include "lib/model/model.h"
+
+/* Two layers of different shapes, grouped queries, untied. */
+static inline struct model_config sample_config(struct arena *a) {
+    struct err e;
+    struct model_config c = {.arch = ARCH_LLAMA,
+                             .n_layers = 2,
+                             .hidden = 64,
+                             .head_dim = 16,
+                             .vocab_size = 97,
+                             .context = 64,
+                             .norm_eps = 1e-5f,
+                             .rope_theta = 10000};
+    c.layers = arena_array(a, 2, sizeof *c.layers, &e);
+    assert_non_null(c.layers);
+    c.layers[0] = (struct model_layer){4, 2, 96};
+    c.layers[1] = (struct model_layer){2, 1, 64};
+    return c;
+}
+
+/* Weights large enough that the logits are far from uniform. */
+static inline struct model *sample_model(const struct model_config *c, uint64_t seed) {
+    struct err e;
+    struct model *m;
+    OK(model_init(&m, c, NULL, 0, seed, &e));
+    for (size_t i = 0; i < m->n_params; i++)
+        if (model_role_is_matrix(m->params[i].slot.role))
+            for (uint64_t k = 0; k < m->params[i].n; k++) m->params[i].value[k] *= 6;
+    return m;
+}
+
+static inline struct buf saved_model(const struct model *m, unsigned dtype) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "model", NULL, &e));
+    OK(model_save(m, w, dtype, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return contents(fd);
+}
+
+static inline int load_model(const struct buf *b, struct model **out, struct err *e) {
+    struct stream_reader *r;
+    int fd = file_of(b->data, b->len);
+    int rc = stream_reader_open(&r, fd, "model.rill", STREAM_MODEL, e);
+    if (!rc) {
+        rc = model_load(out, r, e);
+        stream_reader_free(r);
+    }
+    close(fd);
+    return rc;
+}
+
+static inline void sample_tokens(uint32_t *tokens, size_t n, uint32_t vocab, uint64_t seed) {
+    struct rng r = rng_init(seed, 77);
+    for (size_t i = 0; i < n; i++) tokens[i] = (uint32_t)rng_below(&r, vocab);
+}
+
+/* All logits of an input. */
+struct all_logits {
+    float *x; /* [n_positions][vocab] */
+};
+static inline int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    (void)e;
+    memcpy(((struct all_logits *)ctx)->x + first * vocab, logits, rows * vocab * sizeof(float));
+    return 0;
+}
+static inline float *logits_of(struct model *m, const struct model_input *in) {
+    struct err e;
+    struct grad_tape *t;
+    struct all_logits all = {mem_array(in->n_positions * m->config.vocab_size, sizeof(float), &e)};
+    assert_non_null(all.x);
+    OK(grad_tape_new(&t, false, &e));
+    OK(model_infer(m, t, in, NULL, NULL, keep_logits, &all, &e));
+    grad_tape_free(t);
+    return all.x;
+}
+
+#endif

@@ -1,0 +1,522 @@
+/* lib/model: configuration, roles, streams, the forward pass against a plain one in f64, generation from the cache. */
+#include "tests/unit/model_samples.h"
+
+/* ---- configuration and roles ----------------------------------------------------------------------------------------- */
+
+static void config_survives_json(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a), back;
+    c.rope_scaling = ROPE_LLAMA3;
+    c.rope_factor = 32, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original_context = 8192;
+    cJSON *o = model_config_to_json(&c, &e);
+    assert_non_null(o);
+    OK(model_config_from_json(&back, o, &a, &e));
+    char *one = json_text(o, &e);
+    cJSON *again = model_config_to_json(&back, &e);
+    char *two = json_text(again, &e);
+    assert_string_equal(one, two);
+    assert_non_null(strstr(one, "\"norm_eps\":1e-5,")); /* not the 9.99999974737875e-06 that the float is */
+    mem_free(one);
+    mem_free(two);
+    cJSON_Delete(o);
+    cJSON_Delete(again);
+    arena_release(&a);
+}
+
+static void config_refuses_what_cannot_be(void **state) {
+    (void)state;
+    static const char good[] =
+        "{\"arch\":\"llama\",\"layers\":2,\"hidden\":8,\"head_dim\":4,\"heads\":2,\"kv_heads\":1,\"ffn\":8,"
+        "\"vocab_size\":9,\"context\":8,\"tied\":true,\"qkv_bias\":false,\"norm_eps\":1e-5,"
+        "\"rope\":{\"theta\":10000,\"scaling\":\"none\"}}";
+    static const struct {
+        const char *from, *to, *says;
+    } cases[] = {
+        {"\"llama\"", "\"gpt9\"", "gpt9"},
+        {"\"layers\":2", "\"layers\":0", "layers"},
+        {"\"layers\":2", "\"layers\":5000", "layers"},
+        {"\"head_dim\":4", "\"head_dim\":3", "odd"},
+        {"\"heads\":2", "\"heads\":[2]", "heads"},
+        {"\"heads\":2", "\"heads\":[2,2,2]", "heads"},
+        {"\"heads\":2", "\"heads\":[2,0]", "heads"},
+        {"\"kv_heads\":1", "\"kv_heads\":3", "multiple"},
+        {"\"ffn\":8", "\"ffn\":1e9", "ffn"},
+        {"\"none\"", "\"yarn\"", "yarn"},
+        {"\"norm_eps\":1e-5", "\"norm_eps\":2", "norm_eps"},
+        {"\"theta\":10000", "\"theta\":0", "theta"},
+        {"\"vocab_size\":9", "\"vocab_size\":1e12", "vocab_size"},
+        {"\"tied\":true", "\"tied\":1", "tied"},
+    };
+    struct err e;
+    struct arena a = {0};
+    struct model_config c;
+    cJSON *o = json_of(good);
+    OK(model_config_from_json(&c, o, &a, &e));
+    cJSON_Delete(o);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        const char *at = strstr(good, cases[i].from);
+        char *bad = arena_printf(&a, &e, "%.*s%s%s", (int)(at - good), good, cases[i].to, at + strlen(cases[i].from));
+        o = json_of(bad);
+        assert_int_equal(model_config_from_json(&c, o, &a, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not name '%s'", e.msg, cases[i].says);
+        cJSON_Delete(o);
+    }
+    arena_release(&a);
+}
+
+static void slots_have_names_and_order(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    for (int variant = 0; variant < 4; variant++) {
+        c.tied = variant & 1;
+        c.qkv_bias = variant & 2;
+        size_t n = model_slot_count(&c);
+        assert_int_equal(n, 1 + 2 * (9 + (c.qkv_bias ? 3 : 0)) + 1 + (c.tied ? 0 : 1));
+        for (size_t i = 0; i < n; i++) {
+            char name[TENSOR_MAX_NAME + 1];
+            struct model_slot s = model_slot_at(&c, i), back;
+            OK(model_slot_parse(model_slot_name(s, name), &back, &e));
+            assert_true(back.role == s.role && back.layer == s.layer);
+            assert_int_equal(model_slot_index(&c, s), i);
+        }
+    }
+    static const char *const bad[] = {"",
+                                      "layers.",
+                                      "layers.0",
+                                      "layers.00.attn.q.weight",
+                                      "layers.0.embed.weight",
+                                      "attn.q.weight",
+                                      "layers.4096.attn.q.weight",
+                                      "layers.-1.attn.q.weight",
+                                      "embed.weight ",
+                                      "layers.1.attn.x.weight"};
+    struct model_slot s;
+    for (size_t i = 0; i < COUNT_OF(bad); i++) assert_int_equal(model_slot_parse(bad[i], &s, &e), ERR_DATA);
+    arena_release(&a);
+}
+
+/* Llama 3.2's published frequencies: factor 32 leaves short wavelengths alone and divides the long ones. */
+static void rope_scaling_bends_long_waves_only(void **state) {
+    (void)state;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.head_dim = 64, c.rope_theta = 500000;
+    double plain[32], scaled[32];
+    model_inv_freq(&c, plain);
+    c.rope_scaling = ROPE_LLAMA3, c.rope_factor = 32, c.rope_low_freq = 1, c.rope_high_freq = 4,
+    c.rope_original_context = 8192;
+    model_inv_freq(&c, scaled);
+    for (int i = 0; i < 32; i++) {
+        double wavelength = 2 * M_PI / plain[i];
+        if (wavelength < 8192 / 4.0) assert_true(scaled[i] == plain[i]);
+        if (wavelength > 8192) assert_true(fabs(scaled[i] * 32 / plain[i] - 1) < 1e-12);
+        assert_true(scaled[i] <= plain[i] && scaled[i] >= plain[i] / 32);
+    }
+    arena_release(&a);
+}
+
+/* ---- streams ------------------------------------------------------------------------------------------------------------- */
+
+static void save_load_save_is_identity(void **state) {
+    (void)state;
+    static const unsigned types[] = {DT_F32, DT_BF16, DT_F16};
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *back;
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        struct buf one = saved_model(m, types[i]);
+        OK(load_model(&one, &back, &e));
+        struct buf two = saved_model(back, 0); /* each tensor in the type that it was read in */
+        assert_int_equal(one.len, two.len);
+        assert_memory_equal(one.data, two.data, one.len);
+        model_free(back);
+        buf_release(&one);
+        buf_release(&two);
+    }
+    model_free(m);
+    arena_release(&a);
+}
+
+/* Writes the model's tensors as the callback decides: 0 as it is, 1 leave out, 2 twice. */
+static struct buf doctored(const struct model *m, int (*what)(size_t i)) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "model", NULL, &e));
+    OK(model_head_write(w, &m->config, NULL, 0, NULL, &e));
+    for (size_t i = 0; i < m->n_params; i++) {
+        int how = what(i);
+        if (how == 1) continue;
+        struct tensor_desc d = m->params[i].desc;
+        if (how == 3) d.dims[0]--;
+        if (how == 4) m->params[i].value[5] = NAN;
+        OK(stream_write_tensor(w, &d, NULL, m->params[i].value, &e));
+        if (how == 4) m->params[i].value[5] = 0;
+    }
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return contents(fd);
+}
+static int lose_last(size_t i) {
+    return i == 20;
+}
+static int lose_first(size_t i) {
+    return i == 0;
+}
+static int lose_middle(size_t i) {
+    return i == 7;
+}
+static int narrow(size_t i) {
+    return i == 3 ? 3 : 0;
+}
+static int poison(size_t i) {
+    return i == 4 ? 4 : 0;
+}
+
+static void a_model_with_a_flaw_is_refused_by_name(void **state) {
+    (void)state;
+    static const struct {
+        int (*what)(size_t);
+        const char *says;
+    } cases[] = {{lose_last, "head.weight"},
+                 {lose_first, "expected 'embed.weight'"},
+                 {lose_middle, "expected 'layers.0.ffn.gate.weight'"},
+                 {narrow, "shape [31, 64], expected [32, 64]"},
+                 {poison, "'layers.0.attn.v.weight': element 5 is not finite"}};
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *back = NULL;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct buf b = doctored(m, cases[i].what);
+        assert_int_equal(load_model(&b, &back, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not say '%s'", e.msg, cases[i].says);
+        if (strncmp(e.msg, "model.rill: ", 12)) fail_msg("'%s' does not name the file", e.msg);
+        buf_release(&b);
+    }
+    model_free(m);
+    arena_release(&a);
+}
+
+/* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------------------ */
+
+static const float *weight(const struct model *m, enum model_role role, uint32_t layer) {
+    return model_param(m, role, layer)->value;
+}
+
+static void plain_norm(double *y, const double *x, const float *w, size_t d, double eps) {
+    double s = 0;
+    for (size_t i = 0; i < d; i++) s += x[i] * x[i];
+    for (size_t i = 0; i < d; i++) y[i] = x[i] / sqrt(s / (double)d + eps) * w[i];
+}
+
+static void plain_linear(double *y, const double *x, const float *w, const float *bias, size_t out, size_t in) {
+    for (size_t o = 0; o < out; o++) {
+        y[o] = bias ? bias[o] : 0;
+        for (size_t i = 0; i < in; i++) y[o] += w[o * in + i] * x[i];
+    }
+}
+
+static void plain_rope(double *x, size_t heads, size_t dim, size_t position, const double *inv_freq) {
+    for (size_t h = 0; h < heads; h++)
+        for (size_t i = 0; i < dim / 2; i++) {
+            double *a = &x[h * dim + i], *b = &x[h * dim + i + dim / 2], s = sin((double)position * inv_freq[i]),
+                   c = cos((double)position * inv_freq[i]);
+            double ra = *a * c - *b * s, rb = *b * c + *a * s;
+            *a = ra, *b = rb;
+        }
+}
+
+#define MAX_T 32
+#define MAX_D 128
+
+/* Logits of one sequence, position by position: q, k and v of all earlier positions are kept. */
+static void plain_forward(struct model *m, const uint32_t *tokens, size_t n, double *logits) {
+    const struct model_config *c = &m->config;
+    static double x[MAX_T][MAX_D], q[MAX_T][MAX_D], k[MAX_T][MAX_D], v[MAX_T][MAX_D], h[MAX_D], y[MAX_D], gate[MAX_D],
+        up[MAX_D];
+    size_t dim = c->head_dim;
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = 0; i < c->hidden; i++) x[t][i] = weight(m, ROLE_EMBED, 0)[tokens[t] * c->hidden + i];
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        const struct model_layer *s = &c->layers[l];
+        size_t group = s->n_heads / s->n_kv_heads;
+        for (size_t t = 0; t < n; t++) {
+            plain_norm(h, x[t], weight(m, ROLE_ATTN_NORM, l), c->hidden, c->norm_eps);
+            plain_linear(q[t], h, weight(m, ROLE_Q, l), c->qkv_bias ? weight(m, ROLE_Q_BIAS, l) : NULL,
+                         s->n_heads * dim, c->hidden);
+            plain_linear(k[t], h, weight(m, ROLE_K, l), c->qkv_bias ? weight(m, ROLE_K_BIAS, l) : NULL,
+                         s->n_kv_heads * dim, c->hidden);
+            plain_linear(v[t], h, weight(m, ROLE_V, l), c->qkv_bias ? weight(m, ROLE_V_BIAS, l) : NULL,
+                         s->n_kv_heads * dim, c->hidden);
+            plain_rope(q[t], s->n_heads, dim, t, m->inv_freq);
+            plain_rope(k[t], s->n_kv_heads, dim, t, m->inv_freq);
+        }
+        for (size_t t = 0; t < n; t++) {
+            double a[MAX_D] = {0};
+            for (size_t head = 0; head < s->n_heads; head++) {
+                double p[MAX_T], total = 0;
+                for (size_t u = 0; u <= t; u++) {
+                    double score = 0;
+                    for (size_t i = 0; i < dim; i++) score += q[t][head * dim + i] * k[u][head / group * dim + i];
+                    total += p[u] = exp(score / sqrt((double)dim));
+                }
+                for (size_t u = 0; u <= t; u++)
+                    for (size_t i = 0; i < dim; i++) a[head * dim + i] += p[u] / total * v[u][head / group * dim + i];
+            }
+            plain_linear(y, a, weight(m, ROLE_O, l), NULL, c->hidden, s->n_heads * dim);
+            for (size_t i = 0; i < c->hidden; i++) x[t][i] += y[i];
+        }
+        for (size_t t = 0; t < n; t++) {
+            plain_norm(h, x[t], weight(m, ROLE_FFN_NORM, l), c->hidden, c->norm_eps);
+            plain_linear(gate, h, weight(m, ROLE_GATE, l), NULL, s->ffn, c->hidden);
+            plain_linear(up, h, weight(m, ROLE_UP, l), NULL, s->ffn, c->hidden);
+            for (size_t i = 0; i < s->ffn; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+            plain_linear(y, gate, weight(m, ROLE_DOWN, l), NULL, c->hidden, s->ffn);
+            for (size_t i = 0; i < c->hidden; i++) x[t][i] += y[i];
+        }
+    }
+    for (size_t t = 0; t < n; t++) {
+        plain_norm(h, x[t], weight(m, ROLE_NORM, 0), c->hidden, c->norm_eps);
+        plain_linear(logits + t * c->vocab_size, h, weight(m, c->tied ? ROLE_EMBED : ROLE_HEAD, 0), NULL, c->vocab_size,
+                     c->hidden);
+    }
+}
+
+static void forward_equals_the_plain_one(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    for (int variant = 0; variant < 4; variant++) {
+        struct model_config c = sample_config(&a);
+        c.tied = variant & 1;
+        c.qkv_bias = variant & 2;
+        struct model *m = sample_model(&c, 3);
+        for (size_t i = 0; i < m->n_params; i++) /* biases and norms that matter */
+            if (!model_role_is_matrix(m->params[i].slot.role))
+                for (uint64_t j = 0; j < m->params[i].n; j++) m->params[i].value[j] += 0.1f * (float)(j % 7);
+        const uint32_t lengths[] = {1, 17, 9};
+        uint32_t tokens[27];
+        sample_tokens(tokens, 27, c.vocab_size, 5);
+        struct model_input in = {27, 3, tokens, lengths};
+        float *fast = logits_of(m, &in);
+        double *plain = mem_array(MAX_T * c.vocab_size, sizeof *plain, &e), worst = 0, scale = 0;
+        for (size_t s = 0, at = 0; s < 3; at += lengths[s++]) {
+            plain_forward(m, tokens + at, lengths[s], plain);
+            for (size_t i = 0; i < lengths[s] * c.vocab_size; i++) {
+                worst = fmax(worst, fabs(plain[i] - fast[at * c.vocab_size + i]));
+                scale = fmax(scale, fabs(plain[i]));
+            }
+        }
+        /* f32 has 6e-8; some hundred roundings on the way of numbers that grow and shrink with the residual stream. */
+        if (!(worst < 2e-5 * scale)) fail_msg("variant %d: off by %g of %g", variant, worst, scale);
+        mem_free(fast);
+        mem_free(plain);
+        model_free(m);
+    }
+    arena_release(&a);
+}
+
+static void threads_do_not_change_a_bit(void **state) {
+    (void)state;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 3);
+    uint32_t tokens[60];
+    const uint32_t lengths[] = {40, 20};
+    sample_tokens(tokens, 60, c.vocab_size, 6);
+    struct model_input in = {60, 2, tokens, lengths};
+    int before = parallel_threads();
+    parallel_set_threads(1);
+    float *one = logits_of(m, &in);
+    parallel_set_threads(5);
+    float *five = logits_of(m, &in);
+    parallel_set_threads(before);
+    assert_memory_equal(one, five, 60 * c.vocab_size * sizeof(float));
+    mem_free(one);
+    mem_free(five);
+    model_free(m);
+    arena_release(&a);
+}
+
+static void bad_input_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 3);
+    struct grad_tape *t;
+    uint32_t tokens[70] = {0};
+    OK(grad_tape_new(&t, false, &e));
+    struct {
+        struct model_input in;
+        uint32_t lengths[2], token;
+        const char *says;
+    } cases[] = {{{4, 2, NULL, NULL}, {4, 0}, 0, "sequence 1 has 0 positions"},
+                 {{4, 2, NULL, NULL}, {2, 3}, 0, "sequence 1 has 3 positions of 2 left"},
+                 {{4, 1, NULL, NULL}, {3, 0}, 0, "3 positions, the batch 4"},
+                 {{65, 1, NULL, NULL}, {65, 0}, 0, "the model's context is 64"},
+                 {{4, 1, NULL, NULL}, {4, 0}, 97, "token 97 at position 2 of sequence 0"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        tokens[2] = cases[i].token;
+        cases[i].in.tokens = tokens;
+        cases[i].in.lengths = cases[i].lengths;
+        assert_int_equal(model_infer(m, t, &cases[i].in, NULL, NULL, NULL, NULL, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not say '%s'", e.msg, cases[i].says);
+    }
+    grad_tape_free(t);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* ---- generation ------------------------------------------------------------------------------------------------------------------- */
+
+struct made {
+    uint32_t tokens[8][64];
+    size_t n[8];
+    uint64_t next;
+};
+
+static int keep_made(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made, size_t n,
+                     struct err *e) {
+    (void)prompt, (void)n_prompt, (void)e;
+    struct made *m = ctx;
+    assert_int_equal(seq, m->next++);
+    memcpy(m->tokens[seq % 8], made, n * sizeof *made);
+    m->n[seq % 8] = n;
+    return 0;
+}
+
+/* Greedy generation from the cache takes at each step the argmax of the whole forward pass. */
+static void the_cache_changes_nothing(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    const uint32_t lengths[] = {3, 11, 1};
+    uint32_t tokens[15], run[64];
+    sample_tokens(tokens, 15, c.vocab_size, 9);
+    struct model_input in = {15, 3, tokens, lengths};
+    struct model_sampling how = {.top_p = 1, .max_new = 20, .stop = TOKEN_NONE};
+    struct made made = {.next = 0};
+    OK(model_generate(m, &in, 0, &how, keep_made, &made, &e));
+    for (size_t s = 0, at = 0; s < 3; at += lengths[s++]) {
+        assert_int_equal(made.n[s], 20);
+        memcpy(run, tokens + at, lengths[s] * sizeof *run);
+        for (uint32_t i = 0; i < 20; i++) {
+            uint32_t len = lengths[s] + i, best = 0;
+            struct model_input whole = {len, 1, run, &len};
+            float *logits = logits_of(m, &whole), *last = logits + (len - 1) * c.vocab_size;
+            for (uint32_t k = 1; k < c.vocab_size; k++)
+                if (last[k] > last[best]) best = k;
+            assert_int_equal(made.tokens[s][i], best);
+            run[len] = best;
+            mem_free(logits);
+        }
+    }
+    model_free(m);
+    arena_release(&a);
+}
+
+static void generation_ends_where_it_should(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    const uint32_t lengths[] = {60, 2};
+    uint32_t tokens[62];
+    sample_tokens(tokens, 62, c.vocab_size, 9);
+    struct model_input in = {62, 2, tokens, lengths};
+    struct model_sampling how = {.temperature = 1, .top_p = 1, .max_new = 30, .stop = TOKEN_NONE};
+    struct made first = {.next = 6}, alone = {.next = 7};
+    OK(model_generate(m, &in, 6, &how, keep_made, &first, &e));
+    assert_int_equal(first.n[6],
+                     5); /* the context of 64 is full: 4 more positions and the token that the last one predicts */
+    assert_int_equal(first.n[7], 30);
+    /* A sequence alone draws what it drew in company. */
+    struct model_input second = {2, 1, tokens + 60, lengths + 1};
+    OK(model_generate(m, &second, 7, &how, keep_made, &alone, &e));
+    assert_memory_equal(first.tokens[7], alone.tokens[7], 30 * sizeof(uint32_t));
+    how.stop = first.tokens[7][4];
+    struct made stopped = {.next = 7};
+    OK(model_generate(m, &second, 7, &how, keep_made, &stopped, &e));
+    assert_true(stopped.n[7] <= 5 && stopped.tokens[7][stopped.n[7] - 1] == how.stop);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* Draws follow the distribution: 4000 first tokens against the softmax, and never outside top-k or the nucleus. */
+static void sampling_follows_the_distribution(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    uint32_t tokens[40], lengths[40], one = 1;
+    for (size_t i = 0; i < 40; i++) tokens[i] = 5, lengths[i] = 1;
+    struct model_input single = {1, 1, tokens, &one}, in = {40, 40, tokens, lengths};
+    float *logits = logits_of(m, &single);
+    double p[97], total = 0;
+    for (int i = 0; i < 97; i++) total += p[i] = exp(logits[i] / 1.5);
+    for (int i = 0; i < 97; i++) p[i] /= total;
+    for (int mode = 0; mode < 3; mode++) {
+        struct model_sampling how = {.temperature = 1.5,
+                                     .top_p = mode == 2 ? 0.5 : 1,
+                                     .top_k = mode == 1 ? 10 : 0,
+                                     .seed = 4,
+                                     .max_new = 1,
+                                     .stop = TOKEN_NONE};
+        double kept[97], mass = 0, chi2 = 0;
+        for (int i = 0; i < 97; i++) { /* those before i in descending order decide whether i is in */
+            int rank = 0;
+            double before = 0;
+            for (int j = 0; j < 97; j++)
+                if (p[j] > p[i]) rank++, before += p[j];
+            kept[i] = mode == 0 || (mode == 1 ? rank < 10 : before < 0.5) ? p[i] : 0;
+            mass += kept[i];
+        }
+        double count[97] = {0};
+        for (uint64_t round = 0; round < 100; round++) {
+            struct made made = {.next = round * 40};
+            OK(model_generate(m, &in, round * 40, &how, keep_made, &made, &e));
+            for (int s = 0; s < 8; s++) count[made.tokens[s][0]]++; /* the last eight of the forty are kept */
+        }
+        int bins = 0;
+        for (int i = 0; i < 97; i++) {
+            double expected = 800 * kept[i] / mass;
+            if (kept[i] == 0) assert_true(count[i] == 0);
+            if (expected >= 5) chi2 += (count[i] - expected) * (count[i] - expected) / expected, bins++;
+        }
+        /* Chi-square of `bins` terms: mean bins, deviation sqrt(2 bins); six deviations never happen by chance. */
+        assert_true(bins >= 3);
+        if (!(chi2 < bins + 6 * sqrt(2.0 * bins))) fail_msg("mode %d: chi-square %g over %d bins", mode, chi2, bins);
+    }
+    mem_free(logits);
+    model_free(m);
+    arena_release(&a);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(config_survives_json),
+        cmocka_unit_test(config_refuses_what_cannot_be),
+        cmocka_unit_test(slots_have_names_and_order),
+        cmocka_unit_test(rope_scaling_bends_long_waves_only),
+        cmocka_unit_test(save_load_save_is_identity),
+        cmocka_unit_test(a_model_with_a_flaw_is_refused_by_name),
+        cmocka_unit_test(forward_equals_the_plain_one),
+        cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(bad_input_is_refused),
+        cmocka_unit_test(the_cache_changes_nothing),
+        cmocka_unit_test(generation_ends_where_it_should),
+        cmocka_unit_test(sampling_follows_the_distribution),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
