@@ -88,6 +88,12 @@ $(OBJ)/fuzz/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/tests/fuzz/replay.o $(OBJ)/libr
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
 
+# Beside the programs of the same flavour, where tests/cli/common.bash looks for it.
+FIXTURE := $(BIN)/fixture/rill-fixture
+$(FIXTURE): $(OBJ)/tests/fixture/fixture.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
+	@mkdir -p $(@D)
+	$(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+
 $(OBJ)/faults.so: tests/faults/faults.c
 	@mkdir -p $(@D)
 	$(CC) -I. -D_GNU_SOURCE -std=c11 -O2 -g $(WARN) $(if $(DEVELOPER),-Werror) -shared -fPIC -o $@ $< -ldl
@@ -109,7 +115,7 @@ test: deps ## every test; the last line counts them
 	    RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
-test-programs: all $(UNIT_BIN) $(OBJ)/faults.so
+test-programs: all $(UNIT_BIN) $(FIXTURE) $(OBJ)/faults.so
 fuzz-programs: $(FUZZ_BIN)
 list-fuzz:
 	@echo $(abspath $(FUZZ_BIN))
@@ -119,7 +125,7 @@ unit: $(UNIT_BIN) ## build and run the library's unit tests
 	@tests/run-unit $(UNIT_BIN)
 
 .PHONY: cli-tests
-cli-tests: all $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
+cli-tests: all $(FIXTURE) $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
@@ -146,7 +152,7 @@ $(OBJ)/libfuzzer/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/librill.a
 coverage: ## line coverage of the unit and program tests (gcovr shows it when installed)
 	@$(MAKE) --no-print-directory COVERAGE=1 coverage-run
 .PHONY: coverage-run
-coverage-run: $(UNIT_BIN) all
+coverage-run: $(UNIT_BIN) all $(FIXTURE)
 	@find $(OBJ) -name '*.gcda' -delete
 	-@tests/run-unit $(UNIT_BIN)
 	-@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/cli/*.bats)

@@ -51,7 +51,7 @@ struct cli_option {
 struct cli;
 struct cli_program {
     const char *name;        /* "teacher-infer" */
-    const char *summary;     /* one line */
+    const char *summary;     /* one line, lower case first letter, no full stop */
     const char *operands;    /* "[FILE]", "FILE...", "" */
     int min_operands, max_operands; /* max -1: any number */
     bool reads_stdin;        /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
@@ -126,7 +126,8 @@ void cli_progress_end(struct cli *c);
 cJSON *cli_report(struct cli *c);
 /* A line on stderr ("rill NAME: ..."), for notes that the user should see unless -q. */
 void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
-/* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). */
+/* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
+ * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
 
 /* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
@@ -135,5 +136,10 @@ cJSON *cli_settings(struct cli *c);
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
 /* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. */
 int cli_dispatch(int argc, char **argv);
+/* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
+ * NULL for the one it was written under. */
+int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;
+/* The target for a file found at `path`: NULL (the name it was written under) when only the folder differs, else path. */
+const char *cli_recipe_name(const cJSON *entries, const char *path);
 
 #endif

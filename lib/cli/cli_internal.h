@@ -92,7 +92,9 @@ void out_signals_install(void);                                        /* ... al
 int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
 void output_abort(struct cli *c, const char *why);
-bool stdout_is_input(const struct stat *st);
+/* With `>> a.rill` the shell lets a program read what it writes, for ever. Whichever is opened last notices. */
+int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) MUST_CHECK;
+int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK;
 
 /* ---- prov.c ------------------------------------------------------------------------------------------------------------------ */
 
@@ -160,6 +162,7 @@ struct cli {
     struct stream_writer *writer;
     struct stream_totals totals;
     bool writer_open, writer_closed;
+    bool hands_off;              /* the output is one of the inputs: not even ABRT may go there */
     FILE *text;                  /* stdout or on top of output->fd */
     const char *recorded_output; /* path of the output for the provenance, NULL: unknown */
 

@@ -26,7 +26,7 @@ struct programs {
     size_t n;
 };
 
-static const char summary[] = "Compress language models with Unix filters";
+static const char summary[] = "compress language models with Unix filters";
 
 static void say(const char *text) {
     char line[1200];
@@ -139,7 +139,8 @@ static void copy_answer(const char *path, const char *option, FILE *out) {
 
 static void list_programs(const struct programs *p, FILE *f) {
     bool others = false;
-    fprintf(f, "Usage: rill PROGRAM [OPTION]... [OPERAND]...\n%s.\n\nPrograms:\n", summary);
+    fprintf(f,
+            "Usage: rill PROGRAM [OPTION]... [OPERAND]...\nCompress language models with Unix filters.\n\nPrograms:\n");
     for (size_t i = 0; i < p->n; i++) {
         others |= !p->ours[i];
         if (!p->ours[i]) continue;

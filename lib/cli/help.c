@@ -103,7 +103,7 @@ void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a) 
             fprintf(f, " --%s %s", o->name, option_arg(o));
     }
     fprintf(f, " [OPTION]...%s%s\n", *p->operands ? " " : "", p->operands);
-    fprintf(f, "%s. rill %s --help says more.\n", p->summary, p->name);
+    fprintf(f, "%c%s. rill %s --help says more.\n", toupper((unsigned char)*p->summary), p->summary + 1, p->name);
 }
 
 static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t to) {
@@ -112,7 +112,8 @@ static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t
 }
 
 void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    fprintf(f, "Usage: rill %s [OPTION]...%s%s\n%s.\n", p->name, *p->operands ? " " : "", p->operands, p->summary);
+    fprintf(f, "Usage: rill %s [OPTION]...%s%s\n", p->name, *p->operands ? " " : "", p->operands);
+    fprintf(f, "%c%s.\n", toupper((unsigned char)*p->summary), p->summary + 1);
     if (p->description) {
         fputc('\n', f);
         fill_paragraphs(f, p->description);

@@ -37,9 +37,19 @@ static int check_kind_of_file(struct cli *c, int fd, const char *name, struct er
     struct stat st;
     if (fstat(fd, &st)) return err_sys(e, errno, "%s", name);
     if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "%s is a folder, a file is expected", name);
-    bool writes = c->program->writes_stream || c->program->writes_text;
-    if (writes && !c->output_path && stdout_is_input(&st))
-        return err_set(e, ERR_USAGE, "%s is the output too, and is written while it is read (use -o)", name);
+    return check_not_output(c, &st, name, e);
+}
+
+/* Operands are asked too: they are inputs that a program may open after its output. */
+int check_inputs_not_output(struct cli *c, struct err *e) {
+    struct stat st;
+    for (size_t i = 0; i < c->args.n_operands; i++)
+        if (stat(c->args.operands[i], &st) == 0 && check_not_output(c, &st, c->args.operands[i], e)) return e->code;
+    for (const struct cli_input *in = c->inputs; in; in = in->next) {
+        int fd = in->is_stdin ? STDIN_FILENO : in->fd;
+        const char *name = in->is_stdin ? "standard input" : in->path ? in->path : in->role;
+        if (fd >= 0 && fstat(fd, &st) == 0 && check_not_output(c, &st, name, e)) return e->code;
+    }
     return 0;
 }
 

@@ -189,22 +189,37 @@ int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) {
 
 /* ---- the program's output -------------------------------------------------------------------------------------------------- */
 
-bool stdout_is_input(const struct stat *st) {
-    struct stat out;
-    if (!S_ISREG(st->st_mode) || fstat(STDOUT_FILENO, &out) || !S_ISREG(out.st_mode)) return false;
-    return out.st_dev == st->st_dev && out.st_ino == st->st_ino;
-}
-
 static bool to_stdout(const struct cli *c) {
     return !c->output_path || strcmp(c->output_path, "-") == 0;
 }
 
+int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) {
+    struct stat out;
+    if (!(c->program->writes_stream || c->program->writes_text) || !to_stdout(c)) return 0;
+    if (!S_ISREG(in->st_mode) || fstat(STDOUT_FILENO, &out)) return 0;
+    if (out.st_dev != in->st_dev || out.st_ino != in->st_ino) return 0;
+    c->hands_off = true;
+    return err_set(e, ERR_USAGE, "%s is the output too, and is written while it is read (use -o)", name);
+}
+
+/* -o FILE under the name that > FILE would have: the recipe uses one or the other, and the bytes must not differ. */
+static int record_named(struct cli *c, struct err *e) {
+    char folder[PATH_MAX], cwd[PATH_MAX];
+    const char *path = c->output->target, *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *dir = arena_strndup(&c->arena, path, slash == path ? 1 : (size_t)(base - path), e);
+    if (!dir) return e->code;
+    if (!realpath(*dir ? dir : ".", folder) || !getcwd(cwd, sizeof cwd)) return 0;
+    const char *full = arena_printf(&c->arena, e, "%s/%s", strcmp(folder, "/") == 0 ? "" : folder, base);
+    if (!full) return e->code;
+    size_t length = strlen(cwd);
+    if (length > 1 && strncmp(full, cwd, length) == 0 && full[length] == '/') full += length + 1;
+    c->recorded_output = prov_path(full);
+    return 0;
+}
+
 /* What the recipe will call the output. A file that is only appended to has other contents than ours: no name then. */
 static int record_output(struct cli *c, struct err *e) {
-    if (!to_stdout(c)) {
-        if (c->output->tmp) c->recorded_output = prov_path(c->output->path);
-        return 0;
-    }
+    if (!to_stdout(c)) return c->output->tmp ? record_named(c, e) : 0;
     struct stat st;
     if (fstat(STDOUT_FILENO, &st) == 0 && S_ISREG(st.st_mode) && st.st_size != 0) return 0;
     return prov_fd_path(&c->arena, STDOUT_FILENO, &c->recorded_output, e);
@@ -213,6 +228,7 @@ static int record_output(struct cli *c, struct err *e) {
 static int open_place(struct cli *c, bool binary, int *fd, struct err *e) {
     if (to_stdout(c)) {
         *fd = STDOUT_FILENO;
+        if (check_inputs_not_output(c, e)) return e->code;
     } else {
         if (out_file_create(c, c->output_path, c->force, &c->output, e)) return e->code;
         *fd = c->output->fd;
@@ -304,7 +320,7 @@ int output_commit(struct cli *c, struct err *e) {
 void output_abort(struct cli *c, const char *why) {
     /* Into a temporary file nobody will read, there is no need. */
     bool seen = !c->output || !c->output->tmp;
-    if (c->writer_open && seen) stream_writer_abort(c->writer, why);
+    if (c->writer_open && seen && !c->hands_off) stream_writer_abort(c->writer, why);
     c->writer_open = false;
     if (c->text && c->text != stdout) fclose(c->text);
     c->text = NULL;

@@ -13,6 +13,7 @@
 # Every test starts in an empty folder of its own ($T, also the working directory), which is removed afterwards.
 #
 #   rill, rill-NAME       the programs of this build (RILL_BIN, default build/bin) lead PATH
+#   rill fixture ...      makes small streams of noise, joins, fails, waits as asked (tests/fixture/fixture.c)
 #   $ROOT                 the source tree: "$ROOT/examples/..."
 #   check_exit CODE CMD...    runs CMD with stdin closed to /dev/null; keeps $out, $err (text) and $code; fails unless it
 #                         exits with CODE. CMD may be a function; for pipes use: check_exit 3 sh -c 'a | b'
@@ -37,7 +38,7 @@ bats_require_minimum_version 1.5.0
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 RILL_BIN=$(cd "${RILL_BIN:-$ROOT/build/bin}" && pwd)
 export ROOT RILL_BIN
-export PATH="$RILL_BIN:$PATH"
+export PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH"
 export LC_ALL=C
 unset RILL_DEBUG
 

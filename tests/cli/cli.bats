@@ -1,0 +1,371 @@
+#!/usr/bin/env bats
+# What lib/cli promises, shown with the fixture; the last part holds for every program that is built.
+load common
+
+fx() { rill fixture -q "$@"; }
+
+# ---- options ----------------------------------------------------------------------------------------------------------
+
+@test "an unknown option is refused with the nearest name" {
+    check_exit 2 rill fixture --tensrs 3
+    assert_stderr_line "unknown option --tensrs (did you mean --tensors?)"
+    check_exit 2 rill fixture --tensor 3 # no abbreviations
+    assert_stderr_line "unknown option --tensor (did you mean --tensors?)"
+}
+
+@test "options come in any order and --opt=value is --opt value" {
+    fx --seed 5 --tensors 3 --no-provenance >a.rill
+    fx --tensors=3 --no-provenance --seed=5 >b.rill
+    assert_same a.rill b.rill
+}
+
+@test "--help goes to stdout, a wrong option's message to stderr" {
+    check_exit 0 rill fixture --help
+    assert_quiet
+    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec CODEC*one of raw, zstd, planes;*default: raw*"
+    check_exit 2 rill fixture --nonsense
+    [ -z "$out" ]
+}
+
+@test "--version names program and version" {
+    check_exit 0 rill fixture --version
+    assert_stdout "rill-fixture 0.*"
+    check_exit 0 rill --version
+    assert_stdout "rill 0.*"
+}
+
+# ---- exit codes and messages -------------------------------------------------------------------------------------------
+
+@test "an error's kind is the exit code, and stderr has one line" {
+    for pair in usage:2 data:3 check:4; do
+        check_exit "${pair#*:}" rill fixture -q --fail "${pair%:*}" --as-text
+        assert_stderr_line "it was to fail"
+    done
+}
+
+@test "control characters of a message do not reach the terminal" {
+    check_exit 1 rill fixture -q --fail io --as-text
+    assert_stderr_line "it was to fail?with ?\[31m controls ??"
+}
+
+@test "a check that fails silently prints nothing and exits with 4" {
+    check_exit 4 rill fixture -q --fail silent --as-text
+    assert_quiet
+    assert_stdout "line 0*"
+}
+
+@test "-q silences notes and warnings, -v adds information" {
+    check_exit 0 rill fixture --as-text
+    assert_equal "$err" $'rill fixture: warning: a warning\nrill fixture: a note'
+    check_exit 0 rill fixture -q --as-text
+    assert_quiet
+    check_exit 0 rill fixture -v --as-text
+    assert_stderr "rill fixture: some information"
+    RILL_DEBUG=1 check_exit 0 rill fixture --as-text
+    assert_stderr "rill fixture: debug: a detail"
+    check_exit 2 rill fixture -v -q
+    assert_stderr_line "--verbose and --quiet contradict each other"
+}
+
+# ---- output -------------------------------------------------------------------------------------------------------------
+
+@test "-o writes what stdout would have got" {
+    fx --seed 1 >a.rill
+    mkdir d && cd d && fx --seed 1 -o a.rill
+    assert_same a.rill ../a.rill # the provenance has the same name for both ways
+    cd .. && fx --seed 1 -o "$T/d/./b.rill" && (cd d && fx --seed 1 >c.rill)
+    fx --seed 1 -o - >d.rill
+    fx --seed 1 --no-provenance >e.rill
+    fx --seed 1 --no-provenance | cat >f.rill
+    assert_same e.rill f.rill
+}
+
+@test "an existing file is kept without --force, and replaced with it" {
+    echo precious >a.rill
+    check_exit 2 rill fixture -q -o a.rill
+    assert_stderr_line "a.rill exists (--force replaces it)"
+    assert_equal "$(cat a.rill)" precious
+    chmod 640 a.rill
+    check_exit 0 rill fixture -q -o a.rill --force
+    [ "$(file_size a.rill)" -gt 1000 ]
+    assert_equal "$(stat -c %a a.rill)" 640
+    [ "$(find . -name '*.tmp.*' | wc -l)" -eq 0 ]
+}
+
+@test "a file that appears while the program runs is kept" {
+    rill fixture -q --steps 5 --delay 100 -o a.rill 2>err &
+    sleep 0.2
+    echo precious >a.rill
+    if wait $!; then false; fi
+    assert_equal "$(cat a.rill)" precious
+    grep -q "a.rill exists" err
+    rm a.rill && assert_no_file a.rill
+}
+
+@test "a new file has the mode the umask says" {
+    umask 027
+    fx -o a.rill
+    assert_equal "$(stat -c %a a.rill)" 640
+}
+
+@test "a link is followed, a device is written in place" {
+    fx -o real.rill && ln -s real.rill link.rill
+    fx --seed 9 -o link.rill --force
+    [ -L link.rill ]
+    check_exit 0 rill fixture -q -o /dev/null
+    [ -c /dev/null ]
+    check_exit 1 rill fixture -q -o /dev/full
+    assert_stderr_line "*No space left on device"
+}
+
+@test "a failure leaves neither the file nor a temporary one" {
+    for kind in io data late; do
+        check_exit_in $((kind_code = $([ $kind = data ] && echo 3 || echo 1))) /dev/null rill fixture -q --fail $kind -o a.rill
+        assert_no_file a.rill
+    done
+    check_exit 1 rill fixture -q -o no/such/folder/a.rill
+    assert_stderr_line "no/such/folder/a.rill: *: No such file or directory"
+    mkdir d
+    check_exit 2 rill fixture -q -o d
+    assert_stderr_line "d is a folder, a file name is expected"
+}
+
+@test "a signal leaves neither the file nor a temporary one" {
+    for sig in INT TERM HUP; do
+        # a background job of this shell ignores INT: env gives it back
+        env --default-signal=INT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
+        local pid=$!
+        while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+        kill -$sig $pid
+        code=0
+        wait $pid || code=$?
+        assert_equal "$code" $((128 + $(kill -l $sig)))
+        assert_no_file a.rill
+    done
+}
+
+@test "a program that fails tells the next one why" {
+    check_exit 3 bash -c 'rill fixture -q --fail io | rill fixture -q --join >b.rill'
+    assert_stderr "rill fixture: standard input: *it was to fail*"
+}
+
+@test "binary output does not go to a terminal" {
+    need script
+    on_terminal rill fixture -q
+    assert_equal "$code" 2
+    assert_stdout "rill fixture: the output is binary and would go to a terminal*"
+    on_terminal rill fixture -q --as-file
+    assert_equal "$code" 2
+    on_terminal rill fixture -q --as-text
+    assert_equal "$code" 0
+    on_terminal bash -c 'rill fixture -q --force | wc -c'
+    assert_equal "$code" 0
+}
+
+@test "a full disk is an error wherever the bytes meet it" {
+    check_exit 1 bash -c 'rill fixture -q >/dev/full'
+    assert_stderr_line "standard output: *No space left on device"
+    check_exit 1 bash -c 'rill fixture -q --as-text >/dev/full'
+    assert_stderr_line "standard output: No space left on device"
+    check_exit 1 bash -c 'rill fixture -q --as-text -n 65536 >/dev/full'
+    check_exit 1 bash -c 'ulimit -f 8; rill fixture -q --elems 100000 -o a.rill'
+    assert_stderr_line "*File too large"
+    assert_no_file a.rill
+}
+
+@test "standard descriptors that are closed are errors, and no file takes their place" {
+    check_exit 1 bash -c 'rill fixture -q >&-'
+    assert_stderr_line "standard output: *Bad file descriptor"
+    check_exit 1 bash -c 'rill fixture -q --join <&-'
+    assert_stderr_line "standard input: *Bad file descriptor"
+    check_exit 0 bash -c 'rill fixture -q -o a.rill <&- >&- 2>&-'
+    [ "$(file_size a.rill)" -gt 1000 ]
+}
+
+@test "a second output is named when it is committed" {
+    fx --also b.txt >a.rill
+    assert_equal "$(cat b.txt)" also
+    check_exit 2 rill fixture -q --also b.txt
+    assert_stderr_line "b.txt exists (--force replaces it)"
+}
+
+# ---- input --------------------------------------------------------------------------------------------------------------
+
+@test "an input that is the output is refused before it is damaged" {
+    fx >a.rill
+    cp a.rill b.rill
+    check_exit 2 bash -c 'rill fixture -q --join a.rill >>a.rill'
+    assert_stderr_line "a.rill is the output too*"
+    assert_same a.rill b.rill
+    check_exit_in 2 a.rill bash -c 'rill recipe >>a.rill'
+    assert_same a.rill b.rill
+    fx --join a.rill -o a.rill --force # through a rename this is fine
+}
+
+@test "standard input is read once, and a folder is no stream" {
+    fx >a.rill
+    check_exit_in 2 a.rill rill fixture -q --join - -
+    assert_stderr_line "standard input is asked for twice*"
+    check_exit 1 rill fixture -q --join /
+    assert_stderr_line "/ is a folder, a file is expected"
+    check_exit 1 rill fixture -q --join nowhere.rill
+    assert_stderr_line "nowhere.rill: No such file or directory"
+}
+
+@test "a cut input is noticed, and nothing valid comes out" {
+    fx >a.rill
+    cut_file a.rill 1500 >cut.rill
+    check_exit 3 rill fixture -q --join cut.rill -o b.rill
+    assert_stderr_line "cut.rill: *"
+    assert_no_file b.rill
+}
+
+# ---- provenance ----------------------------------------------------------------------------------------------------------
+
+entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
+
+@test "provenance keeps what changes the bytes and nothing else" {
+    fx --seed 2 -o a.rill
+    cp a.rill first.rill
+    rill fixture -q -j1 --seed 2 --progress=never --report r.json -o a.rill --force
+    assert_same a.rill first.rill
+    check_exit 0 rill recipe a.rill
+    assert_stdout "*RILL) fixture --seed 2 > a.rill*"
+}
+
+@test "every entry is inherited once" {
+    fx -o a.rill
+    fx --join a.rill -o b.rill
+    fx --join a.rill b.rill -o c.rill
+    assert_equal "$(strings -n 20 c.rill | grep -o '"id":"xxh3:[0-9a-f]*"' | sort | uniq -c | awk '{ print $1 }' | tr '\n' ' ')" "1 1 1 "
+}
+
+@test "--no-provenance writes none, and file and pipe are the same bytes" {
+    fx -o a.rill
+    fx --no-provenance --join a.rill >b.rill
+    fx --no-provenance --join <a.rill | cat >c.rill
+    assert_same b.rill c.rill
+    if grep -q '"tool"' b.rill; then false; fi
+}
+
+@test "the same command gives the same bytes, whatever the threads" {
+    fx --codec planes --elems 100000 -j1 >a.rill
+    mkdir d && cd d && fx --codec planes --elems 100000 -j4 >a.rill
+    assert_same a.rill ../a.rill
+}
+
+# ---- report and progress ------------------------------------------------------------------------------------------------
+
+@test "--report says what was done, also after a failure" {
+    echo text >t.txt
+    fx --text t.txt --report r.json -o a.rill
+    assert_json r.json program '"fixture"'
+    assert_json r.json exit_code 0
+    assert_json r.json tensors 2
+    assert_json r.json path '"a.rill"'
+    grep -qE '"peak_memory_bytes":[0-9]{6,}' r.json
+    check_exit 3 rill fixture -q --fail data --report r.json -o b.rill
+    assert_json r.json exit_code 3
+    assert_json r.json message '"it was to fail"'
+    check_exit 1 rill fixture -q --report no/folder/r.json -o c.rill
+    assert_no_file c.rill
+    check_exit 2 rill fixture -q --report -
+}
+
+@test "progress is drawn on a terminal only, and wiped" {
+    check_exit 0 rill fixture -q --as-text --steps 20 --delay 10
+    assert_quiet
+    need script
+    on_terminal bash -c 'rill fixture -n 1 --steps 20 --delay 20 >a.rill'
+    [[ $out == *"steps"*"left"*$'\e[K' ]]
+    on_terminal bash -c 'rill fixture -q -n 1 --steps 20 --delay 20 >a.rill'
+    assert_equal "$out" ""
+    on_terminal bash -c 'rill fixture -n 1 --progress=never --steps 20 --delay 20 >a.rill'
+    [[ $out != *left* ]]
+    on_terminal bash -c 'rill fixture -n 1 --steps 20 --delay 20 | cat >a.rill' # not the last of its pipeline
+    [[ $out != *left* ]]
+}
+
+@test "--progress=always writes whole lines, few of them, without a terminal" {
+    check_exit 0 rill fixture --as-text --progress=always --steps 50 --delay 5
+    assert_stderr "rill fixture: 100% * 50/50 steps*"
+    [ "$(grep -c steps <<<"$err")" -le 2 ]
+    [[ $err != *$'\e'* && $err != *$'\r'* ]]
+}
+
+# ---- the dispatcher ---------------------------------------------------------------------------------------------------------
+
+@test "rill lists the programs and runs them by name" {
+    check_exit 0 rill
+    assert_stdout "*recipe *print the Makefile*"
+    check_exit 0 rill help recipe
+    assert_stdout "Usage: rill recipe*"
+    check_exit 2 rill recipee
+    assert_stderr_line "there is no program 'recipee' (did you mean recipe?)"
+    check_exit 2 rill --nonsense
+}
+
+@test "a foreign rill-foo on PATH is rill foo" {
+    mkdir bin
+    printf '#!/bin/sh\necho "foo: $*"\nexit 7\n' >bin/rill-foo
+    chmod +x bin/rill-foo
+    PATH="$T/bin:$PATH" check_exit 7 rill foo --some 'thing else'
+    assert_equal "$out" "foo: --some thing else"
+    PATH="$T/bin:$PATH" check_exit 0 rill
+    assert_stdout "*On PATH:*foo *"
+}
+
+@test "installed, the programs are found in libexec" {
+    mkdir -p usr/bin usr/libexec/rill
+    cp "$RILL_BIN/rill" usr/bin/ && cp "$RILL_BIN/rill-recipe" usr/libexec/rill/
+    PATH=/usr/bin:/bin check_exit 0 usr/bin/rill recipe --version
+    PATH=/usr/bin:/bin check_exit 0 usr/bin/rill
+    assert_stdout "*recipe *"
+}
+
+# ---- every program -----------------------------------------------------------------------------------------------------------
+
+programs() { for p in "$RILL_BIN"/rill-*; do basename "$p" | sed s/rill-//; done; }
+# does the program's --help name this option?
+offers() { rill "$1" --help | grep -qE -- "^ +(-[a-z], )?--$2( |\$)"; }
+takes_stream_on_stdin() { "rill-$1" --help-man | grep -q 'X-stdin: stream'; }
+
+@test "every program: --help and --help-summary work, and say every option" {
+    for p in $(programs); do
+        check_exit 0 rill "$p" --help
+        assert_quiet
+        assert_stdout "Usage: rill $p *Exit status*"
+        text=$out
+        for o in $("rill-$p" --help-bash | grep -oE -- '--[a-z][a-z0-9-]*' | sort -u); do
+            [[ $text == *"$o"* ]] || fail "$p: $o is not in --help"
+        done
+        [ "$(awk 'length > 100' <<<"$text" | wc -l)" -eq 0 ] || fail "$p: --help has lines of more than 100 columns"
+        check_exit 0 rill "$p" --help-summary
+        [ "$(wc -l <<<"$out")" -eq 1 ]
+    done
+}
+
+@test "every program: an unknown option and a stray operand are usage errors" {
+    for p in $(programs); do
+        check_exit 2 rill "$p" --no-such-option
+        assert_stderr_line "unknown option --no-such-option*"
+        check_exit 2 rill "$p" --help-me
+    done
+}
+
+@test "every program: what cannot be written is an error" {
+    for p in $(programs); do
+        check_exit 1 bash -c "rill $p --help >/dev/full"
+        assert_stderr_line "standard output: No space left on device"
+    done
+}
+
+@test "every program that reads standard input: a terminal there means usage" {
+    need script
+    for p in $(programs); do
+        "rill-$p" --help-man | grep -q 'X-reads-stdin' || continue
+        on_terminal rill "$p"
+        assert_equal "$p $code" "$p 2"
+        assert_stdout "Usage: rill $p*"
+    done
+}

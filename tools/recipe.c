@@ -1,0 +1,54 @@
+/* rill recipe: a Makefile that rebuilds a file from what its provenance says. */
+#include "lib/cli/cli.h"
+
+static const char *target;
+
+static const struct cli_option options[] = {
+    {.name = "target",
+     .type = CLI_STRING,
+     .to = &target,
+     .arg = "NAME",
+     .help = "name of the file in the Makefile; without it, the name under which it was written, else the operand"},
+    {0},
+};
+
+/* Without --target: the name it was written under, when the operand still has it (in whatever folder); else the operand. */
+static int run(struct cli *c, struct err *e) {
+    struct stream_reader *r;
+    FILE *out;
+    const char *path = cli_input_path(c, 0), *name = target;
+    if (cli_open_stream(c, path, "stdin", STREAM_ANY, &r, e) || stream_drain(r, e)) return e->code;
+    if (!name && cli_operands(c)) name = cli_recipe_name(stream_reader_prov(r), path);
+    if (cli_text(c, &out, e)) return e->code;
+    if (cli_recipe(stream_reader_prov(r), name, out, e)) return err_prefix(e, "%s", stream_reader_name(r));
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program p = {
+        .name = "recipe",
+        .summary = "print the Makefile that rebuilds a file, from its provenance",
+        .operands = "[FILE]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_text = true,
+        .description =
+            "Every stream carries an entry for each program that had a part in it, with its arguments and the digests "
+            "of "
+            "its inputs. From these entries recipe prints rules: a file that was written under a name is a target, "
+            "steps that were joined by pipes are one pipeline, and what no rill program wrote (texts, model folders) "
+            "is "
+            "a prerequisite that must be there, with its digest in a comment.\n\n"
+            "Run the Makefile in the folder where the commands were run. The same version of the programs gives the "
+            "same "
+            "bytes. A file made with --no-provenance has no recipe.\n\n"
+            "Read a Makefile before you run it when the file came from somebody else.",
+        .examples = "rill recipe student.rill > Makefile\n"
+                    "    what made student.rill, as rules\n"
+                    "rill recipe student.rill | make -f - -n\n"
+                    "    which commands would run\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&p, argc, argv);
+}
