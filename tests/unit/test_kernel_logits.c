@@ -1,0 +1,269 @@
+/* lib/kernel: exp, softmax, the largest, sampling, the distillation loss. */
+#include "tests/unit/kernel_test.h"
+
+/* Rows of logits of several kinds, extreme ones among them. */
+static struct pair logits(struct rng *r, size_t rows, size_t d) {
+    struct pair x = normals(r, rows * d, 3);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < d; j++) {
+            size_t at = i * d + j;
+            if (i % 6 == 1) set(x, at, 2.5);                     /* all equal */
+            if (i % 6 == 2) set(x, at, x.d[at] * 3000);          /* up to +-1e4 */
+            if (i % 6 == 3) set(x, at, j == d / 2 ? 1e4 : -1e4); /* one takes everything */
+            if (i % 6 == 4) set(x, at, x.d[at] + 9000);          /* far from 0 */
+            if (i % 6 == 5) set(x, at, (double)j * 0.01);        /* ascending: the maximum moves all the time */
+            if (i % 6 == 0 && d > 3 && j % 3 == 1) set(x, at, -INFINITY); /* masked */
+        }
+    return x;
+}
+
+/* ---- exp ---- */
+
+/* Every 1009th float, the edges of the range, and what is outside of it. */
+static void test_exp(void **state) {
+    (void)state;
+    EACH_PATH(path) {
+        double worst = 0;
+        float x[1000], y[1000];
+        for (uint32_t bits = 0; bits < 0x42d20000; bits += 1009 * 1000) /* up to 105 */
+            for (int sign = 0; sign < 2; sign++) {
+                for (uint32_t i = 0; i < 1000; i++) {
+                    uint32_t u = (bits + i * 1009) | (uint32_t)sign << 31;
+                    memcpy(&x[i], &u, sizeof u);
+                }
+                simd()->exp_store(y, x, 1000, 0, 1);
+                for (size_t i = 0; i < 1000; i++) {
+                    double want = exp(x[i]);
+                    if (want > 3.4028234e38) {
+                        if (x[i] > 88.73f) assert_true(isinf(y[i]));
+                        continue;
+                    }
+                    double ulp = ldexp(1, (want < 0x1p-126 ? -126 : ilogb(want)) - 23);
+                    worst = fmax(worst, fabs(y[i] - want) / ulp);
+                }
+            }
+        if (worst > 1.5) fail_msg("%s: exp is wrong by %.3f ulp", path, worst);
+        static const float special[] = {0, -0.0f, INFINITY, -INFINITY, 1e30f, -1e30f, -104.5f};
+        static const float want[] = {1, 1, INFINITY, 0, INFINITY, 0, 0};
+        simd()->exp_store(y, special, COUNT_OF(special), 0, 1);
+        for (size_t i = 0; i < COUNT_OF(special); i++) assert_true(y[i] == want[i]);
+        x[0] = NAN;
+        simd()->exp_store(y, x, 1, 0, 1);
+        assert_true(isnan(y[0]));
+    }
+}
+
+/* ---- softmax ---- */
+
+struct rows {
+    size_t rows, d, k;
+    const float *x;
+    float inv_temperature;
+    bool in_place;
+};
+
+static void run_logsumexp(void *ctx, float *out) {
+    const struct rows *c = ctx;
+    kernel_logsumexp(out, c->x, c->rows, c->d, c->inv_temperature);
+}
+
+static void run_log_softmax(void *ctx, float *out) {
+    const struct rows *c = ctx;
+    if (c->in_place) memcpy(out, c->x, c->rows * c->d * sizeof *out);
+    kernel_log_softmax(out, c->in_place ? out : c->x, c->rows, c->d, c->inv_temperature);
+}
+
+/*
+ * With z = (x - max) s: rounding z changes the sum by 2 U sum p |z| <= 2 U log d (the entropy bounds it), exp by 3 U; sums
+ * are f64. The result is rounded once; a log-softmax in two steps of sizes |z| and log sum.
+ */
+static void test_softmax(void **state) {
+    static const size_t sizes[] = {1, 2, 3, 15, 16, 17, 100, 2048, 2049, 5000};
+    static const float temperatures[] = {1, 0.5f, 4, 0.9f};
+    (void)state;
+    struct rng r = rng_init(30, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes) * COUNT_OF(temperatures); i++) {
+        enum { ROWS = 7 };
+        size_t d = sizes[i / COUNT_OF(temperatures)];
+        struct pair x = logits(&r, ROWS, d);
+        struct rows c = {ROWS, d, 0, x.f, 1 / temperatures[i % COUNT_OF(temperatures)], false};
+        double lse[ROWS], sum_error = (2 * log((double)d) + 4) * U;
+        double tolerance[ROWS], *y = take(ROWS * d, sizeof *y), *y_tolerance = take(ROWS * d, sizeof *y);
+        for (size_t k = 0; k < ROWS; k++) {
+            double max = -INFINITY;
+            for (size_t j = 0; j < d; j++) max = fmax(max, x.d[k * d + j]);
+            lse[k] = plain64_logsumexp(x.d + k * d, d, c.inv_temperature);
+            tolerance[k] = U * fabs(lse[k]) + sum_error;
+            plain64_log_softmax(y + k * d, x.d + k * d, d, c.inv_temperature);
+            for (size_t j = 0; j < d; j++) {
+                double z = fabs(x.d[k * d + j] - max) * c.inv_temperature;
+                y_tolerance[k * d + j] = U * (2 * z + 2 * log((double)d) + fabs(y[k * d + j])) + sum_error;
+            }
+        }
+        check_kernel("logsumexp", run_logsumexp, &c, ROWS, NULL, lse, tolerance);
+        check_kernel("log_softmax", run_log_softmax, &c, ROWS * d, NULL, y, y_tolerance);
+        c.in_place = true;
+        check_kernel("log_softmax in place", run_log_softmax, &c, ROWS * d, NULL, y, y_tolerance);
+        arena_reset(&memory);
+    }
+}
+
+/* ---- the largest ---- */
+
+static const float *sort_values; /* qsort has no context */
+
+static int compare_entries(const void *a, const void *b) {
+    uint32_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
+    float x = sort_values[i], y = sort_values[j];
+    if (isnan(x)) x = -INFINITY;
+    if (isnan(y)) y = -INFINITY;
+    return x != y ? (x < y) - (x > y) : (i > j) - (i < j);
+}
+
+static void check_topk(const float *x, size_t rows, size_t d, size_t k) {
+    uint32_t *order = take(d, sizeof *order), *ids = take(rows * k, sizeof *ids), *best = take(rows, sizeof *best);
+    float *values = take(rows * k, sizeof *values);
+    EACH_PATH(path) {
+        kernel_topk(ids, values, x, rows, d, k);
+        kernel_argmax(best, x, rows, d);
+        for (size_t row = 0; row < rows; row++) {
+            sort_values = x + row * d;
+            for (uint32_t i = 0; i < d; i++) order[i] = i;
+            qsort(order, d, sizeof *order, compare_entries);
+            assert_int_equal(best[row], order[0]);
+            assert_memory_equal(ids + row * k, order, k * sizeof *order);
+            for (size_t i = 0; i < k; i++)
+                assert_true(values[row * k + i] == (isnan(sort_values[order[i]]) ? -INFINITY : sort_values[order[i]]));
+        }
+    }
+}
+
+static void test_topk(void **state) {
+    static const size_t shapes[][2] = {{1, 1}, {2, 2}, {17, 5}, {33, 33}, {1000, 1}, {1000, 50}, {5000, 300}};
+    (void)state;
+    struct rng r = rng_init(31, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        size_t d = shapes[i][0], k = shapes[i][1];
+        struct pair x = logits(&r, 12, d);
+        for (size_t j = 0; j < 2 * d; j++) x.f[j] = (float)rng_below(&r, 7); /* many ties */
+        for (size_t j = 9 * d; j < 10 * d; j += 3) x.f[j] = NAN;
+        check_topk(x.f, 12, d, k);
+        arena_reset(&memory);
+    }
+}
+
+/* ---- sampling ---- */
+
+static int compare_f64(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/*
+ * The draw for u is the twin's, unless u is so near a boundary of the cumulative distribution that f32 exponentials (wrong
+ * by 3 U + 2 U |z|, on average over the row (2 log d + 4) U) may put it on the other side.
+ */
+static void check_draws(const struct pair *x, size_t d, size_t n, double *u, float inv_temperature) {
+    uint32_t *ids = take(n, sizeof *ids);
+    EACH_PATH(path) {
+        kernel_sample(ids, u, x->f, 1, d, n, inv_temperature);
+        double *sorted = take(n, sizeof *sorted), slack = (2 * log((double)d) + 6) * U;
+        memcpy(sorted, u, n * sizeof *sorted);
+        qsort(sorted, n, sizeof *sorted, compare_f64);
+        for (size_t i = 0; i < n; i++) {
+            uint32_t low = plain64_sample(fmax(0, sorted[i] - slack), x->d, d, inv_temperature);
+            uint32_t high = plain64_sample(fmin(1, sorted[i] + slack), x->d, d, inv_temperature);
+            assert_in_range(ids[i], low, high);
+            if (i > 0) assert_true(ids[i] >= ids[i - 1]);
+        }
+    }
+}
+
+static void test_sample(void **state) {
+    static const size_t shapes[][2] = {{1, 3}, {2, 50}, {17, 50}, {5000, 12}, {3000, 600}};
+    (void)state;
+    struct rng r = rng_init(32, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        for (size_t row = 0; row < 6; row++) {
+            size_t d = shapes[i][0], n = shapes[i][1];
+            struct pair all = logits(&r, 6, d), x = {all.f + row * d, all.d + row * d, d};
+            double *u = take(n, sizeof *u);
+            for (size_t j = 0; j < n; j++) u[j] = rng_f64(&r);
+            u[0] = 0;
+            if (n > 1) u[1] = 1 - 0x1p-53;
+            check_draws(&x, d, n, u, row % 2 ? 1 : 0.7f);
+            arena_reset(&memory);
+        }
+}
+
+/* A masked token is never drawn, not even by u = 0 or the last u below 1. */
+static void test_sample_skips_impossible_tokens(void **state) {
+    (void)state;
+    float x[5] = {-INFINITY, 1, -INFINITY, 2, -1e4f};
+    double u[4] = {0, 1 - 0x1p-53, 0.2, 0.9};
+    uint32_t ids[4];
+    EACH_PATH(path) {
+        kernel_sample(ids, u, x, 1, 5, 4, 1);
+        assert_int_equal(ids[0], 1);
+        assert_int_equal(ids[1], 1);
+        assert_int_equal(ids[2], 3);
+        assert_int_equal(ids[3], 3);
+    }
+}
+
+/* Counts of draws over the number of draws are the distribution: chi-squared over 20 cells, 99.99% quantile for 19
+ * degrees of freedom 50.8 (fixed seed, so this passes always or never). */
+static void test_sample_is_unbiased(void **state) {
+    enum { D = 20, N = 200, ROWS = 500 };
+    (void)state;
+    struct rng r = rng_init(33, 1);
+    struct pair one = normals(&r, D, 1);
+    float *x = take(ROWS * D, sizeof *x);
+    double *u = take(ROWS * N, sizeof *u), p[D], chi = 0;
+    uint32_t *ids = take(ROWS * N, sizeof *ids);
+    for (size_t i = 0; i < ROWS; i++) memcpy(x + i * D, one.f, D * sizeof *x);
+    for (size_t i = 0; i < ROWS * N; i++) u[i] = rng_f64(&r);
+    kernel_sample(ids, u, x, ROWS, D, N, 1);
+    plain64_log_softmax(p, one.d, D, 1);
+    size_t count[D] = {0};
+    for (size_t i = 0; i < ROWS * N; i++) count[ids[i]]++;
+    for (size_t i = 0; i < D; i++) {
+        double want = exp(p[i]) * ROWS * N, off = (double)count[i] - want;
+        chi += off * off / want;
+    }
+    assert_true(chi < 50.8);
+}
+
+/* The bits do not depend on the threads. */
+static void test_rows_are_thread_independent(void **state) {
+    enum { ROWS = 40, D = 3001, N = 30, K = 20 };
+    (void)state;
+    struct rng r = rng_init(34, 1);
+    struct pair x = logits(&r, ROWS, D);
+    double *u = take(ROWS * N, sizeof *u);
+    for (size_t i = 0; i < ROWS * N; i++) u[i] = rng_f64(&r);
+    uint32_t *ids = take(2 * ROWS * N, sizeof *ids), *top = take(2 * ROWS * K, sizeof *top);
+    float *values = take(2 * ROWS * K, sizeof *values);
+    for (size_t i = 0; i < 2; i++) {
+        parallel_set_threads(i ? 4 : 1);
+        kernel_sample(ids + i * ROWS * N, u, x.f, ROWS, D, N, 0.8f);
+        kernel_topk(top + i * ROWS * K, values + i * ROWS * K, x.f, ROWS, D, K);
+    }
+    parallel_set_threads(parallel_default_threads());
+    assert_memory_equal(ids, ids + ROWS * N, ROWS * N * sizeof *ids);
+    assert_memory_equal(top, top + ROWS * K, ROWS * K * sizeof *top);
+    assert_memory_equal(values, values + ROWS * K, ROWS * K * sizeof *values);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_exp, release_memory),
+        cmocka_unit_test_teardown(test_softmax, release_memory),
+        cmocka_unit_test_teardown(test_topk, release_memory),
+        cmocka_unit_test_teardown(test_sample, release_memory),
+        cmocka_unit_test_teardown(test_sample_skips_impossible_tokens, release_memory),
+        cmocka_unit_test_teardown(test_sample_is_unbiased, release_memory),
+        cmocka_unit_test_teardown(test_rows_are_thread_independent, release_memory),
+    };
+    return cmocka_run_group_tests_name("kernel logits", tests, NULL, NULL);
+}
