@@ -1,0 +1,619 @@
+/*
+ * lib/grad: the gradient of every operation, and of a whole decoder block, against central differences of the twins in f64.
+ *
+ * The scalar that is differentiated is L = sum c y for fixed random c (put into the result's gradient with grad_of), or the
+ * head's loss. In f64 with step h = 1e-5 a central difference of numbers around 1 is wrong by about h^2 = 1e-10; what
+ * remains is f32's rounding, so a gradient must agree to 2e-5 of the largest of its kind.
+ */
+#include "tests/unit/kernel_test.h"
+
+#include "lib/grad/grad.h"
+
+#define STEP      1e-5
+#define TOLERANCE 2e-5
+#define BEFORE    0.25f /* what parameter gradients hold when backward begins: it is added to */
+#define MAX_IN    20
+
+/* A function under test: inputs, a graph on the tape, and the same from the twins. */
+struct function {
+    const char *name;
+    size_t n_in, rows[MAX_IN], cols[MAX_IN], out_rows, out_cols;
+    struct grad_var *(*build)(const struct function *f, struct grad_tape *t, struct grad_var **in);
+    void (*twin)(const struct function *f, double *const *in, double *y);
+    bool is_loss; /* build calls grad_head itself; the twin gives one number, y[0] */
+    struct kernel_attention shape;
+    const uint32_t *ids, *position;
+    const double *inv_freq;
+    double *head_loss; /* where the tape's version leaves its total */
+};
+
+struct example {
+    struct pair in[MAX_IN];
+    double *c; /* [out] weights of the results */
+    float *grad[MAX_IN];
+};
+
+static double objective(const struct function *f, const struct example *x) {
+    double *in[MAX_IN], y[4096];
+    for (size_t i = 0; i < f->n_in; i++) in[i] = x->in[i].d;
+    assert_true(f->out_rows * f->out_cols <= COUNT_OF(y));
+    f->twin(f, in, y);
+    return f->is_loss ? y[0] : plain64_dot(y, x->c, f->out_rows * f->out_cols);
+}
+
+/* Runs the tape once; gradients of the inputs into x->grad, values into y. */
+static void run_tape(const struct function *f, struct example *x, struct grad_tape *t, float *y) {
+    struct grad_var *in[MAX_IN];
+    size_t n_out = f->out_rows * f->out_cols;
+    struct err e;
+    for (size_t i = 0; i < f->n_in; i++) {
+        for (size_t j = 0; j < x->in[i].n; j++) x->grad[i][j] = BEFORE;
+        in[i] = grad_leaf(t, x->in[i].f, x->grad[i], f->rows[i], f->cols[i]);
+    }
+    struct grad_var *out = f->build(f, t, in);
+    if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
+    if (!f->is_loss) {
+        memcpy(y, out->value, n_out * sizeof *y);
+        float *g = grad_of(t, out);
+        for (size_t i = 0; i < n_out; i++) g[i] += (float)x->c[i];
+    }
+    grad_backward(t);
+    assert_int_equal(grad_error(t, &e), 0);
+}
+
+static void check_values(const struct function *f, const struct example *x, const float *y) {
+    double *in[MAX_IN], want[4096];
+    for (size_t i = 0; i < f->n_in; i++) in[i] = x->in[i].d;
+    f->twin(f, in, want);
+    if (f->is_loss && fabs(*f->head_loss - want[0]) > TOLERANCE * fabs(want[0]))
+        fail_msg("%s: loss %.9g, should be %.9g", f->name, *f->head_loss, want[0]);
+    for (size_t i = 0; !f->is_loss && i < f->out_rows * f->out_cols; i++)
+        if (fabs(y[i] - want[i]) > TOLERANCE * (1 + fabs(want[i])))
+            fail_msg("%s: value %zu is %.9g, should be %.9g", f->name, i, (double)y[i], want[i]);
+}
+
+static void check_input_gradient(const struct function *f, struct example *x, size_t which) {
+    struct pair *in = &x->in[which];
+    double *want = take(in->n, sizeof *want), largest = 1e-3;
+    for (size_t i = 0; i < in->n; i++) {
+        double value = in->d[i], up, down;
+        in->d[i] = value + STEP;
+        up = objective(f, x);
+        in->d[i] = value - STEP;
+        down = objective(f, x);
+        in->d[i] = value;
+        want[i] = (up - down) / (2 * STEP);
+        largest = fmax(largest, fabs(want[i]));
+    }
+    for (size_t i = 0; i < in->n; i++)
+        if (fabs((double)x->grad[which][i] - (double)BEFORE - want[i]) > TOLERANCE * largest + U * BEFORE)
+            fail_msg("%s: gradient %zu of input %zu is %.9g, should be %.9g (largest %.3g)", f->name, i, which,
+                     (double)(x->grad[which][i] - BEFORE), want[i], largest);
+}
+
+static void check_function(const struct function *f, uint64_t seed) {
+    struct rng r = rng_init(seed, 2);
+    struct example x = {0};
+    struct grad_tape *t;
+    struct err e;
+    size_t n_out = f->out_rows * f->out_cols;
+    float *y = take(n_out + 1, sizeof *y), *again = take(n_out + 1, sizeof *again), *grads[MAX_IN];
+    x.c = normals(&r, n_out + 1, 1).d;
+    for (size_t i = 0; i < n_out; i++) x.c[i] = (float)x.c[i];
+    for (size_t i = 0; i < f->n_in; i++) {
+        x.in[i] = normals(&r, f->rows[i] * f->cols[i], 0.7);
+        x.grad[i] = take(x.in[i].n, sizeof(float));
+    }
+    assert_int_equal(grad_tape_new(&t, true, &e), 0);
+    parallel_set_threads(1);
+    run_tape(f, &x, t, y);
+    check_values(f, &x, y);
+    for (size_t i = 0; i < f->n_in; i++) {
+        check_input_gradient(f, &x, i);
+        grads[i] = copy_f32(x.grad[i], x.in[i].n);
+    }
+    /* Again on the same tape with four threads: the same bits and no new memory. */
+    size_t held = grad_memory(t);
+    grad_reset(t);
+    parallel_set_threads(4);
+    run_tape(f, &x, t, again);
+    assert_memory_equal(y, again, n_out * sizeof *y);
+    for (size_t i = 0; i < f->n_in; i++) assert_memory_equal(grads[i], x.grad[i], x.in[i].n * sizeof(float));
+    assert_int_equal(grad_memory(t), held);
+    parallel_set_threads(parallel_default_threads());
+    grad_tape_free(t);
+}
+
+/* ---- one operation each ---- */
+
+static const uint32_t some_ids[] = {3, 0, 3, 6, 1, 3};
+
+static struct grad_var *build_embed(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_embed(t, in[0], f->ids, f->out_rows);
+}
+
+static void twin_embed(const struct function *f, double *const *in, double *y) {
+    plain64_gather(y, in[0], f->ids, f->out_rows, f->out_cols);
+}
+
+static void test_embed(void **state) {
+    (void)state;
+    struct function f = {"embed", 1, {7}, {5}, 6, 5, build_embed, .twin = twin_embed, .ids = some_ids};
+    check_function(&f, 1);
+}
+
+static struct grad_var *build_linear(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_linear(t, in[0], in[1], f->n_in == 3 ? in[2] : NULL);
+}
+
+static void twin_linear(const struct function *f, double *const *in, double *y) {
+    plain64_matmul_nt(f->out_rows, f->out_cols, f->cols[0], in[0], in[1], 0, y);
+    if (f->n_in == 3) plain64_add_bias(y, in[2], f->out_rows, f->out_cols);
+}
+
+static void test_linear(void **state) {
+    (void)state;
+    struct function f = {"linear", 2, {6, 4}, {5, 5}, 6, 4, build_linear, .twin = twin_linear};
+    check_function(&f, 2);
+    f = (struct function){"linear, bias", 3, {9, 4, 1}, {5, 5, 4}, 9, 4, build_linear, .twin = twin_linear};
+    check_function(&f, 3);
+    f = (struct function){"linear, one row", 3, {1, 4, 1}, {5, 5, 4}, 1, 4, build_linear, .twin = twin_linear};
+    check_function(&f, 4);
+}
+
+static struct grad_var *build_rmsnorm(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    (void)f;
+    return grad_rmsnorm(t, in[0], in[1], 1e-3f);
+}
+
+static void twin_rmsnorm(const struct function *f, double *const *in, double *y) {
+    double inv[64];
+    plain64_rmsnorm(y, inv, in[0], in[1], f->out_rows, f->out_cols, 1e-3f);
+}
+
+static void test_rmsnorm(void **state) {
+    (void)state;
+    struct function f = {"rmsnorm", 2, {5, 1}, {19, 19}, 5, 19, build_rmsnorm, .twin = twin_rmsnorm};
+    check_function(&f, 5);
+}
+
+static const double frequencies[] = {1, 0.1, 0.01};
+static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
+
+static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_rope(t, in[0], 2, 6, f->position, f->inv_freq);
+}
+
+static void twin_rope(const struct function *f, double *const *in, double *y) {
+    memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
+    plain64_rope(y, f->out_rows, 2, 6, f->position, f->inv_freq, 1);
+}
+
+static void test_rope(void **state) {
+    (void)state;
+    struct function f = {
+        "rope", 1, {6}, {12}, 6, 12, build_rope, .twin = twin_rope, .position = positions, .inv_freq = frequencies};
+    check_function(&f, 6);
+}
+
+static struct grad_var *build_attention(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_attention(t, in[0], in[1], in[2], &f->shape);
+}
+
+static void twin_attention(const struct function *f, double *const *in, double *y) {
+    double lse[256], p[64];
+    plain64_attention(&f->shape, y, lse, in[0], in[1], in[2], p);
+}
+
+static void test_attention(void **state) {
+    static const uint32_t starts[] = {0, 4, 5, 11};
+    (void)state;
+    struct function f = {"attention, grouped",
+                         3,
+                         {11, 11, 11},
+                         {24, 8, 8},
+                         11,
+                         24,
+                         build_attention,
+                         .twin = twin_attention,
+                         .shape = {6, 2, 4, 3, starts, 0.5f}};
+    check_function(&f, 7);
+    f = (struct function){
+        "attention, one kv head",           3, {5, 5, 5}, {18, 2, 2}, 5, 18, build_attention, .twin = twin_attention,
+        .shape = {9, 1, 2, 2, starts, 0.7f}};
+    check_function(&f, 8);
+}
+
+static struct grad_var *build_swiglu(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    (void)f;
+    return grad_swiglu(t, in[0], in[1]);
+}
+
+static void twin_swiglu(const struct function *f, double *const *in, double *y) {
+    plain64_swiglu(y, in[0], in[1], f->out_rows * f->out_cols);
+}
+
+static void test_swiglu(void **state) {
+    (void)state;
+    struct function f = {"swiglu", 2, {3, 3}, {21, 21}, 3, 21, build_swiglu, .twin = twin_swiglu};
+    check_function(&f, 9);
+}
+
+/* ---- addition with shared inputs: gradients that share memory must not write into each other ---- */
+
+/* n = norm(x w^T); s = n + n; r = s + n; y = rmsnorm(r) + r, and r once more through a linear */
+static struct grad_var *build_adds(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    (void)f;
+    struct grad_var *n = grad_linear(t, in[0], in[1], NULL), *s = grad_add(t, n, n), *r = grad_add(t, s, n);
+    struct grad_var *y = grad_add(t, grad_rmsnorm(t, r, in[2], 1e-3f), r);
+    return grad_add(t, grad_linear(t, r, in[1], NULL), grad_add(t, y, in[0]));
+}
+
+static void twin_adds(const struct function *f, double *const *in, double *y) {
+    size_t n = f->out_rows * f->out_cols, d = f->out_cols;
+    double r[256], inv[64], l[256];
+    plain64_matmul_nt(f->out_rows, d, d, in[0], in[1], 0, r);
+    plain64_scale(r, n, 3);
+    plain64_rmsnorm(y, inv, r, in[2], f->out_rows, d, 1e-3f);
+    plain64_matmul_nt(f->out_rows, d, d, r, in[1], 0, l);
+    plain64_add(y, r, n);
+    plain64_add(y, l, n);
+    plain64_add(y, in[0], n);
+}
+
+static void test_add(void **state) {
+    (void)state;
+    struct function f = {"add", 3, {4, 6, 1}, {6, 6, 6}, 4, 6, build_adds, .twin = twin_adds};
+    check_function(&f, 10);
+}
+
+/* ---- the head ---- */
+
+#define VOCAB 13
+
+/* A loss over rows with targets of the kind that `kind` says: 0 sparse, 1 ghost, 2 dense, 3 labels only. */
+struct head_loss {
+    struct kernel_loss how;
+    int kind;
+    size_t rows;
+    double total;
+    float probs[3], rest, weight[600];
+    uint32_t ids[3];
+    float dense[VOCAB];
+};
+
+static const struct head_loss *current; /* the twin has no other way to it */
+
+static uint32_t label_of(size_t row) {
+    return row % 5 == 3 ? UINT32_MAX : (uint32_t)(row * 7 % VOCAB);
+}
+
+static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    struct head_loss *l = ctx;
+    (void)e;
+    uint64_t offset[300];
+    uint32_t ids[900], label[300];
+    float probs[900], rest[300], dense[300 * VOCAB];
+    double kl[300], ce[300];
+    assert_true(rows <= 299 && vocab == VOCAB);
+    for (size_t i = 0; i < rows; i++) {
+        offset[i] = 3 * i;
+        for (size_t j = 0; j < 3; j++) ids[3 * i + j] = l->ids[j], probs[3 * i + j] = l->probs[j];
+        rest[i] = l->rest;
+        label[i] = label_of(first + i);
+        memcpy(dense + i * VOCAB, l->dense, sizeof l->dense);
+    }
+    offset[rows] = 3 * rows;
+    struct kernel_target t = {.label = label};
+    if (l->kind <= 1) t.offset = offset, t.ids = ids, t.probs = probs;
+    if (l->kind == 1) t.rest = rest;
+    if (l->kind == 2) t.dense = dense;
+    kernel_distill_loss(&l->how, &t, l->weight + first, logits, rows, vocab, kl, ce, logits);
+    for (size_t i = 0; i < rows; i++)
+        l->total += l->weight[first + i] *
+                    (l->how.kl_weight * l->how.temperature * l->how.temperature * kl[i] + l->how.ce_weight * ce[i]);
+    return 0;
+}
+
+static double twin_loss(const double *logits, size_t rows) {
+    double t[VOCAB] = {0}, dx[VOCAB], kl, ce, total = 0;
+    bool in_k[VOCAB] = {0};
+    for (size_t j = 0; j < 3 && current->kind <= 1; j++)
+        t[current->ids[j]] = current->probs[j], in_k[current->ids[j]] = true;
+    for (size_t j = 0; j < VOCAB && current->kind == 2; j++) t[j] = exp(current->dense[j]);
+    struct kernel_loss how = current->how;
+    if (current->kind == 3) how.kl_weight = 0;
+    for (size_t i = 0; i < rows; i++) {
+        plain64_distill_loss(&how, t, in_k, current->kind == 1 ? current->rest : 0, label_of(i), 1, logits + i * VOCAB,
+                             VOCAB, &kl, &ce, dx);
+        total += current->weight[i] * (how.kl_weight * how.temperature * how.temperature * kl + how.ce_weight * ce);
+    }
+    return total;
+}
+
+static struct head_loss make_head_loss(int kind, float temperature, size_t rows) {
+    struct head_loss l = {.how = {temperature, 0.6f, 0.4f}, .kind = kind, .rows = rows};
+    struct rng r = rng_init(99, (uint64_t)kind);
+    memcpy(l.ids, (uint32_t[]){7, 2, 11}, sizeof l.ids);
+    memcpy(l.probs, (float[]){0.5f, 0.25f, 0.125f}, sizeof l.probs);
+    l.rest = 0.125f;
+    for (size_t i = 0; i < VOCAB; i++) l.dense[i] = (float)rng_normal(&r);
+    kernel_log_softmax(l.dense, l.dense, 1, VOCAB, 1);
+    for (size_t i = 0; i < rows; i++) l.weight[i] = (float)rng_f64(&r);
+    return l;
+}
+
+static struct grad_var *build_head(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    struct head_loss l = *current;
+    /* Through an operation, so that h is no leaf. */
+    assert_true(grad_head(t, grad_add(t, in[0], in[0]), in[1], block_loss, &l));
+    *f->head_loss = l.total;
+    return NULL;
+}
+
+static void twin_head(const struct function *f, double *const *in, double *y) {
+    double *logits = take(f->rows[0] * VOCAB, sizeof *logits);
+    plain64_matmul_nt(f->rows[0], VOCAB, f->cols[0], in[0], in[1], 0, logits);
+    plain64_scale(logits, f->rows[0] * VOCAB, 2);
+    y[0] = twin_loss(logits, f->rows[0]);
+}
+
+static void test_head(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++)
+        for (float temperature = 1; temperature <= 2; temperature++) {
+            double total;
+            struct head_loss l = make_head_loss(kind, temperature, 7);
+            current = &l;
+            struct function f = {"head", 2,          {7, VOCAB},        {5, 5},          0,
+                                 0,      build_head, .twin = twin_head, .is_loss = true, .head_loss = &total};
+            check_function(&f, 11);
+            release_memory(NULL);
+        }
+}
+
+/* More rows than a block. */
+static void test_head_in_blocks(void **state) {
+    (void)state;
+    double total;
+    struct head_loss l = make_head_loss(1, 1, 521);
+    current = &l;
+    struct function f = {
+        "head in blocks",   2, {521, VOCAB}, {2, 2}, 0, 0, build_head, .twin = twin_head, .is_loss = true,
+        .head_loss = &total};
+    check_function(&f, 12);
+}
+
+/* ---- a whole decoder block, embedding to loss ---- */
+
+enum { N = 7, HIDDEN = 8, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 2, FFN = 6 };
+enum { EMBED, NORM1, WQ, BQ, WK, WV, WO, NORM2, GATE, UP, DOWN, NORM3, HEAD, PARAMETERS };
+
+static const uint32_t block_starts[] = {0, 3, 7}, block_positions[] = {0, 1, 2, 0, 1, 2, 3};
+static const uint32_t block_ids[] = {1, 5, 1, 12, 0, 5, 5};
+static const struct kernel_attention block_shape = {HEADS, KV_HEADS, HEAD_DIM, 2, block_starts, 0.7071067811865475f};
+static const double block_frequency[] = {0.8};
+
+static struct grad_var *build_block(const struct function *f, struct grad_tape *t, struct grad_var **p) {
+    struct head_loss l = *current;
+    struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N), *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f);
+    struct grad_var *q =
+        grad_rope(t, grad_linear(t, h, p[WQ], p[BQ]), HEADS, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *k =
+        grad_rope(t, grad_linear(t, h, p[WK], NULL), KV_HEADS, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *a = grad_attention(t, q, k, grad_linear(t, h, p[WV], NULL), &block_shape);
+    x = grad_add(t, x, grad_linear(t, a, p[WO], NULL));
+    h = grad_rmsnorm(t, x, p[NORM2], 1e-5f);
+    struct grad_var *y = grad_swiglu(t, grad_linear(t, h, p[GATE], NULL), grad_linear(t, h, p[UP], NULL));
+    x = grad_add(t, x, grad_linear(t, y, p[DOWN], NULL));
+    assert_true(grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f), p[HEAD], block_loss, &l));
+    *f->head_loss = l.total;
+    return NULL;
+}
+
+static void twin_block(const struct function *f, double *const *p, double *y) {
+    enum { KV = KV_HEADS * HEAD_DIM };
+    double x[N * HIDDEN], h[N * HIDDEN], q[N * HIDDEN], k[N * KV], v[N * KV], a[N * HIDDEN], inv[N], lse[N * HEADS],
+        s[N];
+    double gate[N * FFN], up[N * FFN], logits[N * VOCAB];
+    (void)f;
+    plain64_gather(x, p[EMBED], block_ids, N, HIDDEN);
+    plain64_rmsnorm(h, inv, x, p[NORM1], N, HIDDEN, 1e-5f);
+    plain64_matmul_nt(N, HIDDEN, HIDDEN, h, p[WQ], 0, q);
+    plain64_add_bias(q, p[BQ], N, HIDDEN);
+    plain64_matmul_nt(N, KV, HIDDEN, h, p[WK], 0, k);
+    plain64_matmul_nt(N, KV, HIDDEN, h, p[WV], 0, v);
+    plain64_rope(q, N, HEADS, HEAD_DIM, block_positions, block_frequency, 1);
+    plain64_rope(k, N, KV_HEADS, HEAD_DIM, block_positions, block_frequency, 1);
+    plain64_attention(&block_shape, a, lse, q, k, v, s);
+    plain64_matmul_nt(N, HIDDEN, HIDDEN, a, p[WO], 1, x);
+    plain64_rmsnorm(h, inv, x, p[NORM2], N, HIDDEN, 1e-5f);
+    plain64_matmul_nt(N, FFN, HIDDEN, h, p[GATE], 0, gate);
+    plain64_matmul_nt(N, FFN, HIDDEN, h, p[UP], 0, up);
+    plain64_swiglu(gate, gate, up, N * FFN);
+    plain64_matmul_nt(N, HIDDEN, FFN, gate, p[DOWN], 1, x);
+    plain64_rmsnorm(h, inv, x, p[NORM3], N, HIDDEN, 1e-5f);
+    plain64_matmul_nt(N, VOCAB, HIDDEN, h, p[HEAD], 0, logits);
+    y[0] = twin_loss(logits, N);
+}
+
+static void test_decoder_block(void **state) {
+    (void)state;
+    double total;
+    struct head_loss l = make_head_loss(1, 2, N);
+    current = &l;
+    enum { KV = KV_HEADS * HEAD_DIM };
+    struct function f = {
+        "decoder block",
+        PARAMETERS,
+        {VOCAB, 1, HIDDEN, 1, KV, KV, HIDDEN, 1, FFN, FFN, HIDDEN, 1, VOCAB},
+        {HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, FFN, HIDDEN, HIDDEN},
+        0,
+        0,
+        build_block,
+        .twin = twin_block,
+        .is_loss = true,
+        .head_loss = &total};
+    check_function(&f, 13);
+}
+
+/* ---- the tape itself ---- */
+
+static struct grad_tape *new_tape(bool record) {
+    struct grad_tape *t;
+    struct err e;
+    assert_int_equal(grad_tape_new(&t, record, &e), 0);
+    return t;
+}
+
+/* Constants get no gradient, and an operation on constants alone is not recorded. */
+static void test_constants(void **state) {
+    (void)state;
+    float x[4] = {1, 2, 3, 4}, w[4] = {1, 1, 2, 2}, dw[4] = {0}, g[4];
+    struct grad_tape *t = new_tape(true);
+    struct grad_var *fixed = grad_leaf(t, x, NULL, 2, 2), *weight = grad_leaf(t, w, dw, 2, 2);
+    struct grad_var *sum = grad_add(t, fixed, fixed);
+    assert_null(grad_of(t, sum));
+    struct grad_var *y = grad_swiglu(t, sum, grad_linear(t, sum, weight, NULL)); /* gate constant, up not */
+    struct grad_var *a = grad_attention(t, sum, grad_linear(t, sum, weight, NULL), sum,
+                                        &(struct kernel_attention){1, 1, 2, 1, (uint32_t[]){0, 2}, 1});
+    grad_of(t, y)[0] = 1;
+    grad_of(t, a)[3] = 1;
+    grad_backward(t);
+    struct err e;
+    assert_int_equal(grad_error(t, &e), 0);
+    assert_true(dw[0] != 0);
+    memcpy(g, (float[]){1, 2, 3, 4}, sizeof g);
+    assert_memory_equal(x, g, sizeof g);
+    grad_tape_free(t);
+}
+
+/* The first failure stays, everything after it is NULL, and a reset clears it. */
+static void test_failures_travel(void **state) {
+    (void)state;
+    float x[6] = {0};
+    uint32_t id = 9;
+    struct grad_tape *t = new_tape(true);
+    struct grad_var *a = grad_leaf(t, x, NULL, 2, 3), *b = grad_leaf(t, x, NULL, 3, 2);
+    struct err e;
+    assert_null(grad_add(t, grad_add(t, a, b), a));
+    assert_null(grad_embed(t, a, &id, 1));
+    assert_false(grad_head(t, a, a, block_loss, NULL));
+    assert_int_equal(grad_error(t, &e), ERR_DATA);
+    assert_string_equal(e.msg, "add: [2, 3] and [3, 2]");
+    grad_reset(t);
+    assert_int_equal(grad_error(t, &e), 0);
+    a = grad_leaf(t, x, NULL, 2, 3);
+    assert_null(grad_embed(t, a, &id, 1));
+    assert_int_equal(grad_error(t, &e), ERR_DATA);
+    assert_string_equal(e.msg, "token 9 at position 0: the vocabulary has 2");
+    grad_tape_free(t);
+}
+
+static int failing_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    (void)ctx, (void)first, (void)rows, (void)vocab, (void)logits;
+    return err_set(e, ERR_CHECK, "no target");
+}
+
+static void test_failing_loss(void **state) {
+    (void)state;
+    float x[4] = {0};
+    struct grad_tape *t = new_tape(true);
+    struct grad_var *a = grad_leaf(t, x, NULL, 2, 2);
+    struct err e;
+    assert_false(grad_head(t, a, a, failing_loss, NULL));
+    assert_int_equal(grad_error(t, &e), ERR_CHECK);
+    assert_string_equal(e.msg, "no target");
+    grad_tape_free(t);
+}
+
+/* Every shape that does not fit is refused. */
+static void test_shapes_are_checked(void **state) {
+    (void)state;
+    float x[64] = {0};
+    double f[4] = {0};
+    uint32_t p[8] = {0}, short_starts[] = {0, 3}, bad_starts[] = {0, 0, 4};
+    struct grad_tape *t = new_tape(false);
+    for (int i = 0; i < 9; i++) {
+        struct grad_var *a = grad_leaf(t, x, NULL, 4, 4), *b = grad_leaf(t, x, NULL, 2, 3), *y = a;
+        struct kernel_attention s = {2, 2, 2, 1, short_starts, 1};
+        if (i == 0) y = grad_linear(t, a, b, NULL);
+        if (i == 1) y = grad_linear(t, a, a, b);
+        if (i == 2) y = grad_rmsnorm(t, a, b, 0);
+        if (i == 3) y = grad_rope(t, a, 1, 3, p, f);
+        if (i == 4) y = grad_rope(t, a, 3, 2, p, f);
+        if (i == 5) y = grad_attention(t, a, a, a, &s);
+        s.starts = bad_starts, s.n_seqs = 2;
+        if (i == 6) y = grad_attention(t, a, a, a, &s);
+        s.n_kv_heads = 3;
+        if (i == 7) y = grad_attention(t, a, a, a, &s);
+        if (i == 8) y = grad_swiglu(t, a, b);
+        struct err e;
+        assert_null(y);
+        assert_int_equal(grad_error(t, &e), ERR_DATA);
+        grad_reset(t);
+    }
+    grad_tape_free(t);
+}
+
+/* Without record, rewinding gives the memory back: a thousand steps take that of one. */
+static void test_mark_and_rewind(void **state) {
+    (void)state;
+    enum { SIZE = 300 };
+    float *x = take(SIZE * SIZE, sizeof *x);
+    struct grad_tape *t = new_tape(false);
+    struct grad_var *a = grad_leaf(t, x, NULL, SIZE, SIZE);
+    size_t held = 0;
+    for (int step = 0; step < 50; step++) {
+        size_t mark = grad_mark(t);
+        struct grad_var *y = a;
+        for (int i = 0; i < 20; i++) y = grad_add(t, y, a);
+        assert_non_null(y);
+        assert_null(grad_of(t, y));
+        if (step == 0) held = grad_memory(t);
+        assert_int_equal(grad_memory(t), held);
+        grad_rewind(t, mark);
+        assert_int_equal(grad_mark(t), mark);
+    }
+    grad_tape_free(t);
+}
+
+/* Gradients of results live only while they are needed: a deep chain takes the values and a few buffers more. */
+static void test_gradients_are_recycled(void **state) {
+    (void)state;
+    enum { SIZE = 256, DEPTH = 40 };
+    float *x = take(SIZE * SIZE, sizeof *x), *w = take(SIZE * SIZE, sizeof *w), *dw = take(SIZE * SIZE, sizeof *dw);
+    struct grad_tape *t = new_tape(true);
+    for (int step = 0; step < 2; step++) {
+        struct grad_var *y = grad_leaf(t, x, NULL, SIZE, SIZE), *weight = grad_leaf(t, w, dw, SIZE, SIZE);
+        for (int i = 0; i < DEPTH; i++) y = grad_linear(t, y, weight, NULL);
+        size_t before = grad_mark(t);
+        assert_non_null(grad_of(t, y));
+        grad_backward(t);
+        assert_true(grad_mark(t) - before < 3 * SIZE * SIZE * sizeof(float));
+        grad_reset(t);
+    }
+    grad_tape_free(t);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_embed, release_memory),
+        cmocka_unit_test_teardown(test_linear, release_memory),
+        cmocka_unit_test_teardown(test_rmsnorm, release_memory),
+        cmocka_unit_test_teardown(test_rope, release_memory),
+        cmocka_unit_test_teardown(test_attention, release_memory),
+        cmocka_unit_test_teardown(test_swiglu, release_memory),
+        cmocka_unit_test_teardown(test_add, release_memory),
+        cmocka_unit_test_teardown(test_head, release_memory),
+        cmocka_unit_test_teardown(test_head_in_blocks, release_memory),
+        cmocka_unit_test_teardown(test_decoder_block, release_memory),
+        cmocka_unit_test_teardown(test_constants, release_memory),
+        cmocka_unit_test_teardown(test_failures_travel, release_memory),
+        cmocka_unit_test_teardown(test_failing_loss, release_memory),
+        cmocka_unit_test_teardown(test_shapes_are_checked, release_memory),
+        cmocka_unit_test_teardown(test_mark_and_rewind, release_memory),
+        cmocka_unit_test_teardown(test_gradients_are_recycled, release_memory),
+    };
+    return cmocka_run_group_tests_name("grad", tests, NULL, NULL);
+}
