@@ -1,0 +1,282 @@
+/* Quoting for make and the shell, paths, and graphs that no program of ours writes: entries come from strangers. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "lib/cli/recipe_internal.h"
+
+static struct err e;
+
+static void expect_shell(const char *word, const char *quoted) {
+    struct buf b = {0};
+    assert_int_equal(recipe_quote_shell(&b, word, &e), 0);
+    assert_int_equal(buf_append(&b, "", 1, &e), 0);
+    assert_string_equal((char *)b.data, quoted);
+    buf_release(&b);
+}
+
+static void shell_words(void **state) {
+    (void)state;
+    expect_shell("plain-1.5_%@a/b:c,d+e=f", "plain-1.5_%@a/b:c,d+e=f");
+    expect_shell("", "''");
+    expect_shell("two words", "'two words'");
+    expect_shell("it's", "'it'\\''s'");
+    expect_shell("$HOME", "'$$HOME'");
+    expect_shell("#", "'#'");
+    expect_shell("~", "'~'");
+    expect_shell("back\\slash", "'back\\slash'");
+    expect_shell("a\nb", "$$'a\\x0ab'");
+    expect_shell("\t'$\\", "$$'\\x09\\'$$\\\\'");
+}
+
+static void expect_make(const char *name, const char *target, const char *prerequisite) {
+    struct buf b = {0};
+    assert_int_equal(recipe_quote_make(&b, name, true, &e), 0);
+    assert_int_equal(buf_append(&b, "", 1, &e), 0);
+    assert_string_equal((char *)b.data, target);
+    b.len = 0;
+    assert_int_equal(recipe_quote_make(&b, name, false, &e), 0);
+    assert_int_equal(buf_append(&b, "", 1, &e), 0);
+    assert_string_equal((char *)b.data, prerequisite);
+    buf_release(&b);
+}
+
+static void make_names(void **state) {
+    (void)state;
+    expect_make("a.rill", "a.rill", "a.rill");
+    expect_make("a b#c", "a\\ b\\#c", "a\\ b\\#c");
+    expect_make("a$b=c", "a$$b$(eq)c", "a$$b$(eq)c");
+    expect_make("100%", "100\\%", "100%");
+    expect_make("~x", "./~x", "./~x");
+    static const char *const impossible[] = {"a;b", "a|b", "a\\b", "a\nb", "a\tb"};
+    for (size_t i = 0; i < COUNT_OF(impossible); i++) {
+        struct buf b = {0};
+        assert_int_equal(recipe_quote_make(&b, impossible[i], true, &e), ERR_DATA);
+        buf_release(&b);
+    }
+}
+
+static void normal_paths(void **state) {
+    (void)state;
+    static const char *const pairs[][2] = {{"a", "a"},           {"./a", "a"},     {"./././a/./b", "a/b"},
+                                           {"a//b", "a/b"},      {"/./a", "/a"},   {"../a/.b", "../a/.b"},
+                                           {"a/../b", "a/../b"}, {"a./b", "a./b"}, {"", ""}};
+    struct arena a = {0};
+    for (size_t i = 0; i < COUNT_OF(pairs); i++) {
+        const char *out;
+        assert_int_equal(recipe_normal_path(&a, pairs[i][0], &out, &e), 0);
+        assert_string_equal(out, pairs[i][1]);
+    }
+    arena_release(&a);
+}
+
+/* ---- graphs -------------------------------------------------------------------------------------------------------- */
+
+static int make(const char *json, const char *target, char **text) {
+    struct recipe r;
+    struct buf b = {0};
+    cJSON *entries = json_parse(json, strlen(json), &e);
+    assert_non_null(entries);
+    int rc = recipe_build(&r, entries, target, &e);
+    if (!rc) rc = recipe_print(&r, &b, &e);
+    *text = NULL;
+    if (!rc) {
+        assert_int_equal(buf_append(&b, "", 1, &e), 0);
+        *text = strdup((char *)b.data);
+    }
+    buf_release(&b);
+    recipe_release(&r);
+    cJSON_Delete(entries);
+    return rc;
+}
+
+static void expect_rules(const char *json, const char *target, const char *rules) {
+    char *text;
+    assert_int_equal(make(json, target, &text), 0);
+    const char *body = strstr(text, "eq := =\n\n");
+    assert_non_null(body);
+    assert_string_equal(body + 9, rules);
+    free(text);
+}
+
+#define STEP(id, tool, inputs, output)                                                                                 \
+    "{\"id\":\"" id "\",\"tool\":\"" tool "\",\"version\":\"" RILL_VERSION "\",\"argv\":[\"" tool                      \
+    "\"],\"inputs\":[" inputs "],\"output\":" output "}"
+#define STDIN(path, parents) "{\"role\":\"stdin\",\"path\":" path ",\"stdin\":true,\"parents\":[" parents "]}"
+
+static void pipe_and_files(void **state) {
+    (void)state;
+    expect_rules("[" STEP("1", "a", "", "\"x\"") "," STEP("2", "b", STDIN("\"x\"", "\"1\""), "null") "," STEP(
+                     "3", "c", STDIN("null", "\"2\""), "\"y\"") "]",
+                 NULL, "y: x\n\t$(RILL) b < x | \\\n\t$(RILL) c > y\n\nx:\n\t$(RILL) a > x\n");
+}
+
+static void renamed_and_missing(void **state) {
+    (void)state;
+    expect_rules("[" STEP("1", "a", "", "\"x\"") "]", "z", "z: x\n\ttest x -ef z || cp x z\n\nx:\n\t$(RILL) a > x\n");
+    /* a parent that is not there: its output is given */
+    expect_rules("[" STEP("2", "b", STDIN("\"x\"", "\"1\""), "\"y\"") "]", NULL,
+                 "y: x\n\t$(RILL) b < x > y\n\n# These must be there:\n#   x\n");
+}
+
+static void diamond(void **state) {
+    (void)state;
+    expect_rules(
+        "[" STEP("1", "a", "", "null") "," STEP("2", "b", STDIN("null", "\"1\""), "\"l\"") "," STEP(
+            "3", "c", STDIN("null", "\"1\""), "\"r\"") "," STEP("4", "d", STDIN("null", "\"2\",\"3\""), "\"y\"") "]",
+        NULL,
+        "y: l r\n\t{ cat l; cat r; } | \\\n\t$(RILL) d > y\n"
+        "\nl: pipe-step.rill\n\tcat pipe-step.rill | \\\n\t$(RILL) b > l\n"
+        "\nr: pipe-step.rill\n\tcat pipe-step.rill | \\\n\t$(RILL) c > r\n"
+        "\npipe-step.rill:\n\t$(RILL) a | cat > pipe-step.rill\n");
+}
+
+static void in_place(void **state) {
+    (void)state;
+    /* x was an input and then overwritten: the leaf keeps the name */
+    expect_rules("[" STEP("1", "a", STDIN("\"x\"", ""), "\"x\"") "]", NULL,
+                 "x.1: x\n\t$(RILL) a < x > x.1\n\n# These must be there:\n#   x\n");
+}
+
+static void hostile(void **state) {
+    (void)state;
+    char *text;
+    static const char *const refused[] = {
+        "[]",
+        "[{}]",
+        "[{\"id\":\"1\"}]",
+        "[{\"id\":\"1\",\"tool\":\"a\",\"argv\":[\"a\",7],\"output\":\"x\"}]",
+        "[{\"id\":1,\"tool\":\"a\"}]",
+        "[[]]",
+        "[null]",
+    };
+    for (size_t i = 0; i < COUNT_OF(refused); i++) assert_int_equal(make(refused[i], "t", &text), ERR_DATA);
+    /* a step that claims to be its own or a later one's child has no parent: no cycle can be written down */
+    expect_rules("[" STEP("1", "a", STDIN("null", "\"1\""), "\"x\"") "]", NULL,
+                 "x: unknown-input\n\tcat unknown-input | \\\n\t$(RILL) a > x\n\n# These must be there:\n"
+                 "#   unknown-input  it came through a pipe: save it under this name\n");
+    /* no way out of a word or of a comment */
+    assert_int_equal(
+        make("[{\"id\":\"1\",\"tool\":\"a; rm x\",\"version\":\"1\\n\\trm x\",\"argv\":[\"a\",\"$(rm x)\",\"`rm`\"],"
+             "\"output\":\"x\"}]",
+             NULL, &text),
+        0);
+    assert_non_null(strstr(text, "\t$(RILL) 'a; rm x' '$$(rm x)' '`rm`' > x\n"));
+    assert_non_null(strstr(text, "by rill 1??rm x, this"));
+    free(text);
+}
+
+static void unnamed(void **state) {
+    (void)state;
+    char *text;
+    assert_int_equal(make("[" STEP("1", "a", "", "null") "]", NULL, &text), ERR_USAGE);
+    expect_rules("[" STEP("1", "a", "", "null") "]", "t", "t:\n\t$(RILL) a | cat > t\n");
+}
+
+/* ---- provenance ------------------------------------------------------------------------------------------------------ */
+
+static void tips(void **state) {
+    (void)state;
+    static const char json[] = "[" STEP("1", "a", "", "null") "," STEP("2", "b", STDIN("null", "\"1\""),
+                                                                       "null") "," STEP("3", "c", "", "null") "]";
+    cJSON *entries = json_parse(json, strlen(json), &e), *out = cJSON_CreateArray();
+    assert_int_equal(prov_tips(entries, out, &e), 0);
+    assert_int_equal(cJSON_GetArraySize(out), 2);
+    assert_string_equal(cJSON_GetArrayItem(out, 0)->valuestring, "2");
+    assert_string_equal(cJSON_GetArrayItem(out, 1)->valuestring, "3");
+    cJSON_Delete(entries);
+    cJSON_Delete(out);
+}
+
+static void id_covers_all_but_itself(void **state) {
+    (void)state;
+    char a[DIGEST_TEXT_SIZE], b[DIGEST_TEXT_SIZE], c[DIGEST_TEXT_SIZE];
+    static const char one[] = "{\"id\":\"x\",\"tool\":\"a\"}", same[] = "{\"id\":\"y\",\"tool\":\"a\"}",
+                      other[] = "{\"id\":\"x\",\"tool\":\"b\"}";
+    cJSON *j1 = json_parse(one, strlen(one), &e), *j2 = json_parse(same, strlen(same), &e),
+          *j3 = json_parse(other, strlen(other), &e);
+    assert_int_equal(prov_id(j1, a, &e) | prov_id(j2, b, &e) | prov_id(j3, c, &e), 0);
+    assert_string_equal(a, b);
+    assert_string_not_equal(a, c);
+    cJSON_Delete(j1);
+    cJSON_Delete(j2);
+    cJSON_Delete(j3);
+}
+
+static void sets(void **state) {
+    (void)state;
+    struct idset s = {0};
+    char ids[300][8];
+    bool added;
+    assert_false(idset_has(&s, "0"));
+    for (int i = 0; i < 300; i++) {
+        snprintf(ids[i], sizeof ids[i], "%d", i);
+        assert_int_equal(idset_add(&s, ids[i], &added, &e), 0);
+        assert_true(added);
+    }
+    for (int i = 0; i < 300; i++) {
+        assert_true(idset_has(&s, ids[i]));
+        assert_int_equal(idset_add(&s, ids[i], &added, &e), 0);
+        assert_false(added);
+    }
+    assert_false(idset_has(&s, "300"));
+    idset_release(&s);
+}
+
+static void utf8(void **state) {
+    (void)state;
+    static const char *const pairs[][2] = {{"abc", "abc"},
+                                           {"\xC3\xA9", "\xC3\xA9"},
+                                           {"a\xFF"
+                                            "b",
+                                            "a\xEF\xBF\xBD"
+                                            "b"},
+                                           {"\xC3", "\xEF\xBF\xBD"},
+                                           {"\xE2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD"},
+                                           {"x\xF0\x9F\x98\x80\x80", "x\xF0\x9F\x98\x80\xEF\xBF\xBD"}};
+    struct arena a = {0};
+    for (size_t i = 0; i < COUNT_OF(pairs); i++) {
+        const char *out;
+        assert_int_equal(prov_utf8(&a, pairs[i][0], &out, &e), 0);
+        assert_string_equal(out, pairs[i][1]);
+    }
+    arena_release(&a);
+}
+
+static void progress_line(void **state) {
+    (void)state;
+    char line[200];
+    struct progress p = {.unit = "seq", .total = 1000, .done = 250};
+    progress_format(&p, 10, 200, line, sizeof line);
+    assert_string_equal(line, " 25% [=====>              ] 250/1.0k seq, 25/s, 0:30 left");
+    progress_format(&p, 10, 12, line, sizeof line);
+    assert_string_equal(line, " 25% [=====>");
+    p = (struct progress){.unit = "B", .done = 1500000, .note = "file 2"};
+    progress_format(&p, 3725, 200, line, sizeof line);
+    assert_string_equal(line, "1.5M B, 403/s, 1:02:05, file 2");
+    p = (struct progress){.unit = "x", .total = 10, .done = 12}; /* more than announced is no crash */
+    progress_format(&p, 1, 200, line, sizeof line);
+    assert_string_equal(line, "100% [====================] 12/10 x, 12/s, 0:00 left");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(shell_words),
+        cmocka_unit_test(make_names),
+        cmocka_unit_test(normal_paths),
+        cmocka_unit_test(pipe_and_files),
+        cmocka_unit_test(renamed_and_missing),
+        cmocka_unit_test(diamond),
+        cmocka_unit_test(in_place),
+        cmocka_unit_test(hostile),
+        cmocka_unit_test(unnamed),
+        cmocka_unit_test(tips),
+        cmocka_unit_test(id_covers_all_but_itself),
+        cmocka_unit_test(sets),
+        cmocka_unit_test(utf8),
+        cmocka_unit_test(progress_line),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
