@@ -81,7 +81,7 @@ static int merge_short(const struct vocab *v, const unsigned char *bytes, size_t
     }
     int rc = text_ids_reserve(ids, w.n, e);
     if (rc) return rc;
-    memcpy(ids->ids + ids->n, w.id, w.n * sizeof w.id[0]);
+    if (w.n) memcpy(ids->ids + ids->n, w.id, w.n * sizeof w.id[0]);
     ids->n += w.n;
     return 0;
 }

@@ -120,8 +120,8 @@ static inline struct vocab *load_golden(size_t which) {
     spec.nfc = cJSON_IsObject(json_at(root, "normalizer"));
     spec.ignore_merges = cJSON_IsTrue(json_at(model, "ignore_merges"));
     const cJSON *t;
-    cJSON_ArrayForEach(t, json_at(model, "vocab")) if (t->valuedouble >= spec.n_tokens)
-        spec.n_tokens = (uint32_t)t->valuedouble + 1;
+    cJSON_ArrayForEach(t, json_at(model, "vocab")) if (t->valuedouble >= spec.n_tokens) spec.n_tokens =
+        (uint32_t)t->valuedouble + 1;
     cJSON_ArrayForEach(t, json_at(root, "added_tokens")) if (json_at(t, "id")->valuedouble >= spec.n_tokens)
         spec.n_tokens = (uint32_t)json_at(t, "id")->valuedouble + 1;
     spec.tokens = arena_array(&spec.memory, spec.n_tokens, sizeof *spec.tokens, &e);
@@ -184,17 +184,62 @@ static inline struct text_ids must_encode(const struct vocab *v, const void *tex
 /* ---- random texts: pieces of everything that the pre-tokenizers tell apart ---- */
 
 static inline size_t random_text(struct rng *r, unsigned char *out, size_t max) {
-    static const char *const parts[] = {
-        "a",  "the", " word", "Zx", "'s", "'S",  "'ll", "'re", "1",   "23", "4567", " ",  "  ", "\n", "\r\n", "\t", "   ",
-        "!",  "...", ",",     "_",  "<",  "|>",  "{",   "}",   "\xc3\xa9", "\xc5\xbf",  "e\xcc\x81", "\xcc\xa3\xcc\x87",
-        "\xe4\xb8\xad\xe6\x96\x87", "\xe3\x80\x82", "\xf0\x9f\x98\x80", "\xef\xbc\x95", "\xc2\xa0", "\xe2\x80\x83",
-        "\xe1\xa0\x8e", "\xe3\x80\x80", "\xd9\xa3", "\xea\xb0\x80", "\xe1\x84\x80\xe1\x85\xa1", "\xff", "\xc3", "\xe4\xb8",
-        "\xed\xa0\x80", "\xf4\x90\x80\x80", "<|endoftext|>", "<|im_start|>", "<|eot_id|>", "<|endof", "\x00\x01"};
+    static const char *const parts[] = {"a",
+                                        "the",
+                                        " word",
+                                        "Zx",
+                                        "'s",
+                                        "'S",
+                                        "'ll",
+                                        "'re",
+                                        "1",
+                                        "23",
+                                        "4567",
+                                        " ",
+                                        "  ",
+                                        "\n",
+                                        "\r\n",
+                                        "\t",
+                                        "   ",
+                                        "!",
+                                        "...",
+                                        ",",
+                                        "_",
+                                        "<",
+                                        "|>",
+                                        "{",
+                                        "}",
+                                        "\xc3\xa9",
+                                        "\xc5\xbf",
+                                        "e\xcc\x81",
+                                        "\xcc\xa3\xcc\x87",
+                                        "\xe4\xb8\xad\xe6\x96\x87",
+                                        "\xe3\x80\x82",
+                                        "\xf0\x9f\x98\x80",
+                                        "\xef\xbc\x95",
+                                        "\xc2\xa0",
+                                        "\xe2\x80\x83",
+                                        "\xe1\xa0\x8e",
+                                        "\xe3\x80\x80",
+                                        "\xd9\xa3",
+                                        "\xea\xb0\x80",
+                                        "\xe1\x84\x80\xe1\x85\xa1",
+                                        "\xff",
+                                        "\xc3",
+                                        "\xe4\xb8",
+                                        "\xed\xa0\x80",
+                                        "\xf4\x90\x80\x80",
+                                        "<|endoftext|>",
+                                        "<|im_start|>",
+                                        "<|eot_id|>",
+                                        "<|endof",
+                                        "\x00\x01"};
     size_t n = 0;
     for (;;) {
         const char *p = parts[rng_below(r, COUNT_OF(parts))];
         size_t len = *p ? strlen(p) : 2;
-        if (rng_below(r, 8) == 0) len = 1, p = (const char[]){(char)rng_u32(r)};
+        char any = (char)rng_u32(r);
+        if (rng_below(r, 8) == 0) len = 1, p = &any;
         if (n + len > max) return n;
         memcpy(out + n, p, len);
         n += len;
