@@ -111,6 +111,8 @@ int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
 int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
 /* The same for what no terminal should see: refuses one without --force. */
 int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* The name after -o, NULL when the result goes to stdout: for a program that makes a folder of that name itself. */
+const char *cli_output_path(const struct cli *c);
 /* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
 struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out, struct err *e) MUST_CHECK;

@@ -217,6 +217,10 @@ static int record_named(struct cli *c, struct err *e) {
     return 0;
 }
 
+const char *cli_output_path(const struct cli *c) {
+    return to_stdout(c) ? NULL : c->output_path;
+}
+
 /* What the recipe will call the output. A file that is only appended to has other contents than ours: no name then. */
 static int record_output(struct cli *c, struct err *e) {
     if (!to_stdout(c)) return c->output->tmp ? record_named(c, e) : 0;

@@ -14,33 +14,53 @@
  */
 struct foreign_model {
     struct model_config config;
-    struct vocab *vocab;          /* NULL: the source has no tokenizer; owned */
-    const char *format;           /* "gguf" or "safetensors" */
-    struct digest digest;         /* of all files read: import's input digest */
-    cJSON *extra;                 /* what else is worth keeping in META ("source": {...}, generation settings), owned; may be NULL */
+    struct vocab *vocab;  /* NULL: the source has no tokenizer; owned */
+    const char *format;   /* "gguf" or "safetensors" */
+    struct digest digest; /* of all files read: import's input digest */
+    cJSON *extra;         /* what else META should keep: "general" (name, license ...), "generation"; owned, or NULL */
     struct foreign_source *source;
     struct arena memory;
 };
-/* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a .safetensors
- * beside its config.json, or a .gguf. ERR_DATA says what is missing or not supported (architecture, rope type, pre-tokenizer). */
-int foreign_open(struct foreign_model **out, const char *path, struct err *e) MUST_CHECK;
-/* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized blocks stay as they
- * are; desc tells the type. Slots whose rows must be reordered (GGUF's q and k) are. */
-int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_desc *d, const void **data, struct err *e) MUST_CHECK;
+/* What to do about the tokenizer, when not what the source says. NULL stands for all zero. */
+struct foreign_options {
+    bool no_tokenizer;     /* leave it out, also one that could not be read */
+    const char *tokenizer; /* take this tokenizer.json (and the tokenizer_config.json beside it) instead */
+};
+/* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a
+ * .safetensors beside its config.json, or a .gguf. ERR_DATA says what is missing or not supported (architecture,
+ * rope type, pre-tokenizer). */
+int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
+                 struct err *e) MUST_CHECK;
+/* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized
+ * blocks stay as they are; desc tells the type. Slots whose rows must be reordered (GGUF's q and k) are. */
+int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_desc *d, const void **data,
+                   struct err *e) MUST_CHECK;
+/* All of it as a model stream, which the caller ends. dtype: f32, f16 or bf16 for all tensors, 0 leaves them as
+ * they are. ERR_DATA on weights that are not finite or do not fit. progress (may be NULL) hears of each tensor. */
+typedef void foreign_progress(void *ctx, size_t done, size_t total);
+int foreign_write(struct foreign_model *f, struct stream_writer *w, unsigned dtype, foreign_progress *progress,
+                  void *ctx, struct err *e) MUST_CHECK;
 void foreign_close(struct foreign_model *f);
 
-/* ---- export: fd is the caller's; tensors are taken from the stream as they are (types that the format lacks are refused, with what to do) ---- */
+/* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
-/* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Needs all tensor shapes before the first byte, so it reads `m` by random access. */
+/* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A
+ * model whose layers differ goes out as llama.cpp's architecture "deci". `name`: general.name, or NULL for the one
+ * that was imported. */
 int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) MUST_CHECK;
-/* A Hugging Face folder: config.json, model.safetensors (f32, f16 or bf16; quantized tensors are dequantized to `dtype`), tokenizer.json,
- * tokenizer_config.json, generation_config.json. The folder must not exist; it appears complete or not at all. */
-int safetensors_export(struct stream_map *m, const char *folder, enum dtype dtype, struct err *e) MUST_CHECK;
-/* One .npy per tensor, or one tensor to fd. */
+/* A Hugging Face folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
+ * generation_config.json. The folder must not exist; it appears complete or not at all. dtype: f32, f16 or bf16
+ * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when layers differ, which
+ * config.json cannot say. */
+int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
+/* One tensor to fd as .npy; what NumPy has no type for (bf16, quantized) becomes f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
+/* All of them into a new folder, NAME.npy each. */
+int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST_CHECK;
 
 /* tokenizer.json alone (Hugging Face `tokenizers`), for tests and for --tokenizer. */
-int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config, struct err *e) MUST_CHECK;
+int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config,
+                      struct err *e) MUST_CHECK;
 int hf_tokenizer_write(const struct vocab *v, struct buf *json, struct buf *config_json, struct err *e) MUST_CHECK;
 
 #endif

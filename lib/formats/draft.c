@@ -1,0 +1,73 @@
+/* A tokenizer on its way from a foreign file to vocab_new: pieces in the draft's own arena, merges found by their
+ * text. */
+#include "lib/formats/formats_internal.h"
+
+void draft_init(struct vocab *spec) {
+    *spec = (struct vocab){.bos = TOKEN_NONE, .eos = TOKEN_NONE, .pad = TOKEN_NONE, .unk = TOKEN_NONE};
+}
+
+int draft_tokens(struct vocab *spec, uint64_t n, struct err *e) {
+    if (n == 0 || n > TEXT_MAX_TOKENS)
+        return err_set(e, ERR_DATA, "a vocabulary of %llu tokens, expected 1 to %u", (unsigned long long)n,
+                       TEXT_MAX_TOKENS);
+    spec->tokens = arena_array(&spec->memory, n, sizeof *spec->tokens, e);
+    if (!spec->tokens) return e->code;
+    spec->n_tokens = (uint32_t)n;
+    for (uint32_t i = 0; i < spec->n_tokens; i++) spec->tokens[i].flags = TOKEN_UNUSED;
+    return 0;
+}
+
+int draft_pad(struct vocab *spec, uint32_t n, struct err *e) {
+    if (n == spec->n_tokens) return 0;
+    if (n < spec->n_tokens)
+        return err_set(e, ERR_DATA, "the tokenizer has %u tokens, the embedding only %u rows", spec->n_tokens, n);
+    const struct token *old = spec->tokens;
+    uint32_t n_old = spec->n_tokens;
+    int rc = draft_tokens(spec, n, e);
+    if (!rc) memcpy(spec->tokens, old, n_old * sizeof *old);
+    return rc;
+}
+
+/* ---- merges ---- */
+
+static int no_such_token(uint32_t rank, struct span piece, struct err *e) {
+    return err_set(e, ERR_DATA, "merge %u: '%.*s' is no token", rank, piece.n > 200 ? 200 : (int)piece.n, piece.s);
+}
+
+int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) {
+    if (n > TEXT_MAX_MERGES)
+        return err_set(e, ERR_DATA, "%llu merges, at most %u are allowed", (unsigned long long)n, TEXT_MAX_MERGES);
+    spec->n_merges = 0;
+    int rc = vocab_new(pieces, spec, e); /* to find ids by text */
+    if (rc) return rc;
+    spec->merges = arena_array(&spec->memory, n, sizeof *spec->merges, e);
+    spec->n_merges = (uint32_t)n;
+    return spec->merges ? 0 : e->code;
+}
+
+int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
+                struct buf *scratch, struct err *e) {
+    scratch->len = 0;
+    int rc = text_unspell(left.s, left.n, scratch, e);
+    size_t n_left = scratch->len;
+    if (!rc) rc = text_unspell(right.s, right.n, scratch, e);
+    if (rc) return err_prefix(e, "merge %u", rank);
+    struct merge *to = &spec->merges[rank];
+    to->left = vocab_find(pieces, scratch->data, n_left);
+    to->right = vocab_find(pieces, scratch->data + n_left, scratch->len - n_left);
+    to->result = vocab_find(pieces, scratch->data, scratch->len);
+    if (to->left == TOKEN_NONE) return no_such_token(rank, left, e);
+    if (to->right == TOKEN_NONE) return no_such_token(rank, right, e);
+    if (to->result == TOKEN_NONE)
+        return err_set(e, ERR_DATA, "merge %u: '%.*s' + '%.*s' give no token", rank, left.n > 200 ? 200 : (int)left.n,
+                       left.s, right.n > 200 ? 200 : (int)right.n, right.s);
+    return 0;
+}
+
+bool pre_implies_nfc(enum text_pre pre) {
+    return pre == PRE_QWEN2;
+}
+
+bool pre_implies_ignore_merges(enum text_pre pre) {
+    return pre == PRE_LLAMA_BPE;
+}

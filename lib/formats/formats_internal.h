@@ -1,0 +1,274 @@
+/*
+ * Private to lib/formats. A foreign model is read in three layers, each of which can be tested and fuzzed alone:
+ *
+ *   bytes    mapped_file         a file as memory, nothing believed yet
+ *   tensors  raw_table           gguf_parse and safetensors_parse check a file's structure and fill the same table
+ *   meaning  foreign_source      config and tokenizer from GGUF keys or Hugging Face's JSON; names by role
+ *
+ * Everything below works on memory, so that tests and fuzzers need no files.
+ */
+#ifndef RILL_FORMATS_INTERNAL_H
+#define RILL_FORMATS_INTERNAL_H
+
+#include "lib/formats/formats.h"
+
+struct span {
+    const char *s; /* not NUL-terminated */
+    uint64_t n;
+};
+
+/* ---- a file as memory (files.c) -------------------------------------------------------------------------------- */
+
+struct mapped_file {
+    const unsigned char *data; /* NULL when size is 0 */
+    uint64_t size;
+};
+/* A regular file, read-only. ERR_IO. Whoever shortens it while we read gets us killed by SIGBUS, as with any mmap. */
+int mapped_file_open(struct mapped_file *m, const char *path, struct err *e) MUST_CHECK;
+void mapped_file_close(struct mapped_file *m);
+bool file_exists(const char *path);
+/* "FOLDER/NAME" in the arena. */
+char *path_join(struct arena *a, const char *folder, const char *name, struct err *e) MUST_CHECK;
+
+/* ---- writing (output.c) ---------------------------------------------------------------------------------------- */
+
+/* All of data, or ERR_IO. */
+int write_all(int fd, const void *data, size_t n, struct err *e) MUST_CHECK;
+/* n bytes of zeros: padding. n <= 4096. */
+int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
+
+/* A folder that appears under its name complete or not at all: files are made in a temporary folder beside it. */
+struct out_folder {
+    char *path, *temp; /* owned */
+    int dir;           /* descriptor of temp, -1: not begun */
+    bool committed;
+};
+#define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
+int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_IO when path exists */
+int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
+int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
+int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;
+int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
+void out_folder_release(struct out_folder *f); /* removes the temporary folder unless it was committed */
+
+/* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
+
+struct raw_tensor {
+    const char *name; /* the file's own name for it, in the table's arena */
+    enum dtype dtype;
+    unsigned rank;
+    uint64_t dims[TENSOR_MAX_RANK]; /* row-major whatever the file's order */
+    const unsigned char *data;      /* in the mapped file, aligned or not */
+    uint64_t n_bytes;
+    bool used; /* it has a role in the model */
+};
+struct raw_table {
+    struct raw_tensor *items; /* sorted by name once raw_table_sort has run */
+    size_t n, cap;
+};
+int raw_table_reserve(struct raw_table *t, size_t extra, struct err *e) MUST_CHECK;
+/* Sorts; ERR_DATA on a name that occurs twice. */
+int raw_table_sort(struct raw_table *t, struct err *e) MUST_CHECK;
+struct raw_tensor *raw_table_find(const struct raw_table *t, const char *name);
+void raw_table_release(struct raw_table *t);
+/* Bytes of a tensor of these dimensions by checked arithmetic; ERR_DATA on overflow, a zero dimension or a row
+ * that is no whole number of blocks. */
+int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
+
+/* ---- GGUF (gguf_read.c: structure; gguf_model.c: meaning) ------------------------------------------------------ */
+
+enum gguf_type {
+    GGUF_U8 = 0,
+    GGUF_I8 = 1,
+    GGUF_U16 = 2,
+    GGUF_I16 = 3,
+    GGUF_U32 = 4,
+    GGUF_I32 = 5,
+    GGUF_F32 = 6,
+    GGUF_BOOL = 7,
+    GGUF_STRING = 8,
+    GGUF_ARRAY = 9,
+    GGUF_U64 = 10,
+    GGUF_I64 = 11,
+    GGUF_F64 = 12,
+    GGUF_TYPE_COUNT
+};
+#define GGUF_MAX_KEYS          65536
+#define GGUF_MAX_TENSORS       65536
+#define GGUF_MAX_TENSOR_NAME   64
+#define GGUF_MAX_DIMS          4
+#define GGUF_DEFAULT_ALIGNMENT 32
+
+/* A value where it lies in the file: n elements of type `type` from `data` on, checked to be complete. */
+struct gguf_kv {
+    const char *key;
+    bool is_array;
+    enum gguf_type type;
+    uint64_t n; /* 1 unless is_array */
+    const unsigned char *data;
+};
+struct gguf_file {
+    uint32_t version, alignment;
+    uint64_t data_offset;
+    struct gguf_kv *kv; /* sorted by key */
+    size_t n_kv;
+    struct raw_table tensors;
+};
+/* Begin with {0}; release in any case. `data` must outlive it. */
+int gguf_parse(struct gguf_file *g, const unsigned char *data, uint64_t n, struct arena *a, struct err *e) MUST_CHECK;
+void gguf_release(struct gguf_file *g);
+const struct gguf_kv *gguf_find(const struct gguf_file *g, const char *key);
+/* Element i of an integer, bool or float value as the wanted type; false when it is none, or does not fit. */
+bool gguf_kv_u64(const struct gguf_kv *kv, uint64_t i, uint64_t *out);
+bool gguf_kv_f64(const struct gguf_kv *kv, uint64_t i, double *out);
+/* Strings are read in order: begin with *at = 0. */
+struct span gguf_kv_next_string(const struct gguf_kv *kv, uint64_t *at);
+/* Accessors like those of JSON: opt_ leaves *out alone when there is no such key. */
+int gguf_get_u64(const struct gguf_file *g, const char *key, uint64_t min, uint64_t max, uint64_t *out,
+                 struct err *e) MUST_CHECK;
+int gguf_opt_u64(const struct gguf_file *g, const char *key, uint64_t min, uint64_t max, uint64_t *out,
+                 struct err *e) MUST_CHECK;
+int gguf_opt_f64(const struct gguf_file *g, const char *key, double min, double max, double *out,
+                 struct err *e) MUST_CHECK;
+int gguf_opt_bool(const struct gguf_file *g, const char *key, bool *out, struct err *e) MUST_CHECK;
+/* A copy with a NUL in the arena; ERR_DATA when it is no UTF-8 or holds a NUL. */
+int gguf_opt_str(const struct gguf_file *g, const char *key, struct arena *a, const char **out,
+                 struct err *e) MUST_CHECK;
+/* An array of exactly this element type, or NULL without error when there is no such key. */
+int gguf_opt_array(const struct gguf_file *g, const char *key, enum gguf_type type, const struct gguf_kv **out,
+                   struct err *e) MUST_CHECK;
+
+/* An architecture by GGUF's name. */
+struct gguf_arch {
+    const char *name;
+    enum model_arch arch;
+    bool interleaved; /* rotary pairs lie side by side in q and k */
+};
+int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) MUST_CHECK;
+int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
+                     struct err *e) MUST_CHECK;
+/* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
+int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) MUST_CHECK;
+/* The type for a token's flags, and whether that type alone leads back to them. */
+uint32_t gguf_token_type(const struct token *t);
+bool gguf_type_says_all(const struct token *t);
+/* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
+int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
+/* The keys under general. that travel through META, NULL-terminated. */
+extern const char *const gguf_general_keys[];
+
+/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
+ * checks it against them. ERR_DATA when there is none. */
+int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
+/* The factors by which this configuration divides the plain frequencies, [head_dim / 2]. */
+int rope_factors(const struct model_config *c, float *factors, struct err *e) MUST_CHECK;
+
+/* ---- safetensors (safetensors_read.c) -------------------------------------------------------------------------- */
+
+#define SAFETENSORS_MAX_HEADER 100000000u             /* the reference implementation's limit */
+const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
+/* Adds the tensors of one file to the table (names in the arena). The caller sorts. */
+int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
+                      struct err *e) MUST_CHECK;
+
+/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_read.c) --------------------------------------------------- */
+
+/* config.json. */
+int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
+/* ERR_DATA when layers differ: names the layer and what can express it. */
+cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
+/* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
+extern const struct hf_split {
+    enum text_pre pre;
+    const char *regex;
+} hf_splits[];
+/* tokenizer.json and, when not NULL, tokenizer_config.json as a draft for vocab_new. */
+int hf_tokenizer_parse(struct vocab *spec, const void *json, size_t n, const void *config, size_t n_config,
+                       struct err *e) MUST_CHECK;
+
+/* ---- tokenizer drafts (draft.c): a struct vocab whose pieces live in its own arena, on the way to vocab_new ---- */
+
+void draft_init(struct vocab *spec);
+/* tokens = [n], all TOKEN_UNUSED. */
+int draft_tokens(struct vocab *spec, uint64_t n, struct err *e) MUST_CHECK;
+/* More rows in the embedding than tokens: the rest are TOKEN_UNUSED. ERR_DATA when there are fewer. */
+int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
+/* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
+ * all else of the draft must be there. */
+int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
+/* Merge number `rank` from the byte-level spelling of its two halves. */
+int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
+                struct buf *scratch, struct err *e) MUST_CHECK;
+/* Flags that a pre-tokenizer implies where a file does not say them. */
+bool pre_implies_nfc(enum text_pre pre);
+bool pre_implies_ignore_merges(enum text_pre pre);
+
+/* ---- names by role (names.c) ----------------------------------------------------------------------------------- */
+
+enum naming { NAMES_GGUF, NAMES_HF };
+char *slot_foreign_name(enum naming naming, struct model_slot s, char out[TENSOR_MAX_NAME + 1]);
+/* Is this a q or k row order that GGUF's llama architecture permutes? */
+bool slot_is_rotary(struct model_slot s);
+/* rows of n_bytes each, `heads` heads: half-split order to interleaved pairs (export) and back (import). */
+void rows_interleave(unsigned char *to, const unsigned char *from, uint64_t rows, uint64_t row_bytes, uint32_t heads);
+void rows_split(unsigned char *to, const unsigned char *from, uint64_t rows, uint64_t row_bytes, uint32_t heads);
+
+/* ---- an open model (foreign.c; hf_read.c for the folder) ------------------------------------------------------- */
+
+struct source_file {
+    struct mapped_file m;
+    struct source_file *next;
+};
+struct foreign_source {
+    struct source_file *files;
+    struct digest_state *digest; /* of the files in the order in which they were opened */
+    struct raw_table tensors;
+    enum naming naming;
+    bool interleaved;   /* q and k rows are in GGUF's llama order */
+    cJSON *hf_config;   /* config.json, NULL for GGUF */
+    struct buf scratch; /* reordered or realigned tensors */
+};
+/* From memory that outlives the model: `data` is a whole GGUF. */
+int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
+                      const struct foreign_options *o, struct err *e) MUST_CHECK;
+/* Maps a file for as long as the model is open, and adds it to the digest. */
+int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) MUST_CHECK;
+
+/* ---- a model stream on its way out (export.c) ------------------------------------------------------------------ */
+
+struct export_source {
+    struct stream_map *map;
+    const cJSON *meta;
+    struct model_config config;
+    struct vocab *vocab; /* NULL: the stream has none */
+    struct arena memory;
+    struct buf stored, values, made; /* scratch of export_data */
+};
+/* Reads the head and checks it against the tensors. export_release in any case. */
+int export_open(struct export_source *x, struct stream_map *m, struct err *e) MUST_CHECK;
+void export_release(struct export_source *x);
+/* The tensor of a slot, checked for shape and type. */
+int export_find(struct export_source *x, struct model_slot s, struct stream_map_entry *entry, size_t *number,
+                struct err *e) MUST_CHECK;
+/* Its data as another type; valid until the next call. */
+int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
+                struct err *e) MUST_CHECK;
+int convert_values(const struct tensor_desc *d, enum dtype as, const float *values, uint64_t n, void *out,
+                   struct err *e) MUST_CHECK;
+const char *export_name(const struct export_source *x); /* of the model, or NULL */
+
+/* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */
+
+/* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
+ * names. */
+int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
+/* The folder's tokenizer.json; *path is NULL when it has no tokenizer, ERR_DATA when it has one of another kind. */
+int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
+/* The tokenizer from tokenizer.json and, where there are such files beside it, tokenizer_config.json and
+ * chat_template.jinja. model_config (config.json, or NULL) fills in ids that those do not say. */
+int hf_read_vocab(struct foreign_model *f, const char *path, const cJSON *model_config, struct vocab *spec,
+                  struct err *e) MUST_CHECK;
+/* generation_config.json, where there is one, into f->extra. */
+int hf_read_generation(struct foreign_model *f, const char *folder, struct err *e) MUST_CHECK;
+
+#endif

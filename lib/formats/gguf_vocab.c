@@ -1,0 +1,187 @@
+/* The tokenizer of a GGUF: pieces in byte-level spelling, their types, merges as text. */
+#include "lib/formats/formats_internal.h"
+
+/* GGUF's token types. */
+enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4, TYPE_UNUSED = 5 };
+
+#define KNOWN_FLAGS                                                                                                    \
+    (TOKEN_SPECIAL | TOKEN_ADDED | TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD | TOKEN_NORMALIZED | TOKEN_UNUSED)
+
+/* ---- types and flags ---- */
+
+uint32_t gguf_token_type(const struct token *t) {
+    if (t->flags & TOKEN_UNUSED) return TYPE_UNUSED;
+    if (t->flags & TOKEN_SPECIAL) return TYPE_CONTROL;
+    return t->flags & TOKEN_ADDED ? TYPE_USER_DEFINED : TYPE_NORMAL;
+}
+
+static bool flags_of_type(uint32_t type, uint32_t *flags) {
+    switch (type) {
+    case TYPE_NORMAL: *flags = 0; return true;
+    case TYPE_UNKNOWN:
+    case TYPE_CONTROL: *flags = TOKEN_SPECIAL | TOKEN_ADDED; return true;
+    case TYPE_USER_DEFINED: *flags = TOKEN_ADDED; return true;
+    case TYPE_UNUSED: *flags = TOKEN_UNUSED; return true;
+    default: return false;
+    }
+}
+
+bool gguf_type_says_all(const struct token *t) {
+    uint32_t flags;
+    return flags_of_type(gguf_token_type(t), &flags) && flags == t->flags;
+}
+
+/* An array that has one entry for each token, or none. */
+static int token_array(const struct gguf_file *g, const char *key, enum gguf_type type, uint64_t n,
+                       const struct gguf_kv **out, struct err *e) {
+    int rc = gguf_opt_array(g, key, type, out, e);
+    if (!rc && *out && (*out)->n != n)
+        rc = err_set(e, ERR_DATA, "key '%s' has %llu entries for %llu tokens", key, (unsigned long long)(*out)->n,
+                     (unsigned long long)n);
+    return rc;
+}
+
+static int read_flags(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+    const struct gguf_kv *types, *flags;
+    int rc = token_array(g, "tokenizer.ggml.token_type", GGUF_I32, spec->n_tokens, &types, e);
+    if (!rc)
+        rc = token_array(g, "rill.tokenizer.flags", GGUF_U32, spec->n_tokens, &flags, e); /* types do not say all */
+    if (rc) return rc;
+    for (uint32_t i = 0; i < spec->n_tokens; i++) {
+        uint64_t v = types || flags ? UINT64_MAX : TYPE_NORMAL;
+        if (flags) {
+            if (!gguf_kv_u64(flags, i, &v) || (v & ~(uint64_t)KNOWN_FLAGS))
+                return err_set(e, ERR_DATA, "key 'rill.tokenizer.flags': token %u has unknown flags", i);
+            spec->tokens[i].flags = (uint32_t)v;
+        } else if ((types && !gguf_kv_u64(types, i, &v)) || v > UINT32_MAX ||
+                   !flags_of_type((uint32_t)v, &spec->tokens[i].flags)) {
+            return err_set(e, ERR_DATA, "key 'tokenizer.ggml.token_type': token %u is of a type that is not supported",
+                           i);
+        }
+    }
+    return 0;
+}
+
+/* ---- pieces ---- */
+
+static int set_piece(struct vocab *spec, uint32_t id, struct span text, struct buf *scratch, struct err *e) {
+    struct token *t = &spec->tokens[id];
+    if (text.n == 0) t->flags = TOKEN_UNUSED;
+    if (t->flags & TOKEN_UNUSED) return 0; /* its text is "[PAD123]": a placeholder */
+    if (text.n > TEXT_MAX_PIECE * 2)
+        return err_set(e, ERR_DATA, "token %u is longer than %d bytes", id, TEXT_MAX_PIECE);
+    if (!(t->flags & TOKEN_ADDED)) {
+        scratch->len = 0;
+        int rc = text_unspell(text.s, text.n, scratch, e);
+        if (rc) return err_prefix(e, "key 'tokenizer.ggml.tokens': token %u", id);
+        text = (struct span){(const char *)scratch->data, scratch->len};
+    }
+    t->bytes = (const unsigned char *)arena_strndup(&spec->memory, text.s, text.n, e);
+    t->n_bytes = (uint32_t)text.n;
+    return t->bytes ? 0 : e->code;
+}
+
+static int read_pieces(const struct gguf_file *g, struct vocab *spec, struct buf *scratch, struct err *e) {
+    const struct gguf_kv *tokens;
+    int rc = gguf_opt_array(g, "tokenizer.ggml.tokens", GGUF_STRING, &tokens, e);
+    if (!rc && !tokens) rc = err_set(e, ERR_DATA, "key 'tokenizer.ggml.tokens' is missing");
+    if (!rc) rc = draft_tokens(spec, tokens->n, e);
+    if (!rc) rc = read_flags(g, spec, e);
+    uint64_t at = 0;
+    for (uint32_t i = 0; !rc && i < spec->n_tokens; i++)
+        rc = set_piece(spec, i, gguf_kv_next_string(tokens, &at), scratch, e);
+    return rc;
+}
+
+/* ---- merges ---- */
+
+/* "left right": pieces are spelled without spaces, so there is exactly one. */
+static int read_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span text,
+                      struct buf *scratch, struct err *e) {
+    const char *space = text.n ? memchr(text.s, ' ', text.n) : NULL;
+    if (!space) return err_set(e, ERR_DATA, "merge %u is not two pieces with a space between", rank);
+    struct span left = {text.s, (uint64_t)(space - text.s)}, right = {space + 1, text.n - left.n - 1};
+    return draft_merge(spec, pieces, rank, left, right, scratch, e);
+}
+
+static int read_merges(const struct gguf_file *g, struct vocab *spec, struct buf *scratch, struct err *e) {
+    const struct gguf_kv *merges;
+    struct vocab *pieces = NULL;
+    uint64_t at = 0;
+    int rc = gguf_opt_array(g, "tokenizer.ggml.merges", GGUF_STRING, &merges, e);
+    if (!rc && !merges) rc = err_set(e, ERR_DATA, "the key is missing");
+    if (!rc) rc = draft_merges(spec, merges->n, &pieces, e);
+    for (uint32_t i = 0; !rc && i < spec->n_merges; i++)
+        rc = read_merge(spec, pieces, i, gguf_kv_next_string(merges, &at), scratch, e);
+    vocab_free(pieces);
+    return rc ? err_prefix(e, "key 'tokenizer.ggml.merges'") : 0;
+}
+
+/* ---- settings ---- */
+
+/* Other names that llama.cpp cuts text for in the same way. */
+static const struct {
+    const char *name, *as;
+} pre_aliases[] = {
+    {"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"}, {"gpt2", "gpt-2"}, {"deepseek-r1-qwen", "qwen2"}};
+
+static int read_pre(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+    const char *pre = NULL;
+    int rc = gguf_opt_str(g, "tokenizer.ggml.pre", &spec->memory, &pre, e);
+    if (rc) return rc;
+    if (!pre) return err_set(e, ERR_DATA, "key 'tokenizer.ggml.pre' is missing: how text is cut is not known");
+    for (size_t i = 0; i < COUNT_OF(pre_aliases); i++)
+        if (strcmp(pre_aliases[i].name, pre) == 0) pre = pre_aliases[i].as;
+    rc = text_pre_parse(pre, &spec->pre, e);
+    return rc ? err_prefix(e, "key 'tokenizer.ggml.pre'") : 0;
+}
+
+/* tokenizer.ggml.unknown_token_id is no more than a name: llama.cpp leaves out bytes without a token, as
+ * `tokenizers` does unless the BPE model itself has an unk_token. That one has a key of our own. */
+static int read_ids(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+    const struct {
+        const char *key;
+        uint32_t *to;
+    } ids[] = {{"tokenizer.ggml.bos_token_id", &spec->bos},
+               {"tokenizer.ggml.eos_token_id", &spec->eos},
+               {"tokenizer.ggml.padding_token_id", &spec->pad},
+               {"rill.tokenizer.unk", &spec->unk}};
+    for (size_t i = 0; i < COUNT_OF(ids); i++) {
+        uint64_t v = TOKEN_NONE;
+        int rc = gguf_opt_u64(g, ids[i].key, 0, spec->n_tokens - 1, &v, e);
+        if (rc) return rc;
+        *ids[i].to = (uint32_t)v;
+    }
+    return 0;
+}
+
+static int read_settings(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+    int rc = read_pre(g, spec, e);
+    if (rc) return rc;
+    spec->nfc = pre_implies_nfc(spec->pre);
+    spec->ignore_merges = pre_implies_ignore_merges(spec->pre);
+    spec->add_bos = spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for it */
+    rc = read_ids(g, spec, e);
+    if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_bos_token", &spec->add_bos, e);
+    if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
+    if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.nfc", &spec->nfc, e);
+    if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.ignore_merges", &spec->ignore_merges, e);
+    if (!rc) rc = gguf_opt_str(g, "tokenizer.chat_template", &spec->memory, &spec->chat_template, e);
+    return rc;
+}
+
+int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) {
+    const char *model = "none";
+    struct buf scratch = {0};
+    int rc = gguf_opt_str(g, "tokenizer.ggml.model", &spec->memory, &model, e);
+    *found = !rc && strcmp(model, "none") != 0 && strcmp(model, "no_vocab") != 0;
+    if (rc || !*found) return rc;
+    if (strcmp(model, "gpt2") != 0)
+        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.model': '%.64s' is not supported (gpt2, byte-level BPE, is)",
+                       model);
+    rc = read_pieces(g, spec, &scratch, e);
+    if (!rc) rc = read_settings(g, spec, e);
+    if (!rc) rc = read_merges(g, spec, &scratch, e);
+    buf_release(&scratch);
+    return rc;
+}

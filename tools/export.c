@@ -1,0 +1,126 @@
+/* rill export: a model stream becomes what llama.cpp, Hugging Face or NumPy load. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "lib/cli/cli.h"
+#include "lib/formats/formats.h"
+
+static const char *to, *dtype_name, *tensor, *name;
+
+static const struct cli_option options[] = {
+    {.name = "to",
+     .type = CLI_CHOICE,
+     .to = &to,
+     .arg = "FORMAT",
+     .choices = "gguf|safetensors|npy",
+     .required = true,
+     .help =
+         "gguf: one file for llama.cpp. safetensors: a folder for Hugging Face's transformers. npy: a folder of one "
+         "file for each tensor"},
+    {.name = "dtype",
+     .type = CLI_CHOICE,
+     .to = &dtype_name,
+     .arg = "TYPE",
+     .choices = "keep|f32|f16|bf16",
+     .fallback = "keep",
+     .help = "with --to safetensors: the type of all tensors; keep: as they are, quantized ones as f32"},
+    {.name = "tensor",
+     .type = CLI_STRING,
+     .to = &tensor,
+     .arg = "NAME",
+     .help = "with --to npy: this one alone, to standard output or to the file -o"},
+    {.name = "name",
+     .type = CLI_STRING,
+     .to = &name,
+     .arg = "NAME",
+     .help = "with --to gguf: the model's name in the file; default: the one that was imported"},
+    {0},
+};
+
+static int check_usage(struct cli *c, bool folder, struct err *e) {
+    static const struct {
+        const char *option, *format;
+    } only[] = {{"dtype", "safetensors"}, {"tensor", "npy"}, {"name", "gguf"}};
+    for (size_t i = 0; i < COUNT_OF(only); i++)
+        if (cli_given(c, only[i].option) && strcmp(only[i].format, to) != 0)
+            return err_set(e, ERR_USAGE, "--%s is for --to %s", only[i].option, only[i].format);
+    if (folder && !cli_output_path(c)) return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
+    return 0;
+}
+
+static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
+    FILE *out;
+    int rc = cli_binary(c, &out, e);
+    if (rc) return rc;
+    return tensor ? npy_export(m, tensor, fileno(out), e) : gguf_export(m, fileno(out), name, e);
+}
+
+static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
+    const struct dtype_info *type = dtype_by_name(dtype_name); /* NULL: keep */
+    if (strcmp(to, "npy") == 0) return npy_export_all(m, cli_output_path(c), e);
+    return safetensors_export(m, cli_output_path(c), type ? type->dtype : 0, e);
+}
+
+/* A pipe on stdin becomes a temporary file without a name, which can be read at random and vanishes with the
+ * process. */
+static int spool_stdin(struct err *e) {
+    static char block[1 << 20];
+    struct stat st;
+    if (fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode)) return 0;
+    char path[4096];
+    const char *folder = getenv("TMPDIR");
+    snprintf(path, sizeof path, "%s/rill-export.XXXXXX", folder && *folder ? folder : "/tmp");
+    int fd = mkstemp(path);
+    if (fd < 0) return err_sys(e, errno, "%s", path);
+    unlink(path);
+    int rc = 0;
+    for (ssize_t n = 1; n && !rc;) {
+        n = read(STDIN_FILENO, block, sizeof block);
+        if (n < 0 && errno != EINTR) rc = err_sys(e, errno, "standard input");
+        for (ssize_t done = 0, got; done < n && !rc; done += got > 0 ? got : 0) {
+            got = write(fd, block + done, (size_t)(n - done));
+            if (got < 0 && errno != EINTR) rc = err_sys(e, errno, "temporary copy of standard input (TMPDIR)");
+        }
+    }
+    if (!rc && dup2(fd, STDIN_FILENO) < 0) rc = err_sys(e, errno, "standard input");
+    close(fd);
+    return rc;
+}
+
+static int run(struct cli *c, struct err *e) {
+    bool folder = strcmp(to, "safetensors") == 0 || (strcmp(to, "npy") == 0 && !tensor);
+    enum stream_kind kind = strcmp(to, "npy") == 0 ? STREAM_ANY : STREAM_MODEL;
+    struct stream_map *m;
+    int rc = check_usage(c, folder, e);
+    if (!rc && strcmp(cli_input_path(c, 0), "-") == 0) rc = spool_stdin(e);
+    if (!rc) rc = cli_open_map(c, cli_input_path(c, 0), "model", kind, &m, e);
+    if (rc) return rc;
+    return folder ? write_folder(c, m, e) : write_file(c, m, e);
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "export",
+        .summary = "write what llama.cpp, Hugging Face or NumPy load",
+        .operands = "[MODEL]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_text = true,
+        .description =
+            "These formats want every shape before the first weight, so the model is read by random access: from a "
+            "file "
+            "in place, from a pipe through a temporary file in TMPDIR (or /tmp) that is as large as the model.\n"
+            "A folder must not exist yet, --force or not, and appears complete or not at all. A model whose layers "
+            "differ, "
+            "as pruning leaves them, has no place in Hugging Face's config.json; in GGUF it is of architecture deci, "
+            "which llama.cpp computes like llama with a shape for each layer.",
+        .examples = "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
+                    "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n    for transformers\n"
+                    "rill export --to npy --tensor norm.weight model.rill > norm.npy\n    one tensor, for NumPy\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}

@@ -1,0 +1,79 @@
+/* rill import: a model of Hugging Face or llama.cpp becomes a model stream. */
+#include "lib/cli/cli.h"
+#include "lib/formats/formats.h"
+
+static const char *dtype_name, *tokenizer;
+static bool no_tokenizer;
+
+static const struct cli_option options[] = {
+    {.name = "dtype",
+     .type = CLI_CHOICE,
+     .to = &dtype_name,
+     .arg = "TYPE",
+     .choices = "keep|f32|f16|bf16",
+     .fallback = "keep",
+     .help = "store every tensor in this type; keep: as the source has it, quantized blocks too"},
+    {.name = "tokenizer",
+     .type = CLI_STRING,
+     .to = &tokenizer,
+     .arg = "FILE",
+     .completes_files = true,
+     .help = "take this tokenizer.json, and the tokenizer_config.json beside it, rather than the source's tokenizer"},
+    {.name = "no-tokenizer",
+     .type = CLI_FLAG,
+     .to = &no_tokenizer,
+     .help = "leave the tokenizer out, for instance because it is not supported"},
+    {0},
+};
+
+static void show(void *ctx, size_t done, size_t total) {
+    (void)total;
+    cli_progress(ctx, done, NULL);
+}
+
+static int run(struct cli *c, struct err *e) {
+    const struct foreign_options o = {.no_tokenizer = no_tokenizer, .tokenizer = tokenizer};
+    const struct dtype_info *type = dtype_by_name(dtype_name); /* NULL: keep */
+    const char *path = cli_operand(c, 0);
+    struct foreign_model *f = NULL;
+    struct stream_writer *out;
+    int rc =
+        no_tokenizer && tokenizer ? err_set(e, ERR_USAGE, "--tokenizer and --no-tokenizer contradict each other") : 0;
+    if (!rc) rc = foreign_open(&f, path, &o, e);
+    if (!rc) rc = cli_note_input(c, path, f->format, f->digest, e);
+    if (!rc) rc = cli_open_output(c, &out, e);
+    if (!rc) {
+        cli_progress_begin(c, "tensors", model_slot_count(&f->config));
+        rc = foreign_write(f, out, type ? type->dtype : 0, show, c, e);
+        cli_progress_end(c);
+    }
+    if (!rc && !json_put_u64(cli_report(c), "parameters", model_parameters(&f->config))) rc = err_nomem(e, "report");
+    if (!rc)
+        log_line(LOG_INFO, "%s: %s, %u layers, %.1f M parameters, vocabulary of %u%s", path,
+                 model_arch_name(f->config.arch), f->config.n_layers, (double)model_parameters(&f->config) / 1e6,
+                 f->config.vocab_size, f->vocab ? "" : " (no tokenizer)");
+    if (!rc) rc = cli_close_output(c, e);
+    foreign_close(f);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "import",
+        .summary = "read a Hugging Face folder, a .safetensors or a .gguf",
+        .operands = "PATH",
+        .min_operands = 1,
+        .max_operands = 1,
+        .writes_stream = true,
+        .description =
+            "PATH is a folder as Hugging Face has it (config.json, model.safetensors or its shards with their index, "
+            "tokenizer.json), one .safetensors beside its config.json, or a .gguf of llama.cpp. Architectures: llama "
+            "(SmolLM2 too) and qwen2. Tokenizers: byte-level BPE as GPT-2, Llama 3, Qwen2 and SmolLM cut it.\n"
+            "What is not supported is refused by name: a model that is nearly right would be wrong without a word.",
+        .examples = "rill import ./SmolLM2-135M > teacher.rill\n    a folder, tensors as they are\n"
+                    "rill import --dtype bf16 model.gguf -o model.rill\n    a GGUF, dequantized\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
