@@ -1,6 +1,7 @@
 #include "lib/stream/codec_internal.h"
 
 #include <inttypes.h>
+#define ZSTD_STATIC_LINKING_ONLY /* for ZSTD_c_literalCompressionMode, a number that the shared library knows */
 #include <zstd.h>
 #include <zstd_errors.h>
 
@@ -33,12 +34,31 @@ void codecs_release(struct codecs *c) {
 
 /* ---- zstd -------------------------------------------------------------------------------------------------------- */
 
+enum { ZSTD_LEVEL = 1, ENTROPY_ONLY = -1000000 };
+
+/*
+ * Level 0 of planes: no search for matches worth the name (minimum length 7, a table of 64 positions, large steps), but
+ * Huffman-coded literals. On bf16 weights this gives 66.7% where level 1 gives 68.3% and level 3 gives 70.5%, at twice
+ * the speed: what matches there are by chance cost more bits than their literals.
+ */
+static void entropy_only(ZSTD_CCtx *c) {
+    ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, 1);
+    ZSTD_CCtx_setParameter(c, ZSTD_c_strategy, ZSTD_fast);
+    ZSTD_CCtx_setParameter(c, ZSTD_c_hashLog, ZSTD_HASHLOG_MIN);
+    ZSTD_CCtx_setParameter(c, ZSTD_c_minMatch, ZSTD_MINMATCH_MAX);
+    ZSTD_CCtx_setParameter(c, ZSTD_c_targetLength, 4096);
+    ZSTD_CCtx_setParameter(c, ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman);
+}
+
 /* *out is 0 when it does not fit `room`. */
 static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *dst, size_t room, int level, size_t *out,
                      struct err *e) {
     if (!t->cctx && !(t->cctx = ZSTD_createCCtx())) return err_nomem(e, "zstd");
     ZSTD_CCtx_reset(t->cctx, ZSTD_reset_session_and_parameters);
-    ZSTD_CCtx_setParameter(t->cctx, ZSTD_c_compressionLevel, level);
+    if (level == ENTROPY_ONLY)
+        entropy_only(t->cctx);
+    else
+        ZSTD_CCtx_setParameter(t->cctx, ZSTD_c_compressionLevel, level);
     size_t r = ZSTD_compress2(t->cctx, dst, room, src, n);
     if (ZSTD_isError(r) && ZSTD_getErrorCode(r) != ZSTD_error_dstSize_tooSmall)
         return err_set(e, ERR_IO, "zstd: %s", ZSTD_getErrorName(r));
@@ -75,7 +95,18 @@ static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, vo
 /* ---- planes: one u32 per plane (bytes as stored, top bit set when stored raw), then the planes ---------------------------- */
 
 #define PLANE_RAW 0x80000000u
-enum { ZSTD_LEVEL = 1, PLANES_LEVEL = 1 };
+
+/*
+ * Do the bytes look like noise? From a sample: the chance that two of them are equal is 1/256 for noise. Mantissas are
+ * found out this way in a fraction of the time that a compressor needs to give up on them.
+ */
+static bool looks_random(const unsigned char *p, size_t n) {
+    uint64_t count[256] = {0}, samples = 0, pairs = 0;
+    if (n < 4096) return false;
+    for (size_t i = 0; i < n; i += n / 4096, samples++) count[p[i]]++;
+    for (int i = 0; i < 256; i++) pairs += count[i] * count[i];
+    return pairs * 256 < samples * samples * 5 / 4;
+}
 
 static int planes_pack(struct codec_thread *t, struct chunk *k, int level, struct err *e) {
     size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, at = 4 * stride;
@@ -84,8 +115,10 @@ static int planes_pack(struct codec_thread *t, struct chunk *k, int level, struc
     planes_split(k->dtype, k->raw, (size_t)k->n_raw, t->planes.data);
     for (size_t i = 0; i < stride; i++) {
         const unsigned char *plane = t->planes.data + i * n;
-        size_t packed;
-        if (zstd_pack(t, plane, n, k->out.data + at, n - 1, level ? level : PLANES_LEVEL, &packed, e)) return e->code;
+        size_t packed = 0;
+        if (!(level == ENTROPY_ONLY && looks_random(plane, n)) &&
+            zstd_pack(t, plane, n, k->out.data + at, n - 1, level, &packed, e))
+            return e->code;
         if (!packed) memcpy(k->out.data + at, plane, n);
         wire_u32_encode(k->out.data + 4 * i, packed ? (uint32_t)packed : (uint32_t)n | PLANE_RAW);
         at += packed ? packed : n;
@@ -133,7 +166,7 @@ static int encode_one(struct codec_thread *t, struct chunk *k, int level, struct
                       &k->out.len, e))
             return e->code;
     } else if (k->codec == CODEC_PLANES && k->n_raw > 0) {
-        if (planes_pack(t, k, level, e)) return e->code;
+        if (planes_pack(t, k, level ? level : ENTROPY_ONLY, e)) return e->code;
     }
     bool shrunk = k->out.len > 0 && k->out.len < k->n_raw;
     if (!shrunk) k->codec = CODEC_RAW;
