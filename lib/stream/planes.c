@@ -15,6 +15,7 @@ size_t planes_stride(const struct dtype_info *t) {
 }
 
 static void split16(const unsigned char *src, size_t n, unsigned turn, unsigned char *dst) {
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         uint16_t v;
         memcpy(&v, src + 2 * i, 2);
@@ -25,6 +26,7 @@ static void split16(const unsigned char *src, size_t n, unsigned turn, unsigned 
 }
 
 static void join16(const unsigned char *src, size_t n, unsigned turn, unsigned char *dst) {
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         uint16_t v = (uint16_t)(src[i] | src[n + i] << 8);
         v = (uint16_t)(v >> turn | v << (16 - turn));
@@ -33,6 +35,7 @@ static void join16(const unsigned char *src, size_t n, unsigned turn, unsigned c
 }
 
 static void split32(const unsigned char *src, size_t n, unsigned turn, unsigned char *dst) {
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         uint32_t v;
         memcpy(&v, src + 4 * i, 4);
@@ -42,6 +45,7 @@ static void split32(const unsigned char *src, size_t n, unsigned turn, unsigned 
 }
 
 static void join32(const unsigned char *src, size_t n, unsigned turn, unsigned char *dst) {
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         uint32_t v = 0;
         for (size_t k = 0; k < 4; k++) v |= (uint32_t)src[k * n + i] << 8 * k;
