@@ -3,9 +3,12 @@
 
 #include <signal.h>
 
-static const struct stream_write_options all_codecs[] = {
-    {.codec = CODEC_RAW}, {.codec = CODEC_ZSTD}, {.codec = CODEC_PLANES}, {.codec = CODEC_PLANES, .level = 3},
-    {.codec = CODEC_ZSTD, .chunk_bytes = 300}, {.codec = CODEC_PLANES, .chunk_bytes = 300}};
+static const struct stream_write_options all_codecs[] = {{.codec = CODEC_RAW},
+                                                         {.codec = CODEC_ZSTD},
+                                                         {.codec = CODEC_PLANES},
+                                                         {.codec = CODEC_PLANES, .level = 3},
+                                                         {.codec = CODEC_ZSTD, .chunk_bytes = 300},
+                                                         {.codec = CODEC_PLANES, .chunk_bytes = 300}};
 
 static void gives_back_what_was_written(void **state) {
     (void)state;
@@ -407,7 +410,9 @@ static void writer_keeps_the_rules(void **state) {
         if (i == 3) assert_int_equal(stream_write_data(w, x, 17, &e), ERR_DATA); /* too much */
         if (i == 4) OK(stream_write_data(w, x, 15, &e));
         if (i == 4) assert_int_equal(stream_end_tensor(w, &e), ERR_DATA); /* too little */
-        if (i == 5) assert_int_equal(stream_write_batch(w, &(struct stream_batch){.n_seqs = 1, .n_positions = 1}, &e), ERR_DATA);
+        if (i == 5)
+            assert_int_equal(stream_write_batch(w, &(struct stream_batch){.n_seqs = 1, .n_positions = 1}, &e),
+                             ERR_DATA);
         if (i == 6) assert_int_equal(stream_write_tensor(w, &d, NULL, x, &e), ERR_DATA); /* outside a batch */
         assert_int_not_equal(stream_writer_finish(w, NULL, &e), 0);
         stream_writer_free(w);
