@@ -29,6 +29,7 @@ struct stream_map {
     uint64_t size;
     enum stream_kind kind;
     cJSON *meta, *prov;
+    uint64_t n_provs;
     uint64_t vocab_at;          /* 0: none */
     struct map_tensor *tensors; /* [n], in the order of the file */
     struct map_key *keys;       /* [n], sorted */
@@ -87,6 +88,7 @@ static int add_prov(struct stream_map *m, uint64_t at, struct err *e) {
     cJSON *entry = json_parse((const char *)p, (size_t)r.stored, e);
     if (!entry) return fail_at(m, at, e);
     cJSON_AddItemToArray(m->prov, entry);
+    m->n_provs++;
     return 0;
 }
 
@@ -120,9 +122,9 @@ static int take_entry(struct stream_map *m, const struct wire_entry *x, uint64_t
         m->tensors[m->n++] = (struct map_tensor){.at = x->offset, .key = x->key};
         return 0;
     }
-    if (x->tag == TAG_PROV) return add_prov(m, x->offset, e);
+    if (x->tag == TAG_PROV && x->number == m->n_provs && x->key == 0) return add_prov(m, x->offset, e);
     wire_tag_text(x->tag, tag);
-    if (x->tag != TAG_VOCB || m->vocab_at)
+    if (x->tag != TAG_VOCB || m->vocab_at || x->number || x->key)
         return err_set(e, ERR_DATA, "%s: index: an entry of type '%s' has no place here", m->name, tag);
     m->vocab_at = x->offset;
     return 0;

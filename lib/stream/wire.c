@@ -112,7 +112,6 @@ static int refuse_foreign(const unsigned char *p, size_t n, struct err *e) {
         {"\x89RILL\r\r", 7, "a rill stream that passed through a text-mode copy: its line ends were changed"},
         {"\tRILL", 5, "a rill stream whose eighth bits were cleared on the way"},
     };
-    if (n == 0) return err_set(e, ERR_DATA, "empty: not a rill stream");
     for (size_t i = 0; i < COUNT_OF(known); i++)
         if (n >= known[i].n && !memcmp(p, known[i].bytes, known[i].n))
             return err_set(e, ERR_DATA, "not a rill stream: this looks like %s", known[i].advice);
@@ -122,8 +121,8 @@ static int refuse_foreign(const unsigned char *p, size_t n, struct err *e) {
 }
 
 int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, struct err *e) {
-    if (n < sizeof magic ? memcmp(p, magic, n) || n == 0 : memcmp(p, magic, sizeof magic))
-        return refuse_foreign(p, n, e);
+    if (n == 0) return err_set(e, ERR_DATA, "empty: not a rill stream");
+    if (memcmp(p, magic, n < sizeof magic ? n : sizeof magic)) return refuse_foreign(p, n, e);
     if (n < WIRE_HEAD_BYTES)
         return err_set(e, ERR_DATA, "truncated: end of file inside the segment head, after %zu bytes", n);
     *h = (struct wire_head){get16(p + 8), get16(p + 10), get32(p + 12), get32(p + 16), get64(p + 56)};

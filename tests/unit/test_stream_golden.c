@@ -1,0 +1,246 @@
+/*
+ * Files of format version 1 that every later version must read, to the values below. formats/golden/ was written by
+ * `test_stream_golden --write formats/golden`; do not write it again: add files when the format grows.
+ */
+#include "tests/unit/stream_samples.h"
+
+#define GOLDEN "formats/golden"
+
+/* bf16 weights of falling size, 5-bit codes and a quantized tensor: something for each codec to do. */
+static void put_weights(struct stream_writer *w) {
+    struct err e;
+    uint16_t x[3000];
+    unsigned char codes[1024], blocks[32 * 34];
+    for (size_t i = 0; i < COUNT_OF(x); i++)
+        x[i] = f32_to_bf16((float)((i * 2654435761u >> 16 & 255) - 127.5f) / (float)(64 + i));
+    for (size_t i = 0; i < COUNT_OF(codes); i++) codes[i] = (unsigned char)(i * i >> 4 & 31);
+    for (size_t i = 0; i < COUNT_OF(blocks); i++) blocks[i] = i % 34 < 2 ? 0x2e : (unsigned char)(i * 7 >> 5);
+    struct tensor_desc a = desc_of("blk.0.attn_q.weight", DT_BF16, 2, (uint64_t[]){50, 60});
+    struct tensor_desc b = desc_of("codes", DT_U8, 1, (uint64_t[]){1024});
+    struct tensor_desc c = desc_of("blk.0.ffn_up.weight", DT_Q8_0, 2, (uint64_t[]){16, 64});
+    cJSON *attrs = json_of("{\"group\":32,\"scale\":0.125}");
+    OK(stream_write_tensor(w, &a, NULL, x, &e));
+    OK(stream_write_tensor(w, &b, NULL, codes, &e));
+    OK(stream_write_tensor(w, &c, attrs, blocks, &e));
+    put_f32(w, "norm \xc3\xa9", 1, 7, NULL);
+    cJSON_Delete(attrs);
+}
+
+static void put_golden_prov(struct stream_writer *w) {
+    put_prov(w, "{\"id\":\"xxh3:0123456789abcdef0123456789abcdef\",\"tool\":\"golden\",\"version\":\"0.1.0\","
+                "\"argv\":[\"rill\",\"golden\"],\"seed\":0,\"settings\":{},\"inputs\":[]}");
+}
+
+static void put_golden_model(struct stream_writer *w) {
+    struct err e;
+    put_meta(w, "{\"kind\":\"model\",\"arch\":\"llama\",\"layers\":[{\"heads\":3}]}");
+    OK(stream_write_vocab(w, "opaque to this module\0\xff", 23, &e));
+    put_weights(w);
+    put_golden_prov(w);
+}
+
+static void put_golden_stats(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"stats\"}");
+    put_weights(w);
+    put_golden_prov(w);
+}
+
+static void put_golden_checkpoint(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"checkpoint\",\"step\":1000}");
+    put_weights(w);
+    put_golden_prov(w);
+}
+
+static void put_sequences(struct stream_writer *w, bool knowledge) {
+    struct err e;
+    uint32_t tokens[600], lengths[] = {100, 500}, rest[] = {600};
+    uint16_t values[600 * 4];
+    for (size_t i = 0; i < COUNT_OF(tokens); i++) tokens[i] = (uint32_t)(i * i % 997);
+    for (size_t i = 0; i < COUNT_OF(values); i++) values[i] = f32_to_f16(-(float)(i % 4) - (float)(i % 13) / 16);
+    struct tensor_desc v = desc_of("values", DT_F16, 2, (uint64_t[]){600, 4});
+    for (uint64_t i = 0; i < 2; i++) {
+        struct stream_batch b = {.first_seq = i,
+                                 .first_pos = 500 * i,
+                                 .n_positions = 600,
+                                 .n_seqs = 2 - (uint32_t)i,
+                                 .n_tensors = knowledge ? 3 : 2,
+                                 .flags = !i};
+        OK(stream_write_batch(w, &b, &e));
+        put_u32(w, "tokens", tokens, 600);
+        put_u32(w, "lengths", i ? rest : lengths, b.n_seqs);
+        if (knowledge) OK(stream_write_tensor(w, &v, NULL, values, &e));
+    }
+    put_golden_prov(w);
+}
+
+static void put_golden_tokens(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"tokens\"}");
+    put_sequences(w, false);
+}
+
+static void put_golden_knowledge(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"knowledge\",\"encoding\":\"topk\",\"k\":4}");
+    put_sequences(w, true);
+}
+
+static put_fn *const makers[] = {
+    [STREAM_MODEL] = put_golden_model,           [STREAM_TOKENS] = put_golden_tokens,
+    [STREAM_KNOWLEDGE] = put_golden_knowledge,   [STREAM_STATS] = put_golden_stats,
+    [STREAM_CHECKPOINT] = put_golden_checkpoint,
+};
+
+static struct buf made(int kind, int codec) {
+    struct stream_write_options o = {.codec = (enum stream_codec)codec};
+    return stream_of(&o, makers[kind], NULL);
+}
+
+static void golden_path(char *out, size_t size, const char *folder, int kind, int codec) {
+    snprintf(out, size, "%s/v1-%s-%s.rill", folder, stream_kind_name((enum stream_kind)kind),
+             stream_codec_name((enum stream_codec)codec));
+}
+
+static struct buf golden(int kind, int codec) {
+    char path[256];
+    golden_path(path, sizeof path, GOLDEN, kind, codec);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) fail_msg("%s is missing (run this test from the top folder)", path);
+    return contents(fd);
+}
+
+/* The same items with the same content, however each of them is stored. */
+static void assert_same_content(const struct buf *a, const struct buf *b) {
+    struct err e;
+    struct stream_reader *r[2];
+    struct stream_item item[2];
+    struct buf data[2] = {{0}, {0}};
+    int fd[2] = {file_of(a->data, a->len), file_of(b->data, b->len)};
+    for (int i = 0; i < 2; i++) OK(stream_reader_open(&r[i], fd[i], "golden", STREAM_ANY, &e));
+    do {
+        for (int i = 0; i < 2; i++) {
+            OK(stream_next(r[i], &item[i], &e));
+            data[i].len = 0;
+            if (item[i].type == ITEM_TENSOR) OK(stream_load_tensor(r[i], &data[i], &e));
+        }
+        assert_int_equal(item[0].type, item[1].type);
+        assert_memory_equal(&item[0].desc, &item[1].desc, sizeof item[0].desc);
+        assert_memory_equal(&item[0].batch, &item[1].batch, sizeof item[0].batch);
+        assert_true(!item[0].json || cJSON_Compare(item[0].json, item[1].json, true));
+        assert_int_equal(!item[0].attrs, !item[1].attrs);
+        assert_true(!item[0].attrs || cJSON_Compare(item[0].attrs, item[1].attrs, true));
+        assert_int_equal(item[0].n_bytes, item[1].n_bytes);
+        if (item[0].type == ITEM_VOCAB) assert_memory_equal(item[0].bytes, item[1].bytes, item[0].n_bytes);
+        assert_int_equal(data[0].len, data[1].len);
+        if (data[0].len) assert_memory_equal(data[0].data, data[1].data, data[0].len);
+    } while (item[0].type != ITEM_EOF);
+    for (int i = 0; i < 2; i++) {
+        stream_reader_free(r[i]);
+        buf_release(&data[i]);
+        close(fd[i]);
+    }
+}
+
+static void reads_version_1(void **state) {
+    (void)state;
+    for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++)
+        for (int codec = CODEC_RAW; codec <= CODEC_PLANES; codec++) {
+            struct buf file = golden(kind, codec), fresh = made(kind, CODEC_RAW);
+            assert_same_content(&file, &fresh);
+            buf_release(&file);
+            buf_release(&fresh);
+        }
+}
+
+/* Compressed bytes may change with the library; raw ones only with the format's version. */
+static void writes_version_1(void **state) {
+    (void)state;
+    for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++) {
+        struct buf file = golden(kind, CODEC_RAW), fresh = made(kind, CODEC_RAW);
+        assert_int_equal(file.len, fresh.len);
+        assert_memory_equal(file.data, fresh.data, file.len);
+        buf_release(&file);
+        buf_release(&fresh);
+    }
+}
+
+static void codecs_had_something_to_do(void **state) {
+    (void)state;
+    for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++) {
+        struct buf raw = golden(kind, CODEC_RAW), zstd = golden(kind, CODEC_ZSTD), planes = golden(kind, CODEC_PLANES);
+        assert_true(zstd.len < raw.len && planes.len < raw.len);
+        buf_release(&raw);
+        buf_release(&zstd);
+        buf_release(&planes);
+    }
+}
+
+/* ---- the worked example of formats/rill.md --------------------------------------------------------------------------------- */
+
+static void put_example(struct stream_writer *w) {
+    struct err e;
+    put_meta(w, "{\"kind\":\"stats\"}");
+    struct tensor_desc d = desc_of("x", DT_F32, 1, (uint64_t[]){2});
+    OK(stream_write_tensor(w, &d, NULL, (float[]){1.0f, -2.0f}, &e));
+}
+
+/* Lines "00000040  d2 52 45 43 ...": an offset and 16 bytes; lines of zeros are left out. */
+static struct buf documented(void) {
+    struct err e;
+    struct buf b = {0};
+    char line[256];
+    FILE *f = fopen("formats/rill.md", "r");
+    if (!f) fail_msg("formats/rill.md is missing (run this test from the top folder)");
+    while (fgets(line, sizeof line, f)) {
+        unsigned offset, x[16];
+        if (sscanf(line, "%8x  %2x %2x %2x %2x %2x %2x %2x %2x  %2x %2x %2x %2x %2x %2x %2x %2x", &offset, x, x + 1,
+                   x + 2, x + 3, x + 4, x + 5, x + 6, x + 7, x + 8, x + 9, x + 10, x + 11, x + 12, x + 13, x + 14,
+                   x + 15) != 17)
+            continue;
+        assert_true(offset >= b.len && offset % 16 == 0 && offset < 4096);
+        OK(buf_reserve(&b, 4096, &e));
+        memset(b.data + b.len, 0, offset + 16 - b.len);
+        for (int i = 0; i < 16; i++) b.data[offset + (unsigned)i] = (unsigned char)x[i];
+        b.len = offset + 16;
+    }
+    fclose(f);
+    return b;
+}
+
+static void the_worked_example_is_true(void **state) {
+    (void)state;
+    struct buf text = documented(), real = stream_of(NULL, put_example, NULL);
+    assert_true(text.len > 0 && text.len <= real.len);
+    while (text.len < real.len) text.data[text.len++] = 0;
+    assert_memory_equal(text.data, real.data, real.len);
+    buf_release(&text);
+    buf_release(&real);
+}
+
+static void save(const char *path, struct buf b) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
+    if (fd < 0 || write(fd, b.data, b.len) != (ssize_t)b.len) fprintf(stderr, "%s: not written\n", path);
+    if (fd >= 0) close(fd);
+    buf_release(&b);
+}
+
+static int write_files(const char *folder) {
+    char path[256];
+    for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++)
+        for (int codec = CODEC_RAW; codec <= CODEC_PLANES; codec++) {
+            golden_path(path, sizeof path, folder, kind, codec);
+            save(path, made(kind, codec));
+        }
+    snprintf(path, sizeof path, "%s/example.rill", folder);
+    save(path, stream_of(NULL, put_example, NULL));
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "--write")) return write_files(argv[2]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(reads_version_1),
+        cmocka_unit_test(writes_version_1),
+        cmocka_unit_test(codecs_had_something_to_do),
+        cmocka_unit_test(the_worked_example_is_true),
+    };
+    return cmocka_run_group_tests_name("stream-golden", tests, NULL, NULL);
+}
