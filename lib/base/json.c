@@ -70,9 +70,8 @@ int json_check_tree(const cJSON *value, int depth, struct err *e) {
 cJSON *json_parse(const char *text, size_t len, struct err *e) {
     if (json_scan(text, len, e) != 0) return NULL;
     cJSON *value = cJSON_ParseWithLength(text, len);
-    if (!value) { /* the text is sound, so it is memory, or a limit of cJSON's such as the length of a number */
-        err_set(e, ERR_DATA, "json: cJSON cannot build %zu bytes (no memory, or a number of more than 62 characters)",
-                len);
+    if (!value) { /* the text is sound, so it is memory */
+        err_set(e, ERR_IO, "out of memory: json of %zu bytes", len);
         return NULL;
     }
     if (json_check_tree(value, 1, e) != 0) {

@@ -34,7 +34,11 @@ static bool skip_digits(struct scan *s) {
     return s->at > start;
 }
 
+/* cJSON reads a number through a buffer of 64 bytes; longer ones are refused here, so that what it refuses is memory. */
+#define MAX_NUMBER 62
+
 static bool scan_number(struct scan *s) {
+    const char *start = s->at;
     take(s, '-');
     if (!take(s, '0') && !skip_digits(s)) return fail(s, "expected a digit"); /* no digit may follow a leading 0 */
     if (take(s, '.') && !skip_digits(s)) return fail(s, "expected a digit after the point");
@@ -42,7 +46,7 @@ static bool scan_number(struct scan *s) {
         if (!take(s, '+')) take(s, '-');
         if (!skip_digits(s)) return fail(s, "expected a digit in the exponent");
     }
-    return true;
+    return s->at - start <= MAX_NUMBER || fail(s, "a number of more than 62 characters");
 }
 
 static bool scan_literal(struct scan *s, const char *word) {

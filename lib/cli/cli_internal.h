@@ -139,7 +139,9 @@ void progress_format(const struct progress *p, double seconds, int width, char *
 /* ---- report.c --------------------------------------------------------------------------------------------------------------------- */
 
 int report_begin(struct cli *c, struct err *e) MUST_CHECK;
-int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK;
+int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
+int report_commit(struct cli *c, struct err *e) MUST_CHECK;                                /* under its name */
+void report_retract(struct cli *c);
 
 /* ---- main.c ------------------------------------------------------------------------------------------------------------------------- */
 

@@ -246,8 +246,9 @@ static void man_options(FILE *f, const struct cli_args *a) {
 }
 
 void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    fprintf(f, ".\\\" Made by rill %s --help-man: edit tools/%s.c instead.\n.Dd %s\n.Dt RILL-", p->name, p->name,
-            CLI_MAN_DATE);
+    fprintf(f, ".\\\" Made by rill %s --help-man: edit tools/%s.c instead.\n", p->name, p->name);
+    if (p->reads_stdin) fputs(".\\\" Reads standard input.\n", f); /* tests/cli/every.bats looks for it */
+    fprintf(f, ".Dd %s\n.Dt RILL-", CLI_MAN_DATE);
     for (const char *s = p->name; *s; s++) fputc(toupper((unsigned char)*s), f);
     fprintf(f, " 1\n.Os Rill %s\n.Sh NAME\n.Nm rill-%s\n.Nd ", RILL_VERSION, p->name);
     roff_text(f, p->summary, strlen(p->summary), false);

@@ -197,12 +197,14 @@ static int start(struct cli *c, struct err *e) {
     return report_begin(c, e);
 }
 
-/* A check that does not hold is a result like another: what was written about it stays. */
+/* A check that does not hold is a result like another: what was written about it stays. The output's name comes last,
+ * so that whoever sees it knows that all went well. */
 static int finish(struct cli *c, int code, struct err *e) {
     struct err late;
     cli_progress_end(c);
-    if (output_finish(c, &late) || report_finish(c, code, code ? e->msg : NULL, &late) || output_commit(c, &late) ||
-        (c->report_file && out_file_commit(c->report_file, &late))) {
+    if (output_finish(c, &late) || report_finish(c, code, code ? e->msg : NULL, &late) || report_commit(c, &late) ||
+        output_commit(c, &late)) {
+        report_retract(c);
         *e = late;
         return late.code;
     }
@@ -213,9 +215,7 @@ static void abandon(struct cli *c, int code, const struct err *e) {
     struct err ignored; /* the first error is the one to tell */
     cli_progress_end(c);
     output_abort(c, e->msg);
-    if (c->report_file && c->report && !report_finish(c, code, e->msg, &ignored) &&
-        out_file_commit(c->report_file, &ignored))
-        cli_message(c, "warning: ", ignored.msg);
+    if (report_finish(c, code, e->msg, &ignored) || report_commit(c, &ignored)) report_retract(c);
 }
 
 static int run_program(struct cli *c, struct err *e) {

@@ -123,7 +123,7 @@ static int write_report(struct cli *c, const char *text, struct err *e) {
 
 /* Written and synced here; named, by out_file_commit, when the output has its name. */
 int report_finish(struct cli *c, int code, const char *message, struct err *e) {
-    if (!c->report_file) return 0;
+    if (!c->report_file || c->report_file->fd < 0 || !c->report) return 0;
     cJSON *o = cJSON_CreateObject();
     if (!o) return err_nomem(e, "report");
     int rc = fill_report(c, o, code, message, e);
@@ -133,4 +133,15 @@ int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     rc = write_report(c, text, e);
     mem_free(text);
     return rc;
+}
+
+int report_commit(struct cli *c, struct err *e) {
+    return c->report_file ? out_file_commit(c->report_file, e) : 0;
+}
+
+/* It was written to say that all went well, and then something did not. */
+void report_retract(struct cli *c) {
+    if (!c->report_file || c->report_file->fd >= 0) return;
+    if (c->report_file->done && c->report_file->target) unlink(c->report_file->target);
+    c->report_file = NULL;
 }

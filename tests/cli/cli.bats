@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What lib/cli promises, shown with the fixture; the last part holds for every program that is built.
+# What lib/cli promises, shown with the fixture.
 load common
 
 fx() { rill fixture -q "$@"; }
@@ -321,51 +321,4 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
     PATH=/usr/bin:/bin check_exit 0 usr/bin/rill recipe --version
     PATH=/usr/bin:/bin check_exit 0 usr/bin/rill
     assert_stdout "*recipe *"
-}
-
-# ---- every program -----------------------------------------------------------------------------------------------------------
-
-programs() { for p in "$RILL_BIN"/rill-*; do basename "$p" | sed s/rill-//; done; }
-# does the program's --help name this option?
-offers() { rill "$1" --help | grep -qE -- "^ +(-[a-z], )?--$2( |\$)"; }
-takes_stream_on_stdin() { "rill-$1" --help-man | grep -q 'X-stdin: stream'; }
-
-@test "every program: --help and --help-summary work, and say every option" {
-    for p in $(programs); do
-        check_exit 0 rill "$p" --help
-        assert_quiet
-        assert_stdout "Usage: rill $p *Exit status*"
-        text=$out
-        for o in $("rill-$p" --help-bash | grep -oE -- '--[a-z][a-z0-9-]*' | sort -u); do
-            [[ $text == *"$o"* ]] || fail "$p: $o is not in --help"
-        done
-        [ "$(awk 'length > 100' <<<"$text" | wc -l)" -eq 0 ] || fail "$p: --help has lines of more than 100 columns"
-        check_exit 0 rill "$p" --help-summary
-        [ "$(wc -l <<<"$out")" -eq 1 ]
-    done
-}
-
-@test "every program: an unknown option and a stray operand are usage errors" {
-    for p in $(programs); do
-        check_exit 2 rill "$p" --no-such-option
-        assert_stderr_line "unknown option --no-such-option*"
-        check_exit 2 rill "$p" --help-me
-    done
-}
-
-@test "every program: what cannot be written is an error" {
-    for p in $(programs); do
-        check_exit 1 bash -c "rill $p --help >/dev/full"
-        assert_stderr_line "standard output: No space left on device"
-    done
-}
-
-@test "every program that reads standard input: a terminal there means usage" {
-    need script
-    for p in $(programs); do
-        "rill-$p" --help-man | grep -q 'X-reads-stdin' || continue
-        on_terminal rill "$p"
-        assert_equal "$p $code" "$p 2"
-        assert_stdout "Usage: rill $p*"
-    done
 }

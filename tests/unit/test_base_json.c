@@ -58,6 +58,7 @@ static void test_canonical_text(void **state) {
 static void test_grammar_traps(void **state) {
     (void)state;
     static const char *const bad[] = {
+        "[0.12345678901234567890123456789012345678901234567890123456789012345]", /* more than cJSON's buffer */
         "",
         " ",
         "[",
