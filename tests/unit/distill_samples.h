@@ -1,0 +1,112 @@
+/* A small student and its data, for the tests of lib/distill. */
+#ifndef RILL_TESTS_DISTILL_SAMPLES_H
+#define RILL_TESTS_DISTILL_SAMPLES_H
+
+#include "lib/distill/distill_internal.h"
+#include "tests/unit/knowledge_samples.h"
+
+#define VOCAB 24
+
+static const struct knowledge_format plain = {.temperature = 1};
+
+static inline struct model *student_new(bool tied, uint64_t seed) {
+    struct err e;
+    struct model_layer layers[] = {{2, 1, 24}, {2, 2, 16}};
+    struct model_config c = {.arch = ARCH_LLAMA,
+                             .n_layers = 2,
+                             .hidden = 16,
+                             .head_dim = 8,
+                             .vocab_size = VOCAB,
+                             .context = 64,
+                             .tied = tied,
+                             .norm_eps = 1e-5f,
+                             .rope_theta = 10000,
+                             .layers = layers};
+    struct model *m;
+    OK(model_init(&m, &c, NULL, 0, seed, &e));
+    struct model_param *p = model_param(m, tied ? ROLE_EMBED : ROLE_HEAD, 0);
+    for (uint64_t i = 0; i < p->n; i++) p->value[i] *= 10; /* logits away from 0, so that no loss is near uniform */
+    return m;
+}
+
+static inline struct distill_options options_of(const char *loss, const struct knowledge_format *f) {
+    struct err e;
+    struct distill_options o = {.lr = 0.01,
+                                .lr_min = 0.001,
+                                .warmup = 2,
+                                .steps = 8,
+                                .batch_tokens = 40,
+                                .micro_tokens = 1000,
+                                .weight_decay = 0.1,
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .clip = 1};
+    char copy[200], *save = NULL;
+    snprintf(copy, sizeof copy, "%s", loss);
+    for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))
+        OK(distill_loss_parse(l, &o.loss, &e));
+    OK(distill_loss_settle(&o.loss, f, &e));
+    return o;
+}
+
+/* Feeds a stream to the end of the schedule or the data. Stops after `limit` steps. Leaves fd open, at its beginning. */
+static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err *e) {
+    struct stream_reader *r = NULL;
+    struct batch b = {0};
+    struct distill_progress p;
+    bool more = true, stepped = true;
+    lseek(fd, 0, SEEK_SET);
+    int rc = stream_reader_open(&r, fd, "in", STREAM_ANY, e);
+    for (trainer_progress(t, &p); !rc && p.step < limit && (more || stepped); trainer_progress(t, &p)) {
+        rc = more ? batch_read(r, &b, &more, e) : 0;
+        if (!rc && more) rc = trainer_feed(t, &b, e);
+        do {
+            if (!rc) rc = trainer_step(t, !more, &stepped, e);
+            trainer_progress(t, &p);
+        } while (!rc && stepped && p.step < limit);
+    }
+    if (!rc && p.step < limit) rc = trainer_end_epoch(t, e);
+    batch_release(&b);
+    stream_reader_free(r);
+    lseek(fd, 0, SEEK_SET);
+    return rc;
+}
+
+/* Trains a fresh student; its weights, one behind the other. */
+static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
+                                 struct distill_progress *p) {
+    struct err e;
+    struct trainer *t;
+    struct buf weights = {0};
+    struct model *m = student_new(true, 1);
+    OK(trainer_new(&t, m, o, f, &e));
+    OK(train_on(t, fd, o->steps, &e));
+    if (p) trainer_progress(t, p);
+    for (size_t i = 0; i < m->n_params; i++)
+        OK(buf_append(&weights, m->params[i].value, m->params[i].n * sizeof(float), &e));
+    trainer_free(t);
+    model_free(m);
+    return weights;
+}
+
+/* The sample as plain tokens, in batches of `cut` positions. */
+static inline int tokens_file(const struct sample *s, size_t cut) {
+    struct err e;
+    struct stream_writer *w;
+    uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
+    put_meta(w, "{\"kind\":\"tokens\"}");
+    for (size_t at = 0; at < s->n_positions; at += cut) {
+        size_t n = piece_of(s->n_positions - at, cut);
+        put_batch(w, cut_batch(s, at, n, lengths), s->tokens + at, lengths);
+    }
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    free(lengths);
+    lseek(fd, 0, SEEK_SET);
+    return fd;
+}
+
+#endif

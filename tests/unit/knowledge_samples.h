@@ -1,0 +1,136 @@
+/* Knowledge in memory for the tests of lib/knowledge and lib/distill. */
+#ifndef RILL_TESTS_KNOWLEDGE_SAMPLES_H
+#define RILL_TESTS_KNOWLEDGE_SAMPLES_H
+
+#include <math.h>
+
+#include "lib/knowledge/knowledge.h"
+#include "tests/unit/stream_samples.h"
+
+/* Tokens of a stream and, for each position, a row of logits. */
+struct sample {
+    size_t n_seqs, n_positions, vocab;
+    uint32_t *lengths, *tokens;
+    float *logits; /* [n_positions][vocab] */
+};
+
+/* Sequences of 1 to `longest` positions with random tokens and normal logits of standard deviation 2. */
+static inline struct sample sample_new(size_t n_seqs, uint32_t longest, size_t vocab, uint64_t seed) {
+    struct err e;
+    struct rng r = rng_init(seed, 0);
+    struct sample s = {.n_seqs = n_seqs, .vocab = vocab, .lengths = mem_array(n_seqs, sizeof *s.lengths, &e)};
+    for (size_t i = 0; i < n_seqs; i++) s.n_positions += s.lengths[i] = 1 + (uint32_t)rng_below(&r, longest);
+    s.tokens = mem_array(s.n_positions, sizeof *s.tokens, &e);
+    s.logits = mem_array(s.n_positions * vocab, sizeof *s.logits, &e);
+    for (size_t i = 0; i < s.n_positions; i++) s.tokens[i] = (uint32_t)rng_below(&r, vocab);
+    for (size_t i = 0; i < s.n_positions * vocab; i++) s.logits[i] = (float)(2 * rng_normal(&r));
+    return s;
+}
+
+static inline void sample_free(struct sample *s) {
+    mem_free(s->lengths);
+    mem_free(s->tokens);
+    mem_free(s->logits);
+}
+
+/* Probabilities of a row at a temperature, in f64 and without help from lib/kernel. */
+static inline void softmax64(double *p, const float *x, size_t n, double temperature) {
+    double max = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++) max = fmax(max, x[i] / temperature);
+    for (size_t i = 0; i < n; i++) sum += p[i] = exp(x[i] / temperature - max);
+    for (size_t i = 0; i < n; i++) p[i] /= sum;
+}
+
+static inline struct knowledge_format format_of(const char *encoding, size_t vocab) {
+    struct err e;
+    struct knowledge_format f = {.temperature = 1, .dtype = DT_F32, .vocab_size = (uint32_t)vocab};
+    OK(knowledge_encoding_parse(encoding, &f, &e));
+    return f;
+}
+
+/* The length of the next piece when a stream of `left` positions is cut at most every `cut`. */
+static inline size_t piece_of(size_t left, size_t cut) {
+    return left < cut ? left : cut;
+}
+
+/*
+ * The sample as a batch that holds positions [from, from + n): which sequences, where they begin and end. lengths
+ * must have room for n_seqs entries.
+ */
+static inline struct stream_batch cut_batch(const struct sample *s, size_t from, size_t n, uint32_t *lengths) {
+    struct stream_batch b = {.n_positions = n};
+    size_t begin = 0;
+    for (size_t i = 0; i < s->n_seqs; begin += s->lengths[i++]) {
+        size_t end = begin + s->lengths[i], first = begin > from ? begin : from, stop = end < from + n ? end : from + n;
+        if (first >= stop) continue;
+        if (!b.n_seqs) b.first_seq = i, b.first_pos = first - begin;
+        lengths[b.n_seqs++] = (uint32_t)(stop - first);
+        b.flags = stop < end ? BATCH_CONTINUES : 0;
+    }
+    return b;
+}
+
+/* Encodes the sample, announced in batches of `cut` positions and given in blocks of `rows`, to a file in memory. */
+static inline int encode_sample(const struct sample *s, const struct knowledge_format *f, uint64_t seed, size_t cut,
+                                size_t block, int *fd, struct err *e) {
+    struct knowledge_encoder *k = NULL;
+    struct stream_writer *w = NULL;
+    uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
+    float *x = malloc(block * s->vocab * sizeof *x);
+    cJSON *meta = cJSON_CreateObject();
+    *fd = memory_file();
+    int rc = stream_writer_open(&w, *fd, "out", &(struct stream_write_options){0}, e);
+    if (!rc) rc = knowledge_meta_put(meta, f, e);
+    if (!rc) rc = stream_write_meta(w, meta, e);
+    if (!rc) rc = knowledge_encoder_new(&k, w, f, seed, e);
+    for (size_t at = 0; !rc && at < s->n_positions; at += cut) {
+        size_t n = piece_of(s->n_positions - at, cut);
+        struct stream_batch head = cut_batch(s, at, n, lengths);
+        rc = knowledge_encoder_begin(k, &head, s->tokens + at, lengths, e);
+        for (size_t i = 0; !rc && i < n; i += block) {
+            size_t rows = piece_of(n - i, block);
+            memcpy(x, s->logits + (at + i) * s->vocab, rows * s->vocab * sizeof *x);
+            rc = knowledge_encoder_rows(k, rows, x, 1 / f->temperature, e);
+        }
+    }
+    if (!rc) rc = knowledge_encoder_end(k, e);
+    if (!rc) rc = stream_writer_finish(w, NULL, e);
+    knowledge_encoder_free(k);
+    stream_writer_free(w);
+    cJSON_Delete(meta);
+    free(lengths);
+    free(x);
+    lseek(*fd, 0, SEEK_SET);
+    return rc;
+}
+
+/* Reads a whole stream into one queue. Closes fd. */
+static inline int decode_all(int fd, struct knowledge_rows *k, struct knowledge_format *f, struct err *e) {
+    struct stream_reader *r = NULL;
+    struct batch b = {0};
+    bool more = true;
+    *k = (struct knowledge_rows){0};
+    int rc = stream_reader_open(&r, fd, "in", STREAM_ANY, e);
+    if (!rc) rc = knowledge_meta_get(stream_reader_meta(r), f, e);
+    while (!rc && more) {
+        rc = batch_read(r, &b, &more, e);
+        if (!rc && more) rc = knowledge_decode(k, f, &b, e);
+    }
+    if (!rc) rc = knowledge_decode_end(k, e);
+    batch_release(&b);
+    stream_reader_free(r);
+    close(fd);
+    return rc;
+}
+
+/* There and back. */
+static inline struct knowledge_rows round_trip(const struct sample *s, struct knowledge_format *f, uint64_t seed) {
+    struct err e;
+    struct knowledge_rows k;
+    int fd;
+    OK(encode_sample(s, f, seed, 100, 7, &fd, &e));
+    OK(decode_all(fd, &k, f, &e));
+    return k;
+}
+
+#endif

@@ -1,0 +1,371 @@
+/*
+ * The trainer: what it reports against losses computed in f64, what its result may depend on, that it learns, and that
+ * a run resumed at any step ends in the same bytes.
+ */
+#include "tests/unit/distill_samples.h"
+
+/* ---- losses ------------------------------------------------------------------------------------------------------------- */
+
+static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    (void)e;
+    memcpy((float *)ctx + first * vocab, logits, rows * vocab * sizeof *logits);
+    return 0;
+}
+
+/* Sum over entries, and the ghost's part, of t log(t / p), straight from the definition. */
+static double kl_of(const struct knowledge_rows *k, const struct knowledge_format *f, const float *teacher, size_t r,
+                    const double *p, double temperature) {
+    double kl = 0, t[VOCAB], mass_t = 0, mass_p = 0;
+    if (f->encoding == KNOW_DENSE) {
+        softmax64(t, teacher + r * VOCAB, VOCAB, temperature);
+        for (size_t i = 0; i < VOCAB; i++) kl += t[i] * log(t[i] / p[i]);
+        return kl;
+    }
+    for (uint64_t i = k->offset[r]; i < k->offset[r + 1]; i++) {
+        kl += k->probs[i] * log(k->probs[i] / p[k->ids[i]]);
+        mass_t += k->probs[i];
+        mass_p += p[k->ids[i]];
+    }
+    if (f->encoding == KNOW_GHOST) kl += (1 - mass_t) * log((1 - mass_t) / (1 - mass_p));
+    return kl;
+}
+
+/* What the first step reports is the loss of the weights before it. f32 arithmetic: 2e-5. */
+static void check_loss(const char *encoding, double temperature) {
+    struct err e;
+    struct sample s = sample_new(7, 12, VOCAB, 11);
+    struct knowledge_format f = format_of(encoding, VOCAB);
+    f.temperature = f.encoding == KNOW_DENSE ? 1 : temperature;
+    int fd;
+    OK(encode_sample(&s, &f, 5, 50, 20, &fd, &e));
+    char loss[100];
+    snprintf(loss, sizeof loss, "kl:weight=0.7,temperature=%g ce:weight=0.2", temperature);
+    struct distill_options o = options_of(loss, &f);
+    o.batch_tokens = 10000; /* one step */
+    struct knowledge_rows k;
+    struct knowledge_format unused;
+    OK(decode_all(dup(fd), &k, &unused, &e));
+
+    struct model *m = student_new(true, 1);
+    struct grad_tape *tape;
+    struct model_input in = {s.n_positions, s.n_seqs, s.tokens, s.lengths};
+    float *logits = malloc(s.n_positions * VOCAB * sizeof *logits);
+    OK(grad_tape_new(&tape, false, &e));
+    OK(model_infer(m, tape, &in, NULL, NULL, copy_logits, logits, &e));
+    double kl = 0, ce = 0, n = 0, p[VOCAB];
+    for (size_t r = 0; r < s.n_positions; r++) {
+        if (k.labels[r] == UINT32_MAX) continue;
+        softmax64(p, logits + r * VOCAB, VOCAB, temperature);
+        kl += kl_of(&k, &f, s.logits, r, p, temperature);
+        softmax64(p, logits + r * VOCAB, VOCAB, 1);
+        ce -= log(p[k.labels[r]]);
+        n++;
+    }
+    struct distill_progress got;
+    struct buf weights = trained(fd, &o, &f, &got);
+    assert_int_equal(got.step, 1);
+    assert_int_equal(got.positions, s.n_positions);
+    if (fabs(got.kl - kl / n) > 2e-5) fail_msg("%s: kl %.9g, expected %.9g", encoding, got.kl, kl / n);
+    if (fabs(got.ce - ce / n) > 2e-5) fail_msg("%s: ce %.9g, expected %.9g", encoding, got.ce, ce / n);
+    assert_true(fabs(got.loss - (0.7 * temperature * temperature * got.kl + 0.2 * got.ce)) < 1e-12);
+    buf_release(&weights);
+    knowledge_rows_release(&k);
+    grad_tape_free(tape);
+    model_free(m);
+    free(logits);
+    close(fd);
+    sample_free(&s);
+}
+
+static void losses_are_those_of_the_definition(void **state) {
+    (void)state;
+    static const char *const encodings[] = {"dense", "topk:4", "ghost:4", "sample:30"};
+    for (size_t i = 0; i < COUNT_OF(encodings); i++) {
+        check_loss(encodings[i], 1);
+        check_loss(encodings[i], 2.5);
+    }
+}
+
+static void losses_are_spelled_one_way(void **state) {
+    (void)state;
+    static const char *const bad[] = {"",
+                                      "mse",
+                                      "kl:",
+                                      "kl:weight",
+                                      "kl:weight=",
+                                      "kl:weight=x",
+                                      "kl:weight=-1",
+                                      "kl:weight=nan",
+                                      "kl:temperature=0",
+                                      "ce:temperature=1",
+                                      "kl:size=3",
+                                      "KL",
+                                      "kl:weight=inf"};
+    struct err e;
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        struct distill_loss l = {0};
+        if (!strcmp(bad[i], "kl:")) continue; /* no members: as kl */
+        if (distill_loss_parse(bad[i], &l, &e) != ERR_USAGE) fail_msg("\"%s\" is accepted", bad[i]);
+    }
+    struct knowledge_format sparse = format_of("sample:5", VOCAB), dense = format_of("dense", VOCAB);
+    sparse.temperature = 2;
+    struct distill_loss l = {0};
+    OK(distill_loss_settle(&l, &sparse, &e));
+    assert_true(l.kl_weight == 1 && l.ce_weight == 0 && l.temperature == 2);
+    OK(distill_loss_parse("ce:weight=0.5", &l, &e)); /* beside kl */
+    assert_int_equal(distill_loss_parse("ce", &l, &e), ERR_USAGE);
+    l = (struct distill_loss){0};
+    OK(distill_loss_settle(&l, &plain, &e));
+    assert_true(l.kl_weight == 0 && l.ce_weight == 1);
+    l = (struct distill_loss){0};
+    OK(distill_loss_parse("kl", &l, &e));
+    assert_int_equal(distill_loss_settle(&l, &plain, &e), ERR_DATA);
+    l = (struct distill_loss){0};
+    OK(distill_loss_parse("kl:temperature=3", &l, &e));
+    OK(distill_loss_settle(&l, &dense, &e));
+    assert_int_equal(distill_loss_settle(&l, &sparse, &e), ERR_DATA);
+    l = (struct distill_loss){0};
+    OK(distill_loss_parse("kl:weight=0", &l, &e));
+    assert_int_equal(distill_loss_settle(&l, &dense, &e), ERR_USAGE);
+}
+
+/* ---- steps ---------------------------------------------------------------------------------------------------------------- */
+
+static void assert_weights(struct buf *a, struct buf *b, double tolerance) {
+    const float *x = (float *)a->data, *y = (float *)b->data;
+    assert_int_equal(a->len, b->len);
+    for (size_t i = 0; i < a->len / sizeof *x; i++)
+        if (!(fabsf(x[i] - y[i]) <= tolerance)) fail_msg("weight %zu: %.9g and %.9g", i, x[i], y[i]);
+    buf_release(b);
+}
+
+/* Neither on how the stream is cut, nor on threads. */
+static void weights_depend_on_sequences_only(void **state) {
+    (void)state;
+    struct sample s = sample_new(30, 20, VOCAB, 12);
+    struct distill_options o = options_of("ce", &plain);
+    o.micro_tokens = 25;
+    int whole = tokens_file(&s, s.n_positions), pieces = tokens_file(&s, 7);
+    parallel_set_threads(2);
+    struct buf a = trained(whole, &o, &plain, NULL), b = trained(pieces, &o, &plain, NULL);
+    assert_weights(&a, &b, 0);
+    parallel_set_threads(1);
+    b = trained(pieces, &o, &plain, NULL);
+    assert_weights(&a, &b, 0);
+    buf_release(&a);
+    close(whole);
+    close(pieces);
+    sample_free(&s);
+}
+
+/*
+ * Many small passes add up to one large one. The sums differ in the order of their terms: f32's rounding, some 1e-7 of a
+ * gradient of norm 1. AdamW would blow that up where a gradient is near 0, so here eps is large: updates are then linear
+ * in the gradient, and weights after eight steps agree to 1e-6.
+ */
+static void accumulated_gradients_add_up(void **state) {
+    (void)state;
+    struct sample s = sample_new(60, 20, VOCAB, 13);
+    struct distill_options o = options_of("ce", &plain);
+    struct distill_progress p, q;
+    o.batch_tokens = 80;
+    o.eps = 1;
+    o.lr = 0.5;
+    int fd = tokens_file(&s, 100);
+    struct buf a = trained(fd, &o, &plain, &p);
+    o.micro_tokens = 1; /* one sequence at a time */
+    struct buf b = trained(fd, &o, &plain, &q);
+    assert_weights(&a, &b, 1e-6);
+    assert_true(fabs(p.ce - q.ce) < 1e-6 && fabs(p.grad_norm - q.grad_norm) < 1e-5 * p.grad_norm);
+    buf_release(&a);
+    close(fd);
+    sample_free(&s);
+}
+
+static void counted_steps_are_the_steps_taken(void **state) {
+    (void)state;
+    struct sample s = sample_new(37, 20, VOCAB, 14);
+    for (size_t cut = 5; cut < 400; cut = cut * 3 + 1) {
+        struct err e;
+        struct stream_reader *r;
+        struct distill_progress p;
+        uint64_t steps, positions;
+        struct distill_options o = options_of("ce", &plain);
+        int fd = tokens_file(&s, cut);
+        OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
+        OK(distill_count(r, o.batch_tokens, &steps, &positions, &e));
+        stream_reader_free(r);
+        o.steps = 1000;
+        struct buf weights = trained(fd, &o, &plain, &p);
+        assert_int_equal(positions, s.n_positions);
+        assert_int_equal(p.positions, s.n_positions);
+        assert_int_equal(steps, p.step);
+        assert_int_equal(p.epoch, 1);
+        buf_release(&weights);
+        close(fd);
+    }
+    sample_free(&s);
+}
+
+static void the_schedule_is_linear_then_a_cosine(void **state) {
+    (void)state;
+    struct distill_options o = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12};
+    assert_true(distill_lr(&o, 1) == 0.25 && distill_lr(&o, 2) == 0.5 && distill_lr(&o, 4) == 1);
+    assert_true(fabs(distill_lr(&o, 8) - 0.55) < 1e-12 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
+    o.warmup = 0;
+    assert_true(distill_lr(&o, 1) == 1 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
+    o.steps = 1;
+    assert_true(distill_lr(&o, 1) == 1);
+}
+
+/* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
+static void decay_leaves_embedding_and_norms_alone(void **state) {
+    (void)state;
+    struct err e;
+    uint32_t lengths[20], tokens[20];
+    for (size_t i = 0; i < 20; i++) lengths[i] = 1, tokens[i] = 3; /* no labels: all gradients are 0 */
+    struct sample s = {20, 20, VOCAB, lengths, tokens, NULL};
+    struct distill_options o = options_of("ce", &plain);
+    o.batch_tokens = 5;
+    struct trainer *t;
+    struct model *m = student_new(false, 1), *before = student_new(false, 1);
+    int fd = tokens_file(&s, 20);
+    OK(trainer_new(&t, m, &o, &plain, &e));
+    OK(train_on(t, fd, 4, &e));
+    for (size_t i = 0; i < m->n_params; i++) {
+        enum model_role role = m->params[i].slot.role;
+        bool same = !memcmp(m->params[i].value, before->params[i].value, m->params[i].n * sizeof(float));
+        assert_int_equal(same, !model_role_is_matrix(role) || role == ROLE_EMBED);
+    }
+    trainer_free(t);
+    model_free(m);
+    model_free(before);
+    close(fd);
+}
+
+/* The distribution behind the last token of a sequence has no label to stand beside, and teaches nothing. */
+static void last_positions_do_not_teach(void **state) {
+    (void)state;
+    struct err e;
+    struct sample s = sample_new(8, 12, VOCAB, 17);
+    struct knowledge_format f = format_of("dense", VOCAB);
+    struct distill_options o = options_of("kl", &f);
+    int fd, other;
+    OK(encode_sample(&s, &f, 0, 100, 100, &fd, &e));
+    for (size_t i = 0, at = 0; i < s.n_seqs; i++) s.logits[(at += s.lengths[i]) * VOCAB - 3] += 5;
+    OK(encode_sample(&s, &f, 0, 100, 100, &other, &e));
+    struct buf a = trained(fd, &o, &f, NULL), b = trained(other, &o, &f, NULL);
+    assert_weights(&a, &b, 0);
+    buf_release(&a);
+    close(fd);
+    close(other);
+    sample_free(&s);
+}
+
+/* ---- learning --------------------------------------------------------------------------------------------------------------- */
+
+/* A handful of sequences, over and over: learned by heart, and the teacher with them. */
+static void the_student_learns(void **state) {
+    (void)state;
+    static const struct {
+        const char *encoding, *loss;
+        double bound; /* KL from the teacher at the end; from some 2.5 at the beginning */
+    } cases[] = {{"dense", "kl", 0.1}, {"ghost:8", "kl", 0.15}, {"sample:200", "kl", 0.15}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e;
+        struct sample s = sample_new(3, 8, VOCAB, 15);
+        struct knowledge_format f = format_of(cases[i].encoding, VOCAB);
+        struct distill_options o = options_of(cases[i].loss, &f);
+        struct distill_progress first, p;
+        struct trainer *t;
+        struct model *m = student_new(true, 2);
+        int fd;
+        OK(encode_sample(&s, &f, 0, 100, 100, &fd, &e));
+        o.steps = 300;
+        o.batch_tokens = 1000;
+        o.lr = 0.03;
+        OK(trainer_new(&t, m, &o, &f, &e));
+        OK(train_on(t, fd, o.steps, &e));
+        trainer_progress(t, &first);
+        do {
+            OK(train_on(t, fd, o.steps, &e));
+            trainer_progress(t, &p);
+        } while (p.step < o.steps);
+        if (first.kl < 1 || p.kl > cases[i].bound) fail_msg("%s: kl %g, then %g", cases[i].encoding, first.kl, p.kl);
+        trainer_free(t);
+        model_free(m);
+        close(fd);
+        sample_free(&s);
+    }
+}
+
+/* ---- what goes wrong ---------------------------------------------------------------------------------------------------------- */
+
+static void a_loss_that_is_no_number_is_an_error(void **state) {
+    (void)state;
+    struct err e;
+    struct sample s = sample_new(30, 20, VOCAB, 16);
+    struct distill_options o = options_of("ce", &plain);
+    struct trainer *t;
+    struct model *m = student_new(true, 1);
+    int fd = tokens_file(&s, 100);
+    OK(trainer_new(&t, m, &o, &plain, &e));
+    OK(train_on(t, fd, 2, &e));
+    m->params[3].value[5] = NAN;
+    trainer_free(t);
+    OK(trainer_new(&t, m, &o, &plain, &e));
+    assert_int_equal(train_on(t, fd, 2, &e), ERR_DATA);
+    if (!strstr(e.msg, "step 1: the loss is not finite (sequences 0 to ")) fail_msg("%s", e.msg);
+    trainer_free(t);
+    model_free(m);
+    close(fd);
+    sample_free(&s);
+}
+
+static void what_does_not_fit_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct trainer *t;
+    struct model *m = student_new(true, 1);
+    struct knowledge_format wide = format_of("sample:5", VOCAB + 1);
+    struct distill_options o = options_of("kl", &wide);
+    assert_int_equal(trainer_new(&t, m, &o, &wide, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "24 tokens in the vocabulary against 25"));
+    o.warmup = 9;
+    assert_int_equal(trainer_new(&t, m, &o, &plain, &e), ERR_USAGE);
+
+    uint32_t length = 65, tokens[65] = {0};
+    struct sample s = {1, 65, VOCAB, &length, tokens, NULL};
+    o = options_of("ce", &plain);
+    OK(trainer_new(&t, m, &o, &plain, &e));
+    int fd = tokens_file(&s, 50); /* in two pieces, neither of which is too long */
+    assert_int_equal(train_on(t, fd, 1, &e), ERR_DATA);
+    assert_string_equal(e.msg, "sequence 0 has 65 positions, the student's context is 64 (tokenize --context 64)");
+    trainer_free(t);
+    close(fd);
+    tokens[3] = VOCAB;
+    fd = tokens_file(&s, 60);
+    OK(trainer_new(&t, m, &o, &plain, &e));
+    assert_int_equal(train_on(t, fd, 1, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "token 24 of a vocabulary of 24"));
+    trainer_free(t);
+    model_free(m);
+    close(fd);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(losses_are_those_of_the_definition),
+        cmocka_unit_test(losses_are_spelled_one_way),
+        cmocka_unit_test(weights_depend_on_sequences_only),
+        cmocka_unit_test(accumulated_gradients_add_up),
+        cmocka_unit_test(counted_steps_are_the_steps_taken),
+        cmocka_unit_test(the_schedule_is_linear_then_a_cosine),
+        cmocka_unit_test(decay_leaves_embedding_and_norms_alone),
+        cmocka_unit_test(last_positions_do_not_teach),
+        cmocka_unit_test(the_student_learns),
+        cmocka_unit_test(a_loss_that_is_no_number_is_an_error),
+        cmocka_unit_test(what_does_not_fit_is_refused),
+    };
+    return cmocka_run_group_tests_name("distill", tests, NULL, NULL);
+}

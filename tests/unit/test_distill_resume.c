@@ -1,0 +1,214 @@
+/* A run that is interrupted after any of its steps and resumed ends in the same bytes; a checkpoint of another run is refused. */
+#include "tests/unit/distill_samples.h"
+
+/* Feeds the data again and again until the schedule has come to `limit`. */
+static int train_to(struct trainer *t, int fd, uint64_t limit, struct err *e) {
+    struct distill_progress p;
+    int rc = 0;
+    for (trainer_progress(t, &p); !rc && p.step < limit; trainer_progress(t, &p)) rc = train_on(t, fd, limit, e);
+    return rc;
+}
+
+static int save(struct trainer *t) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "checkpoint", &(struct stream_write_options){0}, &e));
+    OK(trainer_save(t, w, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return fd;
+}
+
+static int restore(struct trainer *t, int fd, struct err *e) {
+    struct stream_reader *r;
+    lseek(fd, 0, SEEK_SET);
+    int rc = stream_reader_open(&r, fd, "checkpoint", STREAM_CHECKPOINT, e);
+    if (!rc) rc = trainer_restore(t, r, e);
+    stream_reader_free(r);
+    return rc;
+}
+
+static void assert_same_run(struct trainer *a, struct trainer *b) {
+    for (size_t i = 0; i < a->m->n_params; i++) {
+        size_t n = a->m->params[i].n * sizeof(float);
+        assert_memory_equal(a->m->params[i].value, b->m->params[i].value, n);
+        assert_memory_equal(a->m1[i], b->m1[i], n);
+        assert_memory_equal(a->m2[i], b->m2[i], n);
+    }
+    assert_int_equal(a->progress.step, b->progress.step);
+    assert_int_equal(a->progress.epoch, b->progress.epoch);
+    assert_int_equal(a->progress.positions, b->progress.positions);
+    assert_true(a->progress.kl == b->progress.kl && a->progress.ce == b->progress.ce);
+}
+
+/* The fixture: some three steps of data, in batches that end inside sequences. */
+struct run {
+    struct sample s;
+    struct knowledge_format f;
+    struct distill_options o;
+    int fd;
+};
+
+static void run_init(struct run *r) {
+    struct err e;
+    r->s = sample_new(20, 12, VOCAB, 21);
+    r->f = format_of("sample:20", VOCAB);
+    OK(encode_sample(&r->s, &r->f, 0, 11, 11, &r->fd, &e));
+    r->o = options_of("kl ce:weight=0.3", &r->f);
+    r->o.micro_tokens = 15;
+}
+
+static void run_release(struct run *r) {
+    close(r->fd);
+    sample_free(&r->s);
+}
+
+static struct trainer *run_begin(const struct run *r, uint64_t seed) {
+    struct err e;
+    struct trainer *t;
+    OK(trainer_new(&t, student_new(true, seed), &r->o, &r->f, &e));
+    return t;
+}
+
+static void run_end(struct trainer *t) {
+    struct model *m = t->m;
+    trainer_free(t);
+    model_free(m);
+}
+
+/* The student that the resumed run begins with has other weights: all of it comes from the checkpoint. */
+static void resumed_runs_end_in_the_same_bytes(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *whole = run_begin(&r, 1);
+    OK(train_to(whole, r.fd, r.o.steps, &e));
+    assert_true(whole->progress.epoch >= 1); /* the data is read more than once */
+    for (uint64_t k = 0; k <= r.o.steps; k++) {
+        struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 2);
+        OK(train_to(first, r.fd, k, &e));
+        int fd = save(first);
+        run_end(first);
+        OK(restore(second, fd, &e));
+        OK(train_to(second, r.fd, r.o.steps, &e));
+        if (k < r.o.steps) assert_same_run(whole, second);
+        run_end(second);
+        close(fd);
+    }
+    run_end(whole);
+    run_release(&r);
+}
+
+/* Saving and restoring does not disturb the run that is saved. */
+static void saving_changes_nothing(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *whole = run_begin(&r, 1), *saved = run_begin(&r, 1);
+    OK(train_to(whole, r.fd, 3, &e));
+    OK(train_to(saved, r.fd, 3, &e));
+    struct buf a = contents(save(saved)), b = contents(save(saved));
+    assert_int_equal(a.len, b.len);
+    assert_memory_equal(a.data, b.data, a.len);
+    assert_same_run(whole, saved);
+    buf_release(&a);
+    buf_release(&b);
+    run_end(whole);
+    run_end(saved);
+    run_release(&r);
+}
+
+static void other_options_are_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *t = run_begin(&r, 1);
+    OK(train_to(t, r.fd, 3, &e));
+    int fd = save(t);
+    run_end(t);
+    r.o.lr = 0.02;
+    t = run_begin(&r, 1);
+    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_string_equal(e.msg, "checkpoint: the checkpoint was made with lr 0.01, this run has 0.02");
+    run_end(t);
+    close(fd);
+    run_release(&r);
+}
+
+static void other_data_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *t = run_begin(&r, 1);
+    OK(train_to(t, r.fd, 2, &e));
+    int fd = save(t), other;
+    run_end(t);
+    r.s.tokens[1] ^= 1;
+    OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
+    t = run_begin(&r, 1);
+    OK(restore(t, fd, &e));
+    assert_int_equal(train_on(t, other, r.o.steps, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "not the data of the checkpoint"));
+    run_end(t);
+    close(other);
+    r.s.n_seqs = 2; /* and data that ends too early */
+    r.s.n_positions = r.s.lengths[0] + r.s.lengths[1];
+    OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
+    t = run_begin(&r, 1);
+    OK(restore(t, fd, &e));
+    assert_int_equal(train_on(t, other, r.o.steps, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "the data ends after 2 sequences"));
+    run_end(t);
+    close(other);
+    close(fd);
+    run_release(&r);
+}
+
+static void other_students_are_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *t = run_begin(&r, 1);
+    int fd = save(t);
+    run_end(t);
+    struct model *m = student_new(false, 1); /* has a head of its own: one tensor more */
+    OK(trainer_new(&t, m, &r.o, &r.f, &e));
+    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "head.weight"));
+    run_end(t);
+    close(fd);
+    run_release(&r);
+}
+
+/* Cut anywhere: the stream's own checks notice, nothing crashes. */
+static void cut_checkpoints_are_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *t = run_begin(&r, 1);
+    struct buf all = contents(save(t));
+    for (size_t n = 0; n < all.len; n += 997) {
+        int fd = file_of(all.data, n);
+        assert_int_equal(restore(t, fd, &e), ERR_DATA);
+        close(fd);
+    }
+    buf_release(&all);
+    run_end(t);
+    run_release(&r);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(resumed_runs_end_in_the_same_bytes), cmocka_unit_test(saving_changes_nothing),
+        cmocka_unit_test(other_options_are_refused),          cmocka_unit_test(other_data_is_refused),
+        cmocka_unit_test(other_students_are_refused),         cmocka_unit_test(cut_checkpoints_are_refused),
+    };
+    return cmocka_run_group_tests_name("distill_resume", tests, NULL, NULL);
+}
