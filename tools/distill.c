@@ -1,0 +1,379 @@
+/* rill distill: trains a student on what a teacher says. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lib/cli/cli.h"
+#include "lib/distill/distill.h"
+
+static const char *model_path, *log_path, *checkpoint_path, *resume_path;
+static struct cli_list losses;
+static uint64_t epochs, checkpoint_every;
+static struct distill_options o;
+
+static const struct cli_option options[] = {
+    {.name = "model",
+     .letter = 'm',
+     .type = CLI_STRING,
+     .to = &model_path,
+     .arg = "STUDENT",
+     .required = true,
+     .completes_files = true,
+     .help = "the student to begin with, a model stream"},
+    {.name = "loss",
+     .type = CLI_LIST,
+     .to = &losses,
+     .arg = "LOSS",
+     .help = "kl:weight=W,temperature=T (against the teacher, times T^2) or ce:weight=W (against the tokens); may be "
+             "repeated, the losses are added. Default: kl, at the knowledge's temperature; ce for plain tokens"},
+    {.name = "lr",
+     .type = CLI_F64,
+     .to = &o.lr,
+     .arg = "RATE",
+     .fallback = "1e-4",
+     .min = 0,
+     .max = 10,
+     .help = "peak learning rate"},
+    {.name = "lr-min",
+     .type = CLI_F64,
+     .to = &o.lr_min,
+     .arg = "RATE",
+     .min = 0,
+     .max = 10,
+     .help = "learning rate of the last step (default: a tenth of --lr)"},
+    {.name = "warmup",
+     .type = CLI_U64,
+     .to = &o.warmup,
+     .arg = "STEPS",
+     .help = "steps of linear warmup (default: a tenth of the steps, at most 100)"},
+    {.name = "steps",
+     .type = CLI_U64,
+     .to = &o.steps,
+     .arg = "N",
+     .min = 1,
+     .help = "optimizer steps of the schedule; then it stops (default: as many as the data has, which must be a file "
+             "then)"},
+    {.name = "epochs",
+     .type = CLI_U64,
+     .to = &epochs,
+     .arg = "N",
+     .fallback = "1",
+     .min = 1,
+     .max = 1e6,
+     .help = "times the data is read; more than once only from a file"},
+    {.name = "batch-tokens",
+     .type = CLI_U64,
+     .to = &o.batch_tokens,
+     .arg = "N",
+     .fallback = "8192",
+     .min = 1,
+     .help = "positions in an optimizer step: whole sequences, until there are at least as many"},
+    {.name = "micro-tokens",
+     .type = CLI_U64,
+     .to = &o.micro_tokens,
+     .arg = "N",
+     .fallback = "2048",
+     .min = 1,
+     .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
+    {.name = "weight-decay",
+     .type = CLI_F64,
+     .to = &o.weight_decay,
+     .arg = "W",
+     .fallback = "0.1",
+     .min = 0,
+     .max = 1,
+     .help = "AdamW's, on matrices but for the embedding"},
+    {.name = "clip",
+     .type = CLI_F64,
+     .to = &o.clip,
+     .arg = "NORM",
+     .fallback = "1",
+     .min = 0,
+     .max = 1e9,
+     .help = "largest norm of the gradient; 0: any"},
+    {.name = "beta1",
+     .type = CLI_F64,
+     .to = &o.beta1,
+     .arg = "B",
+     .fallback = "0.9",
+     .min = 0,
+     .max = 0.999999,
+     .help = "AdamW's"},
+    {.name = "beta2",
+     .type = CLI_F64,
+     .to = &o.beta2,
+     .arg = "B",
+     .fallback = "0.95",
+     .min = 0,
+     .max = 0.999999,
+     .help = "AdamW's"},
+    {.name = "eps",
+     .type = CLI_F64,
+     .to = &o.eps,
+     .arg = "E",
+     .fallback = "1e-8",
+     .min = 1e-30,
+     .max = 1,
+     .help = "AdamW's"},
+    {.name = "log",
+     .type = CLI_STRING,
+     .to = &log_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .transient = true,
+     .help = "a line for each step: step, kl, ce, lr, gradient norm, tokens; --resume appends to it"},
+    {.name = "checkpoint",
+     .type = CLI_STRING,
+     .to = &checkpoint_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .transient = true,
+     .help = "keep the state of the run here"},
+    {.name = "checkpoint-every",
+     .type = CLI_U64,
+     .to = &checkpoint_every,
+     .arg = "STEPS",
+     .fallback = "100",
+     .min = 1,
+     .transient = true,
+     .help = "so often"},
+    {.name = "resume",
+     .type = CLI_STRING,
+     .to = &resume_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .transient = true,
+     .help = "go on from a checkpoint, with the same model, data and options; the result is the same to the bit"},
+    {0},
+};
+
+struct work {
+    struct model *student;
+    struct trainer *trainer;
+    struct knowledge_format format;
+    struct batch batch;
+    struct stream_reader *again; /* the data anew, in later epochs */
+    int fd;
+    FILE *log;
+    double started;
+    uint64_t started_positions;
+};
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- the data, which a regular file gives as often as we like ------------------------------------------------------- */
+
+static bool data_is_file(struct cli *c) {
+    const char *path = cli_input_path(c, 0);
+    struct stat st;
+    if (strcmp(path, "-")) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
+}
+
+/* Opens the data once more, beside the reader that the cli keeps for the provenance. */
+static int open_again(struct cli *c, struct work *w, struct err *e) {
+    const char *path = cli_input_path(c, 0), *name = strcmp(path, "-") ? path : "standard input";
+    stream_reader_free(w->again);
+    w->again = NULL;
+    if (w->fd >= 0) close(w->fd);
+    w->fd = open(strcmp(path, "-") ? path : "/dev/stdin", O_RDONLY | O_CLOEXEC);
+    if (w->fd < 0) return err_sys(e, errno, "%s", name);
+    return stream_reader_open(&w->again, w->fd, name, STREAM_ANY, e);
+}
+
+/* Without --steps: as many as the data makes. */
+static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+    uint64_t per_epoch, positions;
+    bool file = data_is_file(c);
+    if (epochs > 1 && !file)
+        return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
+    if (!cli_given(c, "steps")) {
+        if (!file) return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
+        if (open_again(c, w, e) || distill_count(w->again, o.batch_tokens, &per_epoch, &positions, e)) return e->code;
+        if (!per_epoch) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->again));
+        if (!u64_mul(per_epoch, epochs, &o.steps)) return err_set(e, ERR_USAGE, "too many epochs");
+    }
+    if (!cli_given(c, "warmup")) o.warmup = o.steps / 10 < 100 ? o.steps / 10 : 100;
+    if (!cli_given(c, "lr-min")) o.lr_min = o.lr / 10;
+    return 0;
+}
+
+/* ---- after a step --------------------------------------------------------------------------------------------------------- */
+
+static int open_log(struct work *w, struct err *e) {
+    if (!log_path) return 0;
+    w->log = fopen(log_path, resume_path ? "ae" : "we");
+    if (!w->log) return err_sys(e, errno, "%s", log_path);
+    if (!resume_path) fprintf(w->log, "step\tkl\tce\tlr\tgrad_norm\ttokens\n");
+    return 0;
+}
+
+static int write_log(struct work *w, const struct distill_progress *p, struct err *e) {
+    if (!w->log) return 0;
+    fprintf(w->log, "%llu\t%.6g\t%.6g\t%.6g\t%.6g\t%llu\n", (unsigned long long)p->step, p->kl, p->ce, p->lr,
+            p->grad_norm, (unsigned long long)p->positions);
+    return fflush(w->log) ? err_sys(e, errno, "%s", log_path) : 0;
+}
+
+static int write_checkpoint(struct cli *c, struct work *w, struct err *e) {
+    struct stream_write_options raw = {0};
+    struct stream_writer *writer = NULL;
+    struct cli_out_file *file;
+    int fd, rc = cli_create(c, checkpoint_path, true, &fd, &file, e);
+    if (!rc) rc = stream_writer_open(&writer, fd, checkpoint_path, &raw, e);
+    if (!rc) rc = trainer_save(w->trainer, writer, e);
+    if (!rc) rc = stream_writer_finish(writer, NULL, e);
+    stream_writer_free(writer);
+    return rc ? rc : cli_commit(c, file, e);
+}
+
+static int after_step(struct cli *c, struct work *w, struct err *e) {
+    struct distill_progress p;
+    trainer_progress(w->trainer, &p);
+    double rate = (double)(p.positions - w->started_positions) / (now() - w->started);
+    cli_progress(c, p.step, "loss %.4f, %.0f tokens/s", p.loss, rate);
+    if (write_log(w, &p, e)) return e->code;
+    return checkpoint_path && p.step % checkpoint_every == 0 ? write_checkpoint(c, w, e) : 0;
+}
+
+/* ---- training ------------------------------------------------------------------------------------------------------------------ */
+
+/* All steps that the queue is good for; *done when it was the last one of the schedule. */
+static int take_steps(struct cli *c, struct work *w, bool last, bool *done, struct err *e) {
+    struct distill_progress p;
+    for (bool stepped = true; true;) {
+        trainer_progress(w->trainer, &p);
+        *done = p.step == o.steps;
+        if (*done || !stepped) return 0;
+        if (trainer_step(w->trainer, last, &stepped, e) || (stepped && after_step(c, w, e))) return e->code;
+    }
+}
+
+static int train_epoch(struct cli *c, struct work *w, struct stream_reader *r, bool *done, struct err *e) {
+    bool more = true;
+    while (!*done) {
+        if (batch_read(r, &w->batch, &more, e)) return e->code;
+        if (!more) break;
+        if (knowledge_meta_same(&w->format, r, e) || trainer_feed(w->trainer, &w->batch, e) ||
+            take_steps(c, w, false, done, e))
+            return e->code;
+    }
+    if (*done) return 0;
+    return take_steps(c, w, true, done, e) ? e->code : trainer_end_epoch(w->trainer, e);
+}
+
+static int train(struct cli *c, struct work *w, struct stream_reader *r, struct err *e) {
+    struct distill_progress p;
+    trainer_progress(w->trainer, &p);
+    bool done = p.step == o.steps;
+    w->started = now();
+    w->started_positions = p.positions;
+    cli_progress_begin(c, "step", o.steps);
+    for (uint64_t epoch = p.epoch; epoch < epochs && !done; epoch++) {
+        if (epoch > p.epoch) {
+            if (open_again(c, w, e)) return e->code;
+            r = w->again;
+        }
+        if (train_epoch(c, w, r, &done, e)) return e->code;
+    }
+    cli_progress_end(c);
+    trainer_progress(w->trainer, &p);
+    if (!done)
+        cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);
+    return p.step ? 0 : err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
+}
+
+static int report(struct cli *c, struct work *w, struct err *e) {
+    struct distill_progress p;
+    cJSON *to = cli_report(c), *settings = cli_settings(c);
+    double seconds = now() - w->started;
+    trainer_progress(w->trainer, &p);
+    bool ok = json_put_u64(to, "steps", p.step) && json_put_u64(to, "positions", p.positions) &&
+              json_put_f64(to, "kl", p.kl) && json_put_f64(to, "ce", p.ce) && json_put_f64(to, "loss", p.loss) &&
+              json_put_f64(to, "tokens_per_second", (double)(p.positions - w->started_positions) / seconds) &&
+              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
+              json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
+              json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
+              json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
+              json_put_f64(settings, "temperature", o.loss.temperature);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+/* Everything that can be wrong is found out before the first step. */
+static int prepare(struct cli *c, struct work *w, struct stream_reader **data, struct err *e) {
+    struct stream_reader *r;
+    for (size_t i = 0; i < losses.n; i++)
+        if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
+    if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_load(&w->student, r, e) ||
+        cli_open_stream(c, cli_input_path(c, 0), "data", STREAM_ANY, data, e))
+        return e->code;
+    if (knowledge_meta_get(stream_reader_meta(*data), &w->format, e))
+        return err_prefix(e, "%s", stream_reader_name(*data));
+    if (model_check_vocab(w->student, stream_reader_meta(*data), "knowledge", e) ||
+        distill_loss_settle(&o.loss, &w->format, e) || settle_steps(c, w, e) ||
+        trainer_new(&w->trainer, w->student, &o, &w->format, e))
+        return e->code;
+    if (!resume_path) return open_log(w, e);
+    if (cli_open_stream(c, resume_path, "checkpoint", STREAM_CHECKPOINT, &r, e) || trainer_restore(w->trainer, r, e))
+        return e->code;
+    return open_log(w, e);
+}
+
+static int distill(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *data;
+    struct stream_writer *writer;
+    if (prepare(c, w, &data, e) || cli_open_output(c, &writer, e) || train(c, w, data, e) || report(c, w, e))
+        return e->code;
+    return model_save(w->student, writer, 0, e) ? e->code : cli_close_output(c, e);
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct work w = {.fd = -1};
+    int rc = distill(c, &w, e);
+    trainer_free(w.trainer);
+    model_free(w.student);
+    batch_release(&w.batch);
+    stream_reader_free(w.again);
+    if (w.fd >= 0) close(w.fd);
+    if (w.log && fclose(w.log) && !rc) rc = err_sys(e, errno, "%s", log_path);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "distill",
+        .summary = "train a student on what a teacher says",
+        .operands = "[KNOWLEDGE]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_stream = true,
+        .threaded = true,
+        .description = "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW, linear "
+                       "warmup, cosine decay, "
+                       "clipping by the gradient's norm. The result depends on the data's sequences and the options, "
+                       "not on how the "
+                       "stream is cut into batches, nor on -j.\n\n"
+                       "Losses are means over the positions that have a next token. Student and knowledge must name "
+                       "the same vocabulary, "
+                       "and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
+                       "longer a number "
+                       "ends the program; nothing is written then.",
+        .examples =
+            "rill distill -m student0.rill < corpus.kd.rill > student.rill\n"
+            "    one pass over the knowledge\n"
+            "rill distill -m student0.rill --loss kl --loss ce:weight=0.1 --log train.tsv --checkpoint run.rill "
+            "corpus.kd.rill -o student.rill\n"
+            "    with a little cross-entropy, and a state to resume from every 100 steps\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}

@@ -1,0 +1,247 @@
+/* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/cli/cli.h"
+#include "lib/knowledge/knowledge.h"
+#include "lib/model/model.h"
+
+#define DENSE_BLOCK 64 /* rows in f32 at a time */
+
+static const char *encode, *positions, *model_path;
+static double temperature;
+static bool tsv;
+static uint64_t top;
+
+static const struct cli_option options[] = {
+    {.name = "encode",
+     .type = CLI_STRING,
+     .to = &encode,
+     .arg = "ENC",
+     .fallback = "sample:50",
+     .help =
+         "topk:K keeps the K largest probabilities, ghost:K adds the rest as one pseudo-token, sample:N keeps N random "
+         "draws, an unbiased estimate for all tokens"},
+    {.name = "temperature",
+     .type = CLI_F64,
+     .to = &temperature,
+     .arg = "T",
+     .min = 0.01,
+     .max = 1000,
+     .help =
+         "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
+    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "print a table instead; encodes nothing"},
+    {.name = "positions",
+     .type = CLI_STRING,
+     .to = &positions,
+     .arg = "FIRST:N",
+     .fallback = "0:20",
+     .help = "with --tsv: N positions from number FIRST of the stream on"},
+    {.name = "top",
+     .type = CLI_U64,
+     .to = &top,
+     .arg = "K",
+     .fallback = "5",
+     .min = 1,
+     .max = 1000,
+     .help = "with --tsv: entries to show of each position"},
+    {.name = "model",
+     .letter = 'm',
+     .type = CLI_STRING,
+     .to = &model_path,
+     .arg = "MODEL",
+     .completes_files = true,
+     .help = "with --tsv: spell tokens by this model's vocabulary"},
+    {0},
+};
+
+struct work {
+    struct stream_reader *r;
+    struct knowledge_format in, out;
+    struct knowledge_encoder *encoder;
+    struct knowledge_rows rows;
+    struct batch batch;
+    float *block; /* [DENSE_BLOCK][vocab] */
+    struct model_head head;
+    struct vocab *vocab;
+    struct buf text;
+};
+
+/* ---- encoding -------------------------------------------------------------------------------------------------- */
+
+static int begin(struct cli *c, struct work *w, struct err *e) {
+    struct stream_writer *writer;
+    w->out = w->in;
+    if (knowledge_encoding_parse(encode, &w->out, e)) return e->code;
+    if (cli_given(c, "temperature")) w->out.temperature = temperature;
+    if (knowledge_check_encode(&w->in, &w->out, e)) return e->code;
+    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->r), true);
+    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
+    if (!rc) rc = cli_open_output(c, &writer, e);
+    if (!rc) rc = stream_write_meta(writer, meta, e);
+    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, cli_seed(c), e);
+    cJSON_Delete(meta);
+    if (rc || w->in.encoding != KNOW_DENSE) return rc;
+    w->block = mem_array((size_t)DENSE_BLOCK * w->in.vocab_size, sizeof *w->block, e);
+    return w->block ? 0 : e->code;
+}
+
+static int encode_batch(struct work *w, struct err *e) {
+    const struct knowledge_rows *k = &w->rows;
+    knowledge_clear(&w->rows);
+    if (knowledge_decode(&w->rows, &w->in, &w->batch, e) ||
+        knowledge_encoder_begin(w->encoder, &w->batch.head, k->tokens, k->lengths, e))
+        return e->code;
+    if (w->in.encoding != KNOW_DENSE)
+        return knowledge_encoder_entries(w->encoder, k->n_positions, k->offset, k->ids, k->probs, e);
+    double inv_temperature = knowledge_inv_temperature(&w->in, w->out.temperature);
+    for (size_t first = 0; first < k->n_positions; first += DENSE_BLOCK) {
+        size_t n = k->n_positions - first < DENSE_BLOCK ? k->n_positions - first : DENSE_BLOCK;
+        knowledge_dense_rows(k, &w->in, first, n, w->block);
+        if (knowledge_encoder_rows(w->encoder, n, w->block, inv_temperature, e)) return e->code;
+    }
+    return 0;
+}
+
+static int report(struct cli *c, struct work *w, struct err *e) {
+    struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
+    double per_token = n.positions ? (double)n.bytes / (double)n.positions : 0;
+    cJSON *o = cli_report(c);
+    if (!json_put_u64(o, "positions", n.positions) || !json_put_u64(o, "entries", n.entries) ||
+        !json_put_u64(o, "teacher_bytes", n.bytes) || !json_put_f64(o, "teacher_bytes_per_token", per_token))
+        return err_nomem(e, "report");
+    if (cli_verbose(c)) cli_say(c, "%llu positions, %.1f bytes each", (unsigned long long)n.positions, per_token);
+    return 0;
+}
+
+static int encode_stream(struct cli *c, struct work *w, struct err *e) {
+    bool more;
+    if (begin(c, w, e)) return e->code;
+    cli_progress_begin(c, "token", 0);
+    while (true) {
+        if (batch_read(w->r, &w->batch, &more, e)) return e->code;
+        if (!more) break;
+        if (knowledge_meta_same(&w->in, w->r, e)) return e->code;
+        if (encode_batch(w, e)) return err_prefix(e, "%s", stream_reader_name(w->r));
+        cli_progress(c, knowledge_encoder_counts(w->encoder).positions, NULL);
+    }
+    if (knowledge_encoder_end(w->encoder, e) || report(c, w, e)) return e->code;
+    cli_progress_end(c);
+    return cli_close_output(c, e);
+}
+
+/* ---- a table --------------------------------------------------------------------------------------------------------- */
+
+static int load_vocab(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *r;
+    struct stream_item item;
+    char digest[DIGEST_TEXT_SIZE];
+    if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_head_read(r, &w->head, &item, e))
+        return e->code;
+    if (!w->head.vocab.len) return err_set(e, ERR_DATA, "%s has no vocabulary", model_path);
+    digest_text(w->head.vocab_digest, digest);
+    if (w->in.vocab[0] && strcmp(digest, w->in.vocab))
+        return err_set(e, ERR_DATA, "model and knowledge disagree: vocabulary %s against %s", digest, w->in.vocab);
+    return vocab_unpack(&w->vocab, w->head.vocab.data, w->head.vocab.len, e);
+}
+
+static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
+    const struct vocab *v = ctx;
+    if (id >= v->n_tokens || !v->tokens[id].n_bytes) return buf_printf(out, e, "?");
+    return text_spell(v->tokens[id].bytes, v->tokens[id].n_bytes, out, e);
+}
+
+/* "FIRST:N" */
+static int parse_positions(uint64_t *first, uint64_t *n, struct err *e) {
+    char copy[64];
+    snprintf(copy, sizeof copy, "%s", positions);
+    char *colon = strchr(copy, ':');
+    if (colon) *colon++ = 0;
+    if (!colon || strlen(positions) >= sizeof copy || !parse_u64(copy, first) || !parse_u64(colon, n))
+        return err_set(e, ERR_USAGE, "--positions %s: expected FIRST:N", positions);
+    return 0;
+}
+
+/* Rows [from, to) of the queue as text to out. */
+static int print_rows(struct work *w, FILE *out, uint64_t from, uint64_t to, struct err *e) {
+    w->text.len = 0;
+    if (knowledge_tsv_rows(&w->text, &w->rows, &w->in, from, to - from, (uint32_t)top, w->vocab ? spell : NULL,
+                           w->vocab, e))
+        return e->code;
+    fwrite(w->text.data, 1, w->text.len, out); /* the cli checks the stream when it closes it */
+    return 0;
+}
+
+static int print_table(struct cli *c, struct work *w, struct err *e) {
+    uint64_t next, left, base = 0; /* the next position to print; the number of the queue's first */
+    FILE *out;
+    bool more = true;
+    if (parse_positions(&next, &left, e) || (model_path && load_vocab(c, w, e)) || cli_text(c, &out, e)) return e->code;
+    if (knowledge_tsv_head(&w->text, w->vocab, e)) return e->code;
+    fwrite(w->text.data, 1, w->text.len, out);
+    while (left) {
+        if (batch_read(w->r, &w->batch, &more, e)) return e->code;
+        if (!more) break;
+        if (knowledge_meta_same(&w->in, w->r, e) || knowledge_decode(&w->rows, &w->in, &w->batch, e)) return e->code;
+        /* The label of an open sequence's last position is yet to come. */
+        uint64_t end = base + w->rows.n_positions - w->rows.open;
+        uint64_t stop = end < next ? next : end - next < left ? end : next + left;
+        if (stop > next && print_rows(w, out, next - base, stop - base, e)) return e->code;
+        left -= stop - next;
+        next = stop;
+        size_t before = w->rows.n_positions;
+        knowledge_drop(&w->rows, &w->in, knowledge_whole_seqs(&w->rows));
+        base += before - w->rows.n_positions;
+    }
+    return 0;
+}
+
+/* ---- the program ------------------------------------------------------------------------------------------------------ */
+
+static int run(struct cli *c, struct err *e) {
+    struct work w = {0};
+    int rc = 0;
+    if (tsv && (cli_given(c, "encode") || cli_given(c, "temperature")))
+        rc = err_set(e, ERR_USAGE, "--tsv shows what the input says: it takes no --encode and no --temperature");
+    if (!tsv && (cli_given(c, "positions") || cli_given(c, "top") || cli_given(c, "model")))
+        rc = err_set(e, ERR_USAGE, "--positions, --top and --model belong to --tsv");
+    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, &w.r, e);
+    if (!rc && knowledge_meta_get(stream_reader_meta(w.r), &w.in, e)) rc = err_prefix(e, "%s", stream_reader_name(w.r));
+    if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
+    knowledge_encoder_free(w.encoder);
+    knowledge_rows_release(&w.rows);
+    batch_release(&w.batch);
+    model_head_release(&w.head);
+    vocab_free(w.vocab);
+    buf_release(&w.text);
+    mem_free(w.block);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "logit-dump",
+        .summary = "make a teacher's output small enough to keep, or look at it",
+        .operands = "[KNOWLEDGE]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_stream = true,
+        .seeded = true,
+        .threaded = true,
+        .description =
+            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
+            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
+            "each "
+            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
+            "that.\n\n"
+            "What was kept as topk:K or ghost:K can be cut to fewer entries later, and one be made the other. "
+            "The output does not depend on how the input is cut into batches, nor on -j.",
+        .examples = "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
+                    "    50 draws a position from the teacher at temperature 2\n"
+                    "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
+                    "    what the teacher expects after positions 100 to 109\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
