@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "lib/tensor/quantize_internal.h"
 #include "lib/tensor/tensor.h"
 
 static const struct dtype_info *quantized(size_t index) {
@@ -117,6 +118,21 @@ static void test_llama_quantize_encodes_the_same(void **state) {
 }
 
 /* ---- properties ---- */
+
+static void test_nearest_code(void **state) {
+    (void)state;
+    for (int i = -2000; i <= 2000; i++) {
+        float v = (float)i / 16;
+        assert_int_equal(nearest_code(v, -1000, 1000), (int)rintf(v));
+        assert_int_equal(nearest_code(nextafterf(v, 1e9f), -1000, 1000), (int)rintf(nextafterf(v, 1e9f)));
+    }
+    static const float huge[] = {64, 4194303, 4194304, 8388608, 16777216, 1e10f, FLT_MAX, INFINITY};
+    for (size_t i = 0; i < COUNT_OF(huge); i++) {
+        assert_int_equal(nearest_code(huge[i], 0, 63), 63);
+        assert_int_equal(nearest_code(-huge[i], -32, 31), -32);
+    }
+    assert_in_range(nearest_code(NAN, 0, 63), 0, 63);
+}
 
 /*
  * The largest error, relative to the largest magnitude of the block. Half a step is range / codes / 2, where the range is
@@ -392,6 +408,7 @@ int main(void) {
         cmocka_unit_test(test_decoding_is_bit_exact),
         cmocka_unit_test(test_gguf_package_encodes_the_same),
         cmocka_unit_test(test_llama_quantize_encodes_the_same),
+        cmocka_unit_test(test_nearest_code),
         cmocka_unit_test(test_errors_are_within_the_step),
         cmocka_unit_test(test_zero_and_constant_blocks),
         cmocka_unit_test(test_importance_moves_the_error),
