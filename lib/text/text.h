@@ -120,4 +120,53 @@ size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
  */
 int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map, struct err *e) MUST_CHECK;
 
+/* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------------- */
+
+enum corpus_documents {
+    CORPUS_WHOLE, /* the whole input is one document */
+    CORPUS_LINES, /* each line is one, without its \n; an empty line is none */
+    CORPUS_JSONL, /* the string `field` of the object on each line is one */
+};
+enum corpus_eos {
+    EOS_NEVER,
+    EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
+    EOS_AFTER,   /* behind every document */
+};
+struct corpus_options {
+    enum corpus_documents documents;
+    const char *field;
+    uint32_t context;      /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
+    bool drop_last;        /* ... and the last one, if it is shorter, is left out */
+    bool bos;              /* every sequence begins with v->bos (counted in N) */
+    enum corpus_eos eos;
+    uint64_t max_tokens;   /* stop after so many; 0: never */
+    uint32_t batch_tokens; /* positions in a batch, but no sequence of N is parted; a longer document is, over batches */
+    uint32_t window;       /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
+    struct text_encode_options encode;
+};
+/* As in a stream: sequences one behind the other; first_pos > 0: the first one continues from the batch before. */
+struct corpus_batch {
+    uint64_t first_seq, first_pos, n_positions;
+    uint32_t n_seqs;
+    bool continues;          /* the last sequence goes on in the next batch */
+    const uint32_t *tokens;  /* [n_positions] */
+    const uint32_t *lengths; /* [n_seqs], none 0 */
+};
+struct corpus_totals {
+    uint64_t input_bytes; /* read and used */
+    uint64_t text_bytes;  /* that the tokens written stand for: what bits per byte divides by */
+    uint64_t lost_bytes;  /* text_ids.n_lost */
+    uint64_t documents, empty_documents, sequences, tokens, batches;
+};
+/* Up to n bytes of input; *got 0 is its end. */
+typedef int corpus_read(void *ctx, void *dst, size_t n, size_t *got, struct err *e);
+typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err *e);
+
+#define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
+
+/* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives in
+ * pieces. An error in a JSON line names the line. `totals` are right up to where an error occurred. */
+int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
+                  void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
+
 #endif

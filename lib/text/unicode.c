@@ -47,13 +47,16 @@ size_t utf8_invalid_prefix(const unsigned char *text, size_t n) {
 #define NFC_OPTIONS (UTF8PROC_STABLE | UTF8PROC_COMPOSE)
 #define LOW_LIMIT   0x300 /* the first combining mark; nothing below is changed by NFC or composes with what is before */
 #define LOW_LEAD    0xcc  /* the lead byte of U+0300 */
+#define NFC_PIECE   16384
+
+static size_t low_prefix(const unsigned char *text, size_t n) {
+    size_t i = 0;
+    while (i < n && text[i] < LOW_LEAD) i += text[i] < 0x80 ? ascii_prefix(text + i, n - i) : 1;
+    return i;
+}
 
 bool text_is_low(const unsigned char *text, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        i += ascii_prefix(text + i, n - i);
-        if (i < n && text[i] >= LOW_LEAD) return false;
-    }
-    return true;
+    return low_prefix(text, n) == n;
 }
 
 static unsigned combining_class(int32_t c) {
@@ -89,13 +92,14 @@ static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front until a good place behind `want` bytes; returns the bytes taken. */
-static size_t decompose(const unsigned char *text, size_t n, size_t want, struct buf *scratch, int *rc, struct err *e) {
+/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind NFC_PIECE bytes;
+ * returns the bytes taken. */
+static size_t decompose(const unsigned char *text, size_t n, struct buf *scratch, int *rc, struct err *e) {
     size_t i = 0;
     scratch->len = 0;
     for (int32_t c; i < n;) {
         size_t took = char_bytes(text + i, n - i, &c);
-        if (i >= want && begins_anew(c)) break;
+        if (i && (i < NFC_PIECE ? c < LOW_LIMIT : begins_anew(c))) break;
         int32_t parts[32];
         int boundary = 0; /* for grapheme breaks only: not asked for, but not to be NULL */
         utf8proc_ssize_t k = utf8proc_decompose_char(c, parts, COUNT_OF(parts), NFC_OPTIONS, &boundary);
@@ -117,11 +121,17 @@ static int append_chars(const int32_t *chars, size_t n, struct buf *out, struct 
     return 0;
 }
 
-/* Valid text, a piece at a time, so that working memory stays small. */
+/* Valid text: low characters are copied, but for the last, which may compose with what follows; the rest goes a piece at
+ * a time, so that working memory stays small. */
 static int nfc_valid(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
     for (size_t at = 0; at < n;) {
-        int rc = 0;
-        size_t took = decompose(text + at, n - at, 16384, scratch, &rc, e);
+        size_t low = low_prefix(text + at, n - at);
+        if (low && at + low < n) low -= text[at + low - 1] < 0x80 ? 1 : 2;
+        int rc = buf_append(out, text + at, low, e);
+        if (rc) return rc;
+        at += low;
+        if (at == n) break;
+        size_t took = decompose(text + at, n - at, scratch, &rc, e);
         size_t n_chars = scratch->len / sizeof(int32_t);
         if (!rc) rc = buf_reserve(scratch, scratch->len, e);
         if (rc) return rc;

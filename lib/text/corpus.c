@@ -1,0 +1,306 @@
+/*
+ * A corpus through a window: read, cut into pieces at places that leave no trace (text_safe_cut), encode the pieces on
+ * all threads, pack their tokens in order, move on. Memory is that of one window, whatever the length of the input.
+ */
+#include "lib/text/corpus_internal.h"
+#include "lib/text/text_internal.h"
+
+#define WINDOW_BYTES  ((size_t)4 << 20)
+#define FIRST_WINDOW  ((size_t)256 << 10) /* so that a short answer comes soon; doubled each time */
+#define MAX_WINDOW    ((size_t)1 << 30)   /* of a text without a place to cut, or a line of JSON */
+#define WINDOW_PIECES 64 /* a window's worth of work comes in so many pieces: enough for any number of cores */
+#define MAX_PIECES    ((size_t)64 << 10) /* in a window: short lines */
+
+struct piece {
+    size_t start, n; /* in the window */
+    size_t n_ids, n_lost;
+    bool ends_document;
+};
+/* What one thread does at a time: a run of pieces, piece_bytes together or a little more. */
+struct share {
+    size_t first, end; /* pieces */
+    struct text_ids ids;
+    int rc;
+    struct err err;
+};
+struct corpus {
+    const struct vocab *v;
+    const struct corpus_options *o;
+    struct buf window;
+    size_t usual, goal; /* bytes to have in the window: usually, and now */
+    size_t piece_bytes;
+    bool at_end;
+    uint64_t bytes, lines; /* before the window */
+    struct piece *pieces;  /* [MAX_PIECES] */
+    struct share *shares;
+    size_t n_pieces, n_shares, cap_shares;
+    struct packer packer;
+    struct corpus_totals *totals;
+};
+
+/* ---- reading ---- */
+
+static int fill_window(struct corpus *c, corpus_read *read, void *ctx, struct err *e) {
+    int rc = c->goal > c->window.len ? buf_reserve(&c->window, c->goal - c->window.len, e) : 0;
+    while (!rc && c->window.len < c->goal && !c->at_end) {
+        size_t got = 0;
+        rc = read(ctx, c->window.data + c->window.len, c->goal - c->window.len, &got, e);
+        c->window.len += got;
+        if (!rc && got == 0) c->at_end = true;
+    }
+    return rc;
+}
+
+/* ---- cutting ---- */
+
+static void add_piece(struct corpus *c, size_t start, size_t n, bool ends_document) {
+    c->pieces[c->n_pieces++] = (struct piece){.start = start, .n = n, .ends_document = ends_document};
+}
+
+/* The first part of text[0..n) to encode for itself: some piece_bytes, or all when it cannot be cut. */
+static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
+    for (size_t limit = c->piece_bytes; limit < n; limit *= 2) {
+        size_t cut = text_safe_cut(c->v, c->window.data + start, limit);
+        if (cut) return cut;
+    }
+    return n;
+}
+
+/* A document, or a part of one that ends at a safe cut. Returns how much of it there was room for. */
+static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_document) {
+    size_t at = 0;
+    while (n - at > c->piece_bytes && c->n_pieces < MAX_PIECES) {
+        size_t len = piece_length(c, start + at, n - at);
+        add_piece(c, start + at, len, ends_document && at + len == n);
+        at += len;
+    }
+    if (c->n_pieces == MAX_PIECES || (at == n && at > 0)) return at;
+    add_piece(c, start + at, n - at, ends_document);
+    return n;
+}
+
+/* Text whose document goes on behind the window. */
+static size_t add_open_text(struct corpus *c, size_t start, size_t n) {
+    size_t cut = text_safe_cut(c->v, c->window.data + start, n);
+    return cut ? add_text(c, start, cut, false) : 0;
+}
+
+static size_t plan_whole(struct corpus *c) {
+    return c->at_end ? add_text(c, 0, c->window.len, true) : add_open_text(c, 0, c->window.len);
+}
+
+/* The last line of the window, without an end. Most such lines end in the next window: let them wait, unless this one has
+ * filled the window alone. An object can only wait. */
+static size_t plan_last_line(struct corpus *c, size_t at) {
+    size_t n = c->window.len - at;
+    bool json = c->o->documents == CORPUS_JSONL;
+    if (c->at_end && json) {
+        add_piece(c, at, n, true);
+        return n;
+    }
+    if (c->at_end) return add_text(c, at, n, true);
+    return at > 0 || json ? 0 : add_open_text(c, at, n);
+}
+
+static size_t plan_lines(struct corpus *c) {
+    const unsigned char *text = c->window.data, *nl;
+    size_t at = 0, len = c->window.len;
+    while (at < len && c->n_pieces < MAX_PIECES && (nl = memchr(text + at, '\n', len - at)) != NULL) {
+        size_t n = (size_t)(nl - text) - at;
+        size_t used = n;
+        if (c->o->documents == CORPUS_JSONL)
+            add_piece(c, at, n, true);
+        else
+            used = add_text(c, at, n, true);
+        if (used < n) return at + used;
+        at += n + 1;
+    }
+    bool all_ended = at == len && (at > 0 || !c->packer.in_document);
+    return all_ended || c->n_pieces == MAX_PIECES ? at : at + plan_last_line(c, at);
+}
+
+static int reserve_shares(struct corpus *c, size_t n, struct err *e) {
+    if (n <= c->cap_shares) return 0;
+    struct share *grown = mem_array(2 * n, sizeof *grown, e);
+    if (!grown) return e->code;
+    if (c->cap_shares) memcpy(grown, c->shares, c->cap_shares * sizeof *grown);
+    mem_free(c->shares);
+    c->shares = grown;
+    c->cap_shares = 2 * n;
+    return 0;
+}
+
+static int share_out(struct corpus *c, struct err *e) {
+    c->n_shares = 0;
+    for (size_t i = 0, end; i < c->n_pieces; i = end) {
+        size_t bytes = 0;
+        for (end = i; end < c->n_pieces && bytes < c->piece_bytes; end++) bytes += c->pieces[end].n;
+        int rc = reserve_shares(c, c->n_shares + 1, e);
+        if (rc) return rc;
+        struct share *s = &c->shares[c->n_shares++];
+        s->first = i;
+        s->end = end;
+    }
+    return 0;
+}
+
+/* ---- encoding ---- */
+
+static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
+                         struct text_ids *ids, struct err *e) {
+    if (space_at_start(text, n) == n) return 0; /* an empty line */
+    cJSON *object = json_parse((const char *)text, n, e);
+    if (!object) return e->code;
+    const char *string;
+    int rc = json_get_str(object, c->o->field, &string, e);
+    if (!rc) rc = worker_encode(w, c->v, string, strlen(string), &c->o->encode, ids, e);
+    cJSON_Delete(object);
+    return rc;
+}
+
+static int encode_pieces(struct text_worker *w, const struct corpus *c, struct share *s, struct err *e) {
+    for (size_t i = s->first; i < s->end; i++) {
+        struct piece *p = &c->pieces[i];
+        const unsigned char *text = c->window.data + p->start;
+        size_t before = s->ids.n;
+        s->ids.n_lost = 0;
+        int rc = c->o->documents == CORPUS_JSONL ? encode_object(w, c, text, p->n, &s->ids, e)
+                                                 : worker_encode(w, c->v, text, p->n, &c->o->encode, &s->ids, e);
+        p->n_ids = s->ids.n - before;
+        p->n_lost = s->ids.n_lost;
+        if (rc) {
+            s->end = i; /* the pieces before it are good */
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static void encode_share(void *ctx, size_t i, int thread) {
+    struct corpus *c = ctx;
+    struct share *s = &c->shares[i];
+    struct text_worker *w;
+    (void)thread;
+    s->ids.n = 0;
+    s->rc = worker_take(&w, c->v, &s->err);
+    if (s->rc) {
+        s->end = s->first;
+        return;
+    }
+    s->rc = encode_pieces(w, c, s, &s->err);
+    worker_give(c->v, w);
+}
+
+/* ---- packing ---- */
+
+static uint64_t count_lines(const unsigned char *text, size_t n) {
+    uint64_t lines = 0;
+    for (const unsigned char *end = text + n; (text = memchr(text, '\n', (size_t)(end - text))) != NULL; text++)
+        lines++;
+    return lines;
+}
+
+static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
+    size_t at = 0;
+    for (size_t i = s->first; i < s->end && !c->packer.full; i++) {
+        const struct piece *p = &c->pieces[i];
+        c->totals->input_bytes = c->bytes + p->start + p->n;
+        c->totals->lost_bytes += p->n_lost;
+        int rc = packer_add(&c->packer, s->ids.ids + at, p->n_ids, e);
+        if (!rc && p->ends_document) rc = packer_end_document(&c->packer, e);
+        if (rc) return rc;
+        at += p->n_ids;
+    }
+    return 0;
+}
+
+/* In order: an error counts only when the tokens before it were not enough. */
+static int pack_window(struct corpus *c, struct err *e) {
+    for (size_t i = 0; i < c->n_shares && !c->packer.full; i++) {
+        const struct share *s = &c->shares[i];
+        int rc = pack_share(c, s, e);
+        if (rc) return rc;
+        if (!s->rc || c->packer.full) continue;
+        *e = s->err;
+        if (c->o->documents != CORPUS_JSONL) return e->code;
+        uint64_t line = c->lines + count_lines(c->window.data, c->pieces[s->end].start) + 1;
+        return err_prefix(e, "line %llu", (unsigned long long)line);
+    }
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static int grow_window(struct corpus *c, struct err *e) {
+    if (c->goal >= MAX_WINDOW)
+        return err_set(e, ERR_DATA, "%zu bytes from byte %llu on have no place to cut: %s", c->window.len,
+                       (unsigned long long)c->bytes,
+                       c->o->documents == CORPUS_JSONL ? "a line is too long" : "nothing but one word");
+    c->goal *= 2;
+    return 0;
+}
+
+static void move_on(struct corpus *c, size_t used) {
+    if (c->o->documents == CORPUS_JSONL) c->lines += count_lines(c->window.data, used);
+    c->bytes += used;
+    if (!c->packer.full) c->totals->input_bytes = c->bytes;
+    memmove(c->window.data, c->window.data + used, c->window.len - used);
+    c->window.len -= used;
+    c->goal = c->goal < c->usual / 2 ? 2 * c->goal : c->usual;
+}
+
+/* One window. *done: there is no more to do. */
+static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
+    int rc = fill_window(c, read, c->packer.ctx, e);
+    if (rc) return rc;
+    c->n_pieces = 0;
+    size_t used = c->o->documents == CORPUS_WHOLE ? plan_whole(c) : plan_lines(c);
+    if (!used && !c->at_end) return grow_window(c, e);
+    rc = share_out(c, e);
+    if (rc) return rc;
+    parallel_for(c->n_shares, encode_share, c);
+    rc = pack_window(c, e);
+    *done = c->packer.full || (c->at_end && used == c->window.len);
+    if (!rc) move_on(c, used);
+    return rc;
+}
+
+static int check_options(const struct vocab *v, const struct corpus_options *o, struct err *e) {
+    if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
+        return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
+    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token has no room behind BOS");
+    if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
+    if (o->eos == EOS_AFTER && v->eos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no EOS token");
+    return 0;
+}
+
+static void release(struct corpus *c) {
+    for (size_t i = 0; i < c->cap_shares; i++) text_ids_release(&c->shares[i].ids);
+    mem_free(c->shares);
+    mem_free(c->pieces);
+    buf_release(&c->window);
+    packer_release(&c->packer);
+}
+
+int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
+                  void *ctx, struct corpus_totals *totals, struct err *e) {
+    *totals = (struct corpus_totals){0};
+    int rc = check_options(v, o, e);
+    if (rc) return rc;
+    size_t usual = o->window ? o->window : WINDOW_BYTES;
+    struct corpus c = {
+        .v = v,
+        .o = o,
+        .usual = usual,
+        .goal = usual < FIRST_WINDOW ? usual : FIRST_WINDOW,
+        .piece_bytes = usual / WINDOW_PIECES + 1,
+        .totals = totals,
+        .packer = {.v = v, .o = o, .write = write, .ctx = ctx, .totals = totals},
+        .pieces = mem_alloc(MAX_PIECES * sizeof *c.pieces, e),
+    };
+    rc = c.pieces ? packer_init(&c.packer, e) : e->code;
+    for (bool done = false; !rc && !done;) rc = step(&c, read, &done, e);
+    if (!rc) rc = packer_finish(&c.packer, e);
+    release(&c);
+    return rc;
+}

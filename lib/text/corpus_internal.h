@@ -1,0 +1,29 @@
+/* What corpus.c and corpus_pack.c share. */
+#ifndef RILL_CORPUS_INTERNAL_H
+#define RILL_CORPUS_INTERNAL_H
+
+#include "lib/text/text.h"
+
+/* Tokens of documents in, batches out. At any time there is at most one open sequence, at the end of `tokens`. */
+struct packer {
+    const struct vocab *v;
+    const struct corpus_options *o;
+    corpus_write *write;
+    void *ctx;
+    struct corpus_totals *totals;
+    uint32_t *tokens, *lengths; /* the batch: [cap], [cap] */
+    size_t cap, n;
+    uint32_t n_seqs;   /* closed ones */
+    size_t open_start; /* where the open sequence begins in tokens */
+    uint64_t open_pos; /* its positions in batches already written */
+    uint64_t first_seq, first_pos;
+    bool open, in_document, eos_due;
+    bool full; /* max_tokens are there: nothing more is taken */
+};
+int packer_init(struct packer *p, struct err *e) MUST_CHECK; /* v, o, write, ctx and totals are set */
+void packer_release(struct packer *p);
+int packer_add(struct packer *p, const uint32_t *ids, size_t n, struct err *e) MUST_CHECK;
+int packer_end_document(struct packer *p, struct err *e) MUST_CHECK;
+int packer_finish(struct packer *p, struct err *e) MUST_CHECK;
+
+#endif

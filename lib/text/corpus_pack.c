@@ -1,0 +1,158 @@
+/* Sequences and batches: which token goes where. Sequential, so that it cannot depend on threads. */
+#include "lib/text/corpus_internal.h"
+
+/* A batch holds whole sequences of a context, as many as fit, but at least one. */
+static size_t batch_capacity(const struct corpus_options *o) {
+    if (!o->context) return o->batch_tokens;
+    return o->batch_tokens < o->context ? o->context : o->batch_tokens / o->context * o->context;
+}
+
+int packer_init(struct packer *p, struct err *e) {
+    p->cap = batch_capacity(p->o);
+    p->tokens = mem_array(p->cap, sizeof *p->tokens, e);
+    p->lengths = p->tokens ? mem_array(p->cap, sizeof *p->lengths, e) : NULL;
+    return p->lengths ? 0 : e->code;
+}
+
+void packer_release(struct packer *p) {
+    mem_free(p->tokens);
+    mem_free(p->lengths);
+}
+
+/* ---- batches ---- */
+
+static int write_batch(struct packer *p, size_t n, uint32_t n_seqs, bool continues, struct err *e) {
+    const struct corpus_batch b = {.first_seq = p->first_seq,
+                                   .first_pos = p->first_pos,
+                                   .n_positions = n,
+                                   .n_seqs = n_seqs,
+                                   .continues = continues,
+                                   .tokens = p->tokens,
+                                   .lengths = p->lengths};
+    for (size_t i = 0; i < n; i++) p->totals->text_bytes += vocab_text_bytes(p->v, p->tokens[i]);
+    p->totals->tokens += n;
+    p->totals->batches++;
+    p->totals->sequences += n_seqs - (continues ? 1 : 0);
+    return p->write(p->ctx, &b, e);
+}
+
+/* Writes the closed sequences; the open one moves to the front. */
+static int write_closed(struct packer *p, struct err *e) {
+    size_t n = p->open ? p->open_start : p->n;
+    int rc = write_batch(p, n, p->n_seqs, false, e);
+    if (rc) return rc;
+    memmove(p->tokens, p->tokens + n, (p->n - n) * sizeof *p->tokens);
+    p->n -= n;
+    p->first_seq += p->n_seqs;
+    p->first_pos = 0;
+    p->n_seqs = 0;
+    p->open_start = 0;
+    return 0;
+}
+
+/* The batch is full: of closed sequences, or of one that is longer than a batch. */
+static int make_room(struct packer *p, struct err *e) {
+    if (p->n_seqs) return write_closed(p, e);
+    p->lengths[0] = (uint32_t)p->n;
+    int rc = write_batch(p, p->n, 1, true, e);
+    p->open_pos += p->n;
+    p->first_pos = p->open_pos;
+    p->n = 0;
+    return rc;
+}
+
+/* ---- sequences ---- */
+
+static uint64_t open_length(const struct packer *p) {
+    return p->open_pos + (p->n - p->open_start);
+}
+
+static void close_sequence(struct packer *p) {
+    p->lengths[p->n_seqs++] = (uint32_t)(p->n - p->open_start);
+    p->open = false;
+}
+
+/* What may still be taken before max_tokens, counting what waits in the batch. */
+static uint64_t tokens_left(const struct packer *p) {
+    return p->o->max_tokens ? p->o->max_tokens - p->totals->tokens - p->n : UINT64_MAX;
+}
+
+/* Only when a token is there to follow: a sequence of nothing but BOS says nothing. */
+static int open_sequence(struct packer *p, struct err *e) {
+    if (tokens_left(p) < 1u + p->o->bos) {
+        p->full = true;
+        return 0;
+    }
+    int rc = p->n == p->cap ? make_room(p, e) : 0;
+    if (rc) return rc;
+    p->open = true;
+    p->open_start = p->n;
+    p->open_pos = 0;
+    if (p->o->bos) p->tokens[p->n++] = p->v->bos;
+    return 0;
+}
+
+static size_t min_size(size_t a, uint64_t b) {
+    return b < a ? (size_t)b : a;
+}
+
+/* As many of the ids as the open sequence, the batch and max_tokens let in. */
+static size_t take(struct packer *p, const uint32_t *ids, size_t n) {
+    n = min_size(n, p->cap - p->n);
+    n = min_size(n, tokens_left(p));
+    if (p->o->context) n = min_size(n, p->o->context - open_length(p));
+    memcpy(p->tokens + p->n, ids, n * sizeof *ids);
+    p->n += n;
+    return n;
+}
+
+static int append(struct packer *p, const uint32_t *ids, size_t n, struct err *e) {
+    while (n && !p->full) {
+        int rc = 0;
+        if (!p->open)
+            rc = open_sequence(p, e);
+        else if (p->n == p->cap)
+            rc = make_room(p, e);
+        if (rc) return rc;
+        if (!p->open || p->n == p->cap) continue; /* full; or BOS filled the batch */
+        size_t taken = take(p, ids, n);
+        ids += taken;
+        n -= taken;
+        if (tokens_left(p) == 0) p->full = true;
+        if (p->o->context && open_length(p) == p->o->context) close_sequence(p);
+    }
+    return 0;
+}
+
+/* ---- documents ---- */
+
+int packer_add(struct packer *p, const uint32_t *ids, size_t n, struct err *e) {
+    if (!n || p->full) return 0;
+    p->in_document = true;
+    int rc = p->eos_due ? append(p, &p->v->eos, 1, e) : 0;
+    p->eos_due = false;
+    return rc ? rc : append(p, ids, n, e);
+}
+
+int packer_end_document(struct packer *p, struct err *e) {
+    if (!p->in_document) {
+        if (!p->full) p->totals->empty_documents++;
+        return 0;
+    }
+    p->in_document = false;
+    p->totals->documents++;
+    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, 1, e) : 0;
+    p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
+    if (!rc && !p->o->context && p->open) close_sequence(p);
+    return rc;
+}
+
+int packer_finish(struct packer *p, struct err *e) {
+    if (p->in_document) p->totals->documents++; /* cut off by max_tokens */
+    if (p->open && p->o->context && p->o->drop_last) {
+        p->n = p->open_start; /* a sequence of a context is never parted, so all of it is here */
+        p->open = false;
+    }
+    if (p->open) close_sequence(p);
+    return p->n_seqs ? write_closed(p, e) : 0;
+}
