@@ -189,10 +189,9 @@ static int open_again(struct cli *c, struct work *w, struct err *e) {
     return stream_reader_open(&w->again, w->fd, name, STREAM_ANY, e);
 }
 
-/* Without --steps: as many as the data makes. */
-static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+/* Without --steps: as many as the data makes. `file`: the data is one. */
+static int settle_steps(struct cli *c, struct work *w, bool file, struct err *e) {
     uint64_t per_epoch, positions;
-    bool file = data_is_file(c);
     if (epochs > 1 && !file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
     if (!cli_given(c, "steps")) {
@@ -310,6 +309,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct stream_reader **data, struct err *e) {
     struct stream_reader *r;
+    bool file = data_is_file(c); /* asked before reading moves standard input on */
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_load(&w->student, r, e) ||
@@ -318,7 +318,7 @@ static int prepare(struct cli *c, struct work *w, struct stream_reader **data, s
     if (knowledge_meta_get(stream_reader_meta(*data), &w->format, e))
         return err_prefix(e, "%s", stream_reader_name(*data));
     if (model_check_vocab(w->student, stream_reader_meta(*data), "knowledge", e) ||
-        distill_loss_settle(&o.loss, &w->format, e) || settle_steps(c, w, e) ||
+        distill_loss_settle(&o.loss, &w->format, e) || settle_steps(c, w, file, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->format, e))
         return e->code;
     if (!resume_path) return open_log(w, e);
@@ -366,12 +366,12 @@ int main(int argc, char **argv) {
                        "and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
                        "longer a number "
                        "ends the program; nothing is written then.",
-        .examples =
-            "rill distill -m student0.rill < corpus.kd.rill > student.rill\n"
-            "    one pass over the knowledge\n"
-            "rill distill -m student0.rill --loss kl --loss ce:weight=0.1 --log train.tsv --checkpoint run.rill "
-            "corpus.kd.rill -o student.rill\n"
-            "    with a little cross-entropy, and a state to resume from every 100 steps\n",
+        .examples = "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
+                    "    one pass over the knowledge\n"
+                    "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
+                    "    with a little cross-entropy on the tokens themselves\n"
+                    "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
+                    "    a state to resume from every 100 steps\n",
         .options = options,
         .run = run,
     };

@@ -164,9 +164,9 @@ int main(int argc, char **argv) {
             "meant for a pipe into logit-dump, which makes it small. Memory does not grow with the stream.\n\n"
             "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
             "context.",
-        .examples = "rill teacher-infer -m teacher.rill < corpus.tok.rill | rill logit-dump > corpus.kd.rill\n"
+        .examples = "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
                     "    50 draws a position: some 40 bytes instead of 98 KB\n"
-                    "rill teacher-infer -m teacher.rill --dtype f32 corpus.tok.rill -o dense.kd.rill\n"
+                    "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n",
         .options = options,
         .run = run,
