@@ -177,12 +177,12 @@ static int write_all(struct output *out, const unsigned char *data, size_t n, st
 int output_write(struct output *out, const void *data, size_t n, struct err *e) {
     out->at += n;
     if (n >= DIRECT_BYTES) return write_all(out, data, n, e);
-    if (n > out->cap - out->len && write_all(out, NULL, 0, e)) return e->code;
+    if (n > out->cap - out->len && write_all(out, out->buf, 0, e)) return e->code;
     if (n) memcpy(out->buf + out->len, data, n);
     out->len += n;
     return 0;
 }
 
 int output_flush(struct output *out, struct err *e) {
-    return write_all(out, NULL, 0, e);
+    return write_all(out, out->buf, 0, e);
 }

@@ -332,7 +332,7 @@ int stream_end_tensor(struct stream_writer *w, struct err *e) {
     struct segment *s = &w->seg;
     int code = 0;
     if (s->tensor_open && s->tensor_bytes == 0)
-        code = put_chunks(w, NULL, 0, e);
+        code = put_chunks(w, (const unsigned char *)"", 0, e);
     else if (s->tensor_open)
         code = err_set(e, ERR_DATA, "tensor '%s': ended after %" PRIu64 " of %" PRIu64 " bytes", s->desc.name,
                        s->data_at + w->pending.len, s->tensor_bytes);
