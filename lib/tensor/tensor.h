@@ -117,4 +117,28 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 
+/*
+ * Values described in a few numbers, for people who look. Begin with {0}, add a tensor in pieces in order; sums in f64.
+ * min, max, mean and deviation are of the finite values only.
+ */
+struct tensor_summary {
+    uint64_t n, n_zero, n_nan, n_inf;
+    float min, max;
+    double mean, m2; /* m2: sum of squared distances from the mean */
+};
+void tensor_summarize(struct tensor_summary *s, const float *x, size_t n);
+double tensor_summary_std(const struct tensor_summary *s);
+
+/* How far b is from a. NaN against NaN and an infinity against itself are no difference, either against else an infinite one. */
+struct tensor_difference {
+    uint64_t n, n_different;
+    double max_abs, sum_abs, sum_square;
+    double dot, square_a, square_b;
+    uint64_t at; /* element of max_abs, the first one */
+};
+void tensor_compare(struct tensor_difference *d, const float *a, const float *b, size_t n);
+double tensor_difference_mean_abs(const struct tensor_difference *d);
+double tensor_difference_rmse(const struct tensor_difference *d);
+double tensor_difference_cosine(const struct tensor_difference *d); /* 1 when both are zero, 0 when one is */
+
 #endif
