@@ -4,18 +4,46 @@
 
 /* Tensor memory is kept from batch to batch: slot i belongs to the i-th tensor, whatever its name. */
 struct batch_memory {
-    struct tensor tensors[BATCH_MAX_TENSORS];
-    struct buf data[BATCH_MAX_TENSORS];
+    struct tensor *tensors; /* [cap] */
+    struct buf *data;       /* [cap] */
+    uint32_t cap;
     const struct tensor *tokens, *lengths;
     bool goes_on; /* the batch before ended inside a sequence, of which `next_pos` positions have been seen */
     uint64_t next_pos;
 };
 
+static void release_memory(struct batch_memory *m) {
+    for (uint32_t i = 0; i < m->cap; i++) buf_release(&m->data[i]);
+    mem_free(m->data);
+    mem_free(m->tensors);
+    mem_free(m);
+}
+
 void batch_release(struct batch *b) {
-    if (b->memory)
-        for (size_t i = 0; i < BATCH_MAX_TENSORS; i++) buf_release(&b->memory->data[i]);
-    mem_free(b->memory);
+    if (b->memory) release_memory(b->memory);
     *b = (struct batch){0};
+}
+
+/* Room for n tensors, n <= BATCH_MAX_TENSORS. */
+static int reserve(struct batch *b, uint32_t n, struct err *e) {
+    if (!b->memory && !(b->memory = mem_zalloc(sizeof *b->memory, e))) return e->code;
+    struct batch_memory *m = b->memory;
+    if (n > m->cap) {
+        struct tensor *tensors = mem_array(n, sizeof *tensors, e);
+        struct buf *data = tensors ? mem_array(n, sizeof *data, e) : NULL;
+        if (!data) {
+            mem_free(tensors);
+            return e->code;
+        }
+        if (m->cap) memcpy(data, m->data, m->cap * sizeof *data);
+        mem_free(m->data);
+        mem_free(m->tensors);
+        m->data = data;
+        m->tensors = tensors;
+        m->cap = n;
+    }
+    b->tensors = m->tensors;
+    return 0;
 }
 
 const struct tensor *batch_find(const struct batch *b, const char *name) {
@@ -91,20 +119,22 @@ static int load_tensors(struct stream_reader *r, struct batch *b, struct err *e)
     return 0;
 }
 
+int batch_load(struct stream_reader *r, struct batch *b, const struct stream_item *item, struct err *e) {
+    if (reserve(b, item->batch.n_tensors, e)) return e->code;
+    b->head = item->batch;
+    if (b->head.first_pos == 0) b->memory->goes_on = false; /* the rules have seen to it; or another stream begins */
+    if (load_tensors(r, b, e)) return e->code;
+    return check_batch(b, e) ? err_prefix(e, "%s: record at byte %" PRIu64, stream_reader_name(r), item->offset) : 0;
+}
+
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) {
     struct stream_item item;
-    if (!b->memory && !(b->memory = mem_zalloc(sizeof *b->memory, e))) return e->code;
-    b->tensors = b->memory->tensors;
-    b->head.n_tensors = 0;
     *more = false;
     do {
         if (stream_next(r, &item, e)) return e->code;
-        if (item.type == ITEM_META) b->memory->goes_on = false;
         if (item.type == ITEM_EOF) return 0;
     } while (item.type != ITEM_BATCH);
-    b->head = item.batch;
-    if (load_tensors(r, b, e)) return e->code;
-    if (check_batch(b, e)) return err_prefix(e, "%s: record at byte %" PRIu64, stream_reader_name(r), item.offset);
+    if (batch_load(r, b, &item, e)) return e->code;
     *more = true;
     return 0;
 }

@@ -9,6 +9,7 @@
 
 enum {
     BUFFER_BYTES = 1 << 20,
+    PEEK_BYTES = 4096,        /* the least that a buffer holds */
     SKIM_BYTES = 4096,        /* read after a seek: a record header and a small payload */
     DIRECT_BYTES = 128 << 10, /* from here on data goes around the buffer */
     ONE_CALL_BYTES = 1 << 30,
@@ -40,6 +41,7 @@ int input_open(struct input *in, int fd, struct err *e) {
         in->size = st.st_size > start ? (uint64_t)(st.st_size - start) : 0;
         (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     }
+    if (in->size < BUFFER_BYTES - PEEK_BYTES) in->cap = (size_t)in->size + PEEK_BYTES;
     enlarge_pipe(fd, &st);
     in->buf = mem_alloc(in->cap, e);
     return in->buf ? 0 : e->code;
@@ -131,7 +133,7 @@ int input_seek_past(struct input *in, uint64_t n, struct err *e) {
     }
     if (lseek(in->fd, (off_t)(n - have), SEEK_CUR) < 0) return err_sys(e, errno, "cannot seek");
     in->from = in->to = 0;
-    in->cap = SKIM_BYTES; /* who seeks wants headers only */
+    if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* who seeks wants headers only */
     in->ended = false;
     in->at += n;
     return 0;

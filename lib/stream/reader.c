@@ -253,6 +253,7 @@ static int take_tensor(struct stream_reader *r, struct stream_item *item, struct
     struct wire_tens t;
     bool in_batch = r->seg.batch_left > 0;
     if (wire_tens_decode(r->payload.data, r->payload.len, &t, e)) return e->code;
+    if (t.n_attrs && in_batch) return err_set(e, ERR_DATA, "tensor '%s': attributes in a batch", t.desc.name);
     if (t.n_attrs && !(r->scratch = json_parse(t.attrs, t.n_attrs, e)))
         return err_prefix(e, "tensor '%s': attributes", t.desc.name);
     if (t.n_attrs && !cJSON_IsObject(r->scratch))
@@ -388,9 +389,6 @@ void stream_reader_totals(const struct stream_reader *r, struct stream_totals *o
 void stream_reader_skim(struct stream_reader *r) {
     r->skim = r->in.regular;
 }
-uint64_t stream_reader_stored(const struct stream_reader *r) {
-    return r->tensor_stored;
-}
 
 /* ---- open, close -------------------------------------------------------------------------------------------------------------------- */
 
@@ -424,6 +422,7 @@ void stream_reader_free(struct stream_reader *r) {
     buf_release(&r->payload);
     buf_release(&r->stored);
     buf_release(&r->plain);
+    buf_release(&r->values);
     segment_release(&r->seg);
     nameset_release(&r->prov_ids);
     cJSON_Delete(r->meta);

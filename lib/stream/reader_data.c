@@ -13,7 +13,8 @@ enum { PIECE_BYTES = 512 << 10 };
 void reader_begin_data(struct stream_reader *r) {
     r->dtype = dtype_info(r->seg.desc.dtype);
     r->chunk_ready = r->inside = false;
-    r->given = r->tensor_stored = 0;
+    r->given = 0;
+    r->storage = (struct stream_storage){0};
     r->plain.len = r->plain_from = 0;
 }
 
@@ -48,7 +49,9 @@ int reader_chunk(struct stream_reader *r, struct err *e) {
         code = segment_data(&r->seg, h, e);
     if (code) return reader_fail(r, e);
     segment_count(&r->seg, h);
-    r->tensor_stored += h->stored;
+    r->storage.bytes += h->stored;
+    r->storage.chunks++;
+    if (h->codec != CODEC_RAW) r->storage.codec = (enum stream_codec)h->codec;
     r->chunk_ready = true;
     return 0;
 }
@@ -206,6 +209,27 @@ static int read_data(struct stream_reader *r, unsigned char *dst, size_t n, size
 
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) {
     return reader_failed(r, e) ? e->code : read_data(r, dst, n, got, e);
+}
+
+int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, struct err *e) {
+    const struct dtype_info *t = r->dtype;
+    *got = 0;
+    if (reader_failed(r, e)) return e->code;
+    size_t want = n / t->block_elems * t->block_bytes;
+    r->values.len = 0;
+    if (buf_reserve(&r->values, want, e)) return reader_remember(r, e);
+    if (read_data(r, r->values.data, want, got, e)) return e->code;
+    *got = *got / t->block_bytes * t->block_elems; /* a tensor is a whole number of blocks, and so is what was wanted */
+    tensor_to_f32(t->dtype, r->values.data, dst, *got);
+    return 0;
+}
+
+int stream_skip_tensor(struct stream_reader *r, struct err *e) {
+    return reader_failed(r, e) ? e->code : reader_skip_data(r, e);
+}
+
+void stream_reader_storage(const struct stream_reader *r, struct stream_storage *out) {
+    *out = r->storage;
 }
 
 static int begin_whole(struct stream_reader *r, uint64_t n_bytes, struct err *e) {

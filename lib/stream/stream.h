@@ -76,7 +76,7 @@ int stream_write_meta(struct stream_writer *w, const cJSON *meta, struct err *e)
 int stream_write_prov(struct stream_writer *w, const cJSON *entry, struct err *e) MUST_CHECK;
 int stream_write_vocab(struct stream_writer *w, const void *data, size_t n, struct err *e) MUST_CHECK;
 int stream_write_batch(struct stream_writer *w, const struct stream_batch *batch, struct err *e) MUST_CHECK;
-/* A whole tensor. `attrs` (an object, or NULL) is small JSON that travels with it. */
+/* A whole tensor. `attrs` (an object, or NULL; not in a batch) is small JSON that travels with it. */
 int stream_write_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                         struct err *e) MUST_CHECK;
 /* The same in pieces, for tensors that are not in memory whole. */
@@ -136,13 +136,21 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) MU
 /* ... or up to n bytes more of it; *got is 0 at its end. A chunk is verified with its last byte, so a large raw one is
  * handed out in part before its checksum is known: an error may follow bytes, and the caller then drops what it made. */
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
+/* ... or as f32, up to n elements more (n at least a block of the type; not mixed with stream_read_data) ... */
+int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
+/* ... or not at all: verified, and gone. stream_next does this too. */
+int stream_skip_tensor(struct stream_reader *r, struct err *e) MUST_CHECK;
 /* Passes the item (a tensor with its data, without decoding; VOCB; BTCH; OTHER) on as it is stored. */
 int stream_forward(struct stream_reader *r, struct stream_writer *w, const struct stream_item *item,
                    struct err *e) MUST_CHECK;
 /* For looking only: from a regular file, data that nobody reads is jumped over instead of verified. */
 void stream_reader_skim(struct stream_reader *r);
-/* Bytes as stored of the latest tensor's data, so far; complete once the next item was given. */
-uint64_t stream_reader_stored(const struct stream_reader *r);
+/* How the latest tensor is stored; complete once its data was read or skipped. */
+struct stream_storage {
+    uint64_t bytes, chunks;
+    enum stream_codec codec; /* raw when every chunk is */
+};
+void stream_reader_storage(const struct stream_reader *r, struct stream_storage *out);
 /* Reads and verifies everything up to the end of the file. */
 int stream_drain(struct stream_reader *r, struct err *e) MUST_CHECK;
 const char *stream_reader_name(const struct stream_reader *r);
@@ -164,6 +172,8 @@ struct batch {
 /* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks that
  * `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;
+/* The same for the ITEM_BATCH that stream_next just gave. */
+int batch_load(struct stream_reader *r, struct batch *b, const struct stream_item *item, struct err *e) MUST_CHECK;
 /* By name; NULL when it is not there. */
 const struct tensor *batch_find(const struct batch *b, const char *name);
 /* By name, type and rank: ERR_DATA that says what is missing or different. dims[i] != 0 must match, 0 matches any. */
@@ -172,6 +182,21 @@ int batch_need(const struct batch *b, const char *name, enum dtype dtype, unsign
 const uint32_t *batch_tokens(const struct batch *b);
 const uint32_t *batch_lengths(const struct batch *b);
 void batch_release(struct batch *b);
+
+/* ---- copying: what cat does ------------------------------------------------------------------------------------------ */
+
+struct stream_copier;
+struct stream_copy_options {
+    bool (*keep)(void *ctx, const char *tensor); /* NULL: all. `tokens` and `lengths` of a batch always stay */
+    void *ctx;
+    bool recode; /* decode, and encode as the writer does; otherwise data is forwarded as it is stored */
+    bool merge;  /* data streams of equal META become one segment, sequences numbered through */
+};
+int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
+                      struct err *e) MUST_CHECK;
+/* All segments of r, behind what was copied before. The last segment's provenance is left to the caller, who adds his. */
+int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
+void stream_copier_free(struct stream_copier *k); /* NULL is fine */
 
 /* ---- random access to a regular file -------------------------------------------------------------------------------------- */
 

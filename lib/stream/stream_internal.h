@@ -72,11 +72,12 @@ struct stream_reader {
 
     /* The open tensor's data */
     const struct dtype_info *dtype;
-    bool chunk_ready;       /* a header was read, its payload was not begun */
-    bool inside;            /* a payload was begun: */
-    uint64_t left;          /* what remains of it */
-    uint64_t given;         /* bytes handed out of this tensor */
-    uint64_t tensor_stored; /* bytes of its payloads so far */
+    bool chunk_ready;              /* a header was read, its payload was not begun */
+    bool inside;                   /* a payload was begun: */
+    uint64_t left;                 /* what remains of it */
+    uint64_t given;                /* bytes handed out of this tensor */
+    struct stream_storage storage; /* of the chunks met so far */
+    struct buf values;             /* encoded, for stream_read_f32 */
     struct XXH3_state_s *hash;
     struct buf stored; /* payloads of a group, each padded */
     struct chunk group[CODEC_GROUP];

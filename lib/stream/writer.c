@@ -235,7 +235,9 @@ static int begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     t.n_attrs = text ? strlen(text) : 0;
     w->scratch.len = 0;
     int code = 0;
-    if (attrs && !cJSON_IsObject(attrs))
+    if (attrs && w->seg.batch_left)
+        code = err_set(e, ERR_DATA, "tensor '%s': attributes in a batch", d->name);
+    else if (attrs && !cJSON_IsObject(attrs))
         code = err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", d->name);
     else if (t.n_attrs > LIMIT_ATTRS)
         code = err_set(e, ERR_DATA, "tensor '%s': attributes of %zu bytes, at most %" PRIu64, d->name, t.n_attrs,
@@ -262,7 +264,8 @@ static int put_chunk(struct stream_writer *w, const struct chunk *k, struct err 
 }
 
 /* Cuts n bytes into chunks. n ends at a chunk's end or at the tensor's. */
-static int put_chunks(struct stream_writer *w, const unsigned char *data, size_t n, struct err *e) {
+static int put_chunks(struct stream_writer *w, const void *from, size_t n, struct err *e) {
+    const unsigned char *data = from;
     do {
         size_t k = 0;
         for (; k < CODEC_GROUP && (n > 0 || k == 0); k++) {
@@ -309,7 +312,7 @@ int stream_write_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     if (begin_tensor(w, d, attrs, e)) return writer_fail(w, e);
     size_t n = (size_t)w->seg.tensor_bytes;
     if (w->options.codec == CODEC_RAW) w->chunk = n;
-    return put_chunks(w, data, n, e) || writer_tensor_done(w, e) ? writer_fail(w, e) : 0;
+    return put_chunks(w, n ? data : "", n, e) || writer_tensor_done(w, e) ? writer_fail(w, e) : 0;
 }
 
 int stream_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, struct err *e) {
@@ -332,7 +335,7 @@ int stream_end_tensor(struct stream_writer *w, struct err *e) {
     struct segment *s = &w->seg;
     int code = 0;
     if (s->tensor_open && s->tensor_bytes == 0)
-        code = put_chunks(w, (const unsigned char *)"", 0, e);
+        code = put_chunks(w, "", 0, e);
     else if (s->tensor_open)
         code = err_set(e, ERR_DATA, "tensor '%s': ended after %" PRIu64 " of %" PRIu64 " bytes", s->desc.name,
                        s->data_at + w->pending.len, s->tensor_bytes);

@@ -238,6 +238,13 @@ static void checks_names_and_attributes(void **state) {
     refused(&f, "does not fit");
 }
 
+static void a_batch_has_no_attributes(void **state) {
+    (void)state;
+    struct forged f = tokens();
+    set_tensor(&f, forged_find(&f, TAG_TENS, 0), "x", "{}");
+    refused(&f, "tensor 'x': attributes in a batch");
+}
+
 static void a_name_may_be_long_but_not_longer(void **state) {
     (void)state;
     char name[TENSOR_MAX_NAME + 1] = {0};
@@ -560,6 +567,7 @@ int main(void) {
         cmocka_unit_test(checks_that_a_chunk_ends_the_tensor),
         cmocka_unit_test(checks_tensor_records),
         cmocka_unit_test(checks_names_and_attributes),
+        cmocka_unit_test(a_batch_has_no_attributes),
         cmocka_unit_test(a_name_may_be_long_but_not_longer),
         cmocka_unit_test(checks_json),
         cmocka_unit_test(checks_order),
