@@ -21,8 +21,8 @@ PKGS := libzstd libcjson libxxhash libpcre2-8 libutf8proc
 OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wno-unknown-pragmas
 CPPFLAGS_ALL = -I. -D_GNU_SOURCE $(shell pkg-config --cflags $(PKGS) openblas 2>/dev/null) $(CPPFLAGS)
-CFLAGS_ALL = -std=c11 $(OPT) -fopenmp -fno-strict-aliasing -ffp-contract=off $(WARN) $(if $(DEVELOPER),-Werror) $(SAN_FLAGS) $(COV_FLAGS) $(CFLAGS)
-LDFLAGS_ALL = -fopenmp $(SAN_FLAGS) $(COV_FLAGS) $(if $(OPENBLAS_DIR),-L$(OPENBLAS_DIR)) $(LDFLAGS)
+CFLAGS_ALL = -std=c11 $(OPT) -fno-strict-aliasing -ffp-contract=off $(WARN) $(if $(DEVELOPER),-Werror) $(SAN_FLAGS) $(COV_FLAGS) $(CFLAGS)
+LDFLAGS_ALL = $(SAN_FLAGS) $(COV_FLAGS) $(if $(OPENBLAS_DIR),-L$(OPENBLAS_DIR)) $(LDFLAGS)
 LDLIBS = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lopenblas -lm
 
 ifdef SANITIZER

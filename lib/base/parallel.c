@@ -1,95 +1,149 @@
 /*
- * The only place that knows OpenMP. The iterations are shared through one atomic counter instead of `omp for`: it is as
- * fast, and ThreadSanitizer understands it. It does not understand the runtime's own barriers (libgomp waits on futexes
- * and is not instrumented), so the two edges fork -> body and body -> join are told to it by hand.
+ * The only place that makes threads. A pool of our own rather than OpenMP: programs of a pipeline share the cores, and a
+ * runtime whose idle threads spin takes them from the neighbour that has work (libgomp by default spins for milliseconds at
+ * every join; two pipelines on two cores ran four times slower). Here a thread that waits spins for some microseconds, the gap
+ * between two loops of a forward pass, and then sleeps.
  */
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
-#include <omp.h>
-
 #include "lib/base/base.h"
-#include "lib/base/base_internal.h"
-
-#if defined(RILL_ASAN) && defined(__clang__)
-/* libomp never frees the records of its threads. */
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) {
-    return "leak:libomp.so";
-}
-#endif
-
-#ifdef RILL_TSAN
-void __tsan_acquire(void *address);
-void __tsan_release(void *address);
-#define HAPPENS_BEFORE(address) __tsan_release(address)
-#define HAPPENS_AFTER(address)  __tsan_acquire(address)
-/* The compiler's hidden argument block is read before the first of our own statements: hide the region's frame. */
-#define REGION __attribute__((noinline, no_sanitize("thread")))
-#ifdef __clang__
-/* libomp calls intercepted functions (pthread_mutex_lock) from code that is not instrumented, and is blamed. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) {
-    return "ignore_noninstrumented_modules=1";
-}
-#endif
-#else
-#define HAPPENS_BEFORE(address) ((void)(address))
-#define HAPPENS_AFTER(address)  ((void)(address))
-#define REGION
-#endif
 
 #define MAX_THREADS 1024
+#define SPINS       500 /* pauses; 15 to 50 us */
 
-struct job {
+static atomic_int wanted_threads;   /* 0: the default */
+static _Thread_local bool inside;   /* this thread runs a body: calls from it are serial */
+static _Thread_local int my_thread; /* its number in the loop */
+
+/* The one loop that runs at a time. A worker joins under the lock while the loop is open; one that comes late finds it closed
+ * and goes back to wait, so that a loop never waits for a thread that the system has not woken. */
+static struct {
+    pthread_mutex_t busy; /* held by the thread whose loop it is */
+    pthread_mutex_t lock; /* over what follows */
+    pthread_cond_t wake, left;
+    int workers; /* threads made so far, this one not counted */
+    bool open;
+    int seats, taken;       /* how many workers may join, and did: each gets a number of its own */
+    atomic_int running;     /* of those, still in the loop */
+    atomic_uint generation; /* number of the loop */
     parallel_body *body;
     void *ctx;
     size_t n, chunk;
     atomic_size_t next;
-    char fork, join; /* addresses for the two edges */
-};
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER,
+          .left = PTHREAD_COND_INITIALIZER};
 
-static atomic_int wanted_threads; /* 0: the default */
-static _Thread_local bool inside; /* this thread runs a body: calls from it are serial */
-static _Thread_local int my_thread;
-
-/* One thread's part: pieces of the range until there are none. */
-static __attribute__((noinline)) void run_share(struct job *job, int thread) {
-    HAPPENS_AFTER(&job->fork);
-    bool outer_inside = inside;
-    int outer_thread = my_thread;
-    inside = true;
-    my_thread = thread;
-    for (size_t begin; (begin = atomic_fetch_add_explicit(&job->next, job->chunk, memory_order_relaxed)) < job->n;) {
-        size_t end = job->n - begin < job->chunk ? job->n : begin + job->chunk;
-        for (size_t i = begin; i < end; i++) job->body(job->ctx, i, thread);
-    }
-    inside = outer_inside;
-    my_thread = outer_thread;
-    HAPPENS_BEFORE(&job->join);
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
 }
 
-static REGION void run_region(struct job *job, int threads) {
-#pragma omp parallel num_threads(threads)
-    run_share(job, omp_get_thread_num());
+/* One thread's part: pieces of the range until there are none. */
+static void run_share(int thread) {
+    inside = true;
+    my_thread = thread;
+    for (size_t begin; (begin = atomic_fetch_add_explicit(&pool.next, pool.chunk, memory_order_relaxed)) < pool.n;) {
+        size_t end = pool.n - begin < pool.chunk ? pool.n : begin + pool.chunk;
+        for (size_t i = begin; i < end; i++) pool.body(pool.ctx, i, thread);
+    }
+    inside = false;
+    my_thread = 0;
+}
+
+static void *work(void *arg) {
+    unsigned seen = *(unsigned *)arg;
+    mem_free(arg);
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load_explicit(&pool.generation, memory_order_relaxed) == seen; i++) relax();
+        pthread_mutex_lock(&pool.lock);
+        while (atomic_load_explicit(&pool.generation, memory_order_relaxed) == seen)
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        seen = atomic_load_explicit(&pool.generation, memory_order_relaxed);
+        bool in = pool.open && pool.taken < pool.seats;
+        int thread = 0;
+        if (in) {
+            thread = ++pool.taken;
+            atomic_fetch_add_explicit(&pool.running, 1, memory_order_relaxed);
+        }
+        pthread_mutex_unlock(&pool.lock);
+        if (!in) continue;
+        run_share(thread);
+        pthread_mutex_lock(&pool.lock);
+        if (atomic_fetch_sub_explicit(&pool.running, 1, memory_order_relaxed) == 1) pthread_cond_signal(&pool.left);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+/* As many workers as asked for, or as the system gives: the loop is the same with fewer. Signals are for the main thread. */
+static void hire(int workers) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (; pool.workers < workers; pool.workers++) {
+        struct err e;
+        pthread_t id;
+        unsigned *seen = mem_alloc(sizeof *seen, &e);
+        if (!seen) break;
+        *seen = atomic_load_explicit(&pool.generation, memory_order_relaxed);
+        if (pthread_create(&id, NULL, work, seen) != 0) {
+            mem_free(seen);
+            break;
+        }
+        pthread_detach(id);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void open_loop(size_t n, parallel_body *body, void *ctx, int threads) {
+    pthread_mutex_lock(&pool.lock);
+    hire(threads - 1);
+    pool.body = body;
+    pool.ctx = ctx;
+    pool.n = n;
+    /* Some 16 pieces each: enough to even out unequal bodies, few enough that the counter costs nothing. */
+    pool.chunk = n / ((size_t)threads * 16);
+    if (pool.chunk < 1) pool.chunk = 1;
+    atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+    pool.seats = threads - 1;
+    pool.taken = 0;
+    pool.open = true;
+    atomic_fetch_add_explicit(&pool.generation, 1, memory_order_relaxed);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* Nobody joins any more; waits for those who did. */
+static void close_loop(void) {
+    pthread_mutex_lock(&pool.lock);
+    pool.open = false;
+    pthread_mutex_unlock(&pool.lock);
+    for (int i = 0; i < SPINS && atomic_load_explicit(&pool.running, memory_order_relaxed); i++) relax();
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load_explicit(&pool.running, memory_order_relaxed)) pthread_cond_wait(&pool.left, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
 }
 
 void parallel_for(size_t n, parallel_body *body, void *ctx) {
     int threads = parallel_threads();
     if ((size_t)threads > n) threads = (int)n;
-    /* A nested call keeps its thread's number, so that scratch indexed by it stays private. */
-    if (threads <= 1 || inside) {
+    /* A nested call keeps its thread's number, so that scratch indexed by it stays private. A second thread of the
+     * program that comes while a loop runs does its own serially. */
+    if (threads <= 1 || inside || pthread_mutex_trylock(&pool.busy) != 0) {
         for (size_t i = 0; i < n; i++) body(ctx, i, my_thread);
         return;
     }
-    /* Some 16 pieces each: enough to even out unequal bodies, few enough that the counter costs nothing. The cap keeps
-     * the counter, which every thread pushes one chunk past n, from wrapping. */
-    struct job job = {.body = body, .ctx = ctx, .n = n, .chunk = n / ((size_t)threads * 16)};
-    if (job.chunk < 1) job.chunk = 1;
-    HAPPENS_BEFORE(&job.fork);
-    run_region(&job, threads);
-    HAPPENS_AFTER(&job.join);
+    open_loop(n, body, ctx, threads);
+    run_share(0);
+    close_loop();
+    pthread_mutex_unlock(&pool.busy);
 }
 
 void parallel_set_threads(int n) {

@@ -12,14 +12,21 @@
 #define TILE_M 256
 #define TILE_N 256
 
+/* The OpenMP build of OpenBLAS asks the calling thread's own OpenMP setting, so each of our threads must say once that it
+ * wants no team: otherwise every tile would start one. */
 static void make_blas_serial(void) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static _Thread_local bool done;
+    if (done) return;
+    pthread_mutex_lock(&lock);
     openblas_set_num_threads(1);
+    pthread_mutex_unlock(&lock);
+    done = true;
 }
 
 void gemm_serial(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
                  size_t ldb, float beta, float *c, size_t ldc) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, make_blas_serial);
+    make_blas_serial();
     cblas_sgemm(CblasRowMajor, form == GEMM_TN ? CblasTrans : CblasNoTrans, form == GEMM_NT ? CblasTrans : CblasNoTrans,
                 (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
 }
