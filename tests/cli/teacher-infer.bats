@@ -1,0 +1,70 @@
+#!/usr/bin/env bats
+# rill teacher-infer: what it refuses, and what its output may depend on. The numbers are the unit tests' business.
+load common
+
+setup_file() {
+    export INPUTS="$BATS_FILE_TMPDIR/inputs"
+    PATH="$RILL_BIN:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
+}
+setup() {
+    enter_temp
+    need rill-tokenize
+    cp "$INPUTS"/*.rill .
+}
+
+@test "neither threads nor a pipe change the bytes" {
+    rill teacher-infer -q -j 1 --no-provenance -m teacher.rill <tokens.rill >one
+    rill teacher-infer -q -j 2 --no-provenance -m teacher.rill tokens.rill >two
+    cat tokens.rill | rill teacher-infer -q --no-provenance -m teacher.rill | cat >piped
+    assert_same one two
+    assert_same one piped
+}
+
+@test "logits and log-probabilities say the same" {
+    for how in "--dtype f32" "--dtype f32 --logits"; do
+        # shellcheck disable=SC2086
+        rill teacher-infer -q $how -m teacher.rill tokens.rill | rill logit-dump --tsv >"table$how"
+    done
+    assert_same "table--dtype f32" "table--dtype f32 --logits"
+    [ "$(wc -l <"table--dtype f32")" -eq 21 ]
+}
+
+@test "the types differ in size" {
+    for t in f32 f16 bf16; do rill teacher-infer -q --dtype $t -m teacher.rill tokens.rill >$t; done
+    [ "$(file_size f32)" -gt $((19 * $(file_size f16) / 10)) ]
+    assert_equal "$(file_size f16)" "$(file_size bf16)"
+    check_exit 2 rill teacher-infer --dtype q8_0 -m teacher.rill tokens.rill
+}
+
+@test "another vocabulary is refused, with both digests" {
+    rill import -q "$ROOT/tests/golden/tiny-llama" >other.rill
+    check_exit 3 rill teacher-infer -m other.rill tokens.rill
+    assert_stderr_line "*disagree: vocabulary xxh3:* against xxh3:*"
+}
+
+@test "a sequence longer than the context is refused" {
+    rill init -q --layers 1 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 --context 8 model.rill >short.rill
+    check_exit 3 rill teacher-infer -m short.rill tokens.rill
+    assert_stderr_line "sequence 0 has * positions, the teacher's context is 8 (tokenize --context 8)"
+}
+
+@test "streams of another kind are refused" {
+    check_exit 3 rill teacher-infer -m teacher.rill model.rill
+    assert_stderr_line "model.rill: *model*tokens*"
+    check_exit 3 rill teacher-infer -m tokens.rill tokens.rill
+    assert_stderr_line "tokens.rill: *tokens*model*"
+    check_exit 3 rill teacher-infer -m teacher.rill dense.kd.rill
+    assert_stderr_line "dense.kd.rill: *knowledge*tokens*"
+}
+
+@test "a flipped bit is noticed, and nothing is left under the final name" {
+    flip_byte tokens.rill 700
+    check_exit 3 rill teacher-infer -m teacher.rill tokens.rill -o out
+    assert_stderr_line "tokens.rill: *"
+    assert_no_file out
+}
+
+@test "a missing model is an I/O error, a missing option one of usage" {
+    check_exit 1 rill teacher-infer -m nowhere.rill tokens.rill
+    check_exit 2 rill teacher-infer tokens.rill
+}
