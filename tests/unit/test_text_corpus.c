@@ -183,10 +183,10 @@ static void test_as_defined(void **state) {
     static unsigned char text[3000];
     struct rng r = rng_init(11, 0);
     int before = parallel_threads();
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 1000; i++) {
         struct corpus_options o = random_options(&r);
         size_t n = random_text(&r, text, 1 + rng_below(&r, i % 4 ? 200 : sizeof text));
-        parallel_set_threads(i % 32 ? 1 : 3); /* idle threads spin, which is slow where cores are few */
+        parallel_set_threads(i % 64 ? 1 : 3); /* idle threads spin, which is slow where cores are few */
         assert_as_defined(&o, text, n, (uint64_t)i);
     }
     parallel_set_threads(before);

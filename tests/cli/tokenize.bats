@@ -1,0 +1,132 @@
+#!/usr/bin/env bats
+# rill tokenize: text to tokens and back.
+load common
+
+setup_file() {
+    export MODELS="$BATS_FILE_TMPDIR/models"
+    mkdir -p "$MODELS"
+    for m in tiny-llama tiny-qwen2 tiny-smollm; do
+        "$RILL_BIN/rill-import" -q "$ROOT/tests/golden/$m" -o "$MODELS/$m.rill"
+    done
+}
+setup() {
+    enter_temp
+    ln -s "$MODELS"/*.rill .
+}
+tok() { rill tokenize -q --no-provenance "$@"; }
+count() { sed -E "s/.*\"$1\":([0-9.]+).*/\1/" r.json; } # from --report r.json
+# the bytes of FILE occur in STREAM, where a tensor may begin
+assert_holds() {
+    local at size=0
+    size=$(file_size "$1")
+    for ((at = 0; at < size; at += 64)); do
+        if cmp -s -i "$at:0" -n "$(file_size "$2")" "$1" "$2"; then return 0; fi
+    done
+    fail "$1 does not hold $2"
+}
+
+@test "the tokens are those of Hugging Face's tokenizers" {
+    for m in tiny-llama tiny-qwen2 tiny-smollm; do
+        tok -m $m.rill "$ROOT/tests/golden/$m/text.txt" >out
+        assert_holds out "$ROOT/tests/golden/$m/tokens.u32"
+    done
+}
+
+@test "decode gives the text again, from every model and in every shape" {
+    for m in tiny-llama tiny-qwen2 tiny-smollm; do
+        for how in "" "--context 7" "--context 7 --bos always" "--batch-tokens 3" "--no-special" "--bos never"; do
+            case "$m $how" in tiny-smollm*always*) continue ;; esac
+            # shellcheck disable=SC2086
+            tok -m $m.rill $how "$ROOT/tests/golden/$m/text.txt" >out
+            tok -m $m.rill --decode out >text || return 1
+            assert_same text "$ROOT/tests/golden/$m/text.txt"
+        done
+    done
+    head -c 3000 /dev/urandom >noise
+    tok -m tiny-llama.rill noise | tok -m tiny-llama.rill --decode >text
+    assert_same text noise
+}
+
+@test "lines come back as lines, JSON strings too" {
+    printf 'one\n\n two  \n\r\nlast' >lines
+    tok -m tiny-llama.rill --lines lines | tok -m tiny-llama.rill --decode >text
+    printf 'one\n two  \n\r\nlast\n' >expected
+    assert_same text expected
+    printf '{"a":1,"t":"one"}\n{"t":"\\u00e9"}\n\n' | tok -m tiny-llama.rill --jsonl t | tok -m tiny-llama.rill --decode >text
+    printf 'one\n\xc3\xa9\n' >expected
+    assert_same text expected
+}
+
+@test "the report counts documents, sequences, tokens and bytes" {
+    printf 'ab\n\ncd\n' >lines
+    tok -m tiny-llama.rill --lines --report r.json lines >out
+    assert_equal "$(count documents)" 2
+    assert_equal "$(count empty_documents)" 1
+    assert_equal "$(count sequences)" 2
+    assert_equal "$(count input_bytes)" 7
+    assert_equal "$(count text_bytes)" 4
+    tok -m tiny-llama.rill --lines --context 3 --bos never --report r.json lines >out
+    assert_equal "$(count text_bytes)" 4
+    grep -qF '"packed":true,"context":3,"documents":"lines","bos":false,"eos":"between"' out
+    tok -m tiny-llama.rill --context 4 --drop-last --bos never --eos never --max-tokens 9 --report r.json "$ROOT/LICENSE" >out
+    assert_equal "$(count tokens)" 8
+    tok -m tiny-llama.rill --max-tokens 9 --report r.json "$ROOT/LICENSE" >out
+    assert_equal "$(count tokens)" 9
+}
+
+@test "a file is a pipe, one thread is many" {
+    for i in 1 2 3 4 5 6 7 8; do cat "$ROOT"/lib/*/*.h; done >text
+    for how in "--context 100" "--lines" "--lines --context 64 --eos always" ""; do
+        # shellcheck disable=SC2086
+        {
+            tok -m tiny-qwen2.rill $how -j 1 text >one
+            tok -m tiny-qwen2.rill $how -j 3 text >three
+            { head -c 1000 text; sleep 0.1; tail -c +1001 text; } | tok -m tiny-qwen2.rill $how >piped
+            tok -m <(cat tiny-qwen2.rill) $how <text >model_piped
+        }
+        assert_same one three
+        assert_same one piped
+        assert_same one model_piped
+    done
+}
+
+@test "ten times the text takes the same memory" {
+    cat "$ROOT"/lib/*/*.[ch] >some
+    while [ "$(file_size some)" -lt 9000000 ]; do cat some some >more && mv more some; done
+    tok -m tiny-smollm.rill -j 1 --context 512 --report r.json some >out
+    once=$(count peak_memory_bytes)
+    for i in 1 2 3 4 5 6 7 8 9 10; do cat some; done | tok -m tiny-smollm.rill -j 1 --context 512 --report r.json >out
+    ten=$(count peak_memory_bytes)
+    [ "$ten" -le $((once * 105 / 100)) ] || fail "$once bytes, then $ten"
+}
+
+@test "special tokens in the text are tokens, or text with --no-special" {
+    printf '<|begin_of_text|>' >special
+    tok -m tiny-llama.rill --bos never --report r.json special >out
+    assert_equal "$(count tokens)" 1
+    assert_equal "$(count text_bytes)" 0
+    tok -m tiny-llama.rill --decode --no-special out >text
+    assert_equal "$(cat text)" ""
+    tok -m tiny-llama.rill --bos never --no-special --report r.json special >out
+    assert_equal "$(count text_bytes)" 17
+}
+
+@test "what cannot be done is said" {
+    check_exit 2 rill tokenize -m tiny-llama.rill --lines --jsonl text x
+    assert_stderr_line '--lines and --jsonl exclude each other'
+    check_exit 2 rill tokenize -m tiny-llama.rill --drop-last x
+    assert_stderr_line '--drop-last needs --context'
+    check_exit 2 rill tokenize -m tiny-llama.rill --context 1 --bos always "$ROOT/LICENSE"
+    check_exit 1 rill tokenize -m nothing.rill "$ROOT/LICENSE"
+    assert_stderr_line 'nothing.rill: No such file or directory'
+    printf '{"text":"a"}\n{"txt":"b"}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m tiny-llama.rill --jsonl text bad.jsonl
+    assert_stderr_line 'bad.jsonl: line 2: *text*'
+    tok -m tiny-llama.rill "$ROOT/LICENSE" >out
+    check_exit 3 rill tokenize -m out "$ROOT/LICENSE"
+    assert_stderr_line 'out: this is a tokens stream*'
+    check_exit 3 bash -c 'cat out | rill tokenize -m /dev/stdin "$ROOT/LICENSE"'
+    assert_stderr_line '/dev/stdin: no vocabulary'
+    check_exit 3 rill tokenize -m tiny-qwen2.rill --decode out
+    assert_stderr_line 'model and tokens disagree: vocabulary xxh3:* against xxh3:*'
+}
