@@ -1,6 +1,6 @@
 # Rill: language-model compression with Unix filters. `make help` lists the targets.
 #
-#   make DEVELOPER=1                      warnings are errors
+#   make DEVELOPER=1                      warnings are errors; V=1 shows the commands
 #   make CC=clang                         the other compiler
 #   make SANITIZER=address,undefined      or thread, into an object folder of its own; also `make test SANITIZER=...`
 #   make install prefix=/usr DESTDIR=/tmp/root
@@ -50,6 +50,8 @@ TOOL_BIN := $(TOOLS:%=$(BIN)/rill-%) $(if $(wildcard tools/rill.c),$(BIN)/rill)
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(OBJ)/unit/%)
 FUZZ := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
 FUZZ_BIN := $(FUZZ:%=$(OBJ)/fuzz/%)
+# One short line for each command; V=1 shows them whole.
+run = $(if $(V),,@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),,printf '%-4s %s\n' $(1) $(2);))
 FORMATTED := $(wildcard lib/*/*.[ch] tools/*.[ch] tests/*/*.[ch])
 
 .PHONY: all
@@ -57,7 +59,7 @@ all: $(TOOL_BIN) ## build every program into build/bin (the default)
 
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+	$(call run,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
 # The list is a prerequisite too: a source file that is gone must leave the archive.
 $(OBJ)/sources: FORCE
@@ -67,36 +69,36 @@ FORCE:
 
 $(OBJ)/librill.a: $(LIB_OBJ) $(OBJ)/sources
 	@rm -f $@
-	ar rcsD $@ $(LIB_OBJ)
+	$(call run,AR,$@) ar rcsD $@ $(LIB_OBJ)
 
 # A stamp named after the flavour links build/bin anew when the flavour changes.
 $(BIN)/.flavour-$(flavour):
 	@mkdir -p $(BIN) && rm -f $(BIN)/.flavour-* && touch $@
 
 $(BIN)/rill: $(OBJ)/tools/rill.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
-	$(CC) -o $@ $(OBJ)/tools/rill.o $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $(OBJ)/tools/rill.o $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
 $(BIN)/rill-%: $(OBJ)/tools/%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
-	$(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
 $(OBJ)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
-	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
+	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
 
 # A fuzz target with a main() that replays files; works with every compiler and is what `make test` runs.
 $(OBJ)/fuzz/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/tests/fuzz/replay.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
-	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
 
 # Beside the programs of the same flavour, where tests/cli/common.bash looks for it.
 FIXTURE := $(BIN)/fixture/rill-fixture
 $(FIXTURE): $(OBJ)/tests/fixture/fixture.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 	@mkdir -p $(@D)
-	$(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
 $(OBJ)/faults.so: tests/faults/faults.c
 	@mkdir -p $(@D)
-	$(CC) -I. -D_GNU_SOURCE -std=c11 -O2 -g $(WARN) $(if $(DEVELOPER),-Werror) -shared -fPIC -o $@ $< -ldl
+	$(call run,LD,$@) $(CC) -I. -D_GNU_SOURCE -std=c11 -O2 -g $(WARN) $(if $(DEVELOPER),-Werror) -shared -fPIC -o $@ $< -ldl
 
 .SECONDARY:
 -include $(shell [ -d $(OBJ) ] && find $(OBJ) -name '*.d')
@@ -107,12 +109,17 @@ $(OBJ)/faults.so: tests/faults/faults.c
 deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packages)
 	@CC='$(CC)' tests/install-deps
 
+# The fuzz targets run under the sanitizers, built without much optimization: it is compiled once and runs for seconds.
+fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g')
+# With no -j of the user's, all cores.
+submake = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 .PHONY: test
 test: deps ## every test; the last line counts them
-	@$(MAKE) --no-print-directory test-programs
-	@$(MAKE) --no-print-directory SANITIZER=$(or $(SANITIZER),address$(comma)undefined) fuzz-programs
-	@FUZZ_BIN="$$($(MAKE) -s --no-print-directory SANITIZER=$(or $(SANITIZER),address$(comma)undefined) list-fuzz)" \
-	    RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
+	@$(submake) test-programs
+	@$(submake) $(fuzzed) fuzz-programs
+	@FUZZ_BIN="$$($(MAKE) -s --no-print-directory $(fuzzed) list-fuzz)" RILL_BIN=$(abspath $(BIN)) \
+	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
 test-programs: all $(UNIT_BIN) $(FIXTURE) $(OBJ)/faults.so
@@ -146,7 +153,7 @@ libfuzzer-programs: $(FUZZ:%=$(OBJ)/libfuzzer/%)
 	@echo $(OBJ)/libfuzzer
 $(OBJ)/libfuzzer/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
-	$(CC) -o $@ $^ $(LDFLAGS_ALL) -fsanitize=fuzzer $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) -fsanitize=fuzzer $(LDLIBS)
 
 .PHONY: coverage
 coverage: ## line coverage of the unit and program tests (gcovr shows it when installed)

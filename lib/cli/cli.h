@@ -41,26 +41,27 @@ struct cli_option {
     const char *arg;      /* placeholder in help: FILE, N, TYPE */
     const char *fallback; /* the default, as a user would write it, parsed by the same code; NULL: none */
     const char *choices;
-    double min, max;      /* both 0: the type's own range */
+    double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
     bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
-    const char *help;     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
+    /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
+    const char *help;
 };
 
 struct cli;
 struct cli_program {
-    const char *name;        /* "teacher-infer" */
-    const char *summary;     /* one line, lower case first letter, no full stop */
-    const char *operands;    /* "[FILE]", "FILE...", "" */
+    const char *name;               /* "teacher-infer" */
+    const char *summary;            /* one line, lower case first letter, no full stop */
+    const char *operands;           /* "[FILE]", "FILE...", "" */
     int min_operands, max_operands; /* max -1: any number */
-    bool reads_stdin;        /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
-    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;        /* has -o, --force for text or foreign files */
-    bool seeded;             /* has --seed */
-    bool threaded;           /* has -j */
-    const char *description; /* paragraphs for help and the man page */
-    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    bool reads_stdin;               /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
+    bool writes_stream;             /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;               /* has -o, --force for text or foreign files */
+    bool seeded;                    /* has --seed */
+    bool threaded;                  /* has -j */
+    const char *description;        /* paragraphs for help and the man page */
+    const char *examples;           /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
@@ -86,8 +87,8 @@ bool cli_verbose(const struct cli *c);
 
 /* `role` names the input in the provenance ("stdin", "model", "reference"). Freed by the cli at the end, with its
  * descriptor. Every input opened here becomes a parent in the provenance of the output. */
-int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect, struct stream_reader **out,
-                    struct err *e) MUST_CHECK;
+int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect,
+                    struct stream_reader **out, struct err *e) MUST_CHECK;
 int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_kind expect, struct stream_map **out,
                  struct err *e) MUST_CHECK;
 /* A foreign file or text, read through the cli so that its digest is known at the end: */
@@ -115,7 +116,8 @@ int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
 const char *cli_output_path(const struct cli *c);
 /* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
 struct cli_out_file;
-int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out, struct err *e) MUST_CHECK;
+int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out,
+               struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
 
 /* ---- progress and report ---------------------------------------------------------------------------------------------------- */

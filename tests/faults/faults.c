@@ -42,9 +42,7 @@ static unsigned long fail_at, calls;
 static const char *mark;
 
 /* Address ranges of libraries whose failures are not ours. */
-static struct {
-    uintptr_t from, to;
-} spared[16];
+static struct { uintptr_t from, to; } spared[16];
 static size_t n_spared;
 
 static int note_library(struct dl_phdr_info *info, size_t size, void *ctx) {
