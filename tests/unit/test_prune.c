@@ -1,0 +1,386 @@
+/* lib/prune: what stays computes what it did before; what goes is what counts least. */
+#include "tests/unit/model_samples.h"
+
+#include "lib/prune/prune.h"
+
+static int pruned(const struct model *m, const struct prune_options *o, struct model **out, struct prune_report *report,
+                  struct err *e) {
+    struct stream_reader *r;
+    struct stream_writer *w;
+    struct buf in = saved_model(m, DT_F32), written;
+    int from = file_of(in.data, in.len), to = memory_file();
+    int rc = stream_reader_open(&r, from, "in.rill", STREAM_MODEL, e);
+    assert_int_equal(rc, 0);
+    rc = stream_writer_open(&w, to, "out.rill", NULL, e);
+    assert_int_equal(rc, 0);
+    *report = (struct prune_report){0};
+    rc = prune_stream(r, w, o, report, e);
+    if (!rc) rc = stream_writer_finish(w, NULL, e);
+    stream_writer_free(w);
+    stream_reader_free(r);
+    close(from);
+    written = contents(to);
+    if (!rc) rc = load_model(&written, out, e);
+    buf_release(&in);
+    buf_release(&written);
+    return rc;
+}
+
+static float *sample_logits(struct model *m) {
+    static uint32_t tokens[24];
+    const uint32_t lengths[] = {15, 9};
+    sample_tokens(tokens, 24, m->config.vocab_size, 4);
+    struct model_input in = {24, 2, tokens, lengths};
+    return logits_of(m, &in);
+}
+
+static void assert_close(const float *a, const float *b, size_t n, double tolerance) {
+    double worst = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - b[i]));
+        scale = fmax(scale, fabs(a[i]));
+    }
+    if (!(worst <= tolerance * scale)) fail_msg("off by %g of %g", worst, scale);
+}
+
+/* ---- single weights -------------------------------------------------------------------------------------------------- */
+
+static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    float *same = model_param(m, ROLE_UP, 0)->value; /* a tensor full of ties */
+    for (uint64_t i = 0; i < model_param(m, ROLE_UP, 0)->n; i++) same[i] = i % 2 ? 0.5f : -0.5f;
+    for (int head = 0; head < 2; head++) {
+        struct prune_options o = {.sparsity = 0.37, .prune_head = head};
+        uint64_t total = 0;
+        OK(pruned(m, &o, &p, &r, &e));
+        for (size_t i = 0; i < m->n_params; i++) {
+            const struct model_param *before = &m->params[i], *after = &p->params[i];
+            enum model_role role = before->slot.role;
+            bool touched = model_role_is_matrix(role) && (head || (role != ROLE_EMBED && role != ROLE_HEAD));
+            uint64_t zeros = 0;
+            float largest_gone = 0, smallest_kept = INFINITY;
+            for (uint64_t k = 0; k < before->n; k++) {
+                float w = fabsf(before->value[k]);
+                if (after->value[k] == 0) {
+                    zeros++;
+                    largest_gone = fmaxf(largest_gone, w);
+                } else {
+                    assert_true(after->value[k] == before->value[k]);
+                    smallest_kept = fminf(smallest_kept, w);
+                }
+            }
+            assert_int_equal(zeros, touched ? (uint64_t)(0.37 * (double)before->n) : 0);
+            if (touched) assert_true(largest_gone <= smallest_kept);
+            total += zeros;
+        }
+        assert_int_equal(r.zeros, total);
+        prune_report_release(&r);
+        model_free(p);
+    }
+    model_free(m);
+    arena_release(&a);
+}
+
+/* ---- layers --------------------------------------------------------------------------------------------------------------- */
+
+static void a_layer_that_adds_nothing_can_go(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    kernel_fill(model_param(m, ROLE_O, 0)->value, model_param(m, ROLE_O, 0)->n, 0);
+    kernel_fill(model_param(m, ROLE_DOWN, 0)->value, model_param(m, ROLE_DOWN, 0)->n, 0);
+    float *before = sample_logits(m), *after;
+    /* By number ... */
+    uint32_t drop[] = {0};
+    struct prune_options o = {.drop_layers = drop, .n_drop_layers = 1};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(p->config.n_layers, 1);
+    assert_int_equal(p->config.layers[0].ffn, 64); /* the second layer's shape moved down */
+    assert_int_equal(r.kept_layers[0], 1);
+    after = sample_logits(p);
+    assert_memory_equal(before, after, 24 * c.vocab_size * sizeof(float));
+    prune_report_release(&r);
+    model_free(p);
+    mem_free(after);
+    /* ... and found by its block influence. */
+    struct stats *s;
+    struct grad_tape *t;
+    uint32_t tokens[30], n = 30;
+    sample_tokens(tokens, 30, c.vocab_size, 3);
+    struct model_input in = {30, 1, tokens, &n};
+    OK(grad_tape_new(&t, false, &e));
+    OK(stats_new(&s, &m->config, NULL, &e));
+    OK(stats_collect(s, m, t, &in, &e));
+    o = (struct prune_options){.keep_layers = 1, .stats = s};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(r.kept_layers[0], 1);
+    prune_report_release(&r);
+    model_free(p);
+    stats_free(s);
+    grad_tape_free(t);
+    mem_free(before);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* ---- channels and heads ------------------------------------------------------------------------------------------------------ */
+
+static void fill_rows(struct model_param *p, uint32_t first, uint32_t n, float v) {
+    kernel_fill(p->value + first * p->desc.dims[1], n * p->desc.dims[1], v);
+}
+static void scale_cols(struct model_param *p, uint32_t first, uint32_t n, float v) {
+    for (uint64_t r = 0; r < p->desc.dims[0]; r++)
+        for (uint32_t c = first; c < first + n; c++) p->value[r * p->desc.dims[1] + c] *= v;
+}
+
+/* Channels whose weights are zero are found, and taking them out changes nothing. */
+static void idle_channels_go_first(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    for (uint32_t l = 0; l < 2; l++) {
+        uint32_t n = c.layers[l].ffn - 40;
+        for (uint32_t i = 0; i < n; i++) { /* spread over the width */
+            uint32_t ch = i * c.layers[l].ffn / n;
+            fill_rows(model_param(m, ROLE_GATE, l), ch, 1, 0);
+            fill_rows(model_param(m, ROLE_UP, l), ch, 1, 0);
+            scale_cols(model_param(m, ROLE_DOWN, l), ch, 1, 0);
+        }
+    }
+    float *before = sample_logits(m), *after;
+    struct prune_options o = {.ffn = 40};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(p->config.layers[0].ffn, 40);
+    assert_int_equal(p->config.layers[1].ffn, 40);
+    after = sample_logits(p);
+    assert_close(before, after, 24 * c.vocab_size, 1e-6); /* the sums are the same but for their order */
+    assert_int_equal(r.parameters_before - r.parameters_after, (56 + 24) * 3 * 64);
+    prune_report_release(&r);
+    model_free(p);
+    mem_free(before);
+    mem_free(after);
+    model_free(m);
+    arena_release(&a);
+}
+
+static void idle_head_groups_go_first(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.qkv_bias = true;
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    /* Layer 0 has groups 0 (query heads 0, 1) and 1 (2, 3) of width 16: the first is idle. */
+    fill_rows(model_param(m, ROLE_Q, 0), 0, 32, 0);
+    fill_rows(model_param(m, ROLE_K, 0), 0, 16, 0);
+    fill_rows(model_param(m, ROLE_V, 0), 0, 16, 0);
+    scale_cols(model_param(m, ROLE_O, 0), 0, 32, 0);
+    for (uint32_t i = 0; i < 32; i++) model_param(m, ROLE_V_BIAS, 0)->value[i] = (float)i;
+    float *before = sample_logits(m), *after;
+    struct prune_options o = {.kv_groups = 1};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(p->config.layers[0].n_kv_heads, 1);
+    assert_int_equal(p->config.layers[0].n_heads, 2);
+    assert_int_equal(p->config.layers[1].n_heads, 2);
+    assert_true(model_param(p, ROLE_V_BIAS, 0)->value[0] == 16);
+    after = sample_logits(p);
+    assert_close(before, after, 24 * c.vocab_size, 1e-6);
+    prune_report_release(&r);
+    model_free(p);
+    mem_free(before);
+    mem_free(after);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* By activations: the channels that the data does not use go, whatever their weights. */
+static void activations_decide_where_there_are_statistics(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    for (uint32_t l = 0; l < 2; l++) { /* the first 30 channels: large weights behind a gate that is shut */
+        fill_rows(model_param(m, ROLE_UP, l), 0, 30, 0);
+        scale_cols(model_param(m, ROLE_DOWN, l), 0, 30, 100);
+    }
+    struct stats *s;
+    struct grad_tape *t;
+    uint32_t tokens[30], n = 30;
+    sample_tokens(tokens, 30, c.vocab_size, 3);
+    struct model_input in = {30, 1, tokens, &n};
+    OK(grad_tape_new(&t, false, &e));
+    OK(stats_new(&s, &m->config, NULL, &e));
+    OK(stats_collect(s, m, t, &in, &e));
+    float *before = sample_logits(m), *after;
+    struct prune_options o = {.ffn = 34, .score = PRUNE_BY_STATS, .stats = s};
+    OK(pruned(m, &o, &p, &r, &e));
+    /* Layer 1 had 64 channels: exactly its 30 idle ones went. */
+    assert_memory_equal(model_param(p, ROLE_UP, 1)->value, model_param(m, ROLE_UP, 1)->value + 30 * 64,
+                        34 * 64 * sizeof(float));
+    after = sample_logits(p);
+    prune_report_release(&r);
+    model_free(p);
+    mem_free(before);
+    mem_free(after);
+    stats_free(s);
+    grad_tape_free(t);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* ---- vocabulary ---------------------------------------------------------------------------------------------------------------- */
+
+/* 256 bytes, a few merges and a special token. */
+static struct buf sample_vocab(struct arena *a) {
+    struct err e;
+    static const char *const pieces[] = {"th", "the", "in", "ing", "er", "zq"};
+    struct vocab spec = {.n_tokens = 263,
+                         .n_merges = 6,
+                         .pre = PRE_GPT2,
+                         .bos = TOKEN_NONE,
+                         .eos = 262,
+                         .pad = TOKEN_NONE,
+                         .unk = TOKEN_NONE},
+                 *v;
+    spec.tokens = arena_array(a, 263, sizeof *spec.tokens, &e);
+    spec.merges = arena_array(a, 6, sizeof *spec.merges, &e);
+    for (uint32_t i = 0; i < 256; i++) {
+        unsigned char *b = arena_alloc(a, 1, &e);
+        *b = (unsigned char)i;
+        spec.tokens[i] = (struct token){.bytes = b, .n_bytes = 1};
+    }
+    for (uint32_t i = 0; i < 6; i++)
+        spec.tokens[256 + i] =
+            (struct token){.bytes = (const unsigned char *)pieces[i], .n_bytes = (uint32_t)strlen(pieces[i])};
+    spec.tokens[262] =
+        (struct token){.bytes = (const unsigned char *)"<end>", .n_bytes = 5, .flags = TOKEN_SPECIAL | TOKEN_ADDED};
+    const struct merge merges[] = {{'t', 'h', 256}, {256, 'e', 257}, {'i', 'n', 258},
+                                   {258, 'g', 259}, {'e', 'r', 260}, {'z', 'q', 261}};
+    memcpy(spec.merges, merges, sizeof merges);
+    struct buf b = {0};
+    OK(vocab_new(&v, &spec, &e));
+    OK(vocab_pack(v, &b, &e));
+    vocab_free(v);
+    return b;
+}
+
+static void the_vocabulary_shrinks_to_what_is_used(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct buf vocab = sample_vocab(&a);
+    struct model *m, *p;
+    struct prune_report r;
+    c.vocab_size = 263;
+    OK(model_init(&m, &c, vocab.data, vocab.len, 3, &e));
+    struct stats *s;
+    struct grad_tape *t;
+    OK(grad_tape_new(&t, false, &e));
+    OK(stats_new(&s, &c, &m->vocab_digest, &e));
+    struct text_ids ids = {0};
+    OK(text_encode(m->vocab, "the thing", 9, NULL, &ids, &e));
+    assert_int_equal(ids.n, 4); /* the, space, th, ing */
+    uint32_t n = (uint32_t)ids.n;
+    struct model_input in = {n, 1, ids.ids, &n};
+    OK(stats_collect(s, m, t, &in, &e));
+    float *before = logits_of(m, &in);
+    struct prune_options o = {.prune_vocab = true, .vocab_min_count = 1, .stats = s};
+    OK(pruned(m, &o, &p, &r, &e));
+    /* "the" and "ing" bring th and in; er and zq go; bytes and specials stay. */
+    assert_int_equal(p->config.vocab_size, 261);
+    assert_int_equal(p->vocab->n_tokens, 261);
+    assert_int_equal(vocab_find(p->vocab, "er", 2), TOKEN_NONE);
+    struct text_ids now = {0};
+    OK(text_encode(p->vocab, "the thing", 9, NULL, &now, &e));
+    assert_int_equal(now.n, 4);
+    in.tokens = now.ids;
+    float *after = logits_of(p, &in);
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t id = 0; id < 261; id++) {
+            const struct token *piece = &p->vocab->tokens[id];
+            uint32_t old = id == 260 ? 262 : vocab_find(m->vocab, piece->bytes, piece->n_bytes);
+            if (piece->flags & TOKEN_SPECIAL) old = 262;
+            assert_true(old != TOKEN_NONE);
+            assert_true(fabsf(after[i * 261 + id] - before[i * 263 + old]) < 1e-5f);
+        }
+    prune_report_release(&r);
+    text_ids_release(&ids);
+    text_ids_release(&now);
+    mem_free(before);
+    mem_free(after);
+    stats_free(s);
+    grad_tape_free(t);
+    buf_release(&vocab);
+    model_free(m);
+    model_free(p);
+    arena_release(&a);
+}
+
+/* ---- what cannot be ---------------------------------------------------------------------------------------------------------------- */
+
+static void what_cannot_be_pruned_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a), other = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    struct stats *s;
+    other.layers[0].ffn = 8;
+    OK(stats_new(&s, &other, NULL, &e));
+    uint32_t far[] = {2}, twice[] = {1, 1}, all[] = {0, 1};
+    const struct {
+        struct prune_options o;
+        int code;
+        const char *says;
+    } cases[] = {
+        {{.keep_layers = 3}, ERR_USAGE, "cannot keep 3 layers"},
+        {{.keep_layers = 1}, ERR_USAGE, "needs --stats"},
+        {{.drop_layers = far, .n_drop_layers = 1}, ERR_USAGE, "cannot drop layer 2"},
+        {{.drop_layers = twice, .n_drop_layers = 2}, ERR_USAGE, "dropped twice"},
+        {{.drop_layers = all, .n_drop_layers = 2}, ERR_USAGE, "no layer would be left"},
+        {{.ffn = 65}, ERR_USAGE, "layer 1 to 65: it is 64"},
+        {{.kv_groups = 2}, ERR_USAGE, "layer 1 to 2: there are 1"},
+        {{.sparsity = 1}, ERR_USAGE, "not in [0, 1)"},
+        {{.sparsity = NAN}, ERR_USAGE, "not in [0, 1)"},
+        {{.prune_vocab = true}, ERR_DATA, "no vocabulary"},
+        {{.score = PRUNE_BY_STATS, .ffn = 8}, ERR_USAGE, "need --stats"},
+        {{.ffn = 8, .stats = s}, ERR_DATA, "disagree on the shape of layer 0"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        int rc = pruned(m, &cases[i].o, &p, &r, &e);
+        if (rc != cases[i].code || !strstr(e.msg, cases[i].says)) fail_msg("case %zu: %d '%s'", i, rc, rc ? e.msg : "");
+        prune_report_release(&r);
+    }
+    stats_free(s);
+    model_free(m);
+    arena_release(&a);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sparsity_takes_the_smallest_and_exactly_so_many),
+        cmocka_unit_test(a_layer_that_adds_nothing_can_go),
+        cmocka_unit_test(idle_channels_go_first),
+        cmocka_unit_test(idle_head_groups_go_first),
+        cmocka_unit_test(activations_decide_where_there_are_statistics),
+        cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
+        cmocka_unit_test(what_cannot_be_pruned_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
