@@ -3,8 +3,8 @@
 #include "lib/cli/cli.h"
 
 static double sparsity;
-static uint64_t layers, ffn, kv_heads, min_count;
-static const char *drop, *score, *stats_path;
+static uint64_t min_count;
+static const char *layers, *ffn, *kv_heads, *drop, *score, *stats_path;
 static bool vocab, prune_head;
 
 static const struct cli_option options[] = {
@@ -21,31 +21,30 @@ static const struct cli_option options[] = {
      .to = &prune_head,
      .help = "with --sparsity: in the embedding and the output matrix too"},
     {.name = "layers",
-     .type = CLI_U64,
+     .type = CLI_STRING,
      .to = &layers,
      .arg = "N",
      .fallback = "0",
-     .max = MODEL_MAX_LAYERS,
-     .help = "keep N layers: those of least block influence go (needs --stats); 0: keep all"},
+     .help = "keep N layers, or a share of them (67%): those of least block influence go (needs --stats); 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &drop,
      .arg = "LIST",
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "ffn",
-     .type = CLI_U64,
+     .type = CLI_STRING,
      .to = &ffn,
      .arg = "N",
      .fallback = "0",
-     .max = MODEL_MAX_DIM,
-     .help = "keep the N best feed-forward channels of each layer; 0: keep all"},
+     .help = "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 32; 0: "
+             "keep all"},
     {.name = "kv-heads",
-     .type = CLI_U64,
+     .type = CLI_STRING,
      .to = &kv_heads,
      .arg = "N",
      .fallback = "0",
-     .max = MODEL_MAX_DIM,
-     .help = "keep the N best key/value heads of each layer, each with its query heads; 0: keep all"},
+     .help =
+         "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
     {.name = "vocab",
      .type = CLI_FLAG,
      .to = &vocab,
@@ -114,20 +113,29 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
     return 0;
 }
 
+static int parse_amount(const char *option, const char *text, struct prune_amount *out, struct err *e) {
+    int rc = prune_amount_parse(text, out, e);
+    return rc ? err_prefix(e, "--%s", option) : 0;
+}
+
+static bool asked(const struct prune_amount *a) {
+    return a->n || a->share > 0;
+}
+
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats, struct err *e) {
     *o = (struct prune_options){.sparsity = sparsity,
                                 .prune_head = prune_head,
-                                .keep_layers = (uint32_t)layers,
-                                .ffn = (uint32_t)ffn,
-                                .kv_groups = (uint32_t)kv_heads,
                                 .prune_vocab = vocab,
                                 .vocab_min_count = min_count,
                                 .stats = stats,
                                 .drop_layers = drop_list};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && layers && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
-    if (!rc && sparsity <= 0 && !layers && !drop && !ffn && !kv_heads && !vocab)
+    int rc = parse_amount("layers", layers, &o->layers, e);
+    if (!rc) rc = parse_amount("ffn", ffn, &o->ffn, e);
+    if (!rc) rc = parse_amount("kv-heads", kv_heads, &o->kv_heads, e);
+    if (!rc) rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
+    if (!rc && asked(&o->layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
+    if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;

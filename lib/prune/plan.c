@@ -3,6 +3,36 @@
 
 #include <stdlib.h>
 
+/* ---- amounts ----------------------------------------------------------------------------------------------------- */
+
+int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e) {
+    size_t len = strlen(text);
+    char number[32];
+    double percent;
+    uint64_t n;
+    *out = (struct prune_amount){0};
+    if (len && len < sizeof number && text[len - 1] == '%') {
+        memcpy(number, text, len - 1);
+        number[len - 1] = 0;
+        if (!parse_f64(number, &percent) || !(percent > 0 && percent <= 100))
+            return err_set(e, ERR_USAGE, "'%.32s': expected more than 0%% and at most 100%%", text);
+        out->share = percent / 100;
+        return 0;
+    }
+    if (!parse_u64(text, &n) || n > MODEL_MAX_DIM)
+        return err_set(e, ERR_USAGE, "'%.32s' is neither a number nor a percentage", text);
+    out->n = (uint32_t)n;
+    return 0;
+}
+
+/* How many of `total` that is; shares to the nearest multiple of `unit`, at least one unit, at most all. */
+static uint32_t amount_of(const struct prune_amount *a, uint32_t total, uint32_t unit) {
+    if (a->share == 0) return a->n ? a->n : total;
+    uint32_t n = (uint32_t)(a->share * total / unit + 0.5) * unit;
+    if (n < unit) n = unit;
+    return n < total ? n : total;
+}
+
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
 
 struct ranked {
@@ -20,8 +50,9 @@ static int by_score(const void *a, const void *b) {
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
-    if (p->o->keep_layers > n)
-        return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", p->o->keep_layers, n);
+    uint32_t keep = amount_of(&p->o->layers, n, 1);
+    if (keep == n) return 0;
+    if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
     if (!p->o->stats)
         return err_set(
             e, ERR_USAGE,
@@ -30,7 +61,7 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     if (!r) return e->code;
     for (uint32_t i = 0; i < n; i++) r[i] = (struct ranked){stats_influence(p->o->stats, i), i};
     qsort(r, n, sizeof *r, by_score);
-    for (uint32_t i = 0; i < n - p->o->keep_layers; i++) gone[r[i].index] = 1;
+    for (uint32_t i = 0; i < n - keep; i++) gone[r[i].index] = 1;
     return 0;
 }
 
@@ -55,7 +86,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     int rc = 0;
     if (p->o->n_drop_layers)
         rc = drop_named(p, gone, e);
-    else if (p->o->keep_layers)
+    else
         rc = drop_by_influence(p, gone, e);
     if (rc) return rc;
     for (uint32_t i = 0; i < n; i++) {
@@ -74,17 +105,16 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
 static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
-        if (p->o->ffn > l->ffn)
+        uint32_t ffn = amount_of(&p->o->ffn, l->ffn, 32), groups = amount_of(&p->o->kv_heads, l->n_kv_heads, 1);
+        if (ffn > l->ffn)
             return err_set(e, ERR_USAGE, "cannot prune the feed-forward width of layer %u to %u: it is %u",
-                           p->old_layer[i], p->o->ffn, l->ffn);
-        if (p->o->kv_groups > l->n_kv_heads)
-            return err_set(e, ERR_USAGE, "cannot prune the head groups of layer %u to %u: there are %u",
-                           p->old_layer[i], p->o->kv_groups, l->n_kv_heads);
-        if (p->o->ffn) l->ffn = p->o->ffn;
-        if (p->o->kv_groups) {
-            l->n_heads = l->n_heads / l->n_kv_heads * p->o->kv_groups;
-            l->n_kv_heads = p->o->kv_groups;
-        }
+                           p->old_layer[i], ffn, l->ffn);
+        if (groups > l->n_kv_heads)
+            return err_set(e, ERR_USAGE, "cannot prune the key/value heads of layer %u to %u: there are %u",
+                           p->old_layer[i], groups, l->n_kv_heads);
+        l->ffn = ffn;
+        l->n_heads = l->n_heads / l->n_kv_heads * groups;
+        l->n_kv_heads = groups;
     }
     return 0;
 }

@@ -15,19 +15,27 @@ enum prune_score {
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
 };
 
+/* How much stays: a number, or a share of what there is. Both 0: all. */
+struct prune_amount {
+    uint32_t n;
+    double share; /* in (0, 1] */
+};
+
 struct prune_options {
     double sparsity;             /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
     bool prune_head;             /* unstructured also in embedding and head */
-    uint32_t keep_layers;        /* 0: all; how many to keep, by least block influence (needs stats) ... */
+    struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
-    uint32_t ffn;       /* new feed-forward width of every layer, 0: as it is */
-    uint32_t kv_groups; /* new number of key/value heads of every layer, with their query heads; 0: as it is */
+    struct prune_amount ffn; /* feed-forward channels that stay in each layer; a share is rounded to a multiple of 32 */
+    struct prune_amount kv_heads; /* key/value heads that stay in each layer, with their query heads */
     bool prune_vocab;
     uint64_t vocab_min_count; /* tokens that occur at least so often in the statistics stay */
     enum prune_score score;
     const struct stats *stats;
 };
+/* "20" or "67%"; "0" is all. ERR_USAGE. */
+int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e) MUST_CHECK;
 
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */

@@ -119,7 +119,7 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     OK(grad_tape_new(&t, false, &e));
     OK(stats_new(&s, &m->config, NULL, &e));
     OK(stats_collect(s, m, t, &in, &e));
-    o = (struct prune_options){.keep_layers = 1, .stats = s};
+    o = (struct prune_options){.layers = {.n = 1}, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
     assert_int_equal(r.kept_layers[0], 1);
     prune_report_release(&r);
@@ -159,7 +159,7 @@ static void idle_channels_go_first(void **state) {
         }
     }
     float *before = sample_logits(m), *after;
-    struct prune_options o = {.ffn = 40};
+    struct prune_options o = {.ffn = {.n = 40}};
     OK(pruned(m, &o, &p, &r, &e));
     assert_int_equal(p->config.layers[0].ffn, 40);
     assert_int_equal(p->config.layers[1].ffn, 40);
@@ -189,7 +189,7 @@ static void idle_head_groups_go_first(void **state) {
     scale_cols(model_param(m, ROLE_O, 0), 0, 32, 0);
     for (uint32_t i = 0; i < 32; i++) model_param(m, ROLE_V_BIAS, 0)->value[i] = (float)i;
     float *before = sample_logits(m), *after;
-    struct prune_options o = {.kv_groups = 1};
+    struct prune_options o = {.kv_heads = {.n = 1}};
     OK(pruned(m, &o, &p, &r, &e));
     assert_int_equal(p->config.layers[0].n_kv_heads, 1);
     assert_int_equal(p->config.layers[0].n_heads, 2);
@@ -226,7 +226,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
     OK(stats_new(&s, &m->config, NULL, &e));
     OK(stats_collect(s, m, t, &in, &e));
     float *before = sample_logits(m), *after;
-    struct prune_options o = {.ffn = 34, .score = PRUNE_BY_STATS, .stats = s};
+    struct prune_options o = {.ffn = {.n = 34}, .score = PRUNE_BY_STATS, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
     /* Layer 1 had 64 channels: exactly its 30 idle ones went. */
     assert_memory_equal(model_param(p, ROLE_UP, 1)->value, model_param(m, ROLE_UP, 1)->value + 30 * 64,
@@ -349,18 +349,18 @@ static void what_cannot_be_pruned_is_refused(void **state) {
         int code;
         const char *says;
     } cases[] = {
-        {{.keep_layers = 3}, ERR_USAGE, "cannot keep 3 layers"},
-        {{.keep_layers = 1}, ERR_USAGE, "needs --stats"},
+        {{.layers = {.n = 3}}, ERR_USAGE, "cannot keep 3 layers"},
+        {{.layers = {.n = 1}}, ERR_USAGE, "needs --stats"},
         {{.drop_layers = far, .n_drop_layers = 1}, ERR_USAGE, "cannot drop layer 2"},
         {{.drop_layers = twice, .n_drop_layers = 2}, ERR_USAGE, "dropped twice"},
         {{.drop_layers = all, .n_drop_layers = 2}, ERR_USAGE, "no layer would be left"},
-        {{.ffn = 65}, ERR_USAGE, "layer 1 to 65: it is 64"},
-        {{.kv_groups = 2}, ERR_USAGE, "layer 1 to 2: there are 1"},
+        {{.ffn = {.n = 65}}, ERR_USAGE, "layer 1 to 65: it is 64"},
+        {{.kv_heads = {.n = 2}}, ERR_USAGE, "layer 1 to 2: there are 1"},
         {{.sparsity = 1}, ERR_USAGE, "not in [0, 1)"},
         {{.sparsity = NAN}, ERR_USAGE, "not in [0, 1)"},
         {{.prune_vocab = true}, ERR_DATA, "no vocabulary"},
-        {{.score = PRUNE_BY_STATS, .ffn = 8}, ERR_USAGE, "need --stats"},
-        {{.ffn = 8, .stats = s}, ERR_DATA, "disagree on the shape of layer 0"},
+        {{.score = PRUNE_BY_STATS, .ffn = {.n = 8}}, ERR_USAGE, "need --stats"},
+        {{.ffn = {.n = 8}, .stats = s}, ERR_DATA, "disagree on the shape of layer 0"},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         int rc = pruned(m, &cases[i].o, &p, &r, &e);
@@ -368,6 +368,27 @@ static void what_cannot_be_pruned_is_refused(void **state) {
         prune_report_release(&r);
     }
     stats_free(s);
+    model_free(m);
+    arena_release(&a);
+}
+
+static void amounts_are_numbers_or_shares(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct prune_amount amount;
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1), *p;
+    struct prune_report r;
+    static const char *const bad[] = {"", "%", "0%", "101%", "-1", "x", "5x", "1e99", "nan%"};
+    for (size_t i = 0; i < COUNT_OF(bad); i++) assert_int_equal(prune_amount_parse(bad[i], &amount, &e), ERR_USAGE);
+    OK(prune_amount_parse("67%", &amount, &e));
+    struct prune_options o = {.ffn = amount};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(p->config.layers[0].ffn, 64); /* 64.3 of 96 */
+    assert_int_equal(p->config.layers[1].ffn, 32); /* 42.9 of 64 */
+    prune_report_release(&r);
+    model_free(p);
     model_free(m);
     arena_release(&a);
 }
@@ -381,6 +402,7 @@ int main(void) {
         cmocka_unit_test(activations_decide_where_there_are_statistics),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
+        cmocka_unit_test(amounts_are_numbers_or_shares),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
