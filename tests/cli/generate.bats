@@ -1,0 +1,66 @@
+#!/usr/bin/env bats
+# rill generate and rill calibrate, beyond what every program must do.
+load common
+
+setup_file() {
+    export INPUTS="$BATS_FILE_TMPDIR/inputs"
+    PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
+}
+setup() {
+    enter_temp
+    cp -r "$INPUTS/." .
+}
+
+@test "greedy generation is transformers' own" {
+    # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates behind the golden tokens
+    [ -f "$ROOT/tests/golden/tiny-qwen2/greedy.u32" ] || skip "no golden continuation"
+    text=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
+    again=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos --seed 9 prompts.rill)
+    assert_equal "$text" "$again" # without temperature the seed says nothing
+}
+
+@test "the seed decides, the number of threads does not" {
+    rill generate -q -m model.rill --max-new 12 --seed 5 --no-provenance -j 1 prompts.rill -o a.rill
+    rill generate -q -m model.rill --max-new 12 --seed 5 --no-provenance -j 4 <prompts.rill >b.rill
+    rill generate -q -m model.rill --max-new 12 --seed 6 --no-provenance prompts.rill -o c.rill
+    assert_same a.rill b.rill
+    assert_differ a.rill c.rill
+}
+
+@test "--repeat draws anew each time, --only-new leaves the prompt out" {
+    check_exit 0 rill generate -q -m model.rill --max-new 12 --repeat 3 --text prompts.rill
+    [ "$(grep -c '^once upon' <<<"$out")" -eq 3 ]
+    [ "$(grep '^once upon' <<<"$out" | sort -u | wc -l)" -gt 1 ]
+    check_exit 0 rill generate -q -m model.rill --max-new 2 --only-new --text prompts.rill
+    [[ $out != *"once upon"* ]]
+}
+
+@test "what it writes is a token stream that others read" {
+    rill generate -q -m model.rill --max-new 12 --past-eos prompts.rill -o made.rill
+    check_exit 0 rill calibrate -m model.rill made.rill -o made.stats.rill --report r.json
+    assert_json r.json sequences 2
+}
+
+@test "statistics of two texts add up" {
+    rill calibrate -q -m model.rill tokens.rill -o one.rill
+    cat one.rill one.rill >two.rill
+    check_exit 0 rill prune -q --layers 1 --stats two.rill model.rill -o a.rill --no-provenance
+    check_exit 0 rill prune -q --layers 1 --stats one.rill model.rill -o b.rill --no-provenance
+    assert_same a.rill b.rill
+}
+
+@test "a sequence longer than the context is refused with what to do" {
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --context 8 model.rill -o short.rill
+    check_exit 3 rill calibrate -m short.rill tokens.rill -o no.rill
+    assert_stderr_line "tokens.rill: sequence 0 has * positions, the model's context is 8 (tokenize --context 8)"
+    assert_no_file no.rill
+}
+
+@test "init says when a shape cannot be" {
+    check_exit 2 rill init --layers 1 --hidden 33 --heads 2 --ffn 64 model.rill -o no.rill
+    assert_stderr_line "hidden size 33 is no multiple of 2 heads: give --head-dim"
+    check_exit 2 rill init --layers 1 --hidden 30 --heads 2 --ffn 64 model.rill -o no.rill
+    assert_stderr_line "head size 15 is odd: rotary positions need pairs"
+    check_exit 2 rill init --layers 1 --hidden 32 --heads 4 --kv-heads 3 --ffn 64 model.rill -o no.rill
+    assert_no_file no.rill
+}

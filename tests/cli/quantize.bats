@@ -1,0 +1,66 @@
+#!/usr/bin/env bats
+# rill quantize, beyond what every program must do and what tests/unit/test_quant.c says.
+load common
+
+setup_file() {
+    export INPUTS="$BATS_FILE_TMPDIR/inputs"
+    PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
+}
+setup() {
+    enter_temp
+    cp -r "$INPUTS/." .
+}
+
+@test "says the bits per weight that came out and which tensors fell back" {
+    # hidden size 64: no row is a whole number of blocks of 256
+    check_exit 0 rill quantize --type q4_k_m model.rill -o q.rill --report r.json
+    assert_stderr "*tensors fell back to a larger type*first 'embed.weight', now q8_0*"
+    assert_stderr "*bits per weight*"
+    assert_json r.json fell_back 22 # embedding and seven matrices in each of three layers
+    check_exit 0 rill quantize --type q8_0 model.rill -o q8.rill --report r8.json
+    assert_json r8.json fell_back 0
+    [ "$(file_size q8.rill)" -lt "$(file_size model.rill)" ]
+}
+
+@test "--strict refuses, and nothing is written" {
+    check_exit 3 rill quantize --strict --type q4_k model.rill -o q.rill
+    assert_stderr_line "tensor 'embed.weight': rows of 64 are no whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
+    assert_no_file q.rill
+}
+
+@test "a file and a pipe give the same bytes, and so do one and four threads" {
+    rill quantize -q --type q4_0 --no-provenance model.rill -o a.rill -j 1
+    cat model.rill | rill quantize -q --type q4_0 --no-provenance -j 4 | cat >b.rill
+    assert_same a.rill b.rill
+}
+
+@test "quantized models run and keep their tokenizer" {
+    for type in q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0 bf16 f16 f32; do
+        check_exit 0 rill quantize -q --type $type model.rill -o $type.rill
+        check_exit 0 rill generate -q -m $type.rill --temperature 0 --max-new 2 --text prompts.rill
+        [[ $out == "once upon"* ]]
+    done
+}
+
+@test "an unknown type is a usage error that lists the types" {
+    check_exit 2 rill quantize --type q9 model.rill -o q.rill
+    assert_stderr_line "unknown type 'q9' (known: q8_0, *"
+    check_exit 2 rill quantize --type q8_0 --head-type q4_k_m model.rill -o q.rill
+    assert_stderr_line "--head-type: 'q4_k_m' is a mixture, not a type"
+    assert_no_file q.rill
+}
+
+@test "the head may have a type of its own" {
+    check_exit 0 rill quantize -q --type q4_0 --head-type q8_0 model.rill -o q.rill --report r.json
+    grep -q '"name":"embed.weight","from":"bf16","to":"q8_0"' r.json
+    grep -q '"name":"layers.0.attn.q.weight","from":"bf16","to":"q4_0"' r.json
+}
+
+@test "a weight that is no number is named, also to the programs downstream" {
+    cp -r hf nan
+    printf '\300\177' | dd of=nan/model.safetensors bs=1 seek=$(($(file_size nan/model.safetensors) - 400)) conv=notrunc 2>/dev/null
+    check_exit 3 sh -c 'rill import -q nan | rill quantize -q --type q8_0 -o no.rill'
+    assert_stderr "rill import: tensor '*': element * is not a finite number"
+    assert_stderr "rill quantize: standard input: incomplete, the program that wrote it failed: *"
+    assert_no_file no.rill
+}
