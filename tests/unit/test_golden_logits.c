@@ -1,0 +1,111 @@
+/*
+ * The whole way from a foreign file to logits, against Hugging Face transformers in f32 (tests/golden/tiny.md): three
+ * architectures' worth of tiny models, as folders, shards and GGUF files. Tolerance: 2e-5 of the largest logit, which is what two orders
+ * of f32 summation differ by over these depths; transformers' own attention implementations differ by as much.
+ */
+#include "tests/unit/model_samples.h"
+
+#include "lib/formats/formats.h"
+
+#define GOLDEN_POSITIONS 64
+
+static void *golden_file(const char *path, size_t n) {
+    struct err e;
+    FILE *f = fopen(path, "rb");
+    if (!f) fail_msg("%s: cannot open", path);
+    void *data = mem_alloc(n, &e);
+    assert_int_equal(fread(data, 1, n, f), n);
+    assert_int_equal(fgetc(f), EOF);
+    fclose(f);
+    return data;
+}
+
+static struct model *imported(const char *path) {
+    struct err e;
+    struct foreign_model *f;
+    struct stream_writer *w;
+    struct model *m = NULL;
+    struct foreign_options o = {0};
+    int fd = memory_file();
+    OK(foreign_open(&f, path, &o, &e));
+    OK(stream_writer_open(&w, fd, "model", NULL, &e));
+    OK(foreign_write(f, w, 0, NULL, NULL, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    foreign_close(f);
+    struct buf b = contents(fd);
+    OK(load_model(&b, &m, &e));
+    buf_release(&b);
+    return m;
+}
+
+static void compare(const char *model, const char *golden) {
+    char path[256];
+    struct model *m = imported(model);
+    size_t n = GOLDEN_POSITIONS * m->config.vocab_size;
+    snprintf(path, sizeof path, "%s/tokens.u32", golden);
+    uint32_t *tokens = golden_file(path, GOLDEN_POSITIONS * sizeof *tokens), length = GOLDEN_POSITIONS;
+    snprintf(path, sizeof path, "%s/logits.f32", golden);
+    float *theirs = golden_file(path, n * sizeof *theirs);
+    struct model_input in = {GOLDEN_POSITIONS, 1, tokens, &length};
+    float *ours = logits_of(m, &in);
+    double worst = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)ours[i] - theirs[i]));
+        scale = fmax(scale, fabs(theirs[i]));
+    }
+    if (!(worst <= 2e-5 * scale)) fail_msg("%s: off by %g of %g", model, worst, scale);
+    uint32_t a[GOLDEN_POSITIONS], b[GOLDEN_POSITIONS];
+    kernel_argmax(a, ours, GOLDEN_POSITIONS, m->config.vocab_size);
+    kernel_argmax(b, theirs, GOLDEN_POSITIONS, m->config.vocab_size);
+    assert_memory_equal(a, b, sizeof a);
+    mem_free(tokens);
+    mem_free(theirs);
+    mem_free(ours);
+    model_free(m);
+}
+
+static void logits_are_transformers(void **state) {
+    (void)state;
+    compare("tests/golden/tiny-llama", "tests/golden/tiny-llama");
+    compare("tests/golden/tiny-llama/sharded", "tests/golden/tiny-llama");
+    compare("tests/golden/tiny-llama/model-f32.gguf", "tests/golden/tiny-llama");
+    compare("tests/golden/tiny-qwen2", "tests/golden/tiny-qwen2");
+    compare("tests/golden/tiny-qwen2/model-f32.gguf", "tests/golden/tiny-qwen2");
+    compare("tests/golden/tiny-smollm", "tests/golden/tiny-smollm");
+}
+
+static uint32_t made[64];
+static int keep_made(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *tokens, size_t n,
+                     struct err *e) {
+    (void)ctx, (void)seq, (void)prompt, (void)n_prompt, (void)e;
+    memcpy(made, tokens, n * sizeof *tokens);
+    return 0;
+}
+
+static void greedy_continuations_are_transformers(void **state) {
+    (void)state;
+    static const char *const folders[] = {"tests/golden/tiny-llama", "tests/golden/tiny-qwen2",
+                                          "tests/golden/tiny-smollm"};
+    struct err e;
+    for (size_t i = 0; i < COUNT_OF(folders); i++) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/greedy.u32", folders[i]);
+        uint32_t *theirs = golden_file(path, 48 * sizeof *theirs), length = 16;
+        struct model *m = imported(folders[i]);
+        struct model_input in = {16, 1, theirs, &length};
+        struct model_sampling how = {.top_p = 1, .max_new = 32, .stop = TOKEN_NONE};
+        OK(model_generate(m, &in, 0, &how, keep_made, NULL, &e));
+        assert_memory_equal(made, theirs + 16, 32 * sizeof *theirs);
+        mem_free(theirs);
+        model_free(m);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_are_transformers),
+        cmocka_unit_test(greedy_continuations_are_transformers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
