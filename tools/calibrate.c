@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description = "Runs a model over a token stream and sums up what flows into its matrices: |x|, x^2 and "
                        "per-sequence means of every "
-                       "channel, the block influence of every layer and the counts of every token.\n"
+                       "channel, and the block influence of every layer.\n"
                        "The result feeds prune (--stats) and quantize (--stats). Statistics are sums: `cat "
                        "a.stats.rill b.stats.rill` "
                        "is the statistics of both corpora together.",

@@ -4,8 +4,8 @@
 
 static double sparsity;
 static uint64_t min_count;
-static const char *layers, *ffn, *kv_heads, *drop, *score, *stats_path;
-static bool vocab, prune_head;
+static const char *layers, *ffn, *kv_heads, *drop, *score, *stats_path, *vocab_path;
+static bool prune_head;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
@@ -46,10 +46,12 @@ static const struct cli_option options[] = {
      .help =
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
     {.name = "vocab",
-     .type = CLI_FLAG,
-     .to = &vocab,
-     .help =
-         "keep only the tokens that occur in the statistics, what their merges need, the bytes and the special tokens"},
+     .type = CLI_STRING,
+     .to = &vocab_path,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .help = "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
+             "tokens"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
      .to = &min_count,
@@ -122,10 +124,11 @@ static bool asked(const struct prune_amount *a) {
     return a->n || a->share > 0;
 }
 
-static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats, struct err *e) {
+static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
+                        const struct prune_tokens *tokens, struct err *e) {
     *o = (struct prune_options){.sparsity = sparsity,
                                 .prune_head = prune_head,
-                                .prune_vocab = vocab,
+                                .tokens = vocab_path ? tokens : NULL,
                                 .vocab_min_count = min_count,
                                 .stats = stats,
                                 .drop_layers = drop_list};
@@ -135,7 +138,7 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     if (!rc) rc = parse_amount("kv-heads", kv_heads, &o->kv_heads, e);
     if (!rc) rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
     if (!rc && asked(&o->layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
-    if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab)
+    if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab_path)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;
@@ -143,21 +146,25 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
 
 static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
-    struct stream_reader *in, *stats_in;
+    struct stream_reader *in, *stats_in, *tokens_in;
     struct stream_writer *out;
     struct prune_options o;
     struct prune_report r = {0};
     struct stats *stats = NULL;
+    struct prune_tokens tokens = {0};
     int rc = 0;
     if (stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
-    if (!rc) rc = fill_options(&o, drop_list, stats, e);
+    if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
+    if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);
+    if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = prune_stream(in, out, &o, &r, e);
     if (!rc) rc = report(c, &r, e);
     if (!rc) rc = cli_close_output(c, e);
     prune_report_release(&r);
+    prune_tokens_release(&tokens);
     stats_free(stats);
     return rc;
 }

@@ -121,23 +121,50 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
 
 /* ---- vocabulary ------------------------------------------------------------------------------------------------------ */
 
-static int check_vocab_stats(const struct prune_plan *p, const struct model_head *head, struct err *e) {
+int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) {
+    const char *vocab = NULL;
+    uint64_t n = 0;
+    int rc = json_get_str(stream_reader_meta(r), "vocab", &vocab, e);
+    if (!rc) rc = json_get_u64(stream_reader_meta(r), "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
+    if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
+    t->n = (uint32_t)n;
+    snprintf(t->vocab, sizeof t->vocab, "%s", vocab);
+    t->count = arena_array(&t->memory, n, sizeof *t->count, e);
+    if (!t->count) return e->code;
+    struct batch b = {0};
+    bool more = true;
+    while (!rc && !(rc = batch_read(r, &b, &more, e)) && more) {
+        const uint32_t *tokens = batch_tokens(&b);
+        for (uint64_t i = 0; !rc && i < b.head.n_positions; i++) {
+            if (tokens[i] < n)
+                t->count[tokens[i]]++;
+            else
+                rc = err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", stream_reader_name(r),
+                             tokens[i], t->n);
+        }
+    }
+    batch_release(&b);
+    return rc;
+}
+
+void prune_tokens_release(struct prune_tokens *t) {
+    arena_release(&t->memory);
+}
+
+static int check_tokens(const struct prune_plan *p, const struct model_head *head, struct err *e) {
     char ours[DIGEST_TEXT_SIZE];
     if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
-    if (!p->o->stats)
-        return err_set(e, ERR_USAGE,
-                       "pruning the vocabulary needs --stats (rill calibrate), which count the tokens in use");
     digest_text(head->vocab_digest, ours);
-    if (strcmp(ours, stats_vocab(p->o->stats)))
-        return err_set(e, ERR_DATA, "model and statistics disagree: vocabulary %s against %s", ours,
-                       stats_vocab(p->o->stats));
+    if (strcmp(ours, p->o->tokens->vocab) || p->o->tokens->n != p->from->vocab_size)
+        return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %s (tokenize with this model)",
+                       ours, p->o->tokens->vocab);
     return 0;
 }
 
 static int plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) {
     uint32_t n = p->from->vocab_size;
     struct vocab *old = NULL, *pruned = NULL;
-    int rc = check_vocab_stats(p, head, e);
+    int rc = check_tokens(p, head, e);
     unsigned char *keep = rc ? NULL : arena_array(&p->memory, n, 1, e);
     uint32_t *map = keep ? arena_array(&p->memory, n, sizeof *map, e) : NULL;
     p->kept_tokens = map ? arena_array(&p->memory, n, sizeof *p->kept_tokens, e) : NULL;
@@ -146,8 +173,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     if (!rc && old->n_tokens != n)
         rc = err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", old->n_tokens, n);
     if (!rc) {
-        const uint64_t *count = stats_token_count(p->o->stats);
-        for (uint32_t i = 0; i < n; i++) keep[i] = count[i] >= p->o->vocab_min_count;
+        for (uint32_t i = 0; i < n; i++) keep[i] = p->o->tokens->count[i] >= p->o->vocab_min_count;
         rc = vocab_prune(&pruned, old, keep, map, e);
     }
     if (!rc) rc = vocab_pack(pruned, &p->vocab, e);
@@ -173,7 +199,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
     if (!rc) rc = plan_layers(p, e);
     if (!rc) rc = plan_widths(p, e);
-    if (!rc && o->prune_vocab) rc = plan_vocab(p, head, e);
+    if (!rc && o->tokens) rc = plan_vocab(p, head, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

@@ -15,6 +15,17 @@ enum prune_score {
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
 };
 
+/* How often each token occurs in a token stream. */
+struct prune_tokens {
+    uint64_t *count; /* [n] */
+    uint32_t n;      /* size of the vocabulary */
+    char vocab[DIGEST_TEXT_SIZE];
+    struct arena memory;
+};
+/* Reads a tokens or knowledge stream to its end. Begin with {0}; prune_tokens_release. */
+int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) MUST_CHECK;
+void prune_tokens_release(struct prune_tokens *t);
+
 /* How much stays: a number, or a share of what there is. Both 0: all. */
 struct prune_amount {
     uint32_t n;
@@ -28,9 +39,9 @@ struct prune_options {
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
     struct prune_amount ffn; /* feed-forward channels that stay in each layer; a share is rounded to a multiple of 32 */
-    struct prune_amount kv_heads; /* key/value heads that stay in each layer, with their query heads */
-    bool prune_vocab;
-    uint64_t vocab_min_count; /* tokens that occur at least so often in the statistics stay */
+    struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
+    const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone */
+    uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
     const struct stats *stats;
 };

@@ -19,7 +19,6 @@ struct stats {
     uint64_t positions, sequences;
     struct point_sums *points; /* [n_layers][POINT_COUNT]; points outside layers use layer 0 */
     double *influence;         /* [n_layers] */
-    uint64_t *tokens;          /* [vocab] */
     struct arena memory;
     /* while a batch is collected */
     const struct model_input *in;
@@ -50,8 +49,7 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
     if (!rc) {
         s->points = arena_array(a, (size_t)c->n_layers * POINT_COUNT, sizeof *s->points, e);
         s->influence = arena_array(a, c->n_layers, sizeof *s->influence, e);
-        s->tokens = arena_array(a, c->vocab_size, sizeof *s->tokens, e);
-        if (!s->points || !s->influence || !s->tokens) rc = e->code;
+        if (!s->points || !s->influence) rc = e->code;
     }
     for (uint32_t l = 0; !rc && l < c->n_layers; l++)
         for (int p = 0; !rc && p < POINT_COUNT; p++) {
@@ -103,7 +101,6 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
     s->in = in;
     int rc = model_infer(m, scratch, in, collect_point, s, NULL, NULL, e);
     if (rc) return rc;
-    for (size_t i = 0; i < in->n_positions; i++) s->tokens[in->tokens[i]]++;
     s->positions += in->n_positions;
     s->sequences += in->n_seqs;
     return 0;
@@ -132,10 +129,10 @@ static void point_name(char *out, size_t size, enum model_point p, uint32_t laye
         snprintf(out, size, "%s.%s", model_point_name(p), sum);
 }
 
-static int write_one(struct stream_writer *w, const char *name, enum dtype dtype, unsigned rank, uint64_t n,
-                     const void *data, struct err *e) {
+static int write_one(struct stream_writer *w, const char *name, unsigned rank, uint64_t n, const void *data,
+                     struct err *e) {
     struct tensor_desc d;
-    int rc = tensor_desc_init(&d, name, dtype, rank, &n, e);
+    int rc = tensor_desc_init(&d, name, DT_F64, rank, &n, e);
     return rc ? rc : stream_write_tensor(w, &d, NULL, data, e);
 }
 
@@ -147,25 +144,21 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
             const struct point_sums *sums = point_of(s, (enum model_point)p, l);
             for (int k = 0; !rc && sums->cols && k < SUM_KINDS; k++) {
                 point_name(name, sizeof name, (enum model_point)p, l, sum_names[k]);
-                rc = write_one(w, name, DT_F64, 1, sums->cols, sums->sum[k], e);
+                rc = write_one(w, name, 1, sums->cols, sums->sum[k], e);
             }
         }
         snprintf(name, sizeof name, "layers.%u.influence", l);
-        if (!rc) rc = write_one(w, name, DT_F64, 0, 1, &s->influence[l], e);
+        if (!rc) rc = write_one(w, name, 0, 1, &s->influence[l], e);
     }
-    return rc ? rc : write_one(w, "tokens.count", DT_U64, 1, s->config.vocab_size, s->tokens, e);
+    return rc;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
-/* Where the tensor of this name is summed up, its type and length; NULL: unknown, left alone. */
-static void *target_of(struct stats *s, const char *name, enum dtype *dtype, unsigned *rank, uint64_t *n) {
-    *dtype = DT_F64, *rank = 1;
+/* Where the tensor of this name is summed up, its rank and length; NULL: unknown, left alone. */
+static double *target_of(struct stats *s, const char *name, unsigned *rank, uint64_t *n) {
+    *rank = 1;
     char want[128];
-    if (!strcmp(name, "tokens.count")) {
-        *dtype = DT_U64, *n = s->config.vocab_size;
-        return s->tokens;
-    }
     uint64_t layer = 0;
     const char *dot = NULL;
     if (!strncmp(name, "layers.", 7) && (dot = strchr(name + 7, '.')) && dot - name < 16) {
@@ -190,27 +183,21 @@ static void *target_of(struct stats *s, const char *name, enum dtype *dtype, uns
 
 static int add_tensor(struct stats *s, struct stream_reader *r, const struct tensor_desc *d, struct buf *data,
                       struct err *e) {
-    enum dtype dtype;
     unsigned rank;
     uint64_t n = 0;
-    void *to = target_of(s, d->name, &dtype, &rank, &n);
+    double *to = target_of(s, d->name, &rank, &n);
     if (!to)
         return err_set(e, ERR_DATA, "%s: tensor '%s' is no statistic of this model", stream_reader_name(r), d->name);
-    if (d->dtype != dtype || d->rank != rank || tensor_elems(d) != n)
+    if (d->dtype != DT_F64 || d->rank != rank || tensor_elems(d) != n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
     if (rc) return rc;
     for (uint64_t i = 0; i < n; i++) {
-        if (dtype == DT_U64) {
-            if (!u64_add(((uint64_t *)to)[i], ((const uint64_t *)data->data)[i], &((uint64_t *)to)[i]))
-                return err_set(e, ERR_DATA, "%s: tensor '%s': count overflows", stream_reader_name(r), d->name);
-            continue;
-        }
         double v = ((const double *)data->data)[i];
         if (!isfinite(v) || v < (rank ? 0 : -1e30))
             return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is no sum (%g)", stream_reader_name(r), d->name,
                            (unsigned long long)i, v);
-        ((double *)to)[i] += v;
+        to[i] += v;
     }
     return 0;
 }
@@ -246,7 +233,7 @@ int stats_load(struct stats **out, struct stream_reader *r, struct err *e) {
     while (!rc && !(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
         if (item.type == ITEM_META) {
             rc = take_meta(&s, r, item.json, e);
-            expected = !rc ? s->config.n_layers * (SUM_KINDS * (POINT_COUNT - 2) + 1) + 2 * SUM_KINDS + 1 : 0;
+            expected = !rc ? s->config.n_layers * (SUM_KINDS * (POINT_COUNT - 2) + 1) + 2 * SUM_KINDS : 0;
             tensors = 0;
         } else if (item.type == ITEM_TENSOR) {
             tensors++;
@@ -280,7 +267,6 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
 
 /* ---- asking ---------------------------------------------------------------------------------------------------------- */
 
-const char *stats_vocab(const struct stats *s) { return s->vocab; }
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;
 }
@@ -298,9 +284,6 @@ const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t l
 }
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer) {
     return point_of(s, p, layer)->sum[SEQ_SQ];
-}
-const uint64_t *stats_token_count(const struct stats *s) {
-    return s->tokens;
 }
 
 double stats_influence(const struct stats *s, uint32_t layer) {

@@ -10,7 +10,6 @@
  *     P.seq_sq  [cols]   sum over sequences of (mean over the sequence's positions of |x_j|)^2
  *                        (Muralidharan et al. 2024, "Minitron", section 2.2: L2 over the batch of the mean over the sequence)
  *     layers.N.influence []  sum over positions of 1 - cos(layer input, layer output): block influence (Men et al. 2024, "ShortGPT", eq. 1)
- *     tokens.count [vocab]   how often each token occurs
  * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N}
  */
 #ifndef RILL_STATS_H
@@ -35,7 +34,6 @@ int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_
 /* ERR_DATA, saying which, unless the statistics were taken on a model of this shape. */
 int stats_check(const struct stats *s, const struct model_config *c, struct err *e) MUST_CHECK;
 
-const char *stats_vocab(const struct stats *s); /* digest of the vocabulary, "" when the model had none */
 uint64_t stats_positions(const struct stats *s);
 uint64_t stats_sequences(const struct stats *s);
 /* [cols], owned by s; layer 0 for points outside layers. */
@@ -43,7 +41,6 @@ const double *stats_sum_abs(const struct stats *s, enum model_point p, uint32_t 
 const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t layer);
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer);
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
-const uint64_t *stats_token_count(const struct stats *s);      /* [vocab] */
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 
 /* The point whose values are the input of a matrix: false for the embedding. */

@@ -52,8 +52,7 @@ setup() {
     assert_stderr_line "*cannot prune the feed-forward width of layer 0 to 100000*"
     check_exit 2 rill prune --sparsity 1.5 model.rill -o no.rill
     check_exit 2 rill prune --ffn 0% model.rill -o no.rill
-    check_exit 2 rill prune --vocab model.rill -o no.rill
-    assert_stderr_line "pruning the vocabulary needs --stats*"
+    check_exit 2 rill prune --vocab
     assert_no_file no.rill
 }
 
@@ -66,13 +65,16 @@ setup() {
 }
 
 @test "a vocabulary cut to a text spells that text as before" {
-    check_exit 0 rill prune -q --vocab --stats model.stats.rill model.rill -o small.rill
+    check_exit 0 rill prune -q --vocab tokens.rill model.rill -o small.rill
     rill tokenize -q -m model.rill text.txt -o before.rill
     rill tokenize -q -m small.rill text.txt -o after.rill --report r.json
     [ "$(rill tokenize -q -m small.rill --decode after.rill | cksum)" = "$(cksum <text.txt)" ]
     # ids are others, the cuts between tokens the same
     rill tokenize -q -m model.rill text.txt --report a.json >/dev/null
     assert_json r.json tokens "$(grep -o '"tokens":[0-9]*' a.json | head -1 | cut -d: -f2)"
+    check_exit 3 rill prune --vocab after.rill model.rill -o no.rill
+    assert_stderr_line "model and tokens disagree: vocabulary xxh3:*against xxh3:* (tokenize with this model)"
+    check_exit 3 rill prune --vocab model.stats.rill model.rill -o no.rill
     check_exit 3 rill calibrate -m model.rill after.rill -o no.rill
     assert_stderr_line "*disagree: vocabulary xxh3:*against xxh3:*"
     assert_no_file no.rill

@@ -288,18 +288,17 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     struct prune_report r;
     c.vocab_size = 263;
     OK(model_init(&m, &c, vocab.data, vocab.len, 3, &e));
-    struct stats *s;
-    struct grad_tape *t;
-    OK(grad_tape_new(&t, false, &e));
-    OK(stats_new(&s, &c, &m->vocab_digest, &e));
     struct text_ids ids = {0};
     OK(text_encode(m->vocab, "the thing", 9, NULL, &ids, &e));
     assert_int_equal(ids.n, 4); /* the, space, th, ing */
     uint32_t n = (uint32_t)ids.n;
     struct model_input in = {n, 1, ids.ids, &n};
-    OK(stats_collect(s, m, t, &in, &e));
     float *before = logits_of(m, &in);
-    struct prune_options o = {.prune_vocab = true, .vocab_min_count = 1, .stats = s};
+    struct prune_tokens used = {.n = 263};
+    digest_text(m->vocab_digest, used.vocab);
+    used.count = arena_array(&used.memory, 263, sizeof *used.count, &e);
+    for (uint32_t i = 0; i < n; i++) used.count[ids.ids[i]]++;
+    struct prune_options o = {.tokens = &used, .vocab_min_count = 1};
     OK(pruned(m, &o, &p, &r, &e));
     /* "the" and "ing" bring th and in; er and zq go; bytes and specials stay. */
     assert_int_equal(p->config.vocab_size, 261);
@@ -323,8 +322,7 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     text_ids_release(&now);
     mem_free(before);
     mem_free(after);
-    stats_free(s);
-    grad_tape_free(t);
+    prune_tokens_release(&used);
     buf_release(&vocab);
     model_free(m);
     model_free(p);
@@ -341,6 +339,7 @@ static void what_cannot_be_pruned_is_refused(void **state) {
     struct model *m = sample_model(&c, 1), *p;
     struct prune_report r;
     struct stats *s;
+    struct prune_tokens none = {0};
     other.layers[0].ffn = 8;
     OK(stats_new(&s, &other, NULL, &e));
     uint32_t far[] = {2}, twice[] = {1, 1}, all[] = {0, 1};
@@ -358,7 +357,7 @@ static void what_cannot_be_pruned_is_refused(void **state) {
         {{.kv_heads = {.n = 2}}, ERR_USAGE, "layer 1 to 2: there are 1"},
         {{.sparsity = 1}, ERR_USAGE, "not in [0, 1)"},
         {{.sparsity = NAN}, ERR_USAGE, "not in [0, 1)"},
-        {{.prune_vocab = true}, ERR_DATA, "no vocabulary"},
+        {{.tokens = &none, .vocab_min_count = 1}, ERR_DATA, "no vocabulary"},
         {{.score = PRUNE_BY_STATS, .ffn = {.n = 8}}, ERR_USAGE, "need --stats"},
         {{.ffn = {.n = 8}, .stats = s}, ERR_DATA, "disagree on the shape of layer 0"},
     };

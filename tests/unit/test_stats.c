@@ -111,10 +111,6 @@ static void sums_are_the_plain_sums(void **state) {
             mem_free(seen.x);
             mem_free(seen.in);
         }
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < c.vocab_size; i++) total += stats_token_count(s)[i];
-    assert_int_equal(total, 30);
-    assert_true(stats_token_count(s)[tokens[0]] > 0);
     grad_tape_free(t);
     stats_free(s);
     model_free(m);
@@ -149,7 +145,6 @@ static void statistics_add_up(void **state) {
             }
         assert_true(fabs(stats_influence(whole, l) - stats_influence(sum, l)) < 1e-5);
     }
-    assert_memory_equal(stats_token_count(whole), stats_token_count(sum), c.vocab_size * sizeof(uint64_t));
     stats_free(whole);
     stats_free(one);
     stats_free(two);
