@@ -82,6 +82,7 @@ const char *cli_input_path(const struct cli *c, size_t i);
 uint64_t cli_seed(const struct cli *c);
 bool cli_given(const struct cli *c, const char *option); /* said on the command line, not defaulted */
 bool cli_verbose(const struct cli *c);
+bool cli_quiet(const struct cli *c);
 
 /* ---- input: streams and other files. Names appear in messages as the user wrote them; "-" is `standard input` --------- */
 
@@ -133,6 +134,13 @@ void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
  * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
+
+/* ---- what people and programs read ---------------------------------------------------------------------------------- */
+
+/* Writes j as a line of JSON and frees it. `complete`: everything that was added to it, was (else memory is out). */
+int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
+/* The plain facts of an object on one line, as "  key=value", those of objects in it too; lists are left out. */
+void cli_put_facts(FILE *out, const cJSON *object);
 
 /* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
 

@@ -290,6 +290,10 @@ bool cli_verbose(const struct cli *c) {
     return c->verbose;
 }
 
+bool cli_quiet(const struct cli *c) {
+    return c->quiet;
+}
+
 bool cli_given(const struct cli *c, const char *option) {
     for (size_t i = 0; i < c->args.n_rows; i++)
         if (strcmp(c->args.rows[i].name, option) == 0) return c->args.values[i].given;

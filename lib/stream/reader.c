@@ -377,6 +377,9 @@ int stream_drain(struct stream_reader *r, struct err *e) {
 const char *stream_reader_name(const struct stream_reader *r) {
     return r->name;
 }
+enum stream_kind stream_reader_kind(const struct stream_reader *r) {
+    return r->seg.kind;
+}
 const cJSON *stream_reader_meta(const struct stream_reader *r) {
     return r->meta;
 }

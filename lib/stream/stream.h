@@ -154,7 +154,8 @@ void stream_reader_storage(const struct stream_reader *r, struct stream_storage 
 /* Reads and verifies everything up to the end of the file. */
 int stream_drain(struct stream_reader *r, struct err *e) MUST_CHECK;
 const char *stream_reader_name(const struct stream_reader *r);
-const cJSON *stream_reader_meta(const struct stream_reader *r); /* of the current segment */
+const cJSON *stream_reader_meta(const struct stream_reader *r);     /* of the current segment */
+enum stream_kind stream_reader_kind(const struct stream_reader *r); /* likewise */
 /* All provenance entries met so far, each once, oldest first: an array owned by the reader. */
 const cJSON *stream_reader_prov(const struct stream_reader *r);
 /* After ITEM_EOF: digest (of the one segment, or over the segments' digests) and totals. */
@@ -198,9 +199,26 @@ int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const
 int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
 void stream_copier_free(struct stream_copier *k); /* NULL is fine */
 
+struct stream_map;
+
+/* ---- comparing: what diff does --------------------------------------------------------------------------------------- */
+
+/* Two tensors of one name, or all of one name in the batches of data streams. */
+struct stream_pair {
+    const struct tensor_desc *a, *b; /* NULL: only in the other stream. Of batches: where they first differ in shape */
+    bool compared;                   /* the shapes agree; else `d` speaks of less than all */
+    struct tensor_difference d;
+};
+typedef int stream_pair_fn(void *ctx, const struct stream_pair *p, struct err *e);
+/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: b's largest tensor, if it is compressed. */
+int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pair_fn *fn, void *ctx,
+                       struct err *e) MUST_CHECK;
+/* Batch by batch; calls fn at the end. ERR_CHECK when the batches do not hold the same sequences. */
+int stream_compare_batches(struct stream_reader *a, struct stream_reader *b, stream_pair_fn *fn, void *ctx,
+                           struct err *e) MUST_CHECK;
+
 /* ---- random access to a regular file -------------------------------------------------------------------------------------- */
 
-struct stream_map;
 struct stream_map_entry {
     struct tensor_desc desc;
     const cJSON *attrs;

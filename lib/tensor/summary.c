@@ -2,6 +2,17 @@
 
 #include <math.h>
 
+cJSON *tensor_desc_json(const struct tensor_desc *d) {
+    cJSON *j = cJSON_CreateObject(), *shape = cJSON_CreateArray();
+    bool ok = json_put_str(j, "name", d->name) && json_put_str(j, "dtype", dtype_info(d->dtype)->name);
+    for (unsigned i = 0; ok && i < d->rank; i++)
+        ok = cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)d->dims[i]));
+    if (ok && cJSON_AddItemToObject(j, "shape", shape)) return j;
+    cJSON_Delete(shape);
+    cJSON_Delete(j);
+    return NULL;
+}
+
 /* Two passes over a piece that is in the cache, then a merge: Chan, Golub & LeVeque, 1979, eq. 2.1. */
 void tensor_summarize(struct tensor_summary *s, const float *x, size_t n) {
     double sum = 0, m2 = 0;
@@ -28,6 +39,15 @@ void tensor_summarize(struct tensor_summary *s, const float *x, size_t n) {
 double tensor_summary_std(const struct tensor_summary *s) {
     uint64_t finite = s->n - s->n_nan - s->n_inf;
     return finite ? sqrt(s->m2 / (double)finite) : 0;
+}
+
+void tensor_histogram(const struct tensor_summary *s, const float *x, size_t n, uint64_t *bins, size_t n_bins) {
+    double width = ((double)s->max - s->min) / (double)n_bins;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(x[i])) continue;
+        double bin = width > 0 ? (x[i] - (double)s->min) / width : 0;
+        bins[bin < (double)n_bins ? (size_t)bin : n_bins - 1]++;
+    }
 }
 
 static double distance(float a, float b) {

@@ -117,6 +117,9 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 
+/* {"name": ..., "dtype": ..., "shape": [...]} for the programs' --json; NULL when memory is out. */
+cJSON *tensor_desc_json(const struct tensor_desc *d);
+
 /*
  * Values described in a few numbers, for people who look. Begin with {0}, add a tensor in pieces in order; sums in f64.
  * min, max, mean and deviation are of the finite values only.
@@ -128,6 +131,8 @@ struct tensor_summary {
 };
 void tensor_summarize(struct tensor_summary *s, const float *x, size_t n);
 double tensor_summary_std(const struct tensor_summary *s);
+/* Counts finite values into n_bins equal bins from min to max, both included. */
+void tensor_histogram(const struct tensor_summary *s, const float *x, size_t n, uint64_t *bins, size_t n_bins);
 
 /* How far b is from a. NaN against NaN and an infinity against itself are no difference, either against else an infinite one. */
 struct tensor_difference {

@@ -44,6 +44,21 @@ static void pieces_make_no_difference(void **state) {
     assert_near(tensor_summary_std(&empty), 0);
 }
 
+static void counts_into_bins(void **state) {
+    (void)state;
+    const float x[] = {0, 1, 1.5f, 2, 4, NAN, INFINITY, 3.9f};
+    struct tensor_summary s = {0};
+    uint64_t bins[4] = {0};
+    tensor_summarize(&s, x, COUNT_OF(x));
+    tensor_histogram(&s, x, COUNT_OF(x), bins, 4);
+    assert_memory_equal(bins, ((uint64_t[]){1, 2, 1, 2}), sizeof bins);
+    struct tensor_summary same = {0};
+    uint64_t one[4] = {0};
+    tensor_summarize(&same, x + 1, 1);
+    tensor_histogram(&same, x + 1, 1, one, 4);
+    assert_memory_equal(one, ((uint64_t[]){1, 0, 0, 0}), sizeof one);
+}
+
 static void compares(void **state) {
     (void)state;
     const float a[] = {1, 2, 3, 4}, b[] = {1, 2.5f, 2, 4};
@@ -85,6 +100,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(summarizes),
         cmocka_unit_test(pieces_make_no_difference),
+        cmocka_unit_test(counts_into_bins),
         cmocka_unit_test(compares),
         cmocka_unit_test(nan_differs_from_all_but_nan),
         cmocka_unit_test(zero_has_no_direction),

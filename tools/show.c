@@ -1,0 +1,180 @@
+/* rill show: the values of tensors, and what else a stream says, as text. */
+#include <fnmatch.h>
+#include <inttypes.h>
+
+#include "lib/cli/cli.h"
+
+static const char *glob;
+static uint64_t head, batch;
+static bool stats, histogram, tsv, as_json, meta, prov, vocab;
+
+static const struct cli_option options[] = {
+    {.name = "tensor", .type = CLI_STRING, .to = &glob, .arg = "GLOB", .fallback = "*", .help = "the tensors to show"},
+    {.name = "batch",
+     .type = CLI_U64,
+     .to = &batch,
+     .arg = "N",
+     .help = "of a data stream, the N-th batch only, from 0"},
+    {.name = "head", .type = CLI_U64, .to = &head, .arg = "N", .fallback = "8", .help = "first values to show"},
+    {.name = "stats",
+     .type = CLI_FLAG,
+     .to = &stats,
+     .help = "show range, mean, deviation and how many are zero, NaN, infinite"},
+    {.name = "histogram", .type = CLI_FLAG, .to = &histogram, .help = "show how the values are spread"},
+    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "write all values, a line for each row, and nothing else"},
+    {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each tensor"},
+    {.name = "meta", .type = CLI_FLAG, .to = &meta, .help = "show the descriptions of the segments, not tensors"},
+    {.name = "prov", .type = CLI_FLAG, .to = &prov, .help = "show the provenance, oldest step first, not tensors"},
+    {.name = "vocab", .type = CLI_FLAG, .to = &vocab, .help = "show size and digest of the vocabulary, not tensors"},
+    {0},
+};
+
+enum { PIECE = 1 << 14, BINS = 20, BAR = 50 };
+
+struct view {
+    FILE *out;
+    struct tensor_desc desc;
+    struct buf data; /* the tensor, as encoded: it is gone through several times */
+    float x[PIECE];
+    struct tensor_summary summary;
+};
+
+/* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
+static bool values(struct view *v, uint64_t at, size_t *n) {
+    uint64_t left = tensor_elems(&v->desc) - at;
+    *n = left < PIECE ? (size_t)left : PIECE;
+    if (*n == 0) return false;
+    tensor_to_f32(v->desc.dtype, v->data.data + dtype_row_bytes(v->desc.dtype, at), v->x, *n);
+    return true;
+}
+
+static void summarize(struct view *v) {
+    size_t n;
+    v->summary = (struct tensor_summary){0};
+    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_summarize(&v->summary, v->x, n);
+}
+
+static void put_tsv(struct view *v) {
+    size_t n;
+    uint64_t row = tensor_row_elems(&v->desc);
+    for (uint64_t at = 0; values(v, at, &n); at += n)
+        for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
+}
+
+static void put_histogram(struct view *v) {
+    uint64_t bins[BINS] = {0}, most = 1;
+    const struct tensor_summary *s = &v->summary;
+    size_t n;
+    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_histogram(s, v->x, n, bins, BINS);
+    for (int i = 0; i < BINS; i++) most = bins[i] > most ? bins[i] : most;
+    for (int i = 0; i < BINS; i++) {
+        int bar = (int)((double)bins[i] * BAR / (double)most + 0.5);
+        fprintf(v->out, "  %12.5g %12" PRIu64 " %.*s\n", s->min + ((double)s->max - s->min) * i / BINS, bins[i], bar,
+                "##################################################");
+    }
+}
+
+static void put_text(struct view *v) {
+    char shape[256];
+    size_t n;
+    const struct tensor_summary *s = &v->summary;
+    fprintf(v->out, "%s %s %s\n", v->desc.name, dtype_info(v->desc.dtype)->name,
+            tensor_shape_text(&v->desc, shape, sizeof shape));
+    if (stats)
+        fprintf(v->out,
+                "  min %.7g  max %.7g  mean %.7g  std %.7g  zero %" PRIu64 "  nan %" PRIu64 "  inf %" PRIu64 "\n",
+                (double)s->min, (double)s->max, s->mean, tensor_summary_std(s), s->n_zero, s->n_nan, s->n_inf);
+    if (histogram) put_histogram(v);
+    if (stats || histogram) return;
+    for (uint64_t at = 0; at < head && values(v, at, &n); at += n)
+        for (size_t i = 0; i < n && at + i < head; i++) fprintf(v->out, "  %.7g", (double)v->x[i]);
+    fputs(tensor_elems(&v->desc) > head ? "  ...\n" : "\n", v->out);
+}
+
+static int put_json(struct view *v, struct err *e) {
+    cJSON *j = tensor_desc_json(&v->desc), *list = cJSON_CreateArray();
+    const struct tensor_summary *s = &v->summary;
+    size_t n;
+    bool ok = j && list && cJSON_AddItemToObject(j, "values", list);
+    for (uint64_t at = 0; ok && at < head && values(v, at, &n); at += n)
+        for (size_t i = 0; ok && i < n && at + i < head; i++)
+            ok = cJSON_AddItemToArray(list, cJSON_CreateNumber((double)v->x[i]));
+    if (stats)
+        ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
+             json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&
+             json_put_u64(j, "zero", s->n_zero) && json_put_u64(j, "nan", s->n_nan) && json_put_u64(j, "inf", s->n_inf);
+    return cli_put_json(v->out, j, ok, e);
+}
+
+static int show_tensor(struct view *v, struct stream_reader *r, const struct stream_item *item, struct err *e) {
+    v->desc = item->desc;
+    if (stream_load_tensor(r, &v->data, e)) return e->code;
+    if (stats || histogram) summarize(v);
+    if (as_json) return put_json(v, e);
+    if (tsv)
+        put_tsv(v);
+    else
+        put_text(v);
+    return 0;
+}
+
+static int show_vocab(struct view *v, const struct stream_item *item) {
+    char digest[DIGEST_TEXT_SIZE];
+    digest_text(digest_bytes(item->bytes, item->n_bytes), digest);
+    fprintf(v->out, "%zu bytes, digest of the bytes %s\n", item->n_bytes, digest);
+    return 0;
+}
+
+static int show_item(struct cli *c, struct view *v, struct stream_reader *r, const struct stream_item *item,
+                     uint64_t batches, struct err *e) {
+    bool tensors = !meta && !prov && !vocab;
+    if ((item->type == ITEM_META && meta) || (item->type == ITEM_PROV && prov))
+        return cli_put_json(v->out, cJSON_Duplicate(item->json, true), true, e);
+    if (item->type == ITEM_VOCAB && vocab) return show_vocab(v, item);
+    if (item->type != ITEM_TENSOR || !tensors || fnmatch(glob, item->desc.name, 0)) return 0;
+    if (cli_given(c, "batch") && (!item->in_batch || batches != batch + 1)) return 0;
+    return show_tensor(v, r, item, e);
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct stream_reader *r;
+    struct stream_item item;
+    struct view *v = mem_zalloc(sizeof *v, e);
+    uint64_t batches = 0;
+    if (!v) return e->code;
+    int rc = cli_open_stream(c, cli_input_path(c, 0), "stdin", STREAM_ANY, &r, e);
+    if (!rc) rc = cli_text(c, &v->out, e);
+    if (!rc) stream_reader_skim(r);
+    do {
+        if (!rc) rc = stream_next(r, &item, e);
+        if (!rc) batches += item.type == ITEM_BATCH;
+        if (!rc) rc = show_item(c, v, r, &item, batches, e);
+    } while (!rc && item.type != ITEM_EOF);
+    buf_release(&v->data);
+    mem_free(v);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "show",
+        .summary = "print values of tensors, descriptions and provenance",
+        .operands = "[FILE]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_text = true,
+        .description = "Prints the first values of each tensor; with --stats or --histogram a summary instead. "
+                       "Quantized values are "
+                       "shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\n"
+                       "What is not shown is not verified when the input is a regular file; check does that.",
+        .examples = "rill show --tensor 'layers.0.*' --stats model.rill\n"
+                    "    range, mean and deviation of the first layer's tensors\n"
+                    "rill show --tensor norm.weight --tsv model.rill > norm.tsv\n"
+                    "    all values of one tensor\n"
+                    "rill show --prov model.rill\n"
+                    "    who made this, from what\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
