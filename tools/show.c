@@ -125,11 +125,20 @@ static int show_vocab(struct view *v, const struct stream_item *item) {
     return 0;
 }
 
+/* Each step once, in however many segments it is. */
+static int show_prov(struct view *v, const struct stream_reader *r, struct err *e) {
+    const cJSON *entry;
+    cJSON_ArrayForEach(entry, stream_reader_prov(r)) {
+        if (cli_put_json(v->out, cJSON_Duplicate(entry, true), true, e)) return e->code;
+    }
+    return 0;
+}
+
 static int show_item(struct cli *c, struct view *v, struct stream_reader *r, const struct stream_item *item,
                      uint64_t batches, struct err *e) {
     bool tensors = !meta && !prov && !vocab;
-    if ((item->type == ITEM_META && meta) || (item->type == ITEM_PROV && prov))
-        return cli_put_json(v->out, cJSON_Duplicate(item->json, true), true, e);
+    if (item->type == ITEM_EOF && prov) return show_prov(v, r, e);
+    if (item->type == ITEM_META && meta) return cli_put_json(v->out, cJSON_Duplicate(item->json, true), true, e);
     if (item->type == ITEM_VOCAB && vocab) return show_vocab(v, item);
     if (item->type != ITEM_TENSOR || !tensors || fnmatch(glob, item->desc.name, 0)) return 0;
     if (cli_given(c, "batch") && (!item->in_batch || batches != batch + 1)) return 0;

@@ -1,0 +1,52 @@
+#!/usr/bin/env bats
+load common
+
+g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
+
+@test "show prints the first values" {
+    check_exit 0 rill show --tensor codes --head 6 "$(g stats-zstd)"
+    assert_equal "$out" $'codes u8 [1024]\n  0  0  0  0  1  1  ...'
+}
+
+@test "show --tsv writes every value, a row a line" {
+    rill show --tensor values --batch 0 --tsv "$(g knowledge-planes)" >v.tsv
+    assert_equal "$(wc -l <v.tsv)" 600
+    assert_equal "$(head -1 v.tsv)" $'-0\t-1.0625\t-2.125\t-3.1875'
+    assert_equal "$(awk -F'\t' 'NF != 4' v.tsv)" ""
+}
+
+@test "show --stats and --histogram agree with awk" {
+    rill show --tensor codes --tsv "$(g stats-raw)" | tr '\t' '\n' >v
+    want=$(awk '{s += $1; z += $1 == 0; if ($1 > m) m = $1} END {printf "max %d  mean %.7g zero %d", m, s / NR, z}' v)
+    check_exit 0 rill show --tensor codes --stats "$(g stats-raw)"
+    [[ $out =~ (max [0-9]+  mean [0-9.]+)\ .*(zero [0-9]+) ]]
+    assert_equal "${BASH_REMATCH[1]} ${BASH_REMATCH[2]}" "$want"
+    rill show --tensor codes --histogram "$(g stats-raw)" >h.txt
+    assert_equal "$(awk 'NR > 1 {n += $2} END {print NR, n}' h.txt)" "21 1024"
+}
+
+@test "show --batch picks a batch" {
+    check_exit 0 rill show --batch 1 "$(g tokens-raw)"
+    assert_stdout 'tokens u32 \[600\]*lengths u32 \[1\]*600'
+    check_exit 0 rill show --batch 2 "$(g tokens-raw)"
+    assert_equal "$out" ""
+}
+
+@test "show --json, --meta, --prov and --vocab" {
+    rill show --json --stats --head 2 --tensor codes "$(g model-raw)" >s.json
+    assert_json s.json values '[0,0]'
+    assert_json s.json max 31
+    check_exit 0 rill show --meta "$(g model-raw)"
+    assert_equal "$out" '{"kind":"model","arch":"llama","layers":[{"heads":3}]}'
+    check_exit 0 rill show --prov "$(g model-raw)"
+    assert_stdout '{"id":"xxh3:0123456789abcdef0123456789abcdef",*}'
+    check_exit 0 rill show --vocab "$(g model-raw)"
+    assert_stdout '23 bytes, digest of the bytes xxh3:*'
+}
+
+@test "show refuses a damaged tensor" {
+    cp "$(g model-raw)" m.rill
+    flip_byte m.rill 800
+    check_exit 3 rill show m.rill
+    assert_stderr_line "m.rill: record 3 at byte *: tensor 'blk.0.attn_q.weight': checksum mismatch"
+}
