@@ -227,7 +227,8 @@ static int put_settings(struct cli *c, cJSON *entry, struct err *e) {
 
 static int fill_entry(struct cli *c, cJSON *entry, struct err *e) {
     char id[DIGEST_TEXT_SIZE];
-    bool ok = json_put_str(entry, "id", "") && json_put_str(entry, "tool", c->program->name) &&
+    digest_text((struct digest){0}, id); /* holds the place: the id stands first and is known last */
+    bool ok = json_put_str(entry, "id", id) && json_put_str(entry, "tool", c->program->name) &&
               json_put_str(entry, "version", RILL_VERSION);
     if (!ok) return err_nomem(e, "provenance");
     if (put_argv(c, entry, e)) return e->code;
@@ -239,11 +240,8 @@ static int fill_entry(struct cli *c, cJSON *entry, struct err *e) {
         if (put_input(inputs, in, e)) return e->code;
     if (!put_path(entry, "output", c->recorded_output)) return err_nomem(e, "provenance");
     if (prov_id(entry, id, e)) return e->code;
-    cJSON *value = cJSON_CreateString(id);
-    if (!value) return err_nomem(e, "provenance");
-    if (cJSON_ReplaceItemInObjectCaseSensitive(entry, "id", value)) return 0;
-    cJSON_Delete(value);
-    return err_nomem(e, "provenance");
+    memcpy(cJSON_GetObjectItemCaseSensitive(entry, "id")->valuestring, id, DIGEST_TEXT_SIZE);
+    return 0;
 }
 
 static int write_inherited(struct cli *c, struct stream_writer *w, struct idset *seen, struct err *e) {

@@ -78,17 +78,21 @@ reads_stream() { [[ $from == *.rill ]] && rill "$name" --help-man | grep -q '^\.
     one() {
         reads_stream || return 0
         : >empty
-        run_line 3 "$ROOT/README.md" || run_line 3 "$ROOT/LICENSE" || return 1
+        run_line 3 "$ROOT/LICENSE" || return 1
         assert_stderr_line "*" || return 1
         run_line 3 empty || return 1
         assert_stderr_line "*" || return 1
+        run_line 0 "$from" || return 1
+        # a program that prints what it was asked for need not read on
+        writes=$(head -c 5 out | grep -cE 'RILL|GGUF')
         for part in 1 32 64 100 50% 90%; do
             case $part in
             *%) cut_file "$from" $(($(file_size "$from") * ${part%\%} / 100)) >cut ;;
             *) cut_file "$from" "$part" >cut ;;
             esac
-            run_line 3 cut || fail "cut at $part" || return 1
+            run_line 3 cut || { [ "$writes" = 0 ] && [ "$code" = 0 ]; } || fail "cut at $part" || return 1
         done
+        [ "$writes" = 1 ] || return 0
         cut_file "$from" $(($(file_size "$from") - 1)) >cut
         run_line 3 cut || return 1
         if rill recipe out >/dev/null 2>&1; then fail "left a valid stream"; fi
