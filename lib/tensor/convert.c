@@ -46,8 +46,6 @@ static size_t f32_encode(const float *src, void *dst, size_t n, const struct row
 #define INTEGER_CODEC(name, type, min, past, max)                                                                      \
     PLAIN_CODEC(name, type, (float)v, CODEC_INTEGER(rintf(f), type, min, past, max))
 
-PLAIN_CODEC(f16, uint16_t, f16_to_f32(v), f32_to_f16(f))
-PLAIN_CODEC(bf16, uint16_t, bf16_to_f32(v), f32_to_bf16(f))
 PLAIN_CODEC(f64, double, (float)v, (double)f)
 INTEGER_CODEC(i8, int8_t, -0x1p7f, 0x1p7f, INT8_MAX)
 INTEGER_CODEC(i16, int16_t, -0x1p15f, 0x1p15f, INT16_MAX)

@@ -96,40 +96,51 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
     return d;
 }
 
-static void weigh(const float *x, const struct row_weights *w, size_t block, float weights[N]) {
-    for (int j = 0; j < N; j++) weights[j] = w->importance[block * N + j] * sqrtf(w->mean_square + x[j] * x[j]);
+/* As many blocks as the vectorised search takes at once. */
+#define BATCH FIT_LANES
+
+static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {
+    for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
 }
 
-INLINE size_t encode_symmetric(const float *x, uint8_t *block, size_t n_blocks, const struct row_weights *w, int bits) {
-    for (size_t b = 0; b < n_blocks; b++, x += N, block += block_size(bits, false)) {
-        uint8_t codes[N];
-        float d, weights[N];
-        if (w) {
-            weigh(x, w, b, weights);
-            d = fit_symmetric(N, 1 << (bits - 1), x, weights, codes);
-        } else {
-            d = round_symmetric(x, bits, codes);
-        }
-        if (!store_f16(block, d)) return b;
-        pack(codes, bits, block + 2);
-    }
-    return n_blocks;
-}
+/* What one batch becomes before it is packed. */
+struct batch {
+    uint8_t codes[BATCH * N];
+    float scales[BATCH], mins[BATCH];
+};
 
-INLINE size_t encode_affine(const float *x, uint8_t *block, size_t n_blocks, const struct row_weights *w, int bits) {
+INLINE void fit_batch(const float *x, size_t n_blocks, const float *importance, float mean_square, int bits,
+                      bool has_min, struct batch *b) {
     static const struct fit_search search = {-0.9f, 0.05f, 36};
-    for (size_t b = 0; b < n_blocks; b++, x += N, block += block_size(bits, true)) {
-        uint8_t codes[N];
-        float d, min, weights[N];
-        if (w) {
-            weigh(x, w, b, weights);
-            d = fit_affine(N, (1 << bits) - 1, x, weights, &search, codes, &min);
-            min = -min;
-        } else {
-            d = round_affine(x, bits, codes, &min);
+    float weights[BATCH * N];
+    weigh(x, importance, mean_square, n_blocks * N, weights);
+    if (!has_min) {
+        fit_symmetric(n_blocks, N, 1 << (bits - 1), x, weights, b->codes, b->scales);
+        return;
+    }
+    fit_affine(n_blocks, N, (1 << bits) - 1, x, weights, &search, b->codes, b->scales, b->mins);
+    for (size_t k = 0; k < n_blocks; k++) b->mins[k] = -b->mins[k];
+}
+
+INLINE void round_batch(const float *x, size_t n_blocks, int bits, bool has_min, struct batch *b) {
+    for (size_t k = 0; k < n_blocks; k++)
+        b->scales[k] = has_min ? round_affine(x + k * N, bits, b->codes + k * N, &b->mins[k])
+                               : round_symmetric(x + k * N, bits, b->codes + k * N);
+}
+
+INLINE size_t encode(const float *x, uint8_t *block, size_t n_blocks, const struct row_weights *w, int bits,
+                     bool has_min) {
+    struct batch b;
+    for (size_t first = 0; first < n_blocks; first += BATCH) {
+        size_t n = n_blocks - first < BATCH ? n_blocks - first : BATCH;
+        if (w)
+            fit_batch(x + first * N, n, w->importance + first * N, w->mean_square, bits, has_min, &b);
+        else
+            round_batch(x + first * N, n, bits, has_min, &b);
+        for (size_t k = 0; k < n; k++, block += block_size(bits, has_min)) {
+            if (!store_f16(block, b.scales[k]) || (has_min && !store_f16(block + 2, b.mins[k]))) return first + k;
+            pack(b.codes + k * N, bits, block + (has_min ? 4 : 2));
         }
-        if (!store_f16(block, d) || !store_f16(block + 2, min)) return b;
-        pack(codes, bits, block + 4);
     }
     return n_blocks;
 }
@@ -150,19 +161,19 @@ void q5_1_decode(const void *blocks, float *dst, size_t n_blocks) {
 }
 
 size_t q4_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode_symmetric(src, blocks, n_blocks, w, 4);
+    return encode(src, blocks, n_blocks, w, 4, false);
 }
 
 size_t q4_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode_affine(src, blocks, n_blocks, w, 4);
+    return encode(src, blocks, n_blocks, w, 4, true);
 }
 
 size_t q5_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode_symmetric(src, blocks, n_blocks, w, 5);
+    return encode(src, blocks, n_blocks, w, 5, false);
 }
 
 size_t q5_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode_affine(src, blocks, n_blocks, w, 5);
+    return encode(src, blocks, n_blocks, w, 5, true);
 }
 
 #define Q8_SIZE (2 + N)
@@ -171,7 +182,9 @@ void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, dst += N) {
         float d = load_f16(block);
-        for (int j = 0; j < N; j++) dst[j] = (float)(int8_t)block[2 + j] * d;
+        int8_t codes[N];
+        memcpy(codes, block + 2, N);
+        for (int j = 0; j < N; j++) dst[j] = (float)codes[j] * d;
     }
 }
 

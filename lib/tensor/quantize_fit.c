@@ -8,9 +8,6 @@
 
 #include "lib/tensor/quantize_internal.h"
 
-#define NEARLY_ZERO 1e-15f /* a group below this is stored as zeros */
-#define MAX_GROUP   32
-
 /* ---- affine ---- */
 
 struct affine {
@@ -48,8 +45,8 @@ static bool affine_regression(int n, const float *x, const float *w, const uint8
     return true;
 }
 
-float fit_affine(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
-                 float *minus_min) {
+float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
+                        float *minus_min) {
     float min = x[0], max = x[0], sum_w = 0, sum_x = 0;
     for (int i = 0; i < n; i++) {
         if (x[i] < min) min = x[i];
@@ -69,7 +66,7 @@ float fit_affine(int n, int top, const float *x, const float *w, const struct fi
     best.error = affine_error(n, x, w, codes, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
         /* The grid starts at the best min so far, not at the data's: each success moves the later trials. */
-        uint8_t tried[MAX_GROUP];
+        uint8_t tried[FIT_MAX_GROUP];
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
         for (int i = 0; i < n; i++) tried[i] = (uint8_t)nearest_code(inverse * (x[i] - best.min), 0, top);
@@ -95,11 +92,11 @@ static void symmetric_trial(int n, int half, const float *x, const float *w, flo
     }
 }
 
-float fit_symmetric(int n, int half, const float *x, const float *w, uint8_t *codes) {
+float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint8_t *codes) {
     float extreme = 0; /* the element of largest magnitude gets the code -half, which has no positive counterpart */
     for (int i = 0; i < n; i++)
         if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
-    if (fabsf(extreme) < NEARLY_ZERO) {
+    if (fabsf(extreme) < FIT_NEARLY_ZERO) {
         memset(codes, 0, (size_t)n);
         return 0;
     }
@@ -109,7 +106,7 @@ float fit_symmetric(int n, int half, const float *x, const float *w, uint8_t *co
     float scale = sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse;
     float gain = scale * sum_xc; /* how much of sum w x^2 the fit explains: the error is what is left of it */
     for (int trial = -9; trial <= 9; trial++) {
-        uint8_t tried[MAX_GROUP];
+        uint8_t tried[FIT_MAX_GROUP];
         if (trial == 0) continue;
         symmetric_trial(n, half, x, w, -((float)half + 0.1f * (float)trial) / extreme, tried, &sum_xc, &sum_c2);
         if (!(sum_c2 > 0 && sum_xc * sum_xc > gain * sum_c2)) continue;
@@ -155,7 +152,7 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
     float max = 0;
     for (int i = 0; i < n; i++)
         if (x[i] > max) max = x[i];
-    if (max < NEARLY_ZERO) {
+    if (max < FIT_NEARLY_ZERO) {
         memset(codes, 0, (size_t)n);
         return 0;
     }
@@ -176,4 +173,24 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
     for (int sweep = 0; sweep < 5; sweep++)
         if (!improve_codes(n, top, x, w, codes, &sum_xc, &sum_c2)) break;
     return sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse; /* weights that are all 0: as in fit_symmetric */
+}
+
+/* ---- many groups ---- */
+
+void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
+                uint8_t *codes, float *scales, float *minus_mins) {
+    size_t g = 0, size = (size_t)n;
+    if (fit_has_lanes())
+        for (; n_groups - g >= FIT_LANES; g += FIT_LANES)
+            fit_affine_lanes(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
+    for (; g < n_groups; g++)
+        scales[g] = fit_affine_scalar(n, top, x + g * size, w + g * size, search, codes + g * size, &minus_mins[g]);
+}
+
+void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {
+    size_t g = 0, size = (size_t)n;
+    if (fit_has_lanes())
+        for (; n_groups - g >= FIT_LANES; g += FIT_LANES)
+            fit_symmetric_lanes(n, half, x + g * size, w + g * size, codes + g * size, scales + g);
+    for (; g < n_groups; g++) scales[g] = fit_symmetric_scalar(n, half, x + g * size, w + g * size, codes + g * size);
 }

@@ -19,6 +19,8 @@ typedef void quant_decode_fn(const void *blocks, float *dst, size_t n_blocks);
 /* `w` may be NULL. Returns n_blocks, or the number of the first block whose scale is not representable in f16. */
 typedef size_t quant_encode_fn(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w);
 
+quant_decode_fn f16_decode, bf16_decode; /* half.c */
+quant_encode_fn f16_encode, bf16_encode;
 quant_decode_fn q4_0_decode, q4_1_decode, q5_0_decode, q5_1_decode, q8_0_decode;
 quant_encode_fn q4_0_encode, q4_1_encode, q5_0_encode, q5_1_encode, q8_0_encode;
 quant_decode_fn q4_k_decode, q5_k_decode, q6_k_decode;
@@ -40,16 +42,15 @@ static inline bool store_f16(uint8_t *p, float v) {
 
 /* ---- searches for scales (quantize_fit.c); README.md tells the method ---- */
 
-/* v rounded to nearest, ties to even, and clamped. Any v is safe; NaN gives an arbitrary code in range. */
+#define FIT_MAX_GROUP   32        /* elements in a group */
+#define FIT_NEARLY_ZERO 1e-15f    /* a group whose magnitudes are below this is stored as zeros */
+#define ROUNDING        0x1.8p23f /* added and subtracted: the sum has no room for a fraction */
+
+/* v rounded to nearest, ties to even, and clamped to [low, high]; low for NaN. |low|, |high| < 2^22. */
 static inline int nearest_code(float v, int low, int high) {
-    /* Adding 1.5 * 2^23 leaves the integer in the low bits of the sum: the hardware rounds, without a call to rintf. */
-    const float magic = 12582912.0f, limit = 4194303.0f;
-    union {
-        float f;
-        uint32_t u;
-    } sum = {.f = (v < -limit ? -limit : v > limit ? limit : v) + magic};
-    int i = (int)(sum.u & 0x7fffff) - 0x400000;
-    return i < low ? low : i > high ? high : i;
+    v = v > (float)low ? v : (float)low;
+    v = v < (float)high ? v : (float)high;
+    return (int)(v + ROUNDING - ROUNDING);
 }
 
 /* The trial scales are range / (top + first + step * i) for i in [0, n]. */
@@ -59,16 +60,26 @@ struct fit_search {
 };
 
 /*
- * Finds scale >= 0, min <= 0 and codes in [0, top] that make sum w (scale * code + min - x)^2 small.
- * Returns scale; *minus_min is -min.
+ * For each of n_groups groups of n elements, which lie one behind the other in x, w and codes: finds scale >= 0, min <= 0
+ * and codes in [0, top] that make sum w (scale * code + min - x)^2 small. minus_mins holds -min.
  */
-float fit_affine(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
-                 float *minus_min);
+void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
+                uint8_t *codes, float *scales, float *minus_mins);
 
-/* The same with codes in [-half, half) and no min. codes hold code + half (all 0 when x is 0). The scale has any sign. */
-float fit_symmetric(int n, int half, const float *x, const float *w, uint8_t *codes);
+/* The same with codes in [-half, half) and no min. codes holds code + half (all 0 when x is 0). A scale has any sign. */
+void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
 
-/* The same for x >= 0, codes in [0, top], no min; improves code by code. For the scales of scales. */
+/* One group, x >= 0, codes in [0, top], no min; improves code by code. For the scales of scales. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
+
+/* The twins behind the first two: one group at a time, and FIT_LANES at a time where the processor can (n is 16 or 32). */
+#define FIT_LANES 8
+float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
+                        float *minus_min);
+float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint8_t *codes);
+bool fit_has_lanes(void);
+void fit_affine_lanes(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
+                      float *scales, float *minus_mins);
+void fit_symmetric_lanes(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
 
 #endif

@@ -62,11 +62,10 @@ INLINE void affine_decode(const uint8_t *block, float *y, size_t n_blocks, int b
             const uint8_t *q = low + s / 2 * SUB;
             int shift = s % 2 * 4;
             float scale = d * scales[s], min = dmin * mins[s];
-            for (int l = 0; l < SUB; l++) {
-                int code = q[l] >> shift & 15;
-                if (bits == 5) code |= (high[l] >> s & 1) << 4;
-                y[l] = scale * (float)code - min;
-            }
+            uint8_t codes[SUB]; /* of its own, so that the compiler knows that y is elsewhere and vectorises */
+            for (int l = 0; l < SUB; l++) codes[l] = q[l] >> shift & 15;
+            for (int l = 0; bits == 5 && l < SUB; l++) codes[l] |= (uint8_t)((high[l] >> s & 1) << 4);
+            for (int l = 0; l < SUB; l++) y[l] = scale * (float)codes[l] - min;
         }
     }
 }
@@ -90,20 +89,20 @@ static bool fit_sub_blocks(const float *x, const float *importance, int bits, st
                                    search_weighted = {-0.9f, 0.05f, 36};
     const struct fit_search *search = importance ? &search_weighted : bits == 4 ? &search_4 : &search_5;
     float sigma2 = importance ? 2 * sum_of_squares(x, N) / N : 0;
-    for (int s = 0; s < SUBS; s++, x += SUB) {
-        float weights[SUB];
-        if (importance) {
-            for (int l = 0; l < SUB; l++) weights[l] = importance[s * SUB + l] * sqrtf(sigma2 + x[l] * x[l]);
-        } else {
-            float rms = sqrtf(sum_of_squares(x, SUB) / SUB);
-            for (int l = 0; l < SUB; l++) weights[l] = rms + fabsf(x[l]);
-        }
+    float weights[N];
+    for (int s = 0; s < SUBS; s++) {
+        const float *sub = x + s * SUB;
+        float *weight = weights + s * SUB, rms = importance ? 0 : sqrtf(sum_of_squares(sub, SUB) / SUB);
         fit->weight[s] = 0;
-        for (int l = 0; l < SUB; l++) fit->weight[s] += weights[l];
-        fit->scales[s] = fit_affine(SUB, (1 << bits) - 1, x, weights, search, fit->codes + s * SUB, &fit->mins[s]);
-        if (!isfinite(fit->scales[s]) || !isfinite(fit->mins[s])) return false;
+        for (int l = 0; l < SUB; l++) {
+            weight[l] = importance ? importance[s * SUB + l] * sqrtf(sigma2 + sub[l] * sub[l]) : rms + fabsf(sub[l]);
+            fit->weight[s] += weight[l];
+        }
     }
-    return true;
+    fit_affine(SUBS, SUB, (1 << bits) - 1, x, weights, search, fit->codes, fit->scales, fit->mins);
+    bool usable = true;
+    for (int s = 0; s < SUBS; s++) usable &= isfinite(fit->scales[s]) && isfinite(fit->mins[s]);
+    return usable;
 }
 
 /* Eight scales >= 0 to 6 bits: the largest gets 63. */
@@ -173,15 +172,15 @@ void q6_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_6) {
         const uint8_t *scales = block + SCALES_6_AT;
         float d = load_f16(block + D_6_AT);
-        for (int half = 0; half < 2; half++)
-            for (int k = 0; k < 4; k++, dst += 32) {
-                const uint8_t *low = block + half * 64 + (k & 1) * 32, *high = block + HIGH_6_AT + half * 32;
-                for (int l = 0; l < 32; l++) {
-                    int code = (low[l] >> (k >> 1) * 4 & 15) | (high[l] >> 2 * k & 3) << 4;
-                    float scale = d * (int8_t)scales[half * 8 + k * 2 + l / 16];
-                    dst[l] = scale * (float)(code - 32);
-                }
-            }
+        for (int s = 0; s < SUBS_6; s++, dst += SUB_6) {
+            int half = s / 8, k = s / 2 % 4, l = s % 2 * SUB_6; /* half a quarter */
+            const uint8_t *low = block + half * 64 + (k & 1) * 32 + l, *high = block + HIGH_6_AT + half * 32 + l;
+            float scale = d * (int8_t)scales[s];
+            int8_t codes[SUB_6];
+            for (int i = 0; i < SUB_6; i++)
+                codes[i] = (int8_t)(((low[i] >> (k >> 1) * 4 & 15) | (high[i] >> 2 * k & 3) << 4) - 32);
+            for (int i = 0; i < SUB_6; i++) dst[i] = scale * (float)codes[i];
+        }
     }
 }
 
@@ -199,17 +198,15 @@ static void q6_pack(const uint8_t codes[N], uint8_t *block) {
 
 static bool q6_encode_block(const float *x, const float *importance, uint8_t *block) {
     uint8_t codes[N];
-    float scales[SUBS_6], largest = 0; /* of the scales by magnitude: it gets -128 */
+    float scales[SUBS_6], squares[N], largest = 0; /* of the scales by magnitude: it gets -128 */
+    for (int i = 0; i < N; i++) squares[i] = x[i] * x[i];
+    fit_symmetric(SUBS_6, SUB_6, 32, x, importance ? importance : squares, codes, scales);
     for (int s = 0; s < SUBS_6; s++) {
-        float squares[SUB_6];
-        for (int l = 0; l < SUB_6; l++) squares[l] = x[s * SUB_6 + l] * x[s * SUB_6 + l];
-        const float *weights = importance ? importance + s * SUB_6 : squares;
-        scales[s] = fit_symmetric(SUB_6, 32, x + s * SUB_6, weights, codes + s * SUB_6);
         if (!isfinite(scales[s])) return false;
         if (fabsf(scales[s]) > fabsf(largest)) largest = scales[s];
     }
     memset(block, 0, SIZE_6);
-    if (fabsf(largest) < 1e-15f) return true;
+    if (fabsf(largest) < FIT_NEARLY_ZERO) return true;
     float inverse = -128.0f / largest;
     if (!store_f16(block + D_6_AT, 1 / inverse)) return false;
     float d = load_f16(block + D_6_AT);

@@ -115,6 +115,33 @@ static void test_nan_stays_nan(void **state) {
     }
 }
 
+/* The array forms may use other instructions: every pattern, at every place within their steps, and every kind of f32. */
+static void test_arrays_equal_single_conversions(void **state) {
+    (void)state;
+    enum { N = 65536 };
+    static uint16_t patterns[N], halves[N];
+    static float values[N];
+    struct err e = {0};
+    struct rng r = rng_init(11, 0);
+    for (size_t i = 0; i < N; i++) patterns[i] = (uint16_t)i;
+    for (size_t shift = 0; shift < 9; shift++) {
+        tensor_to_f32(DT_F16, patterns + shift, values, N - shift);
+        for (size_t i = 0; i < N - shift; i++)
+            assert_int_equal(to_bits(values[i]), to_bits(f16_to_f32((uint16_t)(i + shift))));
+        tensor_to_f32(DT_BF16, patterns + shift, values, N - shift);
+        for (size_t i = 0; i < N - shift; i++)
+            assert_int_equal(to_bits(values[i]), to_bits(bf16_to_f32((uint16_t)(i + shift))));
+        for (size_t i = 0; i < N; i++) { /* every exponent equally often; ties too */
+            uint32_t bits = rng_u32(&r) & (i % 3 ? 0xffffffff : i % 2 ? 0xfffff000 : 0xffff8000);
+            values[i] = from_bits(bits);
+        }
+        assert_int_equal(tensor_from_f32(DT_F16, values, halves, N - shift, NULL, &e), 0);
+        for (size_t i = 0; i < N - shift; i++) assert_int_equal(halves[i], f32_to_f16(values[i]));
+        assert_int_equal(tensor_from_f32(DT_BF16, values, halves, N - shift, NULL, &e), 0);
+        for (size_t i = 0; i < N - shift; i++) assert_int_equal(halves[i], f32_to_bf16(values[i]));
+    }
+}
+
 /* ---- integers ---- */
 
 static void check_from_f32(enum dtype dtype, float f, const void *expected, size_t size) {
@@ -311,6 +338,7 @@ int main(void) {
         cmocka_unit_test(test_rounding_to_f16),
         cmocka_unit_test(test_rounding_to_bf16),
         cmocka_unit_test(test_nan_stays_nan),
+        cmocka_unit_test(test_arrays_equal_single_conversions),
         cmocka_unit_test(test_integers),
         cmocka_unit_test(test_f64),
         cmocka_unit_test(test_round_trip_of_every_plain_type),

@@ -1,0 +1,181 @@
+/* lib/tensor: the searches for scales. The vectorised twin gives the scalar one's bits, and no search is worse than the
+ * plain rounding it starts from. */
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "lib/tensor/quantize_internal.h"
+
+enum { GROUPS = FIT_LANES, MAX = GROUPS * FIT_MAX_GROUP };
+
+/* Groups of every kind side by side, so that lanes that search, lanes that are flat and lanes of zeros meet. */
+static void fill(struct rng *r, int n, float *x, float *w) {
+    for (int g = 0; g < GROUPS; g++) {
+        int kind = (int)rng_below(r, 12);
+        float scale = ldexpf(1, (int)rng_below(r, 80) - 50);
+        for (int i = g * n; i < (g + 1) * n; i++) {
+            float v = (float)rng_normal(r);
+            switch (kind) {
+            case 0: v = 0; break;
+            case 1: v = -0.0f; break;
+            case 2: v = -1; break;
+            case 3: v = fabsf(v); break;
+            case 4: v = -fabsf(v); break;
+            case 5: v = v * v * v * v * v; break;
+            case 6: v = rng_below(r, 4) ? 0 : v; break;
+            case 7: v = rintf(2 * v) / 2; break;
+            case 8: v = 1000 + v; break;
+            case 9: v *= 1e-38f; break;
+            default: break;
+            }
+            x[i] = v * scale;
+            w[i] = rng_below(r, 8) ? (float)rng_f64(r) : 0;
+            if (kind == 10) w[i] = 0;
+            if (kind == 11) w[i] *= 1e36f; /* sums overflow */
+        }
+    }
+}
+
+/* NaN and NaN are the same here, whatever their bits. */
+static void assert_same(float a, float b, const char *what) {
+    if (!(isnan(a) && isnan(b)) && memcmp(&a, &b, sizeof a) != 0) fail_msg("%s: %a and %a", what, (double)a, (double)b);
+}
+
+static void test_lanes_equal_scalar(void **state) {
+    (void)state;
+    if (!fit_has_lanes()) skip();
+    static const struct fit_search searches[] = {{-1.0f, 0.1f, 20}, {-0.5f, 0.1f, 15}, {-0.9f, 0.05f, 36}};
+    struct rng r = rng_init(1, 0);
+    for (int round = 0; round < 600; round++) {
+        int n = round % 2 ? 32 : 16, bits = 3 + round % 4;
+        float x[MAX], w[MAX], scales[GROUPS], mins[GROUPS];
+        uint8_t codes[MAX], expected[FIT_MAX_GROUP];
+        fill(&r, n, x, w);
+        fit_affine_lanes(n, (1 << bits) - 1, x, w, &searches[round % 3], codes, scales, mins);
+        for (int g = 0; g < GROUPS; g++) {
+            float min;
+            assert_same(
+                fit_affine_scalar(n, (1 << bits) - 1, x + g * n, w + g * n, &searches[round % 3], expected, &min),
+                scales[g], "affine scale");
+            assert_same(min, mins[g], "affine min");
+            assert_memory_equal(expected, codes + g * n, (size_t)n);
+        }
+        fit_symmetric_lanes(n, 1 << (bits - 1), x, w, codes, scales);
+        for (int g = 0; g < GROUPS; g++) {
+            assert_same(fit_symmetric_scalar(n, 1 << (bits - 1), x + g * n, w + g * n, expected), scales[g],
+                        "symmetric scale");
+            assert_memory_equal(expected, codes + g * n, (size_t)n);
+        }
+    }
+}
+
+/* Any number of groups: the eights and the rest join without a seam. */
+static void test_any_number_of_groups(void **state) {
+    (void)state;
+    enum { N = 32, MOST = 20 };
+    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    static float x[MOST * N + MAX], w[MOST * N + MAX];
+    struct rng r = rng_init(2, 0);
+    for (int g = 0; g < MOST; g += GROUPS) fill(&r, N, x + g * N, w + g * N);
+    for (size_t n_groups = 0; n_groups <= MOST; n_groups++) {
+        uint8_t codes[MOST * N], one[N];
+        float scales[MOST], mins[MOST], min;
+        fit_affine(n_groups, N, 15, x, w, &search, codes, scales, mins);
+        for (size_t g = 0; g < n_groups; g++) {
+            assert_same(fit_affine_scalar(N, 15, x + g * N, w + g * N, &search, one, &min), scales[g], "scale");
+            assert_same(min, mins[g], "min");
+            assert_memory_equal(one, codes + g * N, N);
+        }
+        fit_symmetric(n_groups, N, 8, x, w, codes, scales);
+        for (size_t g = 0; g < n_groups; g++) {
+            assert_same(fit_symmetric_scalar(N, 8, x + g * N, w + g * N, one), scales[g], "scale");
+            assert_memory_equal(one, codes + g * N, N);
+        }
+    }
+}
+
+static double weighted_error(int n, const float *x, const float *w, const uint8_t *codes, double scale, double min) {
+    double error = 0;
+    for (int i = 0; i < n; i++) error += (double)w[i] * pow(scale * codes[i] + min - (double)x[i], 2);
+    return error;
+}
+
+/* Against plain rounding over [min, max] with the same weights: never worse, and on average clearly better. */
+static void test_searches_beat_rounding(void **state) {
+    (void)state;
+    enum { N = 32 };
+    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    struct rng r = rng_init(3, 0);
+    double searched[3] = {0}, rounded[3] = {0};
+    for (int round = 0; round < 2000; round++) {
+        float x[N], w[N], low = 0, high = 0, minus_min, scale;
+        uint8_t codes[N], plain[N];
+        for (int i = 0; i < N; i++) {
+            x[i] = (float)rng_normal(&r);
+            w[i] = (float)exp(2 * rng_normal(&r));
+            low = fminf(low, x[i]);
+            high = fmaxf(high, x[i]);
+        }
+        float step = (high - low) / 15, largest = fmaxf(high, -low);
+        for (int i = 0; i < N; i++) plain[i] = (uint8_t)nearest_code((x[i] - low) / step, 0, 15);
+        double before = weighted_error(N, x, w, plain, (double)step, (double)low);
+        scale = fit_affine_scalar(N, 15, x, w, &search, codes, &minus_min);
+        double after = weighted_error(N, x, w, codes, (double)scale, -(double)minus_min);
+        assert_true(after <= before * (1 + 1e-5));
+        searched[0] += after, rounded[0] += before;
+
+        step = largest / 8 * (high > -low ? -1 : 1); /* the extreme gets code -8 */
+        for (int i = 0; i < N; i++) plain[i] = (uint8_t)(nearest_code(x[i] / step, -8, 7) + 8);
+        before = weighted_error(N, x, w, plain, (double)step, -8 * (double)step);
+        scale = fit_symmetric_scalar(N, 8, x, w, codes);
+        after = weighted_error(N, x, w, codes, (double)scale, -8 * (double)scale);
+        assert_true(after <= before * (1 + 1e-5));
+        searched[1] += after, rounded[1] += before;
+
+        for (int i = 0; i < N; i++) x[i] = fabsf(x[i]);
+        for (int i = 0; i < N; i++) plain[i] = (uint8_t)nearest_code(x[i] / largest * 15, 0, 15);
+        before = weighted_error(N, x, w, plain, (double)largest / 15, 0);
+        scale = fit_positive(N, 15, x, w, codes);
+        after = weighted_error(N, x, w, codes, (double)scale, 0);
+        assert_true(after <= before * (1 + 1e-5));
+        searched[2] += after, rounded[2] += before;
+    }
+    for (int k = 0; k < 3; k++) assert_true(searched[k] < 0.8 * rounded[k]);
+}
+
+/* What lies on a grid is found on it, with no error but that of f32. */
+static void test_grids_are_recovered(void **state) {
+    (void)state;
+    enum { N = 32 };
+    static const struct fit_search search = {-1.0f, 0.1f, 20};
+    struct rng r = rng_init(4, 0);
+    for (int round = 0; round < 500; round++) {
+        float x[N], w[N], minus_min, scale, step = (float)(0.01 + rng_f64(&r));
+        uint8_t codes[N], got[N];
+        int offset = (int)rng_below(&r, 16);
+        for (int i = 0; i < N; i++) {
+            codes[i] = i < 2 ? (uint8_t)(15 * i) : (uint8_t)rng_below(&r, 16); /* both ends occur */
+            x[i] = step * (float)(codes[i] - offset);
+            w[i] = 1;
+        }
+        scale = fit_affine_scalar(N, 15, x, w, &search, got, &minus_min);
+        assert_memory_equal(got, codes, N);
+        assert_true(fabsf(scale - step) < 1e-5f * step);
+        assert_true(fabsf(minus_min - step * (float)offset) < 1e-4f * step);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lanes_equal_scalar),
+        cmocka_unit_test(test_any_number_of_groups),
+        cmocka_unit_test(test_searches_beat_rounding),
+        cmocka_unit_test(test_grids_are_recovered),
+    };
+    return cmocka_run_group_tests_name("tensor_fit", tests, NULL, NULL);
+}
