@@ -1,0 +1,455 @@
+/* lib/formats: whole models in and out. GGUF and folder say the same; import undoes export to the byte. */
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/unit/formats_samples.h"
+
+/* ---- the same model from two sources ---- */
+
+static void assert_same_model(const char *x, const char *y) {
+    struct err e;
+    struct foreign_model *a, *b;
+    OK(foreign_open(&a, x, NULL, &e));
+    OK(foreign_open(&b, y, NULL, &e));
+    cJSON *ca = model_config_to_json(&a->config, &e), *cb = model_config_to_json(&b->config, &e);
+    char *ta = json_text(ca, &e), *tb = json_text(cb, &e);
+    assert_string_equal(ta, tb);
+    for (size_t i = 0; i < model_slot_count(&a->config); i++) {
+        struct tensor_desc da, db;
+        const void *pa, *pb;
+        OK(foreign_tensor(a, model_slot_at(&a->config, i), &da, &pa, &e));
+        OK(foreign_tensor(b, model_slot_at(&a->config, i), &db, &pb, &e));
+        uint64_t n = tensor_elems(&da);
+        assert_string_equal(da.name, db.name);
+        assert_int_equal(n, tensor_elems(&db));
+        float *va = malloc(n * sizeof *va), *vb = malloc(n * sizeof *vb);
+        tensor_to_f32(da.dtype, pa, va, n);
+        tensor_to_f32(db.dtype, pb, vb, n);
+        if (memcmp(va, vb, n * sizeof *va) != 0) fail_msg("%s and %s: '%s' differs", x, y, da.name);
+        free(va);
+        free(vb);
+    }
+    struct buf pa = {0}, pb = {0};
+    OK(vocab_pack(a->vocab, &pa, &e));
+    OK(vocab_pack(b->vocab, &pb, &e));
+    assert_same_bytes(&pa, &pb);
+    buf_release(&pa);
+    buf_release(&pb);
+    mem_free(ta);
+    mem_free(tb);
+    cJSON_Delete(ca);
+    cJSON_Delete(cb);
+    foreign_close(a);
+    foreign_close(b);
+}
+
+/* llama.cpp's converter made the GGUFs: rows permuted (llama), not permuted (qwen2), rope factors, placeholders. */
+static void test_gguf_is_the_folder(void **state) {
+    (void)state;
+    assert_same_model(GOLDEN "tiny-llama/model-f32.gguf", GOLDEN "tiny-llama");
+    assert_same_model(GOLDEN "tiny-qwen2/model-f32.gguf", GOLDEN "tiny-qwen2");
+}
+
+static void test_shards_are_the_whole(void **state) {
+    (void)state;
+    struct buf a = imported(GOLDEN "tiny-llama", 0), b = imported(GOLDEN "tiny-llama/sharded", 0);
+    assert_same_bytes(&a, &b);
+    buf_release(&b);
+    b = imported(GOLDEN "tiny-llama/model.safetensors", 0);
+    assert_same_bytes(&a, &b);
+    buf_release(&a);
+    buf_release(&b);
+}
+
+/* ---- there and back ---- */
+
+static void check_gguf_round_trip(struct buf *model) {
+    struct err e;
+    struct buf gguf, again;
+    char path[64];
+    int fd;
+    OK(export_gguf(model, &gguf, &e));
+    struct buf back = imported(path_of(&gguf, &fd, path), 0);
+    assert_same_bytes(model, &back);
+    OK(export_gguf(&back, &again, &e));
+    assert_same_bytes(&gguf, &again);
+    close(fd);
+    buf_release(&gguf);
+    buf_release(&again);
+    buf_release(&back);
+}
+
+static void check_folder_round_trip(struct buf *model, unsigned dtype) {
+    struct err e;
+    char folder[64], path[128];
+    int fd;
+    temp_folder(folder);
+    snprintf(path, sizeof path, "%s/model", folder);
+    struct stream_map *m = map_of(model, &fd);
+    OK(safetensors_export(m, path, dtype, &e));
+    struct buf back = imported(path, 0);
+    assert_same_bytes(model, &back);
+    assert_int_equal(safetensors_export(m, path, dtype, &e), ERR_IO);
+    assert_non_null(strstr(e.msg, "is already there"));
+    stream_map_free(m);
+    close(fd);
+    buf_release(&back);
+    remove_folder(folder);
+}
+
+static void test_golden_models_there_and_back(void **state) {
+    (void)state;
+    static const char *const f32[] = {"tiny-llama/model-f32.gguf", "tiny-qwen2/model-f32.gguf", "tiny-smollm"};
+    static const char *const folders[] = {"tiny-llama", "tiny-qwen2", "tiny-smollm"};
+    for (size_t i = 0; i < COUNT_OF(f32); i++) { /* GGUF has vectors in f32 only */
+        char path[128];
+        snprintf(path, sizeof path, GOLDEN "%s", f32[i]);
+        struct buf model = imported(path, 0);
+        check_gguf_round_trip(&model);
+        buf_release(&model);
+        snprintf(path, sizeof path, GOLDEN "%s", folders[i]);
+        model = imported(path, 0);
+        check_folder_round_trip(&model, 0);
+        buf_release(&model);
+    }
+}
+
+static void test_import_converts(void **state) {
+    (void)state;
+    struct buf a = imported(GOLDEN "tiny-llama", DT_F32), b = imported(GOLDEN "tiny-llama/model-f32.gguf", DT_BF16);
+    struct buf bf16 = imported(GOLDEN "tiny-llama", 0), f32 = imported(GOLDEN "tiny-llama/model-f32.gguf", 0);
+    struct model *x, *y;
+    struct err e;
+    /* META differs (the GGUF has a name), the weights must not */
+    OK(load_model(&a, &x, &e));
+    OK(load_model(&f32, &y, &e));
+    for (size_t i = 0; i < x->n_params; i++)
+        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+    model_free(x);
+    model_free(y);
+    OK(load_model(&b, &x, &e));
+    OK(load_model(&bf16, &y, &e));
+    for (size_t i = 0; i < x->n_params; i++) {
+        assert_int_equal(x->params[i].desc.dtype, DT_BF16);
+        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+    }
+    model_free(x);
+    model_free(y);
+    buf_release(&a);
+    buf_release(&b);
+    buf_release(&bf16);
+    buf_release(&f32);
+}
+
+/* ---- what the golden models do not have ---- */
+
+/* A random model of this configuration as a stream, with the vocabulary that is given or none. */
+static struct buf made_model(const struct model_config *c, const struct vocab *v, unsigned dtype) {
+    struct err e;
+    struct buf packed = {0};
+    struct model *m;
+    if (v) OK(vocab_pack(v, &packed, &e));
+    OK(model_init(&m, c, packed.data, packed.len, 7, &e));
+    struct buf b = saved_model(m, dtype);
+    model_free(m);
+    buf_release(&packed);
+    return b;
+}
+
+static const char *architecture_of(const struct buf *gguf, struct arena *a) {
+    struct err e;
+    struct gguf_file g = {0};
+    const char *name = NULL;
+    OK(gguf_parse(&g, gguf->data, gguf->len, a, &e));
+    OK(gguf_opt_str(&g, "general.architecture", a, &name, &e));
+    gguf_release(&g);
+    return name;
+}
+
+/* Layers that differ, of both architectures: llama.cpp's deci, and the folder refuses. */
+static void test_layers_that_differ(void **state) {
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct err e;
+        struct arena a = {0};
+        struct model_config c = sample_config(&a);
+        c.arch = i ? ARCH_QWEN2 : ARCH_LLAMA;
+        c.qkv_bias = i != 0;
+        if (i == 2) c.layers[0] = c.layers[1]; /* uniform, but heads not as wide as the residual stream */
+        struct buf model = made_model(&c, NULL, DT_F32), gguf;
+        check_gguf_round_trip(&model);
+        OK(export_gguf(&model, &gguf, &e));
+        assert_string_equal(architecture_of(&gguf, &a), "deci");
+        int fd;
+        struct stream_map *m = map_of(&model, &fd);
+        if (i < 2) {
+            assert_int_equal(safetensors_export(m, "/tmp/rill-formats-never", 0, &e), ERR_DATA);
+            assert_non_null(strstr(e.msg, "layer 1 has 2 heads"));
+            struct stat st;
+            assert_int_not_equal(stat("/tmp/rill-formats-never", &st), 0);
+        }
+        stream_map_free(m);
+        close(fd);
+        buf_release(&model);
+        buf_release(&gguf);
+        arena_release(&a);
+    }
+}
+
+/* Every rope scaling, thetas and factors that f32 cannot hold, biases, tied and not. */
+static void test_configurations(void **state) {
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        struct arena a = {0};
+        struct model_config c = sample_config(&a);
+        c.layers[1] = c.layers[0];
+        c.arch = i % 2 ? ARCH_QWEN2 : ARCH_LLAMA;
+        c.qkv_bias = c.arch == ARCH_QWEN2 || i == 4;
+        c.tied = i % 4 == 2;
+        c.rope_theta = i < 6 ? 10000 : 123456.7;
+        c.rope_scaling = (enum rope_scaling)(i % 3);
+        if (c.rope_scaling != ROPE_PLAIN) c.rope_factor = i < 6 ? 2 : 3.3;
+        if (c.rope_scaling == ROPE_LLAMA3) {
+            c.rope_low_freq = i < 6 ? 1 : 1.5; /* the second set is in no search: our own keys say it */
+            c.rope_high_freq = i < 6 ? 4 : 5.5;
+            c.rope_original_context = i < 6 ? 128 : 100;
+        }
+        struct buf model = made_model(&c, NULL, DT_F32);
+        check_gguf_round_trip(&model);
+        check_folder_round_trip(&model, 0);
+        buf_release(&model);
+        arena_release(&a);
+    }
+}
+
+/* A vocabulary with everything that GGUF's token types and llama.cpp's defaults do not say. */
+static void test_vocabulary_details(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    static const char *const pieces[] = {"a", "b", "ab", " ", "<s>", " wide\n"};
+    struct vocab spec = {.pre = PRE_QWEN2,
+                         .ignore_merges = true,
+                         .bos = 4,
+                         .eos = 5,
+                         .pad = TOKEN_NONE,
+                         .unk = 0,
+                         .add_eos = true,
+                         .chat_template = "{{ a }}\n"};
+    spec.n_tokens = 97;
+    spec.tokens = arena_array(&a, spec.n_tokens, sizeof *spec.tokens, &e);
+    for (size_t i = 0; i < spec.n_tokens; i++) spec.tokens[i].flags = TOKEN_UNUSED;
+    for (size_t i = 0; i < COUNT_OF(pieces); i++)
+        spec.tokens[i] =
+            (struct token){.bytes = (const unsigned char *)pieces[i], .n_bytes = (uint32_t)strlen(pieces[i])};
+    spec.tokens[4].flags = TOKEN_ADDED | TOKEN_SPECIAL | TOKEN_NORMALIZED;
+    spec.tokens[5].flags = TOKEN_ADDED | TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD;
+    struct merge merge = {0, 1, 2};
+    spec.merges = &merge;
+    spec.n_merges = 1;
+    struct model_config c = sample_config(&a);
+    c.layers[1] = c.layers[0];
+    for (int i = 0; i < 2; i++) {
+        struct vocab *v;
+        spec.nfc = i;
+        OK(vocab_new(&v, &spec, &e));
+        struct buf model = made_model(&c, v, DT_F32);
+        check_gguf_round_trip(&model);
+        check_folder_round_trip(&model, 0);
+        buf_release(&model);
+        vocab_free(v);
+    }
+    arena_release(&a);
+}
+
+/* Blocks pass through unchanged, row order included; a folder holds what they stand for. */
+static void test_quantized_tensors(void **state) {
+    (void)state;
+    static const enum dtype types[] = {DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
+                                       DT_F16,  DT_BF16, DT_Q4_K, DT_Q5_K, DT_Q6_K};
+    struct arena a = {0};
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        struct err e;
+        struct model_config c = sample_config(&a);
+        struct stream_writer *w;
+        struct model *m;
+        bool wide = dtype_info(types[i])->block_elems == 256;
+        c.hidden = 256; /* rows of o and down are narrower: those stay f32 when blocks are */
+        OK(model_init(&m, &c, NULL, 0, 3, &e));
+        int fd = memory_file();
+        OK(stream_writer_open(&w, fd, "model", NULL, &e));
+        OK(model_head_write(w, &c, NULL, 0, NULL, &e));
+        for (size_t p = 0; p < m->n_params; p++) {
+            struct tensor_desc d = m->params[p].desc;
+            bool fits = model_role_is_matrix(m->params[p].slot.role) && (!wide || tensor_row_elems(&d) == 256);
+            d.dtype = fits ? types[i] : DT_F32;
+            unsigned char *packed = malloc(tensor_bytes(&d));
+            OK(tensor_from_f32(d.dtype, m->params[p].value, packed, m->params[p].n, NULL, &e));
+            OK(stream_write_tensor(w, &d, NULL, packed, &e));
+            free(packed);
+        }
+        OK(stream_writer_finish(w, NULL, &e));
+        stream_writer_free(w);
+        model_free(m);
+        struct buf model = contents(fd);
+        check_gguf_round_trip(&model);
+        buf_release(&model);
+    }
+    arena_release(&a);
+}
+
+/* Weights that are not numbers are refused on the way in; those that f16 cannot hold on the way out. */
+static void test_weights_that_do_not_fit(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model *m;
+    struct model_config c = sample_config(&a);
+    c.layers[1] = c.layers[0];
+    OK(model_init(&m, &c, NULL, 0, 3, &e));
+    m->params[3].value[5] = 1e6f;
+    struct buf model = saved_model(m, DT_F32);
+    int fd;
+    struct stream_map *map = map_of(&model, &fd);
+    assert_int_equal(safetensors_export(map, "/tmp/rill-formats-never", DT_F16, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "element 5, 1e+06, does not fit in f16"));
+    assert_int_equal(system("ls -d /tmp/rill-formats-never* >/dev/null 2>&1") == 0, 0); /* nothing is left behind */
+    stream_map_free(map);
+    close(fd);
+    struct buf gguf;
+    char path[64];
+    OK(export_gguf(&model, &gguf, &e));
+    float bad = NAN, large = 1e6f;
+    void *at = memmem(gguf.data, gguf.len, &large, sizeof large);
+    assert_non_null(at);
+    memcpy(at, &bad, sizeof bad);
+    struct foreign_model *f;
+    struct stream_writer *w;
+    OK(foreign_open(&f, path_of(&gguf, &fd, path), NULL, &e));
+    int out = memory_file();
+    OK(stream_writer_open(&w, out, "model", NULL, &e));
+    assert_int_equal(foreign_write(f, w, 0, NULL, NULL, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "element 5 is not a finite number"));
+    stream_writer_free(w);
+    foreign_close(f);
+    close(fd);
+    close(out);
+    model_free(m);
+    buf_release(&model);
+    buf_release(&gguf);
+    arena_release(&a);
+}
+
+/* ---- npy ---- */
+
+static void test_npy(void **state) {
+    (void)state;
+    struct err e;
+    int fd, out = memory_file();
+    struct buf model = imported(GOLDEN "tiny-llama", 0);
+    struct stream_map *m = map_of(&model, &fd);
+    OK(npy_export(m, "layers.0.attn.k.weight", out, &e));
+    struct buf b = contents(out);
+    static const char header[] =
+        "\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (32, 64, ), }";
+    assert_memory_equal(b.data, header, sizeof header - 1);
+    assert_int_equal(b.len, 128 + 32 * 64 * 4);
+    assert_int_equal(b.data[127], '\n');
+    buf_release(&b);
+    out = memory_file();
+    assert_int_equal(npy_export(m, "layers.7.attn.k.weight", out, &e), ERR_USAGE);
+    close(out);
+    char folder[64], path[128];
+    temp_folder(folder);
+    snprintf(path, sizeof path, "%s/all/", folder);
+    OK(npy_export_all(m, path, &e));
+    struct stat st;
+    snprintf(path, sizeof path, "%s/all/norm.weight.npy", folder);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 128 + 64 * 4);
+    remove_folder(folder);
+    stream_map_free(m);
+    close(fd);
+    buf_release(&model);
+}
+
+/* ---- when memory runs out: each allocation in turn ---- */
+
+static int import_once(const char *path, struct err *e) {
+    struct foreign_model *f;
+    struct stream_writer *w = NULL;
+    int fd = memory_file();
+    int rc = foreign_open(&f, path, NULL, e);
+    if (!rc) {
+        rc = stream_writer_open(&w, fd, "model", NULL, e);
+        if (!rc) rc = foreign_write(f, w, DT_BF16, NULL, NULL, e);
+        stream_writer_free(w);
+        foreign_close(f);
+    }
+    close(fd);
+    return rc;
+}
+
+static void check_failing_memory(int (*run)(const char *, struct err *), const char *path) {
+    struct err e = {0};
+    uint64_t n = 1;
+    for (;; n++) {
+        mem_fail_at(n);
+        int rc = run(path, &e);
+        mem_fail_at(0);
+        if (!rc) break;
+        if (rc != ERR_IO) fail_msg("allocation %llu: %s", (unsigned long long)n, e.msg);
+    }
+    assert_true(n > 10);
+}
+
+static int export_once(const char *path, struct err *e) {
+    struct stream_map *m;
+    int fd = memory_file();
+    char folder[64], target[128];
+    snprintf(folder, sizeof folder, "/tmp/rill-formats.XXXXXX");
+    if (!mkdtemp(folder)) return -100;
+    snprintf(target, sizeof target, "%s/x", folder);
+    int rc = stream_map_open(&m, path, STREAM_MODEL, e);
+    if (!rc) {
+        rc = gguf_export(m, fd, "name", e);
+        if (!rc) rc = safetensors_export(m, target, DT_F32, e);
+        stream_map_free(m);
+    }
+    close(fd);
+    if (rc) {
+        if (rmdir(folder) != 0) return -101; /* something was left */
+    } else {
+        remove_folder(folder);
+    }
+    return rc;
+}
+
+static void test_failing_memory(void **state) {
+    (void)state;
+    check_failing_memory(import_once, GOLDEN "tiny-qwen2");
+    check_failing_memory(import_once, GOLDEN "tiny-llama/model-f32.gguf");
+    struct buf model = imported(GOLDEN "tiny-llama", 0);
+    int fd;
+    char path[64];
+    check_failing_memory(export_once, path_of(&model, &fd, path));
+    close(fd);
+    buf_release(&model);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gguf_is_the_folder),
+        cmocka_unit_test(test_shards_are_the_whole),
+        cmocka_unit_test(test_golden_models_there_and_back),
+        cmocka_unit_test(test_import_converts),
+        cmocka_unit_test(test_layers_that_differ),
+        cmocka_unit_test(test_configurations),
+        cmocka_unit_test(test_vocabulary_details),
+        cmocka_unit_test(test_quantized_tensors),
+        cmocka_unit_test(test_weights_that_do_not_fit),
+        cmocka_unit_test(test_npy),
+        cmocka_unit_test(test_failing_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

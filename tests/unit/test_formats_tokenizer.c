@@ -1,0 +1,281 @@
+/* lib/formats: tokenizer.json, which pipelines are recognised and which are refused by name. */
+#include "tests/unit/formats_samples.h"
+
+/* A small sound tokenizer.json from its parts; a part that is NULL is as here. */
+struct parts {
+    const char *normalizer, *pre, *post, *decoder, *added, *model;
+};
+
+#define BYTES(regex)      "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":" regex "}"
+#define VOCAB             "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"\xc4\xa0\":3},"
+#define SPECIAL(id, text) "{\"id\":" #id ",\"content\":\"" text "\",\"special\":true}"
+#define DIGITS            "{\"type\":\"Digits\",\"individual_digits\":true}"
+#define SEQUENCE(a, b)    "{\"type\":\"Sequence\",\"pretokenizers\":[" a "," b "]}"
+
+static struct buf tokenizer_json(struct parts p) {
+    struct err e;
+    struct buf b = {0};
+    OK(buf_printf(&b, &e,
+                  "{\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_processor\":%s,\"decoder\":%s,\"added_tokens\":[%s],"
+                  "\"model\":{\"type\":\"BPE\",%s}}",
+                  p.normalizer ? p.normalizer : "null", p.pre ? p.pre : BYTES("true"), p.post ? p.post : "null",
+                  p.decoder ? p.decoder : BYTES("true"), p.added ? p.added : SPECIAL(4, "<s>"),
+                  p.model ? p.model : VOCAB "\"merges\":[\"a b\"]"));
+    return b;
+}
+
+static int read_parts(struct parts p, const char *config, struct vocab **v, struct err *e) {
+    struct buf b = tokenizer_json(p);
+    int rc = hf_tokenizer_read(v, b.data, b.len, config, config ? strlen(config) : 0, e);
+    buf_release(&b);
+    return rc;
+}
+
+static struct vocab *must_read(struct parts p, const char *config) {
+    struct err e;
+    struct vocab *v;
+    OK(read_parts(p, config, &v, &e));
+    return v;
+}
+
+static void assert_refused(struct parts p, const char *config, const char *says) {
+    struct err e = {0};
+    struct vocab *v;
+    assert_int_equal(read_parts(p, config, &v, &e), ERR_DATA);
+    if (!strstr(e.msg, says)) fail_msg("said '%s', expected '%s'", e.msg, says);
+}
+
+static void test_small_one(void **state) {
+    (void)state;
+    struct vocab *v = must_read((struct parts){0}, NULL);
+    assert_int_equal(v->n_tokens, 5);
+    assert_int_equal(v->pre, PRE_GPT2);
+    assert_int_equal(v->merges[0].result, 2);
+    assert_int_equal(v->tokens[3].bytes[0], ' ');
+    assert_int_equal(v->tokens[4].flags, TOKEN_SPECIAL | TOKEN_ADDED);
+    assert_false(v->nfc || v->ignore_merges || v->add_bos || v->add_eos);
+    assert_true(v->bos == TOKEN_NONE && v->unk == TOKEN_NONE);
+    vocab_free(v);
+}
+
+static void test_pipelines(void **state) {
+    (void)state;
+    char llama[1024], qwen[1024];
+    for (const struct hf_split *s = hf_splits; s->regex; s++) {
+        cJSON *regex = cJSON_CreateString(s->regex);
+        struct err e;
+        char *quoted = json_text(regex, &e);
+        snprintf(s->pre == PRE_LLAMA_BPE ? llama : qwen, sizeof llama,
+                 SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":%s},\"behavior\":\"Isolated\"}", BYTES("false")),
+                 quoted);
+        mem_free(quoted);
+        cJSON_Delete(regex);
+    }
+    const struct {
+        const char *json;
+        enum text_pre pre;
+    } known[] = {{BYTES("true"), PRE_GPT2},
+                 {"{\"type\":\"ByteLevel\",\"add_prefix_space\":false}", PRE_GPT2}, /* as before 2022 */
+                 {SEQUENCE(DIGITS, BYTES("true")), PRE_SMOLLM},
+                 {llama, PRE_LLAMA_BPE},
+                 {qwen, PRE_QWEN2}};
+    for (size_t i = 0; i < COUNT_OF(known); i++) {
+        struct vocab *v = must_read((struct parts){.pre = known[i].json}, NULL);
+        assert_int_equal(v->pre, known[i].pre);
+        vocab_free(v);
+    }
+}
+
+static void test_unknown_parts(void **state) {
+    (void)state;
+    const struct {
+        struct parts p;
+        const char *says;
+    } cases[] = {
+        {{.pre = "null"}, "no pre_tokenizer"},
+        {{.pre = "{\"type\":\"Whitespace\"}"}, "tokenizer.json: pre_tokenizer 'Whitespace' is not supported"},
+        {{.pre = "{\"type\":\"ByteLevel\"}"}, "add_prefix_space"}, /* the default is true */
+        {{.pre = BYTES("false")}, "without a regex"},
+        {{.pre = SEQUENCE("{\"type\":\"Digits\"}", BYTES("true"))}, "'Digits' and 'ByteLevel'"},
+        {{.pre = SEQUENCE(DIGITS, BYTES("false"))}, "is not supported"},
+        {{.pre = SEQUENCE(DIGITS "," DIGITS, BYTES("true"))}, "other than two steps"},
+        {{.pre = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"x+\"},\"behavior\":\"Isolated\"}",
+                          BYTES("false"))},
+         "unknown regex 'x+'"},
+        {{.pre = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"String\":\"x\"},\"behavior\":\"Isolated\"}",
+                          BYTES("false"))},
+         "only a Split by a regex"},
+        {{.pre =
+              SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"x\"},\"behavior\":\"Removed\"}", BYTES("false"))},
+         "only a Split by a regex"},
+        {{.normalizer = "{\"type\":\"Lowercase\"}"}, "normalizer 'Lowercase' is not supported"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Strip\"}]}"},
+         "'Strip'"},
+        {{.post = "{\"type\":\"BertProcessing\"}"}, "post_processor 'BertProcessing'"},
+        {{.decoder = "{\"type\":\"WordPiece\"}"}, "decoder 'WordPiece'"},
+        {{.model = "\"type\":\"Unigram\""}, "duplicate key"},
+        {{.model = VOCAB "\"merges\":[],\"byte_fallback\":true"}, "byte_fallback"},
+        {{.model = VOCAB "\"merges\":[],\"dropout\":0.1"}, "dropout"},
+        {{.model = VOCAB "\"merges\":[],\"end_of_word_suffix\":\"</w>\""}, "'</w>'"},
+        {{.model = VOCAB "\"merges\":[],\"unk_token\":\"zz\""}, "'zz' is no token"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) assert_refused(cases[i].p, NULL, cases[i].says);
+    struct vocab *v;
+    struct err e = {0};
+    const char *unigram = "{\"pre_tokenizer\":" BYTES("true") ",\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}";
+    assert_int_equal(hf_tokenizer_read(&v, unigram, strlen(unigram), NULL, 0, &e), ERR_DATA);
+    assert_string_equal(e.msg, "tokenizer.json: model: model 'Unigram' is not supported");
+}
+
+static void test_pieces_that_do_not_fit(void **state) {
+    (void)state;
+    const struct {
+        struct parts p;
+        const char *says;
+    } cases[] = {
+        {{.model = "\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]"}, "id 0 is given twice"},
+        {{.model = "\"vocab\":{\"a\":-1},\"merges\":[]"}, "whole number"},
+        {{.model = "\"vocab\":{\"a\":16777215},\"merges\":[]"}, "whole number below"}, /* a table from one number */
+        {{.model = "\"vocab\":{\"a\":1e300},\"merges\":[]"}, "whole number below"},
+        {{.model = "\"vocab\":{\"a\":0.5},\"merges\":[]"}, "whole number"},
+        {{.model = "\"vocab\":{\"a b\":0},\"merges\":[]"}, "token 'a b'"}, /* a space is not of the alphabet */
+        {{.model = "\"vocab\":{\"\":0},\"merges\":[]"}, "not 1 to"},
+        {{.model = "\"vocab\":[],\"merges\":[]"}, "\"vocab\" is not an object"},
+        {{.model = VOCAB "\"merges\":{}"}, "\"merges\" is not a list"},
+        {{.model = VOCAB "\"merges\":[\"ab\"]"}, "merge 0 has no space"},
+        {{.model = VOCAB "\"merges\":[\"a c\"]"}, "merge 0: 'c' is no token"},
+        {{.model = VOCAB "\"merges\":[\"b a\"]"}, "give no token"},
+        {{.model = VOCAB "\"merges\":[[\"a\",\"b\",\"\"]]"}, "neither a string nor a pair"},
+        {{.model = VOCAB "\"merges\":[7]"}, "neither a string nor a pair"},
+        {{.added = SPECIAL(2, "<s>")}, "id 2 is '<s>' among the added tokens"},
+        {{.added = SPECIAL(4, "<s>") "," SPECIAL(4, "</s>")}, "id 4 is given twice"},
+        {{.added = "{\"id\":4}"}, "content"},
+        {{.added = "{\"content\":\"x\"}"}, "whole number"},
+        {{.added = "{\"id\":4,\"content\":\"x\",\"lstrip\":1}"}, "lstrip"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) assert_refused(cases[i].p, NULL, cases[i].says);
+}
+
+/* Pairs since tokenizers 0.20; ids with a hole; every flag; a token that the model lists too. */
+static void test_other_spellings(void **state) {
+    (void)state;
+    struct vocab *v = must_read(
+        (struct parts){.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]}",
+                       .added = "{\"id\":6,\"content\":\" x\",\"lstrip\":true,\"rstrip\":true,\"single_word\":true,"
+                                "\"normalized\":true,\"special\":false}," SPECIAL(4, "<s>"),
+                       .model = "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<s>\":4},\"merges\":[[\"a\",\"b\"]],"
+                                "\"ignore_merges\":true,\"unk_token\":\"<s>\",\"dropout\":null"},
+        NULL);
+    assert_int_equal(v->n_tokens, 7);
+    assert_true(v->nfc && v->ignore_merges);
+    assert_int_equal(v->unk, 4);
+    assert_int_equal(v->tokens[3].flags, TOKEN_UNUSED);
+    assert_int_equal(v->tokens[6].flags,
+                     TOKEN_ADDED | TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD | TOKEN_NORMALIZED);
+    assert_int_equal(v->merges[0].left, 0);
+    vocab_free(v);
+}
+
+/* ---- what is put around a text ---- */
+
+#define STEP(kind, id) "{\"" kind "\":{\"id\":\"" id "\",\"type_id\":0}}"
+#define TEMPLATE(list) "{\"type\":\"TemplateProcessing\",\"single\":[" list "]}"
+
+static void test_templates(void **state) {
+    (void)state;
+    const struct {
+        const char *post, *config;
+        bool bos, eos;
+    } cases[] = {
+        {TEMPLATE(STEP("SpecialToken", "<s>") "," STEP("Sequence", "A")), NULL, true, false},
+        {TEMPLATE(STEP("Sequence", "A") "," STEP("SpecialToken", "<s>")), NULL, false, true},
+        {TEMPLATE(STEP("Sequence", "A")), "{\"add_bos_token\":true}", false, false},
+        {"{\"type\":\"Sequence\",\"processors\":[" BYTES("true") "," TEMPLATE(
+             STEP("SpecialToken", "<s>") "," STEP("Sequence", "A")) "]}",
+         "{\"add_bos_token\":false}", true, false}, /* what the pipeline does counts */
+        {BYTES("true"), "{\"add_bos_token\":true}", false, false},
+        {"null", "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", true, false},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct vocab *v = must_read((struct parts){.post = cases[i].post}, cases[i].config);
+        assert_int_equal(v->add_bos, cases[i].bos);
+        assert_int_equal(v->add_eos, cases[i].eos);
+        if (v->add_bos) assert_int_equal(v->bos, 4);
+        if (v->add_eos) assert_int_equal(v->eos, 4);
+        vocab_free(v);
+    }
+    assert_refused((struct parts){.post = TEMPLATE(STEP("SpecialToken", "<x>"))}, NULL, "unknown token");
+    assert_refused((struct parts){.post = TEMPLATE(STEP("SpecialToken", "<s>") "," STEP("SpecialToken", "<s>"))}, NULL,
+                   "more than one token");
+    assert_refused((struct parts){.post = "{\"type\":\"TemplateProcessing\"}"}, NULL, "without \"single\"");
+    assert_refused((struct parts){.post = TEMPLATE(STEP("SpecialToken", "<s>") "," STEP("Sequence", "A")),
+                                  .added = SPECIAL(4, "<s>") "," SPECIAL(5, "<t>")},
+                   "{\"bos_token\":\"<t>\"}", "puts token 4 there");
+}
+
+static void test_tokenizer_config(void **state) {
+    (void)state;
+    struct vocab *v =
+        must_read((struct parts){0}, "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"<s>\",\"pad_token\":"
+                                     "null,\"unk_token\":\"<s>\",\"chat_template\":[{\"name\":\"tool\","
+                                     "\"template\":\"T\"},{\"name\":\"default\",\"template\":\"D\"}]}");
+    assert_true(v->bos == 4 && v->eos == 4 && v->pad == TOKEN_NONE && v->unk == TOKEN_NONE);
+    assert_string_equal(v->chat_template, "D");
+    vocab_free(v);
+    assert_refused((struct parts){0}, "{\"bos_token\":4}", "tokenizer_config.json: \"bos_token\" is not a token");
+    assert_refused((struct parts){0}, "{\"chat_template\":7}", "chat_template");
+    assert_refused((struct parts){0}, "[", "tokenizer_config.json");
+}
+
+/* ---- out and in again ---- */
+
+static void assert_same_vocab(const struct vocab *a, const struct vocab *b) {
+    struct err e;
+    struct buf x = {0}, y = {0};
+    OK(vocab_pack(a, &x, &e));
+    OK(vocab_pack(b, &y, &e));
+    assert_same_bytes(&x, &y);
+    buf_release(&x);
+    buf_release(&y);
+}
+
+static void check_round_trip(struct parts p, const char *config) {
+    struct err e;
+    struct vocab *v = must_read(p, config), *back;
+    struct buf json = {0}, config_json = {0};
+    OK(hf_tokenizer_write(v, &json, &config_json, &e));
+    OK(hf_tokenizer_read(&back, json.data, json.len, config_json.data, config_json.len, &e));
+    assert_same_vocab(v, back);
+    vocab_free(back);
+    vocab_free(v);
+    buf_release(&json);
+    buf_release(&config_json);
+}
+
+static void test_round_trips(void **state) {
+    (void)state;
+    check_round_trip((struct parts){0}, NULL);
+    check_round_trip((struct parts){0},
+                     "{\"bos_token\":\"<s>\",\"pad_token\":\"<s>\",\"chat_template\":\"{{ x }}\\n\"}");
+    check_round_trip((struct parts){.normalizer = "{\"type\":\"NFC\"}",
+                                    .pre = SEQUENCE(DIGITS, BYTES("true")),
+                                    .post = TEMPLATE(STEP("SpecialToken", "<s>") "," STEP("Sequence", "A") "," STEP(
+                                        "SpecialToken", "<s>")),
+                                    .model = VOCAB "\"merges\":[\"a b\"],\"ignore_merges\":true,\"unk_token\":\"a\""},
+                     "{}");
+    /* holes, flags, text that is no byte-level spelling */
+    check_round_trip(
+        (struct parts){.added = "{\"id\":9,\"content\":\"two words \xe2\x82\xac\\n\",\"lstrip\":true,\"special\":"
+                                "false}," SPECIAL(6, "<s>")},
+        NULL);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_small_one),        cmocka_unit_test(test_pipelines),
+        cmocka_unit_test(test_unknown_parts),    cmocka_unit_test(test_pieces_that_do_not_fit),
+        cmocka_unit_test(test_other_spellings),  cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_tokenizer_config), cmocka_unit_test(test_round_trips),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
