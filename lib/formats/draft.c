@@ -64,6 +64,12 @@ int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, s
     return 0;
 }
 
+int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) {
+    spec->add_bos = spec->add_bos && spec->bos != TOKEN_NONE; /* some files ask for what they do not have */
+    spec->add_eos = spec->add_eos && spec->eos != TOKEN_NONE;
+    return vocab_new(out, spec, e);
+}
+
 bool pre_implies_nfc(enum text_pre pre) {
     return pre == PRE_QWEN2;
 }

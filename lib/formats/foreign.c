@@ -121,7 +121,7 @@ static int check_tensors(struct foreign_model *f, struct err *e) {
 /* The draft becomes the vocabulary: as many tokens as the embedding has rows. */
 static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e) {
     int rc = draft_pad(spec, f->config.vocab_size, e);
-    if (!rc) rc = vocab_new(&f->vocab, spec, e);
+    if (!rc) rc = draft_finish(spec, &f->vocab, e);
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 

@@ -199,6 +199,8 @@ int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct e
 /* Merge number `rank` from the byte-level spelling of its two halves. */
 int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
                 struct buf *scratch, struct err *e) MUST_CHECK;
+/* The draft becomes a vocabulary. */
+int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) MUST_CHECK;
 /* Flags that a pre-tokenizer implies where a file does not say them. */
 bool pre_implies_nfc(enum text_pre pre);
 bool pre_implies_ignore_merges(enum text_pre pre);

@@ -385,7 +385,7 @@ int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void
     struct vocab spec;
     draft_init(&spec);
     int rc = hf_tokenizer_parse(&spec, json, n, config_json, n_config, e);
-    if (!rc) rc = vocab_new(out, &spec, e);
+    if (!rc) rc = draft_finish(&spec, out, e);
     arena_release(&spec.memory);
     return rc;
 }
