@@ -44,7 +44,7 @@ struct out_folder {
     bool committed;
 };
 #define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
-int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_IO when path exists */
+int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_USAGE: it exists */
 int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
 int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
 int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;

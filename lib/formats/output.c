@@ -27,7 +27,7 @@ int write_zeros(int fd, size_t n, struct err *e) {
 /* ---- folders ---- */
 
 static int exists(const char *path, struct err *e) {
-    return err_set(e, ERR_IO, "%s is already there (a folder is not overwritten: remove it, or name another)", path);
+    return err_set(e, ERR_USAGE, "%s exists (a folder is not replaced: remove it, or name another)", path);
 }
 
 int out_folder_begin(struct out_folder *f, const char *path, struct err *e) {
