@@ -124,10 +124,15 @@ int reader_aborted(struct stream_reader *r, struct err *e) {
     return reader_remember(r, e);
 }
 
+/* An empty payload may have no memory at all. */
+static cJSON *parse_payload(const struct stream_reader *r, struct err *e) {
+    return json_parse(r->payload.len ? (const char *)r->payload.data : "", r->payload.len, e);
+}
+
 static int take_meta(struct stream_reader *r, struct err *e) {
     const char *name;
     enum stream_kind kind;
-    cJSON *meta = json_parse((const char *)r->payload.data, r->payload.len, e);
+    cJSON *meta = parse_payload(r, e);
     if (!meta) return e->code;
     cJSON_Delete(r->meta);
     r->meta = meta;
@@ -242,7 +247,7 @@ static int collect_prov(struct stream_reader *r, cJSON *entry, struct err *e) {
 }
 
 static int take_prov(struct stream_reader *r, struct stream_item *item, struct err *e) {
-    cJSON *entry = json_parse((const char *)r->payload.data, r->payload.len, e);
+    cJSON *entry = parse_payload(r, e);
     if (!entry) return e->code;
     item->json = entry;
     give_payload(r, item, ITEM_PROV);
