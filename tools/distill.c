@@ -356,16 +356,13 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW, linear "
-                       "warmup, cosine decay, "
-                       "clipping by the gradient's norm. The result depends on the data's sequences and the options, "
-                       "not on how the "
-                       "stream is cut into batches, nor on -j.\n\n"
-                       "Losses are means over the positions that have a next token. Student and knowledge must name "
-                       "the same vocabulary, "
-                       "and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
-                       "longer a number "
-                       "ends the program; nothing is written then.",
+        .description =
+            "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW, linear warmup, "
+            "cosine decay, clipping by the gradient's norm. The result depends on the data's sequences and the "
+            "options, not on how the stream is cut into batches, nor on -j.\n\n"
+            "Losses are means over the positions that have a next token. Student and knowledge must name the same "
+            "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
+            "longer a number ends the program; nothing is written then.",
         .examples = "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
                     "    one pass over the knowledge\n"
                     "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"

@@ -23,12 +23,11 @@ static const struct cli_option options[] = {
      .to = &dtype,
      .choices = "f16|bf16|f32",
      .fallback = "f16",
-     .help = "element type of the output; f16 keeps a log-probability of 2 to within 0.1%, bf16 to within 0.8%"},
+     .help = "element type of the output"},
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
-     .help = "write logits as they leave the head. The default, log-probabilities, says the same at any temperature "
-             "and is most exact where the probability is, while f16 is coarse for logits far from 0"},
+     .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
     {.name = "batch-tokens",
      .type = CLI_U64,
      .to = &run_tokens,
@@ -159,13 +158,14 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
-            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of 49152), "
-            "and "
-            "meant for a pipe into logit-dump, which makes it small. Memory does not grow with the stream.\n\n"
+            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of "
+            "49152), and meant for a pipe into logit-dump, which makes it small. Memory does not grow with the "
+            "stream. Log-probabilities lose least where the probability is: for SmolLM2-135M, rounding them to f16 "
+            "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4.\n\n"
             "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
             "context.",
         .examples = "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
-                    "    50 draws a position: some 40 bytes instead of 98 KB\n"
+                    "    50 draws a position: some 50 bytes instead of 98 KB\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n",
         .options = options,

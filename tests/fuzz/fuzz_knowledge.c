@@ -1,0 +1,143 @@
+/*
+ * Batches of knowledge that say anything: the input's bytes become the tensors of a well-formed stream. What decodes must be
+ * fit for a loss, can be printed, and can be encoded again.
+ */
+#include <math.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "lib/knowledge/knowledge.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+struct input {
+    const uint8_t *data;
+    size_t size;
+};
+
+static uint8_t take(struct input *in) {
+    if (!in->size) return 0;
+    in->size--;
+    return *in->data++;
+}
+
+static void must(bool holds) {
+    if (!holds) abort();
+}
+
+/* The first bytes: what the stream is said to be. */
+static struct knowledge_format take_format(struct input *in) {
+    struct knowledge_format f = {.temperature = 1, .dtype = DT_F16, .log_probs = true};
+    f.encoding = KNOW_DENSE + take(in) % 4;
+    f.n = f.encoding == KNOW_DENSE ? 0 : 1 + take(in) % 40;
+    f.vocab_size = 1 + take(in) % 40;
+    return f;
+}
+
+/* A tensor of n elements of `width` bytes; sometimes one more or fewer than there should be. */
+static int put(struct stream_writer *w, struct input *in, const char *name, enum dtype dtype, size_t width, uint64_t n,
+               const struct knowledge_format *f, struct err *e) {
+    uint8_t bytes[8192];
+    struct tensor_desc d;
+    uint64_t dims[2] = {n, f->vocab_size};
+    bool matrix = !strcmp(name, "teacher.logits");
+    size_t total = n * (matrix ? f->vocab_size : 1) * width;
+    for (size_t i = 0; i < total; i++) bytes[i] = take(in);
+    if (width == 4) /* tokens and lengths: small numbers */
+        for (size_t i = 0; i < total; i++) bytes[i] = i % 4 ? 0 : bytes[i] & 63;
+    if (tensor_desc_init(&d, name, dtype, matrix ? 2 : 1, dims, e)) return e->code;
+    return stream_write_tensor(w, &d, NULL, bytes, e);
+}
+
+static int put_batch(struct stream_writer *w, struct input *in, const struct knowledge_format *f,
+                     struct stream_batch *b, struct err *e) {
+    uint64_t entries = take(in) % 64;
+    uint32_t lengths[32];
+    struct tensor_desc d;
+    b->n_positions = 1 + take(in) % 24;
+    b->n_seqs = 1 + take(in) % b->n_positions;
+    b->flags = take(in) & BATCH_CONTINUES;
+    b->n_tensors = f->encoding == KNOW_DENSE ? 3 : 5;
+    for (uint32_t i = 0; i < b->n_seqs; i++) lengths[i] = 1;
+    lengths[0] += (uint32_t)(b->n_positions - b->n_seqs);
+    if (stream_write_batch(w, b, e) || put(w, in, "tokens", DT_U32, 4, b->n_positions, f, e)) return e->code;
+    if (tensor_desc_init(&d, "lengths", DT_U32, 1, (uint64_t[]){b->n_seqs}, e) ||
+        stream_write_tensor(w, &d, NULL, lengths, e))
+        return e->code;
+    b->first_pos = b->flags ? lengths[b->n_seqs - 1] + (b->n_seqs == 1 ? b->first_pos : 0) : 0;
+    b->first_seq += b->n_seqs - (b->flags ? 1 : 0);
+    uint64_t n = b->n_positions;
+    if (f->encoding == KNOW_DENSE) return put(w, in, "teacher.logits", DT_F16, 2, n, f, e);
+    if (put(w, in, "teacher.n", DT_U8, 1, n, f, e) || put(w, in, "teacher.ids", DT_U16, 2, entries, f, e))
+        return e->code;
+    if (f->encoding == KNOW_SAMPLE) return put(w, in, "teacher.counts", DT_U8, 1, entries, f, e);
+    return put(w, in, "teacher.logprobs", DT_F16, 2, entries, f, e);
+}
+
+static int write_stream(struct input *in, const struct knowledge_format *f, int fd, struct err *e) {
+    struct stream_writer *w = NULL;
+    struct stream_batch b = {0};
+    cJSON *meta = cJSON_CreateObject();
+    int rc = stream_writer_open(&w, fd, "fuzz", &(struct stream_write_options){0}, e);
+    if (!rc) rc = knowledge_meta_put(meta, f, e);
+    if (!rc) rc = stream_write_meta(w, meta, e);
+    do {
+        if (!rc) rc = put_batch(w, in, f, &b, e);
+    } while (!rc && in->size);
+    if (!rc) rc = stream_writer_finish(w, NULL, e);
+    stream_writer_free(w);
+    cJSON_Delete(meta);
+    return rc;
+}
+
+/* What a loss relies on. */
+static void check_rows(const struct knowledge_rows *k, const struct knowledge_format *f) {
+    must(k->offset[0] == 0);
+    for (size_t r = 0; r < k->n_positions; r++) {
+        double sum = k->rest ? k->rest[r] : 0;
+        must(k->tokens[r] < f->vocab_size && (k->labels[r] < f->vocab_size || k->labels[r] == UINT32_MAX));
+        must(k->offset[r] <= k->offset[r + 1] && k->offset[r + 1] - k->offset[r] <= f->n);
+        for (uint64_t i = k->offset[r]; i < k->offset[r + 1]; i++) {
+            must(k->ids[i] < f->vocab_size && k->probs[i] >= 0);
+            sum += k->probs[i];
+        }
+        must(sum <= 1.01);
+    }
+}
+
+static void use_rows(struct knowledge_rows *k, const struct knowledge_format *f) {
+    struct err e;
+    struct buf text = {0};
+    size_t positions;
+    check_rows(k, f);
+    size_t n = knowledge_run(k, 0, 7, 100, true, &positions);
+    if (knowledge_tsv_rows(&text, k, f, 0, k->n_positions, 3, NULL, NULL, &e)) abort();
+    buf_release(&text);
+    knowledge_drop(k, f, n);
+    check_rows(k, f);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    struct input in = {data, size};
+    struct err e;
+    struct stream_reader *r = NULL;
+    struct batch b = {0};
+    struct knowledge_rows k = {0};
+    struct knowledge_format f = take_format(&in), back;
+    bool more = true;
+    int fd = memfd_create("fuzz", MFD_CLOEXEC);
+    if (fd < 0) return 0;
+    int rc = write_stream(&in, &f, fd, &e);
+    if (!rc && lseek(fd, 0, SEEK_SET) == 0 && !stream_reader_open(&r, fd, "fuzz", STREAM_KNOWLEDGE, &e)) {
+        must(!knowledge_meta_get(stream_reader_meta(r), &back, &e));
+        while (more && !batch_read(r, &b, &more, &e) && more) {
+            if (knowledge_decode(&k, &f, &b, &e)) break;
+            use_rows(&k, &f);
+        }
+    }
+    knowledge_rows_release(&k);
+    batch_release(&b);
+    stream_reader_free(r);
+    close(fd);
+    return 0;
+}
