@@ -98,9 +98,9 @@ static void forward_block(const struct forward *f, const struct block *b) {
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
     for (size_t from = 0; from < b->first + b->n; from += KEYS) {
         size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
-        gemm_serial(GEMM_NT, rows, keys, d, q, d, f->k + at, ldk, 0, s, KEYS);
+        f->v->gemm(GEMM_NT, rows, keys, d, q, d, f->k + at, ldk, 0, s, KEYS);
         online_softmax(f, b, from, keys, s, m, l, o);
-        gemm_serial(GEMM_NN, rows, d, keys, s, KEYS, f->values + at, ldk, 1, o, d);
+        f->v->gemm(GEMM_NN, rows, d, keys, s, KEYS, f->values + at, ldk, 1, o, d);
     }
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
@@ -187,12 +187,12 @@ static void backward_block(const struct backward *w, const struct block *b) {
     }
     for (size_t from = 0; from < b->first + b->n; from += KEYS) {
         size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
-        gemm_serial(GEMM_NT, rows, keys, d, t.q, d, w->k + at, ldk, 0, t.p, KEYS);
-        gemm_serial(GEMM_NT, rows, keys, d, t.dy, d, w->values + at, ldk, 0, t.ds, KEYS);
+        w->v->gemm(GEMM_NT, rows, keys, d, t.q, d, w->k + at, ldk, 0, t.p, KEYS);
+        w->v->gemm(GEMM_NT, rows, keys, d, t.dy, d, w->values + at, ldk, 0, t.ds, KEYS);
         softmax_backward(w, b, from, keys, &t);
-        gemm_serial(GEMM_TN, keys, d, rows, t.p, KEYS, t.dy, d, 1, w->dv + at, ldk);
-        gemm_serial(GEMM_TN, keys, d, rows, t.ds, KEYS, t.q, d, 1, w->dk + at, ldk);
-        gemm_serial(GEMM_NN, rows, d, keys, t.ds, KEYS, w->k + at, ldk, 1, t.dq, d);
+        w->v->gemm(GEMM_TN, keys, d, rows, t.p, KEYS, t.dy, d, 1, w->dv + at, ldk);
+        w->v->gemm(GEMM_TN, keys, d, rows, t.ds, KEYS, t.q, d, 1, w->dk + at, ldk);
+        w->v->gemm(GEMM_NN, rows, d, keys, t.ds, KEYS, w->k + at, ldk, 1, t.dq, d);
     }
     for (size_t r = 0; r < rows; r++) w->v->axpy(w->dq + query_at(a, b, r), a->scale, t.dq + r * d, d);
 }

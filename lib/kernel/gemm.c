@@ -9,8 +9,8 @@
 #include "lib/kernel/kernel_internal.h"
 
 /* README.md has the measurements behind these. */
-#define TILE_M 256
-#define TILE_N 256
+#define TILE_M 504
+#define TILE_N 320
 
 /* The OpenMP build of OpenBLAS asks the calling thread's own OpenMP setting, so each of our threads must say once that it
  * wants no team: otherwise every tile would start one. */
@@ -24,8 +24,8 @@ static void make_blas_serial(void) {
     done = true;
 }
 
-void gemm_serial(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
-                 size_t ldb, float beta, float *c, size_t ldc) {
+void gemm_blas(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+               size_t ldb, float beta, float *c, size_t ldc) {
     make_blas_serial();
     cblas_sgemm(CblasRowMajor, form == GEMM_TN ? CblasTrans : CblasNoTrans, form == GEMM_NT ? CblasTrans : CblasNoTrans,
                 (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
@@ -38,18 +38,18 @@ struct product {
     const float *a, *b;
     float beta;
     float *c;
-    size_t tiles_n; /* tiles in a row of tiles */
+    size_t tile_m, tile_n, tiles_n; /* tiles_n: in a row of tiles */
 };
 
 static void run_tile(void *ctx, size_t i, int thread) {
     const struct product *p = ctx;
     (void)thread;
-    size_t row = i / p->tiles_n * TILE_M, col = i % p->tiles_n * TILE_N;
-    size_t m = smaller(TILE_M, p->m - row), n = smaller(TILE_N, p->n - col);
+    size_t row = i / p->tiles_n * p->tile_m, col = i % p->tiles_n * p->tile_n;
+    size_t m = smaller(p->tile_m, p->m - row), n = smaller(p->tile_n, p->n - col);
     size_t lda = p->form == GEMM_TN ? p->m : p->k, ldb = p->form == GEMM_NT ? p->k : p->n;
     const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * lda;
     const float *b = p->form == GEMM_NT ? p->b + col * ldb : p->b + col;
-    gemm_serial(p->form, m, n, p->k, a, lda, b, ldb, p->beta, p->c + row * p->n + col, p->n);
+    p->v->gemm(p->form, m, n, p->k, a, lda, b, ldb, p->beta, p->c + row * p->n + col, p->n);
 }
 
 static void product(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, const float *b, float beta,
@@ -62,8 +62,11 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
             kernel_scale(c, m * n, beta);
         return;
     }
-    struct product p = {simd(), form, m, n, k, a, b, beta, c, (n - 1) / TILE_N + 1};
-    parallel_for(((m - 1) / TILE_M + 1) * p.tiles_n, run_tile, &p);
+    struct product p = {.v = simd(), .form = form, .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
+    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
+    p.tile_n = equal_parts(n, TILE_N, 32);
+    p.tiles_n = (n - 1) / p.tile_n + 1;
+    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
 }
 
 /* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
@@ -87,7 +90,7 @@ void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float 
         product(GEMM_NT, m, n, k, a, b, beta, c);
         return;
     }
-    struct product p = {simd(), GEMM_NT, m, n, k, a, b, beta, c, 0};
+    struct product p = {.v = simd(), .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
     kernel_split(n, DOTS, run_dots, &p);
 }
 

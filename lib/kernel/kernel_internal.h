@@ -7,6 +7,18 @@
 
 #include "lib/kernel/kernel.h"
 
+/* ---- matrix products on one thread -------------------------------------------------------------------------------------- */
+
+enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
+
+/* c[m][n] (rows ldc apart) = product + beta c, as kernel_matmul_* but with row strides. For use inside a task. */
+typedef void gemm_fn(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                     size_t ldb, float beta, float *c, size_t ldc);
+gemm_fn gemm_blas;
+#if defined(__x86_64__)
+gemm_fn gemm_avx512;
+#endif
+
 /* ---- one CPU path ---------------------------------------------------------------------------------------------------
  *
  * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
@@ -14,6 +26,7 @@
  */
 struct simd {
     const char *name;
+    gemm_fn *gemm;
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */
     void (*scale)(float *y, size_t n, float a);                                      /* y *= a */
@@ -79,18 +92,16 @@ static inline size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
+/* The size of equal parts of n, at most `most` and a multiple of `unit`: no thin rest is left over. */
+static inline size_t equal_parts(size_t n, size_t most, size_t unit) {
+    size_t parts = (n - 1) / most + 1;
+    return ((n - 1) / parts / unit + 1) * unit;
+}
+
 /* Rows of d elements that make about one PIECE. */
 static inline size_t piece_rows(size_t d) {
     return d < PIECE ? PIECE / (d ? d : 1) : 1;
 }
-
-/* ---- matrix products on one thread -------------------------------------------------------------------------------------- */
-
-enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
-
-/* c[m][n] (rows ldc apart) = product + beta c, as kernel_matmul_* but with row strides. For use inside a task. */
-void gemm_serial(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
-                 size_t ldb, float beta, float *c, size_t ldc);
 
 /* ---- rows of logits -------------------------------------------------------------------------------------------------------- */
 

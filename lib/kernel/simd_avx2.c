@@ -8,6 +8,7 @@
 #define SIMD_TARGET __attribute__((target("avx2,fma")))
 #define SIMD_NAME   "avx2"
 #define SIMD_TABLE  simd_avx2
+#define SIMD_GEMM   gemm_blas
 #define W           8
 #define VF          static inline SIMD_TARGET
 

@@ -8,6 +8,7 @@
 #define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define SIMD_NAME   "avx512"
 #define SIMD_TABLE  simd_avx512
+#define SIMD_GEMM   gemm_avx512
 #define W           16
 #define VF          static inline SIMD_TARGET
 

@@ -3,7 +3,7 @@
  * vector and then include this file, so an algorithm is written once. What the including file gives:
  *
  *   SIMD_TARGET           function attribute that lets the compiler use the path's instructions
- *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end
+ *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its matrix product
  *   vec, W                a vector of W floats
  *   v_set v_load v_store v_load_part(p, n, fill) v_store_part(p, v, n)   part: only the first n < W lanes
  *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
@@ -312,6 +312,7 @@ FN void op_adamw(const struct kernel_adamw *o, float step_size, float root_corre
 
 const struct simd SIMD_TABLE = {
     .name = SIMD_NAME,
+    .gemm = SIMD_GEMM,
     .fill = op_fill,
     .scale = op_scale,
     .add = op_add,

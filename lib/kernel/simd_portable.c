@@ -6,6 +6,7 @@
 #define SIMD_TARGET
 #define SIMD_NAME  "portable"
 #define SIMD_TABLE simd_portable
+#define SIMD_GEMM  gemm_blas
 #define W          4
 
 typedef float vec __attribute__((vector_size(16)));

@@ -34,6 +34,7 @@ static void check_product(struct rng *r, enum gemm_form form, size_t m, size_t n
     check_kernel("matmul", run_product, &p, m * n, c.f, c.d, tolerance);
 }
 
+/* Shapes around the edges of tiles, panels and blocks, and the strides for which gemm_avx512.c packs rows. */
 static void test_matrix_products(void **state) {
     static const size_t shapes[][3] = {{1, 1, 1},    {1, 300, 64},   {3, 65, 7},     {4, 64, 17},   {5, 5, 5},
                                        {13, 31, 29}, {31, 33, 2},    {257, 259, 19}, {300, 1, 40},  {64, 513, 100},

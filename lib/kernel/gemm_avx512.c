@@ -1,0 +1,204 @@
+/*
+ * A matrix product for AVX-512 on one thread, in the manner of Goto and van de Geijn 2008 ("Anatomy of high-performance
+ * matrix multiplication"): b is packed in panels of NR columns that stay in the second cache, a in panels of MR rows that
+ * stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
+ *
+ * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21 on
+ * Zen 5: AVX2, half the speed), and because the bf16 product to come wants the same frame.
+ *
+ * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or ends.
+ */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+/* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
+#define MR 14
+#define NR 32
+#define LA 16  /* floats from one k to the next in a packed panel of a: a whole vector */
+#define KC 576 /* of k in a block: a's panel 36 KiB, b's 72 KiB */
+#define NC 320 /* columns of c that b is packed for: 720 KiB at most */
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* ---- packing ---- */
+
+/* r[0..15] as the rows of a matrix become its columns: 4 x 4 in each 128-bit lane, then 4 x 4 of lanes. */
+INLINE void transpose16(__m512 r[16]) {
+    __m512 t[16];
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm512_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+        __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+        r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+        r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+
+INLINE __mmask16 first(size_t n) {
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+/* to[p * ld + i] = from[i * stride + p] for i < n (zeros up to 16), p < k: rows of the source become columns. */
+TARGET static void pack_across(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
+    for (size_t p = 0; p < k; p += 16) {
+        __mmask16 mask = first(k - p);
+        __m512 r[16];
+        UNROLL for (size_t i = 0; i < 16; i++) r[i] =
+            i < n ? _mm512_maskz_loadu_ps(mask, from + i * stride + p) : _mm512_setzero_ps();
+        transpose16(r);
+        if (k - p >= 16) {
+            UNROLL for (size_t i = 0; i < 16; i++) _mm512_storeu_ps(to + (p + i) * ld, r[i]);
+        } else {
+            for (size_t i = 0; i < k - p; i++) _mm512_storeu_ps(to + (p + i) * ld, r[i]);
+        }
+    }
+}
+
+/* to[p * ld + i] = from[p * stride + i] for i < n (zeros up to 16), p < k. */
+TARGET static void pack_along(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
+    __mmask16 mask = first(n);
+    for (size_t p = 0; p < k; p++) _mm512_storeu_ps(to + p * ld, _mm512_maskz_loadu_ps(mask, from + p * stride));
+}
+
+/* ---- the micro-kernel ---- */
+
+/*
+ * c[rows][n] = a b + beta c for a packed panel of b, n <= NR. Element (i, p) of a is a[p * LA + i] when packed, else
+ * a[i * lda + p]. rows and packed are constants at each call.
+ */
+INLINE void micro(const int rows, const bool packed, size_t k, const float *a, size_t lda, const float *b, float beta,
+                  float *c, size_t ldc, size_t n) {
+    __m512 c0[MR], c1[MR];
+    UNROLL for (int i = 0; i < rows; i++) c0[i] = c1[i] = _mm512_setzero_ps();
+    for (size_t p = 0; p < k; p++, a += packed ? LA : 1, b += NR) {
+        __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+        UNROLL for (int i = 0; i < rows; i++) {
+            __m512 x = _mm512_set1_ps(a[packed ? (size_t)i : (size_t)i * lda]);
+            c0[i] = _mm512_fmadd_ps(x, b0, c0[i]);
+            c1[i] = _mm512_fmadd_ps(x, b1, c1[i]);
+        }
+    }
+    __mmask16 m0 = first(n), m1 = n > 16 ? first(n - 16) : 0;
+    __m512 scale = _mm512_set1_ps(beta);
+    UNROLL for (int i = 0; i < rows; i++) {
+        float *row = c + (size_t)i * ldc;
+        if (beta != 0) { /* with 0, what is there may be NaN */
+            c0[i] = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(m0, row), c0[i]);
+            c1[i] = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(m1, row + 16), c1[i]);
+        }
+        _mm512_mask_storeu_ps(row, m0, c0[i]);
+        _mm512_mask_storeu_ps(row + 16, m1, c1[i]);
+    }
+}
+
+typedef void micro_fn(size_t k, const float *a, size_t lda, const float *b, float beta, float *c, size_t ldc, size_t n);
+
+#define MICRO(name, rows, packed)                                                                                      \
+    TARGET static void name(size_t k, const float *a, size_t lda, const float *b, float beta, float *c, size_t ldc,    \
+                            size_t n) {                                                                                \
+        micro(rows, packed, k, a, lda, b, beta, c, ldc, n);                                                            \
+    }
+#define EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
+#define PACKED(rows)  MICRO(packed_##rows, rows, true)
+#define DIRECT(rows)  MICRO(direct_##rows, rows, false)
+EACH_COUNT(PACKED)
+EACH_COUNT(DIRECT)
+
+#define PACKED_ENTRY(rows) [rows] = packed_##rows,
+#define DIRECT_ENTRY(rows) [rows] = direct_##rows,
+static micro_fn *const packed_micros[MR + 1] = {EACH_COUNT(PACKED_ENTRY)};
+static micro_fn *const direct_micros[MR + 1] = {EACH_COUNT(DIRECT_ENTRY)};
+
+/* ---- blocks ---- */
+
+/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR]. `across`: b lies [n][k]. */
+static void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool across) {
+    for (size_t j = 0; j < n; j += 16) {
+        float *panel = to + j / NR * NR * k + j % NR;
+        if (across)
+            pack_across(panel, NR, b + j * ldb, ldb, smaller(16, n - j), k);
+        else
+            pack_along(panel, NR, b + j, ldb, smaller(16, n - j), k);
+    }
+}
+
+/* Asks for one of n parts of the next panel of a (rows lie apart, too far for the hardware to guess). */
+static void prefetch_rows(const float *a, size_t lda, size_t rows, size_t k, size_t part, size_t n) {
+    size_t lines = (k + 15) / 16;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t p = lines * part / n; p < lines * (part + 1) / n; p++)
+            __builtin_prefetch(a + r * lda + p * 16, 0, 2);
+}
+
+struct block {
+    enum gemm_form form;
+    size_t m, nc, kc;
+    const float *a;
+    size_t lda;
+    float beta, *c;
+    size_t ldc;
+};
+
+/* All rows of c times the columns of one packed block of b. */
+static void multiply_block(const struct block *t, const float *packed_b) {
+    _Alignas(64) float packed_a[KC * LA];
+    /*
+     * Rows of a are read where they lie, 14 at a time, which costs nothing after the first panel of b: unless they are so
+     * far apart that all fall on the same lines of the cache. Columns (TN) are packed.
+     */
+    bool across = t->form != GEMM_TN, direct = across && t->lda % 1024 != 0;
+    size_t panels = (t->nc - 1) / NR + 1;
+    for (size_t i = 0; i < t->m; i += MR) {
+        size_t rows = smaller(MR, t->m - i), next = smaller(MR, t->m - i - rows);
+        const float *a = across ? t->a + i * t->lda : t->a + i;
+        if (!across)
+            pack_along(packed_a, LA, a, t->lda, rows, t->kc);
+        else if (!direct)
+            pack_across(packed_a, LA, a, t->lda, rows, t->kc);
+        micro_fn *multiply = direct ? direct_micros[rows] : packed_micros[rows];
+        for (size_t j = 0; j < panels; j++) {
+            for (size_t r = 0; r < rows; r++) __builtin_prefetch(t->c + (i + r) * t->ldc + j * NR, 1);
+            if (across) prefetch_rows(a + rows * t->lda, t->lda, next, t->kc, j, panels);
+            multiply(t->kc, direct ? a : packed_a, t->lda, packed_b + j * NR * t->kc, t->beta,
+                     t->c + i * t->ldc + j * NR, t->ldc, smaller(NR, t->nc - j * NR));
+        }
+    }
+}
+
+void gemm_avx512(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                 size_t ldb, float beta, float *c, size_t ldc) {
+    _Alignas(64) float packed_b[KC * NC];
+    size_t ncs = equal_parts(n, NC, NR), kcs = equal_parts(k, KC, 16);
+    for (size_t j = 0; j < n; j += ncs)
+        for (size_t p = 0; p < k; p += kcs) {
+            struct block t = {.form = form, .m = m, .nc = smaller(ncs, n - j), .kc = smaller(kcs, k - p)};
+            pack_b(packed_b, form == GEMM_NT ? b + j * ldb + p : b + p * ldb + j, ldb, t.nc, t.kc, form == GEMM_NT);
+            t.a = form == GEMM_TN ? a + p * lda : a + p;
+            t.lda = lda;
+            t.beta = p == 0 ? beta : 1;
+            t.c = c + j;
+            t.ldc = ldc;
+            multiply_block(&t, packed_b);
+        }
+}
+#else
+typedef int gemm_avx512_needs_x86_64; /* ISO C wants a declaration in every file */
+#endif

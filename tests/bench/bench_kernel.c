@@ -1,0 +1,220 @@
+/*
+ * bench_kernel: GFLOP/s of the matrix products against OpenBLAS called plainly with the same threads, and rates of the
+ * other kernels, at the shapes of SmolLM2-135M. Prints one line a shape, the best of several runs (a shared machine only
+ * ever makes a run slower).
+ *
+ *     make bench-kernel
+ *     RILL_CPU=avx2 build/.../bench_kernel [THREADS]
+ */
+#include <time.h>
+
+#include <cblas.h>
+#include <omp.h>
+
+#include "lib/kernel/kernel.h"
+
+enum form { NT, NN, TN };
+
+struct shape {
+    const char *what;
+    enum form form;
+    size_t m, n, k;
+};
+
+static const struct shape shapes[] = {
+    {"q, o", NT, 2048, 576, 576},
+    {"k, v", NT, 2048, 192, 576},
+    {"gate, up", NT, 2048, 1536, 576},
+    {"down", NT, 2048, 576, 1536},
+    {"head, 256 rows", NT, 256, 49152, 576},
+    {"dx of q, o", NN, 2048, 576, 576},
+    {"dx of gate, up", NN, 2048, 576, 1536},
+    {"dx of down", NN, 2048, 1536, 576},
+    {"dx of head", NN, 256, 576, 49152},
+    {"dw of q, o", TN, 576, 576, 2048},
+    {"dw of gate, up", TN, 1536, 576, 2048},
+    {"dw of down", TN, 576, 1536, 2048},
+    {"dw of head", TN, 49152, 576, 256},
+    {"one row, head", NT, 1, 49152, 576},
+    {"one row, gate", NT, 1, 1536, 576},
+};
+
+static clockid_t the_clock;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(the_clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static float *random_floats(size_t n) {
+    struct err e;
+    float *x = mem_array(n, sizeof *x, &e);
+    if (!x) exit(1);
+    struct rng r = rng_init(1, n);
+    for (size_t i = 0; i < n; i++) x[i] = (float)rng_u32(&r) * 0x1p-31f - 1;
+    return x;
+}
+
+static void ours(const struct shape *s, const float *a, const float *b, float *c) {
+    if (s->form == NT) kernel_matmul_nt(s->m, s->n, s->k, a, b, 0, c);
+    if (s->form == NN) kernel_matmul_nn(s->m, s->n, s->k, a, b, 0, c);
+    if (s->form == TN) kernel_matmul_tn(s->m, s->n, s->k, a, b, 0, c);
+}
+
+static void openblas(const struct shape *s, const float *a, const float *b, float *c) {
+    blasint m = (blasint)s->m, n = (blasint)s->n, k = (blasint)s->k;
+    cblas_sgemm(CblasRowMajor, s->form == TN ? CblasTrans : CblasNoTrans, s->form == NT ? CblasTrans : CblasNoTrans, m,
+                n, k, 1, a, s->form == TN ? m : k, b, s->form == NT ? k : n, 0, c, n);
+}
+
+static void bench_product(const struct shape *s, int threads) {
+    float *a = random_floats(s->m * s->k), *b = random_floats(s->n * s->k), *c = random_floats(s->m * s->n);
+    double flops = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[2] = {1e9, 1e9};
+    for (int run = 0; run < (flops < 1 ? 40 : 10); run++)
+        for (int which = 0; which < 2; which++) {
+            openblas_set_num_threads(which ? threads : 1);
+            double t = now();
+            (which ? openblas : ours)(s, a, b, c);
+            t = now() - t;
+            if (t < best[which]) best[which] = t;
+        }
+    openblas_set_num_threads(1);
+    printf("%-16s %s %6zu x %5zu x %5zu %8.1f GFLOP/s, OpenBLAS %6.1f, ratio %.2f\n", s->what,
+           (const char *[]){"nt", "nn", "tn"}[s->form], s->m, s->n, s->k, flops / best[0], flops / best[1],
+           best[1] / best[0]);
+    mem_free(a);
+    mem_free(b);
+    mem_free(c);
+}
+
+/* ---- everything else: microseconds ---- */
+
+enum { ROWS = 256, VOCAB = 49152, N = 2048, HIDDEN = 576, FFN = 1536, HEADS = 9, KV_HEADS = 3, HEAD_DIM = 64 };
+
+struct work {
+    float *x, *y, *z, *dx, *dy, *dz;
+    double *u;
+    uint32_t *ids;
+    struct kernel_attention attention;
+};
+
+static void run_lse(struct work *w) {
+    kernel_logsumexp(w->y, w->x, ROWS, VOCAB, 1);
+}
+static void run_topk(struct work *w) {
+    kernel_topk(w->ids, w->y, w->x, ROWS, VOCAB, 50);
+}
+static void run_sample(struct work *w) {
+    kernel_sample(w->ids, w->u, w->x, ROWS, VOCAB, 50, 1);
+}
+
+static void run_loss_dense(struct work *w) {
+    static const struct kernel_loss how = {1, 1, 0};
+    double kl[ROWS];
+    struct kernel_target t = {.dense = w->z};
+    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, NULL, w->dx);
+}
+
+static void run_loss_sparse(struct work *w) {
+    static const struct kernel_loss how = {2, 1, 1};
+    double kl[ROWS], ce[ROWS];
+    uint64_t offset[ROWS + 1];
+    uint32_t label[ROWS] = {0};
+    for (uint64_t i = 0; i <= ROWS; i++) offset[i] = i * 12;
+    for (uint32_t i = 0; i < ROWS * 12; i++) w->ids[i] = i % 12 * 1000, w->y[i] = 1.0f / 12;
+    struct kernel_target t = {.offset = offset, .ids = w->ids, .probs = w->y, .label = label};
+    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, ce, w->dx);
+}
+
+static void run_attention(struct work *w) {
+    kernel_attention(&w->attention, w->y, w->z, w->x, w->x, w->x + HIDDEN);
+}
+
+static void run_attention_backward(struct work *w) {
+    kernel_attention_backward(&w->attention, w->dx, w->dy, w->dz, w->x, w->x, w->z, w->x, w->x, w->x);
+}
+
+static void run_swiglu(struct work *w) {
+    kernel_swiglu(w->y, w->x, w->z, N * FFN);
+}
+static void run_swiglu_backward(struct work *w) {
+    kernel_swiglu_backward(w->dx, w->dy, w->y, w->x, w->z, N * FFN);
+}
+static void run_rmsnorm(struct work *w) {
+    kernel_rmsnorm(w->y, w->dy, w->x, w->z, N, HIDDEN, 1e-5f);
+}
+
+static void run_rmsnorm_backward(struct work *w) {
+    kernel_rmsnorm_backward(w->dx, w->dz, w->y, w->x, w->z, w->dy, N, HIDDEN);
+}
+
+static void run_rope(struct work *w) {
+    kernel_rope(w->y, N, HEADS, HEAD_DIM, w->ids, w->u, 1);
+}
+
+static void run_adamw(struct work *w) {
+    static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10};
+    kernel_adamw(&how, w->dx, w->dy, w->dz, w->x, (size_t)ROWS * VOCAB);
+}
+
+static const struct {
+    const char *what;
+    void (*run)(struct work *w);
+    double per; /* units in a run */
+    const char *unit;
+} others[] = {
+    {"logsumexp 49152", run_lse, ROWS, "row"},
+    {"topk 50 of 49152", run_topk, ROWS, "row"},
+    {"sample 50 of 49152", run_sample, ROWS, "row"},
+    {"loss dense 49152", run_loss_dense, ROWS, "row"},
+    {"loss sparse + ce, T 2", run_loss_sparse, ROWS, "row"},
+    {"attention 4 x 512, layer", run_attention, N, "token"},
+    {"attention backward", run_attention_backward, N, "token"},
+    {"swiglu", run_swiglu, N, "token"},
+    {"swiglu backward", run_swiglu_backward, N, "token"},
+    {"rmsnorm", run_rmsnorm, N, "token"},
+    {"rmsnorm backward", run_rmsnorm_backward, N, "token"},
+    {"rope", run_rope, N, "token"},
+    {"adamw", run_adamw, (double)ROWS *VOCAB / 1e6, "million"},
+};
+
+static void bench_others(void) {
+    static const uint32_t starts[] = {0, 512, 1024, 1536, 2048};
+    size_t n = (size_t)ROWS * VOCAB;
+    struct err e;
+    struct work w = {random_floats(n),
+                     random_floats(n),
+                     random_floats(n),
+                     random_floats(n),
+                     random_floats(n),
+                     random_floats(n),
+                     mem_array(ROWS * 50, sizeof(double), &e),
+                     mem_array(n, 4, &e),
+                     {HEADS, KV_HEADS, HEAD_DIM, 4, starts, 0.125f}};
+    for (size_t i = 0; i < ROWS * 50; i++) w.u[i] = (double)(i % 50) / 50;
+    for (size_t i = 0; i < N; i++) w.ids[i] = (uint32_t)i;
+    for (size_t i = 0; i < COUNT_OF(others); i++) {
+        double best = 1e9;
+        for (int run = 0; run < 10; run++) {
+            double t = now();
+            others[i].run(&w);
+            t = now() - t;
+            if (t < best) best = t;
+        }
+        printf("%-26s %9.3f us a %s\n", others[i].what, 1e6 * best / others[i].per, others[i].unit);
+    }
+}
+
+int main(int argc, char **argv) {
+    uint64_t threads = (uint64_t)parallel_default_threads();
+    if (argc > 1 && !parse_u64(argv[1], &threads)) return 2;
+    /* One thread can be measured in processor time, which is fair on a busy machine too. */
+    the_clock = threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+    parallel_set_threads((int)threads);
+    omp_set_num_threads((int)threads);
+    printf("%s, %d threads\n", kernel_backend(), (int)threads);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) bench_product(&shapes[i], (int)threads);
+    bench_others();
+    return 0;
+}
