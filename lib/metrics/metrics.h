@@ -19,7 +19,8 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 /* ---- perplexity ------------------------------------------------------------------------------------------------------ */
 
 /*
- * Protocols differ and are not comparable; the name goes with the number.
+ * Protocols differ and are not comparable; the name goes with the number. The result does not depend on where the batches
+ * of the stream were cut. Memory: a few contexts of tokens and the activations of a batch.
  *   gptq       all tokens as one text, disjoint windows of `context`, every position after the first scored, a last shorter
  *              window left out (Frantar et al. 2022)
  *   llama      the same windows, BOS in place of the first token if the model adds one, only targets in the second half of a
@@ -38,12 +39,12 @@ struct perplexity_options {
     uint32_t context;       /* window */
     uint32_t stride;        /* sliding */
     uint64_t max_windows;   /* 0: all */
-    size_t batch_positions; /* evaluated together */
+    size_t batch_positions; /* evaluated together, whole windows; 0: one window at a time */
 };
 struct perplexity;
 int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o,
                    struct err *e) MUST_CHECK;
-/* Tokens of a batch of the stream, in order. */
+/* The tokens of the stream's batches, in order. A sequence may go on in the next one. */
 int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) MUST_CHECK;
 bool perplexity_full(const struct perplexity *p); /* max_windows reached: no more input is needed */
 int perplexity_finish(struct perplexity *p, struct err *e) MUST_CHECK;
@@ -55,11 +56,23 @@ void perplexity_free(struct perplexity *p);
 /* ---- divergence from a reference ------------------------------------------------------------------------------------------ */
 
 /*
- * KL(reference || model) and its company over every position of a knowledge stream, as llama.cpp's --kl-divergence reports them.
- * From sparse knowledge: entries and (ghost) the rest as one pseudo-token; top-k without a rest is normalised over its entries; draws
- * give the cross-entropy of the reference to the model (unbiased) and no KL. Memory: 24 bytes a position, for the percentiles.
+ * KL(reference || model) and its company over every position of a knowledge stream, as llama.cpp's --kl-divergence reports
+ * them: mean, error and percentiles of the divergence (kld) and of p(label) by the model minus by the reference (delta_p),
+ * how often both find the same token most probable (same_top), both perplexities and the mean of the ln of their ratio.
+ * Errors are of the mean, sqrt(var / (n - 1)), for the ratio with the covariance of the two.
+ *
+ * What of sparse knowledge ("tail" in the result):
+ *   topk    kld takes the entries, normalised, for the reference: never 0, not even for the teacher itself
+ *   ghost   kld takes the rest as one pseudo-token on both sides: a lower bound of the whole distribution's
+ *   sample  no kld and no company: the cross-entropy of the reference to the model, which draws estimate without bias
+ * From topk and ghost, perplexities and delta_p are of the positions whose label is among the entries ("labels_known").
+ *
+ * Dense knowledge is compared at temperature 1, the others at the temperature that they were made at.
+ * Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
+/* ERR_DATA when the format has no knowledge or another vocabulary's size; whether it is the same vocabulary, the caller
+ * has asked model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;
@@ -71,17 +84,26 @@ void divergence_free(struct divergence *d);
 /* ---- tasks from JSONL -------------------------------------------------------------------------------------------------------- */
 
 /*
- * One JSON object a line. Minimal pairs: "sentence_good" and "sentence_bad" (BLiMP). Multiple choice: a context ("context",
- * "query", "question" or "ctx"), "choices" or "endings" (array of strings) and "answer", "gold" or "label" (index). A context's trailing
- * spaces belong to the continuation before encoding. Sentences stand behind BOS, or EOS where there is none.
- * Scores: acc (sum of log p), acc_norm (per character), acc_bytes (per byte), acc_tokens (per token).
+ * One JSON object a line; members that are not named here are left alone.
+ *   minimal pairs     "sentence_good" and "sentence_bad" (BLiMP): right when the good one is more probable
+ *   multiple choice   a context ("context", "query", "question" or "ctx"), "choices" or "endings" (strings) and "answer",
+ *                     "gold" or "label" (index from 0): right when that choice scores best, the first of equals
+ *
+ * Context and choice are joined by a space unless there is white space already, and encoded together; a context's trailing
+ * white space counts as the choice's (lm-eval). BOS stands in front where the model adds one, and in front of texts without
+ * a context (BOS, or EOS where there is none). What is too long for the model loses its beginning ("truncated").
+ * Scores: acc (sum of ln p), acc_norm (per character), acc_bytes (per byte), acc_tokens (per token), each with Wilson's
+ * interval. Memory: one batch of items.
  */
 struct task;
 int task_new(struct task **out, struct model *m, const char *name, struct err *e) MUST_CHECK;
 /* A line without its newline; `number` from 1, for messages. Empty lines are skipped. */
 int task_line(struct task *t, const char *line, size_t n, uint64_t number, struct err *e) MUST_CHECK;
 int task_finish(struct task *t, struct err *e) MUST_CHECK;
+uint64_t task_items(const struct task *t); /* scored so far */
 cJSON *task_json(const struct task *t, struct err *e) MUST_CHECK;
+/* Appends the unweighted mean over all finished tasks of a kind to an array, for each kind that has several. */
+int task_means(struct task *const *tasks, size_t n_tasks, cJSON *results, struct err *e) MUST_CHECK;
 void task_free(struct task *t);
 
 #endif

@@ -1,35 +1,48 @@
-/* Shared inside lib/metrics: scoring runs of tokens, growing lists of numbers. */
+/* Shared inside lib/metrics: moments, scoring runs of tokens, results. */
 #ifndef RILL_METRICS_INTERNAL_H
 #define RILL_METRICS_INTERNAL_H
 
 #include "lib/metrics/metrics.h"
 
+/* Positions that a model is given at a time, unless one sequence alone has more. */
+#define METRICS_BATCH 2048
+
+/* ---- summary.c --------------------------------------------------------------------------------------------------------- */
+
+/* Mean and squared deviations from it, one value after another (Welford 1962): no digits are lost where the mean is large
+ * against the spread. */
+struct moments {
+    uint64_t n;
+    double mean, m2;
+};
+void moments_add(struct moments *s, double x);
+double moments_stderr(const struct moments *s); /* of the mean: sqrt(var / (n - 1)); 0 below two values */
+
+/* "KEY": mean, "KEY_stderr"; "KEY": k / n, "KEY_low", "KEY_high" by Wilson. False when memory is out. */
+bool put_mean(cJSON *o, const char *key, const struct moments *s);
+bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n);
+
+/* ---- scorer.c ---------------------------------------------------------------------------------------------------------- */
+
 /*
- * A batch of independent runs of tokens, each token with the label to be scored behind it (UINT32_MAX: none). Runs are added until
- * the batch is full, then scored together: nll[i] = -ln p(label[i] | the run up to token i), 0 without a label.
+ * A batch of independent runs of tokens, each token with the label to be scored behind it (UINT32_MAX: none). Runs are
+ * added until the batch is full, then scored together: nll[i] = -ln p(label[i] | the run up to token i), 0 without a label.
  */
 struct scorer {
     struct model *m;
     struct grad_tape *tape;
     struct buf tokens, labels, lengths; /* u32 */
     struct buf nll;                     /* f64, one a token, after scorer_run */
-    struct buf offsets;                 /* zeros: no teacher */
-    struct buf kl;                      /* unused by-product of the kernel */
 };
 int scorer_init(struct scorer *s, struct model *m, struct err *e) MUST_CHECK;
 void scorer_release(struct scorer *s);
 size_t scorer_positions(const struct scorer *s);
-size_t scorer_runs(const struct scorer *s);
+/* A run of n tokens, n > 0; labels are below the vocabulary, the caller has seen to that. */
 int scorer_add(struct scorer *s, const uint32_t *tokens, const uint32_t *labels, size_t n, struct err *e) MUST_CHECK;
 int scorer_run(struct scorer *s, struct err *e) MUST_CHECK; /* results stay until scorer_clear */
 void scorer_clear(struct scorer *s);
 
 /* The token that stands before a text that begins with nothing: BOS, or EOS where there is none; TOKEN_NONE without either. */
 uint32_t metrics_prefix_token(const struct model *m);
-
-/* Appends to a buffer of numbers. */
-int push_u32(struct buf *b, uint32_t v, struct err *e) MUST_CHECK;
-int push_f64(struct buf *b, double v, struct err *e) MUST_CHECK;
-int push_f32(struct buf *b, float v, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,8 +1,10 @@
-/* Perplexity by named protocols. */
+/*
+ * Perplexity by named protocols. Tokens come in any pieces and leave as windows: which windows there are depends on the
+ * tokens, the ends of sequences and the options, never on where the stream's batches were cut.
+ */
 #include "lib/metrics/metrics_internal.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 static const char *const protocol_names[] = {"gptq", "llama", "sliding", "sequences", "documents"};
 
@@ -15,32 +17,47 @@ int perplexity_protocol_parse(const char *name, enum perplexity_protocol *out, s
     return err_set(e, ERR_USAGE, "unknown protocol '%.64s' (gptq, llama, sliding, sequences, documents)", name);
 }
 
+/* Words of a text that comes in pieces: runs of white space, plus one. */
+struct word_count {
+    uint64_t words;
+    bool in_space;
+    uint32_t code;    /* code point so far */
+    unsigned missing; /* its bytes to come */
+};
+
 struct perplexity {
     struct model *m;
     struct perplexity_options o;
     struct scorer scorer;
-    struct buf text;   /* u32: tokens not yet behind us */
+    struct buf text;   /* u32: tokens from the first of the next window on; a few contexts at most */
     struct buf labels; /* u32 [context]: scratch */
-    bool begun;        /* sliding: the first window is out; documents: the prefix of this document is in `text` */
-    size_t unscored;   /* documents, sliding: tokens at the end of `text` that no window has scored yet */
-    bool in_space;     /* documents: the last byte was white space */
-    uint64_t windows, scored, bytes, words, documents;
-    double nll, nll_sq;
+    size_t unscored;   /* sliding, documents: tokens at the end of `text` that no window has had for targets */
+    bool open;         /* inside a sequence */
+    struct word_count words;
+    uint64_t windows, bytes, documents;
+    struct moments nll;
 };
 
-int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o, struct err *e) {
-    if (o->context < 2) return err_set(e, ERR_USAGE, "a context of %u has nothing to score", o->context);
+static int check_options(const struct model *m, const struct perplexity_options *o, struct err *e) {
+    uint32_t least = o->protocol == PPL_LLAMA ? 3 : 2;
+    if (o->context < least) return err_set(e, ERR_USAGE, "a context of %u has nothing to score", o->context);
     if (o->context > m->config.context)
         return err_set(e, ERR_USAGE, "context %u: the model was made for %u", o->context, m->config.context);
     if (o->protocol == PPL_SLIDING && (o->stride == 0 || o->stride >= o->context))
         return err_set(e, ERR_USAGE, "stride %u: expected 1 to %u, below the context", o->stride, o->context - 1);
     if (o->protocol == PPL_DOCUMENTS && metrics_prefix_token(m) == TOKEN_NONE)
         return err_set(e, ERR_DATA, "protocol documents needs a BOS or EOS token: this model has neither");
+    return 0;
+}
+
+int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o, struct err *e) {
+    int rc = check_options(m, o, e);
+    if (rc) return rc;
     struct perplexity *p = mem_zalloc(sizeof *p, e);
     if (!p) return e->code;
     p->m = m;
     p->o = *o;
-    int rc = scorer_init(&p->scorer, m, e);
+    rc = scorer_init(&p->scorer, m, e);
     if (!rc) rc = buf_reserve(&p->labels, o->context * sizeof(uint32_t), e);
     if (rc)
         perplexity_free(p);
@@ -57,6 +74,37 @@ void perplexity_free(struct perplexity *p) {
     mem_free(p);
 }
 
+/* ---- bytes and words of what is scored ---------------------------------------------------------------------------------- */
+
+/* As Python's \s, which lm-eval splits by. */
+static bool is_space(uint32_t c) {
+    return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+/* A token may end inside a character. Bytes that are no UTF-8 are no space, and that is all that matters here. */
+static void count_byte(struct word_count *w, unsigned char b) {
+    if (b >= 0x80 && b < 0xc0 && w->missing) {
+        w->code = w->code << 6 | (b & 0x3f);
+        w->missing--;
+    } else {
+        w->missing = b < 0xc0 ? 0 : b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3;
+        w->code = b < 0x80 ? b : b < 0xc0 ? 0xfffd : b & (0x3fu >> w->missing);
+    }
+    if (w->missing) return;
+    bool space = is_space(w->code);
+    w->words += space && !w->in_space;
+    w->in_space = space;
+}
+
+static void count_text(struct perplexity *p, uint32_t token) {
+    if (!p->m->vocab) return;
+    uint32_t n = vocab_text_bytes(p->m->vocab, token);
+    p->bytes += n;
+    if (p->o.protocol != PPL_DOCUMENTS) return;
+    for (uint32_t i = 0; i < n; i++) count_byte(&p->words, p->m->vocab->tokens[token].bytes[i]);
+}
+
 /* ---- windows ------------------------------------------------------------------------------------------------------------ */
 
 static int flush(struct perplexity *p, struct err *e) {
@@ -64,25 +112,22 @@ static int flush(struct perplexity *p, struct err *e) {
     if (rc) return rc;
     const double *nll = (const double *)p->scorer.nll.data;
     const uint32_t *labels = (const uint32_t *)p->scorer.labels.data;
-    for (size_t i = 0; i < scorer_positions(&p->scorer); i++) {
-        if (labels[i] == UINT32_MAX) continue;
-        p->nll += nll[i];
-        p->nll_sq += nll[i] * nll[i];
-        p->scored++;
-        if (p->m->vocab) p->bytes += p->m->vocab->tokens[labels[i]].n_bytes;
-    }
+    for (size_t i = 0; i < scorer_positions(&p->scorer); i++)
+        if (labels[i] != UINT32_MAX) moments_add(&p->nll, nll[i]);
     scorer_clear(&p->scorer);
     return 0;
 }
 
-/* A window of n input tokens; targets tokens[from .. n_tokens) are scored, of which the last may lie one behind the inputs. */
-static int add_window(struct perplexity *p, const uint32_t *tokens, size_t n_tokens, size_t n, size_t from,
-                      struct err *e) {
+/* A window of n tokens, of which tokens[from .. n) are targets; the last one is a target only. */
+static int add_window(struct perplexity *p, const uint32_t *tokens, size_t n, size_t from, struct err *e) {
     uint32_t *labels = (uint32_t *)p->labels.data;
-    for (size_t i = 0; i < n; i++) labels[i] = i + 1 < n_tokens && i + 1 >= from ? tokens[i + 1] : UINT32_MAX;
     int rc = 0;
-    if (scorer_positions(&p->scorer) && scorer_positions(&p->scorer) + n > p->o.batch_positions) rc = flush(p, e);
-    if (!rc) rc = scorer_add(&p->scorer, tokens, labels, n, e);
+    for (size_t i = 1; i < n; i++) {
+        labels[i - 1] = i >= from ? tokens[i] : UINT32_MAX;
+        if (i >= from) count_text(p, tokens[i]);
+    }
+    if (scorer_positions(&p->scorer) && scorer_positions(&p->scorer) + n - 1 > p->o.batch_positions) rc = flush(p, e);
+    if (!rc) rc = scorer_add(&p->scorer, tokens, labels, n - 1, e);
     if (!rc) p->windows++;
     return rc;
 }
@@ -99,137 +144,130 @@ static size_t text_len(const struct perplexity *p) {
 }
 
 static void drop_text(struct perplexity *p, size_t n) {
-    memmove(p->text.data, p->text.data + n * sizeof(uint32_t), p->text.len - n * sizeof(uint32_t));
     p->text.len -= n * sizeof(uint32_t);
+    memmove(p->text.data, text_of(p) + n, p->text.len);
 }
 
 /* gptq and llama: disjoint windows of one text. */
 static int cut_disjoint(struct perplexity *p, struct err *e) {
-    size_t n = p->o.context, used = 0;
+    size_t n = p->o.context;
+    bool llama = p->o.protocol == PPL_LLAMA;
     int rc = 0;
-    for (; !rc && !perplexity_full(p) && text_len(p) - used >= n; used += n) {
-        uint32_t *w = text_of(p) + used;
+    while (!rc && !perplexity_full(p) && text_len(p) >= n) {
         /* llama-perplexity overwrites the first token; it is never scored. */
-        if (p->o.protocol == PPL_LLAMA && p->m->vocab && p->m->vocab->add_bos && p->m->vocab->bos != TOKEN_NONE)
-            w[0] = p->m->vocab->bos;
-        rc = add_window(p, w, n, n, p->o.protocol == PPL_LLAMA ? n / 2 + 1 : 1, e);
+        if (llama && p->m->vocab && p->m->vocab->add_bos && p->m->vocab->bos != TOKEN_NONE)
+            text_of(p)[0] = p->m->vocab->bos;
+        rc = add_window(p, text_of(p), n, llama ? n / 2 + 1 : 1, e);
+        drop_text(p, n);
     }
-    drop_text(p, used);
     return rc;
 }
 
-/* sliding: `text` begins at the next window's first token; of it, all but the last `unscored` have been scored. */
+/* sliding: `text` begins with the next window. Its first `behind` tokens have been scored by the windows before. The last
+ * window is what is left at the end of the text. */
 static int cut_sliding(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
-    while (!rc && !perplexity_full(p) && (text_len(p) >= n || (end && p->unscored))) {
-        size_t len = text_len(p) < n ? text_len(p) : n;
-        size_t behind = text_len(p) - p->unscored; /* scored before */
-        if (len >= 2) rc = add_window(p, text_of(p), len, len, behind ? behind : 1, e);
+    while (!rc && !perplexity_full(p) && p->unscored && (text_len(p) >= n || end)) {
+        size_t len = text_len(p) < n ? text_len(p) : n, behind = text_len(p) - p->unscored;
+        if (len >= 2) rc = add_window(p, text_of(p), len, behind ? behind : 1, e);
         p->unscored = text_len(p) - len;
-        if (text_len(p) <= n && end) break;
-        drop_text(p, p->o.stride);
+        if (len == n) drop_text(p, p->o.stride);
     }
     return rc;
 }
 
-/* documents: full windows of context + 1 tokens, each sharing its first with the last of the one before; what is left at the
- * document's end is scored with as much context as there is. */
+static int cut_sequence(struct perplexity *p, bool end, struct err *e) {
+    int rc = 0;
+    if (text_len(p) > p->o.context)
+        return err_set(e, ERR_DATA, "a sequence is longer than the context of %u (tokenize --context, or --protocol)",
+                       p->o.context);
+    if (!end) return 0;
+    if (text_len(p) >= 2) rc = add_window(p, text_of(p), text_len(p), 1, e);
+    p->text.len = 0;
+    return rc;
+}
+
+/* documents: each full window has as many targets as a context has places, and for its first input the last target of the
+ * window before. What is left at the end is scored with as much context as there is room for. */
 static int cut_document(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
-    while (!rc && p->unscored >= n) {
-        size_t first = text_len(p) - p->unscored - 1;
-        rc = add_window(p, text_of(p) + first, n + 1, n, 1, e);
+    while (!rc && !perplexity_full(p) && p->unscored >= n) {
+        drop_text(p, text_len(p) - p->unscored - 1);
+        rc = add_window(p, text_of(p), n + 1, 1, e); /* stays, as the context of a last, partial one */
         p->unscored -= n;
-        drop_text(p, first); /* the window stays as the context of a last, partial one */
     }
     if (rc || !end) return rc;
-    if (p->unscored) {
-        size_t have = text_len(p), len = have < n + 1 ? have : n + 1; /* tokens of the window, targets included */
-        rc = add_window(p, text_of(p) + have - len, len, len - 1, len - p->unscored, e);
+    if (p->unscored && !perplexity_full(p)) {
+        size_t len = text_len(p) < n + 1 ? text_len(p) : n + 1;
+        rc = add_window(p, text_of(p) + text_len(p) - len, len, len - p->unscored, e);
     }
-    p->text.len = 0;
-    p->unscored = 0;
-    p->begun = false;
+    p->text.len = p->unscored = 0;
     return rc;
 }
 
-/* White-space separated words of the text that the tokens spell: runs of white space, plus one, as lm-eval's re.split counts. */
-static void count_words(struct perplexity *p, const uint32_t *tokens, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const struct token *t = &p->m->vocab->tokens[tokens[i]];
-        for (uint32_t k = 0; k < t->n_bytes; k++) {
-            bool space = t->bytes[k] == ' ' || (t->bytes[k] >= '\t' && t->bytes[k] <= '\r');
-            p->words += space && !p->in_space;
-            p->in_space = space;
-        }
-    }
-}
-
-static int begin_document(struct perplexity *p, struct err *e) {
-    p->begun = true;
-    p->in_space = false;
-    p->words++;
+/* Puts BOS (or EOS) before a document, unless it has it already; how many of the tokens are not text. */
+static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, struct err *e) {
+    uint32_t prefix = metrics_prefix_token(p->m);
+    *skip = first == prefix;
     p->documents++;
-    return push_u32(&p->text, metrics_prefix_token(p->m), e);
+    p->words.words++;
+    p->words.in_space = false;
+    p->words.missing = 0;
+    return buf_append(&p->text, &prefix, sizeof prefix, e);
 }
 
-static int feed_document(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
-    int rc = p->begun ? 0 : begin_document(p, e);
-    if (!rc) count_words(p, tokens, n);
-    /* In pieces, so that a document of any length needs the memory of a few windows. */
-    for (size_t at = 0, piece; !rc && at < n; at += piece) {
-        piece = n - at < p->o.context ? n - at : p->o.context;
-        rc = buf_append(&p->text, tokens + at, piece * sizeof *tokens, e);
-        p->unscored += piece;
-        if (!rc) rc = cut_document(p, false, e);
-    }
-    return rc || !end ? rc : cut_document(p, true, e);
-}
+/* ---- tokens in ------------------------------------------------------------------------------------------------------------ */
 
-static int feed_sequence(struct perplexity *p, const uint32_t *tokens, size_t n, struct err *e) {
-    if (n > p->o.context)
-        return err_set(
-            e, ERR_DATA,
-            "a sequence of %zu tokens is longer than the context of %u (tokenize --context, or another --protocol)", n,
-            p->o.context);
-    return n < 2 ? 0 : add_window(p, tokens, n, n, 1, e);
-}
-
-static int feed_by_sequence(struct perplexity *p, const struct batch *b, struct err *e) {
-    const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
-    bool documents = p->o.protocol == PPL_DOCUMENTS;
-    if (!documents && (b->head.first_pos || (b->head.flags & BATCH_CONTINUES)))
-        return err_set(
-            e, ERR_DATA,
-            "sequences run over several batches: longer than a context (tokenize --context, or another --protocol)");
+/* At most a context of tokens; the sequence ends with them, or not. */
+static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
+    size_t skip = 0;
     int rc = 0;
-    for (uint32_t s = 0; !rc && s < b->head.n_seqs && !perplexity_full(p); tokens += lengths[s++]) {
-        bool open = s + 1 == b->head.n_seqs && (b->head.flags & BATCH_CONTINUES);
-        rc = documents ? feed_document(p, tokens, lengths[s], !open, e) : feed_sequence(p, tokens, lengths[s], e);
+    if (p->o.protocol == PPL_DOCUMENTS && !p->open) rc = begin_document(p, tokens[0], &skip, e);
+    if (!rc) rc = buf_append(&p->text, tokens + skip, (n - skip) * sizeof *tokens, e);
+    p->unscored += n - skip;
+    p->open = !end;
+    if (rc) return rc;
+    switch (p->o.protocol) {
+    case PPL_SLIDING: return cut_sliding(p, false, e);
+    case PPL_SEQUENCES: return cut_sequence(p, end, e);
+    case PPL_DOCUMENTS: return cut_document(p, end, e);
+    default: return cut_disjoint(p, e);
     }
-    return rc;
 }
 
-int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) {
+static int check_tokens(const struct perplexity *p, const struct batch *b, struct err *e) {
     const uint32_t *tokens = batch_tokens(b);
     for (uint64_t i = 0; i < b->head.n_positions; i++)
         if (tokens[i] >= p->m->config.vocab_size)
             return err_set(e, ERR_DATA, "token %u is outside the vocabulary of %u", tokens[i], p->m->config.vocab_size);
-    if (p->o.protocol == PPL_SEQUENCES || p->o.protocol == PPL_DOCUMENTS) return feed_by_sequence(p, b, e);
-    int rc = buf_append(&p->text, tokens, b->head.n_positions * sizeof *tokens, e);
-    p->unscored += b->head.n_positions;
-    if (rc) return rc;
-    return p->o.protocol == PPL_SLIDING ? cut_sliding(p, false, e) : cut_disjoint(p, e);
+    return 0;
+}
+
+static int open_sequence(struct err *e) {
+    return err_set(e, ERR_DATA, "the tokens end inside a sequence");
+}
+
+int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) {
+    const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
+    if (p->open && !b->head.first_pos) return open_sequence(e);
+    int rc = check_tokens(p, b, e);
+    for (uint32_t s = 0; !rc && s < b->head.n_seqs; s++) {
+        bool goes_on = s + 1 == b->head.n_seqs && (b->head.flags & BATCH_CONTINUES);
+        for (uint32_t n, left = lengths[s]; !rc && left && !perplexity_full(p); left -= n, tokens += n) {
+            n = left < p->o.context ? left : p->o.context;
+            rc = feed_piece(p, tokens, n, n == left && !goes_on, e);
+        }
+    }
+    return rc;
 }
 
 int perplexity_finish(struct perplexity *p, struct err *e) {
-    int rc = 0;
-    if (p->o.protocol == PPL_SLIDING) rc = cut_sliding(p, true, e);
-    if (p->o.protocol == PPL_DOCUMENTS && p->begun && !perplexity_full(p)) rc = cut_document(p, true, e);
+    int rc = p->open && !perplexity_full(p) ? open_sequence(e) : 0;
+    if (!rc && p->o.protocol == PPL_SLIDING) rc = cut_sliding(p, true, e);
     if (!rc) rc = flush(p, e);
-    if (!rc && !p->scored)
+    if (!rc && !p->nll.n)
         rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s", p->o.context,
                      protocol_names[p->o.protocol]);
     return rc;
@@ -238,28 +276,37 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
 /* ---- results -------------------------------------------------------------------------------------------------------------- */
 
 uint64_t perplexity_scored(const struct perplexity *p) {
-    return p->scored;
+    return p->nll.n;
 }
 double perplexity_value(const struct perplexity *p) {
-    return exp(p->nll / (double)p->scored);
+    return exp(p->nll.mean);
+}
+
+static bool put_protocol(cJSON *o, const struct perplexity *p) {
+    return json_put_str(o, "metric", "perplexity") && json_put_str(o, "protocol", protocol_names[p->o.protocol]) &&
+           json_put_u64(o, "context", p->o.context) &&
+           (p->o.protocol != PPL_SLIDING || json_put_u64(o, "stride", p->o.stride)) &&
+           json_put_u64(o, "windows", p->windows) && json_put_u64(o, "scored", p->nll.n);
+}
+
+/* Per byte and per word of the text behind the targets: comparable between vocabularies. */
+static bool put_text(cJSON *o, const struct perplexity *p) {
+    double nll = p->nll.mean * (double)p->nll.n, bytes = (double)p->bytes;
+    if (!p->bytes) return true;
+    if (!json_put_f64(o, "bits_per_byte", nll / (bytes * M_LN2))) return false;
+    return p->o.protocol != PPL_DOCUMENTS ||
+           (json_put_u64(o, "documents", p->documents) && json_put_u64(o, "words", p->words.words) &&
+            json_put_f64(o, "word_perplexity", exp(nll / (double)p->words.words)) &&
+            json_put_f64(o, "byte_perplexity", exp(nll / bytes)));
 }
 
 cJSON *perplexity_json(const struct perplexity *p, struct err *e) {
-    double n = (double)p->scored, mean = p->nll / n, ppl = exp(mean), variance = p->nll_sq / n - mean * mean;
+    double value = perplexity_value(p);
     cJSON *o = cJSON_CreateObject();
-    bool ok = o && json_put_str(o, "metric", "perplexity") &&
-              json_put_str(o, "protocol", protocol_names[p->o.protocol]) && json_put_u64(o, "context", p->o.context) &&
-              (p->o.protocol != PPL_SLIDING || json_put_u64(o, "stride", p->o.stride)) &&
-              json_put_u64(o, "windows", p->windows) && json_put_u64(o, "scored", p->scored) &&
-              json_put_f64(o, "perplexity", ppl) &&
-              json_put_f64(o, "stderr", p->scored > 1 ? ppl * sqrt((variance > 0 ? variance : 0) / (n - 1)) : 0) &&
-              json_put_f64(o, "nll", mean);
-    if (ok && p->bytes) ok = json_put_f64(o, "bits_per_byte", p->nll / ((double)p->bytes * M_LN2));
-    if (ok && p->o.protocol == PPL_DOCUMENTS)
-        ok = json_put_u64(o, "documents", p->documents) && json_put_u64(o, "words", p->words) &&
-             json_put_f64(o, "word_perplexity", exp(p->nll / (double)p->words)) &&
-             (!p->bytes || json_put_f64(o, "byte_perplexity", exp(p->nll / (double)p->bytes)));
-    if (ok) return o;
+    if (o && put_protocol(o, p) && json_put_f64(o, "perplexity", value) &&
+        json_put_f64(o, "perplexity_stderr", value * moments_stderr(&p->nll)) && put_mean(o, "nll", &p->nll) &&
+        put_text(o, p))
+        return o;
     cJSON_Delete(o);
     err_nomem(e, "results");
     return NULL;

@@ -1,0 +1,259 @@
+/*
+ * Divergence from a reference, KL(reference || model) and its company, as llama.cpp's llama-perplexity --kl-divergence
+ * reports them, from every encoding of a teacher's knowledge.
+ */
+#include "lib/metrics/metrics_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct divergence {
+    struct model *m;
+    struct knowledge_format f;
+    struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
+    struct grad_tape *tape;
+    size_t base;          /* of the rows: where the sequences begin that the model is being given */
+    double temperature;   /* at which both are compared */
+    struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
+    struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
+    struct buf tops;      /* u32 [2][block]: most probable tokens of the model, then of a dense reference */
+    uint64_t positions, labels, same_top;
+    struct moments kld, cross, nll, nll_reference, ln_ratio, delta_p, delta_p2;
+    double co;                 /* sum of products of deviations of nll and nll_reference */
+    struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
+};
+
+/* What becomes of the probability that a sparse reference does not have by token. */
+static const char *const tails[] = {
+    [KNOW_NONE] = NULL,
+    [KNOW_DENSE] = "none",
+    [KNOW_TOPK] = "dropped: the reference of kld is its entries, normalised",
+    [KNOW_GHOST] = "one pseudo-token: kld is a lower bound",
+    [KNOW_SAMPLE] = "draws: unbiased cross-entropy, no kld",
+};
+
+int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
+    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
+    if (f->vocab_size != m->config.vocab_size)
+        return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, m->config.vocab_size);
+    struct divergence *d = mem_zalloc(sizeof *d, e);
+    if (!d) return e->code;
+    d->m = m;
+    d->f = *f;
+    /* Dense rows can be brought to any temperature; sparse ones are compared at their own. */
+    d->temperature = f->encoding == KNOW_DENSE ? 1 : f->temperature;
+    int rc = grad_tape_new(&d->tape, false, e);
+    if (rc)
+        divergence_free(d);
+    else
+        *out = d;
+    return rc;
+}
+
+void divergence_free(struct divergence *d) {
+    if (!d) return;
+    struct buf *all[] = {&d->reference, &d->losses, &d->tops, &d->klds, &d->delta_ps};
+    for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
+    knowledge_rows_release(&d->rows);
+    grad_tape_free(d->tape);
+    mem_free(d);
+}
+
+/* ---- positions -------------------------------------------------------------------------------------------------------------- */
+
+/* A block of rows as the kernels have left it. */
+struct block {
+    const struct kernel_target *target;
+    const double *kl, *ce;
+    const uint32_t *top, *reference_top;
+    const float *reference; /* dense: log-probabilities [rows][vocab] */
+};
+
+/* ln of the reference's probability of the label; +1 where the entries do not have it. */
+static double reference_log_prob(const struct divergence *d, const struct block *b, size_t r) {
+    const struct kernel_target *t = b->target;
+    uint32_t label = t->label[r];
+    if (b->reference) return b->reference[r * d->f.vocab_size + label];
+    for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++)
+        if (t->ids[i] == label && t->probs[i] > 0) return log(t->probs[i]);
+    return 1;
+}
+
+static int add_label(struct divergence *d, const struct block *b, size_t r, struct err *e) {
+    if (b->target->label[r] == UINT32_MAX) return 0;
+    d->labels++;
+    double log_prob = d->f.encoding == KNOW_SAMPLE ? 0 : reference_log_prob(d, b, r), nll = b->ce[r];
+    if (log_prob > 0) return 0; /* both perplexities are of the same positions */
+    double before = nll - d->nll.mean;
+    moments_add(&d->nll, nll);
+    if (d->f.encoding == KNOW_SAMPLE) return 0;
+    moments_add(&d->nll_reference, -log_prob);
+    d->co += before * (-log_prob - d->nll_reference.mean);
+    moments_add(&d->ln_ratio, nll + log_prob); /* its error is that of the difference of the two, covariance included */
+    double delta = exp(-nll) - exp(log_prob);
+    moments_add(&d->delta_p, delta);
+    moments_add(&d->delta_p2, delta * delta);
+    return buf_append(&d->delta_ps, &delta, sizeof delta, e);
+}
+
+/* The kernel's sum over the entries of t ln(t / p) made what is reported. */
+static int add_kl(struct divergence *d, const struct block *b, size_t r, struct err *e) {
+    const struct kernel_target *t = b->target;
+    double kl = b->kl[r], mass = 0, t_ln_t = 0;
+    if (!b->reference)
+        for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++) {
+            double p = t->probs[i];
+            mass += p;
+            if (p > 0) t_ln_t += p * log(p);
+        }
+    if (d->f.encoding == KNOW_SAMPLE) {
+        moments_add(&d->cross, kl - t_ln_t);
+        return 0;
+    }
+    if (d->f.encoding == KNOW_TOPK) kl = kl / mass - log(mass);
+    moments_add(&d->kld, kl);
+    /* sparse entries stand in descending order */
+    uint32_t top = b->reference ? b->reference_top[r] : t->ids[t->offset[r]];
+    d->same_top += b->top[r] == top;
+    return buf_append(&d->klds, &kl, sizeof kl, e);
+}
+
+/* Names the sequence of row `at` of those that wait. */
+static int not_finite(const struct divergence *d, size_t at, struct err *e) {
+    size_t s = 0;
+    for (; at >= d->rows.lengths[s]; s++) at -= d->rows.lengths[s];
+    return err_set(e, ERR_DATA, "sequence %llu, position %zu: the model gives no finite probabilities",
+                   (unsigned long long)d->rows.seqs[s], at);
+}
+
+static int reserve_block(struct divergence *d, size_t rows, size_t vocab, struct err *e) {
+    bool dense = d->f.encoding == KNOW_DENSE;
+    d->reference.len = d->losses.len = d->tops.len = 0;
+    int rc = buf_reserve(&d->losses, 2 * rows * sizeof(double), e);
+    if (!rc) rc = buf_reserve(&d->tops, 2 * rows * sizeof(uint32_t), e);
+    return rc || !dense ? rc : buf_reserve(&d->reference, rows * vocab * sizeof(float), e);
+}
+
+static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    struct divergence *d = ctx;
+    struct kernel_loss how = {.temperature = 1, .kl_weight = 1, .ce_weight = 1};
+    struct kernel_target target;
+    int rc = reserve_block(d, rows, vocab, e);
+    if (rc) return rc;
+    float *reference = d->f.encoding == KNOW_DENSE ? (float *)d->reference.data : NULL;
+    double *kl = (double *)d->losses.data, *ce = kl + rows;
+    uint32_t *top = (uint32_t *)d->tops.data, *reference_top = top + rows;
+    if (d->temperature != 1) kernel_scale(logits, rows * vocab, (float)(1 / d->temperature));
+    knowledge_target(&d->rows, &d->f, d->temperature, d->base + first, rows, reference, &target);
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, NULL);
+    kernel_argmax(top, logits, rows, vocab);
+    if (reference) kernel_argmax(reference_top, reference, rows, vocab);
+    struct block b = {&target, kl, ce, top, reference_top, reference};
+    for (size_t r = 0; !rc && r < rows; r++) {
+        if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->base + first + r, e);
+        rc = add_kl(d, &b, r, e);
+        if (!rc) rc = add_label(d, &b, r, e);
+    }
+    d->positions += rows;
+    return rc;
+}
+
+/* ---- sequences ---------------------------------------------------------------------------------------------------------------- */
+
+int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) {
+    int rc = knowledge_decode(&d->rows, &d->f, b, e);
+    size_t whole = rc ? 0 : knowledge_whole_seqs(&d->rows);
+    const uint32_t *lengths = d->rows.lengths;
+    d->base = 0;
+    for (size_t s = 0, n; !rc && s < whole; s += n) {
+        size_t positions = 0;
+        for (n = 0; s + n < whole && (n == 0 || positions + lengths[s + n] <= METRICS_BATCH); n++)
+            positions += lengths[s + n];
+        struct model_input in = {positions, n, d->rows.tokens + d->base, lengths + s};
+        rc = model_infer(d->m, d->tape, &in, NULL, NULL, compare_block, d, e);
+        d->base += positions;
+    }
+    if (!rc) knowledge_drop(&d->rows, &d->f, whole);
+    return rc;
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void sort(struct buf *values) {
+    if (values->len) qsort(values->data, values->len / sizeof(double), sizeof(double), ascending);
+}
+
+int divergence_finish(struct divergence *d, struct err *e) {
+    int rc = knowledge_decode_end(&d->rows, e);
+    if (!rc && !d->positions) rc = err_set(e, ERR_DATA, "no positions");
+    sort(&d->klds);
+    sort(&d->delta_ps);
+    return rc;
+}
+
+uint64_t divergence_positions(const struct divergence *d) {
+    return d->positions;
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------------------------- */
+
+static bool put_percentiles(cJSON *o, const char *key, const struct buf *values) {
+    static const struct {
+        const char *name;
+        double q;
+    } shown[] = {{"max", 1},  {"99.9", 0.999}, {"99", 0.99}, {"95", 0.95},   {"90", 0.9}, {"median", 0.5},
+                 {"10", 0.1}, {"5", 0.05},     {"1", 0.01},  {"0.1", 0.001}, {"min", 0}};
+    char name[64];
+    for (size_t i = 0; i < COUNT_OF(shown); i++) {
+        snprintf(name, sizeof name, "%s_%s", key, shown[i].name);
+        if (!json_put_f64(o, name,
+                          metrics_quantile((const double *)values->data, values->len / sizeof(double), shown[i].q)))
+            return false;
+    }
+    return true;
+}
+
+static bool put_kl(cJSON *o, const struct divergence *d) {
+    if (d->f.encoding == KNOW_SAMPLE) return put_mean(o, "cross_entropy", &d->cross);
+    return put_mean(o, "kld", &d->kld) && put_percentiles(o, "kld", &d->klds) &&
+           put_share(o, "same_top", d->same_top, d->positions);
+}
+
+static bool put_perplexity(cJSON *o, const char *key, const struct moments *nll) {
+    char name[64];
+    double value = exp(nll->mean);
+    snprintf(name, sizeof name, "%s_stderr", key);
+    return json_put_f64(o, key, value) && json_put_f64(o, name, value * moments_stderr(nll));
+}
+
+/* Of positions whose label the reference has a probability for. */
+static bool put_labels(cJSON *o, const struct divergence *d) {
+    bool sample = d->f.encoding == KNOW_SAMPLE;
+    if (!sample && !json_put_u64(o, "labels_known", d->nll.n)) return false;
+    if (!d->nll.n) return true;
+    if (!put_perplexity(o, "perplexity", &d->nll)) return false;
+    if (sample) return true;
+    double spread = sqrt(d->nll.m2 * d->nll_reference.m2), rms = sqrt(d->delta_p2.mean);
+    return put_perplexity(o, "perplexity_reference", &d->nll_reference) && put_mean(o, "ln_ratio", &d->ln_ratio) &&
+           (spread <= 0 || json_put_f64(o, "ln_correlation", d->co / spread)) && put_mean(o, "delta_p", &d->delta_p) &&
+           put_percentiles(o, "delta_p", &d->delta_ps) && json_put_f64(o, "delta_p_rms", rms) &&
+           json_put_f64(o, "delta_p_rms_stderr", rms > 0 ? moments_stderr(&d->delta_p2) / (2 * rms) : 0);
+}
+
+cJSON *divergence_json(struct divergence *d, struct err *e) {
+    char encoding[32];
+    cJSON *o = cJSON_CreateObject();
+    if (o && json_put_str(o, "metric", "divergence") &&
+        json_put_str(o, "reference", knowledge_encoding_text(&d->f, encoding, sizeof encoding)) &&
+        json_put_str(o, "tail", tails[d->f.encoding]) && json_put_f64(o, "temperature", d->temperature) &&
+        json_put_u64(o, "positions", d->positions) && put_kl(o, d) && json_put_u64(o, "labels", d->labels) &&
+        put_labels(o, d))
+        return o;
+    cJSON_Delete(o);
+    err_nomem(e, "results");
+    return NULL;
+}
