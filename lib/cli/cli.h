@@ -115,6 +115,10 @@ int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
 int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
 /* The name after -o, NULL when the result goes to stdout: for a program that makes a folder of that name itself. */
 const char *cli_output_path(const struct cli *c);
+/* A result on the program's text output: a flat object as one line of canonical JSON, flushed. */
+int cli_result(struct cli *c, const cJSON *object, struct err *e) MUST_CHECK;
+/* An array of flat objects as an aligned table: neighbours with the same keys under one head, others a line for each member. */
+int cli_table(struct cli *c, const cJSON *objects, struct err *e) MUST_CHECK;
 /* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
 struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out,

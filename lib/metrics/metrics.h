@@ -97,8 +97,8 @@ void divergence_free(struct divergence *d);
  */
 struct task;
 int task_new(struct task **out, struct model *m, const char *name, struct err *e) MUST_CHECK;
-/* A line without its newline; `number` from 1, for messages. Empty lines are skipped. */
-int task_line(struct task *t, const char *line, size_t n, uint64_t number, struct err *e) MUST_CHECK;
+/* The text of the file in any pieces. Lines of at most 16 MiB; empty ones are skipped. Messages name the line. */
+int task_feed(struct task *t, const char *text, size_t n, struct err *e) MUST_CHECK;
 int task_finish(struct task *t, struct err *e) MUST_CHECK;
 uint64_t task_items(const struct task *t); /* scored so far */
 cJSON *task_json(const struct task *t, struct err *e) MUST_CHECK;

@@ -32,7 +32,7 @@ struct perplexity {
     struct buf text;   /* u32: tokens from the first of the next window on; a few contexts at most */
     struct buf labels; /* u32 [context]: scratch */
     size_t unscored;   /* sliding, documents: tokens at the end of `text` that no window has had for targets */
-    bool open;         /* inside a sequence */
+    bool open;         /* inside a sequence; the stream has seen to it that the last one is whole */
     struct word_count words;
     uint64_t windows, bytes, documents;
     struct moments nll;
@@ -88,6 +88,7 @@ static void count_byte(struct word_count *w, unsigned char b) {
         w->code = w->code << 6 | (b & 0x3f);
         w->missing--;
     } else {
+        if (w->missing) w->in_space = false;
         w->missing = b < 0xc0 ? 0 : b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3;
         w->code = b < 0x80 ? b : b < 0xc0 ? 0xfffd : b & (0x3fu >> w->missing);
     }
@@ -245,13 +246,8 @@ static int check_tokens(const struct perplexity *p, const struct batch *b, struc
     return 0;
 }
 
-static int open_sequence(struct err *e) {
-    return err_set(e, ERR_DATA, "the tokens end inside a sequence");
-}
-
 int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) {
     const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
-    if (p->open && !b->head.first_pos) return open_sequence(e);
     int rc = check_tokens(p, b, e);
     for (uint32_t s = 0; !rc && s < b->head.n_seqs; s++) {
         bool goes_on = s + 1 == b->head.n_seqs && (b->head.flags & BATCH_CONTINUES);
@@ -264,8 +260,7 @@ int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) 
 }
 
 int perplexity_finish(struct perplexity *p, struct err *e) {
-    int rc = p->open && !perplexity_full(p) ? open_sequence(e) : 0;
-    if (!rc && p->o.protocol == PPL_SLIDING) rc = cut_sliding(p, true, e);
+    int rc = p->o.protocol == PPL_SLIDING ? cut_sliding(p, true, e) : 0;
     if (!rc) rc = flush(p, e);
     if (!rc && !p->nll.n)
         rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s", p->o.context,

@@ -23,6 +23,8 @@ struct task {
     char *name;
     enum task_kind kind;
     struct scorer scorer;
+    struct buf line; /* what of the file has not been followed by a newline yet */
+    uint64_t n_lines;
     struct buf runs; /* struct run, whole items */
     uint64_t n, truncated, right[N_SCORES];
     /* scratch */
@@ -48,6 +50,7 @@ int task_new(struct task **out, struct model *m, const char *name, struct err *e
 void task_free(struct task *t) {
     if (!t) return;
     scorer_release(&t->scorer);
+    buf_release(&t->line);
     buf_release(&t->runs);
     buf_release(&t->text);
     buf_release(&t->tokens);
@@ -231,7 +234,8 @@ static bool is_blank(const char *line, size_t n) {
     return n == 0;
 }
 
-int task_line(struct task *t, const char *line, size_t n, uint64_t number, struct err *e) {
+static int take_line(struct task *t, const char *line, size_t n, struct err *e) {
+    t->n_lines++;
     if (is_blank(line, n)) return 0;
     cJSON *o = json_parse(line, n, e);
     int rc = o ? 0 : e->code;
@@ -241,14 +245,32 @@ int task_line(struct task *t, const char *line, size_t n, uint64_t number, struc
         rc = pair ? minimal_pair(t, o, e) : multiple_choice(t, o, e);
     }
     cJSON_Delete(o);
-    if (rc) return err_prefix(e, "line %llu", (unsigned long long)number);
+    if (rc) return err_prefix(e, "line %llu", (unsigned long long)t->n_lines);
     return scorer_positions(&t->scorer) < METRICS_BATCH ? 0 : score_waiting(t, e);
+}
+
+#define MAX_LINE ((size_t)16 << 20)
+
+int task_feed(struct task *t, const char *text, size_t n, struct err *e) {
+    const char *end = text + n, *newline;
+    int rc = 0;
+    for (; !rc && text < end && (newline = memchr(text, '\n', (size_t)(end - text))); text = newline + 1) {
+        rc = buf_append(&t->line, text, (size_t)(newline - text), e);
+        if (!rc) rc = take_line(t, (const char *)t->line.data, t->line.len, e);
+        t->line.len = 0;
+    }
+    if (!rc) rc = buf_append(&t->line, text, (size_t)(end - text), e);
+    if (!rc && t->line.len > MAX_LINE)
+        rc = err_set(e, ERR_DATA, "line %llu is longer than %zu MiB", (unsigned long long)t->n_lines + 1,
+                     MAX_LINE >> 20);
+    return rc;
 }
 
 /* ---- results ------------------------------------------------------------------------------------------------------------------ */
 
 int task_finish(struct task *t, struct err *e) {
-    int rc = score_waiting(t, e);
+    int rc = t->line.len ? take_line(t, (const char *)t->line.data, t->line.len, e) : 0;
+    if (!rc) rc = score_waiting(t, e);
     return rc || t->n ? rc : err_set(e, ERR_DATA, "no items");
 }
 

@@ -1,0 +1,275 @@
+/* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
+#include "lib/cli/cli.h"
+#include "lib/metrics/metrics.h"
+
+static const char *model_path, *protocol, *reference;
+static uint64_t context, stride, max_windows;
+static double fail_above;
+static struct cli_list tasks;
+static bool table;
+
+static const struct cli_option options[] = {
+    {.name = "model",
+     .letter = 'm',
+     .type = CLI_STRING,
+     .to = &model_path,
+     .arg = "FILE",
+     .required = true,
+     .completes_files = true,
+     .help = "the model stream to evaluate"},
+    {.name = "protocol",
+     .type = CLI_CHOICE,
+     .to = &protocol,
+     .arg = "NAME",
+     .choices = "gptq|llama|sliding|sequences|documents",
+     .fallback = "gptq",
+     .help = "which tokens are scored behind which context, see above"},
+    {.name = "context",
+     .type = CLI_U64,
+     .to = &context,
+     .arg = "N",
+     .min = 2,
+     .max = UINT32_MAX,
+     .help = "tokens in a window; without it, 512 or the model's context if that is less (protocol sequences: the "
+             "model's context)"},
+    {.name = "stride",
+     .type = CLI_U64,
+     .to = &stride,
+     .arg = "N",
+     .min = 1,
+     .max = UINT32_MAX,
+     .help = "protocol sliding: tokens from one window to the next; without it, half the context"},
+    {.name = "max-windows",
+     .type = CLI_U64,
+     .to = &max_windows,
+     .arg = "N",
+     .fallback = "0",
+     .help = "score the first N windows only; 0: all"},
+    {.name = "reference",
+     .type = CLI_STRING,
+     .to = &reference,
+     .arg = "KNOWLEDGE",
+     .completes_files = true,
+     .help = "how far the model is from this knowledge (teacher-infer, logit-dump)"},
+    {.name = "task",
+     .type = CLI_LIST,
+     .to = &tasks,
+     .arg = "FILE",
+     .completes_files = true,
+     .help = "score the minimal pairs or multiple-choice questions of this JSON-lines file"},
+    {.name = "table", .type = CLI_FLAG, .to = &table, .help = "print tables for reading instead of JSON lines"},
+    {.name = "fail-above",
+     .type = CLI_F64,
+     .to = &fail_above,
+     .arg = "PPL",
+     .min = 1,
+     .max = 1e30,
+     .help = "exit with 4 when the perplexity is above this"},
+    {0},
+};
+
+struct eval {
+    struct cli *c;
+    struct model *m;
+    cJSON *results; /* array; belongs to the report */
+};
+
+/* Takes the result over. */
+static int put_result(struct eval *v, cJSON *result, struct err *e) {
+    if (!result) return e->code;
+    if (!cJSON_AddItemToArray(v->results, result)) {
+        cJSON_Delete(result);
+        return err_nomem(e, "results");
+    }
+    return table ? 0 : cli_result(v->c, result, e);
+}
+
+/* ---- perplexity ------------------------------------------------------------------------------------------------------------ */
+
+static int choose_windows(const struct model *m, struct perplexity_options *o, struct err *e) {
+    uint32_t most = m->config.context;
+    *o = (struct perplexity_options){.max_windows = max_windows, .batch_positions = 2048};
+    int rc = perplexity_protocol_parse(protocol, &o->protocol, e);
+    o->context = context ? (uint32_t)context : most > 512 && o->protocol != PPL_SEQUENCES ? 512 : most;
+    o->stride = stride ? (uint32_t)stride : o->context / 2;
+    if (!rc && stride && o->protocol != PPL_SLIDING)
+        rc = err_set(e, ERR_USAGE, "--stride is for --protocol sliding, not %s", protocol);
+    return rc;
+}
+
+static int feed_tokens(struct eval *v, struct stream_reader *in, struct perplexity *p, struct err *e) {
+    struct knowledge_format f;
+    struct batch b = {0};
+    bool more = true;
+    int rc = knowledge_meta_get(stream_reader_meta(in), &f, e);
+    if (rc) err_prefix(e, "%s", stream_reader_name(in));
+    if (!rc) rc = model_check_vocab(v->m, stream_reader_meta(in), stream_reader_name(in), e);
+    cli_progress_begin(v->c, "tokens", 0);
+    while (!rc && !perplexity_full(p) && !(rc = batch_read(in, &b, &more, e)) && more) {
+        rc = knowledge_meta_same(&f, in, e);
+        if (!rc && perplexity_feed(p, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+        if (!rc && perplexity_scored(p))
+            cli_progress(v->c, perplexity_scored(p), "perplexity %.4g", perplexity_value(p));
+    }
+    cli_progress_end(v->c);
+    batch_release(&b);
+    if (!rc) rc = stream_drain(in, e); /* what --max-windows leaves may be cut, too */
+    if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+    return rc;
+}
+
+static int eval_tokens(struct eval *v, double *value, struct err *e) {
+    struct perplexity_options o;
+    struct perplexity *p = NULL;
+    struct stream_reader *in;
+    int rc = choose_windows(v->m, &o, e);
+    if (!rc) rc = cli_open_stream(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, &in, e);
+    if (!rc) rc = perplexity_new(&p, v->m, &o, e);
+    if (!rc) rc = feed_tokens(v, in, p, e);
+    if (!rc) rc = put_result(v, perplexity_json(p, e), e);
+    if (!rc) *value = perplexity_value(p);
+    perplexity_free(p);
+    return rc;
+}
+
+/* ---- divergence ------------------------------------------------------------------------------------------------------------- */
+
+static int feed_reference(struct eval *v, struct stream_reader *in, struct divergence **d, struct err *e) {
+    struct knowledge_format f;
+    struct batch b = {0};
+    bool more = true;
+    int rc = model_check_vocab(v->m, stream_reader_meta(in), stream_reader_name(in), e);
+    if (!rc && (knowledge_meta_get(stream_reader_meta(in), &f, e) || divergence_new(d, v->m, &f, e)))
+        rc = err_prefix(e, "%s", stream_reader_name(in));
+    cli_progress_begin(v->c, "positions", 0);
+    while (!rc && !(rc = batch_read(in, &b, &more, e)) && more) {
+        rc = knowledge_meta_same(&f, in, e);
+        if (!rc && divergence_feed(*d, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+        cli_progress(v->c, divergence_positions(*d), NULL);
+    }
+    cli_progress_end(v->c);
+    batch_release(&b);
+    if (!rc && divergence_finish(*d, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+    return rc;
+}
+
+static int eval_reference(struct eval *v, struct err *e) {
+    struct divergence *d = NULL;
+    struct stream_reader *in;
+    int rc = cli_open_stream(v->c, reference, "reference", STREAM_KNOWLEDGE, &in, e);
+    if (!rc) rc = feed_reference(v, in, &d, e);
+    if (!rc) rc = put_result(v, divergence_json(d, e), e);
+    divergence_free(d);
+    return rc;
+}
+
+/* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
+
+static int feed_task(struct eval *v, struct cli_file *f, struct task *t, struct err *e) {
+    char text[1 << 14];
+    size_t got = 1;
+    int rc = 0;
+    cli_progress_begin(v->c, "items", 0);
+    while (!rc && got) {
+        rc = cli_file_read(f, text, sizeof text, &got, e);
+        if (!rc && task_feed(t, text, got, e)) rc = err_prefix(e, "%s", cli_file_name(f));
+        cli_progress(v->c, task_items(t), NULL);
+    }
+    cli_progress_end(v->c);
+    if (!rc && task_finish(t, e)) rc = err_prefix(e, "%s", cli_file_name(f));
+    return rc;
+}
+
+/* "blimp/transitive.jsonl" is the task "transitive". */
+static int open_task(struct eval *v, const char *path, struct task **t, struct err *e) {
+    char name[256];
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    const char *dot = strrchr(base, '.');
+    snprintf(name, sizeof name, "%.*s", dot && dot > base ? (int)(dot - base) : (int)strlen(base), base);
+    return task_new(t, v->m, utf8_valid(name, strlen(name)) ? name : "task", e);
+}
+
+static int eval_tasks(struct eval *v, struct err *e) {
+    struct task **t = mem_array(tasks.n, sizeof(struct task *), e);
+    cJSON *means = cJSON_CreateArray(), *mean;
+    int rc = !t ? e->code : !means ? err_nomem(e, "results") : 0;
+    for (size_t i = 0; !rc && i < tasks.n; i++) {
+        struct cli_file *f;
+        rc = cli_open_file(v->c, tasks.items[i], "task", &f, e);
+        if (!rc) rc = open_task(v, tasks.items[i], &t[i], e);
+        if (!rc) rc = feed_task(v, f, t[i], e);
+        if (!rc) rc = put_result(v, task_json(t[i], e), e);
+    }
+    if (!rc) rc = task_means(t, tasks.n, means, e);
+    while (!rc && (mean = cJSON_DetachItemFromArray(means, 0))) rc = put_result(v, mean, e);
+    cJSON_Delete(means);
+    for (size_t i = 0; t && i < tasks.n; i++) task_free(t[i]);
+    mem_free(t);
+    return rc;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
+
+/* Without --reference and --task there is nothing but tokens to evaluate; with one of them only if they are named (so this
+ * is no program that always reads standard input, and a terminal there may be none of its business). */
+static bool wants_tokens(const struct cli *c) {
+    return cli_operands(c) || (!reference && !tasks.n);
+}
+
+static int check_usage(const struct cli *c, struct err *e) {
+    static const char *const for_tokens[] = {"protocol", "context", "stride", "max-windows", "fail-above"};
+    for (size_t i = 0; !wants_tokens(c) && i < COUNT_OF(for_tokens); i++)
+        if (cli_given(c, for_tokens[i]))
+            return err_set(e, ERR_USAGE, "--%s is for tokens: name their stream too, - for standard input",
+                           for_tokens[i]);
+    return 0;
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct stream_reader *model_in;
+    struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
+    double perplexity = 0;
+    int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
+    if (!rc) rc = cli_open_stream(c, model_path, "model", STREAM_MODEL, &model_in, e);
+    if (!rc) rc = model_load(&v.m, model_in, e);
+    if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
+    if (!rc && reference) rc = eval_reference(&v, e);
+    if (!rc && tasks.n) rc = eval_tasks(&v, e);
+    if (!rc && table) rc = cli_table(c, v.results, e);
+    if (!rc && cli_given(c, "fail-above") && !(perplexity <= fail_above))
+        rc = err_set(e, ERR_CHECK, "the perplexity is %.6g: above %.6g", perplexity, fail_above);
+    model_free(v.m);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "eval",
+        .summary = "measure a model: perplexity, divergence from a reference, tasks",
+        .operands = "[TOKENS]",
+        .max_operands = 1,
+        .writes_text = true,
+        .threaded = true,
+        .description =
+            "Prints one JSON object a line. Perplexity is of a token stream (standard input, unless --reference or "
+            "--task is all there is to do), by a protocol that goes with the number, for they are not comparable:\n"
+            "  gptq       one text in disjoint windows, all but a window's first token scored\n"
+            "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
+            "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
+            "  sequences  each sequence for itself, all but its first token\n"
+            "  documents  each sequence a document behind BOS, also per word and byte (lm-eval)\n"
+            "\n"
+            "--reference prints the KL divergence from a teacher and its company, as llama.cpp does, from any encoding "
+            "of knowledge; \"tail\" says what became of the probability that the encoding leaves out.\n"
+            "\n"
+            "--task files hold minimal pairs (sentence_good, sentence_bad) or questions (context, choices, answer), "
+            "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
+            "by length first; _low and _high bound Wilson's 95% interval.",
+        .examples = "rill eval -m model.rill tokens.rill\n    perplexity\n"
+                    "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
+                    "    by overlapping windows, for reading\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
