@@ -210,10 +210,9 @@ static int eval_tasks(struct eval *v, struct err *e) {
 
 /* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
 
-/* Without --reference and --task there is nothing but tokens to evaluate; with one of them only if they are named (so this
- * is no program that always reads standard input, and a terminal there may be none of its business). */
+/* With --reference or --task only tokens that are named; without, there is nothing else to evaluate. */
 static bool wants_tokens(const struct cli *c) {
-    return cli_operands(c) || (!reference && !tasks.n);
+    return cli_operands(c) || cli_wants_stdin(c);
 }
 
 static int check_usage(const struct cli *c, struct err *e) {
@@ -248,6 +247,8 @@ int main(int argc, char **argv) {
         .summary = "measure a model: perplexity, divergence from a reference, tasks",
         .operands = "[TOKENS]",
         .max_operands = 1,
+        .reads_stdin = true,
+        .stdin_unless = "reference|task",
         .writes_text = true,
         .threaded = true,
         .description =
@@ -265,9 +266,13 @@ int main(int argc, char **argv) {
             "--task files hold minimal pairs (sentence_good, sentence_bad) or questions (context, choices, answer), "
             "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
             "by length first; _low and _high bound Wilson's 95% interval.",
-        .examples = "rill eval -m model.rill tokens.rill\n    perplexity\n"
-                    "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
-                    "    by overlapping windows, for reading\n",
+        .examples =
+            "rill eval -m model.rill tokens.rill\n    perplexity\n"
+            "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
+            "    by overlapping windows, for reading\n"
+            "rill eval -m student.rill --reference corpus.kd.rill tokens.rill\n"
+            "    perplexity, and how far the student is from its teacher\n"
+            "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,
         .run = run,
     };

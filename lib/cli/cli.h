@@ -56,6 +56,7 @@ struct cli_program {
     const char *operands;           /* "[FILE]", "FILE...", "" */
     int min_operands, max_operands; /* max -1: any number */
     bool reads_stdin;               /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
+    const char *stdin_unless;       /* "reference|task": ... but not when one of these options is given */
     bool writes_stream;             /* has -o, --force, --codec, --level, --no-provenance */
     bool writes_text;               /* has -o, --force for text or foreign files */
     bool seeded;                    /* has --seed */
@@ -83,6 +84,7 @@ uint64_t cli_seed(const struct cli *c);
 bool cli_given(const struct cli *c, const char *option); /* said on the command line, not defaulted */
 bool cli_verbose(const struct cli *c);
 bool cli_quiet(const struct cli *c);
+bool cli_wants_stdin(const struct cli *c); /* reads_stdin, stdin_unless and the operands say so */
 
 /* ---- input: streams and other files. Names appear in messages as the user wrote them; "-" is `standard input` --------- */
 

@@ -239,10 +239,6 @@ static void release(struct cli *c) {
     arena_release(&c->arena);
 }
 
-static bool wants_usage(const struct cli *c) {
-    return c->program->reads_stdin && c->args.n_operands == 0 && isatty(STDIN_FILENO);
-}
-
 int cli_main(const struct cli_program *p, int argc, char **argv) {
     struct cli c = {.program = p, .argc = argc, .argv = argv, .codec = "raw", .progress_mode = "auto"};
     struct cli_option common[MAX_COMMON];
@@ -262,7 +258,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
             cli_message(&c, "", e.msg);
             code = 1;
         }
-    } else if (wants_usage(&c)) {
+    } else if (cli_wants_stdin(&c) && isatty(STDIN_FILENO)) {
         help_usage(stderr, p, &c.args);
         code = 2;
     } else {
@@ -292,6 +288,18 @@ bool cli_verbose(const struct cli *c) {
 
 bool cli_quiet(const struct cli *c) {
     return c->quiet;
+}
+
+bool cli_wants_stdin(const struct cli *c) {
+    if (!c->program->reads_stdin || c->args.n_operands) return false;
+    for (const char *s = c->program->stdin_unless; s && *s;) {
+        char name[64];
+        size_t n = strcspn(s, "|");
+        snprintf(name, sizeof name, "%.*s", (int)n, s);
+        if (cli_given(c, name)) return false;
+        s += n + (s[n] == '|');
+    }
+    return true;
 }
 
 bool cli_given(const struct cli *c, const char *option) {

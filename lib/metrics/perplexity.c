@@ -35,6 +35,7 @@ struct perplexity {
     bool open;         /* inside a sequence; the stream has seen to it that the last one is whole */
     struct word_count words;
     uint64_t windows, bytes, documents;
+    uint64_t bos; /* among the targets */
     struct moments nll;
 };
 
@@ -100,6 +101,7 @@ static void count_byte(struct word_count *w, unsigned char b) {
 
 static void count_text(struct perplexity *p, uint32_t token) {
     if (!p->m->vocab) return;
+    p->bos += token == p->m->vocab->bos;
     uint32_t n = vocab_text_bytes(p->m->vocab, token);
     p->bytes += n;
     if (p->o.protocol != PPL_DOCUMENTS) return;
@@ -265,6 +267,9 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
     if (!rc && !p->nll.n)
         rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s", p->o.context,
                      protocol_names[p->o.protocol]);
+    if (!rc && p->bos)
+        log_line(LOG_WARN, "%llu of the %llu tokens scored are BOS, which no text has (tokenize --bos never)",
+                 (unsigned long long)p->bos, (unsigned long long)p->nll.n);
     return rc;
 }
 

@@ -145,6 +145,7 @@ static int add_run(struct task *t, size_t from, struct run r, struct err *e) {
 
 static int put_run(struct task *t, const char *context, const char *continuation, struct run r, struct err *e) {
     size_t from;
+    if (!*continuation) return err_set(e, ERR_DATA, "an empty text has nothing to score");
     int rc = encode(t, context, continuation, &from, e);
     if (rc) return rc;
     if (t->whole.n_lost)
