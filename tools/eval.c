@@ -267,10 +267,10 @@ int main(int argc, char **argv) {
             "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
             "by length first; _low and _high bound Wilson's 95% interval.",
         .examples =
-            "rill eval -m model.rill tokens.rill\n    perplexity\n"
+            "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
             "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
             "    by overlapping windows, for reading\n"
-            "rill eval -m student.rill --reference corpus.kd.rill tokens.rill\n"
+            "rill eval -m student.rill --reference corpus.kd.rill --context 64 tokens.rill\n"
             "    perplexity, and how far the student is from its teacher\n"
             "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,

@@ -265,8 +265,8 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
     int rc = p->o.protocol == PPL_SLIDING ? cut_sliding(p, true, e) : 0;
     if (!rc) rc = flush(p, e);
     if (!rc && !p->nll.n)
-        rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s", p->o.context,
-                     protocol_names[p->o.protocol]);
+        rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s (give a smaller --context)",
+                     p->o.context, protocol_names[p->o.protocol]);
     if (!rc && p->bos)
         log_line(LOG_WARN, "%llu of the %llu tokens scored are BOS, which no text has (tokenize --bos never)",
                  (unsigned long long)p->bos, (unsigned long long)p->nll.n);
