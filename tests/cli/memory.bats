@@ -1,0 +1,69 @@
+#!/usr/bin/env bats
+# Memory does not grow with the stream: peak memory on an input ten times as long is within 5% (and at most 1 MiB, the noise of a small
+# process's pages), as the programs themselves report it.
+load common
+
+peak() { grep -o '"peak_memory_bytes":[0-9]*' "$1" | cut -d: -f2; }
+
+# same_memory NAME SHORT LONG ARGUMENTS...: the program on both inputs, which come on stdin
+same_memory() {
+    local name=$1 short=$2 long=$3 a b
+    shift 3
+    rill "$name" -q -j 2 "$@" --report short.json <"$short" >/dev/null || fail "$name on $short"
+    rill "$name" -q -j 2 "$@" --report long.json <"$long" >/dev/null || fail "$name on $long"
+    [ "$(file_size "$long")" -gt $((8 * $(file_size "$short"))) ] || fail "$long is not ten times as long as $short"
+    a=$(peak short.json) b=$(peak long.json)
+    [ "$b" -le $((a + a / 20 + 1048576)) ] || fail "$name: $a bytes on the short input, $b on the long one"
+}
+
+setup_file() {
+    export INPUTS="$BATS_FILE_TMPDIR/inputs"
+    mkdir -p "$INPUTS" && cd "$INPUTS" || return 1
+    PATH="$RILL_BIN:$PATH"
+    for i in $(seq 12000); do echo "line $i: the quick brown fox jumps over the lazy dog, and then some."; done >short.txt
+    for _ in 1 2 3 4 5 6 7 8 9 10; do cat short.txt; done >long.txt
+    rill import -q "$BATS_TEST_DIRNAME/../golden/tiny-llama" -o vocab.rill
+    rill init -q --layers 2 --hidden 512 --heads 8 --ffn 2048 vocab.rill -o short.model.rill
+    rill init -q --layers 20 --hidden 512 --heads 8 --ffn 2048 vocab.rill -o long.model.rill
+    rill tokenize -q -m vocab.rill short.txt -o short.tok.rill
+    rill tokenize -q -m vocab.rill long.txt -o long.tok.rill
+}
+setup() { enter_temp; }
+
+@test "tokenize" {
+    same_memory tokenize "$INPUTS/short.txt" "$INPUTS/long.txt" -m "$INPUTS/vocab.rill"
+    same_memory tokenize "$INPUTS/short.txt" "$INPUTS/long.txt" -m "$INPUTS/vocab.rill" --context 64
+}
+
+@test "quantize" {
+    same_memory quantize "$INPUTS/short.model.rill" "$INPUTS/long.model.rill" --type q4_k_m
+    same_memory quantize "$INPUTS/short.model.rill" "$INPUTS/long.model.rill" --type q8_0 --codec zstd
+}
+
+@test "prune" {
+    same_memory prune "$INPUTS/short.model.rill" "$INPUTS/long.model.rill" --sparsity 0.5
+    same_memory prune "$INPUTS/short.model.rill" "$INPUTS/long.model.rill" --ffn 50%
+}
+
+@test "check, cat and ls" {
+    for program in check cat ls; do
+        same_memory $program "$INPUTS/short.model.rill" "$INPUTS/long.model.rill"
+        same_memory $program "$INPUTS/short.tok.rill" "$INPUTS/long.tok.rill"
+    done
+}
+
+@test "logit-dump, through a pipe from teacher-infer" {
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 "$INPUTS/vocab.rill" -o teacher.rill
+    rill tokenize -q -m teacher.rill --context 64 --max-tokens 20000 "$INPUTS/short.txt" -o short.tok.rill
+    rill tokenize -q -m teacher.rill --context 64 --max-tokens 200000 "$INPUTS/long.txt" -o long.tok.rill
+    for encode in sample:50 topk:20 ghost:20; do
+        for size in short long; do
+            rill teacher-infer -q -m teacher.rill $size.tok.rill --report infer.$size.json |
+                rill logit-dump -q --encode $encode --report $size.json >/dev/null
+        done
+        a=$(peak short.json) b=$(peak long.json)
+        [ "$b" -le $((a + a / 20 + 1048576)) ] || fail "logit-dump $encode: $a bytes on the short input, $b on the long one"
+        a=$(peak infer.short.json) b=$(peak infer.long.json)
+        [ "$b" -le $((a + a / 20 + 1048576)) ] || fail "teacher-infer: $a bytes on the short input, $b on the long one"
+    done
+}
