@@ -136,8 +136,11 @@ cli-tests: all $(FIXTURE) $(OBJ)/faults.so ## run the programs' tests (bats); T=
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
-test-models: all ## run the tests that need the models of models/
-	@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/models/*.bats)
+test-models: deps $(OBJ)/models/test_smollm2 ## compare with transformers on SmolLM2 (make -f examples/models.mk smollm2 fetches it)
+	@tests/run-unit $(OBJ)/models/test_smollm2
+$(OBJ)/models/%: $(OBJ)/tests/models/%.o $(OBJ)/librill.a
+	@mkdir -p $(@D)
+	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
 
 .PHONY: fuzz-replay
 fuzz-replay: $(FUZZ_BIN) ## replay the fuzz corpora and seeded mutations of them (best with SANITIZER=address,undefined)

@@ -7,7 +7,7 @@ Exit code 1 when the max abs difference exceeds --tol.
 
 Versions: numpy 2.4.6; to compute the reference torch 2.15.0, transformers 5.23.0, gguf 0.19.0.
 Run: /work/ref/venv/bin/python compare_logits.py ours.f32 [--ref /work/ref/smollm2-logits-512.f32]
-     [--tokens ../golden/smollm2/tokens.u32] [--model /work/ref/models/smollm2.gguf] [--tol 0.01]
+     --tokens TOKENS.u32 [--model /work/ref/models/smollm2.gguf] [--tol 0.01]
 """
 import argparse, os, sys
 import numpy as np
@@ -16,7 +16,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 p = argparse.ArgumentParser()
 p.add_argument("ours")
 p.add_argument("--ref", default="/work/ref/smollm2-logits-512.f32")
-p.add_argument("--tokens", default=here + "/../golden/smollm2/tokens.u32")
+p.add_argument("--tokens", required=True)
 p.add_argument("--model", default="/work/ref/models/smollm2.gguf")
 p.add_argument("--vocab", type=int, default=0, help="row length; default: the reference's")
 p.add_argument("--tol", type=float, default=None)

@@ -26,7 +26,6 @@ def put(name, a, dtype):
 top = torch.topk(lg, TOP, dim=-1)
 nll = -lp[:-1].gather(1, torch.tensor(ids[1:N])[:, None])[:, 0]
 pos = np.array([N // 8 * (i + 1) - 1 for i in range(8)])
-put("tokens.u32", ids[:N], "<u4")
 put("argmax.u32", lg.argmax(-1).numpy(), "<u4")
 put("top64-ids.u32", top.indices.numpy(), "<u4")
 put("top64-logits.f32", top.values.numpy(), "<f4")

@@ -3,41 +3,9 @@
  * architectures' worth of tiny models, as folders, shards and GGUF files. Tolerance: 2e-5 of the largest logit, which is what two orders
  * of f32 summation differ by over these depths; transformers' own attention implementations differ by as much.
  */
-#include "tests/unit/model_samples.h"
-
-#include "lib/formats/formats.h"
+#include "tests/unit/golden_samples.h"
 
 #define GOLDEN_POSITIONS 64
-
-static void *golden_file(const char *path, size_t n) {
-    struct err e;
-    FILE *f = fopen(path, "rb");
-    if (!f) fail_msg("%s: cannot open", path);
-    void *data = mem_alloc(n, &e);
-    assert_int_equal(fread(data, 1, n, f), n);
-    assert_int_equal(fgetc(f), EOF);
-    fclose(f);
-    return data;
-}
-
-static struct model *imported(const char *path) {
-    struct err e;
-    struct foreign_model *f;
-    struct stream_writer *w;
-    struct model *m = NULL;
-    struct foreign_options o = {0};
-    int fd = memory_file();
-    OK(foreign_open(&f, path, &o, &e));
-    OK(stream_writer_open(&w, fd, "model", NULL, &e));
-    OK(foreign_write(f, w, 0, NULL, NULL, &e));
-    OK(stream_writer_finish(w, NULL, &e));
-    stream_writer_free(w);
-    foreign_close(f);
-    struct buf b = contents(fd);
-    OK(load_model(&b, &m, &e));
-    buf_release(&b);
-    return m;
-}
 
 static void compare(const char *model, const char *golden) {
     char path[256];
