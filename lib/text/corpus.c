@@ -28,10 +28,10 @@ struct corpus {
     const struct corpus_options *o;
     struct buf window;
     size_t usual, goal; /* bytes to have in the window: usually, and now */
-    size_t piece_bytes;
+    size_t piece_bytes, max_pieces;
     bool at_end;
     uint64_t bytes, lines; /* before the window */
-    struct piece *pieces;  /* [MAX_PIECES] */
+    struct piece *pieces;  /* [max_pieces] */
     struct share *shares;
     size_t n_pieces, n_shares, cap_shares;
     struct packer packer;
@@ -69,12 +69,12 @@ static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
 /* A document, or a part of one that ends at a safe cut. Returns how much of it there was room for. */
 static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_document) {
     size_t at = 0;
-    while (n - at > c->piece_bytes && c->n_pieces < MAX_PIECES) {
+    while (n - at > c->piece_bytes && c->n_pieces < c->max_pieces) {
         size_t len = piece_length(c, start + at, n - at);
         add_piece(c, start + at, len, ends_document && at + len == n);
         at += len;
     }
-    if (c->n_pieces == MAX_PIECES || (at == n && at > 0)) return at;
+    if (c->n_pieces == c->max_pieces || (at == n && at > 0)) return at;
     add_piece(c, start + at, n - at, ends_document);
     return n;
 }
@@ -105,7 +105,7 @@ static size_t plan_last_line(struct corpus *c, size_t at) {
 static size_t plan_lines(struct corpus *c) {
     const unsigned char *text = c->window.data, *nl;
     size_t at = 0, len = c->window.len;
-    while (at < len && c->n_pieces < MAX_PIECES && (nl = memchr(text + at, '\n', len - at)) != NULL) {
+    while (at < len && c->n_pieces < c->max_pieces && (nl = memchr(text + at, '\n', len - at)) != NULL) {
         size_t n = (size_t)(nl - text) - at;
         size_t used = n;
         if (c->o->documents == CORPUS_JSONL)
@@ -116,7 +116,7 @@ static size_t plan_lines(struct corpus *c) {
         at += n + 1;
     }
     bool all_ended = at == len && (at > 0 || !c->packer.in_document);
-    return all_ended || c->n_pieces == MAX_PIECES ? at : at + plan_last_line(c, at);
+    return all_ended || c->n_pieces == c->max_pieces ? at : at + plan_last_line(c, at);
 }
 
 static int reserve_shares(struct corpus *c, size_t n, struct err *e) {
@@ -206,7 +206,7 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
         const struct piece *p = &c->pieces[i];
         c->totals->input_bytes = c->bytes + p->start + p->n;
         c->totals->lost_bytes += p->n_lost;
-        int rc = packer_add(&c->packer, s->ids.ids + at, p->n_ids, e);
+        int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, p->n_ids, e) : 0;
         if (!rc && p->ends_document) rc = packer_end_document(&c->packer, e);
         if (rc) return rc;
         at += p->n_ids;
@@ -296,8 +296,9 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
         .piece_bytes = usual / WINDOW_PIECES + 1,
         .totals = totals,
         .packer = {.v = v, .o = o, .write = write, .ctx = ctx, .totals = totals},
-        .pieces = mem_alloc(MAX_PIECES * sizeof *c.pieces, e),
+        .max_pieces = usual < MAX_PIECES ? usual + 1 : MAX_PIECES,
     };
+    c.pieces = mem_alloc(c.max_pieces * sizeof *c.pieces, e);
     rc = c.pieces ? packer_init(&c.packer, e) : e->code;
     for (bool done = false; !rc && !done;) rc = step(&c, read, &done, e);
     if (!rc) rc = packer_finish(&c.packer, e);
