@@ -82,7 +82,7 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
 /* Adds to the line of that name; the first dimension counts through all batches. False when there are too many names. */
 static bool add_to_name(struct list *l, const struct line *x) {
     size_t i = 0;
-    while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name)) i++;
+    while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;
     if (i == BATCH_MAX_TENSORS) return false;
     struct line *sum = &l->names[i];
     if (i == l->n_names) {

@@ -93,7 +93,7 @@ struct by_batch {
 /* The name's place, a new one at k->n if need be. */
 static struct name *find_name(struct by_batch *k, const char *name, struct err *e) {
     size_t i = 0;
-    while (i < k->n && strcmp((k->names[i].pair.a ? &k->names[i].a : &k->names[i].b)->name, name)) i++;
+    while (i < k->n && strcmp((k->names[i].pair.a ? &k->names[i].a : &k->names[i].b)->name, name) != 0) i++;
     if (i < BATCH_MAX_TENSORS) return &k->names[i];
     err_set(e, ERR_DATA, "more than %d names of tensors", BATCH_MAX_TENSORS);
     return NULL;

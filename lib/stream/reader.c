@@ -204,7 +204,7 @@ static int take_ends(struct stream_reader *r, struct err *e) {
 static int take_index(struct stream_reader *r, struct err *e) {
     struct buf want = {0};
     int code = segment_index_build(&r->seg, &want, e);
-    if (!code && (want.len != r->payload.len || (want.len && memcmp(want.data, r->payload.data, want.len))))
+    if (!code && (want.len != r->payload.len || (want.len && memcmp(want.data, r->payload.data, want.len) != 0)))
         code = err_set(e, ERR_DATA, "the index does not describe the segment before it");
     buf_release(&want);
     return code;

@@ -122,7 +122,7 @@ static int refuse_foreign(const unsigned char *p, size_t n, struct err *e) {
 
 int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, struct err *e) {
     if (n == 0) return err_set(e, ERR_DATA, "empty: not a rill stream");
-    if (memcmp(p, magic, n < sizeof magic ? n : sizeof magic)) return refuse_foreign(p, n, e);
+    if (memcmp(p, magic, n < sizeof magic ? n : sizeof magic) != 0) return refuse_foreign(p, n, e);
     if (n < WIRE_HEAD_BYTES)
         return err_set(e, ERR_DATA, "truncated: end of file inside the segment head, after %zu bytes", n);
     *h = (struct wire_head){get16(p + 8), get16(p + 10), get32(p + 12), get32(p + 16), get64(p + 56)};
@@ -168,7 +168,7 @@ int wire_record_decode(const unsigned char p[WIRE_RECORD_BYTES], struct wire_rec
         .payload_hash = get64(p + 48),
         .hash = get64(p + 56),
     };
-    if (memcmp(p, resync, sizeof resync)) return err_set(e, ERR_DATA, "no record begins here");
+    if (memcmp(p, resync, sizeof resync) != 0) return err_set(e, ERR_DATA, "no record begins here");
     if (r->hash != wire_hash(p, 56)) return err_set(e, ERR_DATA, "record header: checksum mismatch");
     for (int i = 4; i < 8; i++)
         if (!((p[i] | 0x20) >= 'a' && (p[i] | 0x20) <= 'z'))
