@@ -79,7 +79,7 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
                         e);
 }
 
-/* Adds to the line of that name; the first dimension counts through all batches. False when there are too many names. */
+/* Adds to the line of that name; the first dimension counts through all batches. False: too many names. */
 static bool add_to_name(struct list *l, const struct line *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;

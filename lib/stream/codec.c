@@ -92,7 +92,7 @@ static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, vo
     return r == n ? 0 : err_set(e, ERR_DATA, "zstd frame gave %zu bytes, expected %zu", r, n);
 }
 
-/* ---- planes: one u32 per plane (bytes as stored, top bit set when stored raw), then the planes ---------------------------- */
+/* ---- planes: one u32 per plane (bytes as stored, top bit set when stored raw), then the planes ------------------- */
 
 #define PLANE_RAW 0x80000000u
 
@@ -150,7 +150,7 @@ static int planes_unpack(struct codec_thread *t, const struct chunk *k, struct e
     return 0;
 }
 
-/* ---- groups of chunks ------------------------------------------------------------------------------------------------------ */
+/* ---- groups of chunks -------------------------------------------------------------------------------------------- */
 
 struct job {
     struct codecs *codecs;

@@ -8,7 +8,7 @@ struct scratch {
     float a[PIECE], b[PIECE];
 };
 
-/* ---- a stream against a map ------------------------------------------------------------------------------------------ */
+/* ---- a stream against a map -------------------------------------------------------------------------------------- */
 
 /* The open tensor of r against the same number of elements, encoded as `type`, at `data`. */
 static int compare_data(struct stream_reader *r, enum dtype type, const unsigned char *data, struct scratch *s,
@@ -75,7 +75,7 @@ int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pai
     return code;
 }
 
-/* ---- batches --------------------------------------------------------------------------------------------------------- */
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 struct name {
     struct tensor_desc a, b; /* what pair.a and pair.b point to */

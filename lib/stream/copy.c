@@ -38,7 +38,7 @@ void stream_copier_free(struct stream_copier *k) {
     mem_free(k);
 }
 
-/* ---- segments ------------------------------------------------------------------------------------------------------ */
+/* ---- segments ---------------------------------------------------------------------------------------------------- */
 
 static int write_held_prov(struct stream_copier *k, struct err *e) {
     const cJSON *entry;
@@ -55,7 +55,7 @@ static int refuse_merge(const struct stream_copier *k, const struct stream_reade
     cJSON_ArrayForEach(a, k->meta) {
         const cJSON *b = cJSON_GetObjectItemCaseSensitive(meta, a->string);
         if (b && cJSON_Compare(a, b, true)) continue;
-        key = a->string;
+        if (name_valid(a->string, strlen(a->string))) key = a->string;
         break;
     }
     return err_set(e, ERR_DATA, "%s and %s disagree in '%.64s' of their descriptions: they cannot be merged", k->source,
@@ -101,7 +101,7 @@ static int copy_vocab(struct stream_copier *k, struct stream_reader *r, const st
                    stream_reader_name(r));
 }
 
-/* ---- tensors and batches -------------------------------------------------------------------------------------------- */
+/* ---- tensors and batches ----------------------------------------------------------------------------------------- */
 
 static bool kept(const struct stream_copier *k, const char *name) {
     return !k->options.keep || k->options.keep(k->options.ctx, name);

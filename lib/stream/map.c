@@ -38,7 +38,7 @@ struct stream_map {
     struct codecs codecs;
 };
 
-/* ---- records in the mapping ------------------------------------------------------------------------------------------ */
+/* ---- records in the mapping -------------------------------------------------------------------------------------- */
 
 static int fail_at(const struct stream_map *m, uint64_t at, struct err *e) {
     return err_prefix(e, "%s: record at byte %" PRIu64, m->name, at);
@@ -79,7 +79,7 @@ static int expect_record(const struct stream_map *m, uint64_t at, uint32_t tag, 
     return verify_payload(m, at, r, e);
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 static int add_prov(struct stream_map *m, uint64_t at, struct err *e) {
     struct wire_record r;
@@ -202,7 +202,7 @@ static int locate(struct stream_map *m, enum stream_kind expect, struct err *e) 
     return ends.index_offset ? read_index(m, ends.index_offset, e) : 0;
 }
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 /* The tensor's description; *data_at is the offset of its first DATA record. */
 static int decode_tensor(const struct stream_map *m, size_t i, struct wire_tens *t, uint64_t *data_at, struct err *e) {
@@ -317,7 +317,7 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
     return decode_all(m, &t, i, data_at, scratch->data, e);
 }
 
-/* ---- by name ----------------------------------------------------------------------------------------------------------------- */
+/* ---- by name ----------------------------------------------------------------------------------------------------- */
 
 static int compare_keys(const void *a, const void *b) {
     const struct map_key *x = a, *y = b;
@@ -359,7 +359,7 @@ long stream_map_find(const struct stream_map *m, const char *name) {
     return -1;
 }
 
-/* ---- the rest ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the rest ---------------------------------------------------------------------------------------------------- */
 
 static int open_file(struct stream_map *m, const char *path, struct err *e) {
     struct stat st;

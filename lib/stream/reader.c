@@ -3,7 +3,7 @@
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* ---- failure: names stream, record and byte; stays ------------------------------------------------------------------------ */
+/* ---- failure: names stream, record and byte; stays --------------------------------------------------------------- */
 
 int reader_remember(struct stream_reader *r, struct err *e) {
     err_prefix(e, "%s", r->name);
@@ -13,8 +13,9 @@ int reader_remember(struct stream_reader *r, struct err *e) {
 
 /* "record 812 at byte 4096", "segment 2, record 3 at byte 70000" */
 static void locate(struct stream_reader *r, uint64_t number, uint64_t at, struct err *e) {
-    if (r->totals.segments)
-        err_prefix(e, "segment %" PRIu64 ", record %" PRIu64 " at byte %" PRIu64, r->totals.segments + 1, number, at);
+    if (r->totals.sum.segments)
+        err_prefix(e, "segment %" PRIu64 ", record %" PRIu64 " at byte %" PRIu64, r->totals.sum.segments + 1, number,
+                   at);
     else
         err_prefix(e, "record %" PRIu64 " at byte %" PRIu64, number, at);
 }
@@ -45,7 +46,7 @@ static int read_exact(struct stream_reader *r, void *dst, size_t n, struct err *
     return got == n ? 0 : reader_truncated(r, e);
 }
 
-/* ---- record headers ----------------------------------------------------------------------------------------------------------- */
+/* ---- record headers ---------------------------------------------------------------------------------------------- */
 
 int reader_header(struct stream_reader *r, struct err *e) {
     unsigned char p[WIRE_RECORD_BYTES];
@@ -112,7 +113,7 @@ static int check_plain(struct stream_reader *r, struct err *e) {
     return ok ? 0 : err_set(e, ERR_DATA, "fields that are for tensor data are used in another record");
 }
 
-/* ---- segments -------------------------------------------------------------------------------------------------------------------- */
+/* ---- segments ---------------------------------------------------------------------------------------------------- */
 
 /* The writer failed and said why. */
 int reader_aborted(struct stream_reader *r, struct err *e) {
@@ -171,24 +172,6 @@ static int read_segment_start(struct stream_reader *r, struct err *e) {
     return reader_remember(r, e);
 }
 
-static void add_totals(struct stream_reader *r, struct digest digest) {
-    unsigned char p[16];
-    const struct segment *s = &r->seg;
-    struct stream_totals *t = &r->totals;
-    wire_u64_encode(p, digest.lo);
-    wire_u64_encode(p + 8, digest.hi);
-    digest_update(r->digests, p, sizeof p);
-    if (t->segments == 0) r->first = digest;
-    t->bytes += s->bytes;
-    t->raw_bytes += s->raw_bytes;
-    t->records += s->records;
-    t->tensors += s->tensors;
-    t->batches += s->batches;
-    t->positions += s->positions;
-    t->segments++;
-    t->digest = t->segments == 1 ? r->first : digest_get(r->digests);
-}
-
 static int take_ends(struct stream_reader *r, struct err *e) {
     struct wire_ends found, want;
     segment_summary(&r->seg, r->index_at, &want);
@@ -210,7 +193,7 @@ static int take_index(struct stream_reader *r, struct err *e) {
     return code;
 }
 
-/* ---- items ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- items ------------------------------------------------------------------------------------------------------- */
 
 static void give_payload(const struct stream_reader *r, struct stream_item *item, enum stream_item_type type) {
     item->type = type;
@@ -342,7 +325,7 @@ static int next_record(struct stream_reader *r, struct stream_item *item, struct
         segment_count(&r->seg, &r->rec);
         if (tag != TAG_ENDS) continue;
         r->between = true;
-        add_totals(r, digest_get(r->seg.digest));
+        totals_add(&r->totals, &r->seg, digest_get(r->seg.digest));
     }
     return 0;
 }
@@ -382,30 +365,35 @@ int stream_drain(struct stream_reader *r, struct err *e) {
 const char *stream_reader_name(const struct stream_reader *r) {
     return r->name;
 }
+
 enum stream_kind stream_reader_kind(const struct stream_reader *r) {
     return r->seg.kind;
 }
+
 const cJSON *stream_reader_meta(const struct stream_reader *r) {
     return r->meta;
 }
+
 const cJSON *stream_reader_prov(const struct stream_reader *r) {
     return r->prov;
 }
+
 void stream_reader_totals(const struct stream_reader *r, struct stream_totals *out) {
-    *out = r->totals;
+    *out = r->totals.sum;
 }
+
 void stream_reader_skim(struct stream_reader *r) {
     r->skim = r->in.regular;
 }
 
-/* ---- open, close -------------------------------------------------------------------------------------------------------------------- */
+/* ---- open, close ------------------------------------------------------------------------------------------------- */
 
 int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect, struct err *e) {
     struct stream_reader *r = mem_zalloc(sizeof *r, e);
     if (!r) return e->code;
     r->expect = expect;
     if (!(r->name = mem_strdup(name, e))) goto fail;
-    if (!(r->digests = digest_new(e))) goto fail;
+    if (totals_init(&r->totals, e)) goto fail;
     if (!(r->hash = XXH3_createState()) || !(r->prov = cJSON_CreateArray())) {
         err_nomem(e, "stream reader");
         goto fail;
@@ -436,7 +424,7 @@ void stream_reader_free(struct stream_reader *r) {
     cJSON_Delete(r->meta);
     cJSON_Delete(r->scratch);
     cJSON_Delete(r->prov);
-    digest_free(r->digests);
+    totals_release(&r->totals);
     XXH3_freeState(r->hash);
     input_close(&r->in);
     mem_free(r->name);

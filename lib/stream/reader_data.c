@@ -23,7 +23,7 @@ static int fail_in_tensor(struct stream_reader *r, struct err *e) {
     return reader_fail(r, e);
 }
 
-/* ---- chunk headers ------------------------------------------------------------------------------------------------ */
+/* ---- chunk headers ----------------------------------------------------------------------------------------------- */
 
 bool reader_has_chunk(const struct stream_reader *r) {
     return r->chunk_ready || r->seg.tensor_open;
@@ -56,7 +56,7 @@ int reader_chunk(struct stream_reader *r, struct err *e) {
     return 0;
 }
 
-/* ---- a payload as it is stored -------------------------------------------------------------------------------------- */
+/* ---- a payload as it is stored ----------------------------------------------------------------------------------- */
 
 void reader_stored_begin(struct stream_reader *r) {
     r->chunk_ready = false;
@@ -107,7 +107,7 @@ int reader_skip_data(struct stream_reader *r, struct err *e) {
     return 0;
 }
 
-/* ---- raw chunks: into the caller's memory ------------------------------------------------------------------------------ */
+/* ---- raw chunks: into the caller's memory ------------------------------------------------------------------------ */
 
 static int read_raw(struct stream_reader *r, unsigned char *dst, size_t n, size_t *done, struct err *e) {
     *done = 0;
@@ -123,7 +123,7 @@ static int read_raw(struct stream_reader *r, unsigned char *dst, size_t n, size_
     return r->left == 0 ? stored_end(r, e) : 0;
 }
 
-/* ---- compressed chunks: in groups ----------------------------------------------------------------------------------------- */
+/* ---- compressed chunks: in groups -------------------------------------------------------------------------------- */
 
 /* Reads compressed chunks, beginning with the one whose header was read, until the group is full or a raw one comes. */
 static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
@@ -179,7 +179,7 @@ static int read_group(struct stream_reader *r, unsigned char *dst, size_t n, siz
     return decode(r, r->plain.data, e);
 }
 
-/* ---- what callers use ------------------------------------------------------------------------------------------------------ */
+/* ---- what callers use -------------------------------------------------------------------------------------------- */
 
 static size_t take_plain(struct stream_reader *r, unsigned char *dst, size_t n) {
     size_t have = r->plain.len - r->plain_from;

@@ -2,7 +2,7 @@
 
 #include <inttypes.h>
 
-/* ---- names ---------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
 static size_t nameset_slot(const struct nameset *s, struct digest d) {
     size_t i = (size_t)d.lo & (s->cap - 1);
@@ -42,7 +42,7 @@ void nameset_release(struct nameset *s) {
     *s = (struct nameset){0};
 }
 
-/* ---- the index: in full but for batches, of which there may be any number ------------------------------------------------ */
+/* ---- the index: in full but for batches, of which there may be any number ---------------------------------------- */
 
 static int index_add(struct buf *to, uint32_t tag, uint64_t number, uint64_t offset, uint64_t key, struct err *e) {
     unsigned char p[WIRE_ENTRY_BYTES];
@@ -68,7 +68,7 @@ int segment_index_build(const struct segment *s, struct buf *out, struct err *e)
     return s->strided.len ? buf_append(out, s->strided.data, s->strided.len, e) : 0;
 }
 
-/* ---- life --------------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 static void digest_hash(struct digest_state *d, uint64_t hash) {
     unsigned char p[8];
@@ -104,7 +104,7 @@ void segment_release(struct segment *s) {
     *s = (struct segment){0};
 }
 
-/* ---- order -------------------------------------------------------------------------------------------------------------- */
+/* ---- order ------------------------------------------------------------------------------------------------------- */
 
 static bool kind_has_batches(enum stream_kind k) {
     return k == STREAM_TOKENS || k == STREAM_KNOWLEDGE;
@@ -152,7 +152,7 @@ int segment_vocab(struct segment *s, struct err *e) {
     return 0;
 }
 
-/* Does the batch go on where the one before ended? Where its last sequence stands is known only when it is alone in it. */
+/* Does the batch go on where the one before ended? Where the last sequence stands is known only when it was alone. */
 static int batch_follows(const struct segment *s, const struct stream_batch *b, struct err *e) {
     if (s->batches == 0) return 0; /* a shard may begin anywhere */
     const struct stream_batch *a = &s->batch;
@@ -286,4 +286,32 @@ void segment_summary(const struct segment *s, uint64_t index_offset, struct wire
         .positions = s->positions,
         .raw_bytes = s->raw_bytes,
     };
+}
+
+/* ---- totals ------------------------------------------------------------------------------------------------------ */
+
+int totals_init(struct totals *t, struct err *e) {
+    *t = (struct totals){.digests = digest_new(e)};
+    return t->digests ? 0 : e->code;
+}
+
+void totals_release(struct totals *t) {
+    digest_free(t->digests);
+    t->digests = NULL;
+}
+
+void totals_add(struct totals *t, const struct segment *s, struct digest digest) {
+    struct stream_totals *sum = &t->sum;
+    unsigned char p[16];
+    wire_u64_encode(p, digest.lo);
+    wire_u64_encode(p + 8, digest.hi);
+    digest_update(t->digests, p, sizeof p);
+    sum->bytes += s->bytes;
+    sum->raw_bytes += s->raw_bytes;
+    sum->records += s->records;
+    sum->tensors += s->tensors;
+    sum->batches += s->batches;
+    sum->positions += s->positions;
+    sum->segments++;
+    sum->digest = sum->segments == 1 ? digest : digest_get(t->digests);
 }

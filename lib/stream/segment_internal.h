@@ -38,6 +38,16 @@ struct segment {
     uint64_t stride;
 };
 
+/* Sums over the segments of a stream. */
+struct totals {
+    struct stream_totals sum;
+    struct digest_state *digests; /* over the segments' digests */
+};
+int totals_init(struct totals *t, struct err *e) MUST_CHECK;
+void totals_release(struct totals *t);
+/* After the end record was counted; `digest` is what it carries. */
+void totals_add(struct totals *t, const struct segment *s, struct digest digest);
+
 /* Begins a segment whose head was read or written; forgets the one before. */
 int segment_begin(struct segment *s, const struct wire_head *head, struct err *e) MUST_CHECK;
 void segment_release(struct segment *s);

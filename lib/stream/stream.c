@@ -11,6 +11,7 @@ const char *stream_kind_name(enum stream_kind kind) {
     return (size_t)kind < COUNT_OF(kinds) ? kinds[kind] : "unknown";
 }
 
+/* The name may come from a file, and the message goes to a terminal. */
 int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) {
     for (size_t i = STREAM_MODEL; i < COUNT_OF(kinds); i++)
         if (!strcmp(name, kinds[i])) {
@@ -20,7 +21,7 @@ int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) {
     return err_set(e, ERR_DATA,
                    "stream kind '%.64s' is unknown, this version knows model, tokens, knowledge, stats and "
                    "checkpoint",
-                   name);
+                   name_valid(name, strlen(name)) ? name : "(not a name)");
 }
 
 const char *stream_codec_name(enum stream_codec codec) {

@@ -55,7 +55,7 @@ struct stream_batch {
 };
 #define BATCH_CONTINUES 1u /* the last sequence goes on in the next batch */
 
-/* ---- writing ------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 struct stream_writer;
 struct stream_write_options {
@@ -71,7 +71,7 @@ struct stream_totals {
 /* `name` is for messages and is copied. The descriptor stays the caller's. Writes the segment head. */
 int stream_writer_open(struct stream_writer **out, int fd, const char *name, const struct stream_write_options *options,
                        struct err *e) MUST_CHECK;
-/* First of all: what the stream is. `meta` needs the string "kind". Also begins a further segment after stream_writer_segment. */
+/* First of all: what the stream is. `meta` needs the string "kind". Also first after stream_writer_segment. */
 int stream_write_meta(struct stream_writer *w, const cJSON *meta, struct err *e) MUST_CHECK;
 int stream_write_prov(struct stream_writer *w, const cJSON *entry, struct err *e) MUST_CHECK;
 int stream_write_vocab(struct stream_writer *w, const void *data, size_t n, struct err *e) MUST_CHECK;
@@ -123,24 +123,24 @@ struct stream_item {
 };
 
 struct stream_reader;
-/* Reads and checks the head and META of the first segment (they come back as the first item too). An empty file, a text file, a newer
- * major version or an unknown incompatible flag is ERR_DATA. `expect`: refuse another kind, in every segment, with a
- * message that says what was found and what was expected. The descriptor stays the caller's. */
+/* Reads and checks the head and META of the first segment (META comes back as the first item too). An empty file, a
+ * text file, a newer major version or an unknown incompatible flag is ERR_DATA. `expect`: refuse another kind, in every
+ * segment, with a message that says what was found and what was expected. The descriptor stays the caller's. */
 int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect,
                        struct err *e) MUST_CHECK;
 int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) MUST_CHECK;
 /* The data of the tensor that stream_next gave. Whole, into dst of exactly the tensor's size ... */
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) MUST_CHECK;
-/* ... or whole, into a buffer that grows only as verified data arrives (a hostile size costs nothing) ... */
+/* ... or whole, into a buffer that grows only as data arrives (a hostile size costs nothing) ... */
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) MUST_CHECK;
 /* ... or up to n bytes more of it; *got is 0 at its end. A chunk is verified with its last byte, so a large raw one is
- * handed out in part before its checksum is known: an error may follow bytes, and the caller then drops what it made. */
+ * handed out in part before its checksum is known: an error may follow bytes; the caller then drops what it made. */
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
 /* ... or as f32, up to n elements more (n at least a block of the type; not mixed with stream_read_data) ... */
 int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
 /* ... or not at all: verified, and gone. stream_next does this too. */
 int stream_skip_tensor(struct stream_reader *r, struct err *e) MUST_CHECK;
-/* Passes the item (a tensor with its data, without decoding; VOCB; BTCH; OTHER) on as it is stored. */
+/* Passes the item on as it is stored, a tensor with its data. Not for the ends of segments and of the file. */
 int stream_forward(struct stream_reader *r, struct stream_writer *w, const struct stream_item *item,
                    struct err *e) MUST_CHECK;
 /* For looking only: from a regular file, data that nobody reads is jumped over instead of verified. */
@@ -162,7 +162,7 @@ const cJSON *stream_reader_prov(const struct stream_reader *r);
 void stream_reader_totals(const struct stream_reader *r, struct stream_totals *out);
 void stream_reader_free(struct stream_reader *r); /* NULL is fine */
 
-/* ---- batches of a data stream -------------------------------------------------------------------------------------------- */
+/* ---- batches of a data stream ------------------------------------------------------------------------------------ */
 
 #define BATCH_MAX_TENSORS 1024
 struct batch {
@@ -170,8 +170,8 @@ struct batch {
     struct tensor *tensors; /* [head.n_tensors], data owned by the batch, valid until the next batch_read */
     struct batch_memory *memory;
 };
-/* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks that
- * `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
+/* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks
+ * that `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;
 /* The same for the ITEM_BATCH that stream_next just gave. */
 int batch_load(struct stream_reader *r, struct batch *b, const struct stream_item *item, struct err *e) MUST_CHECK;
@@ -184,48 +184,17 @@ const uint32_t *batch_tokens(const struct batch *b);
 const uint32_t *batch_lengths(const struct batch *b);
 void batch_release(struct batch *b);
 
-/* ---- copying: what cat does ------------------------------------------------------------------------------------------ */
-
-struct stream_copier;
-struct stream_copy_options {
-    bool (*keep)(void *ctx, const char *tensor); /* NULL: all. `tokens` and `lengths` of a batch always stay */
-    void *ctx;
-    bool recode; /* decode, and encode as the writer does; otherwise data is forwarded as it is stored */
-    bool merge;  /* data streams of equal META become one segment, sequences numbered through */
-};
-int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
-                      struct err *e) MUST_CHECK;
-/* All segments of r, behind what was copied before. The last segment's provenance is left to the caller, who adds his. */
-int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
-void stream_copier_free(struct stream_copier *k); /* NULL is fine */
+/* ---- random access to a regular file ----------------------------------------------------------------------------- */
 
 struct stream_map;
-
-/* ---- comparing: what diff does --------------------------------------------------------------------------------------- */
-
-/* Two tensors of one name, or all of one name in the batches of data streams. */
-struct stream_pair {
-    const struct tensor_desc *a, *b; /* NULL: only in the other stream. Of batches: where they first differ in shape */
-    bool compared;                   /* the shapes agree; else `d` speaks of less than all */
-    struct tensor_difference d;
-};
-typedef int stream_pair_fn(void *ctx, const struct stream_pair *p, struct err *e);
-/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: b's largest tensor, if it is compressed. */
-int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pair_fn *fn, void *ctx,
-                       struct err *e) MUST_CHECK;
-/* Batch by batch; calls fn at the end. ERR_CHECK when the batches do not hold the same sequences. */
-int stream_compare_batches(struct stream_reader *a, struct stream_reader *b, stream_pair_fn *fn, void *ctx,
-                           struct err *e) MUST_CHECK;
-
-/* ---- random access to a regular file -------------------------------------------------------------------------------------- */
-
 struct stream_map_entry {
     struct tensor_desc desc;
     const cJSON *attrs;
     uint64_t offset;       /* of the TENS record */
     uint64_t stored_bytes; /* data as stored */
 };
-/* Opens by index; a file without a usable one is scanned. Model, stats and checkpoint streams of one segment. ERR_IO when it is not a regular file. */
+/* Opens by index; a file without one is scanned. Model, stats and checkpoint streams of one segment. ERR_IO when it is
+ * not a regular file. What the map gives out is verified when it is first asked for. */
 int stream_map_open(struct stream_map **out, const char *path, enum stream_kind expect, struct err *e) MUST_CHECK;
 const cJSON *stream_map_meta(const struct stream_map *m);
 int stream_map_vocab(struct stream_map *m, const void **data, size_t *n, struct err *e) MUST_CHECK; /* *n 0: none */
@@ -238,5 +207,36 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
 const cJSON *stream_map_prov(struct stream_map *m);                            /* array, owned by m */
 void stream_map_totals(const struct stream_map *m, struct stream_totals *out); /* from the end record */
 void stream_map_free(struct stream_map *m);
+
+/* ---- copying: what cat does -------------------------------------------------------------------------------------- */
+
+struct stream_copier;
+struct stream_copy_options {
+    bool (*keep)(void *ctx, const char *tensor); /* NULL: all. `tokens` and `lengths` of a batch always stay */
+    void *ctx;
+    bool recode; /* decode, and encode as the writer does; otherwise data is forwarded as it is stored */
+    bool merge;  /* data streams of equal META become one segment, sequences numbered through */
+};
+int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
+                      struct err *e) MUST_CHECK;
+/* All segments of r, behind what was copied before. The last segment's provenance is left to the caller. */
+int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
+void stream_copier_free(struct stream_copier *k); /* NULL is fine */
+
+/* ---- comparing: what diff does ----------------------------------------------------------------------------------- */
+
+/* Two tensors of one name, or all of one name in the batches of data streams. */
+struct stream_pair {
+    const struct tensor_desc *a, *b; /* NULL: only in the other stream. Of batches: where they first differ in shape */
+    bool compared;                   /* the shapes agree; else `d` speaks of less than all */
+    struct tensor_difference d;
+};
+typedef int stream_pair_fn(void *ctx, const struct stream_pair *p, struct err *e);
+/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: b's largest compressed tensor. */
+int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pair_fn *fn, void *ctx,
+                       struct err *e) MUST_CHECK;
+/* Batch by batch; calls fn at the end. ERR_CHECK when the batches do not hold the same sequences. */
+int stream_compare_batches(struct stream_reader *a, struct stream_reader *b, stream_pair_fn *fn, void *ctx,
+                           struct err *e) MUST_CHECK;
 
 #endif

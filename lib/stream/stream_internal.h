@@ -24,9 +24,7 @@ struct stream_writer {
     struct codecs codecs;
     struct buf scratch; /* payload of the small record being written */
 
-    struct digest_state *digests; /* over the segments' digests */
-    struct digest first;
-    struct stream_totals totals;
+    struct totals totals;
 };
 
 /* A record whole; the rules have been asked. */
@@ -87,9 +85,7 @@ struct stream_reader {
     size_t plain_from;
     struct codecs codecs;
 
-    struct digest_state *digests;
-    struct digest first;
-    struct stream_totals totals;
+    struct totals totals;
 };
 
 /* reader.c: headers and payloads, read and verified; each failure is located, remembered and returned. */

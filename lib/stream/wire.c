@@ -137,7 +137,7 @@ int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, stru
     return 0;
 }
 
-/* ---- record headers ------------------------------------------------------------------------------------------------ */
+/* ---- record headers ---------------------------------------------------------------------------------------------- */
 
 void wire_record_encode(unsigned char out[WIRE_RECORD_BYTES], struct wire_record *r) {
     memcpy(out, resync, sizeof resync);
@@ -177,7 +177,7 @@ int wire_record_decode(const unsigned char p[WIRE_RECORD_BYTES], struct wire_rec
     return 0;
 }
 
-/* ---- payloads ------------------------------------------------------------------------------------------------------- */
+/* ---- payloads ---------------------------------------------------------------------------------------------------- */
 
 int wire_tens_encode(struct buf *out, const struct wire_tens *t, struct err *e) {
     unsigned char p[WIRE_TENS_BYTES] = {0};

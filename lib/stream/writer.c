@@ -4,7 +4,7 @@
 
 enum { CHUNK_BYTES = 1 << 20, CHUNK_MIN = 256 };
 
-/* ---- failure: the first one stays, so that a writer that missed a byte never ends its stream ------------------------------ */
+/* ---- failure: the first one stays, so that a writer that missed a byte never ends its stream --------------------- */
 
 int writer_fail(struct stream_writer *w, struct err *e) {
     err_prefix(e, "%s", w->name);
@@ -17,7 +17,7 @@ bool writer_failed(const struct stream_writer *w, struct err *e) {
     return w->failed.code != 0;
 }
 
-/* ---- records --------------------------------------------------------------------------------------------------------------- */
+/* ---- records ----------------------------------------------------------------------------------------------------- */
 
 int writer_put_begin(struct stream_writer *w, struct wire_record *r, struct err *e) {
     unsigned char header[WIRE_RECORD_BYTES];
@@ -47,7 +47,7 @@ static int put_plain(struct stream_writer *w, uint32_t tag, uint32_t tensor, con
     return writer_put(w, &r, payload, e);
 }
 
-/* ---- segments --------------------------------------------------------------------------------------------------------------- */
+/* ---- segments ---------------------------------------------------------------------------------------------------- */
 
 static int begin_segment(struct stream_writer *w, struct err *e) {
     unsigned char p[WIRE_HEAD_BYTES];
@@ -68,24 +68,6 @@ static int put_index(struct stream_writer *w, uint64_t *offset, struct err *e) {
     return put_plain(w, TAG_INDX, 0, w->scratch.data, w->scratch.len, e);
 }
 
-static void add_totals(struct stream_writer *w, struct digest digest) {
-    unsigned char p[16];
-    const struct segment *s = &w->seg;
-    struct stream_totals *t = &w->totals;
-    wire_u64_encode(p, digest.lo);
-    wire_u64_encode(p + 8, digest.hi);
-    digest_update(w->digests, p, sizeof p);
-    if (t->segments == 0) w->first = digest;
-    t->bytes += s->bytes;
-    t->raw_bytes += s->raw_bytes;
-    t->records += s->records;
-    t->tensors += s->tensors;
-    t->batches += s->batches;
-    t->positions += s->positions;
-    t->segments++;
-    t->digest = t->segments == 1 ? w->first : digest_get(w->digests);
-}
-
 static int end_segment(struct stream_writer *w, struct err *e) {
     unsigned char p[WIRE_ENDS_BYTES];
     uint64_t index_offset;
@@ -94,7 +76,7 @@ static int end_segment(struct stream_writer *w, struct err *e) {
     segment_summary(&w->seg, index_offset, &ends);
     wire_ends_encode(p, &ends);
     if (put_plain(w, TAG_ENDS, 0, p, sizeof p, e)) return e->code;
-    add_totals(w, ends.digest);
+    totals_add(&w->totals, &w->seg, ends.digest);
     w->began = false;
     return 0;
 }
@@ -110,7 +92,7 @@ int stream_writer_open(struct stream_writer **out, int fd, const char *name, con
                 CHUNK_MIN, LIMIT_CHUNK);
         goto fail;
     }
-    if (!(w->name = mem_strdup(name, e)) || !(w->digests = digest_new(e)) || output_open(&w->out, fd, e) ||
+    if (!(w->name = mem_strdup(name, e)) || totals_init(&w->totals, e) || output_open(&w->out, fd, e) ||
         begin_segment(w, e))
         goto fail;
     *out = w;
@@ -128,7 +110,7 @@ int stream_writer_segment(struct stream_writer *w, struct err *e) {
 int stream_writer_finish(struct stream_writer *w, struct stream_totals *totals, struct err *e) {
     if (writer_failed(w, e)) return e->code;
     if (end_segment(w, e) || output_flush(&w->out, e)) return writer_fail(w, e);
-    if (totals) *totals = w->totals;
+    if (totals) *totals = w->totals.sum;
     err_set(&w->failed, ERR_USAGE, "%s: written to after its end", w->name);
     return 0;
 }
@@ -151,7 +133,7 @@ void stream_writer_free(struct stream_writer *w) {
     buf_release(&w->pending);
     buf_release(&w->scratch);
     segment_release(&w->seg);
-    digest_free(w->digests);
+    totals_release(&w->totals);
     output_close(&w->out);
     mem_free(w->name);
     mem_free(w);
@@ -161,7 +143,7 @@ uint64_t stream_writer_bytes(const struct stream_writer *w) {
     return w->out.at;
 }
 
-/* ---- META, PROV, VOCB, BTCH ---------------------------------------------------------------------------------------------------- */
+/* ---- META, PROV, VOCB, BTCH -------------------------------------------------------------------------------------- */
 
 static int put_json(struct stream_writer *w, uint32_t tag, const cJSON *json, uint64_t limit, const char *what,
                     struct err *e) {
@@ -209,7 +191,7 @@ int stream_write_batch(struct stream_writer *w, const struct stream_batch *batch
     return segment_batch(&w->seg, batch, e) || put_plain(w, TAG_BTCH, 0, p, sizeof p, e) ? writer_fail(w, e) : 0;
 }
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 int writer_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const void *payload, size_t n,
                         struct err *e) {
@@ -284,7 +266,7 @@ static int put_chunks(struct stream_writer *w, const void *from, size_t n, struc
     return 0;
 }
 
-/* Gathers pieces into groups of whole chunks; where chunks begin does not depend on how the data was cut into pieces. */
+/* Gathers pieces into groups of whole chunks; where chunks begin does not depend on how the data came. */
 static int add_data(struct stream_writer *w, const unsigned char *data, size_t n, struct err *e) {
     size_t unit = w->chunk * (w->options.codec == CODEC_RAW ? 1 : CODEC_GROUP);
     while (n > 0) {

@@ -1,4 +1,4 @@
-/* What a stream promises to honest users: the same back, cuts and flips noticed, pipes and threads make no difference. */
+/* What a stream promises: the same back, cuts and flips noticed; pipes and threads make no difference. */
 #include "tests/unit/stream_samples.h"
 
 #include <signal.h>

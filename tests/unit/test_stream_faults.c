@@ -1,4 +1,4 @@
-/* What happens when memory or the disk ends: an error each time, never a stream that looks whole. Little memory is enough. */
+/* Memory or the disk ends: an error each time, never a stream that looks whole. And little memory is enough. */
 #include "tests/unit/stream_samples.h"
 
 #include <signal.h>
@@ -7,7 +7,7 @@
 static const struct stream_write_options codings[] = {
     {.codec = CODEC_RAW}, {.codec = CODEC_ZSTD, .chunk_bytes = 300}, {.codec = CODEC_PLANES, .chunk_bytes = 300}};
 
-/* ---- the n-th allocation fails, for all n ------------------------------------------------------------------------- */
+/* ---- the n-th allocation fails, for all n ------------------------------------------------------------------------ */
 
 static int write_model(int fd, const struct stream_write_options *o, const struct buf *in, struct err *e) {
     struct stream_writer *w;
@@ -117,7 +117,7 @@ static void out_of_memory_anywhere_else(void **state) {
     }
 }
 
-/* ---- the disk is full after n bytes, for all n ----------------------------------------------------------------------- */
+/* ---- the disk is full after n bytes, for all n ------------------------------------------------------------------- */
 
 static void put_some_megabytes(struct stream_writer *w) {
     put_model(w);
@@ -173,7 +173,7 @@ static void a_disk_that_fills_up_is_an_error(void **state) {
     buf_release(&in);
 }
 
-/* ---- a tensor much larger than memory -------------------------------------------------------------------------------------- */
+/* ---- a tensor much larger than memory ---------------------------------------------------------------------------- */
 
 enum { TENSOR = 96 << 20, MEMORY = 24 << 20 };
 

@@ -173,7 +173,7 @@ static void codecs_had_something_to_do(void **state) {
     }
 }
 
-/* ---- the worked example of formats/rill.md --------------------------------------------------------------------------------- */
+/* ---- the worked example of formats/rill.md ----------------------------------------------------------------------- */
 
 static void put_example(struct stream_writer *w) {
     struct err e;

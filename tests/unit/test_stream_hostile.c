@@ -23,7 +23,7 @@ static void sealing_by_itself_changes_nothing(void **state) {
     accepted(&f);
 }
 
-/* ---- versions and types -------------------------------------------------------------------------------------------------- */
+/* ---- versions and types ------------------------------------------------------------------------------------------ */
 
 static void tells_versions(void **state) {
     (void)state;
@@ -80,7 +80,7 @@ static void gives_unknown_optional_records(void **state) {
     buf_release(&b);
 }
 
-/* ---- lengths ------------------------------------------------------------------------------------------------------------------ */
+/* ---- lengths ----------------------------------------------------------------------------------------------------- */
 
 static void sizes_do_not_drive_allocation(void **state) {
     (void)state;
@@ -165,7 +165,7 @@ static void checks_that_a_chunk_ends_the_tensor(void **state) {
     refused(&f, "data without a tensor");
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 static void checks_tensor_records(void **state) {
     (void)state;
@@ -259,7 +259,7 @@ static void a_name_may_be_long_but_not_longer(void **state) {
     refused(&f, "does not fit a name of 1025");
 }
 
-/* ---- JSON ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
 static void checks_json(void **state) {
     (void)state;
@@ -294,7 +294,7 @@ static void checks_json(void **state) {
     refused(&f, "id");
 }
 
-/* ---- order ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- order ------------------------------------------------------------------------------------------------------- */
 
 static void checks_order(void **state) {
     (void)state;
@@ -353,7 +353,7 @@ static void checks_the_index(void **state) {
     }
 }
 
-/* ---- batches --------------------------------------------------------------------------------------------------------------------- */
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 static void set_batch(struct forged *f, size_t nth, struct stream_batch b) {
     unsigned char p[WIRE_BTCH_BYTES];
@@ -399,7 +399,7 @@ static void checks_batches(void **state) {
     refused(&f, "continues in a batch that is missing");
 }
 
-/* ---- compressed chunks ---------------------------------------------------------------------------------------------------------- */
+/* ---- compressed chunks ------------------------------------------------------------------------------------------- */
 
 enum { ZEROS = 16000 };
 
@@ -506,7 +506,7 @@ static void refuses_bombs(void **state) {
     refused(&f, "chunk of 800000000 bytes stored as 14 with codec zstd");
 }
 
-/* ---- other people's files ---------------------------------------------------------------------------------------------------------- */
+/* ---- other people's files ---------------------------------------------------------------------------------------- */
 
 static void tells_foreign_files(void **state) {
     (void)state;

@@ -177,7 +177,7 @@ static void notices_cuts(void **state) {
     buf_release(&b);
 }
 
-/* What a map reads it verifies; the rest (old DATA headers of others, the index's own checksum...) is checked when met. */
+/* Every byte is read by someone who opens the map and uses everything in it. */
 static void notices_flips_in_what_it_reads(void **state) {
     (void)state;
     struct err e;
@@ -210,7 +210,7 @@ static void refuses_what_it_cannot_map(void **state) {
     buf_release(&c);
 }
 
-/* ---- batches ------------------------------------------------------------------------------------------------------------- */
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 static void reads_batches(void **state) {
     (void)state;
