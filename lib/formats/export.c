@@ -58,7 +58,7 @@ int export_data(struct export_source *x, size_t number, const struct tensor_desc
     x->values.len = x->made.len = 0;
     rc = buf_reserve(&x->values, n * sizeof(float), e);
     if (rc) return rc;
-    float *values = (float *)x->values.data;
+    float *values = (void *)x->values.data;
     tensor_to_f32(d->dtype, *data, values, n);
     *data = values;
     if (as == DT_F32) return 0;

@@ -20,8 +20,9 @@ static int write_slot(struct foreign_model *f, struct model_slot s, unsigned dty
     rc = buf_reserve(values, n * sizeof(float), e);
     if (!rc) rc = buf_reserve(made, n * dtype_info(dtype)->block_bytes, e);
     if (rc) return rc;
-    tensor_to_f32(d.dtype, data, (float *)values->data, n);
-    rc = convert_values(&d, (enum dtype)dtype, (float *)values->data, n, made->data, e);
+    float *f32 = (void *)values->data;
+    tensor_to_f32(d.dtype, data, f32, n);
+    rc = convert_values(&d, (enum dtype)dtype, f32, n, made->data, e);
     d.dtype = (enum dtype)dtype;
     return rc ? rc : stream_write_tensor(w, &d, NULL, made->data, e);
 }
