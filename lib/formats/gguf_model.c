@@ -252,6 +252,15 @@ static int read_rope(const struct gguf_file *g, const struct gguf_arch *arch, st
 
 /* ---- the whole ---- */
 
+/* llama-gguf-split's parts have the keys of the whole in the first one only, and tensors in all. */
+static int check_split(const struct gguf_file *g, struct err *e) {
+    uint64_t parts = 1;
+    int rc = gguf_opt_u64(g, "split.count", 0, UINT32_MAX, &parts, e);
+    if (rc || parts <= 1) return rc;
+    return err_set(e, ERR_DATA, "one of %llu parts of a split GGUF: join them first (llama-gguf-split --merge)",
+                   (unsigned long long)parts);
+}
+
 static int read_vocab_size(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
                            struct err *e) {
     const struct raw_tensor *embed = raw_table_find(&g->tensors, "token_embd.weight");
@@ -272,7 +281,8 @@ int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, st
                      struct err *e) {
     *c = (struct model_config){.arch = arch->arch};
     const char *own_name = NULL; /* our export of a qwen2 that only deci can express */
-    int rc = check_keys(g, arch, e);
+    int rc = check_split(g, e);
+    if (!rc) rc = check_keys(g, arch, e);
     if (!rc) rc = gguf_opt_str(g, "rill.architecture", a, &own_name, e);
     if (!rc && own_name) rc = model_arch_parse(own_name, &c->arch, e);
     if (!rc) rc = read_numbers(g, arch, c, e);

@@ -370,6 +370,9 @@ static void add_experts(struct gguf_sample *g) {
 static void add_no_experts(struct gguf_sample *g) {
     key_u32(g, "llama.expert_count", 0);
 }
+static void add_split(struct gguf_sample *g) {
+    key_number(g, "split.count", GGUF_U16, 3, 2);
+}
 static void add_window(struct gguf_sample *g) {
     key_u32(g, "llama.attention.sliding_window", 16);
 }
@@ -402,6 +405,7 @@ static void test_model_keys(void **state) {
     (void)state;
     check_with_key(add_experts, "llama.expert_count");
     check_with_key(add_no_experts, NULL);
+    check_with_key(add_split, "one of 3 parts of a split GGUF");
     check_with_key(add_window, "llama.attention.sliding_window");
     check_with_key(add_yarn, "'yarn' is not supported");
     check_with_key(add_half_rotation, "llama.rope.dimension_count");
