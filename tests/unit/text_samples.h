@@ -53,6 +53,10 @@ static inline void add_token(struct vocab *spec, const struct buf *bytes, uint32
     spec->tokens[id] = (struct token){.bytes = copy, .n_bytes = (uint32_t)bytes->len, .flags = flags};
 }
 
+static inline uint32_t flag(const cJSON *token, const char *key, uint32_t bit) {
+    return cJSON_IsTrue(json_at(token, key)) ? bit : 0;
+}
+
 static inline void read_tokens(struct vocab *spec, const cJSON *root) {
     struct err e = {0};
     struct buf b = {0};
@@ -67,7 +71,9 @@ static inline void read_tokens(struct vocab *spec, const cJSON *root) {
         b.len = 0;
         assert_int_equal(buf_append(&b, text, strlen(text), &e), 0);
         add_token(spec, &b, (uint32_t)json_at(t, "id")->valuedouble,
-                  TOKEN_ADDED | (cJSON_IsTrue(json_at(t, "special")) ? TOKEN_SPECIAL : 0));
+                  TOKEN_ADDED | flag(t, "special", TOKEN_SPECIAL) | flag(t, "lstrip", TOKEN_LSTRIP) |
+                      flag(t, "rstrip", TOKEN_RSTRIP) | flag(t, "single_word", TOKEN_SINGLE_WORD) |
+                      flag(t, "normalized", TOKEN_NORMALIZED));
     }
     buf_release(&b);
 }
@@ -107,15 +113,13 @@ static const char *const golden_names[] = {"smollm2", "llama-bpe", "qwen2", "gpt
 static const enum text_pre golden_pre[] = {PRE_SMOLLM, PRE_LLAMA_BPE, PRE_QWEN2, PRE_GPT2};
 #define N_GOLDEN COUNT_OF(golden_names)
 
-static inline struct vocab *load_golden(size_t which) {
+static inline struct vocab *load_tokenizer(const char *path, enum text_pre pre) {
     struct err e = {0};
-    char path[256];
-    snprintf(path, sizeof path, GOLDEN "%s.json.zst", golden_names[which]);
     struct buf text = read_zst(path);
     cJSON *root = json_parse((const char *)text.data, text.len, &e);
     if (!root) fail_msg("%s: %s", path, e.msg);
     const cJSON *model = json_at(root, "model");
-    struct vocab spec = {.pre = golden_pre[which], .bos = TOKEN_NONE, .eos = TOKEN_NONE, .pad = TOKEN_NONE};
+    struct vocab spec = {.pre = pre, .bos = TOKEN_NONE, .eos = TOKEN_NONE, .pad = TOKEN_NONE};
     spec.unk = TOKEN_NONE;
     spec.nfc = cJSON_IsObject(json_at(root, "normalizer"));
     spec.ignore_merges = cJSON_IsTrue(json_at(model, "ignore_merges"));
@@ -134,6 +138,12 @@ static inline struct vocab *load_golden(size_t which) {
     cJSON_Delete(root);
     buf_release(&text);
     return v;
+}
+
+static inline struct vocab *load_golden(size_t which) {
+    char path[256];
+    snprintf(path, sizeof path, GOLDEN "%s.json.zst", golden_names[which]);
+    return load_tokenizer(path, golden_pre[which]);
 }
 
 /* ---- the golden texts and their ids ---- */
