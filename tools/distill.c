@@ -174,17 +174,17 @@ static double now(void) {
 static bool data_is_file(struct cli *c) {
     const char *path = cli_input_path(c, 0);
     struct stat st;
-    if (strcmp(path, "-")) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    if (strcmp(path, "-") != 0) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
     return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
 }
 
 /* Opens the data once more, beside the reader that the cli keeps for the provenance. */
 static int open_again(struct cli *c, struct work *w, struct err *e) {
-    const char *path = cli_input_path(c, 0), *name = strcmp(path, "-") ? path : "standard input";
+    const char *path = cli_input_path(c, 0), *name = strcmp(path, "-") != 0 ? path : "standard input";
     stream_reader_free(w->again);
     w->again = NULL;
     if (w->fd >= 0) close(w->fd);
-    w->fd = open(strcmp(path, "-") ? path : "/dev/stdin", O_RDONLY | O_CLOEXEC);
+    w->fd = open(strcmp(path, "-") != 0 ? path : "/dev/stdin", O_RDONLY | O_CLOEXEC);
     if (w->fd < 0) return err_sys(e, errno, "%s", name);
     return stream_reader_open(&w->again, w->fd, name, STREAM_ANY, e);
 }

@@ -140,7 +140,7 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
         return e->code;
     if (!w->head.vocab.len) return err_set(e, ERR_DATA, "%s has no vocabulary", model_path);
     digest_text(w->head.vocab_digest, digest);
-    if (w->in.vocab[0] && strcmp(digest, w->in.vocab))
+    if (w->in.vocab[0] && strcmp(digest, w->in.vocab) != 0)
         return err_set(e, ERR_DATA, "model and knowledge disagree: vocabulary %s against %s", digest, w->in.vocab);
     return vocab_unpack(&w->vocab, w->head.vocab.data, w->head.vocab.len, e);
 }

@@ -103,7 +103,7 @@ static int read_part(struct trainer *t, struct stream_reader *r, size_t i, size_
         if (stream_next(r, &item, e)) return e->code;
     } while (item.type == ITEM_PROV || item.type == ITEM_OTHER);
     if (item.type != ITEM_TENSOR) return err_set(e, ERR_DATA, "tensor '%s' is missing", d.name);
-    if (strcmp(item.desc.name, d.name) || item.desc.dtype != DT_F32 || !tensor_same_shape(&item.desc, &d))
+    if (strcmp(item.desc.name, d.name) != 0 || item.desc.dtype != DT_F32 || !tensor_same_shape(&item.desc, &d))
         return err_set(e, ERR_DATA, "tensor '%s' %s: expected '%s' %s of the student", item.desc.name,
                        tensor_shape_text(&item.desc, found, sizeof found), d.name,
                        tensor_shape_text(&d, wanted, sizeof wanted));

@@ -31,7 +31,7 @@ int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) 
     char *members = strchr(copy, ':');
     if (members) *members++ = 0;
     bool kl = !strcmp(copy, "kl");
-    if (!kl && strcmp(copy, "ce"))
+    if (!kl && strcmp(copy, "ce") != 0)
         return err_set(e, ERR_USAGE, "unknown loss \"%s\": expected kl:weight=W,temperature=T or ce:weight=W", copy);
     bool *named = kl ? &l->kl : &l->ce;
     double *weight = kl ? &l->kl_weight : &l->ce_weight;
@@ -88,9 +88,9 @@ static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
     struct kernel_loss how = {(float)l->temperature, (float)l->kl_weight, (float)l->ce_weight};
     struct kernel_target target;
     if (reserve_block(t, rows, vocab, e)) return e->code;
-    float *weight = (float *)t->row_weight.data;
-    double *kl = (double *)t->row_loss.data, *ce = kl + rows;
-    knowledge_target(&t->rows, &t->format, l->temperature, micro->first + first, rows, (float *)t->dense.data, &target);
+    float *weight = (void *)t->row_weight.data;
+    double *kl = (void *)t->row_loss.data, *ce = kl + rows;
+    knowledge_target(&t->rows, &t->format, l->temperature, micro->first + first, rows, (void *)t->dense.data, &target);
     for (size_t r = 0; r < rows; r++) weight[r] = target.label[r] == UINT32_MAX ? 0 : 1;
     kernel_distill_loss(&how, &target, weight, logits, rows, vocab, kl, ce, logits);
     for (size_t r = 0; r < rows; r++) {

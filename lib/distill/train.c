@@ -1,4 +1,5 @@
 /* The trainer: sequences in, optimizer steps out. */
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -99,8 +100,8 @@ int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
 int trainer_end_epoch(struct trainer *t, struct err *e) {
     if (knowledge_decode_end(&t->rows, e)) return e->code;
     if (t->skip)
-        return err_set(e, ERR_DATA, "the data ends after %llu sequences, the checkpoint is at number %llu",
-                       (unsigned long long)t->sequences, (unsigned long long)(t->sequences + t->skip));
+        return err_set(e, ERR_DATA, "the data ends after %" PRIu64 " sequences, the checkpoint is at number %" PRIu64,
+                       t->sequences, t->sequences + t->skip);
     digest_free(t->seen);
     t->seen = digest_new(e);
     if (!t->seen) return e->code;
@@ -173,7 +174,7 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *step
     int rc;
     while (!(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
         if (item.type == ITEM_BATCH) head = item.batch;
-        if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths")) continue;
+        if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths") != 0) continue;
         lengths.len = 0;
         rc = stream_load_tensor(r, &lengths, e);
         if (rc) break;

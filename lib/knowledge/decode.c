@@ -10,14 +10,14 @@
 enum { SEQS, LENGTHS, TOKENS, LABELS, OFFSET, IDS, PROBS, REST, DENSE };
 
 static void set_pointers(struct knowledge_rows *k, const struct knowledge_format *f) {
-    k->seqs = (uint64_t *)k->memory[SEQS].data;
-    k->lengths = (uint32_t *)k->memory[LENGTHS].data;
-    k->tokens = (uint32_t *)k->memory[TOKENS].data;
-    k->labels = (uint32_t *)k->memory[LABELS].data;
-    k->offset = (uint64_t *)k->memory[OFFSET].data;
-    k->ids = (uint32_t *)k->memory[IDS].data;
-    k->probs = (float *)k->memory[PROBS].data;
-    k->rest = f->encoding == KNOW_GHOST ? (float *)k->memory[REST].data : NULL;
+    k->seqs = (void *)k->memory[SEQS].data;
+    k->lengths = (void *)k->memory[LENGTHS].data;
+    k->tokens = (void *)k->memory[TOKENS].data;
+    k->labels = (void *)k->memory[LABELS].data;
+    k->offset = (void *)k->memory[OFFSET].data;
+    k->ids = (void *)k->memory[IDS].data;
+    k->probs = (void *)k->memory[PROBS].data;
+    k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[REST].data : NULL;
     k->dense = f->encoding == KNOW_DENSE ? k->memory[DENSE].data : NULL;
 }
 
@@ -64,8 +64,8 @@ static int append_lengths(struct knowledge_rows *k, const struct stream_batch *h
 /* A position's label is the token behind it; the last position of a piece gets its own when the next piece arrives. */
 static void set_labels(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
                        bool joined) {
-    const uint32_t *tokens = (const uint32_t *)k->memory[TOKENS].data;
-    uint32_t *labels = (uint32_t *)k->memory[LABELS].data;
+    const uint32_t *tokens = (void *)k->memory[TOKENS].data;
+    uint32_t *labels = (void *)k->memory[LABELS].data;
     size_t at = k->n_positions;
     if (joined) labels[at - 1] = tokens[at];
     for (uint32_t i = 0; i < head->n_seqs; i++) {
@@ -90,11 +90,12 @@ static uint32_t number_at(enum dtype dtype, const void *data, uint64_t i) {
 
 static int find_stored(struct stored *s, const struct knowledge_format *f, const struct batch *b, struct err *e) {
     bool top = knowledge_is_top(f);
+    enum dtype counts = knowledge_count_type(f);
     const struct tensor *n, *ids, *values;
-    if (batch_need(b, "teacher.n", knowledge_count_type(f), 1, &b->head.n_positions, &n, e) ||
-        batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &ids, e) ||
-        batch_need(b, top ? "teacher.logprobs" : "teacher.counts", top ? DT_F16 : knowledge_count_type(f), 1,
-                   ids->desc.dims, &values, e))
+    if (batch_need(b, "teacher.n", counts, 1, &b->head.n_positions, &n, e)) return e->code;
+    if (batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &ids, e)) return e->code;
+    if (batch_need(b, top ? "teacher.logprobs" : "teacher.counts", top ? DT_F16 : counts, 1, ids->desc.dims, &values,
+                   e))
         return e->code;
     if (values->desc.dims[0] != ids->desc.dims[0])
         return err_set(e, ERR_DATA, "\"teacher.ids\" and \"%s\" differ in length", values->desc.name);
@@ -104,7 +105,7 @@ static int find_stored(struct stored *s, const struct knowledge_format *f, const
 
 static int check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
                      struct err *e) {
-    uint32_t *seen = (uint32_t *)k->seen.data;
+    uint32_t *seen = (void *)k->seen.data;
     if (++k->stamp == 0) {
         memset(seen, 0, k->seen.len);
         k->stamp = 1;

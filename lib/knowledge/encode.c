@@ -3,6 +3,7 @@
  * an encoding appends entries for a run of rows, and the cutter moves the run's tokens over and closes the batch.
  */
 #include <assert.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,8 +152,7 @@ static int fail_at_row(const struct knowledge_encoder *k, size_t r, struct err *
         seq++;
         pos = 0;
     }
-    return err_set(e, ERR_DATA, "sequence %llu, position %llu: %s", (unsigned long long)(k->in.first_seq + seq),
-                   (unsigned long long)(pos + r), what);
+    return err_set(e, ERR_DATA, "sequence %" PRIu64 ", position %" PRIu64 ": %s", k->in.first_seq + seq, pos + r, what);
 }
 
 static int put_number(struct buf *b, enum dtype dtype, uint32_t v, struct err *e) {
@@ -257,9 +257,9 @@ static int encode_top(struct knowledge_encoder *k, size_t rows, const float *x, 
     size_t n = k->format.n, d = k->format.vocab_size;
     size_t values_at = rows; /* one buffer: log-sum-exp of each row, then the values */
     if (make_room(k, rows * n, (size_t[]){sizeof(uint32_t), 2 * sizeof(float), sizeof(double)}, e)) return e->code;
-    uint32_t *ids = (uint32_t *)k->scratch[0].data;
-    float *lse = (float *)k->scratch[1].data, *values = lse + values_at;
-    double *logprobs = (double *)k->scratch[2].data;
+    uint32_t *ids = (void *)k->scratch[0].data;
+    float *lse = (void *)k->scratch[1].data, *values = lse + values_at;
+    double *logprobs = (void *)k->scratch[2].data;
     kernel_logsumexp(lse, x, rows, d, inv_temperature);
     kernel_topk(ids, values, x, rows, d, n);
     for (size_t r = 0; r < rows; r++) {
@@ -283,8 +283,8 @@ static int encode_sample_block(struct knowledge_encoder *k, size_t first, size_t
                                float inv_temperature, struct err *e) {
     size_t n = k->format.n;
     if (make_room(k, rows * n, (size_t[]){sizeof(uint32_t), sizeof(double), sizeof(uint32_t)}, e)) return e->code;
-    uint32_t *ids = (uint32_t *)k->scratch[0].data, *counts = (uint32_t *)k->scratch[2].data;
-    double *u = (double *)k->scratch[1].data;
+    uint32_t *ids = (void *)k->scratch[0].data, *counts = (void *)k->scratch[2].data;
+    double *u = (void *)k->scratch[1].data;
     for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->counts.positions + first + r);
     kernel_sample(ids, u, x, rows, k->format.vocab_size, n, inv_temperature);
     for (size_t r = 0; r < rows; r++) {
@@ -323,11 +323,11 @@ static int entries_row(struct knowledge_encoder *k, size_t n, const uint32_t *id
     size_t want = k->format.n;
     if (make_room(k, n > want ? n : want, (size_t[]){sizeof(uint32_t), 1, sizeof(double)}, e)) return e->code;
     if (k->format.encoding == KNOW_SAMPLE) {
-        uint32_t *counts = (uint32_t *)k->scratch[0].data;
+        uint32_t *counts = (void *)k->scratch[0].data;
         for (size_t i = 0; i < n; i++) counts[i] = (uint32_t)values[i];
         return put_sample_row(k, n, ids, counts, e);
     }
-    double *logprobs = (double *)k->scratch[2].data;
+    double *logprobs = (void *)k->scratch[2].data;
     if (n < want) return err_set(e, ERR_DATA, "%zu entries at a position: expected at least %zu", n, want);
     for (size_t i = 0; i < want; i++) logprobs[i] = values[i] > 0 ? log(values[i]) : -INFINITY;
     return put_top_row(k, ids, logprobs, e);

@@ -1,4 +1,5 @@
 /* Knowledge as a table, for people. One row at a time: nobody reads so many that speed would matter. */
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -28,7 +29,7 @@ static int load_sparse(struct row *row, const struct knowledge_rows *k, size_t r
                        struct err *e) {
     size_t n = k->offset[r + 1] - k->offset[r];
     if (buf_reserve(memory, n * sizeof(struct entry), e)) return e->code;
-    struct entry *entries = (struct entry *)memory->data;
+    struct entry *entries = (void *)memory->data;
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){k->ids[k->offset[r] + i], k->probs[k->offset[r] + i]};
     if (n) qsort(entries, n, sizeof *entries, by_probability);
     *row = (struct row){.entries = entries, .n = n < top ? n : top};
@@ -41,9 +42,9 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
                       uint32_t top, struct buf *memory, struct err *e) {
     size_t d = f->vocab_size, n = top < d ? top : d;
     if (buf_reserve(memory, d * sizeof(float) + n * (sizeof(struct entry) + 8), e)) return e->code;
-    struct entry *entries = (struct entry *)memory->data;
+    struct entry *entries = (void *)memory->data;
     float *x = (float *)(entries + n), *values = x + d;
-    uint32_t *ids = (uint32_t *)(values + n);
+    uint32_t *ids = (void *)(values + n);
     knowledge_dense_rows(k, f, r, 1, x);
     kernel_log_softmax(x, x, 1, d, 1); /* logits are at temperature 1, log-probabilities at their own */
     kernel_topk(ids, values, x, 1, d, n);
@@ -52,7 +53,8 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     *row = (struct row){.entries = entries, .n = n, .known = label < d, .rank = 1};
     if (!row->known) return 0;
     row->p_label = exp(x[label]);
-    for (uint32_t i = 0; i < d; i++) row->rank += x[i] > x[label] || (x[i] == x[label] && i < label);
+    for (size_t i = 0; i < d; i++) row->rank += x[i] > x[label];
+    for (size_t i = 0; i < label; i++) row->rank += x[i] == x[label]; /* of equals, the first */
     return 0;
 }
 
@@ -103,8 +105,7 @@ int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const st
         rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, top, &memory, e)
                                        : load_sparse(&row, k, r, top, &memory, e);
         if (!rc)
-            rc = buf_printf(out, e, "%llu\t%llu\t", (unsigned long long)k->seqs[seq],
-                            (unsigned long long)(r - begin + (seq ? 0 : k->first_pos)));
+            rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[seq], r - begin + (seq ? 0 : k->first_pos));
         if (!rc) rc = put_token(out, &s, k->tokens[r], e);
         if (!rc) rc = put_token(out, &s, k->labels[r], e);
         if (!rc) rc = put_row(out, &s, &row, e);
