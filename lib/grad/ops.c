@@ -192,7 +192,8 @@ static void attention_backward(struct grad_tape *t, struct grad_op *op) {
 
 static bool attention_fits(const struct grad_var *q, const struct grad_var *k, const struct grad_var *v,
                            const struct kernel_attention *s) {
-    if (s->n_kv_heads == 0 || s->head_dim == 0 || s->n_heads % s->n_kv_heads != 0) return false;
+    if (s->n_kv_heads == 0 || s->head_dim == 0 || s->head_dim > KERNEL_MAX_HEAD_DIM) return false;
+    if (s->n_heads == 0 || s->n_heads % s->n_kv_heads != 0) return false;
     if (q->cols / s->head_dim != s->n_heads || q->cols % s->head_dim != 0) return false;
     if (k->cols / s->head_dim != s->n_kv_heads || k->cols % s->head_dim != 0) return false;
     if (!same_shape(k, v) || q->rows != k->rows || s->starts[0] != 0) return false;

@@ -11,7 +11,7 @@
 #include "lib/kernel/kernel_internal.h"
 
 #define KEYS        128   /* in a block */
-#define MAX_ROWS    128   /* of stacked queries */
+#define MAX_ROWS    256   /* of stacked queries */
 #define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
 
 /* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
@@ -45,11 +45,10 @@ static size_t key_at(const struct kernel_attention *a, const struct block *b, si
     return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
 }
 
-static void pack(const struct kernel_attention *a, const struct block *b, float *to, const float *from, float factor) {
-    for (size_t r = 0; r < b->heads * b->n; r++) {
-        const float *row = from + query_at(a, b, r);
-        for (size_t i = 0; i < a->head_dim; i++) to[r * a->head_dim + i] = row[i] * factor;
-    }
+static void pack(const struct simd *v, const struct kernel_attention *a, const struct block *b, float *to,
+                 const float *from, float factor) {
+    for (size_t r = 0; r < b->heads * b->n; r++)
+        v->scale_copy(to + r * a->head_dim, factor, from + query_at(a, b, r), a->head_dim);
 }
 
 /* How many of the keys [from, from + keys) row r may see: those up to its own position. */
@@ -93,7 +92,7 @@ static void forward_block(const struct forward *f, const struct block *b) {
     size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
     float q[ROWS_FLOATS], o[ROWS_FLOATS], s[MAX_ROWS * KEYS], m[MAX_ROWS];
     double l[MAX_ROWS];
-    pack(a, b, q, f->q, a->scale);
+    pack(f->v, a, b, q, f->q, a->scale);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
     for (size_t from = 0; from < b->first + b->n; from += KEYS) {
@@ -104,8 +103,7 @@ static void forward_block(const struct forward *f, const struct block *b) {
     }
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
-        float inv = (float)(1 / l[r]);
-        for (size_t i = 0; i < d; i++) f->y[at + i] = o[r * d + i] * inv;
+        f->v->scale_copy(f->y + at, (float)(1 / l[r]), o + r * d, d);
         if (f->lse) f->lse[at / d] = (float)(m[r] + log(l[r]));
     }
 }
@@ -177,8 +175,8 @@ static void backward_block(const struct backward *w, const struct block *b) {
     const struct kernel_attention *a = w->a;
     size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
     struct packed t;
-    pack(a, b, t.q, w->q, a->scale);
-    pack(a, b, t.dy, w->dy, 1);
+    pack(w->v, a, b, t.q, w->q, a->scale);
+    pack(w->v, a, b, t.dy, w->dy, 1);
     memset(t.dq, 0, rows * d * sizeof *t.dq);
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);

@@ -48,6 +48,7 @@ void kernel_rmsnorm_backward(float *dx, float *dw, const float *dy, const float 
 void kernel_rope(float *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position, const double *inv_freq, int sign);
 
 /* ---- causal attention with grouped queries over concatenated sequences ------------------------------------------------------------- */
+#define KERNEL_MAX_HEAD_DIM 4096
 struct kernel_attention {
     size_t n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
     size_t n_seqs;

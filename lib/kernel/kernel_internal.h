@@ -30,6 +30,7 @@ struct simd {
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */
     void (*scale)(float *y, size_t n, float a);                                      /* y *= a */
+    void (*scale_copy)(float *y, float a, const float *x, size_t n);                 /* y = a x */
     void (*add)(float *y, const float *x, size_t n);                                 /* y += x */
     void (*axpy)(float *y, float a, const float *x, size_t n);                       /* y += a x */
     void (*mul_scaled)(float *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
@@ -49,6 +50,8 @@ struct simd {
     void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
     /* dx += inv w dy - a x */
     void (*rmsnorm_dx)(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n);
+    /* cos and sign * sin of position * inv_freq[n], correct to 0.51 ulp of 1 */
+    void (*angles)(float *cosine, float *sine, double position, const double *inv_freq, double sign, size_t n);
     /* (x1, x2) turned by the angles whose cosines and sines are given */
     void (*rotate)(float *x1, float *x2, const float *cosine, const float *sine, size_t n);
     /* ds = p (dp - a) */

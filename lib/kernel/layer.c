@@ -115,12 +115,7 @@ static void rope_piece(void *ctx, size_t begin, size_t end) {
     for (size_t r = begin; r < end; r++) {
         for (size_t first = 0; first < half; first += ANGLES) {
             size_t n = half - first < ANGLES ? half - first : ANGLES;
-            for (size_t i = 0; i < n; i++) {
-                double s, cs;
-                sincos(c->position[r] * c->inv_freq[first + i], &s, &cs);
-                cosine[i] = (float)cs;
-                sine[i] = (float)(c->sign * s);
-            }
+            c->v->angles(cosine, sine, c->position[r], c->inv_freq + first, c->sign, n);
             for (size_t h = 0; h < c->n_heads; h++) {
                 float *x = c->x + (r * c->n_heads + h) * c->head_dim + first;
                 c->v->rotate(x, x + half, cosine, sine, n);

@@ -146,19 +146,20 @@ static int compare_u32(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+#define SKIP  128 /* floats that are stepped over at once when no draw falls into them */
 #define DRAWS 256 /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
 
 /*
  * Inversion: a draw is the first index whose cumulative weight exceeds u Z. The thresholds are sorted, so one walk over
- * the row meets them in order; a chunk that holds none is added to the cumulative weight as a whole.
+ * the row meets them in order; a piece that holds none is added to the cumulative weight as a whole.
  */
 static void draw(const struct simd *v, const float *x, size_t d, float s, struct softmax_sum z, double *threshold,
                  size_t n, uint32_t *ids) {
-    float e[CHUNK];
+    float e[SKIP];
     double before = 0;
     size_t next = 0, last = 0; /* last: the latest index with any weight */
-    for (size_t i = 0; i < d && next < n; i += CHUNK) {
-        size_t count = smaller(CHUNK, d - i);
+    for (size_t i = 0; i < d && next < n; i += SKIP) {
+        size_t count = smaller(SKIP, d - i);
         double sum = v->exp_store(e, x + i, count, z.max, s), cumulative = before;
         before += sum;
         if (sum > 0)
@@ -169,7 +170,7 @@ static void draw(const struct simd *v, const float *x, size_t d, float s, struct
             cumulative += e[j];
             while (next < n && threshold[next] < cumulative) ids[next++] = (uint32_t)(i + j);
         }
-        /* The walk and the chunk's sum add in different orders: what falls between them goes to the chunk's last. */
+        /* The walk and the piece's sum add in different orders: what falls between them goes to the piece's last. */
         while (next < n && threshold[next] < before) ids[next++] = (uint32_t)last;
         if (cumulative > before) before = cumulative;
     }

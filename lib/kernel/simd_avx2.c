@@ -94,8 +94,8 @@ VF float v_hsum(vec a) {
     return _mm_cvtss_f32(_mm_add_ss(h, _mm_shuffle_ps(h, h, 1)));
 }
 
-VF bool v_any_above(vec a, vec b) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+VF unsigned v_above(vec a, vec b) {
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
 
 VF __m256d low(vec a) {
@@ -119,6 +119,29 @@ VF double d_sum(dvec d) {
     __m256d s = _mm256_add_pd(d.lo, d.hi);
     __m128d h = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
     return _mm_cvtsd_f64(_mm_add_sd(h, _mm_unpackhi_pd(h, h)));
+}
+
+VF dvec d_set(double a) {
+    return (dvec){_mm256_set1_pd(a), _mm256_set1_pd(a)};
+}
+
+VF dvec d_load_part(const double *p, size_t n) {
+    double lane[W] = {0};
+    memcpy(lane, p, (n < W ? n : W) * sizeof *p);
+    return (dvec){_mm256_loadu_pd(lane), _mm256_loadu_pd(lane + 4)};
+}
+
+VF dvec d_muladd(dvec a, dvec b, dvec c) {
+    return (dvec){_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi)};
+}
+
+VF dvec d_round(dvec a) {
+    const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return (dvec){_mm256_round_pd(a.lo, nearest), _mm256_round_pd(a.hi, nearest)};
+}
+
+VF vec d_narrow(dvec a) {
+    return _mm256_set_m128(_mm256_cvtpd_ps(a.hi), _mm256_cvtpd_ps(a.lo));
 }
 
 #include "lib/kernel/simd_body.h"

@@ -79,8 +79,8 @@ VF float v_hmax(vec a) {
 VF float v_hsum(vec a) {
     return _mm512_reduce_add_ps(a);
 }
-VF bool v_any_above(vec a, vec b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+VF unsigned v_above(vec a, vec b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
 }
 
 VF __m512d low(vec a) {
@@ -102,6 +102,27 @@ VF dvec d_fma(dvec d, vec a, vec b) {
 
 VF double d_sum(dvec d) {
     return _mm512_reduce_add_pd(_mm512_add_pd(d.lo, d.hi));
+}
+VF dvec d_set(double a) {
+    return (dvec){_mm512_set1_pd(a), _mm512_set1_pd(a)};
+}
+
+VF dvec d_load_part(const double *p, size_t n) {
+    __mmask16 m = n < W ? first(n) : 0xffff;
+    return (dvec){_mm512_maskz_loadu_pd((__mmask8)m, p), _mm512_maskz_loadu_pd((__mmask8)(m >> 8), p + 8)};
+}
+
+VF dvec d_muladd(dvec a, dvec b, dvec c) {
+    return (dvec){_mm512_fmadd_pd(a.lo, b.lo, c.lo), _mm512_fmadd_pd(a.hi, b.hi, c.hi)};
+}
+
+VF dvec d_round(dvec a) {
+    const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return (dvec){_mm512_roundscale_pd(a.lo, nearest), _mm512_roundscale_pd(a.hi, nearest)};
+}
+
+VF vec d_narrow(dvec a) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.lo)), _mm512_cvtpd_ps(a.hi), 1);
 }
 
 #include "lib/kernel/simd_body.h"

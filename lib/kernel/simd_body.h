@@ -10,8 +10,11 @@
  *   v_max v_min(a, b)     b where either is NaN
  *   v_round               to the nearest integer; v_ldexp(x, n) = x 2^n for integral n in [-150, 128]
  *   v_hmax v_hsum         over the lanes, in a fixed order
- *   v_any_above(a, b)     is a > b in any lane?
- *   dvec d_zero d_add(d, v) d_fma(d, a, b) d_sum   W sums in f64
+ *   v_above(a, b)         bit i: is a > b in lane i?
+ *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; zeros behind) d_muladd(a, b, c) = a b + c
+ *   d_round d_sum         as above
+ *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
+ *   d_narrow(d)           to f32
  */
 
 #define FN static SIMD_TARGET
@@ -60,6 +63,10 @@ FN void op_fill(float *y, size_t n, float a) {
 
 FN void op_scale(float *y, size_t n, float a) {
     for (size_t i = 0; i < n; i += W) store(y + i, v_mul(load(y + i, n - i), v_set(a)), n - i);
+}
+
+FN void op_scale_copy(float *y, float a, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store(y + i, v_mul(v_set(a), load(x + i, n - i)), n - i);
 }
 
 FN void op_add(float *y, const float *x, size_t n) {
@@ -122,10 +129,11 @@ FN float op_max(const float *x, size_t n) {
 FN size_t op_find_above(const float *x, size_t n, float bound) {
     vec b = v_set(bound);
     size_t i = 0;
-    for (; i + W <= n; i += W)
-        if (v_any_above(v_load(x + i), b)) break;
-    while (i < n && !(x[i] > bound)) i++;
-    return i;
+    for (; i < n; i += W) {
+        unsigned lanes = v_above(load_or(x + i, n - i, -INFINITY), b);
+        if (lanes) return i + (size_t)__builtin_ctz(lanes);
+    }
+    return n;
 }
 
 FN double op_exp_sum(const float *x, size_t n, float m, float s) {
@@ -191,6 +199,32 @@ FN void op_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w
         vec g = v_mul(v_mul(v_set(inv), load(w + i, left)), load(dy + i, left));
         g = v_sub(g, v_mul(v_set(a), load(x + i, left)));
         store(dx + i, v_add(load(dx + i, left), g), left);
+    }
+}
+
+/*
+ * Cosines and sines of position * inv_freq, in f64 until the last rounding. The angle is reduced to [-pi, pi] in three
+ * steps (2 pi in parts of 22, 22 and 53 bits: a multiple below 2^31 times either of the first two is exact), then
+ * polynomials in its square, interpolated at Chebyshev's nodes: sin to 7.5e-10 of r, cos to 1.2e-10, far below half an ulp.
+ */
+FN void op_angles(float *cosine, float *sine, double position, const double *inv_freq, double sign, size_t n) {
+    static const double s[] = {0.99999999925022021,     -0.16666665921891699,   0.0083333212359772858,
+                               -0.00019840531555422378, 2.7535800485794529e-06, -2.4728366504509055e-08,
+                               1.3611596264829657e-10};
+    static const double c[] = {0.99999999988461774,    -0.49999999850320775,   0.041666663477680735,
+                               -0.001388886297374907,  2.4800551330008773e-05, -2.7534767446172551e-07,
+                               2.0603330026132627e-09, -9.7217340133762124e-12};
+    for (size_t i = 0; i < n; i += W) {
+        dvec t = d_muladd(d_set(position), d_load_part(inv_freq + i, n - i), d_zero());
+        dvec turns = d_round(d_muladd(t, d_set(0.15915494309189535), d_zero()));
+        dvec r = d_muladd(turns, d_set(-0x1.921fb00000000p+2), t);
+        r = d_muladd(turns, d_set(-0x1.5110b00000000p-20), r);
+        r = d_muladd(turns, d_set(-0x1.18469898cc517p-42), r);
+        dvec u = d_muladd(r, r, d_zero()), y = d_set(s[6]), z = d_set(c[7]);
+        for (int k = 5; k >= 0; k--) y = d_muladd(y, u, d_set(s[k]));
+        for (int k = 6; k >= 0; k--) z = d_muladd(z, u, d_set(c[k]));
+        store(cosine + i, d_narrow(z), n - i);
+        store(sine + i, d_narrow(d_muladd(d_muladd(y, r, d_zero()), d_set(sign), d_zero())), n - i);
     }
 }
 
@@ -315,6 +349,7 @@ const struct simd SIMD_TABLE = {
     .gemm = SIMD_GEMM,
     .fill = op_fill,
     .scale = op_scale,
+    .scale_copy = op_scale_copy,
     .add = op_add,
     .axpy = op_axpy,
     .mul_scaled = op_mul_scaled,
@@ -331,6 +366,7 @@ const struct simd SIMD_TABLE = {
     .swiglu = op_swiglu,
     .swiglu_backward = op_swiglu_backward,
     .rmsnorm_dx = op_rmsnorm_dx,
+    .angles = op_angles,
     .rotate = op_rotate,
     .softmax_backward = op_softmax_backward,
     .dots = op_dots,

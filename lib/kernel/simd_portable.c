@@ -93,9 +93,9 @@ static inline float v_hsum(vec a) {
     return (a[0] + a[2]) + (a[1] + a[3]);
 }
 
-static inline bool v_any_above(vec a, vec b) {
+static inline unsigned v_above(vec a, vec b) {
     ivec m = a > b;
-    return (m[0] | m[1] | m[2] | m[3]) != 0;
+    return (unsigned)((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }
 
 static inline dvec d_zero(void) {
@@ -114,6 +114,29 @@ static inline dvec d_fma(dvec d, vec a, vec b) {
 static inline double d_sum(dvec d) {
     double2 s = d.lo + d.hi;
     return s[0] + s[1];
+}
+
+static inline dvec d_set(double a) {
+    return (dvec){{a, a}, {a, a}};
+}
+
+static inline dvec d_load_part(const double *p, size_t n) {
+    double lane[W] = {0};
+    memcpy(lane, p, (n < W ? n : W) * sizeof *p);
+    return (dvec){{lane[0], lane[1]}, {lane[2], lane[3]}};
+}
+
+static inline dvec d_muladd(dvec a, dvec b, dvec c) {
+    return (dvec){a.lo * b.lo + c.lo, a.hi * b.hi + c.hi};
+}
+
+static inline dvec d_round(dvec a) {
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52, as in v_round */
+    return (dvec){(a.lo + magic) - magic, (a.hi + magic) - magic};
+}
+
+static inline vec d_narrow(dvec a) {
+    return (vec){(float)a.lo[0], (float)a.lo[1], (float)a.hi[0], (float)a.hi[1]};
 }
 
 #include "lib/kernel/simd_body.h"
