@@ -1,7 +1,7 @@
 /*
  * Added tokens: matched in the text as it stands, before it is cut into words. The first match from the left wins, the
- * longest of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose treatment
- * of the flags this follows.
+ * longest of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose
+ * treatment of the flags this follows.
  */
 #include "lib/text/text_internal.h"
 

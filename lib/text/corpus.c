@@ -89,8 +89,8 @@ static size_t plan_whole(struct corpus *c) {
     return c->at_end ? add_text(c, 0, c->window.len, true) : add_open_text(c, 0, c->window.len);
 }
 
-/* The last line of the window, without an end. Most such lines end in the next window: let them wait, unless this one has
- * filled the window alone. An object can only wait. */
+/* The last line of the window, without an end. Most such lines end in the next window: let them wait, unless this one
+ * has filled the window alone. An object can only wait. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
     bool json = c->o->documents == CORPUS_JSONL;

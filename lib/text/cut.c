@@ -19,8 +19,8 @@
 
 enum char_class { CLASS_UNKNOWN, CLASS_L, CLASS_N, CLASS_P, CLASS_R, CLASS_S };
 
-/* Only what has been there since Unicode 3 and starts a composition anew is told apart: what PCRE2 thinks of a new script
- * does not matter then, and the cut is one between normalised texts as well. Few texts have none of it for long. */
+/* Only what has been there since Unicode 3 and starts a composition anew is told apart: what PCRE2 thinks of a new
+ * script does not matter then, and the cut is one between normalised texts as well. Few texts have none of it for long. */
 static enum char_class classify(int32_t c) {
     if (c < 0x80) {
         if (c == '\n' || c == '\r') return CLASS_R;

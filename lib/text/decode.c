@@ -17,8 +17,8 @@ int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_
     return 0;
 }
 
-/* ---- spelling (bytes_to_unicode in encoder.py of openai/gpt-2): printable bytes are themselves, the others are the code
- * points from U+0100 on, in order ---- */
+/* ---- spelling (bytes_to_unicode in encoder.py of openai/gpt-2): printable bytes are themselves, the others are the
+ * code points from U+0100 on, in order ---- */
 
 static bool is_printable(unsigned b) {
     return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;

@@ -1,6 +1,6 @@
 /*
- * Text to tokens: added tokens first, then normalisation, then the pre-tokenizer cuts what lies between into words, then
- * each word is merged, or found in the cache of words met before.
+ * Text to tokens: added tokens first, then normalisation, then the pre-tokenizer cuts what lies between into words,
+ * then each word is merged, or found in the cache of words met before.
  */
 #define XXH_INLINE_ALL
 #include <xxhash.h>

@@ -24,10 +24,10 @@ const char *text_pre_name(enum text_pre pre);
 int text_pre_parse(const char *name, enum text_pre *out, struct err *e) MUST_CHECK;
 
 enum token_flags {
-    TOKEN_SPECIAL = 1,     /* a control token: <|endoftext|>; skipped when text is printed for a reader */
-    TOKEN_ADDED = 2,       /* matched in the raw text before the pre-tokenizer (special ones too) */
-    TOKEN_LSTRIP = 4,      /* the match swallows white space before it ... */
-    TOKEN_RSTRIP = 8,      /* ... and after it */
+    TOKEN_SPECIAL = 1, /* a control token: <|endoftext|>; skipped when text is printed for a reader */
+    TOKEN_ADDED = 2,   /* matched in the raw text before the pre-tokenizer (special ones too) */
+    TOKEN_LSTRIP = 4,  /* the match swallows white space before it ... */
+    TOKEN_RSTRIP = 8,  /* ... and after it */
     TOKEN_SINGLE_WORD = 16,
     TOKEN_NORMALIZED = 32, /* matched in the normalised text */
     TOKEN_UNUSED = 64,     /* padding of the embedding matrix: has no text */
@@ -37,13 +37,13 @@ struct token {
     const unsigned char *bytes; /* the piece itself, not its printable byte-level spelling; not NUL-terminated */
     uint32_t n_bytes;           /* 0 only for TOKEN_UNUSED */
     uint32_t flags;
-    float score;                /* 0 for BPE */
+    float score; /* 0 for BPE */
 };
 struct merge {
     uint32_t left, right, result;
 };
 
-#define TOKEN_NONE UINT32_MAX
+#define TOKEN_NONE      UINT32_MAX
 #define TEXT_MAX_TOKENS (1u << 24)
 #define TEXT_MAX_MERGES (1u << 26)
 #define TEXT_MAX_PIECE  65536
@@ -54,21 +54,22 @@ struct vocab {
     struct token *tokens;
     struct merge *merges; /* in order of rank, best first */
     enum text_pre pre;
-    bool nfc;             /* normaliser: NFC before all else */
-    bool ignore_merges;   /* a pre-token that is a piece is taken whole (Llama 3) */
+    bool nfc;           /* normaliser: NFC before all else */
+    bool ignore_merges; /* a pre-token that is a piece is taken whole (Llama 3) */
     bool add_bos, add_eos;
-    uint32_t bos, eos, pad;      /* TOKEN_NONE: has none */
-    uint32_t unk;                /* for bytes without a token: unk_token of the BPE model itself, TOKEN_NONE in most */
-    const char *chat_template;   /* UTF-8 or NULL */
-    struct digest digest;        /* identity: what a token id means and how text is cut (README.md). Not in it: template,
+    uint32_t bos, eos, pad;    /* TOKEN_NONE: has none */
+    uint32_t unk;              /* for bytes without a token: unk_token of the BPE model itself, TOKEN_NONE in most */
+    const char *chat_template; /* UTF-8 or NULL */
+    struct digest digest;      /* identity: what a token id means and how text is cut (README.md). Not in it: template,
                                     bos ... unk, padding at the end: base and chat models of a family are the same */
-    struct text_index *index;    /* private: hash tables, compiled patterns */
+    struct text_index *index;  /* private: hash tables, compiled patterns */
     struct arena memory;
 };
 
 /* Takes tokens, merges (checked: ids in range, result = left + right, no piece twice, but an added token may be spelled
- * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or merge.
- * To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the real one. */
+ * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or
+ * merge. To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the
+ * real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: lib/text/README.md. */
@@ -85,7 +86,8 @@ static inline uint32_t vocab_text_bytes(const struct vocab *v, uint32_t id) {
 
 /* Byte-level spelling (GPT-2's printable alphabet) of raw bytes as UTF-8, and back; for tokenizer.json and GGUF. */
 int text_spell(const void *bytes, size_t n, struct buf *out, struct err *e) MUST_CHECK;
-int text_unspell(const char *spelled, size_t n, struct buf *out, struct err *e) MUST_CHECK; /* ERR_DATA: not of the alphabet */
+/* ERR_DATA: not of the alphabet. */
+int text_unspell(const char *spelled, size_t n, struct buf *out, struct err *e) MUST_CHECK;
 
 struct text_ids {
     uint32_t *ids;
@@ -98,29 +100,30 @@ struct text_encode_options {
     bool plain_specials; /* special tokens in the text are text, not tokens */
     bool no_normalise;
 };
-/* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. Any number of threads at a time; each
- * leaves some working memory with v. NULL options: none set. */
+/* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. Any number of threads at a time;
+ * each leaves some working memory with v. NULL options: none set. */
 int text_encode(const struct vocab *v, const void *text, size_t n, const struct text_encode_options *o,
                 struct text_ids *ids, struct err *e) MUST_CHECK;
-/* Appends the bytes of the tokens. ERR_DATA for an id outside the vocabulary. skip_special leaves control tokens out. */
+/* Appends the bytes of the tokens. ERR_DATA for an id outside the vocabulary. skip_special: without control tokens. */
 int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out,
                 struct err *e) MUST_CHECK;
 
 /*
- * Where may a long text be cut so that encoding the two halves apart equals encoding the whole, with any options? Returns
- * the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for reading files of
- * any length in constant memory. Most texts have one every few bytes.
+ * Where may a long text be cut so that encoding the two halves apart equals encoding the whole, with any options?
+ * Returns the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for reading
+ * files of any length in constant memory. Most texts have one every few bytes.
  */
 size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 
 /*
  * The vocabulary cut to the tokens with keep[id] != 0, with merges kept closed: every token on the way to a kept one is
- * kept as well, so that it can still be reached, and so are the single bytes, all special and all added tokens. The order
- * stays. map[old id] becomes the new id or TOKEN_NONE (caller's, [n_tokens]).
+ * kept as well, so that it can still be reached, and so are the single bytes, all special and all added tokens. The
+ * order stays. map[old id] becomes the new id or TOKEN_NONE (caller's, [n_tokens]).
  */
-int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map, struct err *e) MUST_CHECK;
+int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map,
+                struct err *e) MUST_CHECK;
 
-/* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------------- */
+/* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it ----------------- */
 
 enum corpus_documents {
     CORPUS_WHOLE, /* the whole input is one document */
@@ -135,13 +138,14 @@ enum corpus_eos {
 struct corpus_options {
     enum corpus_documents documents;
     const char *field;
-    uint32_t context;      /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
-    bool drop_last;        /* ... and the last one, if it is shorter, is left out */
-    bool bos;              /* every sequence begins with v->bos (counted in N) */
+    uint32_t context; /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
+    bool drop_last;   /* ... and the last one, if it is shorter, is left out */
+    bool bos;         /* every sequence begins with v->bos (counted in N) */
     enum corpus_eos eos;
-    uint64_t max_tokens;   /* stop after so many; 0: never */
-    uint32_t batch_tokens; /* positions in a batch, but no sequence of N is parted; a longer document is, over batches */
-    uint32_t window;       /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
+    uint64_t max_tokens; /* stop after so many; 0: never */
+    /* Positions in a batch. No sequence of N is parted; a longer document goes on in the next batch. */
+    uint32_t batch_tokens;
+    uint32_t window; /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
     struct text_encode_options encode;
 };
 /* As in a stream: sequences one behind the other; first_pos > 0: the first one continues from the batch before. */
@@ -164,8 +168,8 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
-/* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives in
- * pieces. An error in a JSON line names the line. `totals` are right up to where an error occurred. */
+/* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
+ * in pieces. An error in a JSON line names the line. `totals` are right up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 

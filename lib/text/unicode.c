@@ -45,7 +45,7 @@ size_t utf8_invalid_prefix(const unsigned char *text, size_t n) {
  * but marks takes hours. So only the decomposition of one character and the composition, both linear, are utf8proc's.
  */
 #define NFC_OPTIONS (UTF8PROC_STABLE | UTF8PROC_COMPOSE)
-#define LOW_LIMIT   0x300 /* the first combining mark; nothing below is changed by NFC or composes with what is before */
+#define LOW_LIMIT   0x300 /* the first combining mark: nothing below is changed, or composes with what is before */
 #define LOW_LEAD    0xcc  /* the lead byte of U+0300 */
 #define NFC_PIECE   16384
 
@@ -92,8 +92,8 @@ static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind NFC_PIECE bytes;
- * returns the bytes taken. */
+/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind NFC_PIECE
+ * bytes; returns the bytes taken. */
 static size_t decompose(const unsigned char *text, size_t n, struct buf *scratch, int *rc, struct err *e) {
     size_t i = 0;
     scratch->len = 0;
@@ -121,8 +121,8 @@ static int append_chars(const int32_t *chars, size_t n, struct buf *out, struct 
     return 0;
 }
 
-/* Valid text: low characters are copied, but for the last, which may compose with what follows; the rest goes a piece at
- * a time, so that working memory stays small. */
+/* Valid text: low characters are copied, but for the last, which may compose with what follows; the rest goes a piece
+ * at a time, so that working memory stays small. */
 static int nfc_valid(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
     for (size_t at = 0; at < n;) {
         size_t low = low_prefix(text + at, n - at);

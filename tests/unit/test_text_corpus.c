@@ -1,6 +1,6 @@
 /*
- * lib/text: corpora. What comes out is compared with the plain definition (split, encode whole documents, join, cut) for
- * all combinations of options, windows far smaller than the documents, input that arrives in odd pieces, and threads.
+ * lib/text: corpora. What comes out is compared with the plain definition (split, encode whole documents, join, cut)
+ * for all combinations of options, windows far smaller than the documents, input that arrives in odd pieces, and threads.
  */
 #include "tests/unit/text_samples.h"
 

@@ -287,7 +287,8 @@ static void test_catastrophes(void **state) {
             double start = seconds();
             struct text_ids ids = must_encode(nfc ? vocabs[2] : v, text, used, NULL);
             double took = seconds() - start;
-            if (took > 20) fail_msg("256 KiB of \"%s\" takes %.1f s", units[i], took); /* sanitizers and busy machines */
+            if (took > 20)
+                fail_msg("256 KiB of \"%s\" takes %.1f s", units[i], took); /* sanitizers and busy machines */
             text_ids_release(&ids);
         }
     }

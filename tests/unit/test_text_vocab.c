@@ -410,7 +410,8 @@ static void test_out_of_memory(void **state) {
     struct buf packed = {0};
     struct err e = {0};
     assert_int_equal(vocab_pack(whole, &packed, &e), 0);
-    /* One failure is survived: without memory for compiled code, PCRE2 interprets. So go on until all is well for long. */
+    /* One failure is survived: without memory for compiled code, PCRE2 interprets. So go on until all is well for
+     * long. */
     size_t failures = 0;
     for (uint64_t n = 1, good = 0; good < 20; n++) {
         struct vocab *v = NULL;
