@@ -18,9 +18,9 @@
 
 #define RILL_VERSION "0.1.0"
 
-#define MUST_CHECK __attribute__((warn_unused_result))
+#define MUST_CHECK              __attribute__((warn_unused_result))
 #define PRINTF_LIKE(fmt, first) __attribute__((format(printf, fmt, first)))
-#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+#define COUNT_OF(array)         (sizeof(array) / sizeof((array)[0]))
 
 /* ---- errors -------------------------------------------------------------------------------------------------
  *
@@ -53,8 +53,12 @@ int err_sys(struct err *e, int errnum, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* ---- checked integer arithmetic: every size from outside goes through these before it allocates ---------------- */
 
 /* *out = a * b, a + b. Return false on overflow, *out is then unspecified. */
-static inline bool u64_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool u64_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool u64_mul(uint64_t a, uint64_t b, uint64_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool u64_add(uint64_t a, uint64_t b, uint64_t *out) {
+    return !__builtin_add_overflow(a, b, out);
+}
 
 /* *out = a rounded up to a multiple of the power of two `align`. False on overflow. */
 static inline bool u64_align(uint64_t a, uint64_t align, uint64_t *out) {
@@ -67,9 +71,9 @@ static inline bool u64_align(uint64_t a, uint64_t align, uint64_t *out) {
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
 /* Return NULL and set *e (ERR_IO, "out of memory: ...") on failure. Size 0 gives a unique pointer. Free with mem_free. */
-void *mem_alloc(size_t size, struct err *e) MUST_CHECK;              /* uninitialised, 64-byte aligned */
-void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;             /* zeroed, 64-byte aligned */
-void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK;    /* n * size checked, zeroed, 64-byte aligned */
+void *mem_alloc(size_t size, struct err *e) MUST_CHECK;           /* uninitialised, 64-byte aligned */
+void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;          /* zeroed, 64-byte aligned */
+void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK; /* n * size checked, zeroed, 64-byte aligned */
 char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
 void mem_free(void *p);
 /* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
@@ -121,7 +125,7 @@ bool parse_f64(const char *s, double *out);
  * The accessors name the key that is missing or wrong. NOTHING that sizes memory may come from JSON unchecked: the
  * accessors for integers take the range.
  */
-#define JSON_MAX_DEPTH   32
+#define JSON_MAX_DEPTH 32
 /* A JSON number is a double here: from 2^53 on it may not be the integer it seems. The u64 accessors refuse larger ones;
  * write those (seeds, digests) as strings. */
 #define JSON_MAX_INTEGER ((UINT64_C(1) << 53) - 1)
@@ -130,12 +134,15 @@ cJSON *json_parse(const char *text, size_t len, struct err *e) MUST_CHECK;
 /* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back.
  * Refuses (ERR_DATA) what json_parse would: NaN, infinities, duplicate keys, invalid UTF-8. Free with mem_free. */
 char *json_text(const cJSON *value, struct err *e) MUST_CHECK;
-int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out, struct err *e) MUST_CHECK;
+int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out,
+                 struct err *e) MUST_CHECK;
 int json_get_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
-int json_get_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK; /* owned by object */
+int json_get_str(const cJSON *object, const char *key, const char **out,
+                 struct err *e) MUST_CHECK; /* owned by object */
 int json_get_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
 /* The optional forms leave *out as it is when the key is absent or null, and still refuse a wrong type or range. */
-int json_opt_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out, struct err *e) MUST_CHECK;
+int json_opt_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out,
+                 struct err *e) MUST_CHECK;
 int json_opt_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
 int json_opt_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK;
 int json_opt_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
@@ -161,7 +168,9 @@ struct digest digest_get(const struct digest_state *s);
 void digest_free(struct digest_state *s);
 void digest_text(struct digest d, char out[DIGEST_TEXT_SIZE]);
 bool digest_parse(const char *text, struct digest *out);
-static inline bool digest_equal(struct digest a, struct digest b) { return a.lo == b.lo && a.hi == b.hi; }
+static inline bool digest_equal(struct digest a, struct digest b) {
+    return a.lo == b.lo && a.hi == b.hi;
+}
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) ----------------
  *

@@ -65,18 +65,32 @@ struct codec {
     int scale_at[2]; /* where a block's f16 scale and min are, -1 for none: what can make it decode to a non-number */
 };
 
+/* clang-format off */
 static const struct codec codecs[] = {
-    {DT_F32, f32_decode, f32_encode, {-1, -1}},    {DT_F16, f16_decode, f16_encode, {-1, -1}},
-    {DT_BF16, bf16_decode, bf16_encode, {-1, -1}}, {DT_F64, f64_decode, f64_encode, {-1, -1}},
-    {DT_I8, i8_decode, i8_encode, {-1, -1}},       {DT_I16, i16_decode, i16_encode, {-1, -1}},
-    {DT_I32, i32_decode, i32_encode, {-1, -1}},    {DT_I64, i64_decode, i64_encode, {-1, -1}},
-    {DT_U8, u8_decode, u8_encode, {-1, -1}},       {DT_U16, u16_decode, u16_encode, {-1, -1}},
-    {DT_U32, u32_decode, u32_encode, {-1, -1}},    {DT_U64, u64_decode, u64_encode, {-1, -1}},
-    {DT_Q4_0, q4_0_decode, q4_0_encode, {0, -1}},  {DT_Q4_1, q4_1_decode, q4_1_encode, {0, 2}},
-    {DT_Q5_0, q5_0_decode, q5_0_encode, {0, -1}},  {DT_Q5_1, q5_1_decode, q5_1_encode, {0, 2}},
-    {DT_Q8_0, q8_0_decode, q8_0_encode, {0, -1}},  {DT_Q4_K, q4_k_decode, q4_k_encode, {0, 2}},
-    {DT_Q5_K, q5_k_decode, q5_k_encode, {0, 2}},   {DT_Q6_K, q6_k_decode, q6_k_encode, {208, -1}},
+    {DT_F32, f32_decode, f32_encode, {-1, -1}},
+    {DT_F16, f16_decode, f16_encode, {-1, -1}},
+    {DT_BF16, bf16_decode, bf16_encode, {-1, -1}},
+    {DT_F64, f64_decode, f64_encode, {-1, -1}},
+    {DT_I8, i8_decode, i8_encode, {-1, -1}},
+    {DT_I16, i16_decode, i16_encode, {-1, -1}},
+    {DT_I32, i32_decode, i32_encode, {-1, -1}},
+    {DT_I64, i64_decode, i64_encode, {-1, -1}},
+    {DT_U8, u8_decode, u8_encode, {-1, -1}},
+    {DT_U16, u16_decode, u16_encode, {-1, -1}},
+    {DT_U32, u32_decode, u32_encode, {-1, -1}},
+    {DT_U64, u64_decode, u64_encode, {-1, -1}},
+    {DT_Q4_0, q4_0_decode, q4_0_encode, {0, -1}},
+    {DT_Q4_1, q4_1_decode, q4_1_encode, {0, 2}},
+    {DT_Q5_0, q5_0_decode, q5_0_encode, {0, -1}},
+    {DT_Q5_1, q5_1_decode, q5_1_encode, {0, 2}},
+    {DT_Q8_0, q8_0_decode, q8_0_encode, {0, -1}},
+    {DT_Q2_K, q2_k_decode, q2_k_encode, {80, 82}},
+    {DT_Q3_K, q3_k_decode, q3_k_encode, {108, -1}},
+    {DT_Q4_K, q4_k_decode, q4_k_encode, {0, 2}},
+    {DT_Q5_K, q5_k_decode, q5_k_encode, {0, 2}},
+    {DT_Q6_K, q6_k_decode, q6_k_encode, {208, -1}},
 };
+/* clang-format on */
 
 static const struct codec *codec_of(enum dtype dtype) {
     for (size_t i = 0; i < COUNT_OF(codecs); i++)

@@ -111,7 +111,7 @@ struct batch {
 
 INLINE void fit_batch(const float *x, size_t n_blocks, const float *importance, float mean_square, int bits,
                       bool has_min, struct batch *b) {
-    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    static const struct fit_search search = {-0.9f, 0.05f, 36, false};
     float weights[BATCH * N];
     weigh(x, importance, mean_square, n_blocks * N, weights);
     if (!has_min) {

@@ -14,18 +14,19 @@ struct affine {
     float scale, min, error;
 };
 
-static float affine_error(int n, const float *x, const float *w, const uint8_t *codes, float scale, float min) {
+static float affine_error(int n, const float *x, const float *w, const uint8_t *codes, bool absolute, float scale,
+                          float min) {
     float error = 0;
     for (int i = 0; i < n; i++) {
         float diff = scale * codes[i] + min - x[i];
-        error += w[i] * (diff * diff);
+        error += w[i] * (absolute ? fabsf(diff) : diff * diff);
     }
     return error;
 }
 
 /* Given the codes, the best scale and min: weighted linear regression, with min held at 0 where it would be positive. */
-static bool affine_regression(int n, const float *x, const float *w, const uint8_t *codes, float sum_w, float sum_x,
-                              struct affine *fit) {
+static bool affine_regression(int n, const float *x, const float *w, const uint8_t *codes, bool absolute, float sum_w,
+                              float sum_x, struct affine *fit) {
     float sum_c = 0, sum_c2 = 0, sum_xc = 0;
     for (int i = 0; i < n; i++) {
         float wc = w[i] * codes[i];
@@ -41,7 +42,7 @@ static bool affine_regression(int n, const float *x, const float *w, const uint8
         fit->min = 0;
         fit->scale = sum_xc / sum_c2;
     }
-    fit->error = affine_error(n, x, w, codes, fit->scale, fit->min);
+    fit->error = affine_error(n, x, w, codes, absolute, fit->scale, fit->min);
     return true;
 }
 
@@ -63,14 +64,15 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
     float inverse = (float)top / (max - min);
     for (int i = 0; i < n; i++) codes[i] = (uint8_t)nearest_code(inverse * (x[i] - min), 0, top);
     struct affine best = {.scale = 1 / inverse, .min = min};
-    best.error = affine_error(n, x, w, codes, best.scale, best.min);
+    best.error = affine_error(n, x, w, codes, search->absolute, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
         /* The grid starts at the best min so far, not at the data's: each success moves the later trials. */
         uint8_t tried[FIT_MAX_GROUP];
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
         for (int i = 0; i < n; i++) tried[i] = (uint8_t)nearest_code(inverse * (x[i] - best.min), 0, top);
-        if (!affine_regression(n, x, w, tried, sum_w, sum_x, &fit) || !(fit.error < best.error)) continue;
+        if (!affine_regression(n, x, w, tried, search->absolute, sum_w, sum_x, &fit) || !(fit.error < best.error))
+            continue;
         best = fit;
         memcpy(codes, tried, (size_t)n);
     }
@@ -79,6 +81,14 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
 }
 
 /* ---- symmetric ---- */
+
+/* The element of largest magnitude. It gets the code -half, which has no positive counterpart. */
+static float extreme_of(int n, const float *x) {
+    float extreme = 0;
+    for (int i = 0; i < n; i++)
+        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+    return extreme;
+}
 
 /* Codes of x under a trial scale, and sum w x c and sum w c^2 over them: the best scale for them is the quotient. */
 static void symmetric_trial(int n, int half, const float *x, const float *w, float inverse, uint8_t *codes,
@@ -93,9 +103,7 @@ static void symmetric_trial(int n, int half, const float *x, const float *w, flo
 }
 
 float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint8_t *codes) {
-    float extreme = 0; /* the element of largest magnitude gets the code -half, which has no positive counterpart */
-    for (int i = 0; i < n; i++)
-        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+    float extreme = extreme_of(n, x);
     if (fabsf(extreme) < FIT_NEARLY_ZERO) {
         memset(codes, 0, (size_t)n);
         return 0;
@@ -117,7 +125,59 @@ float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint
     return scale;
 }
 
-/* ---- positive ---- */
+/* ---- code by code ---- */
+
+struct descent {
+    int8_t codes[FIT_MAX_GROUP];
+    float sum_xc, sum_c2; /* sum w x c and sum w c^2 over them */
+};
+
+static void descent_begin(int n, int low, int high, const float *x, const float *w, float inverse, struct descent *d) {
+    d->sum_xc = d->sum_c2 = 0;
+    for (int i = 0; i < n; i++) {
+        d->codes[i] = (int8_t)nearest_code(inverse * x[i], low, high);
+        d->sum_xc += w[i] * x[i] * d->codes[i];
+        d->sum_c2 += w[i] * d->codes[i] * d->codes[i];
+    }
+}
+
+/* One sweep: each code moves to the best place for the scale that the others imply, if that explains more. */
+static bool descent_sweep(int n, int low, int high, const float *x, const float *w, struct descent *d) {
+    bool changed = false;
+    for (int i = 0; i < n; i++) {
+        float xc = d->sum_xc - w[i] * x[i] * d->codes[i], c2 = d->sum_c2 - w[i] * d->codes[i] * d->codes[i];
+        if (!(xc > 0)) continue;
+        int code = nearest_code(x[i] * c2 / xc, low, high);
+        if (code == d->codes[i]) continue;
+        xc += w[i] * x[i] * (float)code;
+        c2 += w[i] * (float)code * (float)code;
+        if (!(c2 > 0 && xc * xc * d->sum_c2 > d->sum_xc * d->sum_xc * c2)) continue;
+        d->codes[i] = (int8_t)code;
+        d->sum_xc = xc;
+        d->sum_c2 = c2;
+        changed = true;
+    }
+    return changed;
+}
+
+/* From the codes for 1 / inverse. Leaves code - low in `codes`; weights that are all 0: as in fit_symmetric. */
+static float descend(int n, int low, int high, const float *x, const float *w, float inverse, uint8_t *codes) {
+    struct descent d;
+    descent_begin(n, low, high, x, w, inverse, &d);
+    for (int sweep = 0; sweep < 5; sweep++)
+        if (!descent_sweep(n, low, high, x, w, &d)) break;
+    for (int i = 0; i < n; i++) codes[i] = (uint8_t)(d.codes[i] - low);
+    return d.sum_c2 > 0 ? d.sum_xc / d.sum_c2 : 1 / inverse;
+}
+
+float fit_descent(int n, int half, const float *x, const float *w, uint8_t *codes) {
+    float extreme = extreme_of(n, x);
+    if (fabsf(extreme) < FIT_NEARLY_ZERO) {
+        memset(codes, 0, (size_t)n);
+        return 0;
+    }
+    return descend(n, -half, half - 1, x, w, -(float)half / extreme, codes);
+}
 
 static float positive_error(int n, int top, const float *x, const float *w, float inverse) {
     float error = 0, scale = 1 / inverse;
@@ -126,26 +186,6 @@ static float positive_error(int n, int top, const float *x, const float *w, floa
         error += w[i] * diff * diff;
     }
     return error;
-}
-
-/* One sweep of coordinate descent: each code moves to the best place for the scale that the others imply. */
-static bool improve_codes(int n, int top, const float *x, const float *w, uint8_t *codes, float *sum_xc,
-                          float *sum_c2) {
-    bool changed = false;
-    for (int i = 0; i < n; i++) {
-        float xc = *sum_xc - w[i] * x[i] * codes[i], c2 = *sum_c2 - w[i] * codes[i] * codes[i]; /* without element i */
-        if (!(xc > 0 && c2 > 0)) continue;
-        int code = nearest_code(x[i] * c2 / xc, 0, top);
-        if (code == codes[i]) continue;
-        xc += w[i] * x[i] * (float)code;
-        c2 += w[i] * (float)code * (float)code;
-        if (!(xc * xc * *sum_c2 > *sum_xc * *sum_xc * c2)) continue;
-        codes[i] = (uint8_t)code;
-        *sum_xc = xc;
-        *sum_c2 = c2;
-        changed = true;
-    }
-    return changed;
 }
 
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes) {
@@ -164,15 +204,7 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
         error = trial_error;
         inverse = tried;
     }
-    float sum_xc = 0, sum_c2 = 0;
-    for (int i = 0; i < n; i++) {
-        codes[i] = (uint8_t)nearest_code(inverse * x[i], 0, top);
-        sum_xc += w[i] * x[i] * codes[i];
-        sum_c2 += w[i] * codes[i] * codes[i];
-    }
-    for (int sweep = 0; sweep < 5; sweep++)
-        if (!improve_codes(n, top, x, w, codes, &sum_xc, &sum_c2)) break;
-    return sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse; /* weights that are all 0: as in fit_symmetric */
+    return descend(n, 0, top, x, w, inverse, codes);
 }
 
 /* ---- many groups ---- */

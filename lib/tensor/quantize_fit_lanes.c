@@ -64,18 +64,19 @@ INLINE void affine_codes(int n, float top, const lanes *x, lanes min, lanes inve
     for (int i = 0; i < n; i++) codes[i] = nearest(inverse * (x[i] - min), 0, top);
 }
 
-INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *codes, lanes scale, lanes min) {
+INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes scale,
+                          lanes min) {
     lanes error = all(0);
     for (int i = 0; i < n; i++) {
         lanes diff = scale * codes[i] + min - x[i];
-        error += w[i] * (diff * diff);
+        error += w[i] * (absolute ? magnitude(diff) : diff * diff);
     }
     return error;
 }
 
 /* Lanes where the regression has a solution. */
-INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, lanes sum_w, lanes sum_x,
-                              struct affine *fit) {
+INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes sum_w,
+                              lanes sum_x, struct affine *fit) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);
     for (int i = 0; i < n; i++) {
         lanes wc = w[i] * codes[i];
@@ -89,7 +90,7 @@ INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes
     mask positive = fit->min > 0;
     fit->scale = choose(positive, sum_xc / sum_c2, fit->scale);
     fit->min = choose(positive, all(0), fit->min);
-    fit->error = affine_error(n, x, w, codes, fit->scale, fit->min);
+    fit->error = affine_error(n, x, w, codes, absolute, fit->scale, fit->min);
     return determinant > 0;
 }
 
@@ -110,12 +111,12 @@ INLINE void affine_search(int n, int top, const float *x_memory, const float *w_
     lanes first_min = min, inverse = (float)top / (max - min);
     struct affine best = {.scale = 1 / inverse, .min = min};
     affine_codes(n, (float)top, x, min, inverse, codes);
-    best.error = affine_error(n, x, w, codes, best.scale, best.min);
+    best.error = affine_error(n, x, w, codes, search->absolute, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
         affine_codes(n, (float)top, x, best.min, inverse, tried);
-        mask better = affine_regression(n, x, w, tried, sum_w, sum_x, &fit);
+        mask better = affine_regression(n, x, w, tried, search->absolute, sum_w, sum_x, &fit);
         better &= fit.error < best.error;
         if (!any(better)) continue;
         best.scale = choose(better, fit.scale, best.scale);

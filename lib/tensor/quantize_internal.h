@@ -1,5 +1,5 @@
 /*
- * Private to lib/tensor: what the block codecs (quantize_32.c, quantize_k.c) and convert.c share.
+ * Private to lib/tensor: what the block codecs (quantize_32.c, quantize_k_*.c) and convert.c share.
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
  * same type that gives the same bytes; convert.c's table is the one place to choose it.
@@ -23,8 +23,8 @@ quant_decode_fn f16_decode, bf16_decode; /* half.c */
 quant_encode_fn f16_encode, bf16_encode;
 quant_decode_fn q4_0_decode, q4_1_decode, q5_0_decode, q5_1_decode, q8_0_decode;
 quant_encode_fn q4_0_encode, q4_1_encode, q5_0_encode, q5_1_encode, q8_0_encode;
-quant_decode_fn q4_k_decode, q5_k_decode, q6_k_decode;
-quant_encode_fn q4_k_encode, q5_k_encode, q6_k_encode;
+quant_decode_fn q2_k_decode, q3_k_decode, q4_k_decode, q5_k_decode, q6_k_decode;
+quant_encode_fn q2_k_encode, q3_k_encode, q4_k_encode, q5_k_encode, q6_k_encode;
 
 /* ---- the f16 fields of a block: little-endian, unaligned ---- */
 
@@ -38,6 +38,22 @@ static inline bool store_f16(uint8_t *p, float v) {
     p[0] = (uint8_t)h;
     p[1] = (uint8_t)(h >> 8);
     return (h & 0x7c00) != 0x7c00;
+}
+
+/* ---- the two low bits of Q2_K's and Q3_K's 256 codes: per 128, byte l holds those of l, l + 32, l + 64, l + 96 ---- */
+
+static inline void pack_2_bits(const uint8_t codes[256], uint8_t p[64]) {
+    for (int half = 0; half < 2; half++, codes += 128, p += 32)
+        for (int l = 0; l < 32; l++)
+            p[l] = (uint8_t)((codes[l] & 3) | (codes[l + 32] & 3) << 2 | (codes[l + 64] & 3) << 4 |
+                             (codes[l + 96] & 3) << 6);
+}
+
+/* Of the sixteen elements from 16 s on. */
+static inline void unpack_2_bits(const uint8_t p[64], int s, uint8_t codes[16]) {
+    const uint8_t *bytes = p + s / 8 * 32 + s % 2 * 16;
+    int shift = s / 2 % 4 * 2;
+    for (int i = 0; i < 16; i++) codes[i] = bytes[i] >> shift & 3;
 }
 
 /* ---- searches for scales (quantize_fit.c); README.md tells the method ---- */
@@ -57,6 +73,7 @@ static inline int nearest_code(float v, int low, int high) {
 struct fit_search {
     float first, step;
     int n;
+    bool absolute; /* compare trials by the absolute error, not the squared */
 };
 
 /*
@@ -69,7 +86,10 @@ void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w,
 /* The same with codes in [-half, half) and no min. codes holds code + half (all 0 when x is 0). A scale has any sign. */
 void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
 
-/* One group, x >= 0, codes in [0, top], no min; improves code by code. For the scales of scales. Returns the scale. */
+/* The same for one group, improving plain rounding code by code. Returns the scale. */
+float fit_descent(int n, int half, const float *x, const float *w, uint8_t *codes);
+
+/* One group, x >= 0, codes in [0, top], no min: trial scales, then code by code. For the scales of scales. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
 /* The twins behind the first two: one group at a time, and FIT_LANES at a time where the processor can (n is 16 or 32). */

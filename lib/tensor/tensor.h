@@ -28,6 +28,8 @@ enum dtype {
     DT_Q5_0 = 70,
     DT_Q5_1 = 71,
     DT_Q8_0 = 72,
+    DT_Q2_K = 74,
+    DT_Q3_K = 75,
     DT_Q4_K = 76,
     DT_Q5_K = 77,
     DT_Q6_K = 78,

@@ -49,7 +49,8 @@ static void assert_same(float a, float b, const char *what) {
 static void test_lanes_equal_scalar(void **state) {
     (void)state;
     if (!fit_has_lanes()) skip();
-    static const struct fit_search searches[] = {{-1.0f, 0.1f, 20}, {-0.5f, 0.1f, 15}, {-0.9f, 0.05f, 36}};
+    static const struct fit_search searches[] = {
+        {-1.0f, 0.1f, 20, false}, {-0.5f, 0.1f, 15, true}, {-0.9f, 0.05f, 36, false}};
     struct rng r = rng_init(1, 0);
     for (int round = 0; round < 600; round++) {
         int n = round % 2 ? 32 : 16, bits = 3 + round % 4;
@@ -78,7 +79,7 @@ static void test_lanes_equal_scalar(void **state) {
 static void test_any_number_of_groups(void **state) {
     (void)state;
     enum { N = 32, MOST = 20 };
-    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    static const struct fit_search search = {-0.9f, 0.05f, 36, false};
     static float x[MOST * N + MAX], w[MOST * N + MAX];
     struct rng r = rng_init(2, 0);
     for (int g = 0; g < MOST; g += GROUPS) fill(&r, N, x + g * N, w + g * N);
@@ -109,9 +110,9 @@ static double weighted_error(int n, const float *x, const float *w, const uint8_
 static void test_searches_beat_rounding(void **state) {
     (void)state;
     enum { N = 32 };
-    static const struct fit_search search = {-0.9f, 0.05f, 36};
+    static const struct fit_search search = {-0.9f, 0.05f, 36, false};
     struct rng r = rng_init(3, 0);
-    double searched[3] = {0}, rounded[3] = {0};
+    double searched[4] = {0}, rounded[4] = {0};
     for (int round = 0; round < 2000; round++) {
         float x[N], w[N], low = 0, high = 0, minus_min, scale;
         uint8_t codes[N], plain[N];
@@ -137,6 +138,11 @@ static void test_searches_beat_rounding(void **state) {
         assert_true(after <= before * (1 + 1e-5));
         searched[1] += after, rounded[1] += before;
 
+        scale = fit_descent(N, 8, x, w, codes);
+        after = weighted_error(N, x, w, codes, (double)scale, -8 * (double)scale);
+        assert_true(after <= before * (1 + 1e-5));
+        searched[3] += after, rounded[3] += before;
+
         for (int i = 0; i < N; i++) x[i] = fabsf(x[i]);
         for (int i = 0; i < N; i++) plain[i] = (uint8_t)nearest_code(x[i] / largest * 15, 0, 15);
         before = weighted_error(N, x, w, plain, (double)largest / 15, 0);
@@ -145,14 +151,14 @@ static void test_searches_beat_rounding(void **state) {
         assert_true(after <= before * (1 + 1e-5));
         searched[2] += after, rounded[2] += before;
     }
-    for (int k = 0; k < 3; k++) assert_true(searched[k] < 0.8 * rounded[k]);
+    for (int k = 0; k < 4; k++) assert_true(searched[k] < 0.8 * rounded[k]);
 }
 
 /* What lies on a grid is found on it, with no error but that of f32. */
 static void test_grids_are_recovered(void **state) {
     (void)state;
     enum { N = 32 };
-    static const struct fit_search search = {-1.0f, 0.1f, 20};
+    static const struct fit_search search = {-1.0f, 0.1f, 20, false};
     struct rng r = rng_init(4, 0);
     for (int round = 0; round < 500; round++) {
         float x[N], w[N], minus_min, scale, step = (float)(0.01 + rng_f64(&r));

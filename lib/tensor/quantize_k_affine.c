@@ -1,0 +1,230 @@
+/*
+ * The k-quants with a min: 256 elements in sub-blocks, x = d sc q - dmin m, where sc and m are small integers.
+ *
+ * Q2_K: 16 sub-blocks of 16, sc and m in 4 bits.
+ *     u8 scales[16]: sc | m << 4 | u8 qs[64] | f16 d | f16 dmin
+ * Q4_K, Q5_K: 8 sub-blocks of 32, sc and m in 6 bits.
+ *     f16 d | f16 dmin | u8 scales[12] | u8 qh[32] (Q5_K) | u8 qs[128]
+ *
+ * One body serves the three; a layout is a constant, so the compiler folds it.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "lib/tensor/quantize_internal.h"
+
+#define N        256
+#define MAX_SUBS 16
+#define INLINE   static inline __attribute__((always_inline))
+
+struct layout {
+    int bits, n_subs, sub;                         /* of a code; sub-blocks and their elements */
+    int scale_top;                                 /* sc and m are in [0, scale_top] */
+    size_t d_at, scales_at, high_at, low_at, size; /* bytes within the block; dmin follows d */
+};
+static const struct layout q2_k = {2, 16, 16, 15, 80, 0, 0, 16, 84};
+static const struct layout q4_k = {4, 8, 32, 63, 0, 4, 0, 16, 144};
+static const struct layout q5_k = {5, 8, 32, 63, 0, 4, 16, 48, 176};
+
+/* ---- scales in and out ---- */
+
+/* Sixteen 6-bit numbers in 12 bytes: of the first four pairs the low 6 bits of a byte each, whose top 2 bits belong to the
+ * last four pairs, which have their low 4 bits together in a byte. */
+static void unpack_6_bits(const uint8_t p[12], uint8_t scales[8], uint8_t mins[8]) {
+    for (int j = 0; j < 4; j++) {
+        scales[j] = p[j] & 63;
+        mins[j] = p[j + 4] & 63;
+        scales[j + 4] = (uint8_t)((p[j + 8] & 15) | p[j] >> 6 << 4);
+        mins[j + 4] = (uint8_t)(p[j + 8] >> 4 | p[j + 4] >> 6 << 4);
+    }
+}
+
+static void pack_6_bits(const uint8_t scales[8], const uint8_t mins[8], uint8_t p[12]) {
+    for (int j = 0; j < 4; j++) {
+        p[j] = (uint8_t)(scales[j] | scales[j + 4] >> 4 << 6);
+        p[j + 4] = (uint8_t)(mins[j] | mins[j + 4] >> 4 << 6);
+        p[j + 8] = (uint8_t)((scales[j + 4] & 15) | (mins[j + 4] & 15) << 4);
+    }
+}
+
+INLINE void unpack_scales(const struct layout *k, const uint8_t *p, uint8_t scales[MAX_SUBS], uint8_t mins[MAX_SUBS]) {
+    if (k->bits > 2) {
+        unpack_6_bits(p, scales, mins);
+        return;
+    }
+    for (int s = 0; s < 16; s++) {
+        scales[s] = p[s] & 15;
+        mins[s] = p[s] >> 4;
+    }
+}
+
+INLINE void pack_scales(const struct layout *k, const uint8_t scales[MAX_SUBS], const uint8_t mins[MAX_SUBS],
+                        uint8_t *p) {
+    if (k->bits > 2) {
+        pack_6_bits(scales, mins, p);
+        return;
+    }
+    for (int s = 0; s < 16; s++) p[s] = (uint8_t)(scales[s] | mins[s] << 4);
+}
+
+/* ---- codes in and out ---- */
+
+/* Of sub-block s. 4 and 5 bits: sub-blocks 2j and 2j + 1 share 32 bytes of qs, and bit s of qh[l] is the fifth bit. */
+INLINE void unpack_codes(const struct layout *k, const uint8_t *block, int s, uint8_t *codes) {
+    if (k->bits == 2) {
+        unpack_2_bits(block + k->low_at, s, codes);
+        return;
+    }
+    const uint8_t *low = block + k->low_at + s / 2 * 32, *high = block + k->high_at;
+    int shift = s % 2 * 4;
+    for (int l = 0; l < 32; l++) codes[l] = low[l] >> shift & 15;
+    for (int l = 0; k->bits == 5 && l < 32; l++) codes[l] |= (uint8_t)((high[l] >> s & 1) << 4);
+}
+
+INLINE void pack_codes(const struct layout *k, const uint8_t codes[N], uint8_t *block) {
+    if (k->bits == 2) {
+        pack_2_bits(codes, block + k->low_at);
+        return;
+    }
+    uint8_t *low = block + k->low_at, *high = block + k->high_at;
+    if (k->bits == 5) memset(high, 0, 32);
+    for (int s = 0; s < 8; s += 2, low += 32, codes += 64)
+        for (int l = 0; l < 32; l++) {
+            low[l] = (uint8_t)((codes[l] & 15) | (codes[l + 32] & 15) << 4);
+            if (k->bits == 5) high[l] |= (uint8_t)((codes[l] >> 4) << s | (codes[l + 32] >> 4) << (s + 1));
+        }
+}
+
+/* ---- decoding ---- */
+
+INLINE void decode(const struct layout *k, const uint8_t *block, float *y, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++, block += k->size) {
+        uint8_t scales[MAX_SUBS], mins[MAX_SUBS];
+        unpack_scales(k, block + k->scales_at, scales, mins);
+        float d = load_f16(block + k->d_at), dmin = load_f16(block + k->d_at + 2);
+        for (int s = 0; s < k->n_subs; s++, y += k->sub) {
+            uint8_t codes[32]; /* a copy, so that the compiler knows that y is elsewhere and vectorises */
+            float scale = d * scales[s], min = dmin * mins[s];
+            unpack_codes(k, block, s, codes);
+            for (int l = 0; l < k->sub; l++) y[l] = scale * (float)codes[l] - min;
+        }
+    }
+}
+
+/* ---- encoding ---- */
+
+/* What is found for one block before its scales are quantized. */
+struct fit {
+    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins with their sign turned: >= 0 */
+    float weight[MAX_SUBS];                 /* of each sub-block in the fit of the scales */
+    uint8_t codes[N];
+};
+
+static float sum_of_squares(const float *x, int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+INLINE const struct fit_search *search_for(const struct layout *k, bool has_importance) {
+    static const struct fit_search bits_2 = {-0.5f, 0.1f, 15, .absolute = true}, bits_4 = {-1.0f, 0.1f, 20, false},
+                                   bits_5 = {-0.5f, 0.1f, 15, false}, weighted = {-0.9f, 0.05f, 36, false};
+    return has_importance ? &weighted : k->bits == 2 ? &bits_2 : k->bits == 4 ? &bits_4 : &bits_5;
+}
+
+INLINE void weigh(const struct layout *k, const float *x, const float *importance, float weights[N]) {
+    if (importance) {
+        float sigma2 = (k->bits == 2 ? 1.0f : 2.0f) * sum_of_squares(x, N) / N;
+        for (int i = 0; i < N; i++) weights[i] = importance[i] * sqrtf(sigma2 + x[i] * x[i]);
+        return;
+    }
+    for (int s = 0; s < N; s += k->sub) {
+        float rms = k->bits == 2 ? 0 : sqrtf(sum_of_squares(x + s, k->sub) / (float)k->sub);
+        for (int i = s; i < s + k->sub; i++) weights[i] = rms + fabsf(x[i]);
+    }
+}
+
+/* False when a scale is not a number one can go on with. */
+INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *importance, struct fit *fit) {
+    float weights[N];
+    weigh(k, x, importance, weights);
+    fit_affine((size_t)k->n_subs, k->sub, (1 << k->bits) - 1, x, weights, search_for(k, importance != NULL), fit->codes,
+               fit->scales, fit->mins);
+    bool usable = true;
+    for (int s = 0; s < k->n_subs; s++) {
+        usable &= isfinite(fit->scales[s]) && isfinite(fit->mins[s]);
+        fit->weight[s] = 0;
+        for (int l = 0; l < k->sub; l++) fit->weight[s] += weights[s * k->sub + l];
+    }
+    return usable;
+}
+
+/* Scales >= 0 to small integers: the largest gets scale_top. */
+INLINE float round_scales(const struct layout *k, const float x[MAX_SUBS], uint8_t codes[MAX_SUBS]) {
+    float max = 0, top = (float)k->scale_top;
+    for (int s = 0; s < k->n_subs; s++)
+        if (x[s] > max) max = x[s];
+    float inverse = max > 0 ? top / max : 0.0f;
+    for (int s = 0; s < k->n_subs; s++) codes[s] = (uint8_t)nearest_code(inverse * x[s], 0, k->scale_top);
+    return max / top;
+}
+
+/* The codes once more, now for the scales as a reader will see them. Where a scale became 0 any code will do. */
+INLINE void round_to_grid(const struct layout *k, const float *x, float d, float dmin, const uint8_t scales[MAX_SUBS],
+                          const uint8_t mins[MAX_SUBS], uint8_t codes[N]) {
+    for (int s = 0; s < k->n_subs; s++, x += k->sub, codes += k->sub) {
+        float scale = d * scales[s], min = dmin * mins[s];
+        if (scale == 0) continue;
+        for (int l = 0; l < k->sub; l++) codes[l] = (uint8_t)nearest_code((x[l] + min) / scale, 0, (1 << k->bits) - 1);
+    }
+}
+
+INLINE size_t encode(const struct layout *k, const float *x, uint8_t *block, size_t n_blocks,
+                     const struct row_weights *w) {
+    for (size_t b = 0; b < n_blocks; b++, x += N, block += k->size) {
+        struct fit fit;
+        uint8_t scales[MAX_SUBS], mins[MAX_SUBS];
+        float d, dmin;
+        if (!fit_sub_blocks(k, x, w ? w->importance + b * N : NULL, &fit)) return b;
+        if (w) {
+            d = fit_positive(k->n_subs, k->scale_top, fit.scales, fit.weight, scales);
+            dmin = fit_positive(k->n_subs, k->scale_top, fit.mins, fit.weight, mins);
+        } else {
+            d = round_scales(k, fit.scales, scales);
+            dmin = round_scales(k, fit.mins, mins);
+        }
+        if (!store_f16(block + k->d_at, d) || !store_f16(block + k->d_at + 2, dmin)) return b;
+        d = load_f16(block + k->d_at);
+        dmin = load_f16(block + k->d_at + 2);
+        pack_scales(k, scales, mins, block + k->scales_at);
+        round_to_grid(k, x, d, dmin, scales, mins, fit.codes);
+        pack_codes(k, fit.codes, block);
+    }
+    return n_blocks;
+}
+
+/* ---- the types ---- */
+
+void q2_k_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(&q2_k, blocks, dst, n_blocks);
+}
+
+void q4_k_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(&q4_k, blocks, dst, n_blocks);
+}
+
+void q5_k_decode(const void *blocks, float *dst, size_t n_blocks) {
+    decode(&q5_k, blocks, dst, n_blocks);
+}
+
+size_t q2_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode(&q2_k, src, blocks, n_blocks, w);
+}
+
+size_t q4_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode(&q4_k, src, blocks, n_blocks, w);
+}
+
+size_t q5_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    return encode(&q5_k, src, blocks, n_blocks, w);
+}
