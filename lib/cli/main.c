@@ -15,7 +15,7 @@
 /* A name from a hostile file must not move the cursor: control characters become '?', and a line stays one line. */
 static size_t append_clean(char *to, size_t room, const char *text) {
     size_t n = 0;
-    for (; text[n] && n < room; n++) {
+    for (; n < room && text[n]; n++) {
         unsigned char ch = (unsigned char)text[n];
         bool c1 = ch == 0xC2 && (unsigned char)text[n + 1] >= 0x80 && (unsigned char)text[n + 1] < 0xA0;
         to[n] = (ch < 0x20 || ch == 0x7F || c1) ? '?' : (char)ch;
