@@ -1,6 +1,7 @@
 #include "lib/cli/cli.h"
 
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
+    complete = complete && j; /* a NULL is a duplicate that found no memory */
     char *text = complete ? json_text(j, e) : NULL;
     if (text) fprintf(out, "%s\n", text);
     cJSON_Delete(j);
