@@ -123,7 +123,7 @@ size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map,
                 struct err *e) MUST_CHECK;
 
-/* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it ----------------- */
+/* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------- */
 
 enum corpus_documents {
     CORPUS_WHOLE, /* the whole input is one document */

@@ -42,7 +42,7 @@ size_t space_at_start(const unsigned char *text, size_t n);
 bool word_at_end(const unsigned char *text, size_t n);
 bool word_at_start(const unsigned char *text, size_t n);
 
-/* ---- added tokens (added.c) ---------------------------------------------------------------------------------------- */
+/* ---- added tokens (added.c) -------------------------------------------------------------------------------------- */
 
 /* A trie over the bytes of the added tokens: children of a node are a list sorted by nothing, they are few. */
 struct trie_node {
@@ -69,7 +69,7 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
 /* May a cut at p change what is matched, whatever follows text[0..n)? */
 bool added_crosses(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t p);
 
-/* ---- the index of a vocabulary (index.c) --------------------------------------------------------------------------- */
+/* ---- the index of a vocabulary (index.c) ------------------------------------------------------------------------- */
 
 struct merge_slot {
     uint64_t pair;         /* left << 32 | right */
@@ -97,7 +97,7 @@ uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n)
 /* Sets v->digest (vocab.c). */
 int vocab_identify(struct vocab *v, struct err *e) MUST_CHECK;
 
-/* ---- one thread's working memory (encode.c) ------------------------------------------------------------------------ */
+/* ---- one thread's working memory (encode.c) ---------------------------------------------------------------------- */
 
 struct bpe_memory {
     uint64_t *heap;
@@ -119,7 +119,7 @@ int worker_encode(struct text_worker *w, const struct vocab *v, const void *text
                   const struct text_encode_options *o, struct text_ids *ids, struct err *e) MUST_CHECK;
 int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) MUST_CHECK;
 
-/* ---- merging (bpe.c) ----------------------------------------------------------------------------------------------- */
+/* ---- merging (bpe.c) --------------------------------------------------------------------------------------------- */
 
 /* Appends the tokens of one pre-token. `trace`, unless NULL, gets the result of every merge that was applied. */
 int bpe_merge(const struct vocab *v, struct bpe_memory *m, const unsigned char *bytes, size_t n, struct text_ids *ids,
