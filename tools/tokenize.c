@@ -211,6 +211,7 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
     rc = corpus_encode(v, &o, read_text, write_batch, &j, &totals, e);
     cli_progress_end(c);
     if (rc == ERR_DATA) err_prefix(e, "%s", cli_file_name(j.in));
+    if (totals.stopped) cli_file_stop(j.in);
     if (!rc) rc = cli_close_output(c, e);
     return rc ? rc : report(c, &totals, e);
 }

@@ -98,6 +98,9 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
 struct cli_file;
 int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_file **out, struct err *e) MUST_CHECK;
 int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK; /* *got 0: end */
+/* Takes no more of a pipe, which may never end: its digest is then of what was read. The rest of a file is still read at
+ * the end, for a digest of the whole. */
+void cli_file_stop(struct cli_file *f);
 const char *cli_file_name(const struct cli_file *f);
 uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); for progress */
 /* A folder or file that library code opened itself (import): recorded by path and digest. */

@@ -136,6 +136,10 @@ int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct e
     return 0;
 }
 
+void cli_file_stop(struct cli_file *f) {
+    if (f->size == 0) f->ended = true;
+}
+
 const char *cli_file_name(const struct cli_file *f) {
     return f->name;
 }

@@ -149,6 +149,7 @@ int packer_end_document(struct packer *p, struct err *e) {
 
 int packer_finish(struct packer *p, struct err *e) {
     if (p->in_document) p->totals->documents++; /* cut off by max_tokens */
+    p->totals->stopped = p->full;
     if (p->open && p->o->context && p->o->drop_last) {
         p->n = p->open_start; /* a sequence of a context is never parted, so all of it is here */
         p->open = false;

@@ -161,6 +161,7 @@ struct corpus_totals {
     uint64_t text_bytes;  /* that the tokens written stand for: what bits per byte divides by */
     uint64_t lost_bytes;  /* text_ids.n_lost */
     uint64_t documents, empty_documents, sequences, tokens, batches;
+    bool stopped; /* by max_tokens: there may be more input */
 };
 /* Up to n bytes of input; *got 0 is its end. */
 typedef int corpus_read(void *ctx, void *dst, size_t n, size_t *got, struct err *e);

@@ -100,6 +100,12 @@ assert_holds() {
     [ "$ten" -le $((once * 105 / 100)) ] || fail "$once bytes, then $ten"
 }
 
+@test "--max-tokens ends with an endless pipe" {
+    check_exit 0 bash -c 'yes "some words" | timeout 60 rill tokenize -q -m tiny-llama.rill --context 64 --max-tokens 1000 --drop-last >out'
+    tok -m tiny-llama.rill --decode out >text
+    grep -q "some words" text
+}
+
 @test "special tokens in the text are tokens, or text with --no-special" {
     printf '<|begin_of_text|>' >special
     tok -m tiny-llama.rill --bos never --report r.json special >out
