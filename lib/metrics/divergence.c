@@ -223,13 +223,6 @@ static bool put_kl(cJSON *o, const struct divergence *d) {
            put_share(o, "same_top", d->same_top, d->positions);
 }
 
-static bool put_perplexity(cJSON *o, const char *key, const struct moments *nll) {
-    char name[64];
-    double value = exp(nll->mean);
-    snprintf(name, sizeof name, "%s_stderr", key);
-    return json_put_f64(o, key, value) && json_put_f64(o, name, value * moments_stderr(nll));
-}
-
 /* Of positions whose label the reference has a probability for. */
 static bool put_labels(cJSON *o, const struct divergence *d) {
     bool sample = d->f.encoding == KNOW_SAMPLE;

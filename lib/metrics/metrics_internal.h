@@ -18,8 +18,13 @@ struct moments {
 void moments_add(struct moments *s, double x);
 double moments_stderr(const struct moments *s); /* of the mean: sqrt(var / (n - 1)); 0 below two values */
 
-/* "KEY": mean, "KEY_stderr"; "KEY": k / n, "KEY_low", "KEY_high" by Wilson. False when memory is out. */
+/* False when memory is out. "KEY": mean and "KEY_stderr" */
 bool put_mean(cJSON *o, const char *key, const struct moments *s);
+/* "KEY": e^x, null where that is beyond all numbers: a word's perplexity in a text without spaces. */
+bool put_exp(cJSON *o, const char *key, double x);
+/* "KEY": e^mean and "KEY_stderr", of the mean of -ln p. */
+bool put_perplexity(cJSON *o, const char *key, const struct moments *nll);
+/* "KEY": k / n, and "KEY_low", "KEY_high" by Wilson. */
 bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n);
 
 /* ---- scorer.c ---------------------------------------------------------------------------------------------------------- */

@@ -267,7 +267,7 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
     if (!rc && !p->nll.n)
         rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s (give a smaller --context)",
                      p->o.context, protocol_names[p->o.protocol]);
-    if (!rc && p->bos)
+    if (!rc && p->bos && p->m->vocab->add_bos) /* elsewhere it is a token like others: chats are full of <|im_start|> */
         log_line(LOG_WARN, "%llu of the %llu tokens scored are BOS, which no text has (tokenize --bos never)",
                  (unsigned long long)p->bos, (unsigned long long)p->nll.n);
     return rc;
@@ -296,15 +296,12 @@ static bool put_text(cJSON *o, const struct perplexity *p) {
     if (!json_put_f64(o, "bits_per_byte", nll / (bytes * M_LN2))) return false;
     return p->o.protocol != PPL_DOCUMENTS ||
            (json_put_u64(o, "documents", p->documents) && json_put_u64(o, "words", p->words.words) &&
-            json_put_f64(o, "word_perplexity", exp(nll / (double)p->words.words)) &&
-            json_put_f64(o, "byte_perplexity", exp(nll / bytes)));
+            put_exp(o, "word_perplexity", nll / (double)p->words.words) && put_exp(o, "byte_perplexity", nll / bytes));
 }
 
 cJSON *perplexity_json(const struct perplexity *p, struct err *e) {
-    double value = perplexity_value(p);
     cJSON *o = cJSON_CreateObject();
-    if (o && put_protocol(o, p) && json_put_f64(o, "perplexity", value) &&
-        json_put_f64(o, "perplexity_stderr", value * moments_stderr(&p->nll)) && put_mean(o, "nll", &p->nll) &&
+    if (o && put_protocol(o, p) && put_perplexity(o, "perplexity", &p->nll) && put_mean(o, "nll", &p->nll) &&
         put_text(o, p))
         return o;
     cJSON_Delete(o);

@@ -42,6 +42,18 @@ bool put_mean(cJSON *o, const char *key, const struct moments *s) {
     return json_put_f64(o, key, s->mean) && json_put_f64(o, name, moments_stderr(s));
 }
 
+bool put_exp(cJSON *o, const char *key, double x) {
+    return isfinite(exp(x)) ? json_put_f64(o, key, exp(x)) : cJSON_AddNullToObject(o, key) != NULL;
+}
+
+bool put_perplexity(cJSON *o, const char *key, const struct moments *nll) {
+    char name[64];
+    double error = moments_stderr(nll);
+    snprintf(name, sizeof name, "%s_stderr", key);
+    return put_exp(o, key, nll->mean) &&
+           (error == 0 ? json_put_f64(o, name, 0) : put_exp(o, name, nll->mean + log(error)));
+}
+
 bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n) {
     char low_name[64], high_name[64];
     double low, high;

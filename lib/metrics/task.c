@@ -65,7 +65,7 @@ void task_free(struct task *t) {
 
 /* Runs of one item, from `run` on: which one each score likes best, the first of equals (numpy's argmax). */
 static const struct run *judge(struct task *t, const struct run *run, const struct run *end, const double **nll) {
-    double best[N_SCORES];
+    double best[N_SCORES] = {0};
     bool right[N_SCORES] = {false};
     const struct run *r = run;
     do {

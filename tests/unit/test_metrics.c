@@ -327,6 +327,25 @@ static void documents_count_words_and_bytes(void **state) {
     model_free(m);
 }
 
+/* 4000 letters without a space are one word, and e^(its nll) is no number any more. */
+static void what_is_beyond_all_numbers_is_null(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = byte_model(16, 5, true, false);
+    struct text t = {mem_array(4000, sizeof(uint32_t), &e), 4000, 1, mem_array(1, sizeof(uint32_t), &e)};
+    t.lengths[0] = 4000;
+    for (size_t i = 0; i < t.n; i++) t.tokens[i] = 'a' + (uint32_t)(i * i % 26);
+    cJSON *r = measured(m, &t, &(struct perplexity_options){PPL_DOCUMENTS, 16, 0, 0, 512}, 1000);
+    assert_true(result_number(r, "words") == 1);
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(r, "word_perplexity")));
+    char *text = json_text(r, &e);
+    assert_non_null(text);
+    mem_free(text);
+    cJSON_Delete(r);
+    text_free(&t);
+    model_free(m);
+}
+
 static void refuses(int code, const char *says, struct model *m, struct perplexity_options o) {
     struct err e;
     struct perplexity *p = NULL;
@@ -392,6 +411,7 @@ int main(void) {
         cmocka_unit_test(edges_of_a_window),
         cmocka_unit_test(max_windows_is_exact),
         cmocka_unit_test(documents_count_words_and_bytes),
+        cmocka_unit_test(what_is_beyond_all_numbers_is_null),
         cmocka_unit_test(options_that_make_no_sense),
         cmocka_unit_test(data_that_cannot_be_scored),
     };
