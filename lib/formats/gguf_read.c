@@ -135,9 +135,9 @@ static const char *unsupported_type_name(int32_t type) {
     static const struct {
         int32_t type;
         const char *name;
-    } names[] = {{10, "Q2_K"},    {11, "Q3_K"},  {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"},
-                 {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},
-                 {23, "IQ4_XS"},  {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
+    } names[] = {{15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+                 {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},  {29, "IQ1_M"},
+                 {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
     for (size_t i = 0; i < COUNT_OF(names); i++)
         if (names[i].type == type) return names[i].name;
     return "unknown";

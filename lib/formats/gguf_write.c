@@ -104,8 +104,8 @@ static const struct {
     enum dtype dtype;
     uint32_t file_type;
 } file_types[] = {
-    {DT_F32, 0},  {DT_F16, 1},  {DT_BF16, 32}, {DT_Q4_0, 2},  {DT_Q4_1, 3},  {DT_Q5_0, 8},
-    {DT_Q5_1, 9}, {DT_Q8_0, 7}, {DT_Q4_K, 15}, {DT_Q5_K, 17}, {DT_Q6_K, 18},
+    {DT_F32, 0},  {DT_F16, 1},   {DT_BF16, 32}, {DT_Q4_0, 2},  {DT_Q4_1, 3},  {DT_Q5_0, 8},  {DT_Q5_1, 9},
+    {DT_Q8_0, 7}, {DT_Q2_K, 10}, {DT_Q3_K, 12}, {DT_Q4_K, 15}, {DT_Q5_K, 17}, {DT_Q6_K, 18},
 };
 
 static int count_types(struct export_source *x, uint32_t *file_type, bool *quantized, struct err *e) {
