@@ -142,6 +142,11 @@ $(OBJ)/models/%: $(OBJ)/tests/models/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
 
+.PHONY: freeze
+freeze: all ## record every program's options in tests/golden/cli, which a test compares
+	@mkdir -p tests/golden/cli && rm -f tests/golden/cli/*
+	@for p in $(TOOLS); do $(BIN)/rill-$$p --help-options >tests/golden/cli/$$p; done
+
 .PHONY: fuzz-replay
 fuzz-replay: $(FUZZ_BIN) ## replay the fuzz corpora and seeded mutations of them (best with SANITIZER=address,undefined)
 	@tests/run-fuzz $(FUZZ_BIN)

@@ -44,6 +44,7 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a);
+void help_options(FILE *f, const struct cli_args *a); /* what scripts depend on, for tests/golden/cli */
 
 /* ---- input.c ----------------------------------------------------------------------------------------------------------- */
 

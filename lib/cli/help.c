@@ -312,3 +312,21 @@ void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
             "-F %s rill-%s\n",
             name, p->name);
 }
+
+/* ---- --help-options ------------------------------------------------------------------------------------------------- */
+
+/* One line for each option: letter, name, type, range or choices, default. A test compares them with what was released. */
+void help_options(FILE *f, const struct cli_args *a) {
+    static const char *const type[] = {"flag", "string", "integer", "number", "choice", "list"};
+    for (size_t i = 0; i < a->n_rows; i++) {
+        const struct cli_option *o = &a->rows[i];
+        if (option_is_hidden(o)) continue;
+        if (o->letter) fprintf(f, "-%c ", o->letter);
+        fprintf(f, "--%s %s", o->name, type[o->type]);
+        if (o->choices) fprintf(f, " %s", o->choices);
+        if (o->min != 0 || o->max != 0) fprintf(f, " %.10g..", o->min);
+        if (o->max > o->min) fprintf(f, "%.10g", o->max);
+        fprintf(f, "%s%s%s\n", o->required ? " required" : "", o->fallback ? " = " : "",
+                o->fallback ? o->fallback : "");
+    }
+}

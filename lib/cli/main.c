@@ -158,6 +158,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
+    rows[n++] = (struct cli_option){.name = "help-options", .type = CLI_FLAG};
     return n;
 }
 
@@ -172,6 +173,8 @@ static void act(const struct cli *c) {
         help_man(stdout, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
         help_bash(stdout, p, &c->args);
+    else if (strcmp(name, "help-options") == 0)
+        help_options(stdout, &c->args);
     else
         printf("%s\n", p->summary);
 }

@@ -59,6 +59,14 @@ reads_stream() { [[ $from == *.rill ]] && rill "$name" --help-man | grep -q '^\.
     done
 }
 
+@test "the options are those that users' Makefiles depend on" {
+    # an option that is gone or has another default breaks them; a new one is recorded with: make freeze
+    for p in $(programs); do
+        rill "$p" --help-options >now
+        diff "$ROOT/tests/golden/cli/$p" now || fail "rill $p: the options are not those of tests/golden/cli/$p (meant? make freeze)"
+    done
+}
+
 @test "an unknown option is a usage error" {
     for p in $(programs); do
         check_exit 2 rill "$p" --no-such-option

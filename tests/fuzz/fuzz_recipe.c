@@ -1,0 +1,21 @@
+/* The recipe of provenance that nobody of ours wrote: JSON in, a Makefile or an error out. */
+#include "lib/cli/recipe_internal.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    struct err e;
+    struct recipe r;
+    struct buf text = {0};
+    cJSON *entries = json_parse((const char *)data, size, &e);
+    if (!entries) return 0;
+    if (recipe_build(&r, entries, "target", &e) == 0 && recipe_print(&r, &text, &e) == 0) {
+        /* whatever the entries say, no control character of theirs reaches the Makefile */
+        for (size_t i = 0; i < text.len; i++)
+            if (text.data[i] == 0x7F || (text.data[i] < 0x20 && !strchr("\n\t", text.data[i]))) abort();
+    }
+    buf_release(&text);
+    recipe_release(&r);
+    cJSON_Delete(entries);
+    return 0;
+}
