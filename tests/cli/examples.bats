@@ -15,7 +15,7 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "the demo, on the embedded model" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 STEPS=2 CONTEXT=32 BATCH=512
+    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 STEPS=2 WARMUP=0 CONTEXT=32 BATCH=512
     check_table demo/table.txt teacher pruned distilled quantized
     # the teacher agrees with itself
     grep -qE '^teacher .* 0\.0000 +100\.0 %$' demo/table.txt
@@ -26,21 +26,21 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 @test "the demo, on a model and texts of one's own" {
     story 60 >corpus.txt
     check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" MODEL="$(golden tiny-llama)" TEXT="$T/corpus.txt" \
-        CORPUS="$T/corpus.txt" STEPS=2 CONTEXT=32 BATCH=128
+        CORPUS="$T/corpus.txt" STEPS=2 WARMUP=0 CONTEXT=32 BATCH=128
     check_table demo/table.txt teacher pruned distilled quantized
 }
 
 @test "the SmolLM2 run, on a tiny model" {
     story 120 >corpus.txt
     check_exit 0 make -s -C "$ROOT/examples/smollm2" RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
-        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 TOKENS=2000
+        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 TOKENS=2000
     check_table out/table.txt teacher pruned labels distilled
 }
 
 @test "the recipe of the embedded model, on a tiny one" {
     head -n 3 "$ROOT/examples/embedded/prompts.txt" >prompts.txt
     check_exit 0 make -s -C "$ROOT/examples/embedded" RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
-        PROMPTS="$T/prompts.txt" REPEAT=2 STEPS=2 CONTEXT=32
+        PROMPTS="$T/prompts.txt" REPEAT=2 STEPS=2 WARMUP=0 CONTEXT=32
     check_exit 0 rill check -q out/model.rill
     [ -s out/heldout.txt ]
 }
