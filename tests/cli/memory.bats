@@ -21,12 +21,12 @@ setup_file() {
     mkdir -p "$INPUTS" && cd "$INPUTS" || return 1
     PATH="$RILL_BIN:$PATH"
     # tokenize reads pieces of some MB: the short text is longer than that
-    for i in $(seq 20000); do echo "line $i: the quick brown fox jumps over the lazy dog, and then some."; done >piece.txt
+    for i in $(seq 28000); do echo "line $i: the quick brown fox jumps over the lazy dog, and then some."; done >piece.txt
     for _ in 1 2 3 4 5; do cat piece.txt; done >short.txt
     for _ in 1 2 3 4 5 6 7 8 9 10; do cat short.txt; done >long.txt
     rill import -q "$BATS_TEST_DIRNAME/../golden/tiny-llama" -o vocab.rill
-    rill init -q --layers 2 --hidden 512 --heads 8 --ffn 2048 vocab.rill -o short.model.rill
-    rill init -q --layers 20 --hidden 512 --heads 8 --ffn 2048 vocab.rill -o long.model.rill
+    rill init -q --layers 5 --hidden 256 --heads 8 --ffn 1024 vocab.rill -o short.model.rill
+    rill init -q --layers 50 --hidden 256 --heads 8 --ffn 1024 vocab.rill -o long.model.rill
     rill tokenize -q -m vocab.rill --max-tokens 300000 short.txt -o short.tok.rill
     rill tokenize -q -m vocab.rill --max-tokens 3000000 long.txt -o long.tok.rill
 }

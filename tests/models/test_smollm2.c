@@ -106,6 +106,26 @@ static double golden_perplexity(const char *protocol) {
     return ppl;
 }
 
+/* The first windows' tokens as a stream. */
+static int token_file(void) {
+    struct err e;
+    struct stream_writer *w;
+    uint64_t n = WINDOWS * 512, one = 1;
+    uint32_t length = (uint32_t)n;
+    struct stream_batch head = {.n_positions = n, .n_seqs = 1, .n_tensors = 2};
+    struct tensor_desc ids = desc_of("tokens", DT_U32, 1, &n), lengths = desc_of("lengths", DT_U32, 1, &one);
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "tokens", NULL, &e));
+    put_meta(w, "{\"kind\":\"tokens\"}");
+    OK(stream_write_batch(w, &head, &e));
+    OK(stream_write_tensor(w, &ids, NULL, tokens.ids, &e));
+    OK(stream_write_tensor(w, &lengths, NULL, &length, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+    return fd;
+}
+
 static void perplexity_is_transformers(void **state) {
     (void)state;
     static const char *const names[] = {"gptq", "llama"};
@@ -116,16 +136,16 @@ static void perplexity_is_transformers(void **state) {
         struct perplexity_options o = {.context = 512, .max_windows = WINDOWS, .batch_positions = 2048};
         OK(perplexity_protocol_parse(names[i], &o.protocol, &e));
         OK(perplexity_new(&p, model, &o, &e));
-        uint64_t n = WINDOWS * 512;
-        uint32_t length = (uint32_t)n;
-        struct tensor t[2];
-        OK(tensor_desc_init(&t[0].desc, "tokens", DT_U32, 1, &n, &e));
-        t[0].data = tokens.ids, t[0].n_bytes = n * 4;
-        n = 1;
-        OK(tensor_desc_init(&t[1].desc, "lengths", DT_U32, 1, &n, &e));
-        t[1].data = &length, t[1].n_bytes = 4;
-        struct batch b = {.head = {.n_positions = length, .n_seqs = 1, .n_tensors = 2}, .tensors = t};
-        OK(perplexity_feed(p, &b, &e));
+        struct stream_reader *r;
+        struct batch b = {0};
+        bool more;
+        int fd = token_file();
+        OK(stream_reader_open(&r, fd, "tokens", STREAM_TOKENS, &e));
+        while (batch_read(r, &b, &more, &e) == 0 && more) OK(perplexity_feed(p, &b, &e));
+        assert_false(more);
+        batch_release(&b);
+        stream_reader_free(r);
+        close(fd);
         OK(perplexity_finish(p, &e));
         double ours = perplexity_value(p), theirs = golden_perplexity(names[i]);
         printf("perplexity by protocol %s, %d windows: %.5f, transformers %.5f\n", names[i], WINDOWS, ours, theirs);
