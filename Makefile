@@ -179,8 +179,9 @@ bench: all ## measure speed and quality against the peers that are installed
 	@RILL_BIN=$(abspath $(BIN)) tests/bench/run
 
 .PHONY: demo
-demo: all ## compress a small model from end to end into demo/
-	@PATH=$(abspath $(BIN)):$$PATH examples/demo
+demo: deps ## read, teach, prune, distill, quantize and judge a model; MODEL=PATH takes yours
+	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -C examples/demo RILL=$(abspath $(BIN))/rill OUT=$(abspath $(BUILD))/demo
 
 # ---- the source -------------------------------------------------------------------------------------------------------
 

@@ -283,8 +283,8 @@ double perplexity_value(const struct perplexity *p) {
 }
 
 static bool put_protocol(cJSON *o, const struct perplexity *p) {
-    return json_put_str(o, "metric", "perplexity") && json_put_str(o, "protocol", protocol_names[p->o.protocol]) &&
-           json_put_u64(o, "context", p->o.context) &&
+    return json_put_str(o, "metric", "perplexity") && json_put_u64(o, "parameters", model_parameters(&p->m->config)) &&
+           json_put_str(o, "protocol", protocol_names[p->o.protocol]) && json_put_u64(o, "context", p->o.context) &&
            (p->o.protocol != PPL_SLIDING || json_put_u64(o, "stride", p->o.stride)) &&
            json_put_u64(o, "windows", p->windows) && json_put_u64(o, "scored", p->nll.n);
 }
