@@ -1,7 +1,8 @@
-# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own and name what you want:
+# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, behind the variables that
+# you set, and name what you want:
 #
-#     include rill.mk
 #     TEACHER := teacher.rill
+#     include rill.mk
 #     student.q4_k_m.rill:            # student.rill, quantized
 #     wiki.kd.rill:                   # what TEACHER says about wiki.txt, as ENCODE
 #
