@@ -141,9 +141,9 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     struct kernel_target target;
     int rc = reserve_block(d, rows, vocab, e);
     if (rc) return rc;
-    float *reference = d->f.encoding == KNOW_DENSE ? (float *)d->reference.data : NULL;
-    double *kl = (double *)d->losses.data, *ce = kl + rows;
-    uint32_t *top = (uint32_t *)d->tops.data, *reference_top = top + rows;
+    float *reference = d->f.encoding == KNOW_DENSE ? (void *)d->reference.data : NULL;
+    double *kl = buf_f64(&d->losses), *ce = kl + rows;
+    uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
     if (d->temperature != 1) kernel_scale(logits, rows * vocab, (float)(1 / d->temperature));
     knowledge_target(&d->rows, &d->f, d->temperature, d->base + first, rows, reference, &target);
     kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, NULL);
@@ -210,8 +210,7 @@ static bool put_percentiles(cJSON *o, const char *key, const struct buf *values)
     char name[64];
     for (size_t i = 0; i < COUNT_OF(shown); i++) {
         snprintf(name, sizeof name, "%s_%s", key, shown[i].name);
-        if (!json_put_f64(o, name,
-                          metrics_quantile((const double *)values->data, values->len / sizeof(double), shown[i].q)))
+        if (!json_put_f64(o, name, metrics_quantile(buf_f64(values), values->len / sizeof(double), shown[i].q)))
             return false;
     }
     return true;

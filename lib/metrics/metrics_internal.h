@@ -7,6 +7,14 @@
 /* Positions that a model is given at a time, unless one sequence alone has more. */
 #define METRICS_BATCH 2048
 
+/* What a buffer holds, as numbers. */
+static inline double *buf_f64(const struct buf *b) {
+    return (void *)b->data;
+}
+static inline uint32_t *buf_u32(const struct buf *b) {
+    return (void *)b->data;
+}
+
 /* ---- summary.c --------------------------------------------------------------------------------------------------------- */
 
 /* Mean and squared deviations from it, one value after another (Welford 1962): no digits are lost where the mean is large

@@ -113,8 +113,8 @@ static void count_text(struct perplexity *p, uint32_t token) {
 static int flush(struct perplexity *p, struct err *e) {
     int rc = scorer_run(&p->scorer, e);
     if (rc) return rc;
-    const double *nll = (const double *)p->scorer.nll.data;
-    const uint32_t *labels = (const uint32_t *)p->scorer.labels.data;
+    const double *nll = buf_f64(&p->scorer.nll);
+    const uint32_t *labels = buf_u32(&p->scorer.labels);
     for (size_t i = 0; i < scorer_positions(&p->scorer); i++)
         if (labels[i] != UINT32_MAX) moments_add(&p->nll, nll[i]);
     scorer_clear(&p->scorer);
@@ -123,7 +123,7 @@ static int flush(struct perplexity *p, struct err *e) {
 
 /* A window of n tokens, of which tokens[from .. n) are targets; the last one is a target only. */
 static int add_window(struct perplexity *p, const uint32_t *tokens, size_t n, size_t from, struct err *e) {
-    uint32_t *labels = (uint32_t *)p->labels.data;
+    uint32_t *labels = buf_u32(&p->labels);
     int rc = 0;
     for (size_t i = 1; i < n; i++) {
         labels[i - 1] = i >= from ? tokens[i] : UINT32_MAX;
@@ -140,7 +140,7 @@ bool perplexity_full(const struct perplexity *p) {
 }
 
 static uint32_t *text_of(struct perplexity *p) {
-    return (uint32_t *)p->text.data;
+    return buf_u32(&p->text);
 }
 static size_t text_len(const struct perplexity *p) {
     return p->text.len / sizeof(uint32_t);

@@ -40,8 +40,8 @@ static int score_block(void *ctx, size_t first, size_t rows, size_t vocab, float
     (void)e;
     struct scorer *s = ctx;
     struct kernel_loss how = {.temperature = 1, .ce_weight = 1};
-    struct kernel_target target = {.label = (const uint32_t *)s->labels.data + first};
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, (double *)s->nll.data + first, NULL);
+    struct kernel_target target = {.label = buf_u32(&s->labels) + first};
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, buf_f64(&s->nll) + first, NULL);
     return 0;
 }
 
@@ -52,13 +52,11 @@ int scorer_run(struct scorer *s, struct err *e) {
     int rc = buf_reserve(&s->nll, n * sizeof(double), e);
     if (rc) return rc;
     s->nll.len = n * sizeof(double);
-    struct model_input in = {n, s->lengths.len / sizeof(uint32_t), (const uint32_t *)s->tokens.data,
-                             (const uint32_t *)s->lengths.data};
+    struct model_input in = {n, s->lengths.len / sizeof(uint32_t), buf_u32(&s->tokens), buf_u32(&s->lengths)};
     rc = model_infer(s->m, s->tape, &in, NULL, NULL, score_block, s, e);
-    const double *nll = (const double *)s->nll.data;
+    const double *nll = buf_f64(&s->nll);
     for (size_t i = 0; !rc && i < n; i++)
         if (!isfinite(nll[i]))
-            rc =
-                err_set(e, ERR_DATA, "the model gives token %u no finite probability", ((uint32_t *)s->labels.data)[i]);
+            rc = err_set(e, ERR_DATA, "the model gives token %u no finite probability", buf_u32(&s->labels)[i]);
     return rc;
 }

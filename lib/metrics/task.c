@@ -86,8 +86,8 @@ static const struct run *judge(struct task *t, const struct run *run, const stru
 static int score_waiting(struct task *t, struct err *e) {
     int rc = scorer_run(&t->scorer, e);
     if (rc) return rc;
-    const struct run *r = (const struct run *)t->runs.data, *end = r + t->runs.len / sizeof *r;
-    const double *nll = (const double *)t->scorer.nll.data;
+    const struct run *r = (const void *)t->runs.data, *end = r + t->runs.len / sizeof *r;
+    const double *nll = buf_f64(&t->scorer.nll);
     while (r < end) r = judge(t, r, end, &nll);
     t->runs.len = 0;
     scorer_clear(&t->scorer);
@@ -136,8 +136,8 @@ static int add_run(struct task *t, size_t from, struct run r, struct err *e) {
     r.positions = n - 1 - skip;
     int rc = buf_reserve(&t->labels, r.positions * sizeof(uint32_t), e);
     if (rc) return rc;
-    const uint32_t *tokens = (const uint32_t *)t->tokens.data + skip;
-    uint32_t *labels = (uint32_t *)t->labels.data;
+    const uint32_t *tokens = buf_u32(&t->tokens) + skip;
+    uint32_t *labels = buf_u32(&t->labels);
     for (size_t i = 0; i < r.positions; i++) labels[i] = i + 1 + skip >= from ? tokens[i + 1] : UINT32_MAX;
     rc = scorer_add(&t->scorer, tokens, labels, r.positions, e);
     return rc ? rc : buf_append(&t->runs, &r, sizeof r, e);
