@@ -178,6 +178,13 @@ coverage-run: $(UNIT_BIN) all $(FIXTURE)
 bench: all ## measure speed and quality against the peers that are installed
 	@RILL_BIN=$(abspath $(BIN)) tests/bench/run
 
+.PHONY: bench-kernel
+bench-kernel: $(OBJ)/bench/bench_kernel ## time the kernels, matrix products against plain OpenBLAS; THREADS=1 counts processor time
+	@$< $(THREADS)
+$(OBJ)/bench/%: $(OBJ)/tests/bench/%.o $(OBJ)/librill.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
+
 .PHONY: demo
 demo: deps ## read, teach, prune, distill, quantize and judge a model; MODEL=PATH takes yours
 	@$(MAKE) --no-print-directory all

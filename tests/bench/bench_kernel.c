@@ -4,12 +4,13 @@
  * ever makes a run slower).
  *
  *     make bench-kernel
- *     RILL_CPU=avx2 build/.../bench_kernel [THREADS]
+ *     make bench-kernel THREADS=1                processor time instead of wall time: fair on a busy machine
+ *     RILL_CPU=avx2 make bench-kernel
+ *     OPENBLAS_CORETYPE=SkylakeX make bench-kernel
  */
 #include <time.h>
 
 #include <cblas.h>
-#include <omp.h>
 
 #include "lib/kernel/kernel.h"
 
@@ -212,7 +213,6 @@ int main(int argc, char **argv) {
     /* One thread can be measured in processor time, which is fair on a busy machine too. */
     the_clock = threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
     parallel_set_threads((int)threads);
-    omp_set_num_threads((int)threads);
     printf("%s, %d threads\n", kernel_backend(), (int)threads);
     for (size_t i = 0; i < COUNT_OF(shapes); i++) bench_product(&shapes[i], (int)threads);
     bench_others();

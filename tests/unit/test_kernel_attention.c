@@ -118,6 +118,7 @@ static void check_batch(struct rng *r, struct batch *b) {
 static void test_attention(void **state) {
     static const uint32_t one[] = {0, 1}, mixed[] = {0, 1, 6, 7, 50}, longer[] = {0, 150, 151, 320};
     static const size_t heads[][3] = {{1, 1, 4}, {3, 1, 64}, {9, 3, 8}, {9, 1, 34}, {4, 4, 16}, {130, 1, 2}};
+    static const uint32_t few[] = {0, 3, 5};
     (void)state;
     struct rng r = rng_init(20, 1);
     for (size_t i = 0; i < COUNT_OF(heads); i++) {
@@ -130,6 +131,8 @@ static void test_attention(void **state) {
     struct batch b = make_batch(&r, longer, 3, 3, 1, 16, 1);
     check_batch(&r, &b);
     b = make_batch(&r, longer, 3, 2, 2, 300, 0.5);
+    check_batch(&r, &b);
+    b = make_batch(&r, few, 2, 10, 2, 4000, 0.2); /* five heads a group, of which four are stacked at a time */
     check_batch(&r, &b);
 }
 
