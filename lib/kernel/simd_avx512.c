@@ -117,7 +117,7 @@ VF dvec d_muladd(dvec a, dvec b, dvec c) {
 }
 
 VF dvec d_round(dvec a) {
-    const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    enum { nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }; /* clang takes no variable, constant or not */
     return (dvec){_mm512_roundscale_pd(a.lo, nearest), _mm512_roundscale_pd(a.hi, nearest)};
 }
 
