@@ -11,6 +11,7 @@
 #define SIMD_GEMM   gemm_blas
 #define W           8
 #define VF          static inline SIMD_TARGET
+#define NEAREST     (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m256 vec;
 typedef struct {
@@ -69,7 +70,7 @@ VF vec v_min(vec a, vec b) {
     return _mm256_min_ps(a, b);
 }
 VF vec v_round(vec a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_round_ps(a, NEAREST);
 }
 
 VF vec power_of_two(__m256i k) {
@@ -136,8 +137,7 @@ VF dvec d_muladd(dvec a, dvec b, dvec c) {
 }
 
 VF dvec d_round(dvec a) {
-    enum { nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }; /* clang takes no variable, constant or not */
-    return (dvec){_mm256_round_pd(a.lo, nearest), _mm256_round_pd(a.hi, nearest)};
+    return (dvec){_mm256_round_pd(a.lo, NEAREST), _mm256_round_pd(a.hi, NEAREST)};
 }
 
 VF vec d_narrow(dvec a) {

@@ -11,6 +11,7 @@
 #define SIMD_GEMM   gemm_avx512
 #define W           16
 #define VF          static inline SIMD_TARGET
+#define NEAREST     (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m512 vec;
 typedef struct {
@@ -68,7 +69,7 @@ VF vec v_min(vec a, vec b) {
     return _mm512_min_ps(a, b);
 }
 VF vec v_round(vec a) {
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_roundscale_ps(a, NEAREST);
 }
 VF vec v_ldexp(vec x, vec n) {
     return _mm512_scalef_ps(x, n);
@@ -117,8 +118,7 @@ VF dvec d_muladd(dvec a, dvec b, dvec c) {
 }
 
 VF dvec d_round(dvec a) {
-    enum { nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }; /* clang takes no variable, constant or not */
-    return (dvec){_mm512_roundscale_pd(a.lo, nearest), _mm512_roundscale_pd(a.hi, nearest)};
+    return (dvec){_mm512_roundscale_pd(a.lo, NEAREST), _mm512_roundscale_pd(a.hi, NEAREST)};
 }
 
 VF vec d_narrow(dvec a) {
