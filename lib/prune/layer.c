@@ -36,32 +36,39 @@ static float *values(struct prune_layer *l, enum model_role role) {
     return (float *)l->tensor[role].data.data;
 }
 
-static int replace(struct prune_layer *l, enum model_role role, struct buf by) {
-    buf_release(&l->tensor[role].data);
-    l->tensor[role].data = by;
-    return 0;
+/* Gathers into the tensor's spare buffer and swaps the two: both keep their memory from layer to layer. */
+static float *spare(struct prune_layer *l, enum model_role role, uint64_t n, struct err *e) {
+    struct buf *b = &l->tensor[role].spare;
+    b->len = 0;
+    return buf_reserve(b, n * sizeof(float), e) ? NULL : (float *)(void *)b->data;
+}
+
+static void swap_spare(struct prune_layer *l, enum model_role role) {
+    struct buf data = l->tensor[role].data;
+    l->tensor[role].data = l->tensor[role].spare;
+    l->tensor[role].spare = data;
 }
 
 static int keep_rows(struct prune_layer *l, enum model_role role, const uint32_t *keep, uint32_t n, struct err *e) {
     if (!l->tensor[role].here) return 0;
     struct tensor_desc *d = &l->tensor[role].desc;
-    struct buf out = {0};
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
-    int rc = buf_reserve(&out, n * cols * sizeof(float), e);
-    if (rc) return rc;
-    kernel_gather((float *)out.data, values(l, role), keep, n, cols);
+    float *to = spare(l, role, n * cols, e);
+    if (!to) return e->code;
+    kernel_gather(to, values(l, role), keep, n, cols);
     d->dims[0] = n;
-    return replace(l, role, out);
+    swap_spare(l, role);
+    return 0;
 }
 
 static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t *keep, uint32_t n, struct err *e) {
     struct tensor_desc *d = &l->tensor[role].desc;
-    struct buf out = {0};
-    int rc = buf_reserve(&out, d->dims[0] * n * sizeof(float), e);
-    if (rc) return rc;
-    kernel_gather_cols((float *)out.data, values(l, role), keep, d->dims[0], d->dims[1], n);
+    float *to = spare(l, role, d->dims[0] * n, e);
+    if (!to) return e->code;
+    kernel_gather_cols(to, values(l, role), keep, d->dims[0], d->dims[1], n);
     d->dims[1] = n;
-    return replace(l, role, out);
+    swap_spare(l, role);
+    return 0;
 }
 
 /* ---- feed-forward channels ------------------------------------------------------------------------------------------------ */

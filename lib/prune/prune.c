@@ -121,6 +121,7 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     if (!rc) rc = model_each_tensor(in, &head.config, &item, prune_tensor, &p, e);
     for (int r = 0; r < ROLE_COUNT; r++) {
         buf_release(&p.layer.tensor[r].data);
+        buf_release(&p.layer.tensor[r].spare);
         buf_release(&p.one.tensor[r].data);
     }
     buf_release(&p.scratch);

@@ -25,7 +25,7 @@ void prune_plan_release(struct prune_plan *p);
 struct prune_layer {
     struct {
         struct tensor_desc desc; /* type as stored */
-        struct buf data;         /* f32 */
+        struct buf data, spare;  /* f32 */
         bool here;
     } tensor[ROLE_COUNT];
 };

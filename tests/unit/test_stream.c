@@ -84,7 +84,9 @@ static void knows_every_element_type(void **state) {
             if (item.desc.rank == 0) continue;
             for (size_t k = 0; k < data.len; k++) assert_int_equal(data.data[k], (unsigned char)(k * k >> 7));
         } while (item.type != ITEM_EOF);
-        assert_int_equal(tensors, 21);
+        size_t types = 0;
+        while (dtype_at(types)) types++;
+        assert_int_equal(tensors, types + 1); /* and the scalar */
         stream_reader_free(r);
         close(fd);
         buf_release(&b);
