@@ -17,11 +17,14 @@
 
 struct grad_tape;
 
-/* A matrix of f32 [rows][cols] in the graph. */
+/*
+ * A matrix of f32 [rows][cols] in the graph. A leaf's gradient is the caller's and is added to; a result's is NULL
+ * until something is added to it, and again after backward.
+ */
 struct grad_var {
     size_t rows, cols;
     float *value; /* [rows][cols] */
-    float *grad;  /* a leaf's: the caller's, accumulated. A result's: NULL until something is added, and again after backward */
+    float *grad;  /* the same shape */
 };
 
 int grad_tape_new(struct grad_tape **out, bool record, struct err *e) MUST_CHECK;
@@ -36,8 +39,8 @@ size_t grad_memory(const struct grad_tape *t); /* bytes held */
 
 bool grad_records(const struct grad_tape *t);
 
-/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside the tape
- * (generation from a cache). NULL on failure, as operations. */
+/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside
+ * the tape (generation from a cache). NULL on failure, as operations. */
 void *grad_alloc(struct grad_tape *t, size_t n);
 struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols);
 
@@ -59,8 +62,8 @@ struct grad_var *grad_add(struct grad_tape *t, struct grad_var *a, struct grad_v
 
 /*
  * The language-model head and its loss over blocks of positions: logits = h w^T are made for a block, given to
- * `loss`, which returns the gradient of the logits in place, and dropped. No [n][vocabulary] array is ever whole in memory.
- * `loss` sees rows [first, first + rows) and overwrites logits with d(total)/d(logits); it keeps its own sums.
+ * `loss`, which returns the gradient of the logits in place, and dropped. No [n][vocabulary] array is ever whole in
+ * memory. `loss` sees rows [first, first + rows) and overwrites logits with d(total)/d(logits); it keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
  */
 typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);

@@ -28,7 +28,10 @@ static struct cut cut_for(const struct kernel_attention *a) {
     return c;
 }
 
-/* One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a sequence. */
+/*
+ * One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a
+ * sequence.
+ */
 struct block {
     size_t start; /* of the sequence */
     size_t kv_head, head, heads;
@@ -109,8 +112,8 @@ static void forward_block(const struct forward *f, const struct block *b) {
 }
 
 /*
- * One block of queries a task. All sequences are cut as the longest is, and blocks past a sequence's end are empty. Late
- * blocks see more keys and go first, so that no thread is left with a long one at the end.
+ * One block of queries a task. All sequences are cut as the longest is, and blocks past a sequence's end are empty.
+ * Late blocks see more keys and go first, so that no thread is left with a long one at the end.
  */
 static void forward_task(void *ctx, size_t i, int thread) {
     const struct forward *f = ctx;

@@ -98,7 +98,10 @@ static void adamw_piece(void *ctx, size_t begin, size_t end) {
                 end - begin);
 }
 
-/* The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the root. */
+/*
+ * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
+ * root.
+ */
 void kernel_adamw(const struct kernel_adamw *o, float *w, float *m, float *v, const float *g, size_t n) {
     double t = (double)o->step;
     struct adamw c = {.v = simd(), .how = o, .w = w, .m = m, .v2 = v, .g = g};

@@ -1,6 +1,6 @@
 /*
- * Matrix products. C is cut into tiles whose size does not depend on the number of threads, and one thread makes a whole
- * tile over all of k with a serial call of OpenBLAS: who makes a tile then cannot change its bits.
+ * Matrix products. C is cut into tiles whose size does not depend on the number of threads, and one thread makes a
+ * whole tile over all of k with a serial call of OpenBLAS: who makes a tile then cannot change its bits.
  */
 #include <pthread.h>
 
@@ -12,8 +12,8 @@
 #define TILE_M 504
 #define TILE_N 320
 
-/* The OpenMP build of OpenBLAS asks the calling thread's own OpenMP setting, so each of our threads must say once that it
- * wants no team: otherwise every tile would start one. */
+/* The OpenMP build of OpenBLAS asks the calling thread's own OpenMP setting, so each of our threads must say once that
+ * it wants no team: otherwise every tile would start one. */
 static void make_blas_serial(void) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static _Thread_local bool done;

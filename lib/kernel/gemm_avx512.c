@@ -1,12 +1,13 @@
 /*
  * A matrix product for AVX-512 on one thread, in the manner of Goto and van de Geijn 2008 ("Anatomy of high-performance
- * matrix multiplication"): b is packed in panels of NR columns that stay in the second cache, a in panels of MR rows that
- * stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
+ * matrix multiplication"): b is packed in panels of NR columns that stay in the second cache, a in panels of MR rows
+ * that stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
  *
- * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21 on
- * Zen 5: AVX2, half the speed), and because the bf16 product to come wants the same frame.
+ * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21
+ * on Zen 5: AVX2, half the speed), and because the bf16 product to come wants the same frame.
  *
- * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or ends.
+ * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or
+ * ends.
  */
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -161,8 +162,8 @@ struct block {
 static void multiply_block(const struct block *t, const float *packed_b) {
     _Alignas(64) float packed_a[KC * LA];
     /*
-     * Rows of a are read where they lie, 14 at a time, which costs nothing after the first panel of b: unless they are so
-     * far apart that all fall on the same lines of the cache. Columns (TN) are packed.
+     * Rows of a are read where they lie, 14 at a time, which costs nothing after the first panel of b: unless they are
+     * so far apart that all fall on the same lines of the cache. Columns (TN) are packed.
      */
     bool across = t->form != GEMM_TN, direct = across && t->lda % 1024 != 0;
     size_t panels = (t->nc - 1) / NR + 1;

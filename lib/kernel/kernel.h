@@ -1,13 +1,13 @@
 /*
  * kernel: all arithmetic on tensor data. f32, row-major, no allocation visible to the caller, threaded through
- * parallel_for. Every function here has a plain scalar twin in kernel_plain.h (a template over float and double) that it
- * is tested against; the double instance is what gradients are checked with.
+ * parallel_for. Every function here has a plain scalar twin in kernel_plain.h (a template over float and double) that
+ * it is tested against; the double instance is what gradients are checked with.
  *
  * Results are bit-identical for any number of threads: work is cut into pieces whose size does not depend on it, and
  * reductions go over the pieces in order. On another CPU (or with RILL_CPU=portable) they may differ in the last bits.
  *
- * Shapes: n rows (positions) of d columns unless said otherwise. Sequences lie one behind the other: `starts` is [n_seqs + 1],
- * starts[0] = 0, starts[n_seqs] = n, strictly increasing.
+ * Shapes: n rows (positions) of d columns unless said otherwise. Sequences lie one behind the other: `starts` is
+ * [n_seqs + 1], starts[0] = 0, starts[n_seqs] = n, strictly increasing.
  */
 #ifndef RILL_KERNEL_H
 #define RILL_KERNEL_H
@@ -18,85 +18,102 @@
 /* "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
 const char *kernel_backend(void);
 
-/* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------------ */
-void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c); /* c[m][n] = a[m][k] b[n][k]^T */
-void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c); /* c[m][n] = a[m][k] b[k][n] */
-void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c); /* c[m][n] = a[k][m]^T b[k][n] */
+/* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
+/* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
+void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
+void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
+void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 
-/* ---- element by element ------------------------------------------------------------------------------------------------ */
+/* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);
 void kernel_copy(float *y, const float *x, size_t n);
 void kernel_scale(float *y, size_t n, float a);
-void kernel_add(float *y, const float *x, size_t n);                         /* y += x */
-void kernel_axpy(float *y, float a, const float *x, size_t n);              /* y += a x */
-void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d);  /* every row += bias */
-void kernel_sum_rows(float *y, const float *x, size_t rows, size_t d);     /* y[d] += sum over rows: the bias gradient */
+void kernel_add(float *y, const float *x, size_t n);                      /* y += x */
+void kernel_axpy(float *y, float a, const float *x, size_t n);            /* y += a x */
+void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d); /* every row += bias */
+void kernel_sum_rows(float *y, const float *x, size_t rows, size_t d);    /* y[d] += sum over rows: the bias gradient */
 double kernel_sum_squares(const float *x, size_t n);
 double kernel_dot(const float *x, const float *y, size_t n);
 
-/* ---- embedding ---------------------------------------------------------------------------------------------------------- */
-void kernel_gather(float *y, const float *table, const uint32_t *ids, size_t n, size_t d);      /* y[i] = table[ids[i]] */
-void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size_t n, size_t d); /* table[ids[i]] += dy[i], in order of i */
+/* ---- embedding --------------------------------------------------------------------------------------------------- */
+/* y[i] = table[ids[i]] */
+void kernel_gather(float *y, const float *table, const uint32_t *ids, size_t n, size_t d);
+/* table[ids[i]] += dy[i], in order of i */
+void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size_t n, size_t d);
 
-/* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4): y = x / sqrt(mean(x^2) + eps) * w; inv [rows] keeps 1/rms for backward ------- */
+/* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4) -------------------------------------------------------------------- */
+/* y = x / sqrt(mean(x^2) + eps) * w; inv [rows] keeps 1 / rms for backward (or NULL) */
 void kernel_rmsnorm(float *y, float *inv, const float *x, const float *w, size_t rows, size_t d, float eps);
 void kernel_rmsnorm_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *inv,
                              size_t rows, size_t d); /* dx +=, dw += (dw may be NULL) */
 
-/* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + head_dim/2) ---------------------------- */
-/* x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [head_dim/2], f64 so that long contexts stay exact. sign -1: the inverse = backward. */
-void kernel_rope(float *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position, const double *inv_freq, int sign);
+/* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + head_dim/2) -------------- */
+/*
+ * x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [head_dim/2], f64 so that long contexts stay exact.
+ * sign -1: the inverse = backward.
+ */
+void kernel_rope(float *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                 const double *inv_freq, int sign);
 
-/* ---- causal attention with grouped queries over concatenated sequences ------------------------------------------------------------- */
+/* ---- causal attention with grouped queries over concatenated sequences ------------------------------------------- */
 #define KERNEL_MAX_HEAD_DIM 4096
 struct kernel_attention {
     size_t n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
     size_t n_seqs;
-    const uint32_t *starts;               /* [n_seqs + 1] */
-    float scale;                          /* 1/sqrt(head_dim) */
+    const uint32_t *starts; /* [n_seqs + 1] */
+    float scale;            /* 1/sqrt(head_dim) */
 };
-/* q [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim] -> y [n][n_heads][head_dim]; lse [n][n_heads] (log-sum-exp of the
- * scaled scores, for backward; NULL if not wanted). Blocked with online softmax: no n x n matrix is ever whole in memory. */
-void kernel_attention(const struct kernel_attention *a, float *y, float *lse, const float *q, const float *k, const float *v);
+/*
+ * q [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim] -> y [n][n_heads][head_dim]; lse [n][n_heads]: log-sum-exp
+ * of the scaled scores, for backward, or NULL. Blocked with online softmax: no n x n matrix is ever whole in memory.
+ */
+void kernel_attention(const struct kernel_attention *a, float *y, float *lse, const float *q, const float *k,
+                      const float *v);
 /* dq, dk, dv += ; recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). */
 void kernel_attention_backward(const struct kernel_attention *a, float *dq, float *dk, float *dv, const float *dy,
                                const float *y, const float *lse, const float *q, const float *k, const float *v);
 /* Generation: one query a sequence against its cache. q [n_seqs][n_heads][head_dim]; keys[s], values[s] point to
  * [length[s]][n_kv_heads][head_dim]. */
 void kernel_attention_decode(float *y, const float *q, const float *const *keys, const float *const *values,
-                             const uint32_t *length, size_t n_seqs, size_t n_heads, size_t n_kv_heads, size_t head_dim, float scale);
+                             const uint32_t *length, size_t n_seqs, size_t n_heads, size_t n_kv_heads, size_t head_dim,
+                             float scale);
 
-/* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ---------------------------------------------------------------------------------------- */
+/* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
 void kernel_swiglu(float *y, const float *gate, const float *up, size_t n);
-void kernel_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n); /* += */
+/* dgate +=, dup += */
+void kernel_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
 
-/* ---- rows of logits ------------------------------------------------------------------------------------------------------------------------ */
-void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature); /* of x * inv_temperature */
+/* ---- rows of logits ---------------------------------------------------------------------------------------------- */
+/* Both of x * inv_temperature. */
+void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature);
 void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float inv_temperature); /* y may be x */
 void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d);                      /* first of equals */
-/* The k largest of each row, descending, ties by lower index: ids [rows][k], values [rows][k]. */
+/* The k <= d largest of each row, descending, ties by lower index, NaN as -infinity: ids, values [rows][k]. */
 void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size_t d, size_t k);
-/* n draws with replacement from softmax(x * inv_temperature) for each row, from uniforms u [rows][n] in [0,1) by inversion in f64:
- * ids [rows][n] ascending (duplicates adjacent). */
-void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, size_t d, size_t n, float inv_temperature);
+/*
+ * n draws with replacement from softmax(x * inv_temperature) for each row, from uniforms u [rows][n] in [0,1) by
+ * inversion in f64: ids [rows][n] ascending (duplicates adjacent).
+ */
+void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, size_t d, size_t n,
+                   float inv_temperature);
 
 /*
  * One teacher distribution a row against rows of student logits. Target of row r: entries [offset[r], offset[r+1]) of
  * ids and probs, plus `rest[r]` as one pseudo-token for all other tokens when rest is not NULL (the ghost token).
  *   loss[r]  = kl_weight * T^2 * KL(target || softmax(x/T)) + ce_weight * (-log softmax(x)[label[r]])
- * With a ghost, the KL is sum_K t log(t/p) + (1 - sum t) log((1 - sum t)/(1 - sum p)). Without, targets that do not sum to 1 are
- * taken as they are (KL = sum t log(t/p), gradient T (sum t softmax - t)). The ids of a row are distinct, in any order.
- * label NULL, or label[r] == UINT32_MAX: no label, no cross-entropy. ids and dense NULL: no teacher, no KL.
- * dx (NULL, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r]; row_weight NULL: 1.
- * kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
+ * With a ghost, the KL is sum_K t log(t/p) + (1 - sum t) log((1 - sum t)/(1 - sum p)). Without, targets that do not sum
+ * to 1 are taken as they are (KL = sum t log(t/p), gradient T (sum t softmax - t)). The ids of a row are distinct, in
+ * any order. label NULL, or label[r] == UINT32_MAX: no label, no cross-entropy. ids and dense NULL: no teacher, no KL.
+ * dx (NULL, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r]; row_weight
+ * NULL: 1. kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
  */
 struct kernel_target {
     const uint64_t *offset; /* [rows + 1] */
     const uint32_t *ids;
     const float *probs;
-    const float *rest;      /* [rows] or NULL */
-    const float *dense;     /* [rows][d] teacher log-probabilities at T instead of all of the above, or NULL; -infinity is fine */
-    const uint32_t *label;  /* [rows] or NULL */
+    const float *rest;     /* [rows] or NULL */
+    const float *dense;    /* [rows][d] teacher log-probabilities at T (-infinity too) instead of the above, or NULL */
+    const uint32_t *label; /* [rows] or NULL */
 };
 struct kernel_loss {
     float temperature, kl_weight, ce_weight;
@@ -104,26 +121,29 @@ struct kernel_loss {
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
                          const float *x, size_t rows, size_t d, double *kl, double *ce, float *dx);
 
-/* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) ------------------------------------------------------------ */
+/* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {
     float lr, beta1, beta2, eps, weight_decay;
-    float grad_scale;   /* clipping and averaging, applied to the gradient as it is read */
-    uint64_t step;      /* 1-based, for bias correction */
+    float grad_scale; /* clipping and averaging, applied to the gradient as it is read */
+    uint64_t step;    /* 1-based, for bias correction */
 };
 void kernel_adamw(const struct kernel_adamw *o, float *w, float *m, float *v, const float *g, size_t n);
 
-/* ---- sums over activations, in f64, for calibration ------------------------------------------------------------------------------------- */
+/* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
 /* Sequences of lengths[i] rows one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
 void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d);
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
 
-/* ---- norms of weights, for pruning --------------------------------------------------------------------------------------------------------- */
-void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d); /* sum of squares of each row */
-void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d); /* of each column, += */
+/* ---- norms of weights, for pruning ------------------------------------------------------------------------------- */
+void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d);  /* sum of squares of each row */
+void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d);  /* of each column, += */
 void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d); /* sum |x| of each column, += */
-/* Makes the k elements of smallest |x| zero, ties by lower index; exact. scratch [n]. Returns the number of zeros in x afterwards. */
+/*
+ * Makes the k elements of smallest |x| zero, ties by lower index; exact. scratch [n]. Returns the number of zeros in
+ * x afterwards.
+ */
 size_t kernel_zero_smallest(float *x, size_t n, size_t k, float *scratch);
 /* y[r][i] = x[r][keep[i]] for n kept columns of d. */
 void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);

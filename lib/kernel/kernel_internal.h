@@ -7,7 +7,7 @@
 
 #include "lib/kernel/kernel.h"
 
-/* ---- matrix products on one thread -------------------------------------------------------------------------------------- */
+/* ---- matrix products on one thread ------------------------------------------------------------------------------- */
 
 enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
 
@@ -81,7 +81,7 @@ const struct simd *simd(void);
 /* For tests: takes the path of this name, or returns false when it is unknown or the CPU cannot run it. */
 bool simd_select(const char *name);
 
-/* ---- cutting work ---------------------------------------------------------------------------------------------------- */
+/* ---- cutting work ------------------------------------------------------------------------------------------------ */
 
 /* body over [0, n) in pieces [begin, end) of `piece` (the last may be shorter), shared out by parallel_for. */
 typedef void split_body(void *ctx, size_t begin, size_t end);
@@ -106,7 +106,7 @@ static inline size_t piece_rows(size_t d) {
     return d < PIECE ? PIECE / (d ? d : 1) : 1;
 }
 
-/* ---- rows of logits -------------------------------------------------------------------------------------------------------- */
+/* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 
 /* sum = sum exp((x - max) s) */
 struct softmax_sum {

@@ -128,7 +128,10 @@ PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, cons
 
 /* ---- attention: one query against the keys [0, t] of its sequence ---- */
 
-/* p[0..t]: softmax of the scaled scores; returns their log-sum-exp. k points to the sequence's first key of this head. */
+/*
+ * p[0..t]: softmax of the scaled scores; returns their log-sum-exp. k points to the sequence's first key of this
+ * head.
+ */
 __attribute__((unused)) static REAL PLAIN(attention_row)(REAL *p, const REAL *q, const REAL *k, size_t ld, size_t t,
                                                          size_t head_dim, REAL scale) {
     REAL max = -INFINITY, sum = 0;
@@ -215,9 +218,9 @@ __attribute__((unused)) static uint32_t PLAIN(sample)(double u, const REAL *x, s
 }
 
 /*
- * One row of the distillation loss. t [d] is the target as a whole row (zeros where it has no entry), in_k [d] says which
- * tokens the ghost does not stand for; ghost 0: none. dx [d] is the gradient of weight * loss. Everything from the
- * definition: log p = log softmax(x/T); d log p_j / dx_i = ((i = j) - p_i) / T.
+ * One row of the distillation loss. t [d] is the target as a whole row (zeros where it has no entry), in_k [d] says
+ * which tokens the ghost does not stand for; ghost 0: none. dx [d] is the gradient of weight * loss. Everything from
+ * the definition: log p = log softmax(x/T); d log p_j / dx_i = ((i = j) - p_i) / T.
  */
 PLAIN_FN PLAIN(distill_loss)(const struct kernel_loss *how, const REAL *t, const bool *in_k, REAL ghost, uint32_t label,
                              REAL weight, const REAL *x, size_t d, REAL *kl, REAL *ce, REAL *dx) {

@@ -1,6 +1,7 @@
 /*
- * The distillation loss of a row of logits and its gradient, in place if the caller wants: two passes over the row (sums,
- * then gradient), for the sparse kinds of target touch a few entries of a gradient that is a scaled softmax everywhere.
+ * The distillation loss of a row of logits and its gradient, in place if the caller wants: two passes over the row
+ * (sums, then gradient), for the sparse kinds of target touch a few entries of a gradient that is a scaled softmax
+ * everywhere.
  *
  * With z = x / T, p = softmax(z), S = sum t, d(T^2 KL)/dx:
  *   sparse or dense      T (S p_i - t_i)
@@ -35,7 +36,10 @@ struct row {
     double ghost, others;     /* g; sum over i not in K of exp((x_i - max) s), >= OTHERS_MIN */
 };
 
-/* The ghost's share of the student is taken to be at least this much of its largest token, so that 1 / (1 - q) is finite. */
+/*
+ * The ghost's share of the student is taken to be at least this much of its largest token, so that 1 / (1 - q) is
+ * finite.
+ */
 #define OTHERS_MIN 1e-30
 
 /* Floats of a row that the ghost's loops take at a time: large, for each piece looks through all k ids. */
@@ -46,7 +50,10 @@ static double log_prob(const struct row *w, uint32_t id) {
     return ((double)w->x[id] - w->z.max) * w->s - w->log_sum;
 }
 
-/* The weight of the tokens outside K is summed directly: as 1 - sum p it would lose all digits when K has nearly all. */
+/*
+ * The weight of the tokens outside K is summed directly: as 1 - sum p it would lose all digits when K has nearly
+ * all.
+ */
 static double sum_others(const struct simd *v, const struct row *w, size_t d) {
     float x[GHOST_CHUNK];
     double sum = 0;

@@ -35,7 +35,10 @@ double kernel_sum_squares(const float *x, size_t n) {
 
 /* ---- along the columns ---- */
 
-/* Rows that are summed on their own before they join the total: the error grows with 128 + rows / 128, not with rows. */
+/*
+ * Rows that are summed on their own before they join the total: the error grows with 128 + rows / 128, not with
+ * rows.
+ */
 #define ROW_BLOCK 128
 
 struct columns {
@@ -125,8 +128,8 @@ static uint32_t magnitude(float x) {
 #define BUCKETS    (1u << RADIX_BITS)
 
 /*
- * Radix selection from the top: a histogram of the leading 11 bits finds the bucket that holds the k-th, its members are
- * gathered in scratch, and the next bits decide among those. Three passes of which only the first sees everything.
+ * Radix selection from the top: a histogram of the leading 11 bits finds the bucket that holds the k-th, its members
+ * are gathered in scratch, and the next bits decide among those. Three passes of which only the first sees everything.
  */
 float kernel_kth_abs(const float *x, size_t n, size_t k, float *scratch) {
     const float *from = x;

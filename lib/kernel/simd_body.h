@@ -35,10 +35,10 @@ static inline SIMD_TARGET void store(float *p, vec v, size_t left) {
 }
 
 /*
- * exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody and Waite; ln 2's leading part has 9 bits,
- * so n times it is exact even without FMA); exp(r) = 1 + r + r^2 P(r) with Cephes' P of degree 5. Measured against
- * libm's double over every seventh float in [-104, 105]: at most 1.02 ulp where the result is normal, 0.76 of the smallest
- * subnormal below. NaN stays NaN, above 88.73 is infinity, below -103.98 is 0.
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody and Waite; ln 2's leading part has 9
+ * bits, so n times it is exact even without FMA); exp(r) = 1 + r + r^2 P(r) with Cephes' P of degree 5. Measured
+ * against libm's double over every seventh float in [-104, 105]: at most 1.02 ulp where the result is normal, 0.76 of
+ * the smallest subnormal below. NaN stays NaN, above 88.73 is infinity, below -103.98 is 0.
  */
 static inline SIMD_TARGET vec v_exp(vec x) {
     x = v_max(v_set(-104.0f), v_min(v_set(89.0f), x));
@@ -205,7 +205,8 @@ FN void op_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w
 /*
  * Cosines and sines of position * inv_freq, in f64 until the last rounding. The angle is reduced to [-pi, pi] in three
  * steps (2 pi in parts of 22, 22 and 53 bits: a multiple below 2^31 times either of the first two is exact), then
- * polynomials in its square, interpolated at Chebyshev's nodes: sin to 7.5e-10 of r, cos to 1.2e-10, far below half an ulp.
+ * polynomials in its square, interpolated at Chebyshev's nodes: sin to 7.5e-10 of r, cos to 1.2e-10, far below half an
+ * ulp.
  */
 FN void op_angles(float *cosine, float *sine, double position, const double *inv_freq, double sign, size_t n) {
     static const double s[] = {0.99999999925022021,     -0.16666665921891699,   0.0083333212359772858,

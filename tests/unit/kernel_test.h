@@ -1,6 +1,7 @@
 /*
  * What the tests of lib/kernel and lib/grad share: random data in f32 and f64, and one check for every kernel: on every
- * CPU path that this machine runs, with 1 and with 4 threads to the same bits, within a stated distance of the twin in f64.
+ * CPU path that this machine runs, with 1 and with 4 threads to the same bits, within a stated distance of the twin in
+ * f64.
  */
 #ifndef RILL_TESTS_KERNEL_TEST_H
 #define RILL_TESTS_KERNEL_TEST_H
@@ -23,8 +24,10 @@
 #define PLAIN(name) plain32_##name
 #include "lib/kernel/kernel_plain.h"
 
-/* The unit roundoff of f32: each operation is wrong by at most this share of its result. A sum of n terms in any order is
- * wrong by at most (n - 1) U sum |term| (Higham 2002, section 4.2), a dot product by n U sum |x||y|. */
+/*
+ * The unit roundoff of f32: each operation is wrong by at most this share of its result. A sum of n terms in any order
+ * is wrong by at most (n - 1) U sum |term| (Higham 2002, section 4.2), a dot product by n U sum |x||y|.
+ */
 #define U 0x1p-24
 
 static struct arena memory; /* of one test; teardown gives it back */

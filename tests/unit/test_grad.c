@@ -1,9 +1,10 @@
 /*
- * lib/grad: the gradient of every operation, and of a whole decoder block, against central differences of the twins in f64.
+ * lib/grad: the gradient of every operation, and of a whole decoder block, against central differences of the twins in
+ * f64.
  *
- * The scalar that is differentiated is L = sum c y for fixed random c (put into the result's gradient with grad_of), or the
- * head's loss. In f64 with step h = 1e-5 a central difference of numbers around 1 is wrong by about h^2 = 1e-10; what
- * remains is f32's rounding, so a gradient must agree to 2e-5 of the largest of its kind.
+ * The scalar that is differentiated is L = sum c y for fixed random c (put into the result's gradient with grad_of), or
+ * the head's loss. In f64 with step h = 1e-5 a central difference of numbers around 1 is wrong by about h^2 = 1e-10;
+ * what remains is f32's rounding, so a gradient must agree to 2e-5 of the largest of its kind.
  */
 #include "tests/unit/kernel_test.h"
 
@@ -527,6 +528,36 @@ static void test_failing_loss(void **state) {
     grad_tape_free(t);
 }
 
+/* Whichever allocation fails, the tape makes do with less or says so, and after a reset the same graph works. */
+static void test_without_memory(void **state) {
+    (void)state;
+    enum { SIZE = 300 };
+    float *x = take(SIZE * SIZE, sizeof *x), *dx = take(SIZE * SIZE, sizeof *dx);
+    int failed = 0;
+    for (uint64_t nth = 1; nth < 12; nth++) {
+        struct grad_tape *t = new_tape(true);
+        struct err e;
+        for (int again = 0; again < 2; again++) {
+            mem_fail_at(again ? 0 : nth);
+            struct grad_var *a = grad_leaf(t, x, dx, SIZE, SIZE), *y = a;
+            for (int i = 0; i < 6; i++) y = grad_rmsnorm(t, grad_swiglu(t, y, a), grad_leaf(t, x, dx, 1, SIZE), 1);
+            grad_of(t, y);
+            grad_backward(t);
+            mem_fail_at(0);
+            int code = grad_error(t, &e);
+            if (again) assert_int_equal(code, 0);
+            if (code != 0) {
+                assert_int_equal(code, ERR_IO);
+                assert_non_null(strstr(e.msg, "out of memory"));
+                failed++;
+            }
+            grad_reset(t);
+        }
+        grad_tape_free(t);
+    }
+    assert_in_range(failed, 2, 10); /* some did fail, and some nth were past the last one */
+}
+
 /* Every shape that does not fit is refused. */
 static void test_shapes_are_checked(void **state) {
     (void)state;
@@ -611,6 +642,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_constants, release_memory),
         cmocka_unit_test_teardown(test_failures_travel, release_memory),
         cmocka_unit_test_teardown(test_failing_loss, release_memory),
+        cmocka_unit_test_teardown(test_without_memory, release_memory),
         cmocka_unit_test_teardown(test_shapes_are_checked, release_memory),
         cmocka_unit_test_teardown(test_mark_and_rewind, release_memory),
         cmocka_unit_test_teardown(test_gradients_are_recycled, release_memory),

@@ -327,8 +327,8 @@ static void run_swiglu_backward(void *ctx, float *out) {
 }
 
 /*
- * The sigmoid: exp to 1.1 ulp, at most 2.2 U, an addition, a division, each relative: 5 U; times two products more 7 U. Where
- * exp(-gate) overflows the sigmoid is 0 instead of less than the smallest normal number.
+ * The sigmoid: exp to 1.1 ulp, at most 2.2 U, an addition, a division, each relative: 5 U; times two products more 7 U.
+ * Where exp(-gate) overflows the sigmoid is 0 instead of less than the smallest normal number.
  */
 static void test_swiglu(void **state) {
     (void)state;

@@ -32,8 +32,8 @@ static struct batch make_batch(struct rng *r, const uint32_t *starts, size_t n_s
 
 /*
  * What rounding can do, following the algorithm. A score is a dot product of d terms of scaled q: wrong by
- * e = (d + 2) U scale sum |q||k|; so is the row's log-sum-exp, and a probability is wrong by the factor 1 + 2 e + 8 U + the
- * rounding of lse (U |lse|, backward only). A sum over n keys adds (n + 4) U. Everything else multiplies those.
+ * e = (d + 2) U scale sum |q||k|; so is the row's log-sum-exp, and a probability is wrong by the factor 1 + 2 e + 8 U +
+ * the rounding of lse (U |lse|, backward only). A sum over n keys adds (n + 4) U. Everything else multiplies those.
  */
 struct bounds {
     double *y, *lse, *dq, *dk, *dv; /* [..] tolerances */

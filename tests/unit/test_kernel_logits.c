@@ -74,8 +74,8 @@ static void run_log_softmax(void *ctx, float *out) {
 }
 
 /*
- * With z = (x - max) s: rounding z changes the sum by 2 U sum p |z| <= 2 U log d (the entropy bounds it), exp by 3 U; sums
- * are f64. The result is rounded once; a log-softmax in two steps of sizes |z| and log sum.
+ * With z = (x - max) s: rounding z changes the sum by 2 U sum p |z| <= 2 U log d (the entropy bounds it), exp by 3 U;
+ * sums are f64. The result is rounded once; a log-softmax in two steps of sizes |z| and log sum.
  */
 static void test_softmax(void **state) {
     static const size_t sizes[] = {1, 2, 3, 15, 16, 17, 100, 2048, 2049, 5000};
@@ -160,8 +160,8 @@ static int compare_f64(const void *a, const void *b) {
 }
 
 /*
- * The draw for u is the twin's, unless u is so near a boundary of the cumulative distribution that f32 exponentials (wrong
- * by 3 U + 2 U |z|, on average over the row (2 log d + 4) U) may put it on the other side.
+ * The draw for u is the twin's, unless u is so near a boundary of the cumulative distribution that f32 exponentials
+ * (wrong by 3 U + 2 U |z|, on average over the row (2 log d + 4) U) may put it on the other side.
  */
 static void check_draws(const struct pair *x, size_t d, size_t n, double *u, float inv_temperature) {
     uint32_t *ids = take(n, sizeof *ids);

@@ -106,9 +106,9 @@ static struct batch make_batch(struct rng *r, enum kind kind, size_t rows, size_
 }
 
 /*
- * The twin's results for row i, and what rounding may do to the kernel's. With z = (x - max) / T, relative errors: of a sum
- * of exponentials (2 log d + 4) U (test_kernel_logits.c says why); of a probability 2 |z| U more, and 6 U for exp, factor
- * and product; of the ghost's share of the student likewise, with z of its largest token.
+ * The twin's results for row i, and what rounding may do to the kernel's. With z = (x - max) / T, relative errors: of a
+ * sum of exponentials (2 log d + 4) U (test_kernel_logits.c says why); of a probability 2 |z| U more, and 6 U for exp,
+ * factor and product; of the ghost's share of the student likewise, with z of its largest token.
  */
 static void expect_row(struct batch *b, size_t i) {
     const double *x = b->x.d + i * b->d, *t = b->t + i * b->d;
