@@ -29,8 +29,8 @@ int model_arch_parse(const char *name, enum model_arch *out, struct err *e) MUST
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
 
 #define MODEL_MAX_LAYERS 4096
-#define MODEL_MAX_DIM (1u << 20)
-#define MODEL_MAX_VOCAB TEXT_MAX_TOKENS
+#define MODEL_MAX_DIM    (1u << 20)
+#define MODEL_MAX_VOCAB  TEXT_MAX_TOKENS
 
 /* Shapes may differ from layer to layer: that is what pruning leaves behind. */
 struct model_layer {
@@ -55,7 +55,8 @@ struct model_config {
 /* The "model" object of META and back. All ranges are checked; layers come from `a`. */
 cJSON *model_config_to_json(const struct model_config *c, struct err *e) MUST_CHECK;
 int model_config_from_json(struct model_config *c, const cJSON *object, struct arena *a, struct err *e) MUST_CHECK;
-int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a, struct err *e) MUST_CHECK;
+int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a,
+                      struct err *e) MUST_CHECK;
 int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
 uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
 /* Frequencies [head_dim / 2] of the rotary embedding with its scaling applied. */
@@ -65,9 +66,20 @@ void model_inv_freq(const struct model_config *c, double *inv_freq);
 
 enum model_role {
     ROLE_EMBED,
-    ROLE_ATTN_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_O,
-    ROLE_FFN_NORM, ROLE_GATE, ROLE_UP, ROLE_DOWN,
-    ROLE_NORM, ROLE_HEAD,
+    ROLE_ATTN_NORM,
+    ROLE_Q,
+    ROLE_K,
+    ROLE_V,
+    ROLE_Q_BIAS,
+    ROLE_K_BIAS,
+    ROLE_V_BIAS,
+    ROLE_O,
+    ROLE_FFN_NORM,
+    ROLE_GATE,
+    ROLE_UP,
+    ROLE_DOWN,
+    ROLE_NORM,
+    ROLE_HEAD,
     ROLE_COUNT
 };
 struct model_slot {
@@ -87,14 +99,15 @@ long model_slot_index(const struct model_config *c, struct model_slot s);
 /* Shape by configuration; the rank is returned (2 for matrices [out][in], 1 for norms and biases). */
 unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]);
 /* Does this tensor fit its slot? ERR_DATA with found and expected shape. */
-int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d, struct err *e) MUST_CHECK;
+int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
+                     struct err *e) MUST_CHECK;
 
 /* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
 
 struct model_head {
     struct model_config config;
-    cJSON *meta;             /* META as read; owned */
-    struct buf vocab;        /* VOCB bytes; len 0: none */
+    cJSON *meta;      /* META as read; owned */
+    struct buf vocab; /* VOCB bytes; len 0: none */
     struct digest vocab_digest;
     struct arena memory;
 };
@@ -112,8 +125,8 @@ void model_head_release(struct model_head *h);
  */
 typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
                             const void *data, struct err *e);
-int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item, model_tensor_fn *fn,
-                      void *ctx, struct err *e) MUST_CHECK;
+int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                      model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /* ---- a whole model in memory, f32 ------------------------------------------------------------------------------------------------------ */
 
@@ -129,7 +142,7 @@ struct model {
     struct model_config config;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
-    struct vocab *vocab;        /* NULL when the stream has none */
+    struct vocab *vocab; /* NULL when the stream has none */
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
     cJSON *meta;
@@ -161,22 +174,23 @@ struct model_input {
 
 /* Where a forward pass can be watched: calibrate, features for distillation. */
 enum model_point {
-    POINT_EMBED,    /* embedding: input of layer 0 [hidden] */
-    POINT_ATTN_IN,  /* normalised input of q, k, v [hidden] */
-    POINT_O_IN,     /* input of o [n_heads * head_dim] */
-    POINT_FFN_IN,   /* normalised input of gate and up [hidden] */
-    POINT_DOWN_IN,  /* input of down [ffn] */
-    POINT_LAYER,    /* output of the layer: residual stream [hidden] */
-    POINT_HEAD_IN,  /* normalised input of the head [hidden]; layer 0 */
+    POINT_EMBED,   /* embedding: input of layer 0 [hidden] */
+    POINT_ATTN_IN, /* normalised input of q, k, v [hidden] */
+    POINT_O_IN,    /* input of o [n_heads * head_dim] */
+    POINT_FFN_IN,  /* normalised input of gate and up [hidden] */
+    POINT_DOWN_IN, /* input of down [ffn] */
+    POINT_LAYER,   /* output of the layer: residual stream [hidden] */
+    POINT_HEAD_IN, /* normalised input of the head [hidden]; layer 0 */
     POINT_COUNT
 };
 const char *model_point_name(enum model_point p); /* "attn_in" */
-typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols, struct err *e);
+typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                      struct err *e);
 
 /* The graph up to the normalised hidden states [n_positions][hidden]; NULL on failure (grad_error). Refuses token ids outside the
  * vocabulary and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
-struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap, void *ctx,
-                             struct err *e);
+struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
+                             void *ctx, struct err *e);
 /* The head's weight as a leaf of the tape (embed.weight when tied), for grad_head. */
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t);
 
@@ -194,7 +208,7 @@ struct model_sampling {
     double top_p;       /* 1: all */
     uint64_t seed;
     uint32_t max_new;
-    uint32_t stop;      /* token that ends a sequence (kept), or TOKEN_NONE */
+    uint32_t stop; /* token that ends a sequence (kept), or TOKEN_NONE */
 };
 /* Called for each finished sequence, in order of sequence number. */
 typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
@@ -204,7 +218,7 @@ typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, 
  * alone; what runs beside it can change its logits in the last bits only (shapes of the matrix products). A sequence ends at `stop`,
  * at max_new or at the model's context.
  */
-int model_generate(struct model *m, const struct model_input *prompts, uint64_t first_seq, const struct model_sampling *s,
-                   model_generated_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+int model_generate(struct model *m, const struct model_input *prompts, uint64_t first_seq,
+                   const struct model_sampling *s, model_generated_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 #endif

@@ -17,7 +17,8 @@ struct kv_cache {
 
 /* As model_graph; with a cache, sequence i of the input continues cache entry seq[i]: either all of them from nothing (prefill) or
  * all by one position (decode). The cache's lengths are advanced. */
-struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in, struct kv_cache *cache,
-                                    const uint32_t *seq, model_tap *tap, void *ctx, struct err *e);
+struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                    struct kv_cache *cache, const uint32_t *seq, model_tap *tap, void *ctx,
+                                    struct err *e);
 
 #endif
