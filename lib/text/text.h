@@ -72,7 +72,7 @@ struct vocab {
  * real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
-/* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: lib/text/README.md. */
+/* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
 /* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
