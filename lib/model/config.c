@@ -120,7 +120,7 @@ static int get_rope(struct model_config *c, const cJSON *o, struct err *e) {
     if (!rc) rc = json_get_str(r, "scaling", &scaling, e);
     if (rc) return rc;
     size_t i = 0;
-    while (i < COUNT_OF(scaling_names) && strcmp(scaling_names[i], scaling)) i++;
+    while (i < COUNT_OF(scaling_names) && strcmp(scaling_names[i], scaling) != 0) i++;
     if (i == COUNT_OF(scaling_names))
         return err_set(e, ERR_DATA, "rope scaling '%.64s' is not supported (none, linear and llama3 are)", scaling);
     c->rope_scaling = (enum rope_scaling)i;

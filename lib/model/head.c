@@ -33,7 +33,7 @@ static int head_take_vocab(struct model_head *h, const struct stream_reader *r, 
     digest_text(h->vocab_digest, found);
     rc = json_opt_str(h->meta, "vocab", &said, e);
     if (rc) return err_prefix(e, "%s", stream_reader_name(r));
-    if (said && strcmp(said, found))
+    if (said && strcmp(said, found) != 0)
         return err_set(e, ERR_DATA, "%s: the vocabulary is %s, the description says %.64s", stream_reader_name(r),
                        found, said);
     return 0;
@@ -134,7 +134,7 @@ int model_each_tensor(struct stream_reader *r, const struct model_config *c, str
             rc = err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", desc.name);
         else
             rc = take_tensor(r, c, i, item, &data, &slot, e);
-        if (rc && rc != ERR_IO && strncmp(e->msg, stream_reader_name(r), strlen(stream_reader_name(r))))
+        if (rc && rc != ERR_IO && strncmp(e->msg, stream_reader_name(r), strlen(stream_reader_name(r))) != 0)
             rc = err_prefix(e, "%s", stream_reader_name(r));
         if (!rc) rc = fn(ctx, slot, &desc, attrs, data.data, e);
         cJSON_Delete(attrs);

@@ -168,7 +168,7 @@ int model_check_vocab(const struct model *m, const cJSON *meta, const char *what
     if (rc) return err_prefix(e, "%s", what);
     if (theirs && m->vocab) {
         digest_text(m->vocab_digest, ours);
-        if (strcmp(theirs, ours))
+        if (strcmp(theirs, ours) != 0)
             return err_set(e, ERR_DATA,
                            "model and %s disagree: vocabulary %s against %.64s (tokenize with this model's vocabulary)",
                            what, ours, theirs);

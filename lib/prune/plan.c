@@ -155,7 +155,7 @@ static int check_tokens(const struct prune_plan *p, const struct model_head *hea
     char ours[DIGEST_TEXT_SIZE];
     if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
     digest_text(head->vocab_digest, ours);
-    if (strcmp(ours, p->o->tokens->vocab) || p->o->tokens->n != p->from->vocab_size)
+    if (strcmp(ours, p->o->tokens->vocab) != 0 || p->o->tokens->n != p->from->vocab_size)
         return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %s (tokenize with this model)",
                        ours, p->o->tokens->vocab);
     return 0;

@@ -173,7 +173,7 @@ static double *target_of(struct stats *s, const char *name, unsigned *rank, uint
     for (int p = 0; p < POINT_COUNT; p++)
         for (int k = 0; k < SUM_KINDS; k++) {
             point_name(want, sizeof want, (enum model_point)p, (uint32_t)layer, sum_names[k]);
-            if (strcmp(want, name)) continue;
+            if (strcmp(want, name) != 0) continue;
             struct point_sums *sums = point_of(s, (enum model_point)p, (uint32_t)layer);
             *n = sums->cols;
             return sums->sum[k];
@@ -217,7 +217,7 @@ static int take_meta(struct stats **s, const struct stream_reader *r, const cJSO
         if (!rc) snprintf((*s)->vocab, sizeof(*s)->vocab, "%s", vocab);
     } else if (!rc)
         rc = stats_check(*s, &c, e);
-    if (!rc && strcmp((*s)->vocab, vocab))
+    if (!rc && strcmp((*s)->vocab, vocab) != 0)
         rc = err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", (*s)->vocab, vocab);
     if (!rc) (*s)->positions += positions, (*s)->sequences += sequences;
     arena_release(&scratch);
@@ -260,7 +260,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
         return err_set(e, ERR_DATA, "statistics and model disagree: hidden %u, vocabulary %u against %u, %u", t->hidden,
                        t->vocab_size, c->hidden, c->vocab_size);
     for (uint32_t l = 0; l < c->n_layers; l++)
-        if (memcmp(&t->layers[l], &c->layers[l], sizeof c->layers[l]))
+        if (memcmp(&t->layers[l], &c->layers[l], sizeof c->layers[l]) != 0)
             return err_set(e, ERR_DATA, "statistics and model disagree on the shape of layer %u", l);
     return 0;
 }

@@ -17,7 +17,7 @@
 /* ---- codes in and out of their nibbles ---- */
 
 INLINE size_t block_size(int bits, bool has_min) {
-    return (size_t)(2 + (has_min ? 2 : 0) + (bits == 5 ? 4 : 0) + 16);
+    return 2u + (has_min ? 2u : 0u) + (bits == 5 ? 4u : 0u) + 16u;
 }
 
 INLINE void unpack(const uint8_t *p, int bits, uint8_t codes[N]) {
