@@ -1,20 +1,12 @@
 /* rill calibrate: tokens in, activation statistics of a model out. */
-#include "lib/cli/cli.h"
-#include "lib/model/model.h"
+#include "lib/run/run.h"
 #include "lib/stats/stats.h"
 
-static const char *model_path;
+static struct run_options how;
 static uint64_t limit;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "FILE",
-     .required = true,
-     .completes_files = true,
-     .help = "the model stream to watch"},
+    RUN_MODEL(how, "FILE", true, "the model stream to watch"),
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &limit,
@@ -24,24 +16,23 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static int collect(struct cli *c, struct stream_reader *in, struct model *m, struct stats *s, struct err *e) {
+static int collect(struct cli *c, struct run_data *in, struct model *m, struct stats *s, struct err *e) {
     struct grad_tape *tape = NULL;
     struct batch b = {0};
     bool more = true;
-    int rc = model_check_vocab(m, stream_reader_meta(in), stream_reader_name(in), e);
-    if (!rc) rc = grad_tape_new(&tape, false, e);
+    const char *name = stream_reader_name(in->stream);
+    int rc = grad_tape_new(&tape, false, e);
     cli_progress_begin(c, "tokens", limit);
     while (!rc && more && (!limit || stats_positions(s) < limit)) {
-        rc = batch_read(in, &b, &more, e);
+        rc = knowledge_read(in->stream, &in->format, &b, &more, e);
         if (rc || !more) break;
         if (b.head.first_pos || (b.head.flags & BATCH_CONTINUES)) {
-            rc = err_set(e, ERR_DATA, "%s: sequences run over several batches (tokenize --context N)",
-                         stream_reader_name(in));
+            rc = err_set(e, ERR_DATA, "%s: sequences run over several batches (tokenize --context N)", name);
             break;
         }
         struct model_input input = {b.head.n_positions, b.head.n_seqs, batch_tokens(&b), batch_lengths(&b)};
         rc = stats_collect(s, m, tape, &input, e);
-        if (rc) err_prefix(e, "%s", stream_reader_name(in));
+        if (rc) err_prefix(e, "%s", name);
         cli_progress(c, stats_positions(s), NULL);
     }
     cli_progress_end(c);
@@ -51,17 +42,16 @@ static int collect(struct cli *c, struct stream_reader *in, struct model *m, str
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct stream_reader *model_in, *in;
     struct stream_writer *out;
+    struct run_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
-    int rc = cli_open_stream(c, model_path, "model", STREAM_MODEL, &model_in, e);
-    if (!rc) rc = model_load(&m, model_in, e);
-    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "tokens", STREAM_ANY, &in, e);
+    int rc = run_load_model(c, &how, &m, NULL, e);
+    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
-    if (!rc) rc = collect(c, in, m, s, e);
-    if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in));
+    if (!rc) rc = collect(c, &in, m, s, e);
+    if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);
     if (!rc) rc = cli_close_output(c, e);
     if (!rc && !(json_put_u64(cli_report(c), "positions", stats_positions(s)) &&
@@ -69,6 +59,7 @@ static int run(struct cli *c, struct err *e) {
         rc = err_nomem(e, "report");
     stats_free(s);
     model_free(m);
+    run_data_release(&in);
     return rc;
 }
 

@@ -1,29 +1,20 @@
 /* rill distill: trains a student on what a teacher says. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "lib/cli/cli.h"
 #include "lib/distill/distill.h"
+#include "lib/run/run.h"
 
-static const char *model_path, *log_path, *checkpoint_path, *resume_path;
+static struct run_options how;
+static const char *log_path, *checkpoint_path, *resume_path;
 static struct cli_list losses;
 static uint64_t epochs, checkpoint_every;
 static struct distill_options o;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "STUDENT",
-     .required = true,
-     .completes_files = true,
-     .help = "the student to begin with, a model stream"},
+    RUN_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
     {.name = "loss",
      .type = CLI_LIST,
      .to = &losses,
@@ -154,10 +145,8 @@ static const struct cli_option options[] = {
 struct work {
     struct model *student;
     struct trainer *trainer;
-    struct knowledge_format format;
+    struct run_data data;
     struct batch batch;
-    struct stream_reader *again; /* the data anew, in later epochs */
-    int fd;
     FILE *log;
     double started;
     uint64_t started_positions;
@@ -169,35 +158,17 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- the data, which a regular file gives as often as we like ------------------------------------------------------- */
-
-static bool data_is_file(struct cli *c) {
-    const char *path = cli_input_path(c, 0);
-    struct stat st;
-    if (strcmp(path, "-") != 0) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
-    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
-}
-
-/* Opens the data once more, beside the reader that the cli keeps for the provenance. */
-static int open_again(struct cli *c, struct work *w, struct err *e) {
-    const char *path = cli_input_path(c, 0), *name = strcmp(path, "-") != 0 ? path : "standard input";
-    stream_reader_free(w->again);
-    w->again = NULL;
-    if (w->fd >= 0) close(w->fd);
-    w->fd = open(strcmp(path, "-") != 0 ? path : "/dev/stdin", O_RDONLY | O_CLOEXEC);
-    if (w->fd < 0) return err_sys(e, errno, "%s", name);
-    return stream_reader_open(&w->again, w->fd, name, STREAM_ANY, e);
-}
-
-/* Without --steps: as many as the data makes. `file`: the data is one. */
-static int settle_steps(struct cli *c, struct work *w, bool file, struct err *e) {
+/* Without --steps: as many as the data makes. */
+static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *r;
     uint64_t per_epoch, positions;
-    if (epochs > 1 && !file)
+    if (epochs > 1 && !w->data.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
     if (!cli_given(c, "steps")) {
-        if (!file) return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (open_again(c, w, e) || distill_count(w->again, o.batch_tokens, &per_epoch, &positions, e)) return e->code;
-        if (!per_epoch) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->again));
+        if (!w->data.is_file)
+            return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
+        if (run_again(&w->data, &r, e) || distill_count(r, o.batch_tokens, &per_epoch, &positions, e)) return e->code;
+        if (!per_epoch) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
         if (!u64_mul(per_epoch, epochs, &o.steps)) return err_set(e, ERR_USAGE, "too many epochs");
     }
     if (!cli_given(c, "warmup")) o.warmup = o.steps / 10 < 100 ? o.steps / 10 : 100;
@@ -259,17 +230,16 @@ static int take_steps(struct cli *c, struct work *w, bool last, bool *done, stru
 static int train_epoch(struct cli *c, struct work *w, struct stream_reader *r, bool *done, struct err *e) {
     bool more = true;
     while (!*done) {
-        if (batch_read(r, &w->batch, &more, e)) return e->code;
+        if (knowledge_read(r, &w->data.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
-        if (knowledge_meta_same(&w->format, r, e) || trainer_feed(w->trainer, &w->batch, e) ||
-            take_steps(c, w, false, done, e))
-            return e->code;
+        if (trainer_feed(w->trainer, &w->batch, e) || take_steps(c, w, false, done, e)) return e->code;
     }
     if (*done) return 0;
     return take_steps(c, w, true, done, e) ? e->code : trainer_end_epoch(w->trainer, e);
 }
 
-static int train(struct cli *c, struct work *w, struct stream_reader *r, struct err *e) {
+static int train(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *r = w->data.stream;
     struct distill_progress p;
     trainer_progress(w->trainer, &p);
     bool done = p.step == o.steps;
@@ -277,10 +247,7 @@ static int train(struct cli *c, struct work *w, struct stream_reader *r, struct 
     w->started_positions = p.positions;
     cli_progress_begin(c, "step", o.steps);
     for (uint64_t epoch = p.epoch; epoch < epochs && !done; epoch++) {
-        if (epoch > p.epoch) {
-            if (open_again(c, w, e)) return e->code;
-            r = w->again;
-        }
+        if (epoch > p.epoch && run_again(&w->data, &r, e)) return e->code;
         if (train_epoch(c, w, r, &done, e)) return e->code;
     }
     cli_progress_end(c);
@@ -307,19 +274,14 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 }
 
 /* Everything that can be wrong is found out before the first step. */
-static int prepare(struct cli *c, struct work *w, struct stream_reader **data, struct err *e) {
+static int prepare(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
-    bool file = data_is_file(c); /* asked before reading moves standard input on */
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
-    if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_load(&w->student, r, e) ||
-        cli_open_stream(c, cli_input_path(c, 0), "data", STREAM_ANY, data, e))
-        return e->code;
-    if (knowledge_meta_get(stream_reader_meta(*data), &w->format, e))
-        return err_prefix(e, "%s", stream_reader_name(*data));
-    if (model_check_vocab(w->student, stream_reader_meta(*data), "knowledge", e) ||
-        distill_loss_settle(&o.loss, &w->format, e) || settle_steps(c, w, file, e) ||
-        trainer_new(&w->trainer, w->student, &o, &w->format, e))
+    if (run_load_model(c, &how, &w->student, NULL, e) ||
+        run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
+        distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
+        trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
     if (!resume_path) return open_log(w, e);
     if (cli_open_stream(c, resume_path, "checkpoint", STREAM_CHECKPOINT, &r, e) || trainer_restore(w->trainer, r, e))
@@ -328,21 +290,18 @@ static int prepare(struct cli *c, struct work *w, struct stream_reader **data, s
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *data;
     struct stream_writer *writer;
-    if (prepare(c, w, &data, e) || cli_open_output(c, &writer, e) || train(c, w, data, e) || report(c, w, e))
-        return e->code;
+    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e) || report(c, w, e)) return e->code;
     return model_save(w->student, writer, 0, e) ? e->code : cli_close_output(c, e);
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct work w = {.fd = -1};
+    struct work w = {0};
     int rc = distill(c, &w, e);
     trainer_free(w.trainer);
     model_free(w.student);
     batch_release(&w.batch);
-    stream_reader_free(w.again);
-    if (w.fd >= 0) close(w.fd);
+    run_data_release(&w.data);
     if (w.log && fclose(w.log) && !rc) rc = err_sys(e, errno, "%s", log_path);
     return rc;
 }

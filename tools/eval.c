@@ -1,22 +1,16 @@
 /* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
-#include "lib/cli/cli.h"
 #include "lib/metrics/metrics.h"
+#include "lib/run/run.h"
 
-static const char *model_path, *protocol, *reference;
+static struct run_options how;
+static const char *protocol, *reference;
 static uint64_t context, stride, max_windows;
 static double fail_above;
 static struct cli_list tasks;
 static bool table;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "FILE",
-     .required = true,
-     .completes_files = true,
-     .help = "the model stream to evaluate"},
+    RUN_MODEL(how, "FILE", true, "the model stream to evaluate"),
     {.name = "protocol",
      .type = CLI_CHOICE,
      .to = &protocol,
@@ -97,69 +91,66 @@ static int choose_windows(const struct model *m, struct perplexity_options *o, s
     return rc;
 }
 
-static int feed_tokens(struct eval *v, struct stream_reader *in, struct perplexity *p, struct err *e) {
-    struct knowledge_format f;
+static int feed_tokens(struct eval *v, struct run_data *in, struct perplexity *p, struct err *e) {
+    const char *name = stream_reader_name(in->stream);
     struct batch b = {0};
     bool more = true;
-    int rc = knowledge_meta_get(stream_reader_meta(in), &f, e);
-    if (rc) err_prefix(e, "%s", stream_reader_name(in));
-    if (!rc) rc = model_check_vocab(v->m, stream_reader_meta(in), stream_reader_name(in), e);
+    int rc = 0;
     cli_progress_begin(v->c, "tokens", 0);
-    while (!rc && !perplexity_full(p) && !(rc = batch_read(in, &b, &more, e)) && more) {
-        rc = knowledge_meta_same(&f, in, e);
-        if (!rc && perplexity_feed(p, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+    while (!rc && !perplexity_full(p) && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
+        if (perplexity_feed(p, &b, e)) rc = err_prefix(e, "%s", name);
         if (!rc && perplexity_scored(p))
             cli_progress(v->c, perplexity_scored(p), "perplexity %.4g", perplexity_value(p));
     }
     cli_progress_end(v->c);
     batch_release(&b);
-    if (!rc) rc = stream_drain(in, e); /* what --max-windows leaves may be cut, too */
-    if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+    if (!rc) rc = stream_drain(in->stream, e); /* what --max-windows leaves may be cut, too */
+    if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", name);
     return rc;
 }
 
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
     struct perplexity_options o;
     struct perplexity *p = NULL;
-    struct stream_reader *in;
+    struct run_data in = {0};
     int rc = choose_windows(v->m, &o, e);
-    if (!rc) rc = cli_open_stream(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, &in, e);
+    if (!rc) rc = run_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
     if (!rc) rc = perplexity_new(&p, v->m, &o, e);
-    if (!rc) rc = feed_tokens(v, in, p, e);
+    if (!rc) rc = feed_tokens(v, &in, p, e);
     if (!rc) rc = put_result(v, perplexity_json(p, e), e);
     if (!rc) *value = perplexity_value(p);
     perplexity_free(p);
+    run_data_release(&in);
     return rc;
 }
 
 /* ---- divergence ------------------------------------------------------------------------------------------------------------- */
 
-static int feed_reference(struct eval *v, struct stream_reader *in, struct divergence **d, struct err *e) {
-    struct knowledge_format f;
+static int feed_reference(struct eval *v, struct run_data *in, struct divergence *d, struct err *e) {
+    const char *name = stream_reader_name(in->stream);
     struct batch b = {0};
     bool more = true;
-    int rc = model_check_vocab(v->m, stream_reader_meta(in), stream_reader_name(in), e);
-    if (!rc && (knowledge_meta_get(stream_reader_meta(in), &f, e) || divergence_new(d, v->m, &f, e)))
-        rc = err_prefix(e, "%s", stream_reader_name(in));
+    int rc = 0;
     cli_progress_begin(v->c, "positions", 0);
-    while (!rc && !(rc = batch_read(in, &b, &more, e)) && more) {
-        rc = knowledge_meta_same(&f, in, e);
-        if (!rc && divergence_feed(*d, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
-        cli_progress(v->c, divergence_positions(*d), NULL);
+    while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
+        if (divergence_feed(d, &b, e)) rc = err_prefix(e, "%s", name);
+        cli_progress(v->c, divergence_positions(d), NULL);
     }
     cli_progress_end(v->c);
     batch_release(&b);
-    if (!rc && divergence_finish(*d, e)) rc = err_prefix(e, "%s", stream_reader_name(in));
+    if (!rc && divergence_finish(d, e)) rc = err_prefix(e, "%s", name);
     return rc;
 }
 
 static int eval_reference(struct eval *v, struct err *e) {
     struct divergence *d = NULL;
-    struct stream_reader *in;
-    int rc = cli_open_stream(v->c, reference, "reference", STREAM_KNOWLEDGE, &in, e);
-    if (!rc) rc = feed_reference(v, in, &d, e);
+    struct run_data in = {0};
+    int rc = run_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
+    if (!rc && divergence_new(&d, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
+    if (!rc) rc = feed_reference(v, &in, d, e);
     if (!rc) rc = put_result(v, divergence_json(d, e), e);
     divergence_free(d);
+    run_data_release(&in);
     return rc;
 }
 
@@ -225,12 +216,10 @@ static int check_usage(const struct cli *c, struct err *e) {
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct stream_reader *model_in;
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = cli_open_stream(c, model_path, "model", STREAM_MODEL, &model_in, e);
-    if (!rc) rc = model_load(&v.m, model_in, e);
+    if (!rc) rc = run_load_model(c, &how, &v.m, NULL, e);
     if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);

@@ -1,21 +1,13 @@
 /* rill generate: continues prompts with a model. */
-#include "lib/cli/cli.h"
-#include "lib/model/model.h"
+#include "lib/run/run.h"
 
-static const char *model_path;
+static struct run_options how;
 static uint64_t max_new, top_k, repeat;
 static double temperature, top_p;
 static bool as_text, only_new, past_eos;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "FILE",
-     .required = true,
-     .completes_files = true,
-     .help = "the model stream to generate with"},
+    RUN_MODEL(how, "FILE", true, "the model stream to generate with"),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,
@@ -128,27 +120,27 @@ static int repeat_prompts(const struct batch *b, struct buf *tokens, struct buf 
     return rc;
 }
 
-static int generate(struct sink *s, struct stream_reader *in, struct err *e) {
-    struct model_sampling how = {.temperature = temperature,
-                                 .top_k = (uint32_t)top_k,
-                                 .top_p = top_p,
-                                 .seed = cli_seed(s->c),
-                                 .max_new = (uint32_t)max_new,
-                                 .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
+static int generate(struct sink *s, struct run_data *in, struct err *e) {
+    struct model_sampling sampling = {.temperature = temperature,
+                                      .top_k = (uint32_t)top_k,
+                                      .top_p = top_p,
+                                      .seed = cli_seed(s->c),
+                                      .max_new = (uint32_t)max_new,
+                                      .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
     struct batch b = {0};
     struct buf tokens = {0}, lengths = {0};
     bool more = true;
     int rc = 0;
     cli_progress_begin(s->c, "tokens", 0);
-    while (!rc && !(rc = batch_read(in, &b, &more, e)) && more) {
+    while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
         if (b.head.first_pos || (b.head.flags & BATCH_CONTINUES))
             rc = err_set(e, ERR_DATA, "%s: a prompt runs over several batches: it is longer than any context",
-                         stream_reader_name(in));
+                         stream_reader_name(in->stream));
         uint64_t first_seq = b.head.first_seq * repeat;
         if (!rc) rc = repeat_prompts(&b, &tokens, &lengths, e);
         struct model_input prompts = {tokens.len / sizeof(uint32_t), lengths.len / sizeof(uint32_t),
                                       (const uint32_t *)tokens.data, (const uint32_t *)lengths.data};
-        if (!rc) rc = model_generate(s->m, &prompts, first_seq, &how, sequence_done, s, e);
+        if (!rc) rc = model_generate(s->m, &prompts, first_seq, &sampling, sequence_done, s, e);
         if (!rc && s->out) rc = write_batch(s, first_seq, e);
     }
     cli_progress_end(s->c);
@@ -158,10 +150,10 @@ static int generate(struct sink *s, struct stream_reader *in, struct err *e) {
     return rc;
 }
 
-static int open_sink(struct sink *s, const struct stream_reader *in, struct err *e) {
-    if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", model_path);
+static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
+    if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", how.model);
     if (as_text) return cli_text(s->c, &s->text, e);
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(in), true);
+    cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are texts of their own now */
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
     int rc = meta ? cli_open_output(s->c, &s->out, e) : err_nomem(e, "description");
@@ -171,14 +163,12 @@ static int open_sink(struct sink *s, const struct stream_reader *in, struct err 
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct stream_reader *model_in, *in;
+    struct run_data in = {0};
     struct sink s = {.c = c};
-    int rc = cli_open_stream(c, model_path, "model", STREAM_MODEL, &model_in, e);
-    if (!rc) rc = model_load(&s.m, model_in, e);
-    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, &in, e);
-    if (!rc) rc = model_check_vocab(s.m, stream_reader_meta(in), stream_reader_name(in), e);
-    if (!rc) rc = open_sink(&s, in, e);
-    if (!rc) rc = generate(&s, in, e);
+    int rc = run_load_model(c, &how, &s.m, NULL, e);
+    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
+    if (!rc) rc = open_sink(&s, &in, e);
+    if (!rc) rc = generate(&s, &in, e);
     if (!rc && s.out) rc = cli_close_output(c, e);
     if (!rc && !(json_put_u64(cli_report(c), "sequences", s.seqs) && json_put_u64(cli_report(c), "new_tokens", s.made)))
         rc = err_nomem(e, "report");
@@ -186,6 +176,7 @@ static int run(struct cli *c, struct err *e) {
     buf_release(&s.lengths);
     buf_release(&s.line);
     model_free(s.m);
+    run_data_release(&in);
     return rc;
 }
 

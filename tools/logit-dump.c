@@ -2,13 +2,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/cli/cli.h"
-#include "lib/knowledge/knowledge.h"
-#include "lib/model/model.h"
+#include "lib/run/run.h"
 
 #define DENSE_BLOCK 64 /* rows in f32 at a time */
 
-static const char *encode, *positions, *model_path;
+static struct run_options how;
+static const char *encode, *positions;
 static double temperature;
 static bool tsv;
 static uint64_t top;
@@ -45,24 +44,17 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1000,
      .help = "with --tsv: entries to show of each position"},
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "MODEL",
-     .completes_files = true,
-     .help = "with --tsv: spell tokens by this model's vocabulary"},
+    RUN_MODEL(how, "MODEL", false, "with --tsv: spell tokens by this model's vocabulary"),
     {0},
 };
 
 struct work {
-    struct stream_reader *r;
-    struct knowledge_format in, out;
+    struct run_data in;
+    struct knowledge_format out;
     struct knowledge_encoder *encoder;
     struct knowledge_rows rows;
     struct batch batch;
     float *block; /* [DENSE_BLOCK][vocab] */
-    struct model_head head;
     struct vocab *vocab;
     struct buf text;
 };
@@ -71,33 +63,34 @@ struct work {
 
 static int begin(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
-    w->out = w->in;
+    w->out = w->in.format;
     if (knowledge_encoding_parse(encode, &w->out, e)) return e->code;
     if (cli_given(c, "temperature")) w->out.temperature = temperature;
-    if (knowledge_check_encode(&w->in, &w->out, e)) return e->code;
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->r), true);
+    if (knowledge_check_encode(&w->in.format, &w->out, e)) return e->code;
+    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in.stream), true);
     int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
     if (!rc) rc = cli_open_output(c, &writer, e);
     if (!rc) rc = stream_write_meta(writer, meta, e);
     if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, cli_seed(c), e);
     cJSON_Delete(meta);
-    if (rc || w->in.encoding != KNOW_DENSE) return rc;
-    w->block = mem_array((size_t)DENSE_BLOCK * w->in.vocab_size, sizeof *w->block, e);
+    if (rc || w->in.format.encoding != KNOW_DENSE) return rc;
+    w->block = mem_array((size_t)DENSE_BLOCK * w->in.format.vocab_size, sizeof *w->block, e);
     return w->block ? 0 : e->code;
 }
 
 static int encode_batch(struct work *w, struct err *e) {
     const struct knowledge_rows *k = &w->rows;
+    const struct knowledge_format *in = &w->in.format;
     knowledge_clear(&w->rows);
-    if (knowledge_decode(&w->rows, &w->in, &w->batch, e) ||
+    if (knowledge_decode(&w->rows, in, &w->batch, e) ||
         knowledge_encoder_begin(w->encoder, &w->batch.head, k->tokens, k->lengths, e))
         return e->code;
-    if (w->in.encoding != KNOW_DENSE)
+    if (in->encoding != KNOW_DENSE)
         return knowledge_encoder_entries(w->encoder, k->n_positions, k->offset, k->ids, k->probs, e);
-    double inv_temperature = knowledge_inv_temperature(&w->in, w->out.temperature);
+    double inv_temperature = knowledge_inv_temperature(in, w->out.temperature);
     for (size_t first = 0; first < k->n_positions; first += DENSE_BLOCK) {
         size_t n = k->n_positions - first < DENSE_BLOCK ? k->n_positions - first : DENSE_BLOCK;
-        knowledge_dense_rows(k, &w->in, first, n, w->block);
+        knowledge_dense_rows(k, in, first, n, w->block);
         if (knowledge_encoder_rows(w->encoder, n, w->block, inv_temperature, e)) return e->code;
     }
     return 0;
@@ -119,10 +112,9 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     if (begin(c, w, e)) return e->code;
     cli_progress_begin(c, "token", 0);
     while (true) {
-        if (batch_read(w->r, &w->batch, &more, e)) return e->code;
+        if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
-        if (knowledge_meta_same(&w->in, w->r, e)) return e->code;
-        if (encode_batch(w, e)) return err_prefix(e, "%s", stream_reader_name(w->r));
+        if (encode_batch(w, e)) return err_prefix(e, "%s", stream_reader_name(w->in.stream));
         cli_progress(c, knowledge_encoder_counts(w->encoder).positions, NULL);
     }
     if (knowledge_encoder_end(w->encoder, e) || report(c, w, e)) return e->code;
@@ -133,16 +125,9 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
 /* ---- a table --------------------------------------------------------------------------------------------------------- */
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *r;
-    struct stream_item item;
-    char digest[DIGEST_TEXT_SIZE];
-    if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_head_read(r, &w->head, &item, e))
-        return e->code;
-    if (!w->head.vocab.len) return err_set(e, ERR_DATA, "%s has no vocabulary", model_path);
-    digest_text(w->head.vocab_digest, digest);
-    if (w->in.vocab[0] && strcmp(digest, w->in.vocab) != 0)
-        return err_set(e, ERR_DATA, "model and knowledge disagree: vocabulary %s against %s", digest, w->in.vocab);
-    return vocab_unpack(&w->vocab, w->head.vocab.data, w->head.vocab.len, e);
+    if (!how.model) return 0;
+    int rc = run_load_vocab(c, &how, &w->vocab, e);
+    return rc ? rc : run_check_vocab(w->vocab, &w->in, "knowledge", e);
 }
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
@@ -165,7 +150,7 @@ static int parse_positions(uint64_t *first, uint64_t *n, struct err *e) {
 /* Rows [from, to) of the queue as text to out. */
 static int print_rows(struct work *w, FILE *out, uint64_t from, uint64_t to, struct err *e) {
     w->text.len = 0;
-    if (knowledge_tsv_rows(&w->text, &w->rows, &w->in, from, to - from, (uint32_t)top, w->vocab ? spell : NULL,
+    if (knowledge_tsv_rows(&w->text, &w->rows, &w->in.format, from, to - from, (uint32_t)top, w->vocab ? spell : NULL,
                            w->vocab, e))
         return e->code;
     fwrite(w->text.data, 1, w->text.len, out); /* the cli checks the stream when it closes it */
@@ -173,16 +158,17 @@ static int print_rows(struct work *w, FILE *out, uint64_t from, uint64_t to, str
 }
 
 static int print_table(struct cli *c, struct work *w, struct err *e) {
+    const struct knowledge_format *format = &w->in.format;
     uint64_t next, left, base = 0; /* the next position to print; the number of the queue's first */
     FILE *out;
     bool more = true;
-    if (parse_positions(&next, &left, e) || (model_path && load_vocab(c, w, e)) || cli_text(c, &out, e)) return e->code;
+    if (parse_positions(&next, &left, e) || load_vocab(c, w, e) || cli_text(c, &out, e)) return e->code;
     if (knowledge_tsv_head(&w->text, w->vocab, e)) return e->code;
     fwrite(w->text.data, 1, w->text.len, out);
     while (left) {
-        if (batch_read(w->r, &w->batch, &more, e)) return e->code;
+        if (knowledge_read(w->in.stream, format, &w->batch, &more, e)) return e->code;
         if (!more) break;
-        if (knowledge_meta_same(&w->in, w->r, e) || knowledge_decode(&w->rows, &w->in, &w->batch, e)) return e->code;
+        if (knowledge_decode(&w->rows, format, &w->batch, e)) return e->code;
         /* The label of an open sequence's last position is yet to come. */
         uint64_t end = base + w->rows.n_positions - w->rows.open;
         uint64_t stop = end < next ? next : end - next < left ? end : next + left;
@@ -190,7 +176,7 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
         left -= stop - next;
         next = stop;
         size_t before = w->rows.n_positions;
-        knowledge_drop(&w->rows, &w->in, knowledge_whole_seqs(&w->rows));
+        knowledge_drop(&w->rows, format, knowledge_whole_seqs(&w->rows));
         base += before - w->rows.n_positions;
     }
     return 0;
@@ -205,13 +191,12 @@ static int run(struct cli *c, struct err *e) {
         rc = err_set(e, ERR_USAGE, "--tsv shows what the input says: it takes no --encode and no --temperature");
     if (!tsv && (cli_given(c, "positions") || cli_given(c, "top") || cli_given(c, "model")))
         rc = err_set(e, ERR_USAGE, "--positions, --top and --model belong to --tsv");
-    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, &w.r, e);
-    if (!rc && knowledge_meta_get(stream_reader_meta(w.r), &w.in, e)) rc = err_prefix(e, "%s", stream_reader_name(w.r));
+    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
     if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
     knowledge_encoder_free(w.encoder);
     knowledge_rows_release(&w.rows);
     batch_release(&w.batch);
-    model_head_release(&w.head);
+    run_data_release(&w.in);
     vocab_free(w.vocab);
     buf_release(&w.text);
     mem_free(w.block);

@@ -1,23 +1,15 @@
 /* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
 #include <string.h>
 
-#include "lib/cli/cli.h"
-#include "lib/knowledge/knowledge.h"
-#include "lib/model/model.h"
+#include "lib/run/run.h"
 
-static const char *model_path, *dtype;
+static struct run_options how;
+static const char *dtype;
 static bool raw_logits;
 static uint64_t run_tokens;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "TEACHER",
-     .required = true,
-     .completes_files = true,
-     .help = "the teacher, a model stream"},
+    RUN_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
     {.name = "dtype",
      .type = CLI_CHOICE,
      .to = &dtype,
@@ -43,26 +35,25 @@ struct work {
     struct model *teacher;
     struct grad_tape *scratch;
     struct knowledge_encoder *encoder;
-    struct knowledge_format in, out;
+    struct run_data tokens;
+    struct knowledge_format in, out; /* in: of the tokens, with the teacher's vocabulary where they name none */
     struct knowledge_rows rows;
     struct batch batch;
 };
 
 static int load_teacher(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *r;
-    struct stream_totals totals;
-    if (cli_open_stream(c, model_path, "model", STREAM_MODEL, &r, e) || model_load(&w->teacher, r, e)) return e->code;
-    stream_reader_totals(r, &totals);
-    digest_text(totals.digest, w->out.teacher);
+    struct digest digest;
+    if (run_load_model(c, &how, &w->teacher, &digest, e)) return e->code;
+    digest_text(digest, w->out.teacher);
     return grad_tape_new(&w->scratch, false, e);
 }
 
 /* Reads what the tokens are, writes what the knowledge will be. */
-static int begin(struct cli *c, struct work *w, const cJSON *tokens_meta, struct err *e) {
+static int begin(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
     uint32_t vocab_size = w->teacher->config.vocab_size;
-    if (model_check_vocab(w->teacher, tokens_meta, "tokens", e) || knowledge_meta_get(tokens_meta, &w->in, e))
-        return e->code;
+    if (run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, w->teacher, &w->tokens, e)) return e->code;
+    w->in = w->tokens.format;
     w->in.vocab_size = vocab_size;
     w->out.encoding = KNOW_DENSE;
     w->out.temperature = 1;
@@ -73,7 +64,7 @@ static int begin(struct cli *c, struct work *w, const cJSON *tokens_meta, struct
         digest_text(w->teacher->vocab_digest, w->out.vocab);
     else
         memcpy(w->out.vocab, w->in.vocab, sizeof w->out.vocab);
-    cJSON *meta = cJSON_Duplicate(tokens_meta, true);
+    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->tokens.stream), true);
     int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
     if (!rc) rc = cli_open_output(c, &writer, e);
     if (!rc) rc = stream_write_meta(writer, meta, e);
@@ -111,17 +102,13 @@ static int infer_runs(struct cli *c, struct work *w, bool last, struct err *e) {
 }
 
 static int infer_stream(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *r;
     bool more;
-    if (load_teacher(c, w, e) || cli_open_stream(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, &r, e) ||
-        begin(c, w, stream_reader_meta(r), e))
-        return e->code;
+    if (load_teacher(c, w, e) || begin(c, w, e)) return e->code;
     cli_progress_begin(c, "token", 0);
     while (true) {
-        if (batch_read(r, &w->batch, &more, e)) return e->code;
+        if (knowledge_read(w->tokens.stream, &w->tokens.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
-        if (model_check_vocab(w->teacher, stream_reader_meta(r), "tokens", e) ||
-            knowledge_decode(&w->rows, &w->in, &w->batch, e) ||
+        if (knowledge_decode(&w->rows, &w->in, &w->batch, e) ||
             knowledge_check_context(&w->rows, w->teacher->config.context, "teacher", e) || infer_runs(c, w, false, e))
             return e->code;
     }
@@ -144,6 +131,7 @@ static int run(struct cli *c, struct err *e) {
     batch_release(&w.batch);
     grad_tape_free(w.scratch);
     model_free(w.teacher);
+    run_data_release(&w.tokens);
     return rc;
 }
 

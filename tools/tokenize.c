@@ -1,23 +1,15 @@
 /* rill tokenize: text in, tokens out; with --decode the other way round. */
 #include <errno.h>
-#include <sys/stat.h>
 
-#include "lib/cli/cli.h"
-#include "lib/text/text.h"
+#include "lib/run/run.h"
 
-static const char *model_path, *field, *bos, *eos;
+static struct run_options how;
+static const char *field, *bos, *eos;
 static bool lines, drop_last, no_special, no_normalise, decode;
 static uint64_t context, max_tokens, per_batch;
 
 static const struct cli_option options[] = {
-    {.name = "model",
-     .letter = 'm',
-     .type = CLI_STRING,
-     .to = &model_path,
-     .arg = "FILE",
-     .required = true,
-     .completes_files = true,
-     .help = "the model stream whose vocabulary to use"},
+    RUN_MODEL(how, "FILE", true, "the model stream whose vocabulary to use"),
     {.name = "lines",
      .type = CLI_FLAG,
      .to = &lines,
@@ -85,31 +77,6 @@ static const struct cli_option options[] = {
      .help = "the input is a token stream, the output its text; documents that were lines end with a line end"},
     {0},
 };
-
-/* ---- the vocabulary: from a file through its index, without reading the tensors; from a pipe as it comes ---- */
-
-static int vocab_from_pipe(struct cli *c, struct vocab **v, struct err *e) {
-    struct stream_reader *r;
-    struct stream_item item = {.type = ITEM_META};
-    int rc = cli_open_stream(c, model_path, "model", STREAM_ANY, &r, e);
-    while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
-    if (rc) return rc;
-    if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
-    return vocab_unpack(v, item.bytes, item.n_bytes, e);
-}
-
-static int open_vocab(struct cli *c, struct vocab **v, struct err *e) {
-    struct stat st;
-    struct stream_map *m;
-    const void *bytes = NULL;
-    size_t n = 0;
-    if (stat(model_path, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, v, e);
-    int rc = cli_open_map(c, model_path, "model", STREAM_ANY, &m, e);
-    if (!rc) rc = stream_map_vocab(m, &bytes, &n, e);
-    if (rc) return rc;
-    if (!n) return err_set(e, ERR_DATA, "%s: no vocabulary", model_path);
-    return vocab_unpack(v, bytes, n, e) ? err_prefix(e, "%s", model_path) : 0;
-}
 
 /* ---- text to tokens ---- */
 
@@ -218,15 +185,6 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
 
 /* ---- tokens to text ---- */
 
-static int check_vocab(const struct stream_reader *in, const struct vocab *v, struct err *e) {
-    const char *theirs = NULL;
-    char ours[DIGEST_TEXT_SIZE];
-    digest_text(v->digest, ours);
-    int rc = json_opt_str(stream_reader_meta(in), "vocab", &theirs, e);
-    if (rc || !theirs || strcmp(theirs, ours) == 0) return rc;
-    return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %.64s", ours, theirs);
-}
-
 /* One batch. What tokenize puts in is left out again: the BOS in front of a sequence; what it takes away, the line end
  * behind one, is put back. */
 static int write_text(const struct vocab *v, const struct batch *b, bool has_bos, bool ends_line, struct buf *text,
@@ -246,23 +204,25 @@ static int write_text(const struct vocab *v, const struct batch *b, bool has_bos
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
-    struct stream_reader *in;
+    struct run_data in = {0};
     struct batch b = {0};
     struct buf text = {0};
     FILE *out;
     bool more = true, has_bos = false, packed = false;
     const char *documents = "whole";
-    int rc = cli_open_stream(c, cli_input_path(c, 0), "tokens", STREAM_ANY, &in, e);
+    int rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
     if (!rc) rc = cli_text(c, &out, e);
-    if (!rc) rc = check_vocab(in, v, e);
-    if (!rc) rc = json_opt_bool(stream_reader_meta(in), "bos", &has_bos, e);
-    if (!rc) rc = json_opt_bool(stream_reader_meta(in), "packed", &packed, e);
-    if (!rc) rc = json_opt_str(stream_reader_meta(in), "documents", &documents, e);
+    if (!rc) rc = run_check_vocab(v, &in, "tokens", e);
+    const cJSON *meta = rc ? NULL : stream_reader_meta(in.stream);
+    if (!rc) rc = json_opt_bool(meta, "bos", &has_bos, e);
+    if (!rc) rc = json_opt_bool(meta, "packed", &packed, e);
+    if (!rc) rc = json_opt_str(meta, "documents", &documents, e);
     bool ends_line = !packed && !rc && strcmp(documents, "whole") != 0;
-    while (!rc && (rc = batch_read(in, &b, &more, e)) == 0 && more)
+    while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more)
         rc = write_text(v, &b, has_bos, ends_line, &text, out, e);
     batch_release(&b);
     buf_release(&text);
+    run_data_release(&in);
     return rc;
 }
 
@@ -270,7 +230,7 @@ static int run(struct cli *c, struct err *e) {
     struct vocab *v = NULL;
     if (lines && field) return err_set(e, ERR_USAGE, "--lines and --jsonl exclude each other");
     if (drop_last && !context) return err_set(e, ERR_USAGE, "--drop-last needs --context");
-    int rc = open_vocab(c, &v, e);
+    int rc = run_load_vocab(c, &how, &v, e);
     if (!rc) rc = decode ? decode_stream(c, v, e) : encode(c, v, e);
     vocab_free(v);
     return rc;

@@ -57,8 +57,9 @@ char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_
 int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Reads and checks them. The meta of a tokens stream gives KNOW_NONE, any other kind is refused. */
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
-/* After each batch: does the segment that r is in (`cat` makes several) still speak of the format that the first one had? */
-int knowledge_meta_same(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) MUST_CHECK;
+/* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
+int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
+                   struct err *e) MUST_CHECK;
 
 /* ---- encoding ------------------------------------------------------------------------------------------------------------ */
 

@@ -144,7 +144,7 @@ static bool same_format(const struct knowledge_format *a, const struct knowledge
 }
 
 /* Teachers may differ: knowledge of several, one after the other, is still one curriculum. */
-int knowledge_meta_same(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) {
+static int check_segment(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) {
     struct knowledge_format now;
     if (knowledge_meta_get(stream_reader_meta(r), &now, e)) return err_prefix(e, "%s", stream_reader_name(r));
     if (same_format(f, &now)) return 0;
@@ -156,6 +156,12 @@ int knowledge_meta_same(const struct knowledge_format *f, const struct stream_re
         "%s: the segments disagree: first %s at temperature %g, vocabulary %s of %u, then %s at %g, %s of %u",
         stream_reader_name(r), was, f->temperature, f->vocab[0] ? f->vocab : "unnamed", f->vocab_size, is,
         now.temperature, now.vocab[0] ? now.vocab : "unnamed", now.vocab_size);
+}
+
+int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
+                   struct err *e) {
+    if (batch_read(r, b, more, e)) return e->code;
+    return *more ? check_segment(f, r, e) : 0;
 }
 
 int knowledge_check_temperature(const struct knowledge_format *f, double temperature, struct err *e) {

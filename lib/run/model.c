@@ -1,0 +1,37 @@
+/* The model that a program was told to take, whole or its vocabulary alone. */
+#include <sys/stat.h>
+
+#include "lib/run/run.h"
+
+int run_load_model(struct cli *c, const struct run_options *o, struct model **out, struct digest *digest,
+                   struct err *e) {
+    struct stream_reader *r;
+    struct stream_totals totals;
+    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, e)) return e->code;
+    stream_reader_totals(r, &totals);
+    if (digest) *digest = totals.digest;
+    return 0;
+}
+
+static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, struct err *e) {
+    struct stream_reader *r;
+    struct stream_item item = {.type = ITEM_META};
+    int rc = cli_open_stream(c, path, "model", STREAM_ANY, &r, e);
+    while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
+    if (rc) return rc;
+    if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
+    return vocab_unpack(v, item.bytes, item.n_bytes, e);
+}
+
+int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **out, struct err *e) {
+    struct stat st;
+    struct stream_map *m;
+    const void *bytes = NULL;
+    size_t n = 0;
+    if (stat(o->model, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, o->model, out, e);
+    int rc = cli_open_map(c, o->model, "model", STREAM_ANY, &m, e);
+    if (!rc) rc = stream_map_vocab(m, &bytes, &n, e);
+    if (rc) return rc;
+    if (!n) return err_set(e, ERR_DATA, "%s: no vocabulary", o->model);
+    return vocab_unpack(out, bytes, n, e) ? err_prefix(e, "%s", o->model) : 0;
+}
