@@ -57,12 +57,15 @@ static const struct cli_option options[] = {
     {0},
 };
 
+#define BATCH_POSITIONS 4096 /* a batch of the output is closed at the end of the sequence that reaches these */
+
 struct sink {
     struct cli *c;
     struct model *m;
     struct stream_writer *out; /* a token stream, or ... */
     FILE *text;                /* ... text */
     struct buf tokens, lengths, line;
+    uint64_t next_seq; /* the number of the next prompt's first continuation */
     uint64_t seqs, made;
 };
 
@@ -74,28 +77,10 @@ static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e
     return rc;
 }
 
-static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
-                         size_t n_made, struct err *e) {
-    (void)seq;
-    struct sink *s = ctx;
-    size_t start = s->tokens.len;
-    uint32_t n = (uint32_t)(n_made + (only_new ? 0 : n_prompt));
-    int rc = only_new ? 0 : buf_append(&s->tokens, prompt, n_prompt * sizeof *prompt, e);
-    if (!rc) rc = buf_append(&s->tokens, made, n_made * sizeof *made, e);
-    if (!rc && s->text) {
-        rc = put_text(s, (const uint32_t *)(s->tokens.data + start), n, e);
-        s->tokens.len = start;
-    } else if (!rc)
-        rc = buf_append(&s->lengths, &n, sizeof n, e);
-    s->seqs++;
-    s->made += n_made;
-    cli_progress(s->c, s->made, NULL);
-    return rc;
-}
-
-static int write_batch(struct sink *s, uint64_t first_seq, struct err *e) {
+static int write_batch(struct sink *s, uint64_t next_seq, struct err *e) {
     uint64_t n = s->tokens.len / sizeof(uint32_t), seqs = s->lengths.len / sizeof(uint32_t);
-    struct stream_batch head = {.first_seq = first_seq, .n_positions = n, .n_seqs = (uint32_t)seqs, .n_tensors = 2};
+    struct stream_batch head = {
+        .first_seq = next_seq - seqs, .n_positions = n, .n_seqs = (uint32_t)seqs, .n_tensors = 2};
     struct tensor_desc d;
     if (!seqs) return 0;
     int rc = stream_write_batch(s->out, &head, e);
@@ -107,16 +92,35 @@ static int write_batch(struct sink *s, uint64_t first_seq, struct err *e) {
     return rc;
 }
 
-/* Each prompt of the batch `repeat` times. */
-static int repeat_prompts(const struct batch *b, struct buf *tokens, struct buf *lengths, struct err *e) {
-    const uint32_t *t = batch_tokens(b), *l = batch_lengths(b);
+static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
+                         size_t n_made, struct err *e) {
+    struct sink *s = ctx;
+    uint32_t n = (uint32_t)(n_made + (only_new ? 0 : n_prompt));
+    int rc = only_new ? 0 : buf_append(&s->tokens, prompt, n_prompt * sizeof *prompt, e);
+    if (!rc) rc = buf_append(&s->tokens, made, n_made * sizeof *made, e);
+    if (!rc && s->text) {
+        rc = put_text(s, (const uint32_t *)s->tokens.data, n, e);
+        s->tokens.len = 0;
+    } else if (!rc)
+        rc = buf_append(&s->lengths, &n, sizeof n, e);
+    s->seqs++;
+    s->made += n_made;
+    bool full = s->tokens.len / sizeof(uint32_t) >= BATCH_POSITIONS;
+    return !rc && full ? write_batch(s, seq + 1, e) : rc;
+}
+
+static void step_done(void *ctx, uint64_t made) {
+    struct sink *s = ctx;
+    cli_progress(s->c, made, "%llu sequences done", (unsigned long long)s->seqs);
+}
+
+/* Each prompt of the batch `repeat` times. Sequences are counted through, also where `cat` begins from 0 again. */
+static int add_prompts(struct sink *s, struct model_generator *g, const struct batch *b, struct err *e) {
+    const uint32_t *prompt = batch_tokens(b), *lengths = batch_lengths(b);
     int rc = 0;
-    tokens->len = lengths->len = 0;
-    for (uint32_t s = 0; !rc && s < b->head.n_seqs; t += l[s++])
-        for (uint64_t i = 0; !rc && i < repeat; i++) {
-            rc = buf_append(tokens, t, l[s] * sizeof *t, e);
-            if (!rc) rc = buf_append(lengths, &l[s], sizeof *l, e);
-        }
+    if (!s->next_seq) s->next_seq = b->head.first_seq * repeat;
+    for (uint32_t i = 0; !rc && i < b->head.n_seqs; prompt += lengths[i++])
+        for (uint64_t k = 0; !rc && k < repeat; k++) rc = model_generator_add(g, s->next_seq++, prompt, lengths[i], e);
     return rc;
 }
 
@@ -127,26 +131,22 @@ static int generate(struct sink *s, struct run_data *in, struct err *e) {
                                       .seed = cli_seed(s->c),
                                       .max_new = (uint32_t)max_new,
                                       .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
+    struct model_generator *g = NULL;
     struct batch b = {0};
-    struct buf tokens = {0}, lengths = {0};
     bool more = true;
-    int rc = 0;
+    int rc = model_generator_new(&g, s->m, &sampling, sequence_done, step_done, s, e);
     cli_progress_begin(s->c, "tokens", 0);
     while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
         if (b.head.first_pos || (b.head.flags & BATCH_CONTINUES))
-            rc = err_set(e, ERR_DATA, "%s: a prompt runs over several batches: it is longer than any context",
-                         stream_reader_name(in->stream));
-        uint64_t first_seq = b.head.first_seq * repeat;
-        if (!rc) rc = repeat_prompts(&b, &tokens, &lengths, e);
-        struct model_input prompts = {tokens.len / sizeof(uint32_t), lengths.len / sizeof(uint32_t),
-                                      (const uint32_t *)tokens.data, (const uint32_t *)lengths.data};
-        if (!rc) rc = model_generate(s->m, &prompts, first_seq, &sampling, sequence_done, s, e);
-        if (!rc && s->out) rc = write_batch(s, first_seq, e);
+            rc = err_set(e, ERR_DATA, "a prompt runs over several batches: it is longer than any context");
+        if (!rc) rc = add_prompts(s, g, &b, e);
+        if (rc == ERR_DATA) err_prefix(e, "%s", stream_reader_name(in->stream));
     }
+    if (!rc) rc = model_generator_finish(g, e);
+    if (!rc && s->out) rc = write_batch(s, s->next_seq, e);
     cli_progress_end(s->c);
+    model_generator_free(g);
     batch_release(&b);
-    buf_release(&tokens);
-    buf_release(&lengths);
     return rc;
 }
 

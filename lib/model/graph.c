@@ -17,10 +17,10 @@ struct graph {
     struct model *m;
     struct grad_tape *t;
     const struct model_input *in;
-    const uint32_t *position; /* [n_positions] within the sequence */
-    const uint32_t *starts;   /* [n_seqs + 1] */
-    struct kv_cache *cache;   /* NULL: none */
-    const uint32_t *seq;      /* [n_seqs] cache entries */
+    const uint32_t *position;       /* [n_positions] within the sequence */
+    const uint32_t *starts;         /* [n_seqs + 1] */
+    struct kv_cache *const *caches; /* [n_seqs], or NULL */
+    size_t n_decoded;               /* sequences, the first ones, whose caches hold something */
     model_tap *tap;
     void *tap_ctx;
     struct err *e;
@@ -38,34 +38,56 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     if (g->tap && x && !g->rc) g->rc = g->tap(g->tap_ctx, point, layer, x->value, x->rows, x->cols, g->e);
 }
 
-/* Appends this pass's keys and values of one layer to the cache and points keys[], values[] at the whole. */
-static void cache_append(struct graph *g, uint32_t layer, const struct grad_var *k, const struct grad_var *v) {
-    struct kv_cache *cache = g->cache;
-    size_t width = k->cols;
+size_t kv_width(const struct model_config *c, uint32_t layers) {
+    size_t width = 0;
+    for (uint32_t i = 0; i < layers; i++) width += 2 * (size_t)c->layers[i].n_kv_heads * c->head_dim;
+    return width;
+}
+
+/* Appends this pass's keys and values of one layer to the caches and points keys[], values[] at the whole. */
+static void cache_append(const struct graph *g, uint32_t layer, const struct grad_var *k, const struct grad_var *v,
+                         const float **keys, const float **values) {
+    size_t width = k->cols, before = kv_width(&g->m->config, layer);
     for (size_t i = 0; i < g->in->n_seqs; i++) {
-        size_t s = g->seq[i], n = g->in->lengths[i], at = g->starts[i];
-        float *keys = cache->memory + s * cache->stride + cache->offset[layer],
-              *values = keys + cache->capacity * width;
-        kernel_copy(keys + cache->length[s] * width, k->value + at * width, n * width);
-        kernel_copy(values + cache->length[s] * width, v->value + at * width, n * width);
-        cache->keys[i] = keys;
-        cache->values[i] = values;
+        const struct kv_cache *cache = g->caches[i];
+        size_t n = g->in->lengths[i], from = g->starts[i] * width, to = cache->length * width;
+        float *at = cache->memory + cache->capacity * before;
+        keys[i] = at;
+        values[i] = at + cache->capacity * width;
+        kernel_copy(at + to, k->value + from, n * width);
+        kernel_copy(at + cache->capacity * width + to, v->value + from, n * width);
     }
 }
 
-/* Attention of this pass. With a cache that already holds positions, each sequence brings one query to all of them. */
+/* The first n_decoded sequences bring one query to all that their cache holds; the others are whole. */
+static struct grad_var *attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                                      struct grad_var *v, const struct kernel_attention *shape) {
+    size_t n = g->in->n_seqs, decoded = g->n_decoded;
+    struct grad_var *y = grad_scratch(g->t, q->rows, q->cols);
+    const float **keys = grad_alloc(g->t, n * sizeof *keys), **values = grad_alloc(g->t, n * sizeof *values);
+    uint32_t *length = grad_alloc(g->t, n * sizeof *length);
+    uint32_t *starts = grad_alloc(g->t, (n + 1) * sizeof *starts);
+    if (!y || !keys || !values || !length || !starts) return NULL;
+    cache_append(g, layer, k, v, keys, values);
+    for (size_t i = 0; i < n; i++) length[i] = g->caches[i]->length + g->in->lengths[i];
+    if (decoded)
+        kernel_attention_decode(y->value, q->value, keys, values, length, decoded, shape->n_heads, shape->n_kv_heads,
+                                shape->head_dim, shape->scale);
+    if (decoded == n) return y;
+    struct kernel_attention rest = *shape;
+    rest.n_seqs = n - decoded;
+    rest.starts = starts;
+    for (size_t i = 0; i <= rest.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
+    kernel_attention(&rest, y->value + decoded * y->cols, NULL, q->value + decoded * q->cols,
+                     k->value + decoded * k->cols, v->value + decoded * v->cols);
+    return y;
+}
+
+/* Attention of this pass. */
 static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                struct grad_var *v, const struct kernel_attention *shape) {
-    if (!g->cache || !q || !k || !v) return grad_attention(g->t, q, k, v, shape);
-    cache_append(g, layer, k, v);
-    if (g->cache->length[g->seq[0]] == 0) return grad_attention(g->t, q, k, v, shape);
-    struct grad_var *y = grad_scratch(g->t, q->rows, q->cols);
-    uint32_t *length = y ? grad_alloc(g->t, g->in->n_seqs * sizeof *length) : NULL;
-    if (!length) return NULL;
-    for (size_t i = 0; i < g->in->n_seqs; i++) length[i] = g->cache->length[g->seq[i]] + 1;
-    kernel_attention_decode(y->value, q->value, g->cache->keys, g->cache->values, length, g->in->n_seqs, shape->n_heads,
-                            shape->n_kv_heads, shape->head_dim, shape->scale);
-    return y;
+    if (!g->caches) return grad_attention(g->t, q, k, v, shape);
+    return q && k && v ? attend_cached(g, layer, q, k, v, shape) : NULL;
 }
 
 /* x + o(attention(rope(q), rope(k), v)) of the normalised x */
@@ -131,7 +153,8 @@ static int lay_out(struct graph *g, struct err *e) {
     size_t at = 0;
     for (size_t s = 0; s < in->n_seqs; s++) {
         starts[s] = (uint32_t)at;
-        uint32_t first = g->cache ? g->cache->length[g->seq[s]] : 0;
+        uint32_t first = g->caches ? g->caches[s]->length : 0;
+        if (first) g->n_decoded = s + 1;
         for (uint32_t i = 0; i < in->lengths[s]; i++) position[at++] = first + i;
     }
     starts[in->n_seqs] = (uint32_t)at;
@@ -153,9 +176,8 @@ static struct grad_var *keep_only(struct graph *g, size_t mark, struct grad_var 
 }
 
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
-                                    struct kv_cache *cache, const uint32_t *seq, model_tap *fn, void *ctx,
-                                    struct err *e) {
-    struct graph g = {.m = m, .t = t, .in = in, .cache = cache, .seq = seq, .tap = fn, .tap_ctx = ctx, .e = e};
+                                    struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
+    struct graph g = {.m = m, .t = t, .in = in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
     if (check_input(m, in, e) || lay_out(&g, e)) return NULL;
     bool record = grad_records(t);
     struct grad_var *x = grad_embed(t, leaf(&g, ROLE_EMBED, 0), in->tokens, in->n_positions);
@@ -169,13 +191,13 @@ struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const 
     struct grad_var *h = x && !g.rc ? grad_rmsnorm(t, x, leaf(&g, ROLE_NORM, 0), m->config.norm_eps) : NULL;
     tap(&g, POINT_HEAD_IN, 0, h);
     if (g.rc || grad_error(t, e)) return NULL;
-    for (size_t s = 0; cache && s < in->n_seqs; s++) cache->length[seq[s]] += in->lengths[s];
+    for (size_t s = 0; caches && s < in->n_seqs; s++) caches[s]->length += in->lengths[s];
     return h;
 }
 
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *fn,
                              void *ctx, struct err *e) {
-    return model_graph_cached(m, t, in, NULL, NULL, fn, ctx, e);
+    return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {

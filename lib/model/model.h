@@ -210,15 +210,29 @@ struct model_sampling {
     uint32_t max_new;
     uint32_t stop; /* token that ends a sequence (kept), or TOKEN_NONE */
 };
-/* Called for each finished sequence, in order of sequence number. */
+/* Called for each finished sequence, in the order in which they were added. */
 typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
                                size_t n_made, struct err *e);
+/* Called after each step: tokens made so far, those of sequences that are not finished included. */
+typedef void model_step_fn(void *ctx, uint64_t n_made);
 /*
- * Continues the sequences of `prompts`. A sequence's draws depend on the seed, its number (first_seq + index) and the position
- * alone; what runs beside it can change its logits in the last bits only (shapes of the matrix products). A sequence ends at `stop`,
- * at max_new or at the model's context.
+ * Continues sequences, up to 64 at once as far as 1 GiB of keys and values goes; when one is finished the next one
+ * takes its place (the iteration-level scheduling of Yu et al., "Orca", OSDI 2022). A sequence's draws depend on the
+ * seed, its number and the position alone; what runs beside it can change its logits in the last bits only (shapes of
+ * the matrix products). A sequence ends at `stop`, at max_new or at the model's context.
+ *
+ *     model_generator_new(&g, model, &how, deliver, progress, ctx)
+ *     model_generator_add(g, number, prompt, n) ...       copies the prompt; runs steps while enough prompts wait
+ *     model_generator_finish(g)                           runs until all are delivered; more may be added after it
+ *     model_generator_free(g)                             also after a failure, after which it takes nothing else
  */
-int model_generate(struct model *m, const struct model_input *prompts, uint64_t first_seq,
-                   const struct model_sampling *s, model_generated_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+struct model_generator;
+int model_generator_new(struct model_generator **out, struct model *m, const struct model_sampling *how,
+                        model_generated_fn *deliver, model_step_fn *progress, void *ctx, struct err *e) MUST_CHECK;
+/* ERR_DATA when the prompt is empty, longer than the context or has tokens outside the vocabulary. */
+int model_generator_add(struct model_generator *g, uint64_t seq, const uint32_t *prompt, size_t n,
+                        struct err *e) MUST_CHECK;
+int model_generator_finish(struct model_generator *g, struct err *e) MUST_CHECK;
+void model_generator_free(struct model_generator *g); /* NULL is fine */
 
 #endif

@@ -4,21 +4,19 @@
 
 #include "lib/model/model.h"
 
-/* Keys (rotated) and values of the sequences in flight. Layer l of sequence s: [length[s]][n_kv_heads][head_dim] at
- * memory + s * stride + offset[l] (keys), + offset[l] + capacity * width(l) (values). */
+/* Keys (rotated) and values of one sequence. Those of a layer lie behind those of the layers before it: keys [capacity][width], then
+ * values [capacity][width], with width = n_kv_heads * head_dim of the layer. */
 struct kv_cache {
-    size_t n_seqs, capacity; /* positions a sequence may hold */
-    size_t stride;           /* floats a sequence takes */
-    size_t *offset;          /* [n_layers] */
-    uint32_t *length;        /* [n_seqs] */
     float *memory;
-    const float **keys, **values; /* [n_seqs], filled for a layer at a time */
+    size_t capacity; /* positions there is room for */
+    uint32_t length; /* positions it holds */
 };
+/* Floats that a position takes in the first `layers` layers; of all: config.n_layers. */
+size_t kv_width(const struct model_config *c, uint32_t layers);
 
-/* As model_graph; with a cache, sequence i of the input continues cache entry seq[i]: either all of them from nothing (prefill) or
- * all by one position (decode). The cache's lengths are advanced. */
+/* As model_graph; with caches (NULL: none), sequence i of the input continues caches[i]: the first ones from what they hold, by one
+ * position each (decode), those behind them from nothing (prefill). The caches' lengths are advanced. */
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
-                                    struct kv_cache *cache, const uint32_t *seq, model_tap *tap, void *ctx,
-                                    struct err *e);
+                                    struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
 
 #endif

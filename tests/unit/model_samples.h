@@ -85,4 +85,17 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     return all.x;
 }
 
+/* Sequences of `in` numbered from first_seq on, all at once. */
+static inline int generate_all(struct model *m, const struct model_input *in, uint64_t first_seq,
+                               const struct model_sampling *how, model_generated_fn *fn, void *ctx, struct err *e) {
+    struct model_generator *g = NULL;
+    const uint32_t *prompt = in->tokens;
+    int rc = model_generator_new(&g, m, how, fn, NULL, ctx, e);
+    for (size_t i = 0; !rc && i < in->n_seqs; prompt += in->lengths[i++])
+        rc = model_generator_add(g, first_seq + i, prompt, in->lengths[i], e);
+    if (!rc) rc = model_generator_finish(g, e);
+    model_generator_free(g);
+    return rc;
+}
+
 #endif

@@ -63,7 +63,7 @@ static void greedy_continuations_are_transformers(void **state) {
         struct model *m = imported(folders[i]);
         struct model_input in = {16, 1, theirs, &length};
         struct model_sampling how = {.top_p = 1, .max_new = 32, .stop = TOKEN_NONE};
-        OK(model_generate(m, &in, 0, &how, keep_made, NULL, &e));
+        OK(generate_all(m, &in, 0, &how, keep_made, NULL, &e));
         assert_memory_equal(made, theirs + 16, 32 * sizeof *theirs);
         mem_free(theirs);
         model_free(m);

@@ -405,7 +405,7 @@ static void the_cache_changes_nothing(void **state) {
     struct model_input in = {15, 3, tokens, lengths};
     struct model_sampling how = {.top_p = 1, .max_new = 20, .stop = TOKEN_NONE};
     struct made made = {.next = 0};
-    OK(model_generate(m, &in, 0, &how, keep_made, &made, &e));
+    OK(generate_all(m, &in, 0, &how, keep_made, &made, &e));
     for (size_t s = 0, at = 0; s < 3; at += lengths[s++]) {
         assert_int_equal(made.n[s], 20);
         memcpy(run, tokens + at, lengths[s] * sizeof *run);
@@ -436,18 +436,123 @@ static void generation_ends_where_it_should(void **state) {
     struct model_input in = {62, 2, tokens, lengths};
     struct model_sampling how = {.temperature = 1, .top_p = 1, .max_new = 30, .stop = TOKEN_NONE};
     struct made first = {.next = 6}, alone = {.next = 7};
-    OK(model_generate(m, &in, 6, &how, keep_made, &first, &e));
+    OK(generate_all(m, &in, 6, &how, keep_made, &first, &e));
     assert_int_equal(first.n[6],
                      5); /* the context of 64 is full: 4 more positions and the token that the last one predicts */
     assert_int_equal(first.n[7], 30);
     /* A sequence alone draws what it drew in company. */
     struct model_input second = {2, 1, tokens + 60, lengths + 1};
-    OK(model_generate(m, &second, 7, &how, keep_made, &alone, &e));
+    OK(generate_all(m, &second, 7, &how, keep_made, &alone, &e));
     assert_memory_equal(first.tokens[7], alone.tokens[7], 30 * sizeof(uint32_t));
     how.stop = first.tokens[7][4];
     struct made stopped = {.next = 7};
-    OK(model_generate(m, &second, 7, &how, keep_made, &stopped, &e));
+    OK(generate_all(m, &second, 7, &how, keep_made, &stopped, &e));
     assert_true(stopped.n[7] <= 5 && stopped.tokens[7][stopped.n[7] - 1] == how.stop);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* Many more sequences than fly at once, of many lengths: what is kept of each is its number, its tokens, and that its turn came. */
+struct many {
+    uint64_t next, fail_at, steps, last_made, n_made;
+    struct {
+        uint32_t tokens[24];
+        size_t n;
+    } seq[200];
+};
+
+static int keep_many(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made, size_t n,
+                     struct err *e) {
+    (void)prompt, (void)n_prompt;
+    struct many *m = ctx;
+    if (seq == m->fail_at) return err_set(e, ERR_IO, "the sink is full");
+    assert_int_equal(seq, m->next++);
+    memcpy(m->seq[seq].tokens, made, n * sizeof *made);
+    m->seq[seq].n = n;
+    m->n_made += n;
+    return 0;
+}
+
+static void count_step(void *ctx, uint64_t n_made) {
+    struct many *m = ctx;
+    m->steps++;
+    assert_true(n_made > m->last_made); /* each step makes something */
+    m->last_made = n_made;
+}
+
+static int generate_many(struct model *m, const uint32_t *tokens, uint64_t first, uint64_t n,
+                         const struct model_sampling *how, struct many *many, struct err *e) {
+    struct model_generator *g = NULL;
+    int rc = model_generator_new(&g, m, how, keep_many, count_step, many, e);
+    for (uint64_t i = first; !rc && i < first + n; i++) rc = model_generator_add(g, i, tokens + i, 1 + i % 7, e);
+    if (!rc) rc = model_generator_finish(g, e);
+    model_generator_free(g);
+    return rc;
+}
+
+static void a_finished_sequence_makes_room(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    static struct many together, alone;
+    uint32_t tokens[210];
+    sample_tokens(tokens, 210, c.vocab_size, 9);
+    struct model_sampling how = {.temperature = 1, .top_p = 1, .seed = 3, .max_new = 24, .stop = 11};
+    together = (struct many){.fail_at = UINT64_MAX};
+    OK(generate_many(m, tokens, 0, 200, &how, &together, &e));
+    assert_int_equal(together.next, 200);
+    assert_int_equal(together.last_made, together.n_made);
+    /* 64 at a time to the end of each flight would take 4 * 24 steps; places are taken as they become free. */
+    size_t full = 0, longest = 0;
+    for (size_t i = 0; i < 200; i++) full += together.seq[i].n == 24;
+    assert_true(full > 10 && full < 190);
+    assert_true(together.steps < 96);
+    assert_true(together.steps * 64 >= together.n_made);
+    /* Each is what it is alone. */
+    for (uint64_t i = 0; i < 200; i += 13) {
+        alone = (struct many){.next = i, .fail_at = UINT64_MAX};
+        OK(generate_many(m, tokens, i, 1, &how, &alone, &e));
+        assert_int_equal(alone.seq[i].n, together.seq[i].n);
+        assert_memory_equal(alone.seq[i].tokens, together.seq[i].tokens, together.seq[i].n * sizeof(uint32_t));
+        if (alone.seq[i].n > longest) longest = alone.seq[i].n;
+    }
+    assert_int_equal(longest, 24);
+    model_free(m);
+    arena_release(&a);
+}
+
+/* A failure of the sink, of a prompt or of memory ends it with that error; leaks are the sanitizer's to find. */
+static void a_failed_generation_leaves_nothing(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    static struct many many;
+    uint32_t tokens[80];
+    sample_tokens(tokens, 80, c.vocab_size, 9);
+    struct model_sampling how = {.temperature = 1, .top_p = 0.9, .max_new = 3, .stop = TOKEN_NONE};
+    many = (struct many){.fail_at = 5};
+    assert_int_equal(generate_many(m, tokens, 0, 70, &how, &many, &e), ERR_IO);
+    assert_string_equal(e.msg, "the sink is full");
+    tokens[20] = c.vocab_size;
+    many = (struct many){.fail_at = UINT64_MAX};
+    assert_int_equal(generate_many(m, tokens, 0, 70, &how, &many, &e), ERR_DATA);
+    assert_string_equal(e.msg, "token 97 at position 3 of sequence 17 is outside the vocabulary of 97");
+    tokens[20] = 0;
+    int rc = ERR_IO;
+    uint64_t n = 1;
+    for (; rc; n++) {
+        many = (struct many){.fail_at = UINT64_MAX};
+        mem_fail_at(n);
+        rc = generate_many(m, tokens, 0, 66, &how, &many, &e);
+        mem_fail_at(0);
+        assert_true(rc == 0 || rc == ERR_IO);
+    }
+    assert_true(n > 66);
+    assert_int_equal(many.next, 66);
     model_free(m);
     arena_release(&a);
 }
@@ -485,7 +590,7 @@ static void sampling_follows_the_distribution(void **state) {
         double count[97] = {0};
         for (uint64_t round = 0; round < 100; round++) {
             struct made made = {.next = round * 40};
-            OK(model_generate(m, &in, round * 40, &how, keep_made, &made, &e));
+            OK(generate_all(m, &in, round * 40, &how, keep_made, &made, &e));
             for (int s = 0; s < 8; s++) count[made.tokens[s][0]]++; /* the last eight of the forty are kept */
         }
         int bins = 0;
@@ -516,6 +621,8 @@ int main(void) {
         cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(the_cache_changes_nothing),
         cmocka_unit_test(generation_ends_where_it_should),
+        cmocka_unit_test(a_finished_sequence_makes_room),
+        cmocka_unit_test(a_failed_generation_leaves_nothing),
         cmocka_unit_test(sampling_follows_the_distribution),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
