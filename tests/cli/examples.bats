@@ -15,7 +15,7 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "the demo, on the embedded model" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 STEPS=2 WARMUP=0 CONTEXT=32 BATCH=512
+    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
     check_table demo/table.txt teacher pruned distilled quantized
     # the teacher agrees with itself
     grep -qE '^teacher .* 0\.0000 +100\.0 %$' demo/table.txt
@@ -26,7 +26,7 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 @test "the demo, on a model and texts of one's own" {
     story 60 >corpus.txt
     check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" MODEL="$(golden tiny-llama)" TEXT="$T/corpus.txt" \
-        CORPUS="$T/corpus.txt" STEPS=2 WARMUP=0 CONTEXT=32 BATCH=128
+        CORPUS="$T/corpus.txt" EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=128
     check_table demo/table.txt teacher pruned distilled quantized
 }
 
