@@ -81,13 +81,8 @@ static int write_batch(struct sink *s, uint64_t next_seq, struct err *e) {
     uint64_t n = s->tokens.len / sizeof(uint32_t), seqs = s->lengths.len / sizeof(uint32_t);
     struct stream_batch head = {
         .first_seq = next_seq - seqs, .n_positions = n, .n_seqs = (uint32_t)seqs, .n_tensors = 2};
-    struct tensor_desc d;
     if (!seqs) return 0;
-    int rc = stream_write_batch(s->out, &head, e);
-    if (!rc) rc = tensor_desc_init(&d, "tokens", DT_U32, 1, &n, e);
-    if (!rc) rc = stream_write_tensor(s->out, &d, NULL, s->tokens.data, e);
-    if (!rc) rc = tensor_desc_init(&d, "lengths", DT_U32, 1, &seqs, e);
-    if (!rc) rc = stream_write_tensor(s->out, &d, NULL, s->lengths.data, e);
+    int rc = batch_write(s->out, &head, (const uint32_t *)s->tokens.data, (const uint32_t *)s->lengths.data, e);
     s->tokens.len = s->lengths.len = 0;
     return rc;
 }

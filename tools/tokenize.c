@@ -95,12 +95,6 @@ static int read_text(void *ctx, void *dst, size_t n, size_t *got, struct err *e)
     return rc;
 }
 
-static int write_u32(struct stream_writer *w, const char *name, const uint32_t *data, uint64_t n, struct err *e) {
-    struct tensor_desc d = {.dtype = DT_U32, .rank = 1, .dims = {n}};
-    snprintf(d.name, sizeof d.name, "%s", name);
-    return stream_write_tensor(w, &d, NULL, data, e);
-}
-
 static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
     struct job *j = ctx;
     const struct stream_batch head = {.first_seq = b->first_seq,
@@ -109,9 +103,7 @@ static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
                                       .n_seqs = b->n_seqs,
                                       .n_tensors = 2,
                                       .flags = b->continues ? BATCH_CONTINUES : 0};
-    int rc = stream_write_batch(j->out, &head, e);
-    if (!rc) rc = write_u32(j->out, "tokens", b->tokens, b->n_positions, e);
-    return rc ? rc : write_u32(j->out, "lengths", b->lengths, b->n_seqs, e);
+    return batch_write(j->out, &head, b->tokens, b->lengths, e);
 }
 
 static bool wanted(const char *when, bool by_default) {

@@ -75,13 +75,14 @@ static size_t run_length(const struct knowledge_encoder *k) {
     return n;
 }
 
+/* One of the teacher.* tensors. */
 static int put_tensor(struct knowledge_encoder *k, const char *name, enum dtype dtype, const struct buf *b,
                       struct err *e) {
     struct tensor_desc d;
     uint64_t dims[2] = {b->len / dtype_row_bytes(dtype, 1)};
     unsigned rank = 1;
     if (!strcmp(name, "teacher.logits")) dims[0] = k->head.n_positions, dims[1] = k->format.vocab_size, rank = 2;
-    if (!strncmp(name, "teacher.", 8)) k->counts.bytes += b->len;
+    k->counts.bytes += b->len;
     if (tensor_desc_init(&d, name, dtype, rank, dims, e)) return e->code;
     return stream_write_tensor(k->w, &d, NULL, b->data, e);
 }
@@ -101,9 +102,8 @@ static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     k->head.n_seqs = (uint32_t)(k->lengths.len / sizeof(uint32_t));
     k->head.n_tensors = k->format.encoding == KNOW_DENSE ? 3 : 5;
     k->head.flags = open ? BATCH_CONTINUES : 0;
-    if (stream_write_batch(k->w, &k->head, e) || put_tensor(k, "tokens", DT_U32, &k->tokens, e) ||
-        put_tensor(k, "lengths", DT_U32, &k->lengths, e) || put_teacher(k, e))
-        return e->code;
+    const uint32_t *tokens = (const uint32_t *)k->tokens.data, *lengths = (const uint32_t *)k->lengths.data;
+    if (batch_write(k->w, &k->head, tokens, lengths, e) || put_teacher(k, e)) return e->code;
     k->head = (struct stream_batch){0};
     k->tokens.len = k->lengths.len = k->n.len = k->ids.len = k->values.len = 0;
     return 0;

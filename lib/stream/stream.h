@@ -170,6 +170,10 @@ struct batch {
     struct tensor *tensors; /* [head.n_tensors], data owned by the batch, valid until the next batch_read */
     struct batch_memory *memory;
 };
+/* Writes the batch's head, `tokens` [n_positions] and `lengths` [n_seqs]. head->n_tensors counts these two and those that the caller
+ * writes behind them. */
+int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
+                const uint32_t *lengths, struct err *e) MUST_CHECK;
 /* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks
  * that `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;
