@@ -1,9 +1,4 @@
 /* rill distill: trains a student on what a teacher says. */
-#include <errno.h>
-#include <stdio.h>
-#include <string.h>
-#include <time.h>
-
 #include "lib/distill/distill.h"
 #include "lib/run/run.h"
 
@@ -143,20 +138,12 @@ static const struct cli_option options[] = {
 };
 
 struct work {
+    struct cli *c;
     struct model *student;
     struct trainer *trainer;
     struct run_data data;
-    struct batch batch;
-    FILE *log;
-    double started;
-    uint64_t started_positions;
+    bool begun; /* the data: an epoch after the first one needs it anew */
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Without --steps: as many as the data makes. */
 static int settle_steps(struct cli *c, struct work *w, struct err *e) {
@@ -176,95 +163,36 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     return 0;
 }
 
-/* ---- after a step --------------------------------------------------------------------------------------------------------- */
-
-static int open_log(struct work *w, struct err *e) {
-    if (!log_path) return 0;
-    w->log = fopen(log_path, resume_path ? "ae" : "we");
-    if (!w->log) return err_sys(e, errno, "%s", log_path);
-    if (!resume_path) fprintf(w->log, "step\tkl\tce\tlr\tgrad_norm\ttokens\n");
+static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
+    struct work *w = ctx;
+    *r = w->data.stream;
+    if (w->begun) return run_again(&w->data, r, e);
+    w->begun = true;
     return 0;
 }
 
-static int write_log(struct work *w, const struct distill_progress *p, struct err *e) {
-    if (!w->log) return 0;
-    fprintf(w->log, "%llu\t%.6g\t%.6g\t%.6g\t%.6g\t%llu\n", (unsigned long long)p->step, p->kl, p->ce, p->lr,
-            p->grad_norm, (unsigned long long)p->positions);
-    return fflush(w->log) ? err_sys(e, errno, "%s", log_path) : 0;
-}
-
-static int write_checkpoint(struct cli *c, struct work *w, struct err *e) {
+static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
+    struct cli *c = ((struct work *)ctx)->c;
     struct stream_write_options raw = {0};
     struct stream_writer *writer = NULL;
     struct cli_out_file *file;
     int fd, rc = cli_create(c, checkpoint_path, true, &fd, &file, e);
     if (!rc) rc = stream_writer_open(&writer, fd, checkpoint_path, &raw, e);
-    if (!rc) rc = trainer_save(w->trainer, writer, e);
+    if (!rc) rc = trainer_save(t, writer, e);
     if (!rc) rc = stream_writer_finish(writer, NULL, e);
     stream_writer_free(writer);
     return rc ? rc : cli_commit(c, file, e);
 }
 
-static int after_step(struct cli *c, struct work *w, struct err *e) {
-    struct distill_progress p;
-    trainer_progress(w->trainer, &p);
-    double rate = (double)(p.positions - w->started_positions) / (now() - w->started);
-    cli_progress(c, p.step, "loss %.4f, %.0f tokens/s", p.loss, rate);
-    if (write_log(w, &p, e)) return e->code;
-    return checkpoint_path && p.step % checkpoint_every == 0 ? write_checkpoint(c, w, e) : 0;
+static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
+    cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
 }
 
-/* ---- training ------------------------------------------------------------------------------------------------------------------ */
-
-/* All steps that the queue is good for; *done when it was the last one of the schedule. */
-static int take_steps(struct cli *c, struct work *w, bool last, bool *done, struct err *e) {
-    struct distill_progress p;
-    for (bool stepped = true; true;) {
-        trainer_progress(w->trainer, &p);
-        *done = p.step == o.steps;
-        if (*done || !stepped) return 0;
-        if (trainer_step(w->trainer, last, &stepped, e) || (stepped && after_step(c, w, e))) return e->code;
-    }
-}
-
-static int train_epoch(struct cli *c, struct work *w, struct stream_reader *r, bool *done, struct err *e) {
-    bool more = true;
-    while (!*done) {
-        if (knowledge_read(r, &w->data.format, &w->batch, &more, e)) return e->code;
-        if (!more) break;
-        if (trainer_feed(w->trainer, &w->batch, e) || take_steps(c, w, false, done, e)) return e->code;
-    }
-    if (*done) return 0;
-    return take_steps(c, w, true, done, e) ? e->code : trainer_end_epoch(w->trainer, e);
-}
-
-static int train(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *r = w->data.stream;
-    struct distill_progress p;
-    trainer_progress(w->trainer, &p);
-    bool done = p.step == o.steps;
-    w->started = now();
-    w->started_positions = p.positions;
-    cli_progress_begin(c, "step", o.steps);
-    for (uint64_t epoch = p.epoch; epoch < epochs && !done; epoch++) {
-        if (epoch > p.epoch && run_again(&w->data, &r, e)) return e->code;
-        if (train_epoch(c, w, r, &done, e)) return e->code;
-    }
-    cli_progress_end(c);
-    trainer_progress(w->trainer, &p);
-    if (!done)
-        cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);
-    return p.step ? 0 : err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
-}
-
-static int report(struct cli *c, struct work *w, struct err *e) {
-    struct distill_progress p;
+static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
-    double seconds = now() - w->started;
-    trainer_progress(w->trainer, &p);
-    bool ok = json_put_u64(to, "steps", p.step) && json_put_u64(to, "positions", p.positions) &&
-              json_put_f64(to, "kl", p.kl) && json_put_f64(to, "ce", p.ce) && json_put_f64(to, "loss", p.loss) &&
-              json_put_f64(to, "tokens_per_second", (double)(p.positions - w->started_positions) / seconds) &&
+    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
+              json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
+              json_put_f64(to, "tokens_per_second", tokens_per_second) &&
               json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
               json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
@@ -283,26 +211,44 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
-    if (!resume_path) return open_log(w, e);
+    if (!resume_path) return 0;
     if (cli_open_stream(c, resume_path, "checkpoint", STREAM_CHECKPOINT, &r, e) || trainer_restore(w->trainer, r, e))
         return e->code;
-    return open_log(w, e);
+    return 0;
+}
+
+static int train(struct cli *c, struct work *w, struct err *e) {
+    struct distill_progress p;
+    struct distill_run training = {.epochs = epochs,
+                                   .format = w->data.format,
+                                   .open = open_data,
+                                   .log = log_path,
+                                   .save_every = checkpoint_every,
+                                   .save = checkpoint_path ? save_checkpoint : NULL,
+                                   .stepped = show_step,
+                                   .ctx = w};
+    cli_progress_begin(c, "step", o.steps);
+    if (distill_run(w->trainer, &training, e)) return e->code;
+    cli_progress_end(c);
+    trainer_progress(w->trainer, &p);
+    if (p.step < o.steps)
+        cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);
+    if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
+    return report(c, &p, training.tokens_per_second, e);
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
-    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e) || report(c, w, e)) return e->code;
+    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e)) return e->code;
     return model_save(w->student, writer, 0, e) ? e->code : cli_close_output(c, e);
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct work w = {0};
+    struct work w = {.c = c};
     int rc = distill(c, &w, e);
     trainer_free(w.trainer);
     model_free(w.student);
-    batch_release(&w.batch);
     run_data_release(&w.data);
-    if (w.log && fclose(w.log) && !rc) rc = err_sys(e, errno, "%s", log_path);
     return rc;
 }
 

@@ -83,4 +83,23 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) MUST
 int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
+/* ---- a whole run ------------------------------------------------------------------------------------------------------ */
+
+struct distill_run {
+    uint64_t epochs; /* times the data is read, at most */
+    struct knowledge_format format;
+    /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
+    int (*open)(void *ctx, struct stream_reader **data, struct err *e);
+    /* A file that gets a line for each step (step, kl, ce, lr, gradient norm, positions), behind a line of names unless the run goes
+     * on from a checkpoint: it is appended to then. NULL: none. */
+    const char *log;
+    uint64_t save_every; /* steps; the caller then does what trainer_save is for. save NULL: never */
+    int (*save)(void *ctx, struct trainer *t, struct err *e);
+    void (*stepped)(void *ctx, const struct distill_progress *p, double tokens_per_second); /* NULL: nobody watches */
+    void *ctx;
+    double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
+};
+/* The loop above, from where the trainer is to the last step of the schedule or the end of the last epoch. */
+int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CHECK;
+
 #endif
