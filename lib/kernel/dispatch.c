@@ -1,6 +1,6 @@
 /*
  * Which CPU path runs. It is chosen once, at the first use, and stays: a result must not depend on when it was asked
- * for. RILL_CPU=portable|avx2|avx512 takes a lesser path, for tests and for comparing machines.
+ * for. RILL_CPU=portable|avx2|avx512|avx512bf16 takes a lesser path, for tests and for comparing machines.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -23,11 +23,27 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+static bool has_avx512bf16(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+/* AVX-512's loops with other products of bf16. */
+static struct simd avx512bf16;
+
+static void make_paths(void) {
+    avx512bf16 = simd_avx512;
+    avx512bf16.name = "avx512bf16";
+    avx512bf16.bf16 = &bf16_avx512;
+}
 #endif
 
 /* NULL when the name is unknown or the CPU lacks what it needs. */
 static const struct simd *by_name(const char *name) {
 #if defined(__x86_64__)
+    static pthread_once_t paths_once = PTHREAD_ONCE_INIT;
+    pthread_once(&paths_once, make_paths);
+    if (strcmp(name, "avx512bf16") == 0) return has_avx512bf16() ? &avx512bf16 : NULL;
     if (strcmp(name, "avx512") == 0) return has_avx512() ? &simd_avx512 : NULL;
     if (strcmp(name, "avx2") == 0) return has_avx2() ? &simd_avx2 : NULL;
 #endif
@@ -35,7 +51,7 @@ static const struct simd *by_name(const char *name) {
 }
 
 static const struct simd *choose(void) {
-    static const char *const best_first[] = {"avx512", "avx2", "portable"};
+    static const char *const best_first[] = {"avx512bf16", "avx512", "avx2", "portable"};
     const char *wanted = getenv("RILL_CPU");
     const struct simd *path = wanted && *wanted ? by_name(wanted) : NULL;
     if (wanted && *wanted && !path) log_line(LOG_WARN, "RILL_CPU=%s: not a path that this CPU runs; ignored", wanted);
@@ -64,6 +80,10 @@ static void describe_backend(void) {
 const char *kernel_backend(void) {
     pthread_once(&backend_once, describe_backend);
     return backend_text;
+}
+
+bool kernel_has_bf16(void) {
+    return simd()->bf16 != &bf16_widened;
 }
 
 /* ---- cutting work ---- */

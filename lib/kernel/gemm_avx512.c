@@ -10,12 +10,7 @@
  * ends.
  */
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#include "lib/kernel/kernel_internal.h"
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define INLINE static inline __attribute__((always_inline)) TARGET
+#include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR 14
@@ -24,38 +19,7 @@
 #define KC 576 /* of k in a block: a's panel 36 KiB, b's 72 KiB */
 #define NC 320 /* columns of c that b is packed for: 720 KiB at most */
 
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* ---- packing ---- */
-
-/* r[0..15] as the rows of a matrix become its columns: 4 x 4 in each 128-bit lane, then 4 x 4 of lanes. */
-INLINE void transpose16(__m512 r[16]) {
-    __m512 t[16];
-    UNROLL for (int i = 0; i < 16; i += 4) {
-        __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
-        __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
-        t[i] = _mm512_shuffle_ps(a, c, 0x44);
-        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
-        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
-        __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
-        r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
-        r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
-        r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-        r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
-    }
-}
-
-INLINE __mmask16 first(size_t n) {
-    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
-}
 
 /* to[p * ld + i] = from[i * stride + p] for i < n (zeros up to 16), p < k: rows of the source become columns. */
 TARGET static void pack_across(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {

@@ -15,14 +15,66 @@
 #include "lib/base/base.h"
 #include "lib/tensor/tensor.h"
 
-/* "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
+/* "avx512bf16", "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
 const char *kernel_backend(void);
+/* Has the path in use instructions for bf16, so that products of bf16 are faster than those of f32? */
+bool kernel_has_bf16(void);
 
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
 /* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
 void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
+
+/* ---- matrix products in bf16, sums in f32 ------------------------------------------------------------------------ */
+/*
+ * bf16 is the upper half of an f32, in a uint16_t; rounding is to nearest even, NaN stays NaN. Products of two bf16 are
+ * exact in f32; an element of a product is summed in an order that depends on k only, never on m, n or the threads.
+ * Paths with bf16 instructions take subnormal numbers for zero, others do not.
+ */
+void kernel_to_bf16(uint16_t *y, const float *x, size_t n);
+void kernel_from_bf16(float *y, const uint16_t *x, size_t n);
+/* y[cols][rows] = x[rows][cols]; x is DT_F32 or DT_BF16. For dW = dy^T x. */
+void kernel_transpose_bf16(uint16_t *y, enum dtype type, const void *x, size_t rows, size_t cols);
+
+/*
+ * The right-hand matrix of a product: n columns of k elements, which is a weight matrix [n][k] as models store it.
+ *
+ * Packed: bf16 as the micro-kernels read it, panels [n/32][k/2][32][2] with n and k rounded up to multiples of 32 and
+ * zeros there; `data` holds kernel_panels_bytes(n, k), 64-byte aligned, and is filled by one of the two functions below.
+ * Not packed: `data` is the matrix [n][k] itself in `dtype`, any floating or quantized type (k a whole number of
+ * blocks), any alignment. A product then makes panels of a strip of it at a time, in scratch, and shares them among the
+ * rows of a block: with many rows that costs little, with few the matrix is still read once.
+ */
+struct kernel_panels {
+    size_t n, k;
+    bool packed;
+    enum dtype dtype; /* of a matrix that is not packed */
+    const void *data; /* the caller's */
+};
+size_t kernel_panels_bytes(size_t n, size_t k);
+/* Fills memory and describes it. nt: from [n][k] in any floating or quantized type; nn: from [k][n], DT_F32 or DT_BF16. */
+struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b);
+struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b);
+/* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32, and as
+ * rounded to bf16 only where the panels are. */
+void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids);
+
+/* What becomes of the sums: c = [c +] sums [+ bias] [+ residual], rounded to c's type. {0}: c = sums. */
+struct kernel_epilogue {
+    bool accumulate;       /* DT_F32 only */
+    const float *bias;     /* [n] */
+    const float *residual; /* [m][n]; may be c */
+};
+/*
+ * c[m][n] = a[m][k] times b. a and c are DT_F32 or DT_BF16; a in f32 is rounded to bf16 on the way. `how` NULL: {0}.
+ *
+ *     y = x W^T        kernel_multiply(x, pack_nt(W))
+ *     dx = dy W        kernel_multiply(dy, pack_nn(W))
+ *     dW += dy^T x     kernel_multiply(transpose(dy), pack_nn(x), accumulate)
+ */
+void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
+                     const struct kernel_epilogue *how, enum dtype c_type, void *c);
 
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);

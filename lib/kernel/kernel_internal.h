@@ -19,6 +19,42 @@ gemm_fn gemm_blas;
 gemm_fn gemm_avx512;
 #endif
 
+/* ---- products of bf16 on one thread -------------------------------------------------------------------------------- */
+
+#define PANEL       32 /* columns in a panel of the right-hand matrix; k is padded to multiples of it too */
+#define MAX_BLOCK   128
+#define MAX_K_BLOCK 768
+#define MAX_ROW_STRIDE                                                                                                 \
+    (MAX_K_BLOCK + 32) /* of copied rows: no power of two, which would put all on the same cache lines */
+
+/*
+ * How a path multiplies one block: c[rows][n_panels * PANEL] = [c +] a b. Rows of a lie lda apart; panel j of b begins at
+ * b + j * stride and holds [k/2][PANEL][2]; k is a multiple of 32. rows <= block, k <= k_block.
+ */
+struct micro_bf16 {
+    size_t block;        /* most rows in a call, at most MAX_BLOCK; the best number of rows, too */
+    size_t k_block;      /* most of k in a call, a multiple of 32 and at most MAX_K_BLOCK */
+    void (*begin)(void); /* around the calls of a task, on its thread, or NULL */
+    void (*end)(void);
+    void (*multiply)(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda, const uint16_t *b,
+                     size_t stride, bool accumulate, float *c, size_t ldc);
+};
+extern const struct micro_bf16 bf16_widened; /* in f32, by the path's own product */
+#if defined(__x86_64__)
+extern const struct micro_bf16 bf16_avx512;
+#endif
+
+/* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */
+typedef void transpose_words_fn(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k);
+transpose_words_fn transpose_words_plain;
+#if defined(__x86_64__)
+transpose_words_fn transpose_words_avx512;
+#endif
+
+/* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2 rounded up
+ * to 16][PANEL][2] with zeros behind the end, one behind the other. */
+void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count);
+
 /* ---- one CPU path ---------------------------------------------------------------------------------------------------
  *
  * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
@@ -27,6 +63,8 @@ gemm_fn gemm_avx512;
 struct simd {
     const char *name;
     gemm_fn *gemm;
+    const struct micro_bf16 *bf16;
+    transpose_words_fn *transpose_words;
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */
     void (*scale)(float *y, size_t n, float a);                                      /* y *= a */
@@ -39,6 +77,13 @@ struct simd {
     void (*square_acc)(float *y, const float *x, size_t n);                          /* y += x^2 */
     void (*abs_acc)(float *y, const float *x, size_t n);                             /* y += |x| */
     void (*mul_acc)(float *y, float a, const float *x, const float *z, size_t n);    /* y += a x z */
+
+    void (*to_bf16)(uint16_t *y, const float *x, size_t n);
+    void (*from_bf16)(float *y, const uint16_t *x, size_t n);
+    void (*pair)(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n); /* y = x | z << 16 */
+    /* y = x + bias + residual, those that are not NULL; in f32 or rounded */
+    void (*finish_f32)(float *y, const float *x, const float *bias, const float *residual, size_t n);
+    void (*finish_bf16)(uint16_t *y, const float *x, const float *bias, const float *residual, size_t n);
 
     float (*max)(const float *x, size_t n);                                    /* -infinity for n = 0; NaN is lost */
     size_t (*find_above)(const float *x, size_t n, float bound);               /* first index with x > bound, or n */

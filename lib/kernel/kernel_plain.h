@@ -44,6 +44,17 @@ PLAIN_FN PLAIN(matmul_tn)(size_t m, size_t n, size_t k, const REAL *a, const REA
     PLAIN(matmul)(m, n, k, a, b, beta, c, (struct plain_strides){1, m, n, 1});
 }
 
+/* a [m][k] times b [n][k]: what kernel_multiply computes of operands that are already rounded to bf16. */
+PLAIN_FN PLAIN(multiply)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, const REAL *bias,
+                         const REAL *residual, REAL *c) {
+    PLAIN(matmul_nt)(m, n, k, a, b, beta, c);
+    for (size_t i = 0; i < m * n; i++) c[i] += (bias ? bias[i % n] : 0) + (residual ? residual[i] : 0);
+}
+
+PLAIN_FN PLAIN(transpose)(REAL *y, const REAL *x, size_t rows, size_t cols) {
+    for (size_t i = 0; i < rows * cols; i++) y[i % cols * rows + i / cols] = x[i];
+}
+
 /* ---- element by element ---- */
 
 PLAIN_FN PLAIN(fill)(REAL *y, size_t n, REAL a) {

@@ -5,13 +5,14 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define SIMD_TARGET __attribute__((target("avx2,fma")))
-#define SIMD_NAME   "avx2"
-#define SIMD_TABLE  simd_avx2
-#define SIMD_GEMM   gemm_blas
-#define W           8
-#define VF          static inline SIMD_TARGET
-#define NEAREST     (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define SIMD_TARGET    __attribute__((target("avx2,fma")))
+#define SIMD_NAME      "avx2"
+#define SIMD_TABLE     simd_avx2
+#define SIMD_GEMM      gemm_blas
+#define SIMD_TRANSPOSE transpose_words_plain
+#define W              8
+#define VF             static inline SIMD_TARGET
+#define NEAREST        (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m256 vec;
 typedef struct {
@@ -142,6 +143,29 @@ VF dvec d_round(dvec a) {
 
 VF vec d_narrow(dvec a) {
     return _mm256_set_m128(_mm256_cvtpd_ps(a.hi), _mm256_cvtpd_ps(a.lo));
+}
+
+VF __m256i words(const uint16_t *p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+VF vec v_load_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words(p), 16));
+}
+
+/* u + 0x7fff + (its last kept bit) carries into the upper half exactly when the lower half rounds up. */
+VF void v_store_bf16(uint16_t *p, vec v) {
+    __m256i u = _mm256_castps_si256(v), high = _mm256_srli_epi32(u, 16);
+    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    __m256i h = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), is_nan);
+    h = _mm256_permute4x64_epi64(_mm256_packus_epi32(h, h), 0x08);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(h));
+}
+
+VF vec v_pair(const uint16_t *p, const uint16_t *q) {
+    return _mm256_castsi256_ps(_mm256_or_si256(words(p), _mm256_slli_epi32(words(q), 16)));
 }
 
 #include "lib/kernel/simd_body.h"

@@ -5,13 +5,14 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define SIMD_NAME   "avx512"
-#define SIMD_TABLE  simd_avx512
-#define SIMD_GEMM   gemm_avx512
-#define W           16
-#define VF          static inline SIMD_TARGET
-#define NEAREST     (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define SIMD_TARGET    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SIMD_NAME      "avx512"
+#define SIMD_TABLE     simd_avx512
+#define SIMD_GEMM      gemm_avx512
+#define SIMD_TRANSPOSE transpose_words_avx512
+#define W              16
+#define VF             static inline SIMD_TARGET
+#define NEAREST        (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m512 vec;
 typedef struct {
@@ -123,6 +124,28 @@ VF dvec d_round(dvec a) {
 
 VF vec d_narrow(dvec a) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.lo)), _mm512_cvtpd_ps(a.hi), 1);
+}
+
+VF __m512i words(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+VF vec v_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words(p), 16));
+}
+
+/* u + 0x7fff + (its last kept bit) carries into the upper half exactly when the lower half rounds up. VCVTNEPS2BF16 would
+ * do it at once, but flushes subnormals: the bits would depend on the path. */
+VF void v_store_bf16(uint16_t *p, vec v) {
+    __m512i u = _mm512_castps_si512(v), high = _mm512_srli_epi32(u, 16);
+    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    h = _mm512_mask_or_epi32(h, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(h));
+}
+
+VF vec v_pair(const uint16_t *p, const uint16_t *q) {
+    return _mm512_castsi512_ps(_mm512_or_si512(words(p), _mm512_slli_epi32(words(q), 16)));
 }
 
 #include "lib/kernel/simd_body.h"

@@ -3,7 +3,8 @@
  * vector and then include this file, so an algorithm is written once. What the including file gives:
  *
  *   SIMD_TARGET           function attribute that lets the compiler use the path's instructions
- *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its matrix product
+ *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its matrix product,
+ *                         SIMD_TRANSPOSE its transposition of words
  *   vec, W                a vector of W floats
  *   v_set v_load v_store v_load_part(p, n, fill) v_store_part(p, v, n)   part: only the first n < W lanes
  *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
@@ -15,6 +16,8 @@
  *   d_round d_sum         as above
  *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
  *   d_narrow(d)           to f32
+ *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN kept NaN
+ *   v_pair(p, q)          the bits of p[i] | q[i] << 16 in lane i
  */
 
 #define FN static SIMD_TARGET
@@ -326,6 +329,54 @@ FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n,
         loss_gradient(dx, x, logt, n, m, s, a, b, c, false, false);
 }
 
+/* ---- bf16 ---- */
+
+FN void op_to_bf16(uint16_t *y, const float *x, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store_bf16(y + i, v_load(x + i));
+    uint16_t last[W];
+    if (i == n) return;
+    v_store_bf16(last, v_load_part(x + i, n - i, 0));
+    memcpy(y + i, last, (n - i) * sizeof *y);
+}
+
+FN void op_from_bf16(float *y, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store(y + i, v_load_bf16(x + i));
+    uint16_t last[W] = {0};
+    if (i == n) return;
+    memcpy(last, x + i, (n - i) * sizeof *x);
+    v_store_part(y + i, v_load_bf16(last), n - i);
+}
+
+FN void op_pair(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store((float *)(void *)(y + i), v_pair(x + i, z + i));
+    for (; i < n; i++) y[i] = x[i] | (uint32_t)z[i] << 16;
+}
+
+/* Sums with what is added to them; bias and residual are constants of a loop, so that it has no branch. */
+static inline SIMD_TARGET vec finished(const float *x, const float *bias, const float *residual, size_t i,
+                                       size_t left) {
+    vec v = load(x + i, left);
+    if (bias) v = v_add(v, load(bias + i, left));
+    if (residual) v = v_add(v, load(residual + i, left));
+    return v;
+}
+
+FN void op_finish_f32(float *y, const float *x, const float *bias, const float *residual, size_t n) {
+    for (size_t i = 0; i < n; i += W) store(y + i, finished(x, bias, residual, i, n - i), n - i);
+}
+
+FN void op_finish_bf16(uint16_t *y, const float *x, const float *bias, const float *residual, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store_bf16(y + i, finished(x, bias, residual, i, W));
+    uint16_t last[W];
+    if (i == n) return;
+    v_store_bf16(last, finished(x, bias, residual, i, n - i));
+    memcpy(y + i, last, (n - i) * sizeof *y);
+}
+
 /* ---- optimizer ---- */
 
 FN void op_adamw(const struct kernel_adamw *o, float step_size, float root_correction, float *w, float *m, float *v,
@@ -348,6 +399,8 @@ FN void op_adamw(const struct kernel_adamw *o, float step_size, float root_corre
 const struct simd SIMD_TABLE = {
     .name = SIMD_NAME,
     .gemm = SIMD_GEMM,
+    .bf16 = &bf16_widened,
+    .transpose_words = SIMD_TRANSPOSE,
     .fill = op_fill,
     .scale = op_scale,
     .scale_copy = op_scale_copy,
@@ -359,6 +412,11 @@ const struct simd SIMD_TABLE = {
     .square_acc = op_square_acc,
     .abs_acc = op_abs_acc,
     .mul_acc = op_mul_acc,
+    .to_bf16 = op_to_bf16,
+    .from_bf16 = op_from_bf16,
+    .pair = op_pair,
+    .finish_f32 = op_finish_f32,
+    .finish_bf16 = op_finish_bf16,
     .max = op_max,
     .find_above = op_find_above,
     .exp_sum = op_exp_sum,

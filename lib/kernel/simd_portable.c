@@ -4,10 +4,11 @@
 #include "lib/kernel/kernel_internal.h"
 
 #define SIMD_TARGET
-#define SIMD_NAME  "portable"
-#define SIMD_TABLE simd_portable
-#define SIMD_GEMM  gemm_blas
-#define W          4
+#define SIMD_NAME      "portable"
+#define SIMD_TABLE     simd_portable
+#define SIMD_GEMM      gemm_blas
+#define SIMD_TRANSPOSE transpose_words_plain
+#define W              4
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(16)));
@@ -137,6 +138,21 @@ static inline dvec d_round(dvec a) {
 
 static inline vec d_narrow(dvec a) {
     return (vec){(float)a.lo[0], (float)a.lo[1], (float)a.hi[0], (float)a.hi[1]};
+}
+
+/* Scalar: clearer than selecting halves of a vector of four, and no path that matters takes it. */
+static inline vec v_load_bf16(const uint16_t *p) {
+    return (vec){bf16_to_f32(p[0]), bf16_to_f32(p[1]), bf16_to_f32(p[2]), bf16_to_f32(p[3])};
+}
+
+static inline void v_store_bf16(uint16_t *p, vec v) {
+    for (int i = 0; i < W; i++) p[i] = f32_to_bf16(v[i]);
+}
+
+static inline vec v_pair(const uint16_t *p, const uint16_t *q) {
+    ivec bits;
+    for (int i = 0; i < W; i++) bits[i] = (int32_t)(p[i] | (uint32_t)q[i] << 16);
+    return (vec)bits;
 }
 
 #include "lib/kernel/simd_body.h"

@@ -80,7 +80,7 @@ static inline float *copy_f32(const float *x, size_t n) {
     return y;
 }
 
-static const char *const all_paths[] = {"portable", "avx2", "avx512"};
+static const char *const all_paths[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
 /* Runs body on every path that the CPU has, and leaves the best one selected. */
 #define EACH_PATH(path)                                                                                                \

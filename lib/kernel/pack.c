@@ -1,0 +1,228 @@
+/*
+ * bf16 and its layouts: conversions, transposition, panels of a right-hand matrix. Everything is made of four loops of the
+ * CPU path: to bf16, pairs from two rows, transposition of 32-bit words (pairs), and back from bf16.
+ */
+#include "lib/kernel/kernel_internal.h"
+
+/* ---- conversions ---- */
+
+struct convert {
+    const struct simd *v;
+    uint16_t *h;
+    float *f;
+    const uint16_t *h_in;
+    const float *f_in;
+};
+
+static void to_bf16_piece(void *ctx, size_t begin, size_t end) {
+    const struct convert *c = ctx;
+    c->v->to_bf16(c->h + begin, c->f_in + begin, end - begin);
+}
+
+void kernel_to_bf16(uint16_t *y, const float *x, size_t n) {
+    kernel_split(n, PIECE, to_bf16_piece, &(struct convert){.v = simd(), .h = y, .f_in = x});
+}
+
+static void from_bf16_piece(void *ctx, size_t begin, size_t end) {
+    const struct convert *c = ctx;
+    c->v->from_bf16(c->f + begin, c->h_in + begin, end - begin);
+}
+
+void kernel_from_bf16(float *y, const uint16_t *x, size_t n) {
+    kernel_split(n, PIECE, from_bf16_piece, &(struct convert){.v = simd(), .f = y, .h_in = x});
+}
+
+void transpose_words_plain(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k) {
+    for (size_t p = 0; p < k; p++)
+        for (size_t i = 0; i < n; i++) y[p * ldy + i] = x[i * ldx + p];
+}
+
+/* ---- rows of any matrix as bf16 ---- */
+
+/*
+ * Elements [first, first + count) of row `row` of a matrix of k columns, which begin and end with a block. Quantized
+ * elements are those of tensor_to_f32, rounded.
+ */
+static void row_to_bf16(const struct simd *v, uint16_t *to, enum dtype type, const void *x, size_t k, size_t row,
+                        size_t first, size_t count) {
+    enum { STEP = 256 };
+    size_t at = row * k + first;
+    if (type == DT_BF16) {
+        memcpy(to, (const uint16_t *)x + at, count * sizeof *to);
+    } else if (type == DT_F32) {
+        v->to_bf16(to, (const float *)x + at, count);
+    } else {
+        const unsigned char *from = (const unsigned char *)x + dtype_row_bytes(type, at);
+        float f[STEP];
+        for (size_t i = 0; i < count; i += STEP) {
+            size_t n = smaller(STEP, count - i);
+            tensor_to_f32(type, from + dtype_row_bytes(type, i), f, n);
+            v->to_bf16(to + i, f, n);
+        }
+    }
+}
+
+static size_t round_up(size_t n, size_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+/* ---- panels from [n][k] ---- */
+
+#define LANES   16  /* rows that are transposed at once */
+#define K_CHUNK 512 /* of k: whole blocks of every type */
+#define LD      (K_CHUNK + 32)
+
+/* One panel, or the first `cols` columns of it. */
+static void make_panel(const struct simd *v, uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols,
+                       size_t first, size_t count) {
+    _Alignas(64) uint16_t rows[LANES * LD];
+    for (size_t k = 0; k < count; k += K_CHUNK)
+        for (size_t half = 0; half < PANEL; half += LANES) {
+            size_t n = smaller(K_CHUNK, count - k), padded = round_up(n, 32);
+            for (size_t i = 0; i < LANES; i++) {
+                uint16_t *row = rows + i * LD;
+                size_t filled = half + i < cols ? n : 0;
+                if (filled) row_to_bf16(v, row, b->dtype, b->data, b->k, col + half + i, first + k, n);
+                memset(row + filled, 0, (padded - filled) * sizeof *row);
+            }
+            v->transpose_words((uint32_t *)(void *)(to + k * PANEL) + half, PANEL, (const uint32_t *)(void *)rows,
+                               LD / 2, LANES, padded / 2);
+        }
+}
+
+void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count) {
+    const struct simd *v = simd();
+    for (size_t j = 0; j < cols; j += PANEL)
+        make_panel(v, to + j * round_up(count, 32), b, col + j, smaller(PANEL, cols - j), first, count);
+}
+
+size_t kernel_panels_bytes(size_t n, size_t k) {
+    return round_up(n, PANEL) * round_up(k, 32) * sizeof(uint16_t);
+}
+
+struct packing {
+    const struct simd *v;
+    uint16_t *to;
+    struct kernel_panels b; /* as it lies before */
+};
+
+static void pack_nt_task(void *ctx, size_t i, int thread) {
+    const struct packing *p = ctx;
+    (void)thread;
+    size_t col = i * PANEL;
+    make_panel(p->v, p->to + col * round_up(p->b.k, 32), &p->b, col, smaller(PANEL, p->b.n - col), 0, p->b.k);
+}
+
+struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
+    struct packing p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+    parallel_for((n + PANEL - 1) / PANEL, pack_nt_task, &p);
+    return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
+}
+
+/* ---- panels from [k][n]: two rows give the pairs ---- */
+
+#define NN_COLS 512
+#define NN_ROWS 256
+
+/* `cols` elements of row r from column c on, as bf16: where they lie or in `room`; zeros for a row behind the end. */
+static const uint16_t *row_part(const struct simd *v, uint16_t *room, enum dtype type, const void *x, size_t rows,
+                                size_t cols, size_t r, size_t c, size_t count) {
+    if (r >= rows) {
+        memset(room, 0, count * sizeof *room);
+        return room;
+    }
+    if (type == DT_BF16) return (const uint16_t *)x + r * cols + c;
+    v->to_bf16(room, (const float *)x + r * cols + c, count);
+    return room;
+}
+
+static void pack_nn_task(void *ctx, size_t i, int thread) {
+    const struct packing *p = ctx;
+    (void)thread;
+    size_t n = p->b.n, k = p->b.k, padded = round_up(k, 32), strips = (n - 1) / NN_COLS + 1;
+    size_t col = i % strips * NN_COLS, first = i / strips * NN_ROWS, cols = smaller(NN_COLS, n - col);
+    uint16_t even[NN_COLS], odd[NN_COLS];
+    for (size_t r = first; r < smaller(first + NN_ROWS, padded); r += 2) {
+        const uint16_t *x = row_part(p->v, even, p->b.dtype, p->b.data, k, n, r, col, cols);
+        const uint16_t *z = row_part(p->v, odd, p->b.dtype, p->b.data, k, n, r + 1, col, cols);
+        for (size_t j = 0; j < cols; j += PANEL) {
+            uint16_t *to = p->to + (col + j) * padded + r * PANEL;
+            size_t width = smaller(PANEL, cols - j);
+            p->v->pair((uint32_t *)(void *)to, x + j, z + j, width);
+            memset(to + 2 * width, 0, (PANEL - width) * 2 * sizeof *to);
+        }
+    }
+}
+
+struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
+    struct packing p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+    if (n && k) parallel_for(((n - 1) / NN_COLS + 1) * ((k - 1) / NN_ROWS + 1), pack_nn_task, &p);
+    return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
+}
+
+/* ---- transposition: pairs from two rows, then words ---- */
+
+struct transposition {
+    const struct simd *v;
+    uint16_t *y;
+    enum dtype type;
+    const void *x;
+    size_t rows, cols;
+};
+
+#define T_ROWS 256
+#define T_COLS 64
+
+/* A block of T_ROWS x T_COLS, by way of a buffer: rows of y may begin at odd places, where no pair could be stored. */
+static void transpose_task(void *ctx, size_t i, int thread) {
+    const struct transposition *t = ctx;
+    (void)thread;
+    size_t strips = (t->cols - 1) / T_COLS + 1, col = i % strips * T_COLS, first = i / strips * T_ROWS;
+    size_t cols = smaller(T_COLS, t->cols - col), rows = smaller(T_ROWS, t->rows - first);
+    _Alignas(64) uint32_t pairs[LANES * T_COLS], out[T_COLS * T_ROWS / 2];
+    uint16_t even[T_COLS], odd[T_COLS];
+    for (size_t r = 0; r < rows; r += 2 * LANES) {
+        for (size_t p = 0; p < LANES; p++) {
+            size_t row = first + r + 2 * p;
+            const uint16_t *x = row_part(t->v, even, t->type, t->x, t->rows, t->cols, row, col, cols);
+            const uint16_t *z = row_part(t->v, odd, t->type, t->x, t->rows, t->cols, row + 1, col, cols);
+            t->v->pair(pairs + p * T_COLS, x, z, cols);
+        }
+        t->v->transpose_words(out + r / 2, T_ROWS / 2, pairs, T_COLS, LANES, cols);
+    }
+    for (size_t c = 0; c < cols; c++)
+        memcpy(t->y + (col + c) * t->rows + first, out + c * (T_ROWS / 2), rows * sizeof *t->y);
+}
+
+void kernel_transpose_bf16(uint16_t *y, enum dtype type, const void *x, size_t rows, size_t cols) {
+    if (rows == 0 || cols == 0) return;
+    struct transposition t = {simd(), y, type, x, rows, cols};
+    parallel_for(((rows - 1) / T_ROWS + 1) * ((cols - 1) / T_COLS + 1), transpose_task, &t);
+}
+
+/* ---- one column back ---- */
+
+struct gathering {
+    float *y;
+    const struct kernel_panels *b;
+    const uint32_t *ids;
+};
+
+static void gather_piece(void *ctx, size_t begin, size_t end) {
+    const struct gathering *g = ctx;
+    const struct kernel_panels *b = g->b;
+    for (size_t i = begin; i < end; i++) {
+        size_t id = g->ids[i];
+        float *y = g->y + i * b->k;
+        if (!b->packed) {
+            tensor_to_f32(b->dtype, (const unsigned char *)b->data + id * dtype_row_bytes(b->dtype, b->k), y, b->k);
+            continue;
+        }
+        const uint16_t *x = (const uint16_t *)b->data + id / PANEL * PANEL * round_up(b->k, 32) + id % PANEL * 2;
+        for (size_t p = 0; p < b->k; p++) y[p] = bf16_to_f32(x[p / 2 * (2 * PANEL) + p % 2]);
+    }
+}
+
+void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids) {
+    kernel_split(n_ids, piece_rows(b->k), gather_piece, &(struct gathering){y, b, ids});
+}

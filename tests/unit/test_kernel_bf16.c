@@ -1,0 +1,255 @@
+/* lib/kernel: conversions to and from bf16, its layouts, and products in it. */
+#include "tests/unit/kernel_test.h"
+
+static uint16_t *rounded(const float *x, size_t n) {
+    uint16_t *h = take(n, sizeof *h);
+    for (size_t i = 0; i < n; i++) h[i] = f32_to_bf16(x[i]);
+    return h;
+}
+
+/* Random numbers that bf16 holds exactly. */
+static struct pair bf16_normals(struct rng *r, size_t n) {
+    struct pair p = zeros(n);
+    for (size_t i = 0; i < n; i++) set(p, i, bf16_to_f32(f32_to_bf16((float)rng_normal(r))));
+    return p;
+}
+
+/* ---- conversions: the bits of lib/tensor's scalar functions ---- */
+
+static float from_bits(uint32_t u) {
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static void test_conversions(void **state) {
+    (void)state;
+    enum { N = 70000 };
+    struct rng r = rng_init(1, 1);
+    float *x = take(N, sizeof *x), *back = take(N, sizeof *back);
+    uint16_t *y = take(N, sizeof *y);
+    for (size_t i = 0; i < N; i++) x[i] = from_bits(rng_u32(&r) & (i % 3 ? 0xffffffff : 0xffff8000)); /* ties too */
+    const uint32_t special[] = {0,          0x80000000, 0x7f800000, 0xff800000, 0x7f800001, 0xffffffff,
+                                0x7f7fffff, 0x00000001, 0x00008000, 0x00018000, 0x7fc00000, 0x3f808000};
+    for (size_t i = 0; i < COUNT_OF(special); i++) x[i] = from_bits(special[i]);
+    EACH_PATH(path) {
+        for (size_t n = 0; n <= N; n = n < 40 ? n + 1 : n * 7) {
+            memset(y, 0x5a, N * sizeof *y);
+            kernel_to_bf16(y, x, n);
+            for (size_t i = 0; i < n; i++) assert_int_equal(y[i], f32_to_bf16(x[i]));
+            if (n < N) assert_int_equal(y[n], 0x5a5a);
+            back[n < N ? n : 0] = 7;
+            kernel_from_bf16(back, y, n);
+            for (size_t i = 0; i < n; i++) assert_true((isnan(x[i]) && isnan(back[i])) || back[i] == bf16_to_f32(y[i]));
+            if (n < N) assert_true(back[n] == 7);
+        }
+    }
+}
+
+static const size_t matrices[][2] = {{1, 1}, {1, 70}, {2, 64}, {3, 65}, {130, 3}, {257, 129}, {100, 17}, {33, 32}};
+
+static void test_transposition(void **state) {
+    (void)state;
+    struct rng r = rng_init(2, 1);
+    for (size_t i = 0; i < COUNT_OF(matrices); i++) {
+        size_t rows = matrices[i][0], cols = matrices[i][1], n = rows * cols;
+        struct pair x = bf16_normals(&r, n);
+        double *want = take(n, sizeof *want);
+        plain64_transpose(want, x.d, rows, cols);
+        uint16_t *h = rounded(x.f, n), *y = take(n + 1, sizeof *y);
+        EACH_PATH(path) {
+            for (int from_f32 = 0; from_f32 < 2; from_f32++) {
+                memset(y, 0x5a, (n + 1) * sizeof *y);
+                kernel_transpose_bf16(y, from_f32 ? DT_F32 : DT_BF16, from_f32 ? (const void *)x.f : h, rows, cols);
+                for (size_t j = 0; j < n; j++) assert_true(bf16_to_f32(y[j]) == want[j]);
+                assert_int_equal(y[n], 0x5a5a);
+            }
+        }
+    }
+}
+
+/* ---- products ---- */
+
+/* How b reaches the product. */
+enum source { NT_F32, NT_BF16, NN_F32, NN_BF16, ROWS_F32, ROWS_BF16, SOURCES };
+
+struct product {
+    size_t m, n, k;
+    enum dtype a_type, c_type;
+    const void *a, *b;
+    enum source source;
+    enum dtype rows; /* of b, when it is neither f32 nor bf16 */
+    struct kernel_epilogue how;
+};
+
+static struct kernel_panels panels_of(const struct product *p) {
+    bool f32 = p->source == NT_F32 || p->source == NN_F32 || p->source == ROWS_F32;
+    enum dtype type = p->rows ? p->rows : f32 ? DT_F32 : DT_BF16;
+    if (p->source >= ROWS_F32) return (struct kernel_panels){.n = p->n, .k = p->k, .dtype = type, .data = p->b};
+    struct err e;
+    void *memory_of_panels = arena_alloc(&memory, kernel_panels_bytes(p->n, p->k), &e);
+    assert_non_null(memory_of_panels);
+    memset(memory_of_panels, 0xff, kernel_panels_bytes(p->n, p->k)); /* NaN, where packing forgets a place */
+    return p->source == NN_F32 || p->source == NN_BF16 ? kernel_pack_nn(memory_of_panels, p->n, p->k, type, p->b)
+                                                       : kernel_pack_nt(memory_of_panels, p->n, p->k, type, p->b);
+}
+
+static void run_product(void *ctx, float *c) {
+    const struct product *p = ctx;
+    struct kernel_panels b = panels_of(p);
+    if (p->c_type == DT_F32) {
+        kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, DT_F32, c);
+        return;
+    }
+    uint16_t *h = take(p->m * p->n, sizeof *h);
+    kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, DT_BF16, h);
+    for (size_t i = 0; i < p->m * p->n; i++) c[i] = bf16_to_f32(h[i]);
+}
+
+/*
+ * Products of bf16 are exact in f32, so k of them and what is added at the end cost (k + 3) U of the terms' magnitudes. A
+ * result in bf16 is rounded once more, by at most 2^-8 of itself.
+ */
+static void check_product(struct product *p, struct pair a, struct pair b, struct pair c, struct pair bias,
+                          struct pair residual) {
+    size_t n = p->m * p->n;
+    double *tolerance = magnitudes(c), *want = take(n, sizeof *want);
+    memcpy(want, c.d, n * sizeof *want);
+    double beta = p->how.accumulate;
+    plain64_multiply(p->m, p->n, p->k, magnitudes(a), magnitudes(b), beta, p->how.bias ? magnitudes(bias) : NULL,
+                     p->how.residual ? magnitudes(residual) : NULL, tolerance);
+    plain64_multiply(p->m, p->n, p->k, a.d, b.d, beta, p->how.bias ? bias.d : NULL, p->how.residual ? residual.d : NULL,
+                     want);
+    for (size_t i = 0; i < n; i++) {
+        tolerance[i] *= (double)(p->k + 3) * U;
+        if (p->c_type == DT_BF16) tolerance[i] += 0x1p-8 * (fabs(want[i]) + tolerance[i]);
+    }
+    check_kernel("multiply", run_product, p, n, p->how.accumulate ? c.f : NULL, want, tolerance);
+}
+
+static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned variant) {
+    struct pair a = bf16_normals(r, m * k), b = bf16_normals(r, n * k), c = normals(r, m * n, 1);
+    struct pair bias = normals(r, n, 1), residual = normals(r, m * n, 1);
+    struct product p = {.m = m, .n = n, .k = k, .a_type = variant & 1 ? DT_F32 : DT_BF16};
+    p.c_type = variant & 2 ? DT_BF16 : DT_F32;
+    p.a = variant & 1 ? (const void *)a.f : rounded(a.f, m * k);
+    p.source = (enum source)(variant % SOURCES);
+    p.how = (struct kernel_epilogue){p.c_type == DT_F32 && variant & 4, variant & 8 ? bias.f : NULL,
+                                     variant & 16 ? residual.f : NULL};
+    const float *lies = b.f;
+    if (p.source == NN_F32 || p.source == NN_BF16) {
+        float *t = take(n * k, sizeof *t);
+        plain32_transpose(t, b.f, n, k);
+        lies = t;
+    }
+    p.b = p.source == NT_F32 || p.source == NN_F32 || p.source == ROWS_F32 ? (const void *)lies : rounded(lies, n * k);
+    check_product(&p, a, b, c, bias, residual);
+    arena_reset(&memory);
+}
+
+/* Shapes around the edges of micro-kernels, panels, blocks, tiles and strips. The bits of a variant choose the types and
+ * what is added; all but tall shapes meet every variant. */
+static void test_products(void **state) {
+    static const size_t shapes[][3] = {{1, 1, 1},    {1, 300, 64},  {3, 65, 7},      {4, 64, 32},   {5, 5, 5},
+                                       {13, 31, 29}, {31, 33, 2},   {130, 70, 1000}, {64, 513, 96}, {29, 64, 1},
+                                       {45, 96, 64}, {7, 600, 100}, {300, 48, 32}};
+    (void)state;
+    struct rng r = rng_init(3, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        for (unsigned variant = 0; variant < 32; variant += 1 + (shapes[i][0] > 20))
+            check_shape(&r, shapes[i][0], shapes[i][1], shapes[i][2], variant);
+    for (unsigned variant = 0; variant < 8; variant++) check_shape(&r, 33, 40, 4200, variant); /* strips of k */
+    check_shape(&r, 20, 32, 2048, 0);                                                          /* rows are copied */
+}
+
+/* No rows, no columns: nothing is touched. No inner dimension: what is added is left. */
+static void test_empty_products(void **state) {
+    (void)state;
+    float c[4] = {1, 2, 3, 4}, bias[2] = {10, 20};
+    uint16_t x[1] = {0};
+    struct kernel_panels none = {.packed = true, .dtype = DT_BF16, .data = x};
+    kernel_multiply(4, DT_BF16, x, &none, NULL, DT_F32, c);
+    none.n = 2;
+    kernel_multiply(0, DT_BF16, x, &none, NULL, DT_F32, c);
+    assert_true(c[0] == 1 && c[3] == 4);
+    kernel_multiply(2, DT_BF16, x, &none, &(struct kernel_epilogue){.accumulate = true, .bias = bias}, DT_F32, c);
+    assert_true(c[0] == 11 && c[3] == 24);
+    kernel_multiply(2, DT_BF16, x, &none, NULL, DT_F32, c);
+    assert_true(c[0] == 0 && c[3] == 0);
+    assert_int_equal(kernel_panels_bytes(33, 1), 64 * 32 * 2);
+}
+
+/* A row of c does not depend on how many rows there are: what a decoder computes token by token is what it computed of the
+ * whole text. OpenBLAS promises nothing of the kind, so the widened paths on top of it are not held to it. */
+static void test_rows_do_not_depend_on_each_other(void **state) {
+    (void)state;
+    enum { M = 77, N = 71, K = 5000 };
+    struct rng r = rng_init(4, 1);
+    struct pair a = bf16_normals(&r, M * K), b = bf16_normals(&r, N * K);
+    uint16_t *h = rounded(a.f, M * K);
+    struct product p = {.m = M, .n = N, .k = K, .b = b.f, .source = NT_F32};
+    float *all = take(M * N, sizeof *all), *one = take(N, sizeof *one);
+    static const char *const paths[] = {"avx512", "avx512bf16", "amx"};
+    for (size_t i = 0; i < COUNT_OF(paths); i++) {
+        if (!simd_select(paths[i])) continue;
+        struct kernel_panels panels = panels_of(&p), rows = {.n = N, .k = K, .dtype = DT_F32, .data = b.f};
+        kernel_multiply(M, DT_BF16, h, &panels, NULL, DT_F32, all);
+        for (size_t row = 0; row < M; row += 19) {
+            kernel_multiply(1, DT_F32, a.f + row * K, row % 2 ? &rows : &panels, NULL, DT_F32, one);
+            assert_memory_equal(one, all + row * N, N * sizeof *one);
+        }
+    }
+}
+
+/* ---- quantized weights: as if each were rounded to bf16 first, which costs 2^-8 of every term ---- */
+
+static void test_quantized_products(void **state) {
+    (void)state;
+    enum { M = 19, N = 37, K = 768 };
+    struct rng r = rng_init(5, 1);
+    struct pair a = bf16_normals(&r, M * K), c = zeros(M * N), w = normals(&r, N * K, 0.1);
+    for (size_t i = 0; dtype_at(i); i++) {
+        const struct dtype_info *type = dtype_at(i);
+        if (!type->is_quantized && !type->is_float) continue;
+        struct err e;
+        struct pair b = zeros(N * K);
+        unsigned char *blocks = take(dtype_row_bytes(type->dtype, N * K), 1);
+        assert_int_equal(tensor_from_f32(type->dtype, w.f, blocks, N * K, NULL, &e), 0);
+        tensor_to_f32(type->dtype, blocks, b.f, N * K);
+        for (size_t j = 0; j < N * K; j++) set(b, j, bf16_to_f32(f32_to_bf16(b.f[j])));
+        for (int packed = 0; packed < 2; packed++) {
+            struct product p = {.m = M, .n = N, .k = K, .a_type = DT_F32, .c_type = DT_F32, .a = a.f, .b = blocks};
+            p.source = packed ? NT_F32 : ROWS_F32;
+            p.rows = type->dtype;
+            check_product(&p, a, b, c, c, c);
+        }
+    }
+}
+
+static void test_gather(void **state) {
+    (void)state;
+    enum { N = 70, K = 67 };
+    const uint32_t ids[] = {0, 69, 33, 31, 32, 33};
+    struct rng r = rng_init(6, 1);
+    struct pair b = bf16_normals(&r, N * K);
+    float y[COUNT_OF(ids) * K];
+    for (int source = NT_F32; source <= ROWS_F32; source += ROWS_F32) {
+        struct product p = {.n = N, .k = K, .b = b.f, .source = (enum source)source};
+        struct kernel_panels panels = panels_of(&p);
+        kernel_panels_gather(y, &panels, ids, COUNT_OF(ids));
+        for (size_t i = 0; i < COUNT_OF(y); i++) assert_true(y[i] == b.f[ids[i / K] * K + i % K]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_conversions, release_memory),
+        cmocka_unit_test_teardown(test_transposition, release_memory),
+        cmocka_unit_test_teardown(test_products, release_memory),
+        cmocka_unit_test(test_empty_products),
+        cmocka_unit_test_teardown(test_rows_do_not_depend_on_each_other, release_memory),
+        cmocka_unit_test_teardown(test_quantized_products, release_memory),
+        cmocka_unit_test_teardown(test_gather, release_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
