@@ -65,12 +65,6 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
-    {.name = "recompute",
-     .type = CLI_FLAG,
-     .to = &o.recompute,
-     .transient = true,
-     .help = "keep only the inputs of layers and run their forward pass again in backward: a third more time for a "
-             "fraction of the memory; the result is the same to the bit"},
     {.name = "weight-decay",
      .type = CLI_F64,
      .to = &o.weight_decay,
@@ -155,12 +149,14 @@ struct work {
 static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     uint64_t per_epoch, positions;
-    if (epochs > 1 && !w->data.is_file)
+    if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
     if (!cli_given(c, "steps")) {
-        if (!w->data.is_file)
+        if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (run_again(&w->data, &r, e) || distill_count(r, o.batch_tokens, &per_epoch, &positions, e)) return e->code;
+        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) ||
+            distill_count(r, o.batch_tokens, &per_epoch, &positions, e))
+            return e->code;
         if (!per_epoch) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
         if (!u64_mul(per_epoch, epochs, &o.steps)) return err_set(e, ERR_USAGE, "too many epochs");
     }
@@ -172,7 +168,7 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
 static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     struct work *w = ctx;
     *r = w->data.stream;
-    if (w->begun) return run_again(&w->data, r, e);
+    if (w->begun) return run_file_again(&w->data.file, STREAM_ANY, r, e);
     w->begun = true;
     return 0;
 }
@@ -192,16 +188,6 @@ static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
-}
-
-static void say_memory(struct cli *c, const struct trainer *t) {
-    struct distill_memory m;
-    trainer_memory(t, &m);
-    cli_say(c,
-            "memory in MB: weights %.4g, gradients %.4g, optimizer %.4g, activations %.4g, their gradients %.4g, "
-            "operands and logits %.4g",
-            m.weights / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.values / 1e6, m.value_gradients / 1e6,
-            m.scratch / 1e6);
 }
 
 static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
@@ -246,7 +232,6 @@ static int train(struct cli *c, struct work *w, struct err *e) {
     cli_progress_begin(c, "step", o.steps);
     if (distill_run(w->trainer, &training, e)) return e->code;
     cli_progress_end(c);
-    if (cli_verbose(c)) say_memory(c, w->trainer);
     trainer_progress(w->trainer, &p);
     if (p.step < o.steps)
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);

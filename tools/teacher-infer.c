@@ -4,117 +4,119 @@
 #include "lib/run/run.h"
 
 static struct run_options how;
-static const char *dtype;
+static struct run_teacher_options teaching;
+static const char *encode, *dtype, *weights;
+static double temperature;
 static bool raw_logits;
-static uint64_t run_tokens;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
+    {.name = "encode",
+     .type = CLI_STRING,
+     .to = &encode,
+     .arg = "ENC",
+     .fallback = "dense",
+     .help = "what to keep of each position: dense is everything, topk:K, ghost:K and sample:N are as in logit-dump, "
+             "without the way of dense logits through a pipe"},
+    {.name = "temperature",
+     .type = CLI_F64,
+     .to = &temperature,
+     .arg = "T",
+     .fallback = "1",
+     .min = 0.01,
+     .max = 1000,
+     .help = "of the distribution that is encoded"},
     {.name = "dtype",
      .type = CLI_CHOICE,
      .to = &dtype,
      .choices = "f16|bf16|f32",
      .fallback = "f16",
-     .help = "element type of the output"},
+     .help = "element type of dense output"},
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
-     .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
+     .help =
+         "dense: write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
     {.name = "batch-tokens",
      .type = CLI_U64,
-     .to = &run_tokens,
+     .to = &teaching.batch_tokens,
      .arg = "N",
      .fallback = "2048",
      .min = 1,
      .max = 1 << 24,
      .help = "positions in one forward pass, at most (but a whole sequence); memory grows with it"},
+    {.name = "weights",
+     .type = CLI_CHOICE,
+     .to = &weights,
+     .choices = "resident|stream",
+     .fallback = "resident",
+     .help = "stream: the model goes by layer by layer, once for each block of tokens, and memory holds one layer; for "
+             "teachers larger than memory. The output is the same"},
+    {.name = "block-tokens",
+     .type = CLI_U64,
+     .to = &teaching.block_tokens,
+     .arg = "N",
+     .min = 1,
+     .max = 1ull << 40,
+     .help =
+         "with --weights stream: tokens for which the model is read once; memory holds their hidden states. Without "
+         "it, as many as fit an eighth of the memory, or all of them when the model comes through a pipe"},
     {0},
 };
 
 struct work {
-    struct model *teacher;
-    struct grad_tape *scratch;
+    struct cli *c;
+    struct run_teacher *teacher;
     struct knowledge_encoder *encoder;
     struct run_data tokens;
-    struct knowledge_format in, out; /* in: of the tokens, with the teacher's vocabulary where they name none */
-    struct knowledge_rows rows;
-    struct batch batch;
+    struct stream_writer *out;
 };
 
-static int load_teacher(struct cli *c, struct work *w, struct err *e) {
-    struct digest digest;
-    if (run_load_model(c, &how, &w->teacher, &digest, e)) return e->code;
-    digest_text(digest, w->out.teacher);
-    return grad_tape_new(&w->scratch, false, e);
+static int check_usage(const struct cli *c, const struct knowledge_format *f, struct err *e) {
+    bool sparse = f->encoding != KNOW_DENSE;
+    if (sparse && (raw_logits || cli_given(c, "dtype")))
+        return err_set(e, ERR_USAGE, "--dtype and --logits are for --encode dense, not %s", encode);
+    if (raw_logits && temperature != 1)
+        return err_set(e, ERR_USAGE, "--logits have no temperature: leave one of both out");
+    if (!teaching.layerwise && teaching.block_tokens)
+        return err_set(e, ERR_USAGE, "--block-tokens is for --weights stream");
+    return 0;
 }
 
-/* Reads what the tokens are, writes what the knowledge will be. */
-static int begin(struct cli *c, struct work *w, struct err *e) {
-    struct stream_writer *writer;
-    uint32_t vocab_size = w->teacher->config.vocab_size;
-    if (run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, w->teacher, &w->tokens, e)) return e->code;
-    w->in = w->tokens.format;
-    w->in.vocab_size = vocab_size;
-    w->out.encoding = KNOW_DENSE;
-    w->out.temperature = 1;
-    w->out.dtype = dtype_by_name(dtype)->dtype;
-    w->out.log_probs = !raw_logits;
-    w->out.vocab_size = vocab_size;
-    if (w->teacher->vocab)
-        digest_text(w->teacher->vocab_digest, w->out.vocab);
+/* What the knowledge will be: its META, and the encoder behind it. */
+static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
+    struct work *w = ctx;
+    const struct model *m = run_teacher_model(w->teacher);
+    struct knowledge_format out = {.temperature = temperature,
+                                   .dtype = dtype_by_name(dtype)->dtype,
+                                   .log_probs = !raw_logits,
+                                   .vocab_size = m->config.vocab_size};
+    if (knowledge_encoding_parse(encode, &out, e)) return e->code;
+    digest_text(teacher, out.teacher);
+    if (m->vocab)
+        digest_text(m->vocab_digest, out.vocab);
     else
-        memcpy(w->out.vocab, w->in.vocab, sizeof w->out.vocab);
+        memcpy(out.vocab, w->tokens.format.vocab, sizeof out.vocab);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->tokens.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
+    int rc = meta ? knowledge_meta_put(meta, &out, e) : err_nomem(e, "META");
+    if (!rc) rc = stream_write_meta(w->out, meta, e);
+    if (!rc) rc = knowledge_encoder_new(&w->encoder, w->out, &out, cli_seed(w->c), e);
+    *encoder = w->encoder;
     cJSON_Delete(meta);
     return rc;
 }
 
-static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
-    (void)first, (void)vocab; /* blocks come in order */
-    return knowledge_encoder_rows(ctx, rows, logits, 1, e);
-}
-
-/* One forward pass over n sequences of the queue. */
-static int infer(struct work *w, size_t first_seq, size_t first_pos, size_t n, size_t n_positions, struct err *e) {
-    const uint32_t *tokens = w->rows.tokens + first_pos, *lengths = w->rows.lengths + first_seq;
-    struct stream_batch head = {
-        .first_seq = w->rows.seqs[first_seq], .n_positions = n_positions, .n_seqs = (uint32_t)n};
-    struct model_input in = {.n_positions = n_positions, .n_seqs = n, .tokens = tokens, .lengths = lengths};
-    if (knowledge_encoder_begin(w->encoder, &head, tokens, lengths, e)) return e->code;
-    return model_infer(w->teacher, w->scratch, &in, NULL, NULL, put_logits, w->encoder, e);
-}
-
-/* All runs of sequences that are complete in the queue. */
-static int infer_runs(struct cli *c, struct work *w, bool last, struct err *e) {
-    size_t seq = 0, pos = 0, n, n_positions;
-    while ((n = knowledge_run(&w->rows, seq, run_tokens, run_tokens, last, &n_positions)) > 0) {
-        if (infer(w, seq, pos, n, n_positions, e)) return e->code;
-        seq += n;
-        pos += n_positions;
-        cli_progress(c, knowledge_encoder_counts(w->encoder).positions, NULL);
-    }
-    knowledge_drop(&w->rows, &w->in, seq);
-    return 0;
-}
-
-static int infer_stream(struct cli *c, struct work *w, struct err *e) {
-    bool more;
-    if (load_teacher(c, w, e) || begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
-    while (true) {
-        if (knowledge_read(w->tokens.stream, &w->tokens.format, &w->batch, &more, e)) return e->code;
-        if (!more) break;
-        if (knowledge_decode(&w->rows, &w->in, &w->batch, e) ||
-            knowledge_check_context(&w->rows, w->teacher->config.context, "teacher", e) || infer_runs(c, w, false, e))
-            return e->code;
-    }
-    if (knowledge_decode_end(&w->rows, e) || infer_runs(c, w, true, e) || knowledge_encoder_end(w->encoder, e))
+static int infer_stream(struct work *w, struct err *e) {
+    struct knowledge_format f = {0};
+    struct cli *c = w->c;
+    teaching.layerwise = !strcmp(weights, "stream");
+    if (knowledge_encoding_parse(encode, &f, e) || check_usage(c, &f, e) ||
+        run_teacher_open(&w->teacher, c, &how, &teaching, e) ||
+        run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, run_teacher_model(w->teacher), &w->tokens, e) ||
+        cli_open_output(c, &w->out, e) ||
+        run_teacher_infer(w->teacher, &w->tokens, 1 / temperature, begin_output, w, e) ||
+        knowledge_encoder_end(w->encoder, e))
         return e->code;
-    cli_progress_end(c);
     struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
     if (!json_put_u64(cli_report(c), "positions", n.positions) ||
         !json_put_u64(cli_report(c), "teacher_bytes", n.bytes) ||
@@ -124,13 +126,10 @@ static int infer_stream(struct cli *c, struct work *w, struct err *e) {
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct work w = {0};
-    int rc = infer_stream(c, &w, e);
+    struct work w = {.c = c};
+    int rc = infer_stream(&w, e);
     knowledge_encoder_free(w.encoder);
-    knowledge_rows_release(&w.rows);
-    batch_release(&w.batch);
-    grad_tape_free(w.scratch);
-    model_free(w.teacher);
+    run_teacher_free(w.teacher);
     run_data_release(&w.tokens);
     return rc;
 }
@@ -143,19 +142,28 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .seeded = true,
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
             "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of "
-            "49152), and meant for a pipe into logit-dump, which makes it small. Memory does not grow with the "
+            "49152): --encode makes it small here, logit-dump behind a pipe. Memory does not grow with the "
             "stream. Log-probabilities lose least where the probability is: for SmolLM2-135M, rounding them to f16 "
-            "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4.\n\n"
+            "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds "
+            "none.\n\n"
+            "A teacher larger than memory is read once for each block of tokens (--weights stream), or once in all "
+            "from a pipe.\n\n"
             "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
             "context.",
-        .examples = "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
+        .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"
                     "    50 draws a position: some 50 bytes instead of 98 KB\n"
+                    "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
+                    "    the same in two steps, by way of log-probabilities in f16\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
-                    "    everything the teacher says, to a file\n",
+                    "    everything the teacher says, to a file\n"
+                    "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill -o "
+                    "dense.kd.rill --force\n"
+                    "    a teacher that is neither on disk nor in memory whole\n",
         .options = options,
         .run = run,
     };

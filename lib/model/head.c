@@ -1,5 +1,5 @@
 /* The head of a model stream (META, VOCB) and one pass over its tensors. */
-#include "lib/model/model.h"
+#include "lib/model/model_internal.h"
 
 #include <stdlib.h>
 
@@ -86,6 +86,8 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
     return rc;
 }
 
+/* ---- the tensors, one after another --------------------------------------------------------------------------------- */
+
 static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item, struct err *e) {
     for (;;) {
         int rc = stream_next(r, item, e);
@@ -102,49 +104,68 @@ static int check_finite(const struct tensor_desc *d, const void *data, struct er
     return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d->name, (unsigned long long)bad);
 }
 
-/* One tensor of the pass: is it the one that belongs here, does it fit, is it sound? */
-static int take_tensor(struct stream_reader *r, const struct model_config *c, size_t i, const struct stream_item *item,
-                       struct buf *data, struct model_slot *slot, struct err *e) {
-    struct model_slot want = model_slot_at(c, i);
+/* The tensor that lies in front of the cursor: is it the one that belongs here, does it fit, is it sound? */
+static int take_tensor(struct model_tensors *t, const struct stream_item *item, struct err *e) {
     char expected[TENSOR_MAX_NAME + 1];
-    int rc = model_slot_parse(item->desc.name, slot, e);
+    if (t->next == model_slot_count(t->config))
+        return err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", item->desc.name);
+    struct model_slot want = model_slot_at(t->config, t->next);
+    int rc = model_slot_parse(item->desc.name, &t->slot, e);
     if (rc) return rc;
-    if (slot->role != want.role || slot->layer != want.layer)
+    if (t->slot.role != want.role || t->slot.layer != want.layer)
         return err_set(e, ERR_DATA, "found tensor '%s', expected '%s'", item->desc.name,
                        model_slot_name(want, expected));
     const struct dtype_info *type = dtype_info(item->desc.dtype);
     if (!type->is_float && !type->is_quantized)
         return err_set(e, ERR_DATA, "tensor '%s' holds %s, expected floating-point or quantized weights",
                        item->desc.name, type->name);
-    rc = model_slot_check(c, *slot, &item->desc, e);
-    if (!rc) rc = stream_load_tensor(r, data, e);
-    return rc ? rc : check_finite(&item->desc, data->data, e);
+    rc = model_slot_check(t->config, t->slot, &item->desc, e);
+    if (!rc) rc = stream_load_tensor(t->r, &t->data, e);
+    return rc ? rc : check_finite(&t->desc, t->data.data, e);
+}
+
+void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
+                         struct stream_item *item) {
+    *t = (struct model_tensors){.r = r, .config = c, .item = item};
+}
+
+int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
+    const char *name = stream_reader_name(t->r);
+    cJSON_Delete(t->attrs);
+    t->attrs = NULL;
+    *more = false;
+    int rc = t->next ? next_tensor_or_end(t->r, t->item, e) : 0;
+    if (rc) return rc;
+    if (t->item->type != ITEM_TENSOR) {
+        char missing[TENSOR_MAX_NAME + 1];
+        if (t->next == model_slot_count(t->config)) return 0;
+        return err_set(e, ERR_DATA, "%s: tensor '%s' is missing", name,
+                       model_slot_name(model_slot_at(t->config, t->next), missing));
+    }
+    t->desc = t->item->desc;
+    if (t->item->attrs && !(t->attrs = cJSON_Duplicate(t->item->attrs, true))) return err_nomem(e, "attributes");
+    rc = take_tensor(t, t->item, e);
+    if (rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name))) rc = err_prefix(e, "%s", name);
+    t->next++;
+    *more = !rc;
+    return rc;
+}
+
+void model_tensors_release(struct model_tensors *t) {
+    cJSON_Delete(t->attrs);
+    buf_release(&t->data);
+    *t = (struct model_tensors){0};
 }
 
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) {
-    struct buf data = {0};
-    size_t n = model_slot_count(c), i = 0;
-    int rc = 0;
-    for (; !rc && item->type == ITEM_TENSOR; i++) {
-        struct model_slot slot;
-        struct tensor_desc desc = item->desc;
-        cJSON *attrs = item->attrs ? cJSON_Duplicate(item->attrs, true) : NULL;
-        if (i == n)
-            rc = err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", desc.name);
-        else
-            rc = take_tensor(r, c, i, item, &data, &slot, e);
-        if (rc && rc != ERR_IO && strncmp(e->msg, stream_reader_name(r), strlen(stream_reader_name(r))) != 0)
-            rc = err_prefix(e, "%s", stream_reader_name(r));
-        if (!rc) rc = fn(ctx, slot, &desc, attrs, data.data, e);
-        cJSON_Delete(attrs);
-        if (!rc) rc = next_tensor_or_end(r, item, e);
+    struct model_tensors t;
+    bool more;
+    int rc;
+    model_tensors_begin(&t, r, c, item);
+    while (!(rc = model_tensors_next(&t, &more, e)) && more &&
+           !(rc = fn(ctx, t.slot, &t.desc, t.attrs, t.data.data, e))) {
     }
-    buf_release(&data);
-    if (!rc && i < n) {
-        char missing[TENSOR_MAX_NAME + 1];
-        rc = err_set(e, ERR_DATA, "%s: tensor '%s' is missing", stream_reader_name(r),
-                     model_slot_name(model_slot_at(c, i), missing));
-    }
+    model_tensors_release(&t);
     return rc;
 }

@@ -1,14 +1,12 @@
 /* A whole model in memory: reading, initialising, writing. */
-#include "lib/model/model.h"
+#include "lib/model/model_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 /* ---- making ---------------------------------------------------------------------------------------------------- */
 
-/* The model without weights. Takes over nothing. */
-static int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab,
-                     struct err *e) {
+int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, struct err *e) {
     struct model *m = mem_zalloc(sizeof *m, e);
     if (!m) return e->code;
     *out = m;
@@ -50,14 +48,28 @@ static int param_alloc(struct model_param *p, struct model_slot slot, const stru
     return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
-static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
-                       const void *data, struct err *e) {
-    (void)attrs;
-    struct model *m = ctx;
+int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data, struct err *e) {
     struct model_param *p = &m->params[model_slot_index(&m->config, s)];
     int rc = param_alloc(p, s, d, e);
     if (!rc) tensor_to_f32(d->dtype, data, p->value, p->n);
     return rc;
+}
+
+void model_drop(struct model *m, struct model_slot s) {
+    struct model_param *p = &m->params[model_slot_index(&m->config, s)];
+    mem_free(p->value);
+    mem_free(p->grad);
+    *p = (struct model_param){0};
+}
+
+void model_drop_all(struct model *m) {
+    for (size_t i = 0; i < m->n_params; i++) model_drop(m, model_slot_at(&m->config, i));
+}
+
+static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
+                       const void *data, struct err *e) {
+    (void)attrs;
+    return model_hold(ctx, s, d, data, e);
 }
 
 int model_load(struct model **out, struct stream_reader *r, struct err *e) {

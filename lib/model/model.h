@@ -200,6 +200,37 @@ typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, 
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
+/* ---- inference with a model larger than memory ------------------------------------------------------------------------------------------------- */
+
+/*
+ * A block of positions goes through the model layer by layer: in memory are the hidden states of the block, one layer, and at the end
+ * the head (the layer-wise offloading of FlexGen, Sheng et al. 2023, with the block as large as memory allows). The operations, and so
+ * the numbers to the bit, are those of model_infer for the same inputs.
+ *
+ *     model_layerwise_new(&l, reader, again, ctx)
+ *     for each block: model_layerwise_run(l, scratch, inputs, n), then model_layerwise_logits(l, scratch, inputs, n, fn, ctx)
+ *
+ * The first run reads `reader` to its end. Each further one, and the head of a model that is tied, reads the stream again through
+ * `again`, which gives a reader at its beginning, valid until the next call. again NULL: the stream can be read once, as a pipe; then
+ * there is one block, and an embedding that is also the head stays in memory meanwhile.
+ */
+typedef int model_again_fn(void *ctx, struct stream_reader **out, struct err *e);
+/* Layers done of this block; for a progress bar. */
+typedef void model_layer_fn(void *ctx, uint32_t layers);
+struct model_layerwise;
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, model_again_fn *again, void *again_ctx,
+                        struct err *e) MUST_CHECK;
+/* Configuration and vocabulary; its parameters have no values. */
+const struct model *model_layerwise_model(const struct model_layerwise *l);
+struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */
+/* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may be NULL. */
+int model_layerwise_run(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
+                        model_layer_fn *progress, void *ctx, struct err *e) MUST_CHECK;
+/* Logits of the same inputs, one after another; `first` counts through the block. */
+int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
+                           model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
+
 /* ---- generation: KV cache, many sequences at once ----------------------------------------------------------------------------------------------- */
 
 struct model_sampling {

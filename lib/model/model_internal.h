@@ -14,9 +14,68 @@ struct kv_cache {
 /* Floats that a position takes in the first `layers` layers; of all: config.n_layers. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
 
-/* As model_graph; with caches (NULL: none), sequence i of the input continues caches[i]: the first ones from what they hold, by one
- * position each (decode), those behind them from nothing (prefill). The caches' lengths are advanced. */
+/* ---- the forward pass, piece by piece (graph.c) ---------------------------------------------------------------------- */
+
+struct graph {
+    struct model *m;
+    struct grad_tape *t;
+    const struct model_input *in;
+    const uint32_t *position;       /* [n_positions] within the sequence */
+    const uint32_t *starts;         /* [n_seqs + 1] */
+    struct kv_cache *const *caches; /* [n_seqs], or NULL */
+    size_t n_decoded;               /* sequences, the first ones, whose caches hold something */
+    model_tap *tap;
+    void *tap_ctx;
+    struct err *e;
+    int rc;
+};
+
+/* Begins a pass over `in`, which must live as long as the graph: checks it and lays out positions. With caches (NULL: none), sequence
+ * i continues caches[i]: the first ones from what they hold, by one position each (decode), those behind them from nothing (prefill).
+ * NULL and *e on failure. */
+struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct model_input *in,
+                          struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
+/* Operations like those of lib/grad: NULL gives NULL, and graph_failure says what went wrong. A layer's weights need to be there
+ * only while it is made. On a tape that does not record, graph_layer drops all that a layer makes but its output, which is where x
+ * was: memory is that of one layer. */
+struct grad_var *graph_embed(struct graph *g);
+struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x);
+struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
+int graph_failure(const struct graph *g);
+/* Attention with caches (cache.c). */
+struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                                     struct grad_var *v, const struct kernel_attention *shape);
+
+/* As model_graph, with caches, whose lengths are advanced. */
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
                                     struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
+
+/* ---- the tensors of a stream, one after another (head.c) ------------------------------------------------------------ */
+
+/* As model_each_tensor, for those who pull. */
+struct model_tensors {
+    struct stream_reader *r;
+    const struct model_config *config;
+    struct stream_item *item; /* where model_head_read left off */
+    size_t next;              /* position in stream order of the next one */
+    struct model_slot slot;   /* of the latest: its data, valid until the next call */
+    struct tensor_desc desc;
+    cJSON *attrs;
+    struct buf data;
+};
+void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
+                         struct stream_item *item);
+int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
+void model_tensors_release(struct model_tensors *t);
+
+/* ---- weights that come and go (load.c) ------------------------------------------------------------------------------ */
+
+/* A model without weights. On failure too *out is what model_free takes. */
+int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab,
+              struct err *e) MUST_CHECK;
+int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data,
+               struct err *e) MUST_CHECK;
+void model_drop(struct model *m, struct model_slot s);
+void model_drop_all(struct model *m);
 
 #endif

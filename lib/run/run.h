@@ -38,15 +38,24 @@ int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **ou
 
 /* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
 
+/* A stream that can be read as often as one likes, if it is a regular file. Begin with {0}. */
+struct run_file {
+    bool is_file;
+    const char *path, *name; /* what follows is private */
+    struct stream_reader *again;
+    int fd;
+};
+/* Asks what the path leads to; before anything reads standard input on. */
+void run_file_init(struct run_file *f, const char *path);
+/* A second reader at the beginning, beside the cli's, which is kept for the provenance. Valid until the next call. */
+int run_file_again(struct run_file *f, enum stream_kind expect, struct stream_reader **out, struct err *e) MUST_CHECK;
+void run_file_release(struct run_file *f);
+
 /* Begin with {0}. */
 struct run_data {
     struct stream_reader *stream; /* the cli's */
     struct knowledge_format format;
-    bool is_file; /* run_again can read it once more */
-
-    const char *path; /* what follows is private */
-    struct stream_reader *again;
-    int again_fd;
+    struct run_file file; /* to read it once more */
 };
 /* Opens the data and reads its description; see cli_open_stream. ERR_DATA unless `m` (NULL: not asked) and the data have the same
  * vocabulary; knowledge_read then keeps it so to the end. */
@@ -54,9 +63,28 @@ int run_open_data(struct cli *c, const char *path, const char *role, enum stream
                   struct run_data *d, struct err *e) MUST_CHECK;
 /* The same question to a vocabulary without its model. `what` the data is called in the message. */
 int run_check_vocab(const struct vocab *v, const struct run_data *d, const char *what, struct err *e) MUST_CHECK;
-/* A second reader at the beginning of the data, beside d->stream, which the cli keeps for the provenance. Valid until the next
- * call. Only of a file. */
-int run_again(struct run_data *d, struct stream_reader **out, struct err *e) MUST_CHECK;
 void run_data_release(struct run_data *d);
+
+/* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
+
+struct run_teacher_options {
+    bool layerwise; /* the weights go by once for each block of positions, layer by layer; else they stay in memory */
+    uint64_t batch_tokens; /* positions of a forward pass, at most (but a whole sequence) */
+    uint64_t
+        block_tokens; /* of a block, at least (but the last); 0: as many as an eighth of the memory holds states of */
+};
+struct run_teacher;
+/* Opens the model `o`. A layerwise teacher's has been read up to its tensors, another's whole. */
+int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_options *o,
+                     const struct run_teacher_options *how, struct err *e) MUST_CHECK;
+/* Its configuration and vocabulary. */
+const struct model *run_teacher_model(const struct run_teacher *t);
+/* Called once, before the first logits; the teacher's digest is known now. Gives the encoder that is to have them. */
+typedef int run_teacher_ready(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e);
+/* All of the tokens, from the stream's beginning to its end, with a progress bar. Logits go into the encoder at `inv_temperature`; the
+ * bytes do not depend on options.layerwise or block_tokens. */
+int run_teacher_infer(struct run_teacher *t, struct run_data *tokens, double inv_temperature, run_teacher_ready *ready,
+                      void *ctx, struct err *e) MUST_CHECK;
+void run_teacher_free(struct run_teacher *t); /* NULL is fine */
 
 #endif

@@ -68,3 +68,15 @@ setup() { enter_temp; }
         [ "$b" -le $((a + a / 20 + 2097152)) ] || fail "teacher-infer: $a bytes on the short input, $b on the long one"
     done
 }
+
+@test "teacher-infer holds one layer of a model that goes by" {
+    # 30 layers of 13 MB: the model is 400 MB, a layer and its packing some 30
+    rill tokenize -q -m "$INPUTS/vocab.rill" --context 64 --max-tokens 512 "$INPUTS/short.txt" -o some.tok.rill
+    for how in "-m $INPUTS/long.model.rill" "-m -"; do
+        # shellcheck disable=SC2086
+        rill teacher-infer -q --weights stream --encode topk:5 $how some.tok.rill --report r.json >streamed \
+            < <(cat "$INPUTS/long.model.rill")
+        [ "$(peak r.json)" -lt 100000000 ] || fail "$how: $(peak r.json) bytes"
+    done
+    [ "$(file_size "$INPUTS/long.model.rill")" -gt 400000000 ]
+}

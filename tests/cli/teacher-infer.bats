@@ -29,6 +29,38 @@ setup() {
     [ "$(wc -l <"table--dtype f32")" -eq 21 ]
 }
 
+@test "a teacher that goes by layer by layer says the same, in any blocks, from a file or a pipe" {
+    local how=(-q --no-provenance --dtype f32 --batch-tokens 64)
+    rill teacher-infer "${how[@]}" -m teacher.rill tokens.rill >resident
+    for n in 1 100; do
+        rill teacher-infer "${how[@]}" --weights stream --block-tokens $n -m teacher.rill tokens.rill >block
+        assert_same resident block
+    done
+    rill teacher-infer "${how[@]}" --weights stream -m teacher.rill <tokens.rill >block
+    assert_same resident block
+    cat teacher.rill | rill teacher-infer "${how[@]}" --weights stream -m - tokens.rill >piped
+    assert_same resident piped
+    rill teacher-infer "${how[@]}" --weights stream -m - tokens.rill <teacher.rill >file
+    assert_same resident file
+    check_exit 2 rill teacher-infer --block-tokens 5 -m teacher.rill tokens.rill
+    assert_stderr_line "--block-tokens is for --weights stream"
+    check_exit 2 sh -c 'cat teacher.rill | rill teacher-infer --weights stream --block-tokens 5 -m - tokens.rill'
+    assert_stderr_line "standard input is no file and can be read once only: all tokens are one block"
+}
+
+@test "what is encoded at once is what logit-dump encodes" {
+    for encode in sample:20 topk:5 ghost:5; do
+        rill teacher-infer -q --encode $encode --temperature 2 --seed 3 -m teacher.rill tokens.rill -o at-once --force
+        rill teacher-infer -q --dtype f32 --logits -m teacher.rill tokens.rill |
+            rill logit-dump -q --encode $encode --temperature 2 --seed 3 -o in-two --force
+        check_exit 0 rill diff -q at-once in-two
+    done
+    check_exit 2 rill teacher-infer --encode topk:5 --dtype f32 -m teacher.rill tokens.rill
+    assert_stderr_line "--dtype and --logits are for --encode dense, not topk:5"
+    check_exit 2 rill teacher-infer --logits --temperature 2 -m teacher.rill tokens.rill
+    check_exit 2 rill teacher-infer --encode best:5 -m teacher.rill tokens.rill
+}
+
 @test "the types differ in size" {
     for t in f32 f16 bf16; do rill teacher-infer -q --dtype $t -m teacher.rill tokens.rill >$t; done
     [ "$(file_size f32)" -gt $((19 * $(file_size f16) / 10)) ]

@@ -374,6 +374,129 @@ static void bad_input_is_refused(void **state) {
     arena_release(&a);
 }
 
+/* ---- layer by layer --------------------------------------------------------------------------------------------------------------- */
+
+struct reread {
+    const struct buf *bytes;
+    struct stream_reader *r;
+    int fd, times;
+};
+
+static void close_reread(struct reread *f) {
+    if (!f->r) return;
+    stream_reader_free(f->r);
+    close(f->fd);
+    f->r = NULL;
+}
+
+static int read_again(void *ctx, struct stream_reader **out, struct err *e) {
+    struct reread *f = ctx;
+    close_reread(f);
+    f->fd = file_of(f->bytes->data, f->bytes->len);
+    int rc = stream_reader_open(&f->r, f->fd, "model.rill", STREAM_MODEL, e);
+    *out = f->r;
+    f->times++;
+    return rc;
+}
+
+static void count_layers(void *ctx, uint32_t layers) {
+    uint32_t *last = ctx;
+    assert_int_equal(layers, *last % 2 + 1);
+    *last = layers;
+}
+
+/* The logits of three inputs, each a pass of its own, in one block or two: to the bit what model_infer gives. */
+static void layer_by_layer_nothing_changes(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    const uint32_t lengths[] = {3, 11, 1, 30, 7};
+    uint32_t tokens[52];
+    sample_tokens(tokens, 52, c.vocab_size, 9);
+    const struct model_input in[] = {
+        {14, 2, tokens, lengths}, {1, 1, tokens + 14, lengths + 2}, {37, 2, tokens + 15, lengths + 3}};
+    for (int tied = 0; tied < 2; tied++)
+        for (int pipe = 0; pipe < 2; pipe++) {
+            c.tied = tied;
+            struct model *m = sample_model(&c, 8);
+            struct buf bytes = saved_model(m, 0);
+            struct reread first = {&bytes, .times = 0}, again = {&bytes, .times = 0};
+            struct stream_reader *r;
+            struct grad_tape *t;
+            struct model_layerwise *l;
+            OK(grad_tape_new(&t, false, &e));
+            OK(read_again(&first, &r, &e));
+            OK(model_layerwise_new(&l, r, pipe ? NULL : read_again, &again, &e));
+            assert_int_equal(model_layerwise_model(l)->config.tied, tied);
+            size_t blocks = pipe ? 1 : 2, from = 0;
+            for (size_t b = 0; b < blocks; b++) {
+                size_t n = pipe ? 3 : b ? 1 : 2, rows = 0, at = 0;
+                uint32_t last = 0;
+                OK(model_layerwise_run(l, t, in + from, n, count_layers, &last, &e));
+                assert_int_equal(last, 2);
+                for (size_t i = 0; i < n; i++) rows += in[from + i].n_positions;
+                struct all_logits all = {mem_array(rows * c.vocab_size, sizeof(float), &e)};
+                OK(model_layerwise_logits(l, t, in + from, n, keep_logits, &all, &e));
+                for (size_t i = 0; i < n; at += in[from + i++].n_positions) {
+                    float *expected = logits_of(m, &in[from + i]);
+                    assert_memory_equal(expected, all.x + at * c.vocab_size,
+                                        in[from + i].n_positions * c.vocab_size * sizeof(float));
+                    mem_free(expected);
+                }
+                mem_free(all.x);
+                from += n;
+            }
+            /* A file is read again for the second block, and for each tied head; a pipe cannot be. */
+            assert_int_equal(again.times, pipe ? 0 : tied ? 3 : 1);
+            if (pipe) assert_int_equal(model_layerwise_run(l, t, in, 3, NULL, NULL, &e), ERR_USAGE);
+            model_layerwise_free(l);
+            grad_tape_free(t);
+            close_reread(&first);
+            close_reread(&again);
+            buf_release(&bytes);
+            model_free(m);
+        }
+    arena_release(&a);
+}
+
+/* A stream that is cut, or another one the second time, is noticed. */
+static void layer_by_layer_a_flaw_is_found(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8), *other = sample_model(&c, 9);
+    struct buf bytes = saved_model(m, 0), others = saved_model(other, 0), cut = bytes;
+    const uint32_t tokens[] = {1, 2, 3}, length = 3;
+    const struct model_input in = {3, 1, tokens, &length};
+    struct stream_reader *r;
+    struct grad_tape *t;
+    struct model_layerwise *l;
+    OK(grad_tape_new(&t, false, &e));
+    cut.len -= 2000;
+    struct reread first = {&cut, .times = 0}, again = {&others, .times = 0};
+    OK(read_again(&first, &r, &e));
+    OK(model_layerwise_new(&l, r, read_again, &again, &e));
+    assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
+    model_layerwise_free(l);
+    first.bytes = &bytes;
+    OK(read_again(&first, &r, &e));
+    OK(model_layerwise_new(&l, r, read_again, &again, &e));
+    OK(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e));
+    assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
+    assert_string_equal(e.msg, "model.rill: changed while it was read");
+    model_layerwise_free(l);
+    grad_tape_free(t);
+    close_reread(&first);
+    close_reread(&again);
+    buf_release(&bytes);
+    buf_release(&others);
+    model_free(m);
+    model_free(other);
+    arena_release(&a);
+}
+
 /* ---- generation ------------------------------------------------------------------------------------------------------------------- */
 
 struct made {
@@ -619,6 +742,8 @@ int main(void) {
         cmocka_unit_test(forward_equals_the_plain_one),
         cmocka_unit_test(threads_do_not_change_a_bit),
         cmocka_unit_test(bad_input_is_refused),
+        cmocka_unit_test(layer_by_layer_nothing_changes),
+        cmocka_unit_test(layer_by_layer_a_flaw_is_found),
         cmocka_unit_test(the_cache_changes_nothing),
         cmocka_unit_test(generation_ends_where_it_should),
         cmocka_unit_test(a_finished_sequence_makes_room),

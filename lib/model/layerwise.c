@@ -1,0 +1,221 @@
+/*
+ * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A pass
+ * through a layer begins with the hidden states that the one before it left, so that what is between them is kept for
+ * the whole block: [positions][hidden].
+ */
+#include "lib/model/model_internal.h"
+
+struct model_layerwise {
+    struct model *m; /* holds the weights at hand */
+    model_again_fn *again;
+    void *again_ctx;
+    bool read_once;       /* the first reader is used up */
+    struct digest digest; /* of what it gave: a file must not change while it is read again */
+
+    /* One reading of the stream. */
+    struct stream_reader *r;
+    struct stream_item item;
+    struct model_tensors tensors;
+
+    struct buf states; /* of the block, [n_positions][hidden] */
+};
+
+/* ---- reading -------------------------------------------------------------------------------------------------------- */
+
+/* At the first tensor of the stream: of the first reader, or of a new one. */
+static int begin_reading(struct model_layerwise *l, struct err *e) {
+    if (l->read_once) {
+        if (!l->again) return err_set(e, ERR_USAGE, "a model that comes through a pipe can be read once only");
+        struct model_head head = {0};
+        int rc = l->again(l->again_ctx, &l->r, e);
+        if (!rc) rc = model_head_read(l->r, &head, &l->item, e);
+        bool same = rc || (digest_equal(head.vocab_digest, l->m->vocab_digest) &&
+                           model_slot_count(&head.config) == model_slot_count(&l->m->config));
+        model_head_release(&head);
+        if (rc) return rc;
+        if (!same)
+            return err_set(e, ERR_DATA, "%s: another model than when it was first read", stream_reader_name(l->r));
+    }
+    model_tensors_release(&l->tensors);
+    model_tensors_begin(&l->tensors, l->r, &l->m->config, &l->item);
+    return 0;
+}
+
+/* The next tensor of the stream into the model. */
+static int hold_next(struct model_layerwise *l, struct err *e) {
+    bool more;
+    int rc = model_tensors_next(&l->tensors, &more, e);
+    return rc ? rc : model_hold(l->m, l->tensors.slot, &l->tensors.desc, l->tensors.data.data, e);
+}
+
+static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
+    size_t i = l->tensors.next;
+    if (i == model_slot_count(&l->m->config)) return false;
+    struct model_slot s = model_slot_at(&l->m->config, i);
+    return model_role_in_layer(s.role) && s.layer == layer;
+}
+
+static int hold_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
+    int rc = 0;
+    while (!rc && at_layer(l, layer)) rc = hold_next(l, e);
+    return rc;
+}
+
+static void drop_layer(struct model_layerwise *l, uint32_t layer) {
+    for (size_t i = 0; i < l->m->n_params; i++) {
+        struct model_slot s = model_slot_at(&l->m->config, i);
+        if (model_role_in_layer(s.role) && s.layer == layer) model_drop(l->m, s);
+    }
+}
+
+/* What lies behind the layers, and the end of the stream. */
+static int finish_reading(struct model_layerwise *l, struct err *e) {
+    struct stream_totals totals;
+    bool more;
+    int rc = 0;
+    while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = hold_next(l, e);
+    if (!rc) rc = model_tensors_next(&l->tensors, &more, e);
+    if (!rc) rc = stream_drain(l->r, e);
+    if (rc) return rc;
+    stream_reader_totals(l->r, &totals);
+    if (l->read_once && !digest_equal(l->digest, totals.digest))
+        return err_set(e, ERR_DATA, "%s: changed while it was read", stream_reader_name(l->r));
+    l->digest = totals.digest;
+    l->read_once = true;
+    return 0;
+}
+
+/* An embedding that is needed again as the head. */
+static int hold_tied_head(struct model_layerwise *l, struct err *e) {
+    const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
+    if (!l->m->config.tied || embed->value) return 0;
+    int rc = begin_reading(l, e);
+    return rc ? rc : hold_next(l, e);
+}
+
+/* ---- a block --------------------------------------------------------------------------------------------------------- */
+
+static size_t hidden(const struct model_layerwise *l) {
+    return l->m->config.hidden;
+}
+
+/* The states of one input as a variable, and back. */
+static struct grad_var *take_states(const struct model_layerwise *l, struct grad_tape *t, size_t first, size_t rows) {
+    struct grad_var *x = grad_scratch(t, rows, hidden(l));
+    if (x) kernel_copy(x->value, (const float *)l->states.data + first * hidden(l), rows * hidden(l));
+    return x;
+}
+
+static void put_states(struct model_layerwise *l, size_t first, const struct grad_var *x) {
+    kernel_copy((float *)l->states.data + first * hidden(l), x->value, x->rows * x->cols);
+}
+
+/* One step of all inputs: the embedding (layer -1) or a layer. */
+static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                      int64_t layer, struct err *e) {
+    size_t first = 0;
+    for (size_t i = 0; i < n; first += in[i++].n_positions) {
+        grad_reset(t);
+        struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
+        if (!g) return e->code;
+        struct grad_var *x =
+            layer < 0 ? graph_embed(g) : graph_layer(g, (uint32_t)layer, take_states(l, t, first, in[i].n_positions));
+        if (!x) return graph_failure(g);
+        put_states(l, first, x);
+    }
+    return 0;
+}
+
+static int run_layers(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                      model_layer_fn *progress, void *ctx, struct err *e) {
+    int rc = 0;
+    for (uint32_t i = 0; !rc && i < l->m->config.n_layers; i++) {
+        rc = hold_layer(l, i, e);
+        if (!rc) rc = run_inputs(l, t, in, n, i, e);
+        drop_layer(l, i);
+        if (!rc && progress) progress(ctx, i + 1);
+    }
+    return rc;
+}
+
+int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                        model_layer_fn *progress, void *ctx, struct err *e) {
+    const struct model_slot embed = {ROLE_EMBED, 0};
+    uint64_t positions = 0, floats, bytes;
+    for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
+    if (!u64_mul(positions, hidden(l), &floats) || !u64_mul(floats, sizeof(float), &bytes))
+        return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);
+    l->states.len = 0;
+    if (buf_reserve(&l->states, bytes, e))
+        return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
+    model_drop_all(l->m);
+    int rc = begin_reading(l, e);
+    if (!rc) rc = hold_next(l, e);
+    if (!rc) rc = run_inputs(l, t, in, n, -1, e);
+    if (l->again || !l->m->config.tied) model_drop(l->m, embed);
+    if (!rc) rc = run_layers(l, t, in, n, progress, ctx, e);
+    if (!rc) rc = finish_reading(l, e);
+    return rc ? rc : hold_tied_head(l, e);
+}
+
+/* Logits of one input, counted through the block. */
+struct shifted {
+    model_logits_fn *fn;
+    void *ctx;
+    size_t first;
+};
+
+static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    const struct shifted *s = ctx;
+    return s->fn(s->ctx, s->first + first, rows, vocab, logits, e);
+}
+
+int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                           model_logits_fn *fn, void *ctx, struct err *e) {
+    struct shifted s = {fn, ctx, 0};
+    for (size_t i = 0; i < n; s.first += in[i++].n_positions) {
+        grad_reset(t);
+        struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
+        if (!g) return e->code;
+        struct grad_var *h = graph_norm(g, take_states(l, t, s.first, in[i].n_positions));
+        if (!h || !grad_head(t, h, model_head_leaf(l->m, t), shift_rows, &s)) return graph_failure(g);
+    }
+    return 0;
+}
+
+/* ---- the interface --------------------------------------------------------------------------------------------------- */
+
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, model_again_fn *again, void *again_ctx,
+                        struct err *e) {
+    struct model_head head = {0};
+    struct model_layerwise *l = mem_zalloc(sizeof *l, e);
+    if (!l) return e->code;
+    l->r = r;
+    l->again = again;
+    l->again_ctx = again_ctx;
+    int rc = model_head_read(r, &head, &l->item, e);
+    if (!rc && model_new(&l->m, &head.config, head.vocab.data, head.vocab.len, e))
+        rc = err_prefix(e, "%s", stream_reader_name(r));
+    model_head_release(&head);
+    if (rc)
+        model_layerwise_free(l);
+    else
+        *out = l;
+    return rc;
+}
+
+const struct model *model_layerwise_model(const struct model_layerwise *l) {
+    return l->m;
+}
+
+struct digest model_layerwise_digest(const struct model_layerwise *l) {
+    return l->digest;
+}
+
+void model_layerwise_free(struct model_layerwise *l) {
+    if (!l) return;
+    model_free(l->m);
+    model_tensors_release(&l->tensors);
+    buf_release(&l->states);
+    mem_free(l);
+}

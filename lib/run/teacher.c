@@ -1,0 +1,192 @@
+/*
+ * A teacher over a stream of tokens. Sequences are gathered in a queue and cut into forward passes, which depend on the
+ * sequences alone; passes are gathered into blocks, of one pass when the model is in memory.
+ */
+#include <unistd.h>
+
+#include "lib/run/run.h"
+
+/* One forward pass, of sequences that lie one behind the other in the queue. */
+struct pass {
+    size_t n_seqs, n_positions;
+};
+
+struct run_teacher {
+    struct cli *c;
+    struct run_teacher_options how;
+    struct run_file file;
+    struct model *model;               /* in memory, or ... */
+    struct model_layerwise *layerwise; /* ... layer by layer */
+    struct digest digest;
+    struct grad_tape *scratch;
+
+    /* While it runs. */
+    struct knowledge_format format; /* of the tokens, with the teacher's vocabulary where they name none */
+    struct knowledge_rows rows;
+    struct batch batch;
+    struct buf passes, inputs;    /* struct pass; struct model_input */
+    size_t n_seqs, n_positions;   /* of the queue, cut into passes so far */
+    struct knowledge_encoder *to; /* the caller's; NULL: not ready yet */
+    run_teacher_ready *ready;
+    void *ctx;
+    double inv_temperature;
+};
+
+/* ---- opening --------------------------------------------------------------------------------------------------------- */
+
+/* Positions whose hidden states take an eighth of the machine's memory. */
+static uint64_t default_block(uint32_t hidden) {
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    uint64_t bytes = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
+    uint64_t n = bytes / 8 / (hidden * sizeof(float));
+    return n ? n : 1;
+}
+
+static int read_again(void *ctx, struct stream_reader **out, struct err *e) {
+    return run_file_again(ctx, STREAM_MODEL, out, e);
+}
+
+static int open_layerwise(struct run_teacher *t, const struct run_options *o, struct err *e) {
+    struct stream_reader *r;
+    run_file_init(&t->file, o->model);
+    bool pipe = !t->file.is_file;
+    if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
+    if (pipe && t->how.block_tokens)
+        return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
+                       stream_reader_name(r));
+    if (model_layerwise_new(&t->layerwise, r, pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (!t->how.block_tokens)
+        t->how.block_tokens = pipe ? UINT64_MAX : default_block(run_teacher_model(t)->config.hidden);
+    return 0;
+}
+
+int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_options *o,
+                     const struct run_teacher_options *how, struct err *e) {
+    struct run_teacher *t = mem_zalloc(sizeof *t, e);
+    if (!t) return e->code;
+    t->c = c;
+    t->how = *how;
+    if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
+    int rc = how->layerwise ? open_layerwise(t, o, e) : run_load_model(c, o, &t->model, &t->digest, e);
+    if (!rc) rc = grad_tape_new(&t->scratch, false, e);
+    if (rc)
+        run_teacher_free(t);
+    else
+        *out = t;
+    return rc;
+}
+
+const struct model *run_teacher_model(const struct run_teacher *t) {
+    return t->layerwise ? model_layerwise_model(t->layerwise) : t->model;
+}
+
+void run_teacher_free(struct run_teacher *t) {
+    if (!t) return;
+    model_layerwise_free(t->layerwise);
+    model_free(t->model);
+    run_file_release(&t->file);
+    grad_tape_free(t->scratch);
+    knowledge_rows_release(&t->rows);
+    batch_release(&t->batch);
+    buf_release(&t->passes);
+    buf_release(&t->inputs);
+    mem_free(t);
+}
+
+/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+
+static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    const struct run_teacher *t = ctx;
+    (void)first, (void)vocab; /* they come in order */
+    int rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
+    cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
+    return rc;
+}
+
+static void layer_done(void *ctx, uint32_t layers) {
+    const struct run_teacher *t = ctx;
+    uint64_t done = t->to ? knowledge_encoder_counts(t->to).positions : 0;
+    cli_progress(t->c, done, "layer %u of %u for the next %zu", layers, run_teacher_model(t)->config.n_layers,
+                 t->n_positions);
+}
+
+/* The passes of the queue as inputs of the model. */
+static int lay_out_inputs(struct run_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
+    const struct pass *p = (const struct pass *)t->passes.data;
+    const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
+    int rc = 0;
+    *n = t->passes.len / sizeof *p;
+    t->inputs.len = 0;
+    for (size_t i = 0; !rc && i < *n; i++) {
+        struct model_input one = {
+            .n_positions = p[i].n_positions, .n_seqs = p[i].n_seqs, .tokens = tokens, .lengths = lengths};
+        rc = buf_append(&t->inputs, &one, sizeof one, e);
+        tokens += p[i].n_positions;
+        lengths += p[i].n_seqs;
+    }
+    *in = (const struct model_input *)t->inputs.data;
+    return rc;
+}
+
+/* The encoder, made when it is first needed, is told what comes. */
+static int announce(struct run_teacher *t, struct err *e) {
+    struct stream_batch head = {
+        .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
+    if (t->layerwise) t->digest = model_layerwise_digest(t->layerwise);
+    if (!t->to && t->ready(t->ctx, t->digest, &t->to, e)) return e->code;
+    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.lengths, e);
+}
+
+static int infer_block(struct run_teacher *t, struct err *e) {
+    const struct model_input *in;
+    size_t n;
+    if (!t->n_seqs) return 0;
+    int rc = lay_out_inputs(t, &in, &n, e);
+    if (!rc && t->layerwise) rc = model_layerwise_run(t->layerwise, t->scratch, in, n, layer_done, t, e);
+    if (!rc) rc = announce(t, e);
+    if (!rc && t->layerwise) rc = model_layerwise_logits(t->layerwise, t->scratch, in, n, put_logits, t, e);
+    for (size_t i = 0; !rc && !t->layerwise && i < n; i++)
+        rc = model_infer(t->model, t->scratch, &in[i], NULL, NULL, put_logits, t, e);
+    if (rc) return rc;
+    knowledge_drop(&t->rows, &t->format, t->n_seqs);
+    t->n_seqs = t->n_positions = t->passes.len = 0;
+    return 0;
+}
+
+/* All passes that are complete in the queue, and all blocks of them. */
+static int infer_queue(struct run_teacher *t, bool last, struct err *e) {
+    uint64_t fit = t->how.batch_tokens;
+    struct pass p;
+    while ((p.n_seqs = knowledge_run(&t->rows, t->n_seqs, fit, fit, last, &p.n_positions)) > 0) {
+        if (buf_append(&t->passes, &p, sizeof p, e)) return e->code;
+        t->n_seqs += p.n_seqs;
+        t->n_positions += p.n_positions;
+        if (t->n_positions >= t->how.block_tokens && infer_block(t, e)) return e->code;
+    }
+    return last ? infer_block(t, e) : 0;
+}
+
+int run_teacher_infer(struct run_teacher *t, struct run_data *tokens, double inv_temperature, run_teacher_ready *ready,
+                      void *ctx, struct err *e) {
+    const struct model_config *config = &run_teacher_model(t)->config;
+    bool more = true;
+    t->format = tokens->format;
+    t->format.vocab_size = config->vocab_size;
+    t->inv_temperature = inv_temperature;
+    t->ready = ready;
+    t->ctx = ctx;
+    cli_progress_begin(t->c, "token", 0);
+    while (true) {
+        if (knowledge_read(tokens->stream, &tokens->format, &t->batch, &more, e)) return e->code;
+        if (!more) break;
+        if (knowledge_decode(&t->rows, &t->format, &t->batch, e) ||
+            knowledge_check_context(&t->rows, config->context, "teacher", e) || infer_queue(t, false, e))
+            return e->code;
+    }
+    if (knowledge_decode_end(&t->rows, e) || infer_queue(t, true, e)) return e->code;
+    cli_progress_end(t->c);
+    /* No token at all: the knowledge is as empty, but it says whose it is. */
+    if (!t->to && t->layerwise && model_layerwise_run(t->layerwise, t->scratch, NULL, 0, NULL, NULL, e)) return e->code;
+    if (t->layerwise) t->digest = model_layerwise_digest(t->layerwise);
+    return t->to ? 0 : ready(ctx, t->digest, &t->to, e);
+}
