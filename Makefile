@@ -179,8 +179,9 @@ bench: all ## measure speed and quality against the peers that are installed
 	@RILL_BIN=$(abspath $(BIN)) tests/bench/run
 
 .PHONY: bench-kernel
-bench-kernel: $(OBJ)/bench/bench_kernel ## time the kernels, matrix products against plain OpenBLAS; THREADS=1 counts processor time
-	@$< $(THREADS)
+bench-kernel: $(OBJ)/bench/bench_kernel $(OBJ)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
+	@$(OBJ)/bench/bench_bf16 $(THREADS)
+	@$(OBJ)/bench/bench_kernel $(THREADS)
 $(OBJ)/bench/%: $(OBJ)/tests/bench/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
