@@ -1,6 +1,6 @@
 /*
  * Which CPU path runs. It is chosen once, at the first use, and stays: a result must not depend on when it was asked
- * for. RILL_CPU=portable|avx2|avx512|avx512bf16 takes a lesser path, for tests and for comparing machines.
+ * for. RILL_CPU=portable|avx2|avx512|avx512bf16|amx takes a lesser path, for tests and for comparing machines.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -29,12 +29,15 @@ static bool has_avx512bf16(void) {
 }
 
 /* AVX-512's loops with other products of bf16. */
-static struct simd avx512bf16;
+static struct simd avx512bf16, amx;
 
 static void make_paths(void) {
     avx512bf16 = simd_avx512;
     avx512bf16.name = "avx512bf16";
     avx512bf16.bf16 = &bf16_avx512;
+    amx = simd_avx512;
+    amx.name = "amx";
+    amx.bf16 = &bf16_amx;
 }
 #endif
 
@@ -43,6 +46,7 @@ static const struct simd *by_name(const char *name) {
 #if defined(__x86_64__)
     static pthread_once_t paths_once = PTHREAD_ONCE_INIT;
     pthread_once(&paths_once, make_paths);
+    if (strcmp(name, "amx") == 0) return has_avx512() && amx_available() ? &amx : NULL;
     if (strcmp(name, "avx512bf16") == 0) return has_avx512bf16() ? &avx512bf16 : NULL;
     if (strcmp(name, "avx512") == 0) return has_avx512() ? &simd_avx512 : NULL;
     if (strcmp(name, "avx2") == 0) return has_avx2() ? &simd_avx2 : NULL;
@@ -51,7 +55,7 @@ static const struct simd *by_name(const char *name) {
 }
 
 static const struct simd *choose(void) {
-    static const char *const best_first[] = {"avx512bf16", "avx512", "avx2", "portable"};
+    static const char *const best_first[] = {"amx", "avx512bf16", "avx512", "avx2", "portable"};
     const char *wanted = getenv("RILL_CPU");
     const struct simd *path = wanted && *wanted ? by_name(wanted) : NULL;
     if (wanted && *wanted && !path) log_line(LOG_WARN, "RILL_CPU=%s: not a path that this CPU runs; ignored", wanted);

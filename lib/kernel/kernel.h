@@ -15,7 +15,7 @@
 #include "lib/base/base.h"
 #include "lib/tensor/tensor.h"
 
-/* "avx512bf16", "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
+/* "amx", "avx512bf16", "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
 const char *kernel_backend(void);
 /* Has the path in use instructions for bf16, so that products of bf16 are faster than those of f32? */
 bool kernel_has_bf16(void);

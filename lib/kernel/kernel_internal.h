@@ -41,7 +41,8 @@ struct micro_bf16 {
 };
 extern const struct micro_bf16 bf16_widened; /* in f32, by the path's own product */
 #if defined(__x86_64__)
-extern const struct micro_bf16 bf16_avx512;
+extern const struct micro_bf16 bf16_avx512, bf16_amx;
+bool amx_available(void); /* asks the system for tiles */
 #endif
 
 /* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */

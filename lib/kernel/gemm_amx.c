@@ -1,0 +1,50 @@
+/* The micro-kernel of gemm_amx_body.h on the CPU's tiles, and asking the system for them. */
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+/*
+ * Assembler instead of the intrinsics: GCC 12's tell the compiler neither that a tile is loaded from memory nor how much of
+ * a configuration is read, so that it may drop the stores before them.
+ */
+#define AMX_TARGET          __attribute__((target("amx-tile,amx-bf16")))
+#define TILE_CONFIG(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)))
+#define TILE_RELEASE()      __asm__ volatile("tilerelease")
+#define TILE_ZERO(t)        __asm__ volatile("tilezero %%tmm" #t ::)
+#define TILE_LOAD(t, p, stride)                                                                                        \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"((size_t)(stride)) : "memory")
+#define TILE_STORE(t, p, stride)                                                                                       \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((size_t)(stride)) : "memory")
+#define TILE_DP(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+
+#include "lib/kernel/gemm_amx_body.h"
+
+#define CPUID_7_EDX_AMX_BF16 (1u << 22)
+#define CPUID_7_EDX_AMX_TILE (1u << 24)
+#define XCR0_TILES           (3u << 17) /* the system saves XTILECFG and XTILEDATA */
+#define ARCH_REQ_XCOMP_PERM  0x1023     /* Linux 5.16, asm/prctl.h */
+#define XFEATURE_XTILEDATA   18
+
+__attribute__((target("xsave"))) static bool system_saves_tiles(void) {
+    return (_xgetbv(0) & XCR0_TILES) == XCR0_TILES;
+}
+
+/* Tile data is 8 KiB a thread, which Linux gives only to processes that ask; the answer holds for all their threads. */
+bool amx_available(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (!(d & CPUID_7_EDX_AMX_TILE) || !(d & CPUID_7_EDX_AMX_BF16) || !system_saves_tiles()) return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+/* 384 of k: 24 KiB of a stay in the first cache of 48 while b streams through it from the second. */
+const struct micro_bf16 bf16_amx = {
+    .block = AMX_BLOCK, .k_block = 384, .begin = amx_begin, .end = amx_end, .multiply = amx_multiply};
+#else
+typedef int gemm_amx_needs_x86_64; /* ISO C wants a declaration in every file */
+#endif

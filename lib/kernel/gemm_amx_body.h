@@ -1,0 +1,115 @@
+/*
+ * The micro-kernel for AMX: 2 x 2 tiles of c, 16 x 16 each, two of a and two of b a step of 32 in k. TDPBF16PS adds the
+ * products of the even k of a step and those of the odd ones apart, in order, then both to c; subnormal inputs and
+ * results are zero. The order does not depend on where a row or a column is in its tile.
+ *
+ * Written over five operations, so that the very same source runs on tiles of the CPU (gemm_amx.c) and on a software model
+ * of them (tests/unit/test_kernel_amx.c), for CPUs that have none. The including file defines
+ *
+ *     AMX_TARGET                          function attribute
+ *     TILE_CONFIG(config)                 struct amx_config, 64 bytes as LDTILECFG reads them; rows and bytes checked by it
+ *     TILE_RELEASE()
+ *     TILE_ZERO(t)   TILE_LOAD(t, address, stride)   TILE_STORE(t, address, stride)   TILE_DP(c, a, b)
+ *
+ * with tile numbers that are constants and strides in bytes.
+ */
+
+/* What LDTILECFG reads (Intel SDM volume 2, LDTILECFG, "memory layout of the configuration"). */
+struct amx_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+/* Tiles 0 to 3 are c by rows, 4 and 5 rows of a, 6 and 7 columns of b. The second row of tiles may be absent. */
+#define AMX_ROWS     16
+#define AMX_BLOCK    (2 * AMX_ROWS)
+#define AMX_STEP     32                             /* of k */
+#define AMX_B_STRIDE (2 * PANEL * sizeof(uint16_t)) /* bytes from one pair of k to the next */
+
+static AMX_TARGET void amx_configure(size_t rows) {
+    struct amx_config config = {.palette = 1};
+    size_t upper = smaller(rows, AMX_ROWS), lower = rows - upper;
+    const size_t tile_rows[8] = {upper, upper, lower, lower, upper, lower, AMX_ROWS, AMX_ROWS};
+    for (int t = 0; t < 8; t++) {
+        config.rows[t] = (uint8_t)tile_rows[t];
+        config.row_bytes[t] = tile_rows[t] ? 64 : 0;
+    }
+    TILE_CONFIG(&config);
+}
+
+static AMX_TARGET void amx_begin(void) {
+    amx_configure(AMX_BLOCK);
+}
+
+static AMX_TARGET void amx_end(void) {
+    TILE_RELEASE();
+}
+
+/* c[up to 16][32] = [c +] a b for one panel. */
+static AMX_TARGET void amx_one_row_of_tiles(size_t k, const uint16_t *a, size_t lda, const uint16_t *b, bool accumulate,
+                                            float *c, size_t ldc) {
+    size_t c_bytes = ldc * sizeof *c, a_bytes = lda * sizeof *a;
+    if (accumulate) {
+        TILE_LOAD(0, c, c_bytes);
+        TILE_LOAD(1, c + AMX_ROWS, c_bytes);
+    } else {
+        TILE_ZERO(0);
+        TILE_ZERO(1);
+    }
+    for (size_t p = 0; p < k; p += AMX_STEP) {
+        TILE_LOAD(4, a + p, a_bytes);
+        TILE_LOAD(6, b + p * PANEL, AMX_B_STRIDE);
+        TILE_LOAD(7, b + p * PANEL + PANEL, AMX_B_STRIDE);
+        TILE_DP(0, 4, 6);
+        TILE_DP(1, 4, 7);
+    }
+    TILE_STORE(0, c, c_bytes);
+    TILE_STORE(1, c + AMX_ROWS, c_bytes);
+}
+
+/* c[17 to 32][32] = [c +] a b for one panel. */
+static AMX_TARGET void amx_two_rows_of_tiles(size_t k, const uint16_t *a, size_t lda, const uint16_t *b,
+                                             bool accumulate, float *c, size_t ldc) {
+    size_t c_bytes = ldc * sizeof *c, a_bytes = lda * sizeof *a;
+    const uint16_t *lower_a = a + AMX_ROWS * lda;
+    float *lower_c = c + AMX_ROWS * ldc;
+    if (accumulate) {
+        TILE_LOAD(0, c, c_bytes);
+        TILE_LOAD(1, c + AMX_ROWS, c_bytes);
+        TILE_LOAD(2, lower_c, c_bytes);
+        TILE_LOAD(3, lower_c + AMX_ROWS, c_bytes);
+    } else {
+        TILE_ZERO(0);
+        TILE_ZERO(1);
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+    }
+    for (size_t p = 0; p < k; p += AMX_STEP) {
+        TILE_LOAD(4, a + p, a_bytes);
+        TILE_LOAD(6, b + p * PANEL, AMX_B_STRIDE);
+        TILE_LOAD(5, lower_a + p, a_bytes);
+        TILE_LOAD(7, b + p * PANEL + PANEL, AMX_B_STRIDE);
+        TILE_DP(0, 4, 6);
+        TILE_DP(2, 5, 6);
+        TILE_DP(1, 4, 7);
+        TILE_DP(3, 5, 7);
+    }
+    TILE_STORE(0, c, c_bytes);
+    TILE_STORE(1, c + AMX_ROWS, c_bytes);
+    TILE_STORE(2, lower_c, c_bytes);
+    TILE_STORE(3, lower_c + AMX_ROWS, c_bytes);
+}
+
+/* As struct micro_bf16 says. Tiles stand for whole blocks between the calls; a last block of fewer rows changes that. */
+static AMX_TARGET void amx_multiply(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda,
+                                    const uint16_t *b, size_t stride, bool accumulate, float *c, size_t ldc) {
+    if (rows != AMX_BLOCK) amx_configure(rows);
+    for (size_t j = 0; j < n_panels; j++, b += stride, c += PANEL) {
+        if (rows > AMX_ROWS)
+            amx_two_rows_of_tiles(k, a, lda, b, accumulate, c, ldc);
+        else
+            amx_one_row_of_tiles(k, a, lda, b, accumulate, c, ldc);
+    }
+    if (rows != AMX_BLOCK) amx_configure(AMX_BLOCK);
+}
