@@ -1,35 +1,6 @@
 /* Channels and head groups out of one layer: scores, choice, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
-#include <stdlib.h>
-
-struct ranked {
-    double score;
-    uint32_t index;
-};
-
-static int best_first(const void *a, const void *b) {
-    const struct ranked *x = a, *y = b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return x->index < y->index ? -1 : x->index > y->index;
-}
-
-static int by_index(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* The `keep` best of n scores, in their old order. */
-static int choose(const double *score, uint32_t n, uint32_t keep, uint32_t *out, struct arena *a, struct err *e) {
-    struct ranked *r = arena_array(a, n, sizeof *r, e);
-    if (!r) return e->code;
-    for (uint32_t i = 0; i < n; i++) r[i] = (struct ranked){score[i], i};
-    qsort(r, n, sizeof *r, best_first);
-    for (uint32_t i = 0; i < keep; i++) out[i] = r[i].index;
-    qsort(out, keep, sizeof *out, by_index);
-    return 0;
-}
-
 /* ---- taking out ----------------------------------------------------------------------------------------------------- */
 
 static float *values(struct prune_layer *l, enum model_role role) {
@@ -102,7 +73,7 @@ static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_
     uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
     if (!score || !kept) return e->code;
     int rc = ffn_scores(l, p, layer, score, a, e);
-    if (!rc) rc = choose(score, n, keep, kept, a, e);
+    if (!rc) rc = prune_choose(score, n, keep, kept, a, e);
     if (!rc) rc = keep_rows(l, ROLE_GATE, kept, keep, e);
     if (!rc) rc = keep_rows(l, ROLE_UP, kept, keep, e);
     return rc ? rc : keep_cols(l, ROLE_DOWN, kept, keep, e);
@@ -157,7 +128,7 @@ static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint3
              *kv_rows = arena_array(a, kv, sizeof *kv_rows, e);
     if (!score || !kept || !q_rows || !kv_rows) return e->code;
     int rc = group_scores(l, p, layer, &h, score, a, e);
-    if (!rc) rc = choose(score, h.groups, keep, kept, a, e);
+    if (!rc) rc = prune_choose(score, h.groups, keep, kept, a, e);
     for (uint32_t i = 0; !rc && i < q; i++) q_rows[i] = kept[i / wide] * wide + i % wide;
     for (uint32_t i = 0; !rc && i < kv; i++) kv_rows[i] = kept[i / h.dim] * h.dim + i % h.dim;
     static const enum model_role kv_roles[] = {ROLE_K, ROLE_V, ROLE_K_BIAS, ROLE_V_BIAS};

@@ -1,8 +1,6 @@
 /* What stays: layers, widths and tokens, decided from options and statistics before anything is written. */
 #include "lib/prune/prune_internal.h"
 
-#include <stdlib.h>
-
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
 int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e) {
@@ -35,18 +33,6 @@ static uint32_t amount_of(const struct prune_amount *a, uint32_t total, uint32_t
 
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
 
-struct ranked {
-    double score;
-    uint32_t index;
-};
-
-static int by_score(const void *a, const void *b) {
-    const struct ranked *x = a, *y = b;
-    if (x->score != y->score) return x->score < y->score ? -1 : 1;
-    return x->index < y->index ? -1
-                               : x->index > y->index; /* ties: the earlier goes first, so that the order is total */
-}
-
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
@@ -57,11 +43,12 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
         return err_set(
             e, ERR_USAGE,
             "choosing layers by block influence needs --stats (rill calibrate), or name them with --drop-layers");
-    struct ranked *r = arena_array(&p->memory, n, sizeof *r, e);
-    if (!r) return e->code;
-    for (uint32_t i = 0; i < n; i++) r[i] = (struct ranked){stats_influence(p->o->stats, i), i};
-    qsort(r, n, sizeof *r, by_score);
-    for (uint32_t i = 0; i < n - keep; i++) gone[r[i].index] = 1;
+    double *score = arena_array(&p->memory, n, sizeof *score, e);
+    uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
+    if (!score || !go) return e->code;
+    for (uint32_t i = 0; i < n; i++) score[i] = -stats_influence(p->o->stats, i);
+    if (prune_choose(score, n, n - keep, go, &p->memory, e)) return e->code;
+    for (uint32_t i = 0; i < n - keep; i++) gone[go[i]] = 1;
     return 0;
 }
 

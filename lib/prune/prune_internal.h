@@ -21,6 +21,10 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
 
+/* The indices of the `best` highest of n scores, ascending, into out; of equals the earlier. Scratch memory comes from `a`. */
+int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
+                 struct err *e) MUST_CHECK;
+
 /* One layer of the old model in memory as f32, by role; NULL where it has none. */
 struct prune_layer {
     struct {

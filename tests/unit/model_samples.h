@@ -7,6 +7,7 @@
 #include "tests/unit/stream_samples.h"
 
 #include "lib/model/model.h"
+#include "lib/stats/stats.h"
 
 /* Two layers of different shapes, grouped queries, untied. */
 static inline struct model_config sample_config(struct arena *a) {
@@ -83,6 +84,23 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     OK(model_infer(m, t, in, NULL, NULL, keep_logits, &all, &e));
     grad_tape_free(t);
     return all.x;
+}
+
+static inline struct stats *stats_of(struct model *m, const struct model_input *in) {
+    struct err e;
+    struct stats *s;
+    struct grad_tape *t;
+    OK(grad_tape_new(&t, false, &e));
+    OK(stats_new(&s, &m->config, NULL, &e));
+    OK(stats_collect(s, m, t, in, &e));
+    grad_tape_free(t);
+    return s;
+}
+/* Of one sequence of n <= 64 random tokens. */
+static inline struct stats *sample_stats(struct model *m, uint32_t n, uint64_t seed) {
+    uint32_t tokens[64];
+    sample_tokens(tokens, n, m->config.vocab_size, seed);
+    return stats_of(m, &(struct model_input){n, 1, tokens, &n});
 }
 
 /* Sequences of `in` numbered from first_seq on, all at once. */

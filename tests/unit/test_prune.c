@@ -111,21 +111,13 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     model_free(p);
     mem_free(after);
     /* ... and found by its block influence. */
-    struct stats *s;
-    struct grad_tape *t;
-    uint32_t tokens[30], n = 30;
-    sample_tokens(tokens, 30, c.vocab_size, 3);
-    struct model_input in = {30, 1, tokens, &n};
-    OK(grad_tape_new(&t, false, &e));
-    OK(stats_new(&s, &m->config, NULL, &e));
-    OK(stats_collect(s, m, t, &in, &e));
+    struct stats *s = sample_stats(m, 30, 3);
     o = (struct prune_options){.layers = {.n = 1}, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
     assert_int_equal(r.kept_layers[0], 1);
     prune_report_release(&r);
     model_free(p);
     stats_free(s);
-    grad_tape_free(t);
     mem_free(before);
     model_free(m);
     arena_release(&a);
@@ -217,14 +209,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
         fill_rows(model_param(m, ROLE_UP, l), 0, 30, 0);
         scale_cols(model_param(m, ROLE_DOWN, l), 0, 30, 100);
     }
-    struct stats *s;
-    struct grad_tape *t;
-    uint32_t tokens[30], n = 30;
-    sample_tokens(tokens, 30, c.vocab_size, 3);
-    struct model_input in = {30, 1, tokens, &n};
-    OK(grad_tape_new(&t, false, &e));
-    OK(stats_new(&s, &m->config, NULL, &e));
-    OK(stats_collect(s, m, t, &in, &e));
+    struct stats *s = sample_stats(m, 30, 3);
     float *before = sample_logits(m), *after;
     struct prune_options o = {.ffn = {.n = 34}, .score = PRUNE_BY_STATS, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
@@ -237,7 +222,6 @@ static void activations_decide_where_there_are_statistics(void **state) {
     mem_free(before);
     mem_free(after);
     stats_free(s);
-    grad_tape_free(t);
     model_free(m);
     arena_release(&a);
 }

@@ -2,7 +2,6 @@
 #include "tests/unit/model_samples.h"
 
 #include "lib/quant/quant.h"
-#include "lib/stats/stats.h"
 
 /* ---- types ------------------------------------------------------------------------------------------------------------ */
 
@@ -236,14 +235,7 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     for (uint32_t i = 0; i < c.vocab_size; i++) /* channels of very different size reach the matrices */
         for (uint32_t k = 0; k < c.hidden; k++)
             model_param(m, ROLE_EMBED, 0)->value[i * c.hidden + k] *= k % 16 ? 0.05f : 2;
-    struct stats *s;
-    struct grad_tape *t;
-    uint32_t tokens[60], n = 60;
-    sample_tokens(tokens, 60, c.vocab_size, 2);
-    struct model_input input = {60, 1, tokens, &n};
-    OK(grad_tape_new(&t, false, &e));
-    OK(stats_new(&s, &c, NULL, &e));
-    OK(stats_collect(s, m, t, &input, &e));
+    struct stats *s = sample_stats(m, 60, 2);
     struct buf in = saved_model(m, DT_F32), out;
     double error[2] = {0};
     for (int with = 0; with < 2; with++) {
@@ -263,7 +255,6 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     }
     if (!(error[1] < 0.8 * error[0])) fail_msg("weighted error %g without importance, %g with", error[0], error[1]);
     stats_free(s);
-    grad_tape_free(t);
     buf_release(&in);
     model_free(m);
     arena_release(&a);

@@ -1,8 +1,6 @@
 /* lib/stats: what calibration sums up, against plain sums; merging; hostile streams. */
 #include "tests/unit/model_samples.h"
 
-#include "lib/stats/stats.h"
-
 static struct buf saved(const struct stats *s) {
     struct err e;
     struct stream_writer *w;
@@ -24,17 +22,6 @@ static int load(const struct buf *b, struct stats **out, struct err *e) {
     }
     close(fd);
     return rc;
-}
-
-static struct stats *collected(struct model *m, const struct model_input *in) {
-    struct err e;
-    struct stats *s;
-    struct grad_tape *t;
-    OK(grad_tape_new(&t, false, &e));
-    OK(stats_new(&s, &m->config, NULL, &e));
-    OK(stats_collect(s, m, t, in, &e));
-    grad_tape_free(t);
-    return s;
 }
 
 /* What one point showed, kept by a tap of the test's own. */
@@ -71,7 +58,7 @@ static void sums_are_the_plain_sums(void **state) {
     uint32_t tokens[30];
     sample_tokens(tokens, 30, c.vocab_size, 3);
     struct model_input in = {30, 3, tokens, lengths};
-    struct stats *s = collected(m, &in);
+    struct stats *s = stats_of(m, &in);
     struct grad_tape *t;
     OK(grad_tape_new(&t, false, &e));
     assert_int_equal(stats_positions(s), 30);
@@ -129,7 +116,7 @@ static void statistics_add_up(void **state) {
     sample_tokens(tokens, 30, c.vocab_size, 3);
     struct model_input both = {30, 2, tokens, lengths}, first = {20, 1, tokens, lengths},
                        second = {10, 1, tokens + 20, lengths + 1};
-    struct stats *whole = collected(m, &both), *one = collected(m, &first), *two = collected(m, &second), *sum;
+    struct stats *whole = stats_of(m, &both), *one = stats_of(m, &first), *two = stats_of(m, &second), *sum;
     struct buf b1 = saved(one), b2 = saved(two);
     OK(buf_append(&b1, b2.data, b2.len, &e));
     OK(load(&b1, &sum, &e));
