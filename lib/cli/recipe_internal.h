@@ -24,6 +24,7 @@ struct recipe_file {
     const char *digest;       /* of a leaf, "" when unknown */
     const char *note;         /* of a leaf: NULL, or why it has no name of its own */
     bool emitted;
+    size_t needed_by; /* number of the rule that named it last, from 1 */
 };
 
 struct recipe_input {

@@ -71,11 +71,15 @@ struct printer {
     struct buf *prerequisites;  /* names met while the command is written */
     struct recipe_file **queue; /* files to be printed, each once */
     size_t n_queue;
+    size_t rule; /* number of the one being printed, from 1 */
     struct err *e;
     int depth;
 };
 
+/* Each file once in a rule, however often its command reads it. */
 static int need_file(struct printer *p, struct recipe_file *f) {
+    if (f->needed_by == p->rule) return 0;
+    f->needed_by = p->rule;
     if (buf_append(p->prerequisites, " ", 1, p->e) || recipe_quote_make(p->prerequisites, f->name, false, p->e))
         return p->e->code;
     if (!f->emitted) p->queue[p->n_queue++] = f;
@@ -200,6 +204,7 @@ static int print_rule(struct printer *p, const struct recipe_file *f) {
     struct buf body = {0}, prerequisites = {0}, *out = p->b;
     p->b = &body;
     p->prerequisites = &prerequisites;
+    p->rule++;
     int rc = print_body(p, f);
     p->b = out;
     if (!rc) rc = buf_append(out, "\n", 1, p->e);
@@ -250,7 +255,7 @@ int recipe_print(const struct recipe *r, struct buf *b, struct err *e) {
     struct printer p = {.r = r, .b = b, .e = e};
     p.queue = arena_array(&scratch, r->n_files + 1, sizeof *p.queue, e);
     int rc = p.queue ? print_head(&p) : e->code;
-    for (size_t i = 0; i < r->n_files; i++) r->files[i]->emitted = false;
+    for (size_t i = 0; i < r->n_files; i++) r->files[i]->emitted = false, r->files[i]->needed_by = 0;
     if (!rc) {
         p.queue[p.n_queue++] = r->target;
         r->target->emitted = true;

@@ -27,6 +27,13 @@ rebuild() {
     rebuild a.rill
 }
 
+@test "a file that a rule reads twice is one prerequisite" {
+    fx --kind model >m.rill
+    fx -m m.rill | fx --join -m m.rill >a.rill
+    rebuild a.rill
+    grep -qx 'a.rill: m.rill' again/Makefile
+}
+
 @test "a chain of files" {
     fx >a.rill
     fx --join a.rill >b.rill

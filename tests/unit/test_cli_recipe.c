@@ -133,6 +133,16 @@ static void diamond(void **state) {
         "\npipe-step.rill:\n\t$(RILL) a | cat > pipe-step.rill\n");
 }
 
+/* Two programs of one pipeline read x, and the last one reads it twice: it is one prerequisite. */
+static void read_twice(void **state) {
+    (void)state;
+    static const char x[] = "{\"role\":\"model\",\"path\":\"x\",\"parents\":[]}";
+    char json[1000];
+    snprintf(json, sizeof json, "[" STEP("1", "a", "%s", "null") "," STEP("2", "b", "%s,%s,%s", "\"y\"") "]", x, x, x,
+             STDIN("null", "\"1\""));
+    expect_rules(json, NULL, "y: x\n\t$(RILL) a | \\\n\t$(RILL) b > y\n\n# These must be there:\n#   x\n");
+}
+
 static void in_place(void **state) {
     (void)state;
     /* x was an input and then overwritten: the leaf keeps the name */
@@ -269,6 +279,7 @@ int main(void) {
         cmocka_unit_test(pipe_and_files),
         cmocka_unit_test(renamed_and_missing),
         cmocka_unit_test(diamond),
+        cmocka_unit_test(read_twice),
         cmocka_unit_test(in_place),
         cmocka_unit_test(hostile),
         cmocka_unit_test(unnamed),
