@@ -65,6 +65,12 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
+    {.name = "recompute",
+     .type = CLI_FLAG,
+     .to = &o.recompute,
+     .transient = true,
+     .help = "keep only the inputs of layers and run their forward pass again in backward: a third more time for a "
+             "fraction of the memory; the result is the same to the bit"},
     {.name = "weight-decay",
      .type = CLI_F64,
      .to = &o.weight_decay,
@@ -190,6 +196,16 @@ static void show_step(void *ctx, const struct distill_progress *p, double tokens
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
 }
 
+static void say_memory(struct cli *c, const struct trainer *t) {
+    struct distill_memory m;
+    trainer_memory(t, &m);
+    cli_say(c,
+            "memory in MB: weights %.4g, gradients %.4g, optimizer %.4g, activations %.4g, their gradients %.4g, "
+            "operands and logits %.4g",
+            m.weights / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.values / 1e6, m.value_gradients / 1e6,
+            m.scratch / 1e6);
+}
+
 static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
@@ -232,6 +248,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
     cli_progress_begin(c, "step", o.steps);
     if (distill_run(w->trainer, &training, e)) return e->code;
     cli_progress_end(c);
+    if (cli_verbose(c)) say_memory(c, w->trainer);
     trainer_progress(w->trainer, &p);
     if (p.step < o.steps)
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);

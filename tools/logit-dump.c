@@ -4,8 +4,6 @@
 
 #include "lib/run/run.h"
 
-#define DENSE_BLOCK 64 /* rows in f32 at a time */
-
 static struct run_options how;
 static const char *encode, *positions;
 static double temperature;
@@ -52,11 +50,8 @@ struct work {
     struct run_data in;
     struct knowledge_format out;
     struct knowledge_encoder *encoder;
-    struct knowledge_rows rows;
     struct batch batch;
-    float *block; /* [DENSE_BLOCK][vocab] */
     struct vocab *vocab;
-    struct buf text;
 };
 
 /* ---- encoding -------------------------------------------------------------------------------------------------- */
@@ -73,27 +68,7 @@ static int begin(struct cli *c, struct work *w, struct err *e) {
     if (!rc) rc = stream_write_meta(writer, meta, e);
     if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, cli_seed(c), e);
     cJSON_Delete(meta);
-    if (rc || w->in.format.encoding != KNOW_DENSE) return rc;
-    w->block = mem_array((size_t)DENSE_BLOCK * w->in.format.vocab_size, sizeof *w->block, e);
-    return w->block ? 0 : e->code;
-}
-
-static int encode_batch(struct work *w, struct err *e) {
-    const struct knowledge_rows *k = &w->rows;
-    const struct knowledge_format *in = &w->in.format;
-    knowledge_clear(&w->rows);
-    if (knowledge_decode(&w->rows, in, &w->batch, e) ||
-        knowledge_encoder_begin(w->encoder, &w->batch.head, k->tokens, k->lengths, e))
-        return e->code;
-    if (in->encoding != KNOW_DENSE)
-        return knowledge_encoder_entries(w->encoder, k->n_positions, k->offset, k->ids, k->probs, e);
-    double inv_temperature = knowledge_inv_temperature(in, w->out.temperature);
-    for (size_t first = 0; first < k->n_positions; first += DENSE_BLOCK) {
-        size_t n = k->n_positions - first < DENSE_BLOCK ? k->n_positions - first : DENSE_BLOCK;
-        knowledge_dense_rows(k, in, first, n, w->block);
-        if (knowledge_encoder_rows(w->encoder, n, w->block, inv_temperature, e)) return e->code;
-    }
-    return 0;
+    return rc;
 }
 
 static int report(struct cli *c, struct work *w, struct err *e) {
@@ -114,7 +89,8 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     while (true) {
         if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
-        if (encode_batch(w, e)) return err_prefix(e, "%s", stream_reader_name(w->in.stream));
+        if (knowledge_encoder_batch(w->encoder, &w->in.format, &w->batch, e))
+            return err_prefix(e, "%s", stream_reader_name(w->in.stream));
         cli_progress(c, knowledge_encoder_counts(w->encoder).positions, NULL);
     }
     if (knowledge_encoder_end(w->encoder, e) || report(c, w, e)) return e->code;
@@ -147,39 +123,12 @@ static int parse_positions(uint64_t *first, uint64_t *n, struct err *e) {
     return 0;
 }
 
-/* Rows [from, to) of the queue as text to out. */
-static int print_rows(struct work *w, FILE *out, uint64_t from, uint64_t to, struct err *e) {
-    w->text.len = 0;
-    if (knowledge_tsv_rows(&w->text, &w->rows, &w->in.format, from, to - from, (uint32_t)top, w->vocab ? spell : NULL,
-                           w->vocab, e))
-        return e->code;
-    fwrite(w->text.data, 1, w->text.len, out); /* the cli checks the stream when it closes it */
-    return 0;
-}
-
 static int print_table(struct cli *c, struct work *w, struct err *e) {
-    const struct knowledge_format *format = &w->in.format;
-    uint64_t next, left, base = 0; /* the next position to print; the number of the queue's first */
+    uint64_t first, n;
     FILE *out;
-    bool more = true;
-    if (parse_positions(&next, &left, e) || load_vocab(c, w, e) || cli_text(c, &out, e)) return e->code;
-    if (knowledge_tsv_head(&w->text, w->vocab, e)) return e->code;
-    fwrite(w->text.data, 1, w->text.len, out);
-    while (left) {
-        if (knowledge_read(w->in.stream, format, &w->batch, &more, e)) return e->code;
-        if (!more) break;
-        if (knowledge_decode(&w->rows, format, &w->batch, e)) return e->code;
-        /* The label of an open sequence's last position is yet to come. */
-        uint64_t end = base + w->rows.n_positions - w->rows.open;
-        uint64_t stop = end < next ? next : end - next < left ? end : next + left;
-        if (stop > next && print_rows(w, out, next - base, stop - base, e)) return e->code;
-        left -= stop - next;
-        next = stop;
-        size_t before = w->rows.n_positions;
-        knowledge_drop(&w->rows, format, knowledge_whole_seqs(&w->rows));
-        base += before - w->rows.n_positions;
-    }
-    return 0;
+    if (parse_positions(&first, &n, e) || load_vocab(c, w, e) || cli_text(c, &out, e)) return e->code;
+    struct knowledge_tsv t = {.top = (uint32_t)top, .spell = w->vocab ? spell : NULL, .ctx = w->vocab};
+    return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
 }
 
 /* ---- the program ------------------------------------------------------------------------------------------------------ */
@@ -194,12 +143,9 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
     if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
     knowledge_encoder_free(w.encoder);
-    knowledge_rows_release(&w.rows);
     batch_release(&w.batch);
     run_data_release(&w.in);
     vocab_free(w.vocab);
-    buf_release(&w.text);
-    mem_free(w.block);
     return rc;
 }
 

@@ -106,62 +106,35 @@ static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
     return batch_write(j->out, &head, b->tokens, b->lengths, e);
 }
 
-static bool wanted(const char *when, bool by_default) {
-    return strcmp(when, "always") == 0 || (strcmp(when, "auto") == 0 && by_default);
-}
-
-static enum corpus_eos eos_place(const struct vocab *v) {
-    if (wanted(eos, !context && v->add_eos && v->eos != TOKEN_NONE)) return EOS_AFTER;
-    return wanted(eos, context && v->eos != TOKEN_NONE) ? EOS_BETWEEN : EOS_NEVER;
-}
-
 static int write_meta(struct stream_writer *w, const struct vocab *v, const struct corpus_options *o, struct err *e) {
-    static const char *const eos_names[] = {"never", "between", "after"};
-    char digest[DIGEST_TEXT_SIZE];
-    digest_text(v->digest, digest);
     cJSON *m = cJSON_CreateObject();
-    bool ok = m && json_put_str(m, "kind", stream_kind_name(STREAM_TOKENS)) && json_put_str(m, "vocab", digest) &&
-              json_put_u64(m, "vocab_size", v->n_tokens) && json_put_bool(m, "packed", context > 0) &&
-              (!context || json_put_u64(m, "context", context)) &&
-              json_put_str(m, "documents",
-                           field   ? "jsonl"
-                           : lines ? "lines"
-                                   : "whole") &&
-              json_put_bool(m, "bos", o->bos) && json_put_str(m, "eos", eos_names[o->eos]);
+    bool ok = m && json_put_str(m, "kind", stream_kind_name(STREAM_TOKENS)) && corpus_describe(m, v, o);
     int rc = ok ? stream_write_meta(w, m, e) : err_nomem(e, "description");
     cJSON_Delete(m);
     return rc;
 }
 
 static int report(struct cli *c, const struct corpus_totals *t, struct err *e) {
-    cJSON *r = cli_report(c);
-    double per_token = t->tokens ? (double)t->text_bytes / (double)t->tokens : 0;
-    bool ok = json_put_u64(r, "input_bytes", t->input_bytes) && json_put_u64(r, "text_bytes", t->text_bytes) &&
-              json_put_u64(r, "lost_bytes", t->lost_bytes) && json_put_u64(r, "documents", t->documents) &&
-              json_put_u64(r, "empty_documents", t->empty_documents) && json_put_u64(r, "sequences", t->sequences) &&
-              json_put_u64(r, "tokens", t->tokens) && json_put_u64(r, "batches", t->batches) &&
-              json_put_f64(r, "bytes_per_token", per_token);
     if (t->lost_bytes)
         cli_say(c, "%llu bytes have no token in this vocabulary and were left out", (unsigned long long)t->lost_bytes);
-    return ok ? 0 : err_nomem(e, "report");
+    return corpus_totals_put(cli_report(c), t) ? 0 : err_nomem(e, "report");
 }
 
 static int encode(struct cli *c, const struct vocab *v, struct err *e) {
-    const struct corpus_options o = {
+    struct corpus_options o = {
         .documents = field   ? CORPUS_JSONL
                      : lines ? CORPUS_LINES
                              : CORPUS_WHOLE,
         .field = field,
         .context = (uint32_t)context,
         .drop_last = drop_last,
-        .bos = wanted(bos, v->add_bos && v->bos != TOKEN_NONE),
-        .eos = eos_place(v),
         .max_tokens = max_tokens,
         .batch_tokens = (uint32_t)per_batch,
         .encode = {.plain_specials = no_special, .no_normalise = no_normalise},
     };
     struct job j = {.cli = c};
     struct corpus_totals totals;
+    corpus_choose_specials(&o, v, bos, eos);
     int rc = cli_open_file(c, cli_input_path(c, 0), "text", &j.in, e);
     if (!rc) rc = cli_open_output(c, &j.out, e);
     if (!rc) rc = write_meta(j.out, v, &o, e);
@@ -177,41 +150,34 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
 
 /* ---- tokens to text ---- */
 
-/* One batch. What tokenize puts in is left out again: the BOS in front of a sequence; what it takes away, the line end
- * behind one, is put back. */
-static int write_text(const struct vocab *v, const struct batch *b, bool has_bos, bool ends_line, struct buf *text,
-                      FILE *out, struct err *e) {
-    const uint32_t *ids = batch_tokens(b), *lengths = batch_lengths(b);
+static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, const struct batch *b, struct buf *text,
+                        FILE *out, struct err *e) {
+    const struct corpus_batch batch = {.first_seq = b->head.first_seq,
+                                       .first_pos = b->head.first_pos,
+                                       .n_positions = b->head.n_positions,
+                                       .n_seqs = b->head.n_seqs,
+                                       .continues = b->head.flags & BATCH_CONTINUES,
+                                       .tokens = batch_tokens(b),
+                                       .lengths = batch_lengths(b)};
     text->len = 0;
-    for (uint32_t i = 0; i < b->head.n_seqs; ids += lengths[i], i++) {
-        bool begins = i > 0 || b->head.first_pos == 0;
-        bool ends = i + 1 < b->head.n_seqs || !(b->head.flags & BATCH_CONTINUES);
-        uint32_t skip = begins && has_bos && ids[0] == v->bos;
-        int rc = text_decode(v, ids + skip, lengths[i] - skip, no_special, text, e);
-        if (!rc && ends && ends_line) rc = buf_append(text, "\n", 1, e);
-        if (rc) return err_prefix(e, "sequence %llu", (unsigned long long)b->head.first_seq + i);
-    }
+    if (corpus_decode(v, d, &batch, text, e)) return e->code;
     if (text->len && fwrite(text->data, 1, text->len, out) != text->len) return err_sys(e, errno, "standard output");
     return 0;
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     struct run_data in = {0};
+    struct corpus_decoding d = {.skip_special = no_special};
     struct batch b = {0};
     struct buf text = {0};
     FILE *out;
-    bool more = true, has_bos = false, packed = false;
-    const char *documents = "whole";
+    bool more = true;
     int rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
     if (!rc) rc = cli_text(c, &out, e);
     if (!rc) rc = run_check_vocab(v, &in, "tokens", e);
-    const cJSON *meta = rc ? NULL : stream_reader_meta(in.stream);
-    if (!rc) rc = json_opt_bool(meta, "bos", &has_bos, e);
-    if (!rc) rc = json_opt_bool(meta, "packed", &packed, e);
-    if (!rc) rc = json_opt_str(meta, "documents", &documents, e);
-    bool ends_line = !packed && !rc && strcmp(documents, "whole") != 0;
+    if (!rc) rc = corpus_decoding(stream_reader_meta(in.stream), &d, e);
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more)
-        rc = write_text(v, &b, has_bos, ends_line, &text, out, e);
+        rc = decode_batch(v, &d, &b, &text, out, e);
     batch_release(&b);
     buf_release(&text);
     run_data_release(&in);

@@ -36,6 +36,7 @@ struct distill_options {
     uint64_t batch_tokens;                        /* positions per optimizer step, at least */
     uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */
     double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
+    bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 /* Learning rate of a step, from 1: linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. */
 double distill_lr(const struct distill_options *o, uint64_t step);
@@ -72,6 +73,13 @@ struct distill_progress {
     uint64_t first_seq;   /* number of the first sequence of the last step */
 };
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
+
+/* Where the memory goes, in bytes: the model's, AdamW's, and the largest need of a step so far (struct grad_memory). */
+struct distill_memory {
+    double weights, gradients, optimizer;
+    double values, value_gradients, scratch;
+};
+void trainer_memory(const struct trainer *t, struct distill_memory *m);
 
 /*
  * Parameters, moments, step and position in the data as a checkpoint stream (META included); a resumed run gives the same bytes

@@ -46,6 +46,7 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
         trainer_free(t);
         return e->code;
     }
+    grad_recompute(t->tape, o->recompute);
     *out = t;
     return 0;
 }
@@ -65,6 +66,17 @@ void trainer_free(struct trainer *t) {
     buf_release(&t->row_weight);
     buf_release(&t->row_loss);
     mem_free(t);
+}
+
+void trainer_memory(const struct trainer *t, struct distill_memory *m) {
+    struct grad_memory tape = grad_memory(t->tape);
+    double parameters = (double)model_parameters(&t->m->config) * sizeof(float);
+    *m = (struct distill_memory){.weights = parameters,
+                                 .gradients = parameters,
+                                 .optimizer = 2 * parameters,
+                                 .values = (double)tape.values,
+                                 .value_gradients = (double)tape.gradients,
+                                 .scratch = (double)tape.scratch};
 }
 
 /* ---- data ------------------------------------------------------------------------------------------------------------ */

@@ -4,7 +4,7 @@
  * reused step after step (grad_reset): after the first step of a shape nothing is allocated.
  *
  * A tape made with record = false runs the same operations and records nothing: inference and training are one code.
- * Memory of intermediate values is then given back through grad_mark/grad_rewind.
+ * Memory of intermediate values is then given back through grad_segment, or grad_mark and grad_rewind.
  *
  * Operations return NULL on failure (out of memory, shapes that do not fit) and leave the reason in the tape:
  * a chain of them may be written without checks, NULL inputs give NULL outputs, and grad_error is asked once.
@@ -18,24 +18,28 @@
 struct grad_tape;
 
 /*
- * A matrix of f32 [rows][cols] in the graph. A leaf's gradient is the caller's and is added to; a result's is NULL
- * until something is added to it, and again after backward.
+ * A matrix [rows][cols] in the graph. A leaf's gradient is the caller's and is added to; a result's has no data until
+ * something is added to it, and none again after backward.
  */
 struct grad_var {
     size_t rows, cols;
-    float *value; /* [rows][cols] */
-    float *grad;  /* the same shape */
+    struct kernel_array value, grad;
 };
 
 int grad_tape_new(struct grad_tape **out, bool record, struct err *e) MUST_CHECK;
 void grad_tape_free(struct grad_tape *t);
 void grad_reset(struct grad_tape *t); /* forgets the graph, keeps the memory */
-/* Position in the tape's memory; rewinding gives back everything made since. Only without record. */
+/* Position in the memory of values; rewinding gives back all results made since. Only without record. */
 size_t grad_mark(const struct grad_tape *t);
 void grad_rewind(struct grad_tape *t, size_t mark);
 /* 0, or the first failure since the last reset. */
 int grad_error(const struct grad_tape *t, struct err *e) MUST_CHECK;
-size_t grad_memory(const struct grad_tape *t); /* bytes held */
+
+/* Bytes that were in use at most: results and the record; gradients of results; what a single operation needs. */
+struct grad_memory {
+    size_t values, gradients, scratch;
+};
+struct grad_memory grad_memory(const struct grad_tape *t);
 
 bool grad_records(const struct grad_tape *t);
 
@@ -49,16 +53,39 @@ struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_
 
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
-/* x [n][in] times w [out][in] transposed, plus bias [1][out] when it is not NULL. */
-struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias);
+/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] when they are not NULL. */
+struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias,
+                             struct grad_var *residual);
+/*
+ * Several linear maps of one x, y[i] = x w[i]^T + bias[i] with bias[i] NULL or not, n <= GRAD_MAX_MAPS: what is
+ * prepared of x is prepared once. On failure all y are NULL.
+ */
+#define GRAD_MAX_MAPS 3
+struct grad_map {
+    struct grad_var *w, *bias;
+};
+void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struct grad_map *maps, struct grad_var **y);
 struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
-/* position [rows] and a->starts below are the caller's and must live as long as the graph (grad_alloc). */
+/*
+ * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows] and a->starts
+ * below are the caller's and must live as long as the graph (grad_alloc).
+ */
 struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
                            const uint32_t *position, const double *inv_freq);
 struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,
                                 const struct kernel_attention *shape);
 struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct grad_var *up);
-struct grad_var *grad_add(struct grad_tape *t, struct grad_var *a, struct grad_var *b);
+
+/*
+ * A part of the graph with one input and one result of its shape, say a layer: run(ctx, t, x) makes it from operations.
+ * A tape that records keeps all that a segment makes; after grad_recompute(t, true) it keeps the result only and runs
+ * the segment again when going backward (Chen et al. 2016, "Training deep nets with sublinear memory cost"), to the
+ * same bits: run must do the same each time, and ctx live as long as the graph. A tape that does not record keeps the
+ * result only, in the memory of x (unless x is a leaf), which must not be used afterwards.
+ */
+typedef struct grad_var *grad_run(void *ctx, struct grad_tape *t, struct grad_var *x);
+struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx);
+void grad_recompute(struct grad_tape *t, bool on);
 
 /*
  * The language-model head and its loss over blocks of positions: logits = h w^T are made for a block, given to

@@ -4,10 +4,33 @@
 
 #include "lib/grad/grad.h"
 
+/* ---- memory filled from the front and given back to a mark (stack.c) ---- */
+
+struct grad_block {
+    unsigned char *data;
+    size_t size, before; /* before: sizes of the blocks in front of it */
+};
+
+struct grad_stack {
+    struct grad_block *blocks;
+    size_t n_blocks, max_blocks;
+    size_t block, used; /* the position: bytes used of blocks[block] */
+    size_t peak;        /* the furthest position so far */
+};
+
+/* n objects of `size` bytes, 64-byte aligned; NULL and *e when memory is out. */
+void *stack_take(struct grad_stack *s, size_t n, size_t size, struct err *e);
+size_t stack_mark(const struct grad_stack *s);
+void stack_rewind(struct grad_stack *s, size_t mark);
+size_t stack_held(const struct grad_stack *s); /* bytes */
+void stack_release(struct grad_stack *s);
+
+/* ---- the tape (tape.c) ---- */
+
 /* Memory of a gradient. Two variables may share one as long as neither writes (see node_pass_on). */
 struct grad_buffer {
-    float *data;
-    size_t n; /* floats */
+    void *data;
+    size_t bytes;
     int users;
     struct grad_buffer *next_free;
 };
@@ -22,21 +45,16 @@ struct grad_node {
 
 /* What an operation leaves for the way back. Extra facts lie behind it, in the operation's own struct. */
 struct grad_op {
-    void (*backward)(struct grad_tape *t, struct grad_op *op); /* reads out's gradient, adds to the inputs' */
+    void (*backward)(struct grad_tape *t, struct grad_op *op); /* reads out's gradients, adds to the inputs' */
     struct grad_op *previous;
-    struct grad_node *out;
-};
-
-struct grad_block {
-    unsigned char *data;
-    size_t size, before; /* before: sizes of the blocks in front of it */
+    size_t n_out;
+    struct grad_node *out[GRAD_MAX_MAPS];
 };
 
 struct grad_tape {
-    bool record;
-    struct grad_block *blocks;
-    size_t n_blocks, max_blocks;
-    size_t block, used;   /* the position: bytes used of blocks[block] */
+    bool record, recompute;
+    /* Apart, because a segment that is run again gives its values back while gradients and what is outside stay. */
+    struct grad_stack values, gradients, scratch;
     struct grad_op *last; /* newest first */
     struct grad_buffer *free_buffers;
     struct err error; /* code 0: none */
@@ -45,22 +63,37 @@ struct grad_tape {
 /* Notes the first failure. Returns NULL, for `return tape_fail(...)`. */
 void *tape_fail(struct grad_tape *t, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-/* n objects of `size` bytes, 64-byte aligned; NULL with the failure noted. */
+/* Memory for values and the record, and for the time of one operation: the caller marks and rewinds t->scratch. NULL
+ * with the failure noted. */
 void *tape_alloc(struct grad_tape *t, size_t n, size_t size);
+void *tape_scratch(struct grad_tape *t, size_t n, size_t size);
 
 static inline struct grad_node *node_of(struct grad_var *v) {
     return (struct grad_node *)v;
 }
 
+static inline bool node_wanted(const struct grad_var *v) {
+    return v && ((const struct grad_node *)v)->wanted;
+}
+
+static inline size_t var_size(const struct grad_var *v) {
+    return v->rows * v->cols;
+}
+
 /* A result [rows][cols], uninitialised. */
 struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, bool wanted);
+/* One in the memory of another variable. */
+struct grad_node *tape_result_in(struct grad_tape *t, const struct grad_var *of, bool wanted);
 
 /*
  * Begins the record of an operation: `size` bytes whose head is a struct grad_op. NULL when nothing is to be recorded
- * (no record, or out not wanted) or memory is out; the caller then leaves out what is only needed for backward.
+ * (no record, or no result wanted) or memory is out; the caller then leaves out what is only needed for backward.
  */
 void *tape_record(struct grad_tape *t, size_t size, void (*backward)(struct grad_tape *, struct grad_op *),
-                  struct grad_node *out);
+                  size_t n_out, struct grad_node *const *out);
+
+/* Goes backward through what was recorded after `until`, and forgets it. */
+void tape_walk(struct grad_tape *t, struct grad_op *until);
 
 /*
  * The gradient of a wanted node, to write to. *fresh: it is new and uninitialised, and must be overwritten instead of

@@ -16,15 +16,15 @@ struct head {
 
 static bool head_block(struct grad_tape *t, const struct head *c, size_t first, size_t rows, float *dh, float *dw) {
     size_t hidden = c->h->var.cols, vocab = c->w->var.rows;
-    const float *h = c->h->var.value + first * hidden;
+    const float *h = (const float *)c->h->var.value.data + first * hidden;
     struct err e;
-    kernel_matmul_nt(rows, vocab, hidden, h, c->w->var.value, 0, c->logits);
+    kernel_matmul_nt(rows, vocab, hidden, h, c->w->var.value.data, 0, c->logits);
     int code = c->loss(c->ctx, first, rows, vocab, c->logits, &e);
     if (code != 0) {
         tape_fail(t, code, "%s", e.msg);
         return false;
     }
-    if (dh) kernel_matmul_nn(rows, hidden, vocab, c->logits, c->w->var.value, 1, dh + first * hidden);
+    if (dh) kernel_matmul_nn(rows, hidden, vocab, c->logits, c->w->var.value.data, 1, dh + first * hidden);
     if (dw) kernel_matmul_tn(vocab, hidden, rows, c->logits, h, 1, dw);
     return true;
 }
@@ -34,18 +34,17 @@ bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad
     if (h->cols != w->cols)
         return tape_fail(t, ERR_DATA, "head: input of %zu, weight [%zu, %zu]", h->cols, w->rows, w->cols);
     struct head c = {.h = node_of(h), .w = node_of(w), .loss = loss, .ctx = ctx};
-    /* Gradients are made before the scratch: they stay. */
     float *dh = t->record ? node_sum(t, c.h) : NULL, *dw = t->record ? node_sum(t, c.w) : NULL;
-    size_t mark = grad_mark(t), rows = h->rows < HEAD_ROWS ? h->rows : HEAD_ROWS;
+    size_t mark = stack_mark(&t->scratch), rows = h->rows < HEAD_ROWS ? h->rows : HEAD_ROWS;
     uint64_t n;
     if (!u64_mul(rows, w->rows, &n)) return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, w->rows);
-    c.logits = tape_alloc(t, n, sizeof *c.logits);
+    c.logits = tape_scratch(t, n, sizeof *c.logits);
     if (!c.logits) return false;
     bool ok = true;
     for (size_t first = 0; ok && first < h->rows; first += rows) {
         if (h->rows - first < rows) rows = h->rows - first;
         ok = head_block(t, &c, first, rows, dh, dw);
     }
-    grad_rewind(t, mark);
+    stack_rewind(&t->scratch, mark);
     return ok;
 }

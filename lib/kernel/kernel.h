@@ -20,6 +20,16 @@ const char *kernel_backend(void);
 /* Has the path in use instructions for bf16, so that products of bf16 are faster than those of f32? */
 bool kernel_has_bf16(void);
 
+/* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------- */
+/* What a layer makes for another, as it is kept in memory. Arithmetic is in f32 whatever the type. */
+struct kernel_array {
+    enum dtype dtype; /* DT_F32 or DT_BF16 */
+    void *data;
+};
+static inline struct kernel_array kernel_f32(const float *x) { /* which kernels that read do not write to */
+    return (struct kernel_array){DT_F32, (void *)x};
+}
+
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
 /* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
 void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);

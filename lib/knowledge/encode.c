@@ -13,6 +13,7 @@
 #define BATCH_BYTES     (16u << 20)
 #define BATCH_POSITIONS 4096
 #define BATCH_OVERDUE   16 /* times that many positions: a sequence so long is cut */
+#define DENSE_BLOCK     64 /* rows in f32 at a time */
 #define DRAW_BLOCK      65536
 #define F16_LOWEST      0xFBFF /* -65504 */
 
@@ -37,6 +38,8 @@ struct knowledge_encoder {
     struct buf tokens, lengths, n, ids, values;
 
     struct buf scratch[3];
+    struct knowledge_rows decoded; /* knowledge_encoder_batch: its rows, and some of them in f32 */
+    struct buf block;
     struct knowledge_counts counts;
 };
 
@@ -395,6 +398,24 @@ int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const ui
     return 0;
 }
 
+int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
+                            struct err *e) {
+    const struct knowledge_rows *d = &k->decoded;
+    knowledge_clear(&k->decoded);
+    if (knowledge_decode(&k->decoded, f, b, e) || knowledge_encoder_begin(k, &b->head, d->tokens, d->lengths, e))
+        return e->code;
+    if (f->encoding != KNOW_DENSE) return knowledge_encoder_entries(k, d->n_positions, d->offset, d->ids, d->probs, e);
+    if (buf_reserve(&k->block, (size_t)DENSE_BLOCK * f->vocab_size * sizeof(float), e)) return e->code;
+    float *block = (float *)k->block.data;
+    double inv_temperature = knowledge_inv_temperature(f, k->format.temperature);
+    for (size_t first = 0; first < d->n_positions; first += DENSE_BLOCK) {
+        size_t n = d->n_positions - first < DENSE_BLOCK ? d->n_positions - first : DENSE_BLOCK;
+        knowledge_dense_rows(d, f, first, n, block);
+        if (knowledge_encoder_rows(k, n, block, inv_temperature, e)) return e->code;
+    }
+    return 0;
+}
+
 int knowledge_encoder_end(struct knowledge_encoder *k, struct err *e) {
     if (knowledge_cursor_end(&k->cursor, e)) return e->code;
     return write_batch(k, false, e);
@@ -409,5 +430,7 @@ void knowledge_encoder_free(struct knowledge_encoder *k) {
     struct buf *all[] = {&k->in_tokens, &k->in_lengths, &k->tokens,     &k->lengths,    &k->n,
                          &k->ids,       &k->values,     &k->scratch[0], &k->scratch[1], &k->scratch[2]};
     for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
+    knowledge_rows_release(&k->decoded);
+    buf_release(&k->block);
     mem_free(k);
 }

@@ -27,6 +27,8 @@
 #ifndef RILL_KNOWLEDGE_H
 #define RILL_KNOWLEDGE_H
 
+#include <stdio.h>
+
 #include "lib/base/base.h"
 #include "lib/kernel/kernel.h"
 #include "lib/stream/stream.h"
@@ -90,6 +92,9 @@ int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, float *x, d
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
+/* A batch of a stream of another format, all three at once; whether that can be, knowledge_check_encode says. */
+int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *from, const struct batch *b,
+                            struct err *e) MUST_CHECK;
 /* Writes what is left. ERR_DATA when the last sequence is open. */
 int knowledge_encoder_end(struct knowledge_encoder *k, struct err *e) MUST_CHECK;
 /* So far: positions, entries, and bytes of teacher.* tensors before compression. */
@@ -171,14 +176,22 @@ int knowledge_check_encode(const struct knowledge_format *from, const struct kno
 
 /* Appends the text of a token, without white space, to `out`; see knowledge_tsv_rows. */
 typedef int knowledge_spell(void *ctx, uint32_t id, struct buf *out, struct err *e);
+struct knowledge_tsv {
+    uint32_t top;
+    knowledge_spell *spell; /* NULL: ids alone */
+    void *ctx;
+};
 /*
  * Tab-separated text of rows [first, first + rows), one line each, into out: sequence, position, token, label, the label's
  * probability and rank ("-" where there is none or it is not known), the probability outside the entries shown, and the
  * `top` most probable entries as "id:probability", or "id:piece:probability" when there is a `spell`, which also adds a
- * column of pieces behind token and label. knowledge_tsv_head gives the line of column names.
+ * column of pieces behind token and label.
  */
-int knowledge_tsv_head(struct buf *out, bool pieces, struct err *e) MUST_CHECK;
-int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const struct knowledge_format *f, size_t first,
-                       size_t rows, uint32_t top, knowledge_spell *spell, void *ctx, struct err *e) MUST_CHECK;
+int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
+                       const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;
+/* The same of n positions from number `first` of a stream on, behind a line of column names, to a file whose errors are the caller's
+ * to see. Reads no further than they need. */
+int knowledge_tsv_print(const struct knowledge_tsv *t, struct stream_reader *r, const struct knowledge_format *f,
+                        uint64_t first, uint64_t n, FILE *out, struct err *e) MUST_CHECK;
 
 #endif

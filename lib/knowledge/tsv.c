@@ -58,58 +58,97 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     return 0;
 }
 
-struct speller {
-    knowledge_spell *spell;
-    void *ctx;
-};
-
 /* A token's id, and a column with its piece. */
-static int put_token(struct buf *out, const struct speller *s, uint32_t id, struct err *e) {
-    if (id == UINT32_MAX) return buf_printf(out, e, s->spell ? "-\t-\t" : "-\t");
+static int put_token(struct buf *out, const struct knowledge_tsv *t, uint32_t id, struct err *e) {
+    if (id == UINT32_MAX) return buf_printf(out, e, t->spell ? "-\t-\t" : "-\t");
     if (buf_printf(out, e, "%u\t", id)) return e->code;
-    if (!s->spell) return 0;
-    if (s->spell(s->ctx, id, out, e)) return e->code;
+    if (!t->spell) return 0;
+    if (t->spell(t->ctx, id, out, e)) return e->code;
     return buf_printf(out, e, "\t");
 }
 
-static int put_entry(struct buf *out, const struct speller *s, const struct entry *entry, bool first, struct err *e) {
+static int put_entry(struct buf *out, const struct knowledge_tsv *t, const struct entry *entry, bool first,
+                     struct err *e) {
     if (buf_printf(out, e, "%s%u:", first ? "" : " ", entry->id)) return e->code;
-    if (s->spell && (s->spell(s->ctx, entry->id, out, e) || buf_printf(out, e, ":"))) return e->code;
+    if (t->spell && (t->spell(t->ctx, entry->id, out, e) || buf_printf(out, e, ":"))) return e->code;
     return buf_printf(out, e, "%.4g", entry->prob);
 }
 
-static int put_row(struct buf *out, const struct speller *s, const struct row *row, struct err *e) {
+static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct row *row, struct err *e) {
     double rest = 1;
     int rc = row->known ? buf_printf(out, e, "%.4g\t%zu\t", row->p_label, row->rank) : buf_printf(out, e, "-\t-\t");
     for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
     if (rest < 0.5e-6) rest = 0; /* what is left is f32's rounding */
     if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
-    for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, s, &row->entries[i], i == 0, e);
+    for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, t, &row->entries[i], i == 0, e);
     return rc ? rc : buf_printf(out, e, "\n");
 }
 
-int knowledge_tsv_head(struct buf *out, bool pieces, struct err *e) {
-    return buf_printf(out, e, "sequence\tposition\ttoken\t%slabel\t%sprobability\trank\trest\ttop\n",
-                      pieces ? "piece\t" : "", pieces ? "label_piece\t" : "");
-}
-
-int knowledge_tsv_rows(struct buf *out, const struct knowledge_rows *k, const struct knowledge_format *f, size_t first,
-                       size_t rows, uint32_t top, knowledge_spell *spell, void *ctx, struct err *e) {
-    struct speller s = {spell, ctx};
+int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
+                       const struct knowledge_format *f, size_t first, size_t rows, struct err *e) {
     struct buf memory = {0};
     int rc = 0;
     size_t seq = 0, begin = 0; /* the sequence of the row, and its first position */
     for (size_t r = first; r < first + rows && !rc; r++) {
         struct row row = {0};
         while (r - begin >= k->lengths[seq]) begin += k->lengths[seq++];
-        rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, top, &memory, e)
-                                       : load_sparse(&row, k, r, top, &memory, e);
+        rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, t->top, &memory, e)
+                                       : load_sparse(&row, k, r, t->top, &memory, e);
         if (!rc)
             rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[seq], r - begin + (seq ? 0 : k->first_pos));
-        if (!rc) rc = put_token(out, &s, k->tokens[r], e);
-        if (!rc) rc = put_token(out, &s, k->labels[r], e);
-        if (!rc) rc = put_row(out, &s, &row, e);
+        if (!rc) rc = put_token(out, t, k->tokens[r], e);
+        if (!rc) rc = put_token(out, t, k->labels[r], e);
+        if (!rc) rc = put_row(out, t, &row, e);
     }
     buf_release(&memory);
+    return rc;
+}
+
+/* ---- a stream ------------------------------------------------------------------------------------------------------ */
+
+struct table {
+    const struct knowledge_tsv *t;
+    const struct knowledge_format *f;
+    FILE *out;
+    struct buf text;
+    struct knowledge_rows rows;
+    uint64_t base;       /* number of the first row in the stream */
+    uint64_t next, left; /* positions to print */
+};
+
+static void print_head(struct table *p) {
+    bool pieces = p->t->spell != NULL;
+    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%sprobability\trank\trest\ttop\n", pieces ? "piece\t" : "",
+            pieces ? "label_piece\t" : "");
+}
+
+static int print_batch(struct table *p, const struct batch *b, struct err *e) {
+    if (knowledge_decode(&p->rows, p->f, b, e)) return e->code;
+    /* The label of an open sequence's last position is yet to come. */
+    uint64_t end = p->base + p->rows.n_positions - p->rows.open;
+    uint64_t stop = end < p->next ? p->next : end - p->next < p->left ? end : p->next + p->left;
+    p->text.len = 0;
+    if (stop > p->next && knowledge_tsv_rows(p->t, &p->text, &p->rows, p->f, p->next - p->base, stop - p->next, e))
+        return e->code;
+    if (p->text.len) fwrite(p->text.data, 1, p->text.len, p->out);
+    p->left -= stop - p->next;
+    p->next = stop;
+    size_t before = p->rows.n_positions;
+    knowledge_drop(&p->rows, p->f, knowledge_whole_seqs(&p->rows));
+    p->base += before - p->rows.n_positions;
+    return 0;
+}
+
+int knowledge_tsv_print(const struct knowledge_tsv *t, struct stream_reader *r, const struct knowledge_format *f,
+                        uint64_t first, uint64_t n, FILE *out, struct err *e) {
+    struct table p = {.t = t, .f = f, .out = out, .next = first, .left = n};
+    struct batch b = {0};
+    bool more = true;
+    print_head(&p);
+    int rc = 0;
+    while (!rc && p.left && !(rc = knowledge_read(r, f, &b, &more, e)) && more) rc = print_batch(&p, &b, e);
+    batch_release(&b);
+    knowledge_rows_release(&p.rows);
+    buf_release(&p.text);
     return rc;
 }

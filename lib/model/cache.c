@@ -11,37 +11,38 @@ size_t kv_width(const struct model_config *c, uint32_t layers) {
 static void cache_append(const struct graph *g, uint32_t layer, const struct grad_var *k, const struct grad_var *v,
                          const float **keys, const float **values) {
     size_t width = k->cols, before = kv_width(&g->m->config, layer);
-    for (size_t i = 0; i < g->in->n_seqs; i++) {
+    for (size_t i = 0; i < g->in.n_seqs; i++) {
         const struct kv_cache *cache = g->caches[i];
-        size_t n = g->in->lengths[i], from = g->starts[i] * width, to = cache->length * width;
+        size_t n = g->in.lengths[i], from = g->starts[i] * width, to = cache->length * width;
         float *at = cache->memory + cache->capacity * before;
         keys[i] = at;
         values[i] = at + cache->capacity * width;
-        kernel_copy(at + to, k->value + from, n * width);
-        kernel_copy(at + cache->capacity * width + to, v->value + from, n * width);
+        kernel_copy(at + to, (const float *)k->value.data + from, n * width);
+        kernel_copy(at + cache->capacity * width + to, (const float *)v->value.data + from, n * width);
     }
 }
 
 /* The first n_decoded sequences bring one query to all that their cache holds; the others are whole. */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape) {
-    size_t n = g->in->n_seqs, decoded = g->n_decoded;
+    size_t n = g->in.n_seqs, decoded = g->n_decoded;
     struct grad_var *y = grad_scratch(g->t, q->rows, q->cols);
     const float **keys = grad_alloc(g->t, n * sizeof *keys), **values = grad_alloc(g->t, n * sizeof *values);
     uint32_t *length = grad_alloc(g->t, n * sizeof *length);
     uint32_t *starts = grad_alloc(g->t, (n + 1) * sizeof *starts);
     if (!y || !keys || !values || !length || !starts) return NULL;
     cache_append(g, layer, k, v, keys, values);
-    for (size_t i = 0; i < n; i++) length[i] = g->caches[i]->length + g->in->lengths[i];
+    for (size_t i = 0; i < n; i++) length[i] = g->caches[i]->length + g->in.lengths[i];
     if (decoded)
-        kernel_attention_decode(y->value, q->value, keys, values, length, decoded, shape->n_heads, shape->n_kv_heads,
-                                shape->head_dim, shape->scale);
+        kernel_attention_decode(y->value.data, q->value.data, keys, values, length, decoded, shape->n_heads,
+                                shape->n_kv_heads, shape->head_dim, shape->scale);
     if (decoded == n) return y;
     struct kernel_attention rest = *shape;
     rest.n_seqs = n - decoded;
     rest.starts = starts;
     for (size_t i = 0; i <= rest.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
-    kernel_attention(&rest, y->value + decoded * y->cols, NULL, q->value + decoded * q->cols,
-                     k->value + decoded * k->cols, v->value + decoded * v->cols);
+    size_t first = decoded * q->cols, first_kv = decoded * k->cols;
+    kernel_attention(&rest, (float *)y->value.data + first, NULL, (const float *)q->value.data + first,
+                     (const float *)k->value.data + first_kv, (const float *)v->value.data + first_kv);
     return y;
 }

@@ -146,9 +146,10 @@ static int run_step(struct model_generator *g, const struct model_input *in, str
     if (!last || !w) return grad_error(g->t, e);
     for (size_t i = 0, end = 0; i < in->n_seqs; i++) {
         end += in->lengths[i];
-        kernel_copy(last->value + i * h->cols, h->value + (end - 1) * h->cols, h->cols);
+        kernel_copy((float *)last->value.data + i * h->cols, (const float *)h->value.data + (end - 1) * h->cols,
+                    h->cols);
     }
-    kernel_matmul_nt(in->n_seqs, w->rows, w->cols, last->value, w->value, 0, (float *)g->logits.data);
+    kernel_matmul_nt(in->n_seqs, w->rows, w->cols, last->value.data, w->value.data, 0, (float *)g->logits.data);
     return 0;
 }
 

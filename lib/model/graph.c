@@ -20,7 +20,7 @@ static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t lay
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
-    if (g->tap && x && !g->rc) g->rc = g->tap(g->tap_ctx, point, layer, x->value, x->rows, x->cols, g->e);
+    if (g->tap && x && !g->rc) g->rc = g->tap(g->tap_ctx, point, layer, x->value.data, x->rows, x->cols, g->e);
 }
 
 /* Attention of this pass. */
@@ -37,30 +37,33 @@ static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct 
     struct kernel_attention shape = {.n_heads = l->n_heads,
                                      .n_kv_heads = l->n_kv_heads,
                                      .head_dim = c->head_dim,
-                                     .n_seqs = g->in->n_seqs,
+                                     .n_seqs = g->in.n_seqs,
                                      .starts = g->starts,
                                      .scale = 1.0f / __builtin_sqrtf((float)c->head_dim)};
     struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_ATTN_NORM, layer), c->norm_eps);
     tap(g, POINT_ATTN_IN, layer, h);
-    struct grad_var *q = grad_linear(g->t, h, leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer));
-    struct grad_var *k = grad_linear(g->t, h, leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer));
-    struct grad_var *v = grad_linear(g->t, h, leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer));
-    q = grad_rope(g->t, q, l->n_heads, c->head_dim, g->position, g->m->inv_freq);
-    k = grad_rope(g->t, k, l->n_kv_heads, c->head_dim, g->position, g->m->inv_freq);
-    struct grad_var *a = attend(g, layer, q, k, v, &shape);
+    const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
+                                    {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
+                                    {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
+    struct grad_var *y[3];
+    grad_linears(g->t, h, 3, maps, y);
+    struct grad_var *q = grad_rope(g->t, y[0], l->n_heads, c->head_dim, g->position, g->m->inv_freq);
+    struct grad_var *k = grad_rope(g->t, y[1], l->n_kv_heads, c->head_dim, g->position, g->m->inv_freq);
+    struct grad_var *a = attend(g, layer, q, k, y[2], &shape);
     tap(g, POINT_O_IN, layer, a);
-    return grad_add(g->t, x, grad_linear(g->t, a, leaf(g, ROLE_O, layer), NULL));
+    return grad_linear(g->t, a, leaf(g, ROLE_O, layer), NULL, x);
 }
 
 /* x + down(silu(gate) * up) of the normalised x */
 static struct grad_var *ffn_block(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps);
     tap(g, POINT_FFN_IN, layer, h);
-    struct grad_var *gate = grad_linear(g->t, h, leaf(g, ROLE_GATE, layer), NULL);
-    struct grad_var *up = grad_linear(g->t, h, leaf(g, ROLE_UP, layer), NULL);
-    struct grad_var *y = grad_swiglu(g->t, gate, up);
+    const struct grad_map maps[] = {{leaf(g, ROLE_GATE, layer), NULL}, {leaf(g, ROLE_UP, layer), NULL}};
+    struct grad_var *gated[2];
+    grad_linears(g->t, h, 2, maps, gated);
+    struct grad_var *y = grad_swiglu(g->t, gated[0], gated[1]);
     tap(g, POINT_DOWN_IN, layer, y);
-    return grad_add(g->t, x, grad_linear(g->t, y, leaf(g, ROLE_DOWN, layer), NULL));
+    return grad_linear(g->t, y, leaf(g, ROLE_DOWN, layer), NULL, x);
 }
 
 /* Is this input one that the model can take? */
@@ -86,7 +89,7 @@ static int check_input(const struct model *m, const struct model_input *in, stru
 
 /* Positions and sequence starts, in the tape's memory because going backward needs them too. */
 static int lay_out(struct graph *g, struct err *e) {
-    const struct model_input *in = g->in;
+    const struct model_input *in = &g->in;
     uint32_t *position = grad_alloc(g->t, in->n_positions * sizeof *position);
     uint32_t *starts = grad_alloc(g->t, (in->n_seqs + 1) * sizeof *starts);
     if (!position || !starts) return grad_error(g->t, e);
@@ -103,36 +106,44 @@ static int lay_out(struct graph *g, struct err *e) {
     return 0;
 }
 
-/*
- * Without recording, all that a layer makes is dropped behind it: its output is copied down to where its own
- * memory began, so that inference holds the activations of one layer however deep the model is.
- */
-static struct grad_var *keep_only(struct graph *g, size_t mark, struct grad_var *slot, struct grad_var *x) {
-    if (grad_records(g->t) || !x) return x;
-    if (x->value != slot->value) kernel_copy(slot->value, x->value, x->rows * x->cols);
-    grad_rewind(g->t, mark);
-    return slot;
+/* A layer as a segment of the tape. When it is run again for backward, who watches has seen it. */
+struct layer_run {
+    struct graph *g;
+    uint32_t layer;
+    bool seen;
+};
+
+static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_var *x) {
+    struct layer_run *run = ctx;
+    struct graph g = *run->g;
+    g.t = t;
+    if (run->seen) g.tap = NULL;
+    struct grad_var *y = ffn_block(&g, run->layer, attention_block(&g, run->layer, x));
+    tap(&g, POINT_LAYER, run->layer, y);
+    run->seen = true;
+    run->g->rc = g.rc;
+    return g.rc ? NULL : y;
 }
 
 struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct model_input *in,
                           struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
     struct graph *g = grad_alloc(t, sizeof *g);
     if (!g) return grad_error(t, e) ? NULL : g;
-    *g = (struct graph){.m = m, .t = t, .in = in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
+    *g = (struct graph){.m = m, .t = t, .in = *in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
     return check_input(m, in, e) || lay_out(g, e) ? NULL : g;
 }
 
 struct grad_var *graph_embed(struct graph *g) {
-    struct grad_var *x = grad_embed(g->t, leaf(g, ROLE_EMBED, 0), g->in->tokens, g->in->n_positions);
+    struct grad_var *x = grad_embed(g->t, leaf(g, ROLE_EMBED, 0), g->in.tokens, g->in.n_positions);
     tap(g, POINT_EMBED, 0, x);
-    return x;
+    return g->rc ? NULL : x;
 }
 
 struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
-    size_t mark = grad_mark(g->t);
-    struct grad_var *y = ffn_block(g, layer, attention_block(g, layer, x));
-    tap(g, POINT_LAYER, layer, y);
-    return g->rc ? NULL : keep_only(g, mark, x, y);
+    struct layer_run *run = grad_alloc(g->t, sizeof *run);
+    if (!run) return NULL;
+    *run = (struct layer_run){g, layer, false};
+    return grad_segment(g->t, x, run_layer, run);
 }
 
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {

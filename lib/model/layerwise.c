@@ -102,12 +102,12 @@ static size_t hidden(const struct model_layerwise *l) {
 /* The states of one input as a variable, and back. */
 static struct grad_var *take_states(const struct model_layerwise *l, struct grad_tape *t, size_t first, size_t rows) {
     struct grad_var *x = grad_scratch(t, rows, hidden(l));
-    if (x) kernel_copy(x->value, (const float *)l->states.data + first * hidden(l), rows * hidden(l));
+    if (x) kernel_copy(x->value.data, (const float *)l->states.data + first * hidden(l), rows * hidden(l));
     return x;
 }
 
 static void put_states(struct model_layerwise *l, size_t first, const struct grad_var *x) {
-    kernel_copy((float *)l->states.data + first * hidden(l), x->value, x->rows * x->cols);
+    kernel_copy((float *)l->states.data + first * hidden(l), x->value.data, x->rows * x->cols);
 }
 
 /* One step of all inputs: the embedding (layer -1) or a layer. */

@@ -19,7 +19,7 @@ size_t kv_width(const struct model_config *c, uint32_t layers);
 struct graph {
     struct model *m;
     struct grad_tape *t;
-    const struct model_input *in;
+    struct model_input in;
     const uint32_t *position;       /* [n_positions] within the sequence */
     const uint32_t *starts;         /* [n_seqs + 1] */
     struct kv_cache *const *caches; /* [n_seqs], or NULL */
@@ -30,7 +30,7 @@ struct graph {
     int rc;
 };
 
-/* Begins a pass over `in`, which must live as long as the graph: checks it and lays out positions. With caches (NULL: none), sequence
+/* Begins a pass over `in`, whose tokens and lengths must live as long as the graph: checks it and lays out positions. With caches (NULL: none), sequence
  * i continues caches[i]: the first ones from what they hold, by one position each (decode), those behind them from nothing (prefill).
  * NULL and *e on failure. */
 struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct model_input *in,

@@ -174,4 +174,23 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
+/* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the vocabulary has one,
+ * between documents with a context, behind each without one if the vocabulary asks for it. */
+void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
+/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under their names and
+ * as bytes_per_token. False: out of memory. */
+bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_options *o);
+bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);
+
+/* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the line end behind
+ * one, is put back. */
+struct corpus_decoding {
+    bool bos, line_ends; /* sequences begin with BOS; documents were lines */
+    bool skip_special;   /* the caller's: leave control tokens out */
+};
+int corpus_decoding(const cJSON *meta, struct corpus_decoding *how, struct err *e) MUST_CHECK; /* from META */
+/* Appends the text of a batch. ERR_DATA names the sequence. */
+int corpus_decode(const struct vocab *v, const struct corpus_decoding *how, const struct corpus_batch *b,
+                  struct buf *out, struct err *e) MUST_CHECK;
+
 #endif

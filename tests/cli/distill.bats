@@ -33,6 +33,14 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     assert_same one piped
 }
 
+@test "layers that run again give the same bytes; -v says where the memory went" {
+    train corpus.kd.rill >kept
+    train --recompute corpus.kd.rill >again
+    assert_same kept again
+    rill distill -v -m student.rill corpus.kd.rill 2>log >/dev/null
+    grep -Eq 'memory in MB: weights [0-9.]+, gradients [0-9.]+, optimizer [0-9.]+, activations [0-9.]+, ' log
+}
+
 @test "a resumed run ends in the same bytes" {
     train --log log.tsv corpus.kd.rill >whole
     steps=$(tail -1 log.tsv | cut -f1)

@@ -111,7 +111,7 @@ static void use_rows(struct knowledge_rows *k, const struct knowledge_format *f)
     size_t positions;
     check_rows(k, f);
     size_t n = knowledge_run(k, 0, 7, 100, true, &positions);
-    if (knowledge_tsv_rows(&text, k, f, 0, k->n_positions, 3, NULL, NULL, &e)) abort();
+    if (knowledge_tsv_rows(&(struct knowledge_tsv){.top = 3}, &text, k, f, 0, k->n_positions, &e)) abort();
     buf_release(&text);
     knowledge_drop(k, f, n);
     check_rows(k, f);

@@ -25,6 +25,8 @@ struct function {
     struct kernel_attention shape;
     const uint32_t *ids, *position;
     const double *inv_freq;
+    size_t layers; /* of the decoder, all with the same weights */
+    bool recompute;
     double *head_loss; /* where the tape's version leaves its total */
 };
 
@@ -33,6 +35,13 @@ struct example {
     double *c; /* [out] weights of the results */
     float *grad[MAX_IN];
 };
+
+static struct grad_tape *new_tape(bool record) {
+    struct grad_tape *t;
+    struct err e;
+    assert_int_equal(grad_tape_new(&t, record, &e), 0);
+    return t;
+}
 
 static double objective(const struct function *f, const struct example *x) {
     double *in[MAX_IN], y[4096];
@@ -54,7 +63,7 @@ static void run_tape(const struct function *f, struct example *x, struct grad_ta
     struct grad_var *out = f->build(f, t, in);
     if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
     if (!f->is_loss) {
-        memcpy(y, out->value, n_out * sizeof *y);
+        memcpy(y, out->value.data, n_out * sizeof *y);
         float *g = grad_of(t, out);
         for (size_t i = 0; i < n_out; i++) g[i] += (float)x->c[i];
     }
@@ -106,6 +115,7 @@ static void check_function(const struct function *f, uint64_t seed) {
         x.grad[i] = take(x.in[i].n, sizeof(float));
     }
     assert_int_equal(grad_tape_new(&t, true, &e), 0);
+    grad_recompute(t, f->recompute);
     parallel_set_threads(1);
     run_tape(f, &x, t, y);
     check_values(f, &x, y);
@@ -114,13 +124,14 @@ static void check_function(const struct function *f, uint64_t seed) {
         grads[i] = copy_f32(x.grad[i], x.in[i].n);
     }
     /* Again on the same tape with four threads: the same bits and no new memory. */
-    size_t held = grad_memory(t);
+    struct grad_memory held = grad_memory(t);
     grad_reset(t);
     parallel_set_threads(4);
     run_tape(f, &x, t, again);
     assert_memory_equal(y, again, n_out * sizeof *y);
     for (size_t i = 0; i < f->n_in; i++) assert_memory_equal(grads[i], x.grad[i], x.in[i].n * sizeof(float));
-    assert_int_equal(grad_memory(t), held);
+    struct grad_memory now = grad_memory(t);
+    assert_memory_equal(&now, &held, sizeof now);
     parallel_set_threads(parallel_default_threads());
     grad_tape_free(t);
 }
@@ -144,12 +155,13 @@ static void test_embed(void **state) {
 }
 
 static struct grad_var *build_linear(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_linear(t, in[0], in[1], f->n_in == 3 ? in[2] : NULL);
+    return grad_linear(t, in[0], in[1], f->n_in >= 3 ? in[2] : NULL, f->n_in == 4 ? in[3] : NULL);
 }
 
 static void twin_linear(const struct function *f, double *const *in, double *y) {
     plain64_matmul_nt(f->out_rows, f->out_cols, f->cols[0], in[0], in[1], 0, y);
-    if (f->n_in == 3) plain64_add_bias(y, in[2], f->out_rows, f->out_cols);
+    if (f->n_in >= 3) plain64_add_bias(y, in[2], f->out_rows, f->out_cols);
+    if (f->n_in == 4) plain64_add(y, in[3], f->out_rows * f->out_cols);
 }
 
 static void test_linear(void **state) {
@@ -160,6 +172,35 @@ static void test_linear(void **state) {
     check_function(&f, 3);
     f = (struct function){"linear, one row", 3, {1, 4, 1}, {5, 5, 4}, 1, 4, build_linear, .twin = twin_linear};
     check_function(&f, 4);
+    f = (struct function){"linear, residual", 4, {6, 4, 1, 6}, {5, 5, 4, 4}, 6, 4, build_linear, .twin = twin_linear};
+    check_function(&f, 14);
+}
+
+/* Three maps of one input, gated and added up: y = swiglu(x a^T, x b^T + bias) + x c^T. */
+static struct grad_var *build_linears(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    const struct grad_map maps[] = {{in[1], NULL}, {in[2], in[3]}, {in[4], NULL}};
+    struct grad_var *y[3];
+    (void)f;
+    grad_linears(t, in[0], 3, maps, y);
+    return grad_linear(t, grad_swiglu(t, y[0], y[1]), in[5], NULL, y[2]);
+}
+
+static void twin_linears(const struct function *f, double *const *in, double *y) {
+    size_t n = f->out_rows, d = f->out_cols, k = f->cols[0], wide = f->rows[1];
+    double gate[128], up[128];
+    plain64_matmul_nt(n, wide, k, in[0], in[1], 0, gate);
+    plain64_matmul_nt(n, wide, k, in[0], in[2], 0, up);
+    plain64_add_bias(up, in[3], n, wide);
+    plain64_swiglu(gate, gate, up, n * wide);
+    plain64_matmul_nt(n, d, k, in[0], in[4], 0, y);
+    plain64_matmul_nt(n, d, wide, gate, in[5], 1, y);
+}
+
+static void test_linears(void **state) {
+    (void)state;
+    struct function f = {"linears", 6, {6, 7, 7, 1, 4, 4}, {5, 5, 5, 7, 5, 7},
+                         6,         4, build_linears,      .twin = twin_linears};
+    check_function(&f, 15);
 }
 
 static struct grad_var *build_rmsnorm(const struct function *f, struct grad_tape *t, struct grad_var **in) {
@@ -240,31 +281,38 @@ static void test_swiglu(void **state) {
     check_function(&f, 9);
 }
 
-/* ---- addition with shared inputs: gradients that share memory must not write into each other ---- */
+/* ---- residuals: gradients that share memory must not write into each other ---- */
 
-/* n = norm(x w^T); s = n + n; r = s + n; y = rmsnorm(r) + r, and r once more through a linear */
-static struct grad_var *build_adds(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+/* r feeds two linear maps, an RMSNorm and a residual, n two residuals; x comes back at the end. */
+static struct grad_var *build_residuals(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     (void)f;
-    struct grad_var *n = grad_linear(t, in[0], in[1], NULL), *s = grad_add(t, n, n), *r = grad_add(t, s, n);
-    struct grad_var *y = grad_add(t, grad_rmsnorm(t, r, in[2], 1e-3f), r);
-    return grad_add(t, grad_linear(t, r, in[1], NULL), grad_add(t, y, in[0]));
+    struct grad_var *x = in[0], *w = in[1];
+    struct grad_var *n = grad_linear(t, x, w, NULL, NULL), *s = grad_linear(t, n, w, NULL, n);
+    struct grad_var *r = grad_linear(t, s, w, NULL, n);
+    struct grad_var *y = grad_linear(t, grad_rmsnorm(t, r, in[2], 1e-3f), w, NULL, r);
+    return grad_linear(t, grad_linear(t, r, w, NULL, y), w, NULL, x);
 }
 
-static void twin_adds(const struct function *f, double *const *in, double *y) {
-    size_t n = f->out_rows * f->out_cols, d = f->out_cols;
-    double r[256], inv[64], l[256];
-    plain64_matmul_nt(f->out_rows, d, d, in[0], in[1], 0, r);
-    plain64_scale(r, n, 3);
-    plain64_rmsnorm(y, inv, r, in[2], f->out_rows, d, 1e-3f);
-    plain64_matmul_nt(f->out_rows, d, d, r, in[1], 0, l);
-    plain64_add(y, r, n);
-    plain64_add(y, l, n);
-    plain64_add(y, in[0], n);
+static void twin_residuals(const struct function *f, double *const *in, double *y) {
+    size_t rows = f->out_rows, d = f->out_cols, n = rows * d;
+    double first[256], s[256], r[256], h[256], inv[64], z[256];
+    assert_true(n <= COUNT_OF(r));
+    plain64_matmul_nt(rows, d, d, in[0], in[1], 0, first);
+    memcpy(s, first, sizeof s);
+    plain64_matmul_nt(rows, d, d, first, in[1], 1, s);
+    memcpy(r, first, sizeof r);
+    plain64_matmul_nt(rows, d, d, s, in[1], 1, r);
+    plain64_rmsnorm(h, inv, r, in[2], rows, d, 1e-3f);
+    memcpy(z, r, sizeof z);
+    plain64_matmul_nt(rows, d, d, h, in[1], 1, z);
+    plain64_matmul_nt(rows, d, d, r, in[1], 1, z);
+    memcpy(y, in[0], n * sizeof *y);
+    plain64_matmul_nt(rows, d, d, z, in[1], 1, y);
 }
 
-static void test_add(void **state) {
+static void test_residuals(void **state) {
     (void)state;
-    struct function f = {"add", 3, {4, 6, 1}, {6, 6, 6}, 4, 6, build_adds, .twin = twin_adds};
+    struct function f = {"residuals", 3, {4, 6, 1}, {6, 6, 6}, 4, 6, build_residuals, .twin = twin_residuals};
     check_function(&f, 10);
 }
 
@@ -344,10 +392,16 @@ static struct head_loss make_head_loss(int kind, float temperature, size_t rows)
     return l;
 }
 
+/* 2 x, so that what the head gets is no leaf. */
+static struct grad_var *twice(struct grad_tape *t, struct grad_var *x) {
+    float *identity = take(x->cols * x->cols, sizeof *identity);
+    for (size_t i = 0; i < x->cols; i++) identity[i * x->cols + i] = 1;
+    return grad_linear(t, x, grad_leaf(t, identity, NULL, x->cols, x->cols), NULL, x);
+}
+
 static struct grad_var *build_head(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     struct head_loss l = *current;
-    /* Through an operation, so that h is no leaf. */
-    assert_true(grad_head(t, grad_add(t, in[0], in[0]), in[1], block_loss, &l));
+    assert_true(grad_head(t, twice(t, in[0]), in[1], block_loss, &l));
     *f->head_loss = l.total;
     return NULL;
 }
@@ -395,18 +449,23 @@ static const uint32_t block_ids[] = {1, 5, 1, 12, 0, 5, 5};
 static const struct kernel_attention block_shape = {HEADS, KV_HEADS, HEAD_DIM, 2, block_starts, 0.7071067811865475f};
 static const double block_frequency[] = {0.8};
 
+/* One layer, from residual stream to residual stream. */
+static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_var *x) {
+    struct grad_var **p = ctx, *qkv[3], *gated[2];
+    struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f);
+    grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
+    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, block_positions, block_frequency);
+    x = grad_linear(t, grad_attention(t, q, k, qkv[2], &block_shape), p[WO], NULL, x);
+    h = grad_rmsnorm(t, x, p[NORM2], 1e-5f);
+    grad_linears(t, h, 2, (const struct grad_map[]){{p[GATE], NULL}, {p[UP], NULL}}, gated);
+    return grad_linear(t, grad_swiglu(t, gated[0], gated[1]), p[DOWN], NULL, x);
+}
+
 static struct grad_var *build_block(const struct function *f, struct grad_tape *t, struct grad_var **p) {
     struct head_loss l = *current;
-    struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N), *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f);
-    struct grad_var *q =
-        grad_rope(t, grad_linear(t, h, p[WQ], p[BQ]), HEADS, HEAD_DIM, block_positions, block_frequency);
-    struct grad_var *k =
-        grad_rope(t, grad_linear(t, h, p[WK], NULL), KV_HEADS, HEAD_DIM, block_positions, block_frequency);
-    struct grad_var *a = grad_attention(t, q, k, grad_linear(t, h, p[WV], NULL), &block_shape);
-    x = grad_add(t, x, grad_linear(t, a, p[WO], NULL));
-    h = grad_rmsnorm(t, x, p[NORM2], 1e-5f);
-    struct grad_var *y = grad_swiglu(t, grad_linear(t, h, p[GATE], NULL), grad_linear(t, h, p[UP], NULL));
-    x = grad_add(t, x, grad_linear(t, y, p[DOWN], NULL));
+    struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N);
+    for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, run_block, p);
     assert_true(grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f), p[HEAD], block_loss, &l));
     *f->head_loss = l.total;
     return NULL;
@@ -417,35 +476,32 @@ static void twin_block(const struct function *f, double *const *p, double *y) {
     double x[N * HIDDEN], h[N * HIDDEN], q[N * HIDDEN], k[N * KV], v[N * KV], a[N * HIDDEN], inv[N], lse[N * HEADS],
         s[N];
     double gate[N * FFN], up[N * FFN], logits[N * VOCAB];
-    (void)f;
     plain64_gather(x, p[EMBED], block_ids, N, HIDDEN);
-    plain64_rmsnorm(h, inv, x, p[NORM1], N, HIDDEN, 1e-5f);
-    plain64_matmul_nt(N, HIDDEN, HIDDEN, h, p[WQ], 0, q);
-    plain64_add_bias(q, p[BQ], N, HIDDEN);
-    plain64_matmul_nt(N, KV, HIDDEN, h, p[WK], 0, k);
-    plain64_matmul_nt(N, KV, HIDDEN, h, p[WV], 0, v);
-    plain64_rope(q, N, HEADS, HEAD_DIM, block_positions, block_frequency, 1);
-    plain64_rope(k, N, KV_HEADS, HEAD_DIM, block_positions, block_frequency, 1);
-    plain64_attention(&block_shape, a, lse, q, k, v, s);
-    plain64_matmul_nt(N, HIDDEN, HIDDEN, a, p[WO], 1, x);
-    plain64_rmsnorm(h, inv, x, p[NORM2], N, HIDDEN, 1e-5f);
-    plain64_matmul_nt(N, FFN, HIDDEN, h, p[GATE], 0, gate);
-    plain64_matmul_nt(N, FFN, HIDDEN, h, p[UP], 0, up);
-    plain64_swiglu(gate, gate, up, N * FFN);
-    plain64_matmul_nt(N, HIDDEN, FFN, gate, p[DOWN], 1, x);
+    for (size_t i = 0; i < f->layers; i++) {
+        plain64_rmsnorm(h, inv, x, p[NORM1], N, HIDDEN, 1e-5f);
+        plain64_matmul_nt(N, HIDDEN, HIDDEN, h, p[WQ], 0, q);
+        plain64_add_bias(q, p[BQ], N, HIDDEN);
+        plain64_matmul_nt(N, KV, HIDDEN, h, p[WK], 0, k);
+        plain64_matmul_nt(N, KV, HIDDEN, h, p[WV], 0, v);
+        plain64_rope(q, N, HEADS, HEAD_DIM, block_positions, block_frequency, 1);
+        plain64_rope(k, N, KV_HEADS, HEAD_DIM, block_positions, block_frequency, 1);
+        plain64_attention(&block_shape, a, lse, q, k, v, s);
+        plain64_matmul_nt(N, HIDDEN, HIDDEN, a, p[WO], 1, x);
+        plain64_rmsnorm(h, inv, x, p[NORM2], N, HIDDEN, 1e-5f);
+        plain64_matmul_nt(N, FFN, HIDDEN, h, p[GATE], 0, gate);
+        plain64_matmul_nt(N, FFN, HIDDEN, h, p[UP], 0, up);
+        plain64_swiglu(gate, gate, up, N * FFN);
+        plain64_matmul_nt(N, HIDDEN, FFN, gate, p[DOWN], 1, x);
+    }
     plain64_rmsnorm(h, inv, x, p[NORM3], N, HIDDEN, 1e-5f);
     plain64_matmul_nt(N, VOCAB, HIDDEN, h, p[HEAD], 0, logits);
     y[0] = twin_loss(logits, N);
 }
 
-static void test_decoder_block(void **state) {
-    (void)state;
-    double total;
-    struct head_loss l = make_head_loss(1, 2, N);
-    current = &l;
+static struct function decoder(size_t layers, bool recompute, double *total) {
     enum { KV = KV_HEADS * HEAD_DIM };
-    struct function f = {
-        "decoder block",
+    return (struct function){
+        "decoder",
         PARAMETERS,
         {VOCAB, 1, HIDDEN, 1, KV, KV, HIDDEN, 1, FFN, FFN, HIDDEN, 1, VOCAB},
         {HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, FFN, HIDDEN, HIDDEN},
@@ -454,18 +510,62 @@ static void test_decoder_block(void **state) {
         build_block,
         .twin = twin_block,
         .is_loss = true,
-        .head_loss = &total};
-    check_function(&f, 13);
+        .layers = layers,
+        .recompute = recompute,
+        .head_loss = total};
+}
+
+static void test_decoder(void **state) {
+    (void)state;
+    double total;
+    static struct head_loss l;
+    l = make_head_loss(1, 2, N);
+    current = &l;
+    for (size_t layers = 1; layers <= 2; layers++) {
+        struct function f = decoder(layers, false, &total);
+        check_function(&f, 13);
+        f.recompute = true;
+        check_function(&f, 13);
+    }
+}
+
+/* Running layers again gives the same bits as keeping what they made, in memory that does not grow by a layer's. */
+static void test_recompute(void **state) {
+    (void)state;
+    double total;
+    static struct head_loss l;
+    l = make_head_loss(0, 1, N);
+    struct rng r = rng_init(77, 1);
+    struct example x = {0};
+    struct grad_memory used[2][2];
+    float *kept[MAX_IN];
+    current = &l;
+    for (size_t i = 0; i < PARAMETERS; i++) {
+        struct function f = decoder(1, false, &total);
+        x.in[i] = normals(&r, f.rows[i] * f.cols[i], 0.5);
+        x.grad[i] = take(x.in[i].n, sizeof(float));
+    }
+    for (size_t deep = 0; deep < 2; deep++)
+        for (int recompute = 0; recompute < 2; recompute++) {
+            struct function f = decoder(deep ? 9 : 3, recompute, &total);
+            struct grad_tape *t = new_tape(true);
+            grad_recompute(t, recompute);
+            run_tape(&f, &x, t, NULL);
+            used[deep][recompute] = grad_memory(t);
+            grad_tape_free(t);
+            for (size_t i = 0; i < PARAMETERS; i++)
+                if (!recompute)
+                    kept[i] = copy_f32(x.grad[i], x.in[i].n);
+                else
+                    assert_memory_equal(kept[i], x.grad[i], x.in[i].n * sizeof(float));
+        }
+    size_t layer = (used[1][0].values - used[0][0].values) / 6,
+           kept_of_layer = (used[1][1].values - used[0][1].values) / 6;
+    assert_true(kept_of_layer >= N * HIDDEN * sizeof(float) && kept_of_layer < layer / 4);
+    assert_true(used[1][1].gradients == used[0][1].gradients); /* those of a layer are given back */
 }
 
 /* ---- the tape itself ---- */
-
-static struct grad_tape *new_tape(bool record) {
-    struct grad_tape *t;
-    struct err e;
-    assert_int_equal(grad_tape_new(&t, record, &e), 0);
-    return t;
-}
 
 /* Constants get no gradient, and an operation on constants alone is not recorded. */
 static void test_constants(void **state) {
@@ -473,10 +573,10 @@ static void test_constants(void **state) {
     float x[4] = {1, 2, 3, 4}, w[4] = {1, 1, 2, 2}, dw[4] = {0}, g[4];
     struct grad_tape *t = new_tape(true);
     struct grad_var *fixed = grad_leaf(t, x, NULL, 2, 2), *weight = grad_leaf(t, w, dw, 2, 2);
-    struct grad_var *sum = grad_add(t, fixed, fixed);
+    struct grad_var *sum = twice(t, fixed);
     assert_null(grad_of(t, sum));
-    struct grad_var *y = grad_swiglu(t, sum, grad_linear(t, sum, weight, NULL)); /* gate constant, up not */
-    struct grad_var *a = grad_attention(t, sum, grad_linear(t, sum, weight, NULL), sum,
+    struct grad_var *y = grad_swiglu(t, sum, grad_linear(t, sum, weight, NULL, NULL)); /* gate constant, up not */
+    struct grad_var *a = grad_attention(t, sum, grad_linear(t, sum, weight, NULL, NULL), sum,
                                         &(struct kernel_attention){1, 1, 2, 1, (uint32_t[]){0, 2}, 1});
     grad_of(t, y)[0] = 1;
     grad_of(t, a)[3] = 1;
@@ -497,11 +597,11 @@ static void test_failures_travel(void **state) {
     struct grad_tape *t = new_tape(true);
     struct grad_var *a = grad_leaf(t, x, NULL, 2, 3), *b = grad_leaf(t, x, NULL, 3, 2);
     struct err e;
-    assert_null(grad_add(t, grad_add(t, a, b), a));
+    assert_null(grad_linear(t, grad_linear(t, a, b, NULL, NULL), a, NULL, NULL));
     assert_null(grad_embed(t, a, &id, 1));
     assert_false(grad_head(t, a, a, block_loss, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
-    assert_string_equal(e.msg, "add: [2, 3] and [3, 2]");
+    assert_string_equal(e.msg, "linear: input of 3, weight [3, 2]");
     grad_reset(t);
     assert_int_equal(grad_error(t, &e), 0);
     a = grad_leaf(t, x, NULL, 2, 3);
@@ -558,6 +658,10 @@ static void test_without_memory(void **state) {
     assert_in_range(failed, 2, 10); /* some did fail, and some nth were past the last one */
 }
 
+static struct grad_var *narrow(void *ctx, struct grad_tape *t, struct grad_var *x) {
+    return grad_linear(t, x, ctx, NULL, NULL);
+}
+
 /* Every shape that does not fit is refused. */
 static void test_shapes_are_checked(void **state) {
     (void)state;
@@ -565,11 +669,13 @@ static void test_shapes_are_checked(void **state) {
     double f[4] = {0};
     uint32_t p[8] = {0}, short_starts[] = {0, 3}, bad_starts[] = {0, 0, 4};
     struct grad_tape *t = new_tape(false);
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < 11; i++) {
         struct grad_var *a = grad_leaf(t, x, NULL, 4, 4), *b = grad_leaf(t, x, NULL, 2, 3), *y = a;
         struct kernel_attention s = {2, 2, 2, 1, short_starts, 1};
-        if (i == 0) y = grad_linear(t, a, b, NULL);
-        if (i == 1) y = grad_linear(t, a, a, b);
+        if (i == 0) y = grad_linear(t, a, b, NULL, NULL);
+        if (i == 1) y = grad_linear(t, a, a, b, NULL);
+        if (i == 9) y = grad_linear(t, a, a, NULL, b);
+        if (i == 10) y = grad_segment(t, a, narrow, grad_leaf(t, x, NULL, 2, 4));
         if (i == 2) y = grad_rmsnorm(t, a, b, 0);
         if (i == 3) y = grad_rope(t, a, 1, 3, p, f);
         if (i == 4) y = grad_rope(t, a, 3, 2, p, f);
@@ -598,11 +704,11 @@ static void test_mark_and_rewind(void **state) {
     for (int step = 0; step < 50; step++) {
         size_t mark = grad_mark(t);
         struct grad_var *y = a;
-        for (int i = 0; i < 20; i++) y = grad_add(t, y, a);
+        for (int i = 0; i < 20; i++) y = grad_swiglu(t, y, a);
         assert_non_null(y);
         assert_null(grad_of(t, y));
-        if (step == 0) held = grad_memory(t);
-        assert_int_equal(grad_memory(t), held);
+        if (step == 0) held = grad_memory(t).values;
+        assert_int_equal(grad_memory(t).values, held);
         grad_rewind(t, mark);
         assert_int_equal(grad_mark(t), mark);
     }
@@ -617,11 +723,10 @@ static void test_gradients_are_recycled(void **state) {
     struct grad_tape *t = new_tape(true);
     for (int step = 0; step < 2; step++) {
         struct grad_var *y = grad_leaf(t, x, NULL, SIZE, SIZE), *weight = grad_leaf(t, w, dw, SIZE, SIZE);
-        for (int i = 0; i < DEPTH; i++) y = grad_linear(t, y, weight, NULL);
-        size_t before = grad_mark(t);
+        for (int i = 0; i < DEPTH; i++) y = grad_linear(t, y, weight, NULL, NULL);
         assert_non_null(grad_of(t, y));
         grad_backward(t);
-        assert_true(grad_mark(t) - before < 3 * SIZE * SIZE * sizeof(float));
+        assert_true(grad_memory(t).gradients < 3 * SIZE * SIZE * sizeof(float));
         grad_reset(t);
     }
     grad_tape_free(t);
@@ -631,14 +736,16 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_embed, release_memory),
         cmocka_unit_test_teardown(test_linear, release_memory),
+        cmocka_unit_test_teardown(test_linears, release_memory),
         cmocka_unit_test_teardown(test_rmsnorm, release_memory),
         cmocka_unit_test_teardown(test_rope, release_memory),
         cmocka_unit_test_teardown(test_attention, release_memory),
         cmocka_unit_test_teardown(test_swiglu, release_memory),
-        cmocka_unit_test_teardown(test_add, release_memory),
+        cmocka_unit_test_teardown(test_residuals, release_memory),
         cmocka_unit_test_teardown(test_head, release_memory),
         cmocka_unit_test_teardown(test_head_in_blocks, release_memory),
-        cmocka_unit_test_teardown(test_decoder_block, release_memory),
+        cmocka_unit_test_teardown(test_decoder, release_memory),
+        cmocka_unit_test_teardown(test_recompute, release_memory),
         cmocka_unit_test_teardown(test_constants, release_memory),
         cmocka_unit_test_teardown(test_failures_travel, release_memory),
         cmocka_unit_test_teardown(test_failing_loss, release_memory),

@@ -367,7 +367,7 @@ static void the_table_reads_as_stated(void **state) {
         struct knowledge_format f = format_of(tables[i].encoding, 3);
         struct knowledge_rows k = round_trip(&s, &f, 0);
         struct buf text = {0};
-        OK(knowledge_tsv_rows(&text, &k, &f, 0, 2, 2, spell, NULL, &e));
+        OK(knowledge_tsv_rows(&(struct knowledge_tsv){.top = 2, .spell = spell}, &text, &k, &f, 0, 2, &e));
         OK(buf_append(&text, "", 1, &e));
         assert_string_equal((char *)text.data, tables[i].want);
         buf_release(&text);

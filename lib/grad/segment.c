@@ -1,0 +1,62 @@
+/* A part of the graph that is kept whole, or as its result alone and run again when going backward. */
+#include "lib/grad/grad_internal.h"
+
+struct segment_op {
+    struct grad_op op;
+    struct grad_node *x;
+    grad_run *run;
+    void *ctx;
+};
+
+/*
+ * Runs forward once more, this time with a record, and goes back through that. The result's gradient moves to the new
+ * result as it is and that of x grows where it lies, so every operation finds what it would have found had all been
+ * kept: the bits are the same.
+ */
+static void segment_backward(struct grad_tape *t, struct grad_op *op) {
+    struct segment_op *o = (struct segment_op *)op;
+    struct grad_op *before = t->last;
+    struct grad_node *out = op->out[0];
+    size_t mark = grad_mark(t);
+    struct grad_var *again = o->run(o->ctx, t, &o->x->var);
+    if (again) {
+        struct grad_node *y = node_of(again);
+        y->buffer = out->buffer;
+        y->var.grad = out->var.grad;
+        out->buffer = NULL;
+        out->var.grad.data = NULL;
+        tape_walk(t, before);
+    }
+    t->last = before;
+    grad_rewind(t, mark);
+}
+
+/* Runs without a record and leaves nothing behind but the result, in `slot`. */
+static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx, struct grad_var *slot) {
+    bool record = t->record;
+    size_t mark = grad_mark(t);
+    t->record = false;
+    struct grad_var *y = run(ctx, t, x);
+    t->record = record;
+    if (!y) return false;
+    if (y->rows != slot->rows || y->cols != slot->cols)
+        return tape_fail(t, ERR_DATA, "segment: [%zu, %zu] of [%zu, %zu]", y->rows, y->cols, slot->rows, slot->cols);
+    if (y->value.data != slot->value.data) kernel_copy(slot->value.data, y->value.data, var_size(y));
+    grad_rewind(t, mark);
+    return true;
+}
+
+struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx) {
+    if (!x || t->error.code) return NULL;
+    if (t->record && !t->recompute) return run(ctx, t, x);
+    if (!t->record && !node_of(x)->is_leaf) return run_bare(t, x, run, ctx, x) ? x : NULL;
+    struct grad_node *out = tape_result(t, x->rows, x->cols, true);
+    if (!out || !run_bare(t, x, run, ctx, &out->var)) return NULL;
+    struct segment_op *o = tape_record(t, sizeof *o, segment_backward, 1, &out);
+    if (o) {
+        o->x = node_of(x);
+        o->run = run;
+        o->ctx = ctx;
+    }
+    return t->error.code ? NULL : &out->var;
+}
