@@ -6,8 +6,9 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define INLINE static inline __attribute__((always_inline)) TARGET
+#define TARGET      __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
+#define INLINE      static inline __attribute__((always_inline)) TARGET
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")

@@ -35,7 +35,8 @@ static void make_paths(void) {
     avx512bf16 = simd_avx512;
     avx512bf16.name = "avx512bf16";
     avx512bf16.bf16 = &bf16_avx512;
-    amx = simd_avx512;
+    avx512bf16.dequantize = dequantize_avx512bf16;
+    amx = avx512bf16;
     amx.name = "amx";
     amx.bf16 = &bf16_amx;
 }
@@ -46,7 +47,7 @@ static const struct simd *by_name(const char *name) {
 #if defined(__x86_64__)
     static pthread_once_t paths_once = PTHREAD_ONCE_INIT;
     pthread_once(&paths_once, make_paths);
-    if (strcmp(name, "amx") == 0) return has_avx512() && amx_available() ? &amx : NULL;
+    if (strcmp(name, "amx") == 0) return has_avx512bf16() && amx_available() ? &amx : NULL;
     if (strcmp(name, "avx512bf16") == 0) return has_avx512bf16() ? &avx512bf16 : NULL;
     if (strcmp(name, "avx512") == 0) return has_avx512() ? &simd_avx512 : NULL;
     if (strcmp(name, "avx2") == 0) return has_avx2() ? &simd_avx2 : NULL;

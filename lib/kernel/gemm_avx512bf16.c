@@ -5,8 +5,6 @@
 #if defined(__x86_64__)
 #include "lib/kernel/avx512.h"
 
-#define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
-
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR 14
 

@@ -39,9 +39,14 @@ struct micro_bf16 {
     void (*multiply)(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda, const uint16_t *b,
                      size_t stride, bool accumulate, float *c, size_t ldc);
 };
+/* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the
+ * type and nothing was done. */
+typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, size_t n);
+
 extern const struct micro_bf16 bf16_widened; /* in f32, by the path's own product */
 #if defined(__x86_64__)
 extern const struct micro_bf16 bf16_avx512, bf16_amx;
+dequantize_fn dequantize_avx512bf16;
 bool amx_available(void); /* asks the system for tiles */
 #endif
 
@@ -66,6 +71,7 @@ struct simd {
     gemm_fn *gemm;
     const struct micro_bf16 *bf16;
     transpose_words_fn *transpose_words;
+    dequantize_fn *dequantize; /* or NULL */
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */
     void (*scale)(float *y, size_t n, float a);                                      /* y *= a */

@@ -54,6 +54,7 @@ static void row_to_bf16(const struct simd *v, uint16_t *to, enum dtype type, con
     } else {
         const unsigned char *from = (const unsigned char *)x + dtype_row_bytes(type, at);
         float f[STEP];
+        if (v->dequantize && v->dequantize(type, from, to, count)) return;
         for (size_t i = 0; i < count; i += STEP) {
             size_t n = smaller(STEP, count - i);
             tensor_to_f32(type, from + dtype_row_bytes(type, i), f, n);

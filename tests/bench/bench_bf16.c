@@ -233,7 +233,10 @@ int main(int argc, char **argv) {
     parallel_set_threads((int)threads);
     printf("bf16: %s, %d threads; from registers %.0f GFLOP/s a thread\n", kernel_backend(), (int)threads,
            measure_limit());
-    for (size_t i = 0; i < COUNT_OF(shapes); i++) bench_shape(&shapes[i], (int)threads);
+    const char *only = argc > 2 ? argv[2] : ""; /* part of a shape's name, or "rows" */
+    for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        if (strstr(shapes[i].what, only)) bench_shape(&shapes[i], (int)threads);
+    if (!strstr("rows", only)) return 0;
     bench_quantized(2048, 1536, 768, (int)threads);
     bench_quantized(2048, 576, 1536, (int)threads);
     bench_quantized(1, 49152, 768, (int)threads);

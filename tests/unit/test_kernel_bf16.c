@@ -201,6 +201,33 @@ static void test_rows_do_not_depend_on_each_other(void **state) {
     }
 }
 
+/* A path's own loops give the bits of lib/tensor's. */
+static void test_dequantization(void **state) {
+    (void)state;
+    enum { N = 256 * 7 };
+    struct rng r = rng_init(7, 1);
+    struct pair w = normals(&r, N, 0.1);
+    for (size_t j = 0; j < 256; j++) set(w, j, 0);
+    for (size_t j = 512; j < 1024; j++) set(w, j, w.d[j] * 1e-5); /* scales among the subnormal f16 */
+    for (size_t i = 0; dtype_at(i); i++) {
+        const struct dtype_info *type = dtype_at(i);
+        if (!type->is_quantized) continue;
+        struct err e;
+        float *f = take(N, sizeof *f);
+        unsigned char *blocks = take(dtype_row_bytes(type->dtype, N) + 1, 1);
+        uint16_t *h = take(N, sizeof *h);
+        assert_int_equal(tensor_from_f32(type->dtype, w.f, blocks + 1, N, NULL, &e), 0);
+        tensor_to_f32(type->dtype, blocks + 1, f, N);
+        EACH_PATH(path) {
+            if (!simd()->dequantize || !simd()->dequantize(type->dtype, blocks + 1, h, N)) continue;
+            for (size_t j = 0; j < N; j++)
+                if (h[j] != f32_to_bf16(f[j]))
+                    fail_msg("%s, %s: element %zu is %g, should be %g", type->name, path, j, (double)bf16_to_f32(h[j]),
+                             (double)f[j]);
+        }
+    }
+}
+
 /* ---- quantized weights: as if each were rounded to bf16 first, which costs 2^-8 of every term ---- */
 
 static void test_quantized_products(void **state) {
@@ -248,6 +275,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_products, release_memory),
         cmocka_unit_test(test_empty_products),
         cmocka_unit_test_teardown(test_rows_do_not_depend_on_each_other, release_memory),
+        cmocka_unit_test_teardown(test_dequantization, release_memory),
         cmocka_unit_test_teardown(test_quantized_products, release_memory),
         cmocka_unit_test_teardown(test_gather, release_memory),
     };
