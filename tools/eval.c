@@ -201,7 +201,7 @@ static int eval_tasks(struct eval *v, struct err *e) {
 
 /* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
 
-/* With --reference or --task only tokens that are named; without, there is nothing else to evaluate. */
+/* With --reference or --task there may be none. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }
@@ -241,8 +241,9 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line. Perplexity is of a token stream (standard input, unless --reference or "
-            "--task is all there is to do), by a protocol that goes with the number, for they are not comparable:\n"
+            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that goes with the number, "
+            "for they are not comparable. The stream is standard input; with --reference or --task, which can be all "
+            "there is to do, only if that is a file (< FILE), a pipe is then named: -.\n"
             "  gptq       one text in disjoint windows, all but a window's first token scored\n"
             "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
             "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
@@ -259,7 +260,7 @@ int main(int argc, char **argv) {
             "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
             "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
             "    by overlapping windows, for reading\n"
-            "rill eval -m student.rill --reference corpus.kd.rill --context 64 tokens.rill\n"
+            "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
             "    perplexity, and how far the student is from its teacher\n"
             "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,

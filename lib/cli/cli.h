@@ -56,13 +56,15 @@ struct cli_program {
     const char *operands;           /* "[FILE]", "FILE...", "" */
     int min_operands, max_operands; /* max -1: any number */
     bool reads_stdin;               /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
-    const char *stdin_unless;       /* "reference|task": ... but not when one of these options is given */
-    bool writes_stream;             /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;               /* has -o, --force for text or foreign files */
-    bool seeded;                    /* has --seed */
-    bool threaded;                  /* has -j */
-    const char *description;        /* paragraphs for help and the man page */
-    const char *examples;           /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
+     * pipe of a build machine, is not waited for. It is named then, as "-" */
+    const char *stdin_unless;
+    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;        /* has -o, --force for text or foreign files */
+    bool seeded;             /* has --seed */
+    bool threaded;           /* has -j */
+    const char *description; /* paragraphs for help and the man page */
+    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
@@ -85,6 +87,8 @@ bool cli_given(const struct cli *c, const char *option); /* said on the command 
 bool cli_verbose(const struct cli *c);
 bool cli_quiet(const struct cli *c);
 bool cli_wants_stdin(const struct cli *c); /* reads_stdin, stdin_unless and the operands say so */
+/* A regular file, which can be opened again: `path`, or standard input ("-") while nothing of it has been read. */
+bool cli_is_file(const char *path);
 
 /* ---- input: streams and other files. Names appear in messages as the user wrote them; "-" is `standard input` --------- */
 

@@ -73,6 +73,12 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
     return check_kind_of_file(c, *fd, *name, e);
 }
 
+bool cli_is_file(const char *path) {
+    struct stat st;
+    if (!is_dash(path)) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
+}
+
 int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect,
                     struct stream_reader **out, struct err *e) {
     struct cli_input *in;

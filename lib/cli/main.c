@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
@@ -221,8 +222,46 @@ static void abandon(struct cli *c, int code, const struct err *e) {
     if (report_finish(c, code, e->msg, &ignored) || report_commit(c, &ignored)) report_retract(c);
 }
 
+/* ---- standard input ------------------------------------------------------------------------------------------ */
+
+/* Is one of the options "a|b" given? */
+static bool any_given(const struct cli *c, const char *names) {
+    for (const char *s = names; s && *s;) {
+        char name[64];
+        size_t n = strcspn(s, "|");
+        snprintf(name, sizeof name, "%.*s", (int)n, s);
+        if (cli_given(c, name)) return true;
+        s += n + (s[n] == '|');
+    }
+    return false;
+}
+
+static bool is_dash(const char *value) {
+    return value && strcmp(value, "-") == 0;
+}
+
+/* Has an option named standard input? */
+static bool option_takes_stdin(const struct cli *c) {
+    for (const struct cli_option *o = c->program->options; o && o->name; o++) {
+        if (o->type == CLI_STRING && o->completes_files && is_dash(*(const char **)o->to)) return true;
+        const struct cli_list *list = o->type == CLI_LIST ? o->to : NULL;
+        for (size_t i = 0; list && i < list->n; i++)
+            if (is_dash(list->items[i])) return true;
+    }
+    return false;
+}
+
+/* Somebody may have meant it to be read. */
+static void note_pipe(struct cli *c) {
+    struct stat st;
+    if (c->program->stdin_unless && !c->args.n_operands && !cli_wants_stdin(c) && !option_takes_stdin(c) &&
+        fstat(STDIN_FILENO, &st) == 0 && S_ISFIFO(st.st_mode))
+        cli_say(c, "standard input, a pipe, is not read: name it (-) if it should be");
+}
+
 static int run_program(struct cli *c, struct err *e) {
     int code = start(c, e);
+    if (!code) note_pipe(c);
     if (!code) code = c->program->run(c, e);
     if (code == 0 || (code == ERR_CHECK && !c->writer_open)) code = finish(c, code, e);
     if (code != 0 && code != ERR_CHECK) abandon(c, code, e);
@@ -295,14 +334,7 @@ bool cli_quiet(const struct cli *c) {
 
 bool cli_wants_stdin(const struct cli *c) {
     if (!c->program->reads_stdin || c->args.n_operands) return false;
-    for (const char *s = c->program->stdin_unless; s && *s;) {
-        char name[64];
-        size_t n = strcspn(s, "|");
-        snprintf(name, sizeof name, "%.*s", (int)n, s);
-        if (cli_given(c, name)) return false;
-        s += n + (s[n] == '|');
-    }
-    return true;
+    return !any_given(c, c->program->stdin_unless) || (!option_takes_stdin(c) && cli_is_file("-"));
 }
 
 bool cli_given(const struct cli *c, const char *option) {

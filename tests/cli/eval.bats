@@ -132,6 +132,30 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     assert_stdout '*"task":"pairs"*'
 }
 
+@test "a file on standard input is tokens beside a reference or a task; a pipe is named" {
+    ev -m student.rill --reference dense.kd.rill --context 32 tokens.rill >both
+    assert_equal "$(grep -oE '"metric":"[a-z]*"' both | tr '\n' ' ')" '"metric":"perplexity" "metric":"divergence" '
+    ev -m student.rill --reference dense.kd.rill --context 32 <tokens.rill >redirected
+    cat tokens.rill | ev -m student.rill --reference dense.kd.rill --context 32 - >piped
+    assert_same both redirected
+    assert_same both piped
+    ev -m student.rill --task pairs.jsonl --context 32 <tokens.rill >task
+    assert_equal "$(wc -l <task)" 2
+    # what an option has named is not the tokens
+    grep '"divergence"' both >alone
+    ev -m student.rill --reference - <dense.kd.rill >reference
+    ev -m - --reference dense.kd.rill <student.rill >model
+    assert_same alone reference
+    assert_same alone model
+    # a file that a loop is reading is not ours, and a pipe that nobody closes is not waited for
+    printf '%s\n' student.rill teacher.rill >list
+    while read -r m; do ev -m "$m" --reference dense.kd.rill; done <list >loop
+    assert_equal "$(grep -c '"divergence"' loop)" 2
+    check_exit 0 bash -c 'cat tokens.rill | rill eval -m student.rill --reference dense.kd.rill'
+    assert_stderr_line "standard input, a pipe, is not read: name it (-) if it should be"
+    assert_equal "$(wc -l <"$T/.stdout")" 1
+}
+
 @test "options for tokens without tokens are a usage error" {
     for o in "--fail-above 9" "--protocol llama" "--context 16" "--max-windows 1"; do
         # shellcheck disable=SC2086
