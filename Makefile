@@ -96,6 +96,11 @@ $(FIXTURE): $(OBJ)/tests/fixture/fixture.o $(OBJ)/librill.a $(BIN)/.flavour-$(fl
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
+BENCH_BIN := $(BIN)/bench/bench_hardware $(BIN)/bench/stopwatch
+$(BIN)/bench/%: $(OBJ)/tests/bench/%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
+	@mkdir -p $(@D)
+	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+
 $(OBJ)/faults.so: tests/faults/faults.c
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -I. -D_GNU_SOURCE -std=c11 -O2 -g $(WARN) $(if $(DEVELOPER),-Werror) -shared -fPIC -o $@ $< -ldl
@@ -122,7 +127,7 @@ test: deps ## every test; the last line counts them
 	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
-test-programs: all $(UNIT_BIN) $(FIXTURE) $(OBJ)/faults.so
+test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so
 fuzz-programs: $(FUZZ_BIN)
 list-fuzz:
 	@echo $(abspath $(FUZZ_BIN))
@@ -132,7 +137,7 @@ unit: $(UNIT_BIN) ## build and run the library's unit tests
 	@tests/run-unit $(UNIT_BIN)
 
 .PHONY: cli-tests
-cli-tests: all $(FIXTURE) $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
+cli-tests: all $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
@@ -167,7 +172,7 @@ $(OBJ)/libfuzzer/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/librill.a
 coverage: ## line coverage of the unit and program tests (gcovr shows it when installed)
 	@$(MAKE) --no-print-directory COVERAGE=1 coverage-run
 .PHONY: coverage-run
-coverage-run: $(UNIT_BIN) all $(FIXTURE)
+coverage-run: $(UNIT_BIN) all $(FIXTURE) $(BENCH_BIN)
 	@find $(OBJ) -name '*.gcda' -delete
 	-@tests/run-unit $(UNIT_BIN)
 	-@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/cli/*.bats)
@@ -175,16 +180,13 @@ coverage-run: $(UNIT_BIN) all $(FIXTURE)
 	else echo 'coverage: gcovr is not installed; the .gcda files are in $(OBJ)'; fi
 
 .PHONY: bench
-bench: all ## measure speed and quality against the peers that are installed
-	@RILL_BIN=$(abspath $(BIN)) tests/bench/run
+bench: all $(BENCH_BIN) ## measure speed against the peers that are installed: BENCH="tokenize ls" MODEL=PATH PEER_PYTHON=PATH LLAMA_BIN=DIR
+	@RILL_BIN=$(abspath $(BIN)) BENCH_OUT=$(abspath $(BUILD))/bench MODEL='$(MODEL)' tests/bench/run $(BENCH)
 
 .PHONY: bench-kernel
-bench-kernel: $(OBJ)/bench/bench_kernel $(OBJ)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
-	@$(OBJ)/bench/bench_bf16 $(THREADS)
-	@$(OBJ)/bench/bench_kernel $(THREADS)
-$(OBJ)/bench/%: $(OBJ)/tests/bench/%.o $(OBJ)/librill.a
-	@mkdir -p $(@D)
-	$(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS)
+bench-kernel: $(BIN)/bench/bench_kernel $(BIN)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
+	@$(BIN)/bench/bench_bf16 $(THREADS)
+	@$(BIN)/bench/bench_kernel $(THREADS)
 
 .PHONY: demo
 demo: deps ## read, teach, prune, distill, quantize and judge a model; MODEL=PATH takes yours

@@ -38,7 +38,7 @@ bats_require_minimum_version 1.5.0
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 RILL_BIN=$(cd "${RILL_BIN:-$ROOT/build/bin}" && pwd)
 export ROOT RILL_BIN
-export PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH"
+export PATH="$RILL_BIN:$RILL_BIN/fixture:$RILL_BIN/bench:$PATH"
 export LC_ALL=C
 unset RILL_DEBUG
 

@@ -1,0 +1,16 @@
+# Time for a token against the length of its sequence: a constant part, and attention's, which grows with the context.
+# shellcheck shell=bash disable=SC2034,SC2154
+about_context=90
+run_context() {
+    local n context
+    n=$(sized 256 8192)
+    title "milliseconds for 1000 of $n tokens, teacher-infer alone"
+    for context in $(sized '16 64 256' '128 512 2048 8192'); do
+        [ "$context" -gt "$shape_context" ] || ours "context $context: $(($(operations "$context") / 1000)) kFLOP a token" infer_context "$n" "$context"
+    done
+    contest ms
+}
+infer_context() {
+    amount=$(($1 / 1000 + !($1 / 1000)))
+    timed_pipe "rill teacher-infer -q -j $THREADS -m '$(model_as bf16)' '$(tokens "$1" "$2")' >/dev/null"
+}

@@ -1,0 +1,21 @@
+# Knowledge from a teacher: tokens in, 50 draws from each position's distribution out, the whole process with its loading.
+# The peers compute logits in batches of 4 sequences and throw them away; their start-up and loading are not counted.
+# shellcheck shell=bash disable=SC2034,SC2154
+about_teacher_infer=180
+run_teacher_infer() {
+    local precision n
+    for precision in bf16 f32; do
+        n=$(sized 256 8192)
+        title "$precision, $n tokens in sequences of $CONTEXT"
+        ours "rill teacher-infer | logit-dump$(or_f32 teacher-infer $precision)" infer_ours "$n" "$(precision teacher-infer $precision)"
+        python_peer 'torch safetensors' PyTorch torch_infer --model "$(hf_folder)" --dtype $precision --batch 4 --context "$CONTEXT"
+        peer_llama llama-perplexity "$precision, half of the logits" llama_perplexity "$(gguf_as $precision)"
+        [ $precision = f32 ] || peer_llama llama-bench "$precision, no logits" llama_prompt "$(gguf_as $precision)"
+        arithmetic_limit $precision "$(operations "$CONTEXT")"
+        contest tokens/s
+    done
+}
+infer_ours() { # TOKENS OPTIONS
+    amount=$1
+    timed_pipe "rill teacher-infer -q -j $THREADS $2 -m '$(model_as bf16)' '$(tokens "$1")' | rill logit-dump -q -j $THREADS --encode sample:50 >/dev/null"
+}

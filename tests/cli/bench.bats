@@ -1,0 +1,40 @@
+#!/usr/bin/env bats
+# The benchmarks still run (tests/bench). Their figures decide nothing here.
+load common
+
+bench() { RILL_BIN="$RILL_BIN" BENCH_OUT="$T/out" PEER_PYTHON=/nonexistent LLAMA_BIN=/nonexistent "$ROOT/tests/bench/run" "$@"; }
+
+@test "every benchmark runs, on a tiny model" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    need stopwatch bench_hardware
+    check_exit 0 bench --smoke
+    for name in $(bench --list); do
+        grep -q "\"kind\":\"[a-z]*\",\"benchmark\":\"$name\".*\"median\":[0-9]" out/*.jsonl || fail "no figure of $name: $out"
+    done
+    # nothing failed, everything is JSON, a peer that is not here is said to be missing
+    if grep FAILED <<<"$out"; then fail "a run failed"; fi
+    assert_stdout "*llama-quantize: not here*"
+    grep -q '^{"kind":"machine","cpu":".*"threads":[0-9]' out/*.jsonl
+    if command -v jq; then jq -e . out/*.jsonl; fi
+    # it leaves nothing behind but inputs and results
+    assert_equal "$(ls out | sed 's/.*jsonl/jsonl/' | tr '\n' ' ')" "jsonl inputs "
+}
+
+@test "a benchmark that cannot run is a failure" {
+    need stopwatch bench_hardware
+    mkdir bin && ln -s "$RILL_BIN"/rill-* "$RILL_BIN/bench" bin/
+    printf '#!/bin/sh\n[ "$1" = logit-dump ] && { echo "no disk" >&2; exit 1; }\nexec "%s/rill" "$@"\n' "$RILL_BIN" >bin/rill
+    chmod +x bin/rill
+    RILL_BIN="$T/bin" check_exit 2 bench --smoke teacher-infer
+    assert_stdout "*rill teacher-infer*FAILED: *no disk*"
+    check_exit 2 bench nonsense
+    assert_stderr "run: nonsense: no such benchmark;*tokenize*"
+}
+
+@test "the stopwatch says what a command took, and passes its exit code on" {
+    need stopwatch
+    check_exit 3 stopwatch time.txt sh -c 'sleep 0.2; exit 3'
+    read -r wall cpu memory <time.txt
+    awk -v w="$wall" -v c="$cpu" -v m="$memory" 'BEGIN { exit !(w >= 0.2 && c < w && m > 100000) }'
+    check_exit 127 stopwatch time.txt ./no-such-program
+}
