@@ -6,24 +6,20 @@ run_codecs() {
     model=$(model_as bf16)
     command -v zstd >/dev/null || { levels=() && missing zstd 'not on PATH'; }
     title 'size of a bf16 model: bytes before over bytes after'
-    for codec in planes zstd; do ours "rill cat --codec $codec" pack_ours "$model" $codec ratio; done
-    for level in "${levels[@]}"; do peer "zstd -$level" pack_zstd "$model" "$level" ratio; done
+    for codec in planes zstd; do ours "rill cat --codec $codec" shrunk "$model" "$codec" rill cat -q --codec "$codec" "$model"; done
+    for level in "${levels[@]}"; do peer "zstd -$level" shrunk "$model" "$level" zstd "-$level" "-T$THREADS" -c "$model"; done
     ROUNDS=1 contest x
     title 'storing it'
-    for codec in planes zstd; do ours "rill cat --codec $codec" pack_ours "$model" $codec speed; done
-    for level in "${levels[@]}"; do peer "zstd -$level -T$THREADS" pack_zstd "$model" "$level" speed; done
-    limit 'cat FILE > FILE' copied "$model"
+    for codec in planes zstd; do ours "rill cat --codec $codec" streamed "$model" rill cat -q --codec "$codec" "$model"; done
+    for level in "${levels[@]}"; do peer "zstd -$level -T$THREADS" streamed "$model" zstd "-$level" "-T$THREADS" -c "$model"; done
     contest MB/s 1e-6
     title 'reading it again'
-    for codec in planes zstd; do ours "rill cat, from $codec" unpacked "$model" rill cat "$WORK/out.$codec" --codec raw; done
-    for level in "${levels[@]}"; do peer "zstd -d, from -$level" unpacked "$model" zstd -qdc "-T$THREADS" "$WORK/out.$level"; done
+    for codec in planes zstd; do ours "rill cat, from $codec" streamed "$model" rill cat --codec raw "$WORK/out.$codec"; done
+    for level in "${levels[@]}"; do peer "zstd -d, from -$level" streamed "$model" zstd -dc "-T$THREADS" "$WORK/out.$level"; done
     contest MB/s 1e-6
     rm -f "$WORK"/out.*
 }
-packed() { # BEFORE AFTER ratio|speed
-    amount=$(stat -c %s "$1")
-    [ "$3" = speed ] || { seconds=$(stat -c %s "$2") && memory=null; }
+shrunk() { # MODEL NAME COMMAND...
+    STDOUT=$WORK/out.$2 timed "${@:3}" && amount=$(stat -c %s "$1") seconds=$(stat -c %s "$WORK/out.$2") memory=null
 }
-pack_ours() { timed rill cat -q --codec "$2" "$1" --force -o "$WORK/out.$2" && packed "$1" "$WORK/out.$2" "$3"; }
-pack_zstd() { timed zstd -q "-$2" "-T$THREADS" -f "$1" -o "$WORK/out.$2" && packed "$1" "$WORK/out.$2" "$3"; }
-unpacked() { amount=$(stat -c %s "$1") && timed "${@:2}"; }
+streamed() { amount=$(stat -c %s "$1") && timed "${@:2}"; } # MODEL COMMAND...

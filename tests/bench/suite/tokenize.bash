@@ -3,7 +3,7 @@
 about_tokenize=25
 run_tokenize() {
     local lines=$WORK/lines.txt bytes
-    repeat_text $((smoke ? 100000 : 16000000)) >"$lines"
+    repeat_text $((smoke ? 100000 : 8000000)) >"$lines"
     bytes=$(stat -c %s "$lines")
     title "$((bytes / 1000)) kB of text"
     ours 'rill tokenize --lines' tokenize_text "$bytes" "--lines -j $THREADS" "$lines"
