@@ -2,21 +2,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/run/run.h"
 
-static bool is_file(const char *path) {
-    struct stat st;
-    if (strcmp(path, "-") != 0) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
-    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
-}
-
 void run_file_init(struct run_file *f, const char *path) {
     bool dash = !strcmp(path, "-");
     *f = (struct run_file){
-        .is_file = is_file(path), .path = dash ? "/dev/stdin" : path, .name = dash ? "standard input" : path};
+        .is_file = cli_is_file(path), .path = dash ? "/dev/stdin" : path, .name = dash ? "standard input" : path};
 }
 
 void run_file_release(struct run_file *f) {
