@@ -66,6 +66,8 @@ struct eval {
     struct cli *c;
     struct model *m;
     cJSON *results; /* array; belongs to the report */
+    struct perplexity *p;
+    struct divergence *d;
 };
 
 /* Takes the result over. */
@@ -80,76 +82,45 @@ static int put_result(struct eval *v, cJSON *result, struct err *e) {
 
 /* ---- perplexity ------------------------------------------------------------------------------------------------------------ */
 
-static int choose_windows(const struct model *m, struct perplexity_options *o, struct err *e) {
-    uint32_t most = m->config.context;
-    *o = (struct perplexity_options){.max_windows = max_windows, .batch_positions = 2048};
-    int rc = perplexity_protocol_parse(protocol, &o->protocol, e);
-    o->context = context ? (uint32_t)context : most > 512 && o->protocol != PPL_SEQUENCES ? 512 : most;
-    o->stride = stride ? (uint32_t)stride : o->context / 2;
-    if (!rc && stride && o->protocol != PPL_SLIDING)
-        rc = err_set(e, ERR_USAGE, "--stride is for --protocol sliding, not %s", protocol);
-    return rc;
-}
-
-static int feed_tokens(struct eval *v, struct run_data *in, struct perplexity *p, struct err *e) {
-    const char *name = stream_reader_name(in->stream);
-    struct batch b = {0};
-    bool more = true;
-    int rc = 0;
-    cli_progress_begin(v->c, "tokens", 0);
-    while (!rc && !perplexity_full(p) && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
-        if (perplexity_feed(p, &b, e)) rc = err_prefix(e, "%s", name);
-        if (!rc && perplexity_scored(p))
-            cli_progress(v->c, perplexity_scored(p), "perplexity %.4g", perplexity_value(p));
-    }
-    cli_progress_end(v->c);
-    batch_release(&b);
-    if (!rc) rc = stream_drain(in->stream, e); /* what --max-windows leaves may be cut, too */
-    if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", name);
-    return rc;
+static void show_perplexity(void *ctx) {
+    const struct eval *v = ctx;
+    if (perplexity_scored(v->p)) cli_progress(v->c, perplexity_scored(v->p), "perplexity %.4g", perplexity_value(v->p));
 }
 
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
-    struct perplexity_options o;
-    struct perplexity *p = NULL;
+    struct perplexity_options o = {
+        .context = (uint32_t)context, .stride = (uint32_t)stride, .max_windows = max_windows, .batch_positions = 2048};
     struct run_data in = {0};
-    int rc = choose_windows(v->m, &o, e);
+    int rc = perplexity_protocol_parse(protocol, &o.protocol, e);
+    if (!rc) rc = perplexity_choose(&o, v->m, e);
     if (!rc) rc = run_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
-    if (!rc) rc = perplexity_new(&p, v->m, &o, e);
-    if (!rc) rc = feed_tokens(v, &in, p, e);
-    if (!rc) rc = put_result(v, perplexity_json(p, e), e);
-    if (!rc) *value = perplexity_value(p);
-    perplexity_free(p);
+    if (!rc) rc = perplexity_new(&v->p, v->m, &o, e);
+    cli_progress_begin(v->c, "tokens", 0);
+    if (!rc) rc = perplexity_read(v->p, in.stream, &in.format, show_perplexity, v, e);
+    cli_progress_end(v->c);
+    if (!rc) rc = put_result(v, perplexity_json(v->p, e), e);
+    if (!rc) *value = perplexity_value(v->p);
+    perplexity_free(v->p);
     run_data_release(&in);
     return rc;
 }
 
 /* ---- divergence ------------------------------------------------------------------------------------------------------------- */
 
-static int feed_reference(struct eval *v, struct run_data *in, struct divergence *d, struct err *e) {
-    const char *name = stream_reader_name(in->stream);
-    struct batch b = {0};
-    bool more = true;
-    int rc = 0;
-    cli_progress_begin(v->c, "positions", 0);
-    while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
-        if (divergence_feed(d, &b, e)) rc = err_prefix(e, "%s", name);
-        cli_progress(v->c, divergence_positions(d), NULL);
-    }
-    cli_progress_end(v->c);
-    batch_release(&b);
-    if (!rc && divergence_finish(d, e)) rc = err_prefix(e, "%s", name);
-    return rc;
+static void show_divergence(void *ctx) {
+    const struct eval *v = ctx;
+    cli_progress(v->c, divergence_positions(v->d), NULL);
 }
 
 static int eval_reference(struct eval *v, struct err *e) {
-    struct divergence *d = NULL;
     struct run_data in = {0};
     int rc = run_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
-    if (!rc && divergence_new(&d, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
-    if (!rc) rc = feed_reference(v, &in, d, e);
-    if (!rc) rc = put_result(v, divergence_json(d, e), e);
-    divergence_free(d);
+    if (!rc && divergence_new(&v->d, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
+    cli_progress_begin(v->c, "positions", 0);
+    if (!rc) rc = divergence_read(v->d, in.stream, show_divergence, v, e);
+    cli_progress_end(v->c);
+    if (!rc) rc = put_result(v, divergence_json(v->d, e), e);
+    divergence_free(v->d);
     run_data_release(&in);
     return rc;
 }
@@ -171,15 +142,6 @@ static int feed_task(struct eval *v, struct cli_file *f, struct task *t, struct 
     return rc;
 }
 
-/* "blimp/transitive.jsonl" is the task "transitive". */
-static int open_task(struct eval *v, const char *path, struct task **t, struct err *e) {
-    char name[256];
-    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-    const char *dot = strrchr(base, '.');
-    snprintf(name, sizeof name, "%.*s", dot && dot > base ? (int)(dot - base) : (int)strlen(base), base);
-    return task_new(t, v->m, utf8_valid(name, strlen(name)) ? name : "task", e);
-}
-
 static int eval_tasks(struct eval *v, struct err *e) {
     struct task **t = mem_array(tasks.n, sizeof(struct task *), e);
     cJSON *means = cJSON_CreateArray(), *mean;
@@ -187,7 +149,7 @@ static int eval_tasks(struct eval *v, struct err *e) {
     for (size_t i = 0; !rc && i < tasks.n; i++) {
         struct cli_file *f;
         rc = cli_open_file(v->c, tasks.items[i], "task", &f, e);
-        if (!rc) rc = open_task(v, tasks.items[i], &t[i], e);
+        if (!rc) rc = task_new(&t[i], v->m, tasks.items[i], e);
         if (!rc) rc = feed_task(v, f, t[i], e);
         if (!rc) rc = put_result(v, task_json(t[i], e), e);
     }

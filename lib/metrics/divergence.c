@@ -195,6 +195,19 @@ int divergence_finish(struct divergence *d, struct err *e) {
     return rc;
 }
 
+int divergence_read(struct divergence *d, struct stream_reader *r, metrics_watch *watch, void *ctx, struct err *e) {
+    struct batch b = {0};
+    bool more = true;
+    int rc = 0;
+    while (!rc && !(rc = knowledge_read(r, &d->f, &b, &more, e)) && more) {
+        if (divergence_feed(d, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
+        watch(ctx);
+    }
+    batch_release(&b);
+    if (!rc && divergence_finish(d, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
+    return rc;
+}
+
 uint64_t divergence_positions(const struct divergence *d) {
     return d->positions;
 }

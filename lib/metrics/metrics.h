@@ -16,6 +16,9 @@ double metrics_quantile(const double *sorted, size_t n, double q);
 /* Wilson's score interval at 95% for k successes of n (Wilson 1927). */
 void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 
+/* Called after each batch, by the functions that read a stream to its end; messages of those name the stream. */
+typedef void metrics_watch(void *ctx);
+
 /* ---- perplexity ------------------------------------------------------------------------------------------------------ */
 
 /*
@@ -41,6 +44,9 @@ struct perplexity_options {
     uint64_t max_windows;   /* 0: all */
     size_t batch_positions; /* evaluated together, whole windows; 0: one window at a time */
 };
+/* Sets what is 0: the context to 512 or the model's if that is less (protocol sequences: the model's), the stride to half of it.
+ * ERR_USAGE for a stride that the protocol has no use for. */
+int perplexity_choose(struct perplexity_options *o, const struct model *m, struct err *e) MUST_CHECK;
 struct perplexity;
 int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o,
                    struct err *e) MUST_CHECK;
@@ -48,6 +54,9 @@ int perplexity_new(struct perplexity **out, struct model *m, const struct perple
 int perplexity_feed(struct perplexity *p, const struct batch *b, struct err *e) MUST_CHECK;
 bool perplexity_full(const struct perplexity *p); /* max_windows reached: no more input is needed */
 int perplexity_finish(struct perplexity *p, struct err *e) MUST_CHECK;
+/* All of a stream of format f, to the end: feed and finish. */
+int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct knowledge_format *f,
+                    metrics_watch *watch, void *ctx, struct err *e) MUST_CHECK;
 uint64_t perplexity_scored(const struct perplexity *p);
 double perplexity_value(const struct perplexity *p);
 cJSON *perplexity_json(const struct perplexity *p, struct err *e) MUST_CHECK;
@@ -77,6 +86,9 @@ int divergence_new(struct divergence **out, struct model *m, const struct knowle
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;
 int divergence_finish(struct divergence *d, struct err *e) MUST_CHECK;
+/* All of a stream of the format: feed and finish. */
+int divergence_read(struct divergence *d, struct stream_reader *r, metrics_watch *watch, void *ctx,
+                    struct err *e) MUST_CHECK;
 uint64_t divergence_positions(const struct divergence *d);
 cJSON *divergence_json(struct divergence *d, struct err *e) MUST_CHECK;
 void divergence_free(struct divergence *d);
@@ -96,7 +108,8 @@ void divergence_free(struct divergence *d);
  * interval. Memory: one batch of items.
  */
 struct task;
-int task_new(struct task **out, struct model *m, const char *name, struct err *e) MUST_CHECK;
+/* The file's path names the task: "blimp/transitive.jsonl" is "transitive". */
+int task_new(struct task **out, struct model *m, const char *path, struct err *e) MUST_CHECK;
 /* The text of the file in any pieces. Lines of at most 16 MiB; empty ones are skipped. Messages name the line. */
 int task_feed(struct task *t, const char *text, size_t n, struct err *e) MUST_CHECK;
 int task_finish(struct task *t, struct err *e) MUST_CHECK;

@@ -17,6 +17,15 @@ int perplexity_protocol_parse(const char *name, enum perplexity_protocol *out, s
     return err_set(e, ERR_USAGE, "unknown protocol '%.64s' (gptq, llama, sliding, sequences, documents)", name);
 }
 
+int perplexity_choose(struct perplexity_options *o, const struct model *m, struct err *e) {
+    uint32_t most = m->config.context;
+    if (o->stride && o->protocol != PPL_SLIDING)
+        return err_set(e, ERR_USAGE, "--stride is for --protocol sliding, not %s", protocol_names[o->protocol]);
+    if (!o->context) o->context = most > 512 && o->protocol != PPL_SEQUENCES ? 512 : most;
+    if (!o->stride) o->stride = o->context / 2;
+    return 0;
+}
+
 /* Words of a text that comes in pieces: runs of white space, plus one. */
 struct word_count {
     uint64_t words;
@@ -270,6 +279,21 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
     if (!rc && p->bos && p->m->vocab->add_bos) /* elsewhere it is a token like others: chats are full of <|im_start|> */
         log_line(LOG_WARN, "%llu of the %llu tokens scored are BOS, which no text has (tokenize --bos never)",
                  (unsigned long long)p->bos, (unsigned long long)p->nll.n);
+    return rc;
+}
+
+int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct knowledge_format *f,
+                    metrics_watch *watch, void *ctx, struct err *e) {
+    struct batch b = {0};
+    bool more = true;
+    int rc = 0;
+    while (!rc && !perplexity_full(p) && !(rc = knowledge_read(r, f, &b, &more, e)) && more) {
+        if (perplexity_feed(p, &b, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
+        if (!rc) watch(ctx);
+    }
+    batch_release(&b);
+    if (!rc) rc = stream_drain(r, e); /* what max_windows leaves may be cut, too */
+    if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
     return rc;
 }
 

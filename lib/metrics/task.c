@@ -33,13 +33,21 @@ struct task {
     struct buf tokens, labels;      /* u32 */
 };
 
-int task_new(struct task **out, struct model *m, const char *name, struct err *e) {
+static char *name_of(const char *path, struct err *e) {
+    char name[256];
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    const char *dot = strrchr(base, '.');
+    snprintf(name, sizeof name, "%.*s", dot && dot > base ? (int)(dot - base) : (int)strlen(base), base);
+    return mem_strdup(utf8_valid(name, strlen(name)) ? name : "task", e);
+}
+
+int task_new(struct task **out, struct model *m, const char *path, struct err *e) {
     if (!m->vocab) return err_set(e, ERR_DATA, "tasks are text, and this model has no vocabulary");
     struct task *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->m = m;
     int rc = scorer_init(&t->scorer, m, e);
-    if (!rc && !(t->name = mem_strdup(name, e))) rc = e->code;
+    if (!rc && !(t->name = name_of(path, e))) rc = e->code;
     if (rc)
         task_free(t);
     else
