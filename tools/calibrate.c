@@ -21,7 +21,7 @@ static int collect(struct cli *c, struct run_data *in, struct model *m, struct s
     struct batch b = {0};
     bool more = true;
     const char *name = stream_reader_name(in->stream);
-    int rc = grad_tape_new(&tape, false, e);
+    int rc = grad_tape_new(&tape, false, DT_F32, e);
     cli_progress_begin(c, "tokens", limit);
     while (!rc && more && (!limit || stats_positions(s) < limit)) {
         rc = knowledge_read(in->stream, &in->format, &b, &more, e);

@@ -65,6 +65,7 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
+    RUN_PRECISION(how),
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.recompute,
@@ -208,8 +209,9 @@ static void say_memory(struct cli *c, const struct trainer *t) {
 
 static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
-    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
-              json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
+    bool ok = run_put_precision(c, &how) && json_put_u64(to, "steps", p->step) &&
+              json_put_u64(to, "positions", p->positions) && json_put_f64(to, "kl", p->kl) &&
+              json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
               json_put_f64(to, "tokens_per_second", tokens_per_second) &&
               json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
               json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
@@ -222,6 +224,7 @@ static int report(struct cli *c, const struct distill_progress *p, double tokens
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
+    o.precision = run_precision(&how);
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (run_load_model(c, &how, &w->student, NULL, e) ||

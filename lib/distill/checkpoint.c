@@ -17,7 +17,15 @@ static bool put_options(cJSON *to, const struct distill_options *o) {
            json_put_u64(to, "steps", o->steps) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "weight-decay", o->weight_decay) &&
            json_put_f64(to, "beta1", o->beta1) && json_put_f64(to, "beta2", o->beta2) &&
-           json_put_f64(to, "eps", o->eps) && json_put_f64(to, "clip", o->clip);
+           json_put_f64(to, "eps", o->eps) && json_put_f64(to, "clip", o->clip) &&
+           json_put_str(to, "precision", dtype_info(o->precision)->name);
+}
+
+static int check_text(const cJSON *theirs, const char *name, const char *now, struct err *e) {
+    const char *then;
+    if (json_get_str(theirs, name, &then, e)) return e->code;
+    if (!strcmp(then, now)) return 0;
+    return err_set(e, ERR_DATA, "the checkpoint was made with %s %.40s, this run has %s", name, then, now);
 }
 
 static int check_options(const cJSON *theirs, const struct distill_options *o, struct err *e) {
@@ -26,6 +34,10 @@ static int check_options(const cJSON *theirs, const struct distill_options *o, s
     int rc = ours && put_options(ours, o) ? 0 : err_nomem(e, "options");
     for (mine = ours ? ours->child : NULL; mine && !rc; mine = mine->next) {
         double then;
+        if (cJSON_IsString(mine)) {
+            rc = check_text(theirs, mine->string, mine->valuestring, e);
+            continue;
+        }
         rc = json_get_f64(theirs, mine->string, -1e300, 1e300, &then, e);
         if (!rc && then != mine->valuedouble)
             rc = err_set(e, ERR_DATA, "the checkpoint was made with %s %.17g, this run has %.17g", mine->string, then,

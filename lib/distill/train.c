@@ -42,7 +42,7 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
     t->format = *f;
     t->format.vocab_size = m->config.vocab_size; /* a token stream need not say */
     t->seen = digest_new(e);
-    if (!t->seen || alloc_moments(t, e) || model_enable_grad(m, e) || grad_tape_new(&t->tape, true, e)) {
+    if (!t->seen || alloc_moments(t, e) || model_enable_grad(m, e) || grad_tape_new(&t->tape, true, o->precision, e)) {
         trainer_free(t);
         return e->code;
     }

@@ -6,6 +6,11 @@
  * A tape made with record = false runs the same operations and records nothing: inference and training are one code.
  * Memory of intermediate values is then given back through grad_segment, or grad_mark and grad_rewind.
  *
+ * Precision: DT_F32, or DT_BF16 for bf16 activations and products with f32 sums. Weights, their gradients and the
+ * residual stream (embedding, results of grad_linear with a residual) are f32 in both; results of the other operations
+ * have the type of their inputs, and where weights meet f32 activations, the tape's. A result's gradient has the
+ * result's type, except that of RMSNorm, where several linear maps add up: f32.
+ *
  * Operations return NULL on failure (out of memory, shapes that do not fit) and leave the reason in the tape:
  * a chain of them may be written without checks, NULL inputs give NULL outputs, and grad_error is asked once.
  */
@@ -26,10 +31,10 @@ struct grad_var {
     struct kernel_array value, grad;
 };
 
-int grad_tape_new(struct grad_tape **out, bool record, struct err *e) MUST_CHECK;
+int grad_tape_new(struct grad_tape **out, bool record, enum dtype precision, struct err *e) MUST_CHECK;
 void grad_tape_free(struct grad_tape *t);
 void grad_reset(struct grad_tape *t); /* forgets the graph, keeps the memory */
-/* Position in the memory of values; rewinding gives back all results made since. Only without record. */
+/* Position in the memory of values; rewinding gives back all that was made since, which nothing recorded may need. */
 size_t grad_mark(const struct grad_tape *t);
 void grad_rewind(struct grad_tape *t, size_t mark);
 /* 0, or the first failure since the last reset. */
@@ -42,18 +47,21 @@ struct grad_memory {
 struct grad_memory grad_memory(const struct grad_tape *t);
 
 bool grad_records(const struct grad_tape *t);
+enum dtype grad_precision(const struct grad_tape *t);
 
-/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside
- * the tape (generation from a cache). NULL on failure, as operations. */
+/* n bytes that live as long as the graph (positions, sequence starts); a var without history in f32, for values made
+ * outside the tape (generation from a cache). NULL on failure, as operations. */
 void *grad_alloc(struct grad_tape *t, size_t n);
 struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols);
+/* The value in f32: where it is, or a copy with the lifetime of the graph. NULL on failure or for NULL. */
+const float *grad_value(struct grad_tape *t, const struct grad_var *v);
 
 /* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
 struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
 
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
-/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] when they are not NULL. */
+/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. */
 struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias,
                              struct grad_var *residual);
 /*
@@ -65,7 +73,8 @@ struct grad_map {
     struct grad_var *w, *bias;
 };
 void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struct grad_map *maps, struct grad_var **y);
-struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
+/* The result has the type `out`: grad_precision, or DT_F32 for the hidden states that the head takes. */
+struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, enum dtype out);
 /*
  * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows] and a->starts
  * below are the caller's and must live as long as the graph (grad_alloc).
@@ -97,10 +106,10 @@ typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, 
 bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx);
 
 /*
- * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; NULL when
+ * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; no data when
  * none is wanted (v is constant or depends on constants only, or the tape does not record) or memory is out.
  */
-float *grad_of(struct grad_tape *t, struct grad_var *v);
+struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v);
 
 /* Walks back from what grad_head and grad_of have put into gradients, and forgets the record. Failures: grad_error. */
 void grad_backward(struct grad_tape *t);

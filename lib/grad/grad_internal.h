@@ -53,6 +53,7 @@ struct grad_op {
 
 struct grad_tape {
     bool record, recompute;
+    enum dtype precision;
     /* Apart, because a segment that is run again gives its values back while gradients and what is outside stay. */
     struct grad_stack values, gradients, scratch;
     struct grad_op *last; /* newest first */
@@ -80,8 +81,8 @@ static inline size_t var_size(const struct grad_var *v) {
     return v->rows * v->cols;
 }
 
-/* A result [rows][cols], uninitialised. */
-struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, bool wanted);
+/* A result [rows][cols] and its gradient, both of this type; uninitialised. */
+struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype, bool wanted);
 /* One in the memory of another variable. */
 struct grad_node *tape_result_in(struct grad_tape *t, const struct grad_var *of, bool wanted);
 
@@ -97,11 +98,17 @@ void tape_walk(struct grad_tape *t, struct grad_op *until);
 
 /*
  * The gradient of a wanted node, to write to. *fresh: it is new and uninitialised, and must be overwritten instead of
- * added to. NULL when memory is out.
+ * added to. No data when memory is out.
  */
-float *node_target(struct grad_tape *t, struct grad_node *v, bool *fresh);
-/* The same, zeroed when new: for adding to. NULL when v is not wanted, too. */
-float *node_sum(struct grad_tape *t, struct grad_node *v);
+struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *fresh);
+/* The same, zeroed when new: for adding to. No data when v is not wanted, too. */
+struct kernel_array node_sum(struct grad_tape *t, struct grad_node *v);
+/*
+ * For operations that overwrite: where to write a contribution to the gradient of v, wanted or not, and what to call
+ * when it is there. It is the gradient itself if that is new, else scratch that is added or forgotten.
+ */
+struct kernel_array node_open(struct grad_tape *t, struct grad_node *v);
+void node_close(struct grad_tape *t, struct grad_node *v, struct kernel_array contribution);
 /* Adds the gradient of `from` to that of `to`; if `to` has none yet they share the memory and nothing is copied. */
 void node_pass_on(struct grad_tape *t, struct grad_node *to, struct grad_node *from);
 

@@ -1,31 +1,74 @@
 /*
  * The head: logits for a block of positions, their gradient from the caller's loss, and at once the two products that
- * need it. At a vocabulary of 49152 a block is 48 MiB instead of gigabytes. 256 positions make the products large
- * enough that reading the weight three times a block is a small part of the time.
+ * need it. At a vocabulary of 49152 a block is tens of megabytes instead of gigabytes; README.md has the measurements
+ * behind its size.
  */
 #include "lib/grad/grad_internal.h"
 
 #define HEAD_ROWS 256
 
 struct head {
+    struct grad_tape *t;
     struct grad_node *h, *w;
-    float *logits;
+    size_t hidden, vocab;
+    struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
+    uint16_t *transposed;                   /* of the gradient of a block of logits [vocab][rows] */
+    void *h_room;                           /* panels of a block of h */
+    float *logits, *dh, *dw;
     grad_loss_block *loss;
     void *ctx;
 };
 
-static bool head_block(struct grad_tape *t, const struct head *c, size_t first, size_t rows, float *dh, float *dw) {
-    size_t hidden = c->h->var.cols, vocab = c->w->var.rows;
-    const float *h = (const float *)c->h->var.value.data + first * hidden;
-    struct err e;
-    kernel_matmul_nt(rows, vocab, hidden, h, c->w->var.value.data, 0, c->logits);
-    int code = c->loss(c->ctx, first, rows, vocab, c->logits, &e);
-    if (code != 0) {
-        tape_fail(t, code, "%s", e.msg);
-        return false;
+static void block_logits(const struct head *c, size_t first, size_t rows) {
+    struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
+    if (c->t->precision == DT_BF16)
+        kernel_multiply(rows, h.dtype, h.data, &c->forward, NULL, DT_F32, c->logits);
+    else
+        kernel_matmul_nt(rows, c->vocab, c->hidden, h.data, c->w->var.value.data, 0, c->logits);
+}
+
+/* dh += dlogits w, dw += dlogits^T h */
+static void block_gradients(const struct head *c, size_t first, size_t rows) {
+    struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
+    float *dh = c->dh ? c->dh + first * c->hidden : NULL;
+    if (c->t->precision == DT_F32) {
+        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, c->logits, c->w->var.value.data, 1, dh);
+        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, c->logits, h.data, 1, c->dw);
+        return;
     }
-    if (dh) kernel_matmul_nn(rows, hidden, vocab, c->logits, c->w->var.value.data, 1, dh + first * hidden);
-    if (dw) kernel_matmul_tn(vocab, hidden, rows, c->logits, h, 1, dw);
+    struct kernel_epilogue add = {.accumulate = true};
+    if (dh) kernel_multiply(rows, DT_F32, c->logits, &c->backward, &add, DT_F32, dh);
+    if (!c->dw) return;
+    struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, h.dtype, h.data);
+    kernel_transpose_bf16(c->transposed, DT_F32, c->logits, rows, c->vocab);
+    kernel_multiply(c->vocab, DT_BF16, c->transposed, &panels, &add, DT_F32, c->dw);
+}
+
+static bool head_block(const struct head *c, size_t first, size_t rows) {
+    struct err e;
+    block_logits(c, first, rows);
+    int code = c->loss(c->ctx, first, rows, c->vocab, c->logits, &e);
+    if (code != 0) return tape_fail(c->t, code, "%s", e.msg);
+    block_gradients(c, first, rows);
+    return true;
+}
+
+/* Scratch, and in bf16 the weight packed once for all blocks. */
+static bool prepare(struct head *c, size_t rows) {
+    struct grad_tape *t = c->t;
+    const float *w = c->w->var.value.data;
+    uint64_t n;
+    if (!u64_mul(rows, c->vocab, &n))
+        return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
+    c->logits = tape_scratch(t, n, sizeof *c->logits);
+    if (t->precision == DT_F32) return c->logits;
+    size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
+    void *forward = tape_scratch(t, bytes, 1), *backward = c->dh ? tape_scratch(t, bytes, 1) : NULL;
+    if (c->dw) c->transposed = tape_scratch(t, n, sizeof *c->transposed);
+    if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
+    if (t->error.code) return false;
+    c->forward = kernel_pack_nt(forward, c->vocab, c->hidden, DT_F32, w);
+    if (c->dh) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, DT_F32, w);
     return true;
 }
 
@@ -33,17 +76,18 @@ bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad
     if (!h || !w || t->error.code) return false;
     if (h->cols != w->cols)
         return tape_fail(t, ERR_DATA, "head: input of %zu, weight [%zu, %zu]", h->cols, w->rows, w->cols);
-    struct head c = {.h = node_of(h), .w = node_of(w), .loss = loss, .ctx = ctx};
-    float *dh = t->record ? node_sum(t, c.h) : NULL, *dw = t->record ? node_sum(t, c.w) : NULL;
+    struct head c = {.t = t, .h = node_of(h), .w = node_of(w), .loss = loss, .ctx = ctx};
+    c.hidden = w->cols;
+    c.vocab = w->rows;
     size_t mark = stack_mark(&t->scratch), rows = h->rows < HEAD_ROWS ? h->rows : HEAD_ROWS;
-    uint64_t n;
-    if (!u64_mul(rows, w->rows, &n)) return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, w->rows);
-    c.logits = tape_scratch(t, n, sizeof *c.logits);
-    if (!c.logits) return false;
-    bool ok = true;
+    struct kernel_array dh = t->record ? node_sum(t, c.h) : kernel_f32(NULL);
+    if (dh.dtype != DT_F32) return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
+    c.dh = dh.data;
+    c.dw = t->record ? node_sum(t, c.w).data : NULL;
+    bool ok = prepare(&c, rows);
     for (size_t first = 0; ok && first < h->rows; first += rows) {
         if (h->rows - first < rows) rows = h->rows - first;
-        ok = head_block(t, &c, first, rows, dh, dw);
+        ok = head_block(&c, first, rows);
     }
     stack_rewind(&t->scratch, mark);
     return ok;

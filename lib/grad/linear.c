@@ -9,31 +9,92 @@ struct linear_op {
     } map[GRAD_MAX_MAPS];
 };
 
-static void map_backward(struct grad_tape *t, struct linear_op *o, size_t i) {
-    struct grad_node *x = o->x, *w = o->map[i].w, *bias = o->map[i].bias, *y = o->op.out[i];
-    size_t n = y->var.rows, out = y->var.cols, in = x->var.cols;
-    const float *dy = y->var.grad.data;
+/* ---- backward ---- */
+
+/* In f32: products of the matrices as they lie. */
+static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i) {
+    struct grad_node *x = o->x, *w = o->map[i].w;
+    const struct grad_var *y = &o->op.out[i]->var;
+    size_t n = y->rows, out = y->cols, in = x->var.cols;
     bool fresh;
     if (x->wanted) {
-        float *dx = node_target(t, x, &fresh);
-        if (dx) kernel_matmul_nn(n, in, out, dy, w->var.value.data, fresh ? 0 : 1, dx);
+        float *dx = node_target(t, x, &fresh).data;
+        if (dx) kernel_matmul_nn(n, in, out, y->grad.data, w->var.value.data, fresh ? 0 : 1, dx);
     }
     if (w->wanted) {
-        float *dw = node_target(t, w, &fresh);
-        if (dw) kernel_matmul_tn(out, in, n, dy, x->var.value.data, fresh ? 0 : 1, dw);
+        float *dw = node_target(t, w, &fresh).data;
+        if (dw) kernel_matmul_tn(out, in, n, y->grad.data, x->var.value.data, fresh ? 0 : 1, dw);
     }
-    if (bias && bias->wanted) {
-        float *db = node_sum(t, bias);
-        if (db) kernel_sum_rows(db, dy, n, out);
-    }
+}
+
+/* dx = dy W, rounded to bf16 where x is one, else added up in f32 over the maps of x. */
+static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const struct grad_node *w,
+                                const struct grad_var *y) {
+    struct kernel_epilogue how = {0};
+    struct kernel_array dx;
+    bool fresh = true, sums = x->var.grad.dtype == DT_F32;
+    void *room = tape_scratch(t, kernel_panels_bytes(w->var.cols, w->var.rows), 1);
+    dx = sums ? node_target(t, x, &fresh) : node_open(t, x);
+    if (t->error.code) return;
+    how.accumulate = !fresh;
+    struct kernel_panels panels = kernel_pack_nn(room, w->var.cols, w->var.rows, DT_F32, w->var.value.data);
+    kernel_multiply(y->rows, y->grad.dtype, y->grad.data, &panels, &how, dx.dtype, dx.data);
+    if (!sums) node_close(t, x, dx);
+}
+
+/* dw += dy^T x with the panels of x. */
+static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, const struct grad_var *y,
+                                 const struct kernel_panels *x) {
+    bool fresh;
+    uint16_t *transposed = tape_scratch(t, var_size(y), sizeof *transposed);
+    struct kernel_array dw = node_target(t, w, &fresh);
+    if (t->error.code) return;
+    kernel_transpose_bf16(transposed, y->grad.dtype, y->grad.data, y->rows, y->cols);
+    struct kernel_epilogue how = {.accumulate = !fresh};
+    kernel_multiply(y->cols, DT_BF16, transposed, x, &how, DT_F32, dw.data);
+}
+
+static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i, const struct kernel_panels *x) {
+    size_t mark = stack_mark(&t->scratch);
+    const struct grad_var *y = &o->op.out[i]->var;
+    if (o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, y);
+    stack_rewind(&t->scratch, mark);
+    if (o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, y, x);
+    stack_rewind(&t->scratch, mark);
+}
+
+/* Panels of x for dw, which all its maps share. */
+static struct kernel_panels pack_input(struct grad_tape *t, const struct linear_op *o) {
+    const struct grad_var *x = &o->x->var;
+    bool wanted = false;
+    for (size_t i = 0; i < o->op.n_out; i++) wanted = wanted || o->map[i].w->wanted;
+    void *room = wanted ? tape_scratch(t, kernel_panels_bytes(x->cols, x->rows), 1) : NULL;
+    if (!room) return (struct kernel_panels){0};
+    return kernel_pack_nn(room, x->cols, x->rows, x->value.dtype, x->value.data);
 }
 
 static void linear_backward(struct grad_tape *t, struct grad_op *op) {
     struct linear_op *o = (struct linear_op *)op;
+    size_t mark = stack_mark(&t->scratch);
+    bool bf16 = t->precision == DT_BF16;
+    struct kernel_panels x = bf16 ? pack_input(t, o) : (struct kernel_panels){0};
     if (o->residual) node_pass_on(t, o->residual, op->out[0]);
-    for (size_t i = op->n_out; i-- > 0;)
-        if (op->out[i]->buffer) map_backward(t, o, i);
+    for (size_t i = op->n_out; i-- > 0 && !t->error.code;) {
+        const struct grad_node *y = op->out[i];
+        struct grad_node *bias = o->map[i].bias;
+        if (!y->buffer) continue;
+        if (bf16)
+            map_backward_bf16(t, o, i, &x);
+        else
+            map_backward_f32(t, o, i);
+        if (!bias || !bias->wanted || t->error.code) continue;
+        float *db = node_sum(t, bias).data;
+        if (db) kernel_sum_rows(db, y->var.grad, y->var.rows, y->var.cols);
+    }
+    stack_rewind(&t->scratch, mark);
 }
+
+/* ---- forward ---- */
 
 static bool shapes_fit(struct grad_tape *t, const struct grad_var *x, const struct grad_map *m,
                        const struct grad_var *residual) {
@@ -48,16 +109,31 @@ static bool shapes_fit(struct grad_tape *t, const struct grad_var *x, const stru
     return true;
 }
 
+static void multiply_f32(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
+                         const struct grad_var *residual) {
+    kernel_matmul_nt(x->rows, m->w->rows, x->cols, x->value.data, m->w->value.data, 0, y->value.data);
+    if (m->bias) kernel_add_bias(y->value.data, m->bias->value.data, x->rows, m->w->rows);
+    if (residual) kernel_add(y->value, residual->value, var_size(residual));
+}
+
+/* The weight is packed as it is read: an optimizer step changes it between any two products. */
+static void multiply_bf16(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
+                          const struct grad_var *residual) {
+    struct kernel_panels w = {.n = m->w->rows, .k = m->w->cols, .dtype = DT_F32, .data = m->w->value.data};
+    struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
+                                  .residual = residual ? residual->value.data : NULL};
+    kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
+}
+
 static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, const struct grad_map *m,
                                      struct grad_var *residual) {
     if (!m->w || !shapes_fit(t, x, m, residual)) return NULL;
     bool wanted = node_wanted(x) || node_wanted(m->w) || node_wanted(m->bias) || node_wanted(residual);
-    struct grad_node *y = tape_result(t, x->rows, m->w->rows, wanted);
-    if (!y) return NULL;
-    float *out = y->var.value.data;
-    kernel_matmul_nt(x->rows, m->w->rows, x->cols, x->value.data, m->w->value.data, 0, out);
-    if (m->bias) kernel_add_bias(out, m->bias->value.data, x->rows, m->w->rows);
-    if (residual) kernel_add(out, residual->value.data, var_size(residual));
+    struct grad_node *y = tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
+    if (y && t->precision == DT_BF16)
+        multiply_bf16(&y->var, x, m, residual);
+    else if (y)
+        multiply_f32(&y->var, x, m, residual);
     return y;
 }
 

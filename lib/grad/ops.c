@@ -15,8 +15,9 @@ struct embed_op {
 
 static void embed_backward(struct grad_tape *t, struct grad_op *op) {
     struct embed_op *o = (struct embed_op *)op;
-    float *g = node_sum(t, o->table);
-    if (g) kernel_scatter_add(g, op->out[0]->var.grad.data, o->ids, op->out[0]->var.rows, op->out[0]->var.cols);
+    struct kernel_array g = node_sum(t, o->table);
+    if (g.data)
+        kernel_scatter_add(g.data, op->out[0]->var.grad.data, o->ids, op->out[0]->var.rows, op->out[0]->var.cols);
 }
 
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n) {
@@ -24,7 +25,7 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= table->rows)
             return tape_fail(t, ERR_DATA, "token %u at position %zu: the vocabulary has %zu", ids[i], i, table->rows);
-    struct grad_node *out = tape_result(t, n, table->cols, node_wanted(table));
+    struct grad_node *out = tape_result(t, n, table->cols, DT_F32, node_wanted(table));
     if (!out) return NULL;
     kernel_gather(out->var.value.data, table->value.data, ids, n, table->cols);
     struct embed_op *o = tape_record(t, sizeof *o, embed_backward, 1, &out);
@@ -47,27 +48,28 @@ struct rmsnorm_op {
 
 static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
     struct rmsnorm_op *o = (struct rmsnorm_op *)op;
-    float *dx = node_sum(t, o->x), *dw = node_sum(t, o->w);
+    const struct grad_var *y = &op->out[0]->var;
+    struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
     if (t->error.code) return;
-    kernel_rmsnorm_backward(dx, dw, op->out[0]->var.grad.data, o->x->var.value.data, o->w->var.value.data, o->inv,
-                            op->out[0]->var.rows, op->out[0]->var.cols);
+    kernel_rmsnorm_backward(dx, dw.data, y->grad, o->x->var.value, o->w->var.value.data, o->inv, y->rows, y->cols);
 }
 
-struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps) {
+struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, enum dtype out) {
     if (!x || !w || t->error.code) return NULL;
     if (w->rows != 1 || w->cols != x->cols)
         return tape_fail(t, ERR_DATA, "rmsnorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
-    struct grad_node *out = tape_result(t, x->rows, x->cols, node_wanted(x) || node_wanted(w));
-    if (!out) return NULL;
-    struct rmsnorm_op *o = tape_record(t, sizeof *o, rmsnorm_backward, 1, &out);
+    struct grad_node *y = tape_result(t, x->rows, x->cols, out, node_wanted(x) || node_wanted(w));
+    if (!y) return NULL;
+    y->var.grad.dtype = DT_F32; /* several linear maps add to it */
+    struct rmsnorm_op *o = tape_record(t, sizeof *o, rmsnorm_backward, 1, &y);
     float *inv = o ? tape_alloc(t, x->rows, sizeof *inv) : NULL;
-    kernel_rmsnorm(out->var.value.data, inv, x->value.data, w->value.data, x->rows, x->cols, eps);
+    kernel_rmsnorm(y->var.value, inv, x->value, w->value.data, x->rows, x->cols, eps);
     if (o) {
         o->x = node_of(x);
         o->w = node_of(w);
         o->inv = inv;
     }
-    return t->error.code ? NULL : &out->var;
+    return t->error.code ? NULL : &y->var;
 }
 
 /* ---- rotary positions ---- */
@@ -83,8 +85,8 @@ struct rope_op {
 /* The gradient is turned back where it lies: after this it is of no other use. */
 static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
-    float *dy = node_sum(t, op->out[0]);
-    if (!dy) return;
+    struct kernel_array dy = node_sum(t, op->out[0]);
+    if (!dy.data) return;
     kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->position, o->inv_freq, -1);
     node_pass_on(t, o->x, op->out[0]);
 }
@@ -96,10 +98,10 @@ struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_hea
         return tape_fail(t, ERR_DATA, "rope: %zu heads of %zu in rows of %zu", n_heads, head_dim, x->cols);
     bool own = !node_of(x)->is_leaf;
     struct grad_node *out =
-        own ? tape_result_in(t, x, node_wanted(x)) : tape_result(t, x->rows, x->cols, node_wanted(x));
+        own ? tape_result_in(t, x, node_wanted(x)) : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x));
     if (!out) return NULL;
-    if (!own) kernel_copy(out->var.value.data, x->value.data, var_size(x));
-    kernel_rope(out->var.value.data, x->rows, n_heads, head_dim, position, inv_freq, 1);
+    if (!own) kernel_convert(out->var.value, x->value, var_size(x));
+    kernel_rope(out->var.value, x->rows, n_heads, head_dim, position, inv_freq, 1);
     struct rope_op *o = tape_record(t, sizeof *o, rope_backward, 1, &out);
     if (o) {
         o->x = node_of(x);
@@ -120,20 +122,24 @@ struct attention_op {
     float *lse;
 };
 
+/* dk and dv are summed in f32: in place, or in scratch and then rounded. */
 static void attention_backward(struct grad_tape *t, struct grad_op *op) {
     struct attention_op *o = (struct attention_op *)op;
-    /* The kernel makes all three at once; what is not wanted goes to memory that is dropped. */
-    bool unwanted[3] = {!o->q->wanted, !o->k->wanted, !o->v->wanted};
-    struct grad_node *in[3] = {o->q, o->k, o->v};
-    float *d[3];
-    size_t mark = stack_mark(&t->scratch);
-    for (int i = 0; i < 3; i++) {
-        d[i] = unwanted[i] ? tape_scratch(t, var_size(&in[i]->var), sizeof *d[i]) : node_sum(t, in[i]);
-        if (unwanted[i] && d[i]) kernel_fill(d[i], var_size(&in[i]->var), 0);
+    const struct grad_var *y = &op->out[0]->var;
+    size_t mark = stack_mark(&t->scratch), n = var_size(&o->k->var);
+    struct kernel_array dq = node_open(t, o->q), dk = node_open(t, o->k), dv = node_open(t, o->v);
+    bool round = dk.dtype != DT_F32;
+    float *sum_k = round ? tape_scratch(t, n, sizeof *sum_k) : dk.data;
+    float *sum_v = round ? tape_scratch(t, n, sizeof *sum_v) : dv.data;
+    if (!t->error.code) {
+        kernel_attention_backward(&o->shape, dq, sum_k, sum_v, y->grad, y->value, o->lse, o->q->var.value,
+                                  o->k->var.value, o->v->var.value);
+        if (round) kernel_convert(dk, kernel_f32(sum_k), n);
+        if (round) kernel_convert(dv, kernel_f32(sum_v), n);
+        node_close(t, o->q, dq);
+        node_close(t, o->k, dk);
+        node_close(t, o->v, dv);
     }
-    if (!t->error.code)
-        kernel_attention_backward(&o->shape, d[0], d[1], d[2], op->out[0]->var.grad.data, op->out[0]->var.value.data,
-                                  o->lse, o->q->var.value.data, o->k->var.value.data, o->v->var.value.data);
     stack_rewind(&t->scratch, mark);
 }
 
@@ -143,7 +149,7 @@ static bool attention_fits(const struct grad_var *q, const struct grad_var *k, c
     if (s->n_heads == 0 || s->n_heads % s->n_kv_heads != 0) return false;
     if (q->cols / s->head_dim != s->n_heads || q->cols % s->head_dim != 0) return false;
     if (k->cols / s->head_dim != s->n_kv_heads || k->cols % s->head_dim != 0) return false;
-    if (!same_shape(k, v) || q->rows != k->rows || s->starts[0] != 0) return false;
+    if (!same_shape(k, v) || k->value.dtype != v->value.dtype || q->rows != k->rows || s->starts[0] != 0) return false;
     for (size_t i = 0; i < s->n_seqs; i++)
         if (s->starts[i + 1] <= s->starts[i]) return false;
     return s->starts[s->n_seqs] == q->rows;
@@ -156,11 +162,12 @@ struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct 
         return tape_fail(
             t, ERR_DATA, "attention: %zu and %zu heads of %zu over %zu sequences do not fit [%zu, %zu] and [%zu, %zu]",
             shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->n_seqs, q->rows, q->cols, k->rows, k->cols);
-    struct grad_node *out = tape_result(t, q->rows, q->cols, node_wanted(q) || node_wanted(k) || node_wanted(v));
+    struct grad_node *out =
+        tape_result(t, q->rows, q->cols, q->value.dtype, node_wanted(q) || node_wanted(k) || node_wanted(v));
     if (!out) return NULL;
     struct attention_op *o = tape_record(t, sizeof *o, attention_backward, 1, &out);
     float *lse = o ? tape_alloc(t, q->rows * shape->n_heads, sizeof *lse) : NULL;
-    kernel_attention(shape, out->var.value.data, lse, q->value.data, k->value.data, v->value.data);
+    kernel_attention(shape, out->var.value, lse, q->value, k->value, v->value);
     if (o) {
         o->q = node_of(q);
         o->k = node_of(k);
@@ -180,15 +187,14 @@ struct swiglu_op {
 
 static void swiglu_backward(struct grad_tape *t, struct grad_op *op) {
     struct swiglu_op *o = (struct swiglu_op *)op;
-    size_t n = var_size(&op->out[0]->var), mark = stack_mark(&t->scratch);
-    float *dgate = node_sum(t, o->gate), *dup = node_sum(t, o->up), *unused = NULL;
-    if (!o->gate->wanted || !o->up->wanted) { /* both are made at once; one of them is dropped */
-        unused = tape_scratch(t, n, sizeof *unused);
-        if (unused) kernel_fill(unused, n, 0);
+    const struct grad_var *y = &op->out[0]->var;
+    size_t mark = stack_mark(&t->scratch);
+    struct kernel_array dgate = node_open(t, o->gate), dup = node_open(t, o->up);
+    if (!t->error.code) {
+        kernel_swiglu_backward(dgate, dup, y->grad, o->gate->var.value, o->up->var.value, var_size(y));
+        node_close(t, o->gate, dgate);
+        node_close(t, o->up, dup);
     }
-    if (!t->error.code)
-        kernel_swiglu_backward(dgate ? dgate : unused, dup ? dup : unused, op->out[0]->var.grad.data,
-                               o->gate->var.value.data, o->up->var.value.data, n);
     stack_rewind(&t->scratch, mark);
 }
 
@@ -197,9 +203,10 @@ struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct 
     if (!same_shape(gate, up))
         return tape_fail(t, ERR_DATA, "swiglu: gate [%zu, %zu], up [%zu, %zu]", gate->rows, gate->cols, up->rows,
                          up->cols);
-    struct grad_node *out = tape_result(t, gate->rows, gate->cols, node_wanted(gate) || node_wanted(up));
+    struct grad_node *out =
+        tape_result(t, gate->rows, gate->cols, gate->value.dtype, node_wanted(gate) || node_wanted(up));
     if (!out) return NULL;
-    kernel_swiglu(out->var.value.data, gate->value.data, up->value.data, var_size(gate));
+    kernel_swiglu(out->var.value, gate->value, up->value, var_size(gate));
     struct swiglu_op *o = tape_record(t, sizeof *o, swiglu_backward, 1, &out);
     if (o) {
         o->gate = node_of(gate);

@@ -41,7 +41,7 @@ static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, voi
     if (!y) return false;
     if (y->rows != slot->rows || y->cols != slot->cols)
         return tape_fail(t, ERR_DATA, "segment: [%zu, %zu] of [%zu, %zu]", y->rows, y->cols, slot->rows, slot->cols);
-    if (y->value.data != slot->value.data) kernel_copy(slot->value.data, y->value.data, var_size(y));
+    if (y->value.data != slot->value.data) kernel_convert(slot->value, y->value, var_size(y));
     grad_rewind(t, mark);
     return true;
 }
@@ -50,7 +50,7 @@ struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run 
     if (!x || t->error.code) return NULL;
     if (t->record && !t->recompute) return run(ctx, t, x);
     if (!t->record && !node_of(x)->is_leaf) return run_bare(t, x, run, ctx, x) ? x : NULL;
-    struct grad_node *out = tape_result(t, x->rows, x->cols, true);
+    struct grad_node *out = tape_result(t, x->rows, x->cols, x->value.dtype, true);
     if (!out || !run_bare(t, x, run, ctx, &out->var)) return NULL;
     struct segment_op *o = tape_record(t, sizeof *o, segment_backward, 1, &out);
     if (o) {

@@ -52,15 +52,20 @@ struct grad_memory grad_memory(const struct grad_tape *t) {
 
 /* ---- the tape ---- */
 
-int grad_tape_new(struct grad_tape **out, bool record, struct err *e) {
+int grad_tape_new(struct grad_tape **out, bool record, enum dtype precision, struct err *e) {
     *out = mem_zalloc(sizeof **out, e);
     if (!*out) return e->code;
     (*out)->record = record;
+    (*out)->precision = precision;
     return 0;
 }
 
 bool grad_records(const struct grad_tape *t) {
     return t->record;
+}
+
+enum dtype grad_precision(const struct grad_tape *t) {
+    return t->precision;
 }
 
 void grad_recompute(struct grad_tape *t, bool on) {
@@ -106,18 +111,25 @@ struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_
 }
 
 struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols) {
-    struct grad_node *v = tape_result(t, rows, cols, false);
+    struct grad_node *v = tape_result(t, rows, cols, DT_F32, false);
     return v ? &v->var : NULL;
 }
 
-struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, bool wanted) {
+const float *grad_value(struct grad_tape *t, const struct grad_var *v) {
+    if (!v || v->value.dtype == DT_F32) return v ? v->value.data : NULL;
+    float *copy = tape_alloc(t, var_size(v), sizeof *copy);
+    if (copy) kernel_convert(kernel_f32(copy), v->value, var_size(v));
+    return copy;
+}
+
+struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype, bool wanted) {
     struct grad_node *v = new_node(t, rows, cols);
     uint64_t n;
     if (!v) return NULL;
     if (!u64_mul(rows, cols, &n)) return tape_fail(t, ERR_IO, "out of memory: a matrix of [%zu, %zu]", rows, cols);
     v->wanted = wanted && t->record;
-    v->var.value = kernel_f32(tape_alloc(t, n, sizeof(float)));
-    v->var.grad = kernel_f32(NULL);
+    v->var.value = (struct kernel_array){dtype, tape_alloc(t, n, kernel_array_bytes(dtype, 1))};
+    v->var.grad = (struct kernel_array){dtype, NULL};
     return v->var.value.data ? v : NULL;
 }
 
@@ -126,7 +138,7 @@ struct grad_node *tape_result_in(struct grad_tape *t, const struct grad_var *of,
     if (!v) return NULL;
     v->wanted = wanted && t->record;
     v->var.value = of->value;
-    v->var.grad = kernel_f32(NULL);
+    v->var.grad = (struct kernel_array){of->grad.dtype, NULL};
     return v;
 }
 
@@ -145,7 +157,7 @@ void *tape_record(struct grad_tape *t, size_t size, void (*backward)(struct grad
 /* ---- gradients ---- */
 
 static bool take_buffer(struct grad_tape *t, struct grad_node *v) {
-    size_t bytes = var_size(&v->var) * sizeof(float);
+    size_t bytes = kernel_array_bytes(v->var.grad.dtype, var_size(&v->var));
     struct grad_buffer **at = &t->free_buffers, *b;
     while (*at && (*at)->bytes != bytes) at = &(*at)->next_free;
     if (*at) {
@@ -173,43 +185,58 @@ static void drop_buffer(struct grad_tape *t, struct grad_node *v) {
     t->free_buffers = b;
 }
 
-float *node_target(struct grad_tape *t, struct grad_node *v, bool *fresh) {
-    *fresh = false;
-    if (v->is_leaf) return v->var.grad.data;
-    if (!v->buffer) {
-        *fresh = true;
-        return take_buffer(t, v) ? v->var.grad.data : NULL;
-    }
-    if (v->buffer->users > 1) { /* someone else still reads it: write to a copy */
+struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *fresh) {
+    *fresh = !v->is_leaf && !v->buffer;
+    if (*fresh) {
+        take_buffer(t, v);
+    } else if (!v->is_leaf && v->buffer->users > 1) { /* someone else still reads it: write to a copy */
         struct grad_buffer *shared = v->buffer;
-        if (!take_buffer(t, v)) return NULL;
-        kernel_copy(v->var.grad.data, shared->data, var_size(&v->var));
-        shared->users--;
+        struct kernel_array from = v->var.grad;
+        v->var.grad.data = NULL;
+        if (take_buffer(t, v)) {
+            kernel_convert(v->var.grad, from, var_size(&v->var));
+            shared->users--;
+        }
     }
-    return v->var.grad.data;
+    return v->var.grad;
 }
 
-float *node_sum(struct grad_tape *t, struct grad_node *v) {
+struct kernel_array node_sum(struct grad_tape *t, struct grad_node *v) {
     bool fresh;
-    if (!v->wanted) return NULL;
-    float *g = node_target(t, v, &fresh);
-    if (g && fresh) kernel_fill(g, var_size(&v->var), 0);
+    if (!v->wanted) return (struct kernel_array){v->var.grad.dtype, NULL};
+    struct kernel_array g = node_target(t, v, &fresh);
+    /* zeros of any type; memory comes in multiples of 64 bytes */
+    if (g.data && fresh) kernel_fill(g.data, (kernel_array_bytes(g.dtype, var_size(&v->var)) + 3) / sizeof(float), 0);
     return g;
 }
 
-float *grad_of(struct grad_tape *t, struct grad_var *v) {
-    return v ? node_sum(t, node_of(v)) : NULL;
+struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v) {
+    return v ? node_sum(t, node_of(v)) : kernel_f32(NULL);
+}
+
+struct kernel_array node_open(struct grad_tape *t, struct grad_node *v) {
+    enum dtype dtype = v->var.grad.dtype;
+    bool fresh;
+    if (v->wanted && !v->is_leaf && !v->buffer) return node_target(t, v, &fresh);
+    return (struct kernel_array){dtype, tape_scratch(t, var_size(&v->var), kernel_array_bytes(dtype, 1))};
+}
+
+void node_close(struct grad_tape *t, struct grad_node *v, struct kernel_array contribution) {
+    if (!v->wanted || t->error.code || v->var.grad.data == contribution.data) return;
+    bool fresh;
+    struct kernel_array g = node_target(t, v, &fresh);
+    if (g.data) kernel_add(g, contribution, var_size(&v->var));
 }
 
 void node_pass_on(struct grad_tape *t, struct grad_node *to, struct grad_node *from) {
     if (!to->wanted) return;
-    if (to->is_leaf || to->buffer) {
-        float *g = node_sum(t, to);
-        if (g) kernel_add(g, from->var.grad.data, var_size(&from->var));
+    if (to->is_leaf || to->buffer || to->var.grad.dtype != from->var.grad.dtype) {
+        struct kernel_array g = node_sum(t, to);
+        if (g.data) kernel_add(g, from->var.grad, var_size(&from->var));
         return;
     }
     to->buffer = from->buffer;
-    to->var.grad.data = from->var.grad.data;
+    to->var.grad = from->var.grad;
     to->buffer->users++;
 }
 

@@ -13,6 +13,7 @@
 #define KEYS        128   /* in a block */
 #define MAX_ROWS    256   /* of stacked queries */
 #define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
+#define KEYS_FLOATS 32768 /* widened keys x head_dim */
 
 /* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
 struct cut {
@@ -48,10 +49,34 @@ static size_t key_at(const struct kernel_attention *a, const struct block *b, si
     return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
 }
 
+/* d elements; head_dim may be more than a WIDENED. */
+static void widen(const struct simd *v, float *to, struct kernel_array from, size_t at, size_t d) {
+    v->from_bf16(to, (const uint16_t *)from.data + at, d);
+}
+
 static void pack(const struct simd *v, const struct kernel_attention *a, const struct block *b, float *to,
-                 const float *from, float factor) {
-    for (size_t r = 0; r < b->heads * b->n; r++)
-        v->scale_copy(to + r * a->head_dim, factor, from + query_at(a, b, r), a->head_dim);
+                 struct kernel_array from, float factor) {
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        float *row = to + r * a->head_dim;
+        size_t at = query_at(a, b, r);
+        if (from.dtype != DT_F32) widen(v, row, from, at, a->head_dim);
+        v->scale_copy(row, factor, from.dtype == DT_F32 ? (const float *)from.data + at : row, a->head_dim);
+    }
+}
+
+/* Keys, or values, in a block: as many as KEYS, but no more than fit when they must be widened. */
+static size_t keys_in_block(const struct kernel_attention *a, struct kernel_array k) {
+    return k.dtype == DT_F32 ? KEYS : smaller(KEYS, KEYS_FLOATS / a->head_dim);
+}
+
+/* Rows of keys or values from `at` on as f32, *ld apart. */
+static const float *key_rows(const struct simd *v, const struct kernel_attention *a, struct kernel_array k, size_t at,
+                             size_t keys, float *room, size_t *ld) {
+    size_t stride = a->n_kv_heads * a->head_dim;
+    *ld = k.dtype == DT_F32 ? stride : a->head_dim;
+    if (k.dtype == DT_F32) return (const float *)k.data + at;
+    for (size_t i = 0; i < keys; i++) widen(v, room + i * a->head_dim, k, at + i * stride, a->head_dim);
+    return room;
 }
 
 /* How many of the keys [from, from + keys) row r may see: those up to its own position. */
@@ -65,8 +90,8 @@ static size_t visible(const struct block *b, size_t r, size_t from, size_t keys)
 struct forward {
     const struct kernel_attention *a;
     const struct simd *v;
-    float *y, *lse;
-    const float *q, *k, *values;
+    struct kernel_array y, q, k, values;
+    float *lse;
     struct cut cut;
     size_t query_blocks, head_blocks; /* of the longest sequence; of a group */
 };
@@ -92,21 +117,25 @@ static void online_softmax(const struct forward *f, const struct block *b, size_
 
 static void forward_block(const struct forward *f, const struct block *b) {
     const struct kernel_attention *a = f->a;
-    size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
-    float q[ROWS_FLOATS], o[ROWS_FLOATS], s[MAX_ROWS * KEYS], m[MAX_ROWS];
+    size_t d = a->head_dim, rows = b->heads * b->n, step = keys_in_block(a, f->k), ldk, ldv;
+    float q[ROWS_FLOATS], o[ROWS_FLOATS], s[MAX_ROWS * KEYS], m[MAX_ROWS], k_room[KEYS_FLOATS], v_room[KEYS_FLOATS];
     double l[MAX_ROWS];
     pack(f->v, a, b, q, f->q, a->scale);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
-    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
-        size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
-        f->v->gemm(GEMM_NT, rows, keys, d, q, d, f->k + at, ldk, 0, s, KEYS);
+    for (size_t from = 0; from < b->first + b->n; from += step) {
+        size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
+        const float *k = key_rows(f->v, a, f->k, at, keys, k_room, &ldk);
+        f->v->gemm(GEMM_NT, rows, keys, d, q, d, k, ldk, 0, s, KEYS);
         online_softmax(f, b, from, keys, s, m, l, o);
-        f->v->gemm(GEMM_NN, rows, d, keys, s, KEYS, f->values + at, ldk, 1, o, d);
+        const float *v = key_rows(f->v, a, f->values, at, keys, v_room, &ldv);
+        f->v->gemm(GEMM_NN, rows, d, keys, s, KEYS, v, ldv, 1, o, d);
     }
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
-        f->v->scale_copy(f->y + at, (float)(1 / l[r]), o + r * d, d);
+        bool f32 = f->y.dtype == DT_F32;
+        f->v->scale_copy(f32 ? (float *)f->y.data + at : o + r * d, (float)(1 / l[r]), o + r * d, d);
+        if (!f32) f->v->to_bf16((uint16_t *)f->y.data + at, o + r * d, d);
         if (f->lse) f->lse[at / d] = (float)(m[r] + log(l[r]));
     }
 }
@@ -132,8 +161,8 @@ static void forward_task(void *ctx, size_t i, int thread) {
     forward_block(f, &b);
 }
 
-void kernel_attention(const struct kernel_attention *a, float *y, float *lse, const float *q, const float *k,
-                      const float *v) {
+void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
+                      struct kernel_array k, struct kernel_array v) {
     struct forward f = {.a = a, .v = simd(), .y = y, .lse = lse, .q = q, .k = k, .values = v, .cut = cut_for(a)};
     size_t longest = 0;
     for (size_t s = 0; s < a->n_seqs; s++)
@@ -148,8 +177,9 @@ void kernel_attention(const struct kernel_attention *a, float *y, float *lse, co
 struct backward {
     const struct kernel_attention *a;
     const struct simd *v;
-    float *dq, *dk, *dv;
-    const float *dy, *y, *lse, *q, *k, *values;
+    struct kernel_array dq, dy, y, q, k, values;
+    float *dk, *dv;
+    const float *lse;
     struct cut cut;
 };
 
@@ -158,6 +188,7 @@ struct packed {
     float q[ROWS_FLOATS], dy[ROWS_FLOATS], dq[ROWS_FLOATS]; /* [rows][head_dim]; q is scaled */
     float lse[MAX_ROWS], dot[MAX_ROWS];                     /* dot = dy . y, the D of algorithm 4 */
     float p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS];
+    float k[KEYS_FLOATS], v[KEYS_FLOATS]; /* widened */
 };
 
 /* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
@@ -173,10 +204,21 @@ static void softmax_backward(const struct backward *w, const struct block *b, si
     }
 }
 
-/* dv += p^T dy, dk += ds^T q, dq += ds k for every block of keys that these queries see. */
+/* dy . y of row r, y widened into `room` when it must be. */
+static float dot_dy_y(const struct backward *w, const struct packed *t, size_t r, size_t at, float *room) {
+    size_t d = w->a->head_dim;
+    const float *y = (const float *)w->y.data + at;
+    if (w->y.dtype != DT_F32) {
+        widen(w->v, room, w->y, at, d);
+        y = room;
+    }
+    return (float)w->v->dot(t->dy + r * d, y, d);
+}
+
+/* dv += p^T dy, dk += ds^T q, dq = sum ds k over all blocks of keys that these queries see. */
 static void backward_block(const struct backward *w, const struct block *b) {
     const struct kernel_attention *a = w->a;
-    size_t d = a->head_dim, rows = b->heads * b->n, ldk = a->n_kv_heads * d;
+    size_t d = a->head_dim, rows = b->heads * b->n, stride = a->n_kv_heads * d, step = keys_in_block(a, w->k), ldk, ldv;
     struct packed t;
     pack(w->v, a, b, t.q, w->q, a->scale);
     pack(w->v, a, b, t.dy, w->dy, 1);
@@ -184,18 +226,25 @@ static void backward_block(const struct backward *w, const struct block *b) {
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
         t.lse[r] = w->lse[at / d];
-        t.dot[r] = (float)w->v->dot(w->dy + at, w->y + at, d);
+        t.dot[r] = dot_dy_y(w, &t, r, at, t.p);
     }
-    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
-        size_t keys = smaller(KEYS, b->first + b->n - from), at = key_at(a, b, from);
-        w->v->gemm(GEMM_NT, rows, keys, d, t.q, d, w->k + at, ldk, 0, t.p, KEYS);
-        w->v->gemm(GEMM_NT, rows, keys, d, t.dy, d, w->values + at, ldk, 0, t.ds, KEYS);
+    for (size_t from = 0; from < b->first + b->n; from += step) {
+        size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
+        const float *k = key_rows(w->v, a, w->k, at, keys, t.k, &ldk);
+        const float *v = key_rows(w->v, a, w->values, at, keys, t.v, &ldv);
+        w->v->gemm(GEMM_NT, rows, keys, d, t.q, d, k, ldk, 0, t.p, KEYS);
+        w->v->gemm(GEMM_NT, rows, keys, d, t.dy, d, v, ldv, 0, t.ds, KEYS);
         softmax_backward(w, b, from, keys, &t);
-        w->v->gemm(GEMM_TN, keys, d, rows, t.p, KEYS, t.dy, d, 1, w->dv + at, ldk);
-        w->v->gemm(GEMM_TN, keys, d, rows, t.ds, KEYS, t.q, d, 1, w->dk + at, ldk);
-        w->v->gemm(GEMM_NN, rows, d, keys, t.ds, KEYS, w->k + at, ldk, 1, t.dq, d);
+        w->v->gemm(GEMM_TN, keys, d, rows, t.p, KEYS, t.dy, d, 1, w->dv + at, stride);
+        w->v->gemm(GEMM_TN, keys, d, rows, t.ds, KEYS, t.q, d, 1, w->dk + at, stride);
+        w->v->gemm(GEMM_NN, rows, d, keys, t.ds, KEYS, k, ldk, 1, t.dq, d);
     }
-    for (size_t r = 0; r < rows; r++) w->v->axpy(w->dq + query_at(a, b, r), a->scale, t.dq + r * d, d);
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = query_at(a, b, r);
+        bool f32 = w->dq.dtype == DT_F32;
+        w->v->scale_copy(f32 ? (float *)w->dq.data + at : t.dq + r * d, a->scale, t.dq + r * d, d);
+        if (!f32) w->v->to_bf16((uint16_t *)w->dq.data + at, t.dq + r * d, d);
+    }
 }
 
 /* A (sequence, key head) a task: every query of the sequence adds to the same dk and dv, in order. */
@@ -205,6 +254,10 @@ static void backward_task(void *ctx, size_t i, int thread) {
     (void)thread;
     size_t seq = i / a->n_kv_heads, length = a->starts[seq + 1] - a->starts[seq];
     struct block b = {.start = a->starts[seq], .kv_head = i % a->n_kv_heads};
+    for (size_t key = 0; key < length; key++) {
+        memset(w->dk + key_at(a, &b, key), 0, a->head_dim * sizeof *w->dk);
+        memset(w->dv + key_at(a, &b, key), 0, a->head_dim * sizeof *w->dv);
+    }
     for (size_t done = 0; done < w->cut.group; done += b.heads) {
         b.head = b.kv_head * w->cut.group + done;
         b.heads = smaller(w->cut.heads, w->cut.group - done);
@@ -215,9 +268,10 @@ static void backward_task(void *ctx, size_t i, int thread) {
     }
 }
 
-void kernel_attention_backward(const struct kernel_attention *a, float *dq, float *dk, float *dv, const float *dy,
-                               const float *y, const float *lse, const float *q, const float *k, const float *v) {
-    struct backward w = {a, simd(), dq, dk, dv, dy, y, lse, q, k, v, cut_for(a)};
+void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
+                               struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
+                               struct kernel_array k, struct kernel_array v) {
+    struct backward w = {a, simd(), dq, dy, y, q, k, v, dk, dv, lse, cut_for(a)};
     parallel_for(a->n_seqs * a->n_kv_heads, backward_task, &w);
 }
 

@@ -37,13 +37,35 @@ void kernel_scale(float *y, size_t n, float a) {
     kernel_split(n, PIECE, scale_piece, &(struct vectors){simd(), y, NULL, a});
 }
 
+struct arrays {
+    const struct simd *v;
+    struct kernel_array y, x;
+};
+
 static void add_piece(void *ctx, size_t begin, size_t end) {
-    const struct vectors *c = ctx;
-    c->v->add(c->y + begin, c->x + begin, end - begin);
+    const struct arrays *c = ctx;
+    float y_room[WIDENED], x_room[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        array_get(c->v, c->y, i, n, y_room);
+        c->v->add(array_room(c->y, i, y_room), array_get(c->v, c->x, i, n, x_room), n);
+        array_put(c->v, c->y, i, n, y_room);
+    }
 }
 
-void kernel_add(float *y, const float *x, size_t n) {
-    kernel_split(n, PIECE, add_piece, &(struct vectors){simd(), y, x, 0});
+void kernel_add(struct kernel_array y, struct kernel_array x, size_t n) {
+    kernel_split(n, PIECE, add_piece, &(struct arrays){simd(), y, x});
+}
+
+void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n) {
+    if (x.dtype == DT_F32 && y.dtype == DT_F32)
+        kernel_copy(y.data, x.data, n);
+    else if (x.dtype == DT_F32)
+        kernel_to_bf16(y.data, x.data, n);
+    else if (y.dtype == DT_F32)
+        kernel_from_bf16(y.data, x.data, n);
+    else
+        memcpy(y.data, x.data, kernel_array_bytes(x.dtype, n));
 }
 
 static void axpy_piece(void *ctx, size_t begin, size_t end) {
@@ -59,25 +81,38 @@ void kernel_axpy(float *y, float a, const float *x, size_t n) {
 
 struct gated {
     const struct simd *v;
-    float *y, *dgate, *dup;
-    const float *dy, *gate, *up;
+    struct kernel_array y, dgate, dup, dy, gate, up;
 };
 
 static void swiglu_piece(void *ctx, size_t begin, size_t end) {
     const struct gated *c = ctx;
-    c->v->swiglu(c->y + begin, c->gate + begin, c->up + begin, end - begin);
+    float y[WIDENED], gate[WIDENED], up[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        c->v->swiglu(array_room(c->y, i, y), array_get(c->v, c->gate, i, n, gate), array_get(c->v, c->up, i, n, up), n);
+        array_put(c->v, c->y, i, n, y);
+    }
 }
 
-void kernel_swiglu(float *y, const float *gate, const float *up, size_t n) {
+void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n) {
     kernel_split(n, PIECE, swiglu_piece, &(struct gated){.v = simd(), .y = y, .gate = gate, .up = up});
 }
 
 static void swiglu_backward_piece(void *ctx, size_t begin, size_t end) {
     const struct gated *c = ctx;
-    c->v->swiglu_backward(c->dgate + begin, c->dup + begin, c->dy + begin, c->gate + begin, c->up + begin, end - begin);
+    float dgate[WIDENED], dup[WIDENED], dy[WIDENED], gate[WIDENED], up[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        c->v->swiglu_backward(array_room(c->dgate, i, dgate), array_room(c->dup, i, dup),
+                              array_get(c->v, c->dy, i, n, dy), array_get(c->v, c->gate, i, n, gate),
+                              array_get(c->v, c->up, i, n, up), n);
+        array_put(c->v, c->dgate, i, n, dgate);
+        array_put(c->v, c->dup, i, n, dup);
+    }
 }
 
-void kernel_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n) {
+void kernel_swiglu_backward(struct kernel_array dgate, struct kernel_array dup, struct kernel_array dy,
+                            struct kernel_array gate, struct kernel_array up, size_t n) {
     struct gated c = {.v = simd(), .dgate = dgate, .dup = dup, .dy = dy, .gate = gate, .up = up};
     kernel_split(n, PIECE, swiglu_backward_piece, &c);
 }

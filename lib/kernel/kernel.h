@@ -1,5 +1,5 @@
 /*
- * kernel: all arithmetic on tensor data. f32, row-major, no allocation visible to the caller, threaded through
+ * kernel: all arithmetic on tensor data. f32 (activations bf16 too), row-major, no allocation visible to the caller, threaded through
  * parallel_for. Every function here has a plain scalar twin in kernel_plain.h (a template over float and double) that
  * it is tested against; the double instance is what gradients are checked with.
  *
@@ -21,7 +21,10 @@ const char *kernel_backend(void);
 bool kernel_has_bf16(void);
 
 /* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------- */
-/* What a layer makes for another, as it is kept in memory. Arithmetic is in f32 whatever the type. */
+/*
+ * What a layer makes for another, as it is kept in memory. Arithmetic is in f32 whatever the type: a kernel widens a
+ * piece, computes as it does in f32, and rounds the result once.
+ */
 struct kernel_array {
     enum dtype dtype; /* DT_F32 or DT_BF16 */
     void *data;
@@ -29,6 +32,14 @@ struct kernel_array {
 static inline struct kernel_array kernel_f32(const float *x) { /* which kernels that read do not write to */
     return (struct kernel_array){DT_F32, (void *)x};
 }
+static inline size_t kernel_array_bytes(enum dtype dtype, size_t n) {
+    return n * (dtype == DT_BF16 ? sizeof(uint16_t) : sizeof(float));
+}
+/* The array from element `at` on. */
+static inline struct kernel_array kernel_part(struct kernel_array a, size_t at) {
+    return (struct kernel_array){a.dtype, (char *)a.data + kernel_array_bytes(a.dtype, at)};
+}
+void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n); /* y = x */
 
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
 /* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
@@ -90,10 +101,11 @@ void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct ke
 void kernel_fill(float *y, size_t n, float value);
 void kernel_copy(float *y, const float *x, size_t n);
 void kernel_scale(float *y, size_t n, float a);
-void kernel_add(float *y, const float *x, size_t n);                      /* y += x */
+void kernel_add(struct kernel_array y, struct kernel_array x, size_t n);  /* y += x */
 void kernel_axpy(float *y, float a, const float *x, size_t n);            /* y += a x */
 void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d); /* every row += bias */
-void kernel_sum_rows(float *y, const float *x, size_t rows, size_t d);    /* y[d] += sum over rows: the bias gradient */
+/* y[d] += sum over rows: the bias gradient */
+void kernel_sum_rows(float *y, struct kernel_array x, size_t rows, size_t d);
 double kernel_sum_squares(const float *x, size_t n);
 double kernel_dot(const float *x, const float *y, size_t n);
 
@@ -105,16 +117,18 @@ void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size
 
 /* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4) -------------------------------------------------------------------- */
 /* y = x / sqrt(mean(x^2) + eps) * w; inv [rows] keeps 1 / rms for backward (or NULL) */
-void kernel_rmsnorm(float *y, float *inv, const float *x, const float *w, size_t rows, size_t d, float eps);
-void kernel_rmsnorm_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *inv,
-                             size_t rows, size_t d); /* dx +=, dw += (dw may be NULL) */
+void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, const float *w, size_t rows, size_t d,
+                    float eps);
+/* dx +=, dw +=; dx.data or dw may be NULL */
+void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
+                             const float *w, const float *inv, size_t rows, size_t d);
 
 /* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + head_dim/2) -------------- */
 /*
  * x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [head_dim/2], f64 so that long contexts stay exact.
  * sign -1: the inverse = backward.
  */
-void kernel_rope(float *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
                  const double *inv_freq, int sign);
 
 /* ---- causal attention with grouped queries over concatenated sequences ------------------------------------------- */
@@ -129,11 +143,12 @@ struct kernel_attention {
  * q [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim] -> y [n][n_heads][head_dim]; lse [n][n_heads]: log-sum-exp
  * of the scaled scores, for backward, or NULL. Blocked with online softmax: no n x n matrix is ever whole in memory.
  */
-void kernel_attention(const struct kernel_attention *a, float *y, float *lse, const float *q, const float *k,
-                      const float *v);
-/* dq, dk, dv += ; recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). */
-void kernel_attention_backward(const struct kernel_attention *a, float *dq, float *dk, float *dv, const float *dy,
-                               const float *y, const float *lse, const float *q, const float *k, const float *v);
+void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
+                      struct kernel_array k, struct kernel_array v);
+/* Recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). dk and dv are sums and stay f32. */
+void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
+                               struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
+                               struct kernel_array k, struct kernel_array v);
 /* Generation: one query a sequence against its cache. q [n_seqs][n_heads][head_dim]; keys[s], values[s] point to
  * [length[s]][n_kv_heads][head_dim]. */
 void kernel_attention_decode(float *y, const float *q, const float *const *keys, const float *const *values,
@@ -141,9 +156,9 @@ void kernel_attention_decode(float *y, const float *q, const float *const *keys,
                              float scale);
 
 /* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
-void kernel_swiglu(float *y, const float *gate, const float *up, size_t n);
-/* dgate +=, dup += */
-void kernel_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);
+void kernel_swiglu_backward(struct kernel_array dgate, struct kernel_array dup, struct kernel_array dy,
+                            struct kernel_array gate, struct kernel_array up, size_t n);
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 /* Both of x * inv_temperature. */

@@ -158,6 +158,24 @@ static inline size_t piece_rows(size_t d) {
     return d < PIECE ? PIECE / (d ? d : 1) : 1;
 }
 
+/* ---- arrays of f32 or bf16 in the hands of f32 loops ----------------------------------------------------------------- */
+
+#define WIDENED 1024 /* elements that are widened at a time: some arrays of them fit into the first cache */
+
+/* n <= WIDENED elements from `at` on: where they lie, or widened into `room`. */
+static inline const float *array_get(const struct simd *v, struct kernel_array a, size_t at, size_t n, float *room) {
+    if (a.dtype == DT_F32) return (const float *)a.data + at;
+    v->from_bf16(room, (const uint16_t *)a.data + at, n);
+    return room;
+}
+/* Where to leave elements from `at` on, for array_put to round: in the array itself when it is f32. */
+static inline float *array_room(struct kernel_array a, size_t at, float *room) {
+    return a.dtype == DT_F32 ? (float *)a.data + at : room;
+}
+static inline void array_put(const struct simd *v, struct kernel_array a, size_t at, size_t n, const float *room) {
+    if (a.dtype != DT_F32) v->to_bf16((uint16_t *)a.data + at, room, n);
+}
+
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 
 /* sum = sum exp((x - max) s) */

@@ -37,24 +37,49 @@ void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size
 
 struct rmsnorm {
     const struct simd *v;
-    float *y, *inv, *dx, *dw;
-    const float *x, *w, *dy, *kept_inv;
+    struct kernel_array y, x, dx, dy;
+    float *inv, *dw;
+    const float *w, *kept_inv;
     size_t rows, d;
     float eps;
 };
 
+/* Columns of a row that are taken at a time: all, unless something must be widened. */
+static size_t row_step(const struct rmsnorm *c) {
+    bool f32 = c->x.dtype == DT_F32 && c->y.dtype == DT_F32 && c->dx.dtype == DT_F32 && c->dy.dtype == DT_F32;
+    return f32 ? c->d : WIDENED;
+}
+
+static float row_inv(const struct rmsnorm *c, size_t at, size_t step) {
+    float room[WIDENED];
+    double sum = 0;
+    for (size_t i = 0, n; i < c->d; i += n) {
+        n = smaller(step, c->d - i);
+        const float *x = array_get(c->v, c->x, at + i, n, room);
+        sum += c->v->dot(x, x, n);
+    }
+    return (float)(1 / sqrt(sum / (double)c->d + c->eps));
+}
+
 static void rmsnorm_piece(void *ctx, size_t begin, size_t end) {
     const struct rmsnorm *c = ctx;
+    float x[WIDENED], y[WIDENED];
+    size_t step = row_step(c);
     for (size_t r = begin; r < end; r++) {
-        const float *x = c->x + r * c->d;
-        float inv = (float)(1 / sqrt(c->v->dot(x, x, c->d) / (double)c->d + c->eps));
-        c->v->mul_scaled(c->y + r * c->d, x, c->w, inv, c->d);
+        size_t at = r * c->d;
+        float inv = row_inv(c, at, step);
+        for (size_t i = 0, n; i < c->d; i += n) {
+            n = smaller(step, c->d - i);
+            c->v->mul_scaled(array_room(c->y, at + i, y), array_get(c->v, c->x, at + i, n, x), c->w + i, inv, n);
+            array_put(c->v, c->y, at + i, n, y);
+        }
         if (c->inv) c->inv[r] = inv;
     }
 }
 
-void kernel_rmsnorm(float *y, float *inv, const float *x, const float *w, size_t rows, size_t d, float eps) {
-    struct rmsnorm c = {.v = simd(), .y = y, .inv = inv, .x = x, .w = w, .rows = rows, .d = d, .eps = eps};
+void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, const float *w, size_t rows, size_t d,
+                    float eps) {
+    struct rmsnorm c = {.v = simd(), .y = y, .x = x, .dx = x, .dy = y, .inv = inv, .w = w, .d = d, .eps = eps};
     kernel_split(rows, piece_rows(d), rmsnorm_piece, &c);
 }
 
@@ -64,34 +89,47 @@ void kernel_rmsnorm(float *y, float *inv, const float *x, const float *w, size_t
  */
 static void rmsnorm_dx_piece(void *ctx, size_t begin, size_t end) {
     const struct rmsnorm *c = ctx;
+    float dx[WIDENED], dy[WIDENED], x[WIDENED];
+    size_t step = row_step(c);
     for (size_t r = begin; r < end; r++) {
-        const float *x = c->x + r * c->d, *dy = c->dy + r * c->d;
-        double i = c->kept_inv[r];
-        double a = i * i * i / (double)c->d * c->v->dot3(dy, c->w, x, c->d);
-        c->v->rmsnorm_dx(c->dx + r * c->d, dy, x, c->w, (float)i, (float)a, c->d);
+        size_t at = r * c->d;
+        double inv = c->kept_inv[r], sum = 0;
+        for (size_t i = 0, n; i < c->d; i += n) {
+            n = smaller(step, c->d - i);
+            sum += c->v->dot3(array_get(c->v, c->dy, at + i, n, dy), c->w + i, array_get(c->v, c->x, at + i, n, x), n);
+        }
+        double a = inv * inv * inv / (double)c->d * sum;
+        for (size_t i = 0, n; i < c->d; i += n) {
+            n = smaller(step, c->d - i);
+            array_get(c->v, c->dx, at + i, n, dx);
+            c->v->rmsnorm_dx(array_room(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
+                             array_get(c->v, c->x, at + i, n, x), c->w + i, (float)inv, (float)a, n);
+            array_put(c->v, c->dx, at + i, n, dx);
+        }
     }
 }
 
 /* dw = sum over rows of dy x i, in strips of columns and blocks of rows as in reduce.c. */
 static void rmsnorm_dw_strip(void *ctx, size_t begin, size_t end) {
     const struct rmsnorm *c = ctx;
-    float sum[COLUMNS];
+    float sum[COLUMNS], dy[COLUMNS], x[COLUMNS];
+    size_t n = end - begin;
     for (size_t first = 0; first < c->rows; first += 128) {
         size_t last = c->rows - first < 128 ? c->rows : first + 128;
         memset(sum, 0, sizeof sum);
         for (size_t r = first; r < last; r++) {
             size_t at = r * c->d + begin;
-            c->v->mul_acc(sum, c->kept_inv[r], c->dy + at, c->x + at, end - begin);
+            c->v->mul_acc(sum, c->kept_inv[r], array_get(c->v, c->dy, at, n, dy), array_get(c->v, c->x, at, n, x), n);
         }
-        c->v->add(c->dw + begin, sum, end - begin);
+        c->v->add(c->dw + begin, sum, n);
     }
 }
 
-void kernel_rmsnorm_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *inv,
-                             size_t rows, size_t d) {
+void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
+                             const float *w, const float *inv, size_t rows, size_t d) {
     struct rmsnorm c = {
-        .v = simd(), .dx = dx, .dw = dw, .x = x, .w = w, .dy = dy, .kept_inv = inv, .rows = rows, .d = d};
-    if (dx) kernel_split(rows, piece_rows(d), rmsnorm_dx_piece, &c);
+        .v = simd(), .y = dy, .x = x, .dx = dx, .dy = dy, .dw = dw, .w = w, .kept_inv = inv, .rows = rows, .d = d};
+    if (dx.data) kernel_split(rows, piece_rows(d), rmsnorm_dx_piece, &c);
     if (dw) kernel_split(d, COLUMNS, rmsnorm_dw_strip, &c);
 }
 
@@ -99,7 +137,7 @@ void kernel_rmsnorm_backward(float *dx, float *dw, const float *dy, const float 
 
 struct rope {
     const struct simd *v;
-    float *x;
+    struct kernel_array x;
     size_t n_heads, head_dim;
     const uint32_t *position;
     const double *inv_freq;
@@ -111,20 +149,24 @@ struct rope {
 static void rope_piece(void *ctx, size_t begin, size_t end) {
     const struct rope *c = ctx;
     size_t half = c->head_dim / 2;
-    float cosine[ANGLES], sine[ANGLES];
+    float cosine[ANGLES], sine[ANGLES], x1[ANGLES], x2[ANGLES];
     for (size_t r = begin; r < end; r++) {
         for (size_t first = 0; first < half; first += ANGLES) {
             size_t n = half - first < ANGLES ? half - first : ANGLES;
             c->v->angles(cosine, sine, c->position[r], c->inv_freq + first, c->sign, n);
             for (size_t h = 0; h < c->n_heads; h++) {
-                float *x = c->x + (r * c->n_heads + h) * c->head_dim + first;
-                c->v->rotate(x, x + half, cosine, sine, n);
+                size_t at = (r * c->n_heads + h) * c->head_dim + first;
+                array_get(c->v, c->x, at, n, x1);
+                array_get(c->v, c->x, at + half, n, x2);
+                c->v->rotate(array_room(c->x, at, x1), array_room(c->x, at + half, x2), cosine, sine, n);
+                array_put(c->v, c->x, at, n, x1);
+                array_put(c->v, c->x, at + half, n, x2);
             }
         }
     }
 }
 
-void kernel_rope(float *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
                  const double *inv_freq, int sign) {
     struct rope c = {simd(), x, n_heads, head_dim, position, inv_freq, sign < 0 ? -1 : 1};
     kernel_split(rows, piece_rows(n_heads * head_dim), rope_piece, &c);

@@ -47,6 +47,7 @@ struct columns {
     float *out;
     const float *x;
     size_t rows, d;
+    struct kernel_array typed; /* instead of x: acc_typed */
 };
 
 static void sum_strip(void *ctx, size_t begin, size_t end) {
@@ -61,8 +62,9 @@ static void sum_strip(void *ctx, size_t begin, size_t end) {
     }
 }
 
-static void acc_plain(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
-    c->v->add(sum, c->x + row * c->d + begin, n);
+static void acc_typed(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
+    float room[COLUMNS];
+    c->v->add(sum, array_get(c->v, c->typed, row * c->d + begin, n, room), n);
 }
 
 static void acc_square(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
@@ -73,16 +75,19 @@ static void acc_abs(const struct columns *c, float *sum, size_t row, size_t begi
     c->v->abs_acc(sum, c->x + row * c->d + begin, n);
 }
 
-void kernel_sum_rows(float *y, const float *x, size_t rows, size_t d) {
-    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_plain, y, x, rows, d});
+void kernel_sum_rows(float *y, struct kernel_array x, size_t rows, size_t d) {
+    struct columns c = {.v = simd(), .acc = acc_typed, .out = y, .rows = rows, .d = d, .typed = x};
+    kernel_split(d, COLUMNS, sum_strip, &c);
 }
 
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d) {
-    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_square, out, x, rows, d});
+    kernel_split(d, COLUMNS, sum_strip,
+                 &(struct columns){.v = simd(), .acc = acc_square, .out = out, .x = x, .rows = rows, .d = d});
 }
 
 void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d) {
-    kernel_split(d, COLUMNS, sum_strip, &(struct columns){simd(), acc_abs, out, x, rows, d});
+    kernel_split(d, COLUMNS, sum_strip,
+                 &(struct columns){.v = simd(), .acc = acc_abs, .out = out, .x = x, .rows = rows, .d = d});
 }
 
 /* ---- along the rows ---- */

@@ -191,8 +191,8 @@ FN void op_swiglu_backward(float *dgate, float *dup, const float *dy, const floa
         vec g = load(gate + i, left), d = load(dy + i, left), s = v_sigmoid(g);
         vec slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
         vec du = v_mul(d, v_mul(g, s)), dg = v_mul(v_mul(d, load(up + i, left)), slope);
-        store(dgate + i, v_add(load(dgate + i, left), dg), left);
-        store(dup + i, v_add(load(dup + i, left), du), left);
+        store(dgate + i, dg, left);
+        store(dup + i, du, left);
     }
 }
 

@@ -17,8 +17,8 @@ static void cache_append(const struct graph *g, uint32_t layer, const struct gra
         float *at = cache->memory + cache->capacity * before;
         keys[i] = at;
         values[i] = at + cache->capacity * width;
-        kernel_copy(at + to, (const float *)k->value.data + from, n * width);
-        kernel_copy(at + cache->capacity * width + to, (const float *)v->value.data + from, n * width);
+        kernel_convert(kernel_f32(at + to), kernel_part(k->value, from), n * width);
+        kernel_convert(kernel_f32(at + cache->capacity * width + to), kernel_part(v->value, from), n * width);
     }
 }
 
@@ -30,11 +30,12 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
     const float **keys = grad_alloc(g->t, n * sizeof *keys), **values = grad_alloc(g->t, n * sizeof *values);
     uint32_t *length = grad_alloc(g->t, n * sizeof *length);
     uint32_t *starts = grad_alloc(g->t, (n + 1) * sizeof *starts);
-    if (!y || !keys || !values || !length || !starts) return NULL;
+    const float *queries = grad_value(g->t, q);
+    if (!y || !keys || !values || !length || !starts || !queries) return NULL;
     cache_append(g, layer, k, v, keys, values);
     for (size_t i = 0; i < n; i++) length[i] = g->caches[i]->length + g->in.lengths[i];
     if (decoded)
-        kernel_attention_decode(y->value.data, q->value.data, keys, values, length, decoded, shape->n_heads,
+        kernel_attention_decode(y->value.data, queries, keys, values, length, decoded, shape->n_heads,
                                 shape->n_kv_heads, shape->head_dim, shape->scale);
     if (decoded == n) return y;
     struct kernel_attention rest = *shape;
@@ -42,7 +43,7 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
     rest.starts = starts;
     for (size_t i = 0; i <= rest.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
     size_t first = decoded * q->cols, first_kv = decoded * k->cols;
-    kernel_attention(&rest, (float *)y->value.data + first, NULL, (const float *)q->value.data + first,
-                     (const float *)k->value.data + first_kv, (const float *)v->value.data + first_kv);
+    kernel_attention(&rest, kernel_part(y->value, first), NULL, kernel_part(q->value, first),
+                     kernel_part(k->value, first_kv), kernel_part(v->value, first_kv));
     return y;
 }

@@ -200,7 +200,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->ctx = ctx;
     g->position_bytes = kv_width(&m->config, m->config.n_layers) * sizeof(float);
     int rc = sampler_init(&g->sampler, how, m->config.vocab_size, e);
-    if (!rc) rc = grad_tape_new(&g->t, false, e);
+    if (!rc) rc = grad_tape_new(&g->t, false, DT_F32, e);
     if (rc)
         model_generator_free(g);
     else

@@ -20,7 +20,11 @@ static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t lay
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
-    if (g->tap && x && !g->rc) g->rc = g->tap(g->tap_ctx, point, layer, x->value.data, x->rows, x->cols, g->e);
+    if (!g->tap || !x || g->rc) return;
+    size_t mark = grad_mark(g->t);
+    const float *value = grad_value(g->t, x);
+    if (value) g->rc = g->tap(g->tap_ctx, point, layer, value, x->rows, x->cols, g->e);
+    grad_rewind(g->t, mark);
 }
 
 /* Attention of this pass. */
@@ -40,7 +44,7 @@ static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct 
                                      .n_seqs = g->in.n_seqs,
                                      .starts = g->starts,
                                      .scale = 1.0f / __builtin_sqrtf((float)c->head_dim)};
-    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_ATTN_NORM, layer), c->norm_eps);
+    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_ATTN_NORM, layer), c->norm_eps, grad_precision(g->t));
     tap(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
@@ -56,7 +60,8 @@ static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct 
 
 /* x + down(silu(gate) * up) of the normalised x */
 static struct grad_var *ffn_block(struct graph *g, uint32_t layer, struct grad_var *x) {
-    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps);
+    struct grad_var *h =
+        grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps, grad_precision(g->t));
     tap(g, POINT_FFN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_GATE, layer), NULL}, {leaf(g, ROLE_UP, layer), NULL}};
     struct grad_var *gated[2];
@@ -147,7 +152,7 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 }
 
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
-    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_NORM, 0), g->m->config.norm_eps);
+    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_NORM, 0), g->m->config.norm_eps, DT_F32);
     tap(g, POINT_HEAD_IN, 0, h);
     return g->rc ? NULL : h;
 }

@@ -1,7 +1,18 @@
 /* The model that a program was told to take, whole or its vocabulary alone. */
+#include <string.h>
 #include <sys/stat.h>
 
 #include "lib/run/run.h"
+
+enum dtype run_precision(const struct run_options *o) {
+    if (!strcmp(o->precision, "auto")) return kernel_has_bf16() ? DT_BF16 : DT_F32;
+    return dtype_by_name(o->precision)->dtype;
+}
+
+bool run_put_precision(struct cli *c, const struct run_options *o) {
+    const char *name = dtype_info(run_precision(o))->name;
+    return json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
+}
 
 int run_load_model(struct cli *c, const struct run_options *o, struct model **out, struct digest *digest,
                    struct err *e) {

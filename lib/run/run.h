@@ -20,7 +20,8 @@
 /* ---- the model ------------------------------------------------------------------------------------------------------ */
 
 struct run_options {
-    const char *model; /* NULL: not given */
+    const char *model;     /* NULL: not given */
+    const char *precision; /* "auto", "bf16" or "f32" */
 };
 
 /* A row of the program's option table: -m, --model. `o` is the program's struct run_options. */
@@ -29,6 +30,17 @@ struct run_options {
         .name = "model", .letter = 'm', .type = CLI_STRING, .to = &(o).model, .arg = (placeholder),                    \
         .required = (must), .completes_files = true, .help = (text)                                                    \
     }
+
+/* Another: --precision. */
+#define RUN_PRECISION(o)                                                                                               \
+    {                                                                                                                  \
+        .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = "auto|bf16|f32", .fallback = "auto", \
+        .help = "of activations and matrix products; sums are f32 in any case. auto: bf16 where this CPU multiplies "  \
+                "it in hardware, else f32"                                                                             \
+    }
+/* What that comes to on this machine, DT_BF16 or DT_F32. Reports and provenance have it (run_put_precision). */
+enum dtype run_precision(const struct run_options *o);
+bool run_put_precision(struct cli *c, const struct run_options *o);
 
 /* Opens and reads the model; messages name its file. *digest is that of its stream; NULL when nobody asks. */
 int run_load_model(struct cli *c, const struct run_options *o, struct model **out, struct digest *digest,

@@ -68,7 +68,7 @@ int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_o
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
     int rc = how->layerwise ? open_layerwise(t, o, e) : run_load_model(c, o, &t->model, &t->digest, e);
-    if (!rc) rc = grad_tape_new(&t->scratch, false, e);
+    if (!rc) rc = grad_tape_new(&t->scratch, false, DT_F32, e);
     if (rc)
         run_teacher_free(t);
     else

@@ -129,29 +129,32 @@ static void run_loss_sparse(struct work *w) {
 }
 
 static void run_attention(struct work *w) {
-    kernel_attention(&w->attention, w->y, w->z, w->x, w->x, w->x + HIDDEN);
+    struct kernel_array x = kernel_f32(w->x);
+    kernel_attention(&w->attention, kernel_f32(w->y), w->z, x, x, kernel_part(x, HIDDEN));
 }
 
 static void run_attention_backward(struct work *w) {
-    kernel_attention_backward(&w->attention, w->dx, w->dy, w->dz, w->x, w->x, w->z, w->x, w->x, w->x);
+    struct kernel_array x = kernel_f32(w->x);
+    kernel_attention_backward(&w->attention, kernel_f32(w->dx), w->dy, w->dz, x, x, w->z, x, x, x);
 }
 
 static void run_swiglu(struct work *w) {
-    kernel_swiglu(w->y, w->x, w->z, N * FFN);
+    kernel_swiglu(kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z), N * FFN);
 }
 static void run_swiglu_backward(struct work *w) {
-    kernel_swiglu_backward(w->dx, w->dy, w->y, w->x, w->z, N * FFN);
+    kernel_swiglu_backward(kernel_f32(w->dx), kernel_f32(w->dy), kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z),
+                           N * FFN);
 }
 static void run_rmsnorm(struct work *w) {
-    kernel_rmsnorm(w->y, w->dy, w->x, w->z, N, HIDDEN, 1e-5f);
+    kernel_rmsnorm(kernel_f32(w->y), w->dy, kernel_f32(w->x), w->z, N, HIDDEN, 1e-5f);
 }
 
 static void run_rmsnorm_backward(struct work *w) {
-    kernel_rmsnorm_backward(w->dx, w->dz, w->y, w->x, w->z, w->dy, N, HIDDEN);
+    kernel_rmsnorm_backward(kernel_f32(w->dx), w->dz, kernel_f32(w->y), kernel_f32(w->x), w->z, w->dy, N, HIDDEN);
 }
 
 static void run_rope(struct work *w) {
-    kernel_rope(w->y, N, HEADS, HEAD_DIM, w->ids, w->u, 1);
+    kernel_rope(kernel_f32(w->y), N, HEADS, HEAD_DIM, w->ids, w->u, 1);
 }
 
 static void run_adamw(struct work *w) {

@@ -41,6 +41,20 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     grep -Eq 'memory in MB: weights [0-9.]+, gradients [0-9.]+, optimizer [0-9.]+, activations [0-9.]+, ' log
 }
 
+@test "the precision is what was asked for, and part of the run" {
+    train --precision f32 --report f32.json --checkpoint run.rill --checkpoint-every 2 corpus.kd.rill >f32
+    train --precision bf16 --report bf16.json --log bf16.tsv corpus.kd.rill >bf16
+    train --precision auto --report auto.json corpus.kd.rill >auto
+    assert_differ f32 bf16
+    grep -q '"precision":"f32"' f32.json
+    grep -q '"precision":"bf16"' bf16.json
+    assert_same auto "$(sed -n 's/.*"precision":"\([a-z0-9]*\)".*/\1/p' auto.json)"
+    RILL_CPU=portable train --precision auto --report portable.json corpus.kd.rill >portable
+    grep -q '"precision":"f32"' portable.json # no instructions for bf16 there
+    check_exit 3 train --precision bf16 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with precision f32, this run has bf16"
+}
+
 @test "a resumed run ends in the same bytes" {
     train --log log.tsv corpus.kd.rill >whole
     steps=$(tail -1 log.tsv | cut -f1)

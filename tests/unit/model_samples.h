@@ -80,7 +80,7 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     struct grad_tape *t;
     struct all_logits all = {mem_array(in->n_positions * m->config.vocab_size, sizeof(float), &e)};
     assert_non_null(all.x);
-    OK(grad_tape_new(&t, false, &e));
+    OK(grad_tape_new(&t, false, DT_F32, &e));
     OK(model_infer(m, t, in, NULL, NULL, keep_logits, &all, &e));
     grad_tape_free(t);
     return all.x;
@@ -90,7 +90,7 @@ static inline struct stats *stats_of(struct model *m, const struct model_input *
     struct err e;
     struct stats *s;
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, &e));
+    OK(grad_tape_new(&t, false, DT_F32, &e));
     OK(stats_new(&s, &m->config, NULL, &e));
     OK(stats_collect(s, m, t, in, &e));
     grad_tape_free(t);

@@ -50,7 +50,7 @@ static void check_loss(const char *encoding, double temperature) {
     struct grad_tape *tape;
     struct model_input in = {s.n_positions, s.n_seqs, s.tokens, s.lengths};
     float *logits = malloc(s.n_positions * VOCAB * sizeof *logits);
-    OK(grad_tape_new(&tape, false, &e));
+    OK(grad_tape_new(&tape, false, DT_F32, &e));
     OK(model_infer(m, tape, &in, NULL, NULL, copy_logits, logits, &e));
     double kl = 0, ce = 0, n = 0, p[VOCAB];
     for (size_t r = 0; r < s.n_positions; r++) {

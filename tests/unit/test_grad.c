@@ -39,7 +39,7 @@ struct example {
 static struct grad_tape *new_tape(bool record) {
     struct grad_tape *t;
     struct err e;
-    assert_int_equal(grad_tape_new(&t, record, &e), 0);
+    assert_int_equal(grad_tape_new(&t, record, DT_F32, &e), 0);
     return t;
 }
 
@@ -64,7 +64,7 @@ static void run_tape(const struct function *f, struct example *x, struct grad_ta
     if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
     if (!f->is_loss) {
         memcpy(y, out->value.data, n_out * sizeof *y);
-        float *g = grad_of(t, out);
+        float *g = grad_of(t, out).data;
         for (size_t i = 0; i < n_out; i++) g[i] += (float)x->c[i];
     }
     grad_backward(t);
@@ -114,7 +114,7 @@ static void check_function(const struct function *f, uint64_t seed) {
         x.in[i] = normals(&r, f->rows[i] * f->cols[i], 0.7);
         x.grad[i] = take(x.in[i].n, sizeof(float));
     }
-    assert_int_equal(grad_tape_new(&t, true, &e), 0);
+    assert_int_equal(grad_tape_new(&t, true, DT_F32, &e), 0);
     grad_recompute(t, f->recompute);
     parallel_set_threads(1);
     run_tape(f, &x, t, y);
@@ -205,7 +205,7 @@ static void test_linears(void **state) {
 
 static struct grad_var *build_rmsnorm(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     (void)f;
-    return grad_rmsnorm(t, in[0], in[1], 1e-3f);
+    return grad_rmsnorm(t, in[0], in[1], 1e-3f, DT_F32);
 }
 
 static void twin_rmsnorm(const struct function *f, double *const *in, double *y) {
@@ -289,7 +289,7 @@ static struct grad_var *build_residuals(const struct function *f, struct grad_ta
     struct grad_var *x = in[0], *w = in[1];
     struct grad_var *n = grad_linear(t, x, w, NULL, NULL), *s = grad_linear(t, n, w, NULL, n);
     struct grad_var *r = grad_linear(t, s, w, NULL, n);
-    struct grad_var *y = grad_linear(t, grad_rmsnorm(t, r, in[2], 1e-3f), w, NULL, r);
+    struct grad_var *y = grad_linear(t, grad_rmsnorm(t, r, in[2], 1e-3f, DT_F32), w, NULL, r);
     return grad_linear(t, grad_linear(t, r, w, NULL, y), w, NULL, x);
 }
 
@@ -452,12 +452,12 @@ static const double block_frequency[] = {0.8};
 /* One layer, from residual stream to residual stream. */
 static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_var *x) {
     struct grad_var **p = ctx, *qkv[3], *gated[2];
-    struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f);
+    struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f, grad_precision(t));
     grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
     struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, block_positions, block_frequency);
     struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, block_positions, block_frequency);
     x = grad_linear(t, grad_attention(t, q, k, qkv[2], &block_shape), p[WO], NULL, x);
-    h = grad_rmsnorm(t, x, p[NORM2], 1e-5f);
+    h = grad_rmsnorm(t, x, p[NORM2], 1e-5f, grad_precision(t));
     grad_linears(t, h, 2, (const struct grad_map[]){{p[GATE], NULL}, {p[UP], NULL}}, gated);
     return grad_linear(t, grad_swiglu(t, gated[0], gated[1]), p[DOWN], NULL, x);
 }
@@ -466,7 +466,7 @@ static struct grad_var *build_block(const struct function *f, struct grad_tape *
     struct head_loss l = *current;
     struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N);
     for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, run_block, p);
-    assert_true(grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f), p[HEAD], block_loss, &l));
+    assert_true(grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f, DT_F32), p[HEAD], block_loss, &l));
     *f->head_loss = l.total;
     return NULL;
 }
@@ -574,12 +574,12 @@ static void test_constants(void **state) {
     struct grad_tape *t = new_tape(true);
     struct grad_var *fixed = grad_leaf(t, x, NULL, 2, 2), *weight = grad_leaf(t, w, dw, 2, 2);
     struct grad_var *sum = twice(t, fixed);
-    assert_null(grad_of(t, sum));
+    assert_null(grad_of(t, sum).data);
     struct grad_var *y = grad_swiglu(t, sum, grad_linear(t, sum, weight, NULL, NULL)); /* gate constant, up not */
     struct grad_var *a = grad_attention(t, sum, grad_linear(t, sum, weight, NULL, NULL), sum,
                                         &(struct kernel_attention){1, 1, 2, 1, (uint32_t[]){0, 2}, 1});
-    grad_of(t, y)[0] = 1;
-    grad_of(t, a)[3] = 1;
+    ((float *)grad_of(t, y).data)[0] = 1;
+    ((float *)grad_of(t, a).data)[3] = 1;
     grad_backward(t);
     struct err e;
     assert_int_equal(grad_error(t, &e), 0);
@@ -640,7 +640,8 @@ static void test_without_memory(void **state) {
         for (int again = 0; again < 2; again++) {
             mem_fail_at(again ? 0 : nth);
             struct grad_var *a = grad_leaf(t, x, dx, SIZE, SIZE), *y = a;
-            for (int i = 0; i < 6; i++) y = grad_rmsnorm(t, grad_swiglu(t, y, a), grad_leaf(t, x, dx, 1, SIZE), 1);
+            for (int i = 0; i < 6; i++)
+                y = grad_rmsnorm(t, grad_swiglu(t, y, a), grad_leaf(t, x, dx, 1, SIZE), 1, DT_F32);
             grad_of(t, y);
             grad_backward(t);
             mem_fail_at(0);
@@ -676,7 +677,7 @@ static void test_shapes_are_checked(void **state) {
         if (i == 1) y = grad_linear(t, a, a, b, NULL);
         if (i == 9) y = grad_linear(t, a, a, NULL, b);
         if (i == 10) y = grad_segment(t, a, narrow, grad_leaf(t, x, NULL, 2, 4));
-        if (i == 2) y = grad_rmsnorm(t, a, b, 0);
+        if (i == 2) y = grad_rmsnorm(t, a, b, 0, DT_F32);
         if (i == 3) y = grad_rope(t, a, 1, 3, p, f);
         if (i == 4) y = grad_rope(t, a, 3, 2, p, f);
         if (i == 5) y = grad_attention(t, a, a, a, &s);
@@ -706,7 +707,7 @@ static void test_mark_and_rewind(void **state) {
         struct grad_var *y = a;
         for (int i = 0; i < 20; i++) y = grad_swiglu(t, y, a);
         assert_non_null(y);
-        assert_null(grad_of(t, y));
+        assert_null(grad_of(t, y).data);
         if (step == 0) held = grad_memory(t).values;
         assert_int_equal(grad_memory(t).values, held);
         grad_rewind(t, mark);
@@ -724,7 +725,7 @@ static void test_gradients_are_recycled(void **state) {
     for (int step = 0; step < 2; step++) {
         struct grad_var *y = grad_leaf(t, x, NULL, SIZE, SIZE), *weight = grad_leaf(t, w, dw, SIZE, SIZE);
         for (int i = 0; i < DEPTH; i++) y = grad_linear(t, y, weight, NULL, NULL);
-        assert_non_null(grad_of(t, y));
+        assert_non_null(grad_of(t, y).data);
         grad_backward(t);
         assert_true(grad_memory(t).gradients < 3 * SIZE * SIZE * sizeof(float));
         grad_reset(t);

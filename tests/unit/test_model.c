@@ -352,7 +352,7 @@ static void bad_input_is_refused(void **state) {
     struct model *m = sample_model(&c, 3);
     struct grad_tape *t;
     uint32_t tokens[70] = {0};
-    OK(grad_tape_new(&t, false, &e));
+    OK(grad_tape_new(&t, false, DT_F32, &e));
     struct {
         struct model_input in;
         uint32_t lengths[2], token;
@@ -425,7 +425,7 @@ static void layer_by_layer_nothing_changes(void **state) {
             struct stream_reader *r;
             struct grad_tape *t;
             struct model_layerwise *l;
-            OK(grad_tape_new(&t, false, &e));
+            OK(grad_tape_new(&t, false, DT_F32, &e));
             OK(read_again(&first, &r, &e));
             OK(model_layerwise_new(&l, r, pipe ? NULL : read_again, &again, &e));
             assert_int_equal(model_layerwise_model(l)->config.tied, tied);
@@ -473,7 +473,7 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
     struct stream_reader *r;
     struct grad_tape *t;
     struct model_layerwise *l;
-    OK(grad_tape_new(&t, false, &e));
+    OK(grad_tape_new(&t, false, DT_F32, &e));
     cut.len -= 2000;
     struct reread first = {&cut, .times = 0}, again = {&others, .times = 0};
     OK(read_again(&first, &r, &e));

@@ -1,0 +1,172 @@
+/*
+ * lib/kernel: activations in bf16. A kernel that takes arrays of either type computes as it does in f32 and rounds its
+ * result once, so what it makes of bf16 is, bit for bit, what the f32 kernel makes of the widened numbers, rounded.
+ * That the f32 kernels are right is test_kernel.c's business.
+ */
+#include "tests/unit/kernel_test.h"
+
+/* Random numbers that bf16 holds exactly, in both types. */
+struct twin {
+    struct kernel_array f32, bf16;
+    size_t n;
+};
+
+static struct twin empty(size_t n) {
+    return (struct twin){kernel_f32(take(n, sizeof(float))), {DT_BF16, take(n + 1, sizeof(uint16_t))}, n};
+}
+
+static struct twin numbers(struct rng *r, size_t n) {
+    struct twin t = empty(n);
+    uint16_t *h = t.bf16.data;
+    for (size_t i = 0; i < n; i++) {
+        h[i] = f32_to_bf16((float)rng_normal(r));
+        ((float *)t.f32.data)[i] = bf16_to_f32(h[i]);
+    }
+    return t;
+}
+
+static void check_rounded(const char *what, const char *path, struct twin t) {
+    const float *want = t.f32.data;
+    const uint16_t *got = t.bf16.data;
+    for (size_t i = 0; i < t.n; i++)
+        if (got[i] != f32_to_bf16(want[i]))
+            fail_msg("%s, %s: element %zu is %.9g, should be %.9g rounded", what, path, i, (double)bf16_to_f32(got[i]),
+                     (double)want[i]);
+}
+
+static const size_t shapes[][2] = {{1, 1}, {3, 64}, {7, 33}, {5, 576}, {129, 100}, {2, 1024}};
+
+static void test_norm_and_gate(void **state) {
+    (void)state;
+    struct rng r = rng_init(31, 1);
+    for (size_t s = 0; s < COUNT_OF(shapes); s++) {
+        size_t rows = shapes[s][0], d = shapes[s][1], n = rows * d;
+        float *w = normals(&r, d, 1).f, *inv = take(2 * rows, sizeof *inv), *dw = take(2 * d, sizeof *dw);
+        EACH_PATH(path) {
+            struct twin x = numbers(&r, n), dy = numbers(&r, n), up = numbers(&r, n), y = empty(n), dup = empty(n);
+            kernel_rmsnorm(y.f32, inv, x.f32, w, rows, d, 1e-5f);
+            kernel_rmsnorm(y.bf16, inv + rows, x.bf16, w, rows, d, 1e-5f);
+            assert_memory_equal(inv, inv + rows, rows * sizeof *inv);
+            check_rounded("rmsnorm", path, y);
+            struct twin dx = numbers(&r, n); /* is added to */
+            memset(dw, 0, 2 * d * sizeof *dw);
+            kernel_rmsnorm_backward(dx.f32, dw, dy.f32, x.f32, w, inv, rows, d);
+            kernel_rmsnorm_backward(dx.bf16, dw + d, dy.bf16, x.bf16, w, inv, rows, d);
+            assert_memory_equal(dw, dw + d, d * sizeof *dw);
+            check_rounded("rmsnorm backward", path, dx);
+            kernel_swiglu(y.f32, x.f32, up.f32, n);
+            kernel_swiglu(y.bf16, x.bf16, up.bf16, n);
+            check_rounded("swiglu", path, y);
+            kernel_swiglu_backward(y.f32, dup.f32, dy.f32, x.f32, up.f32, n);
+            kernel_swiglu_backward(y.bf16, dup.bf16, dy.bf16, x.bf16, up.bf16, n);
+            check_rounded("swiglu backward, gate", path, y);
+            check_rounded("swiglu backward, up", path, dup);
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* Rows longer than what is widened at a time, and one type in, the other out. */
+static void test_mixed_types(void **state) {
+    (void)state;
+    enum { D = 5000, ROWS = 3, N = D * ROWS };
+    struct rng r = rng_init(32, 1);
+    float *w = normals(&r, D, 1).f, *inv = take(2 * ROWS, sizeof *inv);
+    struct twin x = numbers(&r, N), y = empty(N), z = numbers(&r, N);
+    kernel_rmsnorm(y.f32, inv, x.f32, w, ROWS, D, 1e-5f);
+    kernel_rmsnorm(y.bf16, inv + ROWS, x.f32, w, ROWS, D, 1e-5f);
+    for (size_t i = 0; i < ROWS; i++) /* a mean in f64, added up in another order */
+        assert_true(fabsf(inv[i] - inv[ROWS + i]) <= 2 * U * inv[i]);
+    for (size_t i = 0; i < N; i++) {
+        float want = ((float *)y.f32.data)[i];
+        assert_true(fabsf(bf16_to_f32(((uint16_t *)y.bf16.data)[i]) - want) <= (0x1p-8f + 4 * U) * fabsf(want));
+    }
+    kernel_convert(y.bf16, x.f32, N);
+    assert_memory_equal(y.bf16.data, x.bf16.data, N * sizeof(uint16_t));
+    kernel_convert(y.f32, z.bf16, N);
+    assert_memory_equal(y.f32.data, z.f32.data, N * sizeof(float));
+    kernel_convert(y.bf16, z.bf16, N);
+    assert_memory_equal(y.bf16.data, z.bf16.data, N * sizeof(uint16_t));
+    kernel_add(y.f32, x.bf16, N);
+    kernel_add(y.bf16, x.f32, N);
+    check_rounded("add", "mixed", y);
+    float *sums = take(2 * D, sizeof *sums);
+    kernel_sum_rows(sums, x.f32, ROWS, D);
+    kernel_sum_rows(sums + D, x.bf16, ROWS, D);
+    assert_memory_equal(sums, sums + D, D * sizeof *sums);
+}
+
+static void test_rope(void **state) {
+    (void)state;
+    static const size_t dims[] = {2, 34, 64, 256};
+    static const uint32_t position[] = {0, 1, 77, 131071};
+    struct rng r = rng_init(33, 1);
+    for (size_t i = 0; i < COUNT_OF(dims); i++) {
+        double inv_freq[128];
+        for (size_t j = 0; j < dims[i] / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)dims[i]);
+        EACH_PATH(path) {
+            struct twin x = numbers(&r, 4 * 3 * dims[i]);
+            kernel_rope(x.f32, 4, 3, dims[i], position, inv_freq, -1);
+            kernel_rope(x.bf16, 4, 3, dims[i], position, inv_freq, -1);
+            check_rounded("rope", path, x);
+        }
+    }
+}
+
+/* Backward is given the same y and log-sum-exp in both types. */
+static void test_attention(void **state) {
+    (void)state;
+    static const uint32_t starts[] = {0, 5, 6, 320};
+    static const size_t heads[][3] = {{3, 1, 64}, {4, 4, 20}, {9, 3, 32}};
+    struct rng r = rng_init(34, 1);
+    for (size_t i = 0; i < COUNT_OF(heads); i++) {
+        struct kernel_attention a = {heads[i][0], heads[i][1], heads[i][2], 3, starts, 0.2f};
+        size_t n = starts[3], q_size = n * a.n_heads * a.head_dim, kv_size = n * a.n_kv_heads * a.head_dim;
+        struct twin q = numbers(&r, q_size), k = numbers(&r, kv_size), v = numbers(&r, kv_size);
+        struct twin dy = numbers(&r, q_size), y = empty(q_size), dq = empty(q_size);
+        size_t rows = n * a.n_heads;
+        float *lse = take(2 * rows, sizeof *lse), *dk = take(4 * kv_size, sizeof *dk), *dv = dk + 2 * kv_size;
+        EACH_PATH(path) {
+            kernel_attention(&a, y.f32, lse, q.f32, k.f32, v.f32);
+            kernel_attention(&a, y.bf16, lse + rows, q.bf16, k.bf16, v.bf16);
+            assert_memory_equal(lse, lse + rows, rows * sizeof *lse);
+            check_rounded("attention", path, y);
+            kernel_convert(y.f32, y.bf16, q_size);
+            kernel_attention_backward(&a, dq.f32, dk, dv, dy.f32, y.f32, lse, q.f32, k.f32, v.f32);
+            kernel_attention_backward(&a, dq.bf16, dk + kv_size, dv + kv_size, dy.bf16, y.bf16, lse, q.bf16, k.bf16,
+                                      v.bf16);
+            check_rounded("attention backward", path, dq);
+            assert_memory_equal(dk, dk + kv_size, kv_size * sizeof *dk);
+            assert_memory_equal(dv, dv + kv_size, kv_size * sizeof *dv);
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* Heads so wide that fewer keys are widened at a time: sums are cut elsewhere, and the last bits may differ. */
+static void test_wide_heads(void **state) {
+    (void)state;
+    static const uint32_t starts[] = {0, 90};
+    enum { D = 1000, N = 90 };
+    struct kernel_attention a = {1, 1, D, 1, starts, 0.03f};
+    struct rng r = rng_init(35, 1);
+    struct twin q = numbers(&r, N * D), k = numbers(&r, N * D), v = numbers(&r, N * D), y = empty(N * D);
+    kernel_attention(&a, y.f32, NULL, q.f32, k.f32, v.f32);
+    kernel_attention(&a, y.bf16, NULL, q.bf16, k.bf16, v.bf16);
+    for (size_t i = 0; i < N * D;
+         i++) { /* values around 1: half a unit of bf16, 2^-8, and f32's (N + D) U of the terms */
+        float want = ((float *)y.f32.data)[i], got = bf16_to_f32(((uint16_t *)y.bf16.data)[i]);
+        assert_true(fabsf(got - want) <= 0x1p-8f * fabsf(want) + 5 * (N + D) * (float)U);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_norm_and_gate, release_memory),
+        cmocka_unit_test_teardown(test_mixed_types, release_memory),
+        cmocka_unit_test_teardown(test_rope, release_memory),
+        cmocka_unit_test_teardown(test_attention, release_memory),
+        cmocka_unit_test_teardown(test_wide_heads, release_memory),
+    };
+    return cmocka_run_group_tests_name("kernel arrays", tests, NULL, NULL);
+}
