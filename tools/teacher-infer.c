@@ -161,8 +161,8 @@ int main(int argc, char **argv) {
                     "    the same in two steps, by way of log-probabilities in f16\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
-                    "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill -o "
-                    "dense.kd.rill --force\n"
+                    "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
+                    "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",
         .options = options,
         .run = run,
