@@ -3,7 +3,7 @@
 #include "lib/run/run.h"
 
 static struct run_options how;
-static const char *log_path, *checkpoint_path, *resume_path;
+static const char *optimizer_state, *log_path, *checkpoint_path, *resume_path;
 static struct cli_list losses;
 static uint64_t epochs, checkpoint_every;
 static struct distill_options o;
@@ -112,6 +112,12 @@ static const struct cli_option options[] = {
      .min = 1e-30,
      .max = 1,
      .help = "AdamW's"},
+    {.name = "optimizer-state",
+     .type = CLI_CHOICE,
+     .to = &optimizer_state,
+     .choices = "f32|bf16",
+     .fallback = "f32",
+     .help = "of AdamW's two moments; bf16, rounded up or down at random, takes half their memory"},
     {.name = "log",
      .type = CLI_STRING,
      .to = &log_path,
@@ -225,6 +231,7 @@ static int report(struct cli *c, const struct distill_progress *p, double tokens
 static int prepare(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     o.precision = run_precision(&how);
+    o.state = dtype_by_name(optimizer_state)->dtype;
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (run_load_model(c, &how, &w->student, NULL, e) ||

@@ -1,6 +1,6 @@
 /*
  * A training run as a stream: META says where it is and with which options, then come each parameter and its two
- * moments in f32, named NAME, NAME.m and NAME.v, in the model's order.
+ * moments (in f32, the moments also in bf16), named NAME, NAME.m and NAME.v, in the model's order.
  */
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +18,8 @@ static bool put_options(cJSON *to, const struct distill_options *o) {
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "weight-decay", o->weight_decay) &&
            json_put_f64(to, "beta1", o->beta1) && json_put_f64(to, "beta2", o->beta2) &&
            json_put_f64(to, "eps", o->eps) && json_put_f64(to, "clip", o->clip) &&
-           json_put_str(to, "precision", dtype_info(o->precision)->name);
+           json_put_str(to, "precision", dtype_info(o->precision)->name) &&
+           json_put_str(to, "optimizer-state", dtype_info(o->state)->name);
 }
 
 static int check_text(const cJSON *theirs, const char *name, const char *now, struct err *e) {
@@ -64,15 +65,15 @@ static bool put_meta(cJSON *meta, const struct trainer *t) {
 #define PARTS 3
 static const char *const suffixes[PARTS] = {"", ".m", ".v"};
 
-static float *part_of(const struct trainer *t, size_t i, size_t part) {
-    return part == 0 ? t->m->params[i].value : part == 1 ? t->m1[i] : t->m2[i];
+static struct kernel_array part_of(const struct trainer *t, size_t i, size_t part) {
+    return part == 0 ? kernel_f32(t->m->params[i].value) : part == 1 ? t->m1[i] : t->m2[i];
 }
 
 static int part_desc(const struct trainer *t, size_t i, size_t part, struct tensor_desc *d, struct err *e) {
     const struct tensor_desc *of = &t->m->params[i].desc;
     char name[TENSOR_MAX_NAME + 1];
     snprintf(name, sizeof name, "%.1000s%s", of->name, suffixes[part]);
-    return tensor_desc_init(d, name, DT_F32, of->rank, of->dims, e);
+    return tensor_desc_init(d, name, part_of(t, i, part).dtype, of->rank, of->dims, e);
 }
 
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
@@ -83,7 +84,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     for (size_t i = 0; i < t->m->n_params && !rc; i++)
         for (size_t part = 0; part < PARTS && !rc; part++) {
             rc = part_desc(t, i, part, &d, e);
-            if (!rc) rc = stream_write_tensor(w, &d, NULL, part_of(t, i, part), e);
+            if (!rc) rc = stream_write_tensor(w, &d, NULL, part_of(t, i, part).data, e);
         }
     return rc;
 }
@@ -115,11 +116,11 @@ static int read_part(struct trainer *t, struct stream_reader *r, size_t i, size_
         if (stream_next(r, &item, e)) return e->code;
     } while (item.type == ITEM_PROV || item.type == ITEM_OTHER);
     if (item.type != ITEM_TENSOR) return err_set(e, ERR_DATA, "tensor '%s' is missing", d.name);
-    if (strcmp(item.desc.name, d.name) != 0 || item.desc.dtype != DT_F32 || !tensor_same_shape(&item.desc, &d))
+    if (strcmp(item.desc.name, d.name) != 0 || item.desc.dtype != d.dtype || !tensor_same_shape(&item.desc, &d))
         return err_set(e, ERR_DATA, "tensor '%s' %s: expected '%s' %s of the student", item.desc.name,
                        tensor_shape_text(&item.desc, found, sizeof found), d.name,
                        tensor_shape_text(&d, wanted, sizeof wanted));
-    return stream_read_tensor(r, part_of(t, i, part), tensor_bytes(&d), e);
+    return stream_read_tensor(r, part_of(t, i, part).data, tensor_bytes(&d), e);
 }
 
 static int restore(struct trainer *t, struct stream_reader *r, struct err *e) {

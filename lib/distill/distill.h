@@ -37,7 +37,8 @@ struct distill_options {
     uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */
     double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
     enum dtype precision;                         /* of the tape: DT_F32 or DT_BF16 */
-    bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
+    enum dtype state; /* of AdamW's moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
+    bool recompute;   /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 /* Learning rate of a step, from 1: linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. */
 double distill_lr(const struct distill_options *o, uint64_t step);

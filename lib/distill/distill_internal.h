@@ -9,7 +9,7 @@ struct trainer {
     struct distill_options o;
     struct knowledge_format format;
     struct grad_tape *tape;
-    float **m1, **m2; /* AdamW's moments of each parameter, [n_params] */
+    struct kernel_array *m1, *m2; /* AdamW's moments of each parameter, [n_params] */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;

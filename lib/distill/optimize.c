@@ -27,6 +27,7 @@ static void apply(struct trainer *t, double lr, double scale) {
                                .step = t->progress.step};
     for (size_t i = 0; i < t->m->n_params; i++) {
         struct model_param *p = &t->m->params[i];
+        how.stream = i;
         how.weight_decay = trainer_decays(p->slot.role) ? (float)t->o.weight_decay : 0;
         kernel_adamw(&how, p->value, t->m1[i], t->m2[i], p->grad, p->n);
     }

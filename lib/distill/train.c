@@ -13,9 +13,10 @@ static int alloc_moments(struct trainer *t, struct err *e) {
     t->m2 = t->m1 ? mem_array(n, sizeof *t->m2, e) : NULL;
     if (!t->m2) return e->code;
     for (size_t i = 0; i < n; i++) {
-        t->m1[i] = mem_array(t->m->params[i].n, sizeof(float), e);
-        t->m2[i] = t->m1[i] ? mem_array(t->m->params[i].n, sizeof(float), e) : NULL;
-        if (!t->m2[i]) return err_prefix(e, "moments of '%s'", t->m->params[i].desc.name);
+        size_t size = kernel_array_bytes(t->o.state, 1), count = t->m->params[i].n;
+        t->m1[i] = (struct kernel_array){t->o.state, mem_array(count, size, e)};
+        t->m2[i] = (struct kernel_array){t->o.state, t->m1[i].data ? mem_array(count, size, e) : NULL};
+        if (!t->m2[i].data) return err_prefix(e, "moments of '%s'", t->m->params[i].desc.name);
     }
     return 0;
 }
@@ -54,8 +55,8 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
 void trainer_free(struct trainer *t) {
     if (!t) return;
     for (size_t i = 0; i < t->m->n_params; i++) {
-        if (t->m1) mem_free(t->m1[i]);
-        if (t->m2) mem_free(t->m2[i]);
+        if (t->m1) mem_free(t->m1[i].data);
+        if (t->m2) mem_free(t->m2[i].data);
     }
     mem_free(t->m1);
     mem_free(t->m2);
@@ -71,12 +72,13 @@ void trainer_free(struct trainer *t) {
 void trainer_memory(const struct trainer *t, struct distill_memory *m) {
     struct grad_memory tape = grad_memory(t->tape);
     double parameters = (double)model_parameters(&t->m->config) * sizeof(float);
-    *m = (struct distill_memory){.weights = parameters,
-                                 .gradients = parameters,
-                                 .optimizer = 2 * parameters,
-                                 .values = (double)tape.values,
-                                 .value_gradients = (double)tape.gradients,
-                                 .scratch = (double)tape.scratch};
+    *m =
+        (struct distill_memory){.weights = parameters,
+                                .gradients = parameters,
+                                .optimizer = 2 * parameters / sizeof(float) * (double)kernel_array_bytes(t->o.state, 1),
+                                .values = (double)tape.values,
+                                .value_gradients = (double)tape.gradients,
+                                .scratch = (double)tape.scratch};
 }
 
 /* ---- data ------------------------------------------------------------------------------------------------------------ */

@@ -123,24 +123,42 @@ struct adamw {
     const struct simd *v;
     const struct kernel_adamw *how;
     float step_size, root_correction;
-    float *w, *m, *v2;
+    float *w;
+    struct kernel_array m, v2;
     const float *g;
 };
 
 static void adamw_piece(void *ctx, size_t begin, size_t end) {
     const struct adamw *c = ctx;
-    c->v->adamw(c->how, c->step_size, c->root_correction, c->w + begin, c->m + begin, c->v2 + begin, c->g + begin,
-                end - begin);
+    c->v->adamw(c->how, c->step_size, c->root_correction, c->w + begin, (float *)c->m.data + begin,
+                (float *)c->v2.data + begin, c->g + begin, end - begin);
+}
+
+/* Moments in bf16: widened, then rounded with random bits that are a function of step, tensor and element. */
+static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
+    const struct adamw *c = ctx;
+    float m[WIDENED], v[WIDENED];
+    uint32_t random[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, but the last */
+        n = smaller(WIDENED, end - i);
+        array_get(c->v, c->m, i, n, m);
+        array_get(c->v, c->v2, i, n, v);
+        c->v->adamw(c->how, c->step_size, c->root_correction, c->w + i, m, v, c->g + i, n);
+        c->v->random(random, c->how->step, c->how->stream, i / 4, (n + 63) / 64);
+        c->v->to_bf16_random((uint16_t *)c->m.data + i, m, random, 0, n);
+        c->v->to_bf16_random((uint16_t *)c->v2.data + i, v, random, 16, n);
+    }
 }
 
 /*
  * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
  * root.
  */
-void kernel_adamw(const struct kernel_adamw *o, float *w, float *m, float *v, const float *g, size_t n) {
+void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m, struct kernel_array v, const float *g,
+                  size_t n) {
     double t = (double)o->step;
     struct adamw c = {.v = simd(), .how = o, .w = w, .m = m, .v2 = v, .g = g};
     c.step_size = (float)(o->lr / (1 - pow(o->beta1, t)));
     c.root_correction = (float)(1 / sqrt(1 - pow(o->beta2, t)));
-    kernel_split(n, PIECE, adamw_piece, &c);
+    kernel_split(n, PIECE, m.dtype == DT_F32 ? adamw_piece : adamw_rounded_piece, &c);
 }

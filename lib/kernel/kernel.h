@@ -203,8 +203,15 @@ struct kernel_adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_scale; /* clipping and averaging, applied to the gradient as it is read */
     uint64_t step;    /* 1-based, for bias correction */
+    uint64_t stream;  /* which tensor this is, for moments in bf16 */
 };
-void kernel_adamw(const struct kernel_adamw *o, float *w, float *m, float *v, const float *g, size_t n);
+/*
+ * m and v are of one type. In bf16 they are rounded up or down at random, with the probabilities that make the mean
+ * right (a change smaller than half a unit would always be lost otherwise): the f32 bits plus 16 random ones, cut off.
+ * Element i takes word i / 16 % 4 of philox(step, stream, i / 64 * 16 + i % 16), m its lower half and v its upper.
+ */
+void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m, struct kernel_array v, const float *g,
+                  size_t n);
 
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */

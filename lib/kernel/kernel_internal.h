@@ -119,6 +119,10 @@ struct simd {
     /* dx = a exp((x - m) s) + b exp(x - m) - c exp(logt); b 0 and logt NULL leave their terms out */
     void (*loss_gradient)(float *dx, const float *x, const float *logt, size_t n, float m, float s, float a, float b,
                           float c);
+    /* Words of philox(seed, stream, counter + i) for i < 16 blocks, a counter a lane: out[(i / 16 * 4 + word) * 16 + i % 16]. */
+    void (*random)(uint32_t *out, uint64_t seed, uint64_t stream, uint64_t counter, size_t blocks);
+    /* y = the upper half of x + (random >> shift & 0xffff), as integers; finite x */
+    void (*to_bf16_random)(uint16_t *y, const float *x, const uint32_t *random, int shift, size_t n);
     void (*adamw)(const struct kernel_adamw *o, float step_size, float root_correction, float *w, float *m, float *v,
                   const float *g, size_t n);
 };

@@ -267,5 +267,14 @@ PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, c
     }
 }
 
+/* A moment as bf16: up or down at random, by the 16 bits that belong to element i. */
+__attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t step, uint64_t stream, size_t i,
+                                                              bool second) {
+    uint32_t words[4], bits;
+    philox(step, stream, i / 64 * 16 + i % 16, words);
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + (second ? words[i / 16 % 4] >> 16 : words[i / 16 % 4] & 0xffff)) >> 16);
+}
+
 #undef REAL
 #undef PLAIN

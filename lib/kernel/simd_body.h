@@ -377,6 +377,53 @@ FN void op_finish_bf16(uint16_t *y, const float *x, const float *bias, const flo
     memcpy(y + i, last, (n - i) * sizeof *y);
 }
 
+/* ---- random numbers: Philox4x32-10 as lib/base has it, sixteen counters side by side ---- */
+
+typedef uint32_t lanes32 __attribute__((vector_size(64)));
+typedef uint64_t lanes64 __attribute__((vector_size(64)));
+typedef uint16_t lanes16 __attribute__((vector_size(32)));
+
+FN void op_random(uint32_t *out, uint64_t seed, uint64_t stream, uint64_t counter, size_t blocks) {
+    const lanes64 low = (lanes64){} + 0xffffffffu;
+    for (; blocks > 0; blocks--, counter += 16, out += 64) {
+        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+        lanes32 c0, c1, c2 = (lanes32){} + (uint32_t)stream, c3 = (lanes32){} + (uint32_t)(stream >> 32);
+        for (unsigned i = 0; i < 16; i++) {
+            c0[i] = (uint32_t)(counter + i);
+            c1[i] = (uint32_t)((counter + i) >> 32);
+        }
+        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+            /* 32 x 32 to 64 bits: the even lanes and the odd ones */
+            lanes64 even0 = ((lanes64)c0 & low) * 0xD2511F53u, odd0 = ((lanes64)c0 >> 32) * 0xD2511F53u;
+            lanes64 even1 = ((lanes64)c2 & low) * 0xCD9E8D57u, odd1 = ((lanes64)c2 >> 32) * 0xCD9E8D57u;
+            c0 = (lanes32)((even1 >> 32) | (odd1 & ~low)) ^ c1 ^ k0;
+            c2 = (lanes32)((even0 >> 32) | (odd0 & ~low)) ^ c3 ^ k1;
+            c1 = (lanes32)((even1 & low) | (odd1 << 32));
+            c3 = (lanes32)((even0 & low) | (odd0 << 32));
+        }
+        memcpy(out, &c0, sizeof c0);
+        memcpy(out + 16, &c1, sizeof c1);
+        memcpy(out + 32, &c2, sizeof c2);
+        memcpy(out + 48, &c3, sizeof c3);
+    }
+}
+
+FN void op_to_bf16_random(uint16_t *y, const float *x, const uint32_t *random, int shift, size_t n) {
+    size_t i = 0;
+    for (; n - i >= 16; i += 16) {
+        lanes32 bits, r;
+        memcpy(&bits, x + i, sizeof bits);
+        memcpy(&r, random + i, sizeof r);
+        lanes16 h = __builtin_convertvector((bits + (r >> shift & 0xffff)) >> 16, lanes16);
+        memcpy(y + i, &h, sizeof h);
+    }
+    for (; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        y[i] = (uint16_t)((bits + (random[i] >> shift & 0xffff)) >> 16);
+    }
+}
+
 /* ---- optimizer ---- */
 
 FN void op_adamw(const struct kernel_adamw *o, float step_size, float root_correction, float *w, float *m, float *v,
@@ -432,5 +479,7 @@ const struct simd SIMD_TABLE = {
     .mix_rows = op_mix_rows,
     .kl_dense = op_kl_dense,
     .loss_gradient = op_loss_gradient,
+    .random = op_random,
+    .to_bf16_random = op_to_bf16_random,
     .adamw = op_adamw,
 };

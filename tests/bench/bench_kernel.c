@@ -158,8 +158,14 @@ static void run_rope(struct work *w) {
 }
 
 static void run_adamw(struct work *w) {
-    static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10};
-    kernel_adamw(&how, w->dx, w->dy, w->dz, w->x, (size_t)ROWS * VOCAB);
+    static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10, 0};
+    kernel_adamw(&how, w->dx, kernel_f32(w->dy), kernel_f32(w->dz), w->x, (size_t)ROWS * VOCAB);
+}
+
+static void run_adamw_bf16(struct work *w) {
+    static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10, 0};
+    struct kernel_array m = {DT_BF16, w->dy}, v = {DT_BF16, w->dz};
+    kernel_adamw(&how, w->dx, m, v, w->x, (size_t)ROWS * VOCAB);
 }
 
 static const struct {

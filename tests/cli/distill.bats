@@ -55,6 +55,17 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     assert_stderr_line "run.rill: the checkpoint was made with precision f32, this run has bf16"
 }
 
+@test "moments in bf16: half the memory, learns as well, resumes to the bit" {
+    train --log f32.tsv corpus.kd.rill >f32
+    train --optimizer-state bf16 --log bf16.tsv --checkpoint run.rill --checkpoint-every 3 corpus.kd.rill >bf16
+    assert_differ f32 bf16
+    paste f32.tsv bf16.tsv | tail -1 | awk '{ d = $2 / $8 - 1; exit !(d < 0.02 && d > -0.02) }'
+    train --optimizer-state bf16 -j 1 --resume run.rill corpus.kd.rill >resumed
+    assert_same bf16 resumed
+    check_exit 3 train --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with optimizer-state bf16, this run has f32"
+}
+
 @test "a resumed run ends in the same bytes" {
     train --log log.tsv corpus.kd.rill >whole
     steps=$(tail -1 log.tsv | cut -f1)

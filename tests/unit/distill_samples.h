@@ -42,7 +42,8 @@ static inline struct distill_options options_of(const char *loss, const struct k
                                 .beta2 = 0.95,
                                 .eps = 1e-8,
                                 .clip = 1,
-                                .precision = DT_F32};
+                                .precision = DT_F32,
+                                .state = DT_F32};
     char copy[200], *save = NULL;
     snprintf(copy, sizeof copy, "%s", loss);
     for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))

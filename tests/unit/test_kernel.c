@@ -369,7 +369,7 @@ struct adamw {
 
 static void run_adamw(void *ctx, float *out) { /* w, m, v */
     const struct adamw *c = ctx;
-    kernel_adamw(&c->how, out, out + c->n, out + 2 * c->n, c->g, c->n);
+    kernel_adamw(&c->how, out, kernel_f32(out + c->n), kernel_f32(out + 2 * c->n), c->g, c->n);
 }
 
 /* About 4 roundings in m, 5 in v, and 12 in the step, which is at most lr m / (c1 sqrt(v)). */
@@ -385,7 +385,7 @@ static void test_adamw(void **state) {
             set(s, 2 * n + j, fabs(s.d[2 * n + j]) * 0.1);
             if (j % 13 == 5) set(g, j, 0), set(s, n + j, 0), set(s, 2 * n + j, 0); /* never any gradient */
         }
-        struct adamw c = {{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.37f, steps[i % COUNT_OF(steps)]}, n, g.f};
+        struct adamw c = {{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.37f, steps[i % COUNT_OF(steps)], 0}, n, g.f};
         double *before = take(n, sizeof *before);
         memcpy(before, s.d, n * sizeof *before);
         for (size_t j = 0; j < n; j++) {
@@ -400,6 +400,70 @@ static void test_adamw(void **state) {
         }
         check_kernel("adamw", run_adamw, &c, 3 * n, s.f, s.d, tolerance);
         arena_reset(&memory);
+    }
+}
+
+/* Moments in bf16: those of f32 with the random bits that are an element's own, whatever the path and the threads. */
+static void test_adamw_rounded(void **state) {
+    (void)state;
+    struct rng r = rng_init(11, 1);
+    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
+        size_t n = lengths[i];
+        float *g = normals(&r, n, 1).f, *start = normals(&r, n, 1).f, *moments[2];
+        uint16_t *before[2];
+        for (int k = 0; k < 2; k++) {
+            before[k] = take(n, sizeof(uint16_t));
+            moments[k] = take(n, sizeof(float));
+            for (size_t j = 0; j < n; j++) {
+                before[k][j] = f32_to_bf16((float)fabs(rng_normal(&r)));
+                moments[k][j] = bf16_to_f32(before[k][j]);
+            }
+        }
+        struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.37f, 12345678901, 5 + i};
+        EACH_PATH(path) {
+            float *m = copy_f32(moments[0], n), *v = copy_f32(moments[1], n), *w = copy_f32(start, n);
+            kernel_adamw(&how, w, kernel_f32(m), kernel_f32(v), g, n);
+            for (int threads = 1; threads <= 4; threads += 3) {
+                uint16_t *hm = take(n, sizeof *hm), *hv = take(n, sizeof *hv);
+                float *hw = copy_f32(start, n);
+                memcpy(hm, before[0], n * sizeof *hm);
+                memcpy(hv, before[1], n * sizeof *hv);
+                parallel_set_threads(threads);
+                kernel_adamw(&how, hw, (struct kernel_array){DT_BF16, hm}, (struct kernel_array){DT_BF16, hv}, g, n);
+                assert_memory_equal(w, hw, n * sizeof *w);
+                for (size_t j = 0; j < n; j++)
+                    if (hm[j] != plain32_round_randomly(m[j], how.step, how.stream, j, false) ||
+                        hv[j] != plain32_round_randomly(v[j], how.step, how.stream, j, true))
+                        fail_msg("%s, %d threads: moments of element %zu of %zu", path, threads, j, n);
+            }
+        }
+        arena_reset(&memory);
+    }
+    parallel_set_threads(parallel_default_threads());
+}
+
+/*
+ * The mean of many roundings of x is x: each is x's lower neighbour plus a unit with probability p, so over n of them
+ * the mean is off by sqrt(p (1 - p) / n) of a unit, five times which has a chance of 6e-7 - and the draws are fixed.
+ */
+static void test_random_rounding_is_fair(void **state) {
+    (void)state;
+    static const double shares[] = {0, 0.001, 0.25, 0.5, 0.9};
+    enum { N = 65536 };
+    float *m = take(N, sizeof *m), *g = take(N, sizeof *g), *w = take(N, sizeof *w);
+    uint16_t *hm = take(N, sizeof *hm), *hv = take(N, sizeof *hv);
+    for (size_t s = 0; s < COUNT_OF(shares); s++) {
+        double x = 1 + shares[s] * 0x1p-7, sum = 0;
+        for (size_t i = 0; i < N; i++)
+            g[i] = (float)(2 * x - 1), hm[i] = f32_to_bf16(1), hv[i] = 0; /* m = x after it */
+        struct kernel_adamw how = {0, 0.5f, 0.5f, 1, 0, 1, 3, s};
+        kernel_adamw(&how, w, (struct kernel_array){DT_BF16, hm}, (struct kernel_array){DT_BF16, hv}, g, N);
+        for (size_t i = 0; i < N; i++) {
+            double got = bf16_to_f32(hm[i]);
+            assert_true(got == 1 || got == 1 + 0x1p-7);
+            sum += got;
+        }
+        assert_true(fabs(sum / N - x) <= 5 * 0x1p-7 * sqrt(shares[s] * (1 - shares[s]) / N) + 0x1p-7 / 65536);
     }
 }
 
@@ -440,6 +504,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_rope, release_memory),
         cmocka_unit_test_teardown(test_swiglu, release_memory),
         cmocka_unit_test_teardown(test_adamw, release_memory),
+        cmocka_unit_test_teardown(test_adamw_rounded, release_memory),
+        cmocka_unit_test_teardown(test_random_rounding_is_fair, release_memory),
         cmocka_unit_test_teardown(test_kth_abs, release_memory),
     };
     return cmocka_run_group_tests_name("kernel", tests, NULL, NULL);
