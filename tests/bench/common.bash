@@ -180,7 +180,7 @@ arithmetic_limit() {
 
 # glibc must keep what is freed, or every step pays for fresh pages again; and take huge ones
 tuned=(env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=67108864 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-    OMP_NUM_THREADS="${THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=true TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1)
+    OMP_NUM_THREADS="$THREADS" RAYON_NUM_THREADS="$THREADS" TOKENIZERS_PARALLELISM=true TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1)
 
 no_python="${PEER_PYTHON:-python3} lacks it; PEER_PYTHON=PATH names another Python"
 no_llama='not on PATH; LLAMA_BIN=DIR names its folder'

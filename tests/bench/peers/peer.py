@@ -3,13 +3,14 @@
 Protocol (tests/bench/common.bash, python_peer): when it is ready it prints one line that says what it is; then, for each
 line on stdin, it does one repetition and prints "AMOUNT SECONDS PEAK_MEMORY_BYTES"."""
 
-import resource
+import os
 import sys
 import time
 
 
 def peak_memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM:"))
 
 
 def seconds_of(function):
@@ -18,25 +19,33 @@ def seconds_of(function):
     return time.perf_counter() - begin
 
 
-def fastest(candidates):
-    """candidates: {name: function that makes a repetition}. Each is made, warmed up and timed; the fastest is kept. One
-    that fails here (no compiler, an old version) is left out, and says so on stderr."""
-    best = None
-    for name, make in candidates.items():
-        try:
-            run = make()
-            run()
-            took = min(seconds_of(run) for _ in range(2))
-        except Exception as error:  # a variant that this installation does not have
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
-        print(f"{name}: {took:.3f} s", file=sys.stderr)
-        if best is None or took < best[2]:
-            best = (name, run, took)
-        del run
-    if best is None:
-        sys.exit(1)
-    return best[0], best[1]
+def attempt(name, make):
+    """Seconds of a warm repetition of make()'s function; None where this installation does not have it (no compiler, an
+    old version), which stderr then says."""
+    try:
+        run = make()
+        run()
+        took = min(seconds_of(run) for _ in range(2))
+    except Exception as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return None
+    print(f"{name}: {took:.3f} s", file=sys.stderr)
+    return took
+
+
+def fastest(candidates, refine=lambda name: {}):
+    """candidates: {name: function that makes a repetition's function}. All are tried, then refine(the fastest)'s, and the
+    process begins anew with the fastest alone, so that its memory is not what trying the others has left behind."""
+    chosen = os.environ.get("PEER_VARIANT")
+    if chosen is None:
+        times = {name: attempt(name, make) for name, make in candidates.items()}
+        best = min((t, name) for name, t in times.items() if t is not None)[1]
+        times |= {name: attempt(name, make) for name, make in refine(best).items()}
+        os.environ["PEER_VARIANT"] = min((t, name) for name, t in times.items() if t is not None)[1]
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    run = (candidates | {n: m for c in candidates for n, m in refine(c).items()})[chosen]()
+    run()
+    return chosen, run
 
 
 def serve(label, amount, run):

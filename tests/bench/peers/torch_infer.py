@@ -19,7 +19,7 @@ dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[a.dtype]
 tokens = torch.randint(0, 256, (a.batch, a.context), generator=torch.Generator().manual_seed(1))
 
 
-def variant(packed, compiled):
+def variant(packed=False, compiled=False):
     def make():
         model = Llama(a.model).to(dtype).eval()
         angles = model.angles(a.context, dtype)
@@ -41,10 +41,9 @@ def variant(packed, compiled):
 with torch.inference_mode():
     name, run = fastest(
         {
-            "plain": variant(False, False),
-            "packed weights": variant(True, False),
-            "compiled": variant(False, True),
-            "packed weights, compiled": variant(True, True),
+            "plain": variant(),
+            "packed weights": variant(packed=True),
+            "compiled": variant(compiled=True),
         }
     )
 serve(f"{torch.__version__.split('+')[0]} {a.dtype}, {name}", tokens.numel(), run)

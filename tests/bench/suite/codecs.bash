@@ -6,15 +6,15 @@ run_codecs() {
     model=$(model_as bf16)
     command -v zstd >/dev/null || { levels=() && missing zstd 'not on PATH'; }
     title 'size of a bf16 model: bytes before over bytes after'
-    for codec in planes zstd; do ours "rill cat --codec $codec" shrunk "$model" "$codec" rill cat -q --codec "$codec" "$model"; done
+    for codec in planes zstd; do ours "rill cat --codec $codec" shrunk "$model" "$codec" rill cat -q -j "$THREADS" --codec "$codec" "$model"; done
     for level in "${levels[@]}"; do peer "zstd -$level" shrunk "$model" "$level" zstd "-$level" "-T$THREADS" -c "$model"; done
     ROUNDS=1 contest x
     title 'storing it'
-    for codec in planes zstd; do ours "rill cat --codec $codec" streamed "$model" rill cat -q --codec "$codec" "$model"; done
+    for codec in planes zstd; do ours "rill cat --codec $codec" streamed "$model" rill cat -q -j "$THREADS" --codec "$codec" "$model"; done
     for level in "${levels[@]}"; do peer "zstd -$level -T$THREADS" streamed "$model" zstd "-$level" "-T$THREADS" -c "$model"; done
     contest MB/s 1e-6
     title 'reading it again'
-    for codec in planes zstd; do ours "rill cat, from $codec" streamed "$model" rill cat --codec raw "$WORK/out.$codec"; done
+    for codec in planes zstd; do ours "rill cat, from $codec" streamed "$model" rill cat -q -j "$THREADS" --codec raw "$WORK/out.$codec"; done
     for level in "${levels[@]}"; do peer "zstd -d, from -$level" streamed "$model" zstd -dc "-T$THREADS" "$WORK/out.$level"; done
     contest MB/s 1e-6
     rm -f "$WORK"/out.*

@@ -18,7 +18,7 @@ run_quantize() {
     done
     rm -f "$WORK"/out.*
 }
-quantize_ours() { amount=$(stat -c %s "$1") && timed rill quantize -q --type "$2" "$1" --force -o "$WORK/out.rill"; }
+quantize_ours() { amount=$(stat -c %s "$1") && timed rill quantize -q -j "$THREADS" --type "$2" "$1" --force -o "$WORK/out.rill"; }
 quantize_llama() { # BYTES GGUF "[--pure] TYPE"
     local pure=()
     [[ $3 != --pure* ]] || pure=(--pure)
