@@ -1,7 +1,7 @@
 # A distillation step: 50 draws a position from the teacher, batches of 4 sequences, AdamW. Steps only: neither side's loading and
 # writing is counted; ours has the first step in it, PyTorch's is warm. PyTorch's loss is on as many entries a position, not densified.
 # shellcheck shell=bash disable=SC2034,SC2154
-about_distill=260
+about_distill=220
 run_distill() {
     local precision steps entries
     entries=$(entries_a_position)
