@@ -11,6 +11,6 @@ run_context() {
     contest ms
 }
 infer_context() {
-    amount=$(($1 / 1000 + !($1 / 1000)))
+    amount=$(awk -v n="$1" 'BEGIN { print n / 1000 }')
     timed_pipe "rill teacher-infer -q -j $THREADS -m '$(model_as bf16)' '$(tokens "$1" "$2")' >/dev/null"
 }
