@@ -12,7 +12,8 @@ struct head {
     struct grad_node *h, *w;
     size_t hidden, vocab;
     struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
-    uint16_t *transposed;                   /* of the gradient of a block of logits [vocab][rows] */
+    uint16_t *h16;                          /* h */
+    uint16_t *slope, *transposed;           /* the gradient of a block of logits, [rows][vocab] and [vocab][rows] */
     void *h_room;                           /* panels of a block of h */
     float *logits, *dh, *dw;
     grad_loss_block *loss;
@@ -22,7 +23,7 @@ struct head {
 static void block_logits(const struct head *c, size_t first, size_t rows) {
     struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
     if (c->t->precision == DT_BF16)
-        kernel_multiply(rows, h.dtype, h.data, &c->forward, NULL, DT_F32, c->logits);
+        kernel_multiply(rows, DT_BF16, c->h16 + first * c->hidden, &c->forward, NULL, DT_F32, c->logits);
     else
         kernel_matmul_nt(rows, c->vocab, c->hidden, h.data, c->w->var.value.data, 0, c->logits);
 }
@@ -37,10 +38,12 @@ static void block_gradients(const struct head *c, size_t first, size_t rows) {
         return;
     }
     struct kernel_epilogue add = {.accumulate = true};
-    if (dh) kernel_multiply(rows, DT_F32, c->logits, &c->backward, &add, DT_F32, dh);
+    if (!dh && !c->dw) return;
+    kernel_to_bf16(c->slope, c->logits, rows * c->vocab);
+    if (dh) kernel_multiply(rows, DT_BF16, c->slope, &c->backward, &add, DT_F32, dh);
     if (!c->dw) return;
-    struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, h.dtype, h.data);
-    kernel_transpose_bf16(c->transposed, DT_F32, c->logits, rows, c->vocab);
+    struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
+    kernel_transpose_bf16(c->transposed, DT_BF16, c->slope, rows, c->vocab);
     kernel_multiply(c->vocab, DT_BF16, c->transposed, &panels, &add, DT_F32, c->dw);
 }
 
@@ -64,9 +67,12 @@ static bool prepare(struct head *c, size_t rows) {
     if (t->precision == DT_F32) return c->logits;
     size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
     void *forward = tape_scratch(t, bytes, 1), *backward = c->dh ? tape_scratch(t, bytes, 1) : NULL;
+    c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
+    if (c->dh || c->dw) c->slope = tape_scratch(t, n, sizeof *c->slope);
     if (c->dw) c->transposed = tape_scratch(t, n, sizeof *c->transposed);
     if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
     if (t->error.code) return false;
+    kernel_convert((struct kernel_array){DT_BF16, c->h16}, c->h->var.value, var_size(&c->h->var));
     c->forward = kernel_pack_nt(forward, c->vocab, c->hidden, DT_F32, w);
     if (c->dh) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, DT_F32, w);
     return true;

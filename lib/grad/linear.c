@@ -28,8 +28,8 @@ static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i)
 }
 
 /* dx = dy W, rounded to bf16 where x is one, else added up in f32 over the maps of x. */
-static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const struct grad_node *w,
-                                const struct grad_var *y) {
+static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const struct grad_node *w, size_t rows,
+                                const uint16_t *dy) {
     struct kernel_epilogue how = {0};
     struct kernel_array dx;
     bool fresh = true, sums = x->var.grad.dtype == DT_F32;
@@ -38,28 +38,38 @@ static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const 
     if (t->error.code) return;
     how.accumulate = !fresh;
     struct kernel_panels panels = kernel_pack_nn(room, w->var.cols, w->var.rows, DT_F32, w->var.value.data);
-    kernel_multiply(y->rows, y->grad.dtype, y->grad.data, &panels, &how, dx.dtype, dx.data);
+    kernel_multiply(rows, DT_BF16, dy, &panels, &how, dx.dtype, dx.data);
     if (!sums) node_close(t, x, dx);
 }
 
 /* dw += dy^T x with the panels of x. */
-static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, const struct grad_var *y,
+static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, size_t rows, const uint16_t *dy,
                                  const struct kernel_panels *x) {
     bool fresh;
-    uint16_t *transposed = tape_scratch(t, var_size(y), sizeof *transposed);
+    size_t out = w->var.rows;
+    uint16_t *transposed = tape_scratch(t, rows * out, sizeof *transposed);
     struct kernel_array dw = node_target(t, w, &fresh);
     if (t->error.code) return;
-    kernel_transpose_bf16(transposed, y->grad.dtype, y->grad.data, y->rows, y->cols);
+    kernel_transpose_bf16(transposed, DT_BF16, dy, rows, out);
     struct kernel_epilogue how = {.accumulate = !fresh};
-    kernel_multiply(y->cols, DT_BF16, transposed, x, &how, DT_F32, dw.data);
+    kernel_multiply(out, DT_BF16, transposed, x, &how, DT_F32, dw.data);
+}
+
+/* What is multiplied twice is rounded once: where it lies, when it is bf16, or in scratch. */
+static const uint16_t *rounded_gradient(struct grad_tape *t, const struct grad_var *y) {
+    if (y->grad.dtype == DT_BF16) return y->grad.data;
+    uint16_t *dy = tape_scratch(t, var_size(y), sizeof *dy);
+    if (dy) kernel_to_bf16(dy, y->grad.data, var_size(y));
+    return dy;
 }
 
 static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i, const struct kernel_panels *x) {
-    size_t mark = stack_mark(&t->scratch);
-    const struct grad_var *y = &o->op.out[i]->var;
-    if (o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, y);
-    stack_rewind(&t->scratch, mark);
-    if (o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, y, x);
+    size_t mark = stack_mark(&t->scratch), rows = o->x->var.rows;
+    const uint16_t *dy = rounded_gradient(t, &o->op.out[i]->var);
+    size_t behind = stack_mark(&t->scratch);
+    if (dy && o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, rows, dy);
+    stack_rewind(&t->scratch, behind);
+    if (dy && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, rows, dy, x);
     stack_rewind(&t->scratch, mark);
 }
 
