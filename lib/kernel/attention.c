@@ -8,17 +8,7 @@
  */
 #include <math.h>
 
-#include "lib/kernel/kernel_internal.h"
-
-#define KEYS        128   /* in a block */
-#define MAX_ROWS    256   /* of stacked queries */
-#define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
-#define KEYS_FLOATS 32768 /* widened keys x head_dim */
-
-/* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
-struct cut {
-    size_t group, heads, queries;
-};
+#include "lib/kernel/attention_internal.h"
 
 static struct cut cut_for(const struct kernel_attention *a) {
     struct cut c = {.group = a->n_heads / a->n_kv_heads};
@@ -29,27 +19,6 @@ static struct cut cut_for(const struct kernel_attention *a) {
     return c;
 }
 
-/*
- * One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a
- * sequence.
- */
-struct block {
-    size_t start; /* of the sequence */
-    size_t kv_head, head, heads;
-    size_t first, n;
-};
-
-/* Where row r of a block lies in q, y and their gradients. */
-static size_t query_at(const struct kernel_attention *a, const struct block *b, size_t r) {
-    return ((b->start + b->first + r % b->n) * a->n_heads + b->head + r / b->n) * a->head_dim;
-}
-
-/* Where key `t` of the sequence lies in k and v. */
-static size_t key_at(const struct kernel_attention *a, const struct block *b, size_t t) {
-    return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
-}
-
-/* d elements; head_dim may be more than a WIDENED. */
 static void widen(const struct simd *v, float *to, struct kernel_array from, size_t at, size_t d) {
     v->from_bf16(to, (const uint16_t *)from.data + at, d);
 }
@@ -79,39 +48,23 @@ static const float *key_rows(const struct simd *v, const struct kernel_attention
     return room;
 }
 
-/* How many of the keys [from, from + keys) row r may see: those up to its own position. */
-static size_t visible(const struct block *b, size_t r, size_t from, size_t keys) {
-    size_t position = b->first + r % b->n;
-    return position < from ? 0 : smaller(position - from + 1, keys);
-}
-
 /* ---- forward ---- */
 
-struct forward {
-    const struct kernel_attention *a;
-    const struct simd *v;
-    struct kernel_array y, q, k, values;
-    float *lse;
-    struct cut cut;
-    size_t query_blocks, head_blocks; /* of the longest sequence; of a group */
-};
-
-/* Scores of one block of keys into probabilities relative to the running maximum; the output so far is rescaled. */
-static void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s, float *m,
-                           double *l, float *o) {
+void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, size_t width, float scale,
+                    float *s, float *m, double *l, float *o) {
     size_t d = f->a->head_dim;
     for (size_t r = 0; r < b->heads * b->n; r++) {
         float *row = s + r * KEYS;
         size_t seen = visible(b, r, from, keys);
         float top = f->v->max(row, seen);
         if (top > m[r]) {
-            float shrink = expf(m[r] - top);
+            float shrink = expf((m[r] - top) * scale);
             m[r] = top;
             l[r] *= shrink;
             f->v->scale(o + r * d, d, shrink);
         }
-        l[r] += f->v->exp_store(row, row, seen, m[r], 1);
-        memset(row + seen, 0, (keys - seen) * sizeof *row);
+        l[r] += f->v->exp_store(row, row, seen, m[r], scale);
+        memset(row + seen, 0, (width - seen) * sizeof *row);
     }
 }
 
@@ -127,7 +80,7 @@ static void forward_block(const struct forward *f, const struct block *b) {
         size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
         const float *k = key_rows(f->v, a, f->k, at, keys, k_room, &ldk);
         f->v->gemm(GEMM_NT, rows, keys, d, q, d, k, ldk, 0, s, KEYS);
-        online_softmax(f, b, from, keys, s, m, l, o);
+        online_softmax(f, b, from, keys, keys, 1, s, m, l, o);
         const float *v = key_rows(f->v, a, f->values, at, keys, v_room, &ldv);
         f->v->gemm(GEMM_NN, rows, d, keys, s, KEYS, v, ldv, 1, o, d);
     }
@@ -158,7 +111,10 @@ static void forward_task(void *ctx, size_t i, int thread) {
     b.first = (f->query_blocks - 1 - rest / a->n_seqs) * f->cut.queries;
     if (b.first >= length) return;
     b.n = smaller(f->cut.queries, length - b.first);
-    forward_block(f, &b);
+    if (attention_is_bf16(f->v, a, f->q, f->k))
+        forward_block_bf16(f, &b);
+    else
+        forward_block(f, &b);
 }
 
 void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
@@ -173,15 +129,6 @@ void kernel_attention(const struct kernel_attention *a, struct kernel_array y, f
 }
 
 /* ---- backward ---- */
-
-struct backward {
-    const struct kernel_attention *a;
-    const struct simd *v;
-    struct kernel_array dq, dy, y, q, k, values;
-    float *dk, *dv;
-    const float *lse;
-    struct cut cut;
-};
 
 /* A block of queries and what backward knows of it, packed. */
 struct packed {
@@ -263,7 +210,10 @@ static void backward_task(void *ctx, size_t i, int thread) {
         b.heads = smaller(w->cut.heads, w->cut.group - done);
         for (b.first = 0; b.first < length; b.first += w->cut.queries) {
             b.n = smaller(w->cut.queries, length - b.first);
-            backward_block(w, &b);
+            if (attention_is_bf16(w->v, a, w->q, w->k))
+                backward_block_bf16(w, &b);
+            else
+                backward_block(w, &b);
         }
     }
 }

@@ -1,6 +1,7 @@
 /*
  * lib/kernel: activations in bf16. A kernel that takes arrays of either type computes as it does in f32 and rounds its
- * result once, so what it makes of bf16 is, bit for bit, what the f32 kernel makes of the widened numbers, rounded.
+ * result once, so what it makes of bf16 is, bit for bit, what the f32 kernel makes of the widened numbers, rounded:
+ * but for attention where the path multiplies bf16.
  * That the f32 kernels are right is test_kernel.c's business.
  */
 #include "tests/unit/kernel_test.h"
@@ -113,11 +114,53 @@ static void test_rope(void **state) {
     }
 }
 
+/*
+ * Where bf16 is multiplied as it is, p and ds are rounded besides (UH each); the rest are the errors of f32. |y| <= max |v|,
+ * so y is within 2.1 UH of that. dv = sum p dy: UH sum p |dy|. ds = scale p (dy.v - D): UH |ds|, which is summed into dq
+ * and dk. All of it with one part in ten to spare for f32's own errors.
+ */
+#define UH 0x1p-8
+
+struct bounds {
+    double *dq, *dk, *dv;
+};
+
+static struct bounds attention_bounds(const struct kernel_attention *a, struct twin q, struct twin k, struct twin v,
+                                      struct twin dy, struct twin y, const float *lse) {
+    const float *fq = q.f32.data, *fk = k.f32.data, *fv = v.f32.data, *fdy = dy.f32.data, *fy = y.f32.data;
+    struct bounds b = {take(q.n, sizeof(double)), take(k.n, sizeof(double)), take(k.n, sizeof(double))};
+    size_t d = a->head_dim, group = a->n_heads / a->n_kv_heads;
+    for (size_t s = 0; s < a->n_seqs; s++)
+        for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
+            for (size_t h = 0; h < a->n_heads; h++)
+                for (size_t j = a->starts[s]; j <= i; j++) {
+                    size_t at = (i * a->n_heads + h) * d, kv = (j * a->n_kv_heads + h / group) * d;
+                    double score = 0, dp = 0, mean = 0;
+                    for (size_t c = 0; c < d; c++) {
+                        score += (double)fq[at + c] * fk[kv + c];
+                        dp += (double)fdy[at + c] * fv[kv + c];
+                        mean += (double)fdy[at + c] * fy[at + c];
+                    }
+                    double p = exp(a->scale * score - lse[at / d]), ds = a->scale * p * fabs(dp - mean);
+                    for (size_t c = 0; c < d; c++) {
+                        b.dq[at + c] += 1.1 * UH * ds * fabs(fk[kv + c]);
+                        b.dk[kv + c] += 1.1 * UH * ds * fabs(fq[at + c]);
+                        b.dv[kv + c] += 1.1 * UH * p * fabs(fdy[at + c]);
+                    }
+                }
+    return b;
+}
+
+static void check_near(const char *what, const char *path, float got, float want, double bound) {
+    if (fabs((double)got - (double)want) > bound)
+        fail_msg("%s, %s: %.9g, should be %.9g +- %.3g", what, path, (double)got, (double)want, bound);
+}
+
 /* Backward is given the same y and log-sum-exp in both types. */
 static void test_attention(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 5, 6, 320};
-    static const size_t heads[][3] = {{3, 1, 64}, {4, 4, 20}, {9, 3, 32}};
+    static const size_t heads[][3] = {{3, 1, 64}, {4, 4, 20}, {9, 3, 32}, {2, 1, 256}};
     struct rng r = rng_init(34, 1);
     for (size_t i = 0; i < COUNT_OF(heads); i++) {
         struct kernel_attention a = {heads[i][0], heads[i][1], heads[i][2], 3, starts, 0.2f};
@@ -126,21 +169,69 @@ static void test_attention(void **state) {
         struct twin dy = numbers(&r, q_size), y = empty(q_size), dq = empty(q_size);
         size_t rows = n * a.n_heads;
         float *lse = take(2 * rows, sizeof *lse), *dk = take(4 * kv_size, sizeof *dk), *dv = dk + 2 * kv_size;
+        struct bounds b = {0};
         EACH_PATH(path) {
+            bool rounds = kernel_has_bf16() && a.head_dim % 32 == 0;
             kernel_attention(&a, y.f32, lse, q.f32, k.f32, v.f32);
             kernel_attention(&a, y.bf16, lse + rows, q.bf16, k.bf16, v.bf16);
-            assert_memory_equal(lse, lse + rows, rows * sizeof *lse);
-            check_rounded("attention", path, y);
+            if (!rounds) {
+                assert_memory_equal(lse, lse + rows, rows * sizeof *lse);
+                check_rounded("attention", path, y);
+            }
+            for (size_t j = 0; j < rows; j++) check_near("log-sum-exp", path, lse[rows + j], lse[j], 1e-4);
+            for (size_t j = 0; j < q_size; j++)
+                check_near("attention", path, bf16_to_f32(((uint16_t *)y.bf16.data)[j]), ((float *)y.f32.data)[j],
+                           2.1 * UH * 4.5); /* |v| < 4.5 */
             kernel_convert(y.f32, y.bf16, q_size);
             kernel_attention_backward(&a, dq.f32, dk, dv, dy.f32, y.f32, lse, q.f32, k.f32, v.f32);
             kernel_attention_backward(&a, dq.bf16, dk + kv_size, dv + kv_size, dy.bf16, y.bf16, lse, q.bf16, k.bf16,
                                       v.bf16);
-            check_rounded("attention backward", path, dq);
-            assert_memory_equal(dk, dk + kv_size, kv_size * sizeof *dk);
-            assert_memory_equal(dv, dv + kv_size, kv_size * sizeof *dv);
+            if (!rounds) {
+                check_rounded("attention backward", path, dq);
+                assert_memory_equal(dk, dk + kv_size, kv_size * sizeof *dk);
+                assert_memory_equal(dv, dv + kv_size, kv_size * sizeof *dv);
+                continue;
+            }
+            if (!b.dq) b = attention_bounds(&a, q, k, v, dy, y, lse);
+            for (size_t j = 0; j < q_size; j++) {
+                float want = ((float *)dq.f32.data)[j];
+                check_near("dq", path, bf16_to_f32(((uint16_t *)dq.bf16.data)[j]), want,
+                           b.dq[j] + UH * fabsf(want) + 1e-5);
+            }
+            for (size_t j = 0; j < kv_size; j++) {
+                check_near("dk", path, dk[kv_size + j], dk[j], b.dk[j] + 1e-5);
+                check_near("dv", path, dv[kv_size + j], dv[j], b.dv[j] + 1e-5);
+            }
         }
         arena_reset(&memory);
     }
+}
+
+/* With one thread and four the same bits, and what lies behind a position cannot change it. */
+static void test_attention_bits(void **state) {
+    (void)state;
+    static const uint32_t starts[] = {0, 150, 333}, shorter[] = {0, 150, 200};
+    enum { H = 3, D = 64, N = 333, KEPT = 200 };
+    struct kernel_attention a = {H, 1, D, 2, starts, 0.125f}, cut = a;
+    struct rng r = rng_init(36, 1);
+    struct twin q = numbers(&r, N * H * D), k = numbers(&r, N * D), v = numbers(&r, N * D), dy = numbers(&r, N * H * D);
+    float *lse = take(N * H, sizeof *lse), *sums = take(4 * N * D, sizeof *sums);
+    cut.starts = shorter;
+    EACH_PATH(path) {
+        struct twin y[2] = {empty(N * H * D), empty(N * H * D)}, dq[2] = {empty(N * H * D), empty(N * H * D)};
+        for (int i = 0; i < 2; i++) {
+            parallel_set_threads(i ? 4 : 1);
+            kernel_attention(&a, y[i].bf16, lse, q.bf16, k.bf16, v.bf16);
+            kernel_attention_backward(&a, dq[i].bf16, sums + 2 * i * N * D, sums + (2 * i + 1) * N * D, dy.bf16,
+                                      y[i].bf16, lse, q.bf16, k.bf16, v.bf16);
+        }
+        assert_memory_equal(y[0].bf16.data, y[1].bf16.data, N * H * D * sizeof(uint16_t));
+        assert_memory_equal(dq[0].bf16.data, dq[1].bf16.data, N * H * D * sizeof(uint16_t));
+        assert_memory_equal(sums, sums + 2 * N * D, 2 * N * D * sizeof *sums);
+        kernel_attention(&cut, y[1].bf16, lse, q.bf16, k.bf16, v.bf16);
+        assert_memory_equal(y[0].bf16.data, y[1].bf16.data, KEPT * H * D * sizeof(uint16_t));
+    }
+    parallel_set_threads(parallel_default_threads());
 }
 
 /* Heads so wide that fewer keys are widened at a time: sums are cut elsewhere, and the last bits may differ. */
@@ -166,6 +257,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_mixed_types, release_memory),
         cmocka_unit_test_teardown(test_rope, release_memory),
         cmocka_unit_test_teardown(test_attention, release_memory),
+        cmocka_unit_test_teardown(test_attention_bits, release_memory),
         cmocka_unit_test_teardown(test_wide_heads, release_memory),
     };
     return cmocka_run_group_tests_name("kernel arrays", tests, NULL, NULL);

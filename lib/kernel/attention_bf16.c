@@ -1,0 +1,185 @@
+/*
+ * Attention over bf16 with the path's products of bf16: blocks and online softmax as in attention.c. Scores, sums and the
+ * softmax are f32; probabilities and the gradients of scores are rounded to bf16 where they are multiplied.
+ */
+#include <math.h>
+
+#include "lib/kernel/attention_internal.h"
+
+#define WIDEST 256                            /* head_dim; a multiple of PANEL */
+#define LD     (MAX_ROWS + 32)                /* of transposed rows: no power of two */
+#define PANELS (ROWS_FLOATS + PANEL * WIDEST) /* elements of a block of queries as panels */
+
+bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
+                       struct kernel_array k) {
+    return v->bf16 != &bf16_widened && q.dtype == DT_BF16 && k.dtype == DT_BF16 && a->head_dim % PANEL == 0 &&
+           a->head_dim <= WIDEST;
+}
+
+static size_t padded(size_t n) {
+    return (n + PANEL - 1) / PANEL * PANEL;
+}
+
+/* c[rows][n] = [c +] a b: rows of a lie lda apart, b is panels of k, one behind the other. k, n multiples of PANEL. */
+static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, const uint16_t *a, size_t lda,
+                     const uint16_t *b, bool accumulate, float *c, size_t ldc) {
+    const struct micro_bf16 *micro = v->bf16;
+    for (size_t i = 0; i < rows; i += micro->block)
+        micro->multiply(smaller(micro->block, rows - i), k, n / PANEL, a + i * lda, lda, b, k * PANEL, accumulate,
+                        c + i * ldc, ldc);
+}
+
+/* Rows KEYS apart, `width` of each. */
+static void round_rows(const struct simd *v, uint16_t *to, const float *from, size_t rows, size_t width) {
+    for (size_t r = 0; r < rows; r++) v->to_bf16(to + r * KEYS, from + r * KEYS, width);
+}
+
+/* Rows of a block of queries, one behind the other. */
+static void copy_rows(const struct kernel_attention *a, const struct block *b, uint16_t *to, struct kernel_array from) {
+    for (size_t r = 0; r < b->heads * b->n; r++)
+        memcpy(to + r * a->head_dim, (const uint16_t *)from.data + query_at(a, b, r), a->head_dim * sizeof *to);
+}
+
+/* Panels of keys (or values) as columns: for scores, q k^T. */
+static void panels_across(const struct kernel_attention *a, const struct block *b, struct kernel_array k, size_t from,
+                          size_t keys, uint16_t *to) {
+    struct kernel_panels all = {.k = a->n_kv_heads * a->head_dim, .dtype = DT_BF16, .data = k.data};
+    make_panels(to, &all, b->start + from, keys, b->kv_head * a->head_dim, a->head_dim);
+}
+
+/* Panels of n <= 256 rows of d that lie ld apart, as they are: for p v. Zeros behind the last row. */
+static void panels_along(const struct simd *v, const uint16_t *x, size_t ld, size_t n, size_t d, uint16_t *to) {
+    static const uint16_t zeros[PANEL];
+    size_t k = padded(n);
+    for (size_t r = 0; r < k; r += 2)
+        for (size_t j = 0; j < d; j += PANEL)
+            v->pair((uint32_t *)(void *)(to + j * k + r * PANEL), r < n ? x + r * ld + j : zeros,
+                    r + 1 < n ? x + (r + 1) * ld + j : zeros, PANEL);
+}
+
+static const uint16_t *key_rows(const struct kernel_attention *a, const struct block *b, struct kernel_array k,
+                                size_t from) {
+    return (const uint16_t *)k.data + key_at(a, b, from);
+}
+
+/* ---- forward ---- */
+
+void forward_block_bf16(const struct forward *f, const struct block *b) {
+    const struct kernel_attention *a = f->a;
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n;
+    _Alignas(64) uint16_t q[ROWS_FLOATS], p[MAX_ROWS * KEYS], panels[KEYS * WIDEST];
+    _Alignas(64) float o[ROWS_FLOATS], s[MAX_ROWS * KEYS];
+    float m[MAX_ROWS];
+    double l[MAX_ROWS];
+    copy_rows(a, b, q, f->q);
+    memset(o, 0, rows * d * sizeof *o);
+    for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
+    if (f->v->bf16->begin) f->v->bf16->begin();
+    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
+        size_t keys = smaller(KEYS, b->first + b->n - from), width = padded(keys);
+        panels_across(a, b, f->k, from, keys, panels);
+        multiply(f->v, rows, d, width, q, d, panels, false, s, KEYS);
+        online_softmax(f, b, from, keys, width, a->scale, s, m, l, o);
+        round_rows(f->v, p, s, rows, width);
+        panels_along(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
+        multiply(f->v, rows, width, d, p, KEYS, panels, true, o, d);
+    }
+    if (f->v->bf16->end) f->v->bf16->end();
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = query_at(a, b, r);
+        f->v->scale(o + r * d, d, (float)(1 / l[r]));
+        f->v->to_bf16((uint16_t *)f->y.data + at, o + r * d, d);
+        if (f->lse) f->lse[at / d] = (float)(m[r] * a->scale + log(l[r]));
+    }
+}
+
+/* ---- backward ---- */
+
+/* A block of queries, and what backward makes of it with one block of keys. */
+struct work {
+    _Alignas(64) uint16_t q[ROWS_FLOATS], dy[ROWS_FLOATS]; /* [rows][head_dim] */
+    uint16_t q_panels[PANELS], dy_panels[PANELS];
+    uint16_t half[MAX_ROWS * KEYS], across[KEYS * LD]; /* p or ds rounded, and transposed */
+    uint16_t panels[KEYS * WIDEST];                    /* of keys or values */
+    float p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS], dq[ROWS_FLOATS];
+    float lse[MAX_ROWS], dot[MAX_ROWS]; /* dot = dy . y, the D of algorithm 4 */
+};
+
+static void begin_block(const struct backward *w, const struct block *b, struct work *t) {
+    const struct kernel_attention *a = w->a;
+    size_t d = a->head_dim, rows = b->heads * b->n;
+    float y[WIDEST], dy[WIDEST];
+    copy_rows(a, b, t->q, w->q);
+    copy_rows(a, b, t->dy, w->dy);
+    panels_along(w->v, t->q, d, rows, d, t->q_panels);
+    panels_along(w->v, t->dy, d, rows, d, t->dy_panels);
+    memset(t->dq, 0, rows * d * sizeof *t->dq);
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = query_at(a, b, r);
+        w->v->from_bf16(y, (const uint16_t *)w->y.data + at, d);
+        w->v->from_bf16(dy, t->dy + r * d, d);
+        t->lse[r] = w->lse[at / d];
+        t->dot[r] = (float)w->v->dot(dy, y, d);
+    }
+}
+
+/* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
+static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys, size_t width,
+                             struct work *t) {
+    float scale = w->a->scale;
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        float *p = t->p + r * KEYS, *ds = t->ds + r * KEYS;
+        size_t seen = visible(b, r, from, keys);
+        w->v->exp_store(p, p, seen, t->lse[r] / scale, scale);
+        w->v->softmax_backward(ds, p, ds, t->dot[r], seen);
+        w->v->scale(ds, seen, scale);
+        memset(p + seen, 0, (width - seen) * sizeof *p);
+        memset(ds + seen, 0, (width - seen) * sizeof *ds);
+    }
+}
+
+/* t->half [rows][width] into t->across [width][rows], with zeros up to a multiple of PANEL. */
+static void transpose_half(const struct simd *v, size_t rows, size_t width, struct work *t) {
+    static const uint16_t zeros[KEYS];
+    _Alignas(64) uint32_t pairs[PANEL / 2 * KEYS];
+    for (size_t r = 0; r < rows; r += PANEL) {
+        for (size_t i = 0; i < PANEL / 2; i++) {
+            size_t row = r + 2 * i;
+            v->pair(pairs + i * KEYS, row < rows ? t->half + row * KEYS : zeros,
+                    row + 1 < rows ? t->half + (row + 1) * KEYS : zeros, width);
+        }
+        v->transpose_words((uint32_t *)(void *)(t->across + r), LD / 2, pairs, KEYS, PANEL / 2, width);
+    }
+}
+
+/* dv += p^T dy, dk += ds^T q, dq += ds k with one block of keys. */
+static void with_keys(const struct backward *w, const struct block *b, size_t from, size_t keys, struct work *t) {
+    const struct kernel_attention *a = w->a;
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n, width = padded(keys), k = padded(rows);
+    size_t at = key_at(a, b, from);
+    panels_across(a, b, w->k, from, keys, t->panels);
+    multiply(w->v, rows, d, width, t->q, d, t->panels, false, t->p, KEYS);
+    panels_across(a, b, w->values, from, keys, t->panels);
+    multiply(w->v, rows, d, width, t->dy, d, t->panels, false, t->ds, KEYS);
+    softmax_backward(w, b, from, keys, width, t);
+    round_rows(w->v, t->half, t->p, rows, width);
+    transpose_half(w->v, rows, width, t);
+    multiply(w->v, keys, k, d, t->across, LD, t->dy_panels, true, w->dv + at, ld);
+    round_rows(w->v, t->half, t->ds, rows, width);
+    transpose_half(w->v, rows, width, t);
+    multiply(w->v, keys, k, d, t->across, LD, t->q_panels, true, w->dk + at, ld);
+    panels_along(w->v, key_rows(a, b, w->k, from), ld, keys, d, t->panels);
+    multiply(w->v, rows, width, d, t->half, KEYS, t->panels, true, t->dq, d);
+}
+
+void backward_block_bf16(const struct backward *w, const struct block *b) {
+    const struct kernel_attention *a = w->a;
+    struct work t;
+    begin_block(w, b, &t);
+    if (w->v->bf16->begin) w->v->bf16->begin();
+    for (size_t from = 0; from < b->first + b->n; from += KEYS)
+        with_keys(w, b, from, smaller(KEYS, b->first + b->n - from), &t);
+    if (w->v->bf16->end) w->v->bf16->end();
+    for (size_t r = 0; r < b->heads * b->n; r++)
+        w->v->to_bf16((uint16_t *)w->dq.data + query_at(a, b, r), t.dq + r * a->head_dim, a->head_dim);
+}

@@ -1,0 +1,78 @@
+/*
+ * What the two forms of attention share: how work is cut and where things lie. attention.c computes in f32, with bf16
+ * widened; attention_bf16.c multiplies bf16 as it is where the path has instructions for it.
+ */
+#ifndef RILL_ATTENTION_INTERNAL_H
+#define RILL_ATTENTION_INTERNAL_H
+
+#include "lib/kernel/kernel_internal.h"
+
+#define KEYS        128   /* in a block */
+#define MAX_ROWS    256   /* of stacked queries */
+#define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
+#define KEYS_FLOATS 32768 /* widened keys x head_dim */
+
+/* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
+struct cut {
+    size_t group, heads, queries;
+};
+
+/*
+ * One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a
+ * sequence.
+ */
+struct block {
+    size_t start; /* of the sequence */
+    size_t kv_head, head, heads;
+    size_t first, n;
+};
+
+/* Where row r of a block lies in q, y and their gradients. */
+static inline size_t query_at(const struct kernel_attention *a, const struct block *b, size_t r) {
+    return ((b->start + b->first + r % b->n) * a->n_heads + b->head + r / b->n) * a->head_dim;
+}
+
+/* Where key `t` of the sequence lies in k and v. */
+static inline size_t key_at(const struct kernel_attention *a, const struct block *b, size_t t) {
+    return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
+}
+
+/* How many of the keys [from, from + keys) row r may see: those up to its own position. */
+static inline size_t visible(const struct block *b, size_t r, size_t from, size_t keys) {
+    size_t position = b->first + r % b->n;
+    return position < from ? 0 : smaller(position - from + 1, keys);
+}
+
+struct forward {
+    const struct kernel_attention *a;
+    const struct simd *v;
+    struct kernel_array y, q, k, values;
+    float *lse;
+    struct cut cut;
+    size_t query_blocks, head_blocks; /* of the longest sequence; of a group */
+};
+
+struct backward {
+    const struct kernel_attention *a;
+    const struct simd *v;
+    struct kernel_array dq, dy, y, q, k, values;
+    float *dk, *dv;
+    const float *lse;
+    struct cut cut;
+};
+
+/*
+ * Online softmax of one block of scores, f32 rows KEYS apart: probabilities relative to the running maximum m of the
+ * unscaled scores, whose sums go to l; the output so far, o, is rescaled. Columns behind those that a row sees, up to
+ * `width`, become 0.
+ */
+void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, size_t width, float scale,
+                    float *s, float *m, double *l, float *o);
+
+/* Can these operands be multiplied as they are? */
+bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
+                       struct kernel_array k);
+void forward_block_bf16(const struct forward *f, const struct block *b);
+void backward_block_bf16(const struct backward *w, const struct block *b);
+
+#endif
