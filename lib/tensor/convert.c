@@ -227,30 +227,43 @@ static uint64_t first_with_bits(const unsigned char *p, size_t size, uint64_t ma
     return n;
 }
 
-/* By far the commonest type: a step at a time without a branch, so that the compiler can vectorise it. */
-static uint64_t first_nonfinite_f32(const unsigned char *p, uint64_t n) {
-    enum { STEP = 1024 };
-    const uint32_t mask = 0x7f800000;
-    for (uint64_t i = 0; i < n; i += STEP) {
-        uint64_t m = n - i < STEP ? n - i : STEP;
-        uint32_t found = 0;
-        for (uint64_t k = 0; k < m; k++) {
-            uint32_t v;
-            memcpy(&v, p + (i + k) * sizeof v, sizeof v);
-            found |= (v & mask) == mask;
-        }
-        if (found) return i + first_with_bits(p + i * sizeof(uint32_t), sizeof(uint32_t), mask, m);
+/*
+ * The commonest types, a step at a time without a branch: are all bits of the mask set in any element? The lanes are
+ * those of SSE2 and NEON.
+ */
+#define STEP 512
+typedef uint32_t lanes32 __attribute__((vector_size(16)));
+typedef uint16_t lanes16 __attribute__((vector_size(16)));
+
+#define FIRST_NONFINITE(name, lanes, element, mask)                                                                    \
+    static uint64_t name(const unsigned char *p, uint64_t n) {                                                         \
+        const size_t per = sizeof(lanes) / sizeof(element);                                                            \
+        const lanes bits = (lanes){0} + (element)(mask);                                                               \
+        uint64_t i = 0;                                                                                                \
+        for (; i + STEP <= n; i += STEP) {                                                                             \
+            lanes found = {0};                                                                                         \
+            for (size_t k = 0; k < STEP; k += per) {                                                                   \
+                lanes v;                                                                                               \
+                memcpy(&v, p + (i + k) * sizeof(element), sizeof v);                                                   \
+                found |= (lanes)((v & bits) == bits);                                                                  \
+            }                                                                                                          \
+            uint64_t any[2];                                                                                           \
+            memcpy(any, &found, sizeof any);                                                                           \
+            if (any[0] | any[1]) break;                                                                                \
+        }                                                                                                              \
+        return i + first_with_bits(p + i * sizeof(element), sizeof(element), mask, n - i);                             \
     }
-    return n;
-}
+FIRST_NONFINITE(first_nonfinite_f32, lanes32, uint32_t, 0x7f800000)
+FIRST_NONFINITE(first_nonfinite_f16, lanes16, uint16_t, 0x7c00)
+FIRST_NONFINITE(first_nonfinite_bf16, lanes16, uint16_t, 0x7f80)
 
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
     const uint64_t f16_mask = 0x7c00;
     const unsigned char *p = src;
     switch (dtype) {
     case DT_F32: return first_nonfinite_f32(p, n);
-    case DT_F16: return first_with_bits(p, 2, f16_mask, n);
-    case DT_BF16: return first_with_bits(p, 2, 0x7f80, n);
+    case DT_F16: return first_nonfinite_f16(p, n);
+    case DT_BF16: return first_nonfinite_bf16(p, n);
     case DT_F64: return first_with_bits(p, 8, UINT64_C(0x7ff0000000000000), n);
     default: break;
     }

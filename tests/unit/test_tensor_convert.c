@@ -269,7 +269,7 @@ static void test_first_nonfinite(void **state) {
         assert_int_equal(tensor_from_f32(types[t], values, bytes, N, NULL, &e), 0);
         assert_int_equal(tensor_first_nonfinite(types[t], bytes, N), N);
         assert_int_equal(tensor_first_nonfinite(types[t], bytes, 0), 0);
-        static const size_t places[] = {N - 1, 2049, 2048, 2047, 1025, 1024, 1023, 64, 2, 1, 0};
+        static const size_t places[] = {N - 1, 2049, 2048, 2047, 1025, 1024, 1023, 513, 511, 64, 8, 7, 3, 1, 0};
         for (size_t p = 0; p < COUNT_OF(places); p++) { /* from the back: the last one set is the first of all */
             size_t at = places[p];
             values[at] = bad[at % COUNT_OF(bad)];
