@@ -1,6 +1,6 @@
 /*
  * Quantized blocks to bf16, with the bits of tensor_to_f32 rounded to bf16. lib/tensor/quantize_*.c describe the blocks.
- * Codes of four bits look their value up in a vector of the sixteen that a scale allows. Conversion rounds two vectors at
+ * Codes of four and five bits look their value up in vectors of the sixteen or 32 that a scale allows. Conversion rounds two vectors at
  * once; it would flush subnormal numbers, but no f16 scale is so small.
  */
 #if defined(__x86_64__)
@@ -53,6 +53,34 @@ TARGET_BF16 static void q4_1(const uint8_t *p, uint16_t *to, size_t n) {
     __m512 codes = counting(0);
     for (size_t i = 0; i < n; i += 32, p += 20)
         store_nibbles(to + i, p + 4, _mm512_add_ps(_mm512_mul_ps(codes, scale_at(p)), scale_at(p + 2)));
+}
+
+/* 32 codes of five bits: nibbles, and a bit above each in a word. The values that a scale allows are 0 to 15, then 16 to 31. */
+INLINE16 void store_5_bits(uint16_t *to, const uint8_t *top, const uint8_t *p, __m512 lower, __m512 upper) {
+    const __m512i nibble = _mm512_set1_epi32(15), bit = _mm512_set1_epi32(16);
+    uint32_t tops;
+    memcpy(&tops, top, sizeof tops);
+    __m512i codes = bytes_at(p), first = _mm512_and_si512(codes, nibble), second = _mm512_srli_epi32(codes, 4);
+    first = _mm512_mask_or_epi32(first, (__mmask16)tops, first, bit);
+    second = _mm512_mask_or_epi32(second, (__mmask16)(tops >> 16), second, bit);
+    store_32(to, _mm512_permutex2var_ps(lower, first, upper), _mm512_permutex2var_ps(lower, second, upper));
+}
+
+TARGET_BF16 static void q5_0(const uint8_t *p, uint16_t *to, size_t n) {
+    __m512 lower = counting(-16), upper = counting(0);
+    for (size_t i = 0; i < n; i += 32, p += 22) {
+        __m512 d = scale_at(p);
+        store_5_bits(to + i, p + 2, p + 6, _mm512_mul_ps(lower, d), _mm512_mul_ps(upper, d));
+    }
+}
+
+TARGET_BF16 static void q5_1(const uint8_t *p, uint16_t *to, size_t n) {
+    __m512 lower = counting(0), upper = counting(16);
+    for (size_t i = 0; i < n; i += 32, p += 24) {
+        __m512 d = scale_at(p), m = scale_at(p + 2);
+        store_5_bits(to + i, p + 4, p + 8, _mm512_add_ps(_mm512_mul_ps(lower, d), m),
+                     _mm512_add_ps(_mm512_mul_ps(upper, d), m));
+    }
 }
 
 /* Sixteen 6-bit numbers in 12 bytes, as unpack_6_bits of quantize_k_affine.c, four at a time: scales in bytes 0 to 7, mins
@@ -128,6 +156,8 @@ bool dequantize_avx512bf16(enum dtype type, const void *blocks, uint16_t *to, si
     case DT_Q8_0: q8_0(blocks, to, n); return true;
     case DT_Q4_0: q4_0(blocks, to, n); return true;
     case DT_Q4_1: q4_1(blocks, to, n); return true;
+    case DT_Q5_0: q5_0(blocks, to, n); return true;
+    case DT_Q5_1: q5_1(blocks, to, n); return true;
     case DT_Q4_K: q4_k(blocks, to, n); return true;
     case DT_Q6_K: q6_k(blocks, to, n); return true;
     default: return false;
