@@ -7,6 +7,7 @@ static uint64_t limit;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "FILE", true, "the model stream to watch"),
+    RUN_PRECISION(how),
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &limit,
@@ -21,7 +22,7 @@ static int collect(struct cli *c, struct run_data *in, struct model *m, struct s
     struct batch b = {0};
     bool more = true;
     const char *name = stream_reader_name(in->stream);
-    int rc = grad_tape_new(&tape, false, DT_F32, e);
+    int rc = grad_tape_new(&tape, false, model_precision(m), e);
     cli_progress_begin(c, "tokens", limit);
     while (!rc && more && (!limit || stats_positions(s) < limit)) {
         rc = knowledge_read(in->stream, &in->format, &b, &more, e);
@@ -46,7 +47,7 @@ static int run(struct cli *c, struct err *e) {
     struct run_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
-    int rc = run_load_model(c, &how, &m, NULL, e);
+    int rc = run_load_model(c, &how, run_hold(&how), &m, NULL, e);
     if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);

@@ -215,9 +215,8 @@ static void say_memory(struct cli *c, const struct trainer *t) {
 
 static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
-    bool ok = run_put_precision(c, &how) && json_put_u64(to, "steps", p->step) &&
-              json_put_u64(to, "positions", p->positions) && json_put_f64(to, "kl", p->kl) &&
-              json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
+    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
+              json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
               json_put_f64(to, "tokens_per_second", tokens_per_second) &&
               json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
               json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
@@ -234,7 +233,7 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.state = dtype_by_name(optimizer_state)->dtype;
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
-    if (run_load_model(c, &how, &w->student, NULL, e) ||
+    if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
         run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))

@@ -8,6 +8,7 @@ static bool as_text, only_new, past_eos;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "FILE", true, "the model stream to generate with"),
+    RUN_PRECISION(how),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,
@@ -160,7 +161,7 @@ static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
 static int run(struct cli *c, struct err *e) {
     struct run_data in = {0};
     struct sink s = {.c = c};
-    int rc = run_load_model(c, &how, &s.m, NULL, e);
+    int rc = run_load_model(c, &how, run_hold(&how), &s.m, NULL, e);
     if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
     if (!rc) rc = open_sink(&s, &in, e);
     if (!rc) rc = generate(&s, &in, e);

@@ -11,6 +11,7 @@ static bool raw_logits;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
+    RUN_PRECISION(how),
     {.name = "encode",
      .type = CLI_STRING,
      .to = &encode,

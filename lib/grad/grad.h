@@ -59,6 +59,10 @@ const float *grad_value(struct grad_tape *t, const struct grad_var *v);
 /* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
 struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
 
+/* A constant matrix [n][k] that is packed, for grad_embed, grad_linear(s) and grad_head of a tape in bf16 that does not record. Its
+ * value has no data. The panels are copied, what they point to is the caller's. */
+struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w);
+
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
 /* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. */

@@ -37,9 +37,10 @@ struct grad_buffer {
 
 /* A variable and what the caller does not see of it. */
 struct grad_node {
-    struct grad_var var; /* first: a grad_var of this tape is cast back */
-    bool wanted;         /* some parameter below it wants a gradient */
-    bool is_leaf;        /* value and gradient are the caller's */
+    struct grad_var var;         /* first: a grad_var of this tape is cast back */
+    bool wanted;                 /* some parameter below it wants a gradient */
+    bool is_leaf;                /* value and gradient are the caller's */
+    struct kernel_panels panels; /* of a packed leaf; else data is NULL */
     struct grad_buffer *buffer;
 };
 
@@ -71,6 +72,10 @@ void *tape_scratch(struct grad_tape *t, size_t n, size_t size);
 
 static inline struct grad_node *node_of(struct grad_var *v) {
     return (struct grad_node *)v;
+}
+
+static inline bool node_packed(const struct grad_var *v) {
+    return ((const struct grad_node *)v)->panels.data != NULL;
 }
 
 static inline bool node_wanted(const struct grad_var *v) {

@@ -59,22 +59,28 @@ static bool head_block(const struct head *c, size_t first, size_t rows) {
 /* Scratch, and in bf16 the weight packed once for all blocks. */
 static bool prepare(struct head *c, size_t rows) {
     struct grad_tape *t = c->t;
-    const float *w = c->w->var.value.data;
+    const struct kernel_panels *panels = &c->w->panels;
     uint64_t n;
     if (!u64_mul(rows, c->vocab, &n))
         return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
     c->logits = tape_scratch(t, n, sizeof *c->logits);
     if (t->precision == DT_F32) return c->logits;
+    c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
+    if (!c->h16) return false;
+    kernel_convert((struct kernel_array){DT_BF16, c->h16}, c->h->var.value, var_size(&c->h->var));
+    c->forward = *panels;
+    /* What is packed is so for good; quantized blocks are packed once for all blocks of rows, if there are several. */
+    if (panels->packed || (panels->data && c->h->var.rows <= rows)) return c->logits;
     size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
     void *forward = tape_scratch(t, bytes, 1), *backward = c->dh ? tape_scratch(t, bytes, 1) : NULL;
-    c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
     if (c->dh || c->dw) c->slope = tape_scratch(t, n, sizeof *c->slope);
     if (c->dw) c->transposed = tape_scratch(t, n, sizeof *c->transposed);
     if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
     if (t->error.code) return false;
-    kernel_convert((struct kernel_array){DT_BF16, c->h16}, c->h->var.value, var_size(&c->h->var));
-    c->forward = kernel_pack_nt(forward, c->vocab, c->hidden, DT_F32, w);
-    if (c->dh) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, DT_F32, w);
+    const void *w = panels->data ? panels->data : c->w->var.value.data;
+    enum dtype type = panels->data ? panels->dtype : DT_F32;
+    c->forward = kernel_pack_nt(forward, c->vocab, c->hidden, type, w);
+    if (c->dh) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, type, w); /* never of quantized blocks */
     return true;
 }
 

@@ -126,10 +126,11 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
     if (residual) kernel_add(y->value, residual->value, var_size(residual));
 }
 
-/* The weight is packed as it is read: an optimizer step changes it between any two products. */
+/* A weight that is not packed is so as it is read: an optimizer step changes it between any two products. */
 static void multiply_bf16(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
                           const struct grad_var *residual) {
     struct kernel_panels w = {.n = m->w->rows, .k = m->w->cols, .dtype = DT_F32, .data = m->w->value.data};
+    if (node_packed(m->w)) w = node_of(m->w)->panels;
     struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
                                   .residual = residual ? residual->value.data : NULL};
     kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);

@@ -27,7 +27,10 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
             return tape_fail(t, ERR_DATA, "token %u at position %zu: the vocabulary has %zu", ids[i], i, table->rows);
     struct grad_node *out = tape_result(t, n, table->cols, DT_F32, node_wanted(table));
     if (!out) return NULL;
-    kernel_gather(out->var.value.data, table->value.data, ids, n, table->cols);
+    if (node_packed(table))
+        kernel_panels_gather(out->var.value.data, &node_of(table)->panels, ids, n);
+    else
+        kernel_gather(out->var.value.data, table->value.data, ids, n, table->cols);
     struct embed_op *o = tape_record(t, sizeof *o, embed_backward, 1, &out);
     uint32_t *copy = o ? tape_alloc(t, n, sizeof *ids) : NULL;
     if (copy) {

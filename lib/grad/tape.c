@@ -110,6 +110,16 @@ struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_
     return &v->var;
 }
 
+struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w) {
+    if (t->precision != DT_BF16 || t->record)
+        return tape_fail(t, ERR_USAGE, "packed weights are for inference in bf16, which this tape is not made for");
+    struct grad_node *v = new_node(t, w->n, w->k);
+    if (!v) return NULL;
+    v->panels = *w;
+    v->is_leaf = true;
+    return &v->var;
+}
+
 struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols) {
     struct grad_node *v = tape_result(t, rows, cols, DT_F32, false);
     return v ? &v->var : NULL;

@@ -43,7 +43,7 @@ int divergence_new(struct divergence **out, struct model *m, const struct knowle
     d->f = *f;
     /* Dense rows can be brought to any temperature; sparse ones are compared at their own. */
     d->temperature = f->encoding == KNOW_DENSE ? 1 : f->temperature;
-    int rc = grad_tape_new(&d->tape, false, DT_F32, e);
+    int rc = grad_tape_new(&d->tape, false, model_precision(m), e);
     if (rc)
         divergence_free(d);
     else

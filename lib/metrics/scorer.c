@@ -10,7 +10,7 @@ uint32_t metrics_prefix_token(const struct model *m) {
 
 int scorer_init(struct scorer *s, struct model *m, struct err *e) {
     *s = (struct scorer){.m = m};
-    return grad_tape_new(&s->tape, false, DT_F32, e);
+    return grad_tape_new(&s->tape, false, model_precision(m), e);
 }
 
 void scorer_release(struct scorer *s) {

@@ -38,7 +38,6 @@ struct model_generator {
     size_t position_bytes, cache_bytes; /* a position's share of a cache; what the caches in flight take */
     uint64_t n_made;
     struct buf tokens; /* of a step's input */
-    struct buf logits; /* [n_flight][vocab] */
 };
 
 /* ---- sequences --------------------------------------------------------------------------------------------------- */
@@ -132,38 +131,18 @@ static int lay_out_step(struct model_generator *g, struct model_input *in, uint3
     return rc;
 }
 
-/* Runs the model and leaves the logits of each sequence's last position. */
-static int run_step(struct model_generator *g, const struct model_input *in, struct err *e) {
-    struct kv_cache *caches[MAX_FLIGHT];
-    for (size_t i = 0; i < g->n_flight; i++) caches[i] = &g->flight[i]->cache;
-    grad_reset(g->t);
-    g->logits.len = 0;
-    int rc = buf_reserve(&g->logits, in->n_seqs * g->sampler.vocab * sizeof(float), e);
-    if (rc) return rc;
-    struct grad_var *h = model_graph_cached(g->m, g->t, in, caches, NULL, NULL, e);
-    if (!h) return e->code;
-    struct grad_var *last = grad_scratch(g->t, in->n_seqs, h->cols), *w = model_head_leaf(g->m, g->t);
-    if (!last || !w) return grad_error(g->t, e);
-    for (size_t i = 0, end = 0; i < in->n_seqs; i++) {
-        end += in->lengths[i];
-        kernel_copy((float *)last->value.data + i * h->cols, (const float *)h->value.data + (end - 1) * h->cols,
-                    h->cols);
-    }
-    kernel_matmul_nt(in->n_seqs, w->rows, w->cols, last->value.data, w->value.data, 0, (float *)g->logits.data);
-    return 0;
-}
-
 /* Samples a token for each sequence in flight; those that are done leave it. */
-static int take_tokens(struct model_generator *g, struct err *e) {
+static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+    struct model_generator *g = ctx;
     const struct model_sampling *how = &g->sampler.how;
     uint32_t ids[MAX_FLIGHT];
-    double u[MAX_FLIGHT];
-    for (size_t i = 0; i < g->n_flight; i++)
-        u[i] = sampler_uniform(&g->sampler, g->flight[i]->number, g->flight[i]->n_made);
-    sampler_draw(&g->sampler, ids, (const float *)g->logits.data, u, g->n_flight);
+    double u[MAX_FLIGHT] = {0};
+    (void)first, (void)vocab; /* MAX_FLIGHT rows are one block of the head */
+    for (size_t i = 0; i < rows; i++) u[i] = sampler_uniform(&g->sampler, g->flight[i]->number, g->flight[i]->n_made);
+    sampler_draw(&g->sampler, ids, logits, u, rows);
     size_t kept = 0;
     int rc = 0;
-    for (size_t i = 0; !rc && i < g->n_flight; i++) {
+    for (size_t i = 0; !rc && i < rows; i++) {
         struct sequence *s = g->flight[i];
         rc = buf_append(&s->tokens, &ids[i], sizeof ids[i], e);
         s->n_made++;
@@ -177,13 +156,27 @@ static int take_tokens(struct model_generator *g, struct err *e) {
     return rc;
 }
 
+/* Runs the model up to the next token of each sequence. */
+static int run_step(struct model_generator *g, const struct model_input *in, struct err *e) {
+    struct kv_cache *caches[MAX_FLIGHT];
+    for (size_t i = 0; i < g->n_flight; i++) caches[i] = &g->flight[i]->cache;
+    grad_reset(g->t);
+    struct grad_var *h = model_graph_cached(g->m, g->t, in, caches, NULL, NULL, e);
+    if (!h) return e->code;
+    struct grad_var *last = grad_scratch(g->t, in->n_seqs, h->cols);
+    for (size_t i = 0, end = 0; last && i < in->n_seqs; i++) {
+        end += in->lengths[i];
+        kernel_convert(kernel_part(last->value, i * h->cols), kernel_part(h->value, (end - 1) * h->cols), h->cols);
+    }
+    return grad_head(g->t, last, model_head_leaf(g->m, g->t), take_tokens, g) ? 0 : grad_error(g->t, e);
+}
+
 static int step(struct model_generator *g, struct err *e) {
     struct model_input in;
     uint32_t lengths[MAX_FLIGHT];
     int rc = fill_flight(g, e);
     if (!rc) rc = lay_out_step(g, &in, lengths, e);
     if (!rc) rc = run_step(g, &in, e);
-    if (!rc) rc = take_tokens(g, e);
     if (!rc && g->progress) g->progress(g->ctx, g->n_made);
     return rc ? rc : deliver_done(g, e);
 }
@@ -200,7 +193,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->ctx = ctx;
     g->position_bytes = kv_width(&m->config, m->config.n_layers) * sizeof(float);
     int rc = sampler_init(&g->sampler, how, m->config.vocab_size, e);
-    if (!rc) rc = grad_tape_new(&g->t, false, DT_F32, e);
+    if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
     if (rc)
         model_generator_free(g);
     else
@@ -262,6 +255,5 @@ void model_generator_free(struct model_generator *g) {
     grad_tape_free(g->t);
     sampler_release(&g->sampler);
     buf_release(&g->tokens);
-    buf_release(&g->logits);
     mem_free(g);
 }

@@ -15,6 +15,7 @@ const char *model_point_name(enum model_point p) {
 static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t layer) {
     struct model_param *p = model_param(g->m, role, layer);
     if (!p) return NULL;
+    if (p->panels.data) return grad_leaf_packed(g->t, &p->panels);
     size_t cols = p->desc.dims[p->desc.rank - 1];
     return grad_leaf(g->t, p->value, p->grad, p->n / cols, cols);
 }
@@ -180,6 +181,7 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
 
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
     struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
+    if (p->panels.data) return grad_leaf_packed(t, &p->panels);
     return grad_leaf(t, p->value, p->grad, p->desc.dims[0], p->desc.dims[1]);
 }
 

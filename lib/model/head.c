@@ -86,6 +86,9 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
     return rc;
 }
 
+/* An embedding's room is not kept while the layers come; smaller ones are used again. */
+#define LARGE ((size_t)32 << 20)
+
 /* ---- the tensors, one after another --------------------------------------------------------------------------------- */
 
 static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item, struct err *e) {
@@ -143,6 +146,8 @@ int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
                        model_slot_name(model_slot_at(t->config, t->next), missing));
     }
     t->desc = t->item->desc;
+    if (t->data.cap > LARGE && tensor_bytes(&t->desc) < LARGE) buf_release(&t->data);
+    buf_release(&t->data); /* an embedding's room is not kept for a layer */
     if (t->item->attrs && !(t->attrs = cJSON_Duplicate(t->item->attrs, true))) return err_nomem(e, "attributes");
     rc = take_tensor(t, t->item, e);
     if (rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name))) rc = err_prefix(e, "%s", name);

@@ -88,7 +88,7 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
 /* An embedding that is needed again as the head. */
 static int hold_tied_head(struct model_layerwise *l, struct err *e) {
     const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
-    if (!l->m->config.tied || embed->value) return 0;
+    if (!l->m->config.tied || embed->value || embed->panels.data) return 0;
     int rc = begin_reading(l, e);
     return rc ? rc : hold_next(l, e);
 }
@@ -185,8 +185,8 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
 
 /* ---- the interface --------------------------------------------------------------------------------------------------- */
 
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, model_again_fn *again, void *again_ctx,
-                        struct err *e) {
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_hold hold,
+                        model_again_fn *again, void *again_ctx, struct err *e) {
     struct model_head head = {0};
     struct model_layerwise *l = mem_zalloc(sizeof *l, e);
     if (!l) return e->code;
@@ -194,7 +194,7 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, m
     l->again = again;
     l->again_ctx = again_ctx;
     int rc = model_head_read(r, &head, &l->item, e);
-    if (!rc && model_new(&l->m, &head.config, head.vocab.data, head.vocab.len, e))
+    if (!rc && model_new(&l->m, &head.config, hold, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
     model_head_release(&head);
     if (rc)

@@ -6,10 +6,12 @@
 
 /* ---- making ---------------------------------------------------------------------------------------------------- */
 
-int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, struct err *e) {
+int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
+              struct err *e) {
     struct model *m = mem_zalloc(sizeof *m, e);
     if (!m) return e->code;
     *out = m;
+    m->hold = hold;
     int rc = model_config_copy(&m->config, c, &m->memory, e);
     if (rc) return rc;
     m->n_params = model_slot_count(c);
@@ -27,19 +29,6 @@ int model_new(struct model **out, const struct model_config *c, const void *voca
     return 0;
 }
 
-void model_free(struct model *m) {
-    if (!m) return;
-    for (size_t i = 0; m->params && i < m->n_params; i++) {
-        mem_free(m->params[i].value);
-        mem_free(m->params[i].grad);
-    }
-    vocab_free(m->vocab);
-    buf_release(&m->vocab_bytes);
-    cJSON_Delete(m->meta);
-    arena_release(&m->memory);
-    mem_free(m);
-}
-
 static int param_alloc(struct model_param *p, struct model_slot slot, const struct tensor_desc *d, struct err *e) {
     p->slot = slot;
     p->desc = *d;
@@ -48,22 +37,54 @@ static int param_alloc(struct model_param *p, struct model_slot slot, const stru
     return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
+/* Blocks stay as they are: a product makes panels of them as it goes. */
+static int hold_packed(struct model_param *p, struct model_slot s, const struct tensor_desc *d, const void *data,
+                       struct err *e) {
+    size_t n = d->dims[0], k = d->dims[1], bytes = tensor_bytes(d);
+    bool quantized = dtype_info(d->dtype)->is_quantized;
+    void *memory = mem_alloc(quantized ? bytes : kernel_panels_bytes(n, k), e);
+    if (!memory) return err_prefix(e, "tensor '%s'", d->name);
+    *p = (struct model_param){.slot = s, .desc = *d, .n = tensor_elems(d)};
+    if (!quantized) {
+        p->panels = kernel_pack_nt(memory, n, k, d->dtype, data);
+        return 0;
+    }
+    memcpy(memory, data, bytes);
+    p->panels = (struct kernel_panels){.n = n, .k = k, .dtype = d->dtype, .data = memory};
+    return 0;
+}
+
 int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data, struct err *e) {
     struct model_param *p = &m->params[model_slot_index(&m->config, s)];
+    if (m->hold == HOLD_PACKED && model_role_is_matrix(s.role)) return hold_packed(p, s, d, data, e);
     int rc = param_alloc(p, s, d, e);
     if (!rc) tensor_to_f32(d->dtype, data, p->value, p->n);
     return rc;
 }
 
-void model_drop(struct model *m, struct model_slot s) {
-    struct model_param *p = &m->params[model_slot_index(&m->config, s)];
+static void param_release(struct model_param *p) {
     mem_free(p->value);
+    mem_free((void *)p->panels.data);
     mem_free(p->grad);
     *p = (struct model_param){0};
 }
 
+void model_drop(struct model *m, struct model_slot s) {
+    param_release(&m->params[model_slot_index(&m->config, s)]);
+}
+
 void model_drop_all(struct model *m) {
-    for (size_t i = 0; i < m->n_params; i++) model_drop(m, model_slot_at(&m->config, i));
+    for (size_t i = 0; i < m->n_params; i++) param_release(&m->params[i]);
+}
+
+void model_free(struct model *m) {
+    if (!m) return;
+    if (m->params) model_drop_all(m);
+    vocab_free(m->vocab);
+    buf_release(&m->vocab_bytes);
+    cJSON_Delete(m->meta);
+    arena_release(&m->memory);
+    mem_free(m);
 }
 
 static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
@@ -72,13 +93,17 @@ static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc 
     return model_hold(ctx, s, d, data, e);
 }
 
-int model_load(struct model **out, struct stream_reader *r, struct err *e) {
+enum dtype model_precision(const struct model *m) {
+    return m->hold == HOLD_PACKED ? DT_BF16 : DT_F32;
+}
+
+int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) {
     struct model_head head = {0};
     struct stream_item item;
     struct model *m = NULL;
     int rc = model_head_read(r, &head, &item, e);
     if (!rc) {
-        rc = model_new(&m, &head.config, head.vocab.data, head.vocab.len, e);
+        rc = model_new(&m, &head.config, hold, head.vocab.data, head.vocab.len, e);
         if (rc) rc = err_prefix(e, "%s", stream_reader_name(r));
     }
     if (!rc) rc = model_each_tensor(r, &m->config, &item, load_tensor, m, e);
@@ -102,7 +127,7 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
                struct err *e) {
     struct model *m = NULL;
     int rc = model_config_check(c, e);
-    if (!rc) rc = model_new(&m, c, vocab, n_vocab, e);
+    if (!rc) rc = model_new(&m, c, HOLD_F32, vocab, n_vocab, e);
     for (size_t i = 0; !rc && i < m->n_params; i++) {
         struct model_slot slot = model_slot_at(c, i);
         char name[TENSOR_MAX_NAME + 1];
@@ -131,7 +156,13 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
     return rc;
 }
 
+static int need_f32(const struct model *m, const char *what, struct err *e) {
+    if (m->hold == HOLD_F32) return 0;
+    return err_set(e, ERR_USAGE, "packed weights are for inference, not for %s", what);
+}
+
 int model_enable_grad(struct model *m, struct err *e) {
+    if (need_f32(m, "training", e)) return e->code;
     for (size_t i = 0; i < m->n_params; i++) {
         if (m->params[i].grad) continue;
         m->params[i].grad = mem_array(m->params[i].n, sizeof(float), e);
@@ -161,7 +192,8 @@ static int save_param(const struct model_param *p, struct stream_writer *w, enum
 
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) {
     struct buf scratch = {0};
-    int rc = model_head_write(w, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
+    int rc = need_f32(m, "saving", e);
+    if (!rc) rc = model_head_write(w, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
     for (size_t i = 0; !rc && i < m->n_params; i++) {
         const struct model_param *p = &m->params[i];
         enum dtype as = dtype ? (enum dtype)dtype : dtype_info(p->desc.dtype)->is_quantized ? DT_F32 : p->desc.dtype;

@@ -128,18 +128,27 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
-/* ---- a whole model in memory, f32 ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole model in memory ------------------------------------------------------------------------------------------------------ */
+
+/* How weights are held. Norms and biases are f32 in both. */
+enum model_hold {
+    HOLD_F32, /* for training and saving, and for inference in f32 */
+    HOLD_PACKED, /* for inference in bf16: matrices as a product reads them, packed in bf16 or, when the stream has them quantized,
+                  * in those blocks. They are constant, and no copy in f32 is kept */
+};
 
 struct model_param {
     struct model_slot slot;
-    struct tensor_desc desc; /* as stored: type and shape */
-    float *value;            /* f32, [rows][cols] */
-    float *grad;             /* NULL until model_enable_grad */
-    uint64_t n;              /* elements */
+    struct tensor_desc desc;     /* as stored: type and shape */
+    float *value;                /* f32, [rows][cols]; NULL for a packed matrix, which is ... */
+    struct kernel_panels panels; /* ... here, in memory owned by the model; data is NULL otherwise */
+    float *grad;                 /* NULL until model_enable_grad */
+    uint64_t n;                  /* elements */
 };
 
 struct model {
     struct model_config config;
+    enum model_hold hold;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
     struct vocab *vocab; /* NULL when the stream has none */
@@ -150,16 +159,18 @@ struct model {
     struct arena memory;
 };
 
-/* Reads a whole stream (also from a pipe) and dequantizes. The reader is at its end afterwards. */
-int model_load(struct model **out, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* Reads a whole stream (also from a pipe). The reader is at its end afterwards. */
+int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) MUST_CHECK;
+/* The precision that inference with this model has: DT_BF16 when its weights are packed, else DT_F32. For grad_tape_new. */
+enum dtype model_precision(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
                struct err *e) MUST_CHECK;
-int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters */
+int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters, held in f32 */
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized ones in f32: say
- * what you want with quantize). */
+ * what you want with quantize). Of a model held in f32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
 /* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." unless both name the same vocabulary. `meta` is of a tokens or knowledge stream. */
 int model_check_vocab(const struct model *m, const cJSON *meta, const char *what, struct err *e) MUST_CHECK;
@@ -218,8 +229,8 @@ typedef int model_again_fn(void *ctx, struct stream_reader **out, struct err *e)
 /* Layers done of this block; for a progress bar. */
 typedef void model_layer_fn(void *ctx, uint32_t layers);
 struct model_layerwise;
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, model_again_fn *again, void *again_ctx,
-                        struct err *e) MUST_CHECK;
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_hold hold,
+                        model_again_fn *again, void *again_ctx, struct err *e) MUST_CHECK;
 /* Configuration and vocabulary; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */

@@ -71,7 +71,7 @@ void model_tensors_release(struct model_tensors *t);
 /* ---- weights that come and go (load.c) ------------------------------------------------------------------------------ */
 
 /* A model without weights. On failure too *out is what model_free takes. */
-int model_new(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab,
+int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
               struct err *e) MUST_CHECK;
 int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data,
                struct err *e) MUST_CHECK;

@@ -9,19 +9,24 @@ enum dtype run_precision(const struct run_options *o) {
     return dtype_by_name(o->precision)->dtype;
 }
 
-bool run_put_precision(struct cli *c, const struct run_options *o) {
+int run_put_precision(struct cli *c, const struct run_options *o, struct err *e) {
     const char *name = dtype_info(run_precision(o))->name;
-    return json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
+    bool ok = json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
+    return ok ? 0 : err_nomem(e, "report");
 }
 
-int run_load_model(struct cli *c, const struct run_options *o, struct model **out, struct digest *digest,
-                   struct err *e) {
+enum model_hold run_hold(const struct run_options *o) {
+    return run_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
+}
+
+int run_load_model(struct cli *c, const struct run_options *o, enum model_hold hold, struct model **out,
+                   struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
-    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, e)) return e->code;
+    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, hold, e)) return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;
-    return 0;
+    return run_put_precision(c, o, e);
 }
 
 static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, struct err *e) {

@@ -38,13 +38,16 @@ struct run_options {
         .help = "of activations and matrix products; sums are f32 in any case. auto: bf16 where this CPU multiplies "  \
                 "it in hardware, else f32"                                                                             \
     }
-/* What that comes to on this machine, DT_BF16 or DT_F32. Reports and provenance have it (run_put_precision). */
+/* What that comes to on this machine, DT_BF16 or DT_F32. */
 enum dtype run_precision(const struct run_options *o);
-bool run_put_precision(struct cli *c, const struct run_options *o);
+/* Into report and provenance; what loads a model does it. */
+int run_put_precision(struct cli *c, const struct run_options *o, struct err *e) MUST_CHECK;
+/* How a model is held for inference in that precision. */
+enum model_hold run_hold(const struct run_options *o);
 
-/* Opens and reads the model; messages name its file. *digest is that of its stream; NULL when nobody asks. */
-int run_load_model(struct cli *c, const struct run_options *o, struct model **out, struct digest *digest,
-                   struct err *e) MUST_CHECK;
+/* Opens and reads the model; messages name its file. Report and provenance have the precision that it is loaded for. *digest is that of its stream; NULL when nobody asks. */
+int run_load_model(struct cli *c, const struct run_options *o, enum model_hold hold, struct model **out,
+                   struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone. From a file through its index, without reading the tensors; from a pipe as it comes. */
 int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **out, struct err *e) MUST_CHECK;
 

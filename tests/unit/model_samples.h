@@ -49,16 +49,30 @@ static inline struct buf saved_model(const struct model *m, unsigned dtype) {
     return contents(fd);
 }
 
-static inline int load_model(const struct buf *b, struct model **out, struct err *e) {
+static inline int load_model_as(const struct buf *b, enum model_hold hold, struct model **out, struct err *e) {
     struct stream_reader *r;
     int fd = file_of(b->data, b->len);
     int rc = stream_reader_open(&r, fd, "model.rill", STREAM_MODEL, e);
     if (!rc) {
-        rc = model_load(out, r, e);
+        rc = model_load(out, r, hold, e);
         stream_reader_free(r);
     }
     close(fd);
     return rc;
+}
+
+static inline int load_model(const struct buf *b, struct model **out, struct err *e) {
+    return load_model_as(b, HOLD_F32, out, e);
+}
+
+/* The same weights, held for inference: of what a stream of `dtype` has of them. */
+static inline struct model *packed_model(const struct model *m, unsigned dtype) {
+    struct err e;
+    struct model *packed;
+    struct buf bytes = saved_model(m, dtype);
+    OK(load_model_as(&bytes, HOLD_PACKED, &packed, &e));
+    buf_release(&bytes);
+    return packed;
 }
 
 static inline void sample_tokens(uint32_t *tokens, size_t n, uint32_t vocab, uint64_t seed) {
@@ -80,7 +94,7 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     struct grad_tape *t;
     struct all_logits all = {mem_array(in->n_positions * m->config.vocab_size, sizeof(float), &e)};
     assert_non_null(all.x);
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, false, model_precision(m), &e));
     OK(model_infer(m, t, in, NULL, NULL, keep_logits, &all, &e));
     grad_tape_free(t);
     return all.x;

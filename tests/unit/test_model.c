@@ -344,6 +344,48 @@ static void threads_do_not_change_a_bit(void **state) {
     arena_release(&a);
 }
 
+/* Packed weights give the logits of the same weights in f32, but for the rounding of weights and activations to bf16: some dozen
+ * roundings of 2^-9 lie between a token and its logits. */
+static void packed_weights_say_the_same(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_Q8_0, DT_Q4_0, DT_Q4_1};
+    uint32_t tokens[40];
+    const uint32_t lengths[] = {33, 7};
+    sample_tokens(tokens, 40, c.vocab_size, 9);
+    const struct model_input in = {40, 2, tokens, lengths};
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        for (int tied = 0; tied < 2; tied++) {
+            c.tied = tied;
+            struct model *made = sample_model(&c, 8), *plain, *packed = packed_model(made, types[i]);
+            struct buf bytes = saved_model(made, types[i]);
+            OK(load_model(&bytes, &plain, &e));
+            float *x = logits_of(plain, &in), *y = logits_of(packed, &in);
+            double sum = 0, off = 0;
+            for (size_t k = 0; k < 40 * c.vocab_size; k++) {
+                sum += (double)x[k] * x[k];
+                off += ((double)x[k] - y[k]) * ((double)x[k] - y[k]);
+            }
+            assert_true(off > 0); /* it was in bf16 */
+            if (!(sqrt(off / sum) < 12.0 / 512)) fail_msg("%s: off by %g", dtype_info(types[i])->name, sqrt(off / sum));
+            /* One copy, as stored or packed; none in f32. */
+            struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
+            assert_null(embed->value);
+            assert_int_equal(embed->panels.packed, !dtype_info(types[i])->is_quantized);
+            assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == tied);
+            assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
+            mem_free(x);
+            mem_free(y);
+            buf_release(&bytes);
+            model_free(made);
+            model_free(plain);
+            model_free(packed);
+        }
+    arena_release(&a);
+}
+
 static void bad_input_is_refused(void **state) {
     (void)state;
     struct err e;
@@ -417,17 +459,23 @@ static void layer_by_layer_nothing_changes(void **state) {
     const struct model_input in[] = {
         {14, 2, tokens, lengths}, {1, 1, tokens + 14, lengths + 2}, {37, 2, tokens + 15, lengths + 3}};
     for (int tied = 0; tied < 2; tied++)
-        for (int pipe = 0; pipe < 2; pipe++) {
+        for (int how = 0; how < 4; how++) {
+            bool pipe = how % 2;
+            enum model_hold hold = how / 2 ? HOLD_PACKED : HOLD_F32;
             c.tied = tied;
             struct model *m = sample_model(&c, 8);
             struct buf bytes = saved_model(m, 0);
+            if (hold == HOLD_PACKED) {
+                model_free(m);
+                OK(load_model_as(&bytes, hold, &m, &e));
+            }
             struct reread first = {&bytes, .times = 0}, again = {&bytes, .times = 0};
             struct stream_reader *r;
             struct grad_tape *t;
             struct model_layerwise *l;
-            OK(grad_tape_new(&t, false, DT_F32, &e));
+            OK(grad_tape_new(&t, false, model_precision(m), &e));
             OK(read_again(&first, &r, &e));
-            OK(model_layerwise_new(&l, r, pipe ? NULL : read_again, &again, &e));
+            OK(model_layerwise_new(&l, r, hold, pipe ? NULL : read_again, &again, &e));
             assert_int_equal(model_layerwise_model(l)->config.tied, tied);
             size_t blocks = pipe ? 1 : 2, from = 0;
             for (size_t b = 0; b < blocks; b++) {
@@ -477,12 +525,12 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
     cut.len -= 2000;
     struct reread first = {&cut, .times = 0}, again = {&others, .times = 0};
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, read_again, &again, &e));
+    OK(model_layerwise_new(&l, r, HOLD_F32, read_again, &again, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     model_layerwise_free(l);
     first.bytes = &bytes;
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, read_again, &again, &e));
+    OK(model_layerwise_new(&l, r, HOLD_F32, read_again, &again, &e));
     OK(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     assert_string_equal(e.msg, "model.rill: changed while it was read");
@@ -613,15 +661,11 @@ static int generate_many(struct model *m, const uint32_t *tokens, uint64_t first
     return rc;
 }
 
-static void a_finished_sequence_makes_room(void **state) {
-    (void)state;
+static void refill(struct model *m) {
     struct err e;
-    struct arena a = {0};
-    struct model_config c = sample_config(&a);
-    struct model *m = sample_model(&c, 8);
     static struct many together, alone;
     uint32_t tokens[210];
-    sample_tokens(tokens, 210, c.vocab_size, 9);
+    sample_tokens(tokens, 210, m->config.vocab_size, 9);
     struct model_sampling how = {.temperature = 1, .top_p = 1, .seed = 3, .max_new = 24, .stop = 11};
     together = (struct many){.fail_at = UINT64_MAX};
     OK(generate_many(m, tokens, 0, 200, &how, &together, &e));
@@ -642,7 +686,17 @@ static void a_finished_sequence_makes_room(void **state) {
         if (alone.seq[i].n > longest) longest = alone.seq[i].n;
     }
     assert_int_equal(longest, 24);
+}
+
+static void a_finished_sequence_makes_room(void **state) {
+    (void)state;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_Q8_0);
+    refill(m);
+    refill(packed);
     model_free(m);
+    model_free(packed);
     arena_release(&a);
 }
 
@@ -741,6 +795,7 @@ int main(void) {
         cmocka_unit_test(a_model_with_a_flaw_is_refused_by_name),
         cmocka_unit_test(forward_equals_the_plain_one),
         cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(packed_weights_say_the_same),
         cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(layer_by_layer_nothing_changes),
         cmocka_unit_test(layer_by_layer_a_flaw_is_found),
