@@ -6,10 +6,12 @@
 #include "lib/kernel/kernel_internal.h"
 
 /* README.md has the measurements behind these. */
-#define STRIP  (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
-#define K_MOST 2048         /* of k in a strip */
-#define N_MOST 448          /* columns */
-#define SUMS   (64 * 1024)  /* of a tile that keeps them apart from c */
+#define STRIP    (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
+#define K_MOST   2048         /* of k in a strip */
+#define N_MOST   448          /* columns */
+#define SUMS     (64 * 1024)  /* of a tile that keeps them apart from c */
+#define FEW_ROWS 64
+#define FEW_COLS 64
 
 struct product {
     const struct simd *v;
@@ -151,7 +153,9 @@ static void cut(struct product *p) {
     if (p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
     while (p->tile_m > 128 && ((p->m - 1) / p->tile_m + 1) * ((n - 1) / p->tile_n + 1) < 16)
         p->tile_m = round_up(p->tile_m / 2, block);
-    while (p->m <= 64 && p->tile_n > PANEL && (n - 1) / p->tile_n + 1 < 16) p->tile_n = round_up(p->tile_n / 2, PANEL);
+    if (p->m <= FEW_ROWS) p->tile_n = smaller(p->tile_n, FEW_COLS);
+    while (p->m <= FEW_ROWS && p->tile_n > PANEL && (n - 1) / p->tile_n + 1 < 16)
+        p->tile_n = round_up(p->tile_n / 2, PANEL);
     p->tiles_n = (n - 1) / p->tile_n + 1;
 }
 

@@ -37,32 +37,6 @@ void transpose_words_plain(uint32_t *y, size_t ldy, const uint32_t *x, size_t ld
         for (size_t i = 0; i < n; i++) y[p * ldy + i] = x[i * ldx + p];
 }
 
-/* ---- rows of any matrix as bf16 ---- */
-
-/*
- * Elements [first, first + count) of row `row` of a matrix of k columns, which begin and end with a block. Quantized
- * elements are those of tensor_to_f32, rounded.
- */
-static void row_to_bf16(const struct simd *v, uint16_t *to, enum dtype type, const void *x, size_t k, size_t row,
-                        size_t first, size_t count) {
-    enum { STEP = 256 };
-    size_t at = row * k + first;
-    if (type == DT_BF16) {
-        memcpy(to, (const uint16_t *)x + at, count * sizeof *to);
-    } else if (type == DT_F32) {
-        v->to_bf16(to, (const float *)x + at, count);
-    } else {
-        const unsigned char *from = (const unsigned char *)x + dtype_row_bytes(type, at);
-        float f[STEP];
-        if (v->dequantize && v->dequantize(type, from, to, count)) return;
-        for (size_t i = 0; i < count; i += STEP) {
-            size_t n = smaller(STEP, count - i);
-            tensor_to_f32(type, from + dtype_row_bytes(type, i), f, n);
-            v->to_bf16(to + i, f, n);
-        }
-    }
-}
-
 static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
@@ -73,28 +47,68 @@ static size_t round_up(size_t n, size_t unit) {
 #define K_CHUNK 512 /* of k: whole blocks of every type */
 #define LD      (K_CHUNK + 32)
 
+/* A matrix that is not packed, in bytes. */
+struct rows {
+    const struct simd *v;
+    enum dtype type;
+    const unsigned char *data;
+    size_t row_bytes, block_elems, block_bytes;
+};
+
+static struct rows rows_of(const struct kernel_panels *b) {
+    const struct dtype_info *type = dtype_info(b->dtype);
+    return (struct rows){simd(),           b->dtype, b->data, dtype_row_bytes(b->dtype, b->k), type->block_elems,
+                         type->block_bytes};
+}
+
+/* n elements in whole blocks. Quantized elements are those of tensor_to_f32, rounded. */
+static void to_bf16(const struct rows *b, uint16_t *to, const unsigned char *from, size_t n) {
+    enum { STEP = 256 };
+    if (b->type == DT_BF16) {
+        memcpy(to, from, n * sizeof *to);
+    } else if (b->type == DT_F32) {
+        b->v->to_bf16(to, (const float *)(const void *)from, n);
+    } else if (!b->v->dequantize || !b->v->dequantize(b->type, from, to, n)) {
+        float f[STEP];
+        for (size_t i = 0; i < n; i += STEP, from += STEP / b->block_elems * b->block_bytes) {
+            tensor_to_f32(b->type, from, f, smaller(STEP, n - i));
+            b->v->to_bf16(to + i, f, smaller(STEP, n - i));
+        }
+    }
+}
+
+/* The hardware's own prefetching begins anew in every page. */
+static void prefetch(const unsigned char *p, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* One panel, or the first `cols` columns of it. */
-static void make_panel(const struct simd *v, uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols,
-                       size_t first, size_t count) {
+static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t cols, size_t first, size_t count) {
     _Alignas(64) uint16_t rows[LANES * LD];
-    for (size_t k = 0; k < count; k += K_CHUNK)
+    for (size_t k = 0; k < count; k += K_CHUNK) {
+        size_t n = smaller(K_CHUNK, count - k), padded = round_up(n, 32);
+        size_t bytes = n / b->block_elems * b->block_bytes, offset = (first + k) / b->block_elems * b->block_bytes;
         for (size_t half = 0; half < PANEL; half += LANES) {
-            size_t n = smaller(K_CHUNK, count - k), padded = round_up(n, 32);
-            for (size_t i = 0; i < LANES; i++) {
+            const unsigned char *from = b->data + (col + half) * b->row_bytes + offset;
+            for (size_t i = 0; i < LANES; i++, from += b->row_bytes) {
                 uint16_t *row = rows + i * LD;
                 size_t filled = half + i < cols ? n : 0;
-                if (filled) row_to_bf16(v, row, b->dtype, b->data, b->k, col + half + i, first + k, n);
-                memset(row + filled, 0, (padded - filled) * sizeof *row);
+                if (filled) {
+                    prefetch(from + LANES * b->row_bytes, bytes);
+                    to_bf16(b, row, from, n);
+                }
+                if (filled < padded) memset(row + filled, 0, (padded - filled) * sizeof *row);
             }
-            v->transpose_words((uint32_t *)(void *)(to + k * PANEL) + half, PANEL, (const uint32_t *)(void *)rows,
-                               LD / 2, LANES, padded / 2);
+            b->v->transpose_words((uint32_t *)(void *)(to + k * PANEL) + half, PANEL,
+                                  (const uint32_t *)(const void *)rows, LD / 2, LANES, padded / 2);
         }
+    }
 }
 
 void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count) {
-    const struct simd *v = simd();
+    struct rows rows = rows_of(b);
     for (size_t j = 0; j < cols; j += PANEL)
-        make_panel(v, to + j * round_up(count, 32), b, col + j, smaller(PANEL, cols - j), first, count);
+        make_panel(&rows, to + j * round_up(count, 32), col + j, smaller(PANEL, cols - j), first, count);
 }
 
 size_t kernel_panels_bytes(size_t n, size_t k) {
@@ -111,7 +125,7 @@ static void pack_nt_task(void *ctx, size_t i, int thread) {
     const struct packing *p = ctx;
     (void)thread;
     size_t col = i * PANEL;
-    make_panel(p->v, p->to + col * round_up(p->b.k, 32), &p->b, col, smaller(PANEL, p->b.n - col), 0, p->b.k);
+    make_panels(p->to + col * round_up(p->b.k, 32), &p->b, col, smaller(PANEL, p->b.n - col), 0, p->b.k);
 }
 
 struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
