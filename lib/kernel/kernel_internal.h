@@ -53,8 +53,12 @@ bool amx_available(void); /* asks the system for tiles */
 /* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */
 typedef void transpose_words_fn(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k);
 transpose_words_fn transpose_words_plain;
+/* y[c * ldy + r] = x[r * ldx + c], r < rows, c < cols */
+typedef void transpose_bf16_fn(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols);
+transpose_bf16_fn transpose_bf16_plain;
 #if defined(__x86_64__)
 transpose_words_fn transpose_words_avx512;
+transpose_bf16_fn transpose_bf16_avx512;
 #endif
 
 /* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2 rounded up
@@ -71,6 +75,7 @@ struct simd {
     gemm_fn *gemm;
     const struct micro_bf16 *bf16;
     transpose_words_fn *transpose_words;
+    transpose_bf16_fn *transpose_bf16;
     dequantize_fn *dequantize; /* or NULL */
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */

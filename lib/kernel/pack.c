@@ -136,8 +136,9 @@ struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype
 
 /* ---- panels from [k][n]: two rows give the pairs ---- */
 
-#define NN_COLS 512
+#define NN_COLS 256
 #define NN_ROWS 256
+#define AHEAD   16 /* rows */
 
 /* `cols` elements of row r from column c on, as bf16: where they lie or in `room`; zeros for a row behind the end. */
 static const uint16_t *row_part(const struct simd *v, uint16_t *room, enum dtype type, const void *x, size_t rows,
@@ -147,7 +148,9 @@ static const uint16_t *row_part(const struct simd *v, uint16_t *room, enum dtype
         return room;
     }
     if (type == DT_BF16) return (const uint16_t *)x + r * cols + c;
-    v->to_bf16(room, (const float *)x + r * cols + c, count);
+    const float *from = (const float *)x + r * cols + c;
+    prefetch((const unsigned char *)(from + AHEAD * cols), count * sizeof *from);
+    v->to_bf16(room, from, count);
     return room;
 }
 
@@ -175,7 +178,12 @@ struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype
     return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
 }
 
-/* ---- transposition: pairs from two rows, then words ---- */
+/* ---- transposition ---- */
+
+void transpose_bf16_plain(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
+    for (size_t c = 0; c < cols; c++)
+        for (size_t r = 0; r < rows; r++) y[c * ldy + r] = x[r * ldx + c];
+}
 
 struct transposition {
     const struct simd *v;
@@ -185,28 +193,31 @@ struct transposition {
     size_t rows, cols;
 };
 
-#define T_ROWS 256
+#define T_ROWS 512
+#define T_STEP 128
 #define T_COLS 64
 
-/* A block of T_ROWS x T_COLS, by way of a buffer: rows of y may begin at odd places, where no pair could be stored. */
 static void transpose_task(void *ctx, size_t i, int thread) {
     const struct transposition *t = ctx;
     (void)thread;
     size_t strips = (t->cols - 1) / T_COLS + 1, col = i % strips * T_COLS, first = i / strips * T_ROWS;
     size_t cols = smaller(T_COLS, t->cols - col), rows = smaller(T_ROWS, t->rows - first);
-    _Alignas(64) uint32_t pairs[LANES * T_COLS], out[T_COLS * T_ROWS / 2];
-    uint16_t even[T_COLS], odd[T_COLS];
-    for (size_t r = 0; r < rows; r += 2 * LANES) {
-        for (size_t p = 0; p < LANES; p++) {
-            size_t row = first + r + 2 * p;
-            const uint16_t *x = row_part(t->v, even, t->type, t->x, t->rows, t->cols, row, col, cols);
-            const uint16_t *z = row_part(t->v, odd, t->type, t->x, t->rows, t->cols, row + 1, col, cols);
-            t->v->pair(pairs + p * T_COLS, x, z, cols);
-        }
-        t->v->transpose_words(out + r / 2, T_ROWS / 2, pairs, T_COLS, LANES, cols);
+    uint16_t *y = t->y + col * t->rows + first;
+    if (t->type == DT_BF16) {
+        t->v->transpose_bf16(y, t->rows, (const uint16_t *)t->x + first * t->cols + col, t->cols, rows, cols);
+        return;
     }
-    for (size_t c = 0; c < cols; c++)
-        memcpy(t->y + (col + c) * t->rows + first, out + c * (T_ROWS / 2), rows * sizeof *t->y);
+    uint16_t rounded[T_STEP * T_COLS];
+    const float *x = (const float *)t->x + first * t->cols + col;
+    for (size_t r = 0; r < rows; r += T_STEP) {
+        size_t n = smaller(T_STEP, rows - r);
+        for (size_t j = 0; j < n; j++) {
+            const float *from = x + (r + j) * t->cols;
+            prefetch((const unsigned char *)(from + AHEAD * t->cols), cols * sizeof *from);
+            t->v->to_bf16(rounded + j * T_COLS, from, cols);
+        }
+        t->v->transpose_bf16(y + r, t->rows, rounded, T_COLS, n, cols);
+    }
 }
 
 void kernel_transpose_bf16(uint16_t *y, enum dtype type, const void *x, size_t rows, size_t cols) {

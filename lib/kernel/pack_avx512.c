@@ -18,6 +18,54 @@ TARGET void transpose_words_avx512(uint32_t *y, size_t ldy, const uint32_t *x, s
         }
     }
 }
+
+/* The first n of 32 halves, n <= 32. */
+INLINE __mmask32 halves(size_t n) {
+    return n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1);
+}
+
+/* 16 columns of two rows as pairs. */
+INLINE __m512i paired(const uint16_t *x, const uint16_t *z, __mmask16 mask) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, z)), 16));
+}
+
+/* Rows apart by a constant are too far for the hardware to guess. */
+INLINE void prefetch_rows(const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c += 32) __builtin_prefetch(x + r * ldx + c);
+}
+
+/* 32 rows x 16 columns at a time: pairs of rows, then words. Every store is a whole line where y lets it. */
+TARGET void transpose_bf16_avx512(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
+    static const uint16_t zero[16];
+    for (size_t i = 0; i < rows; i += 32, x += 32 * ldx) {
+        size_t n = smaller(32, rows - i);
+        if (rows - i > 32) prefetch_rows(x + 32 * ldx, ldx, smaller(32, rows - i - 32), cols);
+        for (size_t c = 0; c < cols; c += 16) {
+            __mmask16 mask = first(cols - c);
+            __m512 r[16];
+            if (n == 32) {
+                UNROLL for (size_t p = 0; p < 16; p++) r[p] =
+                    _mm512_castsi512_ps(paired(x + 2 * p * ldx + c, x + (2 * p + 1) * ldx + c, mask));
+            } else {
+                for (size_t p = 0; p < 16; p++) {
+                    const uint16_t *even = 2 * p < n ? x + 2 * p * ldx + c : zero;
+                    const uint16_t *odd = 2 * p + 1 < n ? x + (2 * p + 1) * ldx + c : zero;
+                    r[p] = _mm512_castsi512_ps(paired(even, odd, mask));
+                }
+            }
+            transpose16(r);
+            uint16_t *to = y + c * ldy + i;
+            if (n == 32 && cols - c >= 16) {
+                UNROLL for (size_t p = 0; p < 16; p++) _mm512_storeu_si512(to + p * ldy, _mm512_castps_si512(r[p]));
+            } else {
+                for (size_t p = 0; p < smaller(16, cols - c); p++)
+                    _mm512_mask_storeu_epi16(to + p * ldy, halves(n), _mm512_castps_si512(r[p]));
+            }
+        }
+    }
+}
 #else
 typedef int pack_avx512_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

@@ -5,14 +5,14 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define SIMD_TARGET    __attribute__((target("avx2,fma")))
-#define SIMD_NAME      "avx2"
-#define SIMD_TABLE     simd_avx2
-#define SIMD_GEMM      gemm_blas
-#define SIMD_TRANSPOSE transpose_words_plain
-#define W              8
-#define VF             static inline SIMD_TARGET
-#define NEAREST        (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define SIMD_TARGET          __attribute__((target("avx2,fma")))
+#define SIMD_NAME            "avx2"
+#define SIMD_TABLE           simd_avx2
+#define SIMD_GEMM            gemm_blas
+#define SIMD_TRANSPOSE(what) transpose_##what##_plain
+#define W                    8
+#define VF                   static inline SIMD_TARGET
+#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m256 vec;
 typedef struct {

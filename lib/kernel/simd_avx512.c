@@ -5,14 +5,14 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define SIMD_TARGET    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define SIMD_NAME      "avx512"
-#define SIMD_TABLE     simd_avx512
-#define SIMD_GEMM      gemm_avx512
-#define SIMD_TRANSPOSE transpose_words_avx512
-#define W              16
-#define VF             static inline SIMD_TARGET
-#define NEAREST        (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define SIMD_TARGET          __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SIMD_NAME            "avx512"
+#define SIMD_TABLE           simd_avx512
+#define SIMD_GEMM            gemm_avx512
+#define SIMD_TRANSPOSE(what) transpose_##what##_avx512
+#define W                    16
+#define VF                   static inline SIMD_TARGET
+#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
 
 typedef __m512 vec;
 typedef struct {

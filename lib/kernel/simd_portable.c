@@ -4,11 +4,11 @@
 #include "lib/kernel/kernel_internal.h"
 
 #define SIMD_TARGET
-#define SIMD_NAME      "portable"
-#define SIMD_TABLE     simd_portable
-#define SIMD_GEMM      gemm_blas
-#define SIMD_TRANSPOSE transpose_words_plain
-#define W              4
+#define SIMD_NAME            "portable"
+#define SIMD_TABLE           simd_portable
+#define SIMD_GEMM            gemm_blas
+#define SIMD_TRANSPOSE(what) transpose_##what##_plain
+#define W                    4
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(16)));
