@@ -101,15 +101,15 @@ static AMX_TARGET void amx_two_rows_of_tiles(size_t k, const uint16_t *a, size_t
     TILE_STORE(3, lower_c + AMX_ROWS, c_bytes);
 }
 
-/* As struct micro_bf16 says. Tiles stand for whole blocks between the calls; a last block of fewer rows changes that. */
-static AMX_TARGET void amx_multiply(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda,
-                                    const uint16_t *b, size_t stride, bool accumulate, float *c, size_t ldc) {
-    if (rows != AMX_BLOCK) amx_configure(rows);
-    for (size_t j = 0; j < n_panels; j++, b += stride, c += PANEL) {
-        if (rows > AMX_ROWS)
-            amx_two_rows_of_tiles(k, a, lda, b, accumulate, c, ldc);
+/* Tiles stand for whole blocks between the calls; a last block of fewer rows changes that. */
+static AMX_TARGET void amx_multiply(const struct block_bf16 *t) {
+    if (t->rows != AMX_BLOCK) amx_configure(t->rows);
+    for (size_t j = 0; j < t->n_panels; j++) {
+        fetch_for_panel(t, j);
+        if (t->rows > AMX_ROWS)
+            amx_two_rows_of_tiles(t->k, t->a, t->lda, t->b + j * t->stride, t->accumulate, t->c + j * PANEL, t->ldc);
         else
-            amx_one_row_of_tiles(k, a, lda, b, accumulate, c, ldc);
+            amx_one_row_of_tiles(t->k, t->a, t->lda, t->b + j * t->stride, t->accumulate, t->c + j * PANEL, t->ldc);
     }
-    if (rows != AMX_BLOCK) amx_configure(AMX_BLOCK);
+    if (t->rows != AMX_BLOCK) amx_configure(AMX_BLOCK);
 }

@@ -47,9 +47,11 @@ EACH_COUNT(MICRO)
 #define ENTRY(rows) [rows] = micro_##rows,
 static micro_fn *const micros[MR + 1] = {EACH_COUNT(ENTRY)};
 
-static void multiply(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda, const uint16_t *b,
-                     size_t stride, bool accumulate, float *c, size_t ldc) {
-    for (size_t j = 0; j < n_panels; j++) micros[rows](k, a, lda, b + j * stride, accumulate, c + j * PANEL, ldc);
+static void multiply(const struct block_bf16 *t) {
+    for (size_t j = 0; j < t->n_panels; j++) {
+        fetch_for_panel(t, j);
+        micros[t->rows](t->k, t->a, t->lda, t->b + j * t->stride, t->accumulate, t->c + j * PANEL, t->ldc);
+    }
 }
 
 const struct micro_bf16 bf16_avx512 = {.block = MR, .k_block = MAX_K_BLOCK, .multiply = multiply};

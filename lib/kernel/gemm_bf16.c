@@ -65,15 +65,37 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     return t->a_room;
 }
 
-/* The sums of `rows` rows from `row` on over the strip's k, for columns [col, col + 32 n_panels) of the tile. */
+/* The part of a that follows rows [row, row + rows) and k [first, first + count): the next k, or the next rows. */
+static struct ahead next_of_a(const struct tile *t, size_t row, size_t rows, size_t k, size_t count) {
+    const struct product *p = t->p;
+    size_t size = p->a_type == DT_BF16 ? sizeof(uint16_t) : sizeof(float), end = t->row + t->rows;
+    if (k + count < t->count) {
+        k += count;
+    } else {
+        row += rows;
+        k = 0;
+    }
+    const unsigned char *at = (const unsigned char *)p->a + (row * p->b->k + t->first + k) * size;
+    return (struct ahead){at, smaller(rows, end - row), smaller(count, t->count - k) * size, p->b->k * size};
+}
+
+/* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
 static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
                           float *sums, size_t ld) {
     size_t k_block = equal_parts(t->count, t->micro->k_block, 32);
     for (size_t k = 0; k < t->count; k += k_block) {
-        size_t lda, count = smaller(k_block, t->count - k);
-        const uint16_t *a = rows_of_a(t, row, rows, t->first + k, count, &lda);
-        t->micro->multiply(rows, round_up(count, 32), n_panels, a, lda, t->b + panel * t->stride + k * PANEL, t->stride,
-                           accumulate || k > 0, sums, ld);
+        size_t count = smaller(k_block, t->count - k);
+        struct block_bf16 block = {.rows = rows,
+                                   .k = round_up(count, 32),
+                                   .n_panels = n_panels,
+                                   .b = t->b + panel * t->stride + k * PANEL,
+                                   .stride = t->stride,
+                                   .accumulate = accumulate || k > 0,
+                                   .c = sums,
+                                   .ldc = ld};
+        block.a = rows_of_a(t, row, rows, t->first + k, count, &block.lda);
+        block.ahead = next_of_a(t, row, rows, k, count);
+        t->micro->multiply(&block);
     }
 }
 
@@ -201,15 +223,15 @@ static void widen_panel(float *to, size_t ld, const uint16_t *panel, size_t k) {
         }
 }
 
-static void multiply_widened(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda, const uint16_t *b,
-                             size_t stride, bool accumulate, float *c, size_t ldc) {
+static void multiply_widened(const struct block_bf16 *t) {
     const struct simd *v = simd();
     _Alignas(64) float wide_a[MAX_BLOCK * WIDE_K], wide_b[WIDE_K * WIDE_N];
-    for (size_t i = 0; i < rows; i++) v->from_bf16(wide_a + i * k, a + i * lda, k);
-    for (size_t j = 0; j < n_panels; j += WIDE_N / PANEL) {
-        size_t n = smaller(WIDE_N / PANEL, n_panels - j);
-        for (size_t i = 0; i < n; i++) widen_panel(wide_b + i * PANEL, WIDE_N, b + (j + i) * stride, k);
-        v->gemm(GEMM_NN, rows, n * PANEL, k, wide_a, k, wide_b, WIDE_N, accumulate, c + j * PANEL, ldc);
+    for (size_t i = 0; i < t->rows; i++) v->from_bf16(wide_a + i * t->k, t->a + i * t->lda, t->k);
+    for (size_t j = 0; j < t->n_panels; j += WIDE_N / PANEL) {
+        size_t n = smaller(WIDE_N / PANEL, t->n_panels - j);
+        for (size_t i = 0; i < n; i++) widen_panel(wide_b + i * PANEL, WIDE_N, t->b + (j + i) * t->stride, t->k);
+        v->gemm(GEMM_NN, t->rows, n * PANEL, t->k, wide_a, t->k, wide_b, WIDE_N, t->accumulate, t->c + j * PANEL,
+                t->ldc);
     }
 }
 

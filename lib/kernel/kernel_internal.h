@@ -27,18 +27,45 @@ gemm_fn gemm_avx512;
 #define MAX_ROW_STRIDE                                                                                                 \
     (MAX_K_BLOCK + 32) /* of copied rows: no power of two, which would put all on the same cache lines */
 
-/*
- * How a path multiplies one block: c[rows][n_panels * PANEL] = [c +] a b. Rows of a lie lda apart; panel j of b begins at
- * b + j * stride and holds [k/2][PANEL][2]; k is a multiple of 32. rows <= block, k <= k_block.
- */
+/* Memory that is wanted soon: rows of `bytes` that lie `stride` bytes apart, too far for the hardware to guess. */
+struct ahead {
+    const unsigned char *at;
+    size_t rows, bytes, stride;
+};
+
+/* c[rows][n_panels * PANEL] = [c +] a b. k is a multiple of 32. */
+struct block_bf16 {
+    size_t rows, k, n_panels;
+    const uint16_t *a;
+    size_t lda;
+    const uint16_t *b; /* panel j begins at b + j * stride and holds [k/2][PANEL][2] */
+    size_t stride;
+    bool accumulate;
+    float *c;
+    size_t ldc;
+    struct ahead ahead; /* for the next block: fetched meanwhile */
+};
+
+/* How a path multiplies: rows <= block, k <= k_block. */
 struct micro_bf16 {
-    size_t block;        /* most rows in a call, at most MAX_BLOCK; the best number of rows, too */
-    size_t k_block;      /* most of k in a call, a multiple of 32 and at most MAX_K_BLOCK */
+    size_t block;        /* most rows, at most MAX_BLOCK; the best number of rows, too */
+    size_t k_block;      /* most of k, a multiple of 32 and at most MAX_K_BLOCK */
     void (*begin)(void); /* around the calls of a task, on its thread, or NULL */
     void (*end)(void);
-    void (*multiply)(size_t rows, size_t k, size_t n_panels, const uint16_t *a, size_t lda, const uint16_t *b,
-                     size_t stride, bool accumulate, float *c, size_t ldc);
+    void (*multiply)(const struct block_bf16 *t);
 };
+
+/* Before panel j: asks for the panel's part of c, and for this panel's share of what is wanted soon. */
+static inline void fetch_for_panel(const struct block_bf16 *t, size_t j) {
+    for (size_t i = 0; i < t->rows; i++) {
+        __builtin_prefetch(t->c + i * t->ldc + j * PANEL, 1);
+        __builtin_prefetch(t->c + i * t->ldc + j * PANEL + PANEL / 2, 1);
+    }
+    size_t begin = t->ahead.bytes * j / t->n_panels, end = t->ahead.bytes * (j + 1) / t->n_panels;
+    for (size_t i = 0; i < t->ahead.rows; i++)
+        for (size_t at = begin; at < end; at += 64) __builtin_prefetch(t->ahead.at + i * t->ahead.stride + at, 0, 2);
+}
+
 /* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the
  * type and nothing was done. */
 typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, size_t n);

@@ -197,7 +197,8 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
     kernel_pack_nt(panels, n, k, DT_F32, b);
     float *before = copy_f32(c, c_size);
     micro->begin();
-    micro->multiply(rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc);
+    struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc, {0}};
+    micro->multiply(&t);
     for (size_t i = 0; i < c_size; i++) {
         if (i % ldc >= n) {
             assert_memory_equal(&c[i], &before[i], sizeof *c); /* between the rows */
@@ -214,7 +215,8 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
     /* a row alone has the bits that it has among others */
     size_t row = rows - 1;
     memcpy(one, before + row * ldc, n * sizeof *one);
-    micro->multiply(1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n);
+    micro->multiply(
+        &(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n, {0}});
     assert_memory_equal(one, c + row * ldc, n * sizeof *one);
     micro->end();
     assert_false(tiles.configured);
