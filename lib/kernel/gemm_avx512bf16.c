@@ -6,7 +6,22 @@
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
-#define MR 14
+#define MR    14
+#define AHEAD 1024 /* bytes of b: eight steps, some hundred cycles */
+
+/*
+ * Fourteen rows want fourteen addresses, more than there are registers. Every third row has a pointer of its own, and
+ * those between are one or two strides from it, which an address can say. The compiler would rather have all fourteen and
+ * keep half of them in memory: HIDE makes it forget where the pointers come from.
+ */
+#define GROUPS  ((MR + 2) / 3)
+#define HIDE(p) __asm__("" : "+r"(p))
+
+INLINE int pair_at(const unsigned char *p) {
+    int pair;
+    memcpy(&pair, p, sizeof pair);
+    return pair;
+}
 
 /* c[rows][32] = [c +] a b for one panel. rows is a constant at each call. */
 static inline __attribute__((always_inline)) TARGET_BF16 void micro(const int rows, size_t k, const uint16_t *a,
@@ -17,14 +32,19 @@ static inline __attribute__((always_inline)) TARGET_BF16 void micro(const int ro
         c0[i] = accumulate ? _mm512_loadu_ps(c + (size_t)i * ldc) : _mm512_setzero_ps();
         c1[i] = accumulate ? _mm512_loadu_ps(c + (size_t)i * ldc + 16) : _mm512_setzero_ps();
     }
-    for (size_t p = 0; p < k; p += 2, a += 2, b += 2 * PANEL) {
+    size_t stride = lda * sizeof *a;
+    const unsigned char *group[GROUPS];
+    UNROLL for (int g = 0; g < GROUPS; g++) group[g] = (const unsigned char *)a + (size_t)g * 3 * stride;
+    for (size_t p = 0; p < k; p += 2, b += 2 * PANEL) {
         __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + PANEL);
+        __builtin_prefetch((const unsigned char *)b + AHEAD);
+        __builtin_prefetch((const unsigned char *)b + AHEAD + 64);
         UNROLL for (int i = 0; i < rows; i++) {
-            int pair;
-            memcpy(&pair, a + (size_t)i * lda, sizeof pair);
-            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            if (i % 3 == 0) HIDE(group[i / 3]);
+            __m512bh x = (__m512bh)_mm512_set1_epi32(pair_at(group[i / 3] + (size_t)(i % 3) * stride));
             c0[i] = _mm512_dpbf16_ps(c0[i], x, b0);
             c1[i] = _mm512_dpbf16_ps(c1[i], x, b1);
+            if (i % 3 == 2 || i == rows - 1) group[i / 3] += 2 * sizeof *a;
         }
     }
     UNROLL for (int i = 0; i < rows; i++) {
@@ -54,7 +74,7 @@ static void multiply(const struct block_bf16 *t) {
     }
 }
 
-const struct micro_bf16 bf16_avx512 = {.block = MR, .k_block = MAX_K_BLOCK, .multiply = multiply};
+const struct micro_bf16 bf16_avx512 = {.block = MR, .k_block = 576, .multiply = multiply};
 #else
 typedef int gemm_avx512bf16_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

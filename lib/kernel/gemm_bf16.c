@@ -7,7 +7,8 @@
 
 /* README.md has the measurements behind these. */
 #define STRIP    (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
-#define K_MOST   2048         /* of k in a strip */
+#define K_MOST   2048         /* of k in a strip, */
+#define K_LONG   512          /* or of a longer k: more columns then share the copies of rows of a */
 #define N_MOST   448          /* columns */
 #define SUMS     (64 * 1024)  /* of a tile that keeps them apart from c */
 #define FEW_ROWS 64
@@ -169,7 +170,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
  */
 static void cut(struct product *p) {
     size_t n = p->b->n, block = p->v->bf16->block;
-    p->strip_k = equal_parts(p->b->k, K_MOST, 256);
+    p->strip_k = equal_parts(p->b->k, p->b->k > K_MOST ? K_LONG : K_MOST, 256);
     p->tile_n = equal_parts(n, smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
     p->tile_m = equal_parts(p->m, p->b->packed ? 256 : 2048, block);
     if (p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
