@@ -7,7 +7,7 @@
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR    14
-#define AHEAD 1024 /* bytes of b: eight steps, some hundred cycles */
+#define AHEAD 4096 /* bytes of b: 32 steps, what a line takes from memory */
 
 /*
  * Fourteen rows want fourteen addresses, more than there are registers. Every third row has a pointer of its own, and
