@@ -186,6 +186,7 @@ bench: all $(BENCH_BIN) ## measure speed against the peers that are installed: B
 .PHONY: bench-kernel
 bench-kernel: $(BIN)/bench/bench_kernel $(BIN)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
 	@$(BIN)/bench/bench_bf16 $(THREADS)
+	@$(if $(PEER_PYTHON),$(PEER_PYTHON) tests/bench/peers/torch_linear.py $(THREADS),true)
 	@$(BIN)/bench/bench_kernel $(THREADS)
 
 .PHONY: demo

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GFLOP/s of PyTorch's bf16 linear layers (oneDNN) at the shapes of bench_bf16.c: the peer of lib/kernel's products.
 
-    make bench-kernel THREADS=1 TORCH=/path/to/python
+    make bench-kernel THREADS=1 PEER_PYTHON=venv/bin/python
 
 y = x W^T with W as it lies in a model, in bf16 throughout. Best of several runs; one thread is measured in processor time.
 """
