@@ -25,8 +25,16 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
                      const uint16_t *b, bool accumulate, float *c, size_t ldc) {
     const struct micro_bf16 *micro = v->bf16;
     for (size_t i = 0; i < rows; i += micro->block)
-        micro->multiply(smaller(micro->block, rows - i), k, n / PANEL, a + i * lda, lda, b, k * PANEL, accumulate,
-                        c + i * ldc, ldc);
+        micro->multiply(&(struct block_bf16){.rows = smaller(micro->block, rows - i),
+                                             .k = k,
+                                             .n_panels = n / PANEL,
+                                             .a = a + i * lda,
+                                             .lda = lda,
+                                             .b = b,
+                                             .stride = k * PANEL,
+                                             .accumulate = accumulate,
+                                             .c = c + i * ldc,
+                                             .ldc = ldc});
 }
 
 /* Rows KEYS apart, `width` of each. */
