@@ -17,6 +17,25 @@ ev() { rill eval -q "$@"; }
 number() { grep -oE "\"$1\":-?[0-9.e+-]+" "$2" | head -1 | cut -d: -f2; }
 holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
 
+@test "in bf16 the perplexity is within 0.3% of that in f32, from quantized weights too" {
+    local model=$ROOT/examples/data/model.rill
+    [ -f "$model" ] || skip "without examples/data/model.rill"
+    head -c 20000 "$ROOT/examples/data/heldout.txt" | rill tokenize -q -m "$model" --context 256 >t.rill
+    rill quantize -q --type q8_0 "$model" -o q.rill
+    for m in "$model" q.rill; do
+        ev -m "$m" --precision bf16 --context 256 t.rill --report bf16.json >bf16
+        ev -m "$m" --precision f32 --context 256 t.rill --report f32.json >f32
+        holds "$(number perplexity bf16) != $(number perplexity f32)"
+        holds "($(number perplexity bf16) / $(number perplexity f32) - 1) ^ 2 <= 0.003 ^ 2"
+        assert_json bf16.json precision '"bf16"'
+        assert_json f32.json precision '"f32"'
+    done
+    # what auto came to is in the report and in the provenance of what is made
+    rill teacher-infer -q --encode topk:3 -m "$model" t.rill --report auto.json -o k.rill
+    grep -qE '"precision":"(bf16|f32)"' auto.json
+    rill show --prov k.rill | grep -qE '"precision":"(bf16|f32)"'
+}
+
 # ---- what is printed ------------------------------------------------------------------------------------------------------
 
 @test "perplexity is one JSON line, and names its protocol" {

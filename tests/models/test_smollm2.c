@@ -126,32 +126,51 @@ static int token_file(void) {
     return fd;
 }
 
+static double perplexity_of(struct model *m, const char *protocol) {
+    struct err e;
+    struct perplexity *p;
+    struct perplexity_options o = {.context = 512, .max_windows = WINDOWS, .batch_positions = 2048};
+    OK(perplexity_protocol_parse(protocol, &o.protocol, &e));
+    OK(perplexity_new(&p, m, &o, &e));
+    struct stream_reader *r;
+    struct batch b = {0};
+    bool more;
+    int fd = token_file();
+    OK(stream_reader_open(&r, fd, "tokens", STREAM_TOKENS, &e));
+    while (batch_read(r, &b, &more, &e) == 0 && more) OK(perplexity_feed(p, &b, &e));
+    assert_false(more);
+    batch_release(&b);
+    stream_reader_free(r);
+    close(fd);
+    OK(perplexity_finish(p, &e));
+    double value = perplexity_value(p);
+    perplexity_free(p);
+    return value;
+}
+
+static double in_f32; /* by protocol gptq */
+
 static void perplexity_is_transformers(void **state) {
     (void)state;
-    static const char *const names[] = {"gptq", "llama"};
+    static const char *const names[] = {"llama", "gptq"};
     if (!model) skip();
     for (size_t i = 0; i < 2; i++) {
-        struct err e;
-        struct perplexity *p;
-        struct perplexity_options o = {.context = 512, .max_windows = WINDOWS, .batch_positions = 2048};
-        OK(perplexity_protocol_parse(names[i], &o.protocol, &e));
-        OK(perplexity_new(&p, model, &o, &e));
-        struct stream_reader *r;
-        struct batch b = {0};
-        bool more;
-        int fd = token_file();
-        OK(stream_reader_open(&r, fd, "tokens", STREAM_TOKENS, &e));
-        while (batch_read(r, &b, &more, &e) == 0 && more) OK(perplexity_feed(p, &b, &e));
-        assert_false(more);
-        batch_release(&b);
-        stream_reader_free(r);
-        close(fd);
-        OK(perplexity_finish(p, &e));
-        double ours = perplexity_value(p), theirs = golden_perplexity(names[i]);
+        double ours = perplexity_of(model, names[i]), theirs = golden_perplexity(names[i]);
         printf("perplexity by protocol %s, %d windows: %.5f, transformers %.5f\n", names[i], WINDOWS, ours, theirs);
         assert_true(fabs(ours / theirs - 1) <= 1e-3);
-        perplexity_free(p);
+        in_f32 = ours;
     }
+}
+
+/* From packed weights, with bf16 activations: within 0.3%. */
+static void perplexity_in_bf16_is_close(void **state) {
+    (void)state;
+    if (!model || !in_f32) skip();
+    struct model *packed = packed_model(model, DT_BF16);
+    double in_bf16 = perplexity_of(packed, "gptq");
+    printf("perplexity in bf16: %.5f, %+.4f%% from f32\n", in_bf16, 100 * (in_bf16 / in_f32 - 1));
+    assert_true(in_bf16 != in_f32 && fabs(in_bf16 / in_f32 - 1) <= 3e-3);
+    model_free(packed);
 }
 
 int main(void) {
@@ -159,6 +178,7 @@ int main(void) {
         cmocka_unit_test(the_text_has_as_many_tokens),
         cmocka_unit_test(logits_are_transformers),
         cmocka_unit_test(perplexity_is_transformers),
+        cmocka_unit_test(perplexity_in_bf16_is_close),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
