@@ -187,6 +187,7 @@ static const struct {
     {"rmsnorm backward", run_rmsnorm_backward, N, "token"},
     {"rope", run_rope, N, "token"},
     {"adamw", run_adamw, (double)ROWS *VOCAB / 1e6, "million"},
+    {"adamw, moments in bf16", run_adamw_bf16, (double)ROWS *VOCAB / 1e6, "million"},
 };
 
 static void bench_others(void) {
