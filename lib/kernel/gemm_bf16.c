@@ -66,20 +66,6 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     return t->a_room;
 }
 
-/* The part of a that follows rows [row, row + rows) and k [first, first + count): the next k, or the next rows. */
-static struct ahead next_of_a(const struct tile *t, size_t row, size_t rows, size_t k, size_t count) {
-    const struct product *p = t->p;
-    size_t size = p->a_type == DT_BF16 ? sizeof(uint16_t) : sizeof(float), end = t->row + t->rows;
-    if (k + count < t->count) {
-        k += count;
-    } else {
-        row += rows;
-        k = 0;
-    }
-    const unsigned char *at = (const unsigned char *)p->a + (row * p->b->k + t->first + k) * size;
-    return (struct ahead){at, smaller(rows, end - row), smaller(count, t->count - k) * size, p->b->k * size};
-}
-
 /* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
 static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
                           float *sums, size_t ld) {
@@ -95,7 +81,6 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
                                    .c = sums,
                                    .ldc = ld};
         block.a = rows_of_a(t, row, rows, t->first + k, count, &block.lda);
-        block.ahead = next_of_a(t, row, rows, k, count);
         t->micro->multiply(&block);
     }
 }

@@ -27,12 +27,6 @@ gemm_fn gemm_avx512;
 #define MAX_ROW_STRIDE                                                                                                 \
     (MAX_K_BLOCK + 32) /* of copied rows: no power of two, which would put all on the same cache lines */
 
-/* Memory that is wanted soon: rows of `bytes` that lie `stride` bytes apart, too far for the hardware to guess. */
-struct ahead {
-    const unsigned char *at;
-    size_t rows, bytes, stride;
-};
-
 /* c[rows][n_panels * PANEL] = [c +] a b. k is a multiple of 32. */
 struct block_bf16 {
     size_t rows, k, n_panels;
@@ -43,7 +37,6 @@ struct block_bf16 {
     bool accumulate;
     float *c;
     size_t ldc;
-    struct ahead ahead; /* for the next block: fetched meanwhile */
 };
 
 /* How a path multiplies: rows <= block, k <= k_block. */
@@ -55,15 +48,12 @@ struct micro_bf16 {
     void (*multiply)(const struct block_bf16 *t);
 };
 
-/* Before panel j: asks for the panel's part of c, and for this panel's share of what is wanted soon. */
-static inline void fetch_for_panel(const struct block_bf16 *t, size_t j) {
+/* Asks for the part of c that panel j is added to. */
+static inline void fetch_c(const struct block_bf16 *t, size_t j) {
     for (size_t i = 0; i < t->rows; i++) {
         __builtin_prefetch(t->c + i * t->ldc + j * PANEL, 1);
         __builtin_prefetch(t->c + i * t->ldc + j * PANEL + PANEL / 2, 1);
     }
-    size_t begin = t->ahead.bytes * j / t->n_panels, end = t->ahead.bytes * (j + 1) / t->n_panels;
-    for (size_t i = 0; i < t->ahead.rows; i++)
-        for (size_t at = begin; at < end; at += 64) __builtin_prefetch(t->ahead.at + i * t->ahead.stride + at, 0, 2);
 }
 
 /* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the

@@ -197,7 +197,7 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
     kernel_pack_nt(panels, n, k, DT_F32, b);
     float *before = copy_f32(c, c_size);
     micro->begin();
-    struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc, {0}};
+    struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc};
     micro->multiply(&t);
     for (size_t i = 0; i < c_size; i++) {
         if (i % ldc >= n) {
@@ -215,8 +215,7 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
     /* a row alone has the bits that it has among others */
     size_t row = rows - 1;
     memcpy(one, before + row * ldc, n * sizeof *one);
-    micro->multiply(
-        &(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n, {0}});
+    micro->multiply(&(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n});
     assert_memory_equal(one, c + row * ldc, n * sizeof *one);
     micro->end();
     assert_false(tiles.configured);
