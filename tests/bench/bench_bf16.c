@@ -178,9 +178,9 @@ static void bench_shape(const struct shape *s, int threads) {
         if (l > limit) limit = l;
     }
     double rate = gflop / best[MULTIPLY], whole = gflop / (best[MULTIPLY] + best[PREPARE]);
-    printf("%-16s %6zu x %5zu x %5zu %8.1f GFLOP/s, %3.0f%% of the limit, f32 %6.1f, ratio %.2f", s->what, s->m, s->n,
-           s->k, rate, limit > 0 ? 100 * rate / limit / threads : 0, gflop / best[PRODUCT_F32],
-           best[PRODUCT_F32] / best[MULTIPLY]);
+    printf("%-16s %6zu x %5zu x %5zu %8.1f GFLOP/s", s->what, s->m, s->n, s->k, rate);
+    if (limit > 0) printf(", %3.0f%% of the limit", 100 * rate / limit / threads);
+    printf(", f32 %6.1f, ratio %.2f", gflop / best[PRODUCT_F32], best[PRODUCT_F32] / best[MULTIPLY]);
     if (s->form == TN) printf(", with its operands' layout %.1f", whole);
     printf("; packing %.2f ns an element\n", 1e9 * best[PACK] / (double)(s->n * s->k));
     mem_free(o.a);
