@@ -5,7 +5,7 @@
  */
 #include "lib/grad/grad_internal.h"
 
-#define HEAD_ROWS 256
+#define HEAD_ROWS 512
 
 struct head {
     struct grad_tape *t;
@@ -13,7 +13,7 @@ struct head {
     size_t hidden, vocab;
     struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
     uint16_t *h16;                          /* h */
-    uint16_t *slope, *transposed;           /* the gradient of a block of logits, [rows][vocab] and [vocab][rows] */
+    uint16_t *slope;                        /* the gradient of a block of logits */
     void *h_room;                           /* panels of a block of h */
     float *logits, *dh, *dw;
     grad_loss_block *loss;
@@ -39,12 +39,13 @@ static void block_gradients(const struct head *c, size_t first, size_t rows) {
     }
     struct kernel_epilogue add = {.accumulate = true};
     if (!dh && !c->dw) return;
-    kernel_to_bf16(c->slope, c->logits, rows * c->vocab);
+    kernel_to_bf16(c->slope, c->logits, rows * c->vocab); /* after which the memory of c->logits is free */
     if (dh) kernel_multiply(rows, DT_BF16, c->slope, &c->backward, &add, DT_F32, dh);
     if (!c->dw) return;
     struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    kernel_transpose_bf16(c->transposed, DT_BF16, c->slope, rows, c->vocab);
-    kernel_multiply(c->vocab, DT_BF16, c->transposed, &panels, &add, DT_F32, c->dw);
+    uint16_t *transposed = (uint16_t *)(void *)c->logits;
+    kernel_transpose_bf16(transposed, DT_BF16, c->slope, rows, c->vocab);
+    kernel_multiply(c->vocab, DT_BF16, transposed, &panels, &add, DT_F32, c->dw);
 }
 
 static bool head_block(const struct head *c, size_t first, size_t rows) {
@@ -74,7 +75,6 @@ static bool prepare(struct head *c, size_t rows) {
     size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
     void *forward = tape_scratch(t, bytes, 1), *backward = c->dh ? tape_scratch(t, bytes, 1) : NULL;
     if (c->dh || c->dw) c->slope = tape_scratch(t, n, sizeof *c->slope);
-    if (c->dw) c->transposed = tape_scratch(t, n, sizeof *c->transposed);
     if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
     if (t->error.code) return false;
     const void *w = panels->data ? panels->data : c->w->var.value.data;

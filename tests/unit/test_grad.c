@@ -340,11 +340,11 @@ static uint32_t label_of(size_t row) {
 static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     struct head_loss *l = ctx;
     (void)e;
-    uint64_t offset[300];
-    uint32_t ids[900], label[300];
-    float probs[900], rest[300], dense[300 * VOCAB];
-    double kl[300], ce[300];
-    assert_true(rows <= 299 && vocab == VOCAB);
+    uint64_t offset[513];
+    uint32_t ids[3 * 512], label[512];
+    float probs[3 * 512], rest[512], dense[512 * VOCAB];
+    double kl[512], ce[512];
+    assert_true(rows <= 512 && vocab == VOCAB);
     for (size_t i = 0; i < rows; i++) {
         offset[i] = 3 * i;
         for (size_t j = 0; j < 3; j++) ids[3 * i + j] = l->ids[j], probs[3 * i + j] = l->probs[j];

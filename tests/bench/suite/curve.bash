@@ -1,0 +1,26 @@
+# Does a student learn in bf16 as in f32? The losses of a pruned small model on its way back, step by step, within 1%.
+# shellcheck shell=bash disable=SC2034,SC2154
+about_curve=100
+run_curve() {
+    local steps form
+    steps=$(sized 4 200)
+    title "$steps distillation steps of the embedded model at half its width"
+    rill prune -q --ffn 50% -o "$WORK/half.rill" --force "$SMALL"
+    curve_teach
+    for form in 'f32 f32' 'bf16 f32' 'bf16 bf16'; do curve_of "$steps" $form || failures=$((failures + 1)); done
+    for form in 'bf16 f32' 'bf16 bf16'; do
+        note "precision and optimizer state $form: KL within $(curve_distance ${form// /.}) of f32's at every step"
+    done
+}
+curve_teach() {
+    rill teacher-infer -q -j "$THREADS" -m "$SMALL" "$(small_tokens "$(sized 2000 27000)")" |
+        rill logit-dump -q -j "$THREADS" --encode sample:50 >"$WORK/curve.kd.rill"
+}
+curve_of() { # STEPS PRECISION STATE
+    rill distill -q -j "$THREADS" -m "$WORK/half.rill" --precision "$2" --optimizer-state "$3" --lr 1e-3 --batch-tokens 1024 \
+        --epochs 20 --steps "$1" --log "$WORK/curve.$2.$3" "$WORK/curve.kd.rill" >/dev/null
+}
+curve_distance() { # PRECISION.STATE
+    paste "$WORK/curve.f32.f32" "$WORK/curve.$1" |
+        awk 'NR > 1 { d = $8 / $2 - 1; d = d < 0 ? -d : d; if (d > most) most = d } END { printf "%.2f%%", 100 * most }'
+}
