@@ -4,7 +4,7 @@
  * that stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
  *
  * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21
- * on Zen 5: AVX2, half the speed), and because the bf16 product to come wants the same frame.
+ * on Zen 5: AVX2, half the speed). gemm_bf16.c is its like for bf16.
  *
  * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or
  * ends.
