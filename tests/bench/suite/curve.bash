@@ -7,9 +7,12 @@ run_curve() {
     title "$steps distillation steps of the embedded model at half its width"
     rill prune -q --ffn 50% -o "$WORK/half.rill" --force "$SMALL"
     curve_teach
-    for form in 'f32 f32' 'bf16 f32' 'bf16 bf16'; do curve_of "$steps" $form || failures=$((failures + 1)); done
+    for form in 'f32 f32' 'bf16 f32' 'bf16 bf16'; do
+        ours "precision ${form% *}, optimizer state ${form#* }" curve_of "$steps" "${form% *}" "${form#* }"
+    done
+    ROUNDS=1 contest tokens/s
     for form in 'bf16 f32' 'bf16 bf16'; do
-        note "precision and optimizer state $form: KL within $(curve_distance ${form// /.}) of f32's at every step"
+        note "$form: KL within $(curve_distance "${form// /.}") of f32's at every step"
     done
 }
 curve_teach() {
@@ -17,8 +20,9 @@ curve_teach() {
         rill logit-dump -q -j "$THREADS" --encode sample:50 >"$WORK/curve.kd.rill"
 }
 curve_of() { # STEPS PRECISION STATE
-    rill distill -q -j "$THREADS" -m "$WORK/half.rill" --precision "$2" --optimizer-state "$3" --lr 1e-3 --batch-tokens 1024 \
-        --epochs 20 --steps "$1" --log "$WORK/curve.$2.$3" "$WORK/curve.kd.rill" >/dev/null
+    timed rill distill -q -j "$THREADS" -m "$WORK/half.rill" --precision "$2" --optimizer-state "$3" --lr 1e-3 --batch-tokens 1024 \
+        --epochs 20 --steps "$1" --log "$WORK/curve.$2.$3" --report "$WORK/report" "$WORK/curve.kd.rill" --force -o /dev/null || return 1
+    amount=$(report_field tokens_per_second "$WORK/report") seconds=1
 }
 curve_distance() { # PRECISION.STATE
     paste "$WORK/curve.f32.f32" "$WORK/curve.$1" |
