@@ -34,7 +34,7 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     story 120 >corpus.txt
     check_exit 0 make -s -C "$ROOT/examples/smollm2" RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
         CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 TOKENS=2000
-    check_table out/table.txt teacher pruned labels distilled
+    check_table out/table.txt teacher corrected pruned labels distilled
 }
 
 @test "the recipe of the embedded model, on a tiny one" {
