@@ -227,49 +227,73 @@ void kernel_attention_backward(const struct kernel_attention *a, struct kernel_a
 
 /* ---- generation: one query a sequence ---- */
 
+#define DECODE_HEADS 8 /* of a group in a task: they read the same keys */
+
 struct decode {
+    const struct kernel_attention *a;
     const struct simd *v;
     float *y;
-    const float *q, *const *keys, *const *values;
+    const float *q;
+    const struct kernel_array *keys, *values;
     const uint32_t *length;
-    size_t n_heads, n_kv_heads, head_dim;
-    float scale;
+    size_t parts; /* of a group */
 };
 
-/* One head of one sequence, a block of keys at a time as forward_block does. */
-static void decode_head(const struct decode *c, size_t seq, size_t head) {
-    size_t d = c->head_dim, ld = c->n_kv_heads * d, kv_head = head / (c->n_heads / c->n_kv_heads);
-    const float *q = c->q + (seq * c->n_heads + head) * d;
-    float *y = c->y + (seq * c->n_heads + head) * d;
-    float s[KEYS], m = -INFINITY;
-    double l = 0;
-    memset(y, 0, d * sizeof *y);
-    for (size_t from = 0; from < c->length[seq]; from += KEYS) {
-        size_t n = smaller(KEYS, c->length[seq] - from), at = from * ld + kv_head * d;
-        c->v->dots(s, q, c->keys[seq] + at, ld, n, d);
-        c->v->scale(s, n, c->scale);
-        float top = c->v->max(s, n);
-        if (top > m) {
-            float shrink = expf(m - top);
-            m = top;
-            l *= shrink;
-            c->v->scale(y, d, shrink);
-        }
-        l += c->v->exp_store(s, s, n, m, 1);
-        c->v->mix_rows(y, s, c->values[seq] + at, ld, n, d);
+/* What a head knows of the keys behind it. */
+struct decode_state {
+    float m;
+    double l;
+    float *y;
+};
+
+/* Scores of one head become weights, and what was summed up shrinks with a new maximum. */
+static void decode_weights(const struct decode *c, float *s, size_t n, struct decode_state *head) {
+    c->v->scale(s, n, c->a->scale);
+    float top = c->v->max(s, n);
+    if (top > head->m) {
+        float shrink = expf(head->m - top);
+        head->m = top;
+        head->l *= shrink;
+        c->v->scale(head->y, c->a->head_dim, shrink);
     }
-    c->v->scale(y, d, (float)(1 / l));
+    head->l += c->v->exp_store(s, s, n, head->m, 1);
+}
+
+/* Some heads of one group in one sequence, a block of keys at a time as forward_block does. */
+static void decode_heads(const struct decode *c, size_t seq, size_t kv_head, size_t first, size_t heads) {
+    const struct kernel_attention *a = c->a;
+    size_t d = a->head_dim, at_query = (seq * a->n_heads + first) * d, ld;
+    struct kernel_array keys = c->keys[seq], values = c->values[seq];
+    float s[DECODE_HEADS][KEYS], room[KEYS_FLOATS];
+    struct decode_state state[DECODE_HEADS];
+    for (size_t h = 0; h < heads; h++) state[h] = (struct decode_state){-INFINITY, 0, c->y + at_query + h * d};
+    memset(c->y + at_query, 0, heads * d * sizeof *c->y);
+    for (size_t from = 0, n; from < c->length[seq]; from += n) {
+        n = smaller(keys_in_block(a, keys), c->length[seq] - from);
+        size_t at = (from * a->n_kv_heads + kv_head) * d;
+        const float *rows = key_rows(c->v, a, keys, at, n, room, &ld);
+        for (size_t h = 0; h < heads; h++) c->v->dots(s[h], c->q + at_query + h * d, rows, ld, n, d);
+        rows = key_rows(c->v, a, values, at, n, room, &ld);
+        for (size_t h = 0; h < heads; h++) {
+            decode_weights(c, s[h], n, &state[h]);
+            c->v->mix_rows(state[h].y, s[h], rows, ld, n, d);
+        }
+    }
+    for (size_t h = 0; h < heads; h++) c->v->scale(state[h].y, d, (float)(1 / state[h].l));
 }
 
 static void decode_task(void *ctx, size_t i, int thread) {
     const struct decode *c = ctx;
+    size_t part = i % c->parts, kv_head = i / c->parts % c->a->n_kv_heads, group = c->a->n_heads / c->a->n_kv_heads;
     (void)thread;
-    decode_head(c, i / c->n_heads, i % c->n_heads);
+    decode_heads(c, i / c->parts / c->a->n_kv_heads, kv_head, kv_head * group + part * DECODE_HEADS,
+                 smaller(DECODE_HEADS, group - part * DECODE_HEADS));
 }
 
-void kernel_attention_decode(float *y, const float *q, const float *const *keys, const float *const *values,
-                             const uint32_t *length, size_t n_seqs, size_t n_heads, size_t n_kv_heads, size_t head_dim,
-                             float scale) {
-    struct decode c = {simd(), y, q, keys, values, length, n_heads, n_kv_heads, head_dim, scale};
-    parallel_for(n_seqs * n_heads, decode_task, &c);
+void kernel_attention_decode(const struct kernel_attention *a, float *y, const float *q,
+                             const struct kernel_array *keys, const struct kernel_array *values,
+                             const uint32_t *length) {
+    struct decode c = {a, simd(), y, q, keys, values, length, 0};
+    c.parts = (a->n_heads / a->n_kv_heads + DECODE_HEADS - 1) / DECODE_HEADS;
+    parallel_for(a->n_seqs * a->n_kv_heads * c.parts, decode_task, &c);
 }

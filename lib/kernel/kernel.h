@@ -149,11 +149,11 @@ void kernel_attention(const struct kernel_attention *a, struct kernel_array y, f
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
                                struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
                                struct kernel_array k, struct kernel_array v);
-/* Generation: one query a sequence against its cache. q [n_seqs][n_heads][head_dim]; keys[s], values[s] point to
- * [length[s]][n_kv_heads][head_dim]. */
-void kernel_attention_decode(float *y, const float *q, const float *const *keys, const float *const *values,
-                             const uint32_t *length, size_t n_seqs, size_t n_heads, size_t n_kv_heads, size_t head_dim,
-                             float scale);
+/* Generation: one query a sequence against its cache. q [n_seqs][n_heads][head_dim]; keys[s], values[s] are
+ * [length[s]][n_kv_heads][head_dim]. Of `a` the starts are not looked at. */
+void kernel_attention_decode(const struct kernel_attention *a, float *y, const float *q,
+                             const struct kernel_array *keys, const struct kernel_array *values,
+                             const uint32_t *length);
 
 /* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
 void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);

@@ -7,18 +7,17 @@ size_t kv_width(const struct model_config *c, uint32_t layers) {
     return width;
 }
 
-/* Appends this pass's keys and values of one layer to the caches and points keys[], values[] at the whole. */
+/* Appends this pass's keys and values of one layer to the caches and gives the whole of each. */
 static void cache_append(const struct graph *g, uint32_t layer, const struct grad_var *k, const struct grad_var *v,
-                         const float **keys, const float **values) {
+                         struct kernel_array *keys, struct kernel_array *values) {
     size_t width = k->cols, before = kv_width(&g->m->config, layer);
     for (size_t i = 0; i < g->in.n_seqs; i++) {
         const struct kv_cache *cache = g->caches[i];
         size_t n = g->in.lengths[i], from = g->starts[i] * width, to = cache->length * width;
-        float *at = cache->memory + cache->capacity * before;
-        keys[i] = at;
-        values[i] = at + cache->capacity * width;
-        kernel_convert(kernel_f32(at + to), kernel_part(k->value, from), n * width);
-        kernel_convert(kernel_f32(at + cache->capacity * width + to), kernel_part(v->value, from), n * width);
+        keys[i] = kernel_part(cache->memory, cache->capacity * before);
+        values[i] = kernel_part(keys[i], cache->capacity * width);
+        kernel_convert(kernel_part(keys[i], to), kernel_part(k->value, from), n * width);
+        kernel_convert(kernel_part(values[i], to), kernel_part(v->value, from), n * width);
     }
 }
 
@@ -27,23 +26,22 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
                                      struct grad_var *v, const struct kernel_attention *shape) {
     size_t n = g->in.n_seqs, decoded = g->n_decoded;
     struct grad_var *y = grad_scratch(g->t, q->rows, q->cols);
-    const float **keys = grad_alloc(g->t, n * sizeof *keys), **values = grad_alloc(g->t, n * sizeof *values);
+    struct kernel_array *keys = grad_alloc(g->t, n * sizeof *keys), *values = grad_alloc(g->t, n * sizeof *values);
     uint32_t *length = grad_alloc(g->t, n * sizeof *length);
     uint32_t *starts = grad_alloc(g->t, (n + 1) * sizeof *starts);
     const float *queries = grad_value(g->t, q);
     if (!y || !keys || !values || !length || !starts || !queries) return NULL;
     cache_append(g, layer, k, v, keys, values);
     for (size_t i = 0; i < n; i++) length[i] = g->caches[i]->length + g->in.lengths[i];
-    if (decoded)
-        kernel_attention_decode(y->value.data, queries, keys, values, length, decoded, shape->n_heads,
-                                shape->n_kv_heads, shape->head_dim, shape->scale);
+    struct kernel_attention part = *shape;
+    part.n_seqs = decoded;
+    if (decoded) kernel_attention_decode(&part, y->value.data, queries, keys, values, length);
     if (decoded == n) return y;
-    struct kernel_attention rest = *shape;
-    rest.n_seqs = n - decoded;
-    rest.starts = starts;
-    for (size_t i = 0; i <= rest.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
+    part.n_seqs = n - decoded;
+    part.starts = starts;
+    for (size_t i = 0; i <= part.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
     size_t first = decoded * q->cols, first_kv = decoded * k->cols;
-    kernel_attention(&rest, kernel_part(y->value, first), NULL, kernel_part(q->value, first),
+    kernel_attention(&part, kernel_part(y->value, first), NULL, kernel_part(q->value, first),
                      kernel_part(k->value, first_kv), kernel_part(v->value, first_kv));
     return y;
 }

@@ -51,7 +51,7 @@ static size_t length_of(const struct sequence *s) {
 }
 
 static void sequence_free(struct sequence *s) {
-    mem_free(s->cache.memory);
+    mem_free(s->cache.memory.data);
     buf_release(&s->tokens);
     mem_free(s);
 }
@@ -65,7 +65,7 @@ static size_t capacity_for(const struct model_generator *g, const struct sequenc
 /* Nothing more is made for it: its cache is free for others. */
 static void finish_sequence(struct model_generator *g, struct sequence *s) {
     g->cache_bytes -= s->cache.capacity * g->position_bytes;
-    mem_free(s->cache.memory);
+    mem_free(s->cache.memory.data);
     s->cache = (struct kv_cache){0};
     s->done = true;
 }
@@ -89,8 +89,8 @@ static int deliver_done(struct model_generator *g, struct err *e) {
 /* Takes the next sequence that waits into flight. */
 static int begin_sequence(struct model_generator *g, size_t capacity, uint64_t bytes, struct err *e) {
     struct sequence *s = g->waiting;
-    s->cache.memory = mem_alloc(bytes, e);
-    if (!s->cache.memory) return err_prefix(e, "key/value cache of %zu positions", capacity);
+    s->cache.memory = (struct kernel_array){model_precision(g->m), mem_alloc(bytes, e)};
+    if (!s->cache.memory.data) return err_prefix(e, "key/value cache of %zu positions", capacity);
     s->cache.capacity = capacity;
     g->cache_bytes += bytes;
     g->flight[g->n_flight++] = s;
@@ -191,7 +191,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->deliver = deliver;
     g->progress = progress;
     g->ctx = ctx;
-    g->position_bytes = kv_width(&m->config, m->config.n_layers) * sizeof(float);
+    g->position_bytes = kernel_array_bytes(model_precision(m), kv_width(&m->config, m->config.n_layers));
     int rc = sampler_init(&g->sampler, how, m->config.vocab_size, e);
     if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
     if (rc)

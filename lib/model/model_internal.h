@@ -7,11 +7,11 @@
 /* Keys (rotated) and values of one sequence. Those of a layer lie behind those of the layers before it: keys [capacity][width], then
  * values [capacity][width], with width = n_kv_heads * head_dim of the layer. */
 struct kv_cache {
-    float *memory;
-    size_t capacity; /* positions there is room for */
-    uint32_t length; /* positions it holds */
+    struct kernel_array memory; /* in the tape's precision, which keys and values have */
+    size_t capacity;            /* positions there is room for */
+    uint32_t length;            /* positions it holds */
 };
-/* Floats that a position takes in the first `layers` layers; of all: config.n_layers. */
+/* Elements that a position takes in the first `layers` layers; of all: config.n_layers. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
 
 /* ---- the forward pass, piece by piece (graph.c) ---------------------------------------------------------------------- */

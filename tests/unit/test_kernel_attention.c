@@ -173,21 +173,21 @@ static void test_nothing_leaks(void **state) {
 
 struct decode {
     const struct batch *b;
-    const float **keys, **values, *q;
+    struct kernel_array *keys, *values;
+    const float *q;
     uint32_t *length;
 };
 
 static void run_decode(void *ctx, float *y) {
     const struct decode *c = ctx;
     const struct kernel_attention *a = &c->b->a;
-    kernel_attention_decode(y, c->q, c->keys, c->values, c->length, a->n_seqs, a->n_heads, a->n_kv_heads, a->head_dim,
-                            a->scale);
+    kernel_attention_decode(a, y, c->q, c->keys, c->values, c->length);
 }
 
 /* The last query of each sequence against a cache of all its keys: the last row of attention. */
 static void test_decode(void **state) {
     static const uint32_t starts[] = {0, 1, 130, 259, 600};
-    static const size_t heads[][3] = {{1, 1, 4}, {9, 3, 64}, {6, 1, 33}, {4, 4, 80}};
+    static const size_t heads[][3] = {{1, 1, 4}, {9, 3, 64}, {6, 1, 33}, {4, 4, 80}, {20, 1, 8}};
     (void)state;
     struct rng r = rng_init(23, 1);
     for (size_t i = 0; i < COUNT_OF(heads); i++) {
@@ -195,14 +195,14 @@ static void test_decode(void **state) {
         struct batch b = make_batch(&r, starts, SEQS, heads[i][0], heads[i][1], heads[i][2], 1);
         struct bounds t = bounds_of(&b);
         size_t row = b.a.n_heads * b.a.head_dim, kv = b.a.n_kv_heads * b.a.head_dim;
-        const float *keys[SEQS], *values[SEQS];
+        struct kernel_array keys[SEQS], values[SEQS], wide[2][SEQS];
         uint32_t length[SEQS];
         float *q = take(SEQS * row, sizeof *q);
         double *want = take(SEQS * row, sizeof *want), *tolerance = take(SEQS * row, sizeof *tolerance);
         for (size_t s = 0; s < SEQS; s++) {
             size_t last = (starts[s + 1] - 1) * row;
-            keys[s] = b.k.f + starts[s] * kv;
-            values[s] = b.v.f + starts[s] * kv;
+            keys[s] = kernel_f32(b.k.f + starts[s] * kv);
+            values[s] = kernel_f32(b.v.f + starts[s] * kv);
             length[s] = starts[s + 1] - starts[s];
             memcpy(q + s * row, b.q.f + last, row * sizeof *q);
             memcpy(want + s * row, b.y + last, row * sizeof *want);
@@ -210,6 +210,21 @@ static void test_decode(void **state) {
         }
         struct decode c = {&b, keys, values, q, length};
         check_kernel("attention decode", run_decode, &c, SEQS * row, NULL, want, tolerance);
+        /* From a cache in bf16: what the same keys and values give when they are widened before. */
+        for (size_t s = 0; s < SEQS; s++)
+            for (int v = 0; v < 2; v++) {
+                struct kernel_array *from = v ? &values[s] : &keys[s];
+                struct kernel_array narrow = {DT_BF16, take(length[s] * kv, sizeof(uint16_t))};
+                wide[v][s] = kernel_f32(take(length[s] * kv, sizeof(float)));
+                kernel_convert(narrow, *from, length[s] * kv);
+                kernel_convert(wide[v][s], narrow, length[s] * kv);
+                *from = narrow;
+            }
+        struct decode w = {&b, wide[0], wide[1], q, length};
+        float *from_narrow = take(SEQS * row, sizeof *q), *from_wide = take(SEQS * row, sizeof *q);
+        run_decode(&c, from_narrow);
+        run_decode(&w, from_wide);
+        assert_memory_equal(from_narrow, from_wide, SEQS * row * sizeof *q);
         release_memory(NULL);
     }
 }
