@@ -149,7 +149,7 @@ int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
     if (t->data.cap > LARGE && tensor_bytes(&t->desc) < LARGE) buf_release(&t->data);
     if (t->item->attrs && !(t->attrs = cJSON_Duplicate(t->item->attrs, true))) return err_nomem(e, "attributes");
     rc = take_tensor(t, t->item, e);
-    if (rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name))) rc = err_prefix(e, "%s", name);
+    if (rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name)) != 0) rc = err_prefix(e, "%s", name);
     t->next++;
     *more = !rc;
     return rc;

@@ -694,6 +694,39 @@ static void test_shapes_are_checked(void **state) {
     grad_tape_free(t);
 }
 
+/* A packed leaf is that of inference in bf16: there its product is that of the same weights in f32, elsewhere it is refused. */
+static void test_packed_leaf(void **state) {
+    enum { ROWS = 5, IN = 40, OUT = 33 };
+    (void)state;
+    struct err e;
+    struct rng r = rng_init(3, 1);
+    float x[ROWS * IN], w[OUT * IN];
+    for (size_t i = 0; i < COUNT_OF(x); i++) x[i] = (float)rng_normal(&r);
+    for (size_t i = 0; i < COUNT_OF(w); i++) w[i] = (float)rng_normal(&r);
+    void *room = mem_alloc(kernel_panels_bytes(OUT, IN), &e);
+    assert_non_null(room);
+    struct kernel_panels panels = kernel_pack_nt(room, OUT, IN, DT_F32, w);
+    for (int how = 0; how < 4; how++) {
+        bool record = how / 2;
+        enum dtype precision = how % 2 ? DT_BF16 : DT_F32;
+        struct grad_tape *t;
+        assert_int_equal(grad_tape_new(&t, record, precision, &e), 0);
+        struct grad_var *in = grad_leaf(t, x, NULL, ROWS, IN), *packed = grad_leaf_packed(t, &panels);
+        if (!record && precision == DT_BF16) {
+            struct grad_var *a = grad_linear(t, in, packed, NULL, NULL);
+            struct grad_var *b = grad_linear(t, in, grad_leaf(t, w, NULL, OUT, IN), NULL, NULL);
+            assert_true(a && b && a->rows == ROWS && a->cols == OUT);
+            assert_memory_equal(a->value.data, b->value.data, kernel_array_bytes(DT_BF16, ROWS * OUT));
+        } else {
+            assert_null(packed);
+            assert_null(grad_linear(t, in, packed, NULL, NULL));
+            assert_int_equal(grad_error(t, &e), ERR_USAGE);
+        }
+        grad_tape_free(t);
+    }
+    mem_free(room);
+}
+
 /* Without record, rewinding gives the memory back: a thousand steps take that of one. */
 static void test_mark_and_rewind(void **state) {
     (void)state;
@@ -752,6 +785,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_failing_loss, release_memory),
         cmocka_unit_test_teardown(test_without_memory, release_memory),
         cmocka_unit_test_teardown(test_shapes_are_checked, release_memory),
+        cmocka_unit_test_teardown(test_packed_leaf, release_memory),
         cmocka_unit_test_teardown(test_mark_and_rewind, release_memory),
         cmocka_unit_test_teardown(test_gradients_are_recycled, release_memory),
     };
