@@ -8,6 +8,7 @@ run_teacher_infer() {
         n=$(sized 256 8192)
         title "$precision, $n tokens in sequences of $CONTEXT"
         ours "rill teacher-infer | logit-dump$(or_f32 teacher-infer $precision)" infer_ours "$n" "$(precision teacher-infer $precision)"
+        ours "rill teacher-infer --encode$(or_f32 teacher-infer $precision)" infer_encode "$n" "$(precision teacher-infer $precision)"
         python_peer 'torch safetensors' PyTorch torch_infer --model "$(hf_folder)" --dtype $precision --batch 4 --context "$CONTEXT"
         peer_llama llama-perplexity "$precision, half of the logits" llama_perplexity "$(gguf_as $precision)"
         [ $precision = f32 ] || peer_llama llama-bench "$precision, no logits" llama_prompt "$(gguf_as $precision)"
@@ -18,4 +19,8 @@ run_teacher_infer() {
 infer_ours() { # TOKENS OPTIONS
     amount=$1
     timed_pipe "rill teacher-infer -q -j $THREADS $2 -m '$(model_as bf16)' '$(tokens "$1")' | rill logit-dump -q -j $THREADS --encode sample:50 >/dev/null"
+}
+infer_encode() { # TOKENS OPTIONS
+    # shellcheck disable=SC2086
+    amount=$1 && timed rill teacher-infer -q -j "$THREADS" $2 --encode sample:50 -m "$(model_as bf16)" "$(tokens "$1")" --force -o /dev/null
 }
