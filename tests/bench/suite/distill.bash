@@ -28,8 +28,7 @@ distill_ours() { # STEPS OPTIONS
     amount=$(($1 * 4 * CONTEXT)) seconds=$(awk -v a="$all" -v b="$first" 'BEGIN { print a - b }')
     read -r _ _ memory <"$WORK/time"
 }
-distill_seconds() {
-    set -x # STEPS OPTIONS: of the steps alone
+distill_seconds() { # STEPS OPTIONS: of the steps alone
     # shellcheck disable=SC2086
     timed rill distill -q -j "$THREADS" $2 -m "$(model_as bf16)" --steps "$1" --epochs 100 --batch-tokens $((4 * CONTEXT)) --micro-tokens $((4 * CONTEXT)) \
         --report "$WORK/report" "$(knowledge $((4 * CONTEXT * 7)))" --force -o /dev/null || return 1
