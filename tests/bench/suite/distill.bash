@@ -1,7 +1,7 @@
 # A distillation step: 50 draws a position from the teacher, batches of 4 sequences, AdamW. Steps only, and warm ones on both sides:
 # ours are the seconds of a run less those of its first step. PyTorch's loss is on as many entries a position, not densified.
 # shellcheck shell=bash disable=SC2034,SC2154
-about_distill=220
+about_distill=540
 run_distill() {
     local precision steps entries
     entries=$(entries_a_position)
