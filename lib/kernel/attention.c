@@ -111,7 +111,7 @@ static void forward_task(void *ctx, size_t i, int thread) {
     b.first = (f->query_blocks - 1 - rest / a->n_seqs) * f->cut.queries;
     if (b.first >= length) return;
     b.n = smaller(f->cut.queries, length - b.first);
-    if (attention_is_bf16(f->v, a, f->q, f->k))
+    if (attention_is_bf16(f->v, a, f->q, f->k, f->values))
         forward_block_bf16(f, &b);
     else
         forward_block(f, &b);
@@ -194,6 +194,10 @@ static void backward_block(const struct backward *w, const struct block *b) {
     }
 }
 
+static bool backward_is_bf16(const struct backward *w) {
+    return w->dq.dtype == DT_BF16 && w->dy.dtype == DT_BF16 && w->y.dtype == DT_BF16;
+}
+
 /* A (sequence, key head) a task: every query of the sequence adds to the same dk and dv, in order. */
 static void backward_task(void *ctx, size_t i, int thread) {
     const struct backward *w = ctx;
@@ -210,7 +214,7 @@ static void backward_task(void *ctx, size_t i, int thread) {
         b.heads = smaller(w->cut.heads, w->cut.group - done);
         for (b.first = 0; b.first < length; b.first += w->cut.queries) {
             b.n = smaller(w->cut.queries, length - b.first);
-            if (attention_is_bf16(w->v, a, w->q, w->k))
+            if (attention_is_bf16(w->v, a, w->q, w->k, w->values) && backward_is_bf16(w))
                 backward_block_bf16(w, &b);
             else
                 backward_block(w, &b);

@@ -11,9 +11,9 @@
 #define PANELS (ROWS_FLOATS + PANEL * WIDEST) /* elements of a block of queries as panels */
 
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
-                       struct kernel_array k) {
-    return v->bf16 != &bf16_widened && q.dtype == DT_BF16 && k.dtype == DT_BF16 && a->head_dim % PANEL == 0 &&
-           a->head_dim <= WIDEST;
+                       struct kernel_array k, struct kernel_array values) {
+    return v->bf16 != &bf16_widened && q.dtype == DT_BF16 && k.dtype == DT_BF16 && values.dtype == DT_BF16 &&
+           a->head_dim % PANEL == 0 && a->head_dim <= WIDEST;
 }
 
 static size_t padded(size_t n) {
@@ -96,7 +96,10 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
         f->v->scale(o + r * d, d, (float)(1 / l[r]));
-        f->v->to_bf16((uint16_t *)f->y.data + at, o + r * d, d);
+        if (f->y.dtype == DT_BF16)
+            f->v->to_bf16((uint16_t *)f->y.data + at, o + r * d, d);
+        else
+            memcpy((float *)f->y.data + at, o + r * d, d * sizeof *o);
         if (f->lse) f->lse[at / d] = (float)(m[r] * a->scale + log(l[r]));
     }
 }

@@ -71,7 +71,7 @@ void online_softmax(const struct forward *f, const struct block *b, size_t from,
 
 /* Can these operands be multiplied as they are? */
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
-                       struct kernel_array k);
+                       struct kernel_array k, struct kernel_array values);
 void forward_block_bf16(const struct forward *f, const struct block *b);
 void backward_block_bf16(const struct backward *w, const struct block *b);
 

@@ -172,8 +172,10 @@ static void test_attention(void **state) {
         struct bounds b = {0};
         EACH_PATH(path) {
             bool rounds = kernel_has_bf16() && a.head_dim % 32 == 0;
-            kernel_attention(&a, y.f32, lse, q.f32, k.f32, v.f32);
+            kernel_attention(&a, y.f32, lse + rows, q.bf16, k.bf16, v.bf16); /* generation reads it so */
             kernel_attention(&a, y.bf16, lse + rows, q.bf16, k.bf16, v.bf16);
+            check_rounded("attention to f32", path, y);
+            kernel_attention(&a, y.f32, lse, q.f32, k.f32, v.f32);
             if (!rounds) {
                 assert_memory_equal(lse, lse + rows, rows * sizeof *lse);
                 check_rounded("attention", path, y);
