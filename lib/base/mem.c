@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "lib/base/base.h"
 #include "lib/base/base_internal.h"
@@ -16,7 +17,8 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-#define ALIGN 64 /* a cache line, and the widest vector register */
+#define ALIGN     64 /* a cache line, and the widest vector register */
+#define HUGE_PAGE ((size_t)2 << 20)
 
 /* ---- the allocator ---- */
 
@@ -33,12 +35,22 @@ static bool must_fail(void) {
     return false;
 }
 
+/* Touching a weight's 4 KiB pages for the first time takes longer than reading it from a file: ask for huge ones. What is
+   smaller than two of them is left alone: it would be mostly edges, and is soon used again. */
+static void ask_for_huge_pages(void *p, size_t size) {
+    if (size < 2 * HUGE_PAGE) return;
+    uintptr_t begin = ((uintptr_t)p + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    uintptr_t end = ((uintptr_t)p + size) & ~(HUGE_PAGE - 1);
+    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: failing changes nothing */
+}
+
 void *mem_alloc(size_t size, struct err *e) {
     void *p = NULL;
     if (must_fail() || size > PTRDIFF_MAX - ALIGN || posix_memalign(&p, ALIGN, size ? size : 1) != 0) {
         err_set(e, ERR_IO, "out of memory: %zu bytes", size);
         return NULL;
     }
+    ask_for_huge_pages(p, size);
     return p;
 }
 

@@ -2,20 +2,10 @@
  * Memory filled from the front and given back to a mark. It is a list of blocks, each at least as large as all before
  * it: the first step of a shape makes a few, later steps make none and touch the same pages.
  */
-#include <sys/mman.h>
-
 #include "lib/grad/grad_internal.h"
 
 #define ALIGN     64
 #define MIN_BLOCK ((size_t)1 << 20)
-#define HUGE_PAGE ((size_t)2 << 20)
-
-/* 4 KiB pages cost more to touch for the first time than the arithmetic done on them: ask for huge ones. */
-static void ask_for_huge_pages(unsigned char *data, size_t size) {
-    uintptr_t begin = ((uintptr_t)data + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
-    uintptr_t end = ((uintptr_t)data + size) & ~(HUGE_PAGE - 1);
-    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: failing changes nothing */
-}
 
 static int add_block(struct grad_stack *s, size_t need, struct err *e) {
     if (s->n_blocks == s->max_blocks) {
@@ -32,7 +22,6 @@ static int add_block(struct grad_stack *s, size_t need, struct err *e) {
     unsigned char *data = mem_alloc(size, e);
     if (!data && size > need) data = mem_alloc(size = need, e);
     if (!data) return e->code;
-    ask_for_huge_pages(data, size);
     s->blocks[s->n_blocks++] = (struct grad_block){data, size, held};
     return 0;
 }
