@@ -161,20 +161,16 @@ struct work {
 /* Without --steps: as many as the data makes. */
 static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
-    uint64_t per_epoch, positions;
     if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
     if (!cli_given(c, "steps")) {
         if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) ||
-            distill_count(r, o.batch_tokens, &per_epoch, &positions, e))
+        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) || distill_count(r, o.batch_tokens, epochs, &o.steps, e))
             return e->code;
-        if (!per_epoch) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
-        if (!u64_mul(per_epoch, epochs, &o.steps)) return err_set(e, ERR_USAGE, "too many epochs");
     }
-    if (!cli_given(c, "warmup")) o.warmup = o.steps / 10 < 100 ? o.steps / 10 : 100;
-    if (!cli_given(c, "lr-min")) o.lr_min = o.lr / 10;
+    if (!cli_given(c, "warmup")) o.warmup = distill_default_warmup(o.steps);
+    if (!cli_given(c, "lr-min")) o.lr_min = distill_default_lr_min(o.lr);
     return 0;
 }
 

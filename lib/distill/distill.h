@@ -42,9 +42,13 @@ struct distill_options {
 };
 /* Learning rate of a step, from 1: linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. */
 double distill_lr(const struct distill_options *o, uint64_t step);
+/* Of a schedule that states no more than its steps and its peak: a tenth of either, but at most 100 steps of warmup. */
+uint64_t distill_default_warmup(uint64_t steps);
+double distill_default_lr_min(double lr);
 
-/* Steps that one pass over a tokens or knowledge stream makes, and its positions. Reads to the end, lengths only. */
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *steps, uint64_t *positions,
+/* Steps that `epochs` passes over a tokens or knowledge stream make. Reads it to the end once, lengths only. ERR_DATA when it holds
+ * no sequences. */
+int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps,
                   struct err *e) MUST_CHECK;
 
 /*

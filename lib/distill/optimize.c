@@ -11,6 +11,14 @@ double distill_lr(const struct distill_options *o, uint64_t step) {
     return o->lr_min + 0.5 * (o->lr - o->lr_min) * (1 + cos(3.14159265358979323846 * (at < 1 ? at : 1)));
 }
 
+uint64_t distill_default_warmup(uint64_t steps) {
+    return steps / 10 < 100 ? steps / 10 : 100;
+}
+
+double distill_default_lr_min(double lr) {
+    return lr / 10;
+}
+
 /* Norm of the mean gradient over all parameters. */
 static double gradient_norm(const struct trainer *t, double scale) {
     double sum = 0;

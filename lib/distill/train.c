@@ -164,13 +164,12 @@ void trainer_progress(const struct trainer *t, struct distill_progress *p) {
 
 /* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
 struct counter {
-    uint64_t batch_tokens, pending, open, steps, positions;
+    uint64_t batch_tokens, pending, open, steps;
 };
 
 static void count_batch(struct counter *c, const struct stream_batch *head, const uint32_t *lengths) {
     for (uint32_t i = 0; i < head->n_seqs; i++) {
         uint64_t n = lengths[i] + c->open;
-        c->positions += lengths[i];
         c->open = i + 1 == head->n_seqs && (head->flags & BATCH_CONTINUES) ? n : 0;
         if (c->open) break;
         c->pending += n;
@@ -180,7 +179,7 @@ static void count_batch(struct counter *c, const struct stream_batch *head, cons
     }
 }
 
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *steps, uint64_t *positions, struct err *e) {
+int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps, struct err *e) {
     struct counter c = {.batch_tokens = batch_tokens};
     struct stream_batch head = {0};
     struct stream_item item;
@@ -196,7 +195,8 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t *step
             count_batch(&c, &head, (const uint32_t *)lengths.data); /* what is wrong, training will say */
     }
     buf_release(&lengths);
-    *steps = c.steps + (c.pending > 0);
-    *positions = c.positions;
-    return rc;
+    if (rc) return rc;
+    c.steps += c.pending > 0; /* the last step of an epoch takes what is left */
+    if (!c.steps) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
+    return u64_mul(c.steps, epochs, steps) ? 0 : err_set(e, ERR_USAGE, "too many epochs");
 }

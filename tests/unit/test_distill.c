@@ -212,15 +212,19 @@ static void counted_steps_are_the_steps_taken(void **state) {
         struct err e;
         struct stream_reader *r;
         struct distill_progress p;
-        uint64_t steps, positions;
+        uint64_t steps, twice;
         struct distill_options o = options_of("ce", &plain);
         int fd = tokens_file(&s, cut);
         OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
-        OK(distill_count(r, o.batch_tokens, &steps, &positions, &e));
+        OK(distill_count(r, o.batch_tokens, 1, &steps, &e));
         stream_reader_free(r);
+        assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+        OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
+        OK(distill_count(r, o.batch_tokens, 2, &twice, &e));
+        stream_reader_free(r);
+        assert_int_equal(twice, 2 * steps);
         o.steps = 1000;
         struct buf weights = trained(fd, &o, &plain, &p);
-        assert_int_equal(positions, s.n_positions);
         assert_int_equal(p.positions, s.n_positions);
         assert_int_equal(steps, p.step);
         assert_int_equal(p.epoch, 1);
@@ -239,6 +243,10 @@ static void the_schedule_is_linear_then_a_cosine(void **state) {
     assert_true(distill_lr(&o, 1) == 1 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
     o.steps = 1;
     assert_true(distill_lr(&o, 1) == 1);
+    assert_int_equal(distill_default_warmup(9), 0);
+    assert_int_equal(distill_default_warmup(999), 99);
+    assert_int_equal(distill_default_warmup(5000), 100);
+    assert_true(distill_default_lr_min(1e-3) == 1e-4);
 }
 
 /* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
