@@ -97,9 +97,10 @@ $(FIXTURE): $(OBJ)/tests/fixture/fixture.o $(OBJ)/librill.a $(BIN)/.flavour-$(fl
 	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
 BENCH_BIN := $(BIN)/bench/bench_hardware $(BIN)/bench/stopwatch
-$(BIN)/bench/%: $(OBJ)/tests/bench/%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
+BENCH_SHARED := $(OBJ)/tests/bench/registers.o $(OBJ)/tests/bench/products.o
+$(BIN)/bench/%: $(OBJ)/tests/bench/%.o $(BENCH_SHARED) $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 	@mkdir -p $(@D)
-	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+	$(call run,LD,$@) $(CC) -o $@ $< $(BENCH_SHARED) $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
 $(OBJ)/faults.so: tests/faults/faults.c
 	@mkdir -p $(@D)

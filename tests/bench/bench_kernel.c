@@ -8,76 +8,25 @@
  *     RILL_CPU=avx2 make bench-kernel
  *     OPENBLAS_CORETYPE=SkylakeX make bench-kernel
  */
-#include <time.h>
-
 #include <cblas.h>
 
-#include "lib/kernel/kernel.h"
+#include "tests/bench/products.h"
 
-enum form { NT, NN, TN };
-
-struct shape {
-    const char *what;
-    enum form form;
-    size_t m, n, k;
-};
-
-static const struct shape shapes[] = {
-    {"q, o", NT, 2048, 576, 576},
-    {"k, v", NT, 2048, 192, 576},
-    {"gate, up", NT, 2048, 1536, 576},
-    {"down", NT, 2048, 576, 1536},
-    {"head, 256 rows", NT, 256, 49152, 576},
-    {"dx of q, o", NN, 2048, 576, 576},
-    {"dx of gate, up", NN, 2048, 576, 1536},
-    {"dx of down", NN, 2048, 1536, 576},
-    {"dx of head", NN, 256, 576, 49152},
-    {"dw of q, o", TN, 576, 576, 2048},
-    {"dw of gate, up", TN, 1536, 576, 2048},
-    {"dw of down", TN, 576, 1536, 2048},
-    {"dw of head", TN, 49152, 576, 256},
-    {"one row, head", NT, 1, 49152, 576},
-    {"one row, gate", NT, 1, 1536, 576},
-};
-
-static clockid_t the_clock;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(the_clock, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static float *random_floats(size_t n) {
-    struct err e;
-    float *x = mem_array(n, sizeof *x, &e);
-    if (!x) exit(1);
-    struct rng r = rng_init(1, n);
-    for (size_t i = 0; i < n; i++) x[i] = (float)rng_u32(&r) * 0x1p-31f - 1;
-    return x;
-}
-
-static void ours(const struct shape *s, const float *a, const float *b, float *c) {
-    if (s->form == NT) kernel_matmul_nt(s->m, s->n, s->k, a, b, 0, c);
-    if (s->form == NN) kernel_matmul_nn(s->m, s->n, s->k, a, b, 0, c);
-    if (s->form == TN) kernel_matmul_tn(s->m, s->n, s->k, a, b, 0, c);
-}
-
-static void openblas(const struct shape *s, const float *a, const float *b, float *c) {
+static void openblas(const struct product *s, const float *a, const float *b, float *c) {
     blasint m = (blasint)s->m, n = (blasint)s->n, k = (blasint)s->k;
     cblas_sgemm(CblasRowMajor, s->form == TN ? CblasTrans : CblasNoTrans, s->form == NT ? CblasTrans : CblasNoTrans, m,
                 n, k, 1, a, s->form == TN ? m : k, b, s->form == NT ? k : n, 0, c, n);
 }
 
-static void bench_product(const struct shape *s, int threads) {
-    float *a = random_floats(s->m * s->k), *b = random_floats(s->n * s->k), *c = random_floats(s->m * s->n);
+static void bench_product(const struct product *s, int threads) {
+    float *a = bench_numbers(s->m * s->k), *b = bench_numbers(s->n * s->k), *c = bench_numbers(s->m * s->n);
     double flops = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[2] = {1e9, 1e9};
     for (int run = 0; run < (flops < 1 ? 40 : 10); run++)
         for (int which = 0; which < 2; which++) {
             openblas_set_num_threads(which ? threads : 1);
-            double t = now();
-            (which ? openblas : ours)(s, a, b, c);
-            t = now() - t;
+            double t = bench_now();
+            (which ? openblas : bench_multiply_f32)(s, a, b, c);
+            t = bench_now() - t;
             if (t < best[which]) best[which] = t;
         }
     openblas_set_num_threads(1);
@@ -193,24 +142,23 @@ static const struct {
 static void bench_others(void) {
     static const uint32_t starts[] = {0, 512, 1024, 1536, 2048};
     size_t n = (size_t)ROWS * VOCAB;
-    struct err e;
-    struct work w = {random_floats(n),
-                     random_floats(n),
-                     random_floats(n),
-                     random_floats(n),
-                     random_floats(n),
-                     random_floats(n),
-                     mem_array(ROWS * 50, sizeof(double), &e),
-                     mem_array(n, 4, &e),
+    struct work w = {bench_numbers(n),
+                     bench_numbers(n),
+                     bench_numbers(n),
+                     bench_numbers(n),
+                     bench_numbers(n),
+                     bench_numbers(n),
+                     bench_array(ROWS * 50, sizeof(double)),
+                     bench_array(n, 4),
                      {HEADS, KV_HEADS, HEAD_DIM, 4, starts, 0.125f}};
     for (size_t i = 0; i < ROWS * 50; i++) w.u[i] = (double)(i % 50) / 50;
     for (size_t i = 0; i < N; i++) w.ids[i] = (uint32_t)i;
     for (size_t i = 0; i < COUNT_OF(others); i++) {
         double best = 1e9;
         for (int run = 0; run < 10; run++) {
-            double t = now();
+            double t = bench_now();
             others[i].run(&w);
-            t = now() - t;
+            t = bench_now() - t;
             if (t < best) best = t;
         }
         printf("%-26s %9.3f us a %s\n", others[i].what, 1e6 * best / others[i].per, others[i].unit);
@@ -218,13 +166,10 @@ static void bench_others(void) {
 }
 
 int main(int argc, char **argv) {
-    uint64_t threads = (uint64_t)parallel_default_threads();
-    if (argc > 1 && !parse_u64(argv[1], &threads)) return 2;
-    /* One thread can be measured in processor time, which is fair on a busy machine too. */
-    the_clock = threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
-    parallel_set_threads((int)threads);
-    printf("%s, %d threads\n", kernel_backend(), (int)threads);
-    for (size_t i = 0; i < COUNT_OF(shapes); i++) bench_product(&shapes[i], (int)threads);
+    int threads;
+    if (!bench_begin(argc, argv, &threads)) return 2;
+    printf("%s, %d threads\n", kernel_backend(), threads);
+    for (size_t i = 0; i < n_products; i++) bench_product(&products[i], threads);
     bench_others();
     return 0;
 }

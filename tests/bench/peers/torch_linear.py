@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""GFLOP/s of PyTorch's bf16 linear layers (oneDNN) at the shapes of bench_bf16.c: the peer of lib/kernel's products.
+"""GFLOP/s of PyTorch's bf16 linear layers (oneDNN) at shapes of tests/bench/products.c: the peer of lib/kernel's products.
 
     make bench-kernel THREADS=1 PEER_PYTHON=venv/bin/python
 
