@@ -1,20 +1,11 @@
 """transformers' generate, greedily, many sequences at once."""
 
-import argparse
-
 import torch
 import transformers
 
-from peer import serve
+from peer import arguments, serve
 
-p = argparse.ArgumentParser()
-p.add_argument("--threads", type=int, required=True)
-p.add_argument("--model", required=True)
-p.add_argument("--dtype", choices=["bf16", "f32"], required=True)
-p.add_argument("--sequences", type=int, default=64)
-p.add_argument("--prompt", type=int, default=16)
-p.add_argument("--new", type=int, default=128)
-a = p.parse_args()
+a = arguments(sequences=64, prompt=16, new=128)
 torch.set_num_threads(a.threads)
 dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[a.dtype]
 model = transformers.AutoModelForCausalLM.from_pretrained(a.model, dtype=dtype).eval()

@@ -3,9 +3,22 @@
 Protocol (tests/bench/common.bash, python_peer): when it is ready it prints one line that says what it is; then, for each
 line on stdin, it does one repetition and prints "AMOUNT SECONDS PEAK_MEMORY_BYTES"."""
 
+import argparse
 import os
 import sys
 import time
+
+
+def arguments(**sizes):
+    """What a peer that runs a model is called with: --threads, --model, --dtype, and an integer for each of `sizes`, whose
+    value is its default."""
+    p = argparse.ArgumentParser()
+    p.add_argument("--threads", type=int, required=True)
+    p.add_argument("--model", required=True)
+    p.add_argument("--dtype", choices=["bf16", "f32"], required=True)
+    for name, default in sizes.items():
+        p.add_argument(f"--{name}", type=int, default=default)
+    return p.parse_args()
 
 
 def peak_memory():

@@ -1,19 +1,11 @@
 """PyTorch's forward pass with all logits, 4 sequences at a time: the fastest of plain, packed weights, compiled layers."""
 
-import argparse
-
 import torch
 
 from llama import Llama, pack
-from peer import fastest, serve
+from peer import arguments, fastest, serve
 
-p = argparse.ArgumentParser()
-p.add_argument("--threads", type=int, required=True)
-p.add_argument("--model", required=True)
-p.add_argument("--dtype", choices=["bf16", "f32"], required=True)
-p.add_argument("--batch", type=int, default=4)
-p.add_argument("--context", type=int, default=512)
-a = p.parse_args()
+a = arguments(batch=4, context=512)
 torch.set_num_threads(a.threads)
 dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[a.dtype]
 tokens = torch.randint(0, 256, (a.batch, a.context), generator=torch.Generator().manual_seed(1))

@@ -3,22 +3,13 @@ from the logits, so that no target is ever dense; AdamW, fused; bf16 by autocast
 whole or in chunks of positions that are computed again in the backward pass, whichever is faster, then with compiled
 layers if that is faster still."""
 
-import argparse
-
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from llama import Llama
-from peer import fastest, serve
+from peer import arguments, fastest, serve
 
-p = argparse.ArgumentParser()
-p.add_argument("--threads", type=int, required=True)
-p.add_argument("--model", required=True)
-p.add_argument("--dtype", choices=["bf16", "f32"], required=True)
-p.add_argument("--batch", type=int, default=4)
-p.add_argument("--context", type=int, default=512)
-p.add_argument("--entries", type=int, default=18)
-a = p.parse_args()
+a = arguments(batch=4, context=512, entries=18)
 torch.set_num_threads(a.threads)
 random = torch.Generator().manual_seed(1)
 tokens = torch.randint(0, 256, (a.batch, a.context), generator=random)
