@@ -31,6 +31,7 @@
 #   flip_byte FILE OFFSET     changes one byte in place
 #   file_size FILE
 #   on_terminal CMD...        runs CMD with a pseudo-terminal as stdin, stdout and stderr; all of it lands in $out
+#   make_inputs               for setup_file: small inputs for every program, in the folder $INPUTS (tests/cli/make-inputs)
 #   need PROGRAM...           skips the test when one of them is not installed or not built
 
 bats_require_minimum_version 1.5.0
@@ -52,6 +53,11 @@ enter_temp() {
     cd "$T" || return 1
 }
 leave_temp() { cd / && rm -rf "$T"; }
+
+make_inputs() {
+    export INPUTS="$BATS_FILE_TMPDIR/inputs"
+    "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
+}
 
 fail() {
     printf '%s\n' "$*" >&2

@@ -5,10 +5,8 @@
 load common
 
 setup_file() {
-    export INPUTS="$BATS_FILE_TMPDIR/inputs"
-    PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
+    make_inputs
     cd "$INPUTS" || return 1
-    PATH="$RILL_BIN:$PATH"
     local text
     text=$(cat text.txt text.txt text.txt text.txt)
     rill init -q --layers 3 --hidden 256 --heads 8 --kv-heads 2 --ffn 768 --context 128 --seed 1 model.rill -o wide.rill

@@ -2,10 +2,7 @@
 # rill distill: that a run can be told, logged, resumed and trusted. Losses and learning are the unit tests' business too.
 load common
 
-setup_file() {
-    export INPUTS="$BATS_FILE_TMPDIR/inputs"
-    PATH="$RILL_BIN:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
-}
+setup_file() { make_inputs; }
 setup() {
     enter_temp
     need rill-tokenize

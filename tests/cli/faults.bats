@@ -2,10 +2,7 @@
 # Every program of tests/cli/programs.table, with each call that can fail made to fail: see tests/faults/run.
 load common
 
-setup_file() {
-    export INPUTS="$BATS_FILE_TMPDIR/inputs"
-    PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
-}
+setup_file() { make_inputs; }
 setup() {
     [ -n "${FAULTS:-}" ] || skip "FAULTS names no library (a sanitizer build, or not run by make)"
     enter_temp

@@ -2,10 +2,7 @@
 # rill logit-dump: encodings from the outside, the table, refusals. That draws are unbiased is the unit tests' business.
 load common
 
-setup_file() {
-    export INPUTS="$BATS_FILE_TMPDIR/inputs"
-    PATH="$RILL_BIN:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
-}
+setup_file() { make_inputs; }
 setup() {
     enter_temp
     need rill-tokenize

@@ -2,10 +2,7 @@
 # rill quantize, beyond what every program must do and what tests/unit/test_quant.c says.
 load common
 
-setup_file() {
-    export INPUTS="$BATS_FILE_TMPDIR/inputs"
-    PATH="$RILL_BIN:$RILL_BIN/fixture:$PATH" "$BATS_TEST_DIRNAME/make-inputs" "$INPUTS"
-}
+setup_file() { make_inputs; }
 setup() {
     enter_temp
     cp -r "$INPUTS/." .
