@@ -31,6 +31,17 @@ static void check(const char *what, const float *got, const double *want, const 
             fail_msg("%s %zu is %.7g, should be %.7g +- %.3g", what, i, (double)got[i], want[i], 3.1 * UH * bound[i]);
 }
 
+typedef void plain64_product(size_t m, size_t n, size_t k, const double *a, const double *b, double beta, double *c);
+
+/* got [m][n] against the product of a and b over k terms. */
+static void check_product(const char *what, const float *got, plain64_product *product, size_t m, size_t n, size_t k,
+                          struct pair a, struct pair b) {
+    double *want = take(m * n, sizeof *want), *bound = take(m * n, sizeof *bound);
+    product(m, n, k, a.d, b.d, 0, want);
+    product(m, n, k, magnitudes(a), magnitudes(b), 0, bound);
+    check(what, got, want, bound, m * n);
+}
+
 /* ---- linear maps ---- */
 
 enum { N = 37, IN = 70, OUT = 45 };
@@ -42,8 +53,7 @@ static void check_linear(bool with_residual) {
     struct pair residual = normals(&r, N * OUT, 1), dy = normals(&r, N * OUT, 1);
     float *dx = take(N * IN, sizeof *dx), *dw = take(OUT * IN, sizeof *dw), *db = take(OUT, sizeof *db);
     float *dr = take(N * OUT, sizeof *dr);
-    double *want = take(N * IN + N * OUT + OUT * IN, sizeof *want),
-           *bound = take(N * IN + N * OUT + OUT * IN, sizeof *bound);
+    double *want = take(N * OUT, sizeof *want), *bound = take(N * OUT, sizeof *bound);
     struct grad_tape *t = new_tape(DT_BF16);
     struct grad_var *rest = with_residual ? grad_leaf(t, residual.f, dr, N, OUT) : NULL;
     struct grad_var *y = grad_linear(t, grad_leaf(t, x.f, dx, N, IN), grad_leaf(t, w.f, dw, OUT, IN),
@@ -57,12 +67,8 @@ static void check_linear(bool with_residual) {
 
     kernel_add(grad_of(t, y), kernel_f32(dy.f), N * OUT);
     finish(t);
-    plain64_matmul_nn(N, IN, OUT, dy.d, w.d, 0, want);
-    plain64_matmul_nn(N, IN, OUT, magnitudes(dy), magnitudes(w), 0, bound);
-    check("linear: gradient of x", dx, want, bound, N * IN);
-    plain64_matmul_tn(OUT, IN, N, dy.d, x.d, 0, want);
-    plain64_matmul_tn(OUT, IN, N, magnitudes(dy), magnitudes(x), 0, bound);
-    check("linear: gradient of w", dw, want, bound, OUT * IN);
+    check_product("linear: gradient of x", dx, plain64_matmul_nn, N, IN, OUT, dy, w);
+    check_product("linear: gradient of w", dw, plain64_matmul_tn, OUT, IN, N, dy, x);
     memset(want, 0, OUT * sizeof *want);
     memset(bound, 0, OUT * sizeof *bound);
     plain64_sum_rows(want, dy.d, N, OUT);
@@ -100,21 +106,14 @@ static void test_head(void **state) {
     struct rng r = rng_init(42, 1);
     struct pair h = normals(&r, ROWS * HIDDEN, 1), w = normals(&r, VOCAB * HIDDEN, 1), c = normals(&r, ROWS * VOCAB, 1);
     float *dh = take(ROWS * HIDDEN, sizeof *dh), *dw = take(VOCAB * HIDDEN, sizeof *dw);
-    double *want = take(ROWS * VOCAB, sizeof *want), *bound = take(ROWS * VOCAB, sizeof *bound);
     struct linear_loss l = {take(ROWS * VOCAB, sizeof(float)), c.f};
     struct grad_tape *t = new_tape(DT_BF16);
     assert_true(
         grad_head(t, grad_leaf(t, h.f, dh, ROWS, HIDDEN), grad_leaf(t, w.f, dw, VOCAB, HIDDEN), linear_loss, &l));
     finish(t);
-    plain64_matmul_nt(ROWS, VOCAB, HIDDEN, h.d, w.d, 0, want);
-    plain64_matmul_nt(ROWS, VOCAB, HIDDEN, magnitudes(h), magnitudes(w), 0, bound);
-    check("head: logit", l.logits_seen, want, bound, ROWS * VOCAB);
-    plain64_matmul_nn(ROWS, HIDDEN, VOCAB, c.d, w.d, 0, want);
-    plain64_matmul_nn(ROWS, HIDDEN, VOCAB, magnitudes(c), magnitudes(w), 0, bound);
-    check("head: gradient of h", dh, want, bound, ROWS * HIDDEN);
-    plain64_matmul_tn(VOCAB, HIDDEN, ROWS, c.d, h.d, 0, want);
-    plain64_matmul_tn(VOCAB, HIDDEN, ROWS, magnitudes(c), magnitudes(h), 0, bound);
-    check("head: gradient of w", dw, want, bound, VOCAB * HIDDEN);
+    check_product("head: logit", l.logits_seen, plain64_matmul_nt, ROWS, VOCAB, HIDDEN, h, w);
+    check_product("head: gradient of h", dh, plain64_matmul_nn, ROWS, HIDDEN, VOCAB, c, w);
+    check_product("head: gradient of w", dw, plain64_matmul_tn, VOCAB, HIDDEN, ROWS, c, h);
 }
 
 /* ---- a decoder ---- */
