@@ -23,7 +23,7 @@
 enum cli_type {
     CLI_FLAG,   /* bool *                         */
     CLI_STRING, /* const char **                  */
-    CLI_U64,    /* uint64_t *, within [min, max]  */
+    CLI_U64,    /* uint64_t *, within [min, max], at most what a JSON number holds exactly */
     CLI_F64,    /* double *, within [min, max]    */
     CLI_CHOICE, /* const char **, one of `choices` ("a|b|c") */
     CLI_LIST,   /* struct cli_list *, repeatable  */
@@ -68,9 +68,6 @@ struct cli_program {
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
-
-/* --seed stays below what a JSON number holds exactly. */
-#define CLI_SEED_MAX (1ull << 53)
 
 /* Parses, runs, reports, maps the error to the exit code. Common options: -h --help, -V --version, -v, -q,
  * --progress=auto|always|never, --report FILE, and those that the flags above switch on. Hidden: --help-man, --help-bash. */

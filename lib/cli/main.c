@@ -112,7 +112,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .arg = "N",
                                         .fallback = "0",
                                         .min = 0,
-                                        .max = (double)CLI_SEED_MAX,
+                                        .max = (double)JSON_MAX_INTEGER,
                                         .help = "seed of all random numbers; the same seed gives the same result"};
     if (p->threaded)
         rows[n++] = (struct cli_option){

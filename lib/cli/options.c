@@ -111,6 +111,8 @@ static int set_number(const struct cli_option *o, const char *text, struct err *
         return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text, whole ? "whole number" : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
+    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not say it */
+        return err_set(e, ERR_USAGE, "--%s: %.80s is above %llu", o->name, text, (unsigned long long)JSON_MAX_INTEGER);
     if ((has_min && v < o->min) || (has_max && v > o->max)) {
         if (has_max)
             return err_set(e, ERR_USAGE, "--%s: %.80s is outside of %.17g to %.17g", o->name, text, o->min, o->max);

@@ -188,6 +188,8 @@ static void wrong_values(void **state) {
     REFUSED("--count: 0 is outside of 1 to 4096", "--count=0");
     REFUSED("--count: 4097 is outside of 1 to 4096", "--count=4097");
     REFUSED("--threads: 0 is below 1", "-j0");
+    REFUSED("--threads: 9007199254740992 is above 9007199254740991", "-j9007199254740992");
+    REFUSED("--threads: 16777216G is above 9007199254740991", "-j16777216G");
     REFUSED("--ratio: 1.5 is outside of 0 to 1", "--ratio=1.5");
     REFUSED("--ratio: 'half' is not a number", "--ratio=half");
 }
