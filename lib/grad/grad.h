@@ -49,10 +49,10 @@ struct grad_memory grad_memory(const struct grad_tape *t);
 bool grad_records(const struct grad_tape *t);
 enum dtype grad_precision(const struct grad_tape *t);
 
-/* n bytes that live as long as the graph (positions, sequence starts); a var without history in f32, for values made
- * outside the tape (generation from a cache). NULL on failure, as operations. */
+/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside
+ * the tape (generation from a cache). NULL on failure, as operations. */
 void *grad_alloc(struct grad_tape *t, size_t n);
-struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols);
+struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype);
 /* The value in f32: where it is, or a copy with the lifetime of the graph. NULL on failure or for NULL. */
 const float *grad_value(struct grad_tape *t, const struct grad_var *v);
 

@@ -120,8 +120,8 @@ struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panel
     return &v->var;
 }
 
-struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols) {
-    struct grad_node *v = tape_result(t, rows, cols, DT_F32, false);
+struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype) {
+    struct grad_node *v = tape_result(t, rows, cols, dtype, false);
     return v ? &v->var : NULL;
 }
 

@@ -21,6 +21,11 @@ INLINE __mmask16 first(size_t n) {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
+/* The first n of 32 halves, all from 32 on. */
+INLINE __mmask32 halves(size_t n) {
+    return n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1);
+}
+
 /* r[0..15] as the rows of a matrix become its columns: 4 x 4 in each 128-bit lane, then 4 x 4 of lanes. */
 INLINE void transpose16(__m512 r[16]) {
     __m512 t[16];

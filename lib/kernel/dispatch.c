@@ -36,6 +36,8 @@ static void make_paths(void) {
     avx512bf16.name = "avx512bf16";
     avx512bf16.bf16 = &bf16_avx512;
     avx512bf16.dequantize = dequantize_avx512bf16;
+    avx512bf16.decode_dots = decode_dots_avx512bf16;
+    avx512bf16.decode_mix = decode_mix_avx512bf16;
     amx = avx512bf16;
     amx.name = "amx";
     amx.bf16 = &bf16_amx;

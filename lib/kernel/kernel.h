@@ -149,11 +149,22 @@ void kernel_attention(const struct kernel_attention *a, struct kernel_array y, f
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
                                struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
                                struct kernel_array k, struct kernel_array v);
-/* Generation: one query a sequence against its cache. q [n_seqs][n_heads][head_dim]; keys[s], values[s] are
- * [length[s]][n_kv_heads][head_dim]. Of `a` the starts are not looked at. */
-void kernel_attention_decode(const struct kernel_attention *a, float *y, const float *q,
-                             const struct kernel_array *keys, const struct kernel_array *values,
-                             const uint32_t *length);
+
+/* ---- attention of generation: one query a sequence against the keys and values that are kept of it ----------------- */
+/* Of one sequence in one layer. How they lie in memory is known to attention_decode.c alone. */
+struct kernel_cache {
+    struct kernel_array memory; /* the caller's: kernel_cache_size elements */
+    size_t capacity;            /* positions there is room for */
+    size_t length;              /* positions it holds */
+};
+size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity);
+/* caches[s] takes rows [starts[s], starts[s + 1]) of k and v [n][n_kv_heads][head_dim], which have its type. */
+void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *caches, struct kernel_array k,
+                         struct kernel_array v);
+/* q, y [n_seqs][n_heads][head_dim]; q has the type of the caches, none of which is empty. The starts are not looked at. What
+ * a sequence gets does not depend on the others. */
+void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
+                             const struct kernel_cache *caches);
 
 /* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
 void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);

@@ -67,6 +67,18 @@ dequantize_fn dequantize_avx512bf16;
 bool amx_available(void); /* asks the system for tiles */
 #endif
 
+/* Of attention in generation: n queries x of k elements with `count` keys, out[i * ldo + j] = x[i] . keys[j]; and with
+ * their values, y[i] += sum_j p[i * ldp + j] values[j]. Rows lie one behind the other. `next` is where as many rows will be
+ * read after these: memory is asked for them meanwhile. */
+typedef void decode_dots_fn(float *out, size_t ldo, const uint16_t *x, size_t n, const uint16_t *keys, size_t count,
+                            size_t k, const uint16_t *next);
+typedef void decode_mix_fn(float *y, const float *p, size_t ldp, size_t n, const uint16_t *values, size_t count,
+                           size_t k, const uint16_t *next);
+#if defined(__x86_64__)
+decode_dots_fn decode_dots_avx512bf16;
+decode_mix_fn decode_mix_avx512bf16;
+#endif
+
 /* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */
 typedef void transpose_words_fn(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k);
 transpose_words_fn transpose_words_plain;
@@ -93,7 +105,9 @@ struct simd {
     const struct micro_bf16 *bf16;
     transpose_words_fn *transpose_words;
     transpose_bf16_fn *transpose_bf16;
-    dequantize_fn *dequantize; /* or NULL */
+    dequantize_fn *dequantize;   /* or NULL */
+    decode_dots_fn *decode_dots; /* both or NULL */
+    decode_mix_fn *decode_mix;
 
     void (*fill)(float *y, size_t n, float a);                                       /* y = a */
     void (*scale)(float *y, size_t n, float a);                                      /* y *= a */

@@ -19,11 +19,6 @@ TARGET void transpose_words_avx512(uint32_t *y, size_t ldy, const uint32_t *x, s
     }
 }
 
-/* The first n of 32 halves, n <= 32. */
-INLINE __mmask32 halves(size_t n) {
-    return n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1);
-}
-
 /* 16 columns of two rows as pairs. */
 INLINE __m512i paired(const uint16_t *x, const uint16_t *z, __mmask16 mask) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));

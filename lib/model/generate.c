@@ -163,7 +163,7 @@ static int run_step(struct model_generator *g, const struct model_input *in, str
     grad_reset(g->t);
     struct grad_var *h = model_graph_cached(g->m, g->t, in, caches, NULL, NULL, e);
     if (!h) return e->code;
-    struct grad_var *last = grad_scratch(g->t, in->n_seqs, h->cols);
+    struct grad_var *last = grad_scratch(g->t, in->n_seqs, h->cols, DT_F32);
     for (size_t i = 0, end = 0; last && i < in->n_seqs; i++) {
         end += in->lengths[i];
         kernel_convert(kernel_part(last->value, i * h->cols), kernel_part(h->value, (end - 1) * h->cols), h->cols);

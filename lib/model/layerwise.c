@@ -101,7 +101,7 @@ static size_t hidden(const struct model_layerwise *l) {
 
 /* The states of one input as a variable, and back. */
 static struct grad_var *take_states(const struct model_layerwise *l, struct grad_tape *t, size_t first, size_t rows) {
-    struct grad_var *x = grad_scratch(t, rows, hidden(l));
+    struct grad_var *x = grad_scratch(t, rows, hidden(l), DT_F32);
     if (x) kernel_copy(x->value.data, (const float *)l->states.data + first * hidden(l), rows * hidden(l));
     return x;
 }

@@ -4,8 +4,7 @@
 
 #include "lib/model/model.h"
 
-/* Keys (rotated) and values of one sequence. Those of a layer lie behind those of the layers before it: keys [capacity][width], then
- * values [capacity][width], with width = n_kv_heads * head_dim of the layer. */
+/* Keys (rotated) and values of one sequence: a kernel_cache for each layer, one behind the other. */
 struct kv_cache {
     struct kernel_array memory; /* in the tape's precision, which keys and values have */
     size_t capacity;            /* positions there is room for */

@@ -171,60 +171,100 @@ static void test_nothing_leaks(void **state) {
 
 /* ---- decode ---- */
 
+enum { SEQS = 4 };
+
+/* The last query of each sequence, and caches that hold all keys and values of it. */
 struct decode {
-    const struct batch *b;
-    struct kernel_array *keys, *values;
-    const float *q;
-    uint32_t *length;
+    struct kernel_attention a;
+    struct kernel_array q;
+    struct kernel_cache caches[SEQS];
 };
+
+/* What the library reads is what the twin reads. */
+static void round_to_bf16(struct pair p) {
+    for (size_t i = 0; i < p.n; i++) set(p, i, bf16_to_f32(f32_to_bf16(p.f[i])));
+}
+
+static struct kernel_array as_type(enum dtype type, const float *x, size_t n) {
+    struct kernel_array y = {type, take(kernel_array_bytes(type, n), 1)};
+    kernel_convert(y, kernel_f32(x), n);
+    return y;
+}
+
+/* Keys and values come in pieces, as those of prompts and steps do. */
+static void fill_caches(const struct batch *b, struct decode *c, enum dtype type) {
+    size_t kv = b->a.n_kv_heads * b->a.head_dim;
+    for (size_t s = 0; s < SEQS; s++) {
+        uint32_t first = b->a.starts[s], n = b->a.starts[s + 1] - first, cut[] = {0, n / 2, n - 1, n};
+        size_t capacity = n + s, size = kernel_cache_size(b->a.n_kv_heads, b->a.head_dim, capacity);
+        c->caches[s] = (struct kernel_cache){{type, take(kernel_array_bytes(type, size), 1)}, capacity, 0};
+        for (int i = 0; i < 3; i++) {
+            uint32_t starts[] = {0, cut[i + 1] - cut[i]};
+            struct kernel_attention one = b->a;
+            one.n_seqs = 1;
+            one.starts = starts;
+            if (starts[1] == 0) continue;
+            size_t at = (first + cut[i]) * kv, count = starts[1] * kv;
+            kernel_cache_append(&one, &c->caches[s], as_type(type, b->k.f + at, count),
+                                as_type(type, b->v.f + at, count));
+        }
+        assert_int_equal(c->caches[s].length, n);
+    }
+}
 
 static void run_decode(void *ctx, float *y) {
     const struct decode *c = ctx;
-    const struct kernel_attention *a = &c->b->a;
-    kernel_attention_decode(a, y, c->q, c->keys, c->values, c->length);
+    kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches);
+}
+
+/* In company, alone and rounded to bf16: the same numbers. */
+static void check_company(const struct decode *c, size_t row) {
+    float *together = take(SEQS * row, sizeof *together), *alone = take(row, sizeof *alone);
+    uint16_t *rounded = take(SEQS * row, sizeof *rounded), *want = take(SEQS * row, sizeof *want);
+    EACH_PATH(path) {
+        kernel_attention_decode(&c->a, kernel_f32(together), c->q, c->caches);
+        struct kernel_attention one = c->a;
+        one.n_seqs = 1;
+        for (size_t s = 0; s < SEQS; s++) {
+            kernel_attention_decode(&one, kernel_f32(alone), kernel_part(c->q, s * row), &c->caches[s]);
+            assert_memory_equal(together + s * row, alone, row * sizeof *alone);
+        }
+        kernel_attention_decode(&c->a, (struct kernel_array){DT_BF16, rounded}, c->q, c->caches);
+        kernel_to_bf16(want, together, SEQS * row);
+        assert_memory_equal(rounded, want, SEQS * row * sizeof *want);
+    }
 }
 
 /* The last query of each sequence against a cache of all its keys: the last row of attention. */
 static void test_decode(void **state) {
     static const uint32_t starts[] = {0, 1, 130, 259, 600};
-    static const size_t heads[][3] = {{1, 1, 4}, {9, 3, 64}, {6, 1, 33}, {4, 4, 80}, {20, 1, 8}};
+    static const size_t heads[][3] = {{1, 1, 4},  {9, 3, 64},  {6, 1, 33}, {4, 4, 80},
+                                      {20, 1, 8}, {7, 1, 128}, {4, 2, 300}};
     (void)state;
     struct rng r = rng_init(23, 1);
-    for (size_t i = 0; i < COUNT_OF(heads); i++) {
-        enum { SEQS = 4 };
-        struct batch b = make_batch(&r, starts, SEQS, heads[i][0], heads[i][1], heads[i][2], 1);
+    for (size_t i = 0; i < 2 * COUNT_OF(heads); i++) {
+        enum dtype type = i % 2 ? DT_BF16 : DT_F32;
+        const size_t *h = heads[i / 2];
+        struct batch b = make_batch(&r, starts, SEQS, h[0], h[1], h[2], 1);
+        if (type == DT_BF16) {
+            round_to_bf16(b.q), round_to_bf16(b.k), round_to_bf16(b.v);
+            plain64_attention(&b.a, b.y, b.lse, b.q.d, b.k.d, b.v.d, b.p);
+        }
         struct bounds t = bounds_of(&b);
-        size_t row = b.a.n_heads * b.a.head_dim, kv = b.a.n_kv_heads * b.a.head_dim;
-        struct kernel_array keys[SEQS], values[SEQS], wide[2][SEQS];
-        uint32_t length[SEQS];
+        size_t row = b.a.n_heads * b.a.head_dim;
+        struct decode c = {.a = b.a};
         float *q = take(SEQS * row, sizeof *q);
         double *want = take(SEQS * row, sizeof *want), *tolerance = take(SEQS * row, sizeof *tolerance);
         for (size_t s = 0; s < SEQS; s++) {
             size_t last = (starts[s + 1] - 1) * row;
-            keys[s] = kernel_f32(b.k.f + starts[s] * kv);
-            values[s] = kernel_f32(b.v.f + starts[s] * kv);
-            length[s] = starts[s + 1] - starts[s];
             memcpy(q + s * row, b.q.f + last, row * sizeof *q);
             memcpy(want + s * row, b.y + last, row * sizeof *want);
             memcpy(tolerance + s * row, t.y + last, row * sizeof *tolerance);
         }
-        struct decode c = {&b, keys, values, q, length};
+        c.q = as_type(type, q, SEQS * row);
+        fill_caches(&b, &c, type);
         check_kernel("attention decode", run_decode, &c, SEQS * row, NULL, want, tolerance);
-        /* From a cache in bf16: what the same keys and values give when they are widened before. */
-        for (size_t s = 0; s < SEQS; s++)
-            for (int v = 0; v < 2; v++) {
-                struct kernel_array *from = v ? &values[s] : &keys[s];
-                struct kernel_array narrow = {DT_BF16, take(length[s] * kv, sizeof(uint16_t))};
-                wide[v][s] = kernel_f32(take(length[s] * kv, sizeof(float)));
-                kernel_convert(narrow, *from, length[s] * kv);
-                kernel_convert(wide[v][s], narrow, length[s] * kv);
-                *from = narrow;
-            }
-        struct decode w = {&b, wide[0], wide[1], q, length};
-        float *from_narrow = take(SEQS * row, sizeof *q), *from_wide = take(SEQS * row, sizeof *q);
-        run_decode(&c, from_narrow);
-        run_decode(&w, from_wide);
-        assert_memory_equal(from_narrow, from_wide, SEQS * row * sizeof *q);
+        check_company(&c, row);
         release_memory(NULL);
     }
 }
