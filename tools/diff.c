@@ -53,10 +53,10 @@ static int put_json(const struct comparison *k, const struct stream_pair *p, boo
     cJSON *j = tensor_desc_json(p->a ? p->a : p->b);
     bool ok = json_put_str(j, "a", p->a ? "present" : "absent") && json_put_str(j, "b", describe(p->b, b, sizeof b));
     if (p->compared) /* an infinite difference is null */
-        ok = ok && json_put_u64(j, "different", d->n_different) && json_put_f64(j, "max_abs", d->max_abs) &&
-             json_put_f64(j, "mean_abs", tensor_difference_mean_abs(d)) &&
-             json_put_f64(j, "rmse", tensor_difference_rmse(d)) &&
-             json_put_f64(j, "cosine", tensor_difference_cosine(d));
+        ok = ok && json_put_u64(j, "different", d->n_different) && json_put_f64_or_null(j, "max_abs", d->max_abs) &&
+             json_put_f64_or_null(j, "mean_abs", tensor_difference_mean_abs(d)) &&
+             json_put_f64_or_null(j, "rmse", tensor_difference_rmse(d)) &&
+             json_put_f64_or_null(j, "cosine", tensor_difference_cosine(d));
     return cli_put_json(k->out, j, ok && json_put_bool(j, "outside", outside), e);
 }
 

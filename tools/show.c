@@ -1,6 +1,7 @@
 /* rill show: the values of tensors, and what else a stream says, as text. */
 #include <fnmatch.h>
 #include <inttypes.h>
+#include <math.h>
 
 #include "lib/cli/cli.h"
 
@@ -22,7 +23,10 @@ static const struct cli_option options[] = {
      .help = "show range, mean, deviation and how many are zero, NaN, infinite"},
     {.name = "histogram", .type = CLI_FLAG, .to = &histogram, .help = "show how the values are spread"},
     {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "write all values, a line for each row, and nothing else"},
-    {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each tensor"},
+    {.name = "json",
+     .type = CLI_FLAG,
+     .to = &as_json,
+     .help = "write JSON, a line for each tensor; what is not finite is null"},
     {.name = "meta", .type = CLI_FLAG, .to = &meta, .help = "show the descriptions of the segments, not tensors"},
     {.name = "prov", .type = CLI_FLAG, .to = &prov, .help = "show the provenance, oldest step first, not tensors"},
     {.name = "vocab", .type = CLI_FLAG, .to = &vocab, .help = "show size and digest of the vocabulary, not tensors"},
@@ -98,7 +102,8 @@ static int put_json(struct view *v, struct err *e) {
     bool ok = j && list && cJSON_AddItemToObject(j, "values", list);
     for (uint64_t at = 0; ok && at < head && values(v, at, &n); at += n)
         for (size_t i = 0; ok && i < n && at + i < head; i++)
-            ok = cJSON_AddItemToArray(list, cJSON_CreateNumber((double)v->x[i]));
+            ok = cJSON_AddItemToArray(list,
+                                      isfinite(v->x[i]) ? cJSON_CreateNumber((double)v->x[i]) : cJSON_CreateNull());
     if (stats)
         ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
              json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&

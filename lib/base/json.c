@@ -198,6 +198,10 @@ bool json_put_f64(cJSON *object, const char *key, double v) {
     return cJSON_AddNumberToObject(object, key, v);
 }
 
+bool json_put_f64_or_null(cJSON *object, const char *key, double v) {
+    return isfinite(v) ? json_put_f64(object, key, v) : cJSON_AddNullToObject(object, key) != NULL;
+}
+
 bool json_put_str(cJSON *object, const char *key, const char *v) {
     return cJSON_AddStringToObject(object, key, v);
 }

@@ -43,7 +43,7 @@ bool put_mean(cJSON *o, const char *key, const struct moments *s) {
 }
 
 bool put_exp(cJSON *o, const char *key, double x) {
-    return isfinite(exp(x)) ? json_put_f64(o, key, exp(x)) : cJSON_AddNullToObject(o, key) != NULL;
+    return json_put_f64_or_null(o, key, exp(x));
 }
 
 bool put_perplexity(cJSON *o, const char *key, const struct moments *nll) {

@@ -27,6 +27,11 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     check_exit 0 sh -c 'rill diff - a.rill < a.rill'
 }
 
+@test "diff --json says null of an infinite difference" {
+    check_exit 4 rill diff --json "$ROOT/tests/golden/stream/nan.rill" "$ROOT/tests/golden/stream/finite.rill"
+    assert_stdout '*"different":2,"max_abs":null,"mean_abs":null,"rmse":null,"cosine":1,"outside":true}'
+}
+
 @test "diff agrees with awk" {
     rill fixture --kind stats -n 1 --elems 50 --seed 1 >a.rill
     rill fixture --kind stats -n 1 --elems 50 --seed 2 >b.rill

@@ -44,6 +44,11 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     assert_stdout '23 bytes, digest of the bytes xxh3:*'
 }
 
+@test "show --json says null where JSON has no number" {
+    check_exit 0 rill show --json --stats "$ROOT/tests/golden/stream/nan.rill"
+    assert_stdout '*"values":\[1,2,3,4,5,null,null,8\],*"max":8,*"nan":1,"inf":1}'
+}
+
 @test "show refuses a damaged tensor" {
     cp "$(g model-raw)" m.rill
     flip_byte m.rill 800

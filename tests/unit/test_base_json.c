@@ -394,7 +394,9 @@ static void test_put_and_read_back(void **state) {
     assert_true(json_put_f64(o, "lr", 3e-4));
     assert_true(json_put_str(o, "name", "q4_k"));
     assert_true(json_put_bool(o, "tied", true));
-    assert_text(o, "{\"max\":9007199254740991,\"lr\":0.0003,\"name\":\"q4_k\",\"tied\":true}");
+    assert_true(json_put_f64_or_null(o, "loss", 0.5) && json_put_f64_or_null(o, "nan", NAN));
+    assert_text(o, "{\"max\":9007199254740991,\"lr\":0.0003,\"name\":\"q4_k\",\"tied\":true,"
+                   "\"loss\":0.5,\"nan\":null}");
     cJSON_Delete(o);
 }
 
