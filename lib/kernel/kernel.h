@@ -73,8 +73,11 @@ struct kernel_panels {
     enum dtype dtype; /* of a matrix that is not packed */
     const void *data; /* the caller's */
 };
+#define KERNEL_PANEL 32 /* columns */
 size_t kernel_panels_bytes(size_t n, size_t k);
-/* Fills memory and describes it. nt: from [n][k] in any floating or quantized type; nn: from [k][n], DT_F32 or DT_BF16. */
+/* Fills memory and describes it. nt: from [n][k] in any floating or quantized type; nn: from [k][n], DT_F32 or DT_BF16.
+ * A part of the rows of [n][k], from a multiple of KERNEL_PANEL on, may be packed alone, to its place: memory +
+ * kernel_panels_bytes(first row, k). */
 struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b);
 struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b);
 /* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32, and as

@@ -21,7 +21,7 @@ gemm_fn gemm_avx512;
 
 /* ---- products of bf16 on one thread -------------------------------------------------------------------------------- */
 
-#define PANEL       32 /* columns in a panel of the right-hand matrix; k is padded to multiples of it too */
+#define PANEL       KERNEL_PANEL /* k is padded to multiples of it too */
 #define MAX_BLOCK   128
 #define MAX_K_BLOCK 768
 #define MAX_ROW_STRIDE                                                                                                 \

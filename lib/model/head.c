@@ -101,14 +101,8 @@ static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item,
     }
 }
 
-static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
-    uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
-    if (bad == n) return 0;
-    return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d->name, (unsigned long long)bad);
-}
-
-/* The tensor that lies in front of the cursor: is it the one that belongs here, does it fit, is it sound? */
-static int take_tensor(struct model_tensors *t, const struct stream_item *item, struct err *e) {
+/* The tensor that lies in front of the cursor: is it the one that belongs here, does it fit? */
+static int check_place(struct model_tensors *t, const struct stream_item *item, struct err *e) {
     char expected[TENSOR_MAX_NAME + 1];
     if (t->next == model_slot_count(t->config))
         return err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", item->desc.name);
@@ -122,9 +116,19 @@ static int take_tensor(struct model_tensors *t, const struct stream_item *item, 
     if (!type->is_float && !type->is_quantized)
         return err_set(e, ERR_DATA, "tensor '%s' holds %s, expected floating-point or quantized weights",
                        item->desc.name, type->name);
-    rc = model_slot_check(t->config, t->slot, &item->desc, e);
-    if (!rc) rc = stream_load_tensor(t->r, &t->data, e);
-    return rc ? rc : check_finite(&t->desc, t->data.data, e);
+    return model_slot_check(t->config, t->slot, &item->desc, e);
+}
+
+/* A message names the stream, once. */
+static int say_where(const struct model_tensors *t, int rc, struct err *e) {
+    const char *name = stream_reader_name(t->r);
+    return rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name)) != 0 ? err_prefix(e, "%s", name) : rc;
+}
+
+static int check_finite(const struct tensor_desc *d, uint64_t first, const void *data, uint64_t n, struct err *e) {
+    uint64_t bad = tensor_first_nonfinite(d->dtype, data, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d->name, (unsigned long long)(first + bad));
 }
 
 void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
@@ -132,8 +136,7 @@ void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const
     *t = (struct model_tensors){.r = r, .config = c, .item = item};
 }
 
-int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
-    const char *name = stream_reader_name(t->r);
+int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) {
     cJSON_Delete(t->attrs);
     t->attrs = NULL;
     *more = false;
@@ -142,17 +145,35 @@ int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
     if (t->item->type != ITEM_TENSOR) {
         char missing[TENSOR_MAX_NAME + 1];
         if (t->next == model_slot_count(t->config)) return 0;
-        return err_set(e, ERR_DATA, "%s: tensor '%s' is missing", name,
+        return err_set(e, ERR_DATA, "%s: tensor '%s' is missing", stream_reader_name(t->r),
                        model_slot_name(model_slot_at(t->config, t->next), missing));
     }
     t->desc = t->item->desc;
-    if (t->data.cap > LARGE && tensor_bytes(&t->desc) < LARGE) buf_release(&t->data);
+    t->given = 0;
     if (t->item->attrs && !(t->attrs = cJSON_Duplicate(t->item->attrs, true))) return err_nomem(e, "attributes");
-    rc = take_tensor(t, t->item, e);
-    if (rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name)) != 0) rc = err_prefix(e, "%s", name);
+    rc = say_where(t, check_place(t, t->item, e), e);
     t->next++;
     *more = !rc;
     return rc;
+}
+
+int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) {
+    const struct dtype_info *type = dtype_info(t->desc.dtype);
+    size_t got;
+    int rc = stream_read_data(t->r, dst, n / type->block_elems * type->block_bytes, &got, e);
+    if (!rc) rc = check_finite(&t->desc, t->given, dst, n, e);
+    t->given += n;
+    return say_where(t, rc, e);
+}
+
+int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
+    int rc = model_tensors_open(t, more, e);
+    if (rc || !*more) return rc;
+    if (t->data.cap > LARGE && tensor_bytes(&t->desc) < LARGE) buf_release(&t->data);
+    rc = stream_load_tensor(t->r, &t->data, e);
+    if (!rc) rc = check_finite(&t->desc, 0, t->data.data, tensor_elems(&t->desc), e);
+    *more = !rc;
+    return say_where(t, rc, e);
 }
 
 void model_tensors_release(struct model_tensors *t) {

@@ -44,8 +44,7 @@ static int begin_reading(struct model_layerwise *l, struct err *e) {
 /* The next tensor of the stream into the model. */
 static int hold_next(struct model_layerwise *l, struct err *e) {
     bool more;
-    int rc = model_tensors_next(&l->tensors, &more, e);
-    return rc ? rc : model_hold(l->m, l->tensors.slot, &l->tensors.desc, l->tensors.data.data, e);
+    return model_hold_next(l->m, &l->tensors, &more, e);
 }
 
 static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
@@ -74,7 +73,7 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
     bool more;
     int rc = 0;
     while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = hold_next(l, e);
-    if (!rc) rc = model_tensors_next(&l->tensors, &more, e);
+    if (!rc) rc = model_tensors_open(&l->tensors, &more, e);
     if (!rc) rc = stream_drain(l->r, e);
     if (rc) return rc;
     stream_reader_totals(l->r, &totals);

@@ -30,36 +30,83 @@ int model_new(struct model **out, const struct model_config *c, enum model_hold 
 }
 
 static int param_alloc(struct model_param *p, struct model_slot slot, const struct tensor_desc *d, struct err *e) {
+    uint64_t bytes;
     p->slot = slot;
     p->desc = *d;
     p->n = tensor_elems(d);
-    p->value = mem_array(p->n, sizeof *p->value, e);
+    if (!u64_mul(p->n, sizeof *p->value, &bytes)) bytes = UINT64_MAX;
+    p->value = mem_alloc(bytes, e); /* not zeroed: a hostile size costs nothing until its data arrive */
     return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
-/* Blocks stay as they are: a product makes panels of them as it goes. */
-static int hold_packed(struct model_param *p, struct model_slot s, const struct tensor_desc *d, const void *data,
-                       struct err *e) {
-    size_t n = d->dims[0], k = d->dims[1], bytes = tensor_bytes(d);
-    bool quantized = dtype_info(d->dtype)->is_quantized;
-    void *memory = mem_alloc(quantized ? bytes : kernel_panels_bytes(n, k), e);
-    if (!memory) return err_prefix(e, "tensor '%s'", d->name);
-    *p = (struct model_param){.slot = s, .desc = *d, .n = tensor_elems(d)};
-    if (!quantized) {
-        p->panels = kernel_pack_nt(memory, n, k, d->dtype, data);
-        return 0;
-    }
-    memcpy(memory, data, bytes);
-    p->panels = (struct kernel_panels){.n = n, .k = k, .dtype = d->dtype, .data = memory};
-    return 0;
+/* ---- taking tensors from a stream: in parts that stay in the cache between reading, checking and converting -------- */
+
+#define PART_BYTES ((size_t)1 << 20)
+
+/* The next n elements as they are stored, in the room for parts. */
+static int take_part(struct model_tensors *t, uint64_t n, struct err *e) {
+    const struct dtype_info *type = dtype_info(t->desc.dtype);
+    t->data.len = 0;
+    int rc = buf_reserve(&t->data, n / type->block_elems * type->block_bytes, e);
+    return rc ? rc : model_tensors_part(t, t->data.data, n, e);
 }
 
-int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data, struct err *e) {
-    struct model_param *p = &m->params[model_slot_index(&m->config, s)];
-    if (m->hold == HOLD_PACKED && model_role_is_matrix(s.role)) return hold_packed(p, s, d, data, e);
-    int rc = param_alloc(p, s, d, e);
-    if (!rc) tensor_to_f32(d->dtype, data, p->value, p->n);
+static int hold_f32(struct model_param *p, struct model_tensors *t, struct err *e) {
+    const uint64_t most = PART_BYTES / sizeof(float);
+    int rc = param_alloc(p, t->slot, &t->desc, e);
+    for (uint64_t at = 0, n; !rc && at < p->n; at += n) {
+        n = p->n - at < most ? p->n - at : most;
+        bool same = t->desc.dtype == DT_F32;
+        rc = same ? model_tensors_part(t, p->value + at, n, e) : take_part(t, n, e);
+        if (!rc && !same) tensor_to_f32(t->desc.dtype, t->data.data, p->value + at, n);
+    }
     return rc;
+}
+
+static int hold_blocks(struct model_param *p, struct model_tensors *t, struct err *e) {
+    const struct dtype_info *type = dtype_info(t->desc.dtype);
+    const uint64_t most = PART_BYTES * type->block_elems;
+    unsigned char *to = (unsigned char *)p->panels.data;
+    int rc = 0;
+    for (uint64_t at = 0, n; !rc && at < p->n; at += n) {
+        n = p->n - at < most ? p->n - at : most;
+        rc = model_tensors_part(t, to + at / type->block_elems * type->block_bytes, n, e);
+    }
+    return rc;
+}
+
+/* Rows of the weight are columns of the product: each part makes whole panels. */
+static int hold_panels(struct model_param *p, struct model_tensors *t, struct err *e) {
+    size_t k = p->panels.k,
+           rows = PART_BYTES / (k * dtype_info(t->desc.dtype)->block_bytes) / KERNEL_PANEL * KERNEL_PANEL;
+    unsigned char *to = (unsigned char *)p->panels.data;
+    int rc = 0;
+    if (rows == 0) rows = KERNEL_PANEL;
+    for (size_t at = 0, n; !rc && at < p->panels.n; at += n) {
+        n = p->panels.n - at < rows ? p->panels.n - at : rows;
+        rc = take_part(t, (uint64_t)n * k, e);
+        if (!rc) (void)kernel_pack_nt(to + kernel_panels_bytes(at, k), n, k, t->desc.dtype, t->data.data);
+    }
+    return rc;
+}
+
+/* Blocks stay as they are: a product makes panels of them as it goes. */
+static int hold_packed(struct model_param *p, struct model_tensors *t, struct err *e) {
+    const struct tensor_desc *d = &t->desc;
+    size_t n = d->dims[0], k = d->dims[1];
+    bool quantized = dtype_info(d->dtype)->is_quantized;
+    void *memory = mem_alloc(quantized ? tensor_bytes(d) : kernel_panels_bytes(n, k), e);
+    if (!memory) return err_prefix(e, "tensor '%s'", d->name);
+    *p = (struct model_param){.slot = t->slot, .desc = *d, .n = tensor_elems(d)};
+    p->panels = (struct kernel_panels){n, k, !quantized, quantized ? d->dtype : DT_BF16, memory};
+    return quantized ? hold_blocks(p, t, e) : hold_panels(p, t, e);
+}
+
+int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
+    int rc = model_tensors_open(t, more, e);
+    if (rc || !*more) return rc;
+    struct model_param *p = &m->params[model_slot_index(&m->config, t->slot)];
+    return m->hold == HOLD_PACKED && model_role_is_matrix(t->slot.role) ? hold_packed(p, t, e) : hold_f32(p, t, e);
 }
 
 static void param_release(struct model_param *p) {
@@ -87,26 +134,24 @@ void model_free(struct model *m) {
     mem_free(m);
 }
 
-static int load_tensor(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
-                       const void *data, struct err *e) {
-    (void)attrs;
-    return model_hold(ctx, s, d, data, e);
-}
-
 enum dtype model_precision(const struct model *m) {
     return m->hold == HOLD_PACKED ? DT_BF16 : DT_F32;
 }
 
 int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) {
     struct model_head head = {0};
+    struct model_tensors tensors;
     struct stream_item item;
     struct model *m = NULL;
+    bool more = true;
     int rc = model_head_read(r, &head, &item, e);
     if (!rc) {
         rc = model_new(&m, &head.config, hold, head.vocab.data, head.vocab.len, e);
         if (rc) rc = err_prefix(e, "%s", stream_reader_name(r));
     }
-    if (!rc) rc = model_each_tensor(r, &m->config, &item, load_tensor, m, e);
+    if (m) model_tensors_begin(&tensors, r, &m->config, &item);
+    while (!rc && more) rc = model_hold_next(m, &tensors, &more, e);
+    if (m) model_tensors_release(&tensors);
     if (!rc) rc = stream_drain(r, e);
     if (!rc) {
         m->meta = head.meta;

@@ -51,20 +51,24 @@ struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const 
 
 /* ---- the tensors of a stream, one after another (head.c) ------------------------------------------------------------ */
 
-/* As model_each_tensor, for those who pull. */
+/* As model_each_tensor, for those who pull: whole tensors, or one's description and then its elements in parts. */
 struct model_tensors {
     struct stream_reader *r;
     const struct model_config *config;
     struct stream_item *item; /* where model_head_read left off */
     size_t next;              /* position in stream order of the next one */
-    struct model_slot slot;   /* of the latest: its data, valid until the next call */
+    struct model_slot slot;   /* of the latest */
     struct tensor_desc desc;
     cJSON *attrs;
-    struct buf data;
+    struct buf data; /* whole, valid until the next call; or room for parts */
+    uint64_t given;  /* elements given in parts */
 };
 void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
                          struct stream_item *item);
 int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
+int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
+/* The next n elements, whole blocks. All are to be asked for. A checksum may fail behind parts that were given. */
+int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) MUST_CHECK;
 void model_tensors_release(struct model_tensors *t);
 
 /* ---- weights that come and go (load.c) ------------------------------------------------------------------------------ */
@@ -72,8 +76,8 @@ void model_tensors_release(struct model_tensors *t);
 /* A model without weights. On failure too *out is what model_free takes. */
 int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
               struct err *e) MUST_CHECK;
-int model_hold(struct model *m, struct model_slot s, const struct tensor_desc *d, const void *data,
-               struct err *e) MUST_CHECK;
+/* The next tensor of a stream in the form that m->hold says, without its stored form in memory beside it. */
+int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
 void model_drop(struct model *m, struct model_slot s);
 void model_drop_all(struct model *m);
 
