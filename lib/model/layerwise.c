@@ -109,18 +109,45 @@ static void put_states(struct model_layerwise *l, size_t first, const struct gra
     kernel_copy((float *)l->states.data + first * hidden(l), x->value.data, x->rows * x->cols);
 }
 
+/* Positions in one pass through a layer: what is between two layers is small beside the weights then. */
+#define PASS 512
+
+/* The next whole sequences of `in` from *seq and position *at on: as many as a pass takes, but never a remainder that is smaller,
+   because f32 multiplies a handful of rows in another order. */
+static struct model_input next_pass(const struct model_input *in, size_t *seq, size_t *at) {
+    struct model_input part = {.tokens = in->tokens + *at, .lengths = in->lengths + *seq};
+    size_t left = in->n_positions - *at;
+    while (*seq < in->n_seqs && !(part.n_positions >= PASS && left - part.n_positions >= PASS)) {
+        part.n_positions += in->lengths[(*seq)++];
+        part.n_seqs++;
+    }
+    *at += part.n_positions;
+    return part;
+}
+
+static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct model_input *part, size_t first,
+                    int64_t layer, struct err *e) {
+    grad_reset(t);
+    struct graph *g = graph_begin(l->m, t, part, NULL, NULL, NULL, e);
+    if (!g) return e->code;
+    struct grad_var *x =
+        layer < 0 ? graph_embed(g) : graph_layer(g, (uint32_t)layer, take_states(l, t, first, part->n_positions));
+    if (!x) return graph_failure(g);
+    put_states(l, first, x);
+    return 0;
+}
+
 /* One step of all inputs: the embedding (layer -1) or a layer. */
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       int64_t layer, struct err *e) {
     size_t first = 0;
     for (size_t i = 0; i < n; first += in[i++].n_positions) {
-        grad_reset(t);
-        struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
-        if (!g) return e->code;
-        struct grad_var *x =
-            layer < 0 ? graph_embed(g) : graph_layer(g, (uint32_t)layer, take_states(l, t, first, in[i].n_positions));
-        if (!x) return graph_failure(g);
-        put_states(l, first, x);
+        for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
+            size_t from = first + at;
+            struct model_input part = next_pass(&in[i], &seq, &at);
+            int rc = run_pass(l, t, &part, from, layer, e);
+            if (rc) return rc;
+        }
     }
     return 0;
 }

@@ -7,10 +7,8 @@ load common
 setup_file() {
     make_inputs
     cd "$INPUTS" || return 1
-    local text
-    text=$(cat text.txt text.txt text.txt text.txt)
     rill init -q --layers 3 --hidden 256 --heads 8 --kv-heads 2 --ffn 768 --context 128 --seed 1 model.rill -o wide.rill
-    rill tokenize -q -m wide.rill --context 96 --max-tokens 960 - <<<"$text" >wide.tok.rill
+    rill tokenize -q -m wide.rill --context 96 --max-tokens 1600 <(for i in {1..9}; do cat text.txt; done) -o wide.tok.rill
     rill tokenize -q -m wide.rill --lines --max-tokens 300 text.txt -o lines.tok.rill
     rill quantize -q --type q4_k_m wide.rill -o wide.q4.rill
     rill calibrate -q -m wide.rill wide.tok.rill -o wide.stats.rill
@@ -38,6 +36,16 @@ same() {
             same "rill teacher-infer --precision $precision $how -m wide.rill wide.tok.rill"
         done
         same "rill teacher-infer --precision $precision -m wide.q4.rill lines.tok.rill"
+    done
+}
+
+@test "teacher-infer, weights resident and layer by layer" {
+    # in one batch, of which several passes go through a layer
+    for precision in f32 bf16; do
+        local how=(-q --no-provenance --precision $precision --batch-tokens 1600 -m wide.rill wide.tok.rill)
+        rill teacher-infer "${how[@]}" >resident
+        rill teacher-infer "${how[@]}" --weights stream >streamed
+        assert_same resident streamed
     done
 }
 
