@@ -65,11 +65,16 @@ static void put_tsv(struct view *v) {
         for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
 }
 
-static void put_histogram(struct view *v) {
-    uint64_t bins[BINS] = {0}, most = 1;
-    const struct tensor_summary *s = &v->summary;
+static void fill_bins(struct view *v, uint64_t bins[BINS]) {
     size_t n;
-    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_histogram(s, v->x, n, bins, BINS);
+    memset(bins, 0, BINS * sizeof *bins);
+    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_histogram(&v->summary, v->x, n, bins, BINS);
+}
+
+static void put_histogram(struct view *v) {
+    uint64_t bins[BINS], most = 1;
+    const struct tensor_summary *s = &v->summary;
+    fill_bins(v, bins);
     for (int i = 0; i < BINS; i++) most = bins[i] > most ? bins[i] : most;
     for (int i = 0; i < BINS; i++) {
         int bar = (int)((double)bins[i] * BAR / (double)most + 0.5);
@@ -95,6 +100,18 @@ static void put_text(struct view *v) {
     fputs(tensor_elems(&v->desc) > head ? "  ...\n" : "\n", v->out);
 }
 
+/* Counts of equal bins, with the range that they divide. */
+static bool put_bins(struct view *v, cJSON *j) {
+    uint64_t bins[BINS];
+    cJSON *list = cJSON_AddArrayToObject(j, "histogram");
+    bool ok =
+        list &&
+        (stats || (json_put_f64(j, "min", (double)v->summary.min) && json_put_f64(j, "max", (double)v->summary.max)));
+    fill_bins(v, bins);
+    for (int i = 0; ok && i < BINS; i++) ok = cJSON_AddItemToArray(list, cJSON_CreateNumber((double)bins[i]));
+    return ok;
+}
+
 static int put_json(struct view *v, struct err *e) {
     cJSON *j = tensor_desc_json(&v->desc), *list = cJSON_CreateArray();
     const struct tensor_summary *s = &v->summary;
@@ -108,6 +125,7 @@ static int put_json(struct view *v, struct err *e) {
         ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
              json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&
              json_put_u64(j, "zero", s->n_zero) && json_put_u64(j, "nan", s->n_nan) && json_put_u64(j, "inf", s->n_inf);
+    if (histogram) ok = ok && put_bins(v, j);
     return cli_put_json(v->out, j, ok, e);
 }
 
@@ -153,8 +171,10 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
-    struct view *v = mem_zalloc(sizeof *v, e);
     uint64_t batches = 0;
+    if (tsv && (as_json || stats || histogram))
+        return err_set(e, ERR_USAGE, "--tsv writes values and nothing else: no --json, --stats or --histogram");
+    struct view *v = mem_zalloc(sizeof *v, e);
     if (!v) return e->code;
     int rc = cli_open_stream(c, cli_input_path(c, 0), "stdin", STREAM_ANY, &r, e);
     if (!rc) rc = cli_text(c, &v->out, e);

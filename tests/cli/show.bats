@@ -44,6 +44,15 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     assert_stdout '23 bytes, digest of the bytes xxh3:*'
 }
 
+@test "show --json --histogram has the counts, --tsv takes neither" {
+    check_exit 0 rill show --json --histogram "$ROOT/tests/golden/stream/finite.rill"
+    assert_stdout '*"values":\[*\],"histogram":\[1,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0,1\],"min":1,"max":8}'
+    for option in --json --stats --histogram; do
+        check_exit 2 rill show --tsv $option "$ROOT/tests/golden/stream/finite.rill"
+        assert_stderr_line '--tsv writes values and nothing else: *'
+    done
+}
+
 @test "show --json says null where JSON has no number" {
     check_exit 0 rill show --json --stats "$ROOT/tests/golden/stream/nan.rill"
     assert_stdout '*"values":\[1,2,3,4,5,null,null,8\],*"max":8,*"nan":1,"inf":1}'
