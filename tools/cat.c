@@ -37,7 +37,7 @@ static int run(struct cli *c, struct err *e) {
     struct stream_copier *k = NULL;
     const struct stream_copy_options o = {
         .keep = select_globs.n || drop_globs.n ? keep : NULL,
-        .recode = cli_given(c, "codec") || cli_given(c, "level"),
+        .recode = cli_given(c, "codec"),
         .merge = merge,
     };
     size_t n = cli_operands(c) ? cli_operands(c) : 1;
@@ -63,7 +63,7 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Writes the segments of its inputs one behind the other. Tensors are passed on as they are stored, unless "
-            "--codec or --level is given; then they are decoded and encoded anew. The system's cat joins streams too; "
+            "--codec is given; then they are decoded and encoded anew. The system's cat joins streams too; "
             "this one "
             "verifies what it copies, and says so in the provenance.\n\n"
             "--select and --drop take shell patterns and may be repeated; what both name is dropped. The tensors "

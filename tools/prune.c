@@ -144,6 +144,14 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     return rc;
 }
 
+/* Options that say more about another one. */
+static int check_usage(const struct cli *c, struct err *e) {
+    if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
+    if (cli_given(c, "vocab-min-count") && !vocab_path)
+        return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
+    return 0;
+}
+
 static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
     struct stream_reader *in, *stats_in, *tokens_in;
@@ -152,8 +160,8 @@ static int run(struct cli *c, struct err *e) {
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
-    int rc = 0;
-    if (stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
+    int rc = check_usage(c, e);
+    if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
     if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);

@@ -184,11 +184,20 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     return rc;
 }
 
+static int check_usage(const struct cli *c, struct err *e) {
+    static const char *const for_text[] = {"lines", "jsonl",        "context",    "drop-last",   "bos",
+                                           "eos",   "no-normalise", "max-tokens", "batch-tokens"};
+    for (size_t i = 0; decode && i < COUNT_OF(for_text); i++)
+        if (cli_given(c, for_text[i]))
+            return err_set(e, ERR_USAGE, "--%s is for text: --decode reads tokens", for_text[i]);
+    if (lines && field) return err_set(e, ERR_USAGE, "--lines and --jsonl exclude each other");
+    return drop_last && !context ? err_set(e, ERR_USAGE, "--drop-last needs --context") : 0;
+}
+
 static int run(struct cli *c, struct err *e) {
     struct vocab *v = NULL;
-    if (lines && field) return err_set(e, ERR_USAGE, "--lines and --jsonl exclude each other");
-    if (drop_last && !context) return err_set(e, ERR_USAGE, "--drop-last needs --context");
-    int rc = run_load_vocab(c, &how, &v, e);
+    int rc = check_usage(c, e);
+    if (!rc) rc = run_load_vocab(c, &how, &v, e);
     if (!rc) rc = decode ? decode_stream(c, v, e) : encode(c, v, e);
     vocab_free(v);
     return rc;

@@ -92,13 +92,14 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
                                                 "each element, smaller and faster) for "
                                                 "files that are kept"};
-        rows[n++] = (struct cli_option){.name = "level",
-                                        .type = CLI_U64,
-                                        .to = &c->level,
-                                        .arg = "N",
-                                        .min = 1,
-                                        .max = 19,
-                                        .help = "zstd level of the codec; the codec knows a good one"};
+        rows[n++] =
+            (struct cli_option){.name = "level",
+                                .type = CLI_U64,
+                                .to = &c->level,
+                                .arg = "N",
+                                .min = 1,
+                                .max = 19,
+                                .help = "with --codec zstd or planes: its zstd level; the codec knows a good one"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
@@ -186,6 +187,8 @@ static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
     if (c->report_path && strcmp(c->report_path, "-") == 0)
         return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
+    if (cli_given(c, "level") && strcmp(c->codec, "raw") == 0)
+        return err_set(e, ERR_USAGE, "--level is for --codec zstd or planes");
     if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");
     return 0;
 }

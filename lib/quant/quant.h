@@ -25,7 +25,7 @@ struct quant_options {
     bool strict;               /* refuse instead of falling back */
     const struct stats *stats; /* importance, or NULL */
     unsigned head_type;        /* dtype of the output matrix (the tied embedding), 0: as the type says */
-    unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says */
+    unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
 };
 
 /* The type meant for a tensor: norms and biases stay f32. */

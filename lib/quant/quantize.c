@@ -135,6 +135,8 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
 
 /* With --strict refuses what would fall back; finds the widest row on the way. */
 static int plan(struct pass *p, struct err *e) {
+    if (p->o->embed_type && p->config->tied)
+        return err_set(e, ERR_USAGE, "the embedding is the output matrix too, whose type --head-type names");
     for (size_t i = 0; i < model_slot_count(p->config); i++) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t dims[2];

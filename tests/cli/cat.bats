@@ -40,6 +40,13 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     assert_stdout '*planes*'
 }
 
+@test "a level without a codec that has one is refused" {
+    check_exit 2 rill cat --level 5 "$(g model-raw)"
+    assert_stderr_line '--level is for --codec zstd or planes'
+    check_exit 2 rill cat --codec raw --level 5 "$(g model-raw)"
+    check_exit 0 rill cat --codec zstd --level 5 "$(g model-raw)"
+}
+
 @test "cat does not depend on threads, nor on pipes" {
     rill fixture -n 3 --elems 3M >a.rill
     rill cat --no-provenance --codec planes -j 1 a.rill >one.rill

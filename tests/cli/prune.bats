@@ -50,6 +50,10 @@ setup() {
     check_exit 2 rill prune --sparsity 1.5 model.rill -o no.rill
     check_exit 2 rill prune --ffn 0% model.rill -o no.rill
     check_exit 2 rill prune --vocab
+    check_exit 2 rill prune --ffn 64 --sparsify-head model.rill -o no.rill
+    assert_stderr_line "--sparsify-head is for --sparsity"
+    check_exit 2 rill prune --ffn 64 --vocab-min-count 2 model.rill -o no.rill
+    assert_stderr_line "--vocab-min-count is for --vocab"
     assert_no_file no.rill
 }
 

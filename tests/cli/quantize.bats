@@ -44,6 +44,8 @@ setup() {
     assert_stderr_line "unknown type 'q9' (known: q8_0, *"
     check_exit 2 rill quantize --type q8_0 --head-type q4_k_m model.rill -o q.rill
     assert_stderr_line "--head-type: 'q4_k_m' is a mixture, not a type"
+    check_exit 2 rill quantize --type q8_0 --embed-type f16 model.rill -o q.rill
+    assert_stderr_line "the embedding is the output matrix too, whose type --head-type names"
     assert_no_file q.rill
 }
 
