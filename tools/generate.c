@@ -67,7 +67,8 @@ struct sink {
     FILE *text;                /* ... text */
     struct buf tokens, lengths, line;
     uint64_t next_seq; /* the number of the next prompt's first continuation */
-    uint64_t seqs, made;
+    uint64_t seqs;
+    struct model_generated sum;
 };
 
 static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e) {
@@ -100,14 +101,14 @@ static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t
     } else if (!rc)
         rc = buf_append(&s->lengths, &n, sizeof n, e);
     s->seqs++;
-    s->made += n_made;
     bool full = s->tokens.len / sizeof(uint32_t) >= BATCH_POSITIONS;
     return !rc && full ? write_batch(s, seq + 1, e) : rc;
 }
 
-static void step_done(void *ctx, uint64_t made) {
+static void step_done(void *ctx, const struct model_generated *sum) {
     struct sink *s = ctx;
-    cli_progress(s->c, made, "%llu sequences done", (unsigned long long)s->seqs);
+    s->sum = *sum;
+    cli_progress(s->c, sum->made, "%llu sequences done", (unsigned long long)s->seqs);
 }
 
 /* Each prompt of the batch `repeat` times. Sequences are counted through, also where `cat` begins from 0 again. */
@@ -158,6 +159,19 @@ static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
     return rc;
 }
 
+static double rate(uint64_t n, double seconds) {
+    return seconds > 0 ? (double)n / seconds : 0;
+}
+
+/* Speeds are of steps that take prompts, and of those that do not; 0: there was none. */
+static int report(const struct sink *s, struct err *e) {
+    cJSON *to = cli_report(s->c);
+    bool ok = json_put_u64(to, "sequences", s->seqs) && json_put_u64(to, "new_tokens", s->sum.made) &&
+              json_put_f64(to, "prompt_tokens_per_second", rate(s->sum.prompted, s->sum.prompt_seconds)) &&
+              json_put_f64(to, "decode_tokens_per_second", rate(s->sum.decoded, s->sum.decode_seconds));
+    return ok ? 0 : err_nomem(e, "report");
+}
+
 static int run(struct cli *c, struct err *e) {
     struct run_data in = {0};
     struct sink s = {.c = c};
@@ -166,8 +180,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = open_sink(&s, &in, e);
     if (!rc) rc = generate(&s, &in, e);
     if (!rc && s.out) rc = cli_close_output(c, e);
-    if (!rc && !(json_put_u64(cli_report(c), "sequences", s.seqs) && json_put_u64(cli_report(c), "new_tokens", s.made)))
-        rc = err_nomem(e, "report");
+    if (!rc) rc = report(&s, e);
     buf_release(&s.tokens);
     buf_release(&s.lengths);
     buf_release(&s.line);

@@ -9,6 +9,7 @@
 #include "lib/model/sampling.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 #define MAX_FLIGHT        64                /* sequences in flight */
 #define PREFILL_POSITIONS 2048              /* of prompts that join in one step (but a whole prompt) */
@@ -36,7 +37,7 @@ struct model_generator {
     struct sequence *flight[MAX_FLIGHT];
     size_t n_flight, n_waiting;
     size_t position_bytes, cache_bytes; /* a position's share of a cache; what the caches in flight take */
-    uint64_t n_made;
+    struct model_generated sum;
     struct buf tokens; /* of a step's input */
 };
 
@@ -146,7 +147,7 @@ static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float
         struct sequence *s = g->flight[i];
         rc = buf_append(&s->tokens, &ids[i], sizeof ids[i], e);
         s->n_made++;
-        g->n_made++;
+        g->sum.made++;
         if (ids[i] == how->stop || s->n_made == how->max_new || s->cache.length == g->m->config.context)
             finish_sequence(g, s);
         else
@@ -171,13 +172,33 @@ static int run_step(struct model_generator *g, const struct model_input *in, str
     return grad_head(g->t, last, model_head_leaf(g->m, g->t), take_tokens, g) ? 0 : grad_error(g->t, e);
 }
 
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* `decoding` sequences had begun before this step of n positions. */
+static void count_step(struct model_generator *g, size_t decoding, size_t n, size_t n_seqs, double seconds) {
+    if (decoding == n_seqs) {
+        g->sum.decoded += n;
+        g->sum.decode_seconds += seconds;
+    } else {
+        g->sum.prompted += n - decoding;
+        g->sum.prompt_seconds += seconds;
+    }
+}
+
 static int step(struct model_generator *g, struct err *e) {
     struct model_input in;
     uint32_t lengths[MAX_FLIGHT];
+    double began = now();
+    size_t decoding = g->n_flight;
     int rc = fill_flight(g, e);
     if (!rc) rc = lay_out_step(g, &in, lengths, e);
     if (!rc) rc = run_step(g, &in, e);
-    if (!rc && g->progress) g->progress(g->ctx, g->n_made);
+    if (!rc) count_step(g, decoding, in.n_positions, in.n_seqs, now() - began);
+    if (!rc && g->progress) g->progress(g->ctx, &g->sum);
     return rc ? rc : deliver_done(g, e);
 }
 

@@ -255,8 +255,14 @@ struct model_sampling {
 /* Called for each finished sequence, in the order in which they were added. */
 typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
                                size_t n_made, struct err *e);
-/* Called after each step: tokens made so far, those of sequences that are not finished included. */
-typedef void model_step_fn(void *ctx, uint64_t n_made);
+/* Called after each step with sums so far. A step that takes prompts makes a token for each sequence in flight, too. */
+struct model_generated {
+    uint64_t made; /* tokens, those of sequences that are not finished included; of them by steps without prompts: */
+    uint64_t decoded;
+    uint64_t prompted;                     /* tokens of prompts */
+    double decode_seconds, prompt_seconds; /* of steps without prompts, and with */
+};
+typedef void model_step_fn(void *ctx, const struct model_generated *sum);
 /*
  * Continues sequences, up to 64 at once as far as 1 GiB of keys and values goes; when one is finished the next one
  * takes its place (the iteration-level scheduling of Yu et al., "Orca", OSDI 2022). A sequence's draws depend on the

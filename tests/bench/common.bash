@@ -246,8 +246,8 @@ llama_prompt() { # GGUF
     STDOUT=$WORK/stdout timed "$(llama llama-bench)" -m "$1" -t "$THREADS" -p "$CONTEXT" -n 0 -r 1 -o json || return 1
     amount=$(sed -nE 's/.*"avg_ts": ([0-9.]+).*/\1/p' "$WORK/stdout") seconds=1
 }
-llama_batched() { # GGUF PROMPT
-    STDOUT=$WORK/stdout timed "$(llama llama-batched-bench)" -m "$1" -t "$THREADS" -npp "$2" -ntg 16 -npl 64 -c $((64 * ($2 + 16))) \
+llama_batched() { # GGUF PROMPT NEW SEQUENCES: its steps without prompts
+    STDOUT=$WORK/stdout timed "$(llama llama-batched-bench)" -m "$1" -t "$THREADS" -npp "$2" -ntg "$3" -npl "$4" -c $(($4 * ($2 + $3))) \
         --output-format jsonl || return 1
     amount=$(sed -nE 's/.*"speed_tg": ([0-9.]+).*/\1/p' "$WORK/stdout") seconds=1
 }

@@ -46,7 +46,7 @@ make_model() {
 read_shape() {
     local list
     list=$(rill ls "$INPUTS/model.rill") || die 'run: cannot read the model'
-    eval "$(sed -n '1s/.*/&/p' <<<"$list" | tr ' ' '\n' | sed -nE 's/^(layers|heads|kv_heads|head_dim|context|tied|vocab_size)=([a-z0-9]+)$/shape_\1=\2/p')"
+    eval "$(sed -n '1s/.*/&/p' <<<"$list" | tr ' ' '\n' | sed -nE 's/^(layers|hidden|heads|kv_heads|head_dim|context|tied|vocab_size)=([a-z0-9]+)$/shape_\1=\2/p')"
     matrix_elements=$(awk -v tied="${shape_tied:-false}" '
         match($0, /\[[0-9]+, [0-9]+\]/) && !(tied == "false" && $NF == "embed.weight") {
             split(substr($0, RSTART + 1, RLENGTH - 2), d, ", "); n += d[1] * d[2] } END { printf "%.0f", n }' <<<"$list")

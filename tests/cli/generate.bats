@@ -32,6 +32,16 @@ setup() {
     [[ $out != *"once upon"* ]]
 }
 
+@test "the report counts tokens and says how fast steps with and without prompts were" {
+    check_exit 0 rill generate -q -m model.rill --max-new 6 --past-eos --repeat 2 --report r.json prompts.rill -o made.rill
+    assert_json r.json sequences 4
+    assert_json r.json new_tokens 24
+    grep -qE '"prompt_tokens_per_second": *[1-9]' r.json
+    grep -qE '"decode_tokens_per_second": *[1-9]' r.json
+    check_exit 0 rill generate -q -m model.rill --max-new 1 --report r.json prompts.rill -o one.rill
+    assert_json r.json decode_tokens_per_second 0
+}
+
 @test "what it writes is a token stream that others read" {
     rill generate -q -m model.rill --max-new 12 --past-eos prompts.rill -o made.rill
     check_exit 0 rill calibrate -m model.rill made.rill -o made.stats.rill --report r.json

@@ -79,7 +79,8 @@ static void generation_ends_where_it_should(void **state) {
 
 /* Many more sequences than fly at once, of many lengths: what is kept of each is its number, its tokens, and that its turn came. */
 struct many {
-    uint64_t next, fail_at, steps, last_made, n_made;
+    uint64_t next, fail_at, steps, n_made;
+    struct model_generated last;
     struct {
         uint32_t tokens[24];
         size_t n;
@@ -98,11 +99,13 @@ static int keep_many(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_p
     return 0;
 }
 
-static void count_step(void *ctx, uint64_t n_made) {
+static void count_step(void *ctx, const struct model_generated *sum) {
     struct many *m = ctx;
     m->steps++;
-    assert_true(n_made > m->last_made); /* each step makes something */
-    m->last_made = n_made;
+    assert_true(sum->made > m->last.made); /* each step makes something, */
+    assert_true((sum->decoded > m->last.decoded) != (sum->prompted > m->last.prompted)); /* with prompts or without */
+    assert_true(sum->decode_seconds >= m->last.decode_seconds && sum->prompt_seconds >= m->last.prompt_seconds);
+    m->last = *sum;
 }
 
 static int generate_many(struct model *m, const uint32_t *tokens, uint64_t first, uint64_t n,
@@ -124,7 +127,10 @@ static void refill(struct model *m) {
     together = (struct many){.fail_at = UINT64_MAX};
     OK(generate_many(m, tokens, 0, 200, &how, &together, &e));
     assert_int_equal(together.next, 200);
-    assert_int_equal(together.last_made, together.n_made);
+    uint64_t prompts = 0;
+    for (size_t i = 0; i < 200; i++) prompts += 1 + i % 7;
+    assert_int_equal(together.last.made, together.n_made);
+    assert_int_equal(together.last.prompted, prompts);
     /* 64 at a time to the end of each flight would take 4 * 24 steps; places are taken as they become free. */
     size_t full = 0, longest = 0;
     for (size_t i = 0; i < 200; i++) full += together.seq[i].n == 24;

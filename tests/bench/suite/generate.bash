@@ -1,25 +1,39 @@
-# Continuing 64 prompts at once, the whole process. The hardware's limits: reading all weights and the cache for each step of 64 tokens,
-# at two bytes a number; or the arithmetic of 64 tokens. The lower one counts.
+# Continuing 1, 8 and 64 prompts at once: steps without prompts, as --report tells them, and the whole process. The hardware's limits: reading
+# all weights once and the caches of all sequences for each step, at two (f32: four) bytes a number; and the arithmetic. llama.cpp counts
+# steps alone as well, transformers all but loading.
 # shellcheck shell=bash disable=SC2034,SC2154
-about_generate=120
+about_generate=240
 run_generate() {
-    local precision bytes new prompt
-    new=$(sized 8 128) prompt=$(sized 4 16)
-    for precision in $(precisions generate); do
-        title "$precision, 64 sequences, $prompt tokens of prompt, $new new ones"
-        ours "rill generate, $precision" generate_ours "$new" "$(tokens "$prompt" "$prompt")" "$(precision generate "$precision")"
-        if [ "$precision" = bf16 ] || [ "$(precisions generate)" = f32 ]; then
-            peer_llama llama-batched-bench "bf16, 16 new" llama_batched "$(gguf_as bf16)" "$prompt"
-            python_peer 'torch transformers' transformers hf_generate --model "$(hf_folder)" --dtype bf16 --sequences 64 \
-                --prompt "$prompt" --new "$new"
-        fi
-        bytes=$((2 * matrix_elements + 64 * (prompt + new / 2) * 4 * shape_layers * shape_kv_heads * shape_head_dim))
-        limit 'memory-read, weights and cache' machine memory-read $((bytes / 64))
-        arithmetic_limit "$precision" "$(operations $((prompt + new)))"
-        contest tokens/s
-    done
+    local n
+    for n in 1 8 64; do generate_table bf16 "$n"; done
+    generate_table f32 64
 }
-generate_ours() { # NEW PROMPT OPTIONS
+generate_table() { # PRECISION SEQUENCES
+    local new prompt bytes
+    new=$(sized 8 128) prompt=$(sized 4 16)
+    title "$1, $2 sequences, $prompt tokens of prompt, $new new ones"
+    ours "rill generate, $1, steps" generate_steps "$2" "$prompt" "$new" "--precision $1"
+    ours 'the same, whole process' generate_all "$2" "$prompt" "$new" "--precision $1"
+    if [ "$1" = bf16 ]; then
+        peer_llama llama-batched-bench "bf16, steps" llama_batched "$(gguf_as bf16)" "$prompt" "$new" "$2"
+        python_peer 'torch transformers' transformers hf_generate --model "$(hf_folder)" --dtype bf16 --sequences "$2" \
+            --prompt "$prompt" --new "$new"
+    fi
+    bytes=$(generate_bytes "$1" "$2" $((prompt + new / 2)))
+    limit 'memory-read, weights and cache' machine memory-read $((bytes / $2))
+    arithmetic_limit "$1" "$(operations $((2 * prompt + new)))"
+    contest tokens/s
+}
+generate_bytes() { # PRECISION SEQUENCES KEYS: that a step reads
+    local width=4
+    [ "$1" = f32 ] || width=2
+    echo $((width * (matrix_elements + 2 * $2 * $3 * shape_layers * shape_kv_heads * shape_head_dim)))
+}
+generate_all() { # SEQUENCES PROMPT NEW OPTIONS
     # shellcheck disable=SC2086
-    amount=$((64 * $1)) && timed rill generate -q -j "$THREADS" $3 -m "$(model_as bf16)" --repeat 64 --max-new "$1" --past-eos "$2" --force -o /dev/null
+    amount=$(($1 * $3)) && timed rill generate -q -j "$THREADS" $4 -m "$(model_as bf16)" --repeat "$1" --max-new "$3" --past-eos \
+        --report "$WORK/report" "$(tokens "$2" "$2")" --force -o /dev/null
+}
+generate_steps() { # SEQUENCES PROMPT NEW OPTIONS
+    generate_all "$@" && amount=$(report_field decode_tokens_per_second "$WORK/report") seconds=1
 }
