@@ -157,6 +157,17 @@ static int add_leaf(struct recipe *r, struct recipe_input *in, struct err *e) {
     return add_file(r, &want, &in->file, e);
 }
 
+/* How often a step's command reads a pipe: once, but a <(...) as often as its name is an argument, which a stranger may have
+ * written there any number of times. */
+static size_t count_reads(const struct recipe_step *s, const struct recipe_input *in) {
+    size_t n = 0;
+    for (size_t i = 0; in->is_fd && i < s->n_argv; i++) {
+        const char *sign = strchr(s->argv[i], '=');
+        n += strcmp(s->argv[i], in->path) == 0 || (sign && strcmp(sign + 1, in->path) == 0);
+    }
+    return n ? n : 1;
+}
+
 /* Places for outputs, in this order: the path it was written to; the path a later step read it from; for a pipe with
  * several readers one of our own. The rest stays a pipe. */
 static int place_outputs(struct recipe *r, struct err *e) {
@@ -169,7 +180,7 @@ static int place_outputs(struct recipe *r, struct err *e) {
             for (size_t p = 0; p < in->n_parents; p++) {
                 struct recipe_step *parent = &r->steps[in->parents[p]];
                 if (!named)
-                    parent->n_pipe_readers++;
+                    parent->n_pipe_readers += count_reads(&r->steps[i], in);
                 else if (in->n_parents == 1 && !parent->file && add_step_file(r, in->parents[p], in->path, e))
                     return e->code;
                 else if (in->n_parents > 1)

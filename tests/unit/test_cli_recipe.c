@@ -143,6 +143,26 @@ static void read_twice(void **state) {
     expect_rules(json, NULL, "y: x\n\t$(RILL) a | \\\n\t$(RILL) b > y\n\n# These must be there:\n#   x\n");
 }
 
+/* A <(...) named twice is a file: printed where it is named, its pipeline would double with every step. */
+static void named_twice(void **state) {
+    (void)state;
+    struct buf json = {0};
+    char *text;
+    for (int i = 0; i < 40; i++)
+        assert_int_equal(buf_printf(&json, &e,
+                                    "%s{\"id\":\"%d\",\"tool\":\"a\",\"argv\":[\"a\",\"/dev/fd/63\",\"-m=/dev/fd/63\"],"
+                                    "\"inputs\":[{\"path\":\"/dev/fd/63\",\"parents\":[\"%d\"]}]}",
+                                    i ? "," : "[", i, i - 1),
+                         0);
+    assert_int_equal(buf_append(&json, "]", 2, &e), 0);
+    assert_int_equal(make((const char *)json.data, "y", &text), 0);
+    assert_non_null(
+        strstr(text, "y: pipe-step.rill.38\n\t$(RILL) a <(cat pipe-step.rill.38) -m=<(cat pipe-step.rill.38)"));
+    assert_true(strlen(text) < 10000);
+    free(text);
+    buf_release(&json);
+}
+
 static void in_place(void **state) {
     (void)state;
     /* x was an input and then overwritten: the leaf keeps the name */
@@ -280,6 +300,7 @@ int main(void) {
         cmocka_unit_test(renamed_and_missing),
         cmocka_unit_test(diamond),
         cmocka_unit_test(read_twice),
+        cmocka_unit_test(named_twice),
         cmocka_unit_test(in_place),
         cmocka_unit_test(hostile),
         cmocka_unit_test(unnamed),
