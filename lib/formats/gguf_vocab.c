@@ -119,19 +119,11 @@ static int read_merges(const struct gguf_file *g, struct vocab *spec, struct buf
 
 /* ---- settings ---- */
 
-/* Other names that llama.cpp cuts text for in the same way. */
-static const struct {
-    const char *name, *as;
-} pre_aliases[] = {
-    {"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"}, {"gpt2", "gpt-2"}, {"deepseek-r1-qwen", "qwen2"}};
-
 static int read_pre(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     const char *pre = NULL;
     int rc = gguf_opt_str(g, "tokenizer.ggml.pre", &spec->memory, &pre, e);
     if (rc) return rc;
     if (!pre) return err_set(e, ERR_DATA, "key 'tokenizer.ggml.pre' is missing: how text is cut is not known");
-    for (size_t i = 0; i < COUNT_OF(pre_aliases); i++)
-        if (strcmp(pre_aliases[i].name, pre) == 0) pre = pre_aliases[i].as;
     rc = text_pre_parse(pre, &spec->pre, e);
     return rc ? err_prefix(e, "key 'tokenizer.ggml.pre'") : 0;
 }
