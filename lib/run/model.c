@@ -36,7 +36,7 @@ static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, st
     while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
     if (rc) return rc;
     if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
-    return vocab_unpack(v, item.bytes, item.n_bytes, e);
+    return vocab_unpack(v, item.bytes, item.n_bytes, e) ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
 }
 
 int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **out, struct err *e) {

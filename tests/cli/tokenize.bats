@@ -137,6 +137,8 @@ assert_holds() {
     assert_stderr_line 'out: this is a tokens stream*'
     check_exit 3 bash -c 'cat out | rill tokenize -m /dev/stdin "$ROOT/LICENSE"'
     assert_stderr_line '/dev/stdin: no vocabulary'
+    check_exit 3 bash -c 'cat "$ROOT/formats/golden/v1-model-raw.rill" | rill tokenize -m /dev/stdin "$ROOT/LICENSE"'
+    assert_stderr_line '/dev/stdin: vocabulary: 23 bytes, too few for a vocabulary'
     check_exit 3 rill tokenize -m tiny-qwen2.rill --decode out
     assert_stderr_line 'model and tokens disagree: vocabulary xxh3:* against xxh3:*'
 }
