@@ -108,27 +108,43 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
 
 /* ---- vocabulary ------------------------------------------------------------------------------------------------------ */
 
-int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) {
+/* META of a segment: the vocabulary is that of the first. */
+static int take_meta(struct prune_tokens *t, const struct stream_reader *r, const cJSON *meta, struct err *e) {
     const char *vocab = NULL;
     uint64_t n = 0;
-    int rc = json_get_str(stream_reader_meta(r), "vocab", &vocab, e);
-    if (!rc) rc = json_get_u64(stream_reader_meta(r), "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
+    int rc = json_get_str(meta, "vocab", &vocab, e);
+    if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
     if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
+    if (t->count && (n != t->n || strcmp(vocab, t->vocab) != 0))
+        return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
+                       vocab);
+    if (t->count) return 0;
     t->n = (uint32_t)n;
     snprintf(t->vocab, sizeof t->vocab, "%s", vocab);
     t->count = arena_array(&t->memory, n, sizeof *t->count, e);
-    if (!t->count) return e->code;
+    return t->count ? 0 : e->code;
+}
+
+static int count_batch(struct prune_tokens *t, const struct stream_reader *r, const struct batch *b, struct err *e) {
+    const uint32_t *tokens = batch_tokens(b);
+    for (uint64_t i = 0; i < b->head.n_positions; i++) {
+        if (tokens[i] >= t->n)
+            return err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", stream_reader_name(r),
+                           tokens[i], t->n);
+        t->count[tokens[i]]++;
+    }
+    return 0;
+}
+
+int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) {
     struct batch b = {0};
-    bool more = true;
-    while (!rc && !(rc = batch_read(r, &b, &more, e)) && more) {
-        const uint32_t *tokens = batch_tokens(&b);
-        for (uint64_t i = 0; !rc && i < b.head.n_positions; i++) {
-            if (tokens[i] < n)
-                t->count[tokens[i]]++;
-            else
-                rc = err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", stream_reader_name(r),
-                             tokens[i], t->n);
-        }
+    struct stream_item item = {0};
+    int rc = 0;
+    while (!rc && !(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
+        if (item.type == ITEM_META) rc = take_meta(t, r, item.json, e);
+        if (item.type != ITEM_BATCH) continue;
+        rc = batch_load(r, &b, &item, e);
+        if (!rc) rc = count_batch(t, r, &b, e);
     }
     batch_release(&b);
     return rc;

@@ -22,7 +22,8 @@ struct prune_tokens {
     char vocab[DIGEST_TEXT_SIZE];
     struct arena memory;
 };
-/* Reads a tokens or knowledge stream to its end. Begin with {0}; prune_tokens_release. */
+/* Reads a tokens or knowledge stream to its end; all of its segments must be of one vocabulary. Begin with {0};
+ * prune_tokens_release. */
 int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) MUST_CHECK;
 void prune_tokens_release(struct prune_tokens *t);
 

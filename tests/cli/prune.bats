@@ -57,6 +57,19 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "tokens of two vocabularies are refused" {
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    rill tokenize -q -m llama.rill text.txt -o theirs.rill
+    cat tokens.rill theirs.rill >both.rill
+    check_exit 3 rill prune --vocab both.rill model.rill -o no.rill
+    assert_stderr_line "both.rill: tokens of two vocabularies: xxh3:* and xxh3:*"
+    assert_no_file no.rill
+    cat tokens.rill tokens.rill >twice.rill
+    check_exit 0 rill prune -q --vocab twice.rill --vocab-min-count 2 --no-provenance model.rill -o a.rill
+    check_exit 0 rill prune -q --vocab tokens.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+}
+
 @test "statistics of another model are refused" {
     rill prune -q --ffn 64 model.rill -o narrow.rill
     check_exit 3 rill prune --layers 1 --stats model.stats.rill narrow.rill -o no.rill
