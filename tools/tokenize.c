@@ -175,9 +175,11 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     int rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
     if (!rc) rc = cli_text(c, &out, e);
     if (!rc) rc = run_check_vocab(v, &in, "tokens", e);
-    if (!rc) rc = corpus_decoding(stream_reader_meta(in.stream), &d, e);
-    while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more)
-        rc = decode_batch(v, &d, &b, &text, out, e);
+    while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
+        rc = corpus_decoding(stream_reader_meta(in.stream), &d,
+                             e); /* of the batch's segment: each was made in its way */
+        if (!rc) rc = decode_batch(v, &d, &b, &text, out, e);
+    }
     batch_release(&b);
     buf_release(&text);
     run_data_release(&in);

@@ -57,6 +57,16 @@ assert_holds() {
     assert_same text expected
 }
 
+@test "each segment of a concatenation is decoded in its own way" {
+    printf 'one\ntwo\n' >lines
+    printf 'three' >whole
+    tok -m tiny-llama.rill --lines --bos always lines >a.rill
+    tok -m tiny-llama.rill --bos never whole >b.rill
+    assert_equal "$(cat a.rill b.rill | tok -m tiny-llama.rill --decode)" $'one\ntwo\nthree'
+    cat b.rill a.rill | tok -m tiny-llama.rill --decode >text
+    printf 'threeone\ntwo\n' | cmp - text
+}
+
 @test "the report counts documents, sequences, tokens and bytes" {
     printf 'ab\n\ncd\n' >lines
     tok -m tiny-llama.rill --lines --report r.json lines >out
