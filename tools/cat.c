@@ -67,7 +67,8 @@ int main(int argc, char **argv) {
             "this one "
             "verifies what it copies, and says so in the provenance.\n\n"
             "--select and --drop take shell patterns and may be repeated; what both name is dropped. The tensors "
-            "`tokens` and `lengths` of a batch always stay.",
+            "`tokens` and `lengths` of a batch always stay. Batches of which tensors are chosen are encoded anew, raw "
+            "without --codec.",
         .examples = "rill cat model.rill --codec planes > model.small.rill\n"
                     "    the same model in two thirds of the bytes\n"
                     "rill cat --merge a.tok.rill b.tok.rill > both.tok.rill\n"
