@@ -65,7 +65,8 @@ struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panel
 
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
-/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. */
+/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. In a segment of
+ * a tape that does not record, the result may take over the memory of the residual, which must not be used afterwards. */
 struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias,
                              struct grad_var *residual);
 /*
@@ -88,6 +89,8 @@ struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_hea
 struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,
                                 const struct kernel_attention *shape);
 struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct grad_var *up);
+/* SwiGLU of the linear maps x gate^T and x up^T, to the same bits; faster where nothing is recorded. */
+struct grad_var *grad_gated(struct grad_tape *t, struct grad_var *x, struct grad_var *gate, struct grad_var *up);
 
 /*
  * A part of the graph with one input and one result of its shape, say a layer: run(ctx, t, x) makes it from operations.

@@ -54,6 +54,7 @@ struct grad_op {
 
 struct grad_tape {
     bool record, recompute;
+    bool bare; /* inside a segment that nobody wants the input of again */
     enum dtype precision;
     /* Apart, because a segment that is run again gives its values back while gradients and what is outside stay. */
     struct grad_stack values, gradients, scratch;

@@ -128,11 +128,12 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
 
 /* A weight that is not packed is so as it is read: an optimizer step changes it between any two products. */
 static void multiply_bf16(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
-                          const struct grad_var *residual) {
+                          const struct grad_var *residual, const struct grad_var *gate) {
     struct kernel_panels w = {.n = m->w->rows, .k = m->w->cols, .dtype = DT_F32, .data = m->w->value.data};
     if (node_packed(m->w)) w = node_of(m->w)->panels;
     struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
-                                  .residual = residual ? residual->value.data : NULL};
+                                  .residual = residual ? residual->value.data : NULL,
+                                  .gate = gate ? gate->value.data : NULL};
     kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
 }
 
@@ -140,9 +141,12 @@ static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, co
                                      struct grad_var *residual) {
     if (!m->w || !shapes_fit(t, x, m, residual)) return NULL;
     bool wanted = node_wanted(x) || node_wanted(m->w) || node_wanted(m->bias) || node_wanted(residual);
-    struct grad_node *y = tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
+    /* the product in f32 cannot take the memory of what is added behind it */
+    bool over = residual && t->bare && t->precision == DT_BF16 && !node_of(residual)->is_leaf;
+    struct grad_node *y = over ? tape_result_in(t, residual, wanted)
+                               : tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
     if (y && t->precision == DT_BF16)
-        multiply_bf16(&y->var, x, m, residual);
+        multiply_bf16(&y->var, x, m, residual, NULL);
     else if (y)
         multiply_f32(&y->var, x, m, residual);
     return y;
@@ -175,4 +179,20 @@ void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struc
     struct grad_node *nodes[GRAD_MAX_MAPS];
     bool ok = linear(t, x, n, maps, NULL, nodes);
     for (size_t i = 0; i < n; i++) y[i] = ok ? &nodes[i]->var : NULL;
+}
+
+/* Without a way back nothing wants gate or up again: the product behind up multiplies them, in the memory of gate. */
+struct grad_var *grad_gated(struct grad_tape *t, struct grad_var *x, struct grad_var *gate, struct grad_var *up) {
+    struct grad_map maps[2] = {{gate, NULL}, {up, NULL}};
+    struct grad_var *y[2];
+    if (t->record || t->precision != DT_BF16) {
+        grad_linears(t, x, 2, maps, y);
+        return grad_swiglu(t, y[0], y[1]);
+    }
+    if (!x || !up || t->error.code || !shapes_fit(t, x, &maps[1], NULL)) return NULL;
+    struct grad_var *g = grad_linear(t, x, gate, NULL, NULL);
+    if (!g) return NULL;
+    if (g->cols != up->rows) return tape_fail(t, ERR_DATA, "gated: gate of %zu, up of %zu", g->cols, up->rows);
+    multiply_bf16(g, x, &maps[1], NULL, g);
+    return g;
 }

@@ -33,11 +33,13 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
 
 /* Runs without a record and leaves nothing behind but the result, in `slot`. */
 static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx, struct grad_var *slot) {
-    bool record = t->record;
+    bool record = t->record, bare = t->bare;
     size_t mark = grad_mark(t);
     t->record = false;
+    t->bare = slot == x;
     struct grad_var *y = run(ctx, t, x);
     t->record = record;
+    t->bare = bare;
     if (!y) return false;
     if (y->rows != slot->rows || y->cols != slot->cols)
         return tape_fail(t, ERR_DATA, "segment: [%zu, %zu] of [%zu, %zu]", y->rows, y->cols, slot->rows, slot->cols);

@@ -10,10 +10,9 @@
 
 #include "lib/kernel/attention_internal.h"
 
-static struct cut cut_for(const struct kernel_attention *a) {
+static struct cut cut_for(const struct kernel_attention *a, size_t rows_floats, size_t max_rows) {
     struct cut c = {.group = a->n_heads / a->n_kv_heads};
-    size_t rows = ROWS_FLOATS / a->head_dim;
-    if (rows > MAX_ROWS) rows = MAX_ROWS;
+    size_t rows = smaller(rows_floats / a->head_dim, max_rows);
     c.heads = c.group < rows ? c.group : rows;
     c.queries = rows / c.heads;
     return c;
@@ -50,21 +49,23 @@ static const float *key_rows(const struct simd *v, const struct kernel_attention
 
 /* ---- forward ---- */
 
-void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, size_t width, float scale,
-                    float *s, float *m, double *l, float *o) {
+/* Online softmax of one block of scores: probabilities relative to the running maximum m, whose sums go to l; the output so
+ * far, o, is rescaled. Keys behind those that a row sees become 0. */
+static void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s, float *m,
+                           double *l, float *o) {
     size_t d = f->a->head_dim;
     for (size_t r = 0; r < b->heads * b->n; r++) {
         float *row = s + r * KEYS;
         size_t seen = visible(b, r, from, keys);
         float top = f->v->max(row, seen);
         if (top > m[r]) {
-            float shrink = expf((m[r] - top) * scale);
+            float shrink = expf(m[r] - top);
             m[r] = top;
             l[r] *= shrink;
             f->v->scale(o + r * d, d, shrink);
         }
-        l[r] += f->v->exp_store(row, row, seen, m[r], scale);
-        memset(row + seen, 0, (width - seen) * sizeof *row);
+        l[r] += f->v->exp_store(row, row, seen, m[r], 1);
+        memset(row + seen, 0, (keys - seen) * sizeof *row);
     }
 }
 
@@ -80,7 +81,7 @@ static void forward_block(const struct forward *f, const struct block *b) {
         size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
         const float *k = key_rows(f->v, a, f->k, at, keys, k_room, &ldk);
         f->v->gemm(GEMM_NT, rows, keys, d, q, d, k, ldk, 0, s, KEYS);
-        online_softmax(f, b, from, keys, keys, 1, s, m, l, o);
+        online_softmax(f, b, from, keys, s, m, l, o);
         const float *v = key_rows(f->v, a, f->values, at, keys, v_room, &ldv);
         f->v->gemm(GEMM_NN, rows, d, keys, s, KEYS, v, ldv, 1, o, d);
     }
@@ -111,7 +112,7 @@ static void forward_task(void *ctx, size_t i, int thread) {
     b.first = (f->query_blocks - 1 - rest / a->n_seqs) * f->cut.queries;
     if (b.first >= length) return;
     b.n = smaller(f->cut.queries, length - b.first);
-    if (attention_is_bf16(f->v, a, f->q, f->k, f->values))
+    if (f->is_bf16)
         forward_block_bf16(f, &b);
     else
         forward_block(f, &b);
@@ -119,8 +120,10 @@ static void forward_task(void *ctx, size_t i, int thread) {
 
 void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
                       struct kernel_array k, struct kernel_array v) {
-    struct forward f = {.a = a, .v = simd(), .y = y, .lse = lse, .q = q, .k = k, .values = v, .cut = cut_for(a)};
+    struct forward f = {.a = a, .v = simd(), .y = y, .lse = lse, .q = q, .k = k, .values = v};
     size_t longest = 0;
+    f.is_bf16 = attention_is_bf16(f.v, a, q, k, v);
+    f.cut = f.is_bf16 ? cut_for(a, FORWARD_FLOATS, FORWARD_ROWS) : cut_for(a, ROWS_FLOATS, MAX_ROWS);
     for (size_t s = 0; s < a->n_seqs; s++)
         if (a->starts[s + 1] - a->starts[s] > longest) longest = a->starts[s + 1] - a->starts[s];
     f.query_blocks = (longest + f.cut.queries - 1) / f.cut.queries;
@@ -225,6 +228,6 @@ static void backward_task(void *ctx, size_t i, int thread) {
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
                                struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
                                struct kernel_array k, struct kernel_array v) {
-    struct backward w = {a, simd(), dq, dy, y, q, k, v, dk, dv, lse, cut_for(a)};
+    struct backward w = {a, simd(), dq, dy, y, q, k, v, dk, dv, lse, cut_for(a, ROWS_FLOATS, MAX_ROWS)};
     parallel_for(a->n_seqs * a->n_kv_heads, backward_task, &w);
 }

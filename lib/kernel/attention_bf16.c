@@ -58,8 +58,9 @@ static void panels_across(const struct kernel_attention *a, const struct block *
 /* Panels of n <= 256 rows of d that lie ld apart, as they are: for p v. Zeros behind the last row. */
 static void panels_along(const struct simd *v, const uint16_t *x, size_t ld, size_t n, size_t d, uint16_t *to) {
     static const uint16_t zeros[PANEL];
-    size_t k = padded(n);
-    for (size_t r = 0; r < k; r += 2)
+    size_t k = padded(n), whole = n / 2 * 2;
+    for (size_t j = 0; j < d; j += PANEL) v->pair_rows((uint32_t *)(void *)(to + j * k), x + j, ld, n / 2);
+    for (size_t r = whole; r < k; r += 2)
         for (size_t j = 0; j < d; j += PANEL)
             v->pair((uint32_t *)(void *)(to + j * k + r * PANEL), r < n ? x + r * ld + j : zeros,
                     r + 1 < n ? x + (r + 1) * ld + j : zeros, PANEL);
@@ -75,10 +76,11 @@ static const uint16_t *key_rows(const struct kernel_attention *a, const struct b
 void forward_block_bf16(const struct forward *f, const struct block *b) {
     const struct kernel_attention *a = f->a;
     size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n;
-    _Alignas(64) uint16_t q[ROWS_FLOATS], p[MAX_ROWS * KEYS], panels[KEYS * WIDEST];
-    _Alignas(64) float o[ROWS_FLOATS], s[MAX_ROWS * KEYS];
-    float m[MAX_ROWS];
-    double l[MAX_ROWS];
+    _Alignas(64) uint16_t q[FORWARD_FLOATS], p[FORWARD_ROWS * KEYS], panels[KEYS * WIDEST];
+    _Alignas(64) float o[FORWARD_FLOATS], s[FORWARD_ROWS * KEYS];
+    float m[FORWARD_ROWS];
+    double l[FORWARD_ROWS];
+    uint32_t seen[FORWARD_ROWS];
     copy_rows(a, b, q, f->q);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
@@ -87,19 +89,18 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
         size_t keys = smaller(KEYS, b->first + b->n - from), width = padded(keys);
         panels_across(a, b, f->k, from, keys, panels);
         multiply(f->v, rows, d, width, q, d, panels, false, s, KEYS);
-        online_softmax(f, b, from, keys, width, a->scale, s, m, l, o);
-        round_rows(f->v, p, s, rows, width);
+        for (size_t r = 0; r < rows; r++) seen[r] = (uint32_t)visible(b, r, from, keys);
+        f->v->softmax_rows(p, s, rows, KEYS, seen, width, a->scale, m, l, o, d);
         panels_along(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
         multiply(f->v, rows, width, d, p, KEYS, panels, true, o, d);
     }
     if (f->v->bf16->end) f->v->bf16->end();
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
-        f->v->scale(o + r * d, d, (float)(1 / l[r]));
         if (f->y.dtype == DT_BF16)
-            f->v->to_bf16((uint16_t *)f->y.data + at, o + r * d, d);
+            f->v->scale_bf16((uint16_t *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
         else
-            memcpy((float *)f->y.data + at, o + r * d, d * sizeof *o);
+            f->v->scale_copy((float *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
         if (f->lse) f->lse[at / d] = (float)(m[r] * a->scale + log(l[r]));
     }
 }

@@ -11,6 +11,9 @@
 #define MAX_ROWS    256   /* of stacked queries */
 #define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
 #define KEYS_FLOATS 32768 /* widened keys x head_dim */
+/* Forward in bf16 keeps less of a row, so takes more of them: keys are made panels of for fewer blocks of queries. */
+#define FORWARD_ROWS   384
+#define FORWARD_FLOATS 24576
 
 /* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
 struct cut {
@@ -48,6 +51,7 @@ struct forward {
     const struct simd *v;
     struct kernel_array y, q, k, values;
     float *lse;
+    bool is_bf16;
     struct cut cut;
     size_t query_blocks, head_blocks; /* of the longest sequence; of a group */
 };
@@ -60,14 +64,6 @@ struct backward {
     const float *lse;
     struct cut cut;
 };
-
-/*
- * Online softmax of one block of scores, f32 rows KEYS apart: probabilities relative to the running maximum m of the
- * unscaled scores, whose sums go to l; the output so far, o, is rescaled. Columns behind those that a row sees, up to
- * `width`, become 0.
- */
-void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, size_t width, float scale,
-                    float *s, float *m, double *l, float *o);
 
 /* Can these operands be multiplied as they are? */
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,

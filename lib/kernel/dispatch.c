@@ -28,12 +28,11 @@ static bool has_avx512bf16(void) {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
-/* AVX-512's loops with other products of bf16. */
+/* The loops of AVX512-BF16 with products of bf16. */
 static struct simd avx512bf16, amx;
 
 static void make_paths(void) {
-    avx512bf16 = simd_avx512;
-    avx512bf16.name = "avx512bf16";
+    avx512bf16 = simd_avx512bf16;
     avx512bf16.bf16 = &bf16_avx512;
     avx512bf16.dequantize = dequantize_avx512bf16;
     avx512bf16.decode_dots = decode_dots_avx512bf16;

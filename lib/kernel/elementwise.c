@@ -87,6 +87,11 @@ struct gated {
 static void swiglu_piece(void *ctx, size_t begin, size_t end) {
     const struct gated *c = ctx;
     float y[WIDENED], gate[WIDENED], up[WIDENED];
+    if (c->y.dtype == DT_BF16 && c->gate.dtype == DT_BF16 && c->up.dtype == DT_BF16) {
+        c->v->swiglu_bf16((uint16_t *)c->y.data + begin, (const uint16_t *)c->gate.data + begin,
+                          (const uint16_t *)c->up.data + begin, end - begin);
+        return;
+    }
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
         c->v->swiglu(array_room(c->y, i, y), array_get(c->v, c->gate, i, n, gate), array_get(c->v, c->up, i, n, up), n);

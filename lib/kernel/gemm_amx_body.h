@@ -105,7 +105,6 @@ static AMX_TARGET void amx_two_rows_of_tiles(size_t k, const uint16_t *a, size_t
 static AMX_TARGET void amx_multiply(const struct block_bf16 *t) {
     if (t->rows != AMX_BLOCK) amx_configure(t->rows);
     for (size_t j = 0; j < t->n_panels; j++) {
-        fetch_c(t, j);
         if (t->rows > AMX_ROWS)
             amx_two_rows_of_tiles(t->k, t->a, t->lda, t->b + j * t->stride, t->accumulate, t->c + j * PANEL, t->ldc);
         else

@@ -69,7 +69,6 @@ static micro_fn *const micros[MR + 1] = {EACH_COUNT(ENTRY)};
 
 static void multiply(const struct block_bf16 *t) {
     for (size_t j = 0; j < t->n_panels; j++) {
-        fetch_c(t, j);
         micros[t->rows](t->k, t->a, t->lda, t->b + j * t->stride, t->accumulate, t->c + j * PANEL, t->ldc);
     }
 }

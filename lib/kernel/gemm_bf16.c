@@ -11,6 +11,8 @@
 #define K_LONG   512          /* or of a longer k: more columns then share the copies of rows of a */
 #define N_MOST   448          /* columns */
 #define SUMS     (64 * 1024)  /* of a tile that keeps them apart from c */
+#define GROUP    4            /* panels whose sums are finished while they are in the first cache */
+#define ROUNDED  (32 * 1024)  /* elements of a that are rounded on the stack */
 #define FEW_ROWS 64
 #define FEW_COLS 64
 
@@ -19,6 +21,7 @@ struct product {
     size_t m;
     enum dtype a_type;
     const void *a;
+    size_t lda; /* of rows that can be read where they lie: bf16, padded */
     const struct kernel_panels *b;
     struct kernel_epilogue how;
     enum dtype c_type;
@@ -32,7 +35,8 @@ struct tile {
     const struct product *p;
     const struct micro_bf16 *micro;
     size_t row, rows, col, cols;
-    size_t first, count; /* of k, in this strip */
+    size_t first, count; /* of k, in this strip, */
+    size_t k_block;      /* and at a time */
     const uint16_t *b;
     size_t stride; /* from panel to panel */
     uint16_t *a_room;
@@ -43,35 +47,32 @@ static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-/* Rows of a, k from `first` on: where they lie when they are bf16 and need no padding, else a copy. (Rows of 4 KiB all fall
- * on the same lines of the first cache; a copy costs more than that.) */
+/* One row's k [at, at + count) as bf16, with zeros up to a multiple of 32. */
+static void copy_row(const struct product *p, uint16_t *to, size_t row, size_t at, size_t count) {
+    size_t from = row * p->b->k + at;
+    if (p->a_type == DT_BF16)
+        memcpy(to, (const uint16_t *)p->a + from, count * sizeof *to);
+    else
+        p->v->to_bf16(to, (const float *)p->a + from, count);
+    memset(to + count, 0, (round_up(count, 32) - count) * sizeof *to);
+}
+
+/* Rows of a, k from `first` on: where they lie, or a copy. (Rows of 4 KiB all fall on the same lines of the first cache; a
+ * copy costs more than that.) */
 static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, size_t first, size_t count,
                                  size_t *lda) {
     const struct product *p = t->p;
-    size_t k = p->b->k;
-    if (p->a_type == DT_BF16 && k % 32 == 0) {
-        *lda = k;
-        return (const uint16_t *)p->a + row * k + first;
-    }
-    *lda = MAX_ROW_STRIDE;
-    for (size_t i = 0; i < rows; i++) {
-        uint16_t *to = t->a_room + i * MAX_ROW_STRIDE;
-        size_t at = (row + i) * k + first;
-        if (p->a_type == DT_BF16)
-            memcpy(to, (const uint16_t *)p->a + at, count * sizeof *to);
-        else
-            p->v->to_bf16(to, (const float *)p->a + at, count);
-        memset(to + count, 0, (round_up(count, 32) - count) * sizeof *to);
-    }
+    *lda = p->lda ? p->lda : MAX_ROW_STRIDE;
+    if (p->lda) return (const uint16_t *)p->a + row * p->lda + first;
+    for (size_t i = 0; i < rows; i++) copy_row(p, t->a_room + i * MAX_ROW_STRIDE, row + i, first, count);
     return t->a_room;
 }
 
 /* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
 static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
                           float *sums, size_t ld) {
-    size_t k_block = equal_parts(t->count, t->micro->k_block, 32);
-    for (size_t k = 0; k < t->count; k += k_block) {
-        size_t count = smaller(k_block, t->count - k);
+    for (size_t k = 0; k < t->count; k += t->k_block) {
+        size_t count = smaller(t->k_block, t->count - k);
         struct block_bf16 block = {.rows = rows,
                                    .k = round_up(count, 32),
                                    .n_panels = n_panels,
@@ -85,41 +86,71 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
     }
 }
 
-/* Sums that were made apart: what c held before comes first, everything else last. */
-static void begin_sums(const struct tile *t, size_t row, size_t rows, size_t col, size_t cols, float *sums) {
-    const float *c = (const float *)t->p->c + row * t->p->b->n + t->col + col;
-    for (size_t i = 0; i < rows; i++) memcpy(sums + i * t->p->tile_n, c + i * t->p->b->n, cols * sizeof *sums);
+/* Some columns of a block of rows, and the sums of it where they are not made in c. */
+struct part {
+    size_t row, rows, col, cols;
+    float *sums;
+    size_t ld;
+};
+
+/* Sums that are made apart: what c held before comes first, everything else last. */
+static void begin_sums(const struct product *p, const struct part *x) {
+    const float *c = (const float *)p->c + x->row * p->b->n + x->col;
+    for (size_t i = 0; i < x->rows; i++) memcpy(x->sums + i * x->ld, c + i * p->b->n, x->cols * sizeof *c);
 }
 
-static void finish_sums(const struct tile *t, size_t row, size_t rows, size_t col, size_t cols, const float *sums) {
+static void finish_sums(const struct product *p, const struct part *x) {
+    const float *bias = p->how.bias ? p->how.bias + x->col : NULL;
+    size_t n = p->b->n, at = x->row * n + x->col;
+    const float *residual = p->how.residual ? p->how.residual + at : NULL;
+    if (p->c_type == DT_F32)
+        p->v->finish_f32((float *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
+    else if (p->how.gate)
+        p->v->finish_gated((uint16_t *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, p->how.gate + at);
+    else
+        p->v->finish_bf16((uint16_t *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
+}
+
+/* Inlined always: GCC takes a function that only prefetches for one without effect, and drops its calls. */
+static inline __attribute__((always_inline)) void fetch_rows(const void *from, size_t stride, size_t rows,
+                                                             size_t bytes) {
+    const char *p = from;
+    for (size_t i = 0; i < rows; i++, p += stride)
+        for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(p + j, 1);
+}
+
+/* Asks for what will be read at the end, before the product that takes much longer. */
+static inline __attribute__((always_inline)) void fetch_part(const struct product *p, const struct part *x) {
+    size_t n = p->b->n, at = x->row * n + x->col;
+    if (p->how.residual) fetch_rows(p->how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
+    if (p->how.gate) fetch_rows(p->how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
+}
+
+/* A block of rows times a group of panels. Whole panels are summed in c where that is possible, others apart: for this strip
+ * alone, or in the tile's own when there are more. */
+static void run_group(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
     const struct product *p = t->p;
-    const float *bias = p->how.bias ? p->how.bias + t->col + col : NULL;
-    for (size_t i = 0; i < rows; i++, sums += p->tile_n) {
-        size_t at = (row + i) * p->b->n + t->col + col;
-        const float *residual = p->how.residual ? p->how.residual + at : NULL;
-        if (p->c_type == DT_F32)
-            p->v->finish_f32((float *)p->c + at, sums, bias, residual, cols);
-        else
-            p->v->finish_bf16((uint16_t *)p->c + at, sums, bias, residual, cols);
+    bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
+    bool accumulate = p->how.accumulate || !is_first;
+    size_t col = panel * PANEL, cols = smaller(n_panels * PANEL, t->cols - col);
+    struct part x = {.row = t->row + row, .rows = rows, .col = t->col + col, .cols = cols};
+    x.ld = one ? GROUP * PANEL : p->tile_n;
+    x.sums = t->sums + (one ? 0 : row * p->tile_n + col);
+    if (p->in_place && cols == n_panels * PANEL) {
+        multiply_rows(t, x.row, rows, panel, n_panels, accumulate, (float *)p->c + x.row * p->b->n + x.col, p->b->n);
+        return;
     }
+    if (is_first && p->how.accumulate) begin_sums(p, &x);
+    if (is_last) fetch_part(p, &x);
+    multiply_rows(t, x.row, rows, panel, n_panels, accumulate, x.sums, x.ld);
+    if (is_last) finish_sums(p, &x);
 }
 
 static void run_strip(const struct tile *t) {
-    const struct product *p = t->p;
-    bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
-    /* whole panels are summed in c where that is possible, the rest apart */
-    size_t direct = p->in_place ? t->cols / PANEL : 0, apart = (t->cols + PANEL - 1) / PANEL - direct;
-    for (size_t i = 0; i < t->rows; i += t->micro->block) {
-        size_t row = t->row + i, rows = smaller(t->micro->block, t->rows - i), col = direct * PANEL;
-        float *sums = t->sums + (one ? 0 : i * p->tile_n);
-        if (direct)
-            multiply_rows(t, row, rows, 0, direct, p->how.accumulate || !is_first,
-                          (float *)p->c + row * p->b->n + t->col, p->b->n);
-        if (!apart) continue;
-        if (is_first && p->how.accumulate) begin_sums(t, row, rows, col, t->cols - col, sums);
-        multiply_rows(t, row, rows, direct, apart, p->how.accumulate || !is_first, sums, p->tile_n);
-        if (is_last) finish_sums(t, row, rows, col, t->cols - col, sums);
-    }
+    size_t panels = (t->cols + PANEL - 1) / PANEL;
+    for (size_t i = 0; i < t->rows; i += t->micro->block)
+        for (size_t j = 0; j < panels; j += GROUP)
+            run_group(t, i, smaller(t->micro->block, t->rows - i), j, smaller(GROUP, panels - j));
 }
 
 static void run_tile(void *ctx, size_t i, int thread) {
@@ -136,6 +167,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
     if (t.micro->begin) t.micro->begin();
     for (t.first = 0; t.first < b->k; t.first += p->strip_k) {
         t.count = smaller(p->strip_k, b->k - t.first);
+        t.k_block = equal_parts(t.count, t.micro->k_block, 32);
         if (b->packed) {
             t.stride = PANEL * round_up(b->k, 32);
             t.b = (const uint16_t *)b->data + t.col / PANEL * t.stride + t.first * PANEL;
@@ -169,16 +201,46 @@ static void cut(struct product *p) {
 
 /* k = 0: the sums are empty. */
 static void without_sums(const struct product *p) {
-    static const float zero[PANEL];
-    struct tile t = {.p = p};
     for (size_t i = 0; i < p->m; i++)
         for (size_t j = 0; j < p->b->n; j += PANEL) {
-            float sums[PANEL];
-            size_t cols = smaller(PANEL, p->b->n - j);
-            memcpy(sums, zero, sizeof sums);
-            if (p->how.accumulate) begin_sums(&t, i, 1, j, cols, sums);
-            finish_sums(&t, i, 1, j, cols, sums);
+            float sums[PANEL] = {0};
+            struct part x = {i, 1, j, smaller(PANEL, p->b->n - j), sums, PANEL};
+            if (p->how.accumulate) begin_sums(p, &x);
+            finish_sums(p, &x);
         }
+}
+
+struct rounding {
+    const struct product *p;
+    uint16_t *to;
+    size_t ld;
+};
+
+static void round_piece(void *ctx, size_t begin, size_t end) {
+    const struct rounding *c = ctx;
+    for (size_t i = begin; i < end; i++) copy_row(c->p, c->to + i * c->ld, i, 0, c->p->b->k);
+}
+
+static void run_product(struct product *p) {
+    cut(p);
+    parallel_for(((p->m - 1) / p->tile_m + 1) * p->tiles_n, run_tile, p);
+}
+
+/* Rows that cannot be read where they lie are rounded and padded once, or without memory for it, by each tile that reads them. */
+static void run_rounded(struct product *p) {
+    uint16_t room[ROUNDED], *heap = NULL;
+    struct err e;
+    size_t ld = round_up(p->b->k, 32), n = p->m * ld;
+    if (n > ROUNDED) heap = mem_alloc(n * sizeof *heap, &e);
+    struct product rounded = *p;
+    rounded.a = heap ? heap : room;
+    rounded.lda = ld;
+    if (heap || n <= ROUNDED) {
+        kernel_split(p->m, piece_rows(ld), round_piece, &(struct rounding){p, (uint16_t *)rounded.a, ld});
+        p = &rounded;
+    }
+    run_product(p);
+    mem_free(heap);
 }
 
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
@@ -191,8 +253,12 @@ void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct ke
         return;
     }
     p.in_place = c_type == DT_F32 && !p.how.bias && !p.how.residual;
-    cut(&p);
-    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    if (a_type == DT_BF16 && b->k % 32 == 0) {
+        p.lda = b->k;
+        run_product(&p);
+    } else {
+        run_rounded(&p);
+    }
 }
 
 /* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */

@@ -89,6 +89,8 @@ struct kernel_epilogue {
     bool accumulate;       /* DT_F32 only */
     const float *bias;     /* [n] */
     const float *residual; /* [m][n]; may be c */
+    const uint16_t
+        *gate; /* [m][n], DT_BF16 only, without residual; may be c: c = silu(gate) * c, as kernel_swiglu of both */
 };
 /*
  * c[m][n] = a[m][k] times b. a and c are DT_F32 or DT_BF16; a in f32 is rounded to bf16 on the way. `how` NULL: {0}.

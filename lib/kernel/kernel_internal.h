@@ -48,14 +48,6 @@ struct micro_bf16 {
     void (*multiply)(const struct block_bf16 *t);
 };
 
-/* Asks for the part of c that panel j is added to. */
-static inline void fetch_c(const struct block_bf16 *t, size_t j) {
-    for (size_t i = 0; i < t->rows; i++) {
-        __builtin_prefetch(t->c + i * t->ldc + j * PANEL, 1);
-        __builtin_prefetch(t->c + i * t->ldc + j * PANEL + PANEL / 2, 1);
-    }
-}
-
 /* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the
  * type and nothing was done. */
 typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, size_t n);
@@ -123,15 +115,33 @@ struct simd {
 
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);
     void (*from_bf16)(float *y, const uint16_t *x, size_t n);
+    void (*scale_bf16)(uint16_t *y, float a, const float *x, size_t n);                      /* y = a x */
+    void (*mul_scaled_bf16)(uint16_t *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
+    void (*swiglu_bf16)(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n);
+    void (*rotate_bf16)(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n);
     void (*pair)(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n); /* y = x | z << 16 */
-    /* y = x + bias + residual, those that are not NULL; in f32 or rounded */
-    void (*finish_f32)(float *y, const float *x, const float *bias, const float *residual, size_t n);
-    void (*finish_bf16)(uint16_t *y, const float *x, const float *bias, const float *residual, size_t n);
+    /* y[i][PANEL] = the pairs of rows 2i and 2i + 1, which lie ld apart */
+    void (*pair_rows)(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs);
+    /* rows of n: c = sums + bias + residual, those that are not NULL; in f32 or rounded. residual and gate lie as c does */
+    void (*finish_f32)(float *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                       const float *residual);
+    void (*finish_bf16)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                        const float *residual);
+    /* c = silu(gate) * (sums + bias), rounded before and after it is multiplied */
+    void (*finish_gated)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,
+                         const float *bias, const uint16_t *gate);
 
     float (*max)(const float *x, size_t n);                                    /* -infinity for n = 0; NaN is lost */
     size_t (*find_above)(const float *x, size_t n, float bound);               /* first index with x > bound, or n */
     double (*exp_sum)(const float *x, size_t n, float m, float s);             /* sum exp((x - m) s), sum in f64 */
     double (*exp_store)(float *y, const float *x, size_t n, float m, float s); /* y = exp((x - m) s); their sum */
+    /*
+     * Online softmax of rows of scores, ld apart, of which the first seen[r] <= width count: p = exp((x - m) s) rounded, and
+     * zeros up to `width`, a multiple of PANEL. m[r] becomes the maximum with what was seen before; l[r] and o[r][d] shrink by
+     * exp((m before - m) s), and l[r] += the sum of the unrounded p, W lanes of which are added up in f32.
+     */
+    void (*softmax_rows)(uint16_t *p, const float *x, size_t rows, size_t ld, const uint32_t *seen, size_t width,
+                         float s, float *m, double *l, float *o, size_t d);
     void (*affine)(float *y, const float *x, size_t n, float m, float s, float c); /* y = (x - m) s - c */
 
     void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
@@ -165,7 +175,7 @@ struct simd {
 
 extern const struct simd simd_portable;
 #if defined(__x86_64__)
-extern const struct simd simd_avx2, simd_avx512;
+extern const struct simd simd_avx2, simd_avx512, simd_avx512bf16;
 #endif
 
 /* The path in use: the best this CPU runs, or the one RILL_CPU names. */

@@ -63,15 +63,18 @@ static float row_inv(const struct rmsnorm *c, size_t at, size_t step) {
 
 static void rmsnorm_piece(void *ctx, size_t begin, size_t end) {
     const struct rmsnorm *c = ctx;
-    float x[WIDENED], y[WIDENED];
+    float x[WIDENED];
     size_t step = row_step(c);
     for (size_t r = begin; r < end; r++) {
         size_t at = r * c->d;
         float inv = row_inv(c, at, step);
         for (size_t i = 0, n; i < c->d; i += n) {
             n = smaller(step, c->d - i);
-            c->v->mul_scaled(array_room(c->y, at + i, y), array_get(c->v, c->x, at + i, n, x), c->w + i, inv, n);
-            array_put(c->v, c->y, at + i, n, y);
+            const float *from = array_get(c->v, c->x, at + i, n, x);
+            if (c->y.dtype == DT_F32)
+                c->v->mul_scaled((float *)c->y.data + at + i, from, c->w + i, inv, n);
+            else
+                c->v->mul_scaled_bf16((uint16_t *)c->y.data + at + i, from, c->w + i, inv, n);
         }
         if (c->inv) c->inv[r] = inv;
     }
@@ -149,18 +152,18 @@ struct rope {
 static void rope_piece(void *ctx, size_t begin, size_t end) {
     const struct rope *c = ctx;
     size_t half = c->head_dim / 2;
-    float cosine[ANGLES], sine[ANGLES], x1[ANGLES], x2[ANGLES];
+    float cosine[ANGLES], sine[ANGLES];
     for (size_t r = begin; r < end; r++) {
         for (size_t first = 0; first < half; first += ANGLES) {
             size_t n = half - first < ANGLES ? half - first : ANGLES;
             c->v->angles(cosine, sine, c->position[r], c->inv_freq + first, c->sign, n);
             for (size_t h = 0; h < c->n_heads; h++) {
                 size_t at = (r * c->n_heads + h) * c->head_dim + first;
-                array_get(c->v, c->x, at, n, x1);
-                array_get(c->v, c->x, at + half, n, x2);
-                c->v->rotate(array_room(c->x, at, x1), array_room(c->x, at + half, x2), cosine, sine, n);
-                array_put(c->v, c->x, at, n, x1);
-                array_put(c->v, c->x, at + half, n, x2);
+                struct kernel_array x1 = kernel_part(c->x, at), x2 = kernel_part(c->x, at + half);
+                if (c->x.dtype == DT_F32)
+                    c->v->rotate(x1.data, x2.data, cosine, sine, n);
+                else
+                    c->v->rotate_bf16(x1.data, x2.data, cosine, sine, n);
             }
         }
     }

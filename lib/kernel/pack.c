@@ -82,6 +82,11 @@ static void prefetch(const unsigned char *p, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
+/* Can pairs of bf16 be read where they lie? */
+static bool are_words(const struct rows *b, const unsigned char *from) {
+    return ((uintptr_t)from | b->row_bytes) % sizeof(uint32_t) == 0;
+}
+
 /* One panel, or the first `cols` columns of it. */
 static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t cols, size_t first, size_t count) {
     _Alignas(64) uint16_t rows[LANES * LD];
@@ -90,6 +95,13 @@ static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t co
         size_t bytes = n / b->block_elems * b->block_bytes, offset = (first + k) / b->block_elems * b->block_bytes;
         for (size_t half = 0; half < PANEL; half += LANES) {
             const unsigned char *from = b->data + (col + half) * b->row_bytes + offset;
+            uint32_t *words = (uint32_t *)(void *)(to + k * PANEL) + half;
+            if (b->type == DT_BF16 && half + LANES <= cols && n == padded && are_words(b, from)) {
+                for (size_t i = LANES; i < 2 * LANES; i++) prefetch(from + i * b->row_bytes, bytes);
+                b->v->transpose_words(words, PANEL, (const uint32_t *)(const void *)from, b->row_bytes / sizeof *words,
+                                      LANES, n / 2);
+                continue;
+            }
             for (size_t i = 0; i < LANES; i++, from += b->row_bytes) {
                 uint16_t *row = rows + i * LD;
                 size_t filled = half + i < cols ? n : 0;
@@ -99,8 +111,7 @@ static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t co
                 }
                 if (filled < padded) memset(row + filled, 0, (padded - filled) * sizeof *row);
             }
-            b->v->transpose_words((uint32_t *)(void *)(to + k * PANEL) + half, PANEL,
-                                  (const uint32_t *)(const void *)rows, LD / 2, LANES, padded / 2);
+            b->v->transpose_words(words, PANEL, (const uint32_t *)(const void *)rows, LD / 2, LANES, padded / 2);
         }
     }
 }

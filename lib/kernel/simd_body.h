@@ -177,11 +177,12 @@ static inline SIMD_TARGET vec v_sigmoid(vec x) {
     return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x))));
 }
 
+static inline SIMD_TARGET vec gated(vec gate, vec up) {
+    return v_mul(v_mul(gate, v_sigmoid(gate)), up);
+}
+
 FN void op_swiglu(float *y, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i += W) {
-        vec g = load(gate + i, n - i);
-        store(y + i, v_mul(v_mul(g, v_sigmoid(g)), load(up + i, n - i)), n - i);
-    }
+    for (size_t i = 0; i < n; i += W) store(y + i, gated(load(gate + i, n - i), load(up + i, n - i)), n - i);
 }
 
 /* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g) */
@@ -331,22 +332,53 @@ FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n,
 
 /* ---- bf16 ---- */
 
-FN void op_to_bf16(uint16_t *y, const float *x, size_t n) {
-    size_t i = 0;
-    for (; n - i >= W; i += W) v_store_bf16(y + i, v_load(x + i));
+static inline SIMD_TARGET vec load_bf16(const uint16_t *p, size_t left) {
+    if (left >= W) return v_load_bf16(p);
+    uint16_t last[W] = {0};
+    memcpy(last, p, left * sizeof *p);
+    return v_load_bf16(last);
+}
+
+static inline SIMD_TARGET void store_bf16(uint16_t *p, vec v, size_t left) {
+    if (left >= W) {
+        v_store_bf16(p, v);
+        return;
+    }
     uint16_t last[W];
-    if (i == n) return;
-    v_store_bf16(last, v_load_part(x + i, n - i, 0));
-    memcpy(y + i, last, (n - i) * sizeof *y);
+    v_store_bf16(last, v);
+    memcpy(p, last, left * sizeof *p);
+}
+
+FN void op_to_bf16(uint16_t *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store_bf16(y + i, load(x + i, n - i), n - i);
 }
 
 FN void op_from_bf16(float *y, const uint16_t *x, size_t n) {
-    size_t i = 0;
-    for (; n - i >= W; i += W) v_store(y + i, v_load_bf16(x + i));
-    uint16_t last[W] = {0};
-    if (i == n) return;
-    memcpy(last, x + i, (n - i) * sizeof *x);
-    v_store_part(y + i, v_load_bf16(last), n - i);
+    for (size_t i = 0; i < n; i += W) store(y + i, load_bf16(x + i, n - i), n - i);
+}
+
+FN void op_scale_bf16(uint16_t *y, float a, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += W) store_bf16(y + i, v_mul(v_set(a), load(x + i, n - i)), n - i);
+}
+
+FN void op_mul_scaled_bf16(uint16_t *y, const float *x, const float *w, float a, size_t n) {
+    for (size_t i = 0; i < n; i += W)
+        store_bf16(y + i, v_mul(v_mul(load(x + i, n - i), v_set(a)), load(w + i, n - i)), n - i);
+}
+
+FN void op_swiglu_bf16(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n) {
+    for (size_t i = 0; i < n; i += W)
+        store_bf16(y + i, gated(load_bf16(gate + i, n - i), load_bf16(up + i, n - i)), n - i);
+}
+
+FN void op_rotate_bf16(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec a = load_bf16(x1 + i, left), b = load_bf16(x2 + i, left), c = load(cosine + i, left),
+            s = load(sine + i, left);
+        store_bf16(x1 + i, v_sub(v_mul(a, c), v_mul(b, s)), left);
+        store_bf16(x2 + i, v_fma(b, c, v_mul(a, s)), left);
+    }
 }
 
 FN void op_pair(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n) {
@@ -355,7 +387,12 @@ FN void op_pair(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n) {
     for (; i < n; i++) y[i] = x[i] | (uint32_t)z[i] << 16;
 }
 
-/* Sums with what is added to them; bias and residual are constants of a loop, so that it has no branch. */
+FN void op_pair_rows(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs) {
+    for (; pairs > 0; pairs--, y += PANEL, x += 2 * ld)
+        for (size_t i = 0; i < PANEL; i += W) v_store((float *)(void *)(y + i), v_pair(x + i, x + ld + i));
+}
+
+/* Sums with what is added to them; which, is a constant at each call, so that a loop has no branch. */
 static inline SIMD_TARGET vec finished(const float *x, const float *bias, const float *residual, size_t i,
                                        size_t left) {
     vec v = load(x + i, left);
@@ -364,17 +401,78 @@ static inline SIMD_TARGET vec finished(const float *x, const float *bias, const 
     return v;
 }
 
-FN void op_finish_f32(float *y, const float *x, const float *bias, const float *residual, size_t n) {
-    for (size_t i = 0; i < n; i += W) store(y + i, finished(x, bias, residual, i, n - i), n - i);
+FN void op_finish_f32(float *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                      const float *residual) {
+    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual += residual ? ldc : 0)
+        for (size_t i = 0; i < n; i += W) store(c + i, finished(sums, bias, residual, i, n - i), n - i);
 }
 
-FN void op_finish_bf16(uint16_t *y, const float *x, const float *bias, const float *residual, size_t n) {
-    size_t i = 0;
-    for (; n - i >= W; i += W) v_store_bf16(y + i, finished(x, bias, residual, i, W));
-    uint16_t last[W];
-    if (i == n) return;
-    v_store_bf16(last, finished(x, bias, residual, i, n - i));
-    memcpy(y + i, last, (n - i) * sizeof *y);
+FN void op_finish_bf16(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                       const float *residual) {
+    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual += residual ? ldc : 0)
+        for (size_t i = 0; i < n; i += W) store_bf16(c + i, finished(sums, bias, residual, i, n - i), n - i);
+}
+
+FN void op_finish_gated(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                        const uint16_t *gate) {
+    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)
+        for (size_t i = 0; i < n; i += W) {
+            uint16_t up[W];
+            v_store_bf16(up, finished(sums, bias, NULL, i, n - i));
+            store_bf16(c + i, gated(load_bf16(gate + i, n - i), v_load_bf16(up)), n - i);
+        }
+}
+
+/* ---- attention's softmax, one block of scores ---- */
+
+#define SOFTMAX_ROWS 64 /* at a time: their maxima wait on the stack */
+
+/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN stays NaN. */
+static inline SIMD_TARGET vec v_exp2(vec x) {
+    x = v_max(v_set(-150), x);
+    vec n = v_round(x), r = v_sub(x, n), p = v_set(0.001326472731307149f);
+    p = v_fma(p, r, v_set(0.009671512991189957f));
+    p = v_fma(p, r, v_set(0.05550733581185341f));
+    p = v_fma(p, r, v_set(0.24022242426872253f));
+    p = v_fma(p, r, v_set(0.6931470036506653f));
+    return v_ldexp(v_fma(p, r, v_set(1)), n);
+}
+
+/* New maxima of n rows, and what the old ones' sums are to be multiplied by. */
+static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, const uint32_t *seen, float s, float *m,
+                                          float *shrink) {
+    for (size_t r = 0; r < n; r++) {
+        vec a = v_set(-INFINITY);
+        for (size_t i = 0; i < seen[r]; i += W) a = v_max(load_or(x + r * ld + i, seen[r] - i, -INFINITY), a);
+        float top = v_hmax(a);
+        shrink[r] = 0;
+        if (!(top > m[r])) continue;
+        shrink[r] = m[r] - top; /* minus infinity for the first block of keys */
+        m[r] = top;
+    }
+    for (size_t r = 0; r < n; r += W) store(shrink + r, v_exp2(v_mul(load(shrink + r, n - r), v_set(s))), n - r);
+}
+
+FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, const uint32_t *seen, size_t width,
+                        float s, float *m, double *l, float *o, size_t d) {
+    float shrink[SOFTMAX_ROWS];
+    s *= 1.44269504088896341f; /* base 2 */
+    for (size_t first = 0; first < rows; first += SOFTMAX_ROWS) {
+        size_t n = rows - first < SOFTMAX_ROWS ? rows - first : SOFTMAX_ROWS;
+        new_maxima(x + first * ld, n, ld, seen + first, s, m + first, shrink);
+        for (size_t j = 0; j < n; j++) {
+            size_t r = first + j, i = 0;
+            vec sum = v_set(0), top = v_set(m[r]), scale = v_set(s);
+            for (; i < seen[r]; i += W) {
+                vec e = v_exp2(v_mul(v_sub(load_or(x + r * ld + i, seen[r] - i, -INFINITY), top), scale));
+                v_store_bf16(p + r * ld + i, e);
+                sum = v_add(sum, e);
+            }
+            for (; i < width; i += W) v_store_bf16(p + r * ld + i, v_set(0));
+            if (shrink[j] != 1 && l[r] != 0) op_scale(o + r * d, d, shrink[j]);
+            l[r] = l[r] * shrink[j] + v_hsum(sum);
+        }
+    }
 }
 
 /* ---- random numbers: Philox4x32-10 as lib/base has it, sixteen counters side by side ---- */
@@ -462,13 +560,20 @@ const struct simd SIMD_TABLE = {
     .mul_acc = op_mul_acc,
     .to_bf16 = op_to_bf16,
     .from_bf16 = op_from_bf16,
+    .scale_bf16 = op_scale_bf16,
+    .mul_scaled_bf16 = op_mul_scaled_bf16,
+    .swiglu_bf16 = op_swiglu_bf16,
+    .rotate_bf16 = op_rotate_bf16,
     .pair = op_pair,
+    .pair_rows = op_pair_rows,
     .finish_f32 = op_finish_f32,
     .finish_bf16 = op_finish_bf16,
+    .finish_gated = op_finish_gated,
     .max = op_max,
     .find_above = op_find_above,
     .exp_sum = op_exp_sum,
     .exp_store = op_exp_store,
+    .softmax_rows = op_softmax_rows,
     .affine = op_affine,
     .swiglu = op_swiglu,
     .swiglu_backward = op_swiglu_backward,

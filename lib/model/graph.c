@@ -64,10 +64,7 @@ static struct grad_var *ffn_block(struct graph *g, uint32_t layer, struct grad_v
     struct grad_var *h =
         grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps, grad_precision(g->t));
     tap(g, POINT_FFN_IN, layer, h);
-    const struct grad_map maps[] = {{leaf(g, ROLE_GATE, layer), NULL}, {leaf(g, ROLE_UP, layer), NULL}};
-    struct grad_var *gated[2];
-    grad_linears(g->t, h, 2, maps, gated);
-    struct grad_var *y = grad_swiglu(g->t, gated[0], gated[1]);
+    struct grad_var *y = grad_gated(g->t, h, leaf(g, ROLE_GATE, layer), leaf(g, ROLE_UP, layer));
     tap(g, POINT_DOWN_IN, layer, y);
     return grad_linear(g->t, y, leaf(g, ROLE_DOWN, layer), NULL, x);
 }

@@ -115,6 +115,61 @@ static void test_rope(void **state) {
 }
 
 /*
+ * Online softmax over three blocks of scores against all of them at once in f64. z = (x - m) s has an error of 3 U |z| (the
+ * difference, s in base 2, their product), 2^z one of 3 U; sums of 128 in f32 add 7 + 4 roundings, three blocks and what shrinks
+ * between them 3 (3 U |z| + 3 U).
+ */
+static void test_softmax_rows(void **state) {
+    (void)state;
+    enum { ROWS = 70, LD = 128, BLOCKS = 3, D = 40, ALL = LD * BLOCKS };
+    static const size_t widths[BLOCKS] = {128, 96, 32};
+    const float s = 0.125f;
+    struct rng r = rng_init(34, 1);
+    EACH_PATH(path) {
+        struct pair x = normals(&r, ROWS * ALL, 30);
+        uint16_t *p = take(ROWS * LD, sizeof *p);
+        float m[ROWS], *o = take(ROWS * D, sizeof *o);
+        double l[ROWS] = {0}, spread[ROWS] = {0};
+        uint32_t seen[ROWS];
+        for (size_t i = 0; i < ROWS; i++) m[i] = -INFINITY;
+        for (size_t b = 0; b < BLOCKS; b++) {
+            float before[ROWS];
+            memcpy(before, m, sizeof m);
+            for (size_t i = 0; i < ROWS; i++) {
+                seen[i] = b == 0 ? 1 + (uint32_t)i : (uint32_t)(i * 7 % (widths[b] + 1)); /* none, some, all */
+                for (size_t j = 0; j < D; j++) o[i * D + j] = 1;
+            }
+            double l_before[ROWS];
+            memcpy(l_before, l, sizeof l);
+            memset(p, 0x5a, ROWS * LD * sizeof *p);
+            simd()->softmax_rows(p, x.f + b * ROWS * LD, ROWS, LD, seen, widths[b], s, m, l, o, D);
+            for (size_t i = 0; i < ROWS; i++) {
+                const double *row = x.d + (b * ROWS + i) * LD;
+                double top = before[i], sum = 0;
+                for (size_t j = 0; j < seen[i]; j++) top = row[j] > top ? row[j] : top;
+                assert_true(m[i] == (float)top);
+                for (size_t j = 0; j < widths[b]; j++) {
+                    double z = j < seen[i] ? (row[j] - top) * s : -INFINITY, want = exp(z),
+                           got = bf16_to_f32(p[i * LD + j]);
+                    if (z > -80 && fabs(got - want) > (0x1p-8 + 3 * U * -z + 3 * U) * want)
+                        fail_msg("%s: row %zu, key %zu is %g, should be %g", path, i, j, got, want);
+                    if (z <= -80) assert_true(got >= 0 && got <= 1e-34);
+                    if (z > -80 && -z > spread[i]) spread[i] = -z;
+                    sum += want;
+                }
+                double shrink = exp((before[i] - top) * s), want = l_before[i] * shrink + sum;
+                if (before[i] > -INFINITY && (top - before[i]) * s > spread[i]) spread[i] = (top - before[i]) * s;
+                if (fabs(l[i] - want) > (11 + 3 + 3 * spread[i]) * U * want)
+                    fail_msg("%s: row %zu sums to %g, should be %g", path, i, l[i], want);
+                if (b > 0) assert_true(fabs(o[i * D + D - 1] - shrink) <= (4 + 3 * spread[i]) * U * shrink);
+                assert_int_equal(widths[b] < LD ? p[i * LD + widths[b]] : 0x5a5a, 0x5a5a);
+            }
+        }
+        arena_reset(&memory);
+    }
+}
+
+/*
  * Where bf16 is multiplied as it is, p and ds are rounded besides (UH each); the rest are the errors of f32. |y| <= max |v|,
  * so y is within 2.1 UH of that. dv = sum p dy: UH sum p |dy|. ds = scale p (dy.v - D): UH |ds|, which is summed into dq
  * and dk. All of it with one part in ten to spare for f32's own errors.
@@ -257,6 +312,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_norm_and_gate, release_memory),
         cmocka_unit_test_teardown(test_mixed_types, release_memory),
+        cmocka_unit_test_teardown(test_softmax_rows, release_memory),
         cmocka_unit_test_teardown(test_rope, release_memory),
         cmocka_unit_test_teardown(test_attention, release_memory),
         cmocka_unit_test_teardown(test_attention_bits, release_memory),

@@ -135,7 +135,7 @@ static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned va
     p.a = variant & 1 ? (const void *)a.f : rounded(a.f, m * k);
     p.source = (enum source)(variant % SOURCES);
     p.how = (struct kernel_epilogue){p.c_type == DT_F32 && variant & 4, variant & 8 ? bias.f : NULL,
-                                     variant & 16 ? residual.f : NULL};
+                                     variant & 16 ? residual.f : NULL, NULL};
     const float *lies = b.f;
     if (p.source == NN_F32 || p.source == NN_BF16) {
         float *t = take(n * k, sizeof *t);
@@ -161,6 +161,55 @@ static void test_products(void **state) {
     for (unsigned variant = 0; variant < 8; variant++) check_shape(&r, 33, 40, 4200, variant); /* strips of k */
     check_shape(&r, 20, 32, 2048, 0); /* rows that fall on the same lines of the cache */
     check_shape(&r, 2100, 33, 32, 4); /* tiles of rows, from b as it lies */
+}
+
+/* SwiGLU in the epilogue gives the bits of SwiGLU behind it, also in the memory of the gate. */
+static void test_gated_products(void **state) {
+    (void)state;
+    static const size_t shapes[][3] = {{1, 1, 1}, {3, 65, 7}, {29, 200, 64}, {130, 33, 96}, {33, 40, 4200}, {2, 5, 0}};
+    struct rng r = rng_init(8, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        size_t m = shapes[i][0], n = shapes[i][1], k = shapes[i][2];
+        struct pair a = bf16_normals(&r, m * k + 1), b = bf16_normals(&r, n * k + 1), gate = bf16_normals(&r, m * n);
+        struct pair bias = normals(&r, n, 1);
+        uint16_t *g = rounded(gate.f, m * n), *x = rounded(a.f, m * k + 1), *up = take(m * n, sizeof *up);
+        uint16_t *want = take(m * n, sizeof *want), *got = take(m * n + 1, sizeof *got);
+        struct product p = {.m = m, .n = n, .k = k, .b = b.f, .source = NT_F32};
+        EACH_PATH(path) {
+            struct kernel_panels panels = panels_of(&p);
+            struct kernel_epilogue how = {.bias = i % 2 ? bias.f : NULL};
+            kernel_multiply(m, DT_BF16, x, &panels, &how, DT_BF16, up);
+            kernel_swiglu((struct kernel_array){DT_BF16, want}, (struct kernel_array){DT_BF16, g},
+                          (struct kernel_array){DT_BF16, up}, m * n);
+            for (int in_place = 0; in_place < 2; in_place++) {
+                memcpy(got, g, m * n * sizeof *got);
+                got[m * n] = 0x5a5a;
+                how.gate = in_place ? got : g;
+                kernel_multiply(m, DT_BF16, x, &panels, &how, DT_BF16, got);
+                assert_memory_equal(got, want, m * n * sizeof *got);
+                assert_int_equal(got[m * n], 0x5a5a);
+            }
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* Rows in f32 are rounded once, in memory of the product's own; without that memory tiles round them, to the same bits. */
+static void test_rounding_without_memory(void **state) {
+    (void)state;
+    enum { M = 150, N = 70, K = 300 };
+    struct rng r = rng_init(9, 1);
+    struct pair a = normals(&r, M * K, 1), b = bf16_normals(&r, N * K);
+    struct product p = {.m = M, .n = N, .k = K, .b = b.f, .source = NT_F32};
+    float *with = take(M * N, sizeof *with), *without = take(M * N, sizeof *without);
+    EACH_PATH(path) {
+        struct kernel_panels panels = panels_of(&p);
+        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, with);
+        mem_fail_at(1);
+        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, without);
+        mem_fail_at(0);
+        assert_memory_equal(with, without, M * N * sizeof *with);
+    }
 }
 
 /* No rows, no columns: nothing is touched. No inner dimension: what is added is left. */
@@ -274,6 +323,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_conversions, release_memory),
         cmocka_unit_test_teardown(test_transposition, release_memory),
         cmocka_unit_test_teardown(test_products, release_memory),
+        cmocka_unit_test_teardown(test_gated_products, release_memory),
+        cmocka_unit_test_teardown(test_rounding_without_memory, release_memory),
         cmocka_unit_test(test_empty_products),
         cmocka_unit_test_teardown(test_rows_do_not_depend_on_each_other, release_memory),
         cmocka_unit_test_teardown(test_dequantization, release_memory),

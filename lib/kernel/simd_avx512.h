@@ -1,0 +1,159 @@
+/*
+ * The vector of the paths with AVX-512: sixteen lanes, masks for the ends. The including file defines SIMD_TARGET, and
+ * SIMD_HAS_BF16 when that has the instructions for bf16.
+ */
+#include <immintrin.h>
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define SIMD_GEMM            gemm_avx512
+#define SIMD_TRANSPOSE(what) transpose_##what##_avx512
+#define W                    16
+#define VF                   static inline SIMD_TARGET
+#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define SUBNORMAL            0x20                                            /* of VFPCLASSPS */
+
+typedef __m512 vec;
+typedef struct {
+    __m512d lo, hi;
+} dvec;
+
+VF vec v_set(float a) {
+    return _mm512_set1_ps(a);
+}
+VF vec v_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+VF void v_store(float *p, vec v) {
+    _mm512_storeu_ps(p, v);
+}
+
+/* The first n lanes, n < 16. Masked moves read and write nothing outside them. */
+VF __mmask16 first(size_t n) {
+    return (__mmask16)((1u << n) - 1);
+}
+
+VF vec v_load_part(const float *p, size_t n, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(n), p);
+}
+
+VF void v_store_part(float *p, vec v, size_t n) {
+    _mm512_mask_storeu_ps(p, first(n), v);
+}
+
+VF vec v_add(vec a, vec b) {
+    return _mm512_add_ps(a, b);
+}
+VF vec v_sub(vec a, vec b) {
+    return _mm512_sub_ps(a, b);
+}
+VF vec v_mul(vec a, vec b) {
+    return _mm512_mul_ps(a, b);
+}
+VF vec v_div(vec a, vec b) {
+    return _mm512_div_ps(a, b);
+}
+VF vec v_fma(vec a, vec b, vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+VF vec v_sqrt(vec a) {
+    return _mm512_sqrt_ps(a);
+}
+VF vec v_abs(vec a) {
+    return _mm512_abs_ps(a);
+}
+VF vec v_max(vec a, vec b) {
+    return _mm512_max_ps(a, b);
+}
+VF vec v_min(vec a, vec b) {
+    return _mm512_min_ps(a, b);
+}
+VF vec v_round(vec a) {
+    return _mm512_roundscale_ps(a, NEAREST);
+}
+VF vec v_ldexp(vec x, vec n) {
+    return _mm512_scalef_ps(x, n);
+}
+VF float v_hmax(vec a) {
+    return _mm512_reduce_max_ps(a);
+}
+VF float v_hsum(vec a) {
+    return _mm512_reduce_add_ps(a);
+}
+VF unsigned v_above(vec a, vec b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+}
+
+VF __m512d low(vec a) {
+    return _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+}
+VF __m512d high(vec a) {
+    return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+}
+VF dvec d_zero(void) {
+    return (dvec){_mm512_setzero_pd(), _mm512_setzero_pd()};
+}
+VF dvec d_add(dvec d, vec a) {
+    return (dvec){_mm512_add_pd(d.lo, low(a)), _mm512_add_pd(d.hi, high(a))};
+}
+
+VF dvec d_fma(dvec d, vec a, vec b) {
+    return (dvec){_mm512_fmadd_pd(low(a), low(b), d.lo), _mm512_fmadd_pd(high(a), high(b), d.hi)};
+}
+
+VF double d_sum(dvec d) {
+    return _mm512_reduce_add_pd(_mm512_add_pd(d.lo, d.hi));
+}
+VF dvec d_set(double a) {
+    return (dvec){_mm512_set1_pd(a), _mm512_set1_pd(a)};
+}
+
+VF dvec d_load_part(const double *p, size_t n) {
+    __mmask16 m = n < W ? first(n) : 0xffff;
+    return (dvec){_mm512_maskz_loadu_pd((__mmask8)m, p), _mm512_maskz_loadu_pd((__mmask8)(m >> 8), p + 8)};
+}
+
+VF dvec d_muladd(dvec a, dvec b, dvec c) {
+    return (dvec){_mm512_fmadd_pd(a.lo, b.lo, c.lo), _mm512_fmadd_pd(a.hi, b.hi, c.hi)};
+}
+
+VF dvec d_round(dvec a) {
+    return (dvec){_mm512_roundscale_pd(a.lo, NEAREST), _mm512_roundscale_pd(a.hi, NEAREST)};
+}
+
+VF vec d_narrow(dvec a) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.lo)), _mm512_cvtpd_ps(a.hi), 1);
+}
+
+VF __m512i words(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+VF vec v_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words(p), 16));
+}
+
+/* u + 0x7fff + (its last kept bit) carries into the upper half exactly when the lower half rounds up. */
+VF __m256i rounded(vec v) {
+    __m512i u = _mm512_castps_si512(v), high = _mm512_srli_epi32(u, 16);
+    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    h = _mm512_mask_or_epi32(h, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(h);
+}
+
+/* VCVTNEPS2BF16 does it at once, but flushes subnormals: the bits would depend on the path. */
+VF void v_store_bf16(uint16_t *p, vec v) {
+#ifdef SIMD_HAS_BF16
+    __m256i h = (__m256i)_mm512_cvtneps_pbh(v);
+    if (__builtin_expect(_mm512_fpclass_ps_mask(v, SUBNORMAL), 0)) h = rounded(v);
+#else
+    __m256i h = rounded(v);
+#endif
+    _mm256_storeu_si256((__m256i *)(void *)p, h);
+}
+
+VF vec v_pair(const uint16_t *p, const uint16_t *q) {
+    return _mm512_castsi512_ps(_mm512_or_si512(words(p), _mm512_slli_epi32(words(q), 16)));
+}
