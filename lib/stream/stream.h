@@ -218,8 +218,8 @@ struct stream_copier;
 struct stream_copy_options {
     bool (*keep)(void *ctx, const char *tensor); /* NULL: all. `tokens` and `lengths` of a batch always stay */
     void *ctx;
-    bool
-        recode; /* decode, and encode as the writer does; otherwise data is forwarded as it is stored (but in batches, with `keep`) */
+    /* Decode, and encode as the writer does; otherwise data is forwarded as it is stored, but with `keep` not that of batches. */
+    bool recode;
     bool merge; /* data streams of equal META become one segment, sequences numbered through */
 };
 int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
