@@ -32,6 +32,16 @@ struct rows_job {
     struct err *failed; /* one a piece; code 0: fine */
 };
 
+/* f16 ends at 65504: beyond it a weight would become an infinity without a word. */
+static int quantize_row(const struct rows_job *j, const float *x, unsigned char *y, struct err *e) {
+    int rc = tensor_from_f32(j->to, x, y, j->cols, j->importance, e);
+    if (rc) return rc;
+    uint64_t bad = tensor_first_nonfinite(j->to, y, j->cols);
+    if (bad == j->cols) return 0;
+    return err_set(e, ERR_DATA, "element %llu, %g, does not fit in %s", (unsigned long long)bad, (double)x[bad],
+                   dtype_info(j->to)->name);
+}
+
 static void quantize_piece(void *ctx, size_t i, int thread) {
     struct rows_job *j = ctx;
     uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
@@ -39,7 +49,7 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     for (uint64_t r = first; r < first + n; r++) {
         const float *x = j->x + r * j->cols;
         unsigned char *y = j->y + r * j->row_bytes;
-        if (tensor_from_f32(j->to, x, y, j->cols, j->importance, &j->failed[i])) {
+        if (quantize_row(j, x, y, &j->failed[i])) {
             err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
             return;
         }

@@ -198,6 +198,29 @@ static void strict_refuses_before_it_writes(void **state) {
     arena_release(&a);
 }
 
+static void what_a_type_cannot_hold_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = wide_config(&a);
+    struct model *m = sample_model(&c, 1);
+    model_param(m, ROLE_DOWN, 1)->value[3 * 288 + 5] = -70000;
+    struct buf in = saved_model(m, DT_F32), out;
+    struct quant_options o = {0};
+    struct seen seen = {0};
+    struct quant_totals totals;
+    OK(quant_type_parse("f16", &o.type, &e));
+    assert_int_equal(quantized(&in, &o, &out, &seen, &totals, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "tensor 'layers.1.ffn.down.weight': row 3: element 5, -70000, does not fit in f16"));
+    buf_release(&out);
+    OK(quant_type_parse("bf16", &o.type, &e));
+    OK(quantized(&in, &o, &out, &seen, &totals, &e));
+    buf_release(&in);
+    buf_release(&out);
+    model_free(m);
+    arena_release(&a);
+}
+
 static void threads_do_not_change_a_byte(void **state) {
     (void)state;
     struct err e;
@@ -267,6 +290,7 @@ int main(void) {
         cmocka_unit_test(rows_that_do_not_fit_fall_back),
         cmocka_unit_test(every_type_keeps_the_model_close),
         cmocka_unit_test(strict_refuses_before_it_writes),
+        cmocka_unit_test(what_a_type_cannot_hold_is_refused),
         cmocka_unit_test(threads_do_not_change_a_byte),
         cmocka_unit_test(importance_moves_the_error_where_it_does_not_matter),
     };
