@@ -6,19 +6,26 @@
 #define CHUNK 2048 /* floats, 8 KiB */
 
 /* One pass over memory: each chunk is read from the cache a second time, with the running maximum known (the online
- * normaliser of Milakov and Gimelshein 2018, chunk by chunk). */
-struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
+ * normaliser of Milakov and Gimelshein 2018, chunk by chunk). parts: what each chunk adds, with that maximum; or NULL. */
+static struct softmax_sum sum_chunks(const struct simd *v, const float *x, size_t d, size_t chunk, float s,
+                                     struct softmax_sum *parts) {
     struct softmax_sum out = {.max = -INFINITY};
-    for (size_t i = 0; i < d; i += CHUNK) {
-        size_t n = smaller(CHUNK, d - i);
+    for (size_t i = 0; i < d; i += chunk) {
+        size_t n = smaller(chunk, d - i);
         float top = v->max(x + i, n);
         if (top > out.max) {
             out.sum *= exp(((double)out.max - top) * s);
             out.max = top;
         }
-        if (out.max > -INFINITY) out.sum += v->exp_sum(x + i, n, out.max, s);
+        double sum = out.max > -INFINITY ? v->exp_sum(x + i, n, out.max, s) : 0;
+        out.sum += sum;
+        if (parts) *parts++ = (struct softmax_sum){out.max, sum};
     }
     return out;
+}
+
+struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
+    return sum_chunks(v, x, d, CHUNK, s, NULL);
 }
 
 struct rows {
@@ -147,46 +154,98 @@ static int compare_u32(const void *a, const void *b) {
 }
 
 #define SKIP  128 /* floats that are stepped over at once when no draw falls into them */
-#define DRAWS 256 /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
+#define DRAWS 256 /* at a time: their sorted thresholds fit on the stack, and one walk serves them all */
+#define PARTS 256 /* of a row, at most, whose weights are known before the walk */
+
+/* A row with the weights of its parts, and the draws: ascending thresholds, of which `next` are done. */
+struct walk {
+    const struct simd *v;
+    const float *x;
+    size_t d, chunk;
+    float s;
+    struct softmax_sum z, part[PARTS];
+    double threshold[DRAWS];
+    size_t next, n;
+    uint32_t *ids;
+};
+
+static bool falls_below(const struct walk *w, double weight) {
+    return w->next < w->n && w->threshold[w->next] < weight;
+}
+
+static void take_below(struct walk *w, double weight, size_t index) {
+    while (falls_below(w, weight)) w->ids[w->next++] = (uint32_t)index;
+}
+
+/* The last index in [begin, end) with any weight, or end. */
+static size_t last_with_weight(const struct walk *w, size_t begin, size_t end) {
+    float e[SKIP];
+    size_t last = end;
+    for (size_t i = begin; i < end; i += SKIP) {
+        size_t count = smaller(SKIP, end - i);
+        if (w->v->exp_store(e, w->x + i, count, w->z.max, w->s) > 0)
+            for (last = i + count - 1; e[last - i] == 0; last--) {
+            }
+    }
+    return last;
+}
+
+/* The draws that fall into [begin, end), before which the cumulative weight is `before`; returns that at the end. */
+static double walk_part(struct walk *w, size_t begin, size_t end, double before) {
+    float e[SKIP];
+    for (size_t i = begin; i < end && w->next < w->n; i += SKIP) {
+        size_t count = smaller(SKIP, end - i);
+        double cumulative = before;
+        before += w->v->exp_store(e, w->x + i, count, w->z.max, w->s);
+        if (!falls_below(w, before)) continue;
+        for (size_t j = 0; j < count; j++) {
+            cumulative += e[j];
+            take_below(w, cumulative, i + j);
+        }
+        /* The walk and the piece's sum add in different orders: what falls between them goes to the piece's last. */
+        if (falls_below(w, before)) take_below(w, before, last_with_weight(w, i, i + count));
+        if (cumulative > before) before = cumulative;
+    }
+    return before;
+}
 
 /*
  * Inversion: a draw is the first index whose cumulative weight exceeds u Z. The thresholds are sorted, so one walk over
- * the row meets them in order; a piece that holds none is added to the cumulative weight as a whole.
+ * the row meets them in order; a part, or a piece of it, that holds none is added to the cumulative weight as a whole.
  */
-static void draw(const struct simd *v, const float *x, size_t d, float s, struct softmax_sum z, double *threshold,
-                 size_t n, uint32_t *ids) {
-    float e[SKIP];
+static void draw(struct walk *w) {
     double before = 0;
-    size_t next = 0, last = 0; /* last: the latest index with any weight */
-    for (size_t i = 0; i < d && next < n; i += SKIP) {
-        size_t count = smaller(SKIP, d - i);
-        double sum = v->exp_store(e, x + i, count, z.max, s), cumulative = before;
-        before += sum;
-        if (sum > 0)
-            for (last = i + count - 1; e[last - i] == 0; last--) {
-            }
-        if (threshold[next] >= before) continue;
-        for (size_t j = 0; j < count && next < n; j++) {
-            cumulative += e[j];
-            while (next < n && threshold[next] < cumulative) ids[next++] = (uint32_t)(i + j);
+    size_t begin = 0, end = 0; /* of the latest part with any weight */
+    for (size_t i = 0; i < w->d && w->next < w->n; i += w->chunk) {
+        struct softmax_sum part = w->part[i / w->chunk];
+        size_t n = smaller(w->chunk, w->d - i);
+        double after = before + part.sum * exp(((double)part.max - w->z.max) * w->s);
+        if (after > before) begin = i, end = i + n;
+        if (falls_below(w, after)) {
+            before = walk_part(w, i, i + n, before);
+            size_t last = falls_below(w, after) ? last_with_weight(w, i, i + n) : 0;
+            if (last == i + n) continue; /* weights too small for f32: u = 0 is not theirs either */
+            take_below(w, after, last);  /* again another order */
         }
-        /* The walk and the piece's sum add in different orders: what falls between them goes to the piece's last. */
-        while (next < n && threshold[next] < before) ids[next++] = (uint32_t)last;
-        if (cumulative > before) before = cumulative;
+        if (after > before) before = after;
     }
-    while (next < n) ids[next++] = (uint32_t)last; /* u close to 1, likewise */
+    if (w->next == w->n) return;
+    size_t last = last_with_weight(w, begin, end); /* u close to 1, likewise; none: the row is no numbers */
+    while (w->next < w->n) w->ids[w->next++] = (uint32_t)(last < end ? last : 0);
 }
 
 static void sample_row(const struct rows *c, size_t r) {
-    const float *x = c->x + r * c->d;
     uint32_t *ids = c->ids + r * c->k;
-    struct softmax_sum z = row_softmax_sum(c->v, x, c->d, c->s);
-    double threshold[DRAWS];
+    struct walk w = {.v = c->v, .x = c->x + r * c->d, .d = c->d, .s = c->s};
+    w.chunk = c->d <= (size_t)PARTS * CHUNK ? CHUNK : (c->d + PARTS - 1) / PARTS;
+    w.z = sum_chunks(c->v, w.x, c->d, w.chunk, c->s, w.part);
     for (size_t first = 0; first < c->k; first += DRAWS) {
-        size_t n = smaller(DRAWS, c->k - first);
-        for (size_t i = 0; i < n; i++) threshold[i] = c->u[r * c->k + first + i] * z.sum;
-        qsort(threshold, n, sizeof *threshold, compare_f64);
-        draw(c->v, x, c->d, c->s, z, threshold, n, ids + first);
+        w.next = 0;
+        w.n = smaller(DRAWS, c->k - first);
+        w.ids = ids + first;
+        for (size_t i = 0; i < w.n; i++) w.threshold[i] = c->u[r * c->k + first + i] * w.z.sum;
+        qsort(w.threshold, w.n, sizeof *w.threshold, compare_f64);
+        draw(&w);
     }
     if (c->k > DRAWS) qsort(ids, c->k, sizeof *ids, compare_u32);
 }

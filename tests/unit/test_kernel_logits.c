@@ -180,13 +180,13 @@ static void check_draws(const struct pair *x, size_t d, size_t n, double *u, flo
 }
 
 static void test_sample(void **state) {
-    static const size_t shapes[][2] = {{1, 3}, {2, 50}, {17, 50}, {5000, 12}, {3000, 600}};
+    static const size_t shapes[][2] = {{1, 3}, {2, 50}, {17, 50}, {5000, 12}, {3000, 600}, {600000, 2}};
     (void)state;
     struct rng r = rng_init(32, 1);
     for (size_t i = 0; i < COUNT_OF(shapes); i++)
-        for (size_t row = 0; row < 6; row++) {
+        for (size_t row = 0; row < (shapes[i][0] > 100000 ? 1 : 6); row++) {
             size_t d = shapes[i][0], n = shapes[i][1];
-            struct pair all = logits(&r, 6, d), x = {all.f + row * d, all.d + row * d, d};
+            struct pair all = logits(&r, row + 1, d), x = {all.f + row * d, all.d + row * d, d};
             double *u = take(n, sizeof *u);
             for (size_t j = 0; j < n; j++) u[j] = rng_f64(&r);
             u[0] = 0;
@@ -209,6 +209,21 @@ static void test_sample_skips_impossible_tokens(void **state) {
         assert_int_equal(ids[2], 3);
         assert_int_equal(ids[3], 3);
     }
+    /* Nor in a row of many thousands, of which nothing but the middle can be. The first part has the largest weights until the
+     * middle comes, which leaves them none. */
+    enum { D = 9000 };
+    float *row = take(D, sizeof *row);
+    for (size_t i = 0; i < D; i++) row[i] = i < 3000 ? -300 : i < 5000 || i > 5009 ? -INFINITY : 3;
+    double v[3] = {0, 0.55, 1 - 0x1p-53};
+    EACH_PATH(path) {
+        kernel_sample(ids, v, row, 1, D, 3, 1);
+        assert_int_equal(ids[0], 5000);
+        assert_int_equal(ids[1], 5005);
+        assert_int_equal(ids[2], 5009);
+    }
+    for (size_t i = 0; i < D; i++) row[i] = NAN; /* nonsense stays inside */
+    kernel_sample(ids, v, row, 1, D, 3, 1);
+    assert_true(ids[0] < D && ids[1] < D && ids[2] < D);
 }
 
 /* Counts of draws over the number of draws are the distribution: chi-squared over 20 cells, 99.99% quantile for 19
