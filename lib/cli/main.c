@@ -187,6 +187,8 @@ static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
     if (c->report_path && strcmp(c->report_path, "-") == 0)
         return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
+    if (c->report_path && c->output_path && strcmp(c->report_path, c->output_path) == 0)
+        return err_set(e, ERR_USAGE, "--report and --output name the same file, %s", c->report_path);
     if (cli_given(c, "level") && strcmp(c->codec, "raw") == 0)
         return err_set(e, ERR_USAGE, "--level is for --codec zstd or planes");
     if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");

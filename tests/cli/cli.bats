@@ -256,6 +256,12 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
 
 # ---- report and progress ------------------------------------------------------------------------------------------------
 
+@test "--report and -o name two files" {
+    check_exit 2 rill fixture -o x --report x
+    assert_stderr_line '--report and --output name the same file, x'
+    assert_no_file x
+}
+
 @test "--report says what was done, also after a failure" {
     echo text >t.txt
     fx --text t.txt --report r.json -o a.rill
