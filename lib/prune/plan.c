@@ -23,9 +23,10 @@ int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e
     return 0;
 }
 
-/* How many of `total` that is; shares to the nearest multiple of `unit`, at least one unit, at most all. */
+/* How many of `total` that is; shares to the nearest multiple of `unit`, at least one unit, at most all. 100% is all. */
 static uint32_t amount_of(const struct prune_amount *a, uint32_t total, uint32_t unit) {
     if (a->share == 0) return a->n ? a->n : total;
+    if (a->share == 1) return total;
     uint32_t n = (uint32_t)(a->share * total / unit + 0.5) * unit;
     if (n < unit) n = unit;
     return n < total ? n : total;

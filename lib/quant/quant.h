@@ -47,7 +47,8 @@ struct quant_totals {
 };
 
 /* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. With strict, a tensor that would
- * fall back is ERR_DATA before anything is written; so is, when it is met, a weight that the type cannot hold. `report` (may be NULL) sees each tensor. */
+ * fall back is ERR_DATA before anything is written. A weight that the type cannot hold is ERR_DATA when it is met. `report`
+ * (may be NULL) sees each tensor. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 

@@ -24,6 +24,14 @@ setup() {
     assert_same a.rill b.rill
 }
 
+@test "all of a width that is no multiple of 32 is all of it" {
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 100 model.rill -o odd.rill
+    rill prune -q --ffn 100% odd.rill -o all.rill
+    check_exit 0 rill diff odd.rill all.rill
+    check_exit 0 sh -c 'rill prune -q --ffn 99% odd.rill | rill ls'
+    assert_stdout '*f32   \[96, 32\]*layers.0.ffn.gate.weight*'
+}
+
 @test "--drop-layers takes numbers and ranges" {
     check_exit 0 rill prune -q --drop-layers 1 model.rill -o one.rill
     check_exit 0 rill prune -q --drop-layers 1-1 model.rill -o two.rill --no-provenance
