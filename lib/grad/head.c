@@ -39,13 +39,11 @@ static void block_gradients(const struct head *c, size_t first, size_t rows) {
     }
     struct kernel_epilogue add = {.accumulate = true};
     if (!dh && !c->dw) return;
-    kernel_to_bf16(c->slope, c->logits, rows * c->vocab); /* after which the memory of c->logits is free */
+    kernel_to_bf16(c->slope, c->logits, rows * c->vocab);
     if (dh) kernel_multiply(rows, DT_BF16, c->slope, &c->backward, &add, DT_F32, dh);
     if (!c->dw) return;
     struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    uint16_t *transposed = (uint16_t *)(void *)c->logits;
-    kernel_transpose_bf16(transposed, DT_BF16, c->slope, rows, c->vocab);
-    kernel_multiply(c->vocab, DT_BF16, transposed, &panels, &add, DT_F32, c->dw);
+    kernel_multiply_tn(c->vocab, DT_BF16, c->slope, &panels, &add, DT_F32, c->dw);
 }
 
 static bool head_block(const struct head *c, size_t first, size_t rows) {

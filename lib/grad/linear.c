@@ -43,16 +43,13 @@ static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const 
 }
 
 /* dw += dy^T x with the panels of x. */
-static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, size_t rows, const uint16_t *dy,
+static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, const uint16_t *dy,
                                  const struct kernel_panels *x) {
     bool fresh;
-    size_t out = w->var.rows;
-    uint16_t *transposed = tape_scratch(t, rows * out, sizeof *transposed);
     struct kernel_array dw = node_target(t, w, &fresh);
     if (t->error.code) return;
-    kernel_transpose_bf16(transposed, DT_BF16, dy, rows, out);
     struct kernel_epilogue how = {.accumulate = !fresh};
-    kernel_multiply(out, DT_BF16, transposed, x, &how, DT_F32, dw.data);
+    kernel_multiply_tn(w->var.rows, DT_BF16, dy, x, &how, DT_F32, dw.data);
 }
 
 /* What is multiplied twice is rounded once: where it lies, when it is bf16, or in scratch. */
@@ -69,7 +66,7 @@ static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i
     size_t behind = stack_mark(&t->scratch);
     if (dy && o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, rows, dy);
     stack_rewind(&t->scratch, behind);
-    if (dy && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, rows, dy, x);
+    if (dy && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, dy, x);
     stack_rewind(&t->scratch, mark);
 }
 
@@ -126,15 +123,28 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
     if (residual) kernel_add(y->value, residual->value, var_size(residual));
 }
 
-/* A weight that is not packed is so as it is read: an optimizer step changes it between any two products. */
-static void multiply_bf16(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
+/* An optimizer step changes a weight between any two products, so it is packed for each: before it, when several tiles of
+ * rows will read it, or as it is read. */
+#define MANY_ROWS 128
+
+static struct kernel_panels packed_weight(struct grad_tape *t, const struct grad_var *w, size_t rows) {
+    struct kernel_panels panels = {.n = w->rows, .k = w->cols, .dtype = DT_F32, .data = w->value.data};
+    if (node_packed(w)) return ((const struct grad_node *)w)->panels;
+    if (rows <= MANY_ROWS) return panels;
+    void *room = tape_scratch(t, kernel_panels_bytes(w->rows, w->cols), 1);
+    return room ? kernel_pack_nt(room, w->rows, w->cols, DT_F32, w->value.data) : panels;
+}
+
+static void multiply_bf16(struct grad_tape *t, struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
                           const struct grad_var *residual, const struct grad_var *gate) {
-    struct kernel_panels w = {.n = m->w->rows, .k = m->w->cols, .dtype = DT_F32, .data = m->w->value.data};
-    if (node_packed(m->w)) w = node_of(m->w)->panels;
+    size_t mark = stack_mark(&t->scratch);
+    struct kernel_panels w = packed_weight(t, m->w, x->rows);
     struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
                                   .residual = residual ? residual->value.data : NULL,
                                   .gate = gate ? gate->value.data : NULL};
-    kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
+    if (!t->error.code)
+        kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
+    stack_rewind(&t->scratch, mark);
 }
 
 static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, const struct grad_map *m,
@@ -146,7 +156,7 @@ static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, co
     struct grad_node *y = over ? tape_result_in(t, residual, wanted)
                                : tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
     if (y && t->precision == DT_BF16)
-        multiply_bf16(&y->var, x, m, residual, NULL);
+        multiply_bf16(t, &y->var, x, m, residual, NULL);
     else if (y)
         multiply_f32(&y->var, x, m, residual);
     return y;
@@ -193,6 +203,6 @@ struct grad_var *grad_gated(struct grad_tape *t, struct grad_var *x, struct grad
     struct grad_var *g = grad_linear(t, x, gate, NULL, NULL);
     if (!g) return NULL;
     if (g->cols != up->rows) return tape_fail(t, ERR_DATA, "gated: gate of %zu, up of %zu", g->cols, up->rows);
-    multiply_bf16(g, x, &maps[1], NULL, g);
-    return g;
+    multiply_bf16(t, g, x, &maps[1], NULL, g);
+    return t->error.code ? NULL : g;
 }

@@ -6,13 +6,15 @@
 #include "lib/kernel/kernel_internal.h"
 
 /* README.md has the measurements behind these. */
-#define STRIP    (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
-#define K_MOST   2048         /* of k in a strip, */
-#define K_LONG   512          /* or of a longer k: more columns then share the copies of rows of a */
-#define N_MOST   448          /* columns */
-#define SUMS     (64 * 1024)  /* of a tile that keeps them apart from c */
-#define GROUP    4            /* panels whose sums are finished while they are in the first cache */
-#define ROUNDED  (32 * 1024)  /* elements of a that are rounded on the stack */
+#define STRIP    (256 * 1024)  /* elements of b that a tile uses at a time: 512 KiB of the second cache */
+#define K_MOST   2048          /* of k in a strip, */
+#define K_LONG   512           /* or of a longer k: more columns then share the copies of rows of a */
+#define N_MOST   448           /* columns, */
+#define N_ACROSS 576           /* or where rows are transposed for them */
+#define SUMS     (64 * 1024)   /* of a tile that keeps them apart from c */
+#define GROUP    4             /* panels whose sums are finished while they are in the first cache */
+#define ROUNDED  (32 * 1024)   /* elements of a that are rounded on the stack */
+#define TURNED   (K_LONG + 32) /* stride of rows that were transposed: no power of two, which would share cache lines */
 #define FEW_ROWS 64
 #define FEW_COLS 64
 
@@ -21,7 +23,8 @@ struct product {
     size_t m;
     enum dtype a_type;
     const void *a;
-    size_t lda; /* of rows that can be read where they lie: bf16, padded */
+    bool across; /* a is [k][m]: its rows are transposed, a strip of k at a time */
+    size_t lda;  /* of rows that can be read where they lie: bf16, padded */
     const struct kernel_panels *b;
     struct kernel_epilogue how;
     enum dtype c_type;
@@ -40,6 +43,7 @@ struct tile {
     const uint16_t *b;
     size_t stride; /* from panel to panel */
     uint16_t *a_room;
+    const uint16_t *turned; /* the tile's rows of this strip, when they lay across */
     float *sums;
 };
 
@@ -62,6 +66,10 @@ static void copy_row(const struct product *p, uint16_t *to, size_t row, size_t a
 static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, size_t first, size_t count,
                                  size_t *lda) {
     const struct product *p = t->p;
+    if (t->turned) {
+        *lda = TURNED;
+        return t->turned + (row - t->row) * TURNED + first - t->first;
+    }
     *lda = p->lda ? p->lda : MAX_ROW_STRIDE;
     if (p->lda) return (const uint16_t *)p->a + row * p->lda + first;
     for (size_t i = 0; i < rows; i++) copy_row(p, t->a_room + i * MAX_ROW_STRIDE, row + i, first, count);
@@ -153,6 +161,16 @@ static void run_strip(const struct tile *t) {
             run_group(t, i, smaller(t->micro->block, t->rows - i), j, smaller(GROUP, panels - j));
 }
 
+/* The strip of a tile's rows, transposed; zeros behind the end of k. */
+static void turn_rows(struct tile *t, uint16_t *to) {
+    const struct product *p = t->p;
+    size_t at = t->first * p->m + t->row, padding = round_up(t->count, 32) - t->count;
+    struct kernel_array a = {p->a_type, (void *)p->a};
+    transpose_to_bf16(to, TURNED, p->a_type, kernel_part(a, at).data, p->m, t->count, t->rows);
+    for (size_t i = 0; padding && i < t->rows; i++) memset(to + i * TURNED + t->count, 0, padding * sizeof *to);
+    t->turned = to;
+}
+
 static void run_tile(void *ctx, size_t i, int thread) {
     const struct product *p = ctx;
     const struct kernel_panels *b = p->b;
@@ -176,6 +194,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
             t.b = strip;
             make_panels(strip, b, t.col, t.cols, t.first, t.count);
         }
+        if (p->across) turn_rows(&t, strip);
         run_strip(&t);
     }
     if (t.micro->end) t.micro->end();
@@ -184,14 +203,16 @@ static void run_tile(void *ctx, size_t i, int thread) {
 /*
  * Tiles: all of k, as many columns as leave the strip of b in the second cache, and rows enough to be worth making that
  * strip. A product with few tiles is cut further, for there may be many threads: rows, or where they are few, columns.
+ * An a that lies across wants its strips short, for they are transposed, and many columns, for each tile does so anew.
  */
 static void cut(struct product *p) {
-    size_t n = p->b->n, block = p->v->bf16->block;
-    p->strip_k = equal_parts(p->b->k, p->b->k > K_MOST ? K_LONG : K_MOST, 256);
-    p->tile_n = equal_parts(n, smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
+    size_t n = p->b->n, block = p->v->bf16->block, least_m = p->across && block < 64 ? 64 : 128;
+    p->strip_k = equal_parts(p->b->k, p->across || p->b->k > K_MOST ? K_LONG : K_MOST, 256);
+    p->tile_n = equal_parts(n, p->across ? N_ACROSS : smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
     p->tile_m = equal_parts(p->m, p->b->packed ? 256 : 2048, block);
-    if (p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
-    while (p->tile_m > 128 && ((p->m - 1) / p->tile_m + 1) * ((n - 1) / p->tile_n + 1) < 16)
+    bool apart = !p->in_place || n % PANEL != 0;
+    if (apart && p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
+    while (p->tile_m > least_m && ((p->m - 1) / p->tile_m + 1) * ((n - 1) / p->tile_n + 1) < 16)
         p->tile_m = round_up(p->tile_m / 2, block);
     if (p->m <= FEW_ROWS) p->tile_n = smaller(p->tile_n, FEW_COLS);
     while (p->m <= FEW_ROWS && p->tile_n > PANEL && (n - 1) / p->tile_n + 1 < 16)
@@ -243,22 +264,29 @@ static void run_rounded(struct product *p) {
     mem_free(heap);
 }
 
+static void multiply(struct product *p, const struct kernel_epilogue *how) {
+    p->v = simd();
+    if (how) p->how = *how;
+    if (p->m == 0 || p->b->n == 0) return;
+    p->in_place = p->c_type == DT_F32 && !p->how.bias && !p->how.residual;
+    if (!p->across && p->a_type == DT_BF16 && p->b->k % 32 == 0) p->lda = p->b->k;
+    if (p->b->k == 0)
+        without_sums(p);
+    else if (p->across || p->lda)
+        run_product(p);
+    else
+        run_rounded(p);
+}
+
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    struct product p = {.v = simd(), .m = m, .a_type = a_type, .a = a, .b = b, .c_type = c_type, .c = c};
-    if (how) p.how = *how;
-    if (m == 0 || b->n == 0) return;
-    if (b->k == 0) {
-        without_sums(&p);
-        return;
-    }
-    p.in_place = c_type == DT_F32 && !p.how.bias && !p.how.residual;
-    if (a_type == DT_BF16 && b->k % 32 == 0) {
-        p.lda = b->k;
-        run_product(&p);
-    } else {
-        run_rounded(&p);
-    }
+    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .b = b, .c_type = c_type, .c = c}, how);
+}
+
+void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
+                        const struct kernel_epilogue *how, enum dtype c_type, void *c) {
+    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .across = true, .b = b, .c_type = c_type, .c = c},
+             how);
 }
 
 /* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */

@@ -55,8 +55,6 @@ void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float 
  */
 void kernel_to_bf16(uint16_t *y, const float *x, size_t n);
 void kernel_from_bf16(float *y, const uint16_t *x, size_t n);
-/* y[cols][rows] = x[rows][cols]; x is DT_F32 or DT_BF16. For dW = dy^T x. */
-void kernel_transpose_bf16(uint16_t *y, enum dtype type, const void *x, size_t rows, size_t cols);
 
 /*
  * The right-hand matrix of a product: n columns of k elements, which is a weight matrix [n][k] as models store it.
@@ -97,10 +95,13 @@ struct kernel_epilogue {
  *
  *     y = x W^T        kernel_multiply(x, pack_nt(W))
  *     dx = dy W        kernel_multiply(dy, pack_nn(W))
- *     dW += dy^T x     kernel_multiply(transpose(dy), pack_nn(x), accumulate)
+ *     dW += dy^T x     kernel_multiply_tn(dy, pack_nn(x), accumulate)
  */
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c);
+/* The same of a[k][m] transposed; b is packed. Rows of a are turned in the cache, where they are multiplied. */
+void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
+                        const struct kernel_epilogue *how, enum dtype c_type, void *c);
 
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);

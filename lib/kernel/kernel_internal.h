@@ -82,6 +82,9 @@ transpose_words_fn transpose_words_avx512;
 transpose_bf16_fn transpose_bf16_avx512;
 #endif
 
+/* The same of f32 or bf16, rounded. */
+void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, size_t ldx, size_t rows, size_t cols);
+
 /* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2 rounded up
  * to 16][PANEL][2] with zeros behind the end, one behind the other. */
 void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count);

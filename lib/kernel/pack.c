@@ -196,45 +196,29 @@ void transpose_bf16_plain(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx
         for (size_t r = 0; r < rows; r++) y[c * ldy + r] = x[r * ldx + c];
 }
 
-struct transposition {
-    const struct simd *v;
-    uint16_t *y;
-    enum dtype type;
-    const void *x;
-    size_t rows, cols;
-};
-
-#define T_ROWS 512
 #define T_STEP 128
 #define T_COLS 64
 
-static void transpose_task(void *ctx, size_t i, int thread) {
-    const struct transposition *t = ctx;
-    (void)thread;
-    size_t strips = (t->cols - 1) / T_COLS + 1, col = i % strips * T_COLS, first = i / strips * T_ROWS;
-    size_t cols = smaller(T_COLS, t->cols - col), rows = smaller(T_ROWS, t->rows - first);
-    uint16_t *y = t->y + col * t->rows + first;
-    if (t->type == DT_BF16) {
-        t->v->transpose_bf16(y, t->rows, (const uint16_t *)t->x + first * t->cols + col, t->cols, rows, cols);
+/* Strips of columns, of f32 through a block of rounded rows. */
+void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, size_t ldx, size_t rows, size_t cols) {
+    const struct simd *v = simd();
+    if (type == DT_BF16) {
+        v->transpose_bf16(y, ldy, x, ldx, rows, cols);
         return;
     }
     uint16_t rounded[T_STEP * T_COLS];
-    const float *x = (const float *)t->x + first * t->cols + col;
-    for (size_t r = 0; r < rows; r += T_STEP) {
-        size_t n = smaller(T_STEP, rows - r);
-        for (size_t j = 0; j < n; j++) {
-            const float *from = x + (r + j) * t->cols;
-            prefetch((const unsigned char *)(from + AHEAD * t->cols), cols * sizeof *from);
-            t->v->to_bf16(rounded + j * T_COLS, from, cols);
+    for (size_t c = 0; c < cols; c += T_COLS) {
+        size_t width = smaller(T_COLS, cols - c);
+        for (size_t r = 0; r < rows; r += T_STEP) {
+            size_t n = smaller(T_STEP, rows - r);
+            for (size_t j = 0; j < n; j++) {
+                const float *from = (const float *)x + (r + j) * ldx + c;
+                prefetch((const unsigned char *)(from + AHEAD * ldx), width * sizeof *from);
+                v->to_bf16(rounded + j * T_COLS, from, width);
+            }
+            v->transpose_bf16(y + c * ldy + r, ldy, rounded, T_COLS, n, width);
         }
-        t->v->transpose_bf16(y + r, t->rows, rounded, T_COLS, n, cols);
     }
-}
-
-void kernel_transpose_bf16(uint16_t *y, enum dtype type, const void *x, size_t rows, size_t cols) {
-    if (rows == 0 || cols == 0) return;
-    struct transposition t = {simd(), y, type, x, rows, cols};
-    parallel_for(((rows - 1) / T_ROWS + 1) * ((cols - 1) / T_COLS + 1), transpose_task, &t);
 }
 
 /* ---- one column back ---- */

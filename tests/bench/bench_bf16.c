@@ -24,10 +24,10 @@ static double measure_limit(void) {
 
 /* ---- products ---- */
 
-/* a in both types as its form has it, b likewise; a as the left operand of a product of bf16. */
+/* a in both types as its form has it, b likewise. */
 struct operands {
     float *a, *b, *c;
-    uint16_t *a16, *left;
+    uint16_t *a16;
     void *memory;
     struct kernel_panels panels;
 };
@@ -37,14 +37,10 @@ static void run_f32(const struct product *s, struct operands *o) {
 }
 
 static void run_multiply(const struct product *s, struct operands *o) {
-    kernel_multiply(s->m, DT_BF16, s->form == TN ? o->left : o->a16, &o->panels, NULL, DT_F32, o->c);
-}
-
-/* What a step does anew each time: of dW both operands; weights are packed once. */
-static void run_prepare(const struct product *s, struct operands *o) {
-    if (s->form != TN) return;
-    kernel_transpose_bf16(o->left, DT_BF16, o->a16, s->k, s->m);
-    kernel_pack_nn(o->memory, s->n, s->k, DT_F32, o->b);
+    if (s->form == TN)
+        kernel_multiply_tn(s->m, DT_BF16, o->a16, &o->panels, NULL, DT_F32, o->c);
+    else
+        kernel_multiply(s->m, DT_BF16, o->a16, &o->panels, NULL, DT_F32, o->c);
 }
 
 static void run_pack(const struct product *s, struct operands *o) {
@@ -53,17 +49,16 @@ static void run_pack(const struct product *s, struct operands *o) {
 }
 
 typedef void run_fn(const struct product *s, struct operands *o);
-static run_fn *const parts[] = {run_pack, run_f32, run_multiply, run_prepare};
-enum { PACK, PRODUCT_F32, MULTIPLY, PREPARE, PARTS };
+static run_fn *const parts[] = {run_pack, run_f32, run_multiply};
+enum { PACK, PRODUCT_F32, MULTIPLY, PARTS };
 
 static void bench_product(const struct product *s, int threads) {
     struct operands o = {.a = bench_numbers(s->m * s->k), .b = bench_numbers(s->n * s->k)};
     o.c = bench_array(s->m * s->n, sizeof *o.c);
     o.a16 = bench_array(s->m * s->k, sizeof *o.a16);
-    o.left = bench_array(s->m * s->k, sizeof *o.left);
     o.memory = bench_array(kernel_panels_bytes(s->n, s->k), 1);
     kernel_to_bf16(o.a16, o.a, s->m * s->k);
-    double gflop = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[PARTS] = {1e9, 1e9, 1e9, 1e9}, limit = 0;
+    double gflop = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[PARTS] = {1e9, 1e9, 1e9}, limit = 0;
     for (int run = 0; run < (gflop < 1 ? 40 : gflop < 8 ? 20 : 6); run++) {
         for (int i = 0; i < PARTS; i++) {
             double t = bench_now();
@@ -74,17 +69,16 @@ static void bench_product(const struct product *s, int threads) {
         double l = measure_limit();
         if (l > limit) limit = l;
     }
-    double rate = gflop / best[MULTIPLY], whole = gflop / (best[MULTIPLY] + best[PREPARE]);
+    double rate = gflop / best[MULTIPLY], whole = gflop / (best[MULTIPLY] + best[PACK]);
     printf("%-16s %6zu x %5zu x %5zu %8.1f GFLOP/s", s->what, s->m, s->n, s->k, rate);
     if (limit > 0) printf(", %3.0f%% of the limit", 100 * rate / limit / threads);
     printf(", f32 %6.1f, ratio %.2f", gflop / best[PRODUCT_F32], best[PRODUCT_F32] / best[MULTIPLY]);
-    if (s->form == TN) printf(", with its operands' layout %.1f", whole);
+    if (s->form == TN) printf(", with packing %.1f", whole); /* of activations, anew each time */
     printf("; packing %.2f ns an element\n", 1e9 * best[PACK] / (double)(s->n * s->k));
     mem_free(o.a);
     mem_free(o.b);
     mem_free(o.c);
     mem_free(o.a16);
-    mem_free(o.left);
     mem_free(o.memory);
 }
 

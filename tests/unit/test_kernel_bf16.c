@@ -46,28 +46,6 @@ static void test_conversions(void **state) {
     }
 }
 
-static const size_t matrices[][2] = {{1, 1}, {1, 70}, {2, 64}, {3, 65}, {130, 3}, {257, 129}, {100, 17}, {33, 32}};
-
-static void test_transposition(void **state) {
-    (void)state;
-    struct rng r = rng_init(2, 1);
-    for (size_t i = 0; i < COUNT_OF(matrices); i++) {
-        size_t rows = matrices[i][0], cols = matrices[i][1], n = rows * cols;
-        struct pair x = bf16_normals(&r, n);
-        double *want = take(n, sizeof *want);
-        plain64_transpose(want, x.d, rows, cols);
-        uint16_t *h = rounded(x.f, n), *y = take(n + 1, sizeof *y);
-        EACH_PATH(path) {
-            for (int from_f32 = 0; from_f32 < 2; from_f32++) {
-                memset(y, 0x5a, (n + 1) * sizeof *y);
-                kernel_transpose_bf16(y, from_f32 ? DT_F32 : DT_BF16, from_f32 ? (const void *)x.f : h, rows, cols);
-                for (size_t j = 0; j < n; j++) assert_true(bf16_to_f32(y[j]) == want[j]);
-                assert_int_equal(y[n], 0x5a5a);
-            }
-        }
-    }
-}
-
 /* ---- products ---- */
 
 /* How b reaches the product. */
@@ -77,6 +55,7 @@ struct product {
     size_t m, n, k;
     enum dtype a_type, c_type;
     const void *a, *b;
+    bool across; /* a is [k][m] */
     enum source source;
     enum dtype rows; /* of b, when it is neither f32 nor bf16 */
     struct kernel_epilogue how;
@@ -97,12 +76,13 @@ static struct kernel_panels panels_of(const struct product *p) {
 static void run_product(void *ctx, float *c) {
     const struct product *p = ctx;
     struct kernel_panels b = panels_of(p);
-    if (p->c_type == DT_F32) {
-        kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, DT_F32, c);
-        return;
-    }
-    uint16_t *h = take(p->m * p->n, sizeof *h);
-    kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, DT_BF16, h);
+    uint16_t *h = p->c_type == DT_BF16 ? take(p->m * p->n, sizeof *h) : NULL;
+    void *to = h ? (void *)h : (void *)c;
+    if (p->across)
+        kernel_multiply_tn(p->m, p->a_type, p->a, &b, &p->how, p->c_type, to);
+    else
+        kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, p->c_type, to);
+    if (!h) return;
     for (size_t i = 0; i < p->m * p->n; i++) c[i] = bf16_to_f32(h[i]);
 }
 
@@ -132,8 +112,15 @@ static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned va
     struct pair bias = normals(r, n, 1), residual = normals(r, m * n, 1);
     struct product p = {.m = m, .n = n, .k = k, .a_type = variant & 1 ? DT_F32 : DT_BF16};
     p.c_type = variant & 2 ? DT_BF16 : DT_F32;
-    p.a = variant & 1 ? (const void *)a.f : rounded(a.f, m * k);
-    p.source = (enum source)(variant % SOURCES);
+    p.across = variant & 32;
+    p.source = (enum source)(variant % (p.across ? ROWS_F32 : SOURCES)); /* packed, when a lies across */
+    const float *a_lies = a.f;
+    if (p.across) {
+        float *t = take(m * k, sizeof *t);
+        plain32_transpose(t, a.f, m, k);
+        a_lies = t;
+    }
+    p.a = variant & 1 ? (const void *)a_lies : rounded(a_lies, m * k);
     p.how = (struct kernel_epilogue){p.c_type == DT_F32 && variant & 4, variant & 8 ? bias.f : NULL,
                                      variant & 16 ? residual.f : NULL, NULL};
     const float *lies = b.f;
@@ -156,9 +143,10 @@ static void test_products(void **state) {
     (void)state;
     struct rng r = rng_init(3, 1);
     for (size_t i = 0; i < COUNT_OF(shapes); i++)
-        for (unsigned variant = 0; variant < 32; variant += 1 + (shapes[i][0] > 20))
+        for (unsigned variant = 0; variant < 64; variant += 1 + (shapes[i][0] > 20))
             check_shape(&r, shapes[i][0], shapes[i][1], shapes[i][2], variant);
     for (unsigned variant = 0; variant < 8; variant++) check_shape(&r, 33, 40, 4200, variant); /* strips of k */
+    for (unsigned variant = 32; variant < 38; variant++) check_shape(&r, 570, 40, 1100, variant);
     check_shape(&r, 20, 32, 2048, 0); /* rows that fall on the same lines of the cache */
     check_shape(&r, 2100, 33, 32, 4); /* tiles of rows, from b as it lies */
 }
@@ -321,7 +309,6 @@ static void test_gather(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_conversions, release_memory),
-        cmocka_unit_test_teardown(test_transposition, release_memory),
         cmocka_unit_test_teardown(test_products, release_memory),
         cmocka_unit_test_teardown(test_gated_products, release_memory),
         cmocka_unit_test_teardown(test_rounding_without_memory, release_memory),
