@@ -81,7 +81,8 @@ static int reserve_block(struct trainer *t, size_t rows, size_t vocab, struct er
 }
 
 /* A block of logits into its gradient, unscaled: the number of labelled positions is known at the end of the step. */
-static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                      struct err *e) {
     struct micro *micro = ctx;
     struct trainer *t = micro->t;
     const struct distill_loss *l = &t->o.loss;
@@ -92,7 +93,7 @@ static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
     double *kl = (void *)t->row_loss.data, *ce = kl + rows;
     knowledge_target(&t->rows, &t->format, l->temperature, micro->first + first, rows, (void *)t->dense.data, &target);
     for (size_t r = 0; r < rows; r++) weight[r] = target.label[r] == UINT32_MAX ? 0 : 1;
-    kernel_distill_loss(&how, &target, weight, logits, rows, vocab, kl, ce, logits);
+    kernel_distill_loss(&how, &target, weight, logits, rows, vocab, kl, ce, slope);
     for (size_t r = 0; r < rows; r++) {
         if (!weight[r]) continue;
         t->step_labelled++;

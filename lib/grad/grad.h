@@ -105,11 +105,13 @@ void grad_recompute(struct grad_tape *t, bool on);
 
 /*
  * The language-model head and its loss over blocks of positions: logits = h w^T are made for a block, given to
- * `loss`, which returns the gradient of the logits in place, and dropped. No [n][vocabulary] array is ever whole in
- * memory. `loss` sees rows [first, first + rows) and overwrites logits with d(total)/d(logits); it keeps its own sums.
+ * `loss`, which writes the gradient of the logits, and dropped. No [n][vocabulary] array is ever whole in memory. `loss`
+ * sees rows [first, first + rows) and writes d(total)/d(logits) to `slope`: of the tape's precision, in f32 the memory of
+ * the logits, no data when nothing is to be learned. It keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
  */
-typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
+typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits,
+                            struct kernel_array slope, struct err *e);
 bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx);
 
 /*

@@ -13,7 +13,7 @@ struct head {
     size_t hidden, vocab;
     struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
     uint16_t *h16;                          /* h */
-    uint16_t *slope;                        /* the gradient of a block of logits */
+    struct kernel_array slope;              /* the gradient of a block of logits */
     void *h_room;                           /* panels of a block of h */
     float *logits, *dh, *dw;
     grad_loss_block *loss;
@@ -38,20 +38,18 @@ static void block_gradients(const struct head *c, size_t first, size_t rows) {
         return;
     }
     struct kernel_epilogue add = {.accumulate = true};
-    if (!dh && !c->dw) return;
-    kernel_to_bf16(c->slope, c->logits, rows * c->vocab);
-    if (dh) kernel_multiply(rows, DT_BF16, c->slope, &c->backward, &add, DT_F32, dh);
+    if (dh) kernel_multiply(rows, DT_BF16, c->slope.data, &c->backward, &add, DT_F32, dh);
     if (!c->dw) return;
     struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    kernel_multiply_tn(c->vocab, DT_BF16, c->slope, &panels, &add, DT_F32, c->dw);
+    kernel_multiply_tn(c->vocab, DT_BF16, c->slope.data, &panels, &add, DT_F32, c->dw);
 }
 
 static bool head_block(const struct head *c, size_t first, size_t rows) {
     struct err e;
     block_logits(c, first, rows);
-    int code = c->loss(c->ctx, first, rows, c->vocab, c->logits, &e);
+    int code = c->loss(c->ctx, first, rows, c->vocab, c->logits, c->slope, &e);
     if (code != 0) return tape_fail(c->t, code, "%s", e.msg);
-    block_gradients(c, first, rows);
+    if (c->slope.data) block_gradients(c, first, rows);
     return true;
 }
 
@@ -62,7 +60,9 @@ static bool prepare(struct head *c, size_t rows) {
     uint64_t n;
     if (!u64_mul(rows, c->vocab, &n))
         return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
+    bool learns = c->dh || c->dw;
     c->logits = tape_scratch(t, n, sizeof *c->logits);
+    c->slope = kernel_f32(learns ? c->logits : NULL);
     if (t->precision == DT_F32) return c->logits;
     c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
     if (!c->h16) return false;
@@ -72,7 +72,7 @@ static bool prepare(struct head *c, size_t rows) {
     if (panels->packed || (panels->data && c->h->var.rows <= rows)) return c->logits;
     size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
     void *forward = tape_scratch(t, bytes, 1), *backward = c->dh ? tape_scratch(t, bytes, 1) : NULL;
-    if (c->dh || c->dw) c->slope = tape_scratch(t, n, sizeof *c->slope);
+    if (learns) c->slope = (struct kernel_array){DT_BF16, tape_scratch(t, n, sizeof(uint16_t))};
     if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
     if (t->error.code) return false;
     const void *w = panels->data ? panels->data : c->w->var.value.data;

@@ -198,8 +198,8 @@ void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, 
  * With a ghost, the KL is sum_K t log(t/p) + (1 - sum t) log((1 - sum t)/(1 - sum p)). Without, targets that do not sum
  * to 1 are taken as they are (KL = sum t log(t/p), gradient T (sum t softmax - t)). The ids of a row are distinct, in
  * any order. label NULL, or label[r] == UINT32_MAX: no label, no cross-entropy. ids and dense NULL: no teacher, no KL.
- * dx (NULL, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r]; row_weight
- * NULL: 1. kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
+ * dx (no data, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r], rounded when
+ * it is DT_BF16; row_weight NULL: 1. kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
  */
 struct kernel_target {
     const uint64_t *offset; /* [rows + 1] */
@@ -213,7 +213,7 @@ struct kernel_loss {
     float temperature, kl_weight, ce_weight;
 };
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
-                         const float *x, size_t rows, size_t d, double *kl, double *ce, float *dx);
+                         const float *x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx);
 
 /* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {

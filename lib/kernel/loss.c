@@ -19,7 +19,7 @@ struct loss {
     const float *row_weight, *x;
     size_t d;
     double *kl, *ce;
-    float *dx;
+    struct kernel_array dx;
 };
 
 /* One row: what the first pass finds out. */
@@ -42,8 +42,8 @@ struct row {
  */
 #define OTHERS_MIN 1e-30
 
-/* Floats of a row that the ghost's loops take at a time: large, for each piece looks through all k ids. */
-#define GHOST_CHUNK 8192
+/* Floats of a row that are taken at a time: large, for each piece looks through all k ids. */
+#define CHUNK 8192
 
 /* log p of one entry, in f64 from the exact difference to the maximum. */
 static double log_prob(const struct row *w, uint32_t id) {
@@ -55,10 +55,10 @@ static double log_prob(const struct row *w, uint32_t id) {
  * all.
  */
 static double sum_others(const struct simd *v, const struct row *w, size_t d) {
-    float x[GHOST_CHUNK];
+    float x[CHUNK];
     double sum = 0;
-    for (size_t i = 0; i < d; i += GHOST_CHUNK) {
-        size_t n = smaller(GHOST_CHUNK, d - i);
+    for (size_t i = 0; i < d; i += CHUNK) {
+        size_t n = smaller(CHUNK, d - i);
         memcpy(x, w->x + i, n * sizeof *x);
         for (size_t j = 0; j < w->k; j++)
             if (w->ids[j] >= i && w->ids[j] - i < n) x[w->ids[j] - i] = -INFINITY;
@@ -111,47 +111,69 @@ static void measure(const struct loss *c, size_t r, struct row *w, double *kl, d
     }
 }
 
-/*
- * The ghost's gradient: a, b as in differentiate, for the tokens outside K. Those in K are computed on their own, not
- * corrected, for the two factors may differ by many orders of magnitude. By pieces, because dx may overwrite x.
- */
-static void ghost_gradient(const struct loss *c, const struct row *w, double in_k, double a, double b, float *dx) {
-    float x[GHOST_CHUNK];
-    for (size_t i = 0; i < c->d; i += GHOST_CHUNK) {
-        size_t n = smaller(GHOST_CHUNK, c->d - i);
-        memcpy(x, w->x + i, n * sizeof *x);
-        c->v->loss_gradient(dx + i, x, NULL, n, w->z.max, w->s, (float)a, (float)b, 0);
-        for (size_t j = 0; j < w->k; j++) {
-            if (w->ids[j] < i || w->ids[j] - i >= n) continue;
-            double z = (double)x[w->ids[j] - i] - w->z.max;
-            dx[w->ids[j]] = (float)(in_k * exp(z * w->s) + b * exp(z));
-        }
+/* The factors of a row's gradient, of the two softmaxes and of the target. */
+struct slope {
+    double kl, ce;       /* kl_weight T, ce_weight, of this row */
+    double outside, b;   /* of exp((x - max) s) and exp(x - max) */
+    double inside;       /* of the first, of tokens in K: where there is a ghost. They are computed on their own, not */
+    bool ghost, ce_only; /* corrected, for the two factors may differ by many orders of magnitude. */
+};
+
+static struct slope slope_of(const struct loss *c, const struct row *w, float weight) {
+    struct slope g = {.kl = has_teacher(c->target) ? (double)weight * c->how->kl_weight * c->how->temperature : 0,
+                      .ce = w->label != UINT32_MAX ? (double)weight * c->how->ce_weight : 0};
+    double b = g.ce != 0 ? g.ce / w->z1.sum : 0;
+    g.ce_only = g.kl == 0;
+    if (g.ce_only) {
+        g.outside = b;
+        return g;
     }
+    g.b = b;
+    g.ghost = w->ghost > 0;
+    if (g.ghost) {
+        g.outside = g.kl * (w->mass - w->ghost * (w->z.sum - w->others) / w->others) / w->z.sum;
+        g.inside = g.kl * (w->mass + w->ghost) / w->z.sum;
+        return g;
+    }
+    g.outside = g.kl * w->mass / w->z.sum;
+    if (w->s == 1) g.outside += b, g.b = 0; /* the two softmaxes are one */
+    return g;
 }
 
-/* Second pass. */
-static void differentiate(const struct loss *c, const struct row *w, float weight, float *dx) {
-    double kl_factor = has_teacher(c->target) ? (double)weight * c->how->kl_weight * c->how->temperature : 0;
-    double ce_factor = w->label != UINT32_MAX ? (double)weight * c->how->ce_weight : 0;
-    if (kl_factor == 0 && ce_factor == 0) {
-        memset(dx, 0, c->d * sizeof *dx);
+/* Elements [from, from + n) of the row's gradient, apart from x. */
+static void differentiate_part(const struct loss *c, const struct row *w, const struct slope *g, size_t from, size_t n,
+                               float *dx) {
+    const float *x = w->x + from, *dense = g->ce_only || !w->dense ? NULL : w->dense + from;
+    if (g->ce_only)
+        c->v->loss_gradient(dx, x, NULL, n, w->z1.max, 1, (float)g->outside, 0, 0);
+    else
+        c->v->loss_gradient(dx, x, dense, n, w->z.max, w->s, (float)g->outside, (float)g->b, (float)g->kl);
+    for (size_t j = 0; g->kl != 0 && j < w->k; j++) {
+        if (w->ids[j] < from || w->ids[j] - from >= n) continue;
+        size_t at = w->ids[j] - from;
+        double z = (double)x[at] - w->z.max;
+        if (g->ghost) dx[at] = (float)(g->inside * exp(z * w->s) + g->b * exp(z));
+        dx[at] -= (float)(g->kl * w->probs[j]);
+    }
+    if (g->ce != 0 && w->label >= from && w->label - from < n) dx[w->label - from] -= (float)g->ce;
+}
+
+/* Second pass. A piece is made apart: dx may overwrite x, and is rounded when it is bf16. */
+static void differentiate(const struct loss *c, const struct row *w, float weight, size_t at) {
+    struct slope g = slope_of(c, w, weight);
+    float part[CHUNK];
+    if (g.kl == 0 && g.ce == 0) {
+        memset(kernel_part(c->dx, at).data, 0, kernel_array_bytes(c->dx.dtype, c->d));
         return;
     }
-    double b = ce_factor != 0 ? ce_factor / w->z1.sum : 0;
-    if (kl_factor == 0) {
-        c->v->loss_gradient(dx, w->x, NULL, c->d, w->z1.max, 1, (float)b, 0, 0);
-    } else if (w->ghost > 0) {
-        double outside = kl_factor * (w->mass - w->ghost * (w->z.sum - w->others) / w->others) / w->z.sum;
-        double inside = kl_factor * (w->mass + w->ghost) / w->z.sum;
-        ghost_gradient(c, w, inside, outside, b, dx);
-    } else {
-        double a = kl_factor * w->mass / w->z.sum;
-        if (w->s == 1) a += b, b = 0; /* the two softmaxes are one */
-        c->v->loss_gradient(dx, w->x, w->dense, c->d, w->z.max, w->s, (float)a, (float)b, (float)kl_factor);
+    for (size_t i = 0, n; i < c->d; i += n) {
+        n = smaller(CHUNK, c->d - i);
+        differentiate_part(c, w, &g, i, n, part);
+        if (c->dx.dtype == DT_F32)
+            memcpy((float *)c->dx.data + at + i, part, n * sizeof *part);
+        else
+            c->v->to_bf16((uint16_t *)c->dx.data + at + i, part, n);
     }
-    if (kl_factor != 0)
-        for (size_t j = 0; j < w->k; j++) dx[w->ids[j]] -= (float)(kl_factor * w->probs[j]);
-    if (ce_factor != 0) dx[w->label] -= (float)ce_factor;
 }
 
 static void loss_rows(void *ctx, size_t begin, size_t end) {
@@ -162,12 +184,12 @@ static void loss_rows(void *ctx, size_t begin, size_t end) {
         measure(c, r, &w, &kl, &ce);
         if (c->kl) c->kl[r] = kl;
         if (c->ce) c->ce[r] = ce;
-        if (c->dx) differentiate(c, &w, c->row_weight ? c->row_weight[r] : 1, c->dx + r * c->d);
+        if (c->dx.data) differentiate(c, &w, c->row_weight ? c->row_weight[r] : 1, r * c->d);
     }
 }
 
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
-                         const float *x, size_t rows, size_t d, double *kl, double *ce, float *dx) {
+                         const float *x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx) {
     struct loss c = {simd(), how, target, row_weight, x, d, kl, ce, dx};
     kernel_split(rows, piece_rows(d), loss_rows, &c);
 }

@@ -146,7 +146,7 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
     if (d->temperature != 1) kernel_scale(logits, rows * vocab, (float)(1 / d->temperature));
     knowledge_target(&d->rows, &d->f, d->temperature, d->base + first, rows, reference, &target);
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, NULL);
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
     kernel_argmax(top, logits, rows, vocab);
     if (reference) kernel_argmax(reference_top, reference, rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};

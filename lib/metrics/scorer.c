@@ -41,7 +41,7 @@ static int score_block(void *ctx, size_t first, size_t rows, size_t vocab, float
     struct scorer *s = ctx;
     struct kernel_loss how = {.temperature = 1, .ce_weight = 1};
     struct kernel_target target = {.label = buf_u32(&s->labels) + first};
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, buf_f64(&s->nll) + first, NULL);
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, buf_f64(&s->nll) + first, kernel_f32(NULL));
     return 0;
 }
 

@@ -133,12 +133,13 @@ static int lay_out_step(struct model_generator *g, struct model_input *in, uint3
 }
 
 /* Samples a token for each sequence in flight; those that are done leave it. */
-static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                       struct err *e) {
     struct model_generator *g = ctx;
     const struct model_sampling *how = &g->sampler.how;
     uint32_t ids[MAX_FLIGHT];
     double u[MAX_FLIGHT] = {0};
-    (void)first, (void)vocab; /* MAX_FLIGHT rows are one block of the head */
+    (void)first, (void)vocab, (void)slope; /* MAX_FLIGHT rows are one block of the head; nothing is learned */
     for (size_t i = 0; i < rows; i++) u[i] = sampler_uniform(&g->sampler, g->flight[i]->number, g->flight[i]->n_made);
     sampler_draw(&g->sampler, ids, logits, u, rows);
     size_t kept = 0;

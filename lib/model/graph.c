@@ -182,12 +182,26 @@ struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
     return grad_leaf(t, p->value, p->grad, p->desc.dims[0], p->desc.dims[1]);
 }
 
+/* Who looks at logits, as grad_head's loss: of a tape that does not record nothing is learned. */
+struct watcher {
+    model_logits_fn *fn;
+    void *ctx;
+};
+
+static int watch_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                       struct err *e) {
+    const struct watcher *w = ctx;
+    (void)slope;
+    return w->fn(w->ctx, first, rows, vocab, logits, e);
+}
+
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *fn_tap,
                 void *tap_ctx, model_logits_fn *fn, void *ctx, struct err *e) {
     grad_reset(scratch);
     struct grad_var *h = model_graph(m, scratch, in, fn_tap, tap_ctx, e);
     if (!h) return e->code;
-    if (!fn || grad_head(scratch, h, model_head_leaf(m, scratch), fn, ctx)) return 0;
+    struct watcher w = {fn, ctx};
+    if (!fn || grad_head(scratch, h, model_head_leaf(m, scratch), watch_block, &w)) return 0;
     int rc = grad_error(scratch, e);
     return rc ? rc : e->code;
 }

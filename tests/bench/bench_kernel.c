@@ -63,7 +63,7 @@ static void run_loss_dense(struct work *w) {
     static const struct kernel_loss how = {1, 1, 0};
     double kl[ROWS];
     struct kernel_target t = {.dense = w->z};
-    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, NULL, w->dx);
+    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, NULL, kernel_f32(w->dx));
 }
 
 static void run_loss_sparse(struct work *w) {
@@ -74,7 +74,7 @@ static void run_loss_sparse(struct work *w) {
     for (uint64_t i = 0; i <= ROWS; i++) offset[i] = i * 12;
     for (uint32_t i = 0; i < ROWS * 12; i++) w->ids[i] = i % 12 * 1000, w->y[i] = 1.0f / 12;
     struct kernel_target t = {.offset = offset, .ids = w->ids, .probs = w->y, .label = label};
-    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, ce, w->dx);
+    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, ce, kernel_f32(w->dx));
 }
 
 static void run_attention(struct work *w) {

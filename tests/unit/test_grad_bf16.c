@@ -97,11 +97,12 @@ struct linear_loss {
 };
 
 /* A loss whose gradient is given: what is made of it is then two products. */
-static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                       struct err *e) {
     struct linear_loss *l = ctx;
     (void)e;
     memcpy((float *)l->logits_seen + first * vocab, logits, rows * vocab * sizeof *logits);
-    memcpy(logits, l->slope + first * vocab, rows * vocab * sizeof *logits);
+    kernel_convert(slope, kernel_f32(l->slope + first * vocab), rows * vocab);
     return 0;
 }
 
@@ -151,7 +152,8 @@ static struct grad_var *layer(void *ctx, struct grad_tape *t, struct grad_var *x
     return grad_linear(t, grad_gated(t, h, p[GATE], p[UP]), p[DOWN], NULL, x);
 }
 
-static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                      struct err *e) {
     static const struct kernel_loss how = {1, 0, 1};
     struct decoder *d = ctx;
     double ce[POSITIONS];
@@ -159,7 +161,7 @@ static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float 
     (void)e;
     for (size_t i = 0; i < rows; i++) label[i] = d->ids[(first + i + 1) % POSITIONS];
     struct kernel_target target = {.label = label};
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, ce, logits);
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, ce, slope);
     for (size_t i = 0; i < rows; i++) d->total += ce[i];
     return 0;
 }

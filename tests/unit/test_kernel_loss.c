@@ -11,9 +11,9 @@ struct batch {
     struct kernel_target target;
     struct pair x;
     float *row_weight;
-    bool in_place;
-    double *t;  /* [rows][d] */
-    bool *in_k; /* [rows][d] */
+    enum { APART, IN_PLACE, ROUNDED } where; /* dx */
+    double *t;                               /* [rows][d] */
+    bool *in_k;                              /* [rows][d] */
     double *kl, *ce, *dx, *kl_tolerance, *ce_tolerance, *dx_tolerance;
 };
 
@@ -144,8 +144,12 @@ static void run_loss(void *ctx, float *out) {
     const struct batch *b = ctx;
     size_t n = b->rows * b->d;
     double *kl = take(b->rows, sizeof *kl), *ce = take(b->rows, sizeof *ce);
-    if (b->in_place) memcpy(out, b->x.f, n * sizeof *out);
-    kernel_distill_loss(&b->how, &b->target, b->row_weight, b->in_place ? out : b->x.f, b->rows, b->d, kl, ce, out);
+    const float *x = b->where == IN_PLACE ? out : b->x.f;
+    struct kernel_array dx = kernel_f32(out);
+    if (b->where == IN_PLACE) memcpy(out, b->x.f, n * sizeof *out);
+    if (b->where == ROUNDED) dx = (struct kernel_array){DT_BF16, take(n, sizeof(uint16_t))};
+    kernel_distill_loss(&b->how, &b->target, b->row_weight, x, b->rows, b->d, kl, ce, dx);
+    if (b->where == ROUNDED) kernel_convert(kernel_f32(out), dx, n);
     for (size_t i = 0; i < b->rows; i++) {
         if (fabs(kl[i] - b->kl[i]) > b->kl_tolerance[i] || fabs(ce[i] - b->ce[i]) > b->ce_tolerance[i])
             fail_msg("kind %d, row %zu: kl %.9g ce %.9g, should be %.9g +- %.1g, %.9g +- %.1g", b->kind, i, kl[i],
@@ -166,8 +170,8 @@ static void check_batch(struct batch *b) {
         want[n + i] = b->kl[i], tolerance[n + i] = b->kl_tolerance[i] + U * fabs(b->kl[i]);
         want[n + b->rows + i] = b->ce[i], tolerance[n + b->rows + i] = b->ce_tolerance[i] + U * fabs(b->ce[i]);
     }
-    for (int in_place = 0; in_place < 2; in_place++) {
-        b->in_place = in_place;
+    for (b->where = APART; b->where <= ROUNDED; b->where++) {
+        for (size_t i = 0; i < n && b->where == ROUNDED; i++) tolerance[i] += 0x1p-8 * (fabs(want[i]) + tolerance[i]);
         check_kernel("distill_loss", run_loss, b, n + 2 * b->rows, NULL, want, tolerance);
     }
 }
@@ -207,7 +211,7 @@ static void test_gradients_sum_to_zero(void **state) {
             enum { ROWS = 11, D = 500 };
             struct batch b = make_batch(&r, kind, ROWS, D, hows[i]);
             float *dx = take(ROWS * D, sizeof *dx);
-            kernel_distill_loss(&b.how, &b.target, NULL, b.x.f, ROWS, D, NULL, NULL, dx);
+            kernel_distill_loss(&b.how, &b.target, NULL, b.x.f, ROWS, D, NULL, NULL, kernel_f32(dx));
             for (size_t row = 0; row < ROWS; row++) {
                 double sum = 0, terms = 0;
                 for (size_t j = 0; j < D; j++) sum += dx[row * D + j], terms += fabs((double)dx[row * D + j]);
@@ -230,7 +234,7 @@ static void test_ghost_of_impossible_tokens(void **state) {
         float x[D], dx[D];
         double kl, ce;
         for (size_t i = 0; i < D; i++) x[i] = i == 7 ? 1e4f : -1e4f;
-        kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &target, NULL, x, 1, D, &kl, &ce, dx);
+        kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &target, NULL, x, 1, D, &kl, &ce, kernel_f32(dx));
         assert_true(isfinite(kl) && kl > 30 && ce == 2e4);
         for (size_t i = 0; i < D; i++) assert_true(isfinite(dx[i]));
         assert_true(fabs(dx[7] - (1 - 0.5 + 1)) < 1e-6 && fabs(dx[3] + 1) < 1e-6);
@@ -243,11 +247,11 @@ static void test_optional_parts(void **state) {
     float x[5] = {1, 2, 3, 4, 5}, dx[5] = {9, 9, 9, 9, 9};
     double kl = 7, ce = 7;
     struct kernel_target nothing = {0};
-    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &nothing, NULL, x, 1, 5, &kl, &ce, dx);
+    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &nothing, NULL, x, 1, 5, &kl, &ce, kernel_f32(dx));
     assert_true(kl == 0 && ce == 0 && dx[0] == 0 && dx[4] == 0);
     uint32_t label = 4;
     struct kernel_target labelled = {.label = &label};
-    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &labelled, NULL, x, 1, 5, NULL, &ce, NULL);
+    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &labelled, NULL, x, 1, 5, NULL, &ce, kernel_f32(NULL));
     assert_true(fabs(ce - (plain64_logsumexp((double[]){1, 2, 3, 4, 5}, 5, 1) - 5)) < 1e-6);
 }
 
@@ -284,7 +288,7 @@ static void test_sampled_targets_are_unbiased(void **state) {
     }
     struct kernel_target target = {.offset = offset, .ids = ids, .probs = probs};
     struct kernel_loss how = {1, 1, 0};
-    kernel_distill_loss(&how, &target, NULL, x, ROWS, D, NULL, NULL, x);
+    kernel_distill_loss(&how, &target, NULL, x, ROWS, D, NULL, NULL, kernel_f32(x));
     for (size_t i = 0; i < ROWS * D; i++) mean[i % D] += (double)x[i] / ROWS;
     bool in_k[D] = {0};
     plain64_log_softmax(t, teacher.d, D, 1);
