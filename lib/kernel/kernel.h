@@ -181,15 +181,20 @@ void kernel_swiglu_backward(struct kernel_array dgate, struct kernel_array dup, 
 /* Both of x * inv_temperature. */
 void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature);
 void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float inv_temperature); /* y may be x */
-void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d);                      /* first of equals */
+/* y in any floating type = log-softmax of x * inv_temperature, or x as it is when not `log_probs`; not in place. Returns the first
+ * row of y with a value that is not finite, or rows. */
+size_t kernel_store_logits(enum dtype type, void *y, const float *x, size_t rows, size_t d, float inv_temperature,
+                           bool log_probs);
+void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d); /* first of equals */
 /* The k <= d largest of each row, descending, ties by lower index, NaN as -infinity: ids, values [rows][k]. */
 void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size_t d, size_t k);
 /*
  * n draws with replacement from softmax(x * inv_temperature) for each row, from uniforms u [rows][n] in [0,1) by
- * inversion in f64: ids [rows][n] ascending (duplicates adjacent).
+ * inversion in f64: ids [rows][n] ascending (duplicates adjacent). x is DT_F32, DT_F16 or DT_BF16. Returns the first row with a
+ * value that is not finite, or rows: minus infinity is never drawn, anything else makes the row's draws meaningless.
  */
-void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, size_t d, size_t n,
-                   float inv_temperature);
+size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
+                     float inv_temperature);
 
 /*
  * One teacher distribution a row against rows of student logits. Target of row r: entries [offset[r], offset[r+1]) of

@@ -5,6 +5,8 @@
 #ifndef RILL_KERNEL_INTERNAL_H
 #define RILL_KERNEL_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "lib/kernel/kernel.h"
 
 /* ---- matrix products on one thread ------------------------------------------------------------------------------- */
@@ -134,9 +136,10 @@ struct simd {
     void (*finish_gated)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,
                          const float *bias, const uint16_t *gate);
 
-    float (*max)(const float *x, size_t n);                                    /* -infinity for n = 0; NaN is lost */
-    size_t (*find_above)(const float *x, size_t n, float bound);               /* first index with x > bound, or n */
-    double (*exp_sum)(const float *x, size_t n, float m, float s);             /* sum exp((x - m) s), sum in f64 */
+    float (*max)(const float *x, size_t n);                        /* -infinity for n = 0; NaN is lost */
+    float (*max_finite)(const float *x, size_t n, bool *finite);   /* the same; *finite = false if one is not */
+    size_t (*find_above)(const float *x, size_t n, float bound);   /* first index with x > bound, or n */
+    double (*exp_sum)(const float *x, size_t n, float m, float s); /* sum exp((x - m) s), sum in f64 */
     double (*exp_store)(float *y, const float *x, size_t n, float m, float s); /* y = exp((x - m) s); their sum */
     /*
      * Online softmax of rows of scores, ld apart, of which the first seen[r] <= width count: p = exp((x - m) s) rounded, and
@@ -230,6 +233,11 @@ static inline void array_put(const struct simd *v, struct kernel_array a, size_t
 }
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
+
+#define ROW_CHUNK 2048 /* floats of a row that are looked at twice: 8 KiB, in the first cache */
+
+/* Makes *first at most r, whichever thread comes when. */
+void first_row(atomic_size_t *first, size_t r);
 
 /* sum = sum exp((x - max) s) */
 struct softmax_sum {

@@ -1,31 +1,28 @@
-/* Rows of logits: normalise, find, draw. A row is walked in chunks that stay in the first cache. */
+/* Rows of logits: normalise, store, find. A row is walked in chunks that stay in the first cache. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-#define CHUNK 2048 /* floats, 8 KiB */
+void first_row(atomic_size_t *first, size_t r) {
+    size_t known = atomic_load_explicit(first, memory_order_relaxed);
+    while (r < known && !atomic_compare_exchange_weak(first, &known, r)) {
+    }
+}
 
 /* One pass over memory: each chunk is read from the cache a second time, with the running maximum known (the online
- * normaliser of Milakov and Gimelshein 2018, chunk by chunk). parts: what each chunk adds, with that maximum; or NULL. */
-static struct softmax_sum sum_chunks(const struct simd *v, const float *x, size_t d, size_t chunk, float s,
-                                     struct softmax_sum *parts) {
+ * normaliser of Milakov and Gimelshein 2018, chunk by chunk). */
+struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
     struct softmax_sum out = {.max = -INFINITY};
-    for (size_t i = 0; i < d; i += chunk) {
-        size_t n = smaller(chunk, d - i);
+    for (size_t i = 0; i < d; i += ROW_CHUNK) {
+        size_t n = smaller(ROW_CHUNK, d - i);
         float top = v->max(x + i, n);
         if (top > out.max) {
             out.sum *= exp(((double)out.max - top) * s);
             out.max = top;
         }
-        double sum = out.max > -INFINITY ? v->exp_sum(x + i, n, out.max, s) : 0;
-        out.sum += sum;
-        if (parts) *parts++ = (struct softmax_sum){out.max, sum};
+        if (out.max > -INFINITY) out.sum += v->exp_sum(x + i, n, out.max, s);
     }
     return out;
-}
-
-struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
-    return sum_chunks(v, x, d, CHUNK, s, NULL);
 }
 
 struct rows {
@@ -33,7 +30,6 @@ struct rows {
     float *out;
     uint32_t *ids;
     const float *x;
-    const double *u;
     size_t d, k;
     float s;
 };
@@ -64,6 +60,50 @@ void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float i
     struct rows c = {.v = simd(), .out = y, .x = x, .d = d, .s = inv_temperature};
     kernel_split(rows, piece_rows(d), log_softmax_rows, &c);
 }
+
+/* ---- written in the type that they are kept in ---- */
+
+struct storing {
+    const struct simd *v;
+    enum dtype type;
+    unsigned char *y;
+    const float *x;
+    size_t d;
+    float s;
+    bool log_probs;
+    atomic_size_t bad; /* the first row that is */
+};
+
+/* A row is read from memory once; what a chunk becomes is converted and looked at in the first cache. */
+static void store_rows(void *ctx, size_t begin, size_t end) {
+    struct storing *c = ctx;
+    float room[ROW_CHUNK];
+    struct err unused;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = c->x + r * c->d;
+        unsigned char *y = c->y + r * dtype_row_bytes(c->type, c->d);
+        struct softmax_sum z = {0};
+        bool good = true;
+        if (c->log_probs) z = row_softmax_sum(c->v, x, c->d, c->s);
+        float log_sum = (float)log(z.sum);
+        for (size_t i = 0, n; i < c->d; i += n, y += dtype_row_bytes(c->type, n)) {
+            n = smaller(ROW_CHUNK, c->d - i);
+            if (c->log_probs) c->v->affine(room, x + i, n, z.max, c->s, log_sum);
+            good = !tensor_from_f32(c->type, c->log_probs ? room : x + i, y, n, NULL, &unused) && good;
+            good = tensor_first_nonfinite(c->type, y, n) == n && good;
+        }
+        if (!good) first_row(&c->bad, r);
+    }
+}
+
+size_t kernel_store_logits(enum dtype type, void *y, const float *x, size_t rows, size_t d, float inv_temperature,
+                           bool log_probs) {
+    struct storing c = {simd(), type, y, x, d, inv_temperature, log_probs, rows};
+    kernel_split(rows, piece_rows(d), store_rows, &c);
+    return atomic_load(&c.bad);
+}
+
+/* ---- the largest ---- */
 
 static void argmax_rows(void *ctx, size_t begin, size_t end) {
     const struct rows *c = ctx;
@@ -139,123 +179,4 @@ void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size
     if (k == 0) return;
     struct rows c = {.v = simd(), .out = values, .ids = ids, .x = x, .d = d, .k = k};
     kernel_split(rows, piece_rows(d), topk_rows, &c);
-}
-
-/* ---- sampling ---- */
-
-static int compare_f64(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static int compare_u32(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-#define SKIP  128 /* floats that are stepped over at once when no draw falls into them */
-#define DRAWS 256 /* at a time: their sorted thresholds fit on the stack, and one walk serves them all */
-#define PARTS 256 /* of a row, at most, whose weights are known before the walk */
-
-/* A row with the weights of its parts, and the draws: ascending thresholds, of which `next` are done. */
-struct walk {
-    const struct simd *v;
-    const float *x;
-    size_t d, chunk;
-    float s;
-    struct softmax_sum z, part[PARTS];
-    double threshold[DRAWS];
-    size_t next, n;
-    uint32_t *ids;
-};
-
-static bool falls_below(const struct walk *w, double weight) {
-    return w->next < w->n && w->threshold[w->next] < weight;
-}
-
-static void take_below(struct walk *w, double weight, size_t index) {
-    while (falls_below(w, weight)) w->ids[w->next++] = (uint32_t)index;
-}
-
-/* The last index in [begin, end) with any weight, or end. */
-static size_t last_with_weight(const struct walk *w, size_t begin, size_t end) {
-    float e[SKIP];
-    size_t last = end;
-    for (size_t i = begin; i < end; i += SKIP) {
-        size_t count = smaller(SKIP, end - i);
-        if (w->v->exp_store(e, w->x + i, count, w->z.max, w->s) > 0)
-            for (last = i + count - 1; e[last - i] == 0; last--) {
-            }
-    }
-    return last;
-}
-
-/* The draws that fall into [begin, end), before which the cumulative weight is `before`; returns that at the end. */
-static double walk_part(struct walk *w, size_t begin, size_t end, double before) {
-    float e[SKIP];
-    for (size_t i = begin; i < end && w->next < w->n; i += SKIP) {
-        size_t count = smaller(SKIP, end - i);
-        double cumulative = before;
-        before += w->v->exp_store(e, w->x + i, count, w->z.max, w->s);
-        if (!falls_below(w, before)) continue;
-        for (size_t j = 0; j < count; j++) {
-            cumulative += e[j];
-            take_below(w, cumulative, i + j);
-        }
-        /* The walk and the piece's sum add in different orders: what falls between them goes to the piece's last. */
-        if (falls_below(w, before)) take_below(w, before, last_with_weight(w, i, i + count));
-        if (cumulative > before) before = cumulative;
-    }
-    return before;
-}
-
-/*
- * Inversion: a draw is the first index whose cumulative weight exceeds u Z. The thresholds are sorted, so one walk over
- * the row meets them in order; a part, or a piece of it, that holds none is added to the cumulative weight as a whole.
- */
-static void draw(struct walk *w) {
-    double before = 0;
-    size_t begin = 0, end = 0; /* of the latest part with any weight */
-    for (size_t i = 0; i < w->d && w->next < w->n; i += w->chunk) {
-        struct softmax_sum part = w->part[i / w->chunk];
-        size_t n = smaller(w->chunk, w->d - i);
-        double after = before + part.sum * exp(((double)part.max - w->z.max) * w->s);
-        if (after > before) begin = i, end = i + n;
-        if (falls_below(w, after)) {
-            before = walk_part(w, i, i + n, before);
-            size_t last = falls_below(w, after) ? last_with_weight(w, i, i + n) : 0;
-            if (last == i + n) continue; /* weights too small for f32: u = 0 is not theirs either */
-            take_below(w, after, last);  /* again another order */
-        }
-        if (after > before) before = after;
-    }
-    if (w->next == w->n) return;
-    size_t last = last_with_weight(w, begin, end); /* u close to 1, likewise; none: the row is no numbers */
-    while (w->next < w->n) w->ids[w->next++] = (uint32_t)(last < end ? last : 0);
-}
-
-static void sample_row(const struct rows *c, size_t r) {
-    uint32_t *ids = c->ids + r * c->k;
-    struct walk w = {.v = c->v, .x = c->x + r * c->d, .d = c->d, .s = c->s};
-    w.chunk = c->d <= (size_t)PARTS * CHUNK ? CHUNK : (c->d + PARTS - 1) / PARTS;
-    w.z = sum_chunks(c->v, w.x, c->d, w.chunk, c->s, w.part);
-    for (size_t first = 0; first < c->k; first += DRAWS) {
-        w.next = 0;
-        w.n = smaller(DRAWS, c->k - first);
-        w.ids = ids + first;
-        for (size_t i = 0; i < w.n; i++) w.threshold[i] = c->u[r * c->k + first + i] * w.z.sum;
-        qsort(w.threshold, w.n, sizeof *w.threshold, compare_f64);
-        draw(&w);
-    }
-    if (c->k > DRAWS) qsort(ids, c->k, sizeof *ids, compare_u32);
-}
-
-static void sample_rows(void *ctx, size_t begin, size_t end) {
-    for (size_t r = begin; r < end; r++) sample_row(ctx, r);
-}
-
-void kernel_sample(uint32_t *ids, const double *u, const float *x, size_t rows, size_t d, size_t n,
-                   float inv_temperature) {
-    struct rows c = {.v = simd(), .ids = ids, .x = x, .u = u, .d = d, .k = n, .s = inv_temperature};
-    kernel_split(rows, piece_rows(d), sample_rows, &c);
 }

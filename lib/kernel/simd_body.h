@@ -129,6 +129,25 @@ FN float op_max(const float *x, size_t n) {
     return v_hmax(v_max(a, b));
 }
 
+/* 0 x is 0 or NaN. */
+FN float op_max_finite(const float *x, size_t n, bool *finite) {
+    vec a = v_set(-INFINITY), b = a, bad = v_set(0), worse = bad;
+    size_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        vec p = v_load(x + i), q = v_load(x + i + W);
+        a = v_max(p, a);
+        b = v_max(q, b);
+        bad = v_fma(p, v_set(0), bad);
+        worse = v_fma(q, v_set(0), worse);
+    }
+    for (; i < n; i += W) {
+        a = v_max(load_or(x + i, n - i, -INFINITY), a);
+        bad = v_fma(load(x + i, n - i), v_set(0), bad);
+    }
+    if (v_hsum(v_add(bad, worse)) != 0) *finite = false;
+    return v_hmax(v_max(a, b));
+}
+
 FN size_t op_find_above(const float *x, size_t n, float bound) {
     vec b = v_set(bound);
     size_t i = 0;
@@ -570,6 +589,7 @@ const struct simd SIMD_TABLE = {
     .finish_bf16 = op_finish_bf16,
     .finish_gated = op_finish_gated,
     .max = op_max,
+    .max_finite = op_max_finite,
     .find_above = op_find_above,
     .exp_sum = op_exp_sum,
     .exp_store = op_exp_store,

@@ -18,7 +18,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->ids = (void *)k->memory[IDS].data;
     k->probs = (void *)k->memory[PROBS].data;
     k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[REST].data : NULL;
-    k->dense = f->encoding == KNOW_DENSE ? k->memory[DENSE].data : NULL;
+    k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[DENSE].data;
 }
 
 /* n more bytes at the end of a buffer; NULL when memory is out. */
@@ -198,22 +198,31 @@ static int append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
     return 0;
 }
 
-static int append_dense(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+static int find_dense(const struct knowledge_format *f, const struct batch *b, const struct tensor **t, struct err *e) {
+    return batch_need(b, "teacher.logits", f->dtype, 2, (uint64_t[]){b->head.n_positions, f->vocab_size}, t, e);
+}
+
+static int check_dense(const struct knowledge_format *f, const struct tensor *t, struct err *e) {
+    uint64_t n = tensor_elems(&t->desc), bad = tensor_first_nonfinite(f->dtype, t->data, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "position %llu of the batch: the value of token %llu is not finite",
+                   (unsigned long long)(bad / f->vocab_size), (unsigned long long)(bad % f->vocab_size));
+}
+
+static int append_dense(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
                         struct err *e) {
     const struct tensor *t;
-    uint64_t dims[2] = {b->head.n_positions, f->vocab_size}, n = b->head.n_positions * f->vocab_size;
-    if (batch_need(b, "teacher.logits", f->dtype, 2, dims, &t, e)) return e->code;
-    uint64_t bad = tensor_first_nonfinite(f->dtype, t->data, n);
-    if (bad < n)
-        return err_set(e, ERR_DATA, "position %llu of the batch: the value of token %llu is not finite",
-                       (unsigned long long)(bad / f->vocab_size), (unsigned long long)(bad % f->vocab_size));
-    if (buf_append(&k->memory[DENSE], t->data, t->n_bytes, e)) return e->code;
+    if (find_dense(f, b, &t, e)) return e->code;
+    if (view)
+        k->viewed = t->data;
+    else if (check_dense(f, t, e) || buf_append(&k->memory[DENSE], t->data, t->n_bytes, e))
+        return e->code;
     return append_empty(k, b->head.n_positions, e);
 }
 
 /* ---- the queue ------------------------------------------------------------------------------------------------------------- */
 
-static int append_batch(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+static int append_batch(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
                         struct err *e) {
     const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
     uint64_t n = b->head.n_positions;
@@ -227,17 +236,34 @@ static int append_batch(struct knowledge_rows *k, const struct knowledge_format 
     k->open = k->cursor.open;
     k->n_positions += n;
     if (knowledge_is_sparse(f)) return append_sparse(k, f, b, e);
-    return f->encoding == KNOW_DENSE ? append_dense(k, f, b, e) : append_empty(k, n, e);
+    return f->encoding == KNOW_DENSE ? append_dense(k, f, b, view, e) : append_empty(k, n, e);
+}
+
+static int in_batch(const struct batch *b, struct err *e) {
+    unsigned long long first = b->head.first_seq;
+    return err_prefix(e, "batch of sequences %llu to %llu", first, first + b->head.n_seqs - 1);
+}
+
+static int decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
+                  struct err *e) {
+    if (!b->head.n_positions) return 0;
+    if (append_batch(k, f, b, view, e)) return in_batch(b, e);
+    set_pointers(k, f);
+    return 0;
 }
 
 int knowledge_decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, struct err *e) {
-    if (!b->head.n_positions) return 0;
-    if (append_batch(k, f, b, e)) {
-        unsigned long long first = b->head.first_seq;
-        return err_prefix(e, "batch of sequences %llu to %llu", first, first + b->head.n_seqs - 1);
-    }
-    set_pointers(k, f);
-    return 0;
+    return decode(k, f, b, false, e);
+}
+
+int knowledge_view(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, struct err *e) {
+    knowledge_clear(k);
+    return decode(k, f, b, true, e);
+}
+
+int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) {
+    const struct tensor *t;
+    return find_dense(f, b, &t, e) || check_dense(f, t, e) ? in_batch(b, e) : 0;
 }
 
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) {
@@ -260,6 +286,7 @@ int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, co
 void knowledge_clear(struct knowledge_rows *k) {
     for (size_t i = 0; i < COUNT_OF(k->memory); i++) k->memory[i].len = 0;
     k->n_positions = k->n_seqs = 0;
+    k->viewed = NULL;
 }
 
 size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,

@@ -168,19 +168,8 @@ static int put_number(struct buf *b, enum dtype dtype, uint32_t v, struct err *e
 struct row_job {
     const struct knowledge_encoder *k;
     const float *x;
-    unsigned char *to; /* dense: the rows converted */
     unsigned char *bad;
 };
-
-static void convert_row(void *ctx, size_t r, int thread) {
-    const struct row_job *j = ctx;
-    size_t d = j->k->format.vocab_size;
-    enum dtype dtype = j->k->format.dtype;
-    unsigned char *to = j->to + r * dtype_row_bytes(dtype, d);
-    struct err unused;
-    (void)thread;
-    j->bad[r] = tensor_from_f32(dtype, j->x + r * d, to, d, NULL, &unused) || tensor_first_nonfinite(dtype, to, d) < d;
-}
 
 static void check_row(void *ctx, size_t r, int thread) {
     const struct row_job *j = ctx;
@@ -189,26 +178,27 @@ static void check_row(void *ctx, size_t r, int thread) {
     j->bad[r] = tensor_first_nonfinite(DT_F32, j->x + r * d, d) < d;
 }
 
-/* Runs a job over the rows; names the first bad one. */
-static int each_row(struct row_job *j, size_t rows, parallel_body *body, struct buf *flags, const char *what,
-                    struct err *e) {
+static const char not_finite[] = "the teacher's output is not finite";
+
+static int check_rows(struct knowledge_encoder *k, size_t rows, const float *x, struct err *e) {
+    struct buf *flags = &k->scratch[0];
     flags->len = 0;
     if (buf_reserve(flags, rows, e)) return e->code;
-    j->bad = flags->data;
-    parallel_for(rows, body, j);
+    parallel_for(rows, check_row, &(struct row_job){k, x, flags->data});
     const unsigned char *bad = memchr(flags->data, 1, rows);
-    return bad ? fail_at_row(j->k, (size_t)(bad - flags->data), e, what) : 0;
+    return bad ? fail_at_row(k, (size_t)(bad - flags->data), e, not_finite) : 0;
 }
 
-static int encode_dense(struct knowledge_encoder *k, size_t rows, float *x, double inv_temperature, struct err *e) {
+static int encode_dense(struct knowledge_encoder *k, size_t rows, const float *x, float inv_temperature,
+                        struct err *e) {
     const struct knowledge_format *f = &k->format;
     size_t bytes = rows * dtype_row_bytes(f->dtype, f->vocab_size);
-    if (f->log_probs) kernel_log_softmax(x, x, rows, f->vocab_size, (float)inv_temperature);
     if (buf_reserve(&k->values, bytes, e)) return e->code;
-    struct row_job j = {.k = k, .x = x, .to = k->values.data + k->values.len};
-    const char *what = f->dtype == DT_F16 ? "the teacher's output is not finite, or too large for f16"
-                                          : "the teacher's output is not finite";
-    if (each_row(&j, rows, convert_row, &k->scratch[0], what, e)) return e->code;
+    size_t bad = kernel_store_logits(f->dtype, k->values.data + k->values.len, x, rows, f->vocab_size, inv_temperature,
+                                     f->log_probs);
+    if (bad < rows)
+        return fail_at_row(
+            k, bad, e, f->dtype == DT_F16 ? "the teacher's output is not finite, or too large for f16" : not_finite);
     k->values.len += bytes;
     return 0;
 }
@@ -257,6 +247,7 @@ static int make_room(struct knowledge_encoder *k, size_t n, const size_t sizes[3
 }
 
 static int encode_top(struct knowledge_encoder *k, size_t rows, const float *x, float inv_temperature, struct err *e) {
+    if (check_rows(k, rows, x, e)) return e->code;
     size_t n = k->format.n, d = k->format.vocab_size;
     size_t values_at = rows; /* one buffer: log-sum-exp of each row, then the values */
     if (make_room(k, rows * n, (size_t[]){sizeof(uint32_t), 2 * sizeof(float), sizeof(double)}, e)) return e->code;
@@ -282,14 +273,25 @@ static void draw_uniforms(double *u, size_t n, uint64_t seed, uint64_t position)
     }
 }
 
-static int encode_sample_block(struct knowledge_encoder *k, size_t first, size_t rows, const float *x,
+/* Rows of logits, in f32 or as a stream holds them. */
+struct logits {
+    enum dtype type;
+    const unsigned char *data;
+};
+
+static struct logits rows_from(const struct knowledge_encoder *k, struct logits x, size_t first) {
+    return (struct logits){x.type, x.data + first * dtype_row_bytes(x.type, k->format.vocab_size)};
+}
+
+static int encode_sample_block(struct knowledge_encoder *k, size_t first, size_t rows, struct logits x,
                                float inv_temperature, struct err *e) {
     size_t n = k->format.n;
     if (make_room(k, rows * n, (size_t[]){sizeof(uint32_t), sizeof(double), sizeof(uint32_t)}, e)) return e->code;
     uint32_t *ids = (void *)k->scratch[0].data, *counts = (void *)k->scratch[2].data;
     double *u = (void *)k->scratch[1].data;
     for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->counts.positions + first + r);
-    kernel_sample(ids, u, x, rows, k->format.vocab_size, n, inv_temperature);
+    size_t bad = kernel_sample(ids, u, x.type, x.data, rows, k->format.vocab_size, n, inv_temperature);
+    if (bad < rows) return fail_at_row(k, first + bad, e, not_finite);
     for (size_t r = 0; r < rows; r++) {
         uint32_t *row = ids + r * n; /* ascending: equal draws are neighbours, and are counted in place */
         size_t entries = 0;
@@ -304,22 +306,22 @@ static int encode_sample_block(struct knowledge_encoder *k, size_t first, size_t
     return 0;
 }
 
-static int encode_sample(struct knowledge_encoder *k, size_t rows, const float *x, float inv_temperature,
+static int encode_sample(struct knowledge_encoder *k, size_t rows, struct logits x, float inv_temperature,
                          struct err *e) {
     size_t block = k->format.n < DRAW_BLOCK ? DRAW_BLOCK / k->format.n : 1;
     for (size_t first = 0; first < rows; first += block) {
         size_t n = rows - first < block ? rows - first : block;
-        if (encode_sample_block(k, first, n, x + first * k->format.vocab_size, inv_temperature, e)) return e->code;
+        if (encode_sample_block(k, first, n, rows_from(k, x, first), inv_temperature, e)) return e->code;
     }
     return 0;
 }
 
-static int encode_run(struct knowledge_encoder *k, size_t rows, float *x, double inv_temperature, struct err *e) {
-    if (k->format.encoding == KNOW_DENSE) return encode_dense(k, rows, x, inv_temperature, e);
-    struct row_job j = {.k = k, .x = x};
-    if (each_row(&j, rows, check_row, &k->scratch[0], "the teacher's output is not finite", e)) return e->code;
-    if (k->format.encoding == KNOW_SAMPLE) return encode_sample(k, rows, x, (float)inv_temperature, e);
-    return encode_top(k, rows, x, (float)inv_temperature, e);
+/* Anything but draws wants f32. */
+static int encode_run(struct knowledge_encoder *k, size_t rows, struct logits x, float inv_temperature, struct err *e) {
+    const float *f32 = (const float *)(const void *)x.data;
+    if (k->format.encoding == KNOW_SAMPLE) return encode_sample(k, rows, x, inv_temperature, e);
+    if (k->format.encoding == KNOW_DENSE) return encode_dense(k, rows, f32, inv_temperature, e);
+    return encode_top(k, rows, f32, inv_temperature, e);
 }
 
 static int entries_row(struct knowledge_encoder *k, size_t n, const uint32_t *ids, const float *values, struct err *e) {
@@ -371,16 +373,22 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_bat
     return 0;
 }
 
-int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, float *x, double inv_temperature, struct err *e) {
+static int encode_rows(struct knowledge_encoder *k, size_t rows, struct logits x, double inv_temperature,
+                       struct err *e) {
     assert(rows <= k->in.n_positions - k->done);
     while (rows) {
         size_t n = run_length(k);
         if (n > rows) n = rows;
-        if (encode_run(k, n, x, inv_temperature, e) || finish_run(k, n, e)) return e->code;
-        x += n * k->format.vocab_size;
+        if (encode_run(k, n, x, (float)inv_temperature, e) || finish_run(k, n, e)) return e->code;
+        x = rows_from(k, x, n);
         rows -= n;
     }
     return 0;
+}
+
+int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float *x, double inv_temperature,
+                           struct err *e) {
+    return encode_rows(k, rows, (struct logits){DT_F32, (const unsigned char *)x}, inv_temperature, e);
 }
 
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
@@ -398,22 +406,37 @@ int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const ui
     return 0;
 }
 
-int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
-                            struct err *e) {
+/* Dense rows of a batch, looked at where they lie: draws are made of them as they are, for else they are widened in blocks. */
+static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
+                              struct err *e) {
     const struct knowledge_rows *d = &k->decoded;
-    knowledge_clear(&k->decoded);
-    if (knowledge_decode(&k->decoded, f, b, e) || knowledge_encoder_begin(k, &b->head, d->tokens, d->lengths, e))
-        return e->code;
-    if (f->encoding != KNOW_DENSE) return knowledge_encoder_entries(k, d->n_positions, d->offset, d->ids, d->probs, e);
-    if (buf_reserve(&k->block, (size_t)DENSE_BLOCK * f->vocab_size * sizeof(float), e)) return e->code;
-    float *block = (float *)k->block.data;
     double inv_temperature = knowledge_inv_temperature(f, k->format.temperature);
+    if (k->format.encoding == KNOW_SAMPLE) {
+        int rc = encode_rows(k, d->n_positions, (struct logits){f->dtype, d->dense}, inv_temperature, e);
+        struct err found; /* says which value it is */
+        if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
+        return rc;
+    }
+    if (knowledge_check_dense(f, b, e) ||
+        buf_reserve(&k->block, (size_t)DENSE_BLOCK * f->vocab_size * sizeof(float), e))
+        return e->code;
+    float *block = (float *)k->block.data;
     for (size_t first = 0; first < d->n_positions; first += DENSE_BLOCK) {
         size_t n = d->n_positions - first < DENSE_BLOCK ? d->n_positions - first : DENSE_BLOCK;
         knowledge_dense_rows(d, f, first, n, block);
         if (knowledge_encoder_rows(k, n, block, inv_temperature, e)) return e->code;
     }
     return 0;
+}
+
+int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
+                            struct err *e) {
+    const struct knowledge_rows *d = &k->decoded;
+    if (knowledge_view(&k->decoded, f, b, e) || knowledge_encoder_begin(k, &b->head, d->tokens, d->lengths, e))
+        return e->code;
+    if (!d->n_positions) return 0;
+    if (f->encoding == KNOW_DENSE) return encode_dense_batch(k, f, b, e);
+    return knowledge_encoder_entries(k, d->n_positions, d->offset, d->ids, d->probs, e);
 }
 
 int knowledge_encoder_end(struct knowledge_encoder *k, struct err *e) {

@@ -84,9 +84,9 @@ int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *
 /* Copies the head, tokens and lengths of positions to come. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
                             const uint32_t *lengths, struct err *e) MUST_CHECK;
-/* The next rows [rows][vocab]: the teacher's distribution is softmax(x * inv_temperature). Overwrites x. ERR_DATA names the
+/* The next rows [rows][vocab]: the teacher's distribution is softmax(x * inv_temperature). ERR_DATA names the
  * position that is not finite (or not within f16). */
-int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, float *x, double inv_temperature,
+int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float *x, double inv_temperature,
                            struct err *e) MUST_CHECK;
 /* The same for rows that are sparse already. topk and ghost: probabilities, descending, at least as many as the vocabulary
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
@@ -124,9 +124,10 @@ struct knowledge_rows {
     uint64_t *offset;   /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
-    float *rest;          /* ghost: probability outside the entries; NULL otherwise */
-    const void *dense;    /* KNOW_DENSE: [n_positions][vocab] of the format's type; see knowledge_dense_rows */
-    struct buf memory[9]; /* private, as what follows */
+    float *rest;        /* ghost: probability outside the entries; NULL otherwise */
+    const void *dense;  /* KNOW_DENSE: [n_positions][vocab] of the format's type; see knowledge_dense_rows */
+    const void *viewed; /* private, as what follows: dense rows that are a batch's */
+    struct buf memory[9];
     struct buf seen;
     uint32_t stamp;
     struct knowledge_cursor cursor;

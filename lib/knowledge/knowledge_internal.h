@@ -27,4 +27,10 @@ int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch 
 /* No batch follows. */
 int knowledge_cursor_end(const struct knowledge_cursor *c, struct err *e) MUST_CHECK;
 
+/* The rows of this batch alone, as knowledge_decode makes them, but that dense ones stay where the batch holds them and are not
+ * checked: knowledge_check_dense does that, and names the value that is not finite. */
+int knowledge_view(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                   struct err *e) MUST_CHECK;
+int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) MUST_CHECK;
+
 #endif

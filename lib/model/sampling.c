@@ -108,7 +108,7 @@ void sampler_draw(const struct sampler *s, uint32_t *ids, const float *logits, c
     if (s->how.temperature <= 0)
         kernel_argmax(ids, logits, rows, s->vocab);
     else if (!needs_candidates(s))
-        kernel_sample(ids, u, logits, rows, s->vocab, 1, (float)(1 / s->how.temperature));
+        kernel_sample(ids, u, DT_F32, logits, rows, s->vocab, 1, (float)(1 / s->how.temperature));
     else
         parallel_for(rows, draw_row, &d);
 }

@@ -56,7 +56,7 @@ static void run_topk(struct work *w) {
     kernel_topk(w->ids, w->y, w->x, ROWS, VOCAB, 50);
 }
 static void run_sample(struct work *w) {
-    kernel_sample(w->ids, w->u, w->x, ROWS, VOCAB, 50, 1);
+    kernel_sample(w->ids, w->u, DT_F32, w->x, ROWS, VOCAB, 50, 1);
 }
 
 static void run_loss_dense(struct work *w) {

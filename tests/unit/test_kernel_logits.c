@@ -166,7 +166,7 @@ static int compare_f64(const void *a, const void *b) {
 static void check_draws(const struct pair *x, size_t d, size_t n, double *u, float inv_temperature) {
     uint32_t *ids = take(n, sizeof *ids);
     EACH_PATH(path) {
-        kernel_sample(ids, u, x->f, 1, d, n, inv_temperature);
+        kernel_sample(ids, u, DT_F32, x->f, 1, d, n, inv_temperature);
         double *sorted = take(n, sizeof *sorted), slack = (2 * log((double)d) + 6) * U;
         memcpy(sorted, u, n * sizeof *sorted);
         qsort(sorted, n, sizeof *sorted, compare_f64);
@@ -203,7 +203,7 @@ static void test_sample_skips_impossible_tokens(void **state) {
     double u[4] = {0, 1 - 0x1p-53, 0.2, 0.9};
     uint32_t ids[4];
     EACH_PATH(path) {
-        kernel_sample(ids, u, x, 1, 5, 4, 1);
+        kernel_sample(ids, u, DT_F32, x, 1, 5, 4, 1);
         assert_int_equal(ids[0], 1);
         assert_int_equal(ids[1], 1);
         assert_int_equal(ids[2], 3);
@@ -216,13 +216,13 @@ static void test_sample_skips_impossible_tokens(void **state) {
     for (size_t i = 0; i < D; i++) row[i] = i < 3000 ? -300 : i < 5000 || i > 5009 ? -INFINITY : 3;
     double v[3] = {0, 0.55, 1 - 0x1p-53};
     EACH_PATH(path) {
-        kernel_sample(ids, v, row, 1, D, 3, 1);
+        kernel_sample(ids, v, DT_F32, row, 1, D, 3, 1);
         assert_int_equal(ids[0], 5000);
         assert_int_equal(ids[1], 5005);
         assert_int_equal(ids[2], 5009);
     }
     for (size_t i = 0; i < D; i++) row[i] = NAN; /* nonsense stays inside */
-    kernel_sample(ids, v, row, 1, D, 3, 1);
+    kernel_sample(ids, v, DT_F32, row, 1, D, 3, 1);
     assert_true(ids[0] < D && ids[1] < D && ids[2] < D);
 }
 
@@ -238,7 +238,7 @@ static void test_sample_is_unbiased(void **state) {
     uint32_t *ids = take(ROWS * N, sizeof *ids);
     for (size_t i = 0; i < ROWS; i++) memcpy(x + i * D, one.f, D * sizeof *x);
     for (size_t i = 0; i < ROWS * N; i++) u[i] = rng_f64(&r);
-    kernel_sample(ids, u, x, ROWS, D, N, 1);
+    kernel_sample(ids, u, DT_F32, x, ROWS, D, N, 1);
     plain64_log_softmax(p, one.d, D, 1);
     size_t count[D] = {0};
     for (size_t i = 0; i < ROWS * N; i++) count[ids[i]]++;
@@ -247,6 +247,76 @@ static void test_sample_is_unbiased(void **state) {
         chi += off * off / want;
     }
     assert_true(chi < 50.8);
+}
+
+/* Halves are drawn from as their numbers in f32 are; a row with anything that is not finite is named, the first of several. */
+static void test_sample_of_halves(void **state) {
+    enum { ROWS = 5, D = 4500, N = 40 };
+    static const enum dtype types[] = {DT_F16, DT_BF16};
+    (void)state;
+    struct rng r = rng_init(35, 1);
+    struct pair x = normals(&r, ROWS * D, 3);
+    struct err e;
+    double *u = take(ROWS * N, sizeof *u);
+    uint32_t *want = take(ROWS * N, sizeof *want), *got = take(ROWS * N, sizeof *got);
+    uint16_t *h = take(ROWS * D, sizeof *h);
+    for (size_t i = 0; i < ROWS * N; i++) u[i] = rng_f64(&r);
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        assert_int_equal(tensor_from_f32(types[i], x.f, h, ROWS * D, NULL, &e), 0);
+        tensor_to_f32(types[i], h, x.f, ROWS * D);
+        EACH_PATH(path) {
+            assert_int_equal(kernel_sample(want, u, DT_F32, x.f, ROWS, D, N, 0.9f), ROWS);
+            assert_int_equal(kernel_sample(got, u, types[i], h, ROWS, D, N, 0.9f), ROWS);
+            assert_memory_equal(got, want, ROWS * N * sizeof *got);
+        }
+    }
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < 3 * COUNT_OF(bad); i++) EACH_PATH(path) {
+            size_t first = 2 * D + (i / 3 == 0 ? 0 : i / 3 == 1 ? 2049 : D - 1), second = 4 * D + 17;
+            float kept[2] = {x.f[first], x.f[second]};
+            x.f[first] = x.f[second] = bad[i % 3];
+            assert_int_equal(kernel_sample(got, u, DT_F32, x.f, ROWS, D, N, 1), 2);
+            x.f[first] = kept[0];
+            assert_int_equal(kernel_sample(got, u, DT_F32, x.f, ROWS, D, N, 1), 4);
+            x.f[second] = kept[1];
+        }
+}
+
+/* A row of so many pieces that they must be larger. */
+static void test_sample_of_long_rows(void **state) {
+    enum { D = 1100003, N = 9 };
+    (void)state;
+    struct rng r = rng_init(36, 1);
+    struct pair x = logits(&r, 1, D);
+    double u[N] = {0, 1 - 0x1p-53, 1e-9};
+    for (size_t i = 3; i < N; i++) u[i] = rng_f64(&r);
+    check_draws(&x, D, N, u, 1);
+}
+
+/* What is stored is the log-softmax, or the logits, converted by lib/tensor. */
+static void test_store(void **state) {
+    enum { ROWS = 3, D = 4500 };
+    static const enum dtype types[] = {DT_F32, DT_F16, DT_BF16};
+    (void)state;
+    struct rng r = rng_init(37, 1);
+    struct pair x = normals(&r, ROWS * D, 3);
+    struct err e;
+    float *y = take(ROWS * D, sizeof *y);
+    unsigned char *want = take(ROWS * D, sizeof *y), *got = take(ROWS * D + 1, sizeof *y);
+    for (size_t i = 0; i < 2 * COUNT_OF(types); i++) EACH_PATH(path) {
+            enum dtype type = types[i / 2];
+            size_t bytes = dtype_row_bytes(type, ROWS * D);
+            if (i % 2) kernel_log_softmax(y, x.f, ROWS, D, 0.8f);
+            assert_int_equal(tensor_from_f32(type, i % 2 ? y : x.f, want, ROWS * D, NULL, &e), 0);
+            got[bytes] = 0x5a;
+            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, i % 2), ROWS);
+            assert_memory_equal(got, want, bytes);
+            assert_int_equal(got[bytes], 0x5a);
+            float kept = x.f[2 * D - 1];
+            x.f[2 * D - 1] = type == DT_F16 && i % 2 == 0 ? 1e6f : NAN;
+            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, i % 2), 1);
+            x.f[2 * D - 1] = kept;
+        }
 }
 
 /* The bits do not depend on the threads. */
@@ -261,7 +331,7 @@ static void test_rows_are_thread_independent(void **state) {
     float *values = take(2 * ROWS * K, sizeof *values);
     for (size_t i = 0; i < 2; i++) {
         parallel_set_threads(i ? 4 : 1);
-        kernel_sample(ids + i * ROWS * N, u, x.f, ROWS, D, N, 0.8f);
+        kernel_sample(ids + i * ROWS * N, u, DT_F32, x.f, ROWS, D, N, 0.8f);
         kernel_topk(top + i * ROWS * K, values + i * ROWS * K, x.f, ROWS, D, K);
     }
     parallel_set_threads(parallel_default_threads());
@@ -278,6 +348,9 @@ int main(void) {
         cmocka_unit_test_teardown(test_sample, release_memory),
         cmocka_unit_test_teardown(test_sample_skips_impossible_tokens, release_memory),
         cmocka_unit_test_teardown(test_sample_is_unbiased, release_memory),
+        cmocka_unit_test_teardown(test_sample_of_halves, release_memory),
+        cmocka_unit_test_teardown(test_sample_of_long_rows, release_memory),
+        cmocka_unit_test_teardown(test_store, release_memory),
         cmocka_unit_test_teardown(test_rows_are_thread_independent, release_memory),
     };
     return cmocka_run_group_tests_name("kernel logits", tests, NULL, NULL);

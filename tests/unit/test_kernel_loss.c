@@ -273,7 +273,7 @@ static void test_sampled_targets_are_unbiased(void **state) {
         memcpy(x + i * D, student.f, D * sizeof *x);
         for (size_t j = 0; j < N; j++) u[i * N + j] = rng_f64(&r);
     }
-    kernel_sample(ids, u, z, ROWS, D, N, 1);
+    kernel_sample(ids, u, DT_F32, z, ROWS, D, N, 1);
     size_t at = 0; /* equal draws of a row become one entry */
     for (size_t i = 0; i < ROWS; i++) {
         for (size_t j = 0; j < N; j++) {

@@ -1,0 +1,151 @@
+/*
+ * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the sum of all. A
+ * row is read from memory once, for its maximum; from the cache then for the sums of its pieces, and those pieces that a draw
+ * falls into once more. Halves are widened a chunk at a time, so that no row is ever whole in f32.
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+#define STEP   128  /* floats that are looked at together */
+#define PIECES 4096 /* of a row at most: their sums wait on the stack */
+#define DRAWS  256  /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
+
+struct sampling {
+    const struct simd *v;
+    uint32_t *ids;
+    const double *u;
+    enum dtype type;
+    const unsigned char *x;
+    size_t d, n;
+    float s;
+    size_t piece;      /* floats of a row that are skipped at once when no draw falls into them */
+    atomic_size_t bad; /* the first row with something that is not finite */
+};
+
+/* What is known of a row. */
+struct weights {
+    const unsigned char *x;
+    float max;
+    double total, sum[PIECES]; /* of exp((x - max) s), all and each piece */
+};
+
+/* n <= ROW_CHUNK logits from `at` on. */
+static const float *get(const struct sampling *c, const unsigned char *x, size_t at, size_t n, float *room) {
+    const unsigned char *from = x + dtype_row_bytes(c->type, at);
+    if (c->type == DT_F32) return (const float *)(const void *)from;
+    tensor_to_f32(c->type, from, room, n);
+    return room;
+}
+
+/* Returns false when something is not finite. */
+static bool weigh(const struct sampling *c, struct weights *w) {
+    float room[ROW_CHUNK];
+    bool finite = true;
+    w->max = -INFINITY;
+    for (size_t i = 0; i < c->d; i += ROW_CHUNK) {
+        size_t n = smaller(ROW_CHUNK, c->d - i);
+        float top = c->v->max_finite(get(c, w->x, i, n, room), n, &finite);
+        if (top > w->max) w->max = top;
+    }
+    size_t pieces = (c->d - 1) / c->piece + 1;
+    memset(w->sum, 0, pieces * sizeof *w->sum);
+    for (size_t i = 0; i < c->d && w->max > -INFINITY; i += ROW_CHUNK) {
+        size_t n = smaller(ROW_CHUNK, c->d - i);
+        const float *x = get(c, w->x, i, n, room);
+        for (size_t j = 0; j < n; j += STEP)
+            w->sum[(i + j) / c->piece] += c->v->exp_sum(x + j, smaller(STEP, n - j), w->max, c->s);
+    }
+    w->total = 0;
+    for (size_t i = 0; i < pieces; i++) w->total += w->sum[i];
+    return finite;
+}
+
+/*
+ * Gives the draws that fall into a piece, which spans the cumulative weights from `before` to `end`, their ids; returns how many
+ * of the sorted thresholds those are. The walk and the piece's sum may add in different orders: what falls between them goes to
+ * the last index with any weight.
+ */
+static size_t draw_piece(const struct sampling *c, const struct weights *w, size_t piece, double before, double end,
+                         const double *threshold, size_t n, uint32_t *ids) {
+    float room[STEP], e[STEP];
+    size_t next = 0, first = piece * c->piece, last = first;
+    for (size_t i = first; i < smaller(first + c->piece, c->d); i += STEP) {
+        size_t count = smaller(STEP, c->d - i);
+        c->v->exp_store(e, get(c, w->x, i, count, room), count, w->max, c->s);
+        for (size_t j = 0; j < count; j++) {
+            if (e[j] > 0) last = i + j;
+            before += e[j];
+            while (next < n && threshold[next] < before) ids[next++] = (uint32_t)(i + j);
+        }
+    }
+    while (next < n && threshold[next] < end) ids[next++] = (uint32_t)last;
+    return next;
+}
+
+static void draw(const struct sampling *c, const struct weights *w, const double *threshold, size_t n, uint32_t *ids) {
+    size_t last = (c->d - 1) / c->piece, next = 0;
+    double before = 0;
+    while (last > 0 && !(w->sum[last] > 0)) last--;
+    for (size_t i = 0; i <= last && next < n; i++) {
+        double end = i < last ? before + w->sum[i] : INFINITY; /* u close to 1 too */
+        if (threshold[next] < end) next += draw_piece(c, w, i, before, end, threshold + next, n - next, ids + next);
+        before = end;
+    }
+    while (next < n) ids[next++] = 0; /* weights that are no numbers */
+}
+
+/* ---- sorting ---- */
+
+static int compare_f64(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static int compare_u32(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Few are sorted faster by insertion. */
+static void sort(double *x, size_t n) {
+    if (n > 64) {
+        qsort(x, n, sizeof *x, compare_f64);
+        return;
+    }
+    for (size_t i = 1; i < n; i++) {
+        double t = x[i];
+        size_t j = i;
+        for (; j > 0 && x[j - 1] > t; j--) x[j] = x[j - 1];
+        x[j] = t;
+    }
+}
+
+/* ---- rows ---- */
+
+static void sample_rows(void *ctx, size_t begin, size_t end) {
+    struct sampling *c = ctx;
+    struct weights w;
+    double threshold[DRAWS];
+    for (size_t r = begin; r < end; r++) {
+        uint32_t *ids = c->ids + r * c->n;
+        w.x = c->x + r * dtype_row_bytes(c->type, c->d);
+        if (!weigh(c, &w)) first_row(&c->bad, r);
+        for (size_t first = 0; first < c->n; first += DRAWS) {
+            size_t n = smaller(DRAWS, c->n - first);
+            for (size_t i = 0; i < n; i++) threshold[i] = c->u[r * c->n + first + i] * w.total;
+            sort(threshold, n);
+            draw(c, &w, threshold, n, ids + first);
+        }
+        if (c->n > DRAWS) qsort(ids, c->n, sizeof *ids, compare_u32);
+    }
+}
+
+size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
+                     float inv_temperature) {
+    struct sampling c = {simd(), ids, u, type, x, d, n, inv_temperature, STEP, rows};
+    while ((d - 1) / c.piece >= PIECES) c.piece *= 2;
+    kernel_split(rows, piece_rows(d), sample_rows, &c);
+    return atomic_load(&c.bad);
+}
