@@ -19,6 +19,15 @@ double distill_default_lr_min(double lr) {
     return lr / 10;
 }
 
+/* A parameter that had no part in the step has no gradient. */
+static void complete_gradients(const struct trainer *t) {
+    for (size_t i = 0; i < t->m->n_params; i++) {
+        struct model_param *p = &t->m->params[i];
+        if (!p->grad_begun) kernel_fill(p->grad, p->n, 0);
+        p->grad_begun = true;
+    }
+}
+
 /* Norm of the mean gradient over all parameters. */
 static double gradient_norm(const struct trainer *t, double scale) {
     double sum = 0;
@@ -44,6 +53,7 @@ static void apply(struct trainer *t, double lr, double scale) {
 int trainer_update(struct trainer *t, struct err *e) {
     struct distill_progress *p = &t->progress;
     double labelled = t->step_labelled ? (double)t->step_labelled : 1; /* only one-token sequences: all sums are 0 */
+    complete_gradients(t);
     double scale = 1 / labelled, norm = gradient_norm(t, scale);
     if (!isfinite(norm))
         return err_set(e, ERR_DATA, "step %llu: the gradient is not finite (sequences from %llu on; lower --lr?)",
@@ -52,7 +62,7 @@ int trainer_update(struct trainer *t, struct err *e) {
     p->step++;
     p->lr = distill_lr(&t->o, p->step);
     apply(t, p->lr, scale);
-    for (size_t i = 0; i < t->m->n_params; i++) kernel_fill(t->m->params[i].grad, t->m->params[i].n, 0);
+    for (size_t i = 0; i < t->m->n_params; i++) t->m->params[i].grad_begun = false;
 
     const struct distill_loss *l = &t->o.loss;
     p->kl = t->step_kl / labelled;

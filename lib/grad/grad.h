@@ -58,6 +58,9 @@ const float *grad_value(struct grad_tape *t, const struct grad_var *v);
 
 /* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
 struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
+/* One whose gradient need not be cleared: while *begun is false, what comes first overwrites it and makes *begun true. Leaves of
+ * one matrix share it. */
+struct grad_var *grad_parameter(struct grad_tape *t, float *value, float *grad, bool *begun, size_t rows, size_t cols);
 
 /* A constant matrix [n][k] that is packed, for grad_embed, grad_linear(s) and grad_head of a tape in bf16 that does not record. Its
  * value has no data. The panels are copied, what they point to is the caller's. */

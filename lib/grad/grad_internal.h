@@ -40,6 +40,7 @@ struct grad_node {
     struct grad_var var;         /* first: a grad_var of this tape is cast back */
     bool wanted;                 /* some parameter below it wants a gradient */
     bool is_leaf;                /* value and gradient are the caller's */
+    bool *begun;                 /* of a leaf, or NULL: is there anything in the gradient? */
     struct kernel_panels panels; /* of a packed leaf; else data is NULL */
     struct grad_buffer *buffer;
 };
@@ -103,7 +104,7 @@ void *tape_record(struct grad_tape *t, size_t size, void (*backward)(struct grad
 void tape_walk(struct grad_tape *t, struct grad_op *until);
 
 /*
- * The gradient of a wanted node, to write to. *fresh: it is new and uninitialised, and must be overwritten instead of
+ * The gradient of a wanted node, to write to. *fresh: there is nothing in it yet, and it must be overwritten instead of
  * added to. No data when memory is out.
  */
 struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *fresh);

@@ -16,6 +16,7 @@ struct head {
     struct kernel_array slope;              /* the gradient of a block of logits */
     void *h_room;                           /* panels of a block of h */
     float *logits, *dh, *dw;
+    bool add_dh, add_dw; /* to what is there */
     grad_loss_block *loss;
     void *ctx;
 };
@@ -28,23 +29,25 @@ static void block_logits(const struct head *c, size_t first, size_t rows) {
         kernel_matmul_nt(rows, c->vocab, c->hidden, h.data, c->w->var.value.data, 0, c->logits);
 }
 
-/* dh += dlogits w, dw += dlogits^T h */
-static void block_gradients(const struct head *c, size_t first, size_t rows) {
+/* dh [+]= dlogits w, dw [+]= dlogits^T h, which later blocks add to */
+static void block_gradients(struct head *c, size_t first, size_t rows) {
     struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
     float *dh = c->dh ? c->dh + first * c->hidden : NULL;
     if (c->t->precision == DT_F32) {
-        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, c->logits, c->w->var.value.data, 1, dh);
-        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, c->logits, h.data, 1, c->dw);
+        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, c->logits, c->w->var.value.data, c->add_dh, dh);
+        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, c->logits, h.data, c->add_dw, c->dw);
+        c->add_dw = true;
         return;
     }
-    struct kernel_epilogue add = {.accumulate = true};
-    if (dh) kernel_multiply(rows, DT_BF16, c->slope.data, &c->backward, &add, DT_F32, dh);
+    struct kernel_epilogue to_dh = {.accumulate = c->add_dh}, to_dw = {.accumulate = c->add_dw};
+    if (dh) kernel_multiply(rows, DT_BF16, c->slope.data, &c->backward, &to_dh, DT_F32, dh);
     if (!c->dw) return;
     struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    kernel_multiply_tn(c->vocab, DT_BF16, c->slope.data, &panels, &add, DT_F32, c->dw);
+    kernel_multiply_tn(c->vocab, DT_BF16, c->slope.data, &panels, &to_dw, DT_F32, c->dw);
+    c->add_dw = true;
 }
 
-static bool head_block(const struct head *c, size_t first, size_t rows) {
+static bool head_block(struct head *c, size_t first, size_t rows) {
     struct err e;
     block_logits(c, first, rows);
     int code = c->loss(c->ctx, first, rows, c->vocab, c->logits, c->slope, &e);
@@ -90,10 +93,12 @@ bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad
     c.hidden = w->cols;
     c.vocab = w->rows;
     size_t mark = stack_mark(&t->scratch), rows = h->rows < HEAD_ROWS ? h->rows : HEAD_ROWS;
-    struct kernel_array dh = t->record ? node_sum(t, c.h) : kernel_f32(NULL);
-    if (dh.dtype != DT_F32) return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
-    c.dh = dh.data;
-    c.dw = t->record ? node_sum(t, c.w).data : NULL;
+    if (c.h->wanted && h->grad.dtype != DT_F32)
+        return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
+    bool fresh;
+    if (c.h->wanted) c.dh = node_target(t, c.h, &fresh).data, c.add_dh = !fresh;
+    if (c.w->wanted) c.dw = node_target(t, c.w, &fresh).data, c.add_dw = !fresh;
+    if (t->error.code) return false;
     bool ok = prepare(&c, rows);
     for (size_t first = 0; ok && first < h->rows; first += rows) {
         if (h->rows - first < rows) rows = h->rows - first;

@@ -110,6 +110,12 @@ struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_
     return &v->var;
 }
 
+struct grad_var *grad_parameter(struct grad_tape *t, float *value, float *grad, bool *begun, size_t rows, size_t cols) {
+    struct grad_var *v = grad_leaf(t, value, grad, rows, cols);
+    if (v) node_of(v)->begun = begun;
+    return v;
+}
+
 struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w) {
     if (t->precision != DT_BF16 || t->record)
         return tape_fail(t, ERR_USAGE, "packed weights are for inference in bf16, which this tape is not made for");
@@ -196,10 +202,12 @@ static void drop_buffer(struct grad_tape *t, struct grad_node *v) {
 }
 
 struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *fresh) {
-    *fresh = !v->is_leaf && !v->buffer;
-    if (*fresh) {
+    *fresh = v->is_leaf ? v->begun && !*v->begun : !v->buffer;
+    if (v->is_leaf) {
+        if (*fresh) *v->begun = true;
+    } else if (*fresh) {
         take_buffer(t, v);
-    } else if (!v->is_leaf && v->buffer->users > 1) { /* someone else still reads it: write to a copy */
+    } else if (v->buffer->users > 1) { /* someone else still reads it: write to a copy */
         struct grad_buffer *shared = v->buffer;
         struct kernel_array from = v->var.grad;
         v->var.grad.data = NULL;
@@ -235,7 +243,8 @@ void node_close(struct grad_tape *t, struct grad_node *v, struct kernel_array co
     if (!v->wanted || t->error.code || v->var.grad.data == contribution.data) return;
     bool fresh;
     struct kernel_array g = node_target(t, v, &fresh);
-    if (g.data) kernel_add(g, contribution, var_size(&v->var));
+    if (g.data && fresh) kernel_convert(g, contribution, var_size(&v->var));
+    if (g.data && !fresh) kernel_add(g, contribution, var_size(&v->var));
 }
 
 void node_pass_on(struct grad_tape *t, struct grad_node *to, struct grad_node *from) {

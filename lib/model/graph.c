@@ -17,7 +17,7 @@ static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t lay
     if (!p) return NULL;
     if (p->panels.data) return grad_leaf_packed(g->t, &p->panels);
     size_t cols = p->desc.dims[p->desc.rank - 1];
-    return grad_leaf(g->t, p->value, p->grad, p->n / cols, cols);
+    return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
@@ -179,7 +179,7 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
     struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
     if (p->panels.data) return grad_leaf_packed(t, &p->panels);
-    return grad_leaf(t, p->value, p->grad, p->desc.dims[0], p->desc.dims[1]);
+    return grad_parameter(t, p->value, p->grad, &p->grad_begun, p->desc.dims[0], p->desc.dims[1]);
 }
 
 /* Who looks at logits, as grad_head's loss: of a tape that does not record nothing is learned. */

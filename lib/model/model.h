@@ -143,6 +143,7 @@ struct model_param {
     float *value;                /* f32, [rows][cols]; NULL for a packed matrix, which is ... */
     struct kernel_panels panels; /* ... here, in memory owned by the model; data is NULL otherwise */
     float *grad;                 /* NULL until model_enable_grad */
+    bool grad_begun;             /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
     uint64_t n;                  /* elements */
 };
 

@@ -34,6 +34,8 @@ struct example {
     struct pair in[MAX_IN];
     double *c; /* [out] weights of the results */
     float *grad[MAX_IN];
+    enum { ADD, ADD_TO_ZERO, OVERWRITE } how; /* what becomes of gradients of inputs */
+    bool begun[MAX_IN];
 };
 
 static struct grad_tape *new_tape(bool record) {
@@ -57,8 +59,10 @@ static void run_tape(const struct function *f, struct example *x, struct grad_ta
     size_t n_out = f->out_rows * f->out_cols;
     struct err e;
     for (size_t i = 0; i < f->n_in; i++) {
-        for (size_t j = 0; j < x->in[i].n; j++) x->grad[i][j] = BEFORE;
-        in[i] = grad_leaf(t, x->in[i].f, x->grad[i], f->rows[i], f->cols[i]);
+        float before = x->how == ADD ? BEFORE : x->how == OVERWRITE ? NAN : 0;
+        for (size_t j = 0; j < x->in[i].n; j++) x->grad[i][j] = before;
+        x->begun[i] = x->how != OVERWRITE;
+        in[i] = grad_parameter(t, x->in[i].f, x->grad[i], &x->begun[i], f->rows[i], f->cols[i]);
     }
     struct grad_var *out = f->build(f, t, in);
     if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
@@ -101,6 +105,20 @@ static void check_input_gradient(const struct function *f, struct example *x, si
                      (double)(x->grad[which][i] - BEFORE), want[i], largest);
 }
 
+/* What overwrites a gradient is what would be added to zeros. */
+static void check_overwriting(const struct function *f, struct example *x, struct grad_tape *t, float *y) {
+    float *want[MAX_IN];
+    for (x->how = ADD_TO_ZERO; x->how <= OVERWRITE; x->how++) {
+        grad_reset(t);
+        run_tape(f, x, t, y);
+        for (size_t i = 0; i < f->n_in; i++) {
+            if (x->how == ADD_TO_ZERO) want[i] = copy_f32(x->grad[i], x->in[i].n);
+            assert_true(x->begun[i]);
+            for (size_t j = 0; j < x->in[i].n; j++) assert_true(x->grad[i][j] == want[i][j]);
+        }
+    }
+}
+
 static void check_function(const struct function *f, uint64_t seed) {
     struct rng r = rng_init(seed, 2);
     struct example x = {0};
@@ -133,6 +151,7 @@ static void check_function(const struct function *f, uint64_t seed) {
     struct grad_memory now = grad_memory(t);
     assert_memory_equal(&now, &held, sizeof now);
     parallel_set_threads(parallel_default_threads());
+    check_overwriting(f, &x, t, y);
     grad_tape_free(t);
 }
 

@@ -183,15 +183,17 @@ static struct decoder make_decoder(void) {
     return d;
 }
 
-enum how { RECORDED, RECOMPUTED, FORWARD_ONLY };
+enum how { RECORDED, RECOMPUTED, OVERWRITTEN, FORWARD_ONLY };
 
 static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
     struct grad_tape *t = make_tape(precision, how != FORWARD_ONLY);
+    bool begun[PARAMETERS];
     grad_recompute(t, how == RECOMPUTED);
     d->total = 0;
     for (size_t i = 0; i < PARAMETERS; i++) {
-        memset(d->grad[i], 0, shapes[i][0] * shapes[i][1] * sizeof(float));
-        d->p[i] = grad_leaf(t, d->value[i], d->grad[i], shapes[i][0], shapes[i][1]);
+        begun[i] = how != OVERWRITTEN;
+        memset(d->grad[i], begun[i] ? 0 : 0xff, shapes[i][0] * shapes[i][1] * sizeof(float)); /* or NaN */
+        d->p[i] = grad_parameter(t, d->value[i], d->grad[i], &begun[i], shapes[i][0], shapes[i][1]);
     }
     struct grad_var *x = grad_embed(t, d->p[EMBED], d->ids, POSITIONS);
     for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, layer, d);
@@ -238,17 +240,18 @@ static void test_same_bits(void **state) {
     (void)state;
     struct decoder d = make_decoder();
     EACH_PATH(path) {
+        static const char *const names[] = {"one thread", "four threads", "recomputed", "gradients overwritten"};
+        static const enum how hows[] = {RECORDED, RECORDED, RECOMPUTED, OVERWRITTEN};
         float *reference[PARAMETERS];
-        for (int variant = 0; variant < 3; variant++) {
+        for (int variant = 0; variant < 4; variant++) {
             parallel_set_threads(variant == 1 ? 4 : 1);
-            run_decoder(&d, DT_BF16, variant == 2 ? RECOMPUTED : RECORDED);
+            run_decoder(&d, DT_BF16, hows[variant]);
             for (size_t i = 0; i < PARAMETERS; i++) {
                 size_t n = shapes[i][0] * shapes[i][1];
                 if (variant == 0)
                     reference[i] = copy_f32(d.grad[i], n);
                 else if (memcmp(reference[i], d.grad[i], n * sizeof(float)) != 0)
-                    fail_msg("%s, %s: other bits in the gradient of parameter %zu", path,
-                             variant == 1 ? "four threads" : "recomputed", i);
+                    fail_msg("%s, %s: other bits in the gradient of parameter %zu", path, names[variant], i);
             }
         }
         double total = d.total;
