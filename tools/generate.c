@@ -111,14 +111,24 @@ static void step_done(void *ctx, const struct model_generated *sum) {
     cli_progress(s->c, sum->made, "%llu sequences done", (unsigned long long)s->seqs);
 }
 
-/* Each prompt of the batch `repeat` times. Sequences are counted through, also where `cat` begins from 0 again. */
-static int add_prompts(struct sink *s, struct model_generator *g, const struct batch *b, struct err *e) {
-    const uint32_t *prompt = batch_tokens(b), *lengths = batch_lengths(b);
+/* Each prompt that is whole, `repeat` times. Sequences are counted through, also where `cat` begins from 0 again. */
+static int add_prompts(struct sink *s, struct model_generator *g, const struct knowledge_rows *rows, struct err *e) {
+    const uint32_t *prompt = rows->tokens, *lengths = rows->lengths;
     int rc = 0;
-    if (!s->next_seq) s->next_seq = b->head.first_seq * repeat;
-    for (uint32_t i = 0; !rc && i < b->head.n_seqs; prompt += lengths[i++])
+    if (!s->next_seq && rows->n_seqs) s->next_seq = rows->seqs[0] * repeat;
+    for (size_t i = 0; !rc && i < knowledge_whole_seqs(rows); prompt += lengths[i++])
         for (uint64_t k = 0; !rc && k < repeat; k++) rc = model_generator_add(g, s->next_seq++, prompt, lengths[i], e);
     return rc;
+}
+
+/* A prompt may be longer than a batch: it waits in the queue until it is whole, or longer than the model's context. */
+static int take_batch(struct sink *s, struct model_generator *g, struct knowledge_rows *rows, const struct run_data *in,
+                      const struct batch *b, struct err *e) {
+    int rc = knowledge_decode(rows, &in->format, b, e);
+    if (!rc) rc = knowledge_check_context(rows, s->m->config.context, "model", e);
+    if (!rc) rc = add_prompts(s, g, rows, e);
+    if (!rc) knowledge_drop(rows, &in->format, knowledge_whole_seqs(rows));
+    return rc == ERR_DATA ? err_prefix(e, "%s", stream_reader_name(in->stream)) : rc;
 }
 
 static int generate(struct sink *s, struct run_data *in, struct err *e) {
@@ -129,20 +139,19 @@ static int generate(struct sink *s, struct run_data *in, struct err *e) {
                                       .max_new = (uint32_t)max_new,
                                       .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
     struct model_generator *g = NULL;
+    struct knowledge_rows rows = {0};
     struct batch b = {0};
     bool more = true;
     int rc = model_generator_new(&g, s->m, &sampling, sequence_done, step_done, s, e);
     cli_progress_begin(s->c, "tokens", 0);
-    while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more) {
-        if (b.head.first_pos || (b.head.flags & BATCH_CONTINUES))
-            rc = err_set(e, ERR_DATA, "a prompt runs over several batches: it is longer than any context");
-        if (!rc) rc = add_prompts(s, g, &b, e);
-        if (rc == ERR_DATA) err_prefix(e, "%s", stream_reader_name(in->stream));
-    }
+    while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more)
+        rc = take_batch(s, g, &rows, in, &b, e);
+    if (!rc) rc = knowledge_decode_end(&rows, e);
     if (!rc) rc = model_generator_finish(g, e);
     if (!rc && s->out) rc = write_batch(s, s->next_seq, e);
     cli_progress_end(s->c);
     model_generator_free(g);
+    knowledge_rows_release(&rows);
     batch_release(&b);
     return rc;
 }

@@ -42,6 +42,17 @@ setup() {
     assert_json r.json decode_tokens_per_second 0
 }
 
+@test "a prompt may be longer than a batch" {
+    rill tokenize -q -m model.rill --no-provenance text.txt | rill cat --no-provenance >whole.rill
+    rill tokenize -q -m model.rill --no-provenance --batch-tokens 20 text.txt | rill cat --no-provenance >parts.rill
+    rill ls --batches parts.rill | grep -q 'goes on'
+    for f in whole parts; do rill generate -q --no-provenance -m model.rill --max-new 5 $f.rill -o $f.made; done
+    assert_same whole.made parts.made
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --context 40 model.rill -o short.rill
+    check_exit 3 rill generate -m short.rill parts.rill -o no.rill
+    assert_stderr_line "parts.rill: sequence 0 has * positions, the model's context is 40 (tokenize --context 40)"
+}
+
 @test "what it writes is a token stream that others read" {
     rill generate -q -m model.rill --max-new 12 --past-eos prompts.rill -o made.rill
     check_exit 0 rill calibrate -m model.rill made.rill -o made.stats.rill --report r.json
