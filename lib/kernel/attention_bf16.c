@@ -37,11 +37,6 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
                                              .ldc = ldc});
 }
 
-/* Rows KEYS apart, `width` of each. */
-static void round_rows(const struct simd *v, uint16_t *to, const float *from, size_t rows, size_t width) {
-    for (size_t r = 0; r < rows; r++) v->to_bf16(to + r * KEYS, from + r * KEYS, width);
-}
-
 /* Rows of a block of queries, one behind the other. */
 static void copy_rows(const struct kernel_attention *a, const struct block *b, uint16_t *to, struct kernel_array from) {
     for (size_t r = 0; r < b->heads * b->n; r++)
@@ -111,9 +106,10 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
 struct work {
     _Alignas(64) uint16_t q[ROWS_FLOATS], dy[ROWS_FLOATS]; /* [rows][head_dim] */
     uint16_t q_panels[PANELS], dy_panels[PANELS];
-    uint16_t half[MAX_ROWS * KEYS], across[KEYS * LD]; /* p or ds rounded, and transposed */
-    uint16_t panels[KEYS * WIDEST];                    /* of keys or values */
-    float p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS], dq[ROWS_FLOATS];
+    uint16_t p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS]; /* rounded, */
+    uint16_t across[KEYS * LD];                       /* and one of them transposed */
+    uint16_t panels[KEYS * WIDEST];                   /* of keys or values */
+    float scores[MAX_ROWS * KEYS], dp[MAX_ROWS * KEYS], dq[ROWS_FLOATS];
     float lse[MAX_ROWS], dot[MAX_ROWS]; /* dot = dy . y, the D of algorithm 4 */
 };
 
@@ -135,30 +131,24 @@ static void begin_block(const struct backward *w, const struct block *b, struct 
     }
 }
 
-/* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
+/* Probabilities from scores, and the gradient of the scores from that of the probabilities. */
 static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys, size_t width,
                              struct work *t) {
     float scale = w->a->scale;
-    for (size_t r = 0; r < b->heads * b->n; r++) {
-        float *p = t->p + r * KEYS, *ds = t->ds + r * KEYS;
-        size_t seen = visible(b, r, from, keys);
-        w->v->exp_store(p, p, seen, t->lse[r] / scale, scale);
-        w->v->softmax_backward(ds, p, ds, t->dot[r], seen);
-        w->v->scale(ds, seen, scale);
-        memset(p + seen, 0, (width - seen) * sizeof *p);
-        memset(ds + seen, 0, (width - seen) * sizeof *ds);
-    }
+    for (size_t r = 0; r < b->heads * b->n; r++)
+        w->v->softmax_backward_bf16(t->p + r * KEYS, t->ds + r * KEYS, t->scores + r * KEYS, t->dp + r * KEYS,
+                                    visible(b, r, from, keys), width, t->lse[r] / scale, scale, t->dot[r]);
 }
 
-/* t->half [rows][width] into t->across [width][rows], with zeros up to a multiple of PANEL. */
-static void transpose_half(const struct simd *v, size_t rows, size_t width, struct work *t) {
+/* x [rows][width] into t->across [width][rows], with zeros up to a multiple of PANEL. */
+static void turn(const struct simd *v, const uint16_t *x, size_t rows, size_t width, struct work *t) {
     static const uint16_t zeros[KEYS];
     _Alignas(64) uint32_t pairs[PANEL / 2 * KEYS];
     for (size_t r = 0; r < rows; r += PANEL) {
         for (size_t i = 0; i < PANEL / 2; i++) {
             size_t row = r + 2 * i;
-            v->pair(pairs + i * KEYS, row < rows ? t->half + row * KEYS : zeros,
-                    row + 1 < rows ? t->half + (row + 1) * KEYS : zeros, width);
+            v->pair(pairs + i * KEYS, row < rows ? x + row * KEYS : zeros,
+                    row + 1 < rows ? x + (row + 1) * KEYS : zeros, width);
         }
         v->transpose_words((uint32_t *)(void *)(t->across + r), LD / 2, pairs, KEYS, PANEL / 2, width);
     }
@@ -170,18 +160,16 @@ static void with_keys(const struct backward *w, const struct block *b, size_t fr
     size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n, width = padded(keys), k = padded(rows);
     size_t at = key_at(a, b, from);
     panels_across(a, b, w->k, from, keys, t->panels);
-    multiply(w->v, rows, d, width, t->q, d, t->panels, false, t->p, KEYS);
+    multiply(w->v, rows, d, width, t->q, d, t->panels, false, t->scores, KEYS);
     panels_across(a, b, w->values, from, keys, t->panels);
-    multiply(w->v, rows, d, width, t->dy, d, t->panels, false, t->ds, KEYS);
+    multiply(w->v, rows, d, width, t->dy, d, t->panels, false, t->dp, KEYS);
     softmax_backward(w, b, from, keys, width, t);
-    round_rows(w->v, t->half, t->p, rows, width);
-    transpose_half(w->v, rows, width, t);
+    turn(w->v, t->p, rows, width, t);
     multiply(w->v, keys, k, d, t->across, LD, t->dy_panels, true, w->dv + at, ld);
-    round_rows(w->v, t->half, t->ds, rows, width);
-    transpose_half(w->v, rows, width, t);
+    turn(w->v, t->ds, rows, width, t);
     multiply(w->v, keys, k, d, t->across, LD, t->q_panels, true, w->dk + at, ld);
     panels_along(w->v, key_rows(a, b, w->k, from), ld, keys, d, t->panels);
-    multiply(w->v, rows, width, d, t->half, KEYS, t->panels, true, t->dq, d);
+    multiply(w->v, rows, width, d, t->ds, KEYS, t->panels, true, t->dq, d);
 }
 
 void backward_block_bf16(const struct backward *w, const struct block *b) {

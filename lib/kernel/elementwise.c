@@ -103,9 +103,20 @@ void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kerne
     kernel_split(n, PIECE, swiglu_piece, &(struct gated){.v = simd(), .y = y, .gate = gate, .up = up});
 }
 
+static bool all_bf16(const struct gated *c) {
+    return c->dgate.dtype == DT_BF16 && c->dup.dtype == DT_BF16 && c->dy.dtype == DT_BF16 && c->gate.dtype == DT_BF16 &&
+           c->up.dtype == DT_BF16;
+}
+
 static void swiglu_backward_piece(void *ctx, size_t begin, size_t end) {
     const struct gated *c = ctx;
     float dgate[WIDENED], dup[WIDENED], dy[WIDENED], gate[WIDENED], up[WIDENED];
+    if (all_bf16(c)) {
+        c->v->swiglu_backward_bf16((uint16_t *)c->dgate.data + begin, (uint16_t *)c->dup.data + begin,
+                                   (const uint16_t *)c->dy.data + begin, (const uint16_t *)c->gate.data + begin,
+                                   (const uint16_t *)c->up.data + begin, end - begin);
+        return;
+    }
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
         c->v->swiglu_backward(array_room(c->dgate, i, dgate), array_room(c->dup, i, dup),

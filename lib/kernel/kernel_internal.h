@@ -148,10 +148,16 @@ struct simd {
      */
     void (*softmax_rows)(uint16_t *p, const float *x, size_t rows, size_t ld, const uint32_t *seen, size_t width,
                          float s, float *m, double *l, float *o, size_t d);
+    /* The way back for a row of n <= width scores: p = exp((x - m) s), ds = p (dp - a) s, rounded, and zeros up to `width`, a
+     * multiple of PANEL. */
+    void (*softmax_backward_bf16)(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
+                                  float m, float s, float a);
     void (*affine)(float *y, const float *x, size_t n, float m, float s, float c); /* y = (x - m) s - c */
 
     void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
     void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+    void (*swiglu_backward_bf16)(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
+                                 const uint16_t *up, size_t n);
     /* dx += inv w dy - a x */
     void (*rmsnorm_dx)(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n);
     /* cos and sign * sin of position * inv_freq[n], correct to 0.51 ulp of 1 */

@@ -205,12 +205,17 @@ FN void op_swiglu(float *y, const float *gate, const float *up, size_t n) {
 }
 
 /* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g) */
+static inline SIMD_TARGET void gated_backward(vec *dg, vec *du, vec d, vec g, vec u) {
+    vec s = v_sigmoid(g), slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
+    *du = v_mul(d, v_mul(g, s));
+    *dg = v_mul(v_mul(d, u), slope);
+}
+
 FN void op_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += W) {
         size_t left = n - i;
-        vec g = load(gate + i, left), d = load(dy + i, left), s = v_sigmoid(g);
-        vec slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
-        vec du = v_mul(d, v_mul(g, s)), dg = v_mul(v_mul(d, load(up + i, left)), slope);
+        vec dg, du;
+        gated_backward(&dg, &du, load(dy + i, left), load(gate + i, left), load(up + i, left));
         store(dgate + i, dg, left);
         store(dup + i, du, left);
     }
@@ -390,6 +395,17 @@ FN void op_swiglu_bf16(uint16_t *y, const uint16_t *gate, const uint16_t *up, si
         store_bf16(y + i, gated(load_bf16(gate + i, n - i), load_bf16(up + i, n - i)), n - i);
 }
 
+FN void op_swiglu_backward_bf16(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
+                                const uint16_t *up, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec dg, du;
+        gated_backward(&dg, &du, load_bf16(dy + i, left), load_bf16(gate + i, left), load_bf16(up + i, left));
+        store_bf16(dgate + i, dg, left);
+        store_bf16(dup + i, du, left);
+    }
+}
+
 FN void op_rotate_bf16(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n) {
     for (size_t i = 0; i < n; i += W) {
         size_t left = n - i;
@@ -491,6 +507,21 @@ FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, con
             if (shrink[j] != 1 && l[r] != 0) op_scale(o + r * d, d, shrink[j]);
             l[r] = l[r] * shrink[j] + v_hsum(sum);
         }
+    }
+}
+
+FN void op_softmax_backward_bf16(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
+                                 float m, float s, float a) {
+    vec top = v_set(m), scale = v_set(s), base2 = v_set(s * 1.44269504088896341f), mean = v_set(a);
+    size_t i = 0;
+    for (; i < n; i += W) {
+        vec e = v_exp2(v_mul(v_sub(load_or(x + i, n - i, -INFINITY), top), base2));
+        v_store_bf16(p + i, e);
+        v_store_bf16(ds + i, v_mul(v_mul(e, v_sub(load(dp + i, n - i), mean)), scale));
+    }
+    for (; i < width; i += W) {
+        v_store_bf16(p + i, v_set(0));
+        v_store_bf16(ds + i, v_set(0));
     }
 }
 
@@ -597,6 +628,8 @@ const struct simd SIMD_TABLE = {
     .affine = op_affine,
     .swiglu = op_swiglu,
     .swiglu_backward = op_swiglu_backward,
+    .swiglu_backward_bf16 = op_swiglu_backward_bf16,
+    .softmax_backward_bf16 = op_softmax_backward_bf16,
     .rmsnorm_dx = op_rmsnorm_dx,
     .angles = op_angles,
     .rotate = op_rotate,
