@@ -5,7 +5,8 @@
  */
 #include "lib/grad/grad_internal.h"
 
-#define HEAD_ROWS 512
+#define HEAD_ROWS    512
+#define FORWARD_ROWS 256 /* without gradients: half the memory at the same speed */
 
 struct head {
     struct grad_tape *t;
@@ -92,7 +93,8 @@ bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad
     struct head c = {.t = t, .h = node_of(h), .w = node_of(w), .loss = loss, .ctx = ctx};
     c.hidden = w->cols;
     c.vocab = w->rows;
-    size_t mark = stack_mark(&t->scratch), rows = h->rows < HEAD_ROWS ? h->rows : HEAD_ROWS;
+    size_t most = t->record ? HEAD_ROWS : FORWARD_ROWS;
+    size_t mark = stack_mark(&t->scratch), rows = h->rows < most ? h->rows : most;
     if (c.h->wanted && h->grad.dtype != DT_F32)
         return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
     bool fresh;

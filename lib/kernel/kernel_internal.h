@@ -141,6 +141,8 @@ struct simd {
     size_t (*find_above)(const float *x, size_t n, float bound);   /* first index with x > bound, or n */
     double (*exp_sum)(const float *x, size_t n, float m, float s); /* sum exp((x - m) s), sum in f64 */
     double (*exp_store)(float *y, const float *x, size_t n, float m, float s); /* y = exp((x - m) s); their sum */
+    float (*exp2_sum)(const float *x, size_t n, float m, float s); /* sum 2^((x - m) s), x <= m, sum in f32 */
+    void (*exp2_store)(float *y, const float *x, size_t n, float m, float s); /* y = 2^((x - m) s) */
     /*
      * Online softmax of rows of scores, ld apart, of which the first seen[r] <= width count: p = exp((x - m) s) rounded, and
      * zeros up to `width`, a multiple of PANEL. m[r] becomes the maximum with what was seen before; l[r] and o[r][d] shrink by

@@ -1,8 +1,9 @@
 /*
  * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the sum of all. A
- * row is read from memory once, for its maximum; from the cache then for the sums of its pieces, and those pieces that a draw
- * falls into once more. Halves are widened a chunk at a time, so that no row is ever whole in f32.
+ * row is read from memory once, a chunk at a time, which gives the sums of its pieces; those that a draw falls into are walked.
+ * Halves are widened a chunk at a time too, so that no row is ever whole in f32.
  */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -19,7 +20,7 @@ struct sampling {
     enum dtype type;
     const unsigned char *x;
     size_t d, n;
-    float s;
+    float s;           /* 1 / T, for powers of two */
     size_t piece;      /* floats of a row that are skipped at once when no draw falls into them */
     atomic_size_t bad; /* the first row with something that is not finite */
 };
@@ -28,7 +29,7 @@ struct sampling {
 struct weights {
     const unsigned char *x;
     float max;
-    double total, sum[PIECES]; /* of exp((x - max) s), all and each piece */
+    double total, sum[PIECES]; /* of 2^((x - max) s), all and each piece */
 };
 
 /* n <= ROW_CHUNK logits from `at` on. */
@@ -39,32 +40,36 @@ static const float *get(const struct sampling *c, const unsigned char *x, size_t
     return room;
 }
 
+/* A new maximum: what was weighed before becomes less, or nothing where a walk would find nothing. */
+static void raise(const struct sampling *c, struct weights *w, float max, size_t pieces) {
+    double shrink = exp2(((double)w->max - max) * c->s);
+    for (size_t i = 0; i < pieces; i++) w->sum[i] = w->sum[i] * shrink < FLT_MIN ? 0 : w->sum[i] * shrink;
+    w->max = max;
+}
+
 /* Returns false when something is not finite. */
 static bool weigh(const struct sampling *c, struct weights *w) {
     float room[ROW_CHUNK];
     bool finite = true;
+    size_t pieces = (c->d - 1) / c->piece + 1;
     w->max = -INFINITY;
+    w->total = 0;
+    memset(w->sum, 0, pieces * sizeof *w->sum);
     for (size_t i = 0; i < c->d; i += ROW_CHUNK) {
         size_t n = smaller(ROW_CHUNK, c->d - i);
-        float top = c->v->max_finite(get(c, w->x, i, n, room), n, &finite);
-        if (top > w->max) w->max = top;
-    }
-    size_t pieces = (c->d - 1) / c->piece + 1;
-    memset(w->sum, 0, pieces * sizeof *w->sum);
-    for (size_t i = 0; i < c->d && w->max > -INFINITY; i += ROW_CHUNK) {
-        size_t n = smaller(ROW_CHUNK, c->d - i);
         const float *x = get(c, w->x, i, n, room);
-        for (size_t j = 0; j < n; j += STEP)
-            w->sum[(i + j) / c->piece] += c->v->exp_sum(x + j, smaller(STEP, n - j), w->max, c->s);
+        float top = c->v->max_finite(x, n, &finite);
+        if (top > w->max) raise(c, w, top, i / c->piece + 1);
+        for (size_t j = 0; j < n && w->max > -INFINITY; j += STEP)
+            w->sum[(i + j) / c->piece] += c->v->exp2_sum(x + j, smaller(STEP, n - j), w->max, c->s);
     }
-    w->total = 0;
     for (size_t i = 0; i < pieces; i++) w->total += w->sum[i];
     return finite;
 }
 
 /*
  * Gives the draws that fall into a piece, which spans the cumulative weights from `before` to `end`, their ids; returns how many
- * of the sorted thresholds those are. The walk and the piece's sum may add in different orders: what falls between them goes to
+ * of the sorted thresholds those are. The walk and the piece's sum differ in their last bits: what falls between them goes to
  * the last index with any weight.
  */
 static size_t draw_piece(const struct sampling *c, const struct weights *w, size_t piece, double before, double end,
@@ -73,7 +78,7 @@ static size_t draw_piece(const struct sampling *c, const struct weights *w, size
     size_t next = 0, first = piece * c->piece, last = first;
     for (size_t i = first; i < smaller(first + c->piece, c->d); i += STEP) {
         size_t count = smaller(STEP, c->d - i);
-        c->v->exp_store(e, get(c, w->x, i, count, room), count, w->max, c->s);
+        c->v->exp2_store(e, get(c, w->x, i, count, room), count, w->max, c->s);
         for (size_t j = 0; j < count; j++) {
             if (e[j] > 0) last = i + j;
             before += e[j];
@@ -144,7 +149,7 @@ static void sample_rows(void *ctx, size_t begin, size_t end) {
 
 size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
                      float inv_temperature) {
-    struct sampling c = {simd(), ids, u, type, x, d, n, inv_temperature, STEP, rows};
+    struct sampling c = {simd(), ids, u, type, x, d, n, inv_temperature * 1.44269504088896341f, STEP, rows};
     while ((d - 1) / c.piece >= PIECES) c.piece *= 2;
     kernel_split(rows, piece_rows(d), sample_rows, &c);
     return atomic_load(&c.bad);

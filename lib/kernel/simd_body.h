@@ -58,6 +58,17 @@ static inline SIMD_TARGET vec v_exp(vec x) {
     return v_ldexp(p, n);
 }
 
+/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN stays NaN. */
+static inline SIMD_TARGET vec v_exp2(vec x) {
+    x = v_max(v_set(-150), x);
+    vec n = v_round(x), r = v_sub(x, n), p = v_set(0.001326472731307149f);
+    p = v_fma(p, r, v_set(0.009671512991189957f));
+    p = v_fma(p, r, v_set(0.05550733581185341f));
+    p = v_fma(p, r, v_set(0.24022242426872253f));
+    p = v_fma(p, r, v_set(0.6931470036506653f));
+    return v_ldexp(v_fma(p, r, v_set(1)), n);
+}
+
 /* ---- element by element ---- */
 
 FN void op_fill(float *y, size_t n, float a) {
@@ -176,6 +187,25 @@ FN double op_exp_store(float *y, const float *x, size_t n, float m, float s) {
         sum = d_add(sum, e);
     }
     return d_sum(sum);
+}
+
+static inline SIMD_TARGET vec weight(const float *x, size_t left, vec m, vec s) {
+    return v_exp2(v_mul(v_sub(load_or(x, left, -INFINITY), m), s));
+}
+
+FN float op_exp2_sum(const float *x, size_t n, float m, float s) {
+    vec a = v_set(0), b = a, top = v_set(m), scale = v_set(s);
+    size_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        a = v_add(a, weight(x + i, W, top, scale));
+        b = v_add(b, weight(x + i + W, W, top, scale));
+    }
+    for (; i < n; i += W) a = v_add(a, weight(x + i, n - i, top, scale));
+    return v_hsum(v_add(a, b));
+}
+
+FN void op_exp2_store(float *y, const float *x, size_t n, float m, float s) {
+    for (size_t i = 0; i < n; i += W) store(y + i, weight(x + i, n - i, v_set(m), v_set(s)), n - i);
 }
 
 FN void op_affine(float *y, const float *x, size_t n, float m, float s, float c) {
@@ -462,17 +492,6 @@ FN void op_finish_gated(uint16_t *c, size_t ldc, size_t rows, size_t n, const fl
 
 #define SOFTMAX_ROWS 64 /* at a time: their maxima wait on the stack */
 
-/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN stays NaN. */
-static inline SIMD_TARGET vec v_exp2(vec x) {
-    x = v_max(v_set(-150), x);
-    vec n = v_round(x), r = v_sub(x, n), p = v_set(0.001326472731307149f);
-    p = v_fma(p, r, v_set(0.009671512991189957f));
-    p = v_fma(p, r, v_set(0.05550733581185341f));
-    p = v_fma(p, r, v_set(0.24022242426872253f));
-    p = v_fma(p, r, v_set(0.6931470036506653f));
-    return v_ldexp(v_fma(p, r, v_set(1)), n);
-}
-
 /* New maxima of n rows, and what the old ones' sums are to be multiplied by. */
 static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, const uint32_t *seen, float s, float *m,
                                           float *shrink) {
@@ -499,7 +518,7 @@ FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, con
             size_t r = first + j, i = 0;
             vec sum = v_set(0), top = v_set(m[r]), scale = v_set(s);
             for (; i < seen[r]; i += W) {
-                vec e = v_exp2(v_mul(v_sub(load_or(x + r * ld + i, seen[r] - i, -INFINITY), top), scale));
+                vec e = weight(x + r * ld + i, seen[r] - i, top, scale);
                 v_store_bf16(p + r * ld + i, e);
                 sum = v_add(sum, e);
             }
@@ -624,6 +643,8 @@ const struct simd SIMD_TABLE = {
     .find_above = op_find_above,
     .exp_sum = op_exp_sum,
     .exp_store = op_exp_store,
+    .exp2_sum = op_exp2_sum,
+    .exp2_store = op_exp2_store,
     .softmax_rows = op_softmax_rows,
     .affine = op_affine,
     .swiglu = op_swiglu,

@@ -116,7 +116,7 @@ static void test_rope(void **state) {
 
 /*
  * Online softmax over three blocks of scores against all of them at once in f64. z = (x - m) s has an error of 3 U |z| (the
- * difference, s in base 2, their product), 2^z one of 3 U; sums of 128 in f32 add 7 + 4 roundings, three blocks and what shrinks
+ * difference, s in base 2, their product), 2^z one of 3 U; sums of 128 in f32 add at most 31 + 2 roundings, three blocks and what shrinks
  * between them 3 (3 U |z| + 3 U).
  */
 static void test_softmax_rows(void **state) {
@@ -159,7 +159,7 @@ static void test_softmax_rows(void **state) {
                 }
                 double shrink = exp((before[i] - top) * s), want = l_before[i] * shrink + sum;
                 if (before[i] > -INFINITY && (top - before[i]) * s > spread[i]) spread[i] = (top - before[i]) * s;
-                if (fabs(l[i] - want) > (11 + 3 + 3 * spread[i]) * U * want)
+                if (fabs(l[i] - want) > (33 + 3 + 3 * spread[i]) * U * want)
                     fail_msg("%s: row %zu sums to %g, should be %g", path, i, l[i], want);
                 if (b > 0) assert_true(fabs(o[i * D + D - 1] - shrink) <= (4 + 3 * spread[i]) * U * shrink);
                 assert_int_equal(widths[b] < LD ? p[i * LD + widths[b]] : 0x5a5a, 0x5a5a);
