@@ -63,32 +63,33 @@ struct codec {
     quant_decode_fn *decode;
     quant_encode_fn *encode;
     int scale_at[2]; /* where a block's f16 scale and min are, -1 for none: what can make it decode to a non-number */
+    quant_parts_fn *parts;
 };
 
 /* clang-format off */
 static const struct codec codecs[] = {
-    {DT_F32, f32_decode, f32_encode, {-1, -1}},
-    {DT_F16, f16_decode, f16_encode, {-1, -1}},
-    {DT_BF16, bf16_decode, bf16_encode, {-1, -1}},
-    {DT_F64, f64_decode, f64_encode, {-1, -1}},
-    {DT_I8, i8_decode, i8_encode, {-1, -1}},
-    {DT_I16, i16_decode, i16_encode, {-1, -1}},
-    {DT_I32, i32_decode, i32_encode, {-1, -1}},
-    {DT_I64, i64_decode, i64_encode, {-1, -1}},
-    {DT_U8, u8_decode, u8_encode, {-1, -1}},
-    {DT_U16, u16_decode, u16_encode, {-1, -1}},
-    {DT_U32, u32_decode, u32_encode, {-1, -1}},
-    {DT_U64, u64_decode, u64_encode, {-1, -1}},
-    {DT_Q4_0, q4_0_decode, q4_0_encode, {0, -1}},
-    {DT_Q4_1, q4_1_decode, q4_1_encode, {0, 2}},
-    {DT_Q5_0, q5_0_decode, q5_0_encode, {0, -1}},
-    {DT_Q5_1, q5_1_decode, q5_1_encode, {0, 2}},
-    {DT_Q8_0, q8_0_decode, q8_0_encode, {0, -1}},
-    {DT_Q2_K, q2_k_decode, q2_k_encode, {80, 82}},
-    {DT_Q3_K, q3_k_decode, q3_k_encode, {108, -1}},
-    {DT_Q4_K, q4_k_decode, q4_k_encode, {0, 2}},
-    {DT_Q5_K, q5_k_decode, q5_k_encode, {0, 2}},
-    {DT_Q6_K, q6_k_decode, q6_k_encode, {208, -1}},
+    {DT_F32, f32_decode, f32_encode, {-1, -1}, NULL},
+    {DT_F16, f16_decode, f16_encode, {-1, -1}, NULL},
+    {DT_BF16, bf16_decode, bf16_encode, {-1, -1}, NULL},
+    {DT_F64, f64_decode, f64_encode, {-1, -1}, NULL},
+    {DT_I8, i8_decode, i8_encode, {-1, -1}, NULL},
+    {DT_I16, i16_decode, i16_encode, {-1, -1}, NULL},
+    {DT_I32, i32_decode, i32_encode, {-1, -1}, NULL},
+    {DT_I64, i64_decode, i64_encode, {-1, -1}, NULL},
+    {DT_U8, u8_decode, u8_encode, {-1, -1}, NULL},
+    {DT_U16, u16_decode, u16_encode, {-1, -1}, NULL},
+    {DT_U32, u32_decode, u32_encode, {-1, -1}, NULL},
+    {DT_U64, u64_decode, u64_encode, {-1, -1}, NULL},
+    {DT_Q4_0, q4_0_decode, q4_0_encode, {0, -1}, q4_0_parts},
+    {DT_Q4_1, q4_1_decode, q4_1_encode, {0, 2}, q4_1_parts},
+    {DT_Q5_0, q5_0_decode, q5_0_encode, {0, -1}, q5_0_parts},
+    {DT_Q5_1, q5_1_decode, q5_1_encode, {0, 2}, q5_1_parts},
+    {DT_Q8_0, q8_0_decode, q8_0_encode, {0, -1}, q8_0_parts},
+    {DT_Q2_K, q2_k_decode, q2_k_encode, {80, 82}, q2_k_parts},
+    {DT_Q3_K, q3_k_decode, q3_k_encode, {108, -1}, q3_k_parts},
+    {DT_Q4_K, q4_k_decode, q4_k_encode, {0, 2}, q4_k_parts},
+    {DT_Q5_K, q5_k_decode, q5_k_encode, {0, 2}, q5_k_parts},
+    {DT_Q6_K, q6_k_decode, q6_k_encode, {208, -1}, q6_k_parts},
 };
 /* clang-format on */
 
@@ -96,6 +97,24 @@ static const struct codec *codec_of(enum dtype dtype) {
     for (size_t i = 0; i < COUNT_OF(codecs); i++)
         if (codecs[i].dtype == dtype) return &codecs[i];
     return NULL;
+}
+
+/* ---- codes and scales ---- */
+
+const struct quant_form *quant_form(enum dtype dtype) {
+    static const struct quant_form forms[] = {
+        {DT_Q4_0, 4, 32, 8, false, false}, {DT_Q4_1, 4, 32, 0, true, false},    {DT_Q5_0, 5, 32, 16, false, false},
+        {DT_Q5_1, 5, 32, 0, true, false},  {DT_Q8_0, 8, 32, 128, false, false}, {DT_Q2_K, 2, 16, 0, true, true},
+        {DT_Q3_K, 3, 16, 4, false, true},  {DT_Q4_K, 4, 32, 0, true, true},     {DT_Q5_K, 5, 32, 0, true, true},
+        {DT_Q6_K, 6, 16, 32, false, true},
+    };
+    for (size_t i = 0; i < COUNT_OF(forms); i++)
+        if (forms[i].dtype == dtype) return &forms[i];
+    return NULL;
+}
+
+void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p) {
+    codec_of(dtype)->parts(block, p);
 }
 
 /* ---- sharing the work ---- */

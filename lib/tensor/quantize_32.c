@@ -57,6 +57,13 @@ INLINE void decode(const uint8_t *block, float *y, size_t n_blocks, int bits, bo
     }
 }
 
+INLINE void take_apart(const uint8_t *block, struct quant_parts *p, int bits, bool has_min) {
+    p->d = f16_bits(block);
+    p->min = has_min ? f16_bits(block + 2) : 0;
+    p->scales[0] = p->mins[0] = 1;
+    unpack(block + (has_min ? 4 : 2), bits, p->codes);
+}
+
 /* ---- encoding: plain rounding without weights, the searches of quantize_fit.c with them ---- */
 
 /* 1/d, or 0 where d is too small to have one: d is 0 in f16 then, and every code decodes to the same. */
@@ -160,6 +167,19 @@ void q5_1_decode(const void *blocks, float *dst, size_t n_blocks) {
     decode(blocks, dst, n_blocks, 5, true);
 }
 
+void q4_0_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(block, p, 4, false);
+}
+void q4_1_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(block, p, 4, true);
+}
+void q5_0_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(block, p, 5, false);
+}
+void q5_1_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(block, p, 5, true);
+}
+
 size_t q4_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     return encode(src, blocks, n_blocks, w, 4, false);
 }
@@ -186,6 +206,13 @@ void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
         memcpy(codes, block + 2, N);
         for (int j = 0; j < N; j++) dst[j] = (float)codes[j] * d;
     }
+}
+
+void q8_0_parts(const uint8_t *block, struct quant_parts *p) {
+    p->d = f16_bits(block);
+    p->min = 0;
+    p->scales[0] = p->mins[0] = 1;
+    for (int j = 0; j < N; j++) p->codes[j] = block[2 + j] ^ 0x80; /* + 128 */
 }
 
 /* roundf without the call: to nearest, ties away from zero. Exact for |v| < 2^23. */

@@ -19,17 +19,26 @@ typedef void quant_decode_fn(const void *blocks, float *dst, size_t n_blocks);
 /* `w` may be NULL. Returns n_blocks, or the number of the first block whose scale is not representable in f16. */
 typedef size_t quant_encode_fn(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w);
 
+/* One block; see quant_take_apart. */
+typedef void quant_parts_fn(const uint8_t *block, struct quant_parts *p);
+
 quant_decode_fn f16_decode, bf16_decode; /* half.c */
 quant_encode_fn f16_encode, bf16_encode;
 quant_decode_fn q4_0_decode, q4_1_decode, q5_0_decode, q5_1_decode, q8_0_decode;
 quant_encode_fn q4_0_encode, q4_1_encode, q5_0_encode, q5_1_encode, q8_0_encode;
 quant_decode_fn q2_k_decode, q3_k_decode, q4_k_decode, q5_k_decode, q6_k_decode;
 quant_encode_fn q2_k_encode, q3_k_encode, q4_k_encode, q5_k_encode, q6_k_encode;
+quant_parts_fn q4_0_parts, q4_1_parts, q5_0_parts, q5_1_parts, q8_0_parts;
+quant_parts_fn q2_k_parts, q3_k_parts, q4_k_parts, q5_k_parts, q6_k_parts;
 
 /* ---- the f16 fields of a block: little-endian, unaligned ---- */
 
+static inline uint16_t f16_bits(const uint8_t *p) {
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+
 static inline float load_f16(const uint8_t *p) {
-    return f16_to_f32((uint16_t)(p[0] | p[1] << 8));
+    return f16_to_f32(f16_bits(p));
 }
 
 /* False when the value is too large for f16 (or NaN): the block would decode to infinities. */

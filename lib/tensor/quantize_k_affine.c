@@ -111,6 +111,18 @@ INLINE void decode(const struct layout *k, const uint8_t *block, float *y, size_
     }
 }
 
+INLINE void take_apart(const struct layout *k, const uint8_t *block, struct quant_parts *p) {
+    uint8_t scales[MAX_SUBS], mins[MAX_SUBS];
+    unpack_scales(k, block + k->scales_at, scales, mins);
+    p->d = f16_bits(block + k->d_at);
+    p->min = f16_bits(block + k->d_at + 2) ^ 0x8000;
+    for (int s = 0; s < k->n_subs; s++) {
+        p->scales[s] = (int8_t)scales[s];
+        p->mins[s] = (int8_t)mins[s];
+        unpack_codes(k, block, s, p->codes + s * k->sub);
+    }
+}
+
 /* ---- encoding ---- */
 
 /* What is found for one block before its scales are quantized. */
@@ -215,6 +227,18 @@ void q4_k_decode(const void *blocks, float *dst, size_t n_blocks) {
 
 void q5_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     decode(&q5_k, blocks, dst, n_blocks);
+}
+
+void q2_k_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(&q2_k, block, p);
+}
+
+void q4_k_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(&q4_k, block, p);
+}
+
+void q5_k_parts(const uint8_t *block, struct quant_parts *p) {
+    take_apart(&q5_k, block, p);
 }
 
 size_t q2_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {

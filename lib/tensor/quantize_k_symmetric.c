@@ -63,6 +63,13 @@ static void q3_pack_codes(const uint8_t codes[N], uint8_t *block) {
     for (int i = 0; i < N; i++) block[i % 32] |= (uint8_t)((codes[i] >> 2) << i / 32);
 }
 
+/* Of sub-block s. */
+static void q3_unpack_codes(const uint8_t *block, int s, uint8_t codes[SUB]) {
+    const uint8_t *high = block + s % 2 * SUB;
+    unpack_2_bits(block + LOW_3_AT, s, codes);
+    for (int i = 0; i < SUB; i++) codes[i] |= (uint8_t)((high[i] >> s / 2 & 1) << 2);
+}
+
 void q3_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_3) {
@@ -70,13 +77,22 @@ void q3_k_decode(const void *blocks, float *dst, size_t n_blocks) {
         float d = load_f16(block + D_3_AT);
         q3_unpack_scales(block + SCALES_3_AT, scales);
         for (int s = 0; s < SUBS; s++, dst += SUB) {
-            const uint8_t *high = block + s % 2 * SUB;
             float scale = d * (float)scales[s];
             uint8_t codes[SUB];
-            unpack_2_bits(block + LOW_3_AT, s, codes);
-            for (int i = 0; i < SUB; i++) codes[i] |= (uint8_t)((high[i] >> s / 2 & 1) << 2);
+            q3_unpack_codes(block, s, codes);
             for (int i = 0; i < SUB; i++) dst[i] = scale * (float)(codes[i] - HALF_3);
         }
+    }
+}
+
+void q3_k_parts(const uint8_t *block, struct quant_parts *p) {
+    int scales[SUBS];
+    q3_unpack_scales(block + SCALES_3_AT, scales);
+    p->d = f16_bits(block + D_3_AT);
+    p->min = 0;
+    for (int s = 0; s < SUBS; s++) {
+        p->scales[s] = (int8_t)scales[s];
+        q3_unpack_codes(block, s, p->codes + s * SUB);
     }
 }
 
@@ -130,21 +146,31 @@ size_t q3_k_encode(const float *src, void *blocks, size_t n_blocks, const struct
 
 enum { HALF_6 = 32, HIGH_6_AT = 128, SCALES_6_AT = 192, D_6_AT = 208, SIZE_6 = 210 };
 
-/* In each half of 128: quarter k of 32 has its low nibbles in ql[(k & 1) * 32 + l] >> (k >> 1) * 4 and its two high bits
- * in qh[l] >> 2k. */
+/* Of sub-block s. In each half of 128: quarter k of 32 has its low nibbles in ql[(k & 1) * 32 + l] >> (k >> 1) * 4 and its
+ * two high bits in qh[l] >> 2k. */
+static inline void q6_unpack_codes(const uint8_t *block, int s, uint8_t codes[SUB]) {
+    int half = s / 8, k = s / 2 % 4, l = s % 2 * SUB; /* half a quarter */
+    const uint8_t *low = block + half * 64 + (k & 1) * 32 + l, *high = block + HIGH_6_AT + half * 32 + l;
+    for (int i = 0; i < SUB; i++) codes[i] = (uint8_t)((low[i] >> (k >> 1) * 4 & 15) | (high[i] >> 2 * k & 3) << 4);
+}
+
+void q6_k_parts(const uint8_t *block, struct quant_parts *p) {
+    p->d = f16_bits(block + D_6_AT);
+    p->min = 0;
+    memcpy(p->scales, block + SCALES_6_AT, SUBS);
+    for (int s = 0; s < SUBS; s++) q6_unpack_codes(block, s, p->codes + s * SUB);
+}
+
 void q6_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_6) {
         const uint8_t *scales = block + SCALES_6_AT;
         float d = load_f16(block + D_6_AT);
         for (int s = 0; s < SUBS; s++, dst += SUB) {
-            int half = s / 8, k = s / 2 % 4, l = s % 2 * SUB; /* half a quarter */
-            const uint8_t *low = block + half * 64 + (k & 1) * 32 + l, *high = block + HIGH_6_AT + half * 32 + l;
             float scale = d * (int8_t)scales[s];
-            int8_t codes[SUB];
-            for (int i = 0; i < SUB; i++)
-                codes[i] = (int8_t)(((low[i] >> (k >> 1) * 4 & 15) | (high[i] >> 2 * k & 3) << 4) - HALF_6);
-            for (int i = 0; i < SUB; i++) dst[i] = scale * (float)codes[i];
+            uint8_t codes[SUB];
+            q6_unpack_codes(block, s, codes);
+            for (int i = 0; i < SUB; i++) dst[i] = scale * (float)(codes[i] - HALF_6);
         }
     }
 }

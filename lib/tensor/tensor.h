@@ -116,6 +116,32 @@ void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n);
 int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
                     struct err *e) MUST_CHECK;
 
+/*
+ * Quantized types as integers and scales, for products of integers. An element of group g = i / form.group is
+ *
+ *     d scales[g] (codes[i] - offset)             a type without minima
+ *     d scales[g] codes[i] + min mins[g]          with them
+ *
+ * and these f32 operations from left to right give the bits of tensor_to_f32, for d scales[g] and min mins[g] are exact.
+ */
+struct quant_form {
+    enum dtype dtype;
+    unsigned bits;  /* codes are in [0, 2^bits) */
+    unsigned group; /* elements of a scale: 16 or 32 */
+    int offset;     /* 0 where there are minima */
+    bool has_min;
+    bool has_scales; /* of groups, in blocks of several; else the only group's scales and mins are 1 */
+};
+#define QUANT_MAX_BLOCK  256
+#define QUANT_MAX_GROUPS 16
+struct quant_parts {
+    uint16_t d, min; /* f16; GGUF's dmin with its sign turned */
+    int8_t scales[QUANT_MAX_GROUPS], mins[QUANT_MAX_GROUPS];
+    uint8_t codes[QUANT_MAX_BLOCK];
+};
+const struct quant_form *quant_form(enum dtype dtype); /* NULL for a type that is not quantized */
+void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p);
+
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 

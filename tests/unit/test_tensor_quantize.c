@@ -67,6 +67,33 @@ static void test_decoding_is_bit_exact(void **state) {
     }
 }
 
+/* Codes and scales put together as tensor.h says give the decoder's bits, of any bytes. */
+static void test_parts_make_the_elements(void **state) {
+    (void)state;
+    const struct dtype_info *t;
+    struct rng r = rng_init(8, 1);
+    for (size_t i = 0; (t = quantized(i)); i++) {
+        const struct quant_form *form = quant_form(t->dtype);
+        for (int trial = 0; trial < 200; trial++) {
+            uint8_t block[256];
+            struct quant_parts p;
+            float want[QUANT_MAX_BLOCK];
+            for (size_t k = 0; k < sizeof block; k++) block[k] = (uint8_t)rng_u32(&r);
+            quant_take_apart(t->dtype, block, &p);
+            tensor_to_f32(t->dtype, block, want, t->block_elems);
+            for (size_t k = 0; k < t->block_elems; k++) {
+                size_t g = k / form->group;
+                assert_in_range(p.codes[k], 0, (1u << form->bits) - 1);
+                float x = f16_to_f32(p.d) * p.scales[g] * (float)(p.codes[k] - form->offset);
+                if (form->has_min) x += f16_to_f32(p.min) * p.mins[g];
+                if (!(isnan(x) && isnan(want[k])) && memcmp(&x, &want[k], sizeof x) != 0)
+                    fail_msg("%s: element %zu is %g, should be %g", t->name, k, (double)x, (double)want[k]);
+            }
+        }
+    }
+    assert_null(quant_form(DT_F32));
+}
+
 static void test_gguf_package_encodes_the_same(void **state) {
     (void)state;
     static const enum dtype types[] = {DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0};
@@ -408,6 +435,7 @@ static void test_first_nonfinite_block(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decoding_is_bit_exact),
+        cmocka_unit_test(test_parts_make_the_elements),
         cmocka_unit_test(test_gguf_package_encodes_the_same),
         cmocka_unit_test(test_llama_quantize_encodes_the_same),
         cmocka_unit_test(test_nearest_code),
