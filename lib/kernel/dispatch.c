@@ -28,11 +28,13 @@ static bool has_avx512bf16(void) {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
-/* The loops of AVX512-BF16 with products of bf16. */
-static struct simd avx512bf16, amx;
+/* Loops with other products. VNNI came before bf16, and not to the first CPUs with AVX-512. */
+static struct simd avx512, avx512bf16, amx;
 
 static void make_paths(void) {
+    avx512 = simd_avx512;
     avx512bf16 = simd_avx512bf16;
+    if (__builtin_cpu_supports("avx512vnni")) avx512.int8 = avx512bf16.int8 = &int8_vnni;
     avx512bf16.bf16 = &bf16_avx512;
     avx512bf16.dequantize = dequantize_avx512bf16;
     avx512bf16.decode_dots = decode_dots_avx512bf16;
@@ -50,7 +52,7 @@ static const struct simd *by_name(const char *name) {
     pthread_once(&paths_once, make_paths);
     if (strcmp(name, "amx") == 0) return has_avx512bf16() && amx_available() ? &amx : NULL;
     if (strcmp(name, "avx512bf16") == 0) return has_avx512bf16() ? &avx512bf16 : NULL;
-    if (strcmp(name, "avx512") == 0) return has_avx512() ? &simd_avx512 : NULL;
+    if (strcmp(name, "avx512") == 0) return has_avx512() ? &avx512 : NULL;
     if (strcmp(name, "avx2") == 0) return has_avx2() ? &simd_avx2 : NULL;
 #endif
     return strcmp(name, "portable") == 0 ? &simd_portable : NULL;

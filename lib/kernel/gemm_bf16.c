@@ -272,6 +272,8 @@ static void multiply(struct product *p, const struct kernel_epilogue *how) {
     if (!p->across && p->a_type == DT_BF16 && p->b->k % 32 == 0) p->lda = p->b->k;
     if (p->b->k == 0)
         without_sums(p);
+    else if (p->b->packed && p->b->dtype != DT_BF16)
+        multiply_int8(p->m, p->a_type, p->a, p->b, how, p->c_type, p->c);
     else if (p->across || p->lda)
         run_product(p);
     else

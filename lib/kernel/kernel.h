@@ -64,6 +64,15 @@ void kernel_from_bf16(float *y, const uint16_t *x, size_t n);
  * Not packed: `data` is the matrix [n][k] itself in `dtype`, any floating or quantized type (k a whole number of
  * blocks), any alignment. A product then makes panels of a strip of it at a time, in scratch, and shares them among the
  * rows of a block: with many rows that costs little, with few the matrix is still read once.
+ *
+ * Packed for products of integers: quantized blocks as panels of their codes, kernel_panels_int8_bytes(dtype, n, k); `packed`,
+ * and `dtype` is the quantized type. Codes and scales stay what they are. a is rounded in blocks of 32 along k to
+ * d q, q = nearest integer to x / d, d = max |x| / 127, and
+ *
+ *     sum over groups of a scale in order of k:    (sum of codes times q, exact) scale d [+ min (d sum of q)]
+ *
+ * with each operation in f32 rounded on its own: an element has the same bits for any m, n, threads and CPU. A block of a
+ * that is below 2^-120 counts as zeros; one with a number that is not finite makes NaN.
  */
 struct kernel_panels {
     size_t n, k;
@@ -78,6 +87,9 @@ size_t kernel_panels_bytes(size_t n, size_t k);
  * kernel_panels_bytes(first row, k). */
 struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b);
 struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b);
+size_t kernel_panels_int8_bytes(enum dtype type, size_t n, size_t k);
+/* From [n][k] in a quantized type, k a whole number of blocks. */
+struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dtype type, const void *blocks);
 /* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32, and as
  * rounded to bf16 only where the panels are. */
 void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids);
@@ -99,7 +111,7 @@ struct kernel_epilogue {
  */
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c);
-/* The same of a[k][m] transposed; b is packed. Rows of a are turned in the cache, where they are multiplied. */
+/* The same of a[k][m] transposed; b is packed in bf16. Rows of a are turned in the cache, where they are multiplied. */
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c);
 

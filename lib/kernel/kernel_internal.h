@@ -91,6 +91,77 @@ void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, 
  * to 16][PANEL][2] with zeros behind the end, one behind the other. */
 void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count);
 
+/* ---- products of 8-bit integers on one thread ------------------------------------------------------------------------ */
+
+#define INT8_CHUNK  256 /* of k in a part of a panel; pack_int8.c says how it lies */
+#define INT8_GROUPS (INT8_CHUNK / 16)
+
+struct chunk_int8 {
+    size_t groups; /* of elements that share a scale */
+    unsigned planes;
+    const uint8_t *d, *min; /* f16 */
+    const int8_t *scales, *mins;
+    const uint8_t *codes, *masks;
+    const uint8_t *end;
+};
+struct chunk_int8 chunk_at(const struct quant_form *f, const uint8_t *p, size_t blocks);
+size_t panel_int8_bytes(const struct quant_form *f, size_t k);
+void int8_column(float *y, const struct kernel_panels *b, size_t col);
+
+/* A chunk with a byte for each code; minima only where the type has some. */
+struct unpacked_int8 {
+    _Alignas(64) uint8_t room[INT8_CHUNK * PANEL];
+    _Alignas(64) float scale[INT8_GROUPS * PANEL], min[INT8_GROUPS * PANEL];
+    const uint8_t *codes; /* [k/4][PANEL][4], in the room or where they lie */
+};
+
+/* What a group of elements of an activation adds besides the product of codes: -offset times their sum, in the integers; or
+ * their sum times their scale, to be multiplied with the minimum. */
+union extra_int8 {
+    int32_t times_offset;
+    float times_min;
+};
+
+/* c[rows][PANEL] = [c +] a b of a chunk. */
+struct block_int8 {
+    size_t rows, blocks; /* of 32 of k */
+    size_t groups;       /* in a block: 1 or 2 */
+    bool has_min;
+    const uint32_t *a;             /* [k/4][rows], four signed bytes each */
+    const float *d;                /* their scales, [blocks][rows] */
+    const union extra_int8 *extra; /* [blocks * groups][rows] */
+    const struct unpacked_int8 *b;
+    bool accumulate;
+    float *c;
+};
+
+/* Blocks of 32 of a row to integers; what belongs to a step, a block or a group goes to every stride-th place. */
+typedef void round_int8_fn(const float *x, size_t blocks, const struct quant_form *f, size_t stride, uint32_t *a,
+                           float *d, union extra_int8 *extra);
+typedef void unpack_int8_fn(const struct quant_form *f, const struct chunk_int8 *from, size_t blocks,
+                            struct unpacked_int8 *to);
+
+/* How a path does it: all to the same bits. */
+struct micro_int8 {
+    size_t rows; /* most in a block, and the best number */
+    round_int8_fn *round;
+    unpack_int8_fn *unpack;
+    void (*multiply)(const struct block_int8 *t);
+};
+#define INT8_MAX_ROWS 6
+
+round_int8_fn round_int8_portable;
+unpack_int8_fn unpack_int8_portable;
+
+extern const struct micro_int8 int8_portable;
+#if defined(__x86_64__)
+extern const struct micro_int8 int8_avx2, int8_vnni;
+#endif
+
+/* c = a b for panels of quantized blocks. */
+void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
+                   const struct kernel_epilogue *how, enum dtype c_type, void *c);
+
 /* ---- one CPU path ---------------------------------------------------------------------------------------------------
  *
  * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
@@ -100,6 +171,7 @@ struct simd {
     const char *name;
     gemm_fn *gemm;
     const struct micro_bf16 *bf16;
+    const struct micro_int8 *int8;
     transpose_words_fn *transpose_words;
     transpose_bf16_fn *transpose_bf16;
     dequantize_fn *dequantize;   /* or NULL */

@@ -51,6 +51,43 @@ PLAIN_FN PLAIN(multiply)(size_t m, size_t n, size_t k, const REAL *a, const REAL
     for (size_t i = 0; i < m * n; i++) c[i] += (bias ? bias[i % n] : 0) + (residual ? residual[i] : 0);
 }
 
+/* 32 numbers as d q with |q| <= 127. */
+__attribute__((unused)) static REAL PLAIN(round_int8)(int *q, const REAL *x) {
+    REAL max = 0, sum = 0;
+    for (int i = 0; i < 32; i++) {
+        max = (REAL)fabs(x[i]) > max ? (REAL)fabs(x[i]) : max;
+        sum += x[i] * 0; /* NaN if one is not finite */
+        q[i] = 0;
+    }
+    if (sum != 0) return sum;
+    if (max < (REAL)0x1p-120) return 0;
+    for (int i = 0; i < 32; i++) q[i] = (int)rint(x[i] * (127 / max));
+    return max / 127;
+}
+
+/*
+ * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes [n][k],
+ * scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of quantized blocks.
+ */
+PLAIN_FN PLAIN(multiply_int8)(size_t m, size_t n, size_t k, size_t group, const REAL *a, const int *codes,
+                              const REAL *scale, const REAL *min, REAL *c) {
+    for (size_t i = 0; i < m * n; i++) {
+        const REAL *x = a + i / n * k;
+        const int *w = codes + i % n * k;
+        REAL d = 0, acc = 0;
+        int q[32];
+        for (size_t p = 0; p < k; p += group) {
+            if (p % 32 == 0) d = PLAIN(round_int8)(q, x + p);
+            long sum = 0, sum_q = 0;
+            for (size_t j = p; j < p + group; j++) sum += w[j] * q[j % 32], sum_q += q[j % 32];
+            REAL f = (REAL)sum * scale[(i % n * k + p) / group];
+            acc += f * d;
+            if (min) acc += min[(i % n * k + p) / group] * ((REAL)sum_q * d);
+        }
+        c[i] = acc;
+    }
+}
+
 PLAIN_FN PLAIN(transpose)(REAL *y, const REAL *x, size_t rows, size_t cols) {
     for (size_t i = 0; i < rows * cols; i++) y[i % cols * rows + i / cols] = x[i];
 }

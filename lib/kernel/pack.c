@@ -235,6 +235,10 @@ static void gather_piece(void *ctx, size_t begin, size_t end) {
     for (size_t i = begin; i < end; i++) {
         size_t id = g->ids[i];
         float *y = g->y + i * b->k;
+        if (b->packed && b->dtype != DT_BF16) {
+            int8_column(y, b, id);
+            continue;
+        }
         if (!b->packed) {
             tensor_to_f32(b->dtype, (const unsigned char *)b->data + id * dtype_row_bytes(b->dtype, b->k), y, b->k);
             continue;

@@ -9,6 +9,7 @@
 #define SIMD_NAME            "avx2"
 #define SIMD_TABLE           simd_avx2
 #define SIMD_GEMM            gemm_blas
+#define SIMD_INT8            &int8_avx2
 #define SIMD_TRANSPOSE(what) transpose_##what##_plain
 #define W                    8
 #define VF                   static inline SIMD_TARGET

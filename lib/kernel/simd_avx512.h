@@ -8,6 +8,7 @@
 #include "lib/kernel/kernel_internal.h"
 
 #define SIMD_GEMM            gemm_avx512
+#define SIMD_INT8            &int8_avx2 /* dispatch.c puts VNNI in its place */
 #define SIMD_TRANSPOSE(what) transpose_##what##_avx512
 #define W                    16
 #define VF                   static inline SIMD_TARGET

@@ -4,7 +4,7 @@
  *
  *   SIMD_TARGET           function attribute that lets the compiler use the path's instructions
  *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its matrix product,
- *                         SIMD_TRANSPOSE its transposition of words
+ *                         SIMD_INT8 its micro-kernel of integers, SIMD_TRANSPOSE its transposition of words
  *   vec, W                a vector of W floats
  *   v_set v_load v_store v_load_part(p, n, fill) v_store_part(p, v, n)   part: only the first n < W lanes
  *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
@@ -614,6 +614,7 @@ const struct simd SIMD_TABLE = {
     .name = SIMD_NAME,
     .gemm = SIMD_GEMM,
     .bf16 = &bf16_widened,
+    .int8 = SIMD_INT8,
     .transpose_words = SIMD_TRANSPOSE(words),
     .transpose_bf16 = SIMD_TRANSPOSE(bf16),
     .fill = op_fill,

@@ -7,6 +7,7 @@
 #define SIMD_NAME            "portable"
 #define SIMD_TABLE           simd_portable
 #define SIMD_GEMM            gemm_blas
+#define SIMD_INT8            &int8_portable
 #define SIMD_TRANSPOSE(what) transpose_##what##_plain
 #define W                    4
 
