@@ -65,7 +65,7 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
-    RUN_PRECISION(how),
+    RUN_TRAINING_PRECISION(how),
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.recompute,

@@ -3,7 +3,7 @@
  * group of elements are exact; what follows is f32, in order of k, each operation rounded on its own. So an element of c has
  * the same bits whatever m, n, the tiles, the threads and the CPU path are.
  *
- * A tile goes through its panels; of each, chunk by chunk, codes and scales are unpacked for all rows of the tile.
+ * A tile goes through its panels and the chunks of each; a chunk meets all rows of the tile while it is near.
  */
 #include <math.h>
 
@@ -85,7 +85,7 @@ static void round_groups(void *ctx, size_t begin, size_t end) {
 
 /* One chunk of a panel for all rows of a tile. */
 static void multiply_chunk(const struct product *p, size_t first, size_t rows, size_t block, size_t blocks,
-                           const struct unpacked_int8 *b, bool accumulate, float *sums) {
+                           const struct chunk_int8 *b, bool accumulate, float *sums) {
     uint32_t a[INT8_CHUNK / 4 * INT8_MAX_ROWS];
     float d[INT8_CHUNK / BLOCK * INT8_MAX_ROWS];
     union extra_int8 extra[INT8_GROUPS * INT8_MAX_ROWS];
@@ -96,14 +96,13 @@ static void multiply_chunk(const struct product *p, size_t first, size_t rows, s
             r = rounded_at(p, row, n, block);
         else
             round_group(p, row, n, block, blocks, r);
-        p->v->int8->multiply(&(struct block_int8){.rows = n,
+        p->v->int8->multiply(&(struct block_int8){.form = p->form,
+                                                  .rows = n,
                                                   .blocks = blocks,
-                                                  .groups = BLOCK / p->form->group,
-                                                  .has_min = p->form->has_min,
                                                   .a = r.a,
                                                   .d = r.d,
                                                   .extra = r.extra,
-                                                  .b = b,
+                                                  .b = *b,
                                                   .accumulate = accumulate,
                                                   .c = sums + (row - first) * PANEL});
     }
@@ -131,7 +130,6 @@ static void run_tile(void *ctx, size_t i, int thread) {
     const struct product *p = ctx;
     const struct kernel_panels *b = p->b;
     (void)thread;
-    struct unpacked_int8 chunk;
     _Alignas(64) float sums[TILE_M * PANEL];
     size_t row = i / p->tiles_n * p->tile_m, rows = smaller(p->tile_m, p->rows - row);
     size_t col = i % p->tiles_n * p->tile_n, end = smaller(col + p->tile_n, b->n);
@@ -142,8 +140,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
         for (size_t k = 0; k < b->k; k += INT8_CHUNK) {
             size_t blocks = smaller(INT8_CHUNK, b->k - k) / BLOCK;
             struct chunk_int8 c = chunk_at(p->form, from, blocks);
-            p->v->int8->unpack(p->form, &c, blocks, &chunk);
-            multiply_chunk(p, row, rows, k / BLOCK, blocks, &chunk, p->how.accumulate || k > 0, sums);
+            multiply_chunk(p, row, rows, k / BLOCK, blocks, &c, p->how.accumulate || k > 0, sums);
             from = c.end;
         }
         finish_sums(p, p->first + row, rows, col, cols, sums);
@@ -262,12 +259,12 @@ static void unpack_factors(const uint8_t *f16, const int8_t *small, size_t group
         }
 }
 
-void unpack_int8_portable(const struct quant_form *f, const struct chunk_int8 *from, size_t blocks,
-                          struct unpacked_int8 *to) {
-    to->codes = f->bits == 8 ? from->codes : to->room;
-    if (f->bits < 8) unpack_codes(from, blocks * STEPS, to->room);
-    unpack_factors(from->d, from->scales, from->groups, to->scale);
-    if (f->has_min) unpack_factors(from->min, from->mins, from->groups, to->min);
+void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to) {
+    bool in_bytes = t->form->bits == 8;
+    to->codes = in_bytes ? t->b.codes : to->room;
+    if (!in_bytes) unpack_codes(&t->b, t->blocks * STEPS, to->room);
+    unpack_factors(t->b.d, t->b.scales, t->b.groups, to->scale);
+    if (t->form->has_min) unpack_factors(t->b.min, t->b.mins, t->b.groups, to->min);
 }
 
 /* One row's sums over a group of elements, from codes of `steps` steps. */
@@ -281,27 +278,23 @@ static void sum_group(const uint8_t *codes, const uint32_t *a, size_t stride, si
     }
 }
 
-/* c += scales times the integers, and minima; `g` counts groups of a chunk. */
-static void add_group(const struct block_int8 *t, size_t g, size_t row, const int32_t *sums, float *restrict c) {
-    const float *scale = t->b->scale + g * PANEL, *min = t->b->min + g * PANEL;
-    float d = t->d[g / t->groups * t->rows + row];
-    for (size_t j = 0; j < PANEL; j++) c[j] += (float)sums[j] * scale[j] * d;
-    if (!t->has_min) return;
-    float extra = t->extra[g * t->rows + row].times_min;
-    for (size_t j = 0; j < PANEL; j++) c[j] += min[j] * extra;
-}
-
 static void multiply_portable(const struct block_int8 *t) {
-    size_t steps = STEPS / t->groups;
+    struct unpacked_int8 b;
+    unpack_int8(t, &b);
+    size_t per_block = BLOCK / t->form->group, steps = STEPS / per_block;
     if (!t->accumulate) memset(t->c, 0, t->rows * PANEL * sizeof *t->c);
-    for (size_t g = 0; g < t->blocks * t->groups; g++)
+    for (size_t g = 0; g < t->b.groups; g++)
         for (size_t row = 0; row < t->rows; row++) {
+            const union extra_int8 *extra = &t->extra[g * t->rows + row];
+            const float *scale = b.scale + g * PANEL, *min = b.min + g * PANEL;
+            float *c = t->c + row * PANEL, d = t->d[g / per_block * t->rows + row];
             int32_t sums[PANEL];
-            for (size_t j = 0; j < PANEL; j++) sums[j] = t->has_min ? 0 : t->extra[g * t->rows + row].times_offset;
-            sum_group(t->b->codes + g * steps * 4 * PANEL, t->a + g * steps * t->rows + row, t->rows, steps, sums);
-            add_group(t, g, row, sums, t->c + row * PANEL);
+            for (size_t j = 0; j < PANEL; j++) sums[j] = t->form->has_min ? 0 : extra->times_offset;
+            sum_group(b.codes + g * steps * 4 * PANEL, t->a + g * steps * t->rows + row, t->rows, steps, sums);
+            for (size_t j = 0; j < PANEL; j++) c[j] += (float)sums[j] * scale[j] * d;
+            for (size_t j = 0; t->form->has_min && j < PANEL; j++) c[j] += min[j] * extra->times_min;
         }
 }
 
 const struct micro_int8 int8_portable = {
-    .rows = 4, .round = round_int8_portable, .unpack = unpack_int8_portable, .multiply = multiply_portable};
+    .rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply_portable};

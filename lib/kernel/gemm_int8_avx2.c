@@ -31,34 +31,36 @@ TARGET_AVX2 static void sum_group(const uint8_t *codes, const uint32_t *a, size_
     for (int i = 0; i < 4; i++) _mm256_storeu_si256((__m256i *)(void *)(sums + 8 * i), s[i]);
 }
 
-TARGET_AVX2 static void add_group(const struct block_int8 *t, size_t g, size_t row, const int32_t *sums, float *c) {
-    const float *scale = t->b->scale + g * PANEL, *min = t->b->min + g * PANEL;
-    __m256 d = _mm256_set1_ps(t->d[g / t->groups * t->rows + row]);
-    __m256 extra = _mm256_set1_ps(t->has_min ? t->extra[g * t->rows + row].times_min : 0);
+/* c += integers * scale * d [+ min * extra], each operation rounded on its own; min NULL: none. */
+TARGET_AVX2 static void add_group(const int32_t *sums, const float *scale, float d, const float *min, float extra,
+                                  float *c) {
     for (size_t j = 0; j < PANEL; j += 8) {
         __m256 f = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(const void *)(sums + j)));
-        __m256 y = _mm256_mul_ps(_mm256_mul_ps(f, _mm256_loadu_ps(scale + j)), d);
+        __m256 y = _mm256_mul_ps(_mm256_mul_ps(f, _mm256_loadu_ps(scale + j)), _mm256_set1_ps(d));
         y = _mm256_add_ps(_mm256_loadu_ps(c + j), y);
-        if (t->has_min) y = _mm256_add_ps(y, _mm256_mul_ps(_mm256_loadu_ps(min + j), extra));
+        if (min) y = _mm256_add_ps(y, _mm256_mul_ps(_mm256_loadu_ps(min + j), _mm256_set1_ps(extra)));
         _mm256_storeu_ps(c + j, y);
     }
 }
 
 static void multiply(const struct block_int8 *t) {
-    size_t steps = 8 / t->groups;
-    bool is_wide = t->b->codes != t->b->room; /* read where they lie: eight bits */
+    struct unpacked_int8 b;
+    unpack_int8(t, &b);
+    bool has_min = t->form->has_min, is_wide = t->form->bits == 8;
+    size_t per_block = 32 / t->form->group, steps = 8 / per_block;
     if (!t->accumulate) memset(t->c, 0, t->rows * PANEL * sizeof *t->c);
-    for (size_t g = 0; g < t->blocks * t->groups; g++)
+    for (size_t g = 0; g < t->b.groups; g++)
         for (size_t row = 0; row < t->rows; row++) {
+            const union extra_int8 *extra = &t->extra[g * t->rows + row];
             int32_t sums[PANEL];
-            sum_group(t->b->codes + g * steps * STEP_BYTES, t->a + g * steps * t->rows + row, t->rows, steps, is_wide,
-                      t->has_min ? 0 : t->extra[g * t->rows + row].times_offset, sums);
-            add_group(t, g, row, sums, t->c + row * PANEL);
+            sum_group(b.codes + g * steps * STEP_BYTES, t->a + g * steps * t->rows + row, t->rows, steps, is_wide,
+                      has_min ? 0 : extra->times_offset, sums);
+            add_group(sums, b.scale + g * PANEL, t->d[g / per_block * t->rows + row],
+                      has_min ? b.min + g * PANEL : NULL, has_min ? extra->times_min : 0, t->c + row * PANEL);
         }
 }
 
-const struct micro_int8 int8_avx2 = {
-    .rows = 4, .round = round_int8_portable, .unpack = unpack_int8_portable, .multiply = multiply};
+const struct micro_int8 int8_avx2 = {.rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply};
 #else
 typedef int gemm_int8_avx2_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

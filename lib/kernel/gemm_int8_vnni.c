@@ -11,9 +11,9 @@
 #define INLINE_VNNI static inline __attribute__((always_inline)) TARGET_VNNI
 
 /* 6 x 2 accumulators in integers, as many in f32; two vectors of b, one broadcast of a: 27 of 32 registers. */
-#define MR    INT8_MAX_ROWS
+#define MR    6
 #define STEPS 8    /* in a block; four of k each */
-#define AHEAD 4096 /* bytes of b */
+#define AHEAD 6144 /* bytes of b that are read where they lie */
 
 INLINE_VNNI int word_at(const uint32_t *p) {
     int word;
@@ -21,69 +21,144 @@ INLINE_VNNI int word_at(const uint32_t *p) {
     return word;
 }
 
-/* acc += sums * scale * d [+ min * extra], each operation rounded on its own. */
-INLINE_VNNI __m512 add_group(__m512 acc, __m512i sums, __m512 scale, __m512 d) {
-    return _mm512_add_ps(acc, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), d));
+/* The sums of a group of elements so far, and those that begin it. */
+struct group {
+    __m512i s0[MR], s1[MR];
+};
+
+INLINE_VNNI void begin_group(const int rows, const bool has_min, const union extra_int8 *extra, struct group *g) {
+    UNROLL for (int i = 0; i < rows; i++) g->s0[i] = g->s1[i] =
+        has_min ? _mm512_setzero_si512() : _mm512_set1_epi32(extra[i].times_offset);
 }
 
-/* rows, groups and has_min are constants at each call. */
-INLINE_VNNI void micro(const int rows, const int groups, const bool has_min, const struct block_int8 *t) {
+INLINE_VNNI void add_step(const int rows, __m512i b0, __m512i b1, const uint32_t *a, struct group *g) {
+    UNROLL for (int i = 0; i < rows; i++) {
+        __m512i x = _mm512_set1_epi32(word_at(a + i));
+        g->s0[i] = _mm512_dpbusd_epi32(g->s0[i], b0, x);
+        g->s1[i] = _mm512_dpbusd_epi32(g->s1[i], b1, x);
+    }
+}
+
+struct sums {
     __m512 c0[MR], c1[MR];
+};
+
+INLINE_VNNI void begin_sums(const int rows, const struct block_int8 *t, struct sums *c) {
     UNROLL for (int i = 0; i < rows; i++) {
-        c0[i] = t->accumulate ? _mm512_loadu_ps(t->c + i * PANEL) : _mm512_setzero_ps();
-        c1[i] = t->accumulate ? _mm512_loadu_ps(t->c + i * PANEL + 16) : _mm512_setzero_ps();
-    }
-    const uint8_t *codes = t->b->codes;
-    const uint32_t *a = t->a;
-    const float *d = t->d, *scale = t->b->scale, *min = t->b->min;
-    const union extra_int8 *extra = t->extra;
-    for (size_t b = 0; b < t->blocks; b++, d += rows)
-        for (int g = 0; g < groups; g++, extra += rows, scale += PANEL, min += PANEL) {
-            __m512i s0[MR], s1[MR];
-            UNROLL for (int i = 0; i < rows; i++) s0[i] = s1[i] =
-                has_min ? _mm512_setzero_si512() : _mm512_set1_epi32(extra[i].times_offset);
-            UNROLL for (int s = 0; s < STEPS / groups; s++, codes += 4 * PANEL, a += rows) {
-                __m512i b0 = _mm512_loadu_si512(codes), b1 = _mm512_loadu_si512(codes + 64);
-                UNROLL for (int i = 0; i < rows; i++) {
-                    __m512i x = _mm512_set1_epi32(word_at(a + i));
-                    s0[i] = _mm512_dpbusd_epi32(s0[i], b0, x);
-                    s1[i] = _mm512_dpbusd_epi32(s1[i], b1, x);
-                }
-            }
-            __m512 f0 = _mm512_loadu_ps(scale), f1 = _mm512_loadu_ps(scale + 16);
-            UNROLL for (int i = 0; i < rows; i++) {
-                __m512 x = _mm512_set1_ps(d[i]);
-                c0[i] = add_group(c0[i], s0[i], f0, x);
-                c1[i] = add_group(c1[i], s1[i], f1, x);
-            }
-            if (!has_min) continue;
-            f0 = _mm512_loadu_ps(min);
-            f1 = _mm512_loadu_ps(min + 16);
-            UNROLL for (int i = 0; i < rows; i++) {
-                __m512 x = _mm512_set1_ps(extra[i].times_min);
-                c0[i] = _mm512_add_ps(c0[i], _mm512_mul_ps(f0, x));
-                c1[i] = _mm512_add_ps(c1[i], _mm512_mul_ps(f1, x));
-            }
-        }
-    UNROLL for (int i = 0; i < rows; i++) {
-        _mm512_storeu_ps(t->c + i * PANEL, c0[i]);
-        _mm512_storeu_ps(t->c + i * PANEL + 16, c1[i]);
+        c->c0[i] = t->accumulate ? _mm512_loadu_ps(t->c + i * PANEL) : _mm512_setzero_ps();
+        c->c1[i] = t->accumulate ? _mm512_loadu_ps(t->c + i * PANEL + 16) : _mm512_setzero_ps();
     }
 }
 
-#define MICRO(rows, groups, min)                                                                                       \
-    TARGET_VNNI static void micro_##rows##_##groups##_##min(const struct block_int8 *t) {                              \
-        micro(rows, groups, min, t);                                                                                   \
+INLINE_VNNI void end_sums(const int rows, const struct block_int8 *t, const struct sums *c) {
+    UNROLL for (int i = 0; i < rows; i++) {
+        _mm512_storeu_ps(t->c + i * PANEL, c->c0[i]);
+        _mm512_storeu_ps(t->c + i * PANEL + 16, c->c1[i]);
     }
-#define EACH_FORM(X, rows) X(rows, 1, 0) X(rows, 1, 1) X(rows, 2, 0) X(rows, 2, 1)
-#define EACH(X)            EACH_FORM(X, 1) EACH_FORM(X, 2) EACH_FORM(X, 3) EACH_FORM(X, 4) EACH_FORM(X, 5) EACH_FORM(X, 6)
+}
+
+/* c += integers * scale * d, each operation rounded on its own. */
+INLINE_VNNI void add_scaled(const int rows, const struct group *g, __m512 f0, __m512 f1, const float *d,
+                            struct sums *c) {
+    UNROLL for (int i = 0; i < rows; i++) {
+        __m512 x = _mm512_set1_ps(d[i]);
+        c->c0[i] = _mm512_add_ps(c->c0[i], _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(g->s0[i]), f0), x));
+        c->c1[i] = _mm512_add_ps(c->c1[i], _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(g->s1[i]), f1), x));
+    }
+}
+
+INLINE_VNNI void add_minima(const int rows, __m512 f0, __m512 f1, const union extra_int8 *extra, struct sums *c) {
+    UNROLL for (int i = 0; i < rows; i++) {
+        __m512 x = _mm512_set1_ps(extra[i].times_min);
+        c->c0[i] = _mm512_add_ps(c->c0[i], _mm512_mul_ps(f0, x));
+        c->c1[i] = _mm512_add_ps(c->c1[i], _mm512_mul_ps(f1, x));
+    }
+}
+
+/* ---- a chunk, as it lies ---- */
+
+/* Codes of two steps, two vectors each: from their nibbles, and the bits above by masks. */
+INLINE_VNNI void two_steps(const int planes, const uint8_t *from, const uint8_t *masks, __m512i codes[4]) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i v = _mm512_loadu_si512(from + 64 * i);
+        codes[i] = _mm512_and_si512(v, nibble);
+        codes[2 + i] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+    }
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int plane = 0; plane < planes; plane++) {
+        uint64_t bits;
+        memcpy(&bits, masks + ((i / 2 * planes + plane) * 2 + i % 2) * 8, sizeof bits);
+        codes[i] = _mm512_mask_add_epi8(codes[i], bits, codes[i], _mm512_set1_epi8((char)(16 << plane)));
+    }
+}
+
+/* Factors of 16 columns: f16, times a small integer where groups have one. */
+INLINE_VNNI __m512 factors(const uint8_t *f16, const int8_t *small, size_t group, size_t col) {
+    const void *h = f16 + ((small ? 0 : group) * PANEL + col) * sizeof(uint16_t);
+    __m512 all = _mm512_cvtph_ps(_mm256_loadu_si256(h));
+    if (!small) return all;
+    const void *bytes = small + group * PANEL + col;
+    return _mm512_mul_ps(all, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes))));
+}
+
+#define BYTES 3 /* instead of a number of planes: codes of eight bits */
+
+INLINE_VNNI void fetch(const void *p) {
+    __builtin_prefetch((const uint8_t *)p + AHEAD);
+}
+
+/* rows, planes and groups (in a block) are constants at each call. */
+INLINE_VNNI void micro(const int rows, const int planes, const int groups, const struct block_int8 *t) {
+    const struct chunk_int8 *from = &t->b;
+    const uint8_t *codes = from->codes, *masks = from->masks;
+    const uint32_t *a = t->a;
+    const float *d = t->d;
+    const union extra_int8 *extra = t->extra;
+    bool has_min = t->form->has_min;
+    struct sums c;
+    begin_sums(rows, t, &c);
+    for (size_t b = 0; b < t->blocks; b++, d += rows)
+        for (size_t i = b * groups; i < (b + 1) * groups; i++, extra += rows) {
+            struct group g;
+            begin_group(rows, has_min, extra, &g);
+            UNROLL for (int s = 0; s < STEPS / groups; s += 2, a += 2 * rows) {
+                __m512i v[4];
+                fetch(codes);
+                fetch(codes + 64);
+                if (planes == BYTES) {
+                    fetch(codes + 128);
+                    fetch(codes + 192);
+                    UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_loadu_si512(codes + 64 * j);
+                } else
+                    two_steps(planes, codes, masks, v);
+                add_step(rows, v[0], v[1], a, &g);
+                add_step(rows, v[2], v[3], a + rows, &g);
+                codes += planes == BYTES ? 256 : 128;
+                masks += 32 * planes;
+            }
+            if (planes == 1 || planes == 2) fetch(masks);
+            if (!from->scales) fetch(from->d + i * PANEL * sizeof(uint16_t));
+            add_scaled(rows, &g, factors(from->d, from->scales, i, 0), factors(from->d, from->scales, i, 16), d, &c);
+            if (has_min)
+                add_minima(rows, factors(from->min, from->mins, i, 0), factors(from->min, from->mins, i, 16), extra,
+                           &c);
+        }
+    end_sums(rows, t, &c);
+}
+
+#define MICRO(rows, planes, groups)                                                                                    \
+    TARGET_VNNI static void micro_##rows##_##planes##_##groups(const struct block_int8 *t) {                           \
+        micro(rows, planes, groups, t);                                                                                \
+    }
+#define EACH_CODE(X, rows) X(rows, 0, 1) X(rows, 0, 2) X(rows, 1, 1) X(rows, 2, 2) X(rows, BYTES, 1)
+#define EACH(X)            EACH_CODE(X, 1) EACH_CODE(X, 2) EACH_CODE(X, 3) EACH_CODE(X, 4) EACH_CODE(X, 5) EACH_CODE(X, 6)
 EACH(MICRO)
 
-#define ENTRY(rows, groups, min) [rows][groups - 1][min] = micro_##rows##_##groups##_##min,
-static void (*const micros[MR + 1][2][2])(const struct block_int8 *t) = {EACH(ENTRY)};
+#define ENTRY(rows, planes, groups) [rows][planes][groups - 1] = micro_##rows##_##planes##_##groups,
+static void (*const micros[MR + 1][BYTES + 1][2])(const struct block_int8 *t) = {EACH(ENTRY)};
 
 static void multiply(const struct block_int8 *t) {
-    micros[t->rows][t->groups - 1][t->has_min](t);
+    micros[t->rows][t->form->bits == 8 ? BYTES : t->b.planes][32 / t->form->group - 1](t);
 }
 
 /* ---- activations ---- */
@@ -119,79 +194,7 @@ TARGET_VNNI static void round_rows(const float *x, size_t blocks, const struct q
     }
 }
 
-/* ---- weights ---- */
-
-INLINE_VNNI void fetch(const uint8_t *p) {
-    __builtin_prefetch(p + AHEAD);
-}
-
-/* Two steps from their nibbles, two vectors each; the bits above by masks. */
-INLINE_VNNI void unpack_codes(const int planes, const struct chunk_int8 *c, size_t steps, uint8_t *to) {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    const uint8_t *from = c->codes, *masks = c->masks;
-    for (size_t s = 0; s < steps; s += 2, from += 128, to += 256, masks += (size_t)planes * 32) {
-        __m512i codes[4];
-        fetch(from);
-        fetch(from + 64);
-        UNROLL for (int i = 0; i < 2; i++) {
-            __m512i v = _mm512_loadu_si512(from + 64 * i);
-            codes[i] = _mm512_and_si512(v, nibble);
-            codes[2 + i] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
-        }
-        if (planes) fetch(masks);
-        UNROLL for (int i = 0; i < 4; i++) {
-            UNROLL for (int plane = 0; plane < planes; plane++) {
-                uint64_t bits;
-                memcpy(&bits, masks + ((i / 2 * planes + plane) * 2 + i % 2) * 8, sizeof bits);
-                codes[i] = _mm512_mask_add_epi8(codes[i], bits, codes[i], _mm512_set1_epi8((char)(16 << plane)));
-            }
-            _mm512_storeu_si512(to + 64 * i, codes[i]);
-        }
-    }
-}
-
-TARGET_VNNI static void unpack_0(const struct chunk_int8 *c, size_t steps, uint8_t *to) {
-    unpack_codes(0, c, steps, to);
-}
-TARGET_VNNI static void unpack_1(const struct chunk_int8 *c, size_t steps, uint8_t *to) {
-    unpack_codes(1, c, steps, to);
-}
-TARGET_VNNI static void unpack_2(const struct chunk_int8 *c, size_t steps, uint8_t *to) {
-    unpack_codes(2, c, steps, to);
-}
-
-INLINE_VNNI __m512 f16_at(const uint8_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-
-TARGET_VNNI static void unpack_factors(const uint8_t *f16, const int8_t *small, size_t groups, float *to) {
-    for (size_t half = 0; half < PANEL; half += 16) {
-        __m512 all = f16_at(f16 + half * sizeof(uint16_t));
-        for (size_t g = 0; g < groups; g++) {
-            if (small) {
-                __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(small + g * PANEL + half));
-                _mm512_storeu_ps(to + g * PANEL + half,
-                                 _mm512_mul_ps(all, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))));
-            } else
-                _mm512_storeu_ps(to + g * PANEL + half, f16_at(f16 + (g * PANEL + half) * sizeof(uint16_t)));
-        }
-    }
-}
-
-TARGET_VNNI static void unpack(const struct quant_form *f, const struct chunk_int8 *from, size_t blocks,
-                               struct unpacked_int8 *to) {
-    static void (*const unpacks[])(const struct chunk_int8 *c, size_t steps, uint8_t *to) = {unpack_0, unpack_1,
-                                                                                             unpack_2};
-    to->codes = f->bits == 8 ? from->codes : to->room;
-    if (f->bits < 8)
-        unpacks[from->planes](from, blocks * STEPS, to->room);
-    else
-        for (size_t i = 0; i < blocks * STEPS * 4 * PANEL; i += 64) fetch(from->codes + i);
-    unpack_factors(from->d, from->scales, from->groups, to->scale);
-    if (f->has_min) unpack_factors(from->min, from->mins, from->groups, to->min);
-}
-
-const struct micro_int8 int8_vnni = {.rows = MR, .round = round_rows, .unpack = unpack, .multiply = multiply};
+const struct micro_int8 int8_vnni = {.rows = MR, .round = round_rows, .multiply = multiply};
 #else
 typedef int gemm_int8_vnni_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

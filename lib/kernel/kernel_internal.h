@@ -108,13 +108,6 @@ struct chunk_int8 chunk_at(const struct quant_form *f, const uint8_t *p, size_t 
 size_t panel_int8_bytes(const struct quant_form *f, size_t k);
 void int8_column(float *y, const struct kernel_panels *b, size_t col);
 
-/* A chunk with a byte for each code; minima only where the type has some. */
-struct unpacked_int8 {
-    _Alignas(64) uint8_t room[INT8_CHUNK * PANEL];
-    _Alignas(64) float scale[INT8_GROUPS * PANEL], min[INT8_GROUPS * PANEL];
-    const uint8_t *codes; /* [k/4][PANEL][4], in the room or where they lie */
-};
-
 /* What a group of elements of an activation adds besides the product of codes: -offset times their sum, in the integers; or
  * their sum times their scale, to be multiplied with the minimum. */
 union extra_int8 {
@@ -122,41 +115,43 @@ union extra_int8 {
     float times_min;
 };
 
-/* c[rows][PANEL] = [c +] a b of a chunk. */
+/* c[rows][PANEL] = [c +] a b of a chunk of a panel. */
 struct block_int8 {
-    size_t rows, blocks; /* of 32 of k */
-    size_t groups;       /* in a block: 1 or 2 */
-    bool has_min;
+    const struct quant_form *form;
+    size_t rows, blocks;           /* of 32 of k */
     const uint32_t *a;             /* [k/4][rows], four signed bytes each */
     const float *d;                /* their scales, [blocks][rows] */
-    const union extra_int8 *extra; /* [blocks * groups][rows] */
-    const struct unpacked_int8 *b;
+    const union extra_int8 *extra; /* [k/group][rows] */
+    struct chunk_int8 b;
     bool accumulate;
     float *c;
 };
 
-/* Blocks of 32 of a row to integers; what belongs to a step, a block or a group goes to every stride-th place. */
+/* Blocks of 32 of a row to integers; what belongs to a step of four, a block or a group goes to every stride-th place. */
 typedef void round_int8_fn(const float *x, size_t blocks, const struct quant_form *f, size_t stride, uint32_t *a,
                            float *d, union extra_int8 *extra);
-typedef void unpack_int8_fn(const struct quant_form *f, const struct chunk_int8 *from, size_t blocks,
-                            struct unpacked_int8 *to);
 
 /* How a path does it: all to the same bits. */
 struct micro_int8 {
-    size_t rows; /* most in a block, and the best number */
+    size_t rows; /* most in a block, at most INT8_MAX_ROWS, and the best number */
     round_int8_fn *round;
-    unpack_int8_fn *unpack;
     void (*multiply)(const struct block_int8 *t);
 };
-#define INT8_MAX_ROWS 6
-
-round_int8_fn round_int8_portable;
-unpack_int8_fn unpack_int8_portable;
+#define INT8_MAX_ROWS 32
 
 extern const struct micro_int8 int8_portable;
+round_int8_fn round_int8_portable;
 #if defined(__x86_64__)
 extern const struct micro_int8 int8_avx2, int8_vnni;
 #endif
+
+/* For paths without a better way: a chunk with a byte for each code and an f32 for each factor. */
+struct unpacked_int8 {
+    uint8_t room[INT8_CHUNK * PANEL];
+    float scale[INT8_GROUPS * PANEL], min[INT8_GROUPS * PANEL]; /* minima only where the type has some */
+    const uint8_t *codes;                                       /* [k/4][PANEL][4], in the room or where they lie */
+};
+void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to);
 
 /* c = a b for panels of quantized blocks. */
 void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,

@@ -77,36 +77,52 @@ static int hold_blocks(struct model_param *p, struct model_tensors *t, struct er
 
 /* Rows of the weight are columns of the product: each part makes whole panels. */
 static int hold_panels(struct model_param *p, struct model_tensors *t, struct err *e) {
-    size_t k = p->panels.k,
-           rows = PART_BYTES / (k * dtype_info(t->desc.dtype)->block_bytes) / KERNEL_PANEL * KERNEL_PANEL;
+    enum dtype type = t->desc.dtype;
+    bool integers = p->panels.dtype != DT_BF16;
+    size_t k = p->panels.k, rows = PART_BYTES / dtype_row_bytes(type, k) / KERNEL_PANEL * KERNEL_PANEL;
     unsigned char *to = (unsigned char *)p->panels.data;
     int rc = 0;
     if (rows == 0) rows = KERNEL_PANEL;
     for (size_t at = 0, n; !rc && at < p->panels.n; at += n) {
         n = p->panels.n - at < rows ? p->panels.n - at : rows;
         rc = take_part(t, (uint64_t)n * k, e);
-        if (!rc) (void)kernel_pack_nt(to + kernel_panels_bytes(at, k), n, k, t->desc.dtype, t->data.data);
+        if (!rc && integers)
+            (void)kernel_pack_int8(to + kernel_panels_int8_bytes(type, at, k), n, k, type, t->data.data);
+        else if (!rc)
+            (void)kernel_pack_nt(to + kernel_panels_bytes(at, k), n, k, type, t->data.data);
     }
     return rc;
 }
 
-/* Blocks stay as they are: a product makes panels of them as it goes. */
-static int hold_packed(struct model_param *p, struct model_tensors *t, struct err *e) {
+/* Blocks that are not packed for integers stay as they are: a product makes panels of them as it goes. */
+static int hold_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
-    bool quantized = dtype_info(d->dtype)->is_quantized;
-    void *memory = mem_alloc(quantized ? tensor_bytes(d) : kernel_panels_bytes(n, k), e);
+    bool quantized = dtype_info(d->dtype)->is_quantized, integers = quantized && m->hold == HOLD_INT8;
+    size_t bytes = integers    ? kernel_panels_int8_bytes(d->dtype, n, k)
+                   : quantized ? tensor_bytes(d)
+                               : kernel_panels_bytes(n, k);
+    void *memory = mem_alloc(bytes, e);
     if (!memory) return err_prefix(e, "tensor '%s'", d->name);
     *p = (struct model_param){.slot = t->slot, .desc = *d, .n = tensor_elems(d)};
-    p->panels = (struct kernel_panels){n, k, !quantized, quantized ? d->dtype : DT_BF16, memory};
-    return quantized ? hold_blocks(p, t, e) : hold_panels(p, t, e);
+    p->panels = (struct kernel_panels){n, k, integers || !quantized, quantized ? d->dtype : DT_BF16, memory};
+    m->n_int8 += integers;
+    return p->panels.packed ? hold_panels(p, t, e) : hold_blocks(p, t, e);
+}
+
+int model_check_int8(const struct model *m, const char *name, struct err *e) {
+    if (m->hold != HOLD_INT8 || m->n_int8) return 0;
+    return err_set(e, ERR_USAGE,
+                   "%s: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another "
+                   "precision)",
+                   name);
 }
 
 int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
     int rc = model_tensors_open(t, more, e);
     if (rc || !*more) return rc;
     struct model_param *p = &m->params[model_slot_index(&m->config, t->slot)];
-    return m->hold == HOLD_PACKED && model_role_is_matrix(t->slot.role) ? hold_packed(p, t, e) : hold_f32(p, t, e);
+    return m->hold != HOLD_F32 && model_role_is_matrix(t->slot.role) ? hold_packed(m, p, t, e) : hold_f32(p, t, e);
 }
 
 static void param_release(struct model_param *p) {
@@ -135,7 +151,7 @@ void model_free(struct model *m) {
 }
 
 enum dtype model_precision(const struct model *m) {
-    return m->hold == HOLD_PACKED ? DT_BF16 : DT_F32;
+    return m->hold == HOLD_F32 ? DT_F32 : DT_BF16;
 }
 
 int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) {
@@ -153,6 +169,7 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
     while (!rc && more) rc = model_hold_next(m, &tensors, &more, e);
     if (m) model_tensors_release(&tensors);
     if (!rc) rc = stream_drain(r, e);
+    if (!rc) rc = model_check_int8(m, stream_reader_name(r), e);
     if (!rc) {
         m->meta = head.meta;
         head.meta = NULL;

@@ -130,11 +130,12 @@ int model_each_tensor(struct stream_reader *r, const struct model_config *c, str
 
 /* ---- a whole model in memory ------------------------------------------------------------------------------------------------------ */
 
-/* How weights are held. Norms and biases are f32 in both. */
+/* How weights are held. Norms and biases are f32 in all. */
 enum model_hold {
     HOLD_F32, /* for training and saving, and for inference in f32 */
     HOLD_PACKED, /* for inference in bf16: matrices as a product reads them, packed in bf16 or, when the stream has them quantized,
                   * in those blocks. They are constant, and no copy in f32 is kept */
+    HOLD_INT8, /* as HOLD_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
 };
 
 struct model_param {
@@ -152,6 +153,7 @@ struct model {
     enum model_hold hold;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
+    size_t n_int8;       /* matrices that were packed for products of integers so far */
     struct vocab *vocab; /* NULL when the stream has none */
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
@@ -160,9 +162,10 @@ struct model {
     struct arena memory;
 };
 
-/* Reads a whole stream (also from a pipe). The reader is at its end afterwards. */
+/* Reads a whole stream (also from a pipe). The reader is at its end afterwards. ERR_USAGE: HOLD_INT8, and no matrix is quantized. */
 int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) MUST_CHECK;
-/* The precision that inference with this model has: DT_BF16 when its weights are packed, else DT_F32. For grad_tape_new. */
+/* The precision that inference with this model has: DT_BF16 when its weights are packed (products of integers stand
+ * among those of bf16), else DT_F32. For grad_tape_new. */
 enum dtype model_precision(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,

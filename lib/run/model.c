@@ -4,18 +4,23 @@
 
 #include "lib/run/run.h"
 
+static const char *chosen(const struct run_options *o) {
+    if (strcmp(o->precision, "auto") != 0) return o->precision;
+    return kernel_has_bf16() ? "bf16" : "f32";
+}
+
 enum dtype run_precision(const struct run_options *o) {
-    if (!strcmp(o->precision, "auto")) return kernel_has_bf16() ? DT_BF16 : DT_F32;
-    return dtype_by_name(o->precision)->dtype;
+    return strcmp(chosen(o), "f32") != 0 ? DT_BF16 : DT_F32;
 }
 
 int run_put_precision(struct cli *c, const struct run_options *o, struct err *e) {
-    const char *name = dtype_info(run_precision(o))->name;
+    const char *name = chosen(o);
     bool ok = json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
     return ok ? 0 : err_nomem(e, "report");
 }
 
 enum model_hold run_hold(const struct run_options *o) {
+    if (!strcmp(chosen(o), "int8")) return HOLD_INT8;
     return run_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
 }
 
