@@ -115,15 +115,15 @@ static void begin_sums(const struct product *p, size_t row, size_t rows, size_t 
 }
 
 static void finish_sums(const struct product *p, size_t row, size_t rows, size_t col, size_t cols, const float *sums) {
+    size_t n = p->b->n, at = row * n + col;
     const float *bias = p->how.bias ? p->how.bias + col : NULL;
-    for (size_t i = 0; i < rows; i++, sums += PANEL) {
-        size_t at = (row + i) * p->b->n + col;
-        const float *residual = p->how.residual ? p->how.residual + at : NULL;
-        if (p->c_type == DT_F32)
-            p->v->finish_f32((float *)p->c + at, sums, bias, residual, cols);
-        else
-            p->v->finish_bf16((uint16_t *)p->c + at, sums, bias, residual, cols);
-    }
+    const float *residual = p->how.residual ? p->how.residual + at : NULL;
+    if (p->c_type == DT_F32)
+        p->v->finish_f32((float *)p->c + at, n, rows, cols, sums, PANEL, bias, residual);
+    else if (p->how.gate)
+        p->v->finish_gated((uint16_t *)p->c + at, n, rows, cols, sums, PANEL, bias, p->how.gate + at);
+    else
+        p->v->finish_bf16((uint16_t *)p->c + at, n, rows, cols, sums, PANEL, bias, residual);
 }
 
 static void run_tile(void *ctx, size_t i, int thread) {

@@ -112,10 +112,11 @@ static int hold_packed(struct model *m, struct model_param *p, struct model_tens
 
 int model_check_int8(const struct model *m, const char *name, struct err *e) {
     if (m->hold != HOLD_INT8 || m->n_int8) return 0;
-    return err_set(e, ERR_USAGE,
-                   "%s: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another "
-                   "precision)",
-                   name);
+    return err_set(
+        e, ERR_USAGE,
+        "%s: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another "
+        "precision)",
+        name);
 }
 
 int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {

@@ -37,6 +37,7 @@ same() {
         done
         same "rill teacher-infer --precision $precision -m wide.q4.rill lines.tok.rill"
     done
+    same "rill teacher-infer --precision int8 -m wide.q4.rill lines.tok.rill"
 }
 
 @test "teacher-infer, weights resident and layer by layer" {
@@ -69,6 +70,7 @@ same() {
         done
     done
     same "rill generate --max-new 12 --past-eos -m wide.q4.rill lines.tok.rill"
+    same "rill generate --precision int8 --max-new 12 --past-eos -m wide.q4.rill lines.tok.rill"
 }
 
 @test "eval and calibrate" {

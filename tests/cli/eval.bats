@@ -33,6 +33,26 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     rill show --prov k.rill | grep -qE '"precision":"(bf16|f32)"'
 }
 
+@test "integer products move the perplexity by less than 1%, layer by layer and at once alike" {
+    local model=$ROOT/examples/data/model.rill
+    head -c 20000 "$ROOT/examples/data/heldout.txt" | rill tokenize -q -m "$model" --context 256 >t.rill
+    for type in q8_0 q4_k_m q4_1; do
+        rill quantize -q --force --type $type "$model" -o q.rill
+        for precision in bf16 int8; do
+            ev -m q.rill --precision $precision --context 256 t.rill --report $precision.json --force >$precision
+        done
+        assert_json int8.json precision '"int8"'
+        holds "$(number perplexity int8) != $(number perplexity bf16)"
+        holds "($(number perplexity int8) / $(number perplexity bf16) - 1) ^ 2 <= 0.01 ^ 2"
+        RILL_CPU=avx2 ev -m q.rill --precision int8 --context 256 t.rill >elsewhere
+        holds "($(number perplexity int8) / $(number perplexity elsewhere) - 1) ^ 2 <= 0.003 ^ 2"
+    done
+    for weights in resident stream; do
+        rill teacher-infer -q --no-provenance --precision int8 --weights $weights --encode topk:3 -m q.rill t.rill -o $weights.rill
+    done
+    assert_same resident.rill stream.rill
+}
+
 # ---- what is printed ------------------------------------------------------------------------------------------------------
 
 @test "perplexity is one JSON line, and names its protocol" {

@@ -97,3 +97,29 @@ setup() {
         awk -F '\t' 'NR > 1 && $8 != "-" && $2 >= 12 { n++; wrong += $8 != 1 } END { print n, wrong; exit !(n > 30 && wrong < 2) }' said.tsv
     done
 }
+
+@test "integer products: a sequence gets the same tokens alone and among others" {
+    local model=$ROOT/examples/data/model.rill type line
+    printf '%s\n' 'Once upon a time' 'The fox said' 'It was' 'A small bird sat on a branch and' 'Why' 'In the morning they went' 'So the' >seven.txt
+    for type in q8_0 q4_0; do
+        rill quantize -q --force --type $type "$model" -o q.rill
+        how=(-q --precision int8 -m q.rill --temperature 0 --max-new 20 --past-eos --text)
+        rill tokenize -q -m q.rill --lines seven.txt | rill generate "${how[@]}" -j 2 >together
+        while read -r line; do
+            rill tokenize -q -m q.rill --lines <<<"$line" | rill generate "${how[@]}" -j 1
+        done <seven.txt >alone
+        assert_same together alone
+        rill tokenize -q -m q.rill --lines seven.txt | rill generate "${how[@]}" --report r.json --force >again
+        assert_json r.json precision '"int8"'
+        assert_same together again
+    done
+}
+
+@test "integer products want quantized weights, training none" {
+    check_exit 2 rill generate --precision int8 -m model.rill prompts.rill
+    assert_stderr_line "model.rill: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another precision)"
+    check_exit 2 rill teacher-infer --precision int8 --weights stream -m model.rill tokens.rill
+    assert_stderr_line "model.rill: no weights are quantized, *"
+    check_exit 2 rill distill --precision int8 -m model.rill tokens.rill
+    assert_stderr_line "*--precision*int8*"
+}

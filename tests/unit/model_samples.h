@@ -66,11 +66,11 @@ static inline int load_model(const struct buf *b, struct model **out, struct err
 }
 
 /* The same weights, held for inference: of what a stream of `dtype` has of them. */
-static inline struct model *packed_model(const struct model *m, unsigned dtype) {
+static inline struct model *packed_model(const struct model *m, unsigned dtype, enum model_hold hold) {
     struct err e;
     struct model *packed;
     struct buf bytes = saved_model(m, dtype);
-    OK(load_model_as(&bytes, HOLD_PACKED, &packed, &e));
+    OK(load_model_as(&bytes, hold, &packed, &e));
     buf_release(&bytes);
     return packed;
 }

@@ -344,45 +344,70 @@ static void threads_do_not_change_a_bit(void **state) {
     arena_release(&a);
 }
 
-/* Packed weights give the logits of the same weights in f32, but for the rounding of weights and activations to bf16: some dozen
- * roundings of 2^-9 lie between a token and its logits. */
+/* Packed weights give the logits of the same weights in f32, but for `within`, the rounding of weights and activations. */
+static void compare_packed(const struct model_config *c, enum dtype type, enum model_hold hold, double within) {
+    struct err e;
+    uint32_t tokens[40];
+    const uint32_t lengths[] = {33, 7};
+    sample_tokens(tokens, 40, c->vocab_size, 9);
+    const struct model_input in = {40, 2, tokens, lengths};
+    struct model *made = sample_model(c, 8), *plain, *packed = packed_model(made, type, hold);
+    struct buf bytes = saved_model(made, type);
+    OK(load_model(&bytes, &plain, &e));
+    float *x = logits_of(plain, &in), *y = logits_of(packed, &in);
+    double sum = 0, off = 0;
+    for (size_t k = 0; k < 40 * c->vocab_size; k++) {
+        sum += (double)x[k] * x[k];
+        off += ((double)x[k] - y[k]) * ((double)x[k] - y[k]);
+    }
+    assert_true(off > 0); /* it was in bf16 */
+    if (!(sqrt(off / sum) < within)) fail_msg("%s: off by %g", dtype_info(type)->name, sqrt(off / sum));
+    /* One copy, as stored or packed; none in f32. */
+    struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
+    bool quantized = dtype_info(type)->is_quantized;
+    assert_null(embed->value);
+    assert_int_equal(embed->panels.packed, !quantized || hold == HOLD_INT8);
+    assert_int_equal(embed->panels.dtype, quantized ? type : DT_BF16);
+    assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == c->tied);
+    assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
+    mem_free(x);
+    mem_free(y);
+    buf_release(&bytes);
+    model_free(made);
+    model_free(plain);
+    model_free(packed);
+}
+
+/* In bf16 some dozen roundings of 2^-9 lie between a token and its logits. As many blocks of activations are rounded to
+ * d q for products of integers, by d / 2 = max |x| / 254 at most, which is at least 1/254 and at most sqrt(32)/254 of the
+ * block's root mean square; of normal numbers some 2.5/254 with an error that is d / sqrt(12) in the mean: 1.4/254. */
 static void packed_weights_say_the_same(void **state) {
+    (void)state;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_Q8_0, DT_Q4_0, DT_Q4_1, DT_Q5_0};
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        for (int tied = 0; tied < 2; tied++) {
+            c.tied = tied;
+            compare_packed(&c, types[i], HOLD_PACKED, 12.0 / 512);
+            if (dtype_info(types[i])->is_quantized)
+                compare_packed(&c, types[i], HOLD_INT8, 12.0 / 512 + 12 * 1.4 / 254);
+        }
+    arena_release(&a);
+}
+
+/* Without quantized weights there is nothing to multiply as integers. */
+static void int8_wants_quantized_weights(void **state) {
     (void)state;
     struct err e;
     struct arena a = {0};
     struct model_config c = sample_config(&a);
-    static const enum dtype types[] = {DT_F32, DT_BF16, DT_Q8_0, DT_Q4_0, DT_Q4_1};
-    uint32_t tokens[40];
-    const uint32_t lengths[] = {33, 7};
-    sample_tokens(tokens, 40, c.vocab_size, 9);
-    const struct model_input in = {40, 2, tokens, lengths};
-    for (size_t i = 0; i < COUNT_OF(types); i++)
-        for (int tied = 0; tied < 2; tied++) {
-            c.tied = tied;
-            struct model *made = sample_model(&c, 8), *plain, *packed = packed_model(made, types[i]);
-            struct buf bytes = saved_model(made, types[i]);
-            OK(load_model(&bytes, &plain, &e));
-            float *x = logits_of(plain, &in), *y = logits_of(packed, &in);
-            double sum = 0, off = 0;
-            for (size_t k = 0; k < 40 * c.vocab_size; k++) {
-                sum += (double)x[k] * x[k];
-                off += ((double)x[k] - y[k]) * ((double)x[k] - y[k]);
-            }
-            assert_true(off > 0); /* it was in bf16 */
-            if (!(sqrt(off / sum) < 12.0 / 512)) fail_msg("%s: off by %g", dtype_info(types[i])->name, sqrt(off / sum));
-            /* One copy, as stored or packed; none in f32. */
-            struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
-            assert_null(embed->value);
-            assert_int_equal(embed->panels.packed, !dtype_info(types[i])->is_quantized);
-            assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == tied);
-            assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
-            mem_free(x);
-            mem_free(y);
-            buf_release(&bytes);
-            model_free(made);
-            model_free(plain);
-            model_free(packed);
-        }
+    struct model *m = sample_model(&c, 8), *none;
+    struct buf bytes = saved_model(m, DT_BF16);
+    assert_int_equal(load_model_as(&bytes, HOLD_INT8, &none, &e), ERR_USAGE);
+    assert_non_null(strstr(e.msg, "model.rill: no weights are quantized"));
+    buf_release(&bytes);
+    model_free(m);
     arena_release(&a);
 }
 
@@ -459,13 +484,13 @@ static void layer_by_layer_nothing_changes(void **state) {
     const struct model_input in[] = {
         {14, 2, tokens, lengths}, {1, 1, tokens + 14, lengths + 2}, {37, 2, tokens + 15, lengths + 3}};
     for (int tied = 0; tied < 2; tied++)
-        for (int how = 0; how < 4; how++) {
+        for (int how = 0; how < 6; how++) {
             bool pipe = how % 2;
-            enum model_hold hold = how / 2 ? HOLD_PACKED : HOLD_F32;
+            enum model_hold hold = (enum model_hold)(how / 2);
             c.tied = tied;
             struct model *m = sample_model(&c, 8);
-            struct buf bytes = saved_model(m, 0);
-            if (hold == HOLD_PACKED) {
+            struct buf bytes = saved_model(m, hold == HOLD_INT8 ? DT_Q5_1 : 0);
+            if (hold != HOLD_F32) {
                 model_free(m);
                 OK(load_model_as(&bytes, hold, &m, &e));
             }
@@ -552,6 +577,7 @@ int main(void) {
         cmocka_unit_test(save_load_save_is_identity),     cmocka_unit_test(a_model_with_a_flaw_is_refused_by_name),
         cmocka_unit_test(forward_equals_the_plain_one),   cmocka_unit_test(threads_do_not_change_a_bit),
         cmocka_unit_test(packed_weights_say_the_same),    cmocka_unit_test(bad_input_is_refused),
+        cmocka_unit_test(int8_wants_quantized_weights),   cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(layer_by_layer_nothing_changes), cmocka_unit_test(layer_by_layer_a_flaw_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
