@@ -1,13 +1,18 @@
 /*
  * Attention of generation: one query a sequence against its cache. What bounds it is memory, so a key is read once for all
  * heads that share it, in the order in which it lies: the keys of a head one behind the other, then its values
- * [n_kv_heads][2][capacity][head_dim]. A (sequence, key head) is a task; scores are in f32, the softmax is online.
+ * [n_kv_heads][2][capacity][head_dim]. Scores are in f32, the softmax is online.
+ *
+ * A (sequence, key head, stretch of its keys) is a task: few sequences, or one, keep many threads busy too. What the stretches
+ * of a longer sequence give is put together in their order (Dao et al. 2023, "Flash-Decoding"). Where stretches begin depends
+ * on nothing but the position.
  */
 #include <math.h>
 
 #include "lib/kernel/attention_internal.h"
 
-#define HEADS 8 /* of a group in a task */
+#define HEADS   8   /* of a group in a task */
+#define STRETCH 512 /* keys in a task; a multiple of KEYS */
 
 size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity) {
     return 2 * n_kv_heads * head_dim * capacity;
@@ -54,8 +59,31 @@ struct decode {
     const struct simd *v;
     struct kernel_array y, q;
     const struct kernel_cache *caches;
-    size_t parts; /* of a group */
+    size_t parts;     /* of a group */
+    size_t stretches; /* of the longest sequence */
+    float *
+        scratch; /* [n_seqs][n_heads][stretches] of those that have several: maximum, sum, and [head_dim] what it weighs */
 };
+
+static size_t stretches_of(const struct kernel_cache *c) {
+    return (c->length + STRETCH - 1) / STRETCH;
+}
+
+static size_t longest(const struct kernel_attention *a, const struct kernel_cache *caches) {
+    size_t most = 0;
+    for (size_t s = 0; s < a->n_seqs; s++)
+        if (stretches_of(&caches[s]) > most) most = stretches_of(&caches[s]);
+    return most;
+}
+
+size_t kernel_attention_decode_scratch(const struct kernel_attention *a, const struct kernel_cache *caches) {
+    size_t stretches = longest(a, caches);
+    return stretches > 1 ? a->n_seqs * a->n_heads * stretches * (a->head_dim + 2) : 0;
+}
+
+static float *partial(const struct decode *c, size_t seq, size_t head, size_t stretch) {
+    return c->scratch + ((seq * c->a->n_heads + head) * c->stretches + stretch) * (c->a->head_dim + 2);
+}
 
 /* One task: some heads of a group against the keys and values of their sequence, a block of keys at a time. */
 struct heads {
@@ -115,51 +143,91 @@ static void mix(struct heads *t, struct kernel_array values, size_t n, const voi
     for (size_t h = 0; h < t->n; h++) v->mix_rows(t->y + h * t->d, t->s + h * KEYS, rows, t->d, n, t->d);
 }
 
-static void decode_heads(struct heads *t, const struct kernel_cache *cache, size_t kv_head, size_t at,
-                         const void *next) {
-    const struct decode *c = t->c;
-    struct kernel_array keys = rows_of(c->a, cache, kv_head, false), values = rows_of(c->a, cache, kv_head, true);
-    size_t d = t->d;
-    t->q = kernel_part(c->q, at);
-    if (t->q.dtype != DT_F32 && !c->v->decode_dots) c->v->from_bf16(t->wide_q, t->q.data, t->n * d);
+static void attend(struct heads *t, const struct kernel_cache *cache, size_t kv_head, size_t begin, const void *next) {
+    const struct kernel_attention *a = t->c->a;
+    struct kernel_array keys = rows_of(a, cache, kv_head, false), values = rows_of(a, cache, kv_head, true);
+    size_t d = t->d, end = smaller(begin + STRETCH, cache->length);
+    if (t->q.dtype != DT_F32 && !t->c->v->decode_dots) t->c->v->from_bf16(t->wide_q, t->q.data, t->n * d);
     memset(t->y, 0, t->n * d * sizeof *t->y);
     for (size_t h = 0; h < t->n; h++) t->m[h] = -INFINITY, t->l[h] = 0;
-    for (size_t from = 0, n; from < cache->length; from += n) {
-        n = smaller(keys_in_block(t), cache->length - from);
+    for (size_t from = begin, n; from < end; from += n) {
+        n = smaller(keys_in_block(t), end - from);
         struct kernel_array value = kernel_part(values, from * d);
-        bool last = from + n == cache->length;
         scores(t, kernel_part(keys, from * d), n, value.data);
         weigh(t, n);
-        mix(t, value, n, last ? next : kernel_part(keys, (from + n) * d).data);
+        mix(t, value, n, from + n == cache->length ? next : kernel_part(keys, (from + n) * d).data);
     }
-    for (size_t h = 0; h < t->n; h++) c->v->scale(t->y + h * d, d, (float)(1 / t->l[h]));
-    if (c->y.dtype == DT_F32)
-        memcpy((float *)c->y.data + at, t->y, t->n * d * sizeof *t->y);
-    else
-        c->v->to_bf16((uint16_t *)c->y.data + at, t->y, t->n * d);
 }
 
+/* y of n heads from element `at` on, divided by their sums. */
+static void finish(const struct decode *c, float *y, const double *l, size_t n, size_t at) {
+    size_t d = c->a->head_dim;
+    for (size_t h = 0; h < n; h++) c->v->scale(y + h * d, d, (float)(1 / l[h]));
+    if (c->y.dtype == DT_F32)
+        memcpy((float *)c->y.data + at, y, n * d * sizeof *y);
+    else
+        c->v->to_bf16((uint16_t *)c->y.data + at, y, n * d);
+}
+
+/* What a task reads first, if tasks go on as they are counted. */
+static const void *keys_after(const struct decode *c, size_t seq, size_t kv_head, size_t part) {
+    if (part + 1 < c->parts) return rows_of(c->a, &c->caches[seq], kv_head, false).data;
+    if (kv_head + 1 < c->a->n_kv_heads) return rows_of(c->a, &c->caches[seq], kv_head + 1, false).data;
+    return rows_of(c->a, &c->caches[seq + 1 < c->a->n_seqs ? seq + 1 : seq], 0, false).data;
+}
+
+/* All sequences are cut as the longest is, and stretches past a sequence's end are empty. */
 static void decode_task(void *ctx, size_t i, int thread) {
     const struct decode *c = ctx;
-    size_t part = i % c->parts, kv_head = i / c->parts % c->a->n_kv_heads, seq = i / c->parts / c->a->n_kv_heads;
-    size_t group = c->a->n_heads / c->a->n_kv_heads, first = kv_head * group + part * HEADS;
+    size_t stretch = i % c->stretches, part = i / c->stretches % c->parts, kv_head = i / c->stretches / c->parts;
+    size_t seq = kv_head / c->a->n_kv_heads, group = c->a->n_heads / c->a->n_kv_heads, d = c->a->head_dim;
+    kv_head %= c->a->n_kv_heads;
+    size_t head = kv_head * group + part * HEADS, at = (seq * c->a->n_heads + head) * d;
+    const struct kernel_cache *cache = &c->caches[seq];
     struct heads t;
     (void)thread;
+    if (stretch * STRETCH >= cache->length) return;
     t.c = c;
     t.n = smaller(HEADS, group - part * HEADS);
-    t.d = c->a->head_dim;
-    const void *next = c->caches[seq].memory.data;
-    if (part == c->parts - 1) {
-        if (kv_head + 1 < c->a->n_kv_heads)
-            next = rows_of(c->a, &c->caches[seq], kv_head + 1, false).data;
-        else if (seq + 1 < c->a->n_seqs)
-            next = rows_of(c->a, &c->caches[seq + 1], 0, false).data;
+    t.d = d;
+    t.q = kernel_part(c->q, at);
+    attend(&t, cache, kv_head, stretch * STRETCH, keys_after(c, seq, kv_head, part));
+    if (stretches_of(cache) == 1) {
+        finish(c, t.y, t.l, t.n, at);
+        return;
     }
-    decode_heads(&t, &c->caches[seq], kv_head, (seq * c->a->n_heads + first) * t.d, next);
+    for (size_t h = 0; h < t.n; h++) {
+        float *to = partial(c, seq, head + h, stretch);
+        to[0] = t.m[h];
+        to[1] = (float)t.l[h];
+        memcpy(to + 2, t.y + h * d, d * sizeof *to);
+    }
+}
+
+/* One head of one sequence from its stretches. */
+static void join_task(void *ctx, size_t i, int thread) {
+    const struct decode *c = ctx;
+    size_t seq = i / c->a->n_heads, head = i % c->a->n_heads, n = stretches_of(&c->caches[seq]), d = c->a->head_dim;
+    float y[KERNEL_MAX_HEAD_DIM], top = -INFINITY;
+    double l = 0;
+    (void)thread;
+    if (n == 1) return;
+    for (size_t s = 0; s < n; s++) top = fmaxf(top, partial(c, seq, head, s)[0]);
+    memset(y, 0, d * sizeof *y);
+    for (size_t s = 0; s < n; s++) {
+        const float *from = partial(c, seq, head, s);
+        float share = expf((from[0] - top) * c->a->scale);
+        l += (double)share * from[1];
+        c->v->axpy(y, share, from + 2, d);
+    }
+    finish(c, y, &l, 1, i * d);
 }
 
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
-                             const struct kernel_cache *caches) {
-    struct decode c = {a, simd(), y, q, caches, (a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS};
-    parallel_for(a->n_seqs * a->n_kv_heads * c.parts, decode_task, &c);
+                             const struct kernel_cache *caches, float *scratch) {
+    struct decode c = {.a = a, .v = simd(), .y = y, .q = q, .caches = caches, .scratch = scratch};
+    c.parts = (a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS;
+    c.stretches = longest(a, caches);
+    parallel_for(a->n_seqs * a->n_kv_heads * c.parts * c.stretches, decode_task, &c);
+    if (c.stretches > 1) parallel_for(a->n_seqs * a->n_heads, join_task, &c);
 }

@@ -180,9 +180,10 @@ size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity);
 void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *caches, struct kernel_array k,
                          struct kernel_array v);
 /* q, y [n_seqs][n_heads][head_dim]; q has the type of the caches, none of which is empty. The starts are not looked at. What
- * a sequence gets does not depend on the others. */
+ * a sequence gets does not depend on the others. scratch: as many elements as the first function says, which may be 0. */
+size_t kernel_attention_decode_scratch(const struct kernel_attention *a, const struct kernel_cache *caches);
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
-                             const struct kernel_cache *caches);
+                             const struct kernel_cache *caches, float *scratch);
 
 /* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
 void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);

@@ -29,7 +29,9 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
     kernel_cache_append(shape, caches, k->value, v->value);
     struct kernel_attention part = *shape;
     part.n_seqs = decoded;
-    kernel_attention_decode(&part, y->value, q->value, caches);
+    float *scratch = grad_alloc(g->t, kernel_attention_decode_scratch(&part, caches) * sizeof *scratch);
+    if (!scratch) return NULL;
+    kernel_attention_decode(&part, y->value, q->value, caches, scratch);
     if (decoded == n) return y;
     part.n_seqs = n - decoded;
     part.starts = starts;

@@ -178,6 +178,7 @@ struct decode {
     struct kernel_attention a;
     struct kernel_array q;
     struct kernel_cache caches[SEQS];
+    float *scratch;
 };
 
 /* What the library reads is what the twin reads. */
@@ -214,7 +215,7 @@ static void fill_caches(const struct batch *b, struct decode *c, enum dtype type
 
 static void run_decode(void *ctx, float *y) {
     const struct decode *c = ctx;
-    kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches);
+    kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches, c->scratch);
 }
 
 /* In company, alone and rounded to bf16: the same numbers. */
@@ -222,14 +223,14 @@ static void check_company(const struct decode *c, size_t row) {
     float *together = take(SEQS * row, sizeof *together), *alone = take(row, sizeof *alone);
     uint16_t *rounded = take(SEQS * row, sizeof *rounded), *want = take(SEQS * row, sizeof *want);
     EACH_PATH(path) {
-        kernel_attention_decode(&c->a, kernel_f32(together), c->q, c->caches);
+        kernel_attention_decode(&c->a, kernel_f32(together), c->q, c->caches, c->scratch);
         struct kernel_attention one = c->a;
         one.n_seqs = 1;
         for (size_t s = 0; s < SEQS; s++) {
-            kernel_attention_decode(&one, kernel_f32(alone), kernel_part(c->q, s * row), &c->caches[s]);
+            kernel_attention_decode(&one, kernel_f32(alone), kernel_part(c->q, s * row), &c->caches[s], c->scratch);
             assert_memory_equal(together + s * row, alone, row * sizeof *alone);
         }
-        kernel_attention_decode(&c->a, (struct kernel_array){DT_BF16, rounded}, c->q, c->caches);
+        kernel_attention_decode(&c->a, (struct kernel_array){DT_BF16, rounded}, c->q, c->caches, c->scratch);
         kernel_to_bf16(want, together, SEQS * row);
         assert_memory_equal(rounded, want, SEQS * row * sizeof *want);
     }
@@ -237,14 +238,16 @@ static void check_company(const struct decode *c, size_t row) {
 
 /* The last query of each sequence against a cache of all its keys: the last row of attention. */
 static void test_decode(void **state) {
-    static const uint32_t starts[] = {0, 1, 130, 259, 600};
-    static const size_t heads[][3] = {{1, 1, 4},  {9, 3, 64},  {6, 1, 33}, {4, 4, 80},
-                                      {20, 1, 8}, {7, 1, 128}, {4, 2, 300}};
+    static const uint32_t mixed[] = {0, 1, 130, 259, 400};
+    static const uint32_t longer[] = {0, 1, 514, 515, 1600}; /* two sequences of several stretches of keys */
+    static const size_t heads[][3] = {{1, 1, 4},  {3, 1, 64}, {9, 3, 64},  {6, 1, 33},
+                                      {4, 4, 80}, {20, 1, 8}, {7, 1, 128}, {4, 2, 300}};
     (void)state;
     struct rng r = rng_init(23, 1);
     for (size_t i = 0; i < 2 * COUNT_OF(heads); i++) {
         enum dtype type = i % 2 ? DT_BF16 : DT_F32;
         const size_t *h = heads[i / 2];
+        const uint32_t *starts = h[0] < 4 ? longer : mixed;
         struct batch b = make_batch(&r, starts, SEQS, h[0], h[1], h[2], 1);
         if (type == DT_BF16) {
             round_to_bf16(b.q), round_to_bf16(b.k), round_to_bf16(b.v);
@@ -263,6 +266,7 @@ static void test_decode(void **state) {
         }
         c.q = as_type(type, q, SEQS * row);
         fill_caches(&b, &c, type);
+        c.scratch = take(kernel_attention_decode_scratch(&c.a, c.caches), sizeof *c.scratch);
         check_kernel("attention decode", run_decode, &c, SEQS * row, NULL, want, tolerance);
         check_company(&c, row);
         release_memory(NULL);
