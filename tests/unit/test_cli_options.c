@@ -4,6 +4,9 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
 
@@ -227,6 +230,29 @@ static int cleanup(void **state) {
     return 0;
 }
 
+/* Of the parser's neighbour: a text that comes through a pipe that does not block, late and in two pieces. */
+static void text_is_waited_for(void **state) {
+    (void)state;
+    struct err err;
+    int ends[2];
+    char got_text[16] = "";
+    size_t got = 0;
+    assert_int_equal(pipe2(ends, O_NONBLOCK), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 2; i++) usleep(20000), (void)!write(ends[1], "abc", 3);
+        _exit(0);
+    }
+    close(ends[1]);
+    struct cli_file f = {.fd = ends[0], .name = "text", .digest = digest_new(&err)};
+    assert_int_equal(cli_file_read(&f, got_text, sizeof got_text, &got, &err), 0);
+    assert_int_equal(got, 6);
+    assert_string_equal(got_text, "abcabc");
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    digest_free(f.digest);
+    close(ends[0]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults),
@@ -242,6 +268,7 @@ int main(void) {
         cmocka_unit_test(wrong_values),
         cmocka_unit_test(required),
         cmocka_unit_test(nearest),
+        cmocka_unit_test(text_is_waited_for),
     };
     return cmocka_run_group_tests(tests, NULL, cleanup);
 }
