@@ -24,17 +24,20 @@ static size_t padded(size_t n) {
 static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, const uint16_t *a, size_t lda,
                      const uint16_t *b, bool accumulate, float *c, size_t ldc) {
     const struct micro_bf16 *micro = v->bf16;
-    for (size_t i = 0; i < rows; i += micro->block)
-        micro->multiply(&(struct block_bf16){.rows = smaller(micro->block, rows - i),
+    size_t blocks = row_blocks(micro, rows);
+    for (size_t i = 0; i < blocks; i++) {
+        size_t row = row_block(micro, rows, blocks, i);
+        micro->multiply(&(struct block_bf16){.rows = row_block(micro, rows, blocks, i + 1) - row,
                                              .k = k,
                                              .n_panels = n / PANEL,
-                                             .a = a + i * lda,
+                                             .a = a + row * lda,
                                              .lda = lda,
                                              .b = b,
                                              .stride = k * PANEL,
                                              .accumulate = accumulate,
-                                             .c = c + i * ldc,
+                                             .c = c + row * ldc,
                                              .ldc = ldc});
+    }
 }
 
 /* Rows of a block of queries, one behind the other. */

@@ -155,10 +155,11 @@ static void run_group(const struct tile *t, size_t row, size_t rows, size_t pane
 }
 
 static void run_strip(const struct tile *t) {
-    size_t panels = (t->cols + PANEL - 1) / PANEL;
-    for (size_t i = 0; i < t->rows; i += t->micro->block)
-        for (size_t j = 0; j < panels; j += GROUP)
-            run_group(t, i, smaller(t->micro->block, t->rows - i), j, smaller(GROUP, panels - j));
+    size_t panels = (t->cols + PANEL - 1) / PANEL, blocks = row_blocks(t->micro, t->rows);
+    for (size_t i = 0; i < blocks; i++) {
+        size_t row = row_block(t->micro, t->rows, blocks, i), rows = row_block(t->micro, t->rows, blocks, i + 1) - row;
+        for (size_t j = 0; j < panels; j += GROUP) run_group(t, row, rows, j, smaller(GROUP, panels - j));
+    }
 }
 
 /* The strip of a tile's rows, transposed; zeros behind the end of k. */
@@ -317,4 +318,4 @@ static void multiply_widened(const struct block_bf16 *t) {
     }
 }
 
-const struct micro_bf16 bf16_widened = {.block = MAX_BLOCK, .k_block = WIDE_K, .multiply = multiply_widened};
+const struct micro_bf16 bf16_widened = {.block = MAX_BLOCK, .unit = 1, .k_block = WIDE_K, .multiply = multiply_widened};

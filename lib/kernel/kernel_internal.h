@@ -44,11 +44,21 @@ struct block_bf16 {
 /* How a path multiplies: rows <= block, k <= k_block. */
 struct micro_bf16 {
     size_t block;        /* most rows, at most MAX_BLOCK; the best number of rows, too */
+    size_t unit;         /* rows that cost what fewer do */
     size_t k_block;      /* most of k, a multiple of 32 and at most MAX_K_BLOCK */
     void (*begin)(void); /* around the calls of a task, on its thread, or NULL */
     void (*end)(void);
     void (*multiply)(const struct block_bf16 *t);
 };
+
+/* Rows [row_block(i), row_block(i + 1)) are the i-th of n blocks as equal as can be, for a block of few rows costs more a row. */
+static inline size_t row_blocks(const struct micro_bf16 *m, size_t rows) {
+    return (rows + m->block - 1) / m->block;
+}
+static inline size_t row_block(const struct micro_bf16 *m, size_t rows, size_t n, size_t i) {
+    size_t at = (i * rows + n - 1) / n;
+    return i == n ? rows : (at + m->unit - 1) / m->unit * m->unit;
+}
 
 /* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the
  * type and nothing was done. */

@@ -82,7 +82,9 @@ static size_t draw_piece(const struct sampling *c, const struct weights *w, size
         for (size_t j = 0; j < count; j++) {
             if (e[j] > 0) last = i + j;
             before += e[j];
+            if (!(threshold[next] < before)) continue;
             while (next < n && threshold[next] < before) ids[next++] = (uint32_t)(i + j);
+            if (next == n || threshold[next] >= end) return next;
         }
     }
     while (next < n && threshold[next] < end) ids[next++] = (uint32_t)last;

@@ -498,11 +498,9 @@ static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, c
     for (size_t r = 0; r < n; r++) {
         vec a = v_set(-INFINITY);
         for (size_t i = 0; i < seen[r]; i += W) a = v_max(load_or(x + r * ld + i, seen[r] - i, -INFINITY), a);
-        float top = v_hmax(a);
-        shrink[r] = 0;
-        if (!(top > m[r])) continue;
-        shrink[r] = m[r] - top; /* minus infinity for the first block of keys */
-        m[r] = top;
+        float top = v_hmax(a), before = m[r];
+        m[r] = top > before ? top : before;
+        shrink[r] = before == m[r] ? 0 : before - m[r]; /* minus infinity for the first block of keys */
     }
     for (size_t r = 0; r < n; r += W) store(shrink + r, v_exp2(v_mul(load(shrink + r, n - r), v_set(s))), n - r);
 }
@@ -523,7 +521,8 @@ FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, con
                 sum = v_add(sum, e);
             }
             for (; i < width; i += W) v_store_bf16(p + r * ld + i, v_set(0));
-            if (shrink[j] != 1 && l[r] != 0) op_scale(o + r * d, d, shrink[j]);
+            for (size_t k = 0; k < d && l[r] != 0; k += W)
+                store(o + r * d + k, v_mul(load(o + r * d + k, d - k), v_set(shrink[j])), d - k);
             l[r] = l[r] * shrink[j] + v_hsum(sum);
         }
     }

@@ -112,7 +112,7 @@ static void model_dp(int c, int a, int b) {
 #include "lib/kernel/gemm_amx_body.h"
 
 static const struct micro_bf16 modelled = {
-    .block = AMX_BLOCK, .k_block = 384, .begin = amx_begin, .end = amx_end, .multiply = amx_multiply};
+    .block = AMX_BLOCK, .unit = AMX_ROWS, .k_block = 384, .begin = amx_begin, .end = amx_end, .multiply = amx_multiply};
 
 /* ---- machine code on the model ---- */
 
