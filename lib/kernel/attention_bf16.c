@@ -40,10 +40,21 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
     }
 }
 
+/* Asks for a row of queries some rows before it is read: they are too far apart for the hardware to guess. */
+static inline __attribute__((always_inline)) void fetch_row(const struct kernel_attention *a, const struct block *b,
+                                                            struct kernel_array from, size_t r) {
+    enum { ROWS_AHEAD = 8 };
+    if (r + ROWS_AHEAD >= b->heads * b->n) return;
+    const uint16_t *row = (const uint16_t *)from.data + query_at(a, b, r + ROWS_AHEAD);
+    for (size_t i = 0; i < a->head_dim; i += 32) __builtin_prefetch(row + i);
+}
+
 /* Rows of a block of queries, one behind the other. */
 static void copy_rows(const struct kernel_attention *a, const struct block *b, uint16_t *to, struct kernel_array from) {
-    for (size_t r = 0; r < b->heads * b->n; r++)
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        fetch_row(a, b, from, r);
         memcpy(to + r * a->head_dim, (const uint16_t *)from.data + query_at(a, b, r), a->head_dim * sizeof *to);
+    }
 }
 
 /* Panels of keys (or values) as columns: for scores, q k^T. */
@@ -127,6 +138,7 @@ static void begin_block(const struct backward *w, const struct block *b, struct 
     memset(t->dq, 0, rows * d * sizeof *t->dq);
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
+        fetch_row(a, b, w->y, r);
         w->v->from_bf16(y, (const uint16_t *)w->y.data + at, d);
         w->v->from_bf16(dy, t->dy + r * d, d);
         t->lse[r] = w->lse[at / d];

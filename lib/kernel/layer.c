@@ -90,41 +90,69 @@ void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, co
  * y = x w i with i = (mean(x^2) + eps)^(-1/2), di/dx = -i^3 x / d:
  *   dx = i w dy - x i^3 / d sum(dy w x)
  */
-static void rmsnorm_dx_piece(void *ctx, size_t begin, size_t end) {
-    const struct rmsnorm *c = ctx;
+static void rmsnorm_dx_row(const struct rmsnorm *c, size_t r, size_t step) {
     float dx[WIDENED], dy[WIDENED], x[WIDENED];
-    size_t step = row_step(c);
-    for (size_t r = begin; r < end; r++) {
-        size_t at = r * c->d;
-        double inv = c->kept_inv[r], sum = 0;
-        for (size_t i = 0, n; i < c->d; i += n) {
-            n = smaller(step, c->d - i);
-            sum += c->v->dot3(array_get(c->v, c->dy, at + i, n, dy), c->w + i, array_get(c->v, c->x, at + i, n, x), n);
-        }
-        double a = inv * inv * inv / (double)c->d * sum;
-        for (size_t i = 0, n; i < c->d; i += n) {
-            n = smaller(step, c->d - i);
-            array_get(c->v, c->dx, at + i, n, dx);
-            c->v->rmsnorm_dx(array_room(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
-                             array_get(c->v, c->x, at + i, n, x), c->w + i, (float)inv, (float)a, n);
-            array_put(c->v, c->dx, at + i, n, dx);
-        }
+    size_t at = r * c->d;
+    double inv = c->kept_inv[r], sum = 0;
+    for (size_t i = 0, n; i < c->d; i += n) {
+        n = smaller(step, c->d - i);
+        sum += c->v->dot3(array_get(c->v, c->dy, at + i, n, dy), c->w + i, array_get(c->v, c->x, at + i, n, x), n);
+    }
+    double a = inv * inv * inv / (double)c->d * sum;
+    for (size_t i = 0, n; i < c->d; i += n) {
+        n = smaller(step, c->d - i);
+        array_get(c->v, c->dx, at + i, n, dx);
+        c->v->rmsnorm_dx(array_room(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
+                         array_get(c->v, c->x, at + i, n, x), c->w + i, (float)inv, (float)a, n);
+        array_put(c->v, c->dx, at + i, n, dx);
     }
 }
 
-/* dw = sum over rows of dy x i, in strips of columns and blocks of rows as in reduce.c. */
+/* sum[n] += dy x i of columns [col, col + n) of a row */
+static void rmsnorm_dw_row(const struct rmsnorm *c, size_t r, size_t col, size_t n, float *sum) {
+    float dy[WIDENED], x[WIDENED];
+    for (size_t i = 0, m; i < n; i += m) {
+        m = smaller(WIDENED, n - i);
+        size_t at = r * c->d + col + i;
+        c->v->mul_acc(sum + i, c->kept_inv[r], array_get(c->v, c->dy, at, m, dy), array_get(c->v, c->x, at, m, x), m);
+    }
+}
+
+/*
+ * dw = sum over rows of dy x i. As in reduce.c, rows are summed in blocks and the blocks in order. A task takes a block
+ * for dx and dw while its rows are in the cache; sums of as many blocks as fit wait on the stack to be added.
+ */
+#define NORM_ROWS 128
+#define NORM_SUMS (32 * 1024)
+
+struct norm_blocks {
+    const struct rmsnorm *c;
+    size_t first; /* row */
+    float *sums;  /* [blocks][d], or NULL */
+};
+
+static void norm_block(void *ctx, size_t i, int thread) {
+    const struct norm_blocks *b = ctx;
+    const struct rmsnorm *c = b->c;
+    size_t begin = b->first + i * NORM_ROWS, end = smaller(begin + NORM_ROWS, c->rows);
+    float *sum = b->sums ? b->sums + i * c->d : NULL;
+    (void)thread;
+    if (sum) memset(sum, 0, c->d * sizeof *sum);
+    for (size_t r = begin; r < end; r++) {
+        if (c->dx.data) rmsnorm_dx_row(c, r, row_step(c));
+        if (sum) rmsnorm_dw_row(c, r, 0, c->d, sum);
+    }
+}
+
+/* The same of rows that are too long for that. */
 static void rmsnorm_dw_strip(void *ctx, size_t begin, size_t end) {
     const struct rmsnorm *c = ctx;
-    float sum[COLUMNS], dy[COLUMNS], x[COLUMNS];
-    size_t n = end - begin;
-    for (size_t first = 0; first < c->rows; first += 128) {
-        size_t last = c->rows - first < 128 ? c->rows : first + 128;
+    float sum[COLUMNS];
+    for (size_t first = 0; first < c->rows; first += NORM_ROWS) {
         memset(sum, 0, sizeof sum);
-        for (size_t r = first; r < last; r++) {
-            size_t at = r * c->d + begin;
-            c->v->mul_acc(sum, c->kept_inv[r], array_get(c->v, c->dy, at, n, dy), array_get(c->v, c->x, at, n, x), n);
-        }
-        c->v->add(c->dw + begin, sum, n);
+        for (size_t r = first; r < smaller(first + NORM_ROWS, c->rows); r++)
+            rmsnorm_dw_row(c, r, begin, end - begin, sum);
+        c->v->add(c->dw + begin, sum, end - begin);
     }
 }
 
@@ -132,8 +160,15 @@ void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_ar
                              const float *w, const float *inv, size_t rows, size_t d) {
     struct rmsnorm c = {
         .v = simd(), .y = dy, .x = x, .dx = dx, .dy = dy, .dw = dw, .w = w, .kept_inv = inv, .rows = rows, .d = d};
-    if (dx.data) kernel_split(rows, piece_rows(d), rmsnorm_dx_piece, &c);
-    if (dw) kernel_split(d, COLUMNS, rmsnorm_dw_strip, &c);
+    _Alignas(64) float sums[NORM_SUMS];
+    bool with_dw = dw && d <= NORM_SUMS;
+    size_t blocks = with_dw ? NORM_SUMS / (d ? d : 1) : rows / NORM_ROWS + 1;
+    for (size_t first = 0; first < rows; first += blocks * NORM_ROWS) {
+        size_t n = smaller(blocks, (rows - first - 1) / NORM_ROWS + 1);
+        parallel_for(n, norm_block, &(struct norm_blocks){&c, first, with_dw ? sums : NULL});
+        for (size_t i = 0; with_dw && i < n; i++) c.v->add(dw, sums + i * d, d);
+    }
+    if (dw && !with_dw) kernel_split(d, COLUMNS, rmsnorm_dw_strip, &c);
 }
 
 /* ---- rotary positions ---- */

@@ -270,8 +270,10 @@ static void test_rmsnorm(void **state) {
     (void)state;
     struct rng r = rng_init(6, 1);
     for (size_t i = 0; i < COUNT_OF(matrices); i++) check_rmsnorm(&r, matrices[i][0], matrices[i][1], 1);
-    check_rmsnorm(&r, 3, 576, 1e-4); /* eps decides */
-    check_rmsnorm(&r, 3, 576, 1e15); /* squares beyond f32 */
+    check_rmsnorm(&r, 3, 576, 1e-4);  /* eps decides */
+    check_rmsnorm(&r, 3, 576, 1e15);  /* squares beyond f32 */
+    check_rmsnorm(&r, 130, 20000, 1); /* more blocks of rows than sums are kept of, */
+    check_rmsnorm(&r, 2, 40000, 1);   /* and rows of which none are */
 }
 
 /* ---- rotary positions ---- */
