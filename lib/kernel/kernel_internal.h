@@ -232,6 +232,9 @@ struct simd {
     void (*softmax_backward_bf16)(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
                                   float m, float s, float a);
     void (*affine)(float *y, const float *x, size_t n, float m, float s, float c); /* y = (x - m) s - c */
+    void (*from_f16)(float *y, const uint16_t *x, size_t n);
+    /* affine rounded to f16; returns whether all of it is finite. m, s, c = 0, 1, 0: x */
+    bool (*affine_f16)(uint16_t *y, const float *x, size_t n, float m, float s, float c);
 
     void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
     void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
@@ -319,6 +322,8 @@ static inline void array_put(const struct simd *v, struct kernel_array a, size_t
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 
+#define LOG2_E    1.44269504088896341f
+#define WEIGHED   128  /* powers of two that are added up in f32 */
 #define ROW_CHUNK 2048 /* floats of a row that are looked at twice: 8 KiB, in the first cache */
 
 /* Makes *first at most r, whichever thread comes when. */

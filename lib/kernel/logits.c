@@ -74,24 +74,51 @@ struct storing {
     atomic_size_t bad; /* the first row that is */
 };
 
-/* A row is read from memory once; what a chunk becomes is converted and looked at in the first cache. */
-static void store_rows(void *ctx, size_t begin, size_t end) {
-    struct storing *c = ctx;
+/* row_softmax_sum by powers of two, 128 of which are added up in f32: their errors are a thousandth of f16's. */
+static struct softmax_sum row_power_sum(const struct simd *v, const float *x, size_t d, float s) {
+    struct softmax_sum out = {.max = -INFINITY};
+    for (size_t i = 0; i < d; i += ROW_CHUNK) {
+        size_t n = smaller(ROW_CHUNK, d - i);
+        float top = v->max(x + i, n);
+        if (top > out.max) {
+            out.sum *= exp(((double)out.max - top) * s);
+            out.max = top;
+        }
+        for (size_t j = 0; j < n && out.max > -INFINITY; j += WEIGHED)
+            out.sum += v->exp2_sum(x + i + j, smaller(WEIGHED, n - j), out.max, s * LOG2_E);
+    }
+    return out;
+}
+
+static bool store_f16(const struct storing *c, uint16_t *y, const float *x) {
+    if (!c->log_probs) return c->v->affine_f16(y, x, c->d, 0, 1, 0);
+    struct softmax_sum z = row_power_sum(c->v, x, c->d, c->s);
+    return c->v->affine_f16(y, x, c->d, z.max, c->s, (float)log(z.sum));
+}
+
+/* What a chunk becomes is converted and looked at in the first cache. */
+static bool store_any(const struct storing *c, unsigned char *y, const float *x) {
     float room[ROW_CHUNK];
     struct err unused;
+    struct softmax_sum z = {0};
+    bool good = true;
+    if (c->log_probs) z = row_softmax_sum(c->v, x, c->d, c->s);
+    float log_sum = (float)log(z.sum);
+    for (size_t i = 0, n; i < c->d; i += n, y += dtype_row_bytes(c->type, n)) {
+        n = smaller(ROW_CHUNK, c->d - i);
+        if (c->log_probs) c->v->affine(room, x + i, n, z.max, c->s, log_sum);
+        good = !tensor_from_f32(c->type, c->log_probs ? room : x + i, y, n, NULL, &unused) && good;
+        good = tensor_first_nonfinite(c->type, y, n) == n && good;
+    }
+    return good;
+}
+
+static void store_rows(void *ctx, size_t begin, size_t end) {
+    struct storing *c = ctx;
     for (size_t r = begin; r < end; r++) {
         const float *x = c->x + r * c->d;
         unsigned char *y = c->y + r * dtype_row_bytes(c->type, c->d);
-        struct softmax_sum z = {0};
-        bool good = true;
-        if (c->log_probs) z = row_softmax_sum(c->v, x, c->d, c->s);
-        float log_sum = (float)log(z.sum);
-        for (size_t i = 0, n; i < c->d; i += n, y += dtype_row_bytes(c->type, n)) {
-            n = smaller(ROW_CHUNK, c->d - i);
-            if (c->log_probs) c->v->affine(room, x + i, n, z.max, c->s, log_sum);
-            good = !tensor_from_f32(c->type, c->log_probs ? room : x + i, y, n, NULL, &unused) && good;
-            good = tensor_first_nonfinite(c->type, y, n) == n && good;
-        }
+        bool good = c->type == DT_F16 ? store_f16(c, (uint16_t *)(void *)y, x) : store_any(c, y, x);
         if (!good) first_row(&c->bad, r);
     }
 }

@@ -9,7 +9,6 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define STEP   128  /* floats that are looked at together */
 #define PIECES 4096 /* of a row at most: their sums wait on the stack */
 #define DRAWS  256  /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
 
@@ -36,7 +35,11 @@ struct weights {
 static const float *get(const struct sampling *c, const unsigned char *x, size_t at, size_t n, float *room) {
     const unsigned char *from = x + dtype_row_bytes(c->type, at);
     if (c->type == DT_F32) return (const float *)(const void *)from;
-    tensor_to_f32(c->type, from, room, n);
+    const uint16_t *halves = (const uint16_t *)(const void *)from;
+    if (c->type == DT_F16)
+        c->v->from_f16(room, halves, n);
+    else
+        c->v->from_bf16(room, halves, n);
     return room;
 }
 
@@ -60,8 +63,8 @@ static bool weigh(const struct sampling *c, struct weights *w) {
         const float *x = get(c, w->x, i, n, room);
         float top = c->v->max_finite(x, n, &finite);
         if (top > w->max) raise(c, w, top, i / c->piece + 1);
-        for (size_t j = 0; j < n && w->max > -INFINITY; j += STEP)
-            w->sum[(i + j) / c->piece] += c->v->exp2_sum(x + j, smaller(STEP, n - j), w->max, c->s);
+        for (size_t j = 0; j < n && w->max > -INFINITY; j += WEIGHED)
+            w->sum[(i + j) / c->piece] += c->v->exp2_sum(x + j, smaller(WEIGHED, n - j), w->max, c->s);
     }
     for (size_t i = 0; i < pieces; i++) w->total += w->sum[i];
     return finite;
@@ -74,10 +77,10 @@ static bool weigh(const struct sampling *c, struct weights *w) {
  */
 static size_t draw_piece(const struct sampling *c, const struct weights *w, size_t piece, double before, double end,
                          const double *threshold, size_t n, uint32_t *ids) {
-    float room[STEP], e[STEP];
+    float room[WEIGHED], e[WEIGHED];
     size_t next = 0, first = piece * c->piece, last = first;
-    for (size_t i = first; i < smaller(first + c->piece, c->d); i += STEP) {
-        size_t count = smaller(STEP, c->d - i);
+    for (size_t i = first; i < smaller(first + c->piece, c->d); i += WEIGHED) {
+        size_t count = smaller(WEIGHED, c->d - i);
         c->v->exp2_store(e, get(c, w->x, i, count, room), count, w->max, c->s);
         for (size_t j = 0; j < count; j++) {
             if (e[j] > 0) last = i + j;
@@ -151,7 +154,7 @@ static void sample_rows(void *ctx, size_t begin, size_t end) {
 
 size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
                      float inv_temperature) {
-    struct sampling c = {simd(), ids, u, type, x, d, n, inv_temperature * 1.44269504088896341f, STEP, rows};
+    struct sampling c = {simd(), ids, u, type, x, d, n, inv_temperature * LOG2_E, WEIGHED, rows};
     while ((d - 1) / c.piece >= PIECES) c.piece *= 2;
     kernel_split(rows, piece_rows(d), sample_rows, &c);
     return atomic_load(&c.bad);

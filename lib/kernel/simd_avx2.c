@@ -5,7 +5,7 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define SIMD_TARGET          __attribute__((target("avx2,fma")))
+#define SIMD_TARGET          __attribute__((target("avx2,fma,f16c")))
 #define SIMD_NAME            "avx2"
 #define SIMD_TABLE           simd_avx2
 #define SIMD_GEMM            gemm_blas
@@ -148,6 +148,14 @@ VF vec d_narrow(dvec a) {
 
 VF __m256i words(const uint16_t *p) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+VF vec v_load_f16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+VF void v_store_f16(uint16_t *p, vec v) {
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 VF vec v_load_bf16(const uint16_t *p) {

@@ -17,6 +17,7 @@
  *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
  *   d_narrow(d)           to f32
  *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN kept NaN
+ *   v_load_f16(p) v_store_f16(p, v)     W f16, likewise
  *   v_pair(p, q)          the bits of p[i] | q[i] << 16 in lane i
  */
 
@@ -488,6 +489,31 @@ FN void op_finish_gated(uint16_t *c, size_t ldc, size_t rows, size_t n, const fl
         }
 }
 
+/* ---- f16 ---- */
+
+FN void op_from_f16(float *y, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store(y + i, v_load_f16(x + i));
+    uint16_t last[W] = {0};
+    if (i == n) return;
+    memcpy(last, x + i, (n - i) * sizeof *x);
+    v_store_part(y + i, v_load_f16(last), n - i);
+}
+
+/* What rounds to 65504 is smaller than 65520; what is no number is not. */
+FN bool op_affine_f16(uint16_t *y, const float *x, size_t n, float m, float s, float c) {
+    const unsigned all = (1u << W) - 1;
+    unsigned good = all;
+    for (size_t i = 0; i < n; i += W) {
+        vec z = v_sub(v_mul(v_sub(load_or(x + i, n - i, m), v_set(m)), v_set(s)), v_set(c));
+        good &= v_above(v_set(65520), v_abs(z));
+        uint16_t last[W], *to = n - i >= W ? y + i : last;
+        v_store_f16(to, z);
+        if (to == last) memcpy(y + i, last, (n - i) * sizeof *y);
+    }
+    return good == all;
+}
+
 /* ---- attention's softmax, one block of scores ---- */
 
 #define SOFTMAX_ROWS 64 /* at a time: their maxima wait on the stack */
@@ -508,7 +534,7 @@ static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, c
 FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, const uint32_t *seen, size_t width,
                         float s, float *m, double *l, float *o, size_t d) {
     float shrink[SOFTMAX_ROWS];
-    s *= 1.44269504088896341f; /* base 2 */
+    s *= LOG2_E; /* base 2 */
     for (size_t first = 0; first < rows; first += SOFTMAX_ROWS) {
         size_t n = rows - first < SOFTMAX_ROWS ? rows - first : SOFTMAX_ROWS;
         new_maxima(x + first * ld, n, ld, seen + first, s, m + first, shrink);
@@ -647,6 +673,8 @@ const struct simd SIMD_TABLE = {
     .exp2_store = op_exp2_store,
     .softmax_rows = op_softmax_rows,
     .affine = op_affine,
+    .from_f16 = op_from_f16,
+    .affine_f16 = op_affine_f16,
     .swiglu = op_swiglu,
     .swiglu_backward = op_swiglu_backward,
     .swiglu_backward_bf16 = op_swiglu_backward_bf16,

@@ -142,6 +142,14 @@ static inline vec d_narrow(dvec a) {
 }
 
 /* Scalar: clearer than selecting halves of a vector of four, and no path that matters takes it. */
+static inline vec v_load_f16(const uint16_t *p) {
+    return (vec){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
+}
+
+static inline void v_store_f16(uint16_t *p, vec v) {
+    for (int i = 0; i < W; i++) p[i] = f32_to_f16(v[i]);
+}
+
 static inline vec v_load_bf16(const uint16_t *p) {
     return (vec){bf16_to_f32(p[0]), bf16_to_f32(p[1]), bf16_to_f32(p[2]), bf16_to_f32(p[3])};
 }

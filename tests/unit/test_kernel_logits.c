@@ -294,9 +294,28 @@ static void test_sample_of_long_rows(void **state) {
     check_draws(&x, D, N, u, 1);
 }
 
-/* What is stored is the log-softmax, or the logits, converted by lib/tensor. */
+/*
+ * What is stored are the logits, converted by lib/tensor, or the log-softmax: in f32 and bf16 the bits of kernel_log_softmax, in f16
+ * within its rounding (2^-11, at least 2^-25) and f32's errors: 2 U |z| + U |y|, U (|y| + |z|) of the sum, (3 log d + 22) U of its
+ * logarithm.
+ */
+static void check_stored_f16(const uint16_t *got, const struct pair *x, size_t rows, size_t d, double s) {
+    double *want = take(rows * d, sizeof *want), top;
+    for (size_t r = 0; r < rows; r++) {
+        plain64_log_softmax(want + r * d, x->d + r * d, d, s);
+        top = x->d[r * d];
+        for (size_t i = 0; i < d; i++) top = fmax(top, x->d[r * d + i]);
+        for (size_t i = 0; i < d; i++) {
+            double y = want[r * d + i], z = (top - x->d[r * d + i]) * s;
+            double tolerance = 0x1p-11 * fabs(y) + 0x1p-25 + (3 * z + 2 * fabs(y) + 3 * log((double)d) + 22) * U;
+            if (fabs(f16_to_f32(got[r * d + i]) - y) > tolerance)
+                fail_msg("row %zu, token %zu is %g, should be %g", r, i, (double)f16_to_f32(got[r * d + i]), y);
+        }
+    }
+}
+
 static void test_store(void **state) {
-    enum { ROWS = 3, D = 4500 };
+    enum { ROWS = 3, D = 4503 };
     static const enum dtype types[] = {DT_F32, DT_F16, DT_BF16};
     (void)state;
     struct rng r = rng_init(37, 1);
@@ -306,18 +325,29 @@ static void test_store(void **state) {
     unsigned char *want = take(ROWS * D, sizeof *y), *got = take(ROWS * D + 1, sizeof *y);
     for (size_t i = 0; i < 2 * COUNT_OF(types); i++) EACH_PATH(path) {
             enum dtype type = types[i / 2];
+            bool log_probs = i % 2;
             size_t bytes = dtype_row_bytes(type, ROWS * D);
-            if (i % 2) kernel_log_softmax(y, x.f, ROWS, D, 0.8f);
-            assert_int_equal(tensor_from_f32(type, i % 2 ? y : x.f, want, ROWS * D, NULL, &e), 0);
+            if (log_probs) kernel_log_softmax(y, x.f, ROWS, D, 0.8f);
+            assert_int_equal(tensor_from_f32(type, log_probs ? y : x.f, want, ROWS * D, NULL, &e), 0);
             got[bytes] = 0x5a;
-            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, i % 2), ROWS);
-            assert_memory_equal(got, want, bytes);
+            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, log_probs), ROWS);
+            if (type == DT_F16 && log_probs)
+                check_stored_f16((const uint16_t *)(void *)got, &x, ROWS, D, 0.8f);
+            else
+                assert_memory_equal(got, want, bytes);
             assert_int_equal(got[bytes], 0x5a);
-            float kept = x.f[2 * D - 1];
-            x.f[2 * D - 1] = type == DT_F16 && i % 2 == 0 ? 1e6f : NAN;
-            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, i % 2), 1);
-            x.f[2 * D - 1] = kept;
+            static const float bad[] = {NAN, INFINITY, -INFINITY, 65520};
+            for (size_t j = 0; j < COUNT_OF(bad); j++) {
+                float kept = x.f[2 * D - 1];
+                x.f[2 * D - 1] = bad[j];
+                /* the largest logit is a log-probability of 0; in more than f16 it is finite */
+                size_t first = bad[j] == 65520 && (log_probs || type != DT_F16) ? ROWS : 1;
+                assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, log_probs), first);
+                x.f[2 * D - 1] = kept;
+            }
         }
+    x.f[0] = 65519; /* rounds to the largest there is */
+    assert_int_equal(kernel_store_logits(DT_F16, got, x.f, ROWS, D, 1, false), ROWS);
 }
 
 /* The bits do not depend on the threads. */
