@@ -1,14 +1,14 @@
 /* rill generate: continues prompts with a model. */
 #include "lib/run/run.h"
 
-static struct run_options how;
+static struct run_options how = {.auto_int8 = true};
 static uint64_t max_new, top_k, repeat;
 static double temperature, top_p;
 static bool as_text, only_new, past_eos;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "FILE", true, "the model stream to generate with"),
-    RUN_PRECISION(how),
+    RUN_PRECISION_AUTO_INT8(how),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,

@@ -75,7 +75,6 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
     while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = hold_next(l, e);
     if (!rc) rc = model_tensors_open(&l->tensors, &more, e);
     if (!rc) rc = stream_drain(l->r, e);
-    if (!rc) rc = model_check_int8(l->m, stream_reader_name(l->r), e);
     if (rc) return rc;
     stream_reader_totals(l->r, &totals);
     if (l->read_once && !digest_equal(l->digest, totals.digest))

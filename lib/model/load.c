@@ -110,15 +110,6 @@ static int hold_packed(struct model *m, struct model_param *p, struct model_tens
     return p->panels.packed ? hold_panels(p, t, e) : hold_blocks(p, t, e);
 }
 
-int model_check_int8(const struct model *m, const char *name, struct err *e) {
-    if (m->hold != HOLD_INT8 || m->n_int8) return 0;
-    return err_set(
-        e, ERR_USAGE,
-        "%s: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another "
-        "precision)",
-        name);
-}
-
 int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
     int rc = model_tensors_open(t, more, e);
     if (rc || !*more) return rc;
@@ -170,7 +161,6 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
     while (!rc && more) rc = model_hold_next(m, &tensors, &more, e);
     if (m) model_tensors_release(&tensors);
     if (!rc) rc = stream_drain(r, e);
-    if (!rc) rc = model_check_int8(m, stream_reader_name(r), e);
     if (!rc) {
         m->meta = head.meta;
         head.meta = NULL;

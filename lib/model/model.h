@@ -153,7 +153,7 @@ struct model {
     enum model_hold hold;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
-    size_t n_int8;       /* matrices that were packed for products of integers so far */
+    size_t n_int8;       /* matrices that were packed for products of integers so far; HOLD_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
@@ -162,7 +162,7 @@ struct model {
     struct arena memory;
 };
 
-/* Reads a whole stream (also from a pipe). The reader is at its end afterwards. ERR_USAGE: HOLD_INT8, and no matrix is quantized. */
+/* Reads a whole stream (also from a pipe). The reader is at its end afterwards. */
 int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) MUST_CHECK;
 /* The precision that inference with this model has: DT_BF16 when its weights are packed (products of integers stand
  * among those of bf16), else DT_F32. For grad_tape_new. */

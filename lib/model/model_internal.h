@@ -78,8 +78,6 @@ int model_new(struct model **out, const struct model_config *c, enum model_hold 
               struct err *e) MUST_CHECK;
 /* The next tensor of a stream in the form that m->hold says, without its stored form in memory beside it. */
 int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
-/* Of a model whose tensors have all been held once: ERR_USAGE when it is HOLD_INT8 in vain. */
-int model_check_int8(const struct model *m, const char *name, struct err *e) MUST_CHECK;
 void model_drop(struct model *m, struct model_slot s);
 void model_drop_all(struct model *m);
 

@@ -6,15 +6,21 @@
 
 static const char *chosen(const struct run_options *o) {
     if (strcmp(o->precision, "auto") != 0) return o->precision;
-    return kernel_has_bf16() ? "bf16" : "f32";
+    return !kernel_has_bf16() ? "f32" : o->auto_int8 ? "int8" : "bf16";
 }
 
 enum dtype run_precision(const struct run_options *o) {
     return strcmp(chosen(o), "f32") != 0 ? DT_BF16 : DT_F32;
 }
 
-int run_put_precision(struct cli *c, const struct run_options *o, struct err *e) {
+int run_put_precision(struct cli *c, const struct run_options *o, const struct model *m, struct err *e) {
     const char *name = chosen(o);
+    if (!strcmp(name, "int8") && !m->n_int8) {
+        if (!strcmp(o->precision, "int8"))
+            return err_set(e, ERR_USAGE, "%s: no weights are quantized, which --precision int8 is for (rill quantize)",
+                           strcmp(o->model, "-") != 0 ? o->model : "standard input");
+        name = "bf16"; /* of what is not quantized */
+    }
     bool ok = json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
     return ok ? 0 : err_nomem(e, "report");
 }
@@ -31,7 +37,7 @@ int run_load_model(struct cli *c, const struct run_options *o, enum model_hold h
     if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, hold, e)) return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;
-    return run_put_precision(c, o, e);
+    return run_put_precision(c, o, *out, e);
 }
 
 static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, struct err *e) {

@@ -22,6 +22,7 @@
 struct run_options {
     const char *model;     /* NULL: not given */
     const char *precision; /* "auto", "int8", "bf16" or "f32" */
+    bool auto_int8;        /* auto is int8 for quantized weights on a CPU that multiplies bf16 */
 };
 
 /* A row of the program's option table: -m, --model. `o` is the program's struct run_options. */
@@ -31,22 +32,28 @@ struct run_options {
         .required = (must), .completes_files = true, .help = (text)                                                    \
     }
 
-/* Another: --precision, of inference; and of training, which has no int8. */
-#define RUN_PRECISION_OF(o, names, more)                                                                               \
+/* Another: --precision, of inference; the same where o.auto_int8 is set; and of training, which has no int8. */
+#define RUN_PRECISION(o)                                                                                               \
+    RUN_PRECISION_OF(o, "auto|int8|bf16|f32", RUN_INT8_HELP "auto: bf16 where this CPU multiplies it in hardware, ")
+#define RUN_PRECISION_AUTO_INT8(o)                                                                                     \
+    RUN_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                          \
+                     RUN_INT8_HELP "auto: int8 where this CPU multiplies bf16 in hardware, "                           \
+                                   "if weights are quantized, and bf16 if none are; ")
+#define RUN_TRAINING_PRECISION(o)                                                                                      \
+    RUN_PRECISION_OF(o, "auto|bf16|f32", "auto: bf16 where this CPU multiplies it in hardware, ")
+#define RUN_INT8_HELP                                                                                                  \
+    "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
+    "to four times as fast, and the perplexity moves by some 0.2%. "
+#define RUN_PRECISION_OF(o, names, text)                                                                               \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .help = "of activations and matrix products; sums are f32 in any case. auto: bf16 where this CPU multiplies "  \
-                "it in hardware, else f32" more                                                                        \
+        .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"                       \
     }
-#define RUN_PRECISION(o)                                                                                               \
-    RUN_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                          \
-                     ". int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers: faster " \
-                     "(with one sequence two to three times), a little less exact")
-#define RUN_TRAINING_PRECISION(o) RUN_PRECISION_OF(o, "auto|bf16|f32", "")
 /* What a tape is made for, on this machine: DT_BF16 or DT_F32. */
 enum dtype run_precision(const struct run_options *o);
-/* Into report and provenance; what loads a model does it. */
-int run_put_precision(struct cli *c, const struct run_options *o, struct err *e) MUST_CHECK;
+/* What it came to into report and provenance, of a model whose weights have all been held once; what loads a model does it.
+ * ERR_USAGE: int8 was asked for, and nothing is quantized. */
+int run_put_precision(struct cli *c, const struct run_options *o, const struct model *m, struct err *e) MUST_CHECK;
 /* How a model is held for inference in that precision. */
 enum model_hold run_hold(const struct run_options *o);
 
@@ -94,7 +101,7 @@ struct run_teacher_options {
         block_tokens; /* of a block, at least (but the last); 0: as many as an eighth of the memory holds states of */
 };
 struct run_teacher;
-/* Opens the model `o`. A layerwise teacher's has been read up to its tensors, another's whole. */
+/* Opens the model `o`, which must live as long. A layerwise teacher's has been read up to its tensors, another's whole. */
 int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_options *o,
                      const struct run_teacher_options *how, struct err *e) MUST_CHECK;
 /* Its configuration and vocabulary. */

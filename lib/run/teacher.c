@@ -13,6 +13,7 @@ struct pass {
 
 struct run_teacher {
     struct cli *c;
+    const struct run_options *options;
     struct run_teacher_options how;
     struct run_file file;
     struct model *model;               /* in memory, or ... */
@@ -55,7 +56,6 @@ static int open_layerwise(struct run_teacher *t, const struct run_options *o, st
         return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
                        stream_reader_name(r));
     if (model_layerwise_new(&t->layerwise, r, run_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
-    if (run_put_precision(t->c, o, e)) return e->code;
     if (!t->how.block_tokens)
         t->how.block_tokens = pipe ? UINT64_MAX : default_block(run_teacher_model(t)->config.hidden);
     return 0;
@@ -66,6 +66,7 @@ int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_o
     struct run_teacher *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->c = c;
+    t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
     int rc = how->layerwise ? open_layerwise(t, o, e) : run_load_model(c, o, run_hold(o), &t->model, &t->digest, e);
@@ -129,12 +130,20 @@ static int lay_out_inputs(struct run_teacher *t, const struct model_input **in, 
     return rc;
 }
 
+/* All of the teacher has been read now. */
+static int make_encoder(struct run_teacher *t, struct err *e) {
+    if (t->layerwise) {
+        t->digest = model_layerwise_digest(t->layerwise);
+        if (run_put_precision(t->c, t->options, run_teacher_model(t), e)) return e->code;
+    }
+    return t->ready(t->ctx, t->digest, &t->to, e);
+}
+
 /* The encoder, made when it is first needed, is told what comes. */
 static int announce(struct run_teacher *t, struct err *e) {
     struct stream_batch head = {
         .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
-    if (t->layerwise) t->digest = model_layerwise_digest(t->layerwise);
-    if (!t->to && t->ready(t->ctx, t->digest, &t->to, e)) return e->code;
+    if (!t->to && make_encoder(t, e)) return e->code;
     return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.lengths, e);
 }
 
@@ -188,6 +197,5 @@ int run_teacher_infer(struct run_teacher *t, struct run_data *tokens, double inv
     cli_progress_end(t->c);
     /* No token at all: the knowledge is as empty, but it says whose it is. */
     if (!t->to && t->layerwise && model_layerwise_run(t->layerwise, t->scratch, NULL, 0, NULL, NULL, e)) return e->code;
-    if (t->layerwise) t->digest = model_layerwise_digest(t->layerwise);
-    return t->to ? 0 : ready(ctx, t->digest, &t->to, e);
+    return t->to ? 0 : make_encoder(t, e);
 }

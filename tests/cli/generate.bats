@@ -117,9 +117,19 @@ setup() {
 
 @test "integer products want quantized weights, training none" {
     check_exit 2 rill generate --precision int8 -m model.rill prompts.rill
-    assert_stderr_line "model.rill: no weights are quantized, so there is nothing to multiply in int8 (quantize it, or take another precision)"
+    assert_stderr_line "model.rill: no weights are quantized, which --precision int8 is for (rill quantize)"
     check_exit 2 rill teacher-infer --precision int8 --weights stream -m model.rill tokens.rill
     assert_stderr_line "model.rill: no weights are quantized, *"
     check_exit 2 rill distill --precision int8 -m model.rill tokens.rill
     assert_stderr_line "*--precision*int8*"
+    # auto takes what there is: integers for quantized weights, where bf16 is fast too
+    rill generate -q -m model.rill --text --max-new 4 --report auto.json prompts.rill >auto
+    grep -qE '"precision":"(bf16|f32)"' auto.json
+    rill quantize -q --type q8_0 model.rill -o q.rill
+    RILL_CPU=avx2 rill generate -q -m q.rill --text --max-new 4 --report avx2.json prompts.rill >avx2
+    assert_json avx2.json precision '"f32"'
+    if grep -q '"precision":"bf16"' auto.json; then
+        rill generate -q -m q.rill --text --max-new 4 --report q.json prompts.rill >q
+        assert_json q.json precision '"int8"'
+    fi
 }

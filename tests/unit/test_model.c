@@ -396,18 +396,27 @@ static void packed_weights_say_the_same(void **state) {
     arena_release(&a);
 }
 
-/* Without quantized weights there is nothing to multiply as integers. */
-static void int8_wants_quantized_weights(void **state) {
+/* Without quantized weights all is as it is in bf16; who asks for integers can see it. */
+static void int8_without_quantized_weights_is_bf16(void **state) {
     (void)state;
-    struct err e;
     struct arena a = {0};
     struct model_config c = sample_config(&a);
-    struct model *m = sample_model(&c, 8), *none;
-    struct buf bytes = saved_model(m, DT_BF16);
-    assert_int_equal(load_model_as(&bytes, HOLD_INT8, &none, &e), ERR_USAGE);
-    assert_non_null(strstr(e.msg, "model.rill: no weights are quantized"));
-    buf_release(&bytes);
+    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_BF16, HOLD_PACKED);
+    struct model *none = packed_model(m, DT_BF16, HOLD_INT8), *some = packed_model(m, DT_Q4_0, HOLD_INT8);
+    uint32_t tokens[9];
+    const uint32_t lengths[] = {9};
+    sample_tokens(tokens, 9, c.vocab_size, 9);
+    const struct model_input in = {9, 1, tokens, lengths};
+    float *x = logits_of(packed, &in), *y = logits_of(none, &in);
+    assert_memory_equal(x, y, 9 * c.vocab_size * sizeof *x);
+    assert_int_equal(none->n_int8, 0);
+    assert_int_equal(some->n_int8, 2 + 2 * 7);
+    mem_free(x);
+    mem_free(y);
     model_free(m);
+    model_free(packed);
+    model_free(none);
+    model_free(some);
     arena_release(&a);
 }
 
@@ -572,13 +581,20 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(config_survives_json),           cmocka_unit_test(config_refuses_what_cannot_be),
-        cmocka_unit_test(slots_have_names_and_order),     cmocka_unit_test(rope_scaling_bends_long_waves_only),
-        cmocka_unit_test(save_load_save_is_identity),     cmocka_unit_test(a_model_with_a_flaw_is_refused_by_name),
-        cmocka_unit_test(forward_equals_the_plain_one),   cmocka_unit_test(threads_do_not_change_a_bit),
-        cmocka_unit_test(packed_weights_say_the_same),    cmocka_unit_test(bad_input_is_refused),
-        cmocka_unit_test(int8_wants_quantized_weights),   cmocka_unit_test(bad_input_is_refused),
-        cmocka_unit_test(layer_by_layer_nothing_changes), cmocka_unit_test(layer_by_layer_a_flaw_is_found),
+        cmocka_unit_test(config_survives_json),
+        cmocka_unit_test(config_refuses_what_cannot_be),
+        cmocka_unit_test(slots_have_names_and_order),
+        cmocka_unit_test(rope_scaling_bends_long_waves_only),
+        cmocka_unit_test(save_load_save_is_identity),
+        cmocka_unit_test(a_model_with_a_flaw_is_refused_by_name),
+        cmocka_unit_test(forward_equals_the_plain_one),
+        cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(packed_weights_say_the_same),
+        cmocka_unit_test(bad_input_is_refused),
+        cmocka_unit_test(int8_without_quantized_weights_is_bf16),
+        cmocka_unit_test(bad_input_is_refused),
+        cmocka_unit_test(layer_by_layer_nothing_changes),
+        cmocka_unit_test(layer_by_layer_a_flaw_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
