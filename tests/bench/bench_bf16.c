@@ -82,52 +82,62 @@ static void bench_product(const struct product *s, int threads) {
     mem_free(o.memory);
 }
 
-/* ---- quantized weights, multiplied from their blocks ---- */
+/* ---- quantized weights: from their blocks, and packed for products of integers ---- */
+
+static void bench_quantized_type(size_t m, size_t n, size_t k, enum dtype type, const float *weights, const uint16_t *a,
+                                 const struct kernel_panels *bf16, float *c) {
+    struct err e;
+    size_t bytes = kernel_panels_int8_bytes(type, n, k);
+    void *rows = bench_array(dtype_row_bytes(type, n * k), 1), *memory = bench_array(bytes, 1);
+    if (tensor_from_f32(type, weights, rows, n * k, NULL, &e)) exit(1);
+    struct kernel_panels blocks = {.n = n, .k = k, .dtype = type, .data = rows}, int8;
+    double packing = bench_now();
+    int8 = kernel_pack_int8(memory, n, k, type, rows);
+    packing = bench_now() - packing;
+    const struct kernel_panels *const forms[] = {bf16, &blocks, &int8};
+    double best[COUNT_OF(forms)] = {1e9, 1e9, 1e9}, ns = 1e9 / ((double)n * (double)k);
+    for (int run = 0; run < (m < 64 ? 20 : 8); run++)
+        for (size_t i = 0; i < COUNT_OF(forms); i++) {
+            double t = bench_now();
+            kernel_multiply(m, DT_BF16, a, forms[i], NULL, DT_F32, c);
+            t = bench_now() - t;
+            if (t < best[i]) best[i] = t;
+        }
+    printf("  %-5s %.4f ns a weight packed in bf16, %.4f from blocks, %.4f as integers (%.1f and %.1f times as fast",
+           dtype_info(type)->name, ns * best[0], ns * best[1], ns * best[2], best[0] / best[2], best[1] / best[2]);
+    if (m < 64) printf(", %.1f GB/s", 1e-9 * (double)bytes / best[2]);
+    printf("); packing %.2f ns\n", ns * packing);
+    mem_free(rows);
+    mem_free(memory);
+}
 
 static void bench_quantized(size_t m, size_t n, size_t k, int threads) {
-    static const enum dtype types[] = {DT_F32, DT_BF16, DT_Q8_0, DT_Q4_0, DT_Q4_1, DT_Q4_K, DT_Q6_K};
-    uint16_t *a = bench_array(m * k, sizeof *a);
     float *b = bench_numbers(n * k), *c = bench_array(m * n, sizeof *c);
-    void *memory = bench_array(kernel_panels_bytes(n, k), 1), *rows = bench_array(n * k, sizeof(float));
+    uint16_t *a = bench_array(m * k, sizeof *a);
+    void *memory = bench_array(kernel_panels_bytes(n, k), 1);
     kernel_to_bf16(a, b, m * k < n * k ? m * k : n * k);
     struct kernel_panels packed = kernel_pack_nt(memory, n, k, DT_F32, b);
-    printf("%zu x %zu x %zu, rows of", m, n, k);
-    for (size_t i = 0; i < COUNT_OF(types); i++) {
-        struct err e;
-        if (tensor_from_f32(types[i], b, rows, n * k, NULL, &e)) exit(1);
-        struct kernel_panels blocks = {.n = n, .k = k, .dtype = types[i], .data = rows};
-        double best[2] = {1e9, 1e9};
-        for (int run = 0; run < 40; run++) {
-            int from_blocks = run % 2;
-            double t = bench_now();
-            kernel_multiply(m, DT_BF16, a, from_blocks ? &blocks : &packed, NULL, DT_F32, c);
-            t = bench_now() - t;
-            if (t < best[from_blocks]) best[from_blocks] = t;
-        }
-        double bytes = (double)dtype_row_bytes(types[i], n * k);
-        printf("%s %s %.0f us, %.2f of packed", i ? ";" : "", dtype_info(types[i])->name, 1e6 * best[1],
-               best[0] / best[1]);
-        if (m < 64) printf(", %.1f GB/s", 1e-9 * bytes / best[1]);
-    }
-    printf(" (%d threads)\n", threads);
+    printf("quantized weights, %zu x %zu x %zu, %d threads\n", m, n, k, threads);
+    for (size_t i = 0; dtype_at(i); i++)
+        if (dtype_at(i)->is_quantized) bench_quantized_type(m, n, k, dtype_at(i)->dtype, b, a, &packed, c);
     mem_free(a);
     mem_free(b);
     mem_free(c);
     mem_free(memory);
-    mem_free(rows);
 }
 
 int main(int argc, char **argv) {
     int threads;
     if (!bench_begin(argc, argv, &threads)) return 2;
     printf("bf16: %s, %d threads; from registers %.0f GFLOP/s a thread\n", kernel_backend(), threads, measure_limit());
-    const char *only = argc > 2 ? argv[2] : ""; /* part of a shape's name, or "rows" */
+    const char *only = argc > 2 ? argv[2] : ""; /* part of a shape's name, or "quantized" */
     for (size_t i = 0; i < n_products; i++)
         if (strstr(products[i].what, only)) bench_product(&products[i], threads);
-    if (!strstr("rows", only)) return 0;
+    if (!strstr("quantized", only)) return 0;
     bench_quantized(2048, 1536, 768, threads);
     bench_quantized(2048, 576, 1536, threads);
     bench_quantized(1, 49152, 768, threads);
     bench_quantized(8, 49152, 768, threads);
+    bench_quantized(64, 49152, 768, threads);
     return 0;
 }
