@@ -62,7 +62,7 @@ static const struct cli_option options[] = {
      .type = CLI_U64,
      .to = &o.micro_tokens,
      .arg = "N",
-     .fallback = "2048",
+     .fallback = "1024",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
     RUN_TRAINING_PRECISION(how),

@@ -30,7 +30,7 @@ distill_ours() { # STEPS OPTIONS
 }
 distill_seconds() { # STEPS OPTIONS: of the steps alone
     # shellcheck disable=SC2086
-    timed rill distill -q -j "$THREADS" $2 -m "$(model_as bf16)" --steps "$1" --epochs 100 --batch-tokens $((4 * CONTEXT)) --micro-tokens $((4 * CONTEXT)) \
+    timed rill distill -q -j "$THREADS" $2 -m "$(model_as bf16)" --steps "$1" --epochs 100 --batch-tokens $((4 * CONTEXT)) \
         --report "$WORK/report" "$(knowledge $((4 * CONTEXT * 7)))" --force -o /dev/null || return 1
     awk -v n=$(($1 * 4 * CONTEXT)) -v v="$(report_field tokens_per_second "$WORK/report")" 'BEGIN { print n / v }'
 }
