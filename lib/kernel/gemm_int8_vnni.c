@@ -101,13 +101,21 @@ INLINE_VNNI __m512 factors(const uint8_t *f16, const int8_t *small, size_t group
     return _mm512_mul_ps(all, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes))));
 }
 
+INLINE_VNNI void all_factors(const uint8_t *f16, const int8_t *small, size_t groups, float *to) {
+    for (size_t g = 0; g < groups; g++)
+        for (size_t half = 0; half < PANEL; half += 16)
+            _mm512_store_ps(to + g * PANEL + half, factors(f16, small, g, half));
+}
+
 #define BYTES 3 /* instead of a number of planes: codes of eight bits */
 
 INLINE_VNNI void fetch(const void *p) {
     __builtin_prefetch((const uint8_t *)p + AHEAD);
 }
 
-/* rows, planes and groups (in a block) are constants at each call. */
+/* rows, planes and groups (in a block) are constants at each call. One row is as fast as memory, which likes to be read from
+ * front to back: factors first, then codes (where masks make it two streams anyway, this only costs). More rows have no time
+ * for the detour. */
 INLINE_VNNI void micro(const int rows, const int planes, const int groups, const struct block_int8 *t) {
     const struct chunk_int8 *from = &t->b;
     const uint8_t *codes = from->codes, *masks = from->masks;
@@ -117,6 +125,10 @@ INLINE_VNNI void micro(const int rows, const int planes, const int groups, const
     bool has_min = t->form->has_min;
     struct sums c;
     begin_sums(rows, t, &c);
+    _Alignas(64) float scale[INT8_GROUPS * PANEL], min[INT8_GROUPS * PANEL];
+    const bool ahead = rows == 1 && (planes == 0 || planes == BYTES);
+    if (ahead) all_factors(from->d, from->scales, from->groups, scale);
+    if (ahead && has_min) all_factors(from->min, from->mins, from->groups, min);
     for (size_t b = 0; b < t->blocks; b++, d += rows)
         for (size_t i = b * groups; i < (b + 1) * groups; i++, extra += rows) {
             struct group g;
@@ -134,9 +146,15 @@ INLINE_VNNI void micro(const int rows, const int planes, const int groups, const
                 add_step(rows, v[0], v[1], a, &g);
                 add_step(rows, v[2], v[3], a + rows, &g);
                 codes += planes == BYTES ? 256 : 128;
-                masks += 32 * planes;
+                if (planes != BYTES) masks += 32 * planes;
             }
             if (planes == 1 || planes == 2) fetch(masks);
+            if (ahead) {
+                const float *f = scale + i * PANEL, *m = min + i * PANEL;
+                add_scaled(rows, &g, _mm512_load_ps(f), _mm512_load_ps(f + 16), d, &c);
+                if (has_min) add_minima(rows, _mm512_load_ps(m), _mm512_load_ps(m + 16), extra, &c);
+                continue;
+            }
             if (!from->scales) fetch(from->d + i * PANEL * sizeof(uint16_t));
             add_scaled(rows, &g, factors(from->d, from->scales, i, 0), factors(from->d, from->scales, i, 16), d, &c);
             if (has_min)
