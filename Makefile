@@ -153,6 +153,10 @@ freeze: all ## record every program's options in tests/golden/cli, which a test 
 	@mkdir -p tests/golden/cli && rm -f tests/golden/cli/*
 	@for p in $(TOOLS); do $(BIN)/rill-$$p --help-options >tests/golden/cli/$$p; done
 
+.PHONY: test-amx
+test-amx: ## run the micro-kernel for AMX on an emulated CPU (Bochs 3, see tests/amx/run); for machines without AMX
+	@tests/amx/run
+
 .PHONY: fuzz-replay
 fuzz-replay: $(FUZZ_BIN) ## replay the fuzz corpora and seeded mutations of them (best with SANITIZER=address,undefined)
 	@tests/run-fuzz $(FUZZ_BIN)
