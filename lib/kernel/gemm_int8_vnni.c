@@ -133,7 +133,8 @@ INLINE_VNNI void micro(const int rows, const int planes, const int groups, const
         for (size_t i = b * groups; i < (b + 1) * groups; i++, extra += rows) {
             struct group g;
             begin_group(rows, has_min, extra, &g);
-            UNROLL for (int s = 0; s < STEPS / groups; s += 2, a += 2 * rows) {
+            const int pairs = STEPS / 2 / groups;
+            UNROLL for (int s = 0; s < pairs; s++) {
                 __m512i v[4];
                 fetch(codes);
                 fetch(codes + 64);
@@ -145,6 +146,7 @@ INLINE_VNNI void micro(const int rows, const int planes, const int groups, const
                     two_steps(planes, codes, masks, v);
                 add_step(rows, v[0], v[1], a, &g);
                 add_step(rows, v[2], v[3], a + rows, &g);
+                a += 2 * rows;
                 codes += planes == BYTES ? 256 : 128;
                 if (planes != BYTES) masks += 32 * planes;
             }
