@@ -10,7 +10,7 @@
 #define K_MOST   2048          /* of k in a strip, */
 #define K_LONG   512           /* or of a longer k: more columns then share the copies of rows of a */
 #define N_MOST   448           /* columns, */
-#define N_ACROSS 576           /* or where rows are transposed for them */
+#define N_ACROSS 576           /* or where rows are transposed for them and sums made in c */
 #define SUMS     (64 * 1024)   /* of a tile that keeps them apart from c */
 #define GROUP    4             /* panels whose sums are finished while they are in the first cache */
 #define ROUNDED  (32 * 1024)   /* elements of a that are rounded on the stack */
@@ -142,12 +142,12 @@ static void run_group(const struct tile *t, size_t row, size_t rows, size_t pane
     bool accumulate = p->how.accumulate || !is_first;
     size_t col = panel * PANEL, cols = smaller(n_panels * PANEL, t->cols - col);
     struct part x = {.row = t->row + row, .rows = rows, .col = t->col + col, .cols = cols};
-    x.ld = one ? GROUP * PANEL : p->tile_n;
-    x.sums = t->sums + (one ? 0 : row * p->tile_n + col);
     if (p->in_place && cols == n_panels * PANEL) {
         multiply_rows(t, x.row, rows, panel, n_panels, accumulate, (float *)p->c + x.row * p->b->n + x.col, p->b->n);
         return;
     }
+    x.ld = one ? GROUP * PANEL : p->tile_n;
+    x.sums = t->sums + (one ? 0 : row * p->tile_n + col);
     if (is_first && p->how.accumulate) begin_sums(p, &x);
     if (is_last) fetch_part(p, &x);
     multiply_rows(t, x.row, rows, panel, n_panels, accumulate, x.sums, x.ld);
@@ -209,9 +209,9 @@ static void run_tile(void *ctx, size_t i, int thread) {
 static void cut(struct product *p) {
     size_t n = p->b->n, block = p->v->bf16->block, least_m = p->across && block < 64 ? 64 : 128;
     p->strip_k = equal_parts(p->b->k, p->across || p->b->k > K_MOST ? K_LONG : K_MOST, 256);
-    p->tile_n = equal_parts(n, p->across ? N_ACROSS : smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
+    bool apart = !p->in_place || n % PANEL != 0, many = p->across && !apart;
+    p->tile_n = equal_parts(n, many ? N_ACROSS : smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
     p->tile_m = equal_parts(p->m, p->b->packed ? 256 : 2048, block);
-    bool apart = !p->in_place || n % PANEL != 0;
     if (apart && p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
     while (p->tile_m > least_m && ((p->m - 1) / p->tile_m + 1) * ((n - 1) / p->tile_n + 1) < 16)
         p->tile_m = round_up(p->tile_m / 2, block);

@@ -146,7 +146,10 @@ static void test_products(void **state) {
         for (unsigned variant = 0; variant < 64; variant += 1 + (shapes[i][0] > 20))
             check_shape(&r, shapes[i][0], shapes[i][1], shapes[i][2], variant);
     for (unsigned variant = 0; variant < 8; variant++) check_shape(&r, 33, 40, 4200, variant); /* strips of k */
-    for (unsigned variant = 32; variant < 38; variant++) check_shape(&r, 570, 40, 1100, variant);
+    for (unsigned variant = 32; variant < 38; variant++) {
+        check_shape(&r, 570, 40, 1100, variant);
+        check_shape(&r, 140, 550, 600, variant); /* more columns than sums are kept of */
+    }
     check_shape(&r, 20, 32, 2048, 0); /* rows that fall on the same lines of the cache */
     check_shape(&r, 2100, 33, 32, 4); /* tiles of rows, from b as it lies */
 }
