@@ -19,24 +19,37 @@ static unsigned planes_of(const struct quant_form *f) {
     return f->bits > 4 && f->bits < 8 ? f->bits - 4 : 0;
 }
 
+/* Bytes of the parts of a chunk. */
+struct sizes {
+    size_t factors, small, codes, masks; /* factors and small ones twice where there are minima */
+};
+
+static struct sizes sizes_of(const struct quant_form *f, size_t blocks) {
+    size_t codes = blocks * 8 * STEP;
+    return (struct sizes){.factors = (f->has_scales ? 1 : blocks) * PANEL * sizeof(uint16_t),
+                          .small = f->has_scales ? blocks * 32 / f->group * PANEL : 0,
+                          .codes = f->bits == 8 ? codes : codes / 2,
+                          .masks = codes / 8 * planes_of(f)};
+}
+
 struct chunk_int8 chunk_at(const struct quant_form *f, const uint8_t *p, size_t blocks) {
+    struct sizes size = sizes_of(f, blocks);
     struct chunk_int8 c = {.groups = blocks * 32 / f->group, .planes = planes_of(f)};
-    size_t factors = (f->has_scales ? 1 : blocks) * PANEL * sizeof(uint16_t), subs = c.groups * PANEL;
     c.d = p;
-    p += factors;
-    if (f->has_min) c.min = p, p += factors;
-    if (f->has_scales) c.scales = (const int8_t *)p, p += subs;
-    if (f->has_scales && f->has_min) c.mins = (const int8_t *)p, p += subs;
+    p += size.factors;
+    if (f->has_min) c.min = p, p += size.factors;
+    if (f->has_scales) c.scales = (const int8_t *)p, p += size.small;
+    if (f->has_scales && f->has_min) c.mins = (const int8_t *)p, p += size.small;
     c.codes = p;
-    p += blocks * 8 * STEP / (f->bits == 8 ? 1 : 2);
+    p += size.codes;
     c.masks = p;
-    c.end = p + blocks * 8 * c.planes * STEP / 8;
+    c.end = p + size.masks;
     return c;
 }
 
 static size_t chunk_bytes(const struct quant_form *f, size_t blocks) {
-    static const uint8_t origin[1];
-    return (size_t)(chunk_at(f, origin, blocks).end - origin);
+    struct sizes size = sizes_of(f, blocks);
+    return (size.factors + size.small) * (f->has_min ? 2 : 1) + size.codes + size.masks;
 }
 
 size_t panel_int8_bytes(const struct quant_form *f, size_t k) {
