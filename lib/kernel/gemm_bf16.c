@@ -26,9 +26,7 @@ struct product {
     bool across; /* a is [k][m]: its rows are transposed, a strip of k at a time */
     size_t lda;  /* of rows that can be read where they lie: bf16, padded */
     const struct kernel_panels *b;
-    struct kernel_epilogue how;
-    enum dtype c_type;
-    void *c;
+    struct result c;
     bool in_place; /* sums are made in c: it is f32 and nothing is added at the end */
     size_t tile_m, tile_n, tiles_n, strip_k;
 };
@@ -94,31 +92,6 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
     }
 }
 
-/* Some columns of a block of rows, and the sums of it where they are not made in c. */
-struct part {
-    size_t row, rows, col, cols;
-    float *sums;
-    size_t ld;
-};
-
-/* Sums that are made apart: what c held before comes first, everything else last. */
-static void begin_sums(const struct product *p, const struct part *x) {
-    const float *c = (const float *)p->c + x->row * p->b->n + x->col;
-    for (size_t i = 0; i < x->rows; i++) memcpy(x->sums + i * x->ld, c + i * p->b->n, x->cols * sizeof *c);
-}
-
-static void finish_sums(const struct product *p, const struct part *x) {
-    const float *bias = p->how.bias ? p->how.bias + x->col : NULL;
-    size_t n = p->b->n, at = x->row * n + x->col;
-    const float *residual = p->how.residual ? p->how.residual + at : NULL;
-    if (p->c_type == DT_F32)
-        p->v->finish_f32((float *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
-    else if (p->how.gate)
-        p->v->finish_gated((uint16_t *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, p->how.gate + at);
-    else
-        p->v->finish_bf16((uint16_t *)p->c + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
-}
-
 /* Inlined always: GCC takes a function that only prefetches for one without effect, and drops its calls. */
 static inline __attribute__((always_inline)) void fetch_rows(const void *from, size_t stride, size_t rows,
                                                              size_t bytes) {
@@ -130,8 +103,8 @@ static inline __attribute__((always_inline)) void fetch_rows(const void *from, s
 /* Asks for what will be read at the end, before the product that takes much longer. */
 static inline __attribute__((always_inline)) void fetch_part(const struct product *p, const struct part *x) {
     size_t n = p->b->n, at = x->row * n + x->col;
-    if (p->how.residual) fetch_rows(p->how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
-    if (p->how.gate) fetch_rows(p->how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
+    if (p->c.how.residual) fetch_rows(p->c.how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
+    if (p->c.how.gate) fetch_rows(p->c.how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
 }
 
 /* A block of rows times a group of panels. Whole panels are summed in c where that is possible, others apart: for this strip
@@ -139,19 +112,20 @@ static inline __attribute__((always_inline)) void fetch_part(const struct produc
 static void run_group(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
     const struct product *p = t->p;
     bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
-    bool accumulate = p->how.accumulate || !is_first;
+    bool accumulate = p->c.how.accumulate || !is_first;
     size_t col = panel * PANEL, cols = smaller(n_panels * PANEL, t->cols - col);
     struct part x = {.row = t->row + row, .rows = rows, .col = t->col + col, .cols = cols};
     if (p->in_place && cols == n_panels * PANEL) {
-        multiply_rows(t, x.row, rows, panel, n_panels, accumulate, (float *)p->c + x.row * p->b->n + x.col, p->b->n);
+        multiply_rows(t, x.row, rows, panel, n_panels, accumulate, (float *)p->c.data + x.row * p->b->n + x.col,
+                      p->b->n);
         return;
     }
     x.ld = one ? GROUP * PANEL : p->tile_n;
     x.sums = t->sums + (one ? 0 : row * p->tile_n + col);
-    if (is_first && p->how.accumulate) begin_sums(p, &x);
+    if (is_first && p->c.how.accumulate) result_begin(&p->c, &x);
     if (is_last) fetch_part(p, &x);
     multiply_rows(t, x.row, rows, panel, n_panels, accumulate, x.sums, x.ld);
-    if (is_last) finish_sums(p, &x);
+    if (is_last) result_finish(&p->c, &x);
 }
 
 static void run_strip(const struct tile *t) {
@@ -227,8 +201,8 @@ static void without_sums(const struct product *p) {
         for (size_t j = 0; j < p->b->n; j += PANEL) {
             float sums[PANEL] = {0};
             struct part x = {i, 1, j, smaller(PANEL, p->b->n - j), sums, PANEL};
-            if (p->how.accumulate) begin_sums(p, &x);
-            finish_sums(p, &x);
+            if (p->c.how.accumulate) result_begin(&p->c, &x);
+            result_finish(&p->c, &x);
         }
 }
 
@@ -265,31 +239,35 @@ static void run_rounded(struct product *p) {
     mem_free(heap);
 }
 
-static void multiply(struct product *p, const struct kernel_epilogue *how) {
+static void multiply(struct product *p) {
     p->v = simd();
-    if (how) p->how = *how;
     if (p->m == 0 || p->b->n == 0) return;
-    p->in_place = p->c_type == DT_F32 && !p->how.bias && !p->how.residual;
+    p->in_place = p->c.type == DT_F32 && !p->c.how.bias && !p->c.how.residual;
     if (!p->across && p->a_type == DT_BF16 && p->b->k % 32 == 0) p->lda = p->b->k;
     if (p->b->k == 0)
         without_sums(p);
     else if (p->b->packed && p->b->dtype != DT_BF16)
-        multiply_int8(p->m, p->a_type, p->a, p->b, how, p->c_type, p->c);
+        multiply_int8(p->m, p->a_type, p->a, p->b, &p->c);
     else if (p->across || p->lda)
         run_product(p);
     else
         run_rounded(p);
 }
 
+static struct result result_of(const struct kernel_panels *b, const struct kernel_epilogue *how, enum dtype type,
+                               void *c) {
+    return (struct result){.how = how ? *how : (struct kernel_epilogue){0}, .type = type, .data = c, .n = b->n};
+}
+
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .b = b, .c_type = c_type, .c = c}, how);
+    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .b = b, .c = result_of(b, how, c_type, c)});
 }
 
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .across = true, .b = b, .c_type = c_type, .c = c},
-             how);
+    multiply(
+        &(struct product){.m = m, .a_type = a_type, .a = a, .across = true, .b = b, .c = result_of(b, how, c_type, c)});
 }
 
 /* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */

@@ -30,9 +30,7 @@ struct product {
     enum dtype a_type;
     const void *a;
     const struct kernel_panels *b;
-    struct kernel_epilogue how;
-    enum dtype c_type;
-    void *c;
+    struct result c;
     size_t group_rows, first, rows; /* the rows at hand */
     struct rounded rounded;         /* all of them, when a is not NULL; else a tile rounds what it needs */
     size_t tile_m, tile_n, tiles_n, panel_bytes;
@@ -108,24 +106,6 @@ static void multiply_chunk(const struct product *p, size_t first, size_t rows, s
     }
 }
 
-/* What c held before comes first, everything else last. */
-static void begin_sums(const struct product *p, size_t row, size_t rows, size_t col, size_t cols, float *sums) {
-    const float *c = (const float *)p->c + row * p->b->n + col;
-    for (size_t i = 0; i < rows; i++) memcpy(sums + i * PANEL, c + i * p->b->n, cols * sizeof *c);
-}
-
-static void finish_sums(const struct product *p, size_t row, size_t rows, size_t col, size_t cols, const float *sums) {
-    size_t n = p->b->n, at = row * n + col;
-    const float *bias = p->how.bias ? p->how.bias + col : NULL;
-    const float *residual = p->how.residual ? p->how.residual + at : NULL;
-    if (p->c_type == DT_F32)
-        p->v->finish_f32((float *)p->c + at, n, rows, cols, sums, PANEL, bias, residual);
-    else if (p->how.gate)
-        p->v->finish_gated((uint16_t *)p->c + at, n, rows, cols, sums, PANEL, bias, p->how.gate + at);
-    else
-        p->v->finish_bf16((uint16_t *)p->c + at, n, rows, cols, sums, PANEL, bias, residual);
-}
-
 static void run_tile(void *ctx, size_t i, int thread) {
     const struct product *p = ctx;
     const struct kernel_panels *b = p->b;
@@ -136,14 +116,15 @@ static void run_tile(void *ctx, size_t i, int thread) {
     for (; col < end; col += PANEL) {
         size_t cols = smaller(PANEL, b->n - col);
         const uint8_t *from = (const uint8_t *)b->data + col / PANEL * p->panel_bytes;
-        if (p->how.accumulate) begin_sums(p, p->first + row, rows, col, cols, sums);
+        struct part x = {p->first + row, rows, col, cols, sums, PANEL};
+        if (p->c.how.accumulate) result_begin(&p->c, &x);
         for (size_t k = 0; k < b->k; k += INT8_CHUNK) {
             size_t blocks = smaller(INT8_CHUNK, b->k - k) / BLOCK;
             struct chunk_int8 c = chunk_at(p->form, from, blocks);
-            multiply_chunk(p, row, rows, k / BLOCK, blocks, &c, p->how.accumulate || k > 0, sums);
+            multiply_chunk(p, row, rows, k / BLOCK, blocks, &c, p->c.how.accumulate || k > 0, sums);
             from = c.end;
         }
-        finish_sums(p, p->first + row, rows, col, cols, sums);
+        result_finish(&p->c, &x);
     }
 }
 
@@ -161,14 +142,11 @@ static void multiply_rows(struct product *p) {
     parallel_for(tiles_m * p->tiles_n, run_tile, p);
 }
 
-void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                   const struct kernel_epilogue *how, enum dtype c_type, void *c) {
+void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c) {
     uint32_t integers[ROOM / 4];
     float d[ROOM / BLOCK];
     union extra_int8 extra[ROOM / 16];
-    struct product p = {
-        .v = simd(), .form = quant_form(b->dtype), .m = m, .a_type = a_type, .a = a, .b = b, .c_type = c_type, .c = c};
-    if (how) p.how = *how;
+    struct product p = {.v = simd(), .form = quant_form(b->dtype), .m = m, .a_type = a_type, .a = a, .b = b, .c = *c};
     p.panel_bytes = panel_int8_bytes(p.form, b->k);
     p.group_rows = equal_parts(m, p.v->int8->rows, 1);
     size_t most = ROOM / b->k / p.group_rows * p.group_rows;

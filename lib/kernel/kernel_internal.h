@@ -163,9 +163,26 @@ struct unpacked_int8 {
 };
 void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to);
 
+/* ---- what a product leaves (gemm_result.c) ---------------------------------------------------------------------- */
+
+struct result {
+    struct kernel_epilogue how;
+    enum dtype type;
+    void *data;
+    size_t n; /* columns */
+};
+/* Some columns of a block of rows, and the sums of it where they are not made in the result. */
+struct part {
+    size_t row, rows, col, cols;
+    float *sums;
+    size_t ld;
+};
+/* Sums that are made apart: what the result held before comes first, everything else last. */
+void result_begin(const struct result *c, const struct part *x);
+void result_finish(const struct result *c, const struct part *x);
+
 /* c = a b for panels of quantized blocks. */
-void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                   const struct kernel_epilogue *how, enum dtype c_type, void *c);
+void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c);
 
 /* ---- one CPU path ---------------------------------------------------------------------------------------------------
  *

@@ -43,7 +43,7 @@ struct run_options {
     RUN_PRECISION_OF(o, "auto|bf16|f32", "auto: bf16 where this CPU multiplies it in hardware, ")
 #define RUN_INT8_HELP                                                                                                  \
     "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
-    "to four times as fast, and the perplexity moves by some 0.2%. "
+    "to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
 #define RUN_PRECISION_OF(o, names, text)                                                                               \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
