@@ -1,6 +1,7 @@
 /* The head of a model stream (META, VOCB) and one pass over its tensors. */
 #include "lib/model/model_internal.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 void model_head_release(struct model_head *h) {
@@ -128,7 +129,7 @@ static int say_where(const struct model_tensors *t, int rc, struct err *e) {
 static int check_finite(const struct tensor_desc *d, uint64_t first, const void *data, uint64_t n, struct err *e) {
     uint64_t bad = tensor_first_nonfinite(d->dtype, data, n);
     if (bad == n) return 0;
-    return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d->name, (unsigned long long)(first + bad));
+    return err_set(e, ERR_DATA, "tensor '%s': element %" PRIu64 " is not finite", d->name, first + bad);
 }
 
 void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
