@@ -128,7 +128,7 @@ test: deps ## every test; the last line counts them
 	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
-test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so
+test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so $(OBJ)/models/test_smollm2
 fuzz-programs: $(FUZZ_BIN)
 list-fuzz:
 	@echo $(abspath $(FUZZ_BIN))

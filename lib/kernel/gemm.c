@@ -101,3 +101,7 @@ void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float 
 void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
     product(GEMM_TN, m, n, k, a, b, beta, c);
 }
+
+bool kernel_rows_are_alone(void) {
+    return simd()->gemm != gemm_blas;
+}

@@ -115,6 +115,10 @@ void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct ke
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c);
 
+/* Whether a row of a product has the same bits whatever rows are beside it: where products are our own (AVX-512, AMX), not where
+ * OpenBLAS makes them, whose order of sums at the edge of a matrix is another. f32 with up to four rows is apart on any path. */
+bool kernel_rows_are_alone(void);
+
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);
 void kernel_copy(float *y, const float *x, size_t n);
