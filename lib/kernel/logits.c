@@ -9,9 +9,16 @@ void first_row(atomic_size_t *first, size_t r) {
     }
 }
 
+/* A row's sum so far, and exp((x - max) s) of a chunk. */
+typedef double add_chunk_fn(const struct simd *v, double sum, const float *x, size_t n, float max, float s);
+
+static double add_exact(const struct simd *v, double sum, const float *x, size_t n, float max, float s) {
+    return sum + v->exp_sum(x, n, max, s);
+}
+
 /* One pass over memory: each chunk is read from the cache a second time, with the running maximum known (the online
  * normaliser of Milakov and Gimelshein 2018, chunk by chunk). */
-struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
+static struct softmax_sum row_sum(const struct simd *v, const float *x, size_t d, float s, add_chunk_fn *add_chunk) {
     struct softmax_sum out = {.max = -INFINITY};
     for (size_t i = 0; i < d; i += ROW_CHUNK) {
         size_t n = smaller(ROW_CHUNK, d - i);
@@ -20,9 +27,13 @@ struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t 
             out.sum *= exp(((double)out.max - top) * s);
             out.max = top;
         }
-        if (out.max > -INFINITY) out.sum += v->exp_sum(x + i, n, out.max, s);
+        if (out.max > -INFINITY) out.sum = add_chunk(v, out.sum, x + i, n, out.max, s);
     }
     return out;
+}
+
+struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s) {
+    return row_sum(v, x, d, s, add_exact);
 }
 
 struct rows {
@@ -74,25 +85,15 @@ struct storing {
     atomic_size_t bad; /* the first row that is */
 };
 
-/* row_softmax_sum by powers of two, 128 of which are added up in f32: their errors are a thousandth of f16's. */
-static struct softmax_sum row_power_sum(const struct simd *v, const float *x, size_t d, float s) {
-    struct softmax_sum out = {.max = -INFINITY};
-    for (size_t i = 0; i < d; i += ROW_CHUNK) {
-        size_t n = smaller(ROW_CHUNK, d - i);
-        float top = v->max(x + i, n);
-        if (top > out.max) {
-            out.sum *= exp(((double)out.max - top) * s);
-            out.max = top;
-        }
-        for (size_t j = 0; j < n && out.max > -INFINITY; j += WEIGHED)
-            out.sum += v->exp2_sum(x + i + j, smaller(WEIGHED, n - j), out.max, s * LOG2_E);
-    }
-    return out;
+/* By powers of two, 128 of which are added up in f32: their errors are a thousandth of f16's. */
+static double add_powers(const struct simd *v, double sum, const float *x, size_t n, float max, float s) {
+    for (size_t i = 0; i < n; i += WEIGHED) sum += v->exp2_sum(x + i, smaller(WEIGHED, n - i), max, s * LOG2_E);
+    return sum;
 }
 
 static bool store_f16(const struct storing *c, uint16_t *y, const float *x) {
     if (!c->log_probs) return c->v->affine_f16(y, x, c->d, 0, 1, 0);
-    struct softmax_sum z = row_power_sum(c->v, x, c->d, c->s);
+    struct softmax_sum z = row_sum(c->v, x, c->d, c->s, add_powers);
     return c->v->affine_f16(y, x, c->d, z.max, c->s, (float)log(z.sum));
 }
 
