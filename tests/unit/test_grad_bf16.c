@@ -5,22 +5,9 @@
  * UH is the unit roundoff of bf16. A product of n terms whose factors and result are rounded to it is wrong by at most
  * 2 UH sum |a||b| + UH |result|, beside which f32's errors and squares of UH are a hundredth: 3.1 UH sum |a||b|.
  */
-#include "tests/unit/kernel_test.h"
-
-#include "lib/grad/grad.h"
+#include "tests/unit/grad_samples.h"
 
 #define UH 0x1p-8
-
-static struct grad_tape *make_tape(enum dtype precision, bool record) {
-    struct grad_tape *t;
-    struct err e;
-    assert_int_equal(grad_tape_new(&t, record, precision, &e), 0);
-    return t;
-}
-
-static struct grad_tape *new_tape(enum dtype precision) {
-    return make_tape(precision, true);
-}
 
 static void finish(struct grad_tape *t) {
     struct err e;
@@ -58,7 +45,7 @@ static void check_linear(bool with_residual) {
     float *dx = take(N * IN, sizeof *dx), *dw = take(OUT * IN, sizeof *dw), *db = take(OUT, sizeof *db);
     float *dr = take(N * OUT, sizeof *dr);
     double *want = take(N * OUT, sizeof *want), *bound = take(N * OUT, sizeof *bound);
-    struct grad_tape *t = new_tape(DT_BF16);
+    struct grad_tape *t = new_tape(DT_BF16, true);
     struct grad_var *rest = with_residual ? grad_leaf(t, residual.f, dr, N, OUT) : NULL;
     struct grad_var *y = grad_linear(t, grad_leaf(t, x.f, dx, N, IN), grad_leaf(t, w.f, dw, OUT, IN),
                                      grad_leaf(t, bias.f, db, 1, OUT), rest);
@@ -112,7 +99,7 @@ static void test_head(void **state) {
     struct pair h = normals(&r, ROWS * HIDDEN, 1), w = normals(&r, VOCAB * HIDDEN, 1), c = normals(&r, ROWS * VOCAB, 1);
     float *dh = take(ROWS * HIDDEN, sizeof *dh), *dw = take(VOCAB * HIDDEN, sizeof *dw);
     struct linear_loss l = {take(ROWS * VOCAB, sizeof(float)), c.f};
-    struct grad_tape *t = new_tape(DT_BF16);
+    struct grad_tape *t = new_tape(DT_BF16, true);
     assert_true(
         grad_head(t, grad_leaf(t, h.f, dh, ROWS, HIDDEN), grad_leaf(t, w.f, dw, VOCAB, HIDDEN), linear_loss, &l));
     finish(t);
@@ -186,7 +173,7 @@ static struct decoder make_decoder(void) {
 enum how { RECORDED, RECOMPUTED, OVERWRITTEN, FORWARD_ONLY };
 
 static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
-    struct grad_tape *t = make_tape(precision, how != FORWARD_ONLY);
+    struct grad_tape *t = new_tape(precision, how != FORWARD_ONLY);
     bool begun[PARAMETERS];
     grad_recompute(t, how == RECOMPUTED);
     d->total = 0;
@@ -267,7 +254,7 @@ static void test_memory(void **state) {
     float *x = take(64 * 512, sizeof *x), *w = take(512, sizeof *w), *dw = take(512, sizeof *dw);
     size_t used[2];
     for (int i = 0; i < 2; i++) {
-        struct grad_tape *t = new_tape(i ? DT_BF16 : DT_F32);
+        struct grad_tape *t = new_tape(i ? DT_BF16 : DT_F32, true);
         struct grad_var *v =
             grad_rmsnorm(t, grad_leaf(t, x, NULL, 64, 512), grad_leaf(t, w, dw, 1, 512), 1, grad_precision(t));
         for (int k = 0; k < 30; k++) v = grad_swiglu(t, v, v);
@@ -283,7 +270,7 @@ static void test_head_wants_f32(void **state) {
     (void)state;
     float x[8] = {0};
     struct err e;
-    struct grad_tape *t = new_tape(DT_BF16);
+    struct grad_tape *t = new_tape(DT_BF16, true);
     struct grad_var *a = grad_leaf(t, x, NULL, 2, 4), *w = grad_leaf(t, x, NULL, 2, 4);
     assert_false(grad_head(t, grad_linear(t, a, w, NULL, NULL), w, label_loss, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
