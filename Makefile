@@ -19,7 +19,7 @@ CC := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
 OPT ?= -O2 -g
 PKGS := libzstd libcjson libxxhash libpcre2-8 libutf8proc
 OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
-WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wno-unknown-pragmas
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wno-unknown-pragmas -Wno-missing-field-initializers
 CPPFLAGS_ALL = -I. -D_GNU_SOURCE $(shell pkg-config --cflags $(PKGS) openblas 2>/dev/null) $(CPPFLAGS)
 CFLAGS_ALL = -std=c11 $(OPT) -fno-strict-aliasing -ffp-contract=off $(WARN) $(if $(DEVELOPER),-Werror) $(SAN_FLAGS) $(COV_FLAGS) $(CFLAGS)
 LDFLAGS_ALL = $(SAN_FLAGS) $(COV_FLAGS) $(if $(OPENBLAS_DIR),-L$(OPENBLAS_DIR)) $(LDFLAGS)

@@ -31,7 +31,10 @@ static int collect(struct cli *c, struct run_data *in, struct model *m, struct s
             rc = err_set(e, ERR_DATA, "%s: sequences run over several batches (tokenize --context N)", name);
             break;
         }
-        struct model_input input = {b.head.n_positions, b.head.n_seqs, batch_tokens(&b), batch_lengths(&b)};
+        struct model_input input = {.n_positions = b.head.n_positions,
+                                    .n_seqs = b.head.n_seqs,
+                                    .tokens = batch_tokens(&b),
+                                    .lengths = batch_lengths(&b)};
         rc = stats_collect(s, m, tape, &input, e);
         if (rc) err_prefix(e, "%s", name);
         cli_progress(c, stats_positions(s), NULL);

@@ -49,9 +49,9 @@ static int run(struct cli *c, struct err *e) {
     }
     if (!rc && !json_put_u64(cli_report(c), "parameters", model_parameters(&f->config))) rc = err_nomem(e, "report");
     if (!rc)
-        log_line(LOG_INFO, "%s: %s, %u layers, %.1f M parameters, vocabulary of %u%s", path,
-                 model_arch_name(f->config.arch), f->config.n_layers, (double)model_parameters(&f->config) / 1e6,
-                 f->config.vocab_size, f->vocab ? "" : " (no tokenizer)");
+        log_line(LOG_INFO, "%s: %s, %u layers, %.1f M parameters, vocabulary of %u%s", path, f->config.arch,
+                 f->config.n_layers, (double)model_parameters(&f->config) / 1e6, f->config.vocab_size,
+                 f->vocab ? "" : " (no tokenizer)");
     if (!rc) rc = cli_close_output(c, e);
     foreign_close(f);
     return rc;

@@ -104,15 +104,15 @@ static int configure(struct model_config *config, const struct model_head *like,
                                     .tied = !untied,
                                     .vocab_size = like->config.vocab_size,
                                     .norm_eps = (float)eps,
-                                    .rope_theta = theta};
-    int rc = model_arch_parse(arch, &config->arch, e);
-    config->qkv_bias = config->arch == ARCH_QWEN2;
+                                    .rope = {.theta = theta}};
+    config->arch = arch;
+    config->qkv_bias = strcmp(config->arch, "qwen2") == 0;
     config->layers = arena_array(a, layers, sizeof *config->layers, e);
-    if (rc || !config->layers) return e->code;
+    if (!config->layers) return e->code;
     for (uint32_t i = 0; i < layers; i++)
-        config->layers[i] = (struct model_layer){(uint32_t)heads, (uint32_t)kv_heads, (uint32_t)ffn};
-    rc = model_config_check(config, e);
-    return rc ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
+        config->layers[i] =
+            (struct model_layer){.n_heads = (uint32_t)heads, .n_kv_heads = (uint32_t)kv_heads, .ffn = (uint32_t)ffn};
+    return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
 }
 
 static int run(struct cli *c, struct err *e) {

@@ -112,6 +112,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
     grad_reset(t->tape);
     struct grad_var *h = model_graph(t->m, t->tape, &in, NULL, NULL, e);
     if (!h) return e->code;
-    if (grad_head(t->tape, h, model_head_leaf(t->m, t->tape), loss_block, &micro)) grad_backward(t->tape);
+    struct grad_head head = model_logits_head(t->m, t->tape);
+    if (grad_head(t->tape, h, &head, loss_block, &micro)) grad_backward(t->tape);
     return grad_error(t->tape, e);
 }

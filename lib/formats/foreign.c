@@ -96,8 +96,7 @@ static int check_leftover(const struct foreign_model *f, const struct raw_tensor
                      t->name);
         return 0;
     }
-    return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name,
-                   model_arch_name(f->config.arch));
+    return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
 }
 
 /* Everything is there and of the right shape before anybody begins to write. */

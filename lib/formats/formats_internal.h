@@ -141,7 +141,7 @@ int gguf_opt_array(const struct gguf_file *g, const char *key, enum gguf_type ty
 /* An architecture by GGUF's name. */
 struct gguf_arch {
     const char *name;
-    enum model_arch arch;
+    const char *arch;
     bool interleaved; /* rotary pairs lie side by side in q and k */
 };
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) MUST_CHECK;

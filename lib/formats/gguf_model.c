@@ -5,9 +5,9 @@
 
 /* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
 static const struct gguf_arch archs[] = {
-    {"llama", ARCH_LLAMA, true},
-    {"deci", ARCH_LLAMA, true},
-    {"qwen2", ARCH_QWEN2, false},
+    {"llama", "llama", true},
+    {"deci", "llama", true},
+    {"qwen2", "qwen2", false},
 };
 
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) {
@@ -201,23 +201,23 @@ static int read_scaling(const struct gguf_file *g, const struct gguf_arch *arch,
                        "key '%s': '%.64s' is not supported (none and linear are, and llama3 by rope_freqs.weight)", key,
                        type);
     if (none || factor == 1 || factor == 0) return 0; /* 0 stands for "not set" in older files */
-    c->rope_scaling = ROPE_LINEAR;
-    c->rope_factor = factor;
-    return gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope_factor, e);
+    c->rope.scaling = ROPE_LINEAR;
+    c->rope.factor = factor;
+    return gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
 }
 
 /* What our own export says about the factors in rope_freqs.weight, which GGUF has no keys for. */
 static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, struct err *e) {
     uint64_t original = 0;
-    int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope_factor, e);
-    if (!rc) rc = gguf_opt_f64(g, "rill.rope.low_freq_factor", 1e-3, 1e6, &c->rope_low_freq, e);
-    if (!rc) rc = gguf_opt_f64(g, "rill.rope.high_freq_factor", 1e-3, 1e6, &c->rope_high_freq, e);
+    int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
+    if (!rc) rc = gguf_opt_f64(g, "rill.rope.low_freq_factor", 1e-3, 1e6, &c->rope.low_freq, e);
+    if (!rc) rc = gguf_opt_f64(g, "rill.rope.high_freq_factor", 1e-3, 1e6, &c->rope.high_freq, e);
     if (!rc) rc = gguf_get_u64(g, "rill.rope.original_context", 1, UINT32_MAX, &original, e);
     if (rc) return rc;
-    if (!c->rope_factor || !c->rope_low_freq || !c->rope_high_freq)
+    if (!c->rope.factor || !c->rope.low_freq || !c->rope.high_freq)
         return err_set(e, ERR_DATA, "one of the keys 'rill.rope.*' is missing");
-    c->rope_original_context = (uint32_t)original;
-    c->rope_scaling = ROPE_LLAMA3;
+    c->rope.original_context = (uint32_t)original;
+    c->rope.scaling = ROPE_LLAMA3;
     return 0;
 }
 
@@ -226,7 +226,7 @@ static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, s
     uint32_t n = c->head_dim / 2;
     if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
         return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
-    if (c->rope_scaling != ROPE_PLAIN)
+    if (c->rope.scaling != ROPE_PLAIN)
         return err_set(e, ERR_DATA, "tensor '%s' beside another rope scaling is not supported", t->name);
     float *factors = arena_array(a, n, sizeof *factors, e);
     if (!factors) return e->code;
@@ -240,10 +240,10 @@ static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, s
 static int read_rope(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
                      struct err *e) {
     char key[KEY_SIZE];
-    c->rope_theta = 10000;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.freq_base"), 1, 1e12, &c->rope_theta, e);
+    c->rope.theta = 10000;
+    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.freq_base"), 1, 1e12, &c->rope.theta, e);
     if (!rc)
-        rc = gguf_opt_f64(g, "rill.rope.theta", 1, 1e12, &c->rope_theta, e); /* in full, where f32 would round it */
+        rc = gguf_opt_f64(g, "rill.rope.theta", 1, 1e12, &c->rope.theta, e); /* in full, where f32 would round it */
     if (!rc) rc = read_scaling(g, arch, c, a, e);
     const struct raw_tensor *factors = raw_table_find(&g->tensors, "rope_freqs.weight");
     if (!rc && factors) rc = read_factors(g, factors, c, a, e);
@@ -284,7 +284,7 @@ int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, st
     int rc = check_split(g, e);
     if (!rc) rc = check_keys(g, arch, e);
     if (!rc) rc = gguf_opt_str(g, "rill.architecture", a, &own_name, e);
-    if (!rc && own_name) rc = model_arch_parse(own_name, &c->arch, e);
+    if (!rc && own_name) c->arch = own_name;
     if (!rc) rc = read_numbers(g, arch, c, e);
     if (!rc) rc = read_layers(g, arch, c, a, e);
     if (!rc) rc = read_head_dim(g, arch, c, e);

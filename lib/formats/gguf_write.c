@@ -85,11 +85,11 @@ static void key_array(struct header *h, const char *key, enum gguf_type type, ui
 static bool needs_deci(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++)
         if (memcmp(&c->layers[i], &c->layers[0], sizeof *c->layers) != 0) return true;
-    return c->arch == ARCH_QWEN2 && (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden;
+    return strcmp(c->arch, "qwen2") == 0 && (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden;
 }
 
 static bool is_interleaved(const struct model_config *c) {
-    return c->arch != ARCH_QWEN2 || needs_deci(c);
+    return strcmp(c->arch, "qwen2") != 0 || needs_deci(c);
 }
 
 /* ---- types ---- */
@@ -140,7 +140,7 @@ static int put_general(struct header *h, struct export_source *x, const char *na
     int rc = count_types(x, &file_type, &quantized, e);
     if (rc) return rc;
     const struct model_config *c = &x->config;
-    const char *arch = needs_deci(c) ? "deci" : model_arch_name(c->arch);
+    const char *arch = needs_deci(c) ? "deci" : c->arch;
     snprintf(h->prefix, sizeof h->prefix, "%s", arch);
     key_string(h, "general.architecture", arch);
     key_string(h, "general.type", "model");
@@ -155,8 +155,7 @@ static int put_general(struct header *h, struct export_source *x, const char *na
     key_u32(h, "general.file_type", file_type);
     if (quantized) key_u32(h, "general.quantization_version", 2);
     key_u32(h, "general.alignment", ALIGNMENT);
-    if (strcmp(arch, "deci") == 0 && c->arch != ARCH_LLAMA)
-        key_string(h, "rill.architecture", model_arch_name(c->arch));
+    if (strcmp(arch, "deci") == 0 && strcmp(c->arch, "llama") != 0) key_string(h, "rill.architecture", c->arch);
     return h->rc;
 }
 
@@ -179,19 +178,19 @@ static bool fits_f32(double v) {
 
 /* GGUF's numbers are f32, and llama3's parameters have no keys at all: what would be lost goes into keys of our own. */
 static void put_rope(struct header *h, const struct model_config *c) {
-    key_f32(h, ".rope.freq_base", c->rope_theta);
+    key_f32(h, ".rope.freq_base", c->rope.theta);
     key_u32(h, ".rope.dimension_count", c->head_dim);
-    if (!fits_f32(c->rope_theta)) key_f64(h, "rill.rope.theta", c->rope_theta);
-    if (c->rope_scaling == ROPE_LINEAR) {
+    if (!fits_f32(c->rope.theta)) key_f64(h, "rill.rope.theta", c->rope.theta);
+    if (c->rope.scaling == ROPE_LINEAR) {
         key_string(h, ".rope.scaling.type", "linear");
-        key_f32(h, ".rope.scaling.factor", c->rope_factor);
-        if (!fits_f32(c->rope_factor)) key_f64(h, "rill.rope.factor", c->rope_factor);
+        key_f32(h, ".rope.scaling.factor", c->rope.factor);
+        if (!fits_f32(c->rope.factor)) key_f64(h, "rill.rope.factor", c->rope.factor);
     }
-    if (c->rope_scaling == ROPE_LLAMA3) {
-        key_f64(h, "rill.rope.factor", c->rope_factor);
-        key_f64(h, "rill.rope.low_freq_factor", c->rope_low_freq);
-        key_f64(h, "rill.rope.high_freq_factor", c->rope_high_freq);
-        key_u32(h, "rill.rope.original_context", c->rope_original_context);
+    if (c->rope.scaling == ROPE_LLAMA3) {
+        key_f64(h, "rill.rope.factor", c->rope.factor);
+        key_f64(h, "rill.rope.low_freq_factor", c->rope.low_freq);
+        key_f64(h, "rill.rope.high_freq_factor", c->rope.high_freq);
+        key_u32(h, "rill.rope.original_context", c->rope.original_context);
     }
 }
 
@@ -299,7 +298,7 @@ static void put_tensor_info(struct header *h, const char *name, const struct ten
 
 static int put_tensor_infos(struct header *h, struct export_source *x, struct err *e) {
     uint64_t offset = 0, n_factors = x->config.head_dim / 2;
-    if (x->config.rope_scaling == ROPE_LLAMA3) {
+    if (x->config.rope.scaling == ROPE_LLAMA3) {
         struct tensor_desc d;
         int rc = tensor_desc_init(&d, FACTORS_NAME, DT_F32, 1, &n_factors, e);
         if (rc) return rc;
@@ -355,7 +354,7 @@ static int write_tensor(struct export_source *x, struct model_slot s, struct buf
 
 static int write_tensors(struct export_source *x, int fd, struct err *e) {
     struct buf reordered = {0};
-    int rc = x->config.rope_scaling == ROPE_LLAMA3 ? write_factors(&x->config, fd, e) : 0;
+    int rc = x->config.rope.scaling == ROPE_LLAMA3 ? write_factors(&x->config, fd, e) : 0;
     for (size_t i = 0; i < model_slot_count(&x->config) && !rc; i++)
         rc = write_tensor(x, model_slot_at(&x->config, i), &reordered, fd, e);
     buf_release(&reordered);
@@ -369,7 +368,7 @@ static int write_header(struct export_source *x, struct header *keys, struct hea
         char magic[4];
         uint32_t version;
         uint64_t n_tensors, n_keys;
-    } start = {"GGUF", 3, model_slot_count(&x->config) + (x->config.rope_scaling == ROPE_LLAMA3), keys->n_keys};
+    } start = {"GGUF", 3, model_slot_count(&x->config) + (x->config.rope.scaling == ROPE_LLAMA3), keys->n_keys};
     uint64_t n = sizeof start + keys->bytes.len + infos->bytes.len;
     int rc = write_all(fd, &start, sizeof start, e);
     if (!rc) rc = write_all(fd, keys->bytes.data, keys->bytes.len, e);

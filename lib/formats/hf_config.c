@@ -5,10 +5,10 @@
 
 static const struct hf_arch {
     const char *class, *model_type;
-    enum model_arch arch;
+    const char *arch;
 } archs[] = {
-    {"LlamaForCausalLM", "llama", ARCH_LLAMA},
-    {"Qwen2ForCausalLM", "qwen2", ARCH_QWEN2},
+    {"LlamaForCausalLM", "llama", "llama"},
+    {"Qwen2ForCausalLM", "qwen2", "qwen2"},
 };
 
 /* Null stands for absent everywhere in these files. */
@@ -84,12 +84,12 @@ static int check_window(const cJSON *json, const struct model_config *c, struct 
 
 static int read_llama3(const cJSON *scaling, struct model_config *c, struct err *e) {
     uint64_t original = 0;
-    c->rope_scaling = ROPE_LLAMA3;
-    int rc = json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope_factor, e);
-    if (!rc) rc = json_get_f64(scaling, "low_freq_factor", 1e-3, 1e6, &c->rope_low_freq, e);
-    if (!rc) rc = json_get_f64(scaling, "high_freq_factor", 1e-3, 1e6, &c->rope_high_freq, e);
+    c->rope.scaling = ROPE_LLAMA3;
+    int rc = json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope.factor, e);
+    if (!rc) rc = json_get_f64(scaling, "low_freq_factor", 1e-3, 1e6, &c->rope.low_freq, e);
+    if (!rc) rc = json_get_f64(scaling, "high_freq_factor", 1e-3, 1e6, &c->rope.high_freq, e);
     if (!rc) rc = json_get_u64(scaling, "original_max_position_embeddings", 1, UINT32_MAX, &original, e);
-    c->rope_original_context = (uint32_t)original;
+    c->rope.original_context = (uint32_t)original;
     return rc;
 }
 
@@ -101,16 +101,16 @@ static int read_scaling(const cJSON *scaling, struct model_config *c, struct err
     if (strcmp(type, "llama3") == 0) return read_llama3(scaling, c, e);
     if (strcmp(type, "linear") != 0)
         return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear and llama3 are)", type);
-    c->rope_scaling = ROPE_LINEAR;
-    return json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope_factor, e);
+    c->rope.scaling = ROPE_LINEAR;
+    return json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope.factor, e);
 }
 
 /* transformers 4: "rope_theta" and "rope_scaling". transformers 5: both in "rope_parameters". */
 static int read_rope(const cJSON *json, struct model_config *c, struct err *e) {
     const cJSON *parameters = member(json, "rope_parameters"), *scaling = member(json, "rope_scaling");
-    c->rope_theta = 10000;
-    int rc = json_opt_f64(json, "rope_theta", 1, 1e12, &c->rope_theta, e);
-    if (!rc && parameters) rc = json_opt_f64(parameters, "rope_theta", 1, 1e12, &c->rope_theta, e);
+    c->rope.theta = 10000;
+    int rc = json_opt_f64(json, "rope_theta", 1, 1e12, &c->rope.theta, e);
+    if (!rc && parameters) rc = json_opt_f64(parameters, "rope_theta", 1, 1e12, &c->rope.theta, e);
     if (!rc && parameters && member(parameters, "partial_rotary_factor") &&
         member(parameters, "partial_rotary_factor")->valuedouble != 1)
         rc = err_set(e, ERR_DATA, "\"partial_rotary_factor\": this setting is not supported");
@@ -161,8 +161,9 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
     if (!rc) rc = read_rope(json, c, e);
     if (!rc) rc = json_opt_f64(json, "rms_norm_eps", 0, 1, &eps, e);
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
-    c->qkv_bias = c->arch == ARCH_QWEN2;
-    if (!rc && c->arch == ARCH_LLAMA) rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    if (rc) return rc;
+    c->qkv_bias = strcmp(c->arch, "qwen2") == 0;
+    if (strcmp(c->arch, "llama") == 0) rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
     if (rc) return rc;
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
@@ -187,25 +188,25 @@ static int check_uniform(const struct model_config *c, struct err *e) {
 }
 
 static const struct hf_arch *arch_of(const struct model_config *c, struct err *e) {
-    if (c->arch == ARCH_QWEN2 && !c->qkv_bias) {
+    if (strcmp(c->arch, "qwen2") == 0 && !c->qkv_bias) {
         err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
         return NULL;
     }
     for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (archs[i].arch == c->arch) return &archs[i];
-    err_set(e, ERR_DATA, "architecture '%s' has no Hugging Face class here", model_arch_name(c->arch));
+        if (strcmp(archs[i].arch, c->arch) == 0) return &archs[i];
+    err_set(e, ERR_DATA, "architecture '%s' has no Hugging Face class here", c->arch);
     return NULL;
 }
 
 static bool put_scaling(cJSON *o, const struct model_config *c) {
-    if (c->rope_scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, "rope_scaling") != NULL;
+    if (c->rope.scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, "rope_scaling") != NULL;
     cJSON *r = cJSON_AddObjectToObject(o, "rope_scaling");
-    bool ok = r && json_put_str(r, "rope_type", c->rope_scaling == ROPE_LINEAR ? "linear" : "llama3") &&
-              json_put_f64(r, "factor", c->rope_factor);
-    if (ok && c->rope_scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", c->rope_low_freq) &&
-             json_put_f64(r, "high_freq_factor", c->rope_high_freq) &&
-             json_put_u64(r, "original_max_position_embeddings", c->rope_original_context);
+    bool ok = r && json_put_str(r, "rope_type", c->rope.scaling == ROPE_LINEAR ? "linear" : "llama3") &&
+              json_put_f64(r, "factor", c->rope.factor);
+    if (ok && c->rope.scaling == ROPE_LLAMA3)
+        ok = json_put_f64(r, "low_freq_factor", c->rope.low_freq) &&
+             json_put_f64(r, "high_freq_factor", c->rope.high_freq) &&
+             json_put_u64(r, "original_max_position_embeddings", c->rope.original_context);
     return ok;
 }
 
@@ -233,7 +234,7 @@ static bool put_numbers(cJSON *o, const struct model_config *c, double eps) {
            json_put_u64(o, "num_attention_heads", l->n_heads) &&
            json_put_u64(o, "num_key_value_heads", l->n_kv_heads) && json_put_u64(o, "head_dim", c->head_dim) &&
            json_put_u64(o, "max_position_embeddings", c->context) && json_put_f64(o, "rms_norm_eps", eps) &&
-           json_put_f64(o, "rope_theta", c->rope_theta) && put_scaling(o, c);
+           json_put_f64(o, "rope_theta", c->rope.theta) && put_scaling(o, c);
 }
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
@@ -246,9 +247,9 @@ cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum
               put_numbers(o, c, eps) && json_put_str(o, "hidden_act", "silu") &&
               json_put_bool(o, "tie_word_embeddings", c->tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
               json_put_bool(o, "use_cache", true);
-    if (ok && c->arch == ARCH_LLAMA)
+    if (ok && strcmp(c->arch, "llama") == 0)
         ok = json_put_bool(o, "attention_bias", c->qkv_bias) && json_put_bool(o, "mlp_bias", false);
-    if (ok && c->arch == ARCH_QWEN2) ok = json_put_bool(o, "use_sliding_window", false);
+    if (ok && strcmp(c->arch, "qwen2") == 0) ok = json_put_bool(o, "use_sliding_window", false);
     if (ok && v)
         ok =
             put_id(o, "bos_token_id", v->bos) && put_id(o, "eos_token_id", v->eos) && put_id(o, "pad_token_id", v->pad);

@@ -15,9 +15,9 @@ int rope_factors(const struct model_config *c, float *factors, struct err *e) {
     if (!plain) return e->code;
     double *scaled = plain + n;
     struct model_config unscaled = *c;
-    unscaled.rope_scaling = ROPE_PLAIN;
-    model_inv_freq(&unscaled, plain);
-    model_inv_freq(c, scaled);
+    unscaled.rope.scaling = ROPE_PLAIN;
+    model_inv_freq(&unscaled, &unscaled.rope, plain);
+    model_inv_freq(c, &c->rope, scaled);
     for (uint32_t i = 0; i < n; i++) factors[i] = (float)(plain[i] / scaled[i]);
     mem_free(plain);
     return 0;
@@ -34,14 +34,14 @@ static int matches(const struct model_config *c, const float *factors, float *sc
 /* All of Llama 3.1 to 3.3 has low 1, high 4 and an original context of 8192; small test models have other contexts. */
 static int search(struct model_config *c, const float *factors, double largest, float *scratch, bool *found,
                   struct err *e) {
-    c->rope_scaling = ROPE_LLAMA3;
-    c->rope_factor = largest;
-    c->rope_low_freq = 1;
-    c->rope_high_freq = 4;
-    c->rope_original_context = 8192;
+    c->rope.scaling = ROPE_LLAMA3;
+    c->rope.factor = largest;
+    c->rope.low_freq = 1;
+    c->rope.high_freq = 4;
+    c->rope.original_context = 8192;
     int rc = matches(c, factors, scratch, found, e);
     for (uint32_t context = 32; context <= (1u << 20) && !*found && !rc; context *= 2) {
-        c->rope_original_context = context;
+        c->rope.original_context = context;
         rc = matches(c, factors, scratch, found, e);
     }
     return rc;
@@ -57,12 +57,12 @@ int gguf_rope_recover(struct model_config *c, const float *factors, struct err *
     }
     bool all_one = true;
     for (uint32_t i = 0; i < n; i++) all_one = all_one && factors[i] == 1;
-    if (all_one && c->rope_scaling == ROPE_PLAIN) return 0;
+    if (all_one && c->rope.scaling == ROPE_PLAIN) return 0;
 
     float *scratch = mem_array(n, sizeof *scratch, e);
     if (!scratch) return e->code;
     bool found = false;
-    int rc = c->rope_scaling == ROPE_LLAMA3 ? matches(c, factors, scratch, &found, e)
+    int rc = c->rope.scaling == ROPE_LLAMA3 ? matches(c, factors, scratch, &found, e)
                                             : search(c, factors, largest, scratch, &found, e);
     mem_free(scratch);
     if (rc || found) return rc;

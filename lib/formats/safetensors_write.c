@@ -13,7 +13,7 @@ static enum dtype type_in_file(const struct tensor_desc *d, unsigned wanted) {
 
 /* "attention_bias" of Llama in transformers means q, k, v and o. */
 static bool has_zero_bias(const struct model_config *c, struct model_slot s) {
-    return c->arch == ARCH_LLAMA && c->qkv_bias && s.role == ROLE_O;
+    return strcmp(c->arch, "llama") == 0 && c->qkv_bias && s.role == ROLE_O;
 }
 
 static void zero_bias_name(struct model_slot s, char out[TENSOR_MAX_NAME + 1]) {

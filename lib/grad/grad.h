@@ -83,17 +83,31 @@ struct grad_map {
 void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struct grad_map *maps, struct grad_var **y);
 /* The result has the type `out`: grad_precision, or DT_F32 for the hidden states that the head takes. */
 struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, enum dtype out);
+/* b may be NULL. */
+struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                float eps, enum dtype out);
+/* RMSNorm of each head: x [rows][heads * head_dim], w [1][head_dim]. The result has x's type, its gradient too. */
+struct grad_var *grad_rmsnorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
 /*
  * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows] and a->starts
  * below are the caller's and must live as long as the graph (grad_alloc).
  */
-struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
+struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim, size_t dims,
                            const uint32_t *position, const double *inv_freq);
 struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,
                                 const struct kernel_attention *shape);
-struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct grad_var *up);
-/* SwiGLU of the linear maps x gate^T and x up^T, to the same bits; faster where nothing is recorded. */
-struct grad_var *grad_gated(struct grad_tape *t, struct grad_var *x, struct grad_var *gate, struct grad_var *up);
+struct grad_var *grad_activate(struct grad_tape *t, enum kernel_act act, struct grad_var *x);
+struct grad_var *grad_glu(struct grad_tape *t, enum kernel_act act, struct grad_var *gate, struct grad_var *up);
+/* The gated unit of the linear maps x gate^T and x up^T, to the same bits; faster where nothing is recorded. */
+struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct grad_var *x, struct grad_var *gate,
+                            struct grad_var *up);
+/* factor x, in the memory of x unless that is a leaf: for results whose value no other operation's way back reads (embeddings,
+ * linear maps, norms). */
+struct grad_var *grad_scale(struct grad_tape *t, struct grad_var *x, float factor);
+/* x + y in f32, which x is in; y has any type. In a segment of a tape that does not record, it may take over the memory of x. */
+struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_var *y);
+/* x, or x widened: for the residual stream, and for hidden states that the head takes. */
+struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x);
 
 /*
  * A part of the graph with one input and one result of its shape, say a layer: run(ctx, t, x) makes it from operations.
@@ -107,15 +121,19 @@ struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run 
 void grad_recompute(struct grad_tape *t, bool on);
 
 /*
- * The language-model head and its loss over blocks of positions: logits = h w^T are made for a block, given to
+ * The language-model head and its loss over blocks of positions: logits = h w^T + bias are made for a block, given to
  * `loss`, which writes the gradient of the logits, and dropped. No [n][vocabulary] array is ever whole in memory. `loss`
  * sees rows [first, first + rows) and writes d(total)/d(logits) to `slope`: of the tape's precision, in f32 the memory of
- * the logits, no data when nothing is to be learned. It keeps its own sums.
+ * the logits (unless they are capped), no data when nothing is to be learned. It keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
  */
 typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits,
                             struct kernel_array slope, struct err *e);
-bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx);
+struct grad_head {
+    struct grad_var *w, *bias; /* bias [1][vocab], or NULL */
+    float softcap; /* > 0: logits become softcap * tanh(logits / softcap); `loss` then must not write to them */
+};
+bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss, void *ctx);
 
 /*
  * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; no data when

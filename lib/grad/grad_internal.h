@@ -84,6 +84,10 @@ static inline bool node_wanted(const struct grad_var *v) {
     return v && ((const struct grad_node *)v)->wanted;
 }
 
+static inline bool same_shape(const struct grad_var *a, const struct grad_var *b) {
+    return a->rows == b->rows && a->cols == b->cols;
+}
+
 static inline size_t var_size(const struct grad_var *v) {
     return v->rows * v->cols;
 }

@@ -10,13 +10,14 @@
 
 struct head {
     struct grad_tape *t;
-    struct grad_node *h, *w;
+    struct grad_node *h, *w, *bias;
+    float softcap;
     size_t hidden, vocab;
     struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
     uint16_t *h16;                          /* h */
     struct kernel_array slope;              /* the gradient of a block of logits */
     void *h_room;                           /* panels of a block of h */
-    float *logits, *dh, *dw;
+    float *logits, *dh, *dw, *db;
     bool add_dh, add_dw; /* to what is there */
     grad_loss_block *loss;
     void *ctx;
@@ -24,19 +25,27 @@ struct head {
 
 static void block_logits(const struct head *c, size_t first, size_t rows) {
     struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
-    if (c->t->precision == DT_BF16)
-        kernel_multiply(rows, DT_BF16, c->h16 + first * c->hidden, &c->forward, NULL, DT_F32, c->logits);
-    else
+    const float *bias = c->bias ? c->bias->var.value.data : NULL;
+    if (c->t->precision == DT_BF16) {
+        struct kernel_epilogue how = {.bias = bias};
+        kernel_multiply(rows, DT_BF16, c->h16 + first * c->hidden, &c->forward, &how, DT_F32, c->logits);
+    } else {
         kernel_matmul_nt(rows, c->vocab, c->hidden, h.data, c->w->var.value.data, 0, c->logits);
+        if (bias) kernel_add_bias(c->logits, bias, rows, c->vocab);
+    }
+    if (c->softcap > 0) kernel_softcap(c->logits, c->logits, rows * c->vocab, c->softcap);
 }
 
 /* dh [+]= dlogits w, dw [+]= dlogits^T h, which later blocks add to */
 static void block_gradients(struct head *c, size_t first, size_t rows) {
     struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
     float *dh = c->dh ? c->dh + first * c->hidden : NULL;
+    if (c->softcap > 0) kernel_softcap_backward(c->slope, c->logits, rows * c->vocab, c->softcap);
+    if (c->db) kernel_sum_rows(c->db, c->slope, rows, c->vocab);
     if (c->t->precision == DT_F32) {
-        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, c->logits, c->w->var.value.data, c->add_dh, dh);
-        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, c->logits, h.data, c->add_dw, c->dw);
+        const float *dlogits = c->slope.data;
+        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, dlogits, c->w->var.value.data, c->add_dh, dh);
+        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, dlogits, h.data, c->add_dw, c->dw);
         c->add_dw = true;
         return;
     }
@@ -64,10 +73,11 @@ static bool prepare(struct head *c, size_t rows) {
     uint64_t n;
     if (!u64_mul(rows, c->vocab, &n))
         return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
-    bool learns = c->dh || c->dw;
+    bool learns = c->dh || c->dw || c->db;
     c->logits = tape_scratch(t, n, sizeof *c->logits);
     c->slope = kernel_f32(learns ? c->logits : NULL);
-    if (t->precision == DT_F32) return c->logits;
+    if (learns && c->softcap > 0 && t->precision == DT_F32) c->slope.data = tape_scratch(t, n, sizeof(float));
+    if (t->precision == DT_F32) return !t->error.code;
     c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
     if (!c->h16) return false;
     kernel_convert((struct kernel_array){DT_BF16, c->h16}, c->h->var.value, var_size(&c->h->var));
@@ -86,11 +96,16 @@ static bool prepare(struct head *c, size_t rows) {
     return true;
 }
 
-bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad_loss_block *loss, void *ctx) {
+bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss,
+               void *ctx) {
+    struct grad_var *w = head->w, *bias = head->bias;
     if (!h || !w || t->error.code) return false;
     if (h->cols != w->cols)
         return tape_fail(t, ERR_DATA, "head: input of %zu, weight [%zu, %zu]", h->cols, w->rows, w->cols);
-    struct head c = {.t = t, .h = node_of(h), .w = node_of(w), .loss = loss, .ctx = ctx};
+    if (bias && (bias->rows != 1 || bias->cols != w->rows))
+        return tape_fail(t, ERR_DATA, "head: bias [%zu, %zu] for %zu logits", bias->rows, bias->cols, w->rows);
+    struct head c = {.t = t, .h = node_of(h), .w = node_of(w), .softcap = head->softcap, .loss = loss, .ctx = ctx};
+    c.bias = bias ? node_of(bias) : NULL;
     c.hidden = w->cols;
     c.vocab = w->rows;
     size_t most = t->record ? HEAD_ROWS : FORWARD_ROWS;
@@ -100,6 +115,7 @@ bool grad_head(struct grad_tape *t, struct grad_var *h, struct grad_var *w, grad
     bool fresh;
     if (c.h->wanted) c.dh = node_target(t, c.h, &fresh).data, c.add_dh = !fresh;
     if (c.w->wanted) c.dw = node_target(t, c.w, &fresh).data, c.add_dw = !fresh;
+    if (node_wanted(bias)) c.db = node_sum(t, c.bias).data;
     if (t->error.code) return false;
     bool ok = prepare(&c, rows);
     for (size_t first = 0; ok && first < h->rows; first += rows) {

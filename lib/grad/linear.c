@@ -136,12 +136,13 @@ static struct kernel_panels packed_weight(struct grad_tape *t, const struct grad
 }
 
 static void multiply_bf16(struct grad_tape *t, struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
-                          const struct grad_var *residual, const struct grad_var *gate) {
+                          const struct grad_var *residual, const struct grad_var *gate, enum kernel_act act) {
     size_t mark = stack_mark(&t->scratch);
     struct kernel_panels w = packed_weight(t, m->w, x->rows);
     struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
                                   .residual = residual ? residual->value.data : NULL,
-                                  .gate = gate ? gate->value.data : NULL};
+                                  .gate = gate ? gate->value.data : NULL,
+                                  .act = act};
     if (!t->error.code)
         kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
     stack_rewind(&t->scratch, mark);
@@ -156,7 +157,7 @@ static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, co
     struct grad_node *y = over ? tape_result_in(t, residual, wanted)
                                : tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
     if (y && t->precision == DT_BF16)
-        multiply_bf16(t, &y->var, x, m, residual, NULL);
+        multiply_bf16(t, &y->var, x, m, residual, NULL, ACT_SILU);
     else if (y)
         multiply_f32(&y->var, x, m, residual);
     return y;
@@ -191,18 +192,19 @@ void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struc
     for (size_t i = 0; i < n; i++) y[i] = ok ? &nodes[i]->var : NULL;
 }
 
-/* Without a way back nothing wants gate or up again: the product behind up multiplies them, in the memory of gate. */
-struct grad_var *grad_gated(struct grad_tape *t, struct grad_var *x, struct grad_var *gate, struct grad_var *up) {
+/* Without a way back nothing wants gate or up again: up's product multiplies them as it finishes, in the memory of gate. */
+struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct grad_var *x, struct grad_var *gate,
+                            struct grad_var *up) {
     struct grad_map maps[2] = {{gate, NULL}, {up, NULL}};
     struct grad_var *y[2];
     if (t->record || t->precision != DT_BF16) {
         grad_linears(t, x, 2, maps, y);
-        return grad_swiglu(t, y[0], y[1]);
+        return grad_glu(t, act, y[0], y[1]);
     }
     if (!x || !up || t->error.code || !shapes_fit(t, x, &maps[1], NULL)) return NULL;
     struct grad_var *g = grad_linear(t, x, gate, NULL, NULL);
     if (!g) return NULL;
     if (g->cols != up->rows) return tape_fail(t, ERR_DATA, "gated: gate of %zu, up of %zu", g->cols, up->rows);
-    multiply_bf16(t, g, x, &maps[1], NULL, g);
+    multiply_bf16(t, g, x, &maps[1], NULL, g, act);
     return t->error.code ? NULL : g;
 }

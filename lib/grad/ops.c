@@ -1,9 +1,5 @@
-/* The operations: each checks shapes, runs forward, and records a function that runs backward. */
+/* Embedding, rotary positions, attention: each operation checks shapes, runs forward, and records a function that runs backward. */
 #include "lib/grad/grad_internal.h"
-
-static bool same_shape(const struct grad_var *a, const struct grad_var *b) {
-    return a->rows == b->rows && a->cols == b->cols;
-}
 
 /* ---- embedding ---- */
 
@@ -41,46 +37,12 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
     return t->error.code ? NULL : &out->var;
 }
 
-/* ---- RMSNorm ---- */
-
-struct rmsnorm_op {
-    struct grad_op op;
-    struct grad_node *x, *w;
-    float *inv;
-};
-
-static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
-    struct rmsnorm_op *o = (struct rmsnorm_op *)op;
-    const struct grad_var *y = &op->out[0]->var;
-    struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
-    if (t->error.code) return;
-    kernel_rmsnorm_backward(dx, dw.data, y->grad, o->x->var.value, o->w->var.value.data, o->inv, y->rows, y->cols);
-}
-
-struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, enum dtype out) {
-    if (!x || !w || t->error.code) return NULL;
-    if (w->rows != 1 || w->cols != x->cols)
-        return tape_fail(t, ERR_DATA, "rmsnorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
-    struct grad_node *y = tape_result(t, x->rows, x->cols, out, node_wanted(x) || node_wanted(w));
-    if (!y) return NULL;
-    y->var.grad.dtype = DT_F32; /* several linear maps add to it */
-    struct rmsnorm_op *o = tape_record(t, sizeof *o, rmsnorm_backward, 1, &y);
-    float *inv = o ? tape_alloc(t, x->rows, sizeof *inv) : NULL;
-    kernel_rmsnorm(y->var.value, inv, x->value, w->value.data, x->rows, x->cols, eps);
-    if (o) {
-        o->x = node_of(x);
-        o->w = node_of(w);
-        o->inv = inv;
-    }
-    return t->error.code ? NULL : &y->var;
-}
-
 /* ---- rotary positions ---- */
 
 struct rope_op {
     struct grad_op op;
     struct grad_node *x;
-    size_t n_heads, head_dim;
+    size_t n_heads, head_dim, dims;
     const uint32_t *position;
     const double *inv_freq;
 };
@@ -90,26 +52,28 @@ static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);
     if (!dy.data) return;
-    kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->position, o->inv_freq, -1);
+    kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->dims, o->position, o->inv_freq, -1);
     node_pass_on(t, o->x, op->out[0]);
 }
 
-struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
+struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim, size_t dims,
                            const uint32_t *position, const double *inv_freq) {
     if (!x || t->error.code) return NULL;
-    if (head_dim % 2 != 0 || head_dim == 0 || x->cols / head_dim != n_heads || x->cols % head_dim != 0)
-        return tape_fail(t, ERR_DATA, "rope: %zu heads of %zu in rows of %zu", n_heads, head_dim, x->cols);
+    if (dims % 2 != 0 || dims > head_dim || head_dim == 0 || x->cols / head_dim != n_heads || x->cols % head_dim != 0)
+        return tape_fail(t, ERR_DATA, "rope: %zu of each of %zu heads of %zu in rows of %zu", dims, n_heads, head_dim,
+                         x->cols);
     bool own = !node_of(x)->is_leaf;
     struct grad_node *out =
         own ? tape_result_in(t, x, node_wanted(x)) : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x));
     if (!out) return NULL;
     if (!own) kernel_convert(out->var.value, x->value, var_size(x));
-    kernel_rope(out->var.value, x->rows, n_heads, head_dim, position, inv_freq, 1);
+    kernel_rope(out->var.value, x->rows, n_heads, head_dim, dims, position, inv_freq, 1);
     struct rope_op *o = tape_record(t, sizeof *o, rope_backward, 1, &out);
     if (o) {
         o->x = node_of(x);
         o->n_heads = n_heads;
         o->head_dim = head_dim;
+        o->dims = dims;
         o->position = position;
         o->inv_freq = inv_freq;
     }
@@ -177,43 +141,6 @@ struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct 
         o->v = node_of(v);
         o->lse = lse;
         o->shape = *shape;
-    }
-    return t->error.code ? NULL : &out->var;
-}
-
-/* ---- SwiGLU ---- */
-
-struct swiglu_op {
-    struct grad_op op;
-    struct grad_node *gate, *up;
-};
-
-static void swiglu_backward(struct grad_tape *t, struct grad_op *op) {
-    struct swiglu_op *o = (struct swiglu_op *)op;
-    const struct grad_var *y = &op->out[0]->var;
-    size_t mark = stack_mark(&t->scratch);
-    struct kernel_array dgate = node_open(t, o->gate), dup = node_open(t, o->up);
-    if (!t->error.code) {
-        kernel_swiglu_backward(dgate, dup, y->grad, o->gate->var.value, o->up->var.value, var_size(y));
-        node_close(t, o->gate, dgate);
-        node_close(t, o->up, dup);
-    }
-    stack_rewind(&t->scratch, mark);
-}
-
-struct grad_var *grad_swiglu(struct grad_tape *t, struct grad_var *gate, struct grad_var *up) {
-    if (!gate || !up || t->error.code) return NULL;
-    if (!same_shape(gate, up))
-        return tape_fail(t, ERR_DATA, "swiglu: gate [%zu, %zu], up [%zu, %zu]", gate->rows, gate->cols, up->rows,
-                         up->cols);
-    struct grad_node *out =
-        tape_result(t, gate->rows, gate->cols, gate->value.dtype, node_wanted(gate) || node_wanted(up));
-    if (!out) return NULL;
-    kernel_swiglu(out->var.value, gate->value, up->value, var_size(gate));
-    struct swiglu_op *o = tape_record(t, sizeof *o, swiglu_backward, 1, &out);
-    if (o) {
-        o->gate = node_of(gate);
-        o->up = node_of(up);
     }
     return t->error.code ? NULL : &out->var;
 }

@@ -1,5 +1,5 @@
 /*
- * Causal attention with grouped queries, blocked with online softmax (Dao et al. 2022, "FlashAttention", algorithms 1
+ * Attention with grouped queries, causal or not, blocked with online softmax (Dao et al. 2022, "FlashAttention", algorithms 1
  * and 4): scores exist for one block of queries and one block of keys at a time.
  *
  * The queries of all heads that share a key head are stacked as rows of one matrix, head by head, so that a block of
@@ -49,14 +49,23 @@ static const float *key_rows(const struct simd *v, const struct kernel_attention
 
 /* ---- forward ---- */
 
+/* Keys of a block that a row does not see. */
+static void zero_outside(float *row, struct keys see, size_t keys) {
+    memset(row, 0, see.begin * sizeof *row);
+    memset(row + see.end, 0, (keys - see.end) * sizeof *row);
+}
+
 /* Online softmax of one block of scores: probabilities relative to the running maximum m, whose sums go to l; the output so
- * far, o, is rescaled. Keys behind those that a row sees become 0. */
+ * far, o, is rescaled. Keys that a row does not see become 0. */
 static void online_softmax(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s, float *m,
                            double *l, float *o) {
     size_t d = f->a->head_dim;
+    float cap = f->a->softcap;
     for (size_t r = 0; r < b->heads * b->n; r++) {
-        float *row = s + r * KEYS;
-        size_t seen = visible(b, r, from, keys);
+        struct keys see = visible(f->a, b, r, from, keys);
+        float *row = s + r * KEYS + see.begin;
+        size_t seen = see.end - see.begin;
+        if (cap > 0) f->v->softcap(row, row, seen, cap, 1 / cap);
         float top = f->v->max(row, seen);
         if (top > m[r]) {
             float shrink = expf(m[r] - top);
@@ -65,7 +74,7 @@ static void online_softmax(const struct forward *f, const struct block *b, size_
             f->v->scale(o + r * d, d, shrink);
         }
         l[r] += f->v->exp_store(row, row, seen, m[r], 1);
-        memset(row + seen, 0, (keys - seen) * sizeof *row);
+        zero_outside(s + r * KEYS, see, keys);
     }
 }
 
@@ -77,8 +86,9 @@ static void forward_block(const struct forward *f, const struct block *b) {
     pack(f->v, a, b, q, f->q, a->scale);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
-    for (size_t from = 0; from < b->first + b->n; from += step) {
-        size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
+    struct keys all = keys_of(a, b);
+    for (size_t from = all.begin; from < all.end; from += step) {
+        size_t keys = smaller(step, all.end - from), at = key_at(a, b, from);
         const float *k = key_rows(f->v, a, f->k, at, keys, k_room, &ldk);
         f->v->gemm(GEMM_NT, rows, keys, d, q, d, k, ldk, 0, s, KEYS);
         online_softmax(f, b, from, keys, s, m, l, o);
@@ -107,6 +117,7 @@ static void forward_task(void *ctx, size_t i, int thread) {
     rest /= a->n_kv_heads;
     size_t seq = rest % a->n_seqs, length = a->starts[seq + 1] - a->starts[seq];
     b.start = a->starts[seq];
+    b.length = length;
     b.head = b.kv_head * f->cut.group + head_block * f->cut.heads;
     b.heads = smaller(f->cut.heads, f->cut.group - head_block * f->cut.heads);
     b.first = (f->query_blocks - 1 - rest / a->n_seqs) * f->cut.queries;
@@ -144,13 +155,20 @@ struct packed {
 /* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
 static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys,
                              struct packed *t) {
+    float capped[KEYS], cap = w->a->softcap;
     for (size_t r = 0; r < b->heads * b->n; r++) {
-        float *p = t->p + r * KEYS, *ds = t->ds + r * KEYS;
-        size_t seen = visible(b, r, from, keys);
+        struct keys see = visible(w->a, b, r, from, keys);
+        float *p = t->p + r * KEYS + see.begin, *ds = t->ds + r * KEYS + see.begin;
+        size_t seen = see.end - see.begin;
+        if (cap > 0) {
+            w->v->softcap(p, p, seen, cap, 1 / cap);
+            memcpy(capped, p, seen * sizeof *p);
+        }
         w->v->exp_store(p, p, seen, t->lse[r], 1);
         w->v->softmax_backward(ds, p, ds, t->dot[r], seen);
-        memset(p + seen, 0, (keys - seen) * sizeof *p);
-        memset(ds + seen, 0, (keys - seen) * sizeof *ds);
+        if (cap > 0) w->v->softcap_backward(ds, capped, seen, 1 / cap);
+        zero_outside(t->p + r * KEYS, see, keys);
+        zero_outside(t->ds + r * KEYS, see, keys);
     }
 }
 
@@ -178,8 +196,9 @@ static void backward_block(const struct backward *w, const struct block *b) {
         t.lse[r] = w->lse[at / d];
         t.dot[r] = dot_dy_y(w, &t, r, at, t.p);
     }
-    for (size_t from = 0; from < b->first + b->n; from += step) {
-        size_t keys = smaller(step, b->first + b->n - from), at = key_at(a, b, from);
+    struct keys all = keys_of(a, b);
+    for (size_t from = all.begin; from < all.end; from += step) {
+        size_t keys = smaller(step, all.end - from), at = key_at(a, b, from);
         const float *k = key_rows(w->v, a, w->k, at, keys, t.k, &ldk);
         const float *v = key_rows(w->v, a, w->values, at, keys, t.v, &ldv);
         w->v->gemm(GEMM_NT, rows, keys, d, t.q, d, k, ldk, 0, t.p, KEYS);
@@ -197,8 +216,9 @@ static void backward_block(const struct backward *w, const struct block *b) {
     }
 }
 
+/* With a soft cap the way back is in f32, which needs the capped scores unrounded. */
 static bool backward_is_bf16(const struct backward *w) {
-    return w->dq.dtype == DT_BF16 && w->dy.dtype == DT_BF16 && w->y.dtype == DT_BF16;
+    return w->a->softcap == 0 && w->dq.dtype == DT_BF16 && w->dy.dtype == DT_BF16 && w->y.dtype == DT_BF16;
 }
 
 /* A (sequence, key head) a task: every query of the sequence adds to the same dk and dv, in order. */
@@ -207,7 +227,7 @@ static void backward_task(void *ctx, size_t i, int thread) {
     const struct kernel_attention *a = w->a;
     (void)thread;
     size_t seq = i / a->n_kv_heads, length = a->starts[seq + 1] - a->starts[seq];
-    struct block b = {.start = a->starts[seq], .kv_head = i % a->n_kv_heads};
+    struct block b = {.start = a->starts[seq], .length = length, .kv_head = i % a->n_kv_heads};
     for (size_t key = 0; key < length; key++) {
         memset(w->dk + key_at(a, &b, key), 0, a->head_dim * sizeof *w->dk);
         memset(w->dv + key_at(a, &b, key), 0, a->head_dim * sizeof *w->dv);

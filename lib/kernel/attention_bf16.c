@@ -80,7 +80,25 @@ static const uint16_t *key_rows(const struct kernel_attention *a, const struct b
     return (const uint16_t *)k.data + key_at(a, b, from);
 }
 
+/* Scores before the first key that a row sees become minus infinity, whose weight is 0. */
+static void mask_before(float *row, struct keys see) {
+    for (size_t i = 0; i < see.begin; i++) row[i] = -INFINITY;
+}
+
 /* ---- forward ---- */
+
+/* What each row sees of a block of scores, which are capped and masked. Returns what they are to be multiplied with. */
+static float prepare_scores(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s,
+                            uint32_t *seen) {
+    const struct kernel_attention *a = f->a;
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        struct keys see = visible(a, b, r, from, keys);
+        if (a->softcap > 0) f->v->softcap(s + r * KEYS, s + r * KEYS, see.end, a->softcap, a->scale / a->softcap);
+        mask_before(s + r * KEYS, see);
+        seen[r] = (uint32_t)see.end;
+    }
+    return a->softcap > 0 ? 1 : a->scale;
+}
 
 void forward_block_bf16(const struct forward *f, const struct block *b) {
     const struct kernel_attention *a = f->a;
@@ -94,12 +112,14 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
     if (f->v->bf16->begin) f->v->bf16->begin();
-    for (size_t from = 0; from < b->first + b->n; from += KEYS) {
-        size_t keys = smaller(KEYS, b->first + b->n - from), width = padded(keys);
+    struct keys all = keys_of(a, b);
+    float scale = a->scale;
+    for (size_t from = all.begin; from < all.end; from += KEYS) {
+        size_t keys = smaller(KEYS, all.end - from), width = padded(keys);
         panels_across(a, b, f->k, from, keys, panels);
         multiply(f->v, rows, d, width, q, d, panels, false, s, KEYS);
-        for (size_t r = 0; r < rows; r++) seen[r] = (uint32_t)visible(b, r, from, keys);
-        f->v->softmax_rows(p, s, rows, KEYS, seen, width, a->scale, m, l, o, d);
+        scale = prepare_scores(f, b, from, keys, s, seen);
+        f->v->softmax_rows(p, s, rows, KEYS, seen, width, scale, m, l, o, d);
         panels_along(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
         multiply(f->v, rows, width, d, p, KEYS, panels, true, o, d);
     }
@@ -110,7 +130,7 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
             f->v->scale_bf16((uint16_t *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
         else
             f->v->scale_copy((float *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
-        if (f->lse) f->lse[at / d] = (float)(m[r] * a->scale + log(l[r]));
+        if (f->lse) f->lse[at / d] = (float)(m[r] * scale + log(l[r]));
     }
 }
 
@@ -150,9 +170,12 @@ static void begin_block(const struct backward *w, const struct block *b, struct 
 static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys, size_t width,
                              struct work *t) {
     float scale = w->a->scale;
-    for (size_t r = 0; r < b->heads * b->n; r++)
-        w->v->softmax_backward_bf16(t->p + r * KEYS, t->ds + r * KEYS, t->scores + r * KEYS, t->dp + r * KEYS,
-                                    visible(b, r, from, keys), width, t->lse[r] / scale, scale, t->dot[r]);
+    for (size_t r = 0; r < b->heads * b->n; r++) {
+        struct keys see = visible(w->a, b, r, from, keys);
+        mask_before(t->scores + r * KEYS, see);
+        w->v->softmax_backward_bf16(t->p + r * KEYS, t->ds + r * KEYS, t->scores + r * KEYS, t->dp + r * KEYS, see.end,
+                                    width, t->lse[r] / scale, scale, t->dot[r]);
+    }
 }
 
 /* x [rows][width] into t->across [width][rows], with zeros up to a multiple of PANEL. */
@@ -192,8 +215,9 @@ void backward_block_bf16(const struct backward *w, const struct block *b) {
     struct work t;
     begin_block(w, b, &t);
     if (w->v->bf16->begin) w->v->bf16->begin();
-    for (size_t from = 0; from < b->first + b->n; from += KEYS)
-        with_keys(w, b, from, smaller(KEYS, b->first + b->n - from), &t);
+    struct keys all = keys_of(a, b);
+    for (size_t from = all.begin; from < all.end; from += KEYS)
+        with_keys(w, b, from, smaller(KEYS, all.end - from), &t);
     if (w->v->bf16->end) w->v->bf16->end();
     for (size_t r = 0; r < b->heads * b->n; r++)
         w->v->to_bf16((uint16_t *)w->dq.data + query_at(a, b, r), t.dq + r * a->head_dim, a->head_dim);

@@ -69,6 +69,19 @@ static size_t stretches_of(const struct kernel_cache *c) {
     return (c->length + STRETCH - 1) / STRETCH;
 }
 
+/* The first key that a window of the newest position reaches, and the stretch that it is in. */
+static size_t first_key(const struct kernel_attention *a, const struct kernel_cache *c) {
+    return a->window && c->length > a->window ? c->length - a->window : 0;
+}
+static size_t first_stretch(const struct kernel_attention *a, const struct kernel_cache *c) {
+    return first_key(a, c) / STRETCH;
+}
+
+/* What scores are multiplied with in the softmax: the cap takes the scale in. */
+static float softmax_scale(const struct kernel_attention *a) {
+    return a->softcap > 0 ? 1 : a->scale;
+}
+
 static size_t longest(const struct kernel_attention *a, const struct kernel_cache *caches) {
     size_t most = 0;
     for (size_t s = 0; s < a->n_seqs; s++)
@@ -120,9 +133,12 @@ static void scores(struct heads *t, struct kernel_array keys, size_t n, const vo
 /* Scores become weights, and what was summed up shrinks with a new maximum. */
 static void weigh(struct heads *t, size_t n) {
     const struct simd *v = t->c->v;
-    float scale = t->c->a->scale;
+    const struct kernel_attention *a = t->c->a;
+    float scale = softmax_scale(a);
     for (size_t h = 0; h < t->n; h++) {
-        float *s = t->s + h * KEYS, top = v->max(s, n);
+        float *s = t->s + h * KEYS;
+        if (a->softcap > 0) v->softcap(s, s, n, a->softcap, a->scale / a->softcap);
+        float top = v->max(s, n);
         if (top > t->m[h]) {
             float shrink = expf((t->m[h] - top) * scale);
             t->m[h] = top;
@@ -146,11 +162,11 @@ static void mix(struct heads *t, struct kernel_array values, size_t n, const voi
 static void attend(struct heads *t, const struct kernel_cache *cache, size_t kv_head, size_t begin, const void *next) {
     const struct kernel_attention *a = t->c->a;
     struct kernel_array keys = rows_of(a, cache, kv_head, false), values = rows_of(a, cache, kv_head, true);
-    size_t d = t->d, end = smaller(begin + STRETCH, cache->length);
+    size_t d = t->d, end = smaller(begin + STRETCH, cache->length), first = first_key(a, cache);
     if (t->q.dtype != DT_F32 && !t->c->v->decode_dots) t->c->v->from_bf16(t->wide_q, t->q.data, t->n * d);
     memset(t->y, 0, t->n * d * sizeof *t->y);
     for (size_t h = 0; h < t->n; h++) t->m[h] = -INFINITY, t->l[h] = 0;
-    for (size_t from = begin, n; from < end; from += n) {
+    for (size_t from = begin > first ? begin : first, n; from < end; from += n) {
         n = smaller(keys_in_block(t), end - from);
         struct kernel_array value = kernel_part(values, from * d);
         scores(t, kernel_part(keys, from * d), n, value.data);
@@ -186,13 +202,13 @@ static void decode_task(void *ctx, size_t i, int thread) {
     const struct kernel_cache *cache = &c->caches[seq];
     struct heads t;
     (void)thread;
-    if (stretch * STRETCH >= cache->length) return;
+    if (stretch * STRETCH >= cache->length || stretch < first_stretch(c->a, cache)) return;
     t.c = c;
     t.n = smaller(HEADS, group - part * HEADS);
     t.d = d;
     t.q = kernel_part(c->q, at);
     attend(&t, cache, kv_head, stretch * STRETCH, keys_after(c, seq, kv_head, part));
-    if (stretches_of(cache) == 1) {
+    if (stretches_of(cache) - first_stretch(c->a, cache) == 1) {
         finish(c, t.y, t.l, t.n, at);
         return;
     }
@@ -207,16 +223,17 @@ static void decode_task(void *ctx, size_t i, int thread) {
 /* One head of one sequence from its stretches. */
 static void join_task(void *ctx, size_t i, int thread) {
     const struct decode *c = ctx;
-    size_t seq = i / c->a->n_heads, head = i % c->a->n_heads, n = stretches_of(&c->caches[seq]), d = c->a->head_dim;
+    size_t seq = i / c->a->n_heads, head = i % c->a->n_heads, d = c->a->head_dim;
+    size_t begin = first_stretch(c->a, &c->caches[seq]), n = stretches_of(&c->caches[seq]);
     float y[KERNEL_MAX_HEAD_DIM], top = -INFINITY;
     double l = 0;
     (void)thread;
-    if (n == 1) return;
-    for (size_t s = 0; s < n; s++) top = fmaxf(top, partial(c, seq, head, s)[0]);
+    if (n - begin == 1) return;
+    for (size_t s = begin; s < n; s++) top = fmaxf(top, partial(c, seq, head, s)[0]);
     memset(y, 0, d * sizeof *y);
-    for (size_t s = 0; s < n; s++) {
+    for (size_t s = begin; s < n; s++) {
         const float *from = partial(c, seq, head, s);
-        float share = expf((from[0] - top) * c->a->scale);
+        float share = expf((from[0] - top) * softmax_scale(c->a));
         l += (double)share * from[1];
         c->v->axpy(y, share, from + 2, d);
     }

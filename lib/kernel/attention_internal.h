@@ -25,7 +25,7 @@ struct cut {
  * sequence.
  */
 struct block {
-    size_t start; /* of the sequence */
+    size_t start, length; /* of the sequence */
     size_t kv_head, head, heads;
     size_t first, n;
 };
@@ -40,10 +40,25 @@ static inline size_t key_at(const struct kernel_attention *a, const struct block
     return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
 }
 
-/* How many of the keys [from, from + keys) row r may see: those up to its own position. */
-static inline size_t visible(const struct block *b, size_t r, size_t from, size_t keys) {
+/* Keys [begin, end) of the sequence that some row of the block sees, begin a multiple of KEYS. */
+struct keys {
+    size_t begin, end;
+};
+static inline struct keys keys_of(const struct kernel_attention *a, const struct block *b) {
+    struct keys k = {0, a->bidirectional ? b->length : b->first + b->n};
+    if (a->window && b->first >= a->window) k.begin = (b->first - a->window + 1) / KEYS * KEYS;
+    return k;
+}
+
+/* Which of the keys [from, from + n) row r sees, as [begin, end) from `from` on; begin is 0 when it sees none of them. */
+static inline struct keys visible(const struct kernel_attention *a, const struct block *b, size_t r, size_t from,
+                                  size_t n) {
     size_t position = b->first + r % b->n;
-    return position < from ? 0 : smaller(position - from + 1, keys);
+    if (a->bidirectional) return (struct keys){0, n};
+    if (position < from) return (struct keys){0, 0};
+    struct keys k = {0, smaller(position - from + 1, n)};
+    if (a->window && position + 1 > from + a->window) k.begin = position + 1 - from - a->window;
+    return k.begin < k.end ? k : (struct keys){0, 0};
 }
 
 struct forward {

@@ -28,19 +28,26 @@ void kernel_copy(float *y, const float *x, size_t n) {
     kernel_split(n, PIECE, copy_piece, &(struct vectors){NULL, y, x, 0});
 }
 
-static void scale_piece(void *ctx, size_t begin, size_t end) {
-    const struct vectors *c = ctx;
-    c->v->scale(c->y + begin, end - begin, c->a);
-}
-
-void kernel_scale(float *y, size_t n, float a) {
-    kernel_split(n, PIECE, scale_piece, &(struct vectors){simd(), y, NULL, a});
-}
-
 struct arrays {
     const struct simd *v;
     struct kernel_array y, x;
+    float a;
 };
+
+static void scale_piece(void *ctx, size_t begin, size_t end) {
+    const struct arrays *c = ctx;
+    float room[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        array_get(c->v, c->y, i, n, room);
+        c->v->scale(array_room(c->y, i, room), n, c->a);
+        array_put(c->v, c->y, i, n, room);
+    }
+}
+
+void kernel_scale(struct kernel_array y, size_t n, float a) {
+    kernel_split(n, PIECE, scale_piece, &(struct arrays){.v = simd(), .y = y, .a = a});
+}
 
 static void add_piece(void *ctx, size_t begin, size_t end) {
     const struct arrays *c = ctx;
@@ -54,7 +61,7 @@ static void add_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_add(struct kernel_array y, struct kernel_array x, size_t n) {
-    kernel_split(n, PIECE, add_piece, &(struct arrays){simd(), y, x});
+    kernel_split(n, PIECE, add_piece, &(struct arrays){.v = simd(), .y = y, .x = x});
 }
 
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n) {
@@ -75,62 +82,6 @@ static void axpy_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_axpy(float *y, float a, const float *x, size_t n) {
     kernel_split(n, PIECE, axpy_piece, &(struct vectors){simd(), y, x, a});
-}
-
-/* ---- SwiGLU ---- */
-
-struct gated {
-    const struct simd *v;
-    struct kernel_array y, dgate, dup, dy, gate, up;
-};
-
-static void swiglu_piece(void *ctx, size_t begin, size_t end) {
-    const struct gated *c = ctx;
-    float y[WIDENED], gate[WIDENED], up[WIDENED];
-    if (c->y.dtype == DT_BF16 && c->gate.dtype == DT_BF16 && c->up.dtype == DT_BF16) {
-        c->v->swiglu_bf16((uint16_t *)c->y.data + begin, (const uint16_t *)c->gate.data + begin,
-                          (const uint16_t *)c->up.data + begin, end - begin);
-        return;
-    }
-    for (size_t i = begin, n; i < end; i += n) {
-        n = smaller(WIDENED, end - i);
-        c->v->swiglu(array_room(c->y, i, y), array_get(c->v, c->gate, i, n, gate), array_get(c->v, c->up, i, n, up), n);
-        array_put(c->v, c->y, i, n, y);
-    }
-}
-
-void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n) {
-    kernel_split(n, PIECE, swiglu_piece, &(struct gated){.v = simd(), .y = y, .gate = gate, .up = up});
-}
-
-static bool all_bf16(const struct gated *c) {
-    return c->dgate.dtype == DT_BF16 && c->dup.dtype == DT_BF16 && c->dy.dtype == DT_BF16 && c->gate.dtype == DT_BF16 &&
-           c->up.dtype == DT_BF16;
-}
-
-static void swiglu_backward_piece(void *ctx, size_t begin, size_t end) {
-    const struct gated *c = ctx;
-    float dgate[WIDENED], dup[WIDENED], dy[WIDENED], gate[WIDENED], up[WIDENED];
-    if (all_bf16(c)) {
-        c->v->swiglu_backward_bf16((uint16_t *)c->dgate.data + begin, (uint16_t *)c->dup.data + begin,
-                                   (const uint16_t *)c->dy.data + begin, (const uint16_t *)c->gate.data + begin,
-                                   (const uint16_t *)c->up.data + begin, end - begin);
-        return;
-    }
-    for (size_t i = begin, n; i < end; i += n) {
-        n = smaller(WIDENED, end - i);
-        c->v->swiglu_backward(array_room(c->dgate, i, dgate), array_room(c->dup, i, dup),
-                              array_get(c->v, c->dy, i, n, dy), array_get(c->v, c->gate, i, n, gate),
-                              array_get(c->v, c->up, i, n, up), n);
-        array_put(c->v, c->dgate, i, n, dgate);
-        array_put(c->v, c->dup, i, n, dup);
-    }
-}
-
-void kernel_swiglu_backward(struct kernel_array dgate, struct kernel_array dup, struct kernel_array dy,
-                            struct kernel_array gate, struct kernel_array up, size_t n) {
-    struct gated c = {.v = simd(), .dgate = dgate, .dup = dup, .dy = dy, .gate = gate, .up = up};
-    kernel_split(n, PIECE, swiglu_backward_piece, &c);
 }
 
 /* ---- AdamW ---- */

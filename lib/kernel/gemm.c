@@ -59,7 +59,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
         if (beta == 0)
             kernel_fill(c, m * n, 0);
         else
-            kernel_scale(c, m * n, beta);
+            kernel_scale(kernel_f32(c), m * n, beta);
         return;
     }
     struct product p = {.v = simd(), .form = form, .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};

@@ -14,7 +14,8 @@ void result_finish(const struct result *c, const struct part *x) {
     if (c->type == DT_F32)
         v->finish_f32((float *)c->data + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
     else if (c->how.gate)
-        v->finish_gated((uint16_t *)c->data + at, n, x->rows, x->cols, x->sums, x->ld, bias, c->how.gate + at);
+        v->act[c->how.act].finish_glu((uint16_t *)c->data + at, n, x->rows, x->cols, x->sums, x->ld, bias,
+                                      c->how.gate + at);
     else
         v->finish_bf16((uint16_t *)c->data + at, n, x->rows, x->cols, x->sums, x->ld, bias, residual);
 }

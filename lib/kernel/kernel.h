@@ -41,6 +41,18 @@ static inline struct kernel_array kernel_part(struct kernel_array a, size_t at) 
 }
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n); /* y = x */
 
+/* ---- activation functions, by which products finish and layers bend ------------------------------------------------ */
+enum kernel_act {
+    ACT_SILU,
+    ACT_GELU,       /* by the normal distribution's own function */
+    ACT_GELU_TANH,  /* by its approximation with tanh, "gelu_new", "gelu_pytorch_tanh" */
+    ACT_GELU_QUICK, /* x sigmoid(1.702 x) */
+    ACT_RELU,
+    ACT_RELU_SQUARED,
+    ACT_TANH,
+    KERNEL_ACTS
+};
+
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
 /* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
 void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
@@ -100,7 +112,8 @@ struct kernel_epilogue {
     const float *bias;     /* [n] */
     const float *residual; /* [m][n]; may be c */
     const uint16_t
-        *gate; /* [m][n], DT_BF16 only, without residual; may be c: c = silu(gate) * c, as kernel_swiglu of both */
+        *gate; /* [m][n], DT_BF16 only, without residual; may be c: c = act(gate) * c, as kernel_glu of both */
+    enum kernel_act act;
 };
 /*
  * c[m][n] = a[m][k] times b. a and c are DT_F32 or DT_BF16; a in f32 is rounded to bf16 on the way. `how` NULL: {0}.
@@ -122,7 +135,7 @@ bool kernel_rows_are_alone(void);
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);
 void kernel_copy(float *y, const float *x, size_t n);
-void kernel_scale(float *y, size_t n, float a);
+void kernel_scale(struct kernel_array y, size_t n, float a);
 void kernel_add(struct kernel_array y, struct kernel_array x, size_t n);  /* y += x */
 void kernel_axpy(float *y, float a, const float *x, size_t n);            /* y += a x */
 void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d); /* every row += bias */
@@ -145,21 +158,33 @@ void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, co
 void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
                              const float *w, const float *inv, size_t rows, size_t d);
 
-/* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + head_dim/2) -------------- */
-/*
- * x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [head_dim/2], f64 so that long contexts stay exact.
- * sign -1: the inverse = backward.
- */
-void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
-                 const double *inv_freq, int sign);
+/* ---- LayerNorm (Ba et al. 2016) ------------------------------------------------------------------------------------ */
+/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; moments [rows][2] keeps mean and 1 / deviation for backward (or NULL); b may be
+ * NULL */
+void kernel_layernorm(struct kernel_array y, float *moments, struct kernel_array x, const float *w, const float *b,
+                      size_t rows, size_t d, float eps);
+/* dx +=, dw +=, db +=; each may be NULL (dx.data) */
+void kernel_layernorm_backward(struct kernel_array dx, float *dw, float *db, struct kernel_array dy,
+                               struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d);
 
-/* ---- causal attention with grouped queries over concatenated sequences ------------------------------------------- */
+/* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + dims/2) ------------------ */
+/*
+ * The first `dims` (even, <= head_dim) of each head of x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [dims/2],
+ * f64 so that long contexts stay exact. sign -1: the inverse = backward.
+ */
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, size_t dims,
+                 const uint32_t *position, const double *inv_freq, int sign);
+
+/* ---- attention with grouped queries over concatenated sequences --------------------------------------------- */
 #define KERNEL_MAX_HEAD_DIM 4096
 struct kernel_attention {
     size_t n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
     size_t n_seqs;
     const uint32_t *starts; /* [n_seqs + 1] */
-    float scale;            /* 1/sqrt(head_dim) */
+    float scale;            /* of the scores, mostly 1/sqrt(head_dim) */
+    bool bidirectional;     /* every position sees the whole sequence; else (causal) itself and those before it, */
+    uint32_t window;        /* of these the last `window`, itself included; 0: all. Causal only */
+    float softcap;          /* > 0: scaled scores s become softcap * tanh(s / softcap) */
 };
 /*
  * q [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim] -> y [n][n_heads][head_dim]; lse [n][n_heads]: log-sum-exp
@@ -189,10 +214,18 @@ size_t kernel_attention_decode_scratch(const struct kernel_attention *a, const s
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
                              const struct kernel_cache *caches, float *scratch);
 
-/* ---- SwiGLU (Shazeer 2020): y = silu(gate) * up ------------------------------------------------------------------ */
-void kernel_swiglu(struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);
-void kernel_swiglu_backward(struct kernel_array dgate, struct kernel_array dup, struct kernel_array dy,
-                            struct kernel_array gate, struct kernel_array up, size_t n);
+/* ---- activation functions ----------------------------------------------------------------------------------------- */
+/* y = act(x); y may be x. dx = dy act'(x). */
+void kernel_activate(enum kernel_act act, struct kernel_array y, struct kernel_array x, size_t n);
+void kernel_activate_backward(enum kernel_act act, struct kernel_array dx, struct kernel_array dy,
+                              struct kernel_array x, size_t n);
+/* Gated linear units (Shazeer 2020, "GLU variants"; SwiGLU with ACT_SILU): y = act(gate) * up. The gradients overwrite. */
+void kernel_glu(enum kernel_act act, struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);
+void kernel_glu_backward(enum kernel_act act, struct kernel_array dgate, struct kernel_array dup,
+                         struct kernel_array dy, struct kernel_array gate, struct kernel_array up, size_t n);
+/* y = cap tanh(x / cap); y may be x. dx *= 1 - (y / cap)^2: the gradient of y becomes that of x. */
+void kernel_softcap(float *y, const float *x, size_t n, float cap);
+void kernel_softcap_backward(struct kernel_array dx, const float *y, size_t n, float cap);
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 /* Both of x * inv_temperature. */

@@ -184,6 +184,20 @@ void result_finish(const struct result *c, const struct part *x);
 /* c = a b for panels of quantized blocks. */
 void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c);
 
+/* What a layer does with one activation function; backward of y = act(x) and of y = act(gate) up. */
+struct simd_act {
+    void (*apply)(float *y, const float *x, size_t n);
+    void (*backward)(float *dx, const float *dy, const float *x, size_t n); /* dx = dy act'(x) */
+    void (*glu)(float *y, const float *gate, const float *up, size_t n);
+    void (*glu_bf16)(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n);
+    void (*glu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+    void (*glu_backward_bf16)(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
+                              const uint16_t *up, size_t n);
+    /* Rows of n: c = act(gate) (sums + bias), rounded before and after it is multiplied; bias may be NULL, gate lies as c. */
+    void (*finish_glu)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
+                       const uint16_t *gate);
+};
+
 /* ---- one CPU path ---------------------------------------------------------------------------------------------------
  *
  * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
@@ -216,19 +230,15 @@ struct simd {
     void (*from_bf16)(float *y, const uint16_t *x, size_t n);
     void (*scale_bf16)(uint16_t *y, float a, const float *x, size_t n);                      /* y = a x */
     void (*mul_scaled_bf16)(uint16_t *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
-    void (*swiglu_bf16)(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n);
     void (*rotate_bf16)(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n);
     void (*pair)(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n); /* y = x | z << 16 */
     /* y[i][PANEL] = the pairs of rows 2i and 2i + 1, which lie ld apart */
     void (*pair_rows)(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs);
-    /* rows of n: c = sums + bias + residual, those that are not NULL; in f32 or rounded. residual and gate lie as c does */
+    /* rows of n: c = sums + bias + residual, those that are not NULL; in f32 or rounded. residual lies as c does */
     void (*finish_f32)(float *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                        const float *residual);
     void (*finish_bf16)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                         const float *residual);
-    /* c = silu(gate) * (sums + bias), rounded before and after it is multiplied */
-    void (*finish_gated)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,
-                         const float *bias, const uint16_t *gate);
 
     float (*max)(const float *x, size_t n);                        /* -infinity for n = 0; NaN is lost */
     float (*max_finite)(const float *x, size_t n, bool *finite);   /* the same; *finite = false if one is not */
@@ -253,10 +263,15 @@ struct simd {
     /* affine rounded to f16; returns whether all of it is finite. m, s, c = 0, 1, 0: x */
     bool (*affine_f16)(uint16_t *y, const float *x, size_t n, float m, float s, float c);
 
-    void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
-    void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
-    void (*swiglu_backward_bf16)(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
-                                 const uint16_t *up, size_t n);
+    struct simd_act act[KERNEL_ACTS];
+    void (*softcap)(float *y, const float *x, size_t n, float cap, float factor); /* y = cap tanh(factor x) */
+    void (*softcap_backward)(float *dx, const float *y, size_t n, float inv_cap); /* dx *= 1 - (y / cap)^2 */
+    double (*sum)(const float *x, size_t n);                                      /* in f64 */
+    /* y = (x - mean) inv w + b; b may be NULL */
+    void (*layernorm)(float *y, const float *x, const float *w, const float *b, float mean, float inv, size_t n);
+    /* dx += inv w dy - a - c (x - mean) */
+    void (*layernorm_dx)(float *dx, const float *dy, const float *x, const float *w, float mean, float inv, float a,
+                         float c, size_t n);
     /* dx += inv w dy - a x */
     void (*rmsnorm_dx)(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n);
     /* cos and sign * sin of position * inv_freq[n], correct to 0.51 ulp of 1 */

@@ -159,11 +159,43 @@ PLAIN_FN PLAIN(rmsnorm_backward)(REAL *dx, REAL *dw, const REAL *dy, const REAL 
     }
 }
 
+/* ---- LayerNorm ---- */
+
+/* moments [rows][2]: mean, 1 / deviation */
+PLAIN_FN PLAIN(layernorm)(REAL *y, REAL *moments, const REAL *x, const REAL *w, const REAL *b, size_t rows, size_t d,
+                          REAL eps) {
+    for (size_t r = 0; r < rows; r++, x += d, y += d, moments += 2) {
+        REAL mean = 0, variance = 0;
+        for (size_t i = 0; i < d; i++) mean += x[i] / (REAL)d;
+        for (size_t i = 0; i < d; i++) variance += (x[i] - mean) * (x[i] - mean) / (REAL)d;
+        moments[0] = mean;
+        moments[1] = 1 / (REAL)sqrt(variance + eps);
+        for (size_t i = 0; i < d; i++) y[i] = (x[i] - mean) * moments[1] * w[i] + (b ? b[i] : 0);
+    }
+}
+
+PLAIN_FN PLAIN(layernorm_backward)(REAL *dx, REAL *dw, REAL *db, const REAL *dy, const REAL *x, const REAL *w,
+                                   const REAL *moments, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++, dx += d, dy += d, x += d, moments += 2) {
+        REAL inv = moments[1], sum_g = 0, sum_gz = 0;
+        for (size_t i = 0; i < d; i++) {
+            sum_g += w[i] * dy[i];
+            sum_gz += w[i] * dy[i] * (x[i] - moments[0]) * inv;
+        }
+        for (size_t i = 0; i < d; i++) {
+            REAL z = (x[i] - moments[0]) * inv;
+            dx[i] += inv * (w[i] * dy[i] - sum_g / (REAL)d - z * sum_gz / (REAL)d);
+            dw[i] += dy[i] * z;
+            db[i] += dy[i];
+        }
+    }
+}
+
 /* ---- rotary positions ---- */
 
-PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, size_t dims, const uint32_t *position,
                      const double *inv_freq, int sign) {
-    size_t half = head_dim / 2;
+    size_t half = dims / 2;
     for (size_t r = 0; r < rows; r++)
         for (size_t h = 0; h < n_heads; h++, x += head_dim)
             for (size_t i = 0; i < half; i++) {
@@ -174,51 +206,62 @@ PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, cons
             }
 }
 
-/* ---- attention: one query against the keys [0, t] of its sequence ---- */
+/* ---- attention: one query against the keys [begin, end) of its sequence that it sees ---- */
+
+__attribute__((unused)) static void PLAIN(attention_range)(const struct kernel_attention *a, size_t t, size_t length,
+                                                           size_t *begin, size_t *end) {
+    *end = a->bidirectional ? length : t + 1;
+    *begin = a->window && !a->bidirectional && *end > a->window ? *end - a->window : 0;
+}
 
 /*
- * p[0..t]: softmax of the scaled scores; returns their log-sum-exp. k points to the sequence's first key of this
- * head.
+ * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. slope: what the cap does to the gradient of a
+ * score (1 without a cap). k points to the first key that is seen, of this head.
  */
-__attribute__((unused)) static REAL PLAIN(attention_row)(REAL *p, const REAL *q, const REAL *k, size_t ld, size_t t,
-                                                         size_t head_dim, REAL scale) {
-    REAL max = -INFINITY, sum = 0;
-    for (size_t j = 0; j <= t; j++) {
-        p[j] = scale * PLAIN(dot)(q, k + j * ld, head_dim);
+__attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *slope,
+                                                         const REAL *q, const REAL *k, size_t ld, size_t n) {
+    REAL max = -INFINITY, sum = 0, cap = (REAL)a->softcap;
+    for (size_t j = 0; j < n; j++) {
+        p[j] = (REAL)a->scale * PLAIN(dot)(q, k + j * ld, a->head_dim);
+        if (cap > 0) p[j] = cap * (REAL)tanh(p[j] / cap);
+        if (slope) slope[j] = cap > 0 ? 1 - p[j] / cap * (p[j] / cap) : 1;
         if (p[j] > max) max = p[j];
     }
-    for (size_t j = 0; j <= t; j++) sum += p[j] = (REAL)exp(p[j] - max);
-    for (size_t j = 0; j <= t; j++) p[j] /= sum;
+    for (size_t j = 0; j < n; j++) sum += p[j] = (REAL)exp(p[j] - max);
+    for (size_t j = 0; j < n; j++) p[j] /= sum;
     return max + (REAL)log(sum);
 }
 
 /* p: scratch as long as the longest sequence. */
 PLAIN_FN PLAIN(attention)(const struct kernel_attention *a, REAL *y, REAL *lse, const REAL *q, const REAL *k,
                           const REAL *v, REAL *p) {
-    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads, begin, end;
     for (size_t s = 0; s < a->n_seqs; s++)
         for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
             for (size_t h = 0; h < a->n_heads; h++) {
-                size_t at = (i * a->n_heads + h) * d, key = a->starts[s] * ld + h / group * d, t = i - a->starts[s];
-                lse[i * a->n_heads + h] = PLAIN(attention_row)(p, q + at, k + key, ld, t, d, (REAL)a->scale);
+                PLAIN(attention_range)(a, i - a->starts[s], a->starts[s + 1] - a->starts[s], &begin, &end);
+                size_t at = (i * a->n_heads + h) * d, key = (a->starts[s] + begin) * ld + h / group * d;
+                lse[i * a->n_heads + h] = PLAIN(attention_row)(a, p, NULL, q + at, k + key, ld, end - begin);
                 PLAIN(fill)(y + at, d, 0);
-                for (size_t j = 0; j <= t; j++) PLAIN(axpy)(y + at, p[j], v + key + j * ld, d);
+                for (size_t j = 0; j < end - begin; j++) PLAIN(axpy)(y + at, p[j], v + key + j * ld, d);
             }
 }
 
+/* p: scratch twice as long as the longest sequence. */
 PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, REAL *dk, REAL *dv, const REAL *dy,
                                    const REAL *q, const REAL *k, const REAL *v, REAL *p) {
-    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads, begin, end;
     for (size_t s = 0; s < a->n_seqs; s++)
         for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
             for (size_t h = 0; h < a->n_heads; h++) {
-                size_t at = (i * a->n_heads + h) * d, key = a->starts[s] * ld + h / group * d, t = i - a->starts[s];
-                PLAIN(attention_row)(p, q + at, k + key, ld, t, d, (REAL)a->scale);
-                REAL mean = 0; /* sum p dp = dy . y */
-                for (size_t j = 0; j <= t; j++) mean += p[j] * PLAIN(dot)(dy + at, v + key + j * ld, d);
-                for (size_t j = 0; j <= t; j++) {
+                PLAIN(attention_range)(a, i - a->starts[s], a->starts[s + 1] - a->starts[s], &begin, &end);
+                size_t at = (i * a->n_heads + h) * d, key = (a->starts[s] + begin) * ld + h / group * d;
+                REAL *slope = p + (end - begin), mean = 0; /* sum p dp = dy . y */
+                PLAIN(attention_row)(a, p, slope, q + at, k + key, ld, end - begin);
+                for (size_t j = 0; j < end - begin; j++) mean += p[j] * PLAIN(dot)(dy + at, v + key + j * ld, d);
+                for (size_t j = 0; j < end - begin; j++) {
                     size_t kv = key + j * ld;
-                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * (REAL)a->scale;
+                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * slope[j] * (REAL)a->scale;
                     PLAIN(axpy)(dv + kv, p[j], dy + at, d);
                     PLAIN(axpy)(dk + kv, ds, q + at, d);
                     PLAIN(axpy)(dq + at, ds, k + kv, d);
@@ -226,18 +269,66 @@ PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, R
             }
 }
 
-/* ---- SwiGLU ---- */
+/* ---- activation functions and gated linear units ---- */
 
-PLAIN_FN PLAIN(swiglu)(REAL *y, const REAL *gate, const REAL *up, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1 + (REAL)exp(-gate[i])) * up[i];
+__attribute__((unused)) static REAL PLAIN(act)(enum kernel_act act, REAL x) {
+    const REAL pi = (REAL)3.14159265358979323846;
+    switch (act) {
+    case ACT_SILU: return x / (1 + (REAL)exp(-x));
+    case ACT_GELU: return x * (REAL)erfc(-x / (REAL)sqrt(2)) / 2;
+    case ACT_GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), without cancellation */
+        return x / (1 + (REAL)exp(-2 * (REAL)sqrt(2 / pi) * (x + (REAL)0.044715 * x * x * x)));
+    case ACT_GELU_QUICK: return x / (1 + (REAL)exp((REAL)-1.702 * x));
+    case ACT_RELU: return x > 0 ? x : 0;
+    case ACT_RELU_SQUARED: return x > 0 ? x * x : 0;
+    case ACT_TANH: return (REAL)tanh(x);
+    default: return NAN;
+    }
 }
 
-PLAIN_FN PLAIN(swiglu_backward)(REAL *dgate, REAL *dup, const REAL *dy, const REAL *gate, const REAL *up, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        REAL s = 1 / (1 + (REAL)exp(-gate[i]));
-        dgate[i] += dy[i] * up[i] * s * (1 + gate[i] * (1 - s));
-        dup[i] += dy[i] * gate[i] * s;
+__attribute__((unused)) static REAL PLAIN(act_slope)(enum kernel_act act, REAL x) {
+    const REAL pi = (REAL)3.14159265358979323846;
+    REAL s = 1 / (1 + (REAL)exp(-x)), t = (REAL)tanh(x), u, z;
+    switch (act) {
+    case ACT_SILU: return s * (1 + x * (1 - s));
+    case ACT_GELU: return (REAL)erfc(-x / (REAL)sqrt(2)) / 2 + x * (REAL)exp(-x * x / 2) / (REAL)sqrt(2 * pi);
+    case ACT_GELU_TANH:
+        u = 1 / (1 + (REAL)exp(-2 * (REAL)sqrt(2 / pi) * (x + (REAL)0.044715 * x * x * x)));
+        return u + 2 * x * u * (1 - u) * (REAL)sqrt(2 / pi) * (1 + 3 * (REAL)0.044715 * x * x);
+    case ACT_GELU_QUICK: z = 1 / (1 + (REAL)exp((REAL)-1.702 * x)); return z * (1 + (REAL)1.702 * x * (1 - z));
+    case ACT_RELU: return x > 0;
+    case ACT_RELU_SQUARED: return x > 0 ? 2 * x : 0;
+    case ACT_TANH: return 1 - t * t;
+    default: return NAN;
     }
+}
+
+PLAIN_FN PLAIN(activate)(enum kernel_act act, REAL *y, const REAL *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = PLAIN(act)(act, x[i]);
+}
+
+PLAIN_FN PLAIN(activate_backward)(enum kernel_act act, REAL *dx, const REAL *dy, const REAL *x, size_t n) {
+    for (size_t i = 0; i < n; i++) dx[i] = dy[i] * PLAIN(act_slope)(act, x[i]);
+}
+
+PLAIN_FN PLAIN(glu)(enum kernel_act act, REAL *y, const REAL *gate, const REAL *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = PLAIN(act)(act, gate[i]) * up[i];
+}
+
+PLAIN_FN PLAIN(glu_backward)(enum kernel_act act, REAL *dgate, REAL *dup, const REAL *dy, const REAL *gate,
+                             const REAL *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        dgate[i] += dy[i] * up[i] * PLAIN(act_slope)(act, gate[i]);
+        dup[i] += dy[i] * PLAIN(act)(act, gate[i]);
+    }
+}
+
+PLAIN_FN PLAIN(softcap)(REAL *y, const REAL *x, size_t n, REAL cap) {
+    for (size_t i = 0; i < n; i++) y[i] = cap * (REAL)tanh(x[i] / cap);
+}
+
+PLAIN_FN PLAIN(softcap_backward)(REAL *dx, const REAL *y, size_t n, REAL cap) {
+    for (size_t i = 0; i < n; i++) dx[i] *= 1 - y[i] / cap * (y[i] / cap);
 }
 
 /* ---- rows of logits ---- */

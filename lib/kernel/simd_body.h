@@ -121,6 +121,12 @@ FN double op_dot(const float *x, const float *y, size_t n) {
     return d_sum(sum);
 }
 
+FN double op_sum(const float *x, size_t n) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W) sum = d_add(sum, load(x + i, n - i));
+    return d_sum(sum);
+}
+
 FN double op_dot3(const float *x, const float *y, const float *z, size_t n) {
     dvec sum = d_zero();
     for (size_t i = 0; i < n; i += W)
@@ -227,36 +233,31 @@ static inline SIMD_TARGET vec v_sigmoid(vec x) {
     return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x))));
 }
 
-static inline SIMD_TARGET vec gated(vec gate, vec up) {
-    return v_mul(v_mul(gate, v_sigmoid(gate)), up);
-}
-
-FN void op_swiglu(float *y, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i += W) store(y + i, gated(load(gate + i, n - i), load(up + i, n - i)), n - i);
-}
-
-/* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g) */
-static inline SIMD_TARGET void gated_backward(vec *dg, vec *du, vec d, vec g, vec u) {
-    vec s = v_sigmoid(g), slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
-    *du = v_mul(d, v_mul(g, s));
-    *dg = v_mul(v_mul(d, u), slope);
-}
-
-FN void op_swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i += W) {
-        size_t left = n - i;
-        vec dg, du;
-        gated_backward(&dg, &du, load(dy + i, left), load(gate + i, left), load(up + i, left));
-        store(dgate + i, dg, left);
-        store(dup + i, du, left);
-    }
-}
-
 FN void op_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n) {
     for (size_t i = 0; i < n; i += W) {
         size_t left = n - i;
         vec g = v_mul(v_mul(v_set(inv), load(w + i, left)), load(dy + i, left));
         g = v_sub(g, v_mul(v_set(a), load(x + i, left)));
+        store(dx + i, v_add(load(dx + i, left), g), left);
+    }
+}
+
+/* y = (x - mean) inv w + b; b may be NULL */
+FN void op_layernorm(float *y, const float *x, const float *w, const float *b, float mean, float inv, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec g = v_mul(v_mul(v_sub(load(x + i, left), v_set(mean)), v_set(inv)), load(w + i, left));
+        store(y + i, b ? v_add(g, load(b + i, left)) : g, left);
+    }
+}
+
+/* dx += inv w dy - a - c (x - mean) */
+FN void op_layernorm_dx(float *dx, const float *dy, const float *x, const float *w, float mean, float inv, float a,
+                        float c, size_t n) {
+    for (size_t i = 0; i < n; i += W) {
+        size_t left = n - i;
+        vec g = v_sub(v_mul(v_mul(v_set(inv), load(w + i, left)), load(dy + i, left)), v_set(a));
+        g = v_sub(g, v_mul(v_set(c), v_sub(load(x + i, left), v_set(mean))));
         store(dx + i, v_add(load(dx + i, left), g), left);
     }
 }
@@ -421,22 +422,6 @@ FN void op_mul_scaled_bf16(uint16_t *y, const float *x, const float *w, float a,
         store_bf16(y + i, v_mul(v_mul(load(x + i, n - i), v_set(a)), load(w + i, n - i)), n - i);
 }
 
-FN void op_swiglu_bf16(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n) {
-    for (size_t i = 0; i < n; i += W)
-        store_bf16(y + i, gated(load_bf16(gate + i, n - i), load_bf16(up + i, n - i)), n - i);
-}
-
-FN void op_swiglu_backward_bf16(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
-                                const uint16_t *up, size_t n) {
-    for (size_t i = 0; i < n; i += W) {
-        size_t left = n - i;
-        vec dg, du;
-        gated_backward(&dg, &du, load_bf16(dy + i, left), load_bf16(gate + i, left), load_bf16(up + i, left));
-        store_bf16(dgate + i, dg, left);
-        store_bf16(dup + i, du, left);
-    }
-}
-
 FN void op_rotate_bf16(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n) {
     for (size_t i = 0; i < n; i += W) {
         size_t left = n - i;
@@ -479,15 +464,7 @@ FN void op_finish_bf16(uint16_t *c, size_t ldc, size_t rows, size_t n, const flo
         for (size_t i = 0; i < n; i += W) store_bf16(c + i, finished(sums, bias, residual, i, n - i), n - i);
 }
 
-FN void op_finish_gated(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
-                        const uint16_t *gate) {
-    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)
-        for (size_t i = 0; i < n; i += W) {
-            uint16_t up[W];
-            v_store_bf16(up, finished(sums, bias, NULL, i, n - i));
-            store_bf16(c + i, gated(load_bf16(gate + i, n - i), v_load_bf16(up)), n - i);
-        }
-}
+#include "lib/kernel/simd_act.h"
 
 /* ---- f16 ---- */
 
@@ -657,13 +634,11 @@ const struct simd SIMD_TABLE = {
     .from_bf16 = op_from_bf16,
     .scale_bf16 = op_scale_bf16,
     .mul_scaled_bf16 = op_mul_scaled_bf16,
-    .swiglu_bf16 = op_swiglu_bf16,
     .rotate_bf16 = op_rotate_bf16,
     .pair = op_pair,
     .pair_rows = op_pair_rows,
     .finish_f32 = op_finish_f32,
     .finish_bf16 = op_finish_bf16,
-    .finish_gated = op_finish_gated,
     .max = op_max,
     .max_finite = op_max_finite,
     .find_above = op_find_above,
@@ -675,11 +650,14 @@ const struct simd SIMD_TABLE = {
     .affine = op_affine,
     .from_f16 = op_from_f16,
     .affine_f16 = op_affine_f16,
-    .swiglu = op_swiglu,
-    .swiglu_backward = op_swiglu_backward,
-    .swiglu_backward_bf16 = op_swiglu_backward_bf16,
     .softmax_backward_bf16 = op_softmax_backward_bf16,
+    .act = {ACTIVATIONS(ACTIVATION_TABLE)},
+    .softcap = op_softcap,
+    .softcap_backward = op_softcap_backward,
     .rmsnorm_dx = op_rmsnorm_dx,
+    .sum = op_sum,
+    .layernorm = op_layernorm,
+    .layernorm_dx = op_layernorm_dx,
     .angles = op_angles,
     .rotate = op_rotate,
     .softmax_backward = op_softmax_backward,

@@ -144,7 +144,7 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     float *reference = d->f.encoding == KNOW_DENSE ? (void *)d->reference.data : NULL;
     double *kl = buf_f64(&d->losses), *ce = kl + rows;
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
-    if (d->temperature != 1) kernel_scale(logits, rows * vocab, (float)(1 / d->temperature));
+    if (d->temperature != 1) kernel_scale(kernel_f32(logits), rows * vocab, (float)(1 / d->temperature));
     knowledge_target(&d->rows, &d->f, d->temperature, d->base + first, rows, reference, &target);
     kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
     kernel_argmax(top, logits, rows, vocab);
@@ -170,7 +170,8 @@ int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) 
         size_t positions = 0;
         for (n = 0; s + n < whole && (n == 0 || positions + lengths[s + n] <= METRICS_BATCH); n++)
             positions += lengths[s + n];
-        struct model_input in = {positions, n, d->rows.tokens + d->base, lengths + s};
+        struct model_input in = {
+            .n_positions = positions, .n_seqs = n, .tokens = d->rows.tokens + d->base, .lengths = lengths + s};
         rc = model_infer(d->m, d->tape, &in, NULL, NULL, compare_block, d, e);
         d->base += positions;
     }

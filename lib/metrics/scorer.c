@@ -52,7 +52,10 @@ int scorer_run(struct scorer *s, struct err *e) {
     int rc = buf_reserve(&s->nll, n * sizeof(double), e);
     if (rc) return rc;
     s->nll.len = n * sizeof(double);
-    struct model_input in = {n, s->lengths.len / sizeof(uint32_t), buf_u32(&s->tokens), buf_u32(&s->lengths)};
+    struct model_input in = {.n_positions = n,
+                             .n_seqs = s->lengths.len / sizeof(uint32_t),
+                             .tokens = buf_u32(&s->tokens),
+                             .lengths = buf_u32(&s->lengths)};
     rc = model_infer(s->m, s->tape, &in, NULL, NULL, score_block, s, e);
     const double *nll = buf_f64(&s->nll);
     for (size_t i = 0; !rc && i < n; i++)

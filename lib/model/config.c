@@ -4,27 +4,64 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const struct {
-    enum model_arch arch;
-    const char *name;
-} archs[] = {{ARCH_LLAMA, "llama"}, {ARCH_QWEN2, "qwen2"}};
+static const char *const scaling_names[] = {"none", "linear", "llama3", NULL};
+static const char *const norm_names[] = {"rms", "layer", NULL};
+static const char *const place_names[] = {"pre", "post", "sandwich", "output", NULL};
+static const char *const qk_norm_names[] = {"none", "heads", "all", NULL};
+static const char *const ffn_names[] = {"gated", "plain", NULL};
+static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "gelu_quick",
+                                        "relu", "relu_squared", "tanh",      NULL};
+static const char *const position_names[] = {"rotary", "learned", "none", NULL};
+static const char *const output_names[] = {"lm", "masked_lm", "none", NULL};
 
-static const char *const scaling_names[] = {"none", "linear", "llama3"};
+/* What is absent unless it is named: zero is not written, and a key that is not there is zero. */
+static const struct feature {
+    const char *key;
+    enum { FEATURE_BOOL, FEATURE_SIZE, FEATURE_FLOAT, FEATURE_NAME } type;
+    size_t offset;
+    const char *const *names;
+} features[] = {
+    {"embed_dim", FEATURE_SIZE, offsetof(struct model_config, embed_dim), NULL},
+    {"embed_scale", FEATURE_FLOAT, offsetof(struct model_config, embed_scale), NULL},
+    {"positions", FEATURE_NAME, offsetof(struct model_config, positions), position_names},
+    {"position_offset", FEATURE_SIZE, offsetof(struct model_config, position_offset), NULL},
+    {"token_types", FEATURE_SIZE, offsetof(struct model_config, token_types), NULL},
+    {"embed_norm", FEATURE_BOOL, offsetof(struct model_config, embed_norm), NULL},
+    {"norm", FEATURE_NAME, offsetof(struct model_config, norm), norm_names},
+    {"norm_place", FEATURE_NAME, offsetof(struct model_config, norm_place), place_names},
+    {"norm_bias", FEATURE_BOOL, offsetof(struct model_config, norm_bias), NULL},
+    {"parallel", FEATURE_BOOL, offsetof(struct model_config, parallel), NULL},
+    {"shared_norm", FEATURE_BOOL, offsetof(struct model_config, shared_norm), NULL},
+    {"residual_scale", FEATURE_FLOAT, offsetof(struct model_config, residual_scale), NULL},
+    {"bidirectional", FEATURE_BOOL, offsetof(struct model_config, bidirectional), NULL},
+    {"qk_norm", FEATURE_NAME, offsetof(struct model_config, qk_norm), qk_norm_names},
+    {"o_bias", FEATURE_BOOL, offsetof(struct model_config, o_bias), NULL},
+    {"attn_scale", FEATURE_FLOAT, offsetof(struct model_config, attn_scale), NULL},
+    {"attn_softcap", FEATURE_FLOAT, offsetof(struct model_config, attn_softcap), NULL},
+    {"ffn_kind", FEATURE_NAME, offsetof(struct model_config, ffn_kind), ffn_names},
+    {"act", FEATURE_NAME, offsetof(struct model_config, act), act_names},
+    {"ffn_bias", FEATURE_BOOL, offsetof(struct model_config, ffn_bias), NULL},
+    {"no_final_norm", FEATURE_BOOL, offsetof(struct model_config, no_final_norm), NULL},
+    {"logit_scale", FEATURE_FLOAT, offsetof(struct model_config, logit_scale), NULL},
+    {"logit_softcap", FEATURE_FLOAT, offsetof(struct model_config, logit_softcap), NULL},
+    {"output", FEATURE_NAME, offsetof(struct model_config, output), output_names},
+    {"head_bias", FEATURE_BOOL, offsetof(struct model_config, head_bias), NULL},
+    {"pooler", FEATURE_BOOL, offsetof(struct model_config, pooler), NULL},
+};
 
-const char *model_arch_name(enum model_arch arch) {
-    for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (archs[i].arch == arch) return archs[i].name;
-    return "unknown";
-}
-
-int model_arch_parse(const char *name, enum model_arch *out, struct err *e) {
-    for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (!strcmp(archs[i].name, name)) {
-            *out = archs[i].arch;
-            return 0;
-        }
-    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (llama and qwen2 are)", name);
-}
+/* One number where all layers agree, an array where they do not; `optional` ones are absent where all are 0. */
+static const struct per_layer {
+    const char *key;
+    size_t offset;
+    uint32_t min, max;
+    bool optional;
+} per_layer[] = {
+    {"heads", offsetof(struct model_layer, n_heads), 1, MODEL_MAX_DIM, false},
+    {"kv_heads", offsetof(struct model_layer, n_kv_heads), 1, MODEL_MAX_DIM, false},
+    {"ffn", offsetof(struct model_layer, ffn), 1, MODEL_MAX_DIM, false},
+    {"window", offsetof(struct model_layer, window), 0, UINT32_MAX, true},
+    {"layer_rope", offsetof(struct model_layer, rope), 0, ROPE_NONE, true}, /* 0 main, 1 local, 2 none */
+};
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
 
@@ -38,19 +75,19 @@ static double shortest_float(float f) {
     return strtod(text, NULL);
 }
 
-static uint32_t layer_member(const struct model_layer *l, int which) {
-    return which == 0 ? l->n_heads : which == 1 ? l->n_kv_heads : l->ffn;
+static uint32_t *layer_member(const struct model_config *c, uint32_t layer, const struct per_layer *p) {
+    return (uint32_t *)(void *)((char *)&c->layers[layer] + p->offset);
 }
 
-/* One number where all layers agree, an array where they do not. */
-static bool put_per_layer(cJSON *o, const char *key, const struct model_config *c, int which) {
+static bool put_per_layer(cJSON *o, const struct model_config *c, const struct per_layer *p) {
     bool same = true;
-    for (uint32_t i = 1; i < c->n_layers; i++)
-        same = same && layer_member(&c->layers[i], which) == layer_member(&c->layers[0], which);
-    if (same) return json_put_u64(o, key, c->n_layers ? layer_member(&c->layers[0], which) : 0);
-    cJSON *array = cJSON_AddArrayToObject(o, key);
+    uint32_t first = c->n_layers ? *layer_member(c, 0, p) : 0;
+    for (uint32_t i = 1; i < c->n_layers; i++) same = same && *layer_member(c, i, p) == first;
+    if (same && p->optional && first == 0) return true;
+    if (same) return json_put_u64(o, p->key, first);
+    cJSON *array = cJSON_AddArrayToObject(o, p->key);
     for (uint32_t i = 0; array && i < c->n_layers; i++) {
-        cJSON *n = cJSON_CreateNumber(layer_member(&c->layers[i], which));
+        cJSON *n = cJSON_CreateNumber(*layer_member(c, i, p));
         if (!n || !cJSON_AddItemToArray(array, n)) {
             cJSON_Delete(n);
             return false;
@@ -59,26 +96,44 @@ static bool put_per_layer(cJSON *o, const char *key, const struct model_config *
     return array != NULL;
 }
 
-static bool put_rope(cJSON *o, const struct model_config *c) {
-    cJSON *r = cJSON_AddObjectToObject(o, "rope");
-    bool ok =
-        r && json_put_f64(r, "theta", c->rope_theta) && json_put_str(r, "scaling", scaling_names[c->rope_scaling]);
-    if (ok && c->rope_scaling != ROPE_PLAIN) ok = json_put_f64(r, "factor", c->rope_factor);
-    if (ok && c->rope_scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", c->rope_low_freq) &&
-             json_put_f64(r, "high_freq_factor", c->rope_high_freq) &&
-             json_put_u64(r, "original_context", c->rope_original_context);
+static bool put_rope(cJSON *o, const char *key, const struct model_rope *rope) {
+    cJSON *r = cJSON_AddObjectToObject(o, key);
+    bool ok = r && json_put_f64(r, "theta", rope->theta) && json_put_str(r, "scaling", scaling_names[rope->scaling]);
+    if (ok && rope->dims) ok = json_put_u64(r, "dims", rope->dims);
+    if (ok && rope->scaling != ROPE_PLAIN) ok = json_put_f64(r, "factor", rope->factor);
+    if (ok && rope->scaling == ROPE_LLAMA3)
+        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) &&
+             json_put_f64(r, "high_freq_factor", rope->high_freq) &&
+             json_put_u64(r, "original_context", rope->original_context);
     return ok;
+}
+
+static const void *feature_at(const struct model_config *c, const struct feature *f) {
+    return (const char *)c + f->offset;
+}
+
+static bool put_feature(cJSON *o, const struct model_config *c, const struct feature *f) {
+    const void *at = feature_at(c, f);
+    switch (f->type) {
+    case FEATURE_BOOL: return !*(const bool *)at || json_put_bool(o, f->key, true);
+    case FEATURE_SIZE: return !*(const uint32_t *)at || json_put_u64(o, f->key, *(const uint32_t *)at);
+    case FEATURE_FLOAT: return *(const float *)at == 0 || json_put_f64(o, f->key, shortest_float(*(const float *)at));
+    case FEATURE_NAME: return !*(const uint32_t *)at || json_put_str(o, f->key, f->names[*(const uint32_t *)at]);
+    }
+    return false;
 }
 
 cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
     cJSON *o = cJSON_CreateObject();
-    bool ok = o && json_put_str(o, "arch", model_arch_name(c->arch)) && json_put_u64(o, "layers", c->n_layers) &&
-              json_put_u64(o, "hidden", c->hidden) && json_put_u64(o, "head_dim", c->head_dim) &&
-              put_per_layer(o, "heads", c, 0) && put_per_layer(o, "kv_heads", c, 1) && put_per_layer(o, "ffn", c, 2) &&
-              json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "context", c->context) &&
-              json_put_bool(o, "tied", c->tied) && json_put_bool(o, "qkv_bias", c->qkv_bias) &&
-              json_put_f64(o, "norm_eps", shortest_float(c->norm_eps)) && put_rope(o, c);
+    bool ok = o && json_put_str(o, "arch", c->arch) && json_put_u64(o, "layers", c->n_layers) &&
+              json_put_u64(o, "hidden", c->hidden) && json_put_u64(o, "head_dim", c->head_dim);
+    for (size_t i = 0; ok && i < COUNT_OF(per_layer); i++) ok = put_per_layer(o, c, &per_layer[i]);
+    ok = ok && json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "context", c->context) &&
+         json_put_bool(o, "tied", c->tied) && json_put_bool(o, "qkv_bias", c->qkv_bias) &&
+         json_put_f64(o, "norm_eps", shortest_float(c->norm_eps));
+    if (ok && c->rope.theta != 0) ok = put_rope(o, "rope", &c->rope);
+    if (ok && c->local_rope.theta != 0) ok = put_rope(o, "local_rope", &c->local_rope);
+    for (size_t i = 0; ok && i < COUNT_OF(features); i++) ok = put_feature(o, c, &features[i]);
     if (ok) return o;
     cJSON_Delete(o);
     err_nomem(e, "model configuration");
@@ -87,61 +142,121 @@ cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
 
 /* ---- from JSON ----------------------------------------------------------------------------------------------- */
 
-static void set_layer_member(struct model_layer *l, int which, uint32_t v) {
-    *(which == 0 ? &l->n_heads : which == 1 ? &l->n_kv_heads : &l->ffn) = v;
-}
-
-static int get_per_layer(struct model_config *c, const cJSON *o, const char *key, int which, struct err *e) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
+static int get_per_layer(struct model_config *c, const cJSON *o, const struct per_layer *p, struct err *e) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, p->key);
+    if (!v && p->optional) return 0;
     if (!cJSON_IsArray(v)) {
         uint64_t n;
-        int rc = json_get_u64(o, key, 1, MODEL_MAX_DIM, &n, e);
-        for (uint32_t i = 0; !rc && i < c->n_layers; i++) set_layer_member(&c->layers[i], which, (uint32_t)n);
+        int rc = json_get_u64(o, p->key, p->min, p->max, &n, e);
+        for (uint32_t i = 0; !rc && i < c->n_layers; i++) *layer_member(c, i, p) = (uint32_t)n;
         return rc;
     }
     uint32_t i = 0;
     for (const cJSON *x = v->child; x; x = x->next, i++) {
         if (i == c->n_layers)
-            return err_set(e, ERR_DATA, "\"%s\" has more entries than the %u layers", key, c->n_layers);
-        if (!cJSON_IsNumber(x) || !(x->valuedouble >= 1 && x->valuedouble <= MODEL_MAX_DIM) ||
+            return err_set(e, ERR_DATA, "\"%s\" has more entries than the %u layers", p->key, c->n_layers);
+        if (!cJSON_IsNumber(x) || !(x->valuedouble >= p->min && x->valuedouble <= p->max) ||
             x->valuedouble != floor(x->valuedouble))
-            return err_set(e, ERR_DATA, "\"%s\" of layer %u is not an integer from 1 to %u", key, i, MODEL_MAX_DIM);
-        set_layer_member(&c->layers[i], which, (uint32_t)x->valuedouble);
+            return err_set(e, ERR_DATA, "\"%s\" of layer %u is not an integer from %u to %u", p->key, i, p->min,
+                           p->max);
+        *layer_member(c, i, p) = (uint32_t)x->valuedouble;
     }
-    if (i != c->n_layers) return err_set(e, ERR_DATA, "\"%s\" has %u entries for %u layers", key, i, c->n_layers);
+    if (i != c->n_layers) return err_set(e, ERR_DATA, "\"%s\" has %u entries for %u layers", p->key, i, c->n_layers);
     return 0;
 }
 
-static int get_rope(struct model_config *c, const cJSON *o, struct err *e) {
-    const cJSON *r = cJSON_GetObjectItemCaseSensitive(o, "rope");
-    if (!cJSON_IsObject(r)) return err_set(e, ERR_DATA, "\"rope\" is missing");
-    const char *scaling;
-    int rc = json_get_f64(r, "theta", 1, 1e12, &c->rope_theta, e);
-    if (!rc) rc = json_get_str(r, "scaling", &scaling, e);
+/* The number of a name in a list that ends with NULL. */
+static int get_name(const cJSON *o, const char *key, const char *const *names, uint32_t *out, struct err *e) {
+    const char *name;
+    char known[128] = "";
+    size_t n = 0;
+    int rc = json_get_str(o, key, &name, e);
     if (rc) return rc;
-    size_t i = 0;
-    while (i < COUNT_OF(scaling_names) && strcmp(scaling_names[i], scaling) != 0) i++;
-    if (i == COUNT_OF(scaling_names))
-        return err_set(e, ERR_DATA, "rope scaling '%.64s' is not supported (none, linear and llama3 are)", scaling);
-    c->rope_scaling = (enum rope_scaling)i;
-    if (c->rope_scaling != ROPE_PLAIN) rc = json_get_f64(r, "factor", 1e-3, 1e6, &c->rope_factor, e);
-    if (!rc && c->rope_scaling == ROPE_LLAMA3) {
-        uint64_t original;
-        rc = json_get_f64(r, "low_freq_factor", 1e-3, 1e6, &c->rope_low_freq, e);
-        if (!rc) rc = json_get_f64(r, "high_freq_factor", 1e-3, 1e6, &c->rope_high_freq, e);
-        if (!rc) rc = json_get_u64(r, "original_context", 1, UINT32_MAX, &original, e);
-        if (!rc) c->rope_original_context = (uint32_t)original;
+    for (uint32_t i = 0; names[i]; i++) {
+        if (!strcmp(names[i], name)) {
+            *out = i;
+            return 0;
+        }
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", names[i]);
+    }
+    return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported (%s are)", key, name, known);
+}
+
+static int get_rope(struct model_rope *rope, const cJSON *r, struct err *e) {
+    uint32_t scaling = 0;
+    uint64_t dims = 0, original = 0;
+    int rc = json_get_f64(r, "theta", 1, 1e12, &rope->theta, e);
+    if (!rc) rc = get_name(r, "scaling", scaling_names, &scaling, e);
+    if (!rc) rc = json_opt_u64(r, "dims", 2, MODEL_MAX_DIM, &dims, e);
+    rope->scaling = (enum rope_scaling)scaling;
+    rope->dims = (uint32_t)dims;
+    if (!rc && scaling != ROPE_PLAIN) rc = json_get_f64(r, "factor", 1e-3, 1e6, &rope->factor, e);
+    if (rc || scaling != ROPE_LLAMA3) return rc;
+    rc = json_get_f64(r, "low_freq_factor", 1e-3, 1e6, &rope->low_freq, e);
+    if (!rc) rc = json_get_f64(r, "high_freq_factor", 1e-3, 1e6, &rope->high_freq, e);
+    if (!rc) rc = json_get_u64(r, "original_context", 1, UINT32_MAX, &original, e);
+    rope->original_context = (uint32_t)original;
+    return rc;
+}
+
+static int get_ropes(struct model_config *c, const cJSON *o, struct err *e) {
+    const cJSON *main = cJSON_GetObjectItemCaseSensitive(o, "rope");
+    const cJSON *local = cJSON_GetObjectItemCaseSensitive(o, "local_rope");
+    if (!cJSON_IsObject(main) && c->positions == POSITIONS_ROTARY) return err_set(e, ERR_DATA, "\"rope\" is missing");
+    int rc = main ? get_rope(&c->rope, main, e) : 0;
+    if (rc) return err_prefix(e, "\"rope\"");
+    rc = local ? get_rope(&c->local_rope, local, e) : 0;
+    return rc ? err_prefix(e, "\"local_rope\"") : 0;
+}
+
+static int get_feature(struct model_config *c, const cJSON *o, const struct feature *f, struct err *e) {
+    void *at = (char *)c + f->offset;
+    uint64_t n = 0;
+    double x = 0;
+    int rc = 0;
+    if (!cJSON_GetObjectItemCaseSensitive(o, f->key)) return 0;
+    switch (f->type) {
+    case FEATURE_BOOL: return json_get_bool(o, f->key, at, e);
+    case FEATURE_NAME: return get_name(o, f->key, f->names, at, e);
+    case FEATURE_SIZE:
+        rc = json_get_u64(o, f->key, 0, MODEL_MAX_DIM, &n, e);
+        *(uint32_t *)at = (uint32_t)n;
+        return rc;
+    case FEATURE_FLOAT:
+        rc = json_get_f64(o, f->key, 1e-6, 1e6, &x, e);
+        *(float *)at = (float)x;
+        return rc;
     }
     return rc;
 }
 
-int model_config_from_json(struct model_config *c, const cJSON *o, struct arena *a, struct err *e) {
-    *c = (struct model_config){0};
-    if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "\"model\" is not an object");
+/* A feature that this version does not know would make it compute something else. */
+static int check_keys(const cJSON *o, struct err *e) {
+    static const char *const others[] = {"arch", "layers",   "hidden",   "head_dim", "vocab_size", "context",
+                                         "tied", "qkv_bias", "norm_eps", "rope",     "local_rope"};
+    for (const cJSON *x = o->child; x; x = x->next) {
+        bool known = false;
+        for (size_t i = 0; i < COUNT_OF(others); i++) known = known || !strcmp(others[i], x->string);
+        for (size_t i = 0; i < COUNT_OF(per_layer); i++) known = known || !strcmp(per_layer[i].key, x->string);
+        for (size_t i = 0; i < COUNT_OF(features); i++) known = known || !strcmp(features[i].key, x->string);
+        if (!known) return err_set(e, ERR_DATA, "\"%.64s\" is a feature that this version does not know", x->string);
+    }
+    return 0;
+}
+
+static int get_arch(struct model_config *c, const cJSON *o, struct arena *a, struct err *e) {
     const char *arch;
     int rc = json_get_str(o, "arch", &arch, e);
-    if (!rc) rc = model_arch_parse(arch, &c->arch, e);
-    struct {
+    if (rc) return rc;
+    size_t n = strlen(arch);
+    if (n == 0 || n > MODEL_MAX_ARCH || strspn(arch, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != n)
+        return err_set(e, ERR_DATA, "\"arch\": '%.64s' is no name of an architecture", arch);
+    c->arch = arena_strndup(a, arch, n, e);
+    return c->arch ? 0 : e->code;
+}
+
+static int get_numbers(struct model_config *c, const cJSON *o, struct err *e) {
+    const struct {
         const char *key;
         uint64_t max;
         uint32_t *to;
@@ -150,6 +265,7 @@ int model_config_from_json(struct model_config *c, const cJSON *o, struct arena 
                    {"head_dim", MODEL_MAX_DIM, &c->head_dim},
                    {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},
                    {"context", UINT32_MAX, &c->context}};
+    int rc = 0;
     for (size_t i = 0; !rc && i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
         rc = json_get_u64(o, numbers[i].key, 1, numbers[i].max, &v, e);
@@ -159,21 +275,30 @@ int model_config_from_json(struct model_config *c, const cJSON *o, struct arena 
     if (!rc) rc = json_get_bool(o, "tied", &c->tied, e);
     if (!rc) rc = json_get_bool(o, "qkv_bias", &c->qkv_bias, e);
     if (!rc) rc = json_get_f64(o, "norm_eps", 0, 1, &eps, e);
-    if (!rc) rc = get_rope(c, o, e);
-    if (rc) return rc;
     c->norm_eps = (float)eps;
+    return rc;
+}
+
+int model_config_from_json(struct model_config *c, const cJSON *o, struct arena *a, struct err *e) {
+    *c = (struct model_config){.n_layers = 0};
+    if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "\"model\" is not an object");
+    int rc = get_arch(c, o, a, e);
+    if (!rc) rc = get_numbers(c, o, e);
+    if (!rc) rc = check_keys(o, e);
+    for (size_t i = 0; !rc && i < COUNT_OF(features); i++) rc = get_feature(c, o, &features[i], e);
+    if (!rc) rc = get_ropes(c, o, e);
+    if (rc) return rc;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
-    rc = get_per_layer(c, o, "heads", 0, e);
-    if (!rc) rc = get_per_layer(c, o, "kv_heads", 1, e);
-    if (!rc) rc = get_per_layer(c, o, "ffn", 2, e);
+    for (size_t i = 0; !rc && i < COUNT_OF(per_layer); i++) rc = get_per_layer(c, o, &per_layer[i], e);
     return rc ? rc : model_config_check(c, e);
 }
 
 int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a, struct err *e) {
     *to = *from;
+    to->arch = arena_strndup(a, from->arch, strlen(from->arch), e);
     to->layers = arena_array(a, from->n_layers, sizeof *to->layers, e);
-    if (!to->layers) return e->code;
+    if (!to->arch || !to->layers) return e->code;
     memcpy(to->layers, from->layers, from->n_layers * sizeof *to->layers);
     return 0;
 }
@@ -185,28 +310,51 @@ static int check_range(const char *what, uint64_t v, uint64_t max, struct err *e
     return err_set(e, ERR_DATA, "%s is %llu, expected 1 to %llu", what, (unsigned long long)v, (unsigned long long)max);
 }
 
+static int check_rope(const struct model_config *c, const struct model_rope *r, struct err *e) {
+    uint32_t dims = model_rope_dims(c, r);
+    if (dims % 2) return err_set(e, ERR_DATA, "head size %u is odd: rotary positions need pairs", dims);
+    if (dims > c->head_dim) return err_set(e, ERR_DATA, "%u of a head of %u are to be rotated", dims, c->head_dim);
+    if (!(r->theta >= 1) || !isfinite(r->theta)) return err_set(e, ERR_DATA, "rope theta %g is out of range", r->theta);
+    return 0;
+}
+
+static int check_layer(const struct model_config *c, const struct model_layer *l, struct err *e) {
+    if (!l->n_heads || !l->n_kv_heads || l->n_heads % l->n_kv_heads)
+        return err_set(e, ERR_DATA, "%u heads for %u key/value heads: not a multiple", l->n_heads, l->n_kv_heads);
+    if ((uint64_t)l->n_heads * c->head_dim > MODEL_MAX_DIM)
+        return err_set(e, ERR_DATA, "%u heads of %u are too wide", l->n_heads, c->head_dim);
+    if (l->window && c->bidirectional) return err_set(e, ERR_DATA, "a window of attention that is not causal");
+    if (l->rope > ROPE_NONE || (l->rope == ROPE_LOCAL && c->local_rope.theta == 0) ||
+        (l->rope == ROPE_MAIN && c->positions == POSITIONS_ROTARY && c->rope.theta == 0))
+        return err_set(e, ERR_DATA, "its rotation is not described");
+    return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
+}
+
+/* Features that exclude each other. */
+static int check_features(const struct model_config *c, struct err *e) {
+    if (c->parallel && c->norm_place != NORM_PRE)
+        return err_set(e, ERR_DATA, "parallel attention and feed-forward parts have their norms before them");
+    if (c->shared_norm && !c->parallel) return err_set(e, ERR_DATA, "a shared norm is for parallel parts");
+    if (c->norm_bias && c->norm == NORM_RMS) return err_set(e, ERR_DATA, "RMSNorm has no bias");
+    if (c->tied && c->output == OUTPUT_NONE) return err_set(e, ERR_DATA, "a tied head in a model without a head");
+    return 0;
+}
+
 int model_config_check(const struct model_config *c, struct err *e) {
     int rc = check_range("number of layers", c->n_layers, MODEL_MAX_LAYERS, e);
     if (!rc) rc = check_range("hidden size", c->hidden, MODEL_MAX_DIM, e);
     if (!rc) rc = check_range("head size", c->head_dim, MODEL_MAX_DIM, e);
     if (!rc) rc = check_range("vocabulary size", c->vocab_size, MODEL_MAX_VOCAB, e);
     if (!rc) rc = check_range("context", c->context, UINT32_MAX, e);
+    if (!rc && c->positions == POSITIONS_LEARNED) rc = check_range("table of positions", c->context, MODEL_MAX_DIM, e);
+    if (!rc && c->rope.theta != 0) rc = check_rope(c, &c->rope, e);
+    if (!rc && c->local_rope.theta != 0) rc = check_rope(c, &c->local_rope, e);
+    if (!rc) rc = check_features(c, e);
     if (rc) return rc;
-    if (c->head_dim % 2) return err_set(e, ERR_DATA, "head size %u is odd: rotary positions need pairs", c->head_dim);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return err_set(e, ERR_DATA, "norm epsilon %g is out of range", (double)c->norm_eps);
-    if (!(c->rope_theta >= 1) || !isfinite(c->rope_theta))
-        return err_set(e, ERR_DATA, "rope theta %g is out of range", c->rope_theta);
-    for (uint32_t i = 0; i < c->n_layers; i++) {
-        const struct model_layer *l = &c->layers[i];
-        if (!l->n_heads || !l->n_kv_heads || l->n_heads % l->n_kv_heads)
-            return err_set(e, ERR_DATA, "layer %u has %u heads for %u key/value heads: not a multiple", i, l->n_heads,
-                           l->n_kv_heads);
-        if ((uint64_t)l->n_heads * c->head_dim > MODEL_MAX_DIM)
-            return err_set(e, ERR_DATA, "layer %u: %u heads of %u are too wide", i, l->n_heads, c->head_dim);
-        rc = check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
-        if (rc) return err_prefix(e, "layer %u", i), rc;
-    }
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (check_layer(c, &c->layers[i], e)) return err_prefix(e, "layer %u", i);
     return 0;
 }
 
@@ -222,21 +370,24 @@ uint64_t model_parameters(const struct model_config *c) {
     return total;
 }
 
-void model_inv_freq(const struct model_config *c, double *inv_freq) {
-    for (uint32_t i = 0; i < c->head_dim / 2; i++) {
-        double f = pow(c->rope_theta, -2.0 * i / c->head_dim);
-        if (c->rope_scaling == ROPE_LINEAR) f /= c->rope_factor;
-        if (c->rope_scaling == ROPE_LLAMA3) {
+uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r) {
+    return r->dims ? r->dims : c->head_dim;
+}
+
+void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq) {
+    uint32_t dims = model_rope_dims(c, r);
+    for (uint32_t i = 0; i < dims / 2; i++) {
+        double f = pow(r->theta, -2.0 * i / dims);
+        if (r->scaling == ROPE_LINEAR) f /= r->factor;
+        if (r->scaling == ROPE_LLAMA3) {
             /* Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated. */
             double wavelength = 2 * M_PI / f;
-            double low = c->rope_original_context / c->rope_low_freq,
-                   high = c->rope_original_context / c->rope_high_freq;
+            double low = r->original_context / r->low_freq, high = r->original_context / r->high_freq;
             if (wavelength > low)
-                f /= c->rope_factor;
+                f /= r->factor;
             else if (wavelength >= high) {
-                double smooth =
-                    (c->rope_original_context / wavelength - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
-                f = (1 - smooth) * f / c->rope_factor + smooth * f;
+                double smooth = (r->original_context / wavelength - r->low_freq) / (r->high_freq - r->low_freq);
+                f = (1 - smooth) * f / r->factor + smooth * f;
             }
         }
         inv_freq[i] = f;

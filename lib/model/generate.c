@@ -170,7 +170,8 @@ static int run_step(struct model_generator *g, const struct model_input *in, str
         end += in->lengths[i];
         kernel_convert(kernel_part(last->value, i * h->cols), kernel_part(h->value, (end - 1) * h->cols), h->cols);
     }
-    return grad_head(g->t, last, model_head_leaf(g->m, g->t), take_tokens, g) ? 0 : grad_error(g->t, e);
+    struct grad_head head = model_logits_head(g->m, g->t);
+    return grad_head(g->t, last, &head, take_tokens, g) ? 0 : grad_error(g->t, e);
 }
 
 static double now(void) {

@@ -28,15 +28,60 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     grad_rewind(g->t, mark);
 }
 
-/* Attention of this pass. */
-static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
-                               struct grad_var *v, const struct kernel_attention *shape) {
-    if (!g->caches) return grad_attention(g->t, q, k, v, shape);
-    return q && k && v ? graph_attend_cached(g, layer, q, k, v, shape) : NULL;
+/* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
+
+static float or_one(float factor) {
+    return factor != 0 ? factor : 1;
 }
 
-/* x + o(attention(rope(q), rope(k), v)) of the normalised x */
-static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct grad_var *x) {
+/* The norm whose weight has this role; its bias, if it has one, is the next role. */
+static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
+                             enum dtype out) {
+    const struct model_config *c = &g->m->config;
+    struct grad_var *w = leaf(g, role, layer);
+    if (c->norm == NORM_RMS) return grad_rmsnorm(g->t, x, w, c->norm_eps, out);
+    struct grad_var *b = c->norm_bias ? leaf(g, role + 1, layer) : NULL;
+    return grad_layernorm(g->t, x, w, b, c->norm_eps, out);
+}
+
+/* What a part of the layer reads: norm(x), or x where norms come later. */
+static struct grad_var *before(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
+    if (!model_has_role(&g->m->config, role)) return x;
+    return norm(g, role, layer, x, grad_precision(g->t));
+}
+
+/* x and what a part of the layer adds to it, y w^T + b: scaled and with its norm, wherever that stands. */
+static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
+                                 enum model_role w, enum model_role b, enum model_role post) {
+    const struct model_config *c = &g->m->config;
+    bool plain = c->norm_place == NORM_PRE || c->norm_place == NORM_POST;
+    struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
+    if (plain && or_one(c->residual_scale) == 1) {
+        x = grad_linear(g->t, y, weight, bias, x);
+    } else {
+        y = grad_linear(g->t, y, weight, bias, NULL);
+        if (!plain) y = norm(g, post, layer, y, grad_precision(g->t));
+        x = grad_add(g->t, x, grad_scale(g->t, y, or_one(c->residual_scale)));
+    }
+    return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
+}
+
+static struct grad_var *qk_norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
+    const struct model_config *c = &g->m->config;
+    return c->qk_norm == QK_NORM_NONE ? x : grad_rmsnorm_heads(g->t, x, leaf(g, role, layer), c->norm_eps);
+}
+
+static struct grad_var *rotate(struct graph *g, uint32_t layer, struct grad_var *x, uint32_t n_heads) {
+    const struct model_config *c = &g->m->config;
+    uint32_t which = c->layers[layer].rope;
+    if (which == ROPE_NONE || c->positions != POSITIONS_ROTARY) return x;
+    const struct model_rope *r = which == ROPE_LOCAL ? &c->local_rope : &c->rope;
+    return grad_rope(g->t, x, n_heads, c->head_dim, model_rope_dims(c, r), g->position,
+                     which == ROPE_LOCAL ? g->m->local_inv_freq : g->m->inv_freq);
+}
+
+static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                               struct grad_var *v) {
     const struct model_config *c = &g->m->config;
     const struct model_layer *l = &c->layers[layer];
     struct kernel_attention shape = {.n_heads = l->n_heads,
@@ -44,29 +89,64 @@ static struct grad_var *attention_block(struct graph *g, uint32_t layer, struct 
                                      .head_dim = c->head_dim,
                                      .n_seqs = g->in.n_seqs,
                                      .starts = g->starts,
-                                     .scale = 1.0f / __builtin_sqrtf((float)c->head_dim)};
-    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_ATTN_NORM, layer), c->norm_eps, grad_precision(g->t));
+                                     .scale = c->attn_scale != 0 ? c->attn_scale
+                                                                 : 1.0f / __builtin_sqrtf((float)c->head_dim),
+                                     .bidirectional = c->bidirectional,
+                                     .window = l->window,
+                                     .softcap = c->attn_softcap};
+    if (!g->caches) return grad_attention(g->t, q, k, v, &shape);
+    return q && k && v ? graph_attend_cached(g, layer, q, k, v, &shape) : NULL;
+}
+
+/* attention(rope(q), rope(k), v) of h, the heads side by side */
+static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
+    const struct model_layer *l = &g->m->config.layers[layer];
     tap(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
     struct grad_var *y[3];
     grad_linears(g->t, h, 3, maps, y);
-    struct grad_var *q = grad_rope(g->t, y[0], l->n_heads, c->head_dim, g->position, g->m->inv_freq);
-    struct grad_var *k = grad_rope(g->t, y[1], l->n_kv_heads, c->head_dim, g->position, g->m->inv_freq);
-    struct grad_var *a = attend(g, layer, q, k, y[2], &shape);
+    struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
+    struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
+    struct grad_var *a = attend(g, layer, q, k, y[2]);
     tap(g, POINT_O_IN, layer, a);
-    return grad_linear(g->t, a, leaf(g, ROLE_O, layer), NULL, x);
+    return a;
 }
 
-/* x + down(silu(gate) * up) of the normalised x */
-static struct grad_var *ffn_block(struct graph *g, uint32_t layer, struct grad_var *x) {
-    struct grad_var *h =
-        grad_rmsnorm(g->t, x, leaf(g, ROLE_FFN_NORM, layer), g->m->config.norm_eps, grad_precision(g->t));
+/* act(gate h) * up h, or act(up h) */
+static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct grad_var *h) {
+    const struct model_config *c = &g->m->config;
+    struct grad_var *y, *up = leaf(g, ROLE_UP, layer);
     tap(g, POINT_FFN_IN, layer, h);
-    struct grad_var *y = grad_gated(g->t, h, leaf(g, ROLE_GATE, layer), leaf(g, ROLE_UP, layer));
+    if (c->ffn_kind == FFN_GATED)
+        y = grad_gated(g->t, c->act, h, leaf(g, ROLE_GATE, layer), up);
+    else
+        y = grad_activate(g->t, c->act, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL));
     tap(g, POINT_DOWN_IN, layer, y);
-    return grad_linear(g->t, y, leaf(g, ROLE_DOWN, layer), NULL, x);
+    return y;
+}
+
+static struct grad_var *add_attention(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *a) {
+    return add_part(g, layer, x, a, ROLE_O, ROLE_O_BIAS, ROLE_ATTN_POST_NORM);
+}
+
+static struct grad_var *add_ffn(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y) {
+    return add_part(g, layer, x, y, ROLE_DOWN, ROLE_DOWN_BIAS, ROLE_FFN_POST_NORM);
+}
+
+/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al. 2022), which is
+ * read before anything takes its memory over. */
+static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
+    const struct model_config *c = &g->m->config;
+    struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
+    if (c->parallel) {
+        struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
+        struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
+        return add_ffn(g, layer, add_attention(g, layer, x, a), y);
+    }
+    x = add_attention(g, layer, x, attention(g, layer, h));
+    return add_ffn(g, layer, x, feed_forward(g, layer, before(g, ROLE_FFN_NORM, layer, x)));
 }
 
 /* Is this input one that the model can take? */
@@ -81,7 +161,10 @@ static int check_input(const struct model *m, const struct model_input *in, stru
                            "sequence %zu has %u positions, the model's context is %u (tokenize --context %u)", s, n,
                            m->config.context, m->config.context);
         for (uint32_t i = 0; i < n; i++, at++)
-            if (in->tokens[at] >= m->config.vocab_size)
+            if (in->types && in->types[at] >= m->config.token_types)
+                return err_set(e, ERR_DATA, "token type %u at position %u of sequence %zu: the model has %u",
+                               in->types[at], i, s, m->config.token_types);
+            else if (in->tokens[at] >= m->config.vocab_size)
                 return err_set(e, ERR_DATA, "token %u at position %u of sequence %zu is outside the vocabulary of %u",
                                in->tokens[at], i, s, m->config.vocab_size);
     }
@@ -109,7 +192,7 @@ static int lay_out(struct graph *g, struct err *e) {
     return 0;
 }
 
-/* A layer as a segment of the tape. When it is run again for backward, who watches has seen it. */
+/* A layer as a segment of the tape; taps fire only on the first run, not when it is run again for backward. */
 struct layer_run {
     struct graph *g;
     uint32_t layer;
@@ -121,7 +204,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     struct graph g = *run->g;
     g.t = t;
     if (run->seen) g.tap = NULL;
-    struct grad_var *y = ffn_block(&g, run->layer, attention_block(&g, run->layer, x));
+    struct grad_var *y = transformer_layer(&g, run->layer, x);
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
     run->g->rc = g.rc;
@@ -136,8 +219,25 @@ struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct mod
     return check_input(m, in, e) || lay_out(g, e) ? NULL : g;
 }
 
+/* Rows of a table of positions or token types; NULL ids: row 0. */
+static struct grad_var *look_up(struct graph *g, enum model_role role, const uint32_t *ids, uint32_t offset) {
+    size_t n = g->in.n_positions;
+    uint32_t *rows = grad_alloc(g->t, n * sizeof *rows);
+    for (size_t i = 0; rows && i < n; i++) rows[i] = (ids ? ids[i] : 0) + offset;
+    return rows ? grad_embed(g->t, leaf(g, role, 0), rows, n) : NULL;
+}
+
+/* The embedding of the tokens, brought to the width of the layers, with those of positions and types. */
 struct grad_var *graph_embed(struct graph *g) {
+    const struct model_config *c = &g->m->config;
     struct grad_var *x = grad_embed(g->t, leaf(g, ROLE_EMBED, 0), g->in.tokens, g->in.n_positions);
+    x = grad_scale(g->t, x, or_one(c->embed_scale));
+    if (model_has_role(c, ROLE_EMBED_PROJECTION))
+        x = grad_to_f32(g->t, grad_linear(g->t, x, leaf(g, ROLE_EMBED_PROJECTION, 0), NULL, NULL));
+    if (c->token_types) x = grad_add(g->t, x, look_up(g, ROLE_TYPE_EMBED, g->in.types, 0));
+    if (c->positions == POSITIONS_LEARNED)
+        x = grad_add(g->t, x, look_up(g, ROLE_POSITION_EMBED, g->position, c->position_offset));
+    if (c->embed_norm) x = norm(g, ROLE_EMBED_NORM, 0, x, DT_F32);
     tap(g, POINT_EMBED, 0, x);
     return g->rc ? NULL : x;
 }
@@ -150,7 +250,15 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 }
 
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
-    struct grad_var *h = grad_rmsnorm(g->t, x, leaf(g, ROLE_NORM, 0), g->m->config.norm_eps, DT_F32);
+    const struct model_config *c = &g->m->config;
+    struct grad_var *h = c->no_final_norm ? x : norm(g, ROLE_NORM, 0, x, DT_F32);
+    if (model_has_role(c, ROLE_HEAD_PROJECTION))
+        h = grad_to_f32(g->t, grad_linear(g->t, h, leaf(g, ROLE_HEAD_PROJECTION, 0), NULL, NULL));
+    if (c->output == OUTPUT_MASKED_LM) {
+        h = grad_linear(g->t, h, leaf(g, ROLE_TRANSFORM, 0), leaf(g, ROLE_TRANSFORM_BIAS, 0), NULL);
+        h = norm(g, ROLE_TRANSFORM_NORM, 0, grad_activate(g->t, c->act, h), DT_F32);
+    }
+    h = grad_scale(g->t, h, or_one(c->logit_scale));
     tap(g, POINT_HEAD_IN, 0, h);
     return g->rc ? NULL : h;
 }
@@ -176,23 +284,24 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
-struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
-    struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
-    if (p->panels.data) return grad_leaf_packed(t, &p->panels);
-    return grad_parameter(t, p->value, p->grad, &p->grad_begun, p->desc.dims[0], p->desc.dims[1]);
+struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
+    struct graph g = {.m = m, .t = t};
+    const struct model_config *c = &m->config;
+    if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
+    return (struct grad_head){leaf(&g, model_head_role(c), 0), leaf(&g, ROLE_HEAD_BIAS, 0), c->logit_softcap};
 }
 
-/* Who looks at logits, as grad_head's loss: of a tape that does not record nothing is learned. */
-struct watcher {
+/* Adapts model_logits_fn to grad_head, whose loss it is: a tape that does not record learns nothing. */
+struct logits_reader {
     model_logits_fn *fn;
     void *ctx;
 };
 
-static int watch_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
-                       struct err *e) {
-    const struct watcher *w = ctx;
+static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+                      struct err *e) {
+    const struct logits_reader *r = ctx;
     (void)slope;
-    return w->fn(w->ctx, first, rows, vocab, logits, e);
+    return r->fn(r->ctx, first, rows, vocab, logits, e);
 }
 
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *fn_tap,
@@ -200,8 +309,11 @@ int model_infer(struct model *m, struct grad_tape *scratch, const struct model_i
     grad_reset(scratch);
     struct grad_var *h = model_graph(m, scratch, in, fn_tap, tap_ctx, e);
     if (!h) return e->code;
-    struct watcher w = {fn, ctx};
-    if (!fn || grad_head(scratch, h, model_head_leaf(m, scratch), watch_block, &w)) return 0;
+    if (!fn) return 0;
+    if (m->config.output == OUTPUT_NONE) return err_set(e, ERR_DATA, "this model has no head that makes logits");
+    struct logits_reader r = {fn, ctx};
+    struct grad_head head = model_logits_head(m, scratch);
+    if (grad_head(scratch, h, &head, read_block, &r)) return 0;
     int rc = grad_error(scratch, e);
     return rc ? rc : e->code;
 }

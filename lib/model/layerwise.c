@@ -54,6 +54,19 @@ static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
     return model_role_in_layer(s.role) && s.layer == layer;
 }
 
+/* What comes before the layers: embedding, positions, their norm. */
+static int hold_before_layers(struct model_layerwise *l, struct err *e) {
+    int rc = 0;
+    while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = hold_next(l, e);
+    return rc;
+}
+
+static void drop_before_layers(struct model_layerwise *l, bool embed_too) {
+    struct model_slot s;
+    for (size_t i = 0; !model_role_in_layer((s = model_slot_at(&l->m->config, i)).role); i++)
+        if (embed_too || s.role != ROLE_EMBED) model_drop(l->m, s);
+}
+
 static int hold_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
     int rc = 0;
     while (!rc && at_layer(l, layer)) rc = hold_next(l, e);
@@ -166,7 +179,6 @@ static int run_layers(struct model_layerwise *l, struct grad_tape *t, const stru
 
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                         model_layer_fn *progress, void *ctx, struct err *e) {
-    const struct model_slot embed = {ROLE_EMBED, 0};
     uint64_t positions = 0, floats, bytes;
     for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
     if (!u64_mul(positions, hidden(l), &floats) || !u64_mul(floats, sizeof(float), &bytes))
@@ -176,9 +188,9 @@ int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const st
         return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
     model_drop_all(l->m);
     int rc = begin_reading(l, e);
-    if (!rc) rc = hold_next(l, e);
+    if (!rc) rc = hold_before_layers(l, e);
     if (!rc) rc = run_inputs(l, t, in, n, -1, e);
-    if (l->again || !l->m->config.tied) model_drop(l->m, embed);
+    drop_before_layers(l, l->again || !l->m->config.tied);
     if (!rc) rc = run_layers(l, t, in, n, progress, ctx, e);
     if (!rc) rc = finish_reading(l, e);
     return rc ? rc : hold_tied_head(l, e);
@@ -206,7 +218,8 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
         struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
         if (!g) return e->code;
         struct grad_var *h = graph_norm(g, take_states(l, t, s.first, in[i].n_positions));
-        if (!h || !grad_head(t, h, model_head_leaf(l->m, t), shift_rows, &s)) return graph_failure(g);
+        struct grad_head head = model_logits_head(l->m, t);
+        if (!h || !grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
     }
     return 0;
 }

@@ -6,6 +6,14 @@
 
 /* ---- making ---------------------------------------------------------------------------------------------------- */
 
+static int frequencies(struct model *m, const struct model_rope *r, double **out, struct err *e) {
+    if (r->theta == 0) return 0;
+    *out = arena_array(&m->memory, m->config.head_dim / 2, sizeof **out, e);
+    if (!*out) return e->code;
+    model_inv_freq(&m->config, r, *out);
+    return 0;
+}
+
 int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
               struct err *e) {
     struct model *m = mem_zalloc(sizeof *m, e);
@@ -16,10 +24,15 @@ int model_new(struct model **out, const struct model_config *c, enum model_hold 
     if (rc) return rc;
     m->n_params = model_slot_count(c);
     m->params = arena_array(&m->memory, m->n_params, sizeof *m->params, e);
-    m->inv_freq = arena_array(&m->memory, c->head_dim / 2, sizeof *m->inv_freq, e);
-    if (!m->params || !m->inv_freq) return e->code;
-    model_inv_freq(&m->config, m->inv_freq);
-    if (!n_vocab) return 0;
+    m->by_role = arena_array(&m->memory, (size_t)c->n_layers * ROLE_COUNT, sizeof *m->by_role, e);
+    if (!m->params || !m->by_role) return e->code;
+    for (size_t i = 0; i < m->n_params; i++) {
+        struct model_slot s = model_slot_at(c, i);
+        m->by_role[(size_t)s.layer * ROLE_COUNT + s.role] = &m->params[i];
+    }
+    rc = frequencies(m, &c->rope, &m->inv_freq, e);
+    if (!rc) rc = frequencies(m, &c->local_rope, &m->local_inv_freq, e);
+    if (rc || !n_vocab) return rc;
     rc = buf_append(&m->vocab_bytes, vocab, n_vocab, e);
     if (!rc) rc = vocab_unpack(&m->vocab, m->vocab_bytes.data, m->vocab_bytes.len, e);
     if (rc) return err_prefix(e, "vocabulary");
@@ -173,7 +186,7 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
 
 /* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. */
 static float init_scale(const struct model_config *c, enum model_role role) {
-    return role == ROLE_O || role == ROLE_DOWN ? (float)(0.02 / sqrt(2.0 * c->n_layers)) : 0.02f;
+    return model_role_info(role)->to_residual ? (float)(0.02 / sqrt(2.0 * c->n_layers)) : 0.02f;
 }
 
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
@@ -192,11 +205,11 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
         if (rc) break;
         struct model_param *p = &m->params[i];
         struct rng rng = rng_init(seed, i);
-        bool norm = slot.role == ROLE_ATTN_NORM || slot.role == ROLE_FFN_NORM || slot.role == ROLE_NORM;
+        enum model_role_kind kind = model_role_info(slot.role)->kind;
         for (uint64_t k = 0; k < p->n; k++)
-            p->value[k] = model_role_is_matrix(slot.role) ? init_scale(c, slot.role) * (float)rng_normal(&rng)
-                          : norm                          ? 1.0f
-                                                          : 0.0f;
+            p->value[k] = kind == KIND_GAIN   ? 1.0f
+                          : kind == KIND_BIAS ? 0.0f
+                                              : init_scale(c, slot.role) * (float)rng_normal(&rng);
     }
     if (!rc) {
         m->meta = cJSON_CreateObject();
@@ -225,8 +238,7 @@ int model_enable_grad(struct model *m, struct err *e) {
 }
 
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer) {
-    long i = model_slot_index(&m->config, (struct model_slot){role, layer});
-    return i < 0 ? NULL : &m->params[i];
+    return m->by_role[(size_t)layer * ROLE_COUNT + role];
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */

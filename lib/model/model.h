@@ -1,5 +1,5 @@
 /*
- * model: a decoder-only transformer described by its configuration. Reading and writing model streams, inference,
+ * model: a transformer described by its configuration. Reading and writing model streams, inference,
  * the training graph and generation. The same forward code serves all of them (lib/grad's tape with or without record).
  *
  * A model stream is META (kind "model", with the configuration), VOCB (the whole tokenizer, optional) and the tensors in
@@ -9,6 +9,8 @@
  *     layers.N.attn_norm.weight  layers.N.attn.{q,k,v}.weight [.bias]  layers.N.attn.o.weight
  *     layers.N.ffn_norm.weight   layers.N.ffn.{gate,up,down}.weight
  *     norm.weight  [head.weight, unless the head is tied to the embedding]
+ *
+ * and more where the configuration has more: the table of roles (roles.c) names all of them, their axes, and when they exist.
  *
  * Matrices are [out][in]. Rotary pairs are half-split (Hugging Face's order; GGUF's interleaved rows are undone on import).
  */
@@ -22,34 +24,98 @@
 
 /* ---- configuration ------------------------------------------------------------------------------------------------------ */
 
-enum model_arch { ARCH_LLAMA = 1, ARCH_QWEN2 = 2 };
-const char *model_arch_name(enum model_arch arch);
-int model_arch_parse(const char *name, enum model_arch *out, struct err *e) MUST_CHECK;
-
-enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
-
+/*
+ * A model is described by what it computes, not by who made it. Zero is what Llama does, so a feature that a description does not
+ * name is absent. `arch` is a label: which row of lib/formats' registry names the tensors outside and reads their configuration.
+ * Nothing in lib/model asks for it.
+ */
 #define MODEL_MAX_LAYERS 4096
 #define MODEL_MAX_DIM    (1u << 20)
 #define MODEL_MAX_VOCAB  TEXT_MAX_TOKENS
+#define MODEL_MAX_ARCH   23 /* letters of a label */
+
+enum model_norm { NORM_RMS, NORM_LAYER };
+/* Where the norms of attention and feed-forward part stand. */
+enum model_norm_place {
+    NORM_PRE,      /* x + f(norm(x)) */
+    NORM_POST,     /* norm(x + f(x)): BERT, OPT 350m */
+    NORM_SANDWICH, /* x + norm'(f(norm(x))): Gemma 2 and 3 */
+    NORM_OUTPUT,   /* x + norm'(f(x)): OLMo 2 */
+};
+enum model_qk_norm {
+    QK_NORM_NONE,
+    QK_NORM_HEADS, /* RMSNorm of each head of q and k before rotation, weight [head_dim]: Qwen 3, Gemma 3 */
+    QK_NORM_ALL,   /* ... of all heads as one row, weights [heads * head_dim]: OLMo 2, OLMoE */
+};
+enum model_ffn { FFN_GATED, /* down(act(gate x) * up x) */ FFN_PLAIN /* down(act(up x)) */ };
+enum model_positions {
+    POSITIONS_ROTARY,
+    POSITIONS_LEARNED, /* a table [context + position_offset][hidden] that is added to the embedding */
+    POSITIONS_NONE,
+};
+enum model_output {
+    OUTPUT_LM,        /* logits of the next token */
+    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,      /* hidden states */
+};
+
+enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
+struct model_rope {
+    double theta;
+    uint32_t dims; /* of a head that are rotated, the first ones; 0: all */
+    enum rope_scaling scaling;
+    double factor, low_freq, high_freq; /* linear: factor; llama3: all three ... */
+    uint32_t original_context;          /* ... and this */
+};
+/* Which rotation a layer has. */
+enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
 
 /* Shapes may differ from layer to layer: that is what pruning leaves behind. */
 struct model_layer {
     uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
     uint32_t ffn;                 /* intermediate width */
+    uint32_t window;              /* positions that attention sees, its own included; 0: all */
+    uint32_t rope;                /* enum model_layer_rope */
 };
 
 struct model_config {
-    enum model_arch arch;
+    const char *arch; /* static, or in the arena of the layers */
     uint32_t n_layers, hidden, head_dim, vocab_size;
     uint32_t context; /* positions the model was trained for */
-    bool tied;        /* head.weight is embed.weight */
-    bool qkv_bias;
+    /* embedding */
+    uint32_t
+        embed_dim; /* width of the embedding where a matrix brings it to `hidden` (and back before the head); 0: hidden */
+    float embed_scale;        /* 0: 1 */
+    uint32_t positions;       /* enum model_positions */
+    uint32_t position_offset; /* rows of the table of positions before that of the first */
+    uint32_t token_types;     /* rows of the table of token types; 0: none */
+    bool embed_norm;
+    /* layers */
+    uint32_t norm, norm_place; /* enum model_norm, model_norm_place */
+    bool norm_bias;
     float norm_eps;
-    double rope_theta;
-    enum rope_scaling rope_scaling;
-    double rope_factor, rope_low_freq, rope_high_freq; /* linear: factor; llama3: all three ... */
-    uint32_t rope_original_context;                    /* ... and this */
-    struct model_layer *layers;                        /* [n_layers]; owned by the arena it was made with */
+    bool parallel;        /* x + attention(norm(x)) + ffn(norm'(x)): GPT-NeoX */
+    bool shared_norm;     /* ... with one norm for both: Phi */
+    float residual_scale; /* of what attention and feed-forward part add; 0: 1 */
+    bool bidirectional;
+    uint32_t qk_norm; /* enum model_qk_norm */
+    bool qkv_bias, o_bias;
+    float attn_scale;   /* of the scores; 0: 1 / sqrt(head_dim) */
+    float attn_softcap; /* 0: none */
+    uint32_t ffn_kind;  /* enum model_ffn */
+    uint32_t act;       /* enum kernel_act */
+    bool ffn_bias;
+    struct model_rope rope, local_rope; /* local_rope.theta 0: no layer has it */
+    /* output */
+    bool no_final_norm;
+    float logit_scale;   /* of the hidden states before the head; 0: 1 */
+    float logit_softcap; /* 0: none */
+    uint32_t output;     /* enum model_output */
+    bool tied;           /* head.weight is embed.weight */
+    bool head_bias;
+    bool pooler; /* a dense layer with tanh over the first position: BERT */
+
+    struct model_layer *layers; /* [n_layers]; owned by the arena it was made with */
 };
 
 /* The "model" object of META and back. All ranges are checked; layers come from `a`. */
@@ -59,35 +125,115 @@ int model_config_copy(struct model_config *to, const struct model_config *from, 
                       struct err *e) MUST_CHECK;
 int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
 uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
-/* Frequencies [head_dim / 2] of the rotary embedding with its scaling applied. */
-void model_inv_freq(const struct model_config *c, double *inv_freq);
+/* Width of the embedding's rows; of a head that a rotation turns. */
+uint32_t model_embed_dim(const struct model_config *c);
+uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r);
+/* Frequencies [model_rope_dims / 2] of a rotation with its scaling applied. */
+void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq);
 
 /* ---- roles ------------------------------------------------------------------------------------------------------------------- */
 
+/* Where a forward pass can be watched: calibrate, features for distillation. */
+enum model_point {
+    POINT_EMBED,   /* embedding: input of layer 0 [hidden] */
+    POINT_ATTN_IN, /* input of q, k, v [hidden] */
+    POINT_O_IN,    /* input of o [n_heads * head_dim] */
+    POINT_FFN_IN,  /* input of gate and up [hidden] */
+    POINT_DOWN_IN, /* input of down [ffn] */
+    POINT_LAYER,   /* output of the layer: residual stream [hidden] */
+    POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
+    POINT_COUNT    /* in a role: its input cannot be watched */
+};
+const char *model_point_name(enum model_point p); /* "attn_in" */
+
+/* In stream order. */
 enum model_role {
     ROLE_EMBED,
+    ROLE_EMBED_PROJECTION, /* embed_dim to hidden */
+    ROLE_POSITION_EMBED,
+    ROLE_TYPE_EMBED,
+    ROLE_EMBED_NORM,
+    ROLE_EMBED_NORM_BIAS,
     ROLE_ATTN_NORM,
+    ROLE_ATTN_NORM_BIAS,
     ROLE_Q,
     ROLE_K,
     ROLE_V,
     ROLE_Q_BIAS,
     ROLE_K_BIAS,
     ROLE_V_BIAS,
+    ROLE_Q_NORM,
+    ROLE_K_NORM,
     ROLE_O,
+    ROLE_O_BIAS,
+    ROLE_ATTN_POST_NORM, /* of the sum, or of what attention adds: norm_place says */
+    ROLE_ATTN_POST_NORM_BIAS,
     ROLE_FFN_NORM,
+    ROLE_FFN_NORM_BIAS,
     ROLE_GATE,
     ROLE_UP,
+    ROLE_UP_BIAS,
     ROLE_DOWN,
+    ROLE_DOWN_BIAS,
+    ROLE_FFN_POST_NORM,
+    ROLE_FFN_POST_NORM_BIAS,
     ROLE_NORM,
+    ROLE_NORM_BIAS,
+    ROLE_HEAD_PROJECTION, /* hidden to embed_dim */
+    ROLE_POOLER,
+    ROLE_POOLER_BIAS,
+    ROLE_TRANSFORM, /* of a masked-LM head */
+    ROLE_TRANSFORM_BIAS,
+    ROLE_TRANSFORM_NORM,
+    ROLE_TRANSFORM_NORM_BIAS,
     ROLE_HEAD,
+    ROLE_HEAD_BIAS,
     ROLE_COUNT
 };
+
+/* What the rows or columns of a tensor are counted by: what is pruned together, and how long it is. */
+enum model_axis {
+    AXIS_ONE, /* a vector has no columns */
+    AXIS_VOCAB,
+    AXIS_EMBED,    /* embed_dim */
+    AXIS_HIDDEN,   /* the residual stream */
+    AXIS_QUERY,    /* n_heads * head_dim */
+    AXIS_KEY,      /* n_kv_heads * head_dim */
+    AXIS_HEAD_DIM, /* within a head */
+    AXIS_Q_NORM,   /* head_dim, or of QK_NORM_ALL the query's width ... */
+    AXIS_K_NORM,   /* ... and the key's */
+    AXIS_FFN,
+    AXIS_POSITION,
+    AXIS_TYPE,
+};
+enum model_role_kind {
+    KIND_MATRIX, /* multiplies activations, or is the embedding: what pruning and quantization work on */
+    KIND_TABLE,  /* rows that are looked up: positions, token types */
+    KIND_GAIN,   /* of a norm */
+    KIND_BIAS,
+};
+struct model_role_info {
+    const char *name; /* after "layers.N." for those of a layer */
+    bool in_layer;
+    enum model_role_kind kind;
+    enum model_axis rows, cols;
+    enum model_point input; /* where what it is multiplied with can be watched */
+    bool to_residual;       /* its product is added to the residual stream */
+    bool (*exists)(const struct model_config *c);
+};
+const struct model_role_info *model_role_info(enum model_role role);
+uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uint32_t layer);
+enum model_axis model_point_axis(enum model_point p); /* of the columns that are seen there */
+
 struct model_slot {
     enum model_role role;
     uint32_t layer; /* 0 for roles outside layers */
 };
+bool model_has_role(const struct model_config *c, enum model_role role);
 bool model_role_in_layer(enum model_role role);
-bool model_role_is_matrix(enum model_role role); /* what pruning and quantization work on, embed and head included */
+bool model_role_is_matrix(enum model_role role);
+/* The role of the matrix that makes logits: the head, or the embedding it is tied to. */
+enum model_role model_head_role(const struct model_config *c);
 /* "layers.3.attn.q.weight"; out has TENSOR_MAX_NAME + 1 bytes. Returns out. */
 char *model_slot_name(struct model_slot s, char *out);
 int model_slot_parse(const char *name, struct model_slot *out, struct err *e) MUST_CHECK;
@@ -96,8 +242,10 @@ size_t model_slot_count(const struct model_config *c);
 struct model_slot model_slot_at(const struct model_config *c, size_t i);
 /* Position of a slot in stream order, or -1 when the configuration has none (a tied head, no biases). */
 long model_slot_index(const struct model_config *c, struct model_slot s);
-/* Shape by configuration; the rank is returned (2 for matrices [out][in], 1 for norms and biases). */
+/* Shape by configuration; the rank is returned (2 for matrices [out][in] and tables, 1 for norms and biases). */
 unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]);
+/* Is this the layer's last tensor in stream order? */
+bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
 /* Does this tensor fit its slot? ERR_DATA with found and expected shape. */
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
@@ -153,12 +301,13 @@ struct model {
     enum model_hold hold;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
+    struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; HOLD_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
     cJSON *meta;
-    double *inv_freq;
+    double *inv_freq, *local_inv_freq; /* of rope and local_rope; NULL: no such rotation */
     struct arena memory;
 };
 
@@ -185,20 +334,9 @@ struct model_input {
     size_t n_positions, n_seqs;
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
+    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0 */
 };
 
-/* Where a forward pass can be watched: calibrate, features for distillation. */
-enum model_point {
-    POINT_EMBED,   /* embedding: input of layer 0 [hidden] */
-    POINT_ATTN_IN, /* normalised input of q, k, v [hidden] */
-    POINT_O_IN,    /* input of o [n_heads * head_dim] */
-    POINT_FFN_IN,  /* normalised input of gate and up [hidden] */
-    POINT_DOWN_IN, /* input of down [ffn] */
-    POINT_LAYER,   /* output of the layer: residual stream [hidden] */
-    POINT_HEAD_IN, /* normalised input of the head [hidden]; layer 0 */
-    POINT_COUNT
-};
-const char *model_point_name(enum model_point p); /* "attn_in" */
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
@@ -206,8 +344,8 @@ typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const f
  * vocabulary and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
-/* The head's weight as a leaf of the tape (embed.weight when tied), for grad_head. */
-struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t);
+/* What grad_head needs to make logits: weight (embed.weight when tied), bias, soft cap. */
+struct grad_head model_logits_head(struct model *m, struct grad_tape *t);
 
 /* Inference: hidden states, then logits in blocks of positions through `fn` (rows [first, first + rows) of [vocab]); logits may be
  * overwritten. Memory: activations of the batch and one block. */

@@ -21,7 +21,6 @@ static void swap_spare(struct prune_layer *l, enum model_role role) {
 }
 
 static int keep_rows(struct prune_layer *l, enum model_role role, const uint32_t *keep, uint32_t n, struct err *e) {
-    if (!l->tensor[role].here) return 0;
     struct tensor_desc *d = &l->tensor[role].desc;
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
     float *to = spare(l, role, n * cols, e);
@@ -42,28 +41,53 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     return 0;
 }
 
-/* ---- feed-forward channels ------------------------------------------------------------------------------------------------ */
-
-/* A channel's weights are its rows of gate and up and its column of down. */
-static int ffn_scores(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, double *score, struct arena *a,
-                      struct err *e) {
-    uint32_t n = p->from->layers[layer].ffn, hidden = p->from->hidden;
-    if (p->o->score == PRUNE_BY_STATS) {
-        const double *s = stats_seq_sq(p->o->stats, POINT_DOWN_IN, layer);
-        for (uint32_t i = 0; i < n; i++) score[i] = s[i];
-        return 0;
+/* All tensors of the layer along an axis, whatever the architecture calls them. */
+static int keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n, struct err *e) {
+    int rc = 0;
+    for (int r = 0; !rc && r < ROLE_COUNT; r++) {
+        const struct model_role_info *info = model_role_info((enum model_role)r);
+        if (!l->tensor[r].here) continue;
+        if (info->rows == axis) rc = keep_rows(l, (enum model_role)r, keep, n, e);
+        if (!rc && info->cols == axis) rc = keep_cols(l, (enum model_role)r, keep, n, e);
     }
-    float *norm = arena_array(a, n, sizeof *norm, e);
-    if (!norm) return e->code;
-    kernel_row_norms2(norm, values(l, ROLE_GATE), n, hidden);
-    for (uint32_t i = 0; i < n; i++) score[i] = norm[i];
-    kernel_row_norms2(norm, values(l, ROLE_UP), n, hidden);
-    for (uint32_t i = 0; i < n; i++) score[i] += norm[i];
-    kernel_fill(norm, n, 0);
-    kernel_col_norms2(norm, values(l, ROLE_DOWN), hidden, n);
-    for (uint32_t i = 0; i < n; i++) score[i] += norm[i];
+    return rc;
+}
+
+/* ---- scores ---------------------------------------------------------------------------------------------------------- */
+
+static double sum_range(const float *x, uint64_t first, uint64_t n) {
+    double s = 0;
+    for (uint64_t i = 0; i < n; i++) s += x[first + i];
+    return s;
+}
+
+/* score[i / width] += |w|^2 over the matrices' rows or columns i along an axis. */
+static int add_weight_norms(struct prune_layer *l, enum model_axis axis, uint32_t width, double *score, struct arena *a,
+                            struct err *e) {
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        const struct model_role_info *info = model_role_info((enum model_role)r);
+        const struct tensor_desc *d = &l->tensor[r].desc;
+        if (!l->tensor[r].here || info->kind != KIND_MATRIX || (info->rows != axis && info->cols != axis)) continue;
+        uint64_t n = info->rows == axis ? d->dims[0] : d->dims[1];
+        float *norm = arena_array(a, n, sizeof *norm, e);
+        if (!norm) return e->code;
+        if (info->rows == axis)
+            kernel_row_norms2(norm, values(l, (enum model_role)r), n, d->dims[1]);
+        else
+            kernel_col_norms2(norm, values(l, (enum model_role)r), d->dims[0], n);
+        for (uint64_t i = 0; i < n; i += width) score[i / width] += sum_range(norm, i, width);
+    }
     return 0;
 }
+
+/* The same of what calibration saw at a point, whose columns lie along the axis (Minitron, Muralidharan et al. 2024). */
+static void add_activations(const struct stats *s, enum model_point point, uint32_t layer, uint64_t n, uint32_t width,
+                            double *score) {
+    const double *seen = stats_seq_sq(s, point, layer);
+    for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
+}
+
+/* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------------- */
 
 static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, struct arena *a,
                       struct err *e) {
@@ -72,70 +96,47 @@ static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_
     double *score = arena_array(a, n, sizeof *score, e);
     uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
     if (!score || !kept) return e->code;
-    int rc = ffn_scores(l, p, layer, score, a, e);
+    int rc = 0;
+    if (p->o->score == PRUNE_BY_STATS)
+        add_activations(p->o->stats, POINT_DOWN_IN, layer, n, 1, score);
+    else
+        rc = add_weight_norms(l, AXIS_FFN, 1, score, a, e);
     if (!rc) rc = prune_choose(score, n, keep, kept, a, e);
-    if (!rc) rc = keep_rows(l, ROLE_GATE, kept, keep, e);
-    if (!rc) rc = keep_rows(l, ROLE_UP, kept, keep, e);
-    return rc ? rc : keep_cols(l, ROLE_DOWN, kept, keep, e);
+    return rc ? rc : keep_along(l, AXIS_FFN, kept, keep, e);
 }
 
-/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------------------- */
+/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------------- */
 
-struct heads {
-    uint32_t groups, per_group, dim; /* query heads per group */
-    uint64_t hidden;
-};
-
-static double sum_range(const float *x, uint64_t first, uint64_t n) {
-    double s = 0;
-    for (uint64_t i = 0; i < n; i++) s += x[first + i];
-    return s;
-}
-
-static int group_scores(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, const struct heads *h,
-                        double *score, struct arena *a, struct err *e) {
-    uint64_t q = (uint64_t)h->groups * h->per_group * h->dim, kv = (uint64_t)h->groups * h->dim,
-             wide = (uint64_t)h->per_group * h->dim;
-    if (p->o->score == PRUNE_BY_STATS) {
-        const double *s = stats_seq_sq(p->o->stats, POINT_O_IN, layer);
-        for (uint64_t i = 0; i < q; i++) score[i / wide] += s[i];
-        return 0;
-    }
-    float *norm = arena_array(a, q, sizeof *norm, e);
-    if (!norm) return e->code;
-    kernel_row_norms2(norm, values(l, ROLE_Q), q, h->hidden);
-    for (uint32_t g = 0; g < h->groups; g++) score[g] += sum_range(norm, g * wide, wide);
-    kernel_fill(norm, q, 0);
-    kernel_col_norms2(norm, values(l, ROLE_O), h->hidden, q);
-    for (uint32_t g = 0; g < h->groups; g++) score[g] += sum_range(norm, g * wide, wide);
-    static const enum model_role both[] = {ROLE_K, ROLE_V};
-    for (size_t i = 0; i < COUNT_OF(both); i++) {
-        kernel_row_norms2(norm, values(l, both[i]), kv, h->hidden);
-        for (uint32_t g = 0; g < h->groups; g++) score[g] += sum_range(norm, (uint64_t)g * h->dim, h->dim);
-    }
-    return 0;
+/* Elements [i * width, (i + 1) * width) for each kept i. */
+static uint32_t *spread(const uint32_t *kept, uint32_t n, uint32_t width, struct arena *a, struct err *e) {
+    uint32_t *out = arena_array(a, (uint64_t)n * width, sizeof *out, e);
+    for (uint32_t i = 0; out && i < n * width; i++) out[i] = kept[i / width] * width + i % width;
+    return out;
 }
 
 static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, struct arena *a,
                         struct err *e) {
     const struct model_layer *from = &p->from->layers[layer];
-    struct heads h = {from->n_kv_heads, from->n_heads / from->n_kv_heads, p->from->head_dim, p->from->hidden};
-    uint32_t keep = p->to.layers[p->new_layer[layer]].n_kv_heads;
-    if (keep == h.groups) return 0;
-    uint32_t kv = keep * h.dim, q = kv * h.per_group, wide = h.per_group * h.dim;
-    double *score = arena_array(a, h.groups, sizeof *score, e);
-    uint32_t *kept = arena_array(a, keep, sizeof *kept, e), *q_rows = arena_array(a, q, sizeof *q_rows, e),
-             *kv_rows = arena_array(a, kv, sizeof *kv_rows, e);
-    if (!score || !kept || !q_rows || !kv_rows) return e->code;
-    int rc = group_scores(l, p, layer, &h, score, a, e);
-    if (!rc) rc = prune_choose(score, h.groups, keep, kept, a, e);
-    for (uint32_t i = 0; !rc && i < q; i++) q_rows[i] = kept[i / wide] * wide + i % wide;
-    for (uint32_t i = 0; !rc && i < kv; i++) kv_rows[i] = kept[i / h.dim] * h.dim + i % h.dim;
-    static const enum model_role kv_roles[] = {ROLE_K, ROLE_V, ROLE_K_BIAS, ROLE_V_BIAS};
-    for (size_t i = 0; !rc && i < COUNT_OF(kv_roles); i++) rc = keep_rows(l, kv_roles[i], kv_rows, kv, e);
-    if (!rc) rc = keep_rows(l, ROLE_Q, q_rows, q, e);
-    if (!rc) rc = keep_rows(l, ROLE_Q_BIAS, q_rows, q, e);
-    return rc ? rc : keep_cols(l, ROLE_O, q_rows, q, e);
+    uint32_t groups = from->n_kv_heads, keep = p->to.layers[p->new_layer[layer]].n_kv_heads;
+    uint32_t kv_width = p->from->head_dim, q_width = from->n_heads / groups * kv_width;
+    if (keep == groups) return 0;
+    double *score = arena_array(a, groups, sizeof *score, e);
+    uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
+    if (!score || !kept) return e->code;
+    int rc = 0;
+    if (p->o->score == PRUNE_BY_STATS)
+        add_activations(p->o->stats, POINT_O_IN, layer, (uint64_t)groups * q_width, q_width, score);
+    else
+        rc = add_weight_norms(l, AXIS_QUERY, q_width, score, a, e);
+    if (!rc && p->o->score != PRUNE_BY_STATS) rc = add_weight_norms(l, AXIS_KEY, kv_width, score, a, e);
+    if (!rc) rc = prune_choose(score, groups, keep, kept, a, e);
+    uint32_t *q = rc ? NULL : spread(kept, keep, q_width, a, e), *kv = q ? spread(kept, keep, kv_width, a, e) : NULL;
+    if (!kv) return e->code;
+    rc = keep_along(l, AXIS_QUERY, q, keep * q_width, e);
+    if (!rc) rc = keep_along(l, AXIS_KEY, kv, keep * kv_width, e);
+    if (!rc && p->from->qk_norm == QK_NORM_ALL) rc = keep_along(l, AXIS_Q_NORM, q, keep * q_width, e);
+    if (!rc && p->from->qk_norm == QK_NORM_ALL) rc = keep_along(l, AXIS_K_NORM, kv, keep * kv_width, e);
+    return rc;
 }
 
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) {

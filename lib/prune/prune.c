@@ -25,7 +25,7 @@ static int write_values(struct pass *p, struct tensor_desc *d, const float *x, s
 /* Magnitude pruning (Han et al. 2015): the smallest |w| of each matrix. */
 static int sparsify(struct pass *p, struct prune_layer *l, enum model_role role, struct err *e) {
     const struct prune_options *o = p->plan.o;
-    bool outside = role == ROLE_EMBED || role == ROLE_HEAD;
+    bool outside = !model_role_in_layer(role);
     if (o->sparsity == 0 || !model_role_is_matrix(role) || (outside && !o->prune_head)) return 0;
     uint64_t n = tensor_elems(&l->tensor[role].desc);
     p->scratch.len = 0;
@@ -69,8 +69,8 @@ static int finish_layer(struct pass *p, uint32_t old_layer, struct err *e) {
 static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
     struct tensor_desc *d = &p->one.tensor[s.role].desc;
     struct buf kept = {0};
-    if (p->plan.kept_tokens && (s.role == ROLE_EMBED || s.role == ROLE_HEAD)) {
-        uint64_t n = p->plan.to.vocab_size, cols = d->dims[1];
+    if (p->plan.kept_tokens && model_role_info(s.role)->rows == AXIS_VOCAB) {
+        uint64_t n = p->plan.to.vocab_size, cols = d->rank == 2 ? d->dims[1] : 1;
         int rc = buf_reserve(&kept, n * cols * sizeof(float), e);
         if (rc) return rc;
         kernel_gather((float *)kept.data, (const float *)p->one.tensor[s.role].data.data, p->plan.kept_tokens, n, cols);
@@ -93,7 +93,7 @@ static int prune_tensor(void *ctx, struct model_slot s, const struct tensor_desc
     }
     if (p->plan.new_layer[s.layer] == LAYER_GONE) return 0;
     int rc = take(&p->layer, s.role, d, data, e);
-    return rc || s.role != ROLE_DOWN ? rc : finish_layer(p, s.layer, e); /* down is a layer's last tensor */
+    return rc || !model_slot_ends_layer(p->plan.from, s) ? rc : finish_layer(p, s.layer, e);
 }
 
 static int fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {

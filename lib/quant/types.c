@@ -41,7 +41,7 @@ static bool more_bits(uint32_t i, uint32_t n) {
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     const struct quant_type *t = o->type;
     if (!model_role_is_matrix(s.role)) return DT_F32;
-    bool is_output = s.role == ROLE_HEAD || (s.role == ROLE_EMBED && c->tied);
+    bool is_output = s.role == model_head_role(c);
     if (is_output) return o->head_type ? (enum dtype)o->head_type : t->mixture ? DT_Q6_K : t->base;
     if (s.role == ROLE_EMBED && o->embed_type) return (enum dtype)o->embed_type;
     if (t->mixture && (s.role == ROLE_V || s.role == ROLE_DOWN) && more_bits(s.layer, c->n_layers)) return DT_Q6_K;

@@ -30,11 +30,7 @@ static bool point_in_layer(enum model_point p) {
 }
 
 static size_t point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
-    switch (p) {
-    case POINT_O_IN: return (size_t)c->layers[layer].n_heads * c->head_dim;
-    case POINT_DOWN_IN: return c->layers[layer].ffn;
-    default: return c->hidden;
-    }
+    return model_axis_size(c, model_point_axis(p), layer);
 }
 
 static struct point_sums *point_of(const struct stats *s, enum model_point p, uint32_t layer) {
@@ -291,15 +287,6 @@ double stats_influence(const struct stats *s, uint32_t layer) {
 }
 
 bool stats_input_point(enum model_role role, enum model_point *out) {
-    switch (role) {
-    case ROLE_Q:
-    case ROLE_K:
-    case ROLE_V: *out = POINT_ATTN_IN; return true;
-    case ROLE_O: *out = POINT_O_IN; return true;
-    case ROLE_GATE:
-    case ROLE_UP: *out = POINT_FFN_IN; return true;
-    case ROLE_DOWN: *out = POINT_DOWN_IN; return true;
-    case ROLE_HEAD: *out = POINT_HEAD_IN; return true;
-    default: return false;
-    }
+    *out = model_role_info(role)->input;
+    return *out != POINT_COUNT;
 }

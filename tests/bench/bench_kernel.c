@@ -88,11 +88,11 @@ static void run_attention_backward(struct work *w) {
 }
 
 static void run_swiglu(struct work *w) {
-    kernel_swiglu(kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z), N * FFN);
+    kernel_glu(ACT_SILU, kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z), N * FFN);
 }
 static void run_swiglu_backward(struct work *w) {
-    kernel_swiglu_backward(kernel_f32(w->dx), kernel_f32(w->dy), kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z),
-                           N * FFN);
+    kernel_glu_backward(ACT_SILU, kernel_f32(w->dx), kernel_f32(w->dy), kernel_f32(w->y), kernel_f32(w->x),
+                        kernel_f32(w->z), N * FFN);
 }
 static void run_rmsnorm(struct work *w) {
     kernel_rmsnorm(kernel_f32(w->y), w->dy, kernel_f32(w->x), w->z, N, HIDDEN, 1e-5f);
@@ -103,7 +103,7 @@ static void run_rmsnorm_backward(struct work *w) {
 }
 
 static void run_rope(struct work *w) {
-    kernel_rope(kernel_f32(w->y), N, HEADS, HEAD_DIM, w->ids, w->u, 1);
+    kernel_rope(kernel_f32(w->y), N, HEADS, HEAD_DIM, HEAD_DIM, w->ids, w->u, 1);
 }
 
 static void run_adamw(struct work *w) {

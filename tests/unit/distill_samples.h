@@ -12,7 +12,7 @@ static const struct knowledge_format plain = {.temperature = 1};
 static inline struct model *student_new(bool tied, uint64_t seed) {
     struct err e;
     struct model_layer layers[] = {{2, 1, 24}, {2, 2, 16}};
-    struct model_config c = {.arch = ARCH_LLAMA,
+    struct model_config c = {.arch = "llama",
                              .n_layers = 2,
                              .hidden = 16,
                              .head_dim = 8,
@@ -20,7 +20,7 @@ static inline struct model *student_new(bool tied, uint64_t seed) {
                              .context = 64,
                              .tied = tied,
                              .norm_eps = 1e-5f,
-                             .rope_theta = 10000,
+                             .rope.theta = 10000,
                              .layers = layers};
     struct model *m;
     OK(model_init(&m, &c, NULL, 0, seed, &e));

@@ -12,14 +12,14 @@
 /* Two layers of different shapes, grouped queries, untied. */
 static inline struct model_config sample_config(struct arena *a) {
     struct err e;
-    struct model_config c = {.arch = ARCH_LLAMA,
+    struct model_config c = {.arch = "llama",
                              .n_layers = 2,
                              .hidden = 64,
                              .head_dim = 16,
                              .vocab_size = 97,
                              .context = 64,
                              .norm_eps = 1e-5f,
-                             .rope_theta = 10000};
+                             .rope.theta = 10000};
     c.layers = arena_array(a, 2, sizeof *c.layers, &e);
     assert_non_null(c.layers);
     c.layers[0] = (struct model_layer){4, 2, 96};

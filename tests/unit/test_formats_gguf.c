@@ -31,7 +31,7 @@ static void test_tiny_model(void **state) {
     struct buf b = tiny_gguf();
     struct foreign_model *f;
     OK(foreign_open_gguf(&f, b.data, b.len, NULL, &e));
-    assert_int_equal(f->config.arch, ARCH_LLAMA);
+    assert_string_equal(f->config.arch, "llama");
     assert_int_equal(f->config.n_layers, 1);
     assert_int_equal(f->config.head_dim, 4);
     assert_int_equal(f->config.vocab_size, 6);
@@ -505,13 +505,13 @@ static void test_row_order(void **state) {
 
 static struct model_config rope_config(void) {
     static struct model_layer layer = {4, 4, 8};
-    return (struct model_config){.arch = ARCH_LLAMA,
+    return (struct model_config){.arch = "llama",
                                  .n_layers = 1,
                                  .hidden = 512,
                                  .head_dim = 128,
                                  .vocab_size = 8,
                                  .context = 131072,
-                                 .rope_theta = 500000,
+                                 .rope.theta = 500000,
                                  .layers = &layer};
 }
 
@@ -525,16 +525,16 @@ static void test_llama3_parameters_are_found(void **state) {
         struct err e;
         struct model_config c = rope_config(), found = c;
         float factors[64];
-        c.rope_scaling = ROPE_LLAMA3;
-        c.rope_factor = known[i].factor;
-        c.rope_low_freq = 1;
-        c.rope_high_freq = 4;
-        c.rope_original_context = known[i].original;
+        c.rope.scaling = ROPE_LLAMA3;
+        c.rope.factor = known[i].factor;
+        c.rope.low_freq = 1;
+        c.rope.high_freq = 4;
+        c.rope.original_context = known[i].original;
         OK(rope_factors(&c, factors, &e));
         OK(gguf_rope_recover(&found, factors, &e));
-        assert_int_equal(found.rope_scaling, ROPE_LLAMA3);
-        assert_true(found.rope_factor == known[i].factor);
-        assert_int_equal(found.rope_original_context, known[i].original);
+        assert_int_equal(found.rope.scaling, ROPE_LLAMA3);
+        assert_true(found.rope.factor == known[i].factor);
+        assert_int_equal(found.rope.original_context, known[i].original);
         factors[40] *= 1.01f;
         found = rope_config();
         assert_int_equal(gguf_rope_recover(&found, factors, &e), ERR_DATA);
@@ -550,7 +550,7 @@ static void test_odd_factors(void **state) {
     for (int i = 0; i < 64; i++) factors[i] = 1;
     struct model_config c = rope_config();
     OK(gguf_rope_recover(&c, factors, &e)); /* none at all */
-    assert_int_equal(c.rope_scaling, ROPE_PLAIN);
+    assert_int_equal(c.rope.scaling, ROPE_PLAIN);
     const float bad[] = {0, -1, INFINITY, NAN};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         factors[7] = bad[i];

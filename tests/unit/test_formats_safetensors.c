@@ -148,17 +148,17 @@ static void test_config_defaults(void **state) {
     struct arena a = {0};
     struct model_config c;
     OK(read_config("{" LLAMA "}", &c, &a, &e));
-    assert_int_equal(c.arch, ARCH_LLAMA);
+    assert_string_equal(c.arch, "llama");
     assert_int_equal(c.head_dim, 16);
     assert_int_equal(c.layers[1].n_kv_heads, 2);
     assert_int_equal(c.layers[1].ffn, 96);
     assert_false(c.tied || c.qkv_bias);
-    assert_true(c.rope_theta == 10000 && c.rope_scaling == ROPE_PLAIN && c.norm_eps == 1e-6f);
+    assert_true(c.rope.theta == 10000 && c.rope.scaling == ROPE_PLAIN && c.norm_eps == 1e-6f);
     OK(read_config("{" LLAMA ",\"head_dim\":32,\"attention_bias\":true,\"rms_norm_eps\":1e-5,\"rope_theta\":500000,"
                    "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}",
                    &c, &a, &e));
     assert_int_equal(c.head_dim, 32);
-    assert_true(c.qkv_bias && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 2 && c.norm_eps == 1e-5f);
+    assert_true(c.qkv_bias && c.rope.scaling == ROPE_LINEAR && c.rope.factor == 2 && c.norm_eps == 1e-5f);
     arena_release(&a);
 }
 
@@ -177,8 +177,8 @@ static void test_rope_layouts(void **state) {
         char json[1024];
         snprintf(json, sizeof json, "{" LLAMA ",%s}", layouts[i]);
         OK(read_config(json, &c, &a, &e));
-        assert_true(c.rope_theta == 500000 && c.rope_scaling == ROPE_LLAMA3 && c.rope_factor == 8);
-        assert_true(c.rope_low_freq == 1 && c.rope_high_freq == 4 && c.rope_original_context == 8192);
+        assert_true(c.rope.theta == 500000 && c.rope.scaling == ROPE_LLAMA3 && c.rope.factor == 8);
+        assert_true(c.rope.low_freq == 1 && c.rope.high_freq == 4 && c.rope.original_context == 8192);
         arena_release(&a);
     }
 }
@@ -236,14 +236,14 @@ static void test_config_write_and_read(void **state) {
         struct model_config c = sample_config(&a), back;
         c.layers[1] = c.layers[0];
         c.tied = i & 1;
-        c.arch = i == 5 ? ARCH_QWEN2 : ARCH_LLAMA;
+        c.arch = i == 5 ? "qwen2" : "llama";
         c.qkv_bias = i == 4 || i == 5;
-        c.rope_scaling = (enum rope_scaling)(i % 3);
-        c.rope_factor = 8.125;
-        c.rope_low_freq = 1;
-        c.rope_high_freq = 4;
-        c.rope_original_context = 8192;
-        if (c.rope_scaling == ROPE_PLAIN) c.rope_factor = c.rope_low_freq = c.rope_high_freq = 0;
+        c.rope.scaling = (enum rope_scaling)(i % 3);
+        c.rope.factor = 8.125;
+        c.rope.low_freq = 1;
+        c.rope.high_freq = 4;
+        c.rope.original_context = 8192;
+        if (c.rope.scaling == ROPE_PLAIN) c.rope.factor = c.rope.low_freq = c.rope.high_freq = 0;
         cJSON *json = hf_config_write(&c, NULL, DT_BF16, &e);
         if (!json) fail_msg("%s", e.msg);
         OK(hf_config_read(&back, json, &a, &e));

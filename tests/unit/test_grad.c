@@ -6,145 +6,7 @@
  * the head's loss. In f64 with step h = 1e-5 a central difference of numbers around 1 is wrong by about h^2 = 1e-10;
  * what remains is f32's rounding, so a gradient must agree to 2e-5 of the largest of its kind.
  */
-#include "tests/unit/grad_samples.h"
-
-#define STEP      1e-5
-#define TOLERANCE 2e-5
-#define BEFORE    0.25f /* what parameter gradients hold when backward begins: it is added to */
-#define MAX_IN    20
-
-/* A function under test: inputs, a graph on the tape, and the same from the twins. */
-struct function {
-    const char *name;
-    size_t n_in, rows[MAX_IN], cols[MAX_IN], out_rows, out_cols;
-    struct grad_var *(*build)(const struct function *f, struct grad_tape *t, struct grad_var **in);
-    void (*twin)(const struct function *f, double *const *in, double *y);
-    bool is_loss; /* build calls grad_head itself; the twin gives one number, y[0] */
-    struct kernel_attention shape;
-    const uint32_t *ids, *position;
-    const double *inv_freq;
-    size_t layers; /* of the decoder, all with the same weights */
-    bool recompute;
-    double *head_loss; /* where the tape's version leaves its total */
-};
-
-struct example {
-    struct pair in[MAX_IN];
-    double *c; /* [out] weights of the results */
-    float *grad[MAX_IN];
-    enum { ADD, ADD_TO_ZERO, OVERWRITE } how; /* what becomes of gradients of inputs */
-    bool begun[MAX_IN];
-};
-
-static double objective(const struct function *f, const struct example *x) {
-    double *in[MAX_IN], y[4096];
-    for (size_t i = 0; i < f->n_in; i++) in[i] = x->in[i].d;
-    assert_true(f->out_rows * f->out_cols <= COUNT_OF(y));
-    f->twin(f, in, y);
-    return f->is_loss ? y[0] : plain64_dot(y, x->c, f->out_rows * f->out_cols);
-}
-
-/* Runs the tape once; gradients of the inputs into x->grad, values into y. */
-static void run_tape(const struct function *f, struct example *x, struct grad_tape *t, float *y) {
-    struct grad_var *in[MAX_IN];
-    size_t n_out = f->out_rows * f->out_cols;
-    struct err e;
-    for (size_t i = 0; i < f->n_in; i++) {
-        float before = x->how == ADD ? BEFORE : x->how == OVERWRITE ? NAN : 0;
-        for (size_t j = 0; j < x->in[i].n; j++) x->grad[i][j] = before;
-        x->begun[i] = x->how != OVERWRITE;
-        in[i] = grad_parameter(t, x->in[i].f, x->grad[i], &x->begun[i], f->rows[i], f->cols[i]);
-    }
-    struct grad_var *out = f->build(f, t, in);
-    if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
-    if (!f->is_loss) {
-        memcpy(y, out->value.data, n_out * sizeof *y);
-        float *g = grad_of(t, out).data;
-        for (size_t i = 0; i < n_out; i++) g[i] += (float)x->c[i];
-    }
-    grad_backward(t);
-    assert_int_equal(grad_error(t, &e), 0);
-}
-
-static void check_values(const struct function *f, const struct example *x, const float *y) {
-    double *in[MAX_IN], want[4096];
-    for (size_t i = 0; i < f->n_in; i++) in[i] = x->in[i].d;
-    f->twin(f, in, want);
-    if (f->is_loss && fabs(*f->head_loss - want[0]) > TOLERANCE * fabs(want[0]))
-        fail_msg("%s: loss %.9g, should be %.9g", f->name, *f->head_loss, want[0]);
-    for (size_t i = 0; !f->is_loss && i < f->out_rows * f->out_cols; i++)
-        if (fabs(y[i] - want[i]) > TOLERANCE * (1 + fabs(want[i])))
-            fail_msg("%s: value %zu is %.9g, should be %.9g", f->name, i, (double)y[i], want[i]);
-}
-
-static void check_input_gradient(const struct function *f, struct example *x, size_t which) {
-    struct pair *in = &x->in[which];
-    double *want = take(in->n, sizeof *want), largest = 1e-3;
-    for (size_t i = 0; i < in->n; i++) {
-        double value = in->d[i], up, down;
-        in->d[i] = value + STEP;
-        up = objective(f, x);
-        in->d[i] = value - STEP;
-        down = objective(f, x);
-        in->d[i] = value;
-        want[i] = (up - down) / (2 * STEP);
-        largest = fmax(largest, fabs(want[i]));
-    }
-    for (size_t i = 0; i < in->n; i++)
-        if (fabs((double)x->grad[which][i] - (double)BEFORE - want[i]) > TOLERANCE * largest + U * BEFORE)
-            fail_msg("%s: gradient %zu of input %zu is %.9g, should be %.9g (largest %.3g)", f->name, i, which,
-                     (double)(x->grad[which][i] - BEFORE), want[i], largest);
-}
-
-/* What overwrites a gradient is what would be added to zeros. */
-static void check_overwriting(const struct function *f, struct example *x, struct grad_tape *t, float *y) {
-    float *want[MAX_IN];
-    for (x->how = ADD_TO_ZERO; x->how <= OVERWRITE; x->how++) {
-        grad_reset(t);
-        run_tape(f, x, t, y);
-        for (size_t i = 0; i < f->n_in; i++) {
-            if (x->how == ADD_TO_ZERO) want[i] = copy_f32(x->grad[i], x->in[i].n);
-            assert_true(x->begun[i]);
-            for (size_t j = 0; j < x->in[i].n; j++) assert_true(x->grad[i][j] == want[i][j]);
-        }
-    }
-}
-
-static void check_function(const struct function *f, uint64_t seed) {
-    struct rng r = rng_init(seed, 2);
-    struct example x = {0};
-    struct grad_tape *t;
-    struct err e;
-    size_t n_out = f->out_rows * f->out_cols;
-    float *y = take(n_out + 1, sizeof *y), *again = take(n_out + 1, sizeof *again), *grads[MAX_IN];
-    x.c = normals(&r, n_out + 1, 1).d;
-    for (size_t i = 0; i < n_out; i++) x.c[i] = (float)x.c[i];
-    for (size_t i = 0; i < f->n_in; i++) {
-        x.in[i] = normals(&r, f->rows[i] * f->cols[i], 0.7);
-        x.grad[i] = take(x.in[i].n, sizeof(float));
-    }
-    assert_int_equal(grad_tape_new(&t, true, DT_F32, &e), 0);
-    grad_recompute(t, f->recompute);
-    parallel_set_threads(1);
-    run_tape(f, &x, t, y);
-    check_values(f, &x, y);
-    for (size_t i = 0; i < f->n_in; i++) {
-        check_input_gradient(f, &x, i);
-        grads[i] = copy_f32(x.grad[i], x.in[i].n);
-    }
-    /* Again on the same tape with four threads: the same bits and no new memory. */
-    struct grad_memory held = grad_memory(t);
-    grad_reset(t);
-    parallel_set_threads(4);
-    run_tape(f, &x, t, again);
-    assert_memory_equal(y, again, n_out * sizeof *y);
-    for (size_t i = 0; i < f->n_in; i++) assert_memory_equal(grads[i], x.grad[i], x.in[i].n * sizeof(float));
-    struct grad_memory now = grad_memory(t);
-    assert_memory_equal(&now, &held, sizeof now);
-    parallel_set_threads(parallel_default_threads());
-    check_overwriting(f, &x, t, y);
-    grad_tape_free(t);
-}
+#include "tests/unit/grad_check.h"
 
 /* ---- one operation each ---- */
 
@@ -192,7 +54,7 @@ static struct grad_var *build_linears(const struct function *f, struct grad_tape
     struct grad_var *y[3];
     (void)f;
     grad_linears(t, in[0], 3, maps, y);
-    return grad_linear(t, grad_swiglu(t, y[0], y[1]), in[5], NULL, y[2]);
+    return grad_linear(t, grad_glu(t, ACT_SILU, y[0], y[1]), in[5], NULL, y[2]);
 }
 
 static void twin_linears(const struct function *f, double *const *in, double *y) {
@@ -201,7 +63,7 @@ static void twin_linears(const struct function *f, double *const *in, double *y)
     plain64_matmul_nt(n, wide, k, in[0], in[1], 0, gate);
     plain64_matmul_nt(n, wide, k, in[0], in[2], 0, up);
     plain64_add_bias(up, in[3], n, wide);
-    plain64_swiglu(gate, gate, up, n * wide);
+    plain64_glu(ACT_SILU, gate, gate, up, n * wide);
     plain64_matmul_nt(n, d, k, in[0], in[4], 0, y);
     plain64_matmul_nt(n, d, wide, gate, in[5], 1, y);
 }
@@ -233,12 +95,12 @@ static const double frequencies[] = {1, 0.1, 0.01};
 static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
 
 static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_rope(t, in[0], 2, 6, f->position, f->inv_freq);
+    return grad_rope(t, in[0], 2, 6, 6, f->position, f->inv_freq);
 }
 
 static void twin_rope(const struct function *f, double *const *in, double *y) {
     memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
-    plain64_rope(y, f->out_rows, 2, 6, f->position, f->inv_freq, 1);
+    plain64_rope(y, f->out_rows, 2, 6, 6, f->position, f->inv_freq, 1);
 }
 
 static void test_rope(void **state) {
@@ -278,11 +140,11 @@ static void test_attention(void **state) {
 
 static struct grad_var *build_swiglu(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     (void)f;
-    return grad_swiglu(t, in[0], in[1]);
+    return grad_glu(t, ACT_SILU, in[0], in[1]);
 }
 
 static void twin_swiglu(const struct function *f, double *const *in, double *y) {
-    plain64_swiglu(y, in[0], in[1], f->out_rows * f->out_cols);
+    plain64_glu(ACT_SILU, y, in[0], in[1], f->out_rows * f->out_cols);
 }
 
 static void test_swiglu(void **state) {
@@ -405,7 +267,7 @@ static struct head_loss make_head_loss(int kind, float temperature, size_t rows)
 
 static struct grad_var *build_head(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     struct head_loss l = *current;
-    assert_true(grad_head(t, twice(t, in[0]), in[1], block_loss, &l));
+    assert_true(grad_head(t, twice(t, in[0]), &(struct grad_head){.w = in[1]}, block_loss, &l));
     *f->head_loss = l.total;
     return NULL;
 }
@@ -458,19 +320,20 @@ static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_va
     struct grad_var **p = ctx, *qkv[3], *gated[2];
     struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f, grad_precision(t));
     grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
-    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, block_positions, block_frequency);
-    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency);
     x = grad_linear(t, grad_attention(t, q, k, qkv[2], &block_shape), p[WO], NULL, x);
     h = grad_rmsnorm(t, x, p[NORM2], 1e-5f, grad_precision(t));
     grad_linears(t, h, 2, (const struct grad_map[]){{p[GATE], NULL}, {p[UP], NULL}}, gated);
-    return grad_linear(t, grad_swiglu(t, gated[0], gated[1]), p[DOWN], NULL, x);
+    return grad_linear(t, grad_glu(t, ACT_SILU, gated[0], gated[1]), p[DOWN], NULL, x);
 }
 
 static struct grad_var *build_block(const struct function *f, struct grad_tape *t, struct grad_var **p) {
     struct head_loss l = *current;
     struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N);
     for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, run_block, p);
-    assert_true(grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f, DT_F32), p[HEAD], block_loss, &l));
+    assert_true(
+        grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = p[HEAD]}, block_loss, &l));
     *f->head_loss = l.total;
     return NULL;
 }
@@ -487,14 +350,14 @@ static void twin_block(const struct function *f, double *const *p, double *y) {
         plain64_add_bias(q, p[BQ], N, HIDDEN);
         plain64_matmul_nt(N, KV, HIDDEN, h, p[WK], 0, k);
         plain64_matmul_nt(N, KV, HIDDEN, h, p[WV], 0, v);
-        plain64_rope(q, N, HEADS, HEAD_DIM, block_positions, block_frequency, 1);
-        plain64_rope(k, N, KV_HEADS, HEAD_DIM, block_positions, block_frequency, 1);
+        plain64_rope(q, N, HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency, 1);
+        plain64_rope(k, N, KV_HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency, 1);
         plain64_attention(&block_shape, a, lse, q, k, v, s);
         plain64_matmul_nt(N, HIDDEN, HIDDEN, a, p[WO], 1, x);
         plain64_rmsnorm(h, inv, x, p[NORM2], N, HIDDEN, 1e-5f);
         plain64_matmul_nt(N, FFN, HIDDEN, h, p[GATE], 0, gate);
         plain64_matmul_nt(N, FFN, HIDDEN, h, p[UP], 0, up);
-        plain64_swiglu(gate, gate, up, N * FFN);
+        plain64_glu(ACT_SILU, gate, gate, up, N * FFN);
         plain64_matmul_nt(N, HIDDEN, FFN, gate, p[DOWN], 1, x);
     }
     plain64_rmsnorm(h, inv, x, p[NORM3], N, HIDDEN, 1e-5f);

@@ -100,8 +100,8 @@ static void test_head(void **state) {
     float *dh = take(ROWS * HIDDEN, sizeof *dh), *dw = take(VOCAB * HIDDEN, sizeof *dw);
     struct linear_loss l = {take(ROWS * VOCAB, sizeof(float)), c.f};
     struct grad_tape *t = new_tape(DT_BF16, true);
-    assert_true(
-        grad_head(t, grad_leaf(t, h.f, dh, ROWS, HIDDEN), grad_leaf(t, w.f, dw, VOCAB, HIDDEN), linear_loss, &l));
+    assert_true(grad_head(t, grad_leaf(t, h.f, dh, ROWS, HIDDEN),
+                          &(struct grad_head){.w = grad_leaf(t, w.f, dw, VOCAB, HIDDEN)}, linear_loss, &l));
     finish(t);
     check_product("head: logit", l.logits_seen, plain64_matmul_nt, ROWS, VOCAB, HIDDEN, h, w);
     check_product("head: gradient of h", dh, plain64_matmul_nn, ROWS, HIDDEN, VOCAB, c, w);
@@ -132,11 +132,11 @@ static struct grad_var *layer(void *ctx, struct grad_tape *t, struct grad_var *x
     struct grad_var *const *p = d->p, *qkv[3];
     struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f, grad_precision(t));
     grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
-    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, d->position, inv_freq);
-    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, d->position, inv_freq);
+    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, HEAD_DIM, d->position, inv_freq);
+    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, HEAD_DIM, d->position, inv_freq);
     x = grad_linear(t, grad_attention(t, q, k, qkv[2], &shape), p[WO], NULL, x);
     h = grad_rmsnorm(t, x, p[NORM2], 1e-5f, grad_precision(t));
-    return grad_linear(t, grad_gated(t, h, p[GATE], p[UP]), p[DOWN], NULL, x);
+    return grad_linear(t, grad_gated(t, ACT_SILU, h, p[GATE], p[UP]), p[DOWN], NULL, x);
 }
 
 static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
@@ -184,7 +184,8 @@ static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
     }
     struct grad_var *x = grad_embed(t, d->p[EMBED], d->ids, POSITIONS);
     for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, layer, d);
-    assert_true(grad_head(t, grad_rmsnorm(t, x, d->p[NORM3], 1e-5f, DT_F32), d->p[EMBED], label_loss, d));
+    assert_true(grad_head(t, grad_rmsnorm(t, x, d->p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = d->p[EMBED]},
+                          label_loss, d));
     finish(t);
 }
 
@@ -257,7 +258,7 @@ static void test_memory(void **state) {
         struct grad_tape *t = new_tape(i ? DT_BF16 : DT_F32, true);
         struct grad_var *v =
             grad_rmsnorm(t, grad_leaf(t, x, NULL, 64, 512), grad_leaf(t, w, dw, 1, 512), 1, grad_precision(t));
-        for (int k = 0; k < 30; k++) v = grad_swiglu(t, v, v);
+        for (int k = 0; k < 30; k++) v = grad_glu(t, ACT_SILU, v, v);
         assert_non_null(v);
         used[i] = grad_memory(t).values;
         grad_tape_free(t);
@@ -272,7 +273,7 @@ static void test_head_wants_f32(void **state) {
     struct err e;
     struct grad_tape *t = new_tape(DT_BF16, true);
     struct grad_var *a = grad_leaf(t, x, NULL, 2, 4), *w = grad_leaf(t, x, NULL, 2, 4);
-    assert_false(grad_head(t, grad_linear(t, a, w, NULL, NULL), w, label_loss, NULL));
+    assert_false(grad_head(t, grad_linear(t, a, w, NULL, NULL), &(struct grad_head){.w = w}, label_loss, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
     grad_tape_free(t);
 }

@@ -96,7 +96,7 @@ static void run_vectors(void *ctx, float *y) {
     switch (c->which) {
     case FILL: kernel_fill(y, c->n, 2.5f); break;
     case COPY: kernel_copy(y, c->x, c->n); break;
-    case SCALE: kernel_scale(y, c->n, -1.7f); break;
+    case SCALE: kernel_scale(kernel_f32(y), c->n, -1.7f); break;
     case ADD: kernel_add(kernel_f32(y), kernel_f32(c->x), c->n); break;
     case AXPY: kernel_axpy(y, 0.3f, c->x, c->n); break;
     case ADD_BIAS: kernel_add_bias(y, c->x, c->rows, c->n); break;
@@ -106,7 +106,7 @@ static void run_vectors(void *ctx, float *y) {
     case ROW_NORMS: kernel_row_norms2(y, c->x, c->rows, c->n); break;
     case GATHER: kernel_gather(y, c->x, c->ids, c->rows, c->n); break;
     case SCATTER: kernel_scatter_add(y, c->x, c->ids, c->rows, c->n); break;
-    case SWIGLU: kernel_swiglu(kernel_f32(y), kernel_f32(c->x), kernel_f32(c->x2), c->n); break;
+    case SWIGLU: kernel_glu(ACT_SILU, kernel_f32(y), kernel_f32(c->x), kernel_f32(c->x2), c->n); break;
     default: fail();
     }
 }
@@ -279,7 +279,7 @@ static void test_rmsnorm(void **state) {
 /* ---- rotary positions ---- */
 
 struct rope {
-    size_t rows, heads, head_dim;
+    size_t rows, heads, head_dim, dims;
     const uint32_t *position;
     const double *inv_freq;
     int sign;
@@ -287,7 +287,7 @@ struct rope {
 
 static void run_rope(void *ctx, float *x) {
     const struct rope *c = ctx;
-    kernel_rope(kernel_f32(x), c->rows, c->heads, c->head_dim, c->position, c->inv_freq, c->sign);
+    kernel_rope(kernel_f32(x), c->rows, c->heads, c->head_dim, c->dims, c->position, c->inv_freq, c->sign);
 }
 
 /* Cosine and sine to half an ulp, a product each, one sum: 3 U (|a| + |b|). The angle itself is f64. */
@@ -297,19 +297,19 @@ static void test_rope(void **state) {
     struct rng r = rng_init(7, 1);
     for (size_t i = 0; i < COUNT_OF(dims); i++) {
         enum { ROWS = 5, HEADS = 3 };
-        size_t d = dims[i], n = ROWS * HEADS * d;
+        size_t d = dims[i] + (i % 2 ? 3 * i : 0), rotated = dims[i], n = ROWS * HEADS * d; /* some of a head, or all */
         const uint32_t position[ROWS] = {0, 1, 77, 131071, 4000000000u};
-        double *inv_freq = take(d / 2, sizeof *inv_freq);
-        for (size_t j = 0; j < d / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)d);
+        double *inv_freq = take(rotated / 2, sizeof *inv_freq);
+        for (size_t j = 0; j < rotated / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)rotated);
         for (int sign = -1; sign <= 1; sign += 2) {
             struct pair x = normals(&r, n, 1);
             double *tolerance = take(n, sizeof *tolerance);
             for (size_t j = 0; j < n; j++) {
-                size_t twin = j % d < d / 2 ? j + d / 2 : j - d / 2;
+                size_t half = rotated / 2, twin = j % d < half ? j + half : j % d < rotated ? j - half : j;
                 tolerance[j] = 3 * U * (fabs(x.d[j]) + fabs(x.d[twin]));
             }
-            plain64_rope(x.d, ROWS, HEADS, d, position, inv_freq, sign);
-            struct rope c = {ROWS, HEADS, d, position, inv_freq, sign};
+            plain64_rope(x.d, ROWS, HEADS, d, rotated, position, inv_freq, sign);
+            struct rope c = {ROWS, HEADS, d, rotated, position, inv_freq, sign};
             check_kernel("rope", run_rope, &c, n, x.f, x.d, tolerance);
         }
         arena_reset(&memory);
@@ -326,8 +326,8 @@ struct gated {
 
 static void run_swiglu_backward(void *ctx, float *out) {
     const struct gated *c = ctx;
-    kernel_swiglu_backward(kernel_f32(out), kernel_f32(out + c->n), kernel_f32(c->dy), kernel_f32(c->gate),
-                           kernel_f32(c->up), c->n);
+    kernel_glu_backward(ACT_SILU, kernel_f32(out), kernel_f32(out + c->n), kernel_f32(c->dy), kernel_f32(c->gate),
+                        kernel_f32(c->up), c->n);
 }
 
 /*
@@ -344,7 +344,7 @@ static void test_swiglu(void **state) {
         double *grads = take(2 * n, sizeof *grads);
         for (size_t j = 0; j < COUNT_OF(special) && n > 40; j++) set(gate, j + 3, special[j]);
         double *y = take(n, sizeof *y), *tolerance = take(2 * n, sizeof *tolerance);
-        plain64_swiglu(y, gate.d, up.d, n);
+        plain64_glu(ACT_SILU, y, gate.d, up.d, n);
         for (size_t j = 0; j < n; j++) tolerance[j] = 7 * U * fabs(y[j]) + 0x1p-126 * fabs(gate.d[j] * up.d[j]);
         check_kernel("swiglu", run_vectors, &(struct vectors){SWIGLU, 1, n, gate.f, up.f, NULL}, n, NULL, y, tolerance);
         for (size_t j = 0; j < n; j++) {
@@ -354,7 +354,7 @@ static void test_swiglu(void **state) {
             tolerance[j] += 6 * U * fabs(g) * s * fabs(dy.d[j] * up.d[j]);
             tolerance[n + j] = (8 * U * s * fabs(g) + floor) * fabs(dy.d[j]);
         }
-        plain64_swiglu_backward(grads, grads + n, dy.d, gate.d, up.d, n);
+        plain64_glu_backward(ACT_SILU, grads, grads + n, dy.d, gate.d, up.d, n);
         struct gated c = {n, dy.f, gate.f, up.f};
         check_kernel("swiglu backward", run_swiglu_backward, &c, 2 * n, NULL, grads, tolerance);
         arena_reset(&memory);

@@ -55,11 +55,11 @@ static void test_norm_and_gate(void **state) {
             kernel_rmsnorm_backward(dx.bf16, dw + d, dy.bf16, x.bf16, w, inv, rows, d);
             assert_memory_equal(dw, dw + d, d * sizeof *dw);
             check_rounded("rmsnorm backward", path, dx);
-            kernel_swiglu(y.f32, x.f32, up.f32, n);
-            kernel_swiglu(y.bf16, x.bf16, up.bf16, n);
+            kernel_glu(ACT_SILU, y.f32, x.f32, up.f32, n);
+            kernel_glu(ACT_SILU, y.bf16, x.bf16, up.bf16, n);
             check_rounded("swiglu", path, y);
-            kernel_swiglu_backward(y.f32, dup.f32, dy.f32, x.f32, up.f32, n);
-            kernel_swiglu_backward(y.bf16, dup.bf16, dy.bf16, x.bf16, up.bf16, n);
+            kernel_glu_backward(ACT_SILU, y.f32, dup.f32, dy.f32, x.f32, up.f32, n);
+            kernel_glu_backward(ACT_SILU, y.bf16, dup.bf16, dy.bf16, x.bf16, up.bf16, n);
             check_rounded("swiglu backward, gate", path, y);
             check_rounded("swiglu backward, up", path, dup);
         }
@@ -107,8 +107,8 @@ static void test_rope(void **state) {
         for (size_t j = 0; j < dims[i] / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)dims[i]);
         EACH_PATH(path) {
             struct twin x = numbers(&r, 4 * 3 * dims[i]);
-            kernel_rope(x.f32, 4, 3, dims[i], position, inv_freq, -1);
-            kernel_rope(x.bf16, 4, 3, dims[i], position, inv_freq, -1);
+            kernel_rope(x.f32, 4, 3, dims[i], dims[i], position, inv_freq, -1);
+            kernel_rope(x.bf16, 4, 3, dims[i], dims[i], position, inv_freq, -1);
             check_rounded("rope", path, x);
         }
     }

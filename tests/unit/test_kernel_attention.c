@@ -12,22 +12,27 @@ struct batch {
     uint32_t longest;
 };
 
-static struct batch make_batch(struct rng *r, const uint32_t *starts, size_t n_seqs, size_t heads, size_t kv_heads,
-                               size_t d, double scale) {
-    struct batch b = {.a = {heads, kv_heads, d, n_seqs, starts, (float)(1 / sqrt((double)d))}, .n = starts[n_seqs]};
-    b.q_size = b.n * heads * d;
-    b.kv_size = b.n * kv_heads * d;
+static struct batch make_masked(struct rng *r, const struct kernel_attention *a, double scale) {
+    struct batch b = {.a = *a, .n = a->starts[a->n_seqs]};
+    b.q_size = b.n * a->n_heads * a->head_dim;
+    b.kv_size = b.n * a->n_kv_heads * a->head_dim;
     b.q = normals(r, b.q_size, scale);
     b.k = normals(r, b.kv_size, scale);
     b.v = normals(r, b.kv_size, 1);
     b.dy = normals(r, b.q_size, 1);
-    for (size_t s = 0; s < n_seqs; s++)
-        if (starts[s + 1] - starts[s] > b.longest) b.longest = starts[s + 1] - starts[s];
+    for (size_t s = 0; s < a->n_seqs; s++)
+        if (a->starts[s + 1] - a->starts[s] > b.longest) b.longest = a->starts[s + 1] - a->starts[s];
     b.y = take(b.q_size, sizeof *b.y);
-    b.lse = take(b.n * heads, sizeof *b.lse);
-    b.p = take(b.longest, sizeof *b.p);
+    b.lse = take(b.n * a->n_heads, sizeof *b.lse);
+    b.p = take(2 * b.longest, sizeof *b.p);
     plain64_attention(&b.a, b.y, b.lse, b.q.d, b.k.d, b.v.d, b.p);
     return b;
+}
+
+static struct batch make_batch(struct rng *r, const uint32_t *starts, size_t n_seqs, size_t heads, size_t kv_heads,
+                               size_t d, double scale) {
+    return make_masked(r, &(struct kernel_attention){heads, kv_heads, d, n_seqs, starts, (float)(1 / sqrt((double)d))},
+                       scale);
 }
 
 /*
@@ -49,12 +54,13 @@ static struct bounds bounds_of(const struct batch *b) {
     for (size_t s = 0; s < a->n_seqs; s++)
         for (size_t i = a->starts[s]; i < a->starts[s + 1]; i++)
             for (size_t h = 0; h < a->n_heads; h++) {
-                size_t row = i * a->n_heads + h, at = row * d, key = a->starts[s] * ld + h / group * d;
-                size_t keys = i - a->starts[s] + 1;
-                double e = 0, lse = plain64_attention_row(b->p, b->q.d + at, b->k.d + key, ld, keys - 1, d, a->scale);
+                size_t row = i * a->n_heads + h, at = row * d, begin, end;
+                plain64_attention_range(a, i - a->starts[s], a->starts[s + 1] - a->starts[s], &begin, &end);
+                size_t keys = end - begin, key = (a->starts[s] + begin) * ld + h / group * d;
+                double e = 0, lse = plain64_attention_row(a, b->p, NULL, b->q.d + at, b->k.d + key, ld, keys);
                 for (size_t j = 0; j < keys; j++) {
                     double terms = a->scale * plain64_dot(qm + at, km + key + j * ld, d);
-                    e = fmax(e, ((double)d + 2) * U * terms);
+                    e = fmax(e, ((double)d + 2) * U * terms + 8 * U * a->softcap); /* tanh is right to some U */
                 }
                 t.lse[row] = e + 2 * U * fabs(lse) + 8 * U;
                 double p_error = 2 * e + (2 * fabs(lse) + 8) * U, sum = ((double)keys + 4) * U, mean = 0;
@@ -136,6 +142,26 @@ static void test_attention(void **state) {
     check_batch(&b);
     b = make_batch(&r, few, 2, 10, 2, 4000, 0.2); /* five heads a group, of which four are stacked at a time */
     check_batch(&b);
+}
+
+/* Windows, whole sequences and capped scores, each with several blocks of keys. */
+static void test_masks(void **state) {
+    static const uint32_t starts[] = {0, 1, 6, 150, 300};
+    static const struct {
+        bool bidirectional;
+        uint32_t window;
+        float softcap;
+    } masks[] = {{true, 0, 0},    {false, 1, 0}, {false, 4, 0},   {false, 100, 0},
+                 {false, 128, 0}, {false, 0, 3}, {true, 0, 0.5f}, {false, 130, 20}};
+    (void)state;
+    struct rng r = rng_init(24, 1);
+    for (size_t i = 0; i < COUNT_OF(masks); i++) {
+        struct kernel_attention a = {
+            6, 2, 32, 4, starts, 0.3f, masks[i].bidirectional, masks[i].window, masks[i].softcap};
+        struct batch b = make_masked(&r, &a, 1);
+        check_batch(&b);
+        release_memory(NULL);
+    }
 }
 
 /* Scores of +-100 and more: probabilities of exactly 0 and 1, nothing overflows. */
@@ -244,11 +270,14 @@ static void test_decode(void **state) {
                                       {4, 4, 80}, {20, 1, 8}, {7, 1, 128}, {4, 2, 300}};
     (void)state;
     struct rng r = rng_init(23, 1);
-    for (size_t i = 0; i < 2 * COUNT_OF(heads); i++) {
+    for (size_t i = 0; i < 6 * COUNT_OF(heads); i++) {
         enum dtype type = i % 2 ? DT_BF16 : DT_F32;
-        const size_t *h = heads[i / 2];
+        const size_t *h = heads[i / 6];
         const uint32_t *starts = h[0] < 4 ? longer : mixed;
-        struct batch b = make_batch(&r, starts, SEQS, h[0], h[1], h[2], 1);
+        struct kernel_attention a = {h[0], h[1], h[2], SEQS, starts, (float)(1 / sqrt((double)h[2]))};
+        if (i / 2 % 3 == 1) a.window = i % 12 < 6 ? 100 : 600;
+        if (i / 2 % 3 == 2) a.softcap = 2;
+        struct batch b = make_masked(&r, &a, 1);
         if (type == DT_BF16) {
             round_to_bf16(b.q), round_to_bf16(b.k), round_to_bf16(b.v);
             plain64_attention(&b.a, b.y, b.lse, b.q.d, b.k.d, b.v.d, b.p);
@@ -276,6 +305,7 @@ static void test_decode(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_attention, release_memory),
+        cmocka_unit_test_teardown(test_masks, release_memory),
         cmocka_unit_test_teardown(test_extreme_scores, release_memory),
         cmocka_unit_test_teardown(test_nothing_leaks, release_memory),
         cmocka_unit_test_teardown(test_decode, release_memory),

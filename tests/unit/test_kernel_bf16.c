@@ -170,8 +170,8 @@ static void test_gated_products(void **state) {
             struct kernel_panels panels = panels_of(&p);
             struct kernel_epilogue how = {.bias = i % 2 ? bias.f : NULL};
             kernel_multiply(m, DT_BF16, x, &panels, &how, DT_BF16, up);
-            kernel_swiglu((struct kernel_array){DT_BF16, want}, (struct kernel_array){DT_BF16, g},
-                          (struct kernel_array){DT_BF16, up}, m * n);
+            kernel_glu(ACT_SILU, (struct kernel_array){DT_BF16, want}, (struct kernel_array){DT_BF16, g},
+                       (struct kernel_array){DT_BF16, up}, m * n);
             for (int in_place = 0; in_place < 2; in_place++) {
                 memcpy(got, g, m * n * sizeof *got);
                 got[m * n] = 0x5a5a;

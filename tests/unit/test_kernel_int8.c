@@ -217,8 +217,8 @@ static void test_types_and_epilogue(void **state) {
         for (size_t i = 0; i < M * N; i++) gate[i] = f32_to_bf16(c.f[i]);
         kernel_multiply(M, DT_BF16, h, &panels, &(struct kernel_epilogue){.gate = gate}, DT_BF16, gated);
         kernel_multiply(M, DT_BF16, h, &panels, NULL, DT_BF16, made);
-        kernel_swiglu((struct kernel_array){DT_BF16, made}, (struct kernel_array){DT_BF16, gate},
-                      (struct kernel_array){DT_BF16, made}, M * N);
+        kernel_glu(ACT_SILU, (struct kernel_array){DT_BF16, made}, (struct kernel_array){DT_BF16, gate},
+                   (struct kernel_array){DT_BF16, made}, M * N);
         assert_memory_equal(gated, made, M * N * sizeof *made);
         /* accumulate: the sum begins with c, so it is not c + sum to the bit */
         memcpy(got, c.f, M * N * sizeof *got);

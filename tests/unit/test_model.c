@@ -8,8 +8,8 @@ static void config_survives_json(void **state) {
     struct err e;
     struct arena a = {0};
     struct model_config c = sample_config(&a), back;
-    c.rope_scaling = ROPE_LLAMA3;
-    c.rope_factor = 32, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original_context = 8192;
+    c.rope.scaling = ROPE_LLAMA3;
+    c.rope.factor = 32, c.rope.low_freq = 1, c.rope.high_freq = 4, c.rope.original_context = 8192;
     cJSON *o = model_config_to_json(&c, &e);
     assert_non_null(o);
     OK(model_config_from_json(&back, o, &a, &e));
@@ -34,7 +34,9 @@ static void config_refuses_what_cannot_be(void **state) {
     static const struct {
         const char *from, *to, *says;
     } cases[] = {
-        {"\"llama\"", "\"gpt9\"", "gpt9"},
+        {"\"llama\"", "\"gpt 9\"", "gpt 9"},
+        {"\"tied\":true", "\"tied\":true,\"windup\":1", "windup"},
+        {"\"tied\":true", "\"tied\":true,\"act\":\"sin\"", "sin"},
         {"\"layers\":2", "\"layers\":0", "layers"},
         {"\"layers\":2", "\"layers\":5000", "layers"},
         {"\"head_dim\":4", "\"head_dim\":3", "odd"},
@@ -104,12 +106,12 @@ static void rope_scaling_bends_long_waves_only(void **state) {
     (void)state;
     struct arena a = {0};
     struct model_config c = sample_config(&a);
-    c.head_dim = 64, c.rope_theta = 500000;
+    c.head_dim = 64, c.rope.theta = 500000;
     double plain[32], scaled[32];
-    model_inv_freq(&c, plain);
-    c.rope_scaling = ROPE_LLAMA3, c.rope_factor = 32, c.rope_low_freq = 1, c.rope_high_freq = 4,
-    c.rope_original_context = 8192;
-    model_inv_freq(&c, scaled);
+    model_inv_freq(&c, &c.rope, plain);
+    c.rope.scaling = ROPE_LLAMA3, c.rope.factor = 32, c.rope.low_freq = 1, c.rope.high_freq = 4,
+    c.rope.original_context = 8192;
+    model_inv_freq(&c, &c.rope, scaled);
     for (int i = 0; i < 32; i++) {
         double wavelength = 2 * M_PI / plain[i];
         if (wavelength < 8192 / 4.0) assert_true(scaled[i] == plain[i]);

@@ -8,7 +8,7 @@
 static struct model_config golden_config(const char *name, struct arena *a) {
     struct err e;
     bool small = !strcmp(name, "smollm2");
-    struct model_config c = {.arch = ARCH_LLAMA,
+    struct model_config c = {.arch = "llama",
                              .n_layers = small ? 30 : 20,
                              .hidden = small ? 576 : 256,
                              .head_dim = 64,
@@ -16,7 +16,7 @@ static struct model_config golden_config(const char *name, struct arena *a) {
                              .context = 64,
                              .tied = small,
                              .norm_eps = 1e-5f,
-                             .rope_theta = 10000};
+                             .rope.theta = 10000};
     c.layers = arena_array(a, c.n_layers, sizeof *c.layers, &e);
     for (uint32_t i = 0; i < c.n_layers; i++)
         c.layers[i] =

@@ -1,0 +1,83 @@
+/* RMSNorm, of rows or of the heads in them, and LayerNorm. */
+#include "lib/grad/grad_internal.h"
+
+struct norm_op {
+    struct grad_op op;
+    struct grad_node *x, *w, *b;
+    size_t rows, d; /* what is normalised: rows of x, or the heads of its rows */
+    float *kept;    /* [rows] 1 / rms, or [rows][2] mean and 1 / deviation */
+};
+
+static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
+    struct norm_op *o = (struct norm_op *)op;
+    const struct grad_var *y = &op->out[0]->var;
+    struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
+    if (t->error.code) return;
+    kernel_rmsnorm_backward(dx, dw.data, y->grad, o->x->var.value, o->w->var.value.data, o->kept, o->rows, o->d);
+}
+
+/* RMSNorm of pieces of d elements of x, whose result and its gradient have these types. */
+static struct grad_var *rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, size_t d,
+                                enum dtype out, enum dtype gradient) {
+    struct grad_node *y = tape_result(t, x->rows, x->cols, out, node_wanted(x) || node_wanted(w));
+    if (!y) return NULL;
+    size_t rows = var_size(x) / d;
+    y->var.grad.dtype = gradient;
+    struct norm_op *o = tape_record(t, sizeof *o, rmsnorm_backward, 1, &y);
+    float *inv = o ? tape_alloc(t, rows, sizeof *inv) : NULL;
+    kernel_rmsnorm(y->var.value, inv, x->value, w->value.data, rows, d, eps);
+    if (o) {
+        o->x = node_of(x);
+        o->w = node_of(w);
+        o->rows = rows;
+        o->d = d;
+        o->kept = inv;
+    }
+    return t->error.code ? NULL : &y->var;
+}
+
+struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, enum dtype out) {
+    if (!x || !w || t->error.code) return NULL;
+    if (w->rows != 1 || w->cols != x->cols)
+        return tape_fail(t, ERR_DATA, "rmsnorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
+    return rmsnorm(t, x, w, eps, x->cols, out, DT_F32); /* several linear maps add to the gradient */
+}
+
+struct grad_var *grad_rmsnorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps) {
+    if (!x || !w || t->error.code) return NULL;
+    if (w->rows != 1 || w->cols == 0 || x->cols % w->cols != 0)
+        return tape_fail(t, ERR_DATA, "rmsnorm: weight [%zu, %zu] for heads in rows of %zu", w->rows, w->cols, x->cols);
+    return rmsnorm(t, x, w, eps, w->cols, x->value.dtype, x->value.dtype);
+}
+
+static void layernorm_backward(struct grad_tape *t, struct grad_op *op) {
+    struct norm_op *o = (struct norm_op *)op;
+    const struct grad_var *y = &op->out[0]->var;
+    struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
+    float *db = o->b ? node_sum(t, o->b).data : NULL;
+    if (t->error.code) return;
+    kernel_layernorm_backward(dx, dw.data, db, y->grad, o->x->var.value, o->w->var.value.data, o->kept, o->rows, o->d);
+}
+
+struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                float eps, enum dtype out) {
+    if (!x || !w || t->error.code) return NULL;
+    if (w->rows != 1 || w->cols != x->cols || (b && !same_shape(w, b)))
+        return tape_fail(t, ERR_DATA, "layernorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
+    bool wanted = node_wanted(x) || node_wanted(w) || node_wanted(b);
+    struct grad_node *y = tape_result(t, x->rows, x->cols, out, wanted);
+    if (!y) return NULL;
+    y->var.grad.dtype = DT_F32; /* several linear maps add to it */
+    struct norm_op *o = tape_record(t, sizeof *o, layernorm_backward, 1, &y);
+    float *moments = o ? tape_alloc(t, 2 * x->rows, sizeof *moments) : NULL;
+    kernel_layernorm(y->var.value, moments, x->value, w->value.data, b ? b->value.data : NULL, x->rows, x->cols, eps);
+    if (o) {
+        o->x = node_of(x);
+        o->w = node_of(w);
+        o->b = b ? node_of(b) : NULL;
+        o->rows = x->rows;
+        o->d = x->cols;
+        o->kept = moments;
+    }
+    return t->error.code ? NULL : &y->var;
+}

@@ -1,0 +1,197 @@
+/*
+ * Activation functions and what a layer does with them, over the vector of simd_body.h, which includes this file. A new one is
+ * two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
+ */
+
+/* e^x - 1 without cancellation near 0: e^x = 2^n e^r as in v_exp, and e^r - 1 is what its polynomial gives before 1 is added. */
+static inline SIMD_TARGET vec v_expm1(vec x) {
+    x = v_max(v_set(-104.0f), v_min(v_set(88.0f), x));
+    vec n = v_round(v_mul(x, v_set(1.44269504088896341f)));
+    vec r = v_fma(n, v_set(-0.693359375f), x);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    vec p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_fma(p, v_mul(r, r), r);
+    vec one = v_set(1);
+    return v_add(v_ldexp(p, n), v_sub(v_ldexp(one, n), one));
+}
+
+/* tanh x = (e^2x - 1) / (e^2x + 1), which is 1 in f32 long before e^2x overflows. */
+static inline SIMD_TARGET vec v_tanh(vec x) {
+    vec limited = v_max(v_set(-20), v_min(v_set(20), x));
+    vec e = v_expm1(v_add(limited, limited));
+    return v_div(e, v_add(e, v_set(2)));
+}
+
+/* 1 for x > 0, 0 for x < 0 */
+static inline SIMD_TARGET vec v_step(vec x) {
+    return v_max(v_set(0), v_min(v_set(1), v_mul(x, v_set(1e38f))));
+}
+
+/* erfc(x) / 2 for x >= 0 by Chebyshev's fit in t = 1 / (1 + x / 2): relative error 1.2e-7 (Press et al., "Numerical Recipes
+ * in C", section 6.2). */
+static inline SIMD_TARGET vec v_half_erfc(vec x) {
+    static const float c[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                              -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
+    vec t = v_div(v_set(1), v_fma(x, v_set(0.5f), v_set(1))), p = v_set(c[0]);
+    for (int i = 1; i < 10; i++) p = v_fma(p, t, v_set(c[i]));
+    return v_mul(v_mul(v_set(0.5f), t), v_exp(v_sub(p, v_mul(x, x))));
+}
+
+/* ---- SiLU, swish: x sigmoid(x) ---- */
+
+static inline SIMD_TARGET vec act_silu(vec x) {
+    return v_mul(x, v_sigmoid(x));
+}
+/* s (1 + x (1 - s)), s = sigmoid(x) */
+static inline SIMD_TARGET vec slope_silu(vec x) {
+    vec s = v_sigmoid(x);
+    return v_mul(s, v_fma(x, v_sub(v_set(1), s), v_set(1)));
+}
+
+/* ---- GELU (Hendrycks and Gimpel 2016): x F(x), F the normal distribution ---- */
+
+#define SQRT_HALF 0.70710678118654752f
+
+/* F(-|x|), so that nothing cancels on either side. */
+static inline SIMD_TARGET vec act_gelu(vec x) {
+    vec size = v_abs(x), below = v_half_erfc(v_mul(size, v_set(SQRT_HALF)));
+    return v_sub(v_max(v_set(0), x), v_mul(size, below));
+}
+/* F(x) + x f(x), f the density */
+static inline SIMD_TARGET vec slope_gelu(vec x) {
+    vec below = v_half_erfc(v_mul(v_abs(x), v_set(SQRT_HALF))), side = v_step(x);
+    vec f = v_mul(v_set(0.39894228040143268f), v_exp(v_mul(v_mul(x, x), v_set(-0.5f))));
+    vec distribution = v_add(side, v_mul(below, v_sub(v_set(1), v_add(side, side))));
+    return v_fma(x, f, distribution);
+}
+
+/* Its approximation by tanh, with 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+static inline SIMD_TARGET vec gelu_sigmoid(vec x) {
+    vec cubic = v_fma(v_mul(x, x), v_set(2 * 0.7978845608028654f * 0.044715f), v_set(2 * 0.7978845608028654f));
+    return v_sigmoid(v_mul(x, cubic));
+}
+static inline SIMD_TARGET vec act_gelu_tanh(vec x) {
+    return v_mul(x, gelu_sigmoid(x));
+}
+static inline SIMD_TARGET vec slope_gelu_tanh(vec x) {
+    vec s = gelu_sigmoid(x), rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
+                                          v_set(2 * 0.7978845608028654f)); /* of 2 u */
+    return v_fma(v_mul(v_mul(x, rise), s), v_sub(v_set(1), s), s);
+}
+
+/* ... and by sigmoid(1.702 x) */
+static inline SIMD_TARGET vec act_gelu_quick(vec x) {
+    return v_mul(x, v_sigmoid(v_mul(x, v_set(1.702f))));
+}
+static inline SIMD_TARGET vec slope_gelu_quick(vec x) {
+    vec z = v_mul(x, v_set(1.702f)), s = v_sigmoid(z);
+    return v_mul(s, v_fma(z, v_sub(v_set(1), s), v_set(1)));
+}
+
+/* ---- ReLU, its square (So et al. 2021, "Primer"), tanh ---- */
+
+static inline SIMD_TARGET vec act_relu(vec x) {
+    return v_max(v_set(0), x);
+}
+static inline SIMD_TARGET vec slope_relu(vec x) {
+    return v_step(x);
+}
+static inline SIMD_TARGET vec act_relu_squared(vec x) {
+    vec r = act_relu(x);
+    return v_mul(r, r);
+}
+static inline SIMD_TARGET vec slope_relu_squared(vec x) {
+    vec r = act_relu(x);
+    return v_add(r, r);
+}
+static inline SIMD_TARGET vec act_tanh(vec x) {
+    return v_tanh(x);
+}
+static inline SIMD_TARGET vec slope_tanh(vec x) {
+    vec t = v_tanh(x);
+    return v_sub(v_set(1), v_mul(t, t));
+}
+
+/* In the order of enum kernel_act. */
+#define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
+
+#define ACTIVATION_LOOPS(name)                                                                                         \
+    FN void op_##name(float *y, const float *x, size_t n) {                                                            \
+        for (size_t i = 0; i < n; i += W) store(y + i, act_##name(load(x + i, n - i)), n - i);                         \
+    }                                                                                                                  \
+    FN void op_##name##_backward(float *dx, const float *dy, const float *x, size_t n) {                               \
+        for (size_t i = 0; i < n; i += W)                                                                              \
+            store(dx + i, v_mul(load(dy + i, n - i), slope_##name(load(x + i, n - i))), n - i);                        \
+    }                                                                                                                  \
+    static inline SIMD_TARGET vec gated_##name(vec gate, vec up) {                                                     \
+        return v_mul(act_##name(gate), up);                                                                            \
+    }                                                                                                                  \
+    static inline SIMD_TARGET void gated_back_##name(vec *dg, vec *du, vec d, vec g, vec u) {                          \
+        *du = v_mul(d, act_##name(g));                                                                                 \
+        *dg = v_mul(v_mul(d, u), slope_##name(g));                                                                     \
+    }                                                                                                                  \
+    FN void op_glu_##name(float *y, const float *gate, const float *up, size_t n) {                                    \
+        for (size_t i = 0; i < n; i += W)                                                                              \
+            store(y + i, gated_##name(load(gate + i, n - i), load(up + i, n - i)), n - i);                             \
+    }                                                                                                                  \
+    FN void op_glu_bf16_##name(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n) {                      \
+        for (size_t i = 0; i < n; i += W)                                                                              \
+            store_bf16(y + i, gated_##name(load_bf16(gate + i, n - i), load_bf16(up + i, n - i)), n - i);              \
+    }                                                                                                                  \
+    FN void op_glu_backward_##name(float *dgate, float *dup, const float *dy, const float *gate, const float *up,      \
+                                   size_t n) {                                                                         \
+        for (size_t i = 0; i < n; i += W) {                                                                            \
+            size_t left = n - i;                                                                                       \
+            vec dg, du;                                                                                                \
+            gated_back_##name(&dg, &du, load(dy + i, left), load(gate + i, left), load(up + i, left));                 \
+            store(dgate + i, dg, left);                                                                                \
+            store(dup + i, du, left);                                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    FN void op_glu_backward_bf16_##name(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,      \
+                                        const uint16_t *up, size_t n) {                                                \
+        for (size_t i = 0; i < n; i += W) {                                                                            \
+            size_t left = n - i;                                                                                       \
+            vec dg, du;                                                                                                \
+            gated_back_##name(&dg, &du, load_bf16(dy + i, left), load_bf16(gate + i, left), load_bf16(up + i, left));  \
+            store_bf16(dgate + i, dg, left);                                                                           \
+            store_bf16(dup + i, du, left);                                                                             \
+        }                                                                                                              \
+    }                                                                                                                  \
+    FN void op_finish_glu_##name(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,         \
+                                 const float *bias, const uint16_t *gate) {                                            \
+        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)                                           \
+            for (size_t i = 0; i < n; i += W) {                                                                        \
+                uint16_t up[W];                                                                                        \
+                v_store_bf16(up, finished(sums, bias, NULL, i, n - i));                                                \
+                store_bf16(c + i, gated_##name(load_bf16(gate + i, n - i), v_load_bf16(up)), n - i);                   \
+            }                                                                                                          \
+    }
+
+#define ACTIVATION_TABLE(name)                                                                                         \
+    {op_##name,           op_##name##_backward,   op_glu_##name,                                                       \
+     op_glu_bf16_##name,  op_glu_backward_##name, op_glu_backward_bf16_##name,                                         \
+     op_finish_glu_##name},
+
+ACTIVATIONS(ACTIVATION_LOOPS)
+
+/* ---- soft caps: y = cap tanh(x / cap) (Bello et al. 2016; Gemma 2) ---- */
+
+/* y = cap tanh(factor x): factor is 1 / cap, or with a scale of x in it. */
+FN void op_softcap(float *y, const float *x, size_t n, float cap, float factor) {
+    for (size_t i = 0; i < n; i += W)
+        store(y + i, v_mul(v_set(cap), v_tanh(v_mul(v_set(factor), load(x + i, n - i)))), n - i);
+}
+
+/* dx *= 1 - (y / cap)^2 */
+FN void op_softcap_backward(float *dx, const float *y, size_t n, float inv_cap) {
+    for (size_t i = 0; i < n; i += W) {
+        vec t = v_mul(load(y + i, n - i), v_set(inv_cap));
+        store(dx + i, v_mul(load(dx + i, n - i), v_sub(v_set(1), v_mul(t, t))), n - i);
+    }
+}

@@ -1,0 +1,284 @@
+/* The table of roles: which tensors a configuration has, their names, order, axes and shapes. */
+#include "lib/model/model.h"
+
+#include <stdlib.h>
+
+/* ---- when a role exists ------------------------------------------------------------------------------------------ */
+
+static bool always(const struct model_config *c) {
+    (void)c;
+    return true;
+}
+static bool has_embed_projection(const struct model_config *c) {
+    return c->embed_dim != 0 && c->embed_dim != c->hidden;
+}
+static bool has_position_table(const struct model_config *c) {
+    return c->positions == POSITIONS_LEARNED;
+}
+static bool has_types(const struct model_config *c) {
+    return c->token_types != 0;
+}
+static bool has_embed_norm(const struct model_config *c) {
+    return c->embed_norm;
+}
+static bool has_pre_norm(const struct model_config *c) {
+    return c->norm_place == NORM_PRE || c->norm_place == NORM_SANDWICH;
+}
+static bool has_ffn_norm(const struct model_config *c) {
+    return has_pre_norm(c) && !c->shared_norm;
+}
+static bool has_post_norm(const struct model_config *c) {
+    return c->norm_place != NORM_PRE;
+}
+static bool has_final_norm(const struct model_config *c) {
+    return !c->no_final_norm;
+}
+static bool has_qkv_bias(const struct model_config *c) {
+    return c->qkv_bias;
+}
+static bool has_o_bias(const struct model_config *c) {
+    return c->o_bias;
+}
+static bool has_qk_norm(const struct model_config *c) {
+    return c->qk_norm != QK_NORM_NONE;
+}
+static bool has_gate(const struct model_config *c) {
+    return c->ffn_kind == FFN_GATED;
+}
+static bool has_ffn_bias(const struct model_config *c) {
+    return c->ffn_bias;
+}
+static bool has_pooler(const struct model_config *c) {
+    return c->pooler;
+}
+static bool has_transform(const struct model_config *c) {
+    return c->output == OUTPUT_MASKED_LM;
+}
+static bool has_head(const struct model_config *c) {
+    return c->output != OUTPUT_NONE && !c->tied;
+}
+static bool has_head_bias(const struct model_config *c) {
+    return c->output != OUTPUT_NONE && c->head_bias;
+}
+
+/* A norm's bias exists where the norm does and norms have one. */
+#define BIAS_OF(norm)                                                                                                  \
+    static bool norm##_bias(const struct model_config *c) {                                                            \
+        return c->norm_bias && norm(c);                                                                                \
+    }
+BIAS_OF(has_embed_norm)
+BIAS_OF(has_pre_norm)
+BIAS_OF(has_ffn_norm)
+BIAS_OF(has_post_norm)
+BIAS_OF(has_final_norm)
+BIAS_OF(has_transform)
+
+/* ---- the table --------------------------------------------------------------------------------------------------- */
+
+#define OUTSIDE                     .in_layer = false
+#define LAYER                       .in_layer = true
+#define MATRIX(rows_, cols_, point) .kind = KIND_MATRIX, .rows = rows_, .cols = cols_, .input = point
+#define TABLE(rows_)                .kind = KIND_TABLE, .rows = rows_, .cols = AXIS_HIDDEN, .input = POINT_COUNT
+#define VECTOR(kind_, rows_)        .kind = kind_, .rows = rows_, .input = POINT_COUNT
+#define GAIN(rows_)                 VECTOR(KIND_GAIN, rows_)
+#define BIAS(rows_)                 VECTOR(KIND_BIAS, rows_)
+
+static const struct model_role_info roles[ROLE_COUNT] = {
+    [ROLE_EMBED] = {"embed.weight", OUTSIDE, MATRIX(AXIS_VOCAB, AXIS_EMBED, POINT_COUNT), .exists = always},
+    [ROLE_EMBED_PROJECTION] = {"embed_projection.weight", OUTSIDE, MATRIX(AXIS_HIDDEN, AXIS_EMBED, POINT_COUNT),
+                               .exists = has_embed_projection},
+    [ROLE_POSITION_EMBED] = {"position_embed.weight", OUTSIDE, TABLE(AXIS_POSITION), .exists = has_position_table},
+    [ROLE_TYPE_EMBED] = {"type_embed.weight", OUTSIDE, TABLE(AXIS_TYPE), .exists = has_types},
+    [ROLE_EMBED_NORM] = {"embed_norm.weight", OUTSIDE, GAIN(AXIS_HIDDEN), .exists = has_embed_norm},
+    [ROLE_EMBED_NORM_BIAS] = {"embed_norm.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_embed_norm_bias},
+
+    [ROLE_ATTN_NORM] = {"attn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_pre_norm},
+    [ROLE_ATTN_NORM_BIAS] = {"attn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_pre_norm_bias},
+    [ROLE_Q] = {"attn.q.weight", LAYER, MATRIX(AXIS_QUERY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
+    [ROLE_K] = {"attn.k.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
+    [ROLE_V] = {"attn.v.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
+    [ROLE_Q_BIAS] = {"attn.q.bias", LAYER, BIAS(AXIS_QUERY), .exists = has_qkv_bias},
+    [ROLE_K_BIAS] = {"attn.k.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
+    [ROLE_V_BIAS] = {"attn.v.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
+    [ROLE_Q_NORM] = {"attn.q_norm.weight", LAYER, GAIN(AXIS_Q_NORM), .exists = has_qk_norm},
+    [ROLE_K_NORM] = {"attn.k_norm.weight", LAYER, GAIN(AXIS_K_NORM), .exists = has_qk_norm},
+    [ROLE_O] = {"attn.o.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_QUERY, POINT_O_IN), .to_residual = true,
+                .exists = always},
+    [ROLE_O_BIAS] = {"attn.o.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_o_bias},
+    [ROLE_ATTN_POST_NORM] = {"attn_post_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_post_norm},
+    [ROLE_ATTN_POST_NORM_BIAS] = {"attn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
+    [ROLE_FFN_NORM] = {"ffn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_ffn_norm},
+    [ROLE_FFN_NORM_BIAS] = {"ffn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_norm_bias},
+    [ROLE_GATE] = {"ffn.gate.weight", LAYER, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = has_gate},
+    [ROLE_UP] = {"ffn.up.weight", LAYER, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = always},
+    [ROLE_UP_BIAS] = {"ffn.up.bias", LAYER, BIAS(AXIS_FFN), .exists = has_ffn_bias},
+    [ROLE_DOWN] = {"ffn.down.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN), .to_residual = true,
+                   .exists = always},
+    [ROLE_DOWN_BIAS] = {"ffn.down.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_bias},
+    [ROLE_FFN_POST_NORM] = {"ffn_post_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_post_norm},
+    [ROLE_FFN_POST_NORM_BIAS] = {"ffn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
+
+    [ROLE_NORM] = {"norm.weight", OUTSIDE, GAIN(AXIS_HIDDEN), .exists = has_final_norm},
+    [ROLE_NORM_BIAS] = {"norm.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_final_norm_bias},
+    [ROLE_HEAD_PROJECTION] = {"head_projection.weight", OUTSIDE, MATRIX(AXIS_EMBED, AXIS_HIDDEN, POINT_COUNT),
+                              .exists = has_embed_projection},
+    [ROLE_POOLER] = {"pooler.weight", OUTSIDE, MATRIX(AXIS_HIDDEN, AXIS_HIDDEN, POINT_COUNT), .exists = has_pooler},
+    [ROLE_POOLER_BIAS] = {"pooler.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_pooler},
+    [ROLE_TRANSFORM] = {"transform.weight", OUTSIDE, MATRIX(AXIS_HIDDEN, AXIS_HIDDEN, POINT_COUNT),
+                        .exists = has_transform},
+    [ROLE_TRANSFORM_BIAS] = {"transform.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_transform},
+    [ROLE_TRANSFORM_NORM] = {"transform_norm.weight", OUTSIDE, GAIN(AXIS_HIDDEN), .exists = has_transform},
+    [ROLE_TRANSFORM_NORM_BIAS] = {"transform_norm.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_transform_bias},
+    [ROLE_HEAD] = {"head.weight", OUTSIDE, MATRIX(AXIS_VOCAB, AXIS_EMBED, POINT_HEAD_IN), .exists = has_head},
+    [ROLE_HEAD_BIAS] = {"head.bias", OUTSIDE, BIAS(AXIS_VOCAB), .exists = has_head_bias},
+};
+
+const struct model_role_info *model_role_info(enum model_role role) {
+    return &roles[role];
+}
+bool model_role_in_layer(enum model_role role) {
+    return roles[role].in_layer;
+}
+bool model_role_is_matrix(enum model_role role) {
+    return roles[role].kind == KIND_MATRIX;
+}
+bool model_has_role(const struct model_config *c, enum model_role role) {
+    return roles[role].exists(c);
+}
+enum model_role model_head_role(const struct model_config *c) {
+    return c->tied ? ROLE_EMBED : ROLE_HEAD;
+}
+
+/* ---- axes -------------------------------------------------------------------------------------------------------- */
+
+uint32_t model_embed_dim(const struct model_config *c) {
+    return c->embed_dim ? c->embed_dim : c->hidden;
+}
+
+uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uint32_t layer) {
+    const struct model_layer *l = &c->layers[layer];
+    bool all = c->qk_norm == QK_NORM_ALL;
+    switch (axis) {
+    case AXIS_ONE: return 1;
+    case AXIS_VOCAB: return c->vocab_size;
+    case AXIS_EMBED: return model_embed_dim(c);
+    case AXIS_HIDDEN: return c->hidden;
+    case AXIS_QUERY: return (uint64_t)l->n_heads * c->head_dim;
+    case AXIS_KEY: return (uint64_t)l->n_kv_heads * c->head_dim;
+    case AXIS_HEAD_DIM: return c->head_dim;
+    case AXIS_Q_NORM: return model_axis_size(c, all ? AXIS_QUERY : AXIS_HEAD_DIM, layer);
+    case AXIS_K_NORM: return model_axis_size(c, all ? AXIS_KEY : AXIS_HEAD_DIM, layer);
+    case AXIS_FFN: return l->ffn;
+    case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
+    case AXIS_TYPE: return c->token_types;
+    }
+    return 0;
+}
+
+enum model_axis model_point_axis(enum model_point p) {
+    switch (p) {
+    case POINT_O_IN: return AXIS_QUERY;
+    case POINT_DOWN_IN: return AXIS_FFN;
+    case POINT_HEAD_IN: return AXIS_EMBED;
+    default: return AXIS_HIDDEN;
+    }
+}
+
+/* ---- names ------------------------------------------------------------------------------------------------------- */
+
+char *model_slot_name(struct model_slot s, char *out) {
+    if (roles[s.role].in_layer)
+        snprintf(out, TENSOR_MAX_NAME + 1, "layers.%u.%s", s.layer, roles[s.role].name);
+    else
+        snprintf(out, TENSOR_MAX_NAME + 1, "%s", roles[s.role].name);
+    return out;
+}
+
+int model_slot_parse(const char *name, struct model_slot *out, struct err *e) {
+    const char *rest = name;
+    uint64_t layer = 0;
+    bool in_layer = !strncmp(name, "layers.", 7);
+    if (in_layer) {
+        char digits[8];
+        const char *dot = strchr(name + 7, '.');
+        size_t n = dot ? (size_t)(dot - (name + 7)) : 0;
+        if (n == 0 || n >= sizeof digits) return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
+        memcpy(digits, name + 7, n);
+        digits[n] = 0;
+        /* "07" would be a second spelling of layer 7. */
+        if (!parse_u64(digits, &layer) || layer >= MODEL_MAX_LAYERS || (n > 1 && digits[0] == '0'))
+            return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
+        rest = dot + 1;
+    }
+    for (int r = 0; r < ROLE_COUNT; r++)
+        if (roles[r].in_layer == in_layer && !strcmp(roles[r].name, rest)) {
+            *out = (struct model_slot){(enum model_role)r, (uint32_t)layer};
+            return 0;
+        }
+    return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
+}
+
+/* ---- stream order: what comes before the layers, the layers, what comes after them ------------------------------- */
+
+enum where { BEFORE, WITHIN, AFTER };
+
+static enum where where_of(enum model_role role) {
+    return roles[role].in_layer ? WITHIN : role < ROLE_ATTN_NORM ? BEFORE : AFTER;
+}
+
+static size_t count_where(const struct model_config *c, enum where where) {
+    size_t n = 0;
+    for (int r = 0; r < ROLE_COUNT; r++) n += where_of((enum model_role)r) == where && roles[r].exists(c);
+    return n;
+}
+
+size_t model_slot_count(const struct model_config *c) {
+    return count_where(c, BEFORE) + c->n_layers * count_where(c, WITHIN) + count_where(c, AFTER);
+}
+
+struct model_slot model_slot_at(const struct model_config *c, size_t i) {
+    size_t before = count_where(c, BEFORE), per_layer = count_where(c, WITHIN), layers = c->n_layers * per_layer;
+    enum where where = i < before ? BEFORE : i < before + layers ? WITHIN : AFTER;
+    size_t nth = where == BEFORE ? i : where == WITHIN ? (i - before) % per_layer : i - before - layers;
+    uint32_t layer = where == WITHIN ? (uint32_t)((i - before) / per_layer) : 0;
+    int r = 0;
+    for (;; r++)
+        if (where_of((enum model_role)r) == where && roles[r].exists(c) && nth-- == 0) break;
+    return (struct model_slot){(enum model_role)r, layer};
+}
+
+long model_slot_index(const struct model_config *c, struct model_slot s) {
+    enum where where = where_of(s.role);
+    if (!roles[s.role].exists(c) || (where == WITHIN ? s.layer >= c->n_layers : s.layer != 0)) return -1;
+    size_t nth = 0;
+    for (int r = 0; r < (int)s.role; r++) nth += where_of((enum model_role)r) == where && roles[r].exists(c);
+    if (where != BEFORE) nth += count_where(c, BEFORE);
+    size_t per_layer = count_where(c, WITHIN);
+    if (where == WITHIN) nth += s.layer * per_layer;
+    if (where == AFTER) nth += c->n_layers * per_layer;
+    return (long)nth;
+}
+
+bool model_slot_ends_layer(const struct model_config *c, struct model_slot s) {
+    if (!roles[s.role].in_layer) return false;
+    for (int r = (int)s.role + 1; r < ROLE_COUNT; r++)
+        if (roles[r].in_layer && roles[r].exists(c)) return false;
+    return true;
+}
+
+unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]) {
+    const struct model_role_info *r = &roles[s.role];
+    dims[0] = model_axis_size(c, r->rows, s.layer);
+    dims[1] = model_axis_size(c, r->cols, s.layer);
+    return r->cols == AXIS_ONE ? 1 : 2;
+}
+
+int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d, struct err *e) {
+    if (model_slot_index(c, s) < 0) return err_set(e, ERR_DATA, "tensor '%s' is not of this configuration", d->name);
+    struct tensor_desc want = {.rank = 0};
+    want.rank = model_slot_shape(c, s, want.dims);
+    if (tensor_same_shape(&want, d)) return 0;
+    char found[256], expected[256];
+    return err_set(e, ERR_DATA, "tensor '%s' has shape %s, expected %s", d->name,
+                   tensor_shape_text(d, found, sizeof found), tensor_shape_text(&want, expected, sizeof expected));
+}
