@@ -171,7 +171,47 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_read.c) --------------------------------------------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_read.c) ----------------------------- */
+
+/* A member; null stands for absent everywhere in these files. */
+const cJSON *hf_member(const cJSON *object, const char *key);
+
+/* What a key of config.json may say. */
+enum hf_rule {
+    HF_READ,   /* anything: code reads and checks it */
+    HF_SAME,   /* another name of key `text`: the same value */
+    HF_OFF,    /* false, 0, "", [] or {} */
+    HF_TRUE,   /* true */
+    HF_NUMBER, /* this number */
+    HF_TEXT,   /* one of the words of `text`, "silu|swish" */
+};
+struct hf_key {
+    const char *name;
+    enum hf_rule rule;
+    double number;
+    const char *text;
+    bool alone; /* HF_SAME: may stand without the key it is another name of */
+};
+#define HF_KEY(n, r)                                                                                                   \
+    { .name = n, .rule = r }
+#define HF_KEY_TEXT(n, r, t)                                                                                           \
+    { .name = n, .rule = r, .text = t }
+#define HF_KEY_NUMBER(n, v)                                                                                            \
+    { .name = n, .rule = HF_NUMBER, .number = v }
+/* Every key of config.json against the keys of its class (`own`, which win) and those common to all. ERR_DATA names the
+ * key that asks for something that Rill does not compute, that contradicts another, or that is not known and not null,
+ * false or empty. */
+int hf_check_keys(const cJSON *json, const struct hf_key *own, size_t n_own, struct err *e) MUST_CHECK;
+
+/* The rotary settings, from rope_scaling, rope_parameters, rope_theta and partial_rotary_factor. */
+struct hf_rope {
+    enum rope_scaling scaling;
+    double theta, partial;              /* partial: the share of the head's dimensions that rotates, 1 for all */
+    double factor, low_freq, high_freq; /* 0 where the scaling has none */
+    uint32_t original_context;
+};
+/* ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;

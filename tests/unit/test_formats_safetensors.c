@@ -1,4 +1,4 @@
-/* lib/formats: the safetensors reader, config.json and the folder. */
+/* lib/formats: the safetensors reader and the folder. */
 #include "tests/unit/formats_samples.h"
 
 /* ---- one file ---- */
@@ -129,135 +129,6 @@ static void test_every_cut(void **state) {
     buf_release(&b);
 }
 
-/* ---- config.json ---- */
-
-#define LLAMA                                                                                                          \
-    "\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"    \
-    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":97,\"max_position_embeddings\":128"
-
-static int read_config(const char *json, struct model_config *c, struct arena *a, struct err *e) {
-    cJSON *j = json_of(json);
-    int rc = hf_config_read(c, j, a, e);
-    cJSON_Delete(j);
-    return rc;
-}
-
-static void test_config_defaults(void **state) {
-    (void)state;
-    struct err e;
-    struct arena a = {0};
-    struct model_config c;
-    OK(read_config("{" LLAMA "}", &c, &a, &e));
-    assert_int_equal(c.arch, ARCH_LLAMA);
-    assert_int_equal(c.head_dim, 16);
-    assert_int_equal(c.layers[1].n_kv_heads, 2);
-    assert_int_equal(c.layers[1].ffn, 96);
-    assert_false(c.tied || c.qkv_bias);
-    assert_true(c.rope_theta == 10000 && c.rope_scaling == ROPE_PLAIN && c.norm_eps == 1e-6f);
-    OK(read_config("{" LLAMA ",\"head_dim\":32,\"attention_bias\":true,\"rms_norm_eps\":1e-5,\"rope_theta\":500000,"
-                   "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}",
-                   &c, &a, &e));
-    assert_int_equal(c.head_dim, 32);
-    assert_true(c.qkv_bias && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 2 && c.norm_eps == 1e-5f);
-    arena_release(&a);
-}
-
-/* transformers 4 and 5 say the same thing differently. */
-static void test_rope_layouts(void **state) {
-    (void)state;
-    static const char *const layouts[] = {
-        "\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
-        "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}",
-        "\"rope_parameters\":{\"rope_theta\":500000,\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
-        "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}"};
-    for (size_t i = 0; i < COUNT_OF(layouts); i++) {
-        struct err e;
-        struct arena a = {0};
-        struct model_config c;
-        char json[1024];
-        snprintf(json, sizeof json, "{" LLAMA ",%s}", layouts[i]);
-        OK(read_config(json, &c, &a, &e));
-        assert_true(c.rope_theta == 500000 && c.rope_scaling == ROPE_LLAMA3 && c.rope_factor == 8);
-        assert_true(c.rope_low_freq == 1 && c.rope_high_freq == 4 && c.rope_original_context == 8192);
-        arena_release(&a);
-    }
-}
-
-static void test_config_refusals(void **state) {
-    (void)state;
-    static const char *const cases[][2] = {
-        {"\"hidden_act\":\"gelu\"", "\"hidden_act\": 'gelu'"},
-        {"\"mlp_bias\":true", "mlp_bias"},
-        {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
-        {"\"quantization_config\":{\"bits\":4}", "quantization_config"},
-        {"\"num_local_experts\":8", "num_local_experts"},
-        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}", "rope type 'yarn' is not supported"},
-        {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}", "low_freq_factor"},
-        {"\"rope_scaling\":{\"rope_type\":\"linear\"}", "factor"},
-        {"\"use_sliding_window\":true,\"sliding_window\":64", "use_sliding_window"},
-        {"\"layer_types\":[\"full_attention\",\"sliding_attention\"]", "sliding_attention"},
-        {"\"head_dim\":15", "odd"},
-        {"\"rms_norm_eps\":\"small\"", "rms_norm_eps"},
-    };
-    struct err e = {0};
-    struct arena a = {0};
-    struct model_config c;
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        char json[1024];
-        snprintf(json, sizeof json, "{" LLAMA ",%s}", cases[i][0]);
-        assert_int_equal(read_config(json, &c, &a, &e), ERR_DATA);
-        if (!strstr(e.msg, cases[i][1])) fail_msg("%s: said '%s'", cases[i][0], e.msg);
-    }
-    assert_int_equal(read_config("{\"architectures\":[\"GemmaForCausalLM\"]}", &c, &a, &e), ERR_DATA);
-    assert_string_equal(e.msg, "architecture 'GemmaForCausalLM' is not supported (LlamaForCausalLM and "
-                               "Qwen2ForCausalLM are)");
-    assert_int_equal(read_config("{\"model_type\":\"llama\"}", &c, &a, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "num_hidden_layers"));
-    OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* never felt */
-    arena_release(&a);
-}
-
-static void assert_same_config(const struct model_config *x, const struct model_config *y) {
-    struct err e;
-    cJSON *a = model_config_to_json(x, &e), *b = model_config_to_json(y, &e);
-    char *s = json_text(a, &e), *t = json_text(b, &e);
-    assert_string_equal(s, t);
-    mem_free(s);
-    mem_free(t);
-    cJSON_Delete(a);
-    cJSON_Delete(b);
-}
-
-static void test_config_write_and_read(void **state) {
-    (void)state;
-    struct err e;
-    struct arena a = {0};
-    for (int i = 0; i < 6; i++) {
-        struct model_config c = sample_config(&a), back;
-        c.layers[1] = c.layers[0];
-        c.tied = i & 1;
-        c.arch = i == 5 ? ARCH_QWEN2 : ARCH_LLAMA;
-        c.qkv_bias = i == 4 || i == 5;
-        c.rope_scaling = (enum rope_scaling)(i % 3);
-        c.rope_factor = 8.125;
-        c.rope_low_freq = 1;
-        c.rope_high_freq = 4;
-        c.rope_original_context = 8192;
-        if (c.rope_scaling == ROPE_PLAIN) c.rope_factor = c.rope_low_freq = c.rope_high_freq = 0;
-        cJSON *json = hf_config_write(&c, NULL, DT_BF16, &e);
-        if (!json) fail_msg("%s", e.msg);
-        OK(hf_config_read(&back, json, &a, &e));
-        assert_same_config(&c, &back);
-        cJSON_Delete(json);
-    }
-    struct model_config c = sample_config(&a);
-    assert_null(hf_config_write(&c, NULL, DT_F32, &e));
-    assert_string_equal(e.msg,
-                        "layer 1 has 2 heads, 1 key/value heads and a feed-forward width of 64, layer 0 has 4, 2 "
-                        "and 96: Hugging Face's config.json cannot say that, GGUF can (--to gguf)");
-    arena_release(&a);
-}
-
 /* ---- shards ---- */
 
 static void check_index(const char *index, const char *says) {
@@ -312,16 +183,8 @@ static void test_missing_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sound_files),
-        cmocka_unit_test(test_lying_headers),
-        cmocka_unit_test(test_header_sizes),
-        cmocka_unit_test(test_deep_json),
-        cmocka_unit_test(test_every_cut),
-        cmocka_unit_test(test_config_defaults),
-        cmocka_unit_test(test_rope_layouts),
-        cmocka_unit_test(test_config_refusals),
-        cmocka_unit_test(test_config_write_and_read),
-        cmocka_unit_test(test_index),
+        cmocka_unit_test(test_sound_files),   cmocka_unit_test(test_lying_headers), cmocka_unit_test(test_header_sizes),
+        cmocka_unit_test(test_deep_json),     cmocka_unit_test(test_every_cut),     cmocka_unit_test(test_index),
         cmocka_unit_test(test_missing_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
