@@ -75,7 +75,7 @@ void raw_table_release(struct raw_table *t);
  * that is no whole number of blocks. */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
 
-/* ---- GGUF (gguf_read.c: structure; gguf_model.c: meaning) ------------------------------------------------------ */
+/* ---- GGUF (gguf_read.c: structure; gguf_keys.c, gguf_model.c: meaning) ------------------------------------------- */
 
 enum gguf_type {
     GGUF_U8 = 0,
@@ -145,6 +145,9 @@ struct gguf_arch {
     bool interleaved; /* rotary pairs lie side by side in q and k */
 };
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) MUST_CHECK;
+/* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
+ * is not known; or the file is no model (general.type). */
+int gguf_check_keys(const struct gguf_file *g, const struct gguf_arch *arch, struct arena *a, struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
                      struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
