@@ -248,6 +248,23 @@ int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) MUST_CHE
 bool pre_implies_nfc(enum text_pre pre);
 bool pre_implies_ignore_merges(enum text_pre pre);
 
+/* ---- tokens as GGUF and tokenizer.json spell them (spelling.c) -------------------------------------------------- */
+
+/* Appends the spelling of a token that is not TOKEN_UNUSED. */
+int token_spelling(const struct token *t, struct buf *out, struct err *e) MUST_CHECK;
+struct spellings {
+    struct spelling {
+        struct span text; /* in the buffer */
+        uint32_t id;
+    } * items; /* sorted by text */
+    size_t n;
+    struct buf text;
+};
+/* Of all tokens with a text. ERR_DATA when two have the same. spellings_release in any case. */
+int spellings_make(struct spellings *s, const struct vocab *v, struct err *e) MUST_CHECK;
+bool spellings_has(const struct spellings *s, const char *text);
+void spellings_release(struct spellings *s);
+
 /* ---- names by role (names.c) ----------------------------------------------------------------------------------- */
 
 enum naming { NAMES_GGUF, NAMES_HF };
