@@ -74,6 +74,7 @@ static const struct hf_key common_keys[] = {
     HF_KEY("use_rope", HF_TRUE),
     HF_KEY("use_rotary", HF_TRUE),
     HF_KEY("use_rotary_embeddings", HF_TRUE),
+    HF_KEY("rms_norm", HF_TRUE),
     HF_KEY("use_rms_norm", HF_TRUE),
     HF_KEY("use_rmsnorm", HF_TRUE),
     HF_KEY("scale_attn_weights", HF_TRUE),
@@ -85,6 +86,7 @@ static const struct hf_key common_keys[] = {
     HF_KEY_NUMBER("residual_multiplier", 1),
     HF_KEY_NUMBER("rotary_pct", 1),
     HF_KEY_NUMBER("rotary_percent", 1),
+    HF_KEY_NUMBER("rope_pct", 1),
     HF_KEY("attention_multiplier", HF_OFF),
     HF_KEY("query_pre_attn_scalar", HF_OFF),
     HF_KEY("final_logit_softcapping", HF_OFF),
@@ -138,7 +140,7 @@ static const char *const inert_keys[] = {
     "mlp_dropout", "resid_dropout", "resid_pdrop", "residual_dropout", "layerdrop", "loss_type", "label_smoothing",
     "ignore_index", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "neftune_noise_alpha",
     "use_flash_attn", "use_flash_attention", "use_flash_attention_2", "use_fused_kernels", "unsloth_fixed",
-    "unsloth_version", "is_llama_config",
+    "unsloth_version", "is_llama_config", "gradient_checkpointing_kwargs", "multiple_of", "ffn_dim_multiplier",
     /* how long a text may be: max_position_embeddings is what is read */
     "max_sequence_length", "max_seq_len", "max_seq_length", "seq_len", "seq_length", "model_max_length", "n_ctx",
     "tokenizer_model_max_length", "training_length", "original_max_position_embeddings",
@@ -150,7 +152,8 @@ static const char *const inert_keys[] = {
     "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length",
     "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "num_beam_groups", "num_beams",
     "num_return_sequences", "repetition_penalty", "suppress_tokens", "target_lookbehind", "temperature", "top_k",
-    "top_p", "typical_p",
+    "top_p", "typical_p", "min_p", "penalty_alpha", "guidance_scale", "renormalize_logits", "bos_token", "eos_token",
+    "pad_token", "unk_token", "add_bos_token", "add_eos_token", "chat_template", "padding_side",
     /* bookkeeping */
     "name", "model_name", "description", "license", "language", "tags", "datasets", "version", "author", "date"};
 
