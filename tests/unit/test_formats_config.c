@@ -157,7 +157,7 @@ static void check_cases(const struct config_case *cases, size_t n) {
 static void test_rope_homes_that_disagree(void **state) {
     (void)state;
     static const struct config_case cases[] = {
-        /* transformers 5 computes yarn and linear here, version 4 too: plain rotation would be silently another model */
+        /* transformers 5 and 4 both compute yarn and linear here: a plain rotation would be another model */
         {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}", "rope_scaling: rope type 'yarn'"},
         {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":4}",
          "\"rope_scaling\" and \"rope_parameters\" disagree: rope type 'linear' against 'default'"},
