@@ -22,6 +22,8 @@ void export_release(struct export_source *x) {
     buf_release(&x->stored);
     buf_release(&x->values);
     buf_release(&x->made);
+    buf_release(&x->turned);
+    buf_release(&x->fused);
     arena_release(&x->memory);
     *x = (struct export_source){0};
 }

@@ -1,7 +1,7 @@
 /* Opening a foreign model whatever its format, and handing out its tensors by role. */
 #include <sys/stat.h>
 
-#include "lib/formats/formats_internal.h"
+#include "lib/formats/arch_internal.h"
 
 static int model_new(struct foreign_model **out, struct err *e) {
     struct foreign_model *f = mem_zalloc(sizeof *f, e);
@@ -24,6 +24,7 @@ void foreign_close(struct foreign_model *f) {
         raw_table_release(&f->source->tensors);
         cJSON_Delete(f->source->hf_config);
         buf_release(&f->source->scratch);
+        buf_release(&f->source->spare);
         mem_free(f->source);
     }
     vocab_free(f->vocab);
@@ -46,27 +47,47 @@ int source_map(struct foreign_model *f, const char *path, const struct mapped_fi
 
 /* ---- which tensors there are ---- */
 
-static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct err *e) {
-    char name[TENSOR_MAX_NAME + 1];
-    struct raw_tensor *t = raw_table_find(&f->source->tensors, slot_foreign_name(f->source->naming, s, name));
-    if (!t) err_set(e, ERR_DATA, "tensor '%s' is missing", name);
-    return t;
+static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct arch_place *p) {
+    const struct foreign_source *x = f->source;
+    return arch_find(x->own, x->common, &f->config, s, &x->tensors, p);
 }
 
-/* The description of a slot's tensor under Rill's name; the message about a wrong shape has the file's. */
-static int describe(const struct foreign_model *f, struct model_slot s, const struct raw_tensor *t,
-                    struct tensor_desc *d, struct err *e) {
+/* Rows of a quantized matrix move whole; its elements do not. */
+static int check_type(const struct raw_tensor *t, struct model_slot s, const struct arch_place *p, struct err *e) {
     const struct dtype_info *type = dtype_info(t->dtype);
     if (!type->is_float && !type->is_quantized)
         return err_set(e, ERR_DATA, "tensor '%s' is of type %s, which is no weight", t->name, type->name);
-    if (type->is_quantized && !model_role_is_matrix(s.role))
+    if (type->is_quantized && !model_role_is_matrix(s.role) && model_role_info(s.role)->kind != KIND_TABLE)
         return err_set(e, ERR_DATA, "tensor '%s' is a vector of type %s, which is not supported", t->name, type->name);
-    *d = (struct tensor_desc){.dtype = t->dtype, .rank = t->rank};
-    memcpy(d->dims, t->dims, sizeof d->dims);
-    snprintf(d->name, sizeof d->name, "%s", t->name);
-    int rc = model_slot_check(&f->config, s, d, e);
-    model_slot_name(s, d->name);
-    return rc;
+    if (type->is_quantized && (p->tensor->layout & TRANSPOSED))
+        return err_set(e, ERR_DATA, "tensor '%s' is of type %s and transposed, which is not supported", t->name,
+                       type->name);
+    return 0;
+}
+
+static int check_shape(const struct foreign_model *f, struct model_slot s, const struct raw_tensor *t,
+                       const struct arch_place *p, struct err *e) {
+    struct tensor_desc want = {.rank = 0}, have = {.rank = t->rank};
+    char found[256], expected[256];
+    want.rank = arch_foreign_shape(&f->config, s, p, want.dims);
+    memcpy(have.dims, t->dims, sizeof have.dims);
+    if (tensor_same_shape(&want, &have)) return 0;
+    return err_set(e, ERR_DATA, "tensor '%s' has shape %s, expected %s", t->name,
+                   tensor_shape_text(&have, found, sizeof found), tensor_shape_text(&want, expected, sizeof expected));
+}
+
+/* The description of a slot's tensor under Rill's name; messages have the file's. Weights that 1 is added to become f32, in which
+ * no digit of them is lost. */
+static int describe(const struct foreign_model *f, struct model_slot s, const struct raw_tensor *t,
+                    const struct arch_place *p, struct tensor_desc *d, struct err *e) {
+    char name[TENSOR_MAX_NAME + 1];
+    uint64_t dims[2];
+    int rc = check_type(t, s, p, e);
+    if (!rc) rc = check_shape(f, s, t, p, e);
+    if (rc) return rc;
+    unsigned rank = model_slot_shape(&f->config, s, dims);
+    enum dtype dtype = p->tensor->layout & MINUS_ONE ? DT_F32 : t->dtype;
+    return tensor_desc_init(d, model_slot_name(s, name), dtype, rank, dims, e);
 }
 
 static bool all_zero(const struct raw_tensor *t) {
@@ -80,36 +101,70 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
-/* A tensor that no role asks for may mean that the model computes something else: it is refused unless it is known
- * to say nothing, or to be zero. */
+/* Buffers that follow from the configuration, which is what counts. */
+static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"};
+
+static bool is_derived(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(derived); i++)
+        if (ends_with(name, derived[i])) return true;
+    return strcmp(name, "rope_freqs.weight") == 0; /* GGUF: read with the configuration */
+}
+
+/* A tensor that no role asks for was trained for something: it is refused unless it is known to say nothing, or is a
+ * bias of zeros. */
 static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
-    if (strcmp(t->name, "rope_freqs.weight") == 0) return 0;  /* read with the configuration */
-    if (ends_with(t->name, ".rotary_emb.inv_freq")) return 0; /* a buffer that follows from the configuration */
-    if (ends_with(t->name, ".self_attn.o_proj.bias") || ends_with(t->name, ".attn_output.bias")) {
-        if (all_zero(t)) return 0;
-        return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
-    }
-    if (f->config.tied && strcmp(t->name, "lm_head.weight") == 0) {
-        const struct raw_tensor *embed = find_slot(f, (struct model_slot){.role = ROLE_EMBED}, e);
-        if (!embed || embed->n_bytes != t->n_bytes || memcmp(embed->data, t->data, t->n_bytes) != 0)
-            log_line(LOG_WARN, "tensor '%s' differs from the embedding but is tied to it by config.json: left out",
-                     t->name);
-        return 0;
-    }
-    return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
+    if (is_derived(t->name)) return 0;
+    if (!ends_with(t->name, ".bias"))
+        return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
+    if (all_zero(t)) return 0;
+    bool qkv =
+        ends_with(t->name, ".q_proj.bias") || ends_with(t->name, ".k_proj.bias") || ends_with(t->name, ".v_proj.bias");
+    if (qkv && !f->config.qkv_bias)
+        return err_set(e, ERR_DATA, "tensor '%s' is not zero, but config.json says no biases (\"attention_bias\")",
+                       t->name);
+    return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
+}
+
+/* config.json may tie the head to the embedding although training has made two of them: as in transformers, what the
+ * weights say counts. Heads of the same bits are one. */
+static void resolve_tie(struct foreign_model *f) {
+    struct arch_place place;
+    struct model_config untied = f->config;
+    if (!f->config.tied) return;
+    untied.tied = false;
+    const struct foreign_source *x = f->source;
+    struct raw_tensor *head, *embed;
+    head = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_HEAD}, &x->tensors, &place);
+    embed = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_EMBED}, &x->tensors, &place);
+    if (!head) return;
+    head->used = embed && embed->dtype == head->dtype && embed->n_bytes == head->n_bytes &&
+                 memcmp(embed->data, head->data, head->n_bytes) == 0;
+    if (head->used) return;
+    f->config.tied = false;
+    log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
+}
+
+static int check_slot(struct foreign_model *f, struct model_slot s, struct err *e) {
+    struct tensor_desc d;
+    struct arch_place place;
+    struct raw_tensor *t = find_slot(f, s, &place);
+    if (!t && s.role == ROLE_HEAD)
+        return err_set(e, ERR_DATA,
+                       "tensor '%s' is missing, and config.json does not tie it to the embedding "
+                       "(\"tie_word_embeddings\")",
+                       place.name);
+    if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing", place.name);
+    if (describe(f, s, t, &place, &d, e) != 0) return e->code;
+    t->used = true;
+    return 0;
 }
 
 /* Everything is there and of the right shape before anybody begins to write. */
 static int check_tensors(struct foreign_model *f, struct err *e) {
-    size_t n = model_slot_count(&f->config);
-    for (size_t i = 0; i < n; i++) {
-        struct model_slot s = model_slot_at(&f->config, i);
-        struct raw_tensor *t = find_slot(f, s, e);
-        struct tensor_desc d;
-        if (!t || describe(f, s, t, &d, e) != 0) return e->code;
-        t->used = true;
-    }
     int rc = 0;
+    resolve_tie(f);
+    size_t n = model_slot_count(&f->config);
+    for (size_t i = 0; i < n && !rc; i++) rc = check_slot(f, model_slot_at(&f->config, i), e);
     for (size_t i = 0; i < f->source->tensors.n && !rc; i++)
         if (!f->source->tensors.items[i].used) rc = check_leftover(f, &f->source->tensors.items[i], e);
     return rc;
@@ -157,14 +212,16 @@ static int put_general(struct foreign_model *f, const struct gguf_file *g, struc
 static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_t n, const struct foreign_options *o,
                      struct err *e) {
     struct gguf_file g = {0};
-    const struct gguf_arch *arch = NULL;
+    const struct arch *arch = NULL;
+    const struct gguf_name *name = NULL;
     int rc = gguf_parse(&g, data, n, &f->memory, e);
-    if (!rc) rc = gguf_read_arch(&g, &f->memory, &arch, e);
-    if (!rc) rc = gguf_read_config(&g, arch, &f->config, &f->memory, e);
+    if (!rc) rc = gguf_read_arch(&g, &f->memory, &arch, &name, e);
+    if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
     if (!rc) rc = put_general(f, &g, e);
     f->format = "gguf";
-    f->source->naming = NAMES_GGUF;
-    f->source->interleaved = arch && arch->interleaved;
+    f->source->own = arch ? &arch->gguf.tensors : &gguf_common_tensors;
+    f->source->common = &gguf_common_tensors;
+    f->source->interleaved = name && name->interleaved;
     f->source->tensors = g.tensors; /* they outlive the keys */
     g.tensors = (struct raw_table){0};
     if (!rc) rc = check_tensors(f, e);
@@ -177,8 +234,10 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
                    struct err *e) {
     const char *own = NULL;
     f->format = "safetensors";
-    f->source->naming = NAMES_HF;
     int rc = hf_read_model(f, folder, weights, e);
+    const struct arch *arch = NULL;
+    if (!rc) rc = arch_of_config(&f->config, &arch, e);
+    if (!rc) f->source->own = &arch->hf.tensors;
     if (!rc) rc = check_tensors(f, e);
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
@@ -236,26 +295,59 @@ static bool is_aligned(const void *p) {
     return ((uintptr_t)p & (ALIGNMENT - 1)) == 0;
 }
 
+static uint32_t heads_of(const struct model_config *c, struct model_slot s) {
+    const struct model_layer *l = &c->layers[s.layer];
+    return model_role_info(s.role)->rows == AXIS_QUERY ? l->n_heads : l->n_kv_heads;
+}
+
+/* The slot's data in two rooms of scratch memory, of which the one that *data is not in may be written to. */
+struct rooms {
+    struct buf *first, *second;
+};
+static void *other_room(struct rooms *r, uint64_t n, struct err *e) {
+    struct buf *b = r->first;
+    r->first = r->second;
+    r->second = b;
+    b->len = 0;
+    return buf_reserve(b, n, e) ? NULL : b->data;
+}
+
+static int add_one(const struct raw_tensor *t, uint64_t n, struct rooms *rooms, const void **data, struct err *e) {
+    float *values = other_room(rooms, n * sizeof *values, e);
+    if (!values) return e->code;
+    tensor_to_f32(t->dtype, *data, values, n);
+    for (uint64_t i = 0; i < n; i++) values[i] += 1;
+    *data = values;
+    return 0;
+}
+
 int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_desc *d, const void **data,
                    struct err *e) {
     struct foreign_source *source = f->source;
+    struct arch_place place;
+    struct rooms rooms = {&source->scratch, &source->spare};
     if (model_slot_index(&f->config, s) < 0) return err_set(e, ERR_USAGE, "this model has no such tensor");
-    const struct raw_tensor *t = find_slot(f, s, e);
-    if (!t || describe(f, s, t, d, e) != 0) return e->code;
-    bool reorder = source->interleaved && slot_is_rotary(s);
-    *data = t->data;
-    if (!reorder && is_aligned(t->data)) return 0;
-
-    source->scratch.len = 0;
-    int rc = buf_reserve(&source->scratch, t->n_bytes, e);
-    if (rc) return rc;
-    *data = source->scratch.data;
-    if (!reorder) {
-        memcpy(source->scratch.data, t->data, t->n_bytes);
-        return 0;
+    const struct raw_tensor *t = find_slot(f, s, &place);
+    if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing", place.name);
+    if (describe(f, s, t, &place, d, e) != 0) return e->code;
+    uint64_t rows = d->dims[0], cols = d->rank == 2 ? d->dims[1] : 1, offset;
+    uint64_t row_bytes = dtype_row_bytes(t->dtype, cols);
+    bool plain = arch_lies_plain(&place, t->dtype, cols, &offset);
+    *data = t->data + offset;
+    if (!plain || !is_aligned(*data)) {
+        void *to = other_room(&rooms, rows * row_bytes, e);
+        if (!to) return e->code;
+        if (plain)
+            memcpy(to, *data, rows * row_bytes);
+        else
+            arch_gather(&place, t->dtype, rows, cols, t->data, to);
+        *data = to;
     }
-    const struct model_layer *l = &f->config.layers[s.layer];
-    bool is_q = s.role == ROLE_Q || s.role == ROLE_Q_BIAS;
-    rows_split(source->scratch.data, t->data, t->dims[0], t->n_bytes / t->dims[0], is_q ? l->n_heads : l->n_kv_heads);
-    return 0;
+    if (source->interleaved && slot_is_rotary(s)) {
+        void *to = other_room(&rooms, rows * row_bytes, e);
+        if (!to) return e->code;
+        rows_split(to, *data, rows, row_bytes, heads_of(&f->config, s));
+        *data = to;
+    }
+    return place.tensor->layout & MINUS_ONE ? add_one(t, rows * cols, &rooms, data, e) : 0;
 }

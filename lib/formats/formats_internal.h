@@ -75,7 +75,7 @@ void raw_table_release(struct raw_table *t);
  * that is no whole number of blocks. */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
 
-/* ---- GGUF (gguf_read.c: structure; gguf_model.c: meaning) ------------------------------------------------------ */
+/* ---- GGUF (gguf_read.c: structure; gguf_keys.c, gguf_model.c: meaning) ------------------------------------------- */
 
 enum gguf_type {
     GGUF_U8 = 0,
@@ -138,15 +138,33 @@ int gguf_opt_str(const struct gguf_file *g, const char *key, struct arena *a, co
 int gguf_opt_array(const struct gguf_file *g, const char *key, enum gguf_type type, const struct gguf_kv **out,
                    struct err *e) MUST_CHECK;
 
-/* An architecture by GGUF's name. */
-struct gguf_arch {
-    const char *name;
-    const char *arch;
-    bool interleaved; /* rotary pairs lie side by side in q and k */
+struct arch; /* arch_internal.h */
+struct arch_tensors;
+struct gguf_name;
+int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
+                   struct err *e) MUST_CHECK;
+/* What a key below the architecture's name may say (gguf_keys.c). */
+enum gguf_rule {
+    GGUF_READ,    /* code reads and checks it */
+    GGUF_INERT,   /* changes nothing here */
+    GGUF_OFF,     /* false, 0 or empty: "not used" */
+    GGUF_NUMBER,  /* this number, or 0 for "not set" */
+    GGUF_TEXT,    /* this text */
+    GGUF_SAME,    /* another name of key `text` */
+    GGUF_CONTEXT, /* 0, or no less than the context */
 };
-int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) MUST_CHECK;
-int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
-                     struct err *e) MUST_CHECK;
+struct gguf_key {
+    const char *suffix;
+    enum gguf_rule rule;
+    double number;
+    const char *text;
+};
+/* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
+ * is not known; or the file is no model (general.type). */
+int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
+                    struct arena *a, struct err *e) MUST_CHECK;
+int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
+                     struct arena *a, struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
 int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) MUST_CHECK;
 /* The type for a token's flags, and whether that type alone leads back to them. */
@@ -171,11 +189,55 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_read.c) --------------------------------------------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_read.c) ----------------------------- */
+
+/* A member; null stands for absent everywhere in these files. */
+const cJSON *hf_member(const cJSON *object, const char *key);
+
+/* What a key of config.json may say. */
+enum hf_rule {
+    HF_READ,   /* anything: code reads and checks it */
+    HF_SAME,   /* another name of key `text`: the same value */
+    HF_OFF,    /* false, 0, "", [] or {} */
+    HF_TRUE,   /* true */
+    HF_NUMBER, /* this number */
+    HF_TEXT,   /* one of the words of `text`, "silu|swish" */
+};
+struct hf_key {
+    const char *name;
+    enum hf_rule rule;
+    double number;
+    const char *text;
+    bool alone; /* HF_SAME: may stand without the key it is another name of */
+};
+#define HF_KEY(n, r)                                                                                                   \
+    { .name = n, .rule = r }
+#define HF_KEY_TEXT(n, r, t)                                                                                           \
+    { .name = n, .rule = r, .text = t }
+#define HF_KEY_NUMBER(n, v)                                                                                            \
+    { .name = n, .rule = HF_NUMBER, .number = v }
+/* Every key of config.json against the keys of its class (`own`, which win) and those common to all. ERR_DATA names the
+ * key that asks for something that Rill does not compute, that contradicts another, or that is not known and not null,
+ * false or empty. */
+int hf_check_keys(const cJSON *json, const struct hf_key *own, size_t n_own, struct err *e) MUST_CHECK;
+
+/* The rotary settings, from rope_scaling, rope_parameters, rope_theta and partial_rotary_factor. */
+struct hf_rope {
+    enum rope_scaling scaling;
+    double theta, partial;              /* partial: the share of the head's dimensions that rotates, 1 for all */
+    double factor, low_freq, high_freq; /* 0 where the scaling has none */
+    uint32_t original_context;
+};
+/* ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
-/* ERR_DATA when layers differ: names the layer and what can express it. */
+/* ERR_DATA: transformers cannot load this shape; names what, and what can express it. */
+int hf_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
+/* "rope_scaling"; a number of the configuration in as few digits as META has it. */
+bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope);
+double hf_shortest(const struct model_config *c, const char *feature, double fallback);
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
 /* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
 extern const struct hf_split {
@@ -205,10 +267,25 @@ int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) MUST_CHE
 bool pre_implies_nfc(enum text_pre pre);
 bool pre_implies_ignore_merges(enum text_pre pre);
 
+/* ---- tokens as GGUF and tokenizer.json spell them (spelling.c) -------------------------------------------------- */
+
+/* Appends the spelling of a token that is not TOKEN_UNUSED. */
+int token_spelling(const struct token *t, struct buf *out, struct err *e) MUST_CHECK;
+struct spellings {
+    struct spelling {
+        struct span text; /* in the buffer */
+        uint32_t id;
+    } * items; /* sorted by text */
+    size_t n;
+    struct buf text;
+};
+/* Of all tokens with a text. ERR_DATA when two have the same. spellings_release in any case. */
+int spellings_make(struct spellings *s, const struct vocab *v, struct err *e) MUST_CHECK;
+bool spellings_has(const struct spellings *s, const char *text);
+void spellings_release(struct spellings *s);
+
 /* ---- names by role (names.c) ----------------------------------------------------------------------------------- */
 
-enum naming { NAMES_GGUF, NAMES_HF };
-char *slot_foreign_name(enum naming naming, struct model_slot s, char out[TENSOR_MAX_NAME + 1]);
 /* Is this a q or k row order that GGUF's llama architecture permutes? */
 bool slot_is_rotary(struct model_slot s);
 /* rows of n_bytes each, `heads` heads: half-split order to interleaved pairs (export) and back (import). */
@@ -225,10 +302,10 @@ struct foreign_source {
     struct source_file *files;
     struct digest_state *digest; /* of the files in the order in which they were opened */
     struct raw_table tensors;
-    enum naming naming;
-    bool interleaved;   /* q and k rows are in GGUF's llama order */
-    cJSON *hf_config;   /* config.json, NULL for GGUF */
-    struct buf scratch; /* reordered or realigned tensors */
+    const struct arch_tensors *own, *common; /* names of its tensors */
+    bool interleaved;                        /* q and k rows are in GGUF's llama order */
+    cJSON *hf_config;                        /* config.json, NULL for GGUF */
+    struct buf scratch, spare;               /* reordered or realigned tensors */
 };
 /* From memory that outlives the model: `data` is a whole GGUF. */
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
@@ -244,7 +321,8 @@ struct export_source {
     struct model_config config;
     struct vocab *vocab; /* NULL: the stream has none */
     struct arena memory;
-    struct buf stored, values, made; /* scratch of export_data */
+    struct buf stored, values, made; /* scratch of export_data, */
+    struct buf turned, fused;        /* and of out_tensor_data */
 };
 /* Reads the head and checks it against the tensors. export_release in any case. */
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) MUST_CHECK;

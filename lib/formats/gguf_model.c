@@ -1,102 +1,21 @@
 /* What the keys of a GGUF say about the model. formats/gguf.md has the table of keys. */
-#include <math.h>
+#include "lib/formats/arch_internal.h"
 
-#include "lib/formats/formats_internal.h"
-
-/* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
-static const struct gguf_arch archs[] = {
-    {"llama", "llama", true},
-    {"deci", "llama", true},
-    {"qwen2", "qwen2", false},
-};
-
-int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) {
-    const char *name = NULL;
-    int rc = gguf_opt_str(g, "general.architecture", a, &name, e);
+int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
+                   struct err *e) {
+    const char *text = NULL;
+    int rc = gguf_opt_str(g, "general.architecture", a, &text, e);
     if (rc) return rc;
-    if (!name) return err_set(e, ERR_DATA, "key 'general.architecture' is missing");
-    for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (strcmp(archs[i].name, name) == 0) {
-            *out = &archs[i];
-            return 0;
-        }
-    return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (llama, deci and qwen2 are)",
-                   name);
+    if (!text) return err_set(e, ERR_DATA, "key 'general.architecture' is missing");
+    *out = arch_by_gguf(text, name);
+    return *out ? 0 : arch_gguf_unknown(text, e);
 }
 
-/* ---- keys below the architecture's name ---- */
-
+/* A key below the architecture's name. */
 #define KEY_SIZE 128
-static const char *arch_key(char out[KEY_SIZE], const struct gguf_arch *arch, const char *suffix) {
-    snprintf(out, KEY_SIZE, "%s.%s", arch->name, suffix);
+static const char *arch_key(char out[KEY_SIZE], const char *prefix, const char *suffix) {
+    snprintf(out, KEY_SIZE, "%s.%s", prefix, suffix);
     return out;
-}
-
-/* Either read elsewhere, or known to change the arithmetic in a way that Rill does not do, unless it has this value. */
-static const struct {
-    const char *suffix;
-    enum { READ, IGNORED, MUST_BE } rule;
-    double value;
-} known_keys[] = {
-    {"block_count", READ, 0},
-    {"context_length", READ, 0},
-    {"embedding_length", READ, 0},
-    {"feed_forward_length", READ, 0},
-    {"attention.head_count", READ, 0},
-    {"attention.head_count_kv", READ, 0},
-    {"attention.key_length", READ, 0},
-    {"attention.value_length", READ, 0},
-    {"attention.layer_norm_rms_epsilon", READ, 0},
-    {"rope.freq_base", READ, 0},
-    {"rope.dimension_count", READ, 0},
-    {"rope.scaling.type", READ, 0},
-    {"rope.scaling.factor", READ, 0},
-    {"rope.scale_linear", READ, 0},
-    {"vocab_size", READ, 0},
-    {"rope.scaling.original_context_length", IGNORED, 0}, /* for yarn, which is refused */
-    {"rope.scaling.finetuned", IGNORED, 0},
-    {"rope.scaling.attn_factor", MUST_BE, 1},
-    {"expert_count", MUST_BE, 0},
-    {"expert_used_count", MUST_BE, 0},
-    {"nextn_predict_layers", MUST_BE, 0},
-    {"attention.causal", MUST_BE, 1},
-    {"attention.sliding_window", MUST_BE, 0},
-    {"attention.scale", MUST_BE, 0},
-    {"attention.clamp_kqv", MUST_BE, 0},
-    {"attn_logit_softcapping", MUST_BE, 0},
-    {"final_logit_softcapping", MUST_BE, 0},
-    {"logit_scale", MUST_BE, 1},
-    {"embedding_scale", MUST_BE, 1},
-    {"residual_scale", MUST_BE, 1},
-};
-
-static bool value_is(const struct gguf_kv *kv, double wanted) {
-    uint64_t u;
-    double d;
-    if (kv->is_array) return false;
-    if (kv->type == GGUF_BOOL) return (kv->data[0] != 0) == (wanted != 0);
-    if (gguf_kv_u64(kv, 0, &u)) return (double)u == wanted;
-    return gguf_kv_f64(kv, 0, &d) && d == wanted;
-}
-
-static int check_known(const struct gguf_kv *kv, const char *suffix, struct err *e) {
-    for (size_t i = 0; i < COUNT_OF(known_keys); i++) {
-        if (strcmp(known_keys[i].suffix, suffix) != 0) continue;
-        if (known_keys[i].rule != MUST_BE || value_is(kv, known_keys[i].value)) return 0;
-        return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported (only %g is)", kv->key,
-                       known_keys[i].value);
-    }
-    log_line(LOG_WARN, "key '%s' is not known and is left out", kv->key);
-    return 0;
-}
-
-static int check_keys(const struct gguf_file *g, const struct gguf_arch *arch, struct err *e) {
-    size_t n = strlen(arch->name);
-    int rc = 0;
-    for (size_t i = 0; i < g->n_kv && !rc; i++)
-        if (strncmp(g->kv[i].key, arch->name, n) == 0 && g->kv[i].key[n] == '.')
-            rc = check_known(&g->kv[i], g->kv[i].key + n + 1, e);
-    return rc;
 }
 
 /* ---- shapes ---- */
@@ -122,47 +41,48 @@ static int read_per_layer(const struct gguf_file *g, const char *key, struct mod
     return 0;
 }
 
-static int read_layers(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
+static int read_layers(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
                        struct err *e) {
     char key[KEY_SIZE];
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
-    int rc = read_per_layer(g, arch_key(key, arch, "feed_forward_length"), c, offsetof(struct model_layer, ffn), e);
-    const char *heads = arch_key(key, arch, "attention.head_count");
+    int rc = read_per_layer(g, arch_key(key, prefix, "feed_forward_length"), c, offsetof(struct model_layer, ffn), e);
+    const char *heads = arch_key(key, prefix, "attention.head_count");
     if (!rc) rc = read_per_layer(g, heads, c, offsetof(struct model_layer, n_heads), e);
     if (rc) return rc;
-    const char *kv_heads = arch_key(key, arch, "attention.head_count_kv");
+    const char *kv_heads = arch_key(key, prefix, "attention.head_count_kv");
     if (gguf_find(g, kv_heads)) return read_per_layer(g, kv_heads, c, offsetof(struct model_layer, n_kv_heads), e);
     for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].n_kv_heads = c->layers[i].n_heads;
     return 0;
 }
 
-/* The head size is said, or follows from the first layer; values and rotation must use all of it. */
-static int read_head_dim(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
+/* The head size is said, or follows from the first layer; values use all of it, and the rotation does unless it may be partial. */
+static int read_head_dim(const struct gguf_file *g, const char *prefix, bool partial, struct model_config *c,
                          struct err *e) {
-    static const char *const must_agree[] = {"attention.value_length", "rope.dimension_count"};
     char key[KEY_SIZE];
     uint64_t head_dim = 0;
-    int rc = gguf_opt_u64(g, arch_key(key, arch, "attention.key_length"), 1, MODEL_MAX_DIM, &head_dim, e);
+    int rc = gguf_opt_u64(g, arch_key(key, prefix, "attention.key_length"), 1, MODEL_MAX_DIM, &head_dim, e);
     if (rc) return rc;
     if (!head_dim && c->hidden % c->layers[0].n_heads)
         return err_set(e, ERR_DATA, "key '%s' is missing, and %u heads do not divide the embedding length %u", key,
                        c->layers[0].n_heads, c->hidden);
     if (!head_dim) head_dim = c->hidden / c->layers[0].n_heads;
-    for (size_t i = 0; i < COUNT_OF(must_agree); i++) {
-        uint64_t v = head_dim;
-        rc = gguf_opt_u64(g, arch_key(key, arch, must_agree[i]), 0, UINT32_MAX, &v, e);
-        if (rc) return rc;
-        if (v != head_dim)
-            return err_set(e, ERR_DATA, "key '%s' is %llu, but heads have %llu: not supported", key,
-                           (unsigned long long)v, (unsigned long long)head_dim);
-    }
+    uint64_t value = head_dim, rotated = head_dim;
+    rc = gguf_opt_u64(g, arch_key(key, prefix, "attention.value_length"), 0, UINT32_MAX, &value, e);
+    if (!rc && value != head_dim)
+        rc = err_set(e, ERR_DATA, "key '%s' is %llu, but heads have %llu: not supported", key,
+                     (unsigned long long)value, (unsigned long long)head_dim);
+    if (!rc) rc = gguf_opt_u64(g, arch_key(key, prefix, "rope.dimension_count"), 0, UINT32_MAX, &rotated, e);
+    if (!rc && rotated != head_dim && !partial)
+        rc = err_set(e, ERR_DATA, "key '%s' is %llu, but heads have %llu: not supported", key,
+                     (unsigned long long)rotated, (unsigned long long)head_dim);
+    if (rc) return rc;
+    if (rotated != head_dim) c->rope.dims = (uint32_t)rotated;
     c->head_dim = (uint32_t)head_dim;
     return 0;
 }
 
-static int read_numbers(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
-                        struct err *e) {
+static int read_numbers(const struct gguf_file *g, const char *prefix, struct model_config *c, struct err *e) {
     const struct {
         const char *suffix;
         uint64_t max;
@@ -173,12 +93,13 @@ static int read_numbers(const struct gguf_file *g, const struct gguf_arch *arch,
     char key[KEY_SIZE];
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
-        int rc = gguf_get_u64(g, arch_key(key, arch, numbers[i].suffix), 1, numbers[i].max, &v, e);
+        int rc = gguf_get_u64(g, arch_key(key, prefix, numbers[i].suffix), 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
     double eps = -1;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "attention.layer_norm_rms_epsilon"), 0, 1, &eps, e);
+    const char *name = c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
+    int rc = gguf_opt_f64(g, arch_key(key, prefix, name), 0, 1, &eps, e);
     if (!rc && eps < 0) rc = err_set(e, ERR_DATA, "key '%s' is missing", key);
     c->norm_eps = (float)eps;
     return rc;
@@ -186,24 +107,55 @@ static int read_numbers(const struct gguf_file *g, const struct gguf_arch *arch,
 
 /* ---- rotary positions ---- */
 
-static int read_scaling(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
-                        struct arena *a, struct err *e) {
-    char key[KEY_SIZE];
+/* A number in full beside the f32 that other programs read (export writes it where f32 would round). They are two
+ * homes of one value, so they must round to the same. */
+static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
+                      double *out, struct err *e) {
+    double exact = 0;
+    int rc = gguf_opt_f64(g, key, min, max, out, e);
+    if (!rc) rc = gguf_opt_f64(g, own_key, min, max, &exact, e);
+    if (rc || exact == 0) return rc;
+    if (!gguf_find(g, key) || (float)exact != (float)*out)
+        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", own_key, exact, key, *out);
+    *out = exact;
+    return 0;
+}
+
+/* The factor has an old and a new name. 0 stands for "not set" in older files. */
+static int read_factor(const struct gguf_file *g, const char *prefix, double *factor, struct err *e) {
+    char key[KEY_SIZE], old_key[KEY_SIZE];
+    double old = 0;
+    arch_key(key, prefix, "rope.scaling.factor");
+    *factor = 0;
+    int rc = gguf_opt_f64(g, arch_key(old_key, prefix, "rope.scale_linear"), 0, 1e6, &old, e);
+    if (!rc) rc = gguf_opt_f64(g, key, 0, 1e6, factor, e);
+    if (rc) return rc;
+    if (old != 0 && *factor != 0 && old != *factor)
+        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", key, *factor, old_key, old);
+    if (*factor == 0) *factor = old != 0 ? old : 1;
+    return 0;
+}
+
+static int read_scaling(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
+                        struct err *e) {
+    char key[KEY_SIZE], factor_key[KEY_SIZE];
     const char *type = "linear"; /* llama.cpp's default when there is a factor */
-    double factor = 1;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.scale_linear"), 0, 1e6, &factor, e);
-    if (!rc) rc = gguf_opt_f64(g, arch_key(key, arch, "rope.scaling.factor"), 0, 1e6, &factor, e);
-    if (!rc) rc = gguf_opt_str(g, arch_key(key, arch, "rope.scaling.type"), a, &type, e);
+    double factor;
+    int rc = read_factor(g, prefix, &factor, e);
+    if (!rc) rc = gguf_opt_str(g, arch_key(key, prefix, "rope.scaling.type"), a, &type, e);
     if (rc) return rc;
     bool none = strcmp(type, "none") == 0;
     if (!none && strcmp(type, "linear") != 0)
         return err_set(e, ERR_DATA,
                        "key '%s': '%.64s' is not supported (none and linear are, and llama3 by rope_freqs.weight)", key,
                        type);
-    if (none || factor == 1 || factor == 0) return 0; /* 0 stands for "not set" in older files */
+    if (factor == 1) return 0;
+    if (none) return err_set(e, ERR_DATA, "key '%s' is 'none', but there is a factor of %g", key, factor);
     c->rope.scaling = ROPE_LINEAR;
     c->rope.factor = factor;
-    return gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
+    if (!gguf_find(g, "rill.rope.factor")) return 0;
+    return read_exact(g, arch_key(factor_key, prefix, "rope.scaling.factor"), "rill.rope.factor", 1e-3, 1e6,
+                      &c->rope.factor, e);
 }
 
 /* What our own export says about the factors in rope_freqs.weight, which GGUF has no keys for. */
@@ -237,16 +189,17 @@ static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, s
     return rc ? err_prefix(e, "tensor '%s'", t->name) : 0;
 }
 
-static int read_rope(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
-                     struct err *e) {
+static int read_rope(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
+                     struct arena *a, struct err *e) {
     char key[KEY_SIZE];
-    c->rope.theta = 10000;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.freq_base"), 1, 1e12, &c->rope.theta, e);
-    if (!rc)
-        rc = gguf_opt_f64(g, "rill.rope.theta", 1, 1e12, &c->rope.theta, e); /* in full, where f32 would round it */
-    if (!rc) rc = read_scaling(g, arch, c, a, e);
+    if (c->positions != POSITIONS_ROTARY) return 0;
+    c->rope.theta = arch->hf.theta;
+    int rc = read_exact(g, arch_key(key, prefix, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope.theta, e);
+    if (!rc) rc = read_scaling(g, prefix, c, a, e);
     const struct raw_tensor *factors = raw_table_find(&g->tensors, "rope_freqs.weight");
-    if (!rc && factors) rc = read_factors(g, factors, c, a, e);
+    if (!rc && factors) return read_factors(g, factors, c, a, e);
+    if (!rc && c->rope.scaling == ROPE_PLAIN && gguf_find(g, "rill.rope.factor"))
+        rc = err_set(e, ERR_DATA, "key 'rill.rope.factor' without a rope scaling or rope_freqs.weight");
     return rc;
 }
 
@@ -261,15 +214,14 @@ static int check_split(const struct gguf_file *g, struct err *e) {
                    (unsigned long long)parts);
 }
 
-static int read_vocab_size(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
-                           struct err *e) {
+static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct model_config *c, struct err *e) {
     const struct raw_tensor *embed = raw_table_find(&g->tensors, "token_embd.weight");
     if (!embed) return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is missing");
     uint64_t rows = embed->rank == 2 ? embed->dims[0] : 0, said = rows;
     if (rows < 1 || rows > MODEL_MAX_VOCAB)
         return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is no matrix of 1 to %u rows", MODEL_MAX_VOCAB);
     char key[KEY_SIZE];
-    int rc = gguf_opt_u64(g, arch_key(key, arch, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
+    int rc = gguf_opt_u64(g, arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
     if (!rc && said != rows)
         rc = err_set(e, ERR_DATA, "key '%s' is %llu, but the embedding has %llu rows", key, (unsigned long long)said,
                      (unsigned long long)rows);
@@ -277,23 +229,48 @@ static int read_vocab_size(const struct gguf_file *g, const struct gguf_arch *ar
     return rc;
 }
 
-int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
-                     struct err *e) {
-    *c = (struct model_config){.arch = arch->arch};
-    const char *own_name = NULL; /* our export of a qwen2 that only deci can express */
+/* Our export of an architecture that only another name can express: of qwen2 as deci. */
+static int read_own_arch(const struct gguf_file *g, const struct arch **arch, const char *prefix, struct arena *a,
+                         struct err *e) {
+    const char *name = NULL;
+    int rc = gguf_opt_str(g, "rill.architecture", a, &name, e);
+    if (rc || !name) return rc;
+    const struct arch *own;
+    rc = arch_of_config(&(struct model_config){.arch = name}, &own, e);
+    if (rc) return err_prefix(e, "key 'rill.architecture'");
+    if (own != *arch && (!own->gguf.uneven.name || strcmp(prefix, own->gguf.uneven.name) != 0) &&
+        strcmp(prefix, own->gguf.names[0].name ? own->gguf.names[0].name : "") != 0)
+        return err_set(e, ERR_DATA, "key 'rill.architecture' is '%.64s', but 'general.architecture' is '%s'", name,
+                       prefix);
+    *arch = own;
+    return 0;
+}
+
+/* Biases that a family has or not are there or not. */
+static bool has_tensor(const struct gguf_file *g, const char *name, const char *fused) {
+    return raw_table_find(&g->tensors, name) || raw_table_find(&g->tensors, fused);
+}
+
+int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
+                     struct arena *a, struct err *e) {
+    *c = (struct model_config){.n_layers = 0};
     int rc = check_split(g, e);
-    if (!rc) rc = check_keys(g, arch, e);
-    if (!rc) rc = gguf_opt_str(g, "rill.architecture", a, &own_name, e);
-    if (!rc && own_name) c->arch = own_name;
-    if (!rc) rc = read_numbers(g, arch, c, e);
-    if (!rc) rc = read_layers(g, arch, c, a, e);
-    if (!rc) rc = read_head_dim(g, arch, c, e);
-    if (!rc) rc = read_rope(g, arch, c, a, e);
-    if (!rc) rc = read_vocab_size(g, arch, c, e);
+    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, a, e);
+    if (!rc) rc = read_own_arch(g, &arch, prefix, a, e);
     if (rc) return rc;
-    c->tied = !raw_table_find(&g->tensors, "output.weight");
-    c->qkv_bias = raw_table_find(&g->tensors, "blk.0.attn_q.bias") != NULL;
-    return model_config_check(c, e);
+    *c = arch->traits;
+    c->arch = arch->name;
+    rc = read_numbers(g, prefix, c, e);
+    if (!rc) rc = read_layers(g, prefix, c, a, e);
+    if (!rc) rc = read_head_dim(g, prefix, arch->hf.partial_rotary, c, e);
+    if (!rc) rc = read_rope(g, arch, prefix, c, a, e);
+    if (!rc) rc = read_vocab_size(g, prefix, c, e);
+    if (rc) return rc;
+    c->tied = c->output != OUTPUT_NONE && !raw_table_find(&g->tensors, "output.weight");
+    c->qkv_bias = has_tensor(g, "blk.0.attn_q.bias", "blk.0.attn_qkv.bias");
+    c->o_bias = has_tensor(g, "blk.0.attn_output.bias", "");
+    if (arch->gguf.read) rc = arch->gguf.read(c, g, prefix, a, e);
+    return rc ? rc : model_config_check(c, e);
 }
 
 const char *const gguf_general_keys[] = {"name",     "author",      "version",    "organization",    "basename",

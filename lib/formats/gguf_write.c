@@ -210,24 +210,38 @@ static void put_model(struct header *h, const struct model_config *c) {
 
 /* ---- keys of the tokenizer ---- */
 
-static void put_piece(struct header *h, const struct token *t, uint32_t id, struct buf *scratch) {
-    char placeholder[32];
-    if (t->flags & TOKEN_UNUSED) {
-        snprintf(placeholder, sizeof placeholder, "[PAD%u]", id);
-        put_string(h, placeholder, strlen(placeholder));
-    } else if (t->flags & TOKEN_ADDED) {
-        put_string(h, t->bytes, t->n_bytes);
-    } else {
-        scratch->len = 0;
-        if (!h->rc) h->rc = text_spell(t->bytes, t->n_bytes, scratch, h->e);
-        put_string(h, scratch->data, scratch->len);
+/* Unused tokens need a text of their own, too. No two ids can get the same one. */
+static void put_placeholder(struct header *h, uint32_t id, const struct spellings *taken, struct buf *scratch) {
+    char start[32];
+    snprintf(start, sizeof start, "[PAD%u", id);
+    scratch->len = 0;
+    if (!h->rc) h->rc = buf_append(scratch, start, strlen(start), h->e);
+    if (!h->rc) h->rc = buf_append(scratch, "]", 2, h->e);
+    while (!h->rc && spellings_has(taken, (const char *)scratch->data)) {
+        scratch->len -= 2;
+        h->rc = buf_append(scratch, "_]", 3, h->e);
     }
+    if (!h->rc) put_string(h, scratch->data, scratch->len - 1);
+}
+
+static void put_piece(struct header *h, const struct token *t, uint32_t id, const struct spellings *taken,
+                      struct buf *scratch) {
+    if (t->flags & TOKEN_UNUSED) {
+        put_placeholder(h, id, taken, scratch);
+        return;
+    }
+    scratch->len = 0;
+    if (!h->rc) h->rc = token_spelling(t, scratch, h->e);
+    put_string(h, scratch->data, scratch->len);
 }
 
 static void put_tokens(struct header *h, const struct vocab *v, struct buf *scratch) {
     bool types_say_all = true;
+    struct spellings taken = {0};
+    if (!h->rc) h->rc = spellings_make(&taken, v, h->e);
     key_array(h, "tokenizer.ggml.tokens", GGUF_STRING, v->n_tokens);
-    for (uint32_t i = 0; i < v->n_tokens; i++) put_piece(h, &v->tokens[i], i, scratch);
+    for (uint32_t i = 0; i < v->n_tokens && !h->rc; i++) put_piece(h, &v->tokens[i], i, &taken, scratch);
+    spellings_release(&taken);
     key_array(h, "tokenizer.ggml.token_type", GGUF_I32, v->n_tokens);
     for (uint32_t i = 0; i < v->n_tokens; i++) {
         put_u32(h, gguf_token_type(&v->tokens[i]));

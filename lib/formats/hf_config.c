@@ -1,145 +1,97 @@
-/* config.json of Hugging Face's LlamaForCausalLM and Qwen2ForCausalLM. formats/huggingface.md has the table of keys. */
-#include <math.h>
+/*
+ * config.json of Hugging Face's classes: what all have in common, reading and writing; arch_*.c have the rest.
+ * formats/huggingface.md has the table of keys.
+ */
+#include "lib/formats/arch_internal.h"
 
-#include "lib/formats/formats_internal.h"
+const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_size",  "num_attention_heads",
+                                            "num_key_value_heads",     "head_dim",     "intermediate_size",
+                                            "max_position_embeddings", "rms_norm_eps", "hidden_act"};
 
-static const struct hf_arch {
-    const char *class, *model_type;
-    const char *arch;
-} archs[] = {
-    {"LlamaForCausalLM", "llama", "llama"},
-    {"Qwen2ForCausalLM", "qwen2", "qwen2"},
-};
+/* ---- which class ---- */
 
-/* Null stands for absent everywhere in these files. */
-static const cJSON *member(const cJSON *object, const char *key) {
-    const cJSON *x = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNull(x) ? NULL : x;
-}
-
-/* ---- reading ---- */
-
-static int read_arch(const cJSON *json, struct model_config *c, struct err *e) {
-    const cJSON *list = member(json, "architectures");
-    const char *class = cJSON_IsArray(list) && list->child ? cJSON_GetStringValue(list->child) : NULL;
-    const char *type = cJSON_GetStringValue(member(json, "model_type"));
-    for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (class ? strcmp(class, archs[i].class) == 0 : type && strcmp(type, archs[i].model_type) == 0) {
-            c->arch = archs[i].arch;
-            return 0;
-        }
-    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (LlamaForCausalLM and Qwen2ForCausalLM are)",
-                   class  ? class
-                   : type ? type
-                          : "(none)");
-}
-
-/* What would change the arithmetic in a way that Rill does not do. Absent and null are fine. */
-static const struct {
-    const char *key;
-    enum { BE_FALSE, BE_NUMBER, BE_TEXT, BE_ABSENT } rule;
-    double number;
-    const char *text;
-} demands[] = {
-    {"hidden_act", BE_TEXT, 0, "silu"},
-    {"mlp_bias", BE_FALSE, 0, NULL},
-    {"rope_interleaved", BE_FALSE, 0, NULL},
-    {"use_mrope", BE_FALSE, 0, NULL},
-    {"partial_rotary_factor", BE_NUMBER, 1, NULL},
-    {"quantization_config", BE_ABSENT, 0, NULL},
-    {"block_configs", BE_ABSENT, 0, NULL},
-    {"num_local_experts", BE_ABSENT, 0, NULL},
-};
-
-static int check_demands(const cJSON *json, struct err *e) {
-    for (size_t i = 0; i < COUNT_OF(demands); i++) {
-        const cJSON *x = member(json, demands[i].key);
-        const char *text = cJSON_GetStringValue(x);
-        bool ok = !x || (demands[i].rule == BE_FALSE && cJSON_IsFalse(x)) ||
-                  (demands[i].rule == BE_NUMBER && cJSON_IsNumber(x) && x->valuedouble == demands[i].number) ||
-                  (demands[i].rule == BE_TEXT && text && strcmp(text, demands[i].text) == 0);
-        if (!ok && text) return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", demands[i].key, text);
-        if (!ok) return err_set(e, ERR_DATA, "\"%s\": this setting is not supported", demands[i].key);
+/* transformers goes by model_type, everybody else by the class: they must be of one kind. */
+static int read_arch(const cJSON *json, const struct arch **out, struct err *e) {
+    const cJSON *list = hf_member(json, "architectures");
+    const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
+    *out = NULL;
+    if (list && !cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"architectures\" is not a list");
+    for (const cJSON *x = list ? list->child : NULL; x; x = x->next) {
+        const char *class = cJSON_GetStringValue(x);
+        const struct arch *found = class ? arch_by_class(class) : NULL;
+        if (!found) return arch_class_unknown(class ? class : "(no text)", e);
+        if (first && *out != found) return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", first, class);
+        *out = found;
+        first = class;
     }
+    if (!type) return *out ? 0 : arch_class_unknown("(none)", e);
+    const struct arch *by_type = arch_by_model_type(type);
+    if (*out && *out != by_type)
+        return err_set(e, ERR_DATA, "\"architectures\" says %s, but \"model_type\" says '%.64s'", first, type);
+    *out = by_type;
+    return *out ? 0 : arch_class_unknown(type, e);
+}
+
+/* transformers runs such code only when it is told to trust it. */
+static void warn_of_code(const cJSON *json, const struct arch *arch) {
+    for (const cJSON *x = hf_member(json, "auto_map") ? hf_member(json, "auto_map")->child : NULL; x; x = x->next)
+        if (x->string && strncmp(x->string, "AutoModel", 9) == 0) {
+            log_line(LOG_WARN, "config.json: \"auto_map\" names code of its own for this model: it is read as %s",
+                     arch->hf.classes[0].class);
+            return;
+        }
+}
+
+/* ---- numbers ---- */
+
+static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
+    struct hf_rope r;
+    if (c->positions != POSITIONS_ROTARY) return 0;
+    int rc = hf_rope_read(&r, json, arch->hf.theta, e);
+    if (rc) return rc;
+    if (r.partial != 1 && !arch->hf.partial_rotary)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
+    c->rope = (struct model_rope){.theta = r.theta,
+                                  .scaling = r.scaling,
+                                  .factor = r.factor,
+                                  .low_freq = r.low_freq,
+                                  .high_freq = r.high_freq,
+                                  .original_context = r.original_context};
+    if (r.partial != 1) c->rope.dims = (uint32_t)(c->head_dim * r.partial);
     return 0;
 }
 
-/* A window only matters when it is switched on and shorter than the context. Llama's configuration has no such
- * thing. */
-static int check_window(const cJSON *json, const struct model_config *c, struct err *e) {
-    for (const cJSON *x = member(json, "layer_types") ? member(json, "layer_types")->child : NULL; x; x = x->next) {
-        const char *type = cJSON_GetStringValue(x);
-        if (!type || strcmp(type, "full_attention") != 0)
-            return err_set(e, ERR_DATA, "\"layer_types\": '%.64s' is not supported", type ? type : "(no text)");
-    }
-    uint64_t window = UINT32_MAX;
-    bool use = false;
-    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc) rc = json_opt_u64(json, "sliding_window", 1, JSON_MAX_INTEGER, &window, e);
-    if (!rc && use && window < c->context)
-        rc = err_set(e, ERR_DATA, "\"use_sliding_window\": attention to the last %llu of %u positions is not supported",
-                     (unsigned long long)window, c->context);
-    return rc;
-}
-
-static int read_llama3(const cJSON *scaling, struct model_config *c, struct err *e) {
-    uint64_t original = 0;
-    c->rope.scaling = ROPE_LLAMA3;
-    int rc = json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope.factor, e);
-    if (!rc) rc = json_get_f64(scaling, "low_freq_factor", 1e-3, 1e6, &c->rope.low_freq, e);
-    if (!rc) rc = json_get_f64(scaling, "high_freq_factor", 1e-3, 1e6, &c->rope.high_freq, e);
-    if (!rc) rc = json_get_u64(scaling, "original_max_position_embeddings", 1, UINT32_MAX, &original, e);
-    c->rope.original_context = (uint32_t)original;
-    return rc;
-}
-
-static int read_scaling(const cJSON *scaling, struct model_config *c, struct err *e) {
-    const char *type = "default";
-    int rc = json_opt_str(scaling, "type", &type, e); /* the old name of the key; the new one wins */
-    if (!rc) rc = json_opt_str(scaling, "rope_type", &type, e);
-    if (rc || strcmp(type, "default") == 0) return rc;
-    if (strcmp(type, "llama3") == 0) return read_llama3(scaling, c, e);
-    if (strcmp(type, "linear") != 0)
-        return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear and llama3 are)", type);
-    c->rope.scaling = ROPE_LINEAR;
-    return json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope.factor, e);
-}
-
-/* transformers 4: "rope_theta" and "rope_scaling". transformers 5: both in "rope_parameters". */
-static int read_rope(const cJSON *json, struct model_config *c, struct err *e) {
-    const cJSON *parameters = member(json, "rope_parameters"), *scaling = member(json, "rope_scaling");
-    c->rope.theta = 10000;
-    int rc = json_opt_f64(json, "rope_theta", 1, 1e12, &c->rope.theta, e);
-    if (!rc && parameters) rc = json_opt_f64(parameters, "rope_theta", 1, 1e12, &c->rope.theta, e);
-    if (!rc && parameters && member(parameters, "partial_rotary_factor") &&
-        member(parameters, "partial_rotary_factor")->valuedouble != 1)
-        rc = err_set(e, ERR_DATA, "\"partial_rotary_factor\": this setting is not supported");
-    if (!rc && (parameters || scaling)) rc = read_scaling(parameters ? parameters : scaling, c, e);
-    return rc ? err_prefix(e, parameters ? "rope_parameters" : "rope") : 0;
-}
-
-static int read_numbers(const cJSON *json, struct model_config *c, struct model_layer *l, struct err *e) {
+static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+                        struct err *e) {
     const struct {
         const char *key;
         uint64_t max;
         uint32_t *to;
-    } numbers[] = {
-        {"num_hidden_layers", MODEL_MAX_LAYERS, &c->n_layers}, {"hidden_size", MODEL_MAX_DIM, &c->hidden},
-        {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},       {"max_position_embeddings", UINT32_MAX, &c->context},
-        {"intermediate_size", MODEL_MAX_DIM, &l->ffn},         {"num_attention_heads", MODEL_MAX_DIM, &l->n_heads}};
+    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers},
+                   {n->hidden, MODEL_MAX_DIM, &c->hidden},
+                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},
+                   {n->context, UINT32_MAX, &c->context},
+                   {n->heads, MODEL_MAX_DIM, &l->n_heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
         int rc = json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
-    return 0;
+    /* Where the width is absent it is 4 x hidden, in the classes that say so by not asking for it (GPT-2's n_inner). */
+    uint64_t ffn = 4ull * c->hidden;
+    bool must = n->ffn == hf_llama_numbers.ffn;
+    int rc = must ? json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
+                  : json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
+    l->ffn = (uint32_t)ffn;
+    return rc;
 }
 
-static int read_heads(const cJSON *json, struct model_config *c, struct model_layer *l, struct err *e) {
+static int read_heads(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+                      struct err *e) {
     uint64_t kv = l->n_heads, head_dim = 0;
-    int rc = json_opt_u64(json, "num_key_value_heads", 1, MODEL_MAX_DIM, &kv, e);
-    if (!rc) rc = json_opt_u64(json, "head_dim", 1, MODEL_MAX_DIM, &head_dim, e);
+    int rc = n->kv_heads ? json_opt_u64(json, n->kv_heads, 1, MODEL_MAX_DIM, &kv, e) : 0;
+    if (!rc && n->head_dim) rc = json_opt_u64(json, n->head_dim, 1, MODEL_MAX_DIM, &head_dim, e);
     if (rc) return rc;
     if (!head_dim && c->hidden % l->n_heads)
         return err_set(e, ERR_DATA, "no \"head_dim\", and %u heads do not divide the hidden size %u", l->n_heads,
@@ -149,31 +101,111 @@ static int read_heads(const cJSON *json, struct model_config *c, struct model_la
     return 0;
 }
 
-int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) {
-    struct model_layer layer = {0};
-    double eps = 1e-6;
-    *c = (struct model_config){0};
-    int rc = read_arch(json, c, e);
-    if (!rc) rc = check_demands(json, e);
-    if (!rc) rc = read_numbers(json, c, &layer, e);
-    if (!rc) rc = read_heads(json, c, &layer, e);
-    if (!rc) rc = check_window(json, c, e);
-    if (!rc) rc = read_rope(json, c, e);
-    if (!rc) rc = json_opt_f64(json, "rms_norm_eps", 0, 1, &eps, e);
-    if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
+/* ---- activations: transformers' names; the first of a kind is what is written ---- */
+
+static const struct {
+    const char *name;
+    enum kernel_act act;
+} acts[] = {{"silu", ACT_SILU},
+            {"swish", ACT_SILU},
+            {"gelu", ACT_GELU},
+            {"gelu_python", ACT_GELU},
+            {"gelu_new", ACT_GELU_TANH},
+            {"gelu_pytorch_tanh", ACT_GELU_TANH},
+            {"gelu_fast", ACT_GELU_TANH},
+            {"gelu_accurate", ACT_GELU_TANH},
+            {"quick_gelu", ACT_GELU_QUICK},
+            {"relu", ACT_RELU},
+            {"relu2", ACT_RELU_SQUARED},
+            {"tanh", ACT_TANH}};
+
+int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback, struct err *e) {
+    const char *name = fallback;
+    int rc = json_opt_str(json, key, &name, e);
     if (rc) return rc;
-    c->qkv_bias = strcmp(c->arch, "qwen2") == 0;
-    if (strcmp(c->arch, "llama") == 0) rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    for (size_t i = 0; i < COUNT_OF(acts); i++)
+        if (strcmp(acts[i].name, name) == 0) {
+            c->act = acts[i].act;
+            return 0;
+        }
+    return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", key, name);
+}
+
+const char *hf_act_name(uint32_t act) {
+    for (size_t i = 0; i < COUNT_OF(acts); i++)
+        if (acts[i].act == act) return acts[i].name;
+    return "silu";
+}
+
+/* ---- windows ---- */
+
+int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given, struct err *e) {
+    const cJSON *list = hf_member(json, "layer_types");
+    uint32_t n = 0;
+    *given = list != NULL;
+    if (!list) return 0;
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"layer_types\" is not a list");
+    for (const cJSON *x = list->child; x; x = x->next, n++) {
+        const char *type = cJSON_GetStringValue(x);
+        bool sliding = type && strcmp(type, "sliding_attention") == 0;
+        if (!sliding && (!type || strcmp(type, "full_attention") != 0))
+            return err_set(e, ERR_DATA, "\"layer_types\": '%.64s' is not supported", type ? type : "(no text)");
+        if (n < c->n_layers) c->layers[n].window = sliding ? window : 0;
+    }
+    if (n != c->n_layers)
+        return err_set(e, ERR_DATA, "\"layer_types\" has %u entries, but there are %u layers", n, c->n_layers);
+    return 0;
+}
+
+bool hf_put_layer_types(cJSON *json, const struct model_config *c) {
+    cJSON *list = cJSON_AddArrayToObject(json, "layer_types");
+    for (uint32_t i = 0; list && i < c->n_layers; i++) {
+        cJSON *x = cJSON_CreateString(c->layers[i].window ? "sliding_attention" : "full_attention");
+        if (x && cJSON_AddItemToArray(list, x)) continue;
+        cJSON_Delete(x);
+        return false;
+    }
+    return list != NULL;
+}
+
+/* ---- reading ---- */
+
+static int read_model(const cJSON *json, const struct arch *arch, struct model_config *c, struct arena *a,
+                      struct err *e) {
+    struct model_layer layer = {0};
+    double eps = arch->hf.eps;
+    int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
+    if (!rc) rc = read_heads(json, arch->hf.numbers, c, &layer, e);
+    if (!rc) rc = read_rope(json, arch, c, e);
+    if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
+    if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
+    c->tied = arch->hf.tied;
+    if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
     if (rc) return rc;
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
     for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i] = layer;
+    return arch->hf.read ? arch->hf.read(c, json, e) : 0;
+}
+
+int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) {
+    const struct arch *arch;
+    *c = (struct model_config){.n_layers = 0};
+    int rc = read_arch(json, &arch, e);
+    if (!rc) rc = hf_check_keys(json, arch->hf.keys, arch->hf.n_keys, e);
+    if (rc) return rc;
+    *c = arch->traits;
+    c->arch = arch->name;
+    rc = read_model(json, arch, c, a, e);
+    if (rc) return rc;
+    warn_of_code(json, arch);
     return model_config_check(c, e);
 }
 
 /* ---- writing ---- */
 
+/* config.json has one number for all layers. */
 static int check_uniform(const struct model_config *c, struct err *e) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
         const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
@@ -187,34 +219,39 @@ static int check_uniform(const struct model_config *c, struct err *e) {
     return 0;
 }
 
-static const struct hf_arch *arch_of(const struct model_config *c, struct err *e) {
-    if (strcmp(c->arch, "qwen2") == 0 && !c->qkv_bias) {
-        err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
-        return NULL;
-    }
-    for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (strcmp(archs[i].arch, c->arch) == 0) return &archs[i];
-    err_set(e, ERR_DATA, "architecture '%s' has no Hugging Face class here", c->arch);
-    return NULL;
+/* A field of type float, and JSON's 0 is an integer. */
+static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
+    if (c->norm_eps != 0) return 0;
+    return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for %s",
+                   arch->hf.numbers->eps ? arch->hf.numbers->eps : "it");
 }
 
-static bool put_scaling(cJSON *o, const struct model_config *c) {
-    if (c->rope.scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, "rope_scaling") != NULL;
-    cJSON *r = cJSON_AddObjectToObject(o, "rope_scaling");
-    bool ok = r && json_put_str(r, "rope_type", c->rope.scaling == ROPE_LINEAR ? "linear" : "llama3") &&
-              json_put_f64(r, "factor", c->rope.factor);
-    if (ok && c->rope.scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", c->rope.low_freq) &&
-             json_put_f64(r, "high_freq_factor", c->rope.high_freq) &&
-             json_put_u64(r, "original_max_position_embeddings", c->rope.original_context);
+int hf_config_check(const struct model_config *c, struct err *e) {
+    const struct arch *arch;
+    int rc = arch_of_config(c, &arch, e);
+    if (!rc) rc = check_uniform(c, e);
+    if (!rc) rc = check_eps(arch, c, e);
+    return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
+}
+
+bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope) {
+    if (rope->scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, key) != NULL;
+    cJSON *r = cJSON_AddObjectToObject(o, key);
+    bool ok = r && json_put_str(r, "rope_type", rope->scaling == ROPE_LINEAR ? "linear" : "llama3") &&
+              json_put_f64(r, "factor", rope->factor);
+    if (ok && rope->scaling == ROPE_LLAMA3)
+        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) &&
+             json_put_f64(r, "high_freq_factor", rope->high_freq) &&
+             json_put_u64(r, "original_max_position_embeddings", rope->original_context);
     return ok;
 }
 
 /* As META has it: 1e-05, not 9.999999747378752e-06. */
-static double shortest_eps(const struct model_config *c, struct err *e) {
-    cJSON *own = model_config_to_json(c, e);
-    const cJSON *eps = cJSON_GetObjectItemCaseSensitive(own, "norm_eps");
-    double v = eps ? eps->valuedouble : (double)c->norm_eps;
+double hf_shortest(const struct model_config *c, const char *feature, double fallback) {
+    struct err e;
+    cJSON *own = model_config_to_json(c, &e);
+    const cJSON *x = cJSON_GetObjectItemCaseSensitive(own, feature);
+    double v = x ? x->valuedouble : fallback;
     cJSON_Delete(own);
     return v;
 }
@@ -227,29 +264,36 @@ static bool put_id(cJSON *o, const char *key, uint32_t id) {
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 
-static bool put_numbers(cJSON *o, const struct model_config *c, double eps) {
+static bool put_number(cJSON *o, const char *key, uint64_t v) {
+    return !key || json_put_u64(o, key, v);
+}
+
+static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model_config *c) {
     const struct model_layer *l = &c->layers[0];
-    return json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "hidden_size", c->hidden) &&
-           json_put_u64(o, "intermediate_size", l->ffn) && json_put_u64(o, "num_hidden_layers", c->n_layers) &&
-           json_put_u64(o, "num_attention_heads", l->n_heads) &&
-           json_put_u64(o, "num_key_value_heads", l->n_kv_heads) && json_put_u64(o, "head_dim", c->head_dim) &&
-           json_put_u64(o, "max_position_embeddings", c->context) && json_put_f64(o, "rms_norm_eps", eps) &&
-           json_put_f64(o, "rope_theta", c->rope.theta) && put_scaling(o, c);
+    return put_number(o, "vocab_size", c->vocab_size) && put_number(o, n->hidden, c->hidden) &&
+           put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
+           put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
+           put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
+           (!n->eps || json_put_f64(o, n->eps, hf_shortest(c, "norm_eps", c->norm_eps))) &&
+           (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
+}
+
+static bool put_rope(cJSON *o, const struct model_config *c) {
+    if (c->positions != POSITIONS_ROTARY) return true;
+    return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
+           (!c->rope.dims || json_put_f64(o, "partial_rotary_factor", (double)c->rope.dims / c->head_dim));
 }
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
-    const struct hf_arch *arch = arch_of(c, e);
-    if (!arch || check_uniform(c, e) != 0) return NULL;
-    double eps = shortest_eps(c, e);
+    const struct arch *arch;
+    if (hf_config_check(c, e) || arch_of_config(c, &arch, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
-    cJSON *class = classes ? cJSON_CreateString(arch->class) : NULL;
-    bool ok = class && cJSON_AddItemToArray(classes, class) && json_put_str(o, "model_type", arch->model_type) &&
-              put_numbers(o, c, eps) && json_put_str(o, "hidden_act", "silu") &&
-              json_put_bool(o, "tie_word_embeddings", c->tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
-              json_put_bool(o, "use_cache", true);
-    if (ok && strcmp(c->arch, "llama") == 0)
-        ok = json_put_bool(o, "attention_bias", c->qkv_bias) && json_put_bool(o, "mlp_bias", false);
-    if (ok && strcmp(c->arch, "qwen2") == 0) ok = json_put_bool(o, "use_sliding_window", false);
+    cJSON *class = classes ? cJSON_CreateString(arch->hf.classes[0].class) : NULL;
+    bool ok = class && cJSON_AddItemToArray(classes, class) &&
+              json_put_str(o, "model_type", arch->hf.classes[0].model_type) && put_numbers(o, arch->hf.numbers, c) &&
+              put_rope(o, c) && json_put_bool(o, "tie_word_embeddings", c->tied) &&
+              json_put_str(o, "torch_dtype", torch_name(dtype)) && json_put_bool(o, "use_cache", true);
+    if (ok && arch->hf.write) ok = arch->hf.write(o, c);
     if (ok && v)
         ok =
             put_id(o, "bos_token_id", v->bos) && put_id(o, "eos_token_id", v->eos) && put_id(o, "pad_token_id", v->pad);

@@ -100,8 +100,19 @@ static int add_shards(struct foreign_model *f, const char *folder, struct err *e
     return rc;
 }
 
+/* transformers adds an adapter to the weights beside it without being asked. */
+static int check_adapter(struct foreign_model *f, const char *folder, struct err *e) {
+    const char *path = path_join(&f->memory, folder, "adapter_config.json", e);
+    if (!path) return e->code;
+    if (!file_exists(path)) return 0;
+    return err_set(e, ERR_DATA,
+                   "adapter_config.json: an adapter beside the weights is not supported (merge it, or "
+                   "remove the file if it is merged already)");
+}
+
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) {
-    int rc = read_json(f, folder, "config.json", &f->source->hf_config, e);
+    int rc = check_adapter(f, folder, e);
+    if (!rc) rc = read_json(f, folder, "config.json", &f->source->hf_config, e);
     if (rc) return rc;
     rc = hf_config_read(&f->config, f->source->hf_config, &f->memory, e);
     if (rc) return err_prefix(e, "config.json");

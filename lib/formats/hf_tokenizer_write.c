@@ -251,6 +251,9 @@ static int build(builder *fn, const struct vocab *v, struct buf *out, struct err
 }
 
 int hf_tokenizer_write(const struct vocab *v, struct buf *json, struct buf *config_json, struct err *e) {
-    int rc = build(build_tokenizer, v, json, e);
+    struct spellings spellings;
+    int rc = spellings_make(&spellings, v, e);
+    spellings_release(&spellings);
+    if (!rc) rc = build(build_tokenizer, v, json, e);
     return rc ? rc : build(build_config, v, config_json, e);
 }

@@ -66,7 +66,7 @@ setup() {
 @test "messages name the file and the key" {
     sed -i 's/LlamaForCausalLM/GemmaForCausalLM/' hf/config.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: config.json: architecture 'GemmaForCausalLM' is not supported (LlamaForCausalLM and *"
+    assert_stderr_line "hf: config.json: architecture 'GemmaForCausalLM' is not supported (LlamaForCausalLM, *"
     sed -i 's/GemmaForCausalLM/LlamaForCausalLM/; s/"hidden_size": 64/"hidden_size": "64"/' hf/config.json
     check_exit 3 rill import hf
     assert_stderr_line "hf: config.json: json: key \"hidden_size\" is a string, expected a whole number"
@@ -77,6 +77,28 @@ setup() {
     assert_stderr_line "nowhere: No such file or directory"
     check_exit 3 rill import "$ROOT/LICENSE"
     assert_stderr_line "$ROOT/LICENSE: not a GGUF file*"
+}
+
+@test "a configuration that contradicts itself is refused with both names" {
+    cp hf/config.json whole.json
+    sed 's/"rope_theta": 500000.0/"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}/' whole.json >hf/config.json
+    check_exit 3 rill import hf -o out.rill
+    assert_stderr_line "hf: config.json: \"rope_scaling\" and \"rope_parameters\" disagree: rope type 'llama3' against 'default'"
+    sed 's/"mlp_bias": false/"attention_multiplier": 0.5/' whole.json >hf/config.json
+    check_exit 3 rill import hf -o out.rill
+    assert_stderr_line "hf: config.json: \"attention_multiplier\": 0.5 is not supported"
+    sed 's/"mlp_bias": false/"new_key": 1/' whole.json >hf/config.json
+    check_exit 3 rill import hf -o out.rill
+    assert_stderr_line "hf: config.json: \"new_key\" is not known, and may change what the model computes*"
+    assert_no_file out.rill
+}
+
+@test "a head that was trained is kept, whatever the configuration says" {
+    check_exit 0 rill import --no-provenance hf -o apart.rill
+    sed -i 's/"tie_word_embeddings": false/"tie_word_embeddings": true/' hf/config.json
+    check_exit 0 rill import --no-provenance hf -o said-tied.rill
+    assert_stderr_line "config.json ties 'lm_head.weight' to the embedding, but the two differ: both are kept"
+    assert_same apart.rill said-tied.rill
 }
 
 @test "a cut source leaves no stream" {

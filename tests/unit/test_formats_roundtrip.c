@@ -268,6 +268,60 @@ static void test_vocabulary_details(void **state) {
     arena_release(&a);
 }
 
+/* The six tokens "a", "b", "ab", a space, "\xc3\xa9" and one that is added. */
+static struct buf model_with_added_token(const char *added, struct arena *a) {
+    struct err e;
+    const char *pieces[] = {"a", "b", "ab", " ", "\xc3\xa9", added};
+    struct token tokens[97];
+    struct vocab *v, spec = {.pre = PRE_GPT2, .tokens = tokens, .n_tokens = 97, .bos = TOKEN_NONE, .eos = TOKEN_NONE};
+    spec.pad = spec.unk = TOKEN_NONE;
+    for (size_t i = 0; i < spec.n_tokens; i++) tokens[i] = (struct token){.flags = TOKEN_UNUSED};
+    for (size_t i = 0; i < COUNT_OF(pieces); i++)
+        tokens[i] = (struct token){.bytes = (const unsigned char *)pieces[i], .n_bytes = (uint32_t)strlen(pieces[i])};
+    tokens[5].flags = TOKEN_ADDED;
+    struct model_config c = sample_config(a);
+    c.layers[1] = c.layers[0];
+    OK(vocab_new(&v, &spec, &e));
+    struct buf model = made_model(&c, v, DT_F32);
+    vocab_free(v);
+    return model;
+}
+
+/* Two tokens that a file would spell alike are refused by name; texts that only look alike are not. */
+static void test_tokens_of_one_spelling(void **state) {
+    (void)state;
+    static const struct {
+        const char *added, *says;
+    } cases[] = {
+        {"ab", "tokens 2 and 5 are both spelled 'ab': this format cannot hold both"},
+        {"\xc4\xa0", "tokens 3 and 5 are both spelled '\xc4\xa0'"},        /* what a space is spelled as */
+        {"\xc3\x83\xc2\xa9", "tokens 4 and 5 are both spelled '\xc3\x83"}, /* and what "\xc3\xa9" is */
+        {"\xc3\xa9", NULL},
+        {" ", NULL},
+        {"[PAD7]", NULL}, /* unused tokens get other texts then */
+        {"[PAD7_]", NULL},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e = {0};
+        struct arena a = {0};
+        struct buf gguf, model = model_with_added_token(cases[i].added, &a);
+        if (cases[i].says) {
+            int fd;
+            struct stream_map *m = map_of(&model, &fd);
+            assert_int_equal(export_gguf(&model, &gguf, &e), ERR_DATA);
+            if (!strstr(e.msg, cases[i].says)) fail_msg("said '%s', expected '%s'", e.msg, cases[i].says);
+            check_no_folder(m, 0, cases[i].says);
+            stream_map_free(m);
+            close(fd);
+        } else {
+            check_gguf_round_trip(&model);
+            check_folder_round_trip(&model, 0);
+        }
+        buf_release(&model);
+        arena_release(&a);
+    }
+}
+
 /* Blocks pass through unchanged, row order included; a folder holds what they stand for. */
 static void test_quantized_tensors(void **state) {
     (void)state;
@@ -450,6 +504,7 @@ int main(void) {
         cmocka_unit_test(test_layers_that_differ),
         cmocka_unit_test(test_configurations),
         cmocka_unit_test(test_vocabulary_details),
+        cmocka_unit_test(test_tokens_of_one_spelling),
         cmocka_unit_test(test_quantized_tensors),
         cmocka_unit_test(test_weights_that_do_not_fit),
         cmocka_unit_test(test_npy),

@@ -1,0 +1,99 @@
+/* The registry: all architectures that are known. Adding one: lib/model/README.md. */
+#include "lib/formats/arch_internal.h"
+
+static const struct arch *const registry[] = {
+    &arch_llama,
+    &arch_mistral,
+    &arch_qwen2,
+};
+
+const struct arch *arch_at(size_t i) {
+    return i < COUNT_OF(registry) ? registry[i] : NULL;
+}
+
+/* ---- by name ------------------------------------------------------------------------------------------------------ */
+
+static const char *name_of(const struct arch *a) {
+    return a->name;
+}
+static const char *class_of(const struct arch *a) {
+    return a->hf.classes[0].class;
+}
+static const char *gguf_of(const struct arch *a) {
+    return a->gguf.names[0].name;
+}
+
+/* "a, b and c" of those that have such a name. */
+static void list_names(const char *(*of)(const struct arch *), char *out, size_t size) {
+    size_t left = 0, n = 0;
+    out[0] = 0;
+    for (size_t i = 0; i < COUNT_OF(registry); i++) left += of(registry[i]) != NULL;
+    for (size_t i = 0; i < COUNT_OF(registry) && n < size; i++) {
+        const char *name = of(registry[i]);
+        if (!name) continue;
+        n += (size_t)snprintf(out + n, size - n, "%s%s", name, left > 2 ? ", " : left == 2 ? " and " : "");
+        left--;
+    }
+}
+
+int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) {
+    char known[512];
+    for (size_t i = 0; i < COUNT_OF(registry); i++)
+        if (strcmp(registry[i]->name, c->arch) == 0) {
+            *out = registry[i];
+            return 0;
+        }
+    list_names(name_of, known, sizeof known);
+    return err_set(e, ERR_DATA, "architecture '%.64s' is not known here (%s are)", c->arch, known);
+}
+
+const struct arch *arch_by_class(const char *class) {
+    for (size_t i = 0; i < COUNT_OF(registry); i++)
+        for (size_t k = 0; registry[i]->hf.classes[k].class; k++)
+            if (strcmp(registry[i]->hf.classes[k].class, class) == 0) return registry[i];
+    return NULL;
+}
+
+const struct arch *arch_by_model_type(const char *type) {
+    for (size_t i = 0; i < COUNT_OF(registry); i++)
+        for (size_t k = 0; registry[i]->hf.classes[k].class; k++)
+            if (strcmp(registry[i]->hf.classes[k].model_type, type) == 0) return registry[i];
+    return NULL;
+}
+
+int arch_class_unknown(const char *class, struct err *e) {
+    char known[512];
+    list_names(class_of, known, sizeof known);
+    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (%s are)", class, known);
+}
+
+const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled) {
+    for (size_t i = 0; i < COUNT_OF(registry); i++) {
+        const struct gguf_side *g = &registry[i]->gguf;
+        for (*spelled = g->names; (*spelled)->name; (*spelled)++)
+            if (strcmp((*spelled)->name, name) == 0) return registry[i];
+    }
+    return NULL;
+}
+
+int arch_gguf_unknown(const char *name, struct err *e) {
+    char known[512];
+    list_names(gguf_of, known, sizeof known);
+    return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (%s are)", name, known);
+}
+
+/* ---- what is written ---------------------------------------------------------------------------------------------- */
+
+static bool is_uneven(const struct model_config *c) {
+    for (uint32_t i = 1; i < c->n_layers; i++) {
+        const struct model_layer *x = &c->layers[i], *first = &c->layers[0];
+        if (x->n_heads != first->n_heads || x->n_kv_heads != first->n_kv_heads || x->ffn != first->ffn) return true;
+    }
+    return false;
+}
+
+const struct gguf_name *arch_gguf_name(const struct arch *a, const struct model_config *c) {
+    bool other = is_uneven(c) || (a->gguf.needs_uneven && a->gguf.needs_uneven(c));
+    const struct gguf_name *n = other ? &a->gguf.uneven : &a->gguf.names[0];
+    return n->name ? n : NULL;
+}

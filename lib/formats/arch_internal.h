@@ -1,0 +1,163 @@
+/*
+ * The registry of architectures, private to lib/formats. An architecture is one file, arch_NAME.c, that fills in a struct arch, and
+ * a line in arch.c. What it describes: what all of its models compute (a model_config), and how Hugging Face and GGUF spell them:
+ * keys of the configuration, names of tensors and how these lie. Everything else in Rill reads model_config, so nothing outside the
+ * file asks which architecture a model is of.
+ */
+#ifndef RILL_FORMATS_ARCH_INTERNAL_H
+#define RILL_FORMATS_ARCH_INTERNAL_H
+
+#include "lib/formats/formats_internal.h"
+
+/* ---- tensors (arch_tensors.c) ---------------------------------------------------------------------------------- */
+
+/* How a tensor of a file becomes that of a role. Flags; 0: it is the same. */
+enum {
+    FUSED_ROWS = 1,  /* several roles one after another as rows, in the order of the table: [q; k; v] */
+    FUSED_HEADS = 2, /* several roles head by head: q, k, v of head 0, of head 1 ... (GPT-NeoX) */
+    TRANSPOSED = 4,  /* [in][out], as GPT-2's Conv1D has it */
+    MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
+};
+struct arch_tensor {
+    enum model_role role;
+    const char *name; /* '#' stands for the number of the layer */
+    unsigned layout;
+};
+/* A table of them. A role may stand in it several times: import takes the first whose name the file has, export the first. */
+struct arch_tensors {
+    const struct arch_tensor *items;
+    size_t n;
+    const char *base; /* a prefix of names that files may leave out ("model."), or NULL */
+};
+/* GGUF's names, which all architectures share but for their own table, which is asked first. */
+extern const struct arch_tensors gguf_common_tensors;
+
+/* ---- Hugging Face ---------------------------------------------------------------------------------------------- */
+
+/* Keys under which config.json has the numbers; NULL: the architecture has none, and the default holds. */
+struct hf_numbers {
+    const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
+};
+extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_size ... rms_norm_eps, hidden_act */
+
+struct hf_side {
+    struct {
+        const char *class, *model_type;
+    } classes[4];              /* the first is what export writes; ends with NULL */
+    const struct hf_key *keys; /* of its own, which win over the common ones */
+    size_t n_keys;
+    const struct hf_numbers *numbers;
+    double eps, theta; /* when config.json does not say */
+    bool partial_rotary;
+    bool tied; /* when "tie_word_embeddings" is absent */
+    struct arch_tensors tensors;
+    /* The rest of config.json, after the numbers, the rotation and the layers; and what to write of it. NULL: nothing. */
+    int (*read)(struct model_config *c, const cJSON *json, struct err *e);
+    bool (*write)(cJSON *json, const struct model_config *c);
+    /* ERR_DATA when the class cannot hold this configuration. NULL: it can. */
+    int (*check)(const struct model_config *c, struct err *e);
+};
+
+/* For their read and write. */
+int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
+                struct err *e) MUST_CHECK;
+const char *hf_act_name(uint32_t act);
+/* "layer_types" or its absence: `window` for layers of "sliding_attention", 0 for "full_attention"; *given: is the list there? */
+int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given,
+                        struct err *e) MUST_CHECK;
+bool hf_put_layer_types(cJSON *json, const struct model_config *c);
+
+/* ---- GGUF ------------------------------------------------------------------------------------------------------- */
+
+struct gguf_name {
+    const char *name;
+    bool interleaved; /* rotary pairs lie side by side in q and k */
+};
+struct gguf_side {
+    struct gguf_name
+        names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
+    struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
+    bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
+    const struct gguf_key *keys;                        /* of its own */
+    size_t n_keys;
+    struct arch_tensors tensors; /* that differ from the common ones */
+    int (*read)(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a, struct err *e);
+    void (*write)(struct gguf_header *h, const struct model_config *c);
+};
+
+struct arch {
+    const char *name;           /* the label in streams */
+    const char *models;         /* who is of it, for help */
+    struct model_config traits; /* what every model of it computes, without shapes */
+    struct hf_side hf;
+    struct gguf_side gguf;
+};
+
+extern const struct arch arch_llama, arch_mistral, arch_qwen2;
+const struct arch *arch_at(size_t i); /* NULL past the end */
+
+/* ERR_DATA names those that are known. */
+int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) MUST_CHECK;
+int arch_class_unknown(const char *class, struct err *e); /* the refusal, which names those that are known; ERR_DATA */
+int arch_gguf_unknown(const char *name, struct err *e);
+const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled); /* NULL: unknown */
+const struct arch *arch_by_class(const char *class);
+const struct arch *arch_by_model_type(const char *type);
+/* What GGUF calls a model of this configuration; NULL: nothing. */
+const struct gguf_name *arch_gguf_name(const struct arch *a, const struct model_config *c);
+
+/* ---- a tensor of a role in a file ------------------------------------------------------------------------------- */
+
+/* Where it is, or how export writes it. */
+struct arch_place {
+    const struct arch_tensor *tensor;
+    const struct arch_tensors *table;
+    char name[TENSOR_MAX_NAME + 1]; /* in the file */
+    uint64_t first, total;          /* rows of the role in the file's tensor, and all of these */
+    uint64_t part, parts;           /* FUSED_HEADS: rows of the role in a head, and of all parts */
+};
+/* Import: the first of the role's names that the file has. NULL and place->name the first name when it has none. */
+struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
+                             const struct model_config *c, struct model_slot s, const struct raw_table *files,
+                             struct arch_place *place);
+/* Export: false when the architecture has no name for the role. */
+bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
+                struct model_slot s, struct arch_place *place);
+/* The shape that the file's tensor has, for this slot's configuration. */
+unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
+                            uint64_t dims[2]);
+/* Does the data lie as the slot has it? Then it begins at this byte of the file's tensor; else it is to be rearranged. */
+bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset);
+/* The slot's tensor from the file's, both of `dtype`: to[rows][cols]. MINUS_ONE is left to the caller. */
+void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
+                 void *to);
+/* And back: into its part of the file's tensor. */
+void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
+                  void *to);
+
+/* ---- tensors on their way out (export_tensors.c) ---------------------------------------------------------------- */
+
+/* One of the file, of one slot or of several that it fuses. */
+struct out_tensor {
+    char name[TENSOR_MAX_NAME + 1];
+    unsigned rank;
+    uint64_t dims[2];
+    enum dtype stored; /* as the stream has it */
+    enum model_role_kind kind;
+    size_t n_slots;
+    struct model_slot slots[3];
+    struct arch_place places[3];
+};
+struct out_tensors {
+    struct out_tensor *items; /* in the arena of the export_source */
+    size_t n;
+};
+/* ERR_DATA when the format has no name for one of them, or fused ones are quantized in different types. */
+int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
+                     const struct arch_tensors *common, struct err *e) MUST_CHECK;
+uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as);
+/* Its data in the order of the file, rotary rows interleaved or not; valid until the next call. */
+int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,
+                    const void **data, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,75 @@
+/* Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v, and a window that is mostly switched off. */
+#include "lib/formats/arch_internal.h"
+
+static const struct hf_key keys[] = {
+    HF_KEY("attention_bias", HF_TRUE),
+    HF_KEY("qkv_bias", HF_TRUE),
+};
+
+static const struct arch_tensor tensors[] = {
+    {ROLE_EMBED, "model.embed_tokens.weight", 0},
+    {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
+    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
+    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
+    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
+    {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},
+    {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},
+    {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},
+    {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},
+    {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},
+    {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0},
+    {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},
+    {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0},
+    {ROLE_NORM, "model.norm.weight", 0},
+    {ROLE_HEAD, "lm_head.weight", 0},
+};
+
+/* The window holds in layers from "max_window_layers" on, when "use_sliding_window" is true. */
+static int read(struct model_config *c, const cJSON *json, struct err *e) {
+    uint64_t window = 4096, first = 28;
+    bool use = false, given;
+    if (cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, "sliding_window"))) window = 0;
+    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (!rc) rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &window, e);
+    if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
+    if (!use || window >= c->context) window = 0;
+    if (!rc) rc = hf_read_layer_types(c, json, (uint32_t)window, &given, e);
+    for (uint32_t i = (uint32_t)first; i < c->n_layers && !rc && !given; i++) c->layers[i].window = (uint32_t)window;
+    return rc;
+}
+
+static bool write(cJSON *json, const struct model_config *c) {
+    uint32_t window = 0, first = 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) window = c->layers[i].window ? c->layers[i].window : window;
+    while (first < c->n_layers && !c->layers[first].window) first++;
+    bool ok = json_put_bool(json, "use_sliding_window", window != 0);
+    if (!ok || !window) return ok;
+    return json_put_u64(json, "sliding_window", window) && json_put_u64(json, "max_window_layers", first) &&
+           hf_put_layer_types(json, c);
+}
+
+static int check(const struct model_config *c, struct err *e) {
+    return c->qkv_bias ? 0 : err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
+}
+
+/* llama.cpp's qwen2 wants heads as wide as the residual stream and takes no rope_freqs.weight. */
+static bool needs_deci(const struct model_config *c) {
+    return (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden || c->rope.scaling == ROPE_LLAMA3;
+}
+
+const struct arch arch_qwen2 = {
+    .name = "qwen2",
+    .models = "Qwen2, Qwen2.5",
+    .traits = {.qkv_bias = true},
+    .hf = {.classes = {{"Qwen2ForCausalLM", "qwen2"}},
+           .keys = keys,
+           .n_keys = COUNT_OF(keys),
+           .numbers = &hf_llama_numbers,
+           .eps = 1e-6,
+           .theta = 10000,
+           .tensors = {tensors, COUNT_OF(tensors), "model."},
+           .read = read,
+           .write = write,
+           .check = check},
+    .gguf = {.names = {{"qwen2", false}}, .uneven = {"deci", true}, .needs_uneven = needs_deci},
+};

@@ -1,0 +1,171 @@
+/* Tensors of roles in foreign files: their names, and how several of them lie in one. */
+#include "lib/formats/arch_internal.h"
+
+/* ---- names ------------------------------------------------------------------------------------------------------- */
+
+/* Those that GGUF has for all architectures; some converters fuse q, k and v. */
+static const struct arch_tensor gguf_tensors[] = {
+    {ROLE_EMBED, "token_embd.weight", 0},
+    {ROLE_POSITION_EMBED, "position_embd.weight", 0},
+    {ROLE_TYPE_EMBED, "token_types.weight", 0},
+    {ROLE_EMBED_NORM, "token_embd_norm.weight", 0},
+    {ROLE_EMBED_NORM_BIAS, "token_embd_norm.bias", 0},
+    {ROLE_ATTN_NORM, "blk.#.attn_norm.weight", 0},
+    {ROLE_ATTN_NORM_BIAS, "blk.#.attn_norm.bias", 0},
+    {ROLE_Q, "blk.#.attn_q.weight", 0},
+    {ROLE_K, "blk.#.attn_k.weight", 0},
+    {ROLE_V, "blk.#.attn_v.weight", 0},
+    {ROLE_Q_BIAS, "blk.#.attn_q.bias", 0},
+    {ROLE_K_BIAS, "blk.#.attn_k.bias", 0},
+    {ROLE_V_BIAS, "blk.#.attn_v.bias", 0},
+    {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_V, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_Q_BIAS, "blk.#.attn_qkv.bias", FUSED_ROWS},
+    {ROLE_K_BIAS, "blk.#.attn_qkv.bias", FUSED_ROWS},
+    {ROLE_V_BIAS, "blk.#.attn_qkv.bias", FUSED_ROWS},
+    {ROLE_Q_NORM, "blk.#.attn_q_norm.weight", 0},
+    {ROLE_K_NORM, "blk.#.attn_k_norm.weight", 0},
+    {ROLE_O, "blk.#.attn_output.weight", 0},
+    {ROLE_O_BIAS, "blk.#.attn_output.bias", 0},
+    {ROLE_ATTN_POST_NORM, "blk.#.post_attention_norm.weight", 0},
+    {ROLE_FFN_NORM, "blk.#.ffn_norm.weight", 0},
+    {ROLE_FFN_NORM_BIAS, "blk.#.ffn_norm.bias", 0},
+    {ROLE_GATE, "blk.#.ffn_gate.weight", 0},
+    {ROLE_UP, "blk.#.ffn_up.weight", 0},
+    {ROLE_UP_BIAS, "blk.#.ffn_up.bias", 0},
+    {ROLE_DOWN, "blk.#.ffn_down.weight", 0},
+    {ROLE_DOWN_BIAS, "blk.#.ffn_down.bias", 0},
+    {ROLE_FFN_POST_NORM, "blk.#.post_ffw_norm.weight", 0},
+    {ROLE_NORM, "output_norm.weight", 0},
+    {ROLE_NORM_BIAS, "output_norm.bias", 0},
+    {ROLE_HEAD, "output.weight", 0},
+    {ROLE_HEAD_BIAS, "output.bias", 0},
+};
+const struct arch_tensors gguf_common_tensors = {gguf_tensors, COUNT_OF(gguf_tensors), NULL};
+
+/* The pattern with the layer's number for '#', from its `skip`-th letter on. */
+static void spell(const char *pattern, size_t skip, uint32_t layer, char out[TENSOR_MAX_NAME + 1]) {
+    const char *hash = strchr(pattern, '#');
+    if (!hash)
+        snprintf(out, TENSOR_MAX_NAME + 1, "%s", pattern + skip);
+    else
+        snprintf(out, TENSOR_MAX_NAME + 1, "%.*s%u%s", (int)(hash - pattern - (ptrdiff_t)skip), pattern + skip, layer,
+                 hash + 1);
+}
+
+/* ---- fused tensors ----------------------------------------------------------------------------------------------- */
+
+static uint64_t rows_of(const struct model_config *c, enum model_role role, uint32_t layer) {
+    uint64_t dims[2];
+    (void)model_slot_shape(c, (struct model_slot){role, layer}, dims);
+    return dims[0];
+}
+
+/* Where the role lies among those that share its tensor. */
+static void locate(const struct model_config *c, struct model_slot s, struct arch_place *p) {
+    p->first = 0;
+    p->total = 0;
+    for (size_t i = 0; i < p->table->n; i++) {
+        const struct arch_tensor *t = &p->table->items[i];
+        if (t != p->tensor &&
+            (!(p->tensor->layout & (FUSED_ROWS | FUSED_HEADS)) || strcmp(t->name, p->tensor->name) != 0))
+            continue;
+        if (t == p->tensor) p->first = p->total;
+        p->total += rows_of(c, t->role, s.layer);
+    }
+    p->part = c->head_dim;
+    p->parts = rows_of(c, s.role, s.layer) ? p->total / rows_of(c, s.role, s.layer) * p->part : 0;
+}
+
+static struct raw_tensor *find_in(const struct arch_tensors *table, const struct model_config *c, struct model_slot s,
+                                  const struct raw_table *files, struct arch_place *p) {
+    char name[TENSOR_MAX_NAME + 1];
+    size_t base = table->base ? strlen(table->base) : 0;
+    for (size_t i = 0; i < table->n; i++) {
+        const struct arch_tensor *t = &table->items[i];
+        if (t->role != s.role) continue;
+        spell(t->name, 0, s.layer, name);
+        if (!p->name[0]) memcpy(p->name, name, sizeof name);
+        struct raw_tensor *found = raw_table_find(files, name);
+        if (!found && base && strncmp(t->name, table->base, base) == 0) {
+            spell(t->name, base, s.layer, name);
+            found = raw_table_find(files, name);
+        }
+        if (!found) continue;
+        p->tensor = t;
+        p->table = table;
+        memcpy(p->name, name, sizeof name);
+        locate(c, s, p);
+        return found;
+    }
+    return NULL;
+}
+
+struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
+                             const struct model_config *c, struct model_slot s, const struct raw_table *files,
+                             struct arch_place *p) {
+    *p = (struct arch_place){.tensor = NULL};
+    struct raw_tensor *found = find_in(own, c, s, files, p);
+    return found || !common ? found : find_in(common, c, s, files, p);
+}
+
+bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
+                struct model_slot s, struct arch_place *p) {
+    *p = (struct arch_place){.tensor = NULL};
+    for (const struct arch_tensors *table = own; table; table = table == own ? common : NULL)
+        for (size_t i = 0; i < table->n; i++) {
+            if (table->items[i].role != s.role) continue;
+            p->tensor = &table->items[i];
+            p->table = table;
+            spell(p->tensor->name, 0, s.layer, p->name);
+            locate(c, s, p);
+            return true;
+        }
+    return false;
+}
+
+unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
+                            uint64_t dims[2]) {
+    unsigned rank = model_slot_shape(c, s, dims);
+    dims[0] = p->total;
+    if (!(p->tensor->layout & TRANSPOSED) || rank != 2) return rank;
+    dims[0] = dims[1];
+    dims[1] = p->total;
+    return rank;
+}
+
+/* ---- data -------------------------------------------------------------------------------------------------------- */
+
+bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset) {
+    *offset = p->first * dtype_row_bytes(dtype, cols);
+    return !(p->tensor->layout & (FUSED_HEADS | TRANSPOSED));
+}
+
+/* Row `row` of the role, of `cols` elements that lie together or `total` apart, from the file's tensor or to it. */
+static void move_row(const struct arch_place *p, enum dtype dtype, uint64_t row, uint64_t cols, unsigned char *foreign,
+                     unsigned char *own, bool gather) {
+    uint64_t row_bytes = dtype_row_bytes(dtype, cols), at = p->first + row;
+    if (p->tensor->layout & FUSED_HEADS)
+        at = row / p->part * p->parts + p->first / (p->total / p->parts) + row % p->part;
+    if (!(p->tensor->layout & TRANSPOSED)) {
+        unsigned char *there = foreign + at * row_bytes, *here = own + row * row_bytes;
+        memcpy(gather ? here : there, gather ? there : here, row_bytes);
+        return;
+    }
+    size_t size = dtype_info(dtype)->block_bytes;
+    for (uint64_t i = 0; i < cols; i++) {
+        unsigned char *there = foreign + (i * p->total + at) * size, *here = own + (row * cols + i) * size;
+        memcpy(gather ? here : there, gather ? there : here, size);
+    }
+}
+
+void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
+                 void *to) {
+    for (uint64_t r = 0; r < rows; r++) move_row(p, dtype, r, cols, (unsigned char *)from, to, true);
+}
+
+void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
+                  void *to) {
+    for (uint64_t r = 0; r < rows; r++) move_row(p, dtype, r, cols, to, (unsigned char *)from, false);
+}

@@ -1,0 +1,120 @@
+/* The tensors of a model as a foreign file has them: one of each slot, or several slots fused in one. */
+#include "lib/formats/arch_internal.h"
+
+static bool is_fused(const struct arch_place *p) {
+    return (p->tensor->layout & (FUSED_ROWS | FUSED_HEADS)) != 0;
+}
+
+/* The tensor of this name in the list, that a slot joins; NULL: there is none yet. */
+static struct out_tensor *joined(struct out_tensors *t, const struct arch_place *p) {
+    for (size_t i = t->n; is_fused(p) && i-- > 0;)
+        if (strcmp(t->items[i].name, p->name) == 0) return &t->items[i];
+    return NULL;
+}
+
+static int add_slot(struct out_tensors *t, struct export_source *x, struct model_slot s, const struct arch_tensors *own,
+                    const struct arch_tensors *common, struct err *e) {
+    struct stream_map_entry entry;
+    size_t number;
+    char name[TENSOR_MAX_NAME + 1];
+    struct arch_place place;
+    int rc = export_find(x, s, &entry, &number, e);
+    if (rc) return rc;
+    if (!arch_place(own, common, &x->config, s, &place))
+        return err_set(e, ERR_DATA, "the format has no tensor for '%s' of architecture %s", model_slot_name(s, name),
+                       x->config.arch);
+    enum dtype stored = entry.desc.dtype;
+    struct out_tensor *to = joined(t, &place);
+    if (!to) {
+        to = &t->items[t->n++];
+        *to = (struct out_tensor){.stored = stored, .kind = model_role_info(s.role)->kind};
+        snprintf(to->name, sizeof to->name, "%s", place.name);
+        to->rank = arch_foreign_shape(&x->config, s, &place, to->dims);
+    }
+    if (to->stored != stored) {
+        /* Types that differ meet in the one that holds both. */
+        if (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized)
+            return err_set(e, ERR_DATA,
+                           "tensor '%s' is of type %s, but shares '%s' with others of type %s, which need one type "
+                           "(quantize them alike)",
+                           model_slot_name(s, name), dtype_info(stored)->name, place.name,
+                           dtype_info(to->stored)->name);
+        to->stored = DT_F32;
+    }
+    to->slots[to->n_slots] = s;
+    to->places[to->n_slots++] = place;
+    return 0;
+}
+
+int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
+                     const struct arch_tensors *common, struct err *e) {
+    size_t n = model_slot_count(&x->config);
+    t->items = arena_array(&x->memory, n, sizeof *t->items, e);
+    t->n = 0;
+    int rc = t->items ? 0 : e->code;
+    for (size_t i = 0; i < n && !rc; i++) rc = add_slot(t, x, model_slot_at(&x->config, i), own, common, e);
+    return rc;
+}
+
+uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as) {
+    uint64_t cols = t->dims[t->rank - 1], rows = t->rank == 2 ? t->dims[0] : 1;
+    return rows * dtype_row_bytes(as, cols);
+}
+
+/* Rows in the order of interleaved pairs. */
+static int interleave(struct export_source *x, struct model_slot s, uint64_t rows, uint64_t row_bytes,
+                      const void **data, struct err *e) {
+    const struct model_layer *l = &x->config.layers[s.layer];
+    uint32_t heads = model_role_info(s.role)->rows == AXIS_QUERY ? l->n_heads : l->n_kv_heads;
+    x->turned.len = 0;
+    int rc = buf_reserve(&x->turned, rows * row_bytes, e);
+    if (rc) return rc;
+    rows_interleave(x->turned.data, *data, rows, row_bytes, heads);
+    *data = x->turned.data;
+    return 0;
+}
+
+static int slot_data(struct export_source *x, const struct out_tensor *t, size_t i, enum dtype as, bool interleaved,
+                     const void **data, struct tensor_desc *d, struct err *e) {
+    struct stream_map_entry entry;
+    size_t number;
+    struct model_slot s = t->slots[i];
+    int rc = export_find(x, s, &entry, &number, e);
+    if (rc) return rc;
+    *d = entry.desc;
+    bool minus_one = t->places[i].tensor->layout & MINUS_ONE;
+    rc = export_data(x, number, d, minus_one ? DT_F32 : as, data, e);
+    if (rc) return rc;
+    uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
+    if (interleaved && slot_is_rotary(s)) return interleave(x, s, d->dims[0], dtype_row_bytes(as, cols), data, e);
+    if (!minus_one) return 0;
+    uint64_t n = tensor_elems(d);
+    x->turned.len = x->made.len = 0;
+    rc = buf_reserve(&x->turned, n * sizeof(float), e);
+    if (!rc) rc = buf_reserve(&x->made, n * dtype_info(as)->block_bytes, e);
+    if (rc) return rc;
+    float *values = (void *)x->turned.data;
+    for (uint64_t k = 0; k < n; k++) values[k] = ((const float *)*data)[k] - 1;
+    *data = values;
+    if (as == DT_F32) return 0;
+    *data = x->made.data;
+    return convert_values(d, as, values, n, x->made.data, e);
+}
+
+int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,
+                    const void **data, struct err *e) {
+    struct tensor_desc d;
+    bool plain = t->n_slots == 1 && !(t->places[0].tensor->layout & (FUSED_ROWS | FUSED_HEADS | TRANSPOSED));
+    if (plain) return slot_data(x, t, 0, as, interleaved, data, &d, e);
+    if ((t->places[0].tensor->layout & TRANSPOSED) && dtype_info(as)->is_quantized)
+        return err_set(e, ERR_DATA, "tensor '%s' is stored transposed there, which quantized weights cannot be", t->name);
+    x->fused.len = 0;
+    int rc = buf_reserve(&x->fused, out_tensor_bytes(t, as), e);
+    for (size_t i = 0; i < t->n_slots && !rc; i++) {
+        const void *part;
+        rc = slot_data(x, t, i, as, interleaved, &part, &d, e);
+        if (!rc) arch_scatter(&t->places[i], as, d.dims[0], d.rank == 2 ? d.dims[1] : 1, part, x->fused.data);
+    }
+    *data = x->fused.data;
+    return rc;
+}
