@@ -70,8 +70,8 @@ struct cli_program {
     const char *stdin_unless;
     bool writes_stream; /* has -o, --force, --codec, --level, --no-provenance */
     bool writes_text;   /* has -o, --force for text or foreign files */
-    const char *
-        force_help; /* what else --force allows in this program; it is then remembered in the provenance. NULL: nothing */
+    /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
+    const char *force_help;
     bool seeded;    /* has --seed */
     bool threaded;           /* has -j */
     const char *description; /* paragraphs for help and the man page */

@@ -63,8 +63,8 @@ static uint32_t k_label(const struct gguf_label *l, enum dtype base) {
     }
 }
 
-/* The type of most weights, counted where it says what was asked for. Of k-quants, whose mixtures give some tensors more
- * bits, the smallest that has a quarter of them. */
+/* The type of most weights, counted where it says what was asked for. Of k-quants, whose mixtures give some tensors
+ * more bits, the smallest that has a quarter of them. */
 uint32_t gguf_label_file_type(const struct gguf_label *l) {
     uint64_t elems[N_TYPES] = {0}, all = 0, k = 0;
     size_t best = 0;

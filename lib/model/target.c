@@ -5,7 +5,7 @@
 
 #define LLAMA_CPP_MAX_LAYERS 512
 
-/* ---- transformers: configuration_llama.py, configuration_qwen2.py and modeling_*.py of 5.24 ------------------------- */
+/* ---- transformers: configuration_llama.py, configuration_qwen2.py and modeling_*.py of 5.24 ---------------- */
 
 /* config.json has one number for all layers. (per_layer_config of 5.24 is for models made for it: Llama's and Qwen2's
  * classes refuse widths in it.) */
@@ -45,7 +45,7 @@ static int epsilon_is_a_float(const struct model_config *c, struct err *e) {
     return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for rms_norm_eps");
 }
 
-/* ---- llama.cpp: src/llama-hparams.h, src/models/{llama,deci,qwen2}.cpp ----------------------------------------------- */
+/* ---- llama.cpp: src/llama-hparams.h, src/models/{llama,deci,qwen2}.cpp ------------------------------------- */
 
 /* Its other conditions (one shape for all layers, qwen2's width of all heads) export meets by writing "deci". */
 static int few_enough_layers(const struct model_config *c, struct err *e) {
@@ -53,7 +53,7 @@ static int few_enough_layers(const struct model_config *c, struct err *e) {
     return err_set(e, ERR_DATA, "%u layers: llama.cpp loads at most %u", c->n_layers, LLAMA_CPP_MAX_LAYERS);
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name, *format;
@@ -75,7 +75,7 @@ int model_target_check(enum model_target t, const struct model_config *c, struct
     return rc;
 }
 
-/* ---- warnings where a shape is asked for ---------------------------------------------------------------------------------- */
+/* ---- warnings where a shape is asked for ------------------------------------------------------------------- */
 
 uint32_t model_row_block(uint64_t row) {
     uint32_t large = dtype_info(DT_Q4_K)->block_elems, small = dtype_info(DT_Q4_0)->block_elems;

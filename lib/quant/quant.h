@@ -54,9 +54,9 @@ struct quant_totals {
  * fall back is ERR_DATA before anything is written. A weight that the type cannot hold is ERR_DATA when it is met. `report`
  * (may be NULL) sees each tensor.
  *
- * A tensor that is quantized already gets no more bits than it has, unless o->grow: nothing is won by it. Where a mixture
- * alone would raise it, it stays as it is; else ERR_USAGE when it is met. To f32, f16 and bf16 it may go: that undoes the
- * storage, and is what was asked for. */
+ * A tensor that is quantized already gets no more bits than it has, unless o->grow: nothing is won by it. Where a
+ * mixture alone would raise it, it stays as it is; else ERR_USAGE when it is met. To f32, f16 and bf16 it may go: that
+ * undoes the storage, and is what was asked for. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 
