@@ -4,27 +4,29 @@
 
 static double sparsity;
 static uint64_t min_count;
-static const char *layers, *ffn, *kv_heads, *drop, *score, *stats_path, *vocab_path;
+static struct cli_amount layers, ffn, kv_heads;
+static const char *drop, *score, *stats_path, *vocab_path;
 static bool prune_head;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
-     .type = CLI_F64,
+     .type = CLI_SHARE,
      .to = &sparsity,
      .arg = "SHARE",
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of smallest magnitude of each matrix zero"},
+     .help = "make this share of the weights of smallest magnitude of each matrix zero (0.5, or 50%)"},
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
      .help = "with --sparsity: in the embedding and the output matrix too"},
     {.name = "layers",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &layers,
      .arg = "N",
      .fallback = "0",
+     .max = MODEL_MAX_LAYERS,
      .help = "keep N layers, or a share of them (67%): those of least block influence go (needs --stats); 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
@@ -32,17 +34,20 @@ static const struct cli_option options[] = {
      .arg = "LIST",
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "ffn",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &ffn,
      .arg = "N",
      .fallback = "0",
-     .help = "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 32; 0: "
-             "keep all"},
+     .max = MODEL_MAX_DIM,
+     .help =
+         "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 256 or 32, "
+         "the blocks of quantized types; 0: keep all"},
     {.name = "kv-heads",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &kv_heads,
      .arg = "N",
      .fallback = "0",
+     .max = MODEL_MAX_DIM,
      .help =
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
     {.name = "vocab",
@@ -115,12 +120,11 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
     return 0;
 }
 
-static int parse_amount(const char *option, const char *text, struct prune_amount *out, struct err *e) {
-    int rc = prune_amount_parse(text, out, e);
-    return rc ? err_prefix(e, "--%s", option) : 0;
+static struct prune_amount amount(const struct cli_amount *a) {
+    return (struct prune_amount){(uint32_t)a->n, a->share};
 }
 
-static bool asked(const struct prune_amount *a) {
+static bool asked(const struct cli_amount *a) {
     return a->n || a->share > 0;
 }
 
@@ -131,14 +135,14 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .tokens = vocab_path ? tokens : NULL,
                                 .vocab_min_count = min_count,
                                 .stats = stats,
-                                .drop_layers = drop_list};
+                                .drop_layers = drop_list,
+                                .layers = amount(&layers),
+                                .ffn = amount(&ffn),
+                                .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    int rc = parse_amount("layers", layers, &o->layers, e);
-    if (!rc) rc = parse_amount("ffn", ffn, &o->ffn, e);
-    if (!rc) rc = parse_amount("kv-heads", kv_heads, &o->kv_heads, e);
-    if (!rc) rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && asked(&o->layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
-    if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab_path)
+    int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
+    if (!rc && asked(&layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
+    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;
@@ -150,6 +154,10 @@ static int check_usage(const struct cli *c, struct err *e) {
     if (cli_given(c, "vocab-min-count") && !vocab_path)
         return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
     return 0;
+}
+
+static void say(void *c, const char *message) {
+    cli_say(c, "%s", message);
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -166,6 +174,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
+    o.warn = say, o.warn_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = prune_stream(in, out, &o, &r, e);

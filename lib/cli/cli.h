@@ -25,12 +25,21 @@ enum cli_type {
     CLI_STRING, /* const char **                  */
     CLI_U64,    /* uint64_t *, within [min, max], at most what a JSON number holds exactly */
     CLI_F64,    /* double *, within [min, max]    */
+    CLI_SHARE,  /* double *, within [min, max]: 0.5, or the percentage 50% */
+    CLI_AMOUNT, /* struct cli_amount *: 20, at most max, or the percentage 67% of what there is */
     CLI_CHOICE, /* const char **, one of `choices` ("a|b|c") */
     CLI_LIST,   /* struct cli_list *, repeatable  */
 };
 struct cli_list {
     const char **items; /* owned by the cli */
     size_t n;
+};
+
+/* n, or when that is 0 a share in (0, 1]; both 0: all. */
+struct cli_amount {
+    uint64_t n;
+    double share;
+    const char *text; /* as it was written, for messages */
 };
 
 struct cli_option {
@@ -59,9 +68,11 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;        /* has -o, --force for text or foreign files */
-    bool seeded;             /* has --seed */
+    bool writes_stream; /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;   /* has -o, --force for text or foreign files */
+    /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
+    const char *force_help;
+    bool seeded;    /* has --seed */
     bool threaded;           /* has -j */
     const char *description; /* paragraphs for help and the man page */
     const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */

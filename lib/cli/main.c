@@ -62,6 +62,7 @@ int cli_exit_code(int code) {
 /* ---- common options ----------------------------------------------------------------------------------------------------- */
 
 #define MAX_COMMON 24
+#define FORCE_HELP "replace an output file that exists; let binary output go to a terminal"
 
 static size_t common_options(struct cli *c, const struct cli_program *p, struct cli_option rows[MAX_COMMON]) {
     size_t n = 0;
@@ -75,12 +76,11 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
             .completes_files = true,
             .transient = true,
             .help = "write FILE instead of standard output, complete or not at all; - is standard output"};
-        rows[n++] =
-            (struct cli_option){.name = "force",
-                                .type = CLI_FLAG,
-                                .to = &c->force,
-                                .transient = true,
-                                .help = "replace an output file that exists; let binary output go to a terminal"};
+        rows[n++] = (struct cli_option){.name = "force",
+                                        .type = CLI_FLAG,
+                                        .to = &c->force,
+                                        .transient = !p->force_help,
+                                        .help = p->force_help ? p->force_help : FORCE_HELP};
     }
     if (p->writes_stream) {
         rows[n++] = (struct cli_option){.name = "codec",

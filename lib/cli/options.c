@@ -102,13 +102,41 @@ static int set_choice(const struct cli_option *o, const char *text, struct err *
     return bad_choice(o, text, e);
 }
 
+/* "50%" is 0.5. False: no percentage. */
+static bool parse_percentage(const char *text, double *out) {
+    char number[64];
+    size_t n = strlen(text);
+    if (n < 2 || n > sizeof number || text[n - 1] != '%') return false;
+    memcpy(number, text, n - 1);
+    number[n - 1] = 0;
+    if (!parse_f64(number, out)) return false;
+    *out /= 100;
+    return true;
+}
+
+static int set_amount(const struct cli_option *o, const char *text, struct err *e) {
+    struct cli_amount *a = o->to;
+    *a = (struct cli_amount){.text = text};
+    if (parse_percentage(text, &a->share)) {
+        if (a->share > 0 && a->share <= 1) return 0;
+        return err_set(e, ERR_USAGE, "--%s: '%.32s': expected more than 0%% and at most 100%%", o->name, text);
+    }
+    if (!parse_u64(text, &a->n))
+        return err_set(e, ERR_USAGE, "--%s: '%.32s' is neither a whole number nor a percentage", o->name, text);
+    if ((double)a->n > o->max) return err_set(e, ERR_USAGE, "--%s: %.32s is above %.17g", o->name, text, o->max);
+    return 0;
+}
+
 static int set_number(const struct cli_option *o, const char *text, struct err *e) {
     bool has_min = o->min != 0 || o->max != 0, has_max = has_min && o->max > o->min;
-    bool whole = o->type == CLI_U64;
+    bool whole = o->type == CLI_U64, share = o->type == CLI_SHARE;
     uint64_t u = 0;
     double f = 0;
-    if (whole ? !parse_u64(text, &u) : !parse_f64(text, &f))
-        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text, whole ? "whole number" : "number");
+    if (whole ? !parse_u64(text, &u) : !parse_f64(text, &f) && !(share && parse_percentage(text, &f)))
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text,
+                       whole   ? "whole number"
+                       : share ? "number or a percentage"
+                               : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
     if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not say it */
@@ -136,7 +164,9 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
         return 0;
     }
     case CLI_U64:
-    case CLI_F64: return set_number(o, text, e);
+    case CLI_F64:
+    case CLI_SHARE: return set_number(o, text, e);
+    case CLI_AMOUNT: return set_amount(o, text, e);
     }
     return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
 }

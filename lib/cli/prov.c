@@ -111,8 +111,10 @@ cJSON *prov_settings(const struct cli *c) {
             if (o->fallback || c->args.values[i].given) ok = json_put_u64(s, o->name, *(uint64_t *)o->to);
             break;
         case CLI_F64:
+        case CLI_SHARE:
             if (o->fallback || c->args.values[i].given) ok = json_put_f64(s, o->name, *(double *)o->to);
             break;
+        case CLI_AMOUNT: ok = json_put_str(s, o->name, ((struct cli_amount *)o->to)->text); break;
         case CLI_STRING:
         case CLI_CHOICE:
             text = *(const char **)o->to;

@@ -76,6 +76,14 @@ static int part_desc(const struct trainer *t, size_t i, size_t part, struct tens
     return tensor_desc_init(d, name, part_of(t, i, part).dtype, of->rank, of->dims, e);
 }
 
+/* A moment can overflow where the gradient's norm, a sum in f64, is still finite. */
+static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
+    uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "checkpoint: tensor '%s': element %llu is not finite", d->name,
+                   (unsigned long long)bad);
+}
+
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     struct tensor_desc d;
     cJSON *meta = cJSON_CreateObject();
@@ -84,6 +92,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     for (size_t i = 0; i < t->m->n_params && !rc; i++)
         for (size_t part = 0; part < PARTS && !rc; part++) {
             rc = part_desc(t, i, part, &d, e);
+            if (!rc) rc = check_finite(&d, part_of(t, i, part).data, e);
             if (!rc) rc = stream_write_tensor(w, &d, NULL, part_of(t, i, part).data, e);
         }
     return rc;

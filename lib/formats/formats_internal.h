@@ -160,6 +160,16 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
 /* The keys under general. that travel through META, NULL-terminated. */
 extern const char *const gguf_general_keys[];
 
+/* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
+struct gguf_label {
+    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
+    bool v_or_down[2][16], o[16];
+    enum dtype outside; /* of embedding or head */
+};
+bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
+void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
+uint32_t gguf_label_file_type(const struct gguf_label *l);
+
 /* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
  * checks it against them. ERR_DATA when there is none. */
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
@@ -218,7 +228,7 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, str
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
-/* ERR_DATA when layers differ: names the layer and what can express it. */
+/* ERR_DATA when transformers cannot load this shape (model_target_check). */
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
 /* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
 extern const struct hf_split {
@@ -315,8 +325,6 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
 /* Its data as another type; valid until the next call. */
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) MUST_CHECK;
-int convert_values(const struct tensor_desc *d, enum dtype as, const float *values, uint64_t n, void *out,
-                   struct err *e) MUST_CHECK;
 const char *export_name(const struct export_source *x); /* of the model, or NULL */
 
 /* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */

@@ -235,10 +235,14 @@ static int save_param(const struct model_param *p, struct stream_writer *w, enum
                       struct err *e) {
     struct tensor_desc d = p->desc;
     d.dtype = dtype;
-    if (dtype == DT_F32) return stream_write_tensor(w, &d, NULL, p->value, e);
+    if (dtype == DT_F32) {
+        uint64_t bad = tensor_first_nonfinite(DT_F32, p->value, p->n);
+        if (bad == p->n) return stream_write_tensor(w, &d, NULL, p->value, e);
+        return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d.name, (unsigned long long)bad);
+    }
     scratch->len = 0;
     int rc = buf_reserve(scratch, tensor_bytes(&d), e);
-    if (!rc) rc = tensor_from_f32(dtype, p->value, scratch->data, p->n, NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(dtype, p->value, scratch->data, p->n, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", d.name);
     return stream_write_tensor(w, &d, NULL, scratch->data, e);
 }

@@ -59,8 +59,29 @@ int model_config_copy(struct model_config *to, const struct model_config *from, 
                       struct err *e) MUST_CHECK;
 int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
 uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
+/* "135M", "1.2B": what GGUF calls general.size_label, at least two digits. Returns out. */
+#define MODEL_SIZE_LABEL 16
+char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]);
 /* Frequencies [head_dim / 2] of the rotary embedding with its scaling applied. */
 void model_inv_freq(const struct model_config *c, double *inv_freq);
+
+/* ---- what other programs can load (target.c) ---- */
+
+/* What export writes for: transformers (safetensors) and llama.cpp (gguf). */
+enum model_target { TARGET_TRANSFORMERS, TARGET_LLAMA_CPP, TARGET_COUNT };
+/* ERR_DATA when the program refuses a model of this shape, with the condition that does not hold. Export asks before it
+ * writes; model_shape_warnings tells whoever asks for the shape. */
+int model_target_check(enum model_target t, const struct model_config *c, struct err *e) MUST_CHECK;
+/* The largest block of a quantized type that divides a row: 256 (k-quants), 32 (q4_0 to q8_0), or 1: none does. */
+uint32_t model_row_block(uint64_t row);
+/*
+ * Calls `warn` with a line for each program that will not load `c`, and for each kind of row that quantize cannot store as
+ * asked. `before`: the model that `c` was made from, NULL for a new one; only what was better there is said. old_layer
+ * [c->n_layers]: the numbers of c's layers in `before`; NULL: the same.
+ */
+typedef void model_warn_fn(void *ctx, const char *message);
+void model_shape_warnings(const struct model_config *before, const uint32_t *old_layer, const struct model_config *c,
+                          model_warn_fn *warn, void *ctx);
 
 /* ---- roles ------------------------------------------------------------------------------------------------------------------- */
 
