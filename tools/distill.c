@@ -209,11 +209,13 @@ static void say_memory(struct cli *c, const struct trainer *t) {
             m.scratch / 1e6);
 }
 
-static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
+static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
+                  struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
+    const char *teacher = distill_kl_name(&w->data.format);
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
-              json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
-              json_put_f64(to, "tokens_per_second", tokens_per_second) &&
+              (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
+              json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
               json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
               json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
@@ -260,7 +262,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
     if (p.step < o.steps)
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report(c, &p, training.tokens_per_second, e);
+    return report(c, w, &p, training.tokens_per_second, e);
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
