@@ -124,7 +124,9 @@ static const struct cli_option options[] = {
      .arg = "FILE",
      .completes_files = true,
      .transient = true,
-     .help = "a line for each step: step, kl, ce, lr, gradient norm, tokens; --resume appends to it"},
+     .help =
+         "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
+         "tokens; --resume appends to it"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &checkpoint_path,
@@ -295,7 +297,12 @@ int main(int argc, char **argv) {
             "options, not on how the stream is cut into batches, nor on -j.\n\n"
             "Losses are means over the positions that have a next token. Student and knowledge must name the same "
             "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
-            "longer a number ends the program; nothing is written then.",
+            "longer a number ends the program; nothing is written then.\n\n"
+            "Log and report name the value of the loss kl by what it is of: kl, from dense knowledge; kl_lower_bound, "
+            "from ghost, which takes all other tokens as one; kl_truncated, from topk, of the entries alone; "
+            "teacher_ce, "
+            "from draws, -sum p ln q of teacher p and student q, which is kl plus the teacher's entropy. ce, of the "
+            "labels, is the same for all.",
         .examples = "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
                     "    one pass over the knowledge\n"
                     "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"

@@ -27,7 +27,10 @@ static const struct cli_option options[] = {
      .max = 1000,
      .help =
          "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
-    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "print a table instead; encodes nothing"},
+    {.name = "tsv",
+     .type = CLI_FLAG,
+     .to = &tsv,
+     .help = "print a table instead; encodes nothing. Of draws it has frequencies, not probabilities"},
     {.name = "positions",
      .type = CLI_STRING,
      .to = &positions,

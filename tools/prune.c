@@ -155,8 +155,10 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
 /* Options that say more about another one. */
 static int check_usage(const struct cli *c, struct err *e) {
     if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
+    if (cli_given(c, "vocab-min-count") && !vocab_path)
+        return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
     if (cli_given(c, "vocab-min-count") && !reads_tokens())
-        return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab with a token stream");
+        return err_set(e, ERR_USAGE, "--vocab padding counts no tokens: --vocab-min-count is for a stream of them");
     return 0;
 }
 

@@ -40,9 +40,10 @@ struct model_layer {
 
 struct model_config {
     enum model_arch arch;
-    uint32_t n_layers, hidden, head_dim, vocab_size;
-    uint32_t context; /* positions the model was trained for */
-    bool tied;        /* head.weight is embed.weight */
+    uint32_t n_layers, hidden, head_dim;
+    uint32_t vocab_size; /* rows of embedding and head, padding included: see model_n_tokens */
+    uint32_t context;    /* positions the model was trained for */
+    bool tied;           /* head.weight is embed.weight */
     bool qkv_bias;
     float norm_eps;
     double rope_theta;
