@@ -107,7 +107,8 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = run_load_vocab(c, &how, &w->vocab, e);
     if (!rc) rc = run_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it is. */
+    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
+     * is. */
     struct knowledge_format *f = &w->in.format;
     bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
     return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;

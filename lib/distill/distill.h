@@ -30,11 +30,11 @@ int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) 
 int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 
 /*
- * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at least 0, and differ
- * from what is minimised by what the student has no part in at most:
+ * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
+ * least 0, and differ from what is minimised by what the student has no part in at most:
  *   dense   kl              KL(teacher || student)
  *   ghost   kl_lower_bound  the same with the tokens outside the entries taken as one on both sides: at most kl
- *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S with S = sum t, which is S KL(entries / S || student)
+ *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S, S = sum t; that is S KL(entries / S || student)
  *   sample  teacher_ce      -sum t ln p, unbiased: kl plus the teacher's entropy, which draws do not tell
  * NULL: plain tokens, no teacher. `ce` means the same for all.
  */
@@ -85,8 +85,9 @@ int trainer_end_epoch(struct trainer *t, struct err *e) MUST_CHECK;
 struct distill_progress {
     uint64_t step, epoch; /* steps taken, epochs completed */
     uint64_t positions;   /* trained on, all epochs */
-    /* Of the last step, means over its labelled positions: the loss kl as distill_kl_name says, at T, without weight or T^2 (0
-     * without a teacher); -ln p of the labels, at temperature 1; and the sum of both with their weights and T^2. */
+    /* Of the last step, means over its labelled positions: the loss kl as distill_kl_name says, at T, without weight
+     * or T^2 (0 without a teacher); -ln p of the labels, at temperature 1; and the sum of both with their weights and
+     * T^2. */
     double kl, ce, loss;
     double lr, grad_norm; /* before clipping */
     uint64_t first_seq;   /* number of the first sequence of the last step */
@@ -117,8 +118,8 @@ struct distill_run {
     struct knowledge_format format;
     /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
-    /* A file that gets a line for each step (step, the loss against the teacher, ce, lr, gradient norm, positions), behind a line of names unless the run goes
-     * on from a checkpoint: it is appended to then. NULL: none. */
+    /* A file that gets a line for each step (step, the loss kl if there is a teacher, ce, lr, gradient norm,
+     * positions) after a line of names, unless the run goes on from a checkpoint: it is appended to then. NULL: none. */
     const char *log;
     uint64_t save_every; /* steps; the caller then does what trainer_save is for. save NULL: never */
     int (*save)(void *ctx, struct trainer *t, struct err *e);

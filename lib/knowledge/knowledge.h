@@ -63,10 +63,10 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
 /* Columns of the rows that a loss gets. */
 uint32_t knowledge_columns(const struct knowledge_format *f);
 /*
- * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further columns, where the
- * vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell: dense rows are cut, which is
- * exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that, and for all other differences. What
- * plain tokens say is replaced.
+ * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further
+ * columns, where the vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell:
+ * dense rows are cut, which is exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that,
+ * and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
@@ -173,8 +173,8 @@ double knowledge_inv_temperature(const struct knowledge_format *f, double temper
 /* Rows [first, first + rows) as stored, in f32 [rows][knowledge_columns]. */
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
                           float *out);
-/* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][knowledge_columns] for a dense format, else NULL.
- * `out` points into k and scratch. */
+/* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][knowledge_columns] for a dense
+ * format, else NULL. `out` points into k and scratch. */
 void knowledge_target(const struct knowledge_rows *k, const struct knowledge_format *f, double temperature,
                       size_t first, size_t rows, float *scratch, struct kernel_target *out);
 /* Of row r of a sparse target: the sum of t ln t over its entries, and of t into *mass. With them the kernel's sum of
@@ -197,11 +197,11 @@ struct knowledge_tsv {
 };
 /*
  * Tab-separated text of rows [first, first + rows), one line each, into out: sequence, position, token, label, the label's
- * probability and rank ("-" where there is none, or the label is not among the top entries), the probability outside the
- * entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is a `spell`,
- * which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of draws the same
- * columns have their share in the draws, 0 for a label that was not drawn, and are named so: frequency, frequency_rank,
- * frequency_rest, drawn.
+ * probability and rank ("-" where there is none, or the label is not among the top entries), the probability outside
+ * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
+ * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
+ * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
+ * frequency, frequency_rank, frequency_rest, drawn.
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;

@@ -1,9 +1,11 @@
 /*
- * Divergence from a reference, KL(reference || model) and related metrics, as llama.cpp's llama-perplexity --kl-divergence
- * reports them. A key means the same for every encoding: what an encoding does not determine is bounded under another key.
+ * Divergence from a reference, KL(reference || model) and related metrics, as llama.cpp's llama-perplexity
+ * --kl-divergence reports them. A key means the same for every encoding: what an encoding does not determine is
+ * bounded under another key.
  */
 #include "lib/metrics/metrics_internal.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +23,8 @@ struct divergence {
     struct buf tops;      /* u32 [2][block]: most probable tokens of the model, then of a dense reference */
     uint64_t positions, labels_known, same_top;
     struct moments kld, cross, nll;
-    /* Of the reference's probability of the label, or from top entries of the most that it can be: nll_reference and delta_p are
-     * lower bounds then, ln_ratio is an upper one, and delta_p_most another. */
+    /* Of the reference's probability of the label, or from top entries of the most that it can be: nll_reference and
+     * delta_p are lower bounds then, ln_ratio is an upper one, and delta_p_most another. */
     struct moments nll_reference, ln_ratio, delta_p, delta_p_most, delta_p2;
     double co;                 /* sum of products of deviations of nll and nll_reference */
     struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
@@ -88,17 +90,18 @@ struct block {
 /* A sum of entries that were rounded to f16 is off by less than this (knowledge_decode allows as much). */
 #define SUM_SLACK 1e-3
 
-/* The reference's probability of the label; from top entries without it, the most that it can be: no more than the least
- * of them, nor than what they leave. */
-static double reference_prob(const struct block *b, size_t r, size_t columns, bool *known) {
+/* ln of the reference's probability of the label; from top entries without it, of the most that it can be: no more
+ * than the least of them, nor than what they leave. */
+static double reference_log_prob(const struct block *b, size_t r, size_t columns, bool *known) {
     const struct kernel_target *t = b->target;
     uint32_t label = t->label[r];
     *known = true;
-    if (b->reference) return exp(b->reference[r * columns + label]);
+    if (b->reference) return b->reference[r * columns + label];
     for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++)
-        if (t->ids[i] == label && t->probs[i] > 0) return t->probs[i];
+        if (t->ids[i] == label && t->probs[i] > 0) return log(t->probs[i]);
     *known = false;
-    return fmin(t->probs[t->offset[r + 1] - 1], t->rest[r] + SUM_SLACK);
+    double most = fmin(t->probs[t->offset[r + 1] - 1], t->rest[r] + SUM_SLACK);
+    return log(fmax(most, FLT_TRUE_MIN)); /* an entry that is 0 in f32 is less than that */
 }
 
 static int add_label(struct divergence *d, const struct block *b, size_t r, struct err *e) {
@@ -107,15 +110,15 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     bool known;
     moments_add(&d->nll, nll);
     if (d->f.encoding == KNOW_SAMPLE) return 0;
-    double p = reference_prob(b, r, knowledge_columns(&d->as), &known);
+    double log_prob = reference_log_prob(b, r, knowledge_columns(&d->as), &known);
     d->labels_known += known;
     if (!judges_labels(d)) return 0;
-    double log_prob = log(fmax(p, 1e-300)), delta = exp(-nll) - p;
     moments_add(&d->nll_reference, -log_prob);
     d->co += before * (-log_prob - d->nll_reference.mean);
     moments_add(&d->ln_ratio, nll + log_prob); /* its error is that of the difference of the two, covariance included */
+    double delta = exp(-nll) - exp(log_prob);
     moments_add(&d->delta_p, delta);
-    moments_add(&d->delta_p_most, exp(-nll) - (known ? p : 0));
+    moments_add(&d->delta_p_most, known ? delta : exp(-nll));
     moments_add(&d->delta_p2, delta * delta);
     return is_top(d) ? 0 : buf_append(&d->delta_ps, &delta, sizeof delta, e);
 }

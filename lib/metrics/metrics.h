@@ -65,12 +65,14 @@ void perplexity_free(struct perplexity *p);
 /* ---- divergence from a reference ------------------------------------------------------------------------------------------ */
 
 /*
- * KL(reference || model) and related metrics over every position of a knowledge stream, as llama.cpp's --kl-divergence reports them:
- * mean, error and percentiles of the divergence (kld) and of p(label) by the model minus by the reference (delta_p), how often
- * both find the same token most probable (same_top), both perplexities and the mean of the ln of their ratio. Errors are of
- * the mean, sqrt(var / (n - 1)), for the ratio with the covariance of the two.
+ * KL(reference || model) and related metrics over every position of a knowledge stream, as llama.cpp's
+ * --kl-divergence reports them: mean, error and percentiles of the divergence (kld) and of p(label) by the model
+ * minus by the reference (delta_p), how often both find the same token most probable (same_top), both perplexities
+ * and the mean of the ln of their ratio. Errors are of the mean, sqrt(var / (n - 1)), for the ratio with the
+ * covariance of the two.
  *
- * A key means the same for every encoding. What an encoding does not determine is bounded under a key that says so, or absent:
+ * A key means the same for every encoding. What an encoding does not determine is bounded under a key that says so,
+ * or absent:
  *
  *                          dense   topk, ghost               sample
  *   perplexity             of all labels, of the model at temperature 1: the same for all
@@ -84,17 +86,18 @@ void perplexity_free(struct perplexity *p);
  *   delta_p percentiles, rms  yes  -                         -
  *   labels_known           all     labels among the entries  -
  *
- * topk and ghost are the same bytes, and are judged alike: the tokens outside the entries count as one token on both sides, which can
- * only lower a divergence, at each position; a label outside the entries has at most the probability of the least entry, and
- * at most the rest. Bounds hold to the rounding of the entries (f16: 0.4% of a probability of 1e-5).
+ * topk and ghost are the same bytes, and are judged alike: the tokens outside the entries count as one token on both
+ * sides, which can only lower a divergence, at each position; a label outside the entries has at most the probability
+ * of the least entry, and at most the rest. Bounds hold to the rounding of the entries (f16: 0.4% of a probability of
+ * 1e-5).
  *
- * Dense knowledge is compared at temperature 1, the others at the temperature that they were made at. Where that is not 1, the keys are
- * tempered_kld_lower_bound and tempered_cross_entropy, and what needs the reference's p(label) at temperature 1 is absent.
- * Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
+ * Dense knowledge is compared at temperature 1, the others at the temperature that they were made at. Where that is
+ * not 1, the keys are tempered_kld_lower_bound and tempered_cross_entropy, and what needs the reference's p(label) at
+ * temperature 1 is absent. Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
-/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit); whether it is the same vocabulary, the caller
- * has asked model_check_vocab. */
+/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit); whether it is the same
+ * vocabulary, the caller has asked model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;

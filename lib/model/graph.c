@@ -176,8 +176,9 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
-/* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the matrix is held
- * (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient, which model_enable_grad zeroed. */
+/* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
+ * matrix is held (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient,
+ * which model_enable_grad zeroed. */
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
     struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
     if (p->panels.data) {

@@ -100,12 +100,14 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     for pair in dense=kl topk:5=kl_truncated ghost:5=kl_lower_bound sample:9=teacher_ce; do
         encoding=${pair%=*} name=${pair#*=}
         rill teacher-infer -q --encode "$encoding" -m teacher.rill tokens.rill -o k.rill --force
-        rill distill -q -m student.rill --steps 1 --batch-tokens 100000 --log log.tsv --report report.json --force k.rill >/dev/null
+        rill distill -q -m student.rill --steps 1 --batch-tokens 100000 --log log.tsv --report report.json --force \
+            k.rill >/dev/null
         assert_equal "$(head -1 log.tsv | cut -f 2)" "$name"
         assert_equal "$(grep -oE '"(kl|kl_truncated|kl_lower_bound|teacher_ce)":' report.json)" "\"$name\":"
         tail -1 log.tsv | cut -f 2,3 >>values
     done
-    awk -F'\t' 'NR == 1 { kl = $1; ce = $2 } $1 < 0 || $2 != ce || (NR == 3 && $1 > kl + 1e-3) { exit 1 } END { exit NR != 4 }' values
+    awk -F'\t' 'NR == 1 { kl = $1; ce = $2 } $1 < 0 || $2 != ce || (NR == 3 && $1 > kl + 1e-3) { bad = 1 }
+        END { exit bad || NR != 4 }' values
 }
 
 @test "losses add up, and are spelled one way" {

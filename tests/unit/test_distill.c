@@ -114,8 +114,8 @@ static double entropy_of(const struct sample *s) {
 }
 
 /*
- * The table of names: each encoding's number beside the dense one's. ce is the same for all; the teacher's term has the name kl
- * where it is that to f16's rounding, and else a name of its own that says how it lies to it.
+ * The table of names: each encoding's number beside the dense one's. ce is the same for all; the teacher's term has
+ * the name kl where it is that to f16's rounding, and else a name of its own that says how it lies to it.
  */
 static void a_name_means_one_number(void **state) {
     (void)state;

@@ -408,7 +408,7 @@ static void the_table_has_the_names_of_its_encoding(void **state) {
     sample_free(&s);
 }
 
-/* ---- the teacher's padding -------------------------------------------------------------------------------------------------- */
+/* ---- the teacher's padding --------------------------------------------------------------------------------------- */
 
 /* Dense rows wider than the model's tokens are cut before their softmax; others cannot be. */
 static void columns_of_padding_are_cut(void **state) {

@@ -387,7 +387,7 @@ static void long_streams_go_in_parts(void **state) {
     pair_free(&p);
 }
 
-/* ---- a key means one number -------------------------------------------------------------------------------------------------- */
+/* ---- a key means one number -------------------------------------------------------------------------------------- */
 
 enum relation {
     ABSENT,
@@ -397,8 +397,8 @@ enum relation {
     OTHER, /* a key of its own, which the dense result does not have */
 };
 
-/* How the numbers of an encoding stand to those of the whole distribution. Columns: topk and ghost at temperature 1; both at
- * another one; draws; draws at another temperature. */
+/* How the numbers of an encoding stand to those of the whole distribution. Columns: topk and ghost at temperature 1;
+ * both at another one; draws; draws at another temperature. */
 #define COLUMNS 4
 static const struct {
     const char *key, *dense;

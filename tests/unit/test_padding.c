@@ -1,6 +1,6 @@
 /*
- * Models whose embedding and head have more rows than their vocabulary has tokens. The rows beyond are large here, so that any part
- * in a softmax would show; everything must come out as from the same model without them.
+ * Models whose embedding and head have more rows than their vocabulary has tokens. The rows beyond are large here, so
+ * that any part in a softmax would show; everything must come out as from the same model without them.
  */
 #include "tests/unit/metrics_samples.h"
 
@@ -9,7 +9,7 @@
 /* Rows of two models of one tokenizer, as Qwen2.5 7B and 0.5B; neither a whole number of panels. */
 static const uint32_t paddings[] = {BYTE_VOCAB + 2, 352};
 
-/* ---- the same model with and without padding ----------------------------------------------------------------------------- */
+/* ---- the same model with and without padding --------------------------------------------------------------------- */
 
 static struct model *even_model(bool tied) {
     struct err e;
@@ -57,7 +57,7 @@ static struct model *padded_model(const struct model *even, uint32_t rows) {
 
 static const bool both[] = {false, true};
 
-/* ---- logits -------------------------------------------------------------------------------------------------------------- */
+/* ---- logits ------------------------------------------------------------------------------------------------------ */
 
 static void check_logits(struct model *even, struct model *padded, const char *what) {
     uint32_t tokens[40], lengths[] = {25, 15};
@@ -114,7 +114,7 @@ static void padding_is_no_input(void **state) {
     model_free(even);
 }
 
-/* ---- generation ------------------------------------------------------------------------------------------------------------ */
+/* ---- generation -------------------------------------------------------------------------------------------------- */
 
 struct made {
     uint32_t ids[64];
@@ -155,7 +155,7 @@ static void padding_is_never_sampled(void **state) {
     model_free(padded);
 }
 
-/* ---- judging ---------------------------------------------------------------------------------------------------------------- */
+/* ---- judging ----------------------------------------------------------------------------------------------------- */
 
 static double divergence_of(struct model *m, int fd, const char *key) {
     struct err e;
@@ -184,7 +184,8 @@ static double divergence_of(struct model *m, int fd, const char *key) {
     return x;
 }
 
-/* Knowledge over as many columns as there are tokens, and dense knowledge of all rows, as a teacher without its vocabulary gives it. */
+/* Knowledge over as many columns as there are tokens, and dense knowledge of all rows, as a teacher without its
+ * vocabulary gives it. */
 static void judged_as_without_padding(void **state) {
     (void)state;
     static const char *const encodings[] = {"dense", "ghost:12", "topk:12", "sample:50"};
@@ -225,7 +226,7 @@ static void judged_as_without_padding(void **state) {
     model_free(padded);
 }
 
-/* ---- training ---------------------------------------------------------------------------------------------------------------- */
+/* ---- training ---------------------------------------------------------------------------------------------------- */
 
 static void train(struct model *m, const struct sample *s, const struct knowledge_format *f, enum dtype precision,
                   struct distill_progress *p) {
@@ -267,8 +268,8 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     close(fd);
 }
 
-/* Weights to the last bits, loss and gradient too; rows of padding learn nothing: a tied one stays to the bit, an untied one is
- * only pulled by weight decay. */
+/* Weights to the last bits, loss and gradient too; rows of padding learn nothing: a tied one stays to the bit, an
+ * untied one is only pulled by weight decay. */
 static void trained_as_without_padding(void **state) {
     (void)state;
     for (size_t i = 0; i < 2 * 2 * 2; i++) {
