@@ -28,14 +28,16 @@ static int open_log(struct run *r, struct err *e) {
     bool resumed = r->t->progress.step > 0;
     r->log = fopen(r->d->log, resumed ? "ae" : "we");
     if (!r->log) return err_sys(e, errno, "%s", r->d->log);
-    if (!resumed) fprintf(r->log, "step\tkl\tce\tlr\tgrad_norm\ttokens\n");
+    const char *teacher = distill_kl_name(&r->d->format);
+    if (!resumed) fprintf(r->log, "step\t%s%sce\tlr\tgrad_norm\ttokens\n", teacher ? teacher : "", teacher ? "\t" : "");
     return 0;
 }
 
 static int write_log(struct run *r, const struct distill_progress *p, struct err *e) {
     if (!r->log) return 0;
-    fprintf(r->log, "%" PRIu64 "\t%.6g\t%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->step, p->kl, p->ce, p->lr, p->grad_norm,
-            p->positions);
+    fprintf(r->log, "%" PRIu64 "\t", p->step);
+    if (distill_kl_name(&r->d->format)) fprintf(r->log, "%.6g\t", p->kl);
+    fprintf(r->log, "%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->ce, p->lr, p->grad_norm, p->positions);
     return fflush(r->log) ? err_sys(e, errno, "%s", r->d->log) : 0;
 }
 

@@ -11,7 +11,7 @@ setup() {
 train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs "${epochs:-6}" "$@"; }
 
 @test "the student learns, and the log says so" {
-    epochs=60 train --log log.tsv --report report.json corpus.kd.rill >trained
+    epochs=60 train --log log.tsv --report report.json dense.kd.rill >trained
     head -1 log.tsv | grep -qx "$(printf 'step\tkl\tce\tlr\tgrad_norm\ttokens')"
     awk -F'\t' 'NR == 2 { first = $2 } END { if (!(NR > 20 && $2 < first / 2)) { print first, $2; exit 1 } }' log.tsv
     awk -F'\t' 'NR > 1 && ($1 != NR - 1 || NF != 6) { exit 1 }' log.tsv
@@ -90,9 +90,24 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     train --log log.tsv tokens.rill >a
     train --loss ce tokens.rill >b
     assert_same a b
-    awk -F'\t' 'NR > 1 && ($2 != 0 || $3 == 0) { exit 1 }' log.tsv
+    head -1 log.tsv | grep -qx "$(printf 'step\tce\tlr\tgrad_norm\ttokens')" # no teacher, no kl
+    awk -F'\t' 'NR > 1 && (NF != 5 || $2 == 0) { exit 1 }' log.tsv
     check_exit 3 train --loss kl tokens.rill
     assert_stderr_line "*kl needs a teacher*"
+}
+
+@test "log and report name the teacher's term by its encoding; ce is the same for all" {
+    for pair in dense=kl topk:5=kl_truncated ghost:5=kl_lower_bound sample:9=teacher_ce; do
+        encoding=${pair%=*} name=${pair#*=}
+        rill teacher-infer -q --encode "$encoding" -m teacher.rill tokens.rill -o k.rill --force
+        rill distill -q -m student.rill --steps 1 --batch-tokens 100000 --log log.tsv --report report.json --force \
+            k.rill >/dev/null
+        assert_equal "$(head -1 log.tsv | cut -f 2)" "$name"
+        assert_equal "$(grep -oE '"(kl|kl_truncated|kl_lower_bound|teacher_ce)":' report.json)" "\"$name\":"
+        tail -1 log.tsv | cut -f 2,3 >>values
+    done
+    awk -F'\t' 'NR == 1 { kl = $1; ce = $2 } $1 < 0 || $2 != ce || (NR == 3 && $1 > kl + 1e-3) { bad = 1 }
+        END { exit bad || NR != 4 }' values
 }
 
 @test "losses add up, and are spelled one way" {
