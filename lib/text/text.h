@@ -123,13 +123,30 @@ size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map,
                 struct err *e) MUST_CHECK;
 
+/* ---- text as files have it --------------------------------------------------------------------------------------- */
+
+/* Bytes of a UTF-8 byte order mark in front of the text: 3 or 0. */
+static inline size_t text_bom(const void *data, size_t n) {
+    return n >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}
+/* Judges a text input by its first bytes, TEXT_BEGIN_BYTES of them or all there are. *skip: those of a byte order mark,
+ * which is no part of the text. ERR_DATA names what is no text: UTF-16 and UTF-32, compressed files, models. */
+#define TEXT_BEGIN_BYTES 16
+int text_begin(const void *data, size_t n, size_t *skip, struct err *e) MUST_CHECK;
+/* Length of the line text[0..n), which a \n followed, without the \r of a line end \r\n. */
+static inline size_t text_line_length(const void *text, size_t n) {
+    return n && ((const char *)text)[n - 1] == '\r' ? n - 1 : n;
+}
+
 /* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------- */
 
 enum corpus_documents {
     CORPUS_WHOLE, /* the whole input is one document */
-    CORPUS_LINES, /* each line is one, without its \n; an empty line is none */
+    CORPUS_LINES, /* each line is one, without its \n or \r\n; an empty line is none */
     CORPUS_JSONL, /* the string `field` of the object on each line is one */
 };
+/* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends are
+ * text like any other: \r\n stays what it is. */
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
@@ -170,7 +187,7 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
- * in pieces. An error in a JSON line names the line. `totals` are right up to where an error occurred. */
+ * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
