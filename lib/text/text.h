@@ -57,18 +57,20 @@ struct vocab {
     bool nfc;           /* normaliser: NFC before all else */
     bool ignore_merges; /* a pre-token that is a piece is taken whole (Llama 3) */
     bool add_bos, add_eos;
-    uint32_t bos, eos, pad;    /* TOKEN_NONE: has none */
+    uint32_t bos, eos, pad; /* TOKEN_NONE: has none. eos is what separates documents ... */
+    const uint32_t *ends;   /* [n_ends] ... and one of the tokens that end a generation: ascending, none twice */
+    uint32_t n_ends;
     uint32_t unk;              /* for bytes without a token: unk_token of the BPE model itself, TOKEN_NONE in most */
     const char *chat_template; /* UTF-8 or NULL */
     struct digest digest;      /* identity: what a token id means and how text is cut (README.md). Not in it: template,
-                                    bos ... unk, padding at the end: base and chat models of a family are the same */
+                                    bos ... ends, unk, padding at the end: base and chat models of a family are the same */
     struct text_index *index;  /* private: hash tables, compiled patterns */
     struct arena memory;
 };
 
 /* Takes tokens, merges (checked: ids in range, result = left + right, no piece twice, but an added token may be spelled
  * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or
- * merge. To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the
+ * merge. spec->ends may be in any order and without eos, which joins them. To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the
  * real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
