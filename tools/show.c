@@ -145,11 +145,11 @@ static int show_tensor(struct view *v, struct stream_reader *r, const struct str
     return 0;
 }
 
-static int put_role(struct view *v, const struct vocab *vocab, const char *role, uint32_t id, struct err *e) {
+static int put_role(struct view *v, const struct vocab *x, const char *role, uint32_t id, struct err *e) {
     if (id == TOKEN_NONE) return 0;
     v->data.len = 0;
     fprintf(v->out, "%s %" PRIu32 " ", role, id);
-    if (text_spell(vocab->tokens[id].bytes, vocab->tokens[id].n_bytes, &v->data, e)) return e->code;
+    if (text_spell(x->tokens[id].bytes, x->tokens[id].n_bytes, &v->data, e)) return e->code;
     if (v->data.len) fwrite(v->data.data, 1, v->data.len, v->out);
     fputc('\n', v->out);
     return 0;
