@@ -47,6 +47,7 @@ struct merge {
 #define TEXT_MAX_TOKENS (1u << 24)
 #define TEXT_MAX_MERGES (1u << 26)
 #define TEXT_MAX_PIECE  65536
+#define TEXT_MAX_ENDS   1024
 
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {

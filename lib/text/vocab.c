@@ -36,7 +36,8 @@ static int check_spec(const struct vocab *v, struct err *e) {
     if (!rc) rc = check_role(v, "eos", v->eos, e);
     if (!rc) rc = check_role(v, "pad", v->pad, e);
     if (!rc) rc = check_role(v, "unk", v->unk, e);
-    if (v->n_ends > v->n_tokens) return err_set(e, ERR_DATA, "%u end tokens of %u", v->n_ends, v->n_tokens);
+    if (v->n_ends > TEXT_MAX_ENDS)
+        return err_set(e, ERR_DATA, "%u end tokens, expected at most %u", v->n_ends, TEXT_MAX_ENDS);
     for (uint32_t i = 0; i < v->n_ends && !rc; i++)
         rc = v->ends[i] == TOKEN_NONE ? err_set(e, ERR_DATA, "an end token is none")
                                       : check_role(v, "end", v->ends[i], e);
