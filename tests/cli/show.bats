@@ -48,8 +48,8 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     cp -r "$ROOT/tests/golden/tiny-qwen2" folder
     rill import -q folder -o one.rill
     check_exit 0 rill show --vocab one.rill
-    assert_stdout '352 tokens, * merges, cut as qwen2, identity xxh3:*'
-    assert_stdout 'eos 342 <|im_end|>*end 342 <|im_end|>'
+    assert_stdout '*352 tokens, * merges, cut as qwen2, identity xxh3:*'
+    assert_stdout '*eos 342 <|im_end|>*end 342 <|im_end|>'
     echo '{"eos_token_id":[343,341]}' >folder/generation_config.json
     rill import -q folder -o three.rill
     rill show --vocab three.rill | grep '^end ' >ends
