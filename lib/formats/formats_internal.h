@@ -174,7 +174,7 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_read.c) --------------------------------------------------- */
+/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) -------------------------------------- */
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
@@ -200,8 +200,15 @@ struct hf_tokenizer_files {
 /* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
 int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
 
-/* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other files
- * declare (NULL: there is none). */
+/* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
+int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
+/* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */
+int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, size_t n_json, struct buf *scratch,
+                   struct err *e) MUST_CHECK;
+uint32_t hf_count_pieces(const cJSON *vocab);
+
+/* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other
+ * files declare (NULL: there is none). */
 struct hf_token_files {
     const char *base; /* the file that the draft comes from, for messages */
     const cJSON *config, *map, *added;
@@ -297,11 +304,11 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has no tokenizer,
+/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has none,
  * ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
-/* The tokenizer from that file and those beside it (struct hf_tokenizer_files). config.json and generation_config.json of
- * the model add ids of tokens that these do not say, and the ends of a generation. */
+/* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and
+ * generation_config.json add ids of tokens that these do not say, and the ends of a generation. */
 int hf_read_vocab(struct foreign_model *f, const char *path, struct vocab *spec, struct err *e) MUST_CHECK;
 /* generation_config.json, where there is one, into f->source; and what of it and of config.json is worth keeping into
  * f->extra, when the vocabulary is there. */

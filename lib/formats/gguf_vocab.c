@@ -26,8 +26,8 @@ static bool flags_of_type(uint32_t type, uint32_t *flags) {
     }
 }
 
-/* llama.cpp's list (llama-vocab.cpp, "end-of-generation"), but for the tokens of fill-in-the-middle: GGUF has one key for the
- * end of a text, and models have several. */
+/* llama.cpp's list (llama-vocab.cpp, "end-of-generation"), but for the tokens of fill-in-the-middle: GGUF has one key
+ * for the end of a text, and models have several. */
 bool gguf_text_ends(const void *text, size_t n) {
     static const char *const known[] = {
         "<|eot_id|>", "<|im_end|>", "<|end|>",         "<|return|>",         "<|call|>",

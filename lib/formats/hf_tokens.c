@@ -6,8 +6,9 @@
  *   special_tokens_map.json, added_tokens.json     read only where there is no added_tokens_decoder
  *   *_token, extra_special_tokens                  in either: tokens that need not be anywhere else
  *
- * A token that is new gets the next id. transformers pays no attention to the id that a file gives a token, and its classes do
- * not agree about what wins; so where two files give a text two ids, or an id two texts, the folder is refused.
+ * A token that is new gets the next id. transformers pays no attention to the id that a file gives a token, and its
+ * classes do not agree about what wins; so where two files give a text two ids, or an id two texts, the folder is
+ * refused.
  */
 #include <stdlib.h>
 
@@ -37,7 +38,7 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
     return 0;
 }
 
-/* ---- tokens by their text -------------------------------------------------------------------------------------------- */
+/* ---- tokens by their text -------------------------------------------------------------------------------------- */
 
 /* Open addressing over the ids of a draft. A piece of the model and an added token may have the same bytes. */
 struct names {
@@ -77,7 +78,7 @@ static int names_build(struct names *names, const struct vocab *spec, uint64_t e
     return 0;
 }
 
-/* ---- joining --------------------------------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------------------------- */
 
 struct joining {
     struct vocab *spec;
@@ -166,7 +167,7 @@ static int declare(struct joining *j, const struct declared *d, struct err *e) {
     return id == TOKEN_NONE ? declare_new(j, d, e) : declare_known(j, d, id, e);
 }
 
-/* ---- tokens with ids: added_tokens_decoder, added_tokens.json ------------------------------------------------------- */
+/* ---- tokens with ids: added_tokens_decoder, added_tokens.json -------------------------------------------------- */
 
 static int by_id(const void *a, const void *b) {
     const struct declared *x = a, *y = b;
@@ -224,7 +225,7 @@ static int declare_numbered(struct joining *j, const cJSON *list, bool decoder, 
     return rc;
 }
 
-/* ---- tokens with a name: bos_token and others, further special tokens ----------------------------------------------- */
+/* ---- tokens with a name: bos_token and others, further special tokens ------------------------------------------ */
 
 static bool ends_in_token(const char *key) {
     size_t n = strlen(key);
@@ -236,8 +237,8 @@ static const char *text_of(const cJSON *x) {
     return cJSON_GetStringValue(cJSON_IsObject(x) ? hf_member(x, "content") : x);
 }
 
-/* The value of a key: special_tokens_map.json's where it counts, then tokenizer_config.json's, then the class's own unless
- * a file says null. */
+/* The value of a key: special_tokens_map.json's where it counts, then tokenizer_config.json's, then the class's own
+ * unless tokenizer_config.json says null. */
 static const cJSON *value_of(const struct hf_token_files *f, const char *key, const char **file) {
     const cJSON *x = hf_member(f->map, key);
     *file = x ? HF_MAP_FILE : HF_CONFIG_FILE;
@@ -313,7 +314,7 @@ static bool is_named_special(const struct hf_token_files *f, const char *text) {
     return false;
 }
 
-/* ---- roles ----------------------------------------------------------------------------------------------------------- */
+/* ---- roles ----------------------------------------------------------------------------------------------------- */
 
 static int set_role(struct joining *j, const char *key, uint32_t *id, struct err *e) {
     const char *file;
@@ -329,7 +330,7 @@ static int set_role(struct joining *j, const char *key, uint32_t *id, struct err
     return 0;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------------------------- */
 
 static uint64_t count_declared(const struct hf_token_files *f) {
     const char *file, *key;

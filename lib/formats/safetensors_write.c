@@ -141,8 +141,8 @@ static bool add_number(cJSON *list, uint32_t id) {
     return false;
 }
 
-/* One end of a generation, or a list of several with EOS in front. A list that was imported before vocabularies had more than
- * one stays. */
+/* One end of a generation, or a list of several with EOS in front. A list that was imported before vocabularies had more
+ * than one stays. */
 static bool put_ends(cJSON *o, const struct vocab *v) {
     static const char key[] = "eos_token_id";
     if (v->n_ends < 2) return !v->n_ends || put_id(o, key, v->ends[0]);

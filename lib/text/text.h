@@ -71,8 +71,8 @@ struct vocab {
 
 /* Takes tokens, merges (checked: ids in range, result = left + right, no piece twice, but an added token may be spelled
  * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or
- * merge. spec->ends may be in any order and without eos, which joins them. To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the
- * real one. */
+ * merge. spec->ends may be in any order and without eos, which joins them. To find the ids of merges that are given as
+ * text: make a vocabulary without merges, vocab_find in it, make the real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
@@ -148,8 +148,8 @@ enum corpus_documents {
     CORPUS_LINES, /* each line is one, without its \n or \r\n; an empty line is none */
     CORPUS_JSONL, /* the string `field` of the object on each line is one */
 };
-/* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends are
- * text like any other: \r\n stays what it is. */
+/* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends
+ * are text like any other: \r\n stays what it is. */
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
@@ -190,7 +190,8 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
- * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right up to where an error occurred. */
+ * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right
+ * up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 

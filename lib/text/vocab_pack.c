@@ -1,5 +1,5 @@
 /*
- * The bytes of a VOCB record and back. formats/vocb.md has the layout; everything is little-endian. Unpacking trusts nothing:
+ * The bytes of a VOCB record and back. formats/vocb.md has the layout; all is little-endian. Unpacking trusts nothing:
  * the counts are checked against the bytes at hand before they size anything, and vocab_new checks what they count.
  */
 #include "lib/text/text_internal.h"
