@@ -144,7 +144,6 @@ static void padding_is_never_sampled(void **state) {
         struct model_sampling how = ways[i];
         struct made want = {0}, got = {0};
         how.max_new = 60;
-        how.stop = TOKEN_NONE;
         OK(generate_all(even, &in, 0, &how, keep, &want, &e));
         OK(generate_all(padded, &in, 0, &how, keep, &got, &e));
         assert_int_equal(got.n, 60);
