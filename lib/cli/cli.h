@@ -131,6 +131,17 @@ int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct 
                struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
 
+/* ---- signals: any that ends a program removes its temporary files first ------------------------------------------------ */
+
+/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an error, the
+ * program dies of the signal after its message, as others do at once. A second one kills. What the parent had ignored stays
+ * ignored. */
+void cli_catch_stop(void);
+int cli_stop_requested(void); /* the signal, or 0 */
+/* SIGUSR1 no longer kills but is noted. */
+void cli_catch_usr1(void);
+bool cli_take_usr1(void); /* has one come since the last call? */
+
 /* ---- progress and report ---------------------------------------------------------------------------------------------------- */
 
 /* A bar with rate and time left on stderr when it is a terminal (or --progress=always); total 0: unknown, a counter. */

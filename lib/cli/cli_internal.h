@@ -88,7 +88,7 @@ int out_file_create(struct cli *c, const char *path, bool overwrite, struct cli_
 int out_file_sync(struct cli_out_file *f, struct err *e) MUST_CHECK;   /* flushed to disk and closed */
 int out_file_commit(struct cli_out_file *f, struct err *e) MUST_CHECK; /* synced, under its final name */
 void out_files_release(struct cli *c);                                 /* unlinks what was not committed */
-void out_signals_install(void);                                        /* ... also when a signal ends the program */
+void out_remove_temporaries(void);                                     /* the same from a signal's handler */
 /* The steps of a run that went well: everything is on disk before the first name changes. */
 int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
@@ -96,6 +96,11 @@ void output_abort(struct cli *c, const char *why);
 /* With `>> a.rill` the shell lets a program read what it writes, for ever. Whichever is opened last notices. */
 int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) MUST_CHECK;
 int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK;
+
+/* ---- signals.c -------------------------------------------------------------------------------------------------------- */
+
+void cli_signals_install(void); /* from here on no signal leaves a temporary file */
+void signals_end(void);         /* dies of the signal that cli_stop_requested tells of, if any */
 
 /* ---- prov.c ------------------------------------------------------------------------------------------------------------------ */
 

@@ -292,7 +292,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
     struct err e = {0};
     int code = 0;
     cli_process_setup();
-    out_signals_install();
+    cli_signals_install();
     clock_gettime(CLOCK_MONOTONIC, &c.start);
     size_t n = common_options(&c, p, common);
     if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
@@ -312,6 +312,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
         code = run_program(&c, &e);
     }
     release(&c);
+    if (code != 0) signals_end();
     return code;
 }
 

@@ -16,23 +16,10 @@
 
 #define MAX_TEMPORARY 64
 static const char *volatile temporary[MAX_TEMPORARY];
-static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXCPU};
 
-static void remove_temporary(int sig) {
+void out_remove_temporaries(void) {
     for (size_t i = 0; i < MAX_TEMPORARY; i++)
         if (temporary[i]) unlink(temporary[i]);
-    signal(sig, SIG_DFL); /* the parent sees the signal, as if we had not been here */
-    raise(sig);
-}
-
-void out_signals_install(void) {
-    struct sigaction sa = {.sa_handler = remove_temporary}, old;
-    sigemptyset(&sa.sa_mask);
-    for (size_t i = 0; i < COUNT_OF(ending_signals); i++) {
-        /* nohup and background jobs ignore some on purpose */
-        if (sigaction(ending_signals[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN) continue;
-        sigaction(ending_signals[i], &sa, NULL);
-    }
 }
 
 /* Between the file's creation and its place in the list no signal may end the program. */

@@ -131,9 +131,10 @@ fx() { rill fixture -q "$@"; }
 }
 
 @test "a signal leaves neither the file nor a temporary one" {
-    for sig in INT TERM HUP; do
-        # a background job of this shell ignores INT: env gives it back
-        env --default-signal=INT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
+    ulimit -c 0
+    for sig in INT TERM HUP QUIT USR1 USR2 ALRM VTALRM PROF XCPU PIPE IO BUS ABRT RTMIN; do
+        # a background job of this shell ignores INT and QUIT: env gives them back
+        env --default-signal=INT,QUIT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
         local pid=$!
         while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
         kill -$sig $pid
