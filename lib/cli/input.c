@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -129,20 +128,11 @@ int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_
     return 0;
 }
 
-/* A descriptor shared with ssh or a terminal may be non-blocking: then waits until it has something, or a signal came. */
-static bool try_again(int fd) {
-    if (errno == EINTR) return true;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    return poll(&p, 1, -1) >= 0 || errno == EINTR;
-}
-
 int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) {
     unsigned char *at = dst;
     *got = 0;
     while (*got < n && !f->ended) {
-        ssize_t r = read(f->fd, at + *got, n - *got);
-        if (r < 0 && try_again(f->fd)) continue;
+        ssize_t r = fd_read(f->fd, at + *got, n - *got);
         if (r < 0) return err_sys(e, errno, "%s", f->name);
         if (r == 0) f->ended = true;
         *got += (size_t)r;

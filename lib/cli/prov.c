@@ -75,8 +75,31 @@ int prov_utf8(struct arena *a, const char *s, const char **out, struct err *e) {
     return 0;
 }
 
+int prov_relative(struct arena *a, const char *path, const char **out, struct err *e) {
+    char folder[PATH_MAX], cwd[PATH_MAX];
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *dir = arena_strndup(a, path, slash == path ? 1 : (size_t)(base - path), e);
+    *out = path;
+    if (!dir) return e->code;
+    if (!realpath(*dir ? dir : ".", folder) || !getcwd(cwd, sizeof cwd) || cwd[0] != '/') return 0;
+    const char *full = arena_printf(a, e, "%s/%s", strcmp(folder, "/") == 0 ? "" : folder, base);
+    if (!full) return e->code;
+    size_t common = 0, i = 1; /* both begin with a slash; `common` is behind the last one that they share */
+    for (; cwd[i] && full[i] && cwd[i] == full[i]; i++)
+        if (cwd[i] == '/') common = i;
+    if (!cwd[i] && full[i] == '/') common = i;
+    struct buf b = {0};
+    int rc = 0;
+    for (const char *s = cwd + common; !rc && *s; s++)
+        if (*s == '/' && s[1]) rc = buf_printf(&b, e, "../");
+    if (!rc) rc = buf_printf(&b, e, "%s", full + common + 1);
+    if (!rc && !(*out = arena_strndup(a, (const char *)b.data, b.len, e))) rc = e->code;
+    buf_release(&b);
+    return rc;
+}
+
 int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
-    char link[64], path[PATH_MAX], cwd[PATH_MAX];
+    char link[64], path[PATH_MAX];
     struct stat of_fd, of_path;
     *out = NULL;
     if (fstat(fd, &of_fd) || !S_ISREG(of_fd.st_mode)) return 0;
@@ -86,14 +109,7 @@ int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
     path[n] = 0;
     /* a deleted file's link reads "NAME (deleted)", and that may even exist */
     if (stat(path, &of_path) || of_path.st_dev != of_fd.st_dev || of_path.st_ino != of_fd.st_ino) return 0;
-    if (!prov_path(path)) return 0;
-    const char *name = path;
-    if (getcwd(cwd, sizeof cwd)) {
-        size_t length = strlen(cwd);
-        if (length > 1 && strncmp(path, cwd, length) == 0 && path[length] == '/') name = path + length + 1;
-    }
-    *out = arena_strdup(a, name, e);
-    return *out ? 0 : e->code;
+    return prov_path(path) ? prov_relative(a, path, out, e) : 0;
 }
 
 /* ---- one entry --------------------------------------------------------------------------------------------------------------- */

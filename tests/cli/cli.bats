@@ -259,7 +259,7 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
 
 @test "--report and -o name two files" {
     check_exit 2 rill fixture -o x --report x
-    assert_stderr_line '--report and --output name the same file, x'
+    assert_stderr_line '--output and --report name the same file, x'
     assert_no_file x
 }
 
