@@ -21,6 +21,7 @@ struct cli_args {
     const char **operands;
     size_t n_operands;
     const char **kept; /* argv without what does not change the result: what the provenance remembers */
+    size_t *kept_file; /* [n_kept]: where in the word the name of a file begins, from 1; 0: nowhere */
     size_t n_kept;
     const struct cli_option *action; /* --help and its like: parsing stopped there */
 };
@@ -114,12 +115,14 @@ int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) MUST_
 /* `path` relative to the working folder, up through .. if need be; as it is when that is not known. The folder's links are
  * followed, the last name is kept. */
 int prov_relative(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
+/* The same for an absolute path, and any other, /dev and /proc as they are: what the provenance says of a path somebody wrote. */
+int prov_name(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
 /* NULL for a path that is not UTF-8: JSON cannot hold it, and a wrong name is worse than none. */
 const char *prov_path(const char *path);
 /* `s`, or a copy with U+FFFD for what is not UTF-8. */
 int prov_utf8(struct arena *a, const char *s, const char **out, struct err *e) MUST_CHECK;
 /* The effective value of every option of the program. */
-cJSON *prov_settings(const struct cli *c);
+cJSON *prov_settings(struct cli *c);
 /* All entries of all inputs, each once, and then ours. Inputs must be finished. */
 int prov_write(struct cli *c, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Adds the ids of those entries that no other entry of the array names as a parent to the array `tips`. */

@@ -26,6 +26,14 @@ static int add_input(struct cli *c, const char *role, struct cli_input **out, st
     return 0;
 }
 
+/* `path` lives as long as the cli. */
+static int name_input(struct cli *c, struct cli_input *in, const char *path, struct err *e) {
+    const char *name;
+    if (prov_name(&c->arena, path, &name, e)) return e->code;
+    in->path = prov_path(name);
+    return 0;
+}
+
 static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
     if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is asked for twice (%s)", in->role);
     c->stdin_taken = true;
@@ -65,7 +73,7 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
     } else {
         *name = arena_strdup(&c->arena, path, e);
         if (!*name) return e->code;
-        in->path = prov_path(*name);
+        if (name_input(c, in, *name, e)) return e->code;
         *fd = in->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
         if (*fd < 0) return err_sys(e, errno, "%s", path);
     }
@@ -103,8 +111,7 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
         path = "/dev/stdin"; /* a regular file can be opened anew through it, and the message names it otherwise */
     } else {
         const char *copy = arena_strdup(&c->arena, path, e);
-        if (!copy) return e->code;
-        in->path = prov_path(copy);
+        if (!copy || name_input(c, in, copy, e)) return e->code;
     }
     if (stream_map_open(&in->map, path, expect, e)) {
         in->map = NULL;
@@ -158,8 +165,7 @@ int cli_note_input(struct cli *c, const char *path, const char *role, struct dig
     const char *copy = arena_strdup(&c->arena, path, e);
     if (!copy) return e->code;
     in->digest = digest;
-    in->path = prov_path(copy);
-    return 0;
+    return name_input(c, in, copy, e);
 }
 
 static int finish_file(struct cli_file *f, struct err *e) {
@@ -178,7 +184,7 @@ int inputs_finish(struct cli *c, struct err *e) {
             stream_reader_totals(in->reader, &totals);
             in->digest = totals.digest;
         } else if (in->map) {
-            stream_map_totals(in->map, &totals);
+            if (stream_map_totals(in->map, &totals, e)) return e->code;
             in->digest = totals.digest;
         } else if (in->file) {
             if (finish_file(in->file, e)) return e->code;

@@ -98,6 +98,12 @@ int prov_relative(struct arena *a, const char *path, const char **out, struct er
     return rc;
 }
 
+int prov_name(struct arena *a, const char *path, const char **out, struct err *e) {
+    bool system = strncmp(path, "/dev/", 5) == 0 || strncmp(path, "/proc/", 6) == 0;
+    *out = path;
+    return path[0] == '/' && !system ? prov_relative(a, path, out, e) : 0;
+}
+
 int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
     char link[64], path[PATH_MAX];
     struct stat of_fd, of_path;
@@ -114,7 +120,16 @@ int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
 
 /* ---- one entry --------------------------------------------------------------------------------------------------------------- */
 
-cJSON *prov_settings(const struct cli *c) {
+/* Text that was given to an option, as it is recorded; *out NULL: JSON cannot hold it. */
+static bool setting_text(struct cli *c, const struct cli_option *o, const char *text, const char **out) {
+    struct err e;
+    *out = text;
+    if (text && o->completes_files && prov_name(&c->arena, text, out, &e)) return false;
+    if (*out) *out = prov_path(*out);
+    return true;
+}
+
+cJSON *prov_settings(struct cli *c) {
     cJSON *s = cJSON_CreateObject();
     bool ok = s != NULL;
     for (size_t i = 0; ok && i < c->args.n_own; i++) {
@@ -131,15 +146,17 @@ cJSON *prov_settings(const struct cli *c) {
             break;
         case CLI_STRING:
         case CLI_CHOICE:
-            text = *(const char **)o->to;
-            if (text && prov_path(text)) ok = json_put_str(s, o->name, text);
+            ok = setting_text(c, o, *(const char **)o->to, &text);
+            if (ok && text) ok = json_put_str(s, o->name, text);
             break;
         case CLI_LIST: {
             const struct cli_list *list = o->to;
             cJSON *array = cJSON_AddArrayToObject(s, o->name);
             ok = array != NULL;
-            for (size_t k = 0; ok && k < list->n; k++)
-                if (prov_path(list->items[k])) ok = cJSON_AddItemToArray(array, cJSON_CreateString(list->items[k]));
+            for (size_t k = 0; ok && k < list->n; k++) {
+                ok = setting_text(c, o, list->items[k], &text);
+                if (ok && text) ok = cJSON_AddItemToArray(array, cJSON_CreateString(text));
+            }
             break;
         }
         }
@@ -213,11 +230,23 @@ static int put_input(cJSON *inputs, const struct cli_input *in, struct err *e) {
     return prov_tips(input_prov(in), parents, e);
 }
 
+/* A word of the command line; one that is or ends with the name of a file says it as the inputs do. */
+static int kept_word(struct cli *c, size_t i, const char **out, struct err *e) {
+    const char *word = c->args.kept[i], *file, *name;
+    if (c->args.kept_file[i]) {
+        file = word + c->args.kept_file[i] - 1;
+        if (prov_name(&c->arena, file, &name, e)) return e->code;
+        if (name != file) word = arena_printf(&c->arena, e, "%.*s%s", (int)(file - word), word, name);
+        if (!word) return e->code;
+    }
+    return prov_utf8(&c->arena, word, out, e);
+}
+
 static int put_argv(struct cli *c, cJSON *entry, struct err *e) {
     cJSON *argv = cJSON_AddArrayToObject(entry, "argv");
     for (size_t i = 0; argv && i < c->args.n_kept; i++) {
         const char *word;
-        if (prov_utf8(&c->arena, c->args.kept[i], &word, e)) return e->code;
+        if (kept_word(c, i, &word, e)) return e->code;
         if (!cJSON_AddItemToArray(argv, cJSON_CreateString(word))) return err_nomem(e, "provenance");
     }
     return argv ? 0 : err_nomem(e, "provenance");
