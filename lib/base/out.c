@@ -172,7 +172,7 @@ static int find_file(struct out_place *p, bool overwrite, bool *in_place, long *
     if (exists && S_ISSOCK(st.st_mode))
         return err_set(e, ERR_USAGE, "%s is a socket, a file name is expected", p->path);
     *in_place = exists && !S_ISREG(st.st_mode);
-    if (*in_place) return access(p->path, W_OK) ? err_sys(e, errno, "%s", p->path) : 0;
+    if (*in_place) return faccessat(AT_FDCWD, p->path, W_OK, AT_EACCESS) ? err_sys(e, errno, "%s", p->path) : 0;
     if (!(p->target = follow_links(p->path, e))) return e->code;
     if (!exists) return 0;
     if (stat(p->target, &again) || again.st_dev != st.st_dev || again.st_ino != st.st_ino)
@@ -283,7 +283,7 @@ int out_check(const char *path, enum out_use use, struct out_id *id, struct err 
     } else if (!(f.place.path = mem_strdup(path, e)) || find_file(&f.place, use != OUT_NEW, &in_place, &mode, e)) {
         rc = e->code;
     } else if (use == OUT_APPEND && mode >= 0) {
-        rc = access(path, W_OK) ? err_sys(e, errno, "%s", path) : 0;
+        rc = faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) ? err_sys(e, errno, "%s", path) : 0;
     } else if (!in_place) {
         rc = make_file(&f, mode, e);
     }

@@ -21,7 +21,7 @@ struct segment {
     bool has_vocab, has_index;
     uint64_t records, bytes; /* so far, the head included in bytes */
     uint64_t raw_bytes, tensors, batches, positions, provs;
-    uint64_t numbered; /* tensors outside batches */
+    uint64_t numbered;            /* tensors outside batches */
     struct digest_state *digest;  /* of all records: the end record's */
     struct digest_state *content; /* of what wire_is_content */
     struct nameset names, batch_names;

@@ -208,7 +208,7 @@ int stream_map_entry(struct stream_map *m, size_t i, struct stream_map_entry *ou
 long stream_map_find(const struct stream_map *m, const char *name);
 /* Verified data: *data points into the mapping where the tensor is stored raw in one chunk, else into `scratch`. */
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) MUST_CHECK;
-const cJSON *stream_map_prov(struct stream_map *m);                            /* array, owned by m */
+const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
 /* From the end record; the digest from the headers of all records, which are walked at the first call. */
 int stream_map_totals(struct stream_map *m, struct stream_totals *out, struct err *e) MUST_CHECK;
 void stream_map_free(struct stream_map *m);
