@@ -145,6 +145,31 @@ fx() { rill fixture -q "$@"; }
     done
 }
 
+@test "a program may be told of a signal instead, end in order, and still die of it" {
+    for sig in INT TERM; do
+        env --default-signal=INT rill-fixture --catch-signals --steps 1000 --delay 20 -o a.rill 2>err &
+        local pid=$!
+        while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+        kill -USR1 $pid
+        while ! grep -q 'SIGUSR1 has come' err; do sleep 0.02; done
+        kill -$sig $pid
+        code=0
+        wait $pid || code=$?
+        assert_equal "$code" $((128 + $(kill -l $sig)))
+        grep -qx "rill fixture: stopped by signal $(kill -l $sig)" err
+        assert_no_file a.rill
+    done
+    # the second one does not wait
+    env --default-signal=INT rill-fixture -q --catch-signals --steps 2 --delay 20000 -o a.rill &
+    pid=$!
+    while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+    for _ in 1 2 3; do kill -INT $pid 2>/dev/null || true; sleep 0.1; done
+    code=0
+    wait $pid || code=$?
+    assert_equal "$code" 130
+    assert_no_file a.rill
+}
+
 @test "a program that fails tells the next one why" {
     check_exit 3 bash -c 'rill fixture -q --fail io | rill fixture -q --join >b.rill'
     assert_stderr "rill fixture: standard input: *it was to fail*"
