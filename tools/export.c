@@ -1,6 +1,5 @@
 /* rill export: a model stream becomes what llama.cpp, Hugging Face or NumPy load. */
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -73,12 +72,8 @@ static int spool_stdin(struct err *e) {
     static char block[1 << 20];
     struct stat st;
     if (fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode)) return 0;
-    char path[4096];
-    const char *folder = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%s/rill-export.XXXXXX", folder && *folder ? folder : "/tmp");
-    int fd = mkstemp(path);
-    if (fd < 0) return err_sys(e, errno, "%s", path);
-    unlink(path);
+    int fd;
+    if (out_scratch(&fd, e)) return e->code;
     int rc = 0;
     for (ssize_t n = 1; n && !rc;) {
         n = fd_read(STDIN_FILENO, block, sizeof block);

@@ -1,6 +1,7 @@
 /*
- * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes,
- * strict JSON, digests, descriptors, outputs that appear whole, counter-based random numbers, a deterministic parallel loop and log lines.
+ * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes, strict JSON,
+ * digests, descriptors, outputs that appear whole, counter-based random numbers, a deterministic parallel loop and log
+ * lines.
  *
  * Nothing here (or anywhere in lib/ except lib/cli) prints, exits or asserts on input.
  */
@@ -176,8 +177,8 @@ static inline bool digest_equal(struct digest a, struct digest b) {
 
 /* ---- descriptors: the one read and the one write ------------------------------------------------------------------
  *
- * Interrupted calls are repeated, short writes are continued, and a descriptor that is non-blocking (it may be shared with
- * ssh or a terminal) is waited for. On failure errno says why.
+ * Interrupted calls are repeated, short writes are continued, and a descriptor that is non-blocking (it may be shared
+ * with ssh or a terminal) is waited for. On failure errno says why.
  */
 ssize_t fd_read(int fd, void *dst, size_t n);      /* up to n bytes; 0: the end, -1: failure */
 bool fd_write(int fd, const void *data, size_t n); /* all of it */
@@ -185,8 +186,8 @@ bool fd_write2(int fd, const void *a, size_t n_a, const void *b, size_t n_b); /*
 
 /* ---- files and folders that appear complete or not at all -----------------------------------------------------------
  *
- * Created under a temporary name beside the target, synced and renamed by _commit, removed by _release (and by a signal,
- * see out_remove_temporaries). Links are followed, so that a link stays what it is; its target need not exist.
+ * Created under a temporary name beside the target, synced and renamed by _commit, removed by _release (and by a
+ * signal, see out_remove_temporaries). Links are followed, so that a link stays what it is; its target need not exist.
  * A device or a FIFO is written in place. `path` is copied. Release in any case.
  */
 struct out_place {
@@ -217,8 +218,8 @@ int out_folder_write(struct out_folder *f, const char *name, const void *data, s
 int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
 void out_folder_release(struct out_folder *f);
 
-/* Would an output of this name work? Fails as the functions above and as open() do, and leaves nothing behind. *id is for
- * comparison with other outputs, and holds what is there now: file 0, nothing. */
+/* Would an output of this name work? Fails as the functions above and as open() do, and leaves nothing behind. *id
+ * is for comparison with other outputs, and holds what is there now: file 0, nothing. */
 enum out_use { OUT_NEW, OUT_REPLACE, OUT_APPEND, OUT_FOLDER };
 struct out_id {
     bool known; /* false: written in place, which many may do */
@@ -228,8 +229,10 @@ struct out_id {
 };
 int out_check(const char *path, enum out_use use, struct out_id *id, struct err *e) MUST_CHECK;
 bool out_same(const struct out_id *a, const struct out_id *b);
-/* Removes all temporary files and folders there are. For the handler of a signal that ends the program: it calls nothing
- * but what POSIX allows there. The other threads must block signals. */
+/* An open file without a name in TMPDIR or /tmp, which vanishes with its descriptor. */
+int out_scratch(int *fd, struct err *e) MUST_CHECK;
+/* Removes all temporary files and folders there are. For the handler of a signal that ends the program: it calls
+ * nothing but what POSIX allows there. The other threads must block signals. */
 void out_remove_temporaries(void);
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) ----------------

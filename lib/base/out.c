@@ -1,6 +1,6 @@
 /*
- * out: files and folders that appear under their name complete, on disk, or not at all. Work goes to a temporary name in
- * the same folder, which is synced and renamed at the end, and removed on failure and on a signal.
+ * out: files and folders that appear under their name complete, on disk, or not at all. Work goes to a temporary name
+ * in the same folder, which is synced and renamed at the end, and removed on failure and on a signal.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #define MAX_LINKS 40 /* as the kernel has it */
 
-/* ---- temporary names, known to a signal's handler ------------------------------------------------------------------ */
+/* ---- temporary names, known to a signal's handler -------------------------------------------------------------- */
 
 #define MAX_TEMPORARY 64
 static struct {
@@ -62,7 +62,8 @@ static void forget_temporary(const char *name) {
         if (temporary[i].name == name) temporary[i].name = NULL;
 }
 
-/* Makes the file or folder of p->tmp's pattern; between that and its place in the list no signal may end the program. */
+/* Makes the file or folder of p->tmp's pattern; between that and its place in the list no signal may end the
+ * program. */
 static int make_temporary(struct out_place *p, bool folder, int *fd, struct err *e) {
     sigset_t all, old;
     size_t slot = 0;
@@ -83,7 +84,7 @@ static int make_temporary(struct out_place *p, bool folder, int *fd, struct err 
     return err_sys(e, saved, "%s: cannot create %s in its folder", p->path, folder ? "a folder" : "a file");
 }
 
-/* ---- where an output goes ----------------------------------------------------------------------------------------------- */
+/* ---- where an output goes -------------------------------------------------------------------------------------- */
 
 static int folder_length(const char *path) {
     const char *slash = strrchr(path, '/');
@@ -157,8 +158,8 @@ static int check_replaceable(const struct out_place *p, const struct stat *st, s
     return 0;
 }
 
-/* *in_place: a device or a FIFO, of which there is nothing to rename and nothing to be lost. Else *mode is the mode of the
- * file to be replaced, or -1, and p->target is set. */
+/* *in_place: a device or a FIFO, of which there is nothing to rename and nothing to be lost. Else *mode is the mode
+ * of the file to be replaced, or -1, and p->target is set. */
 static int find_file(struct out_place *p, bool overwrite, bool *in_place, long *mode, struct err *e) {
     struct stat st, again;
     size_t n = strlen(p->path);
@@ -206,7 +207,7 @@ static mode_t file_mode_mask(void) {
     return mask;
 }
 
-/* ---- files --------------------------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------------------------- */
 
 static int make_file(struct out_file *f, long mode, struct err *e) {
     f->place.tmp = temporary_name(f->place.target, e);
@@ -304,7 +305,7 @@ bool out_same(const struct out_id *a, const struct out_id *b) {
     return a->known && b->known && a->dev == b->dev && a->folder == b->folder && digest_equal(a->name, b->name);
 }
 
-/* ---- folders ------------------------------------------------------------------------------------------------------------- */
+/* ---- folders --------------------------------------------------------------------------------------------------- */
 
 int out_folder_begin(struct out_folder *f, const char *path, struct err *e) {
     struct stat st;
@@ -367,4 +368,22 @@ void out_folder_release(struct out_folder *f) {
     }
     place_release(&f->place);
     *f = OUT_FOLDER_NONE;
+}
+
+/* ---- scratch --------------------------------------------------------------------------------------------------- */
+
+int out_scratch(int *fd, struct err *e) {
+    const char *tmpdir = getenv("TMPDIR"), *folder = tmpdir && *tmpdir ? tmpdir : "/tmp";
+    sigset_t all, old;
+    if ((*fd = open(folder, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600)) >= 0) return 0;
+    char *path =
+        print_path(e, (int)strlen(folder), folder, "/rill.tmp.XXXXXX", ""); /* a file system without O_TMPFILE */
+    if (!path) return e->code;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    if ((*fd = mkostemp(path, O_CLOEXEC)) >= 0) unlink(path);
+    int saved = errno;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    mem_free(path);
+    return *fd < 0 ? err_sys(e, saved, "%s: cannot create a temporary file (TMPDIR)", folder) : 0;
 }

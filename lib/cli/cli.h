@@ -33,7 +33,8 @@ struct cli_list {
     size_t n;
 };
 
-/* What an option's file is for. Outputs are checked before run(): they can be written, no two are one file, none is an input. */
+/* What an option's file is for. Outputs are checked before run(): they can be written, no two are one file, none is
+ * an input. */
 enum cli_writes {
     CLI_READS,    /* nothing, or an input */
     CLI_CREATES,  /* a file that must not exist */
@@ -143,11 +144,11 @@ int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct 
                struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
 
-/* ---- signals: any that ends a program removes its temporary files first ------------------------------------------------ */
+/* ---- signals: any that ends a program removes its temporary files first ---------------------------------------- */
 
-/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an error, the
- * program dies of the signal after its message, as others do at once. A second one kills. What the parent had ignored stays
- * ignored. */
+/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an
+ * error, the program dies of the signal after its message, as others do at once. A second one kills. What the parent
+ * had ignored stays ignored. */
 void cli_catch_stop(void);
 int cli_stop_requested(void); /* the signal, or 0 */
 /* SIGUSR1 no longer kills but is noted. */

@@ -90,20 +90,20 @@ int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
 void output_abort(struct cli *c, const char *why);
 
-/* ---- overlap.c ------------------------------------------------------------------------------------------------------------ */
+/* ---- overlap.c ------------------------------------------------------------------------------------------------- */
 
 int outputs_check(struct cli *c, struct err *e) MUST_CHECK; /* all that options name, before run() */
 /* With `>> a.rill` the shell lets a program read what it writes, for ever. Whichever is opened last notices. */
 int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) MUST_CHECK;
 int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK; /* input.c */
 
-/* ---- text.c --------------------------------------------------------------------------------------------------------------- */
+/* ---- text.c ---------------------------------------------------------------------------------------------------- */
 
 /* A FILE on top of a descriptor that stays open when it is closed; writes through fd_write. NULL with errno. */
 FILE *text_open(int fd);
 int text_close(FILE *f, const char *name, struct err *e) MUST_CHECK; /* with whatever went wrong before */
 
-/* ---- signals.c -------------------------------------------------------------------------------------------------------- */
+/* ---- signals.c ------------------------------------------------------------------------------------------------- */
 
 void cli_signals_install(void); /* from here on no signal leaves a temporary file */
 void signals_end(void);         /* dies of the signal that cli_stop_requested tells of, if any */
@@ -112,10 +112,11 @@ void signals_end(void);         /* dies of the signal that cli_stop_requested te
 
 /* The path of a descriptor that is a regular file, as prov_relative has it; *out NULL for the rest. */
 int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) MUST_CHECK;
-/* `path` relative to the working folder, up through .. if need be; as it is when that is not known. The folder's links are
- * followed, the last name is kept. */
+/* `path` relative to the working folder, up through .. if need be; as it is when that is not known. The folder's
+ * links are followed, the last name is kept. */
 int prov_relative(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
-/* The same for an absolute path, and any other, /dev and /proc as they are: what the provenance says of a path somebody wrote. */
+/* The same for an absolute path, and any other, /dev and /proc as they are: what the provenance says of a path
+ * somebody wrote. */
 int prov_name(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
 /* NULL for a path that is not UTF-8: JSON cannot hold it, and a wrong name is worse than none. */
 const char *prov_path(const char *path);

@@ -6,7 +6,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- output files -------------------------------------------------------------------------------------------------- */
+/* ---- output files ---------------------------------------------------------------------------------------------- */
 
 int output_file_create(struct cli *c, const char *path, bool overwrite, struct cli_out_file **out, struct err *e) {
     struct cli_out_file *f = arena_array(&c->arena, 1, sizeof *f, e);
@@ -49,8 +49,8 @@ const char *output_name(const struct cli *c) {
     return output_is_stdout(c) ? "standard output" : c->output_path;
 }
 
-/* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other and the
- * bytes must not differ. A file that is only appended to has other contents than ours: no name then. */
+/* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other
+ * and the bytes must not differ. A file that is only appended to has other contents than ours: no name then. */
 static int record_output(struct cli *c, struct err *e) {
     const char *name;
     if (!output_is_stdout(c)) {

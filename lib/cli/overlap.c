@@ -1,6 +1,6 @@
 /*
- * overlap: what can be known about the outputs before the work begins is known then. Each can be written where its option
- * says, no two are the same file, and none is a file that is read.
+ * overlap: what can be known about the outputs before the work begins is known then. Each can be written where its
+ * option says, no two are the same file, and none is a file that is read.
  */
 #include <errno.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- a stream that is written to standard output --------------------------------------------------------------------- */
+/* ---- a stream that is written to standard output --------------------------------------------------------------- */
 
 static bool writes_stdout(const struct cli *c) {
     return (c->program->writes_stream || c->program->writes_text) && output_is_stdout(c);
@@ -22,7 +22,7 @@ int check_not_output(struct cli *c, const struct stat *in, const char *name, str
     return err_set(e, ERR_USAGE, "%s is the output too, and is written while it is read (use -o)", name);
 }
 
-/* ---- files that options name ------------------------------------------------------------------------------------------ */
+/* ---- files that options name ----------------------------------------------------------------------------------- */
 
 struct named {
     const struct cli_option *option;

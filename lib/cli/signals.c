@@ -10,7 +10,8 @@
 static volatile sig_atomic_t stop_signal;    /* the wish to stop, 0: none */
 static volatile sig_atomic_t usr1_requested; /* SIGUSR1 since it was last taken */
 
-/* The parent sees the signal, as if we had not been here. Blocked while its handler runs, it ends us when that returns. */
+/* The parent sees the signal, as if we had not been here. Blocked while its handler runs, it ends us when that
+ * returns. */
 static void die_of(int sig) {
     out_remove_temporaries();
     signal(sig, SIG_DFL);

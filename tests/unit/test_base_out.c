@@ -123,7 +123,7 @@ static void a_link_stays_and_its_target_is_written(void **state) {
     assert_true(is_link("folder"));
 }
 
-/* ---- what is known before ---------------------------------------------------------------------------------------------- */
+/* ---- what is known before -------------------------------------------------------------------------------------- */
 
 static void check_finds_what_is_wrong_and_leaves_nothing(void **state) {
     (void)state;
@@ -220,7 +220,7 @@ static void two_spellings_of_one_output_are_one(void **state) {
     assert_false(out_same(&null, &id)); /* any number of outputs may go there */
 }
 
-/* ---- signals ------------------------------------------------------------------------------------------------------------- */
+/* ---- signals --------------------------------------------------------------------------------------------------- */
 
 static void a_handler_removes_files_and_folders(void **state) {
     (void)state;
@@ -246,7 +246,23 @@ static void a_handler_removes_files_and_folders(void **state) {
     assert_int_equal(count_files(), 2);
 }
 
-/* ---- descriptors ---------------------------------------------------------------------------------------------------------- */
+static void scratch_has_no_name(void **state) {
+    (void)state;
+    char folder[4096], c;
+    int fd;
+    assert_non_null(getcwd(folder, sizeof folder));
+    setenv("TMPDIR", folder, 1);
+    OK(out_scratch(&fd, &e));
+    assert_int_equal(count_files(), 0);
+    assert_true(fd_write(fd, "x", 1) && lseek(fd, 0, SEEK_SET) == 0 && fd_read(fd, &c, 1) == 1 && c == 'x');
+    close(fd);
+    setenv("TMPDIR", "/nonexistent", 1);
+    assert_int_equal(out_scratch(&fd, &e), ERR_IO);
+    assert_string_equal(e.msg, "/nonexistent: cannot create a temporary file (TMPDIR): No such file or directory");
+    unsetenv("TMPDIR");
+}
+
+/* ---- descriptors ----------------------------------------------------------------------------------------------- */
 
 enum { PIPED = 3 << 20 };
 
@@ -299,6 +315,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_folder_nobody_may_write_to_is_known, enter, leave),
         cmocka_unit_test_setup_teardown(two_spellings_of_one_output_are_one, enter, leave),
         cmocka_unit_test_setup_teardown(a_handler_removes_files_and_folders, enter, leave),
+        cmocka_unit_test_setup_teardown(scratch_has_no_name, enter, leave),
         cmocka_unit_test(a_non_blocking_pipe_is_waited_for),
         cmocka_unit_test(failures_keep_their_reason),
     };
