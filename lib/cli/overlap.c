@@ -49,8 +49,13 @@ static bool is_file(const struct stat *st, const struct out_id *id) {
     return id->known && id->file && S_ISREG(st->st_mode) && st->st_dev == id->file_dev && st->st_ino == id->file;
 }
 
+/* Of a folder that is read, its files may be. */
+static bool is_in_folder(const struct stat *st, const struct out_id *id) {
+    return id->known && id->file && S_ISDIR(st->st_mode) && st->st_dev == id->dev && st->st_ino == id->folder;
+}
+
 static int refuse_input(const struct named *n, const struct stat *st, const char *input, struct err *e) {
-    if (!is_file(st, &n->id)) return 0;
+    if (!is_file(st, &n->id) && !is_in_folder(st, &n->id)) return 0;
     return err_set(e, ERR_USAGE, "--%s %s would replace %s, which is read", n->option->name, n->path, input);
 }
 

@@ -10,7 +10,7 @@ static ssize_t put(void *cookie, const char *data, size_t n) {
 }
 
 FILE *text_open(int fd) {
-    FILE *f = fopencookie((void *)(intptr_t)fd, "w", (cookie_io_functions_t){.write = put}); // NOLINT
+    FILE *f = fopencookie((void *)(intptr_t)fd, "w", (cookie_io_functions_t){.write = put});
     if (f && isatty(fd)) setvbuf(f, NULL, _IOLBF, 0);
     return f;
 }

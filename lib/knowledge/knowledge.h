@@ -47,7 +47,7 @@ struct knowledge_format {
     bool log_probs;                 /* dense only: normalised log-probabilities rather than logits */
     uint32_t vocab_size;            /* columns of the teacher's logits; 0: a token stream that does not say */
     char vocab[DIGEST_TEXT_SIZE];   /* "" when the stream names none */
-    char teacher[DIGEST_TEXT_SIZE]; /* digest of the teacher's stream, "" likewise */
+    char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
 };
 
 /* "topk:50", "ghost:20", "sample:50", "dense" set encoding and n. ERR_USAGE says what there is. */

@@ -75,6 +75,9 @@ content() { rill ls "$1" | sed -n '$s/.* //p'; }
         rm x
     done
     assert_same student.rill before
+    check_exit 2 rill import -q hf -o i.rill --report hf/config.json
+    assert_stderr_line "--report hf/config.json would replace hf, which is read"
+    check_exit 0 rill import -q hf -o i.rill --report hf/report.json
     exec 9>&-
     # a state that is continued is read and replaced
     check_exit 0 rill distill -q -m student.rill corpus.kd.rill --steps 2 --checkpoint ck --checkpoint-every 1 -o a.rill
