@@ -123,6 +123,7 @@ static const struct cli_option options[] = {
      .to = &log_path,
      .arg = "FILE",
      .completes_files = true,
+     .writes = CLI_APPENDS,
      .transient = true,
      .help =
          "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
@@ -132,6 +133,8 @@ static const struct cli_option options[] = {
      .to = &checkpoint_path,
      .arg = "FILE",
      .completes_files = true,
+     .writes = CLI_REPLACES,
+     .continues = "resume",
      .transient = true,
      .help = "keep the state of the run here"},
     {.name = "checkpoint-every",

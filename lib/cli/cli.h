@@ -42,6 +42,16 @@ struct cli_amount {
     const char *text; /* as it was written, for messages */
 };
 
+/* What an option's file is for. Outputs are checked before run(): they can be written, no two are one file, none is
+ * an input. */
+enum cli_writes {
+    CLI_READS,    /* nothing, or an input */
+    CLI_CREATES,  /* a file that must not exist */
+    CLI_REPLACES, /* ... that may */
+    CLI_APPENDS,  /* ... that may, and is written in place */
+    CLI_RESULT,   /* -o itself */
+};
+
 struct cli_option {
     const char *name; /* long name without dashes; NULL ends the table */
     char letter;      /* only the shared ones: h V v q o j m n */
@@ -53,7 +63,9 @@ struct cli_option {
     double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
-    bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
+    enum cli_writes writes; /* of a CLI_STRING */
+    const char *continues;  /* the option that may name the same file as input (a state that is continued) */
+    bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
     const char *help;
 };
@@ -72,10 +84,11 @@ struct cli_program {
     bool writes_text;   /* has -o, --force for text or foreign files */
     /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
     const char *force_help;
-    bool seeded;    /* has --seed */
-    bool threaded;           /* has -j */
-    const char *description; /* paragraphs for help and the man page */
-    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    bool (*makes_folder)(void); /* asked once the options are known: is -o the name of a folder? NULL: never */
+    bool seeded;                /* has --seed */
+    bool threaded;              /* has -j */
+    const char *description;    /* paragraphs for help and the man page */
+    const char *examples;       /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
@@ -126,10 +139,10 @@ int cli_open_output(struct cli *c, struct stream_writer **out, struct err *e) MU
 /* Reads what is left of the inputs (so that a cut one is noticed), writes the provenance of inputs and this program,
  * ends the stream, fsyncs and renames. Call last in run(). */
 int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
-/* Text or a foreign file: stdout or -o FILE under a temporary name. Checked when run() ends. */
+/* Text: stdout or -o FILE under a temporary name. Checked when run() ends. Has no descriptor (fileno fails). */
 int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
-/* The same for what no terminal should see: refuses one without --force. */
-int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* A foreign file, to the same places: refuses a terminal without --force. */
+int cli_binary(struct cli *c, int *fd, struct err *e) MUST_CHECK;
 /* The name after -o, NULL when the result goes to stdout: for a program that makes a folder of that name itself. */
 const char *cli_output_path(const struct cli *c);
 /* A result on the program's text output: a flat object as one line of canonical JSON, flushed. */
@@ -141,6 +154,17 @@ struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out,
                struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
+
+/* ---- signals: any that ends a program removes its temporary files first ---------------------------------------- */
+
+/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an
+ * error, the program dies of the signal after its message, as others do at once. A second one kills. What the parent
+ * had ignored stays ignored. */
+void cli_catch_stop(void);
+int cli_stop_requested(void); /* the signal, or 0 */
+/* SIGUSR1 no longer kills but is noted. */
+void cli_catch_usr1(void);
+bool cli_take_usr1(void); /* has one come since the last call? */
 
 /* ---- progress and report ---------------------------------------------------------------------------------------------------- */
 

@@ -196,6 +196,12 @@ static void keep(struct parse *p, const char *token) {
     p->a->kept[p->a->n_kept++] = token;
 }
 
+/* The same of a word that is the name of a file, or ends with it: `file` points into it. NULL: it is none. */
+static void keep_file(struct parse *p, const char *token, const char *file) {
+    p->a->kept_file[p->a->n_kept] = file ? (size_t)(file - token) + 1 : 0;
+    keep(p, token);
+}
+
 /* The word after an option that takes one. Another option's name is more likely a forgotten value than a value. */
 static int next_value(struct parse *p, const struct cli_option *o, const char **value) {
     const char *v = p->at < p->argc ? p->argv[p->at] : NULL;
@@ -229,12 +235,12 @@ static int parse_long(struct parse *p, const char *token) {
     long i = find_long(p->a, name, length);
     if (i < 0) return unknown_option(p->a, token, name, length, p->e);
     const struct cli_option *o = &p->a->rows[i];
-    if (!o->transient) keep(p, token);
+    if (!o->transient) keep_file(p, token, o->completes_files ? value : NULL);
     if (!option_takes_value(o)) {
         if (value) return err_set(p->e, ERR_USAGE, "--%s takes no value", o->name);
     } else if (!value) {
         if (next_value(p, o, &value)) return p->e->code;
-        if (!o->transient) keep(p, value);
+        if (!o->transient) keep_file(p, value, o->completes_files ? value : NULL);
     }
     return take(p, (size_t)i, value);
 }
@@ -259,7 +265,7 @@ static int parse_letters(struct parse *p, const char *token) {
             value = s + 1;
         else if (next_value(p, o, &value))
             return p->e->code;
-        if (!o->transient) keep(p, value);
+        if (!o->transient) keep_file(p, value, o->completes_files ? value : NULL);
         return take(p, (size_t)i, value);
     }
     return 0;
@@ -275,7 +281,7 @@ static int parse_all(struct parse *p) {
             keep(p, token);
         } else if (!options || token[0] != '-' || !token[1]) {
             p->a->operands[p->a->n_operands++] = token;
-            keep(p, token);
+            keep_file(p, token, token);
         } else if (token[1] == '-') {
             rc = parse_long(p, token);
         } else {
@@ -328,6 +334,8 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     if (!a->operands) return e->code;
     a->kept = arena_array(arena, room, sizeof *a->kept, e);
     if (!a->kept) return e->code;
+    a->kept_file = arena_array(arena, room, sizeof *a->kept_file, e);
+    if (!a->kept_file) return e->code;
     memcpy(a->rows, own, a->n_own * sizeof *own);
     if (n_common) memcpy(a->rows + a->n_own, common, n_common * sizeof *common);
     if (set_defaults(a, arena, room, e)) return e->code;

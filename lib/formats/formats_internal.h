@@ -37,20 +37,6 @@ int write_all(int fd, const void *data, size_t n, struct err *e) MUST_CHECK;
 /* n bytes of zeros: padding. n <= 4096. */
 int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
 
-/* A folder that appears under its name complete or not at all: files are made in a temporary folder beside it. */
-struct out_folder {
-    char *path, *temp; /* owned */
-    int dir;           /* descriptor of temp, -1: not begun */
-    bool committed;
-};
-#define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
-int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_USAGE: it exists */
-int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
-int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
-int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;
-int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
-void out_folder_release(struct out_folder *f); /* removes the temporary folder unless it was committed */
-
 /* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
 
 struct raw_tensor {
@@ -271,8 +257,6 @@ int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint3
                    struct err *e) MUST_CHECK;
 /* The flags of an added token's object, TOKEN_ADDED among them. `normalized`: unless it says so. */
 int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct err *e) MUST_CHECK;
-/* A member that is there and not null, or NULL. */
-const cJSON *hf_member(const cJSON *object, const char *key);
 
 /* ---- tokenizer drafts (draft.c): a struct vocab whose pieces live in its own arena, on the way to vocab_new ---- */
 

@@ -15,11 +15,6 @@
 
 #include "lib/formats/formats_internal.h"
 
-const cJSON *hf_member(const cJSON *object, const char *key) {
-    const cJSON *x = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNull(x) ? NULL : x;
-}
-
 int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct err *e) {
     static const struct {
         const char *key;
