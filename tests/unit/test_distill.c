@@ -170,7 +170,7 @@ static void accumulated_gradients_add_up(void **state) {
     struct distill_progress p, q;
     o.batch_tokens = 80;
     o.eps = 1;
-    o.lr = 0.5;
+    o.plan.now.lr = 0.5;
     int fd = tokens_file(&s, 100);
     struct buf a = trained(fd, &o, &plain, &p);
     o.micro_tokens = 1; /* one sequence at a time */
@@ -188,7 +188,7 @@ static void bf16_learns_as_f32(void **state) {
     struct sample s = sample_new(60, 20, VOCAB, 15);
     struct distill_options o = options_of("ce", &plain);
     int fd = tokens_file(&s, 100);
-    for (o.steps = 5; o.steps <= 35; o.steps += 10) {
+    for (o.plan.now.steps = 5; o.plan.now.steps <= 35; o.plan.now.steps += 10) {
         struct distill_progress f32, bf16;
         o.precision = o.state = DT_F32;
         struct buf a = trained(fd, &o, &plain, &f32);
@@ -223,7 +223,7 @@ static void counted_steps_are_the_steps_taken(void **state) {
         OK(distill_count(r, o.batch_tokens, 2, &twice, &e));
         stream_reader_free(r);
         assert_int_equal(twice, 2 * steps);
-        o.steps = 1000;
+        o.plan.now.steps = 1000;
         struct buf weights = trained(fd, &o, &plain, &p);
         assert_int_equal(p.positions, s.n_positions);
         assert_int_equal(steps, p.step);
@@ -236,13 +236,13 @@ static void counted_steps_are_the_steps_taken(void **state) {
 
 static void the_schedule_is_linear_then_a_cosine(void **state) {
     (void)state;
-    struct distill_options o = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12};
-    assert_true(distill_lr(&o, 1) == 0.25 && distill_lr(&o, 2) == 0.5 && distill_lr(&o, 4) == 1);
-    assert_true(fabs(distill_lr(&o, 8) - 0.55) < 1e-12 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
-    o.warmup = 0;
-    assert_true(distill_lr(&o, 1) == 1 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
-    o.steps = 1;
-    assert_true(distill_lr(&o, 1) == 1);
+    struct distill_plan p = {.now = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12}};
+    assert_true(distill_lr(&p, 1) == 0.25 && distill_lr(&p, 2) == 0.5 && distill_lr(&p, 4) == 1);
+    assert_true(fabs(distill_lr(&p, 8) - 0.55) < 1e-12 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
+    p.now.warmup = 0;
+    assert_true(distill_lr(&p, 1) == 1 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
+    p.now.steps = 1;
+    assert_true(distill_lr(&p, 1) == 1);
     assert_int_equal(distill_default_warmup(9), 0);
     assert_int_equal(distill_default_warmup(999), 99);
     assert_int_equal(distill_default_warmup(5000), 100);
@@ -312,16 +312,16 @@ static void the_student_learns(void **state) {
         struct model *m = student_new(true, 2);
         int fd;
         OK(encode_sample(&s, &f, 0, 100, 100, &fd, &e));
-        o.steps = 300;
+        o.plan.now.steps = 300;
         o.batch_tokens = 1000;
-        o.lr = 0.03;
+        o.plan.now.lr = 0.03;
         OK(trainer_new(&t, m, &o, &f, &e));
-        OK(train_on(t, fd, o.steps, &e));
+        OK(train_on(t, fd, o.plan.now.steps, &e));
         trainer_progress(t, &first);
         do {
-            OK(train_on(t, fd, o.steps, &e));
+            OK(train_on(t, fd, o.plan.now.steps, &e));
             trainer_progress(t, &p);
-        } while (p.step < o.steps);
+        } while (p.step < o.plan.now.steps);
         if (first.kl < 1 || p.kl > cases[i].bound) fail_msg("%s: kl %g, then %g", cases[i].encoding, first.kl, p.kl);
         trainer_free(t);
         model_free(m);
@@ -362,7 +362,7 @@ static void what_does_not_fit_is_refused(void **state) {
     struct distill_options o = options_of("kl", &wide);
     assert_int_equal(trainer_new(&t, m, &o, &wide, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "24 tokens in the vocabulary against 25"));
-    o.warmup = 9;
+    o.plan.now.warmup = 9;
     assert_int_equal(trainer_new(&t, m, &o, &plain, &e), ERR_USAGE);
 
     uint32_t length = 65, tokens[65] = {0};
