@@ -23,69 +23,63 @@ static int put_line(struct buf *b, const struct distill_progress *p, struct err 
 
 /* ---- the place of a restored run --------------------------------------------------------------------------------------- */
 
-struct reading {
-    const char *path;
-    FILE *file;
-    char *text; /* of the last line, with its end */
-    size_t room;
-    uint64_t at;
-};
-
-/* One line; *n is -1 at the end of the file. */
-static int next_line(struct reading *r, ssize_t *n, struct err *e) {
-    errno = 0;
-    *n = getline(&r->text, &r->room, r->file);
-    if (*n < 0 && !feof(r->file)) return err_sys(e, errno, "%s", r->path);
-    if (*n > 0) r->at += (uint64_t)*n;
-    return 0;
+static int read_file(const char *path, struct buf *b, struct err *e) {
+    ssize_t n = 1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), rc = fd < 0 ? err_sys(e, errno, "%s", path) : 0;
+    while (!rc && n > 0) {
+        rc = buf_reserve(b, 1 << 16, e);
+        n = rc ? 0 : fd_read(fd, b->data + b->len, 1 << 16);
+        if (n < 0) rc = err_sys(e, errno, "%s", path);
+        if (n > 0) b->len += (size_t)n;
+    }
+    if (fd >= 0) close(fd);
+    return rc;
 }
 
-/* *keep is where the line of names ends, 0 for a file that has none yet. */
-static int read_names(struct reading *r, uint64_t *keep, struct err *e) {
-    ssize_t n;
-    if (next_line(r, &n, e)) return e->code;
-    size_t length = n < 0 ? 0 : (size_t)n;
-    if (length > strlen(names) || memcmp(length ? r->text : "", names, length) != 0)
-        return err_set(e, ERR_DATA, "%s is not the log of a distillation", r->path);
-    *keep = length == strlen(names) ? length : 0;
-    return 0;
+/* Length of the line at the front of the text, with its end; of what there is when it has none. */
+static size_t line_length(const char *text, size_t n) {
+    const char *end = n ? memchr(text, '\n', n) : NULL;
+    return end ? (size_t)(end - text) + 1 : n;
 }
 
-/* *keep is where the line of the step ends, which must be `line`. A log without any step may be begun with the next one. */
-static int find_line(struct reading *r, uint64_t step, const struct buf *line, uint64_t *keep, struct err *e) {
-    ssize_t n;
-    do {
-        if (next_line(r, &n, e)) return e->code;
-        if (n < 0 && r->at == *keep) return 0;
-        if (n < 0)
-            return err_set(e, ERR_DATA, "%s has no line of step %" PRIu64 ", which the checkpoint is at", r->path,
-                           step);
-    } while (strtoull(r->text, NULL, 10) != step);
-    if ((size_t)n != line->len || memcmp(r->text, line->data, line->len) != 0)
-        return err_set(e, ERR_DATA, "%s is the log of another run: its step %" PRIu64 " is not the checkpoint's",
-                       r->path, step);
-    *keep = r->at;
-    return 0;
+/* The number that a line begins with; a line torn within it has another one, and is not found. */
+static bool is_line_of(const char *text, size_t n, uint64_t step) {
+    char number[32];
+    size_t length = (size_t)snprintf(number, sizeof number, "%" PRIu64 "\t", step);
+    return n >= length && memcmp(text, number, length) == 0;
 }
 
-static int look(struct reading *r, const struct distill_progress *p, const struct buf *line, uint64_t *keep,
-                struct err *e) {
-    if (read_names(r, keep, e)) return e->code;
-    if (!*keep) return 0;
-    if (p->step) return find_line(r, p->step, line, keep, e);
-    if (fgetc(r->file) == EOF) return 0;
-    return err_set(e, ERR_DATA, "%s has steps and the checkpoint is at none: it may be the log of another run",
-                   r->path);
+/* *keep is where the line of the step ends; it must be `line`. A file without any step is begun with the next one. */
+static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *line, uint64_t *keep,
+                      struct err *e) {
+    const char *text = (const char *)file->data;
+    size_t at = line_length(text, file->len), n = at < strlen(names) ? at : strlen(names);
+    if (at > strlen(names) || (n && memcmp(text, names, n) != 0))
+        return err_set(e, ERR_DATA, "%s is not the log of a distillation", path);
+    if (at < strlen(names)) return 0; /* torn, or empty */
+    *keep = at;
+    if (at == file->len) return 0;
+    if (!step)
+        return err_set(e, ERR_DATA, "%s has steps and the checkpoint is at none: it may be the log of another run",
+                       path);
+    for (; at < file->len; at += n) {
+        n = line_length(text + at, file->len - at);
+        if (!is_line_of(text + at, n, step)) continue;
+        if (n != line->len || memcmp(text + at, line->data, n) != 0)
+            return err_set(e, ERR_DATA, "%s is the log of another run: its step %" PRIu64 " is not the checkpoint's",
+                           path, step);
+        *keep = at + n;
+        return 0;
+    }
+    return err_set(e, ERR_DATA, "%s has no line of step %" PRIu64 ", which the checkpoint is at", path, step);
 }
 
-static int find_place(struct step_log *l, const struct distill_progress *p, struct err *e) {
-    struct buf line = {0};
-    struct reading r = {.path = l->path, .file = fopen(l->path, "re")};
-    if (!r.file) return err_sys(e, errno, "%s", l->path);
-    int rc = put_line(&line, p, e);
-    if (!rc) rc = look(&r, p, &line, &l->keep, e);
-    fclose(r.file);
-    free(r.text);
+static int look(struct step_log *l, const struct distill_progress *p, struct err *e) {
+    struct buf file = {0}, line = {0};
+    int rc = read_file(l->path, &file, e);
+    if (!rc) rc = put_line(&line, p, e);
+    if (!rc) rc = find_place(l->path, &file, p->step, &line, &l->keep, e);
+    buf_release(&file);
     buf_release(&line);
     return rc;
 }
@@ -99,26 +93,18 @@ int step_log_open(struct step_log *l, const char *path, const struct trainer *t,
     l->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
     if (l->fd < 0 || fstat(l->fd, &st)) return err_sys(e, errno, "%s", path);
     l->regular = S_ISREG(st.st_mode);
-    return l->regular && t->restored ? find_place(l, &t->progress, e) : 0;
+    return l->regular && t->restored ? look(l, &t->progress, e) : 0;
 }
 
-static int write_all(const struct step_log *l, const void *data, size_t n, struct err *e) {
-    const char *at = data;
-    while (n) {
-        ssize_t done = write(l->fd, at, n);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return err_sys(e, errno, "%s", l->path);
-        at += done;
-        n -= (size_t)done;
-    }
-    return 0;
+static int write_text(const struct step_log *l, const void *data, size_t n, struct err *e) {
+    return fd_write(l->fd, data, n) ? 0 : err_sys(e, errno, "%s", l->path);
 }
 
 static int begin(struct step_log *l, struct err *e) {
     if (l->begun) return 0;
     if (l->regular && ftruncate(l->fd, (off_t)l->keep)) return err_sys(e, errno, "%s", l->path);
     l->begun = true;
-    return l->keep ? 0 : write_all(l, names, sizeof names - 1, e);
+    return l->keep ? 0 : write_text(l, names, sizeof names - 1, e);
 }
 
 int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) {
@@ -126,7 +112,7 @@ int step_log_put(struct step_log *l, const struct distill_progress *p, struct er
     if (l->fd < 0) return 0;
     int rc = begin(l, e);
     if (!rc) rc = put_line(&line, p, e);
-    if (!rc) rc = write_all(l, line.data, line.len, e);
+    if (!rc) rc = write_text(l, line.data, line.len, e);
     buf_release(&line);
     return rc;
 }
