@@ -62,7 +62,8 @@ static int take_steps(struct run *r, bool last, struct err *e) {
 
 static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
     for (bool more = true; !done(r);) {
-        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return e->code;
+        /* Ctrl-C in a pipeline ends the one who writes the data, too: its cut stream is no news then. */
+        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return stopped(r) ? 0 : e->code;
         if (!more) break;
         if (trainer_feed(r->t, &r->batch, e) || take_steps(r, false, e)) return e->code;
     }

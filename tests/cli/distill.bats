@@ -116,6 +116,26 @@ kill_at() { # LINES SIGNAL ARGUMENTS...: the exit code is in $code. env, because
     done
 }
 
+@test "SIGTERM is heeded when it ends the writer of the data too" {
+    long() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --steps 8 "$@"; }
+    cat corpus.kd.rill corpus.kd.rill >twice
+    long <twice >whole
+    mkfifo data
+    "$RILL_BIN/rill-distill" -q --no-provenance -m student.rill --batch-tokens 32 --steps 8 --checkpoint run.rill \
+        --checkpoint-every 1 --log log.tsv data >killed 2>err &
+    {
+        cut_file twice $(($(file_size corpus.kd.rill) + 100))
+        until [ -s run.rill ]; do sleep 0.01; done
+        kill -TERM $!
+    } >data
+    code=0
+    wait $! || code=$?
+    assert_equal "$code" 143
+    grep -q '^rill distill: stopped (Terminated) after step [1-7] of 8' err
+    long --resume run.rill --log log.tsv <twice >resumed
+    assert_same whole resumed
+}
+
 @test "SIGUSR1 keeps the state, and the run goes on" {
     long >whole
     mkfifo log

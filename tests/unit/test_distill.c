@@ -249,6 +249,56 @@ static void the_schedule_is_linear_then_a_cosine(void **state) {
     assert_true(distill_default_lr_min(1e-3) == 1e-4);
 }
 
+static void a_plan_is_what_its_steps_followed(void **state) {
+    (void)state;
+    struct err e;
+    const struct distill_schedule a = {1, 0.1, 4, 12}, b = {0.5, 0.05, 0, 20};
+    struct distill_plan p = {.now = b}, before = {.now = a}, again;
+    OK(distill_plan_continue(&p, &before, 6, &e));
+    assert_int_equal(p.n_past, 1);
+    assert_true(distill_lr(&p, 6) == distill_schedule_lr(&a, 6) && distill_lr(&p, 7) == distill_schedule_lr(&b, 7));
+    again = p; /* the same once more, from before and from after its change */
+    OK(distill_plan_continue(&again, &p, 3, &e));
+    assert_true(distill_plan_equal(&again, &p));
+    OK(distill_plan_continue(&again, &p, 9, &e));
+    assert_true(distill_plan_equal(&again, &p));
+    again = (struct distill_plan){.now = a}; /* back to the first: a phase in the middle */
+    OK(distill_plan_continue(&again, &p, 9, &e));
+    assert_int_equal(again.n_past, 2);
+    assert_true(again.past[0].until == 6 && again.past[1].until == 9);
+    assert_true(distill_schedule_equal(&again.past[1].schedule, &b));
+    again = (struct distill_plan){.now = a}; /* nothing has been taken of the other one */
+    OK(distill_plan_continue(&again, &p, 6, &e));
+    assert_int_equal(again.n_past, 0);
+    before = (struct distill_plan){.now = a, .n_past = 1, .past = {{0, b}}};
+    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
+    before.past[0].until = 13;
+    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
+    before.past[0].until = 12;
+    OK(distill_plan_check(&before, &e));
+    for (uint64_t i = 0; i <= DISTILL_MAX_PAST; i++) { /* changed at each step */
+        before = p;
+        p.now.lr = (double)i / 100;
+        assert_int_equal(distill_plan_continue(&p, &before, 7 + i, &e), i + 1 < DISTILL_MAX_PAST ? 0 : ERR_USAGE);
+        if (i + 1 >= DISTILL_MAX_PAST) break;
+    }
+}
+
+static void a_phase_reads_back(void **state) {
+    (void)state;
+    struct err e;
+    char text[DISTILL_PHASE_TEXT], twice[DISTILL_PHASE_TEXT];
+    const double rates[] = {0, 1e-4, 0.1, 1.0 / 3, 2.5e-300, 10};
+    for (size_t i = 0; i < COUNT_OF(rates); i++) {
+        struct distill_phase p = {7 + i, {rates[i], rates[i] / 7, 3, 1000000}}, q;
+        OK(distill_phase_parse(distill_phase_text(&p, text), &q, &e));
+        assert_true(q.until == p.until && distill_schedule_equal(&q.schedule, &p.schedule));
+        assert_string_equal(distill_phase_text(&q, twice), text);
+    }
+    const struct distill_phase p = {30, {0.01, 0.001, 3, 60}};
+    assert_string_equal(distill_phase_text(&p, text), "30:steps=60,warmup=3,lr=0.01,lr-min=0.001");
+}
+
 /* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
 static void decay_leaves_embedding_and_norms_alone(void **state) {
     (void)state;
@@ -393,6 +443,8 @@ int main(void) {
         cmocka_unit_test(bf16_learns_as_f32),
         cmocka_unit_test(counted_steps_are_the_steps_taken),
         cmocka_unit_test(the_schedule_is_linear_then_a_cosine),
+        cmocka_unit_test(a_plan_is_what_its_steps_followed),
+        cmocka_unit_test(a_phase_reads_back),
         cmocka_unit_test(decay_leaves_embedding_and_norms_alone),
         cmocka_unit_test(last_positions_do_not_teach),
         cmocka_unit_test(the_student_learns),
