@@ -389,13 +389,22 @@ int main(int argc, char **argv) {
             "options, not on how the stream is cut into batches, nor on -j.\n\n"
             "Losses are means over the positions that have a next token. Student and knowledge must name the same "
             "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
-            "longer a number ends the program; nothing is written then.",
-        .examples = "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
-                    "    one pass over the knowledge\n"
-                    "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
-                    "    with a little cross-entropy on the tokens themselves\n"
-                    "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
-                    "    a state to resume from every 100 steps\n",
+            "longer a number ends the program; nothing is written then.\n\n"
+            "A run that is resumed may be made longer, or get another learning rate. Each step then has the rate that "
+            "a "
+            "run with the new numbers has at that step: there is no second warmup, and after 30 steps of 30, at the "
+            "end "
+            "of its cosine, a run that is resumed with --steps 60 rises to the middle of the longer one. The recorded "
+            "command says so with --schedule and needs no checkpoint.",
+        .examples =
+            "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
+            "    one pass over the knowledge\n"
+            "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
+            "    with a little cross-entropy on the tokens themselves\n"
+            "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
+            "    a state to resume from every 100 steps\n"
+            "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > two.rill\n"
+            "    a second epoch after the first, of which run.ck is the state\n",
         .options = options,
         .run = run,
     };
