@@ -403,7 +403,7 @@ int main(int argc, char **argv) {
             "    with a little cross-entropy on the tokens themselves\n"
             "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
             "    a state to resume from every 100 steps\n"
-            "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > two.rill\n"
+            "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > b.rill\n"
             "    a second epoch after the first, of which run.ck is the state\n",
         .options = options,
         .run = run,
