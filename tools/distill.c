@@ -135,8 +135,9 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .writes = CLI_APPENDS,
      .transient = true,
-     .help = "a line for each step: step, kl, ce, lr, gradient norm, tokens; --resume goes on after the checkpoint's "
-             "line, and what came after it is cut off"},
+     .help =
+         "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
+         "tokens; --resume goes on after the checkpoint's line, and what came after it is cut off"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &checkpoint_path,
@@ -290,16 +291,19 @@ static void say_memory(struct cli *c, const struct trainer *t) {
             m.scratch / 1e6);
 }
 
-static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
+static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
+                  struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
-    bool ok =
-        json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
-        json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
-        json_put_f64(to, "tokens_per_second", tokens_per_second) && json_put_str(to, "backend", kernel_backend()) &&
-        json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
-        json_put_f64(settings, "lr-min", schedule->lr_min) && json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
-        json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
-        json_put_f64(settings, "temperature", o.loss.temperature);
+    const char *teacher = distill_kl_name(&w->data.format);
+    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
+              (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
+              json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
+              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", schedule->steps) &&
+              json_put_u64(settings, "warmup", schedule->warmup) &&
+              json_put_f64(settings, "lr-min", schedule->lr_min) &&
+              json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
+              json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
+              json_put_f64(settings, "temperature", o.loss.temperature);
     return ok ? 0 : err_nomem(e, "report");
 }
 
@@ -356,7 +360,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step,
                 (unsigned long long)schedule->steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report(c, &p, training.tokens_per_second, e);
+    return report(c, w, &p, training.tokens_per_second, e);
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
@@ -390,6 +394,11 @@ int main(int argc, char **argv) {
             "Losses are means over the positions that have a next token. Student and knowledge must name the same "
             "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
             "longer a number ends the program; nothing is written then.\n\n"
+            "Log and report name the value of the loss kl by what it is of: kl, from dense knowledge; kl_lower_bound, "
+            "from ghost, which takes all other tokens as one; kl_truncated, from topk, of the entries alone; "
+            "teacher_ce, "
+            "from draws, -sum p ln q of teacher p and student q, which is kl plus the teacher's entropy. ce, of the "
+            "labels, is the same for all.\n\n"
             "A run that is resumed may be made longer, or get another learning rate. Each step then has the rate that "
             "a "
             "run with the new numbers has at that step: there is no second warmup, and after 30 steps of 30, at the "

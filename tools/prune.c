@@ -50,8 +50,10 @@ static const struct cli_option options[] = {
      .to = &vocab_path,
      .arg = "TOKENS",
      .completes_files = true,
-     .help = "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-             "tokens"},
+     .help =
+         "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
+         "tokens; \"padding\": keep all tokens, only the rows of the embedding behind the last one go (a file of that "
+         "name is ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
      .to = &min_count,
@@ -124,11 +126,17 @@ static bool asked(const struct prune_amount *a) {
     return a->n || a->share > 0;
 }
 
+/* --vocab names a stream, unless it is the word for what needs none. */
+static bool reads_tokens(void) {
+    return vocab_path && strcmp(vocab_path, "padding") != 0;
+}
+
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
                         const struct prune_tokens *tokens, struct err *e) {
     *o = (struct prune_options){.sparsity = sparsity,
                                 .prune_head = prune_head,
-                                .tokens = vocab_path ? tokens : NULL,
+                                .tokens = reads_tokens() ? tokens : NULL,
+                                .padding = vocab_path && !reads_tokens(),
                                 .vocab_min_count = min_count,
                                 .stats = stats,
                                 .drop_layers = drop_list};
@@ -149,6 +157,8 @@ static int check_usage(const struct cli *c, struct err *e) {
     if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
     if (cli_given(c, "vocab-min-count") && !vocab_path)
         return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
+    if (cli_given(c, "vocab-min-count") && !reads_tokens())
+        return err_set(e, ERR_USAGE, "--vocab padding counts no tokens: --vocab-min-count is for a stream of them");
     return 0;
 }
 
@@ -163,8 +173,8 @@ static int run(struct cli *c, struct err *e) {
     int rc = check_usage(c, e);
     if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
-    if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
-    if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);
+    if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
+    if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);

@@ -29,6 +29,17 @@ int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) 
 /* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
 int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 
+/*
+ * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
+ * least 0, and differ from what is minimised by what the student has no part in at most:
+ *   dense   kl              KL(teacher || student)
+ *   ghost   kl_lower_bound  the same with the tokens outside the entries taken as one on both sides: at most kl
+ *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S, S = sum t; that is S KL(entries / S || student)
+ *   sample  teacher_ce      -sum t ln p, unbiased: kl plus the teacher's entropy, which draws do not tell
+ * NULL: plain tokens, no teacher. `ce` means the same for all.
+ */
+const char *distill_kl_name(const struct knowledge_format *f);
+
 /* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
 
 #define DISTILL_MAX_LR 10.0
@@ -95,7 +106,7 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epoch
  * and between any two of these calls: trainer_progress, trainer_save.
  */
 struct trainer;
-/* The model stays the caller's and gets gradients. ERR_DATA when student and knowledge differ in vocabulary size. */
+/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit). */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Queues one batch of the stream (its data is copied). */
@@ -114,7 +125,10 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx);
 struct distill_progress {
     uint64_t step, epoch; /* steps taken, epochs completed */
     uint64_t positions;   /* trained on, all epochs */
-    double kl, ce, loss;  /* of the last step: means over its labelled positions; kl at T, without weight or T^2 */
+    /* Of the last step, means over its labelled positions: the loss kl as distill_kl_name says, at T, without weight
+     * or T^2 (0 without a teacher); -ln p of the labels, at temperature 1; and the sum of both with their weights and
+     * T^2. */
+    double kl, ce, loss;
     double lr, grad_norm; /* before clipping */
     uint64_t first_seq;   /* number of the first sequence of the last step */
 };
@@ -153,8 +167,8 @@ struct distill_run {
     struct knowledge_format format;
     /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
-    /* A file that gets a line for each step (step, kl, ce, lr, gradient norm, positions), after a line of names; NULL: none. A run
-     * that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
+    /* A file that gets a line for each step (step, the loss kl if there is a teacher, ce, lr, gradient norm, positions), after a line
+     * of names; NULL: none. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
      * it is the log of another run. Nothing in the file changes before the first step is taken. */
     const char *log;
     /* Does what trainer_save is for: after each save_every steps, when asked to, when stopped and at the end. NULL: never */

@@ -60,9 +60,10 @@ int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
 
 struct step_log {
     const char *path;
-    int fd;       /* -1: there is no log */
-    bool regular; /* a file that can be cut; else a pipe or a device */
-    bool begun;   /* cut to `keep`, and has its line of names */
+    const char *kl; /* what the loss kl is called; NULL: there is no teacher */
+    int fd;         /* -1: there is no log */
+    bool regular;   /* a file that can be cut; else a pipe or a device */
+    bool begun;     /* cut to `keep`, and has its line of names */
     uint64_t keep;
 };
 /* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its place in it. */

@@ -13,12 +13,16 @@
 
 #include "lib/distill/distill_internal.h"
 
-static const char names[] = "step\tkl\tce\tlr\tgrad_norm\ttokens\n";
+/* `kl` is what the loss kl is called, NULL when there is none. */
+static int put_names(struct buf *b, const char *kl, struct err *e) {
+    return buf_printf(b, e, "step\t%s%sce\tlr\tgrad_norm\ttokens\n", kl ? kl : "", kl ? "\t" : "");
+}
 
-static int put_line(struct buf *b, const struct distill_progress *p, struct err *e) {
-    b->len = 0;
-    return buf_printf(b, e, "%" PRIu64 "\t%.6g\t%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->step, p->kl, p->ce, p->lr,
-                      p->grad_norm, p->positions);
+static int put_line(struct buf *b, const char *kl, const struct distill_progress *p, struct err *e) {
+    int rc = buf_printf(b, e, "%" PRIu64 "\t", p->step);
+    if (!rc && kl) rc = buf_printf(b, e, "%.6g\t", p->kl);
+    if (rc) return rc;
+    return buf_printf(b, e, "%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->ce, p->lr, p->grad_norm, p->positions);
 }
 
 /* ---- the place of a restored run --------------------------------------------------------------------------------------- */
@@ -50,13 +54,13 @@ static bool is_line_of(const char *text, size_t n, uint64_t step) {
 }
 
 /* *keep is where the line of the step ends; it must be `line`. A file without any step is begun with the next one. */
-static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *line, uint64_t *keep,
-                      struct err *e) {
+static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *names,
+                      const struct buf *line, uint64_t *keep, struct err *e) {
     const char *text = (const char *)file->data;
-    size_t at = line_length(text, file->len), n = at < strlen(names) ? at : strlen(names);
-    if (at > strlen(names) || (n && memcmp(text, names, n) != 0))
-        return err_set(e, ERR_DATA, "%s is not the log of a distillation", path);
-    if (at < strlen(names)) return 0; /* torn, or empty */
+    size_t at = line_length(text, file->len), n = at < names->len ? at : names->len;
+    if (at > names->len || (n && memcmp(text, names->data, n) != 0))
+        return err_set(e, ERR_DATA, "%s is not the log of a distillation like this", path);
+    if (at < names->len) return 0; /* torn, or empty */
     *keep = at;
     if (at == file->len) return 0;
     if (!step)
@@ -75,11 +79,13 @@ static int find_place(const char *path, const struct buf *file, uint64_t step, c
 }
 
 static int look(struct step_log *l, const struct distill_progress *p, struct err *e) {
-    struct buf file = {0}, line = {0};
+    struct buf file = {0}, names = {0}, line = {0};
     int rc = read_file(l->path, &file, e);
-    if (!rc) rc = put_line(&line, p, e);
-    if (!rc) rc = find_place(l->path, &file, p->step, &line, &l->keep, e);
+    if (!rc) rc = put_names(&names, l->kl, e);
+    if (!rc) rc = put_line(&line, l->kl, p, e);
+    if (!rc) rc = find_place(l->path, &file, p->step, &names, &line, &l->keep, e);
     buf_release(&file);
+    buf_release(&names);
     buf_release(&line);
     return rc;
 }
@@ -88,7 +94,7 @@ static int look(struct step_log *l, const struct distill_progress *p, struct err
 
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
     struct stat st;
-    *l = (struct step_log){.path = path, .fd = -1};
+    *l = (struct step_log){.path = path, .fd = -1, .kl = distill_kl_name(&t->format)};
     if (!path) return 0;
     l->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
     if (l->fd < 0 || fstat(l->fd, &st)) return err_sys(e, errno, "%s", path);
@@ -96,23 +102,28 @@ int step_log_open(struct step_log *l, const char *path, const struct trainer *t,
     return l->regular && t->restored ? look(l, &t->progress, e) : 0;
 }
 
-static int write_text(const struct step_log *l, const void *data, size_t n, struct err *e) {
-    return fd_write(l->fd, data, n) ? 0 : err_sys(e, errno, "%s", l->path);
+static int write_text(const struct step_log *l, const struct buf *text, struct err *e) {
+    return fd_write(l->fd, text->data, text->len) ? 0 : err_sys(e, errno, "%s", l->path);
 }
 
 static int begin(struct step_log *l, struct err *e) {
+    struct buf names = {0};
     if (l->begun) return 0;
     if (l->regular && ftruncate(l->fd, (off_t)l->keep)) return err_sys(e, errno, "%s", l->path);
     l->begun = true;
-    return l->keep ? 0 : write_text(l, names, sizeof names - 1, e);
+    if (l->keep) return 0;
+    int rc = put_names(&names, l->kl, e);
+    if (!rc) rc = write_text(l, &names, e);
+    buf_release(&names);
+    return rc;
 }
 
 int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) {
     struct buf line = {0};
     if (l->fd < 0) return 0;
     int rc = begin(l, e);
-    if (!rc) rc = put_line(&line, p, e);
-    if (!rc) rc = write_text(l, line.data, line.len, e);
+    if (!rc) rc = put_line(&line, l->kl, p, e);
+    if (!rc) rc = write_text(l, &line, e);
     buf_release(&line);
     return rc;
 }

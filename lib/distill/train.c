@@ -58,15 +58,13 @@ static int begin(struct trainer *t, struct err *e) {
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
     if (check_options(o, e)) return e->code;
-    if (f->vocab_size && f->vocab_size != m->config.vocab_size)
-        return err_set(e, ERR_DATA, "student and knowledge disagree: %u tokens in the vocabulary against %u",
-                       m->config.vocab_size, f->vocab_size);
+    struct knowledge_format fitted = *f;
+    if (knowledge_fit(&fitted, model_n_tokens(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->m = m;
     t->o = *o;
-    t->format = *f;
-    t->format.vocab_size = m->config.vocab_size; /* a token stream need not say */
+    t->format = fitted;
     if (begin(t, e)) {
         trainer_free(t);
         return e->code;

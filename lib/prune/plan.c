@@ -116,7 +116,8 @@ static int take_meta(struct prune_tokens *t, const struct stream_reader *r, cons
     int rc = json_get_str(meta, "vocab", &vocab, e);
     if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
     if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
-    if (t->count && (n != t->n || strcmp(vocab, t->vocab) != 0))
+    /* Of one vocabulary the sizes differ by padding, which does not occur. */
+    if (t->count && strcmp(vocab, t->vocab) != 0)
         return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
                        vocab);
     if (t->count) return 0;
@@ -159,10 +160,16 @@ static int check_tokens(const struct prune_plan *p, const struct model_head *hea
     char ours[DIGEST_TEXT_SIZE];
     if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
     digest_text(head->vocab_digest, ours);
-    if (strcmp(ours, p->o->tokens->vocab) != 0 || p->o->tokens->n != p->from->vocab_size)
+    if (p->o->tokens && strcmp(ours, p->o->tokens->vocab) != 0)
         return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %s (tokenize with this model)",
                        ours, p->o->tokens->vocab);
     return 0;
+}
+
+/* Does this token stay, as far as the options go? */
+static bool keep_token(const struct prune_options *o, const struct vocab *v, uint32_t id) {
+    if (o->padding) return id < v->n_unpadded;
+    return id < o->tokens->n && o->tokens->count[id] >= o->vocab_min_count;
 }
 
 static int plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) {
@@ -177,7 +184,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     if (!rc && old->n_tokens != n)
         rc = err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", old->n_tokens, n);
     if (!rc) {
-        for (uint32_t i = 0; i < n; i++) keep[i] = p->o->tokens->count[i] >= p->o->vocab_min_count;
+        for (uint32_t i = 0; i < n; i++) keep[i] = keep_token(p->o, old, i);
         rc = vocab_prune(&pruned, old, keep, map, e);
     }
     if (!rc) rc = vocab_pack(pruned, &p->vocab, e);
@@ -203,7 +210,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
     if (!rc) rc = plan_layers(p, e);
     if (!rc) rc = plan_widths(p, e);
-    if (!rc && o->tokens) rc = plan_vocab(p, head, e);
+    if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

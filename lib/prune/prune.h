@@ -41,7 +41,8 @@ struct prune_options {
     size_t n_drop_layers;
     struct prune_amount ffn; /* feed-forward channels that stay in each layer; a share is rounded to a multiple of 32 */
     struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
-    const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone */
+    const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
+    bool padding;                      /* ... rows of embedding and head behind the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
     const struct stats *stats;

@@ -23,6 +23,12 @@ static int check_role(const struct vocab *v, const char *role, uint32_t id, stru
     return err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", role, id, v->n_tokens);
 }
 
+static uint32_t count_unpadded(const struct vocab *v) {
+    uint32_t n = v->n_tokens;
+    while (n && (v->tokens[n - 1].flags & TOKEN_UNUSED)) n--;
+    return n;
+}
+
 static int check_spec(const struct vocab *v, struct err *e) {
     if (v->n_tokens < 1 || v->n_tokens > TEXT_MAX_TOKENS)
         return err_set(e, ERR_DATA, "%u tokens, expected 1 to %u", v->n_tokens, TEXT_MAX_TOKENS);
@@ -30,6 +36,7 @@ static int check_spec(const struct vocab *v, struct err *e) {
         return err_set(e, ERR_DATA, "%u merges, expected at most %u", v->n_merges, TEXT_MAX_MERGES);
     int rc = 0;
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) rc = check_token(&v->tokens[id], id, e);
+    if (!rc && !count_unpadded(v)) rc = err_set(e, ERR_DATA, "none of the %u tokens has a piece", v->n_tokens);
     if (!rc) rc = check_role(v, "bos", v->bos, e);
     if (!rc) rc = check_role(v, "eos", v->eos, e);
     if (!rc) rc = check_role(v, "pad", v->pad, e);
@@ -60,6 +67,7 @@ static int copy_spec(struct vocab *v, const struct vocab *spec, struct err *e) {
     *v = *spec;
     v->memory = (struct arena){0};
     v->index = NULL;
+    v->n_unpadded = count_unpadded(spec);
     int rc = copy_tokens(v, spec->tokens, e);
     if (rc) return rc;
     v->merges = arena_array(&v->memory, v->n_merges, sizeof *v->merges, e);
@@ -84,8 +92,7 @@ static void digest_u32(struct digest_state *s, uint32_t x) {
 int vocab_identify(struct vocab *v, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
-    uint32_t n = v->n_tokens;
-    while (n && (v->tokens[n - 1].flags & TOKEN_UNUSED)) n--;
+    uint32_t n = count_unpadded(v);
     digest_u32(s, v->pre);
     digest_u32(s, (v->nfc ? 1u : 0u) | (v->ignore_merges ? 2u : 0u));
     digest_u32(s, n);

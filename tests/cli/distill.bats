@@ -11,7 +11,7 @@ setup() {
 train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs "${epochs:-6}" "$@"; }
 
 @test "the student learns, and the log says so" {
-    epochs=60 train --log log.tsv --report report.json corpus.kd.rill >trained
+    epochs=60 train --log log.tsv --report report.json dense.kd.rill >trained
     head -1 log.tsv | grep -qx "$(printf 'step\tkl\tce\tlr\tgrad_norm\ttokens')"
     awk -F'\t' 'NR == 2 { first = $2 } END { if (!(NR > 20 && $2 < first / 2)) { print first, $2; exit 1 } }' log.tsv
     awk -F'\t' 'NR > 1 && ($1 != NR - 1 || NF != 6) { exit 1 }' log.tsv
@@ -171,7 +171,7 @@ kill_at() { # LINES SIGNAL ARGUMENTS...: the exit code is in $code. env, because
     train --log log.tsv --report second.json --resume run.rill corpus.kd.rill >resumed
     assert_same whole resumed
     assert_same whole.tsv log.tsv
-    for key in steps positions kl ce loss; do
+    for key in steps positions teacher_ce ce loss; do
         assert_equal "$(grep -oE "\"$key\":[^,]*" first.json | tail -1)" "$(grep -oE "\"$key\":[^,]*" second.json | tail -1)"
     done
 }
@@ -266,14 +266,14 @@ steps_of() { tail -1 "$1" | cut -f1; }
     train --log log.tsv --checkpoint run.rill corpus.kd.rill >whole
     rill distill -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.02 --epochs 6 --log other.tsv corpus.kd.rill >other
     head -5 log.tsv >early.tsv
-    sed 's/kl/KL/' log.tsv >named.tsv
+    sed "s/step/STEP/" log.tsv >named.tsv
     epochs=7
     for log in other early named; do
         cp $log.tsv before.tsv
         check_exit 3 train --log $log.tsv --resume run.rill corpus.kd.rill
         assert_same before.tsv $log.tsv
     done
-    assert_stderr_line "named.tsv is not the log of a distillation"
+    assert_stderr_line "named.tsv is not the log of a distillation like this"
     { cat log.tsv && printf '31\t0.1'; } >torn.tsv # as a run that is killed may leave it
     train --log torn.tsv --resume run.rill corpus.kd.rill >one
     train --log log.tsv --resume run.rill corpus.kd.rill >two
@@ -301,9 +301,24 @@ steps_of() { tail -1 "$1" | cut -f1; }
     train --log log.tsv tokens.rill >a
     train --loss ce tokens.rill >b
     assert_same a b
-    awk -F'\t' 'NR > 1 && ($2 != 0 || $3 == 0) { exit 1 }' log.tsv
+    head -1 log.tsv | grep -qx "$(printf 'step\tce\tlr\tgrad_norm\ttokens')" # no teacher, no kl
+    awk -F'\t' 'NR > 1 && (NF != 5 || $2 == 0) { exit 1 }' log.tsv
     check_exit 3 train --loss kl tokens.rill
     assert_stderr_line "*kl needs a teacher*"
+}
+
+@test "log and report name the teacher's term by its encoding; ce is the same for all" {
+    for pair in dense=kl topk:5=kl_truncated ghost:5=kl_lower_bound sample:9=teacher_ce; do
+        encoding=${pair%=*} name=${pair#*=}
+        rill teacher-infer -q --encode "$encoding" -m teacher.rill tokens.rill -o k.rill --force
+        rill distill -q -m student.rill --steps 1 --batch-tokens 100000 --log log.tsv --report report.json --force \
+            k.rill >/dev/null
+        assert_equal "$(head -1 log.tsv | cut -f 2)" "$name"
+        assert_equal "$(grep -oE '"(kl|kl_truncated|kl_lower_bound|teacher_ce)":' report.json)" "\"$name\":"
+        tail -1 log.tsv | cut -f 2,3 >>values
+    done
+    awk -F'\t' 'NR == 1 { kl = $1; ce = $2 } $1 < 0 || $2 != ce || (NR == 3 && $1 > kl + 1e-3) { bad = 1 }
+        END { exit bad || NR != 4 }' values
 }
 
 @test "losses add up, and are spelled one way" {
