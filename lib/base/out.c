@@ -24,12 +24,12 @@ static struct {
     bool folder;
 } temporary[MAX_TEMPORARY];
 
-/* Removes a folder of files. No allocation, no locks: this runs in a signal's handler. */
-static void remove_folder(const char *path) {
+/* Removes a folder of files. No allocation, no locks: this runs in a signal's handler. `dir` is its descriptor, which is closed; -1:
+ * there is none, and when none is to be had the folder may still be empty. */
+static void remove_folder(const char *path, int dir) {
     _Alignas(struct dirent64) char entries[4096];
-    int dir = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (dir < 0) return;
-    for (bool removed = true; removed && lseek(dir, 0, SEEK_SET) == 0;) { /* again: removing may hide others */
+    if (dir < 0) dir = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    for (bool removed = dir >= 0; removed && lseek(dir, 0, SEEK_SET) == 0;) { /* again: removing may hide others */
         ssize_t n;
         removed = false;
         while ((n = getdents64(dir, entries, sizeof entries)) > 0) {
@@ -41,13 +41,13 @@ static void remove_folder(const char *path) {
             }
         }
     }
-    close(dir);
+    if (dir >= 0) close(dir);
     rmdir(path);
 }
 
 static void remove_temporary(const char *name, bool folder) {
     if (folder)
-        remove_folder(name);
+        remove_folder(name, -1);
     else
         unlink(name);
 }
@@ -361,10 +361,11 @@ int out_folder_commit(struct out_folder *f, struct err *e) {
 }
 
 void out_folder_release(struct out_folder *f) {
-    if (f->dir >= 0) close(f->dir);
     if (!f->committed && f->place.tmp) {
-        remove_folder(f->place.tmp);
+        remove_folder(f->place.tmp, f->dir); /* without a further descriptor: they may be used up */
         forget_temporary(f->place.tmp);
+    } else if (f->dir >= 0) {
+        close(f->dir);
     }
     place_release(&f->place);
     *f = OUT_FOLDER_NONE;

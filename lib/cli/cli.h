@@ -179,6 +179,9 @@ void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
  * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
+/* The command that the provenance remembers has these values of a repeatable option (its long name) instead of those that were given:
+ * for a program that found out otherwise what would make the same bytes. The values are copied. */
+int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
 /* ---- what people and programs read ---------------------------------------------------------------------------------- */
 

@@ -31,6 +31,9 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) MUST_CHECK;
 /* What may only be asked once --help and the terminal have been dealt with: required options, number of operands. */
 int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) MUST_CHECK;
+/* `kept` with these values of a long option, right after the program's name, instead of those that were given. */
+int args_remember(struct cli_args *a, struct arena *arena, const char *option, const char *const *values, size_t n,
+                  struct err *e) MUST_CHECK;
 /* An option with no value, of which the mere sight ends parsing. */
 bool option_is_action(const struct cli_option *o);
 bool option_is_hidden(const struct cli_option *o);

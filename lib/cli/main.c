@@ -346,3 +346,7 @@ bool cli_given(const struct cli *c, const char *option) {
         if (strcmp(c->args.rows[i].name, option) == 0) return c->args.values[i].given;
     return false;
 }
+
+int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) {
+    return args_remember(&c->args, &c->arena, option, values, n, e);
+}

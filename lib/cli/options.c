@@ -344,3 +344,35 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     keep(&parse, p->name);
     return parse_all(&parse);
 }
+
+/* ---- what the provenance remembers ---------------------------------------------------------------------------------------- */
+
+/* Number of words of `kept` from i on that are this long option with its value; 0: it is another. */
+static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {
+    const char *word = a->kept[i];
+    size_t length = strlen(option);
+    if (strncmp(word, "--", 2) != 0 || strncmp(word + 2, option, length) != 0) return 0;
+    return word[2 + length] == '=' ? 1 : word[2 + length] ? 0 : 2;
+}
+
+int args_remember(struct cli_args *a, struct arena *arena, const char *option, const char *const *values, size_t n,
+                  struct err *e) {
+    size_t n_new = 0;
+    const char **kept = arena_array(arena, a->n_kept + n, sizeof *kept, e);
+    if (!kept) return e->code;
+    kept[n_new++] = a->kept[0];
+    for (size_t i = 0; i < n; i++) {
+        kept[n_new] = arena_printf(arena, e, "--%s=%s", option, values[i]);
+        if (!kept[n_new++]) return e->code;
+    }
+    bool options = true;
+    for (size_t i = 1; i < a->n_kept;) {
+        options &= strcmp(a->kept[i], "--") != 0;
+        size_t skip = options ? words_of_option(a, i, option) : 0;
+        i += skip;
+        if (!skip) kept[n_new++] = a->kept[i++];
+    }
+    a->kept = kept;
+    a->n_kept = n_new;
+    return 0;
+}

@@ -239,12 +239,12 @@ static bool put_scaling(cJSON *o, const struct model_config *c) {
 }
 
 /* As META has it: 1e-05, not 9.999999747378752e-06. */
-static double shortest_eps(const struct model_config *c, struct err *e) {
+static int shortest_eps(const struct model_config *c, double *eps, struct err *e) {
     cJSON *own = model_config_to_json(c, e);
-    const cJSON *eps = cJSON_GetObjectItemCaseSensitive(own, "norm_eps");
-    double v = eps ? eps->valuedouble : (double)c->norm_eps;
+    if (!own) return e->code;
+    int rc = json_get_f64(own, "norm_eps", 0, 1, eps, e);
     cJSON_Delete(own);
-    return v;
+    return rc;
 }
 
 static const char *torch_name(enum dtype dtype) {
@@ -267,8 +267,8 @@ static bool put_numbers(cJSON *o, const struct model_config *c, double eps) {
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
     const struct hf_arch *arch = arch_of(c, e);
-    if (!arch || model_target_check(TARGET_TRANSFORMERS, c, e)) return NULL;
-    double eps = shortest_eps(c, e);
+    double eps;
+    if (!arch || model_target_check(TARGET_TRANSFORMERS, c, e) || shortest_eps(c, &eps, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
     cJSON *class = classes ? cJSON_CreateString(arch->class) : NULL;
     bool ok = class && cJSON_AddItemToArray(classes, class) && json_put_str(o, "model_type", arch->model_type) &&

@@ -234,7 +234,7 @@ static void accumulated_gradients_add_up(void **state) {
     struct distill_progress p, q;
     o.batch_tokens = 80;
     o.eps = 1;
-    o.lr = 0.5;
+    o.plan.now.lr = 0.5;
     int fd = tokens_file(&s, 100);
     struct buf a = trained(fd, &o, &plain, &p);
     o.micro_tokens = 1; /* one sequence at a time */
@@ -252,7 +252,7 @@ static void bf16_learns_as_f32(void **state) {
     struct sample s = sample_new(60, 20, VOCAB, 15);
     struct distill_options o = options_of("ce", &plain);
     int fd = tokens_file(&s, 100);
-    for (o.steps = 5; o.steps <= 35; o.steps += 10) {
+    for (o.plan.now.steps = 5; o.plan.now.steps <= 35; o.plan.now.steps += 10) {
         struct distill_progress f32, bf16;
         o.precision = o.state = DT_F32;
         struct buf a = trained(fd, &o, &plain, &f32);
@@ -287,7 +287,7 @@ static void counted_steps_are_the_steps_taken(void **state) {
         OK(distill_count(r, o.batch_tokens, 2, &twice, &e));
         stream_reader_free(r);
         assert_int_equal(twice, 2 * steps);
-        o.steps = 1000;
+        o.plan.now.steps = 1000;
         struct buf weights = trained(fd, &o, &plain, &p);
         assert_int_equal(p.positions, s.n_positions);
         assert_int_equal(steps, p.step);
@@ -300,17 +300,67 @@ static void counted_steps_are_the_steps_taken(void **state) {
 
 static void the_schedule_is_linear_then_a_cosine(void **state) {
     (void)state;
-    struct distill_options o = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12};
-    assert_true(distill_lr(&o, 1) == 0.25 && distill_lr(&o, 2) == 0.5 && distill_lr(&o, 4) == 1);
-    assert_true(fabs(distill_lr(&o, 8) - 0.55) < 1e-12 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
-    o.warmup = 0;
-    assert_true(distill_lr(&o, 1) == 1 && fabs(distill_lr(&o, 12) - 0.1) < 1e-12);
-    o.steps = 1;
-    assert_true(distill_lr(&o, 1) == 1);
+    struct distill_plan p = {.now = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12}};
+    assert_true(distill_lr(&p, 1) == 0.25 && distill_lr(&p, 2) == 0.5 && distill_lr(&p, 4) == 1);
+    assert_true(fabs(distill_lr(&p, 8) - 0.55) < 1e-12 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
+    p.now.warmup = 0;
+    assert_true(distill_lr(&p, 1) == 1 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
+    p.now.steps = 1;
+    assert_true(distill_lr(&p, 1) == 1);
     assert_int_equal(distill_default_warmup(9), 0);
     assert_int_equal(distill_default_warmup(999), 99);
     assert_int_equal(distill_default_warmup(5000), 100);
     assert_true(distill_default_lr_min(1e-3) == 1e-4);
+}
+
+static void a_plan_is_what_its_steps_followed(void **state) {
+    (void)state;
+    struct err e;
+    const struct distill_schedule a = {1, 0.1, 4, 12}, b = {0.5, 0.05, 0, 20};
+    struct distill_plan p = {.now = b}, before = {.now = a}, again;
+    OK(distill_plan_continue(&p, &before, 6, &e));
+    assert_int_equal(p.n_past, 1);
+    assert_true(distill_lr(&p, 6) == distill_schedule_lr(&a, 6) && distill_lr(&p, 7) == distill_schedule_lr(&b, 7));
+    again = p; /* the same once more, from before and from after its change */
+    OK(distill_plan_continue(&again, &p, 3, &e));
+    assert_true(distill_plan_equal(&again, &p));
+    OK(distill_plan_continue(&again, &p, 9, &e));
+    assert_true(distill_plan_equal(&again, &p));
+    again = (struct distill_plan){.now = a}; /* back to the first: a phase in the middle */
+    OK(distill_plan_continue(&again, &p, 9, &e));
+    assert_int_equal(again.n_past, 2);
+    assert_true(again.past[0].until == 6 && again.past[1].until == 9);
+    assert_true(distill_schedule_equal(&again.past[1].schedule, &b));
+    again = (struct distill_plan){.now = a}; /* nothing has been taken of the other one */
+    OK(distill_plan_continue(&again, &p, 6, &e));
+    assert_int_equal(again.n_past, 0);
+    before = (struct distill_plan){.now = a, .n_past = 1, .past = {{0, b}}};
+    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
+    before.past[0].until = 13;
+    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
+    before.past[0].until = 12;
+    OK(distill_plan_check(&before, &e));
+    for (uint64_t i = 0; i <= DISTILL_MAX_PAST; i++) { /* changed at each step */
+        before = p;
+        p.now.lr = (double)i / 100;
+        assert_int_equal(distill_plan_continue(&p, &before, 7 + i, &e), i + 1 < DISTILL_MAX_PAST ? 0 : ERR_USAGE);
+        if (i + 1 >= DISTILL_MAX_PAST) break;
+    }
+}
+
+static void a_phase_reads_back(void **state) {
+    (void)state;
+    struct err e;
+    char text[DISTILL_PHASE_TEXT], twice[DISTILL_PHASE_TEXT];
+    const double rates[] = {0, 1e-4, 0.1, 1.0 / 3, 2.5e-300, 10};
+    for (size_t i = 0; i < COUNT_OF(rates); i++) {
+        struct distill_phase p = {7 + i, {rates[i], rates[i] / 7, 3, 1000000}}, q;
+        OK(distill_phase_parse(distill_phase_text(&p, text), &q, &e));
+        assert_true(q.until == p.until && distill_schedule_equal(&q.schedule, &p.schedule));
+        assert_string_equal(distill_phase_text(&q, twice), text);
+    }
+    const struct distill_phase p = {30, {0.01, 0.001, 3, 60}};
+    assert_string_equal(distill_phase_text(&p, text), "30:steps=60,warmup=3,lr=0.01,lr-min=0.001");
 }
 
 /* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
@@ -394,16 +444,16 @@ static void the_student_learns(void **state) {
         struct model *m = student_new(true, 2);
         int fd;
         OK(encode_sample(&s, &f, 0, 100, 100, &fd, &e));
-        o.steps = 300;
+        o.plan.now.steps = 300;
         o.batch_tokens = 1000;
-        o.lr = 0.03;
+        o.plan.now.lr = 0.03;
         OK(trainer_new(&t, m, &o, &f, &e));
-        OK(train_on(t, fd, o.steps, &e));
+        OK(train_on(t, fd, o.plan.now.steps, &e));
         trainer_progress(t, &first);
         do {
-            OK(train_on(t, fd, o.steps, &e));
+            OK(train_on(t, fd, o.plan.now.steps, &e));
             trainer_progress(t, &p);
-        } while (p.step < o.steps);
+        } while (p.step < o.plan.now.steps);
         double least = least_loss(fd, &f), kl = p.kl - least;
         if (first.kl - least < 1 || kl > cases[i].bound)
             fail_msg("%s: kl %g, then %g", cases[i].encoding, first.kl - least, kl);
@@ -446,7 +496,7 @@ static void what_does_not_fit_is_refused(void **state) {
     struct distill_options o = options_of("kl", &wide);
     assert_int_equal(trainer_new(&t, m, &o, &wide, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "knowledge over 25 tokens, the model has 24"));
-    o.warmup = 9;
+    o.plan.now.warmup = 9;
     assert_int_equal(trainer_new(&t, m, &o, &plain, &e), ERR_USAGE);
 
     uint32_t length = 65, tokens[65] = {0};
@@ -478,6 +528,8 @@ int main(void) {
         cmocka_unit_test(bf16_learns_as_f32),
         cmocka_unit_test(counted_steps_are_the_steps_taken),
         cmocka_unit_test(the_schedule_is_linear_then_a_cosine),
+        cmocka_unit_test(a_plan_is_what_its_steps_followed),
+        cmocka_unit_test(a_phase_reads_back),
         cmocka_unit_test(decay_leaves_embedding_and_norms_alone),
         cmocka_unit_test(last_positions_do_not_teach),
         cmocka_unit_test(the_student_learns),
