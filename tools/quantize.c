@@ -89,8 +89,7 @@ static void say_requantized(struct cli *c, const struct quant_type *type) {
         if (!info->is_quantized) continue;
         cJSON_ArrayForEach(t, tensors) {
             const char *from = cJSON_GetObjectItemCaseSensitive(t, "from")->valuestring;
-            n += !strcmp(from, info->name) &&
-                 strcmp(cJSON_GetObjectItemCaseSensitive(t, "to")->valuestring, from) != 0;
+            n += !strcmp(from, info->name) && strcmp(cJSON_GetObjectItemCaseSensitive(t, "to")->valuestring, from) != 0;
         }
         if (n && len < sizeof list)
             len += (size_t)snprintf(list + len, sizeof list - len, "%s%u of %s", len ? ", " : "", n, info->name);

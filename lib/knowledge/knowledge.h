@@ -41,13 +41,13 @@ enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAM
 
 struct knowledge_format {
     enum knowledge_encoding encoding;
-    uint32_t n;                     /* k, or number of draws; 0 for dense */
-    double temperature;             /* that the distribution was taken at (dense logits: 1, not yet applied) */
-    enum dtype dtype;               /* dense only */
-    bool log_probs;                 /* dense only: normalised log-probabilities rather than logits */
-    uint32_t vocab_size;            /* columns of the teacher's logits; 0: a token stream that does not say */
-    uint32_t n_used;                /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
-    char vocab[DIGEST_TEXT_SIZE];   /* "" when the stream names none */
+    uint32_t n;                   /* k, or number of draws; 0 for dense */
+    double temperature;           /* that the distribution was taken at (dense logits: 1, not yet applied) */
+    enum dtype dtype;             /* dense only */
+    bool log_probs;               /* dense only: normalised log-probabilities rather than logits */
+    uint32_t vocab_size;          /* columns of the teacher's logits; 0: a token stream that does not say */
+    uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
+    char vocab[DIGEST_TEXT_SIZE]; /* "" when the stream names none */
     char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
 };
 

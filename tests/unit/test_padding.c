@@ -234,8 +234,7 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     struct stream_reader *r;
     struct batch b = {0};
     struct knowledge_format read;
-    struct distill_options o = {.lr = 1e-2,
-                                .steps = 6,
+    struct distill_options o = {.plan.now = {.lr = 1e-2, .steps = 6},
                                 .batch_tokens = 20,
                                 .micro_tokens = 1000,
                                 .weight_decay = 0.1,
