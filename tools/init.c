@@ -1,6 +1,6 @@
 /* rill init: a fresh student, its weights random, its vocabulary that of another model. */
 #include "lib/cli/cli.h"
-#include "lib/model/model.h"
+#include "lib/formats/formats.h"
 
 static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context;
 static double theta, eps;
@@ -97,22 +97,25 @@ static int configure(struct model_config *config, const struct model_head *like,
     if (!head_dim && hidden % heads)
         return err_set(e, ERR_USAGE, "hidden size %llu is no multiple of %llu heads: give --head-dim",
                        (unsigned long long)hidden, (unsigned long long)heads);
-    *config = (struct model_config){.n_layers = (uint32_t)layers,
-                                    .hidden = (uint32_t)hidden,
-                                    .context = (uint32_t)context,
-                                    .head_dim = (uint32_t)(head_dim ? head_dim : hidden / heads),
-                                    .tied = !untied,
-                                    .vocab_size = like->config.vocab_size,
-                                    .norm_eps = (float)eps,
-                                    .rope = {.theta = theta}};
-    config->arch = arch;
-    config->qkv_bias = strcmp(config->arch, "qwen2") == 0;
+    if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
+    config->n_layers = (uint32_t)layers;
+    config->hidden = (uint32_t)hidden;
+    config->context = (uint32_t)context;
+    config->head_dim = (uint32_t)(head_dim ? head_dim : hidden / heads);
+    config->tied = !untied && config->output != OUTPUT_NONE;
+    config->vocab_size = like->config.vocab_size;
+    config->norm_eps = (float)eps;
+    if (config->positions == POSITIONS_ROTARY) config->rope.theta = theta;
     config->layers = arena_array(a, layers, sizeof *config->layers, e);
     if (!config->layers) return e->code;
     for (uint32_t i = 0; i < layers; i++)
         config->layers[i] =
             (struct model_layer){.n_heads = (uint32_t)heads, .n_kv_heads = (uint32_t)kv_heads, .ffn = (uint32_t)ffn};
     return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
+}
+
+static void say(void *c, const char *message) {
+    cli_say(c, "%s", message);
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -126,6 +129,8 @@ static int run(struct cli *c, struct err *e) {
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
     if (!rc) rc = configure(&config, &like, &a, e);
+    if (!rc) target_warnings(NULL, &config, say, c);
+    if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = model_init(&m, &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
     if (!rc) rc = model_save(m, out, DT_F32, e);

@@ -23,14 +23,21 @@ static const char *gguf_of(const struct arch *a) {
     return a->gguf.names[0].name;
 }
 
+/* Two architectures may share a name: GGUF's llama is Mistral's, too. */
+static bool is_first(const char *(*of)(const struct arch *), size_t i) {
+    bool first = of(registry[i]) != NULL;
+    for (size_t k = 0; k < i && first; k++) first = !of(registry[k]) || strcmp(of(registry[k]), of(registry[i])) != 0;
+    return first;
+}
+
 /* "a, b and c" of those that have such a name. */
 static void list_names(const char *(*of)(const struct arch *), char *out, size_t size) {
     size_t left = 0, n = 0;
     out[0] = 0;
-    for (size_t i = 0; i < COUNT_OF(registry); i++) left += of(registry[i]) != NULL;
+    for (size_t i = 0; i < COUNT_OF(registry); i++) left += is_first(of, i);
     for (size_t i = 0; i < COUNT_OF(registry) && n < size; i++) {
         const char *name = of(registry[i]);
-        if (!name) continue;
+        if (!is_first(of, i)) continue;
         n += (size_t)snprintf(out + n, size - n, "%s%s", name, left > 2 ? ", " : left == 2 ? " and " : "");
         left--;
     }
@@ -80,6 +87,24 @@ int arch_gguf_unknown(const char *name, struct err *e) {
     char known[512];
     list_names(gguf_of, known, sizeof known);
     return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (%s are)", name, known);
+}
+
+bool arch_summary(size_t i, struct arch_summary *out) {
+    const struct arch *a = arch_at(i);
+    if (!a) return false;
+    bool causal = a->traits.output == OUTPUT_LM && !a->traits.bidirectional;
+    *out = (struct arch_summary){a->name, a->models, class_of(a), gguf_of(a), causal};
+    return true;
+}
+
+int arch_traits(const char *name, struct model_config *out, struct err *e) {
+    const struct arch *a;
+    int rc = arch_of_config(&(struct model_config){.arch = name}, &a, e);
+    if (rc) return rc;
+    *out = a->traits;
+    out->arch = a->name;
+    out->rope.theta = a->traits.positions == POSITIONS_ROTARY ? a->hf.theta : 0;
+    return 0;
 }
 
 /* ---- what is written ---------------------------------------------------------------------------------------------- */

@@ -54,6 +54,7 @@ struct hf_side {
     /* The rest of config.json, after the numbers, the rotation and the layers; and what to write of it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
+    bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
     /* ERR_DATA when the class cannot hold this configuration. NULL: it can. */
     int (*check)(const struct model_config *c, struct err *e);
 };
@@ -83,6 +84,7 @@ struct gguf_side {
     struct arch_tensors tensors; /* that differ from the common ones */
     int (*read)(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a, struct err *e);
     void (*write)(struct gguf_header *h, const struct model_config *c);
+    int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
 
 struct arch {
@@ -152,9 +154,11 @@ struct out_tensors {
     struct out_tensor *items; /* in the arena of the export_source */
     size_t n;
 };
-/* ERR_DATA when the format has no name for one of them, or fused ones are quantized in different types. */
+/* ERR_DATA when the format has no name for one of them, or fused ones are quantized in different types. zeros (or NULL): does the
+ * format want zeros for this bias, which the model has not? */
 int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
-                     const struct arch_tensors *common, struct err *e) MUST_CHECK;
+                     const struct arch_tensors *common, bool (*zeros)(const struct model_config *, enum model_role),
+                     struct err *e) MUST_CHECK;
 uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as);
 /* Its data in the order of the file, rotary rows interleaved or not; valid until the next call. */
 int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,

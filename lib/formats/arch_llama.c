@@ -6,7 +6,6 @@ static const struct hf_key keys[] = {
     HF_KEY_TEXT("qkv_bias", HF_SAME, "attention_bias"),
 };
 
-/* transformers' "attention_bias" means biases on q, k, v and o; Rill keeps the fourth only where it was trained. */
 static const struct arch_tensor tensors[] = {
     {ROLE_EMBED, "model.embed_tokens.weight", 0},
     {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
@@ -26,15 +25,36 @@ static const struct arch_tensor tensors[] = {
     {ROLE_HEAD, "lm_head.weight", 0},
 };
 
+/* transformers' Llama knows no window, so nobody means one that would be felt. */
+static int refuse_window(const struct model_config *c, const cJSON *json, struct err *e) {
+    const cJSON *types = hf_member(json, "layer_types");
+    uint64_t window = 0;
+    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &window, e);
+    for (const cJSON *x = cJSON_IsArray(types) ? types->child : NULL; x && !rc; x = x->next)
+        if (!cJSON_IsString(x) || strcmp(x->valuestring, "full_attention") != 0)
+            rc = err_set(e, ERR_DATA, "\"layer_types\": '%.64s' is not supported",
+                         cJSON_IsString(x) ? x->valuestring : "(no text)");
+    if (rc || !window || window >= c->context) return rc;
+    return err_set(e, ERR_DATA, "\"sliding_window\": attention to the last %llu of %u positions is not supported",
+                   (unsigned long long)window, c->context);
+}
+
 /* "attention_bias" means biases on q, k, v and o. */
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
+    bool given;
     int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    if (!rc) rc = refuse_window(c, json, e);
+    if (!rc) rc = hf_read_layer_types(c, json, 0, &given, e);
     c->o_bias = c->qkv_bias;
     return rc;
 }
 
 static bool write(cJSON *json, const struct model_config *c) {
     return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias) && json_put_bool(json, "mlp_bias", false);
+}
+
+static bool zeros(const struct model_config *c, enum model_role role) {
+    return c->qkv_bias && role == ROLE_O_BIAS;
 }
 
 /* LlamaConfig.validate_architecture, although head_dim is a key of its own. */
@@ -58,6 +78,7 @@ const struct arch arch_llama = {
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
            .write = write,
+           .zeros = zeros,
            .check = check},
     /* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
@@ -100,6 +121,15 @@ static bool mistral_write(cJSON *json, const struct model_config *c) {
                   : cJSON_AddNullToObject(json, "sliding_window") != NULL;
 }
 
+/* llama.cpp reads Mistral as a llama, which has no window. */
+static int mistral_gguf_check(const struct model_config *c, struct err *e) {
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].window)
+            return err_set(e, ERR_DATA, "a window of %u positions, which llama.cpp does not give to a llama",
+                           c->layers[i].window);
+    return 0;
+}
+
 const struct arch arch_mistral = {
     .name = "mistral",
     .models = "Mistral 7B",
@@ -112,4 +142,5 @@ const struct arch arch_mistral = {
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
            .write = mistral_write},
+    .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}, .check = mistral_gguf_check},
 };

@@ -34,7 +34,14 @@ static int read(struct model_config *c, const cJSON *json, struct err *e) {
     if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
     if (!use || window >= c->context) window = 0;
     if (!rc) rc = hf_read_layer_types(c, json, (uint32_t)window, &given, e);
-    for (uint32_t i = (uint32_t)first; i < c->n_layers && !rc && !given; i++) c->layers[i].window = (uint32_t)window;
+    bool windowed = false;
+    for (uint32_t i = 0; i < c->n_layers && !rc; i++) {
+        if (!given && i >= first) c->layers[i].window = (uint32_t)window;
+        windowed = windowed || c->layers[i].window;
+    }
+    if (!rc && given && window && first < c->n_layers && !windowed)
+        rc = err_set(e, ERR_DATA, "\"layer_types\" has no window, but \"sliding_window\" is %llu",
+                     (unsigned long long)window);
     return rc;
 }
 

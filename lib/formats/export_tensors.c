@@ -46,13 +46,32 @@ static int add_slot(struct out_tensors *t, struct export_source *x, struct model
     return 0;
 }
 
+/* A vector of zeros where the format wants one that this model has not. */
+static void add_zeros(struct out_tensors *t, const struct export_source *x, struct model_slot s,
+                      const struct arch_tensors *own) {
+    struct arch_place place;
+    if (!arch_place(own, NULL, &x->config, s, &place)) return;
+    struct out_tensor *to = &t->items[t->n++];
+    *to = (struct out_tensor){.stored = t->items[t->n - 2].stored, .kind = KIND_BIAS, .rank = 1};
+    if (dtype_info(to->stored)->is_quantized) to->stored = DT_F32;
+    snprintf(to->name, sizeof to->name, "%s", place.name);
+    to->dims[0] = place.total;
+}
+
 int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
-                     const struct arch_tensors *common, struct err *e) {
-    size_t n = model_slot_count(&x->config);
-    t->items = arena_array(&x->memory, n, sizeof *t->items, e);
+                     const struct arch_tensors *common, bool (*zeros)(const struct model_config *, enum model_role),
+                     struct err *e) {
+    const struct model_config *c = &x->config;
+    size_t n = model_slot_count(c);
+    t->items = arena_array(&x->memory, n + (zeros ? c->n_layers : 0), sizeof *t->items, e);
     t->n = 0;
     int rc = t->items ? 0 : e->code;
-    for (size_t i = 0; i < n && !rc; i++) rc = add_slot(t, x, model_slot_at(&x->config, i), own, common, e);
+    for (size_t i = 0; i < n && !rc; i++) {
+        struct model_slot s = model_slot_at(c, i), next = {s.role + 1, s.layer};
+        rc = add_slot(t, x, s, own, common, e);
+        if (!rc && zeros && s.role + 1 < ROLE_COUNT && !model_has_role(c, next.role) && zeros(c, next.role))
+            add_zeros(t, x, next, own);
+    }
     return rc;
 }
 
@@ -98,16 +117,24 @@ static int slot_data(struct export_source *x, const struct out_tensor *t, size_t
     *data = values;
     if (as == DT_F32) return 0;
     *data = x->made.data;
-    return convert_values(d, as, values, n, x->made.data, e);
+    return tensor_from_f32_checked(as, values, x->made.data, n, NULL, e) ? err_prefix(e, "tensor '%s'", d->name) : 0;
 }
 
 int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,
                     const void **data, struct err *e) {
     struct tensor_desc d;
+    if (t->n_slots == 0) {
+        x->fused.len = 0;
+        int failed = buf_reserve(&x->fused, out_tensor_bytes(t, as), e);
+        if (!failed) memset(x->fused.data, 0, out_tensor_bytes(t, as));
+        *data = x->fused.data;
+        return failed;
+    }
     bool plain = t->n_slots == 1 && !(t->places[0].tensor->layout & (FUSED_ROWS | FUSED_HEADS | TRANSPOSED));
     if (plain) return slot_data(x, t, 0, as, interleaved, data, &d, e);
     if ((t->places[0].tensor->layout & TRANSPOSED) && dtype_info(as)->is_quantized)
-        return err_set(e, ERR_DATA, "tensor '%s' is stored transposed there, which quantized weights cannot be", t->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is stored transposed there, which quantized weights cannot be",
+                       t->name);
     x->fused.len = 0;
     int rc = buf_reserve(&x->fused, out_tensor_bytes(t, as), e);
     for (size_t i = 0; i < t->n_slots && !rc; i++) {

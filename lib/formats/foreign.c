@@ -23,6 +23,7 @@ void foreign_close(struct foreign_model *f) {
         if (f->source->digest) digest_free(f->source->digest);
         raw_table_release(&f->source->tensors);
         cJSON_Delete(f->source->hf_config);
+        cJSON_Delete(f->source->hf_generation);
         buf_release(&f->source->scratch);
         buf_release(&f->source->spare);
         mem_free(f->source);
@@ -144,6 +145,19 @@ static void resolve_tie(struct foreign_model *f) {
     log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
 }
 
+/* A bias on o that is zero in all layers says nothing: an export to a class that always has one put it there. */
+static void drop_zero_biases(struct foreign_model *f) {
+    const struct foreign_source *x = f->source;
+    struct arch_place place;
+    bool zero = f->config.o_bias && !x->always_o_bias;
+    for (uint32_t i = 0; i < f->config.n_layers && zero; i++) {
+        struct model_slot s = {ROLE_O_BIAS, i};
+        const struct raw_tensor *t = arch_find(x->own, x->common, &f->config, s, &x->tensors, &place);
+        zero = t && all_zero(t);
+    }
+    if (zero) f->config.o_bias = false;
+}
+
 static int check_slot(struct foreign_model *f, struct model_slot s, struct err *e) {
     struct tensor_desc d;
     struct arch_place place;
@@ -163,6 +177,7 @@ static int check_slot(struct foreign_model *f, struct model_slot s, struct err *
 static int check_tensors(struct foreign_model *f, struct err *e) {
     int rc = 0;
     resolve_tie(f);
+    drop_zero_biases(f);
     size_t n = model_slot_count(&f->config);
     for (size_t i = 0; i < n && !rc; i++) rc = check_slot(f, model_slot_at(&f->config, i), e);
     for (size_t i = 0; i < f->source->tensors.n && !rc; i++)
@@ -179,7 +194,7 @@ static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 
-/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer.json, else the GGUF has the keys. */
+/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer's file, else the GGUF has the keys. */
 static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const char *own,
                       const struct foreign_options *o, struct err *e) {
     const char *path = o && o->tokenizer ? o->tokenizer : own;
@@ -189,12 +204,15 @@ static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const 
     if (o && o->no_tokenizer) return 0;
     draft_init(&spec);
     if (path)
-        rc = hf_read_vocab(f, path, path == own ? f->source->hf_config : NULL, &spec, e);
+        rc = hf_read_vocab(f, path, &spec, e);
     else if (g)
         rc = gguf_read_vocab(g, &spec, &found, e);
     else
         found = false;
     if (!rc && found) rc = take_vocab(f, &spec, e);
+    if (!rc && !found)
+        log_line(LOG_WARN,
+                 "the model comes without a tokenizer: no text can be read or written with it (--tokenizer FILE)");
     arena_release(&spec.memory);
     return rc;
 }
@@ -222,6 +240,7 @@ static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_
     f->source->own = arch ? &arch->gguf.tensors : &gguf_common_tensors;
     f->source->common = &gguf_common_tensors;
     f->source->interleaved = name && name->interleaved;
+    f->source->always_o_bias = arch && arch->traits.o_bias;
     f->source->tensors = g.tensors; /* they outlive the keys */
     g.tensors = (struct raw_table){0};
     if (!rc) rc = check_tensors(f, e);
@@ -237,11 +256,15 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     int rc = hf_read_model(f, folder, weights, e);
     const struct arch *arch = NULL;
     if (!rc) rc = arch_of_config(&f->config, &arch, e);
-    if (!rc) f->source->own = &arch->hf.tensors;
+    if (!rc) {
+        f->source->own = &arch->hf.tensors;
+        f->source->always_o_bias = arch->traits.o_bias;
+    }
     if (!rc) rc = check_tensors(f, e);
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
+    if (!rc) rc = hf_read_generation(f, folder, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
-    return rc ? rc : hf_read_generation(f, folder, e);
+    return rc ? rc : hf_keep_generation(f, e);
 }
 
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,

@@ -153,7 +153,7 @@ int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t wind
         if (n < c->n_layers) c->layers[n].window = sliding ? window : 0;
     }
     if (n != c->n_layers)
-        return err_set(e, ERR_DATA, "\"layer_types\" has %u entries, but there are %u layers", n, c->n_layers);
+        return err_set(e, ERR_DATA, "\"layer_types\" has %u entries, but \"num_hidden_layers\" is %u", n, c->n_layers);
     return 0;
 }
 
@@ -246,16 +246,6 @@ bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope) {
     return ok;
 }
 
-/* As META has it: 1e-05, not 9.999999747378752e-06. */
-double hf_shortest(const struct model_config *c, const char *feature, double fallback) {
-    struct err e;
-    cJSON *own = model_config_to_json(c, &e);
-    const cJSON *x = cJSON_GetObjectItemCaseSensitive(own, feature);
-    double v = x ? x->valuedouble : fallback;
-    cJSON_Delete(own);
-    return v;
-}
-
 static const char *torch_name(enum dtype dtype) {
     return dtype == DT_BF16 ? "bfloat16" : dtype == DT_F16 ? "float16" : "float32";
 }
@@ -274,7 +264,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
-           (!n->eps || json_put_f64(o, n->eps, hf_shortest(c, "norm_eps", c->norm_eps))) &&
+           (!n->eps || json_put_f64(o, n->eps, model_shortest_float(c->norm_eps))) &&
            (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 

@@ -65,8 +65,7 @@ static const struct per_layer {
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
 
-/* The decimal with the fewest digits that reads back as the same float: 1e-05 rather than 9.999999747378752e-06. */
-static double shortest_float(float f) {
+double model_shortest_float(float f) {
     char text[32];
     for (int digits = 1; digits <= 9; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, (double)f);
@@ -117,7 +116,8 @@ static bool put_feature(cJSON *o, const struct model_config *c, const struct fea
     switch (f->type) {
     case FEATURE_BOOL: return !*(const bool *)at || json_put_bool(o, f->key, true);
     case FEATURE_SIZE: return !*(const uint32_t *)at || json_put_u64(o, f->key, *(const uint32_t *)at);
-    case FEATURE_FLOAT: return *(const float *)at == 0 || json_put_f64(o, f->key, shortest_float(*(const float *)at));
+    case FEATURE_FLOAT:
+        return *(const float *)at == 0 || json_put_f64(o, f->key, model_shortest_float(*(const float *)at));
     case FEATURE_NAME: return !*(const uint32_t *)at || json_put_str(o, f->key, f->names[*(const uint32_t *)at]);
     }
     return false;
@@ -130,7 +130,7 @@ cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
     for (size_t i = 0; ok && i < COUNT_OF(per_layer); i++) ok = put_per_layer(o, c, &per_layer[i]);
     ok = ok && json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "context", c->context) &&
          json_put_bool(o, "tied", c->tied) && json_put_bool(o, "qkv_bias", c->qkv_bias) &&
-         json_put_f64(o, "norm_eps", shortest_float(c->norm_eps));
+         json_put_f64(o, "norm_eps", model_shortest_float(c->norm_eps));
     if (ok && c->rope.theta != 0) ok = put_rope(o, "rope", &c->rope);
     if (ok && c->local_rope.theta != 0) ok = put_rope(o, "local_rope", &c->local_rope);
     for (size_t i = 0; ok && i < COUNT_OF(features); i++) ok = put_feature(o, c, &features[i]);
@@ -368,6 +368,19 @@ uint64_t model_parameters(const struct model_config *c) {
         total += rank == 2 ? dims[0] * dims[1] : dims[0];
     }
     return total;
+}
+
+char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]) {
+    static const struct {
+        double unit;
+        char letter;
+    } units[] = {{1e12, 'T'}, {1e9, 'B'}, {1e6, 'M'}, {1e3, 'K'}};
+    size_t i = 0;
+    while (i + 1 < COUNT_OF(units) && (double)parameters <= units[i].unit) i++;
+    double v = (double)parameters / units[i].unit;
+    int decimals = rint(v) >= 10 ? 0 : rint(v) >= 1 ? 1 : 2; /* gguf-py's model_weight_count_rounded_notation */
+    snprintf(out, MODEL_SIZE_LABEL, "%.*f%c", decimals, v, units[i].letter);
+    return out;
 }
 
 uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r) {

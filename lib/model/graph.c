@@ -164,9 +164,9 @@ static int check_input(const struct model *m, const struct model_input *in, stru
             if (in->types && in->types[at] >= m->config.token_types)
                 return err_set(e, ERR_DATA, "token type %u at position %u of sequence %zu: the model has %u",
                                in->types[at], i, s, m->config.token_types);
-            else if (in->tokens[at] >= m->config.vocab_size)
+            else if (in->tokens[at] >= model_n_tokens(m))
                 return err_set(e, ERR_DATA, "token %u at position %u of sequence %zu is outside the vocabulary of %u",
-                               in->tokens[at], i, s, m->config.vocab_size);
+                               in->tokens[at], i, s, model_n_tokens(m));
     }
     if (at != in->n_positions || at == 0)
         return err_set(e, ERR_DATA, "the sequences have %zu positions, the batch %zu", at, in->n_positions);
@@ -284,11 +284,23 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
+/* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
+ * matrix is held (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient,
+ * which model_enable_grad zeroed. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
-    struct graph g = {.m = m, .t = t};
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
-    return (struct grad_head){leaf(&g, model_head_role(c), 0), leaf(&g, ROLE_HEAD_BIAS, 0), c->logit_softcap};
+    struct model_param *p = model_param(m, model_head_role(c), 0), *b = model_param(m, ROLE_HEAD_BIAS, 0);
+    struct grad_head head = {.softcap = c->logit_softcap};
+    size_t n = model_n_tokens(m);
+    if (p->panels.data) {
+        struct kernel_panels tokens = p->panels;
+        tokens.n = n;
+        head.w = grad_leaf_packed(t, &tokens);
+    } else
+        head.w = grad_parameter(t, p->value, p->grad, &p->grad_begun, n, p->desc.dims[1]);
+    if (b) head.bias = grad_parameter(t, b->value, b->grad, &b->grad_begun, 1, n);
+    return head;
 }
 
 /* Adapts model_logits_fn to grad_head, whose loss it is: a tape that does not record learns nothing. */
