@@ -74,9 +74,8 @@ struct sink {
 static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e) {
     s->line.len = 0;
     int rc = text_decode(s->m->vocab, ids, n, true, &s->line, e);
-    if (!rc && (fwrite(s->line.data, 1, s->line.len, s->text) != s->line.len || fputc('\n', s->text) == EOF))
-        rc = err_set(e, ERR_IO, "cannot write the text");
-    return rc;
+    if (!rc) rc = buf_append(&s->line, "\n", 1, e);
+    return rc ? rc : cli_put_document(s->text, s->line.data, s->line.len, e);
 }
 
 static int write_batch(struct sink *s, uint64_t next_seq, struct err *e) {

@@ -87,8 +87,8 @@ static void put_text(struct view *v) {
     char shape[256];
     size_t n;
     const struct tensor_summary *s = &v->summary;
-    fprintf(v->out, "%s %s %s\n", v->desc.name, dtype_info(v->desc.dtype)->name,
-            tensor_shape_text(&v->desc, shape, sizeof shape));
+    cli_put(v->out, v->desc.name);
+    fprintf(v->out, " %s %s\n", dtype_info(v->desc.dtype)->name, tensor_shape_text(&v->desc, shape, sizeof shape));
     if (stats)
         fprintf(v->out,
                 "  min %.7g  max %.7g  mean %.7g  std %.7g  zero %" PRIu64 "  nan %" PRIu64 "  inf %" PRIu64 "\n",

@@ -1,6 +1,4 @@
 /* rill tokenize: text in, tokens out; with --decode the other way round. */
-#include <errno.h>
-
 #include "lib/run/run.h"
 
 static struct run_options how;
@@ -160,9 +158,7 @@ static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, 
                                        .tokens = batch_tokens(b),
                                        .lengths = batch_lengths(b)};
     text->len = 0;
-    if (corpus_decode(v, d, &batch, text, e)) return e->code;
-    if (text->len && fwrite(text->data, 1, text->len, out) != text->len) return err_sys(e, errno, "standard output");
-    return 0;
+    return corpus_decode(v, d, &batch, text, e) ? e->code : cli_put_document(out, text->data, text->len, e);
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {

@@ -174,7 +174,7 @@ struct cli {
     struct progress progress;
 };
 
-/* One line on stderr in one write, free of control characters, without allocating. `label` may be "". */
+/* One line on stderr in one write, escaped, without allocating. `label` may be "". */
 void cli_message(struct cli *c, const char *label, const char *text);
 /* Before anything else: descriptors 0-2 exist, SIGPIPE has its default, SIGXFSZ is an error and not a crash. */
 void cli_process_setup(void);

@@ -29,9 +29,11 @@ struct programs {
 static const char summary[] = "compress language models with Unix filters";
 
 static void say(const char *text) {
-    char line[1200];
-    int n = snprintf(line, sizeof line, "rill: %s\n", text);
-    ssize_t written = write(STDERR_FILENO, line, n > 0 && n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+    char line[1200] = "rill: ";
+    size_t n = strlen(line);
+    n += escape_text(line + n, sizeof line - n - 1, text, strlen(text));
+    line[n++] = '\n';
+    ssize_t written = write(STDERR_FILENO, line, n);
     (void)written;
 }
 
@@ -149,7 +151,13 @@ static void list_programs(const struct programs *p, FILE *f) {
     }
     if (others) fprintf(f, "\nOn PATH:\n");
     for (size_t i = 0; i < p->n; i++)
-        if (!p->ours[i]) fprintf(f, "  %-14s %s\n", p->name[i], p->path[i]);
+        if (!p->ours[i]) {
+            fputs("  ", f);
+            cli_put(f, p->name[i]);
+            fprintf(f, "%*s", strlen(p->name[i]) < 14 ? (int)(15 - strlen(p->name[i])) : 1, "");
+            cli_put(f, p->path[i]);
+            fputc('\n', f);
+        }
     fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version.\n");
 }
 

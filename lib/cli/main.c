@@ -13,23 +13,12 @@
 
 /* ---- messages ------------------------------------------------------------------------------------------------------- */
 
-/* A name from a hostile file must not move the cursor: control characters become '?', and a line stays one line. */
-static size_t append_clean(char *to, size_t room, const char *text) {
-    size_t n = 0;
-    for (; n < room && text[n]; n++) {
-        unsigned char ch = (unsigned char)text[n];
-        bool c1 = ch == 0xC2 && (unsigned char)text[n + 1] >= 0x80 && (unsigned char)text[n + 1] < 0xA0;
-        to[n] = (ch < 0x20 || ch == 0x7F || c1) ? '?' : (char)ch;
-    }
-    return n;
-}
-
 void cli_message(struct cli *c, const char *label, const char *text) {
     char line[2304];
     progress_hide(c);
     int n = snprintf(line, 256, "rill %s: %s", c->program->name, label);
     size_t at = n < 0 ? 0 : n < 256 ? (size_t)n : 255;
-    at += append_clean(line + at, sizeof line - at - 1, text);
+    at += escape_text(line + at, sizeof line - at - 1, text, strlen(text));
     line[at++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, at);
     (void)written; /* there is nowhere left to say it */

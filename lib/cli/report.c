@@ -127,7 +127,7 @@ int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     cJSON *o = cJSON_CreateObject();
     if (!o) return err_nomem(e, "report");
     int rc = fill_report(c, o, code, message, e);
-    char *text = rc ? NULL : json_text(o, e);
+    char *text = rc ? NULL : json_text_shown(o, e);
     cJSON_Delete(o);
     if (!text) return e->code;
     rc = write_report(c, text, e);

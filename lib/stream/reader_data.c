@@ -148,7 +148,8 @@ static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
         if (!r->seg.tensor_open) break;
         if (reader_chunk(r, e)) return e->code;
     } while (r->n_group < CODEC_GROUP && r->rec.codec != CODEC_RAW && *total + r->rec.raw <= LIMIT_CHUNK);
-    for (size_t i = 0; i < r->n_group; i++) r->group[i].stored = r->stored.data + from[i];
+    for (size_t i = 0; i < r->n_group; i++)
+        r->group[i].stored = r->stored.data ? r->stored.data + from[i] : NULL; /* all of them are empty */
     return 0;
 }
 
