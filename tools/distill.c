@@ -138,8 +138,9 @@ static const struct cli_option options[] = {
      .arg = "STEPS",
      .fallback = "100",
      .min = 1,
+     .needs = {"checkpoint"},
      .transient = true,
-     .help = "so often"},
+     .help = "steps between checkpoints"},
     {.name = "resume",
      .type = CLI_STRING,
      .to = &resume_path,
@@ -227,8 +228,6 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     o.precision = run_precision(&how);
     o.state = dtype_by_name(optimizer_state)->dtype;
-    if (cli_given(c, "checkpoint-every") && !checkpoint_path)
-        return err_set(e, ERR_USAGE, "--checkpoint-every is for --checkpoint");
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||

@@ -32,6 +32,7 @@ static const struct cli_option options[] = {
      .arg = "K",
      .fallback = "0",
      .max = 1 << 24,
+     .needs = {"!temperature=0"},
      .help = "draw among the K most probable tokens only; 0: among all"},
     {.name = "top-p",
      .type = CLI_F64,
@@ -40,6 +41,7 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 0.000001,
      .max = 1,
+     .needs = {"!temperature=0"},
      .help = "draw among the fewest tokens that hold this much probability"},
     {.name = "repeat",
      .type = CLI_U64,
@@ -53,7 +55,7 @@ static const struct cli_option options[] = {
     {.name = "text",
      .type = CLI_FLAG,
      .to = &as_text,
-     .help = "write text, a line for each sequence, instead of a token stream"},
+     .help = "write text, a line for each sequence, instead of a token stream; to a terminal without control characters"},
     {.name = "only-new", .type = CLI_FLAG, .to = &only_new, .help = "leave the prompts out of the output"},
     {0},
 };
@@ -205,7 +207,9 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!text",
         .seeded = true,
+        .seed_needs = {"!temperature=0"},
         .threaded = true,
         .description = "Reads prompts as a token stream (rill tokenize --lines), continues them, many at once, and "
                        "writes token sequences, or "

@@ -19,17 +19,20 @@ static const struct cli_option options[] = {
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
-     .help = "with --sparsity: in the embedding and the output matrix too"},
+     .needs = {"sparsity"},
+     .help = "in the embedding and the output matrix too"},
     {.name = "layers",
      .type = CLI_STRING,
      .to = &layers,
      .arg = "N",
      .fallback = "0",
-     .help = "keep N layers, or a share of them (67%): those of least block influence go (needs --stats); 0: keep all"},
+     .needs = {"!layers|stats"},
+     .help = "keep N layers, or a share of them (67%): those of least block influence go; 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &drop,
      .arg = "LIST",
+     .needs = {"!layers"},
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "ffn",
      .type = CLI_STRING,
@@ -59,13 +62,15 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 1,
      .max = 1e15,
-     .help = "with --vocab: how often a token must occur to stay"},
+     .needs = {"vocab"},
+     .help = "how often a token must occur to stay"},
     {.name = "score",
      .type = CLI_CHOICE,
      .to = &score,
      .arg = "BY",
      .choices = "auto|weights|activations",
      .fallback = "auto",
+     .needs = {"ffn|kv-heads", "!score=activations|stats"},
      .help = "what makes a channel or head good: the norm of its weights, or its activations in --stats; auto: "
              "activations when there "
              "are statistics"},
@@ -73,6 +78,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
+     .needs = {"layers|ffn|kv-heads", "layers|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -137,19 +143,10 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     if (!rc) rc = parse_amount("ffn", ffn, &o->ffn, e);
     if (!rc) rc = parse_amount("kv-heads", kv_heads, &o->kv_heads, e);
     if (!rc) rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && asked(&o->layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
     if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab_path)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;
-}
-
-/* Options that say more about another one. */
-static int check_usage(const struct cli *c, struct err *e) {
-    if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
-    if (cli_given(c, "vocab-min-count") && !vocab_path)
-        return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
-    return 0;
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -160,8 +157,8 @@ static int run(struct cli *c, struct err *e) {
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
-    int rc = check_usage(c, e);
-    if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
+    int rc = 0;
+    if (stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
     if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);

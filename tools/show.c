@@ -10,22 +10,45 @@ static uint64_t head, batch;
 static bool stats, histogram, tsv, as_json, meta, prov, vocab;
 
 static const struct cli_option options[] = {
-    {.name = "tensor", .type = CLI_STRING, .to = &glob, .arg = "GLOB", .fallback = "*", .help = "the tensors to show"},
+    {.name = "tensor",
+     .type = CLI_STRING,
+     .to = &glob,
+     .arg = "GLOB",
+     .fallback = "*",
+     .needs = {"!meta", "!prov", "!vocab"},
+     .help = "the tensors to show"},
     {.name = "batch",
      .type = CLI_U64,
      .to = &batch,
      .arg = "N",
+     .needs = {"!meta", "!prov", "!vocab"},
      .help = "of a data stream, the N-th batch only, from 0"},
-    {.name = "head", .type = CLI_U64, .to = &head, .arg = "N", .fallback = "8", .help = "first values to show"},
+    {.name = "head",
+     .type = CLI_U64,
+     .to = &head,
+     .arg = "N",
+     .fallback = "8",
+     .needs = {"!meta", "!prov", "!vocab", "!tsv", "json|!stats", "json|!histogram"},
+     .help = "first values to show"},
     {.name = "stats",
      .type = CLI_FLAG,
      .to = &stats,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
      .help = "show range, mean, deviation and how many are zero, NaN, infinite"},
-    {.name = "histogram", .type = CLI_FLAG, .to = &histogram, .help = "show how the values are spread"},
-    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "write all values, a line for each row, and nothing else"},
+    {.name = "histogram",
+     .type = CLI_FLAG,
+     .to = &histogram,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
+     .help = "show how the values are spread"},
+    {.name = "tsv",
+     .type = CLI_FLAG,
+     .to = &tsv,
+     .needs = {"!meta", "!prov", "!vocab"},
+     .help = "write all values, a line for each row, and nothing else"},
     {.name = "json",
      .type = CLI_FLAG,
      .to = &as_json,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
      .help = "write JSON, a line for each tensor; what is not finite is null"},
     {.name = "meta", .type = CLI_FLAG, .to = &meta, .help = "show the descriptions of the segments, not tensors"},
     {.name = "prov", .type = CLI_FLAG, .to = &prov, .help = "show the provenance, oldest step first, not tensors"},
@@ -41,6 +64,7 @@ struct view {
     struct buf data; /* the tensor, as encoded: it is gone through several times */
     float x[PIECE];
     struct tensor_summary summary;
+    bool found; /* a tensor that was asked for */
 };
 
 /* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
@@ -131,6 +155,7 @@ static int put_json(struct view *v, struct err *e) {
 
 static int show_tensor(struct view *v, struct stream_reader *r, const struct stream_item *item, struct err *e) {
     v->desc = item->desc;
+    v->found = true;
     if (stream_load_tensor(r, &v->data, e)) return e->code;
     if (stats || histogram) summarize(v);
     if (as_json) return put_json(v, e);
@@ -168,12 +193,20 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
     return show_tensor(v, r, item, e);
 }
 
+/* A tensor or a batch that was asked for, and is not there, is a mistake in the question. */
+static int check_found(const struct cli *c, const struct view *v, uint64_t batches, struct err *e) {
+    if (v->found) return 0;
+    if (cli_given(c, "batch") && batches <= batch)
+        return err_set(e, ERR_USAGE, "--batch %" PRIu64 ": there are %" PRIu64 " batches", batch, batches);
+    if (cli_given(c, "tensor"))
+        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls shows which there are)", glob);
+    return 0;
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
     uint64_t batches = 0;
-    if (tsv && (as_json || stats || histogram))
-        return err_set(e, ERR_USAGE, "--tsv writes values and nothing else: no --json, --stats or --histogram");
     struct view *v = mem_zalloc(sizeof *v, e);
     if (!v) return e->code;
     int rc = cli_open_stream(c, cli_input_path(c, 0), "stdin", STREAM_ANY, &r, e);
@@ -184,6 +217,7 @@ static int run(struct cli *c, struct err *e) {
         if (!rc) batches += item.type == ITEM_BATCH;
         if (!rc) rc = show_item(c, v, r, &item, batches, e);
     } while (!rc && item.type != ITEM_EOF);
+    if (!rc) rc = check_found(c, v, batches, e);
     buf_release(&v->data);
     mem_free(v);
     return rc;

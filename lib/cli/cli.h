@@ -33,6 +33,8 @@ struct cli_list {
     size_t n;
 };
 
+#define CLI_MAX_NEEDS 8
+
 struct cli_option {
     const char *name; /* long name without dashes; NULL ends the table */
     char letter;      /* only the shared ones: h V v q o j m n */
@@ -44,6 +46,9 @@ struct cli_option {
     double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
+    /* What must hold for the option to have an effect, clauses (lib/cli/needs.c): "tsv" with that option only, "!tsv"
+     * without it only, "codec=zstd|codec=planes". Given beside others, it is refused; help says so. */
+    const char *needs[CLI_MAX_NEEDS];
     bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
     const char *help;
@@ -59,12 +64,14 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;        /* has -o, --force for text or foreign files */
-    bool seeded;             /* has --seed */
-    bool threaded;           /* has -j */
-    const char *description; /* paragraphs for help and the man page */
-    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    const char *stream_needs;  /* "!tsv": a clause, without which the output is no stream: for --codec and its like */
+    const char *seed_needs[2]; /* clauses of --seed */
+    bool writes_stream;        /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;          /* has -o, --force for text or foreign files */
+    bool seeded;               /* has --seed */
+    bool threaded;             /* has -j */
+    const char *description;   /* paragraphs for help and the man page */
+    const char *examples;      /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };

@@ -30,6 +30,9 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) MUST_CHECK;
 /* What may only be asked once --help and the terminal have been dealt with: required options, number of operands. */
 int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) MUST_CHECK;
+/* needs.c: refuses an option that has no effect beside the others (ERR_USAGE); the same in words, for help. */
+int needs_check(const struct cli_args *a, struct err *e) MUST_CHECK;
+void needs_describe(const struct cli_option *o, char *out, size_t size);
 /* An option with no value, of which the mere sight ends parsing. */
 bool option_is_action(const struct cli_option *o);
 bool option_is_hidden(const struct cli_option *o);

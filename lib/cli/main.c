@@ -78,20 +78,22 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .arg = "CODEC",
                                         .choices = "raw|zstd|planes",
                                         .fallback = "raw",
+                                        .needs = {p->stream_needs},
                                         .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
                                                 "each element, smaller and faster) for "
                                                 "files that are kept"};
-        rows[n++] =
-            (struct cli_option){.name = "level",
-                                .type = CLI_U64,
-                                .to = &c->level,
-                                .arg = "N",
-                                .min = 1,
-                                .max = 19,
-                                .help = "with --codec zstd or planes: its zstd level; the codec knows a good one"};
+        rows[n++] = (struct cli_option){.name = "level",
+                                        .type = CLI_U64,
+                                        .to = &c->level,
+                                        .arg = "N",
+                                        .min = 1,
+                                        .max = 19,
+                                        .needs = {"codec=zstd|codec=planes", p->stream_needs},
+                                        .help = "zstd's level; the codec knows a good one"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
+                                        .needs = {p->stream_needs},
                                         .transient = true,
                                         .help = "do not write who made this from what"};
     }
@@ -103,6 +105,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .fallback = "0",
                                         .min = 0,
                                         .max = (double)JSON_MAX_INTEGER,
+                                        .needs = {p->seed_needs[0], p->seed_needs[1]},
                                         .help = "seed of all random numbers; the same seed gives the same result"};
     if (p->threaded)
         rows[n++] = (struct cli_option){
@@ -122,6 +125,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
         .arg = "WHEN",
         .choices = "auto|always|never",
         .fallback = "auto",
+        .needs = {"!progress=always|!quiet"},
         .transient = true,
         .help = "show how far the work is; auto: on a terminal, and only by the last program of a pipeline"};
     rows[n++] =
@@ -136,6 +140,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                     .letter = 'v',
                                     .type = CLI_FLAG,
                                     .to = &c->verbose,
+                                    .needs = {"!quiet"},
                                     .transient = true,
                                     .help = "say more on standard error"};
     rows[n++] = (struct cli_option){.name = "quiet",
@@ -178,9 +183,6 @@ static int check_common(struct cli *c, struct err *e) {
         return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
     if (c->report_path && c->output_path && strcmp(c->report_path, c->output_path) == 0)
         return err_set(e, ERR_USAGE, "--report and --output name the same file, %s", c->report_path);
-    if (cli_given(c, "level") && strcmp(c->codec, "raw") == 0)
-        return err_set(e, ERR_USAGE, "--level is for --codec zstd or planes");
-    if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");
     return 0;
 }
 

@@ -270,7 +270,6 @@ static int open_text(struct cli *c, bool binary, FILE **out, struct err *e) {
         *out = c->text;
         return 0;
     }
-    if (cli_given(c, "codec")) return err_set(e, ERR_USAGE, "--codec is for a stream: this writes text");
     if (open_place(c, binary, &fd, e)) return e->code;
     if (to_stdout(c)) {
         c->text = stdout;

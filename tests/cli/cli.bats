@@ -64,7 +64,7 @@ fx() { rill fixture -q "$@"; }
     RILL_DEBUG=1 check_exit 0 rill fixture --as-text
     assert_stderr "rill fixture: debug: a detail"
     check_exit 2 rill fixture -v -q
-    assert_stderr_line "--verbose and --quiet contradict each other"
+    assert_stderr_line "--verbose has no effect with --quiet"
 }
 
 # ---- output -------------------------------------------------------------------------------------------------------------

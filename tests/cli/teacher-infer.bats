@@ -40,7 +40,7 @@ setup() {
     rill teacher-infer "${how[@]}" --weights stream -m - tokens.rill <teacher.rill >file
     assert_same resident file
     check_exit 2 rill teacher-infer --block-tokens 5 -m teacher.rill tokens.rill
-    assert_stderr_line "--block-tokens is for --weights stream"
+    assert_stderr_line "--block-tokens needs --weights stream"
     check_exit 2 sh -c 'cat teacher.rill | rill teacher-infer --weights stream --block-tokens 5 -m - tokens.rill'
     assert_stderr_line "standard input is no file and can be read once only: all tokens are one block"
 }
