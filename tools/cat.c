@@ -94,8 +94,8 @@ int main(int argc, char **argv) {
                     "    the same model in two thirds of the bytes\n"
                     "rill cat --merge a.tok.rill b.tok.rill > both.tok.rill\n"
                     "    one token stream of two\n"
-                    "rill cat --drop 'hidden.*' corpus.kd.rill > small.kd.rill\n"
-                    "    knowledge without the hidden states\n",
+                    "rill cat --select 'layers.0.*' --select norm.weight model.rill > part.rill\n"
+                    "    some of the tensors\n",
         .options = options,
         .run = run,
     };

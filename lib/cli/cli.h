@@ -64,7 +64,7 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    const char *stream_needs;  /* "!tsv": a clause, without which the output is no stream: for --codec and its like */
+    const char *stream_needs;  /* "!tsv": a clause, without which the output is no stream: for --codec and --level */
     const char *seed_needs[2]; /* clauses of --seed */
     bool writes_stream;        /* has -o, --force, --codec, --level, --no-provenance */
     bool writes_text;          /* has -o, --force for text or foreign files */

@@ -93,7 +93,6 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
-                                        .needs = {p->stream_needs},
                                         .transient = true,
                                         .help = "do not write who made this from what"};
     }

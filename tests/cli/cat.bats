@@ -66,6 +66,17 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     assert_stdout '*tokens*lengths*4 tensors*'
 }
 
+@test "a pattern that names no tensor is a mistake" {
+    check_exit 2 rill cat --select codes --select 'nosuch*' "$(g model-raw)"
+    assert_stderr_line "--select 'nosuch\*': no tensor has such a name *"
+    check_exit 2 rill cat --drop nosuch "$(g model-raw)" "$(g knowledge-planes)"
+    assert_stderr_line "--drop 'nosuch': no tensor has such a name *"
+    check_exit 2 rill show --tensor nosuch "$(g model-raw)"
+    assert_stderr_line "--tensor 'nosuch': no tensor has such a name *"
+    # one of several inputs is enough
+    check_exit 0 rill cat --drop '*up*' "$(g knowledge-planes)" "$(g model-raw)"
+}
+
 @test "cat --merge numbers sequences through" {
     rill cat --merge "$(g tokens-raw)" "$(g tokens-zstd)" >m.rill
     check_exit 0 rill ls --batches m.rill

@@ -18,9 +18,8 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     assert_same a b
     assert_same a c
     assert_differ a d
-    dump --encode topk:5 dense.kd.rill >e
-    dump --encode topk:5 --seed 1 dense.kd.rill >f
-    assert_same e f
+    check_exit 2 rill logit-dump --encode topk:5 --seed 1 dense.kd.rill
+    assert_stderr_line '--seed needs --encode sample:N'
 }
 
 @test "fewer entries of more are the entries themselves" {

@@ -62,7 +62,7 @@ static void read_tensors(struct foreign_model *f) {
 /* It may be refused, for a weight that is not finite; it may not be malformed. */
 static void write_stream(struct foreign_model *f) {
     struct err e;
-    struct stream_writer *w;
+    struct stream_writer *w = NULL;
     struct stream_reader *r;
     int fd = memfd_create("fuzz", MFD_CLOEXEC);
     must(fd >= 0 && stream_writer_open(&w, fd, "fuzz", NULL, &e) == 0);
