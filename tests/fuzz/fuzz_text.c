@@ -1,5 +1,5 @@
 /*
- * The input as text (max_len 1024: it is encoded some fifty times), through each of the four pre-tokenizers with a small
+ * The input as text (max_len 512: it is encoded some fifty times), through each of the four pre-tokenizers with a small
  * vocabulary: it decodes to itself, a cut that is said to be safe is, compiled and interpreted expressions agree, and a
  * corpus in small windows is the whole text.
  */
