@@ -55,7 +55,8 @@ static const struct cli_option options[] = {
     {.name = "text",
      .type = CLI_FLAG,
      .to = &as_text,
-     .help = "write text, a line for each sequence, instead of a token stream; to a terminal without control characters"},
+     .help =
+         "write text, a line for each sequence, instead of a token stream; to a terminal without control characters"},
     {.name = "only-new", .type = CLI_FLAG, .to = &only_new, .help = "leave the prompts out of the output"},
     {0},
 };
