@@ -115,8 +115,8 @@ bool name_valid(const char *s, size_t n);
 
 /* What a file or a command line says, on its way to a terminal or into a text: it may neither move the cursor, start a
  * line, nor change the order in which a line is read. Control and format characters (but the joiners, which words and
- * emoji need) and line separators become \n, \t, \r or the \u1234 of JSON, bytes that are not UTF-8 become \x9b; the rest
- * stays, backslashes too. Text that is escaped stays as it is when it is escaped again. */
+ * emoji need) and line separators become \n, \t, \r or the \u1234 of JSON, bytes that are not UTF-8 become \x9b; the
+ * rest stays, backslashes too. Text that is escaped stays as it is when it is escaped again. */
 #define ESCAPE_MAX 13 /* bytes that one character can become, with a NUL */
 /* Of the first character of s[0..n), n > 0: how many bytes it takes up goes into *took, what to show into out, with a
  * NUL. True when that differs. */

@@ -159,7 +159,8 @@ void cli_put(FILE *out, const char *text);
 /* Writes text that is the result itself (generate --text, tokenize --decode): as it is, but to a terminal everything is
  * escaped except line ends and tabs. */
 int cli_put_document(FILE *out, const void *text, size_t n, struct err *e) MUST_CHECK;
-/* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else memory is out). */
+/* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else
+ * memory is out). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
 /* The plain facts of an object on one line, as "  key=value", those of objects in it too; lists are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);

@@ -317,7 +317,8 @@ void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* ---- --help-options ------------------------------------------------------------------------------------------------- */
 
-/* One line for each option: letter, name, type, range or choices, default, and what it needs. A test compares them with what was released. */
+/* One line for each option: letter, name, type, range or choices, default, and what it needs. A test compares them with
+ * what was released. */
 void help_options(FILE *f, const struct cli_args *a) {
     static const char *const type[] = {"flag", "string", "integer", "number", "choice", "list"};
     for (size_t i = 0; i < a->n_rows; i++) {

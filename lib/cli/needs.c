@@ -1,13 +1,13 @@
 /*
- * needs: which options have an effect beside which others. A row of the option table says it in clauses, all of which must
- * hold when the option is given; one check refuses what would be ignored, and help says the same.
+ * needs: which options have an effect beside which others. A row of the option table says it in clauses, all of which
+ * must hold when the option is given; one check refuses what would be ignored, and help says the same.
  *
  *     clause = term { "|" term }            one of them holds
  *     term   = ["!"] NAME ["=" VALUE]
  *
- * NAME holds when that option is given with another value than its default; NAME=VALUE when its value, given or not, is
- * VALUE. A VALUE with a colon stands for all that begin so: "sample:N" for sample:50. A negated term of the option itself
- * makes the clause one for other values: "!score=activations|stats" of --score asks for --stats with activations only.
+ * NAME holds when that option is given with another value than its default; NAME=VALUE when its value, given or not,
+ * is VALUE. A VALUE with a colon stands for all that begin so: "sample:N" for sample:50. A negated term of the option
+ * itself restricts the clause to that value: "!score=activations|stats" of --score asks for --stats with activations.
  */
 #include <string.h>
 
@@ -66,7 +66,7 @@ static bool holds(const struct cli_args *a, const struct term *t) {
     return t->negated;
 }
 
-/* ---- in words ------------------------------------------------------------------------------------------------------ */
+/* ---- in words --------------------------------------------------------------------------------------------------- */
 
 struct words {
     char *out;
