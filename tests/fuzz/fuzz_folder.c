@@ -1,8 +1,8 @@
 /*
  * The input as a Hugging Face folder: config.json, model.safetensors.index.json, generation_config.json,
- * tokenizer_config.json, tokenizer.json, each up to a zero byte, and the rest as the weights. A part that is empty is no
- * file; with an index the weights are its shard a.safetensors. Opened, every tensor is asked for and read; then written as a
- * model stream.
+ * tokenizer_config.json, tokenizer.json, each up to a zero byte, and the rest as the weights. A part that is empty is
+ * no file; with an index the weights are its shard a.safetensors. Opened, every tensor is asked for and read; then
+ * written as a model stream.
  */
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,6 +1,6 @@
 /*
- * The input as a command line: words that end in zero bytes, for a table with an option of every type and clause. What is
- * accepted is accepted again from the words that the provenance keeps, and help can be printed whatever was parsed.
+ * The input as a command line: words that end in zero bytes, for a table with an option of every type and clause. What
+ * is accepted is accepted again from the words that the provenance keeps, and help can be printed whatever was parsed.
  */
 #include "lib/cli/cli_internal.h"
 
