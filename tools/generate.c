@@ -35,7 +35,7 @@ static const struct cli_option options[] = {
      .needs = {"!temperature=0"},
      .help = "draw among the K most probable tokens only; 0: among all"},
     {.name = "top-p",
-     .type = CLI_F64,
+     .type = CLI_SHARE,
      .to = &top_p,
      .arg = "P",
      .fallback = "1",
@@ -51,7 +51,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1 << 20,
      .help = "continue each prompt N times, each with draws of its own"},
-    {.name = "past-eos", .type = CLI_FLAG, .to = &past_eos, .help = "do not stop at the end-of-text token"},
+    {.name = "past-eos", .type = CLI_FLAG, .to = &past_eos, .help = "do not stop at the end tokens of the vocabulary"},
     {.name = "text",
      .type = CLI_FLAG,
      .to = &as_text,
@@ -66,8 +66,7 @@ static const struct cli_option options[] = {
 struct sink {
     struct cli *c;
     struct model *m;
-    struct stream_writer *out; /* a token stream, or ... */
-    FILE *text;                /* ... text */
+    struct stream_writer *out; /* NULL with --text */
     struct buf tokens, lengths, line;
     uint64_t next_seq; /* the number of the next prompt's first continuation */
     uint64_t seqs;
@@ -78,7 +77,7 @@ static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e
     s->line.len = 0;
     int rc = text_decode(s->m->vocab, ids, n, true, &s->line, e);
     if (!rc) rc = buf_append(&s->line, "\n", 1, e);
-    return rc ? rc : cli_put_document(s->text, s->line.data, s->line.len, e);
+    return rc ? rc : cli_put_document(s->c, s->line.data, s->line.len, e);
 }
 
 static int write_batch(struct sink *s, uint64_t next_seq, struct err *e) {
@@ -97,7 +96,7 @@ static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t
     uint32_t n = (uint32_t)(n_made + (only_new ? 0 : n_prompt));
     int rc = only_new ? 0 : buf_append(&s->tokens, prompt, n_prompt * sizeof *prompt, e);
     if (!rc) rc = buf_append(&s->tokens, made, n_made * sizeof *made, e);
-    if (!rc && s->text) {
+    if (!rc && as_text) {
         rc = put_text(s, (const uint32_t *)s->tokens.data, n, e);
         s->tokens.len = 0;
     } else if (!rc)
@@ -134,12 +133,14 @@ static int take_batch(struct sink *s, struct model_generator *g, struct knowledg
 }
 
 static int generate(struct sink *s, struct run_data *in, struct err *e) {
+    const struct vocab *v = past_eos ? NULL : s->m->vocab;
     struct model_sampling sampling = {.temperature = temperature,
                                       .top_k = (uint32_t)top_k,
                                       .top_p = top_p,
                                       .seed = cli_seed(s->c),
                                       .max_new = (uint32_t)max_new,
-                                      .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
+                                      .ends = v ? v->ends : NULL,
+                                      .n_ends = v ? v->n_ends : 0};
     struct model_generator *g = NULL;
     struct knowledge_rows rows = {0};
     struct batch b = {0};
@@ -160,7 +161,8 @@ static int generate(struct sink *s, struct run_data *in, struct err *e) {
 
 static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
     if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", how.model);
-    if (as_text) return cli_text(s->c, &s->text, e);
+    FILE *text;
+    if (as_text) return cli_text(s->c, &text, e);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are texts of their own now */
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
@@ -216,8 +218,8 @@ int main(int argc, char **argv) {
                        "writes token sequences, or "
                        "text with --text.\n"
                        "Draws depend on the seed and the number of the sequence, not on how many run together. A "
-                       "sequence ends with the "
-                       "end-of-text token, after --max-new tokens, or where the model's context ends.",
+                       "sequence ends with any end token of the model (rill show --vocab names them), after --max-new "
+                       "tokens, or where the model's context ends.",
         .examples =
             "rill generate -m model.rill --max-new 8 --text prompts.rill\n    continue each prompt by up to 8 tokens\n",
         .options = options,

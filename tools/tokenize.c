@@ -12,8 +12,8 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &lines,
      .needs = {"!decode", "!jsonl"},
-     .help = "each line is a document, without its line end; empty lines are none. Without this or --jsonl the whole "
-             "input is one document"},
+     .help = "each line is a document, without its line end, LF or CR LF; empty lines are none. Without this or "
+             "--jsonl the whole input is one document, line ends as they are"},
     {.name = "jsonl",
      .type = CLI_STRING,
      .to = &field,
@@ -158,8 +158,8 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
 
 /* ---- tokens to text ---- */
 
-static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, const struct batch *b, struct buf *text,
-                        FILE *out, struct err *e) {
+static int decode_batch(struct cli *c, const struct vocab *v, const struct corpus_decoding *d, const struct batch *b,
+                        struct buf *text, struct err *e) {
     const struct corpus_batch batch = {.first_seq = b->head.first_seq,
                                        .first_pos = b->head.first_pos,
                                        .n_positions = b->head.n_positions,
@@ -168,7 +168,7 @@ static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, 
                                        .tokens = batch_tokens(b),
                                        .lengths = batch_lengths(b)};
     text->len = 0;
-    return corpus_decode(v, d, &batch, text, e) ? e->code : cli_put_document(out, text->data, text->len, e);
+    return corpus_decode(v, d, &batch, text, e) ? e->code : cli_put_document(c, text->data, text->len, e);
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
@@ -184,7 +184,7 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
         rc = corpus_decoding(stream_reader_meta(in.stream), &d,
                              e); /* of the batch's segment: each was made in its way */
-        if (!rc) rc = decode_batch(v, &d, &b, &text, out, e);
+        if (!rc) rc = decode_batch(c, v, &d, &b, &text, e);
     }
     batch_release(&b);
     buf_release(&text);
@@ -213,7 +213,8 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Writes the text on standard input or in FILE as a token stream, by the vocabulary of a model: byte-level "
-            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept.\n"
+            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept; "
+            "a byte order mark at the start is not. UTF-16, compressed files and models are refused.\n"
             "A document becomes a sequence. With --context N all documents are joined and cut into sequences of N "
             "tokens, what training and perplexity want: every sequence is as long as the model's context, none is "
             "padded. With BOS each of them begins with it, so a sequence then has N - 1 tokens of text.\n"

@@ -25,6 +25,8 @@ enum cli_type {
     CLI_STRING, /* const char **                  */
     CLI_U64,    /* uint64_t *, within [min, max], at most what a JSON number holds exactly */
     CLI_F64,    /* double *, within [min, max]    */
+    CLI_SHARE,  /* double *, within [min, max]: 0.5, or the percentage 50% */
+    CLI_AMOUNT, /* struct cli_amount *: 20, at most max, or the percentage 67% of what there is */
     CLI_CHOICE, /* const char **, one of `choices` ("a|b|c") */
     CLI_LIST,   /* struct cli_list *, repeatable  */
 };
@@ -34,6 +36,23 @@ struct cli_list {
 };
 
 #define CLI_MAX_NEEDS 8
+
+/* n, or when that is 0 a share in (0, 1]; both 0: all. */
+struct cli_amount {
+    uint64_t n;
+    double share;
+    const char *text; /* as it was written, for messages */
+};
+
+/* What an option's file is for. Outputs are checked before run(): they can be written, no two are one file, none is
+ * an input. */
+enum cli_writes {
+    CLI_READS,    /* nothing, or an input */
+    CLI_CREATES,  /* a file that must not exist */
+    CLI_REPLACES, /* ... that may */
+    CLI_APPENDS,  /* ... that may, and is written in place */
+    CLI_RESULT,   /* -o itself */
+};
 
 struct cli_option {
     const char *name; /* long name without dashes; NULL ends the table */
@@ -49,7 +68,9 @@ struct cli_option {
     /* What must hold for the option to have an effect, clauses (lib/cli/needs.c): "tsv" with that option only, "!tsv"
      * without it only, "codec=zstd|codec=planes". Given beside others, it is refused; help says so. */
     const char *needs[CLI_MAX_NEEDS];
-    bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
+    enum cli_writes writes; /* of a CLI_STRING */
+    const char *continues;  /* the option that may name the same file as input (a state that is continued) */
+    bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
     const char *help;
 };
@@ -64,14 +85,17 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    const char *stream_needs;  /* "!tsv": a clause, without which the output is no stream: for --codec and --level */
-    const char *seed_needs[2]; /* clauses of --seed */
-    bool writes_stream;        /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;          /* has -o, --force for text or foreign files */
-    bool seeded;               /* has --seed */
-    bool threaded;             /* has -j */
-    const char *description;   /* paragraphs for help and the man page */
-    const char *examples;      /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    bool writes_stream;       /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;         /* has -o, --force for text or foreign files */
+    const char *stream_needs; /* "!tsv": a clause, without which the output is no stream: for --codec and --level */
+    /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
+    const char *force_help;
+    bool (*makes_folder)(void); /* asked once the options are known: is -o the name of a folder? NULL: never */
+    bool seeded;                /* has --seed */
+    const char *seed_needs[2];  /* clauses of --seed */
+    bool threaded;              /* has -j */
+    const char *description;    /* paragraphs for help and the man page */
+    const char *examples;       /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
@@ -122,10 +146,10 @@ int cli_open_output(struct cli *c, struct stream_writer **out, struct err *e) MU
 /* Reads what is left of the inputs (so that a cut one is noticed), writes the provenance of inputs and this program,
  * ends the stream, fsyncs and renames. Call last in run(). */
 int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
-/* Text or a foreign file: stdout or -o FILE under a temporary name. Checked when run() ends. */
+/* Text: stdout or -o FILE under a temporary name. Checked when run() ends. Has no descriptor (fileno fails). */
 int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
-/* The same for what no terminal should see: refuses one without --force. */
-int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* A foreign file, to the same places: refuses a terminal without --force. */
+int cli_binary(struct cli *c, int *fd, struct err *e) MUST_CHECK;
 /* The name after -o, NULL when the result goes to stdout: for a program that makes a folder of that name itself. */
 const char *cli_output_path(const struct cli *c);
 /* A result on the program's text output: a flat object as one line of canonical JSON, flushed. */
@@ -137,6 +161,17 @@ struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out,
                struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
+
+/* ---- signals: any that ends a program removes its temporary files first ---------------------------------------- */
+
+/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an
+ * error, the program dies of the signal after its message, as others do at once. A second one kills. What the parent
+ * had ignored stays ignored. */
+void cli_catch_stop(void);
+int cli_stop_requested(void); /* the signal, or 0 */
+/* SIGUSR1 no longer kills but is noted. */
+void cli_catch_usr1(void);
+bool cli_take_usr1(void); /* has one come since the last call? */
 
 /* ---- progress and report ---------------------------------------------------------------------------------------------------- */
 
@@ -151,14 +186,17 @@ void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
  * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
+/* The command that the provenance remembers has these values of a repeatable option (its long name) instead of those that were given:
+ * for a program that found out otherwise what would make the same bytes. The values are copied. */
+int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
 /* ---- what people and programs read ---------------------------------------------------------------------------------- */
 
 /* Writes what a file or a command line says (a name, a path), escaped by escape_text. */
 void cli_put(FILE *out, const char *text);
-/* Writes text that is the result itself (generate --text, tokenize --decode): as it is, but to a terminal everything is
- * escaped except line ends and tabs. */
-int cli_put_document(FILE *out, const void *text, size_t n, struct err *e) MUST_CHECK;
+/* Writes text that is the result itself (generate --text, tokenize --decode) to cli_text's place: as it is, but to a
+ * terminal everything is escaped except line ends and tabs. */
+int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) MUST_CHECK;
 /* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else
  * memory is out). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;

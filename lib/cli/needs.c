@@ -8,6 +8,7 @@
  * NAME holds when that option is given with another value than its default; NAME=VALUE when its value, given or not,
  * is VALUE. A VALUE with a colon stands for all that begin so: "sample:N" for sample:50. A negated term of the option
  * itself restricts the clause to that value: "!score=activations|stats" of --score asks for --stats with activations.
+ * The VALUE of a share or an amount is a number, never a percentage.
  */
 #include <string.h>
 
@@ -46,7 +47,12 @@ static bool has_value(const struct cli_option *o, const char *value) {
     case CLI_STRING:
     case CLI_CHOICE: return same_text(*(const char **)o->to, value);
     case CLI_U64: return parse_f64(value, &number) && (double)*(uint64_t *)o->to == number;
-    case CLI_F64: return parse_f64(value, &number) && *(double *)o->to == number;
+    case CLI_F64:
+    case CLI_SHARE: return parse_f64(value, &number) && *(double *)o->to == number;
+    case CLI_AMOUNT: {
+        const struct cli_amount *a = o->to;
+        return parse_f64(value, &number) && !(a->share > 0) && (double)a->n == number;
+    }
     case CLI_LIST:
         for (size_t i = 0; i < ((struct cli_list *)o->to)->n; i++)
             if (same_text(((struct cli_list *)o->to)->items[i], value)) return true;

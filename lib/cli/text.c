@@ -1,9 +1,30 @@
-/* text: what a file or a model says, written where people read it. */
+/* text: what people and programs read. */
 #include <errno.h>
-#include <string.h>
+#include <stdint.h>
 #include <unistd.h>
 
-#include "lib/cli/cli.h"
+#include "lib/cli/cli_internal.h"
+
+static ssize_t put(void *cookie, const char *data, size_t n) {
+    return fd_write((int)(intptr_t)cookie, data, n) ? (ssize_t)n : 0; /* 0: failed, errno is set */
+}
+
+FILE *text_open(int fd) {
+    FILE *f = fopencookie((void *)(intptr_t)fd, "w", (cookie_io_functions_t){.write = put});
+    if (f && isatty(fd)) setvbuf(f, NULL, _IOLBF, 0);
+    return f;
+}
+
+/* fclose alone reports only its own failure, not that of an earlier write. */
+int text_close(FILE *f, const char *name, struct err *e) {
+    bool failed = fflush(f) != 0 || ferror(f);
+    int saved = errno;
+    if (fclose(f) != 0 && !failed) {
+        failed = true;
+        saved = errno;
+    }
+    return failed ? err_sys(e, saved, "%s", name) : 0;
+}
 
 void cli_put(FILE *out, const char *text) {
     char shown[ESCAPE_MAX];
@@ -22,12 +43,14 @@ static void put_document(FILE *out, const char *text, size_t n) {
     }
 }
 
-int cli_put_document(FILE *out, const void *text, size_t n, struct err *e) {
-    if (isatty(fileno(out)))
+int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) {
+    FILE *out;
+    if (cli_text(c, &out, e)) return e->code;
+    if (isatty(output_fd(c)))
         put_document(out, text, n);
     else if (n)
         fwrite(text, 1, n, out);
-    return ferror(out) ? err_sys(e, errno, "the text") : 0;
+    return ferror(out) ? err_sys(e, errno, "%s", output_name(c)) : 0;
 }
 
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {

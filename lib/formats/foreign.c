@@ -23,6 +23,7 @@ void foreign_close(struct foreign_model *f) {
         if (f->source->digest) digest_free(f->source->digest);
         raw_table_release(&f->source->tensors);
         cJSON_Delete(f->source->hf_config);
+        cJSON_Delete(f->source->hf_generation);
         buf_release(&f->source->scratch);
         mem_free(f->source);
     }
@@ -80,37 +81,65 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
-/* A tensor that no role asks for may mean that the model computes something else: it is refused unless it is known
- * to say nothing, or to be zero. */
+/* Buffers that follow from the configuration, which is what counts. */
+static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"};
+
+static bool is_derived(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(derived); i++)
+        if (ends_with(name, derived[i])) return true;
+    return strcmp(name, "rope_freqs.weight") == 0; /* GGUF: read with the configuration */
+}
+
+/* A tensor that no role asks for was trained for something: it is refused unless it is known to say nothing, or is a
+ * bias of zeros. */
 static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
-    if (strcmp(t->name, "rope_freqs.weight") == 0) return 0;  /* read with the configuration */
-    if (ends_with(t->name, ".rotary_emb.inv_freq")) return 0; /* a buffer that follows from the configuration */
-    if (ends_with(t->name, ".self_attn.o_proj.bias") || ends_with(t->name, ".attn_output.bias")) {
-        if (all_zero(t)) return 0;
-        return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
-    }
-    if (f->config.tied && strcmp(t->name, "lm_head.weight") == 0) {
-        const struct raw_tensor *embed = find_slot(f, (struct model_slot){.role = ROLE_EMBED}, e);
-        if (!embed || embed->n_bytes != t->n_bytes || memcmp(embed->data, t->data, t->n_bytes) != 0)
-            log_line(LOG_WARN, "tensor '%s' differs from the embedding but is tied to it by config.json: left out",
-                     t->name);
-        return 0;
-    }
-    return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name,
-                   model_arch_name(f->config.arch));
+    if (is_derived(t->name)) return 0;
+    if (!ends_with(t->name, ".bias"))
+        return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name,
+                       model_arch_name(f->config.arch));
+    if (all_zero(t)) return 0;
+    bool qkv =
+        ends_with(t->name, ".q_proj.bias") || ends_with(t->name, ".k_proj.bias") || ends_with(t->name, ".v_proj.bias");
+    if (qkv && !f->config.qkv_bias)
+        return err_set(e, ERR_DATA, "tensor '%s' is not zero, but config.json says no biases (\"attention_bias\")",
+                       t->name);
+    return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
+}
+
+/* config.json may tie the head to the embedding although training has made two of them: as in transformers, what the
+ * weights say counts. Heads of the same bits are one. */
+static void resolve_tie(struct foreign_model *f) {
+    char name[TENSOR_MAX_NAME + 1];
+    struct raw_table *table = &f->source->tensors;
+    struct raw_tensor *head, *embed;
+    head = raw_table_find(table, slot_foreign_name(f->source->naming, (struct model_slot){.role = ROLE_HEAD}, name));
+    if (!f->config.tied || !head) return;
+    embed = raw_table_find(table, slot_foreign_name(f->source->naming, (struct model_slot){.role = ROLE_EMBED}, name));
+    head->used = embed && embed->dtype == head->dtype && embed->n_bytes == head->n_bytes &&
+                 memcmp(embed->data, head->data, head->n_bytes) == 0;
+    if (head->used) return;
+    f->config.tied = false;
+    log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
+}
+
+static int check_slot(struct foreign_model *f, struct model_slot s, struct err *e) {
+    struct tensor_desc d;
+    struct raw_tensor *t = find_slot(f, s, e);
+    if (!t && s.role == ROLE_HEAD)
+        return err_set(e, ERR_DATA,
+                       "tensor 'lm_head.weight' is missing, and config.json does not tie it to the "
+                       "embedding (\"tie_word_embeddings\")");
+    if (!t || describe(f, s, t, &d, e) != 0) return e->code;
+    t->used = true;
+    return 0;
 }
 
 /* Everything is there and of the right shape before anybody begins to write. */
 static int check_tensors(struct foreign_model *f, struct err *e) {
-    size_t n = model_slot_count(&f->config);
-    for (size_t i = 0; i < n; i++) {
-        struct model_slot s = model_slot_at(&f->config, i);
-        struct raw_tensor *t = find_slot(f, s, e);
-        struct tensor_desc d;
-        if (!t || describe(f, s, t, &d, e) != 0) return e->code;
-        t->used = true;
-    }
     int rc = 0;
+    resolve_tie(f);
+    size_t n = model_slot_count(&f->config);
+    for (size_t i = 0; i < n && !rc; i++) rc = check_slot(f, model_slot_at(&f->config, i), e);
     for (size_t i = 0; i < f->source->tensors.n && !rc; i++)
         if (!f->source->tensors.items[i].used) rc = check_leftover(f, &f->source->tensors.items[i], e);
     return rc;
@@ -125,7 +154,7 @@ static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 
-/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer.json, else the GGUF has the keys. */
+/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer's file, else the GGUF has the keys. */
 static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const char *own,
                       const struct foreign_options *o, struct err *e) {
     const char *path = o && o->tokenizer ? o->tokenizer : own;
@@ -135,12 +164,15 @@ static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const 
     if (o && o->no_tokenizer) return 0;
     draft_init(&spec);
     if (path)
-        rc = hf_read_vocab(f, path, path == own ? f->source->hf_config : NULL, &spec, e);
+        rc = hf_read_vocab(f, path, &spec, e);
     else if (g)
         rc = gguf_read_vocab(g, &spec, &found, e);
     else
         found = false;
     if (!rc && found) rc = take_vocab(f, &spec, e);
+    if (!rc && !found)
+        log_line(LOG_WARN,
+                 "the model comes without a tokenizer: no text can be read or written with it (--tokenizer FILE)");
     arena_release(&spec.memory);
     return rc;
 }
@@ -182,8 +214,9 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     int rc = hf_read_model(f, folder, weights, e);
     if (!rc) rc = check_tensors(f, e);
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
+    if (!rc) rc = hf_read_generation(f, folder, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
-    return rc ? rc : hf_read_generation(f, folder, e);
+    return rc ? rc : hf_keep_generation(f, e);
 }
 
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,

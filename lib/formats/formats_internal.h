@@ -37,20 +37,6 @@ int write_all(int fd, const void *data, size_t n, struct err *e) MUST_CHECK;
 /* n bytes of zeros: padding. n <= 4096. */
 int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
 
-/* A folder that appears under its name complete or not at all: files are made in a temporary folder beside it. */
-struct out_folder {
-    char *path, *temp; /* owned */
-    int dir;           /* descriptor of temp, -1: not begun */
-    bool committed;
-};
-#define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
-int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_USAGE: it exists */
-int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
-int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
-int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;
-int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
-void out_folder_release(struct out_folder *f); /* removes the temporary folder unless it was committed */
-
 /* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
 
 struct raw_tensor {
@@ -75,7 +61,7 @@ void raw_table_release(struct raw_table *t);
  * that is no whole number of blocks. */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
 
-/* ---- GGUF (gguf_read.c: structure; gguf_model.c: meaning) ------------------------------------------------------ */
+/* ---- GGUF (gguf_read.c: structure; gguf_keys.c, gguf_model.c: meaning) ------------------------------------------- */
 
 enum gguf_type {
     GGUF_U8 = 0,
@@ -145,6 +131,9 @@ struct gguf_arch {
     bool interleaved; /* rotary pairs lie side by side in q and k */
 };
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf_arch **out, struct err *e) MUST_CHECK;
+/* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
+ * is not known; or the file is no model (general.type). */
+int gguf_check_keys(const struct gguf_file *g, const struct gguf_arch *arch, struct arena *a, struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
                      struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
@@ -152,10 +141,23 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
 /* The type for a token's flags, and whether that type alone leads back to them. */
 uint32_t gguf_token_type(const struct token *t);
 bool gguf_type_says_all(const struct token *t);
+/* Does llama.cpp end a generation with a token of this text, whatever the keys say? */
+bool gguf_text_ends(const void *text, size_t n);
+#define GGUF_ENDS_KEY "tokenizer.ggml.eos_token_ids" /* all ends of a generation: of Ollama's converter and ours */
 /* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 /* The keys under general. that travel through META, NULL-terminated. */
 extern const char *const gguf_general_keys[];
+
+/* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
+struct gguf_label {
+    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
+    bool v_or_down[2][16], o[16];
+    enum dtype outside; /* of embedding or head */
+};
+bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
+void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
+uint32_t gguf_label_file_type(const struct gguf_label *l);
 
 /* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
  * checks it against them. ERR_DATA when there is none. */
@@ -171,20 +173,90 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_config.c, hf_tokenizer_*.c, hf_read.c) --------------------------------------------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
+
+/* A member; null stands for absent everywhere in these files. */
+const cJSON *hf_member(const cJSON *object, const char *key);
+
+/* What a key of config.json may say. */
+enum hf_rule {
+    HF_READ,   /* anything: code reads and checks it */
+    HF_SAME,   /* another name of key `text`: the same value */
+    HF_OFF,    /* false, 0, "", [] or {} */
+    HF_TRUE,   /* true */
+    HF_NUMBER, /* this number */
+    HF_TEXT,   /* one of the words of `text`, "silu|swish" */
+};
+struct hf_key {
+    const char *name;
+    enum hf_rule rule;
+    double number;
+    const char *text;
+    bool alone; /* HF_SAME: may stand without the key it is another name of */
+};
+#define HF_KEY(n, r)                                                                                                   \
+    { .name = n, .rule = r }
+#define HF_KEY_TEXT(n, r, t)                                                                                           \
+    { .name = n, .rule = r, .text = t }
+#define HF_KEY_NUMBER(n, v)                                                                                            \
+    { .name = n, .rule = HF_NUMBER, .number = v }
+/* Every key of config.json against the keys of its class (`own`, which win) and those common to all. ERR_DATA names the
+ * key that asks for something that Rill does not compute, that contradicts another, or that is not known and not null,
+ * false or empty. */
+int hf_check_keys(const cJSON *json, const struct hf_key *own, size_t n_own, struct err *e) MUST_CHECK;
+
+/* The rotary settings, from rope_scaling, rope_parameters, rope_theta and partial_rotary_factor. */
+struct hf_rope {
+    enum rope_scaling scaling;
+    double theta, partial;              /* partial: the share of the head's dimensions that rotates, 1 for all */
+    double factor, low_freq, high_freq; /* 0 where the scaling has none */
+    uint32_t original_context;
+};
+/* ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
-/* ERR_DATA when layers differ: names the layer and what can express it. */
+/* ERR_DATA when transformers cannot load this shape (model_target_check). */
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
 /* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
 extern const struct hf_split {
     enum text_pre pre;
     const char *regex;
 } hf_splits[];
-/* tokenizer.json and, when not NULL, tokenizer_config.json as a draft for vocab_new. */
-int hf_tokenizer_parse(struct vocab *spec, const void *json, size_t n, const void *config, size_t n_config,
-                       struct err *e) MUST_CHECK;
+/* The text of a folder's files about its tokenizer; {NULL, 0}: there is no such file. */
+struct hf_tokenizer_files {
+    struct span tokenizer;          /* tokenizer.json, or else ... */
+    struct span vocab, merges;      /* ... vocab.json and merges.txt */
+    struct span config, map, added; /* tokenizer_config.json, special_tokens_map.json, added_tokens.json */
+    struct span chat_template;      /* chat_template.jinja */
+    const cJSON *model_config;      /* config.json, or NULL: which class reads vocab.json */
+    uint32_t n_rows;                /* of the embedding; 0: any number */
+};
+#define HF_CONFIG_FILE "tokenizer_config.json"
+#define HF_MAP_FILE    "special_tokens_map.json"
+#define HF_ADDED_FILE  "added_tokens.json"
+/* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
+int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
+
+/* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
+int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
+/* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */
+int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, size_t n_json, struct buf *scratch,
+                   struct err *e) MUST_CHECK;
+uint32_t hf_count_pieces(const cJSON *vocab);
+
+/* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other
+ * files declare (NULL: there is none). */
+struct hf_token_files {
+    const char *base; /* the file that the draft comes from, for messages */
+    const cJSON *config, *map, *added;
+    const cJSON *defaults; /* roles that the class has where no file says otherwise */
+};
+int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint32_t n_pieces, uint32_t n_rows,
+                   struct err *e) MUST_CHECK;
+/* The flags of an added token's object, TOKEN_ADDED among them. `normalized`: unless it says so. */
+int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct err *e) MUST_CHECK;
 
 /* ---- tokenizer drafts (draft.c): a struct vocab whose pieces live in its own arena, on the way to vocab_new ---- */
 
@@ -193,6 +265,10 @@ void draft_init(struct vocab *spec);
 int draft_tokens(struct vocab *spec, uint64_t n, struct err *e) MUST_CHECK;
 /* More rows in the embedding than tokens: the rest are TOKEN_UNUSED. ERR_DATA when there are fewer. */
 int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
+/* Token `id` gets these bytes (copied) and flags. ERR_DATA: not 1 to TEXT_MAX_PIECE bytes. */
+int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) MUST_CHECK;
+/* One more token that ends a generation, if it is none yet. ERR_DATA: too many. */
+int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) MUST_CHECK;
 /* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
  * all else of the draft must be there. */
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
@@ -204,6 +280,23 @@ int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) MUST_CHE
 /* Flags that a pre-tokenizer implies where a file does not say them. */
 bool pre_implies_nfc(enum text_pre pre);
 bool pre_implies_ignore_merges(enum text_pre pre);
+
+/* ---- tokens as GGUF and tokenizer.json spell them (spelling.c) -------------------------------------------------- */
+
+/* Appends the spelling of a token that is not TOKEN_UNUSED. */
+int token_spelling(const struct token *t, struct buf *out, struct err *e) MUST_CHECK;
+struct spellings {
+    struct spelling {
+        struct span text; /* in the buffer */
+        uint32_t id;
+    } * items; /* sorted by text */
+    size_t n;
+    struct buf text;
+};
+/* Of all tokens with a text. ERR_DATA when two have the same. spellings_release in any case. */
+int spellings_make(struct spellings *s, const struct vocab *v, struct err *e) MUST_CHECK;
+bool spellings_has(const struct spellings *s, const char *text);
+void spellings_release(struct spellings *s);
 
 /* ---- names by role (names.c) ----------------------------------------------------------------------------------- */
 
@@ -226,9 +319,10 @@ struct foreign_source {
     struct digest_state *digest; /* of the files in the order in which they were opened */
     struct raw_table tensors;
     enum naming naming;
-    bool interleaved;   /* q and k rows are in GGUF's llama order */
-    cJSON *hf_config;   /* config.json, NULL for GGUF */
-    struct buf scratch; /* reordered or realigned tensors */
+    bool interleaved;     /* q and k rows are in GGUF's llama order */
+    cJSON *hf_config;     /* config.json, NULL for GGUF */
+    cJSON *hf_generation; /* generation_config.json, or NULL */
+    struct buf scratch;   /* reordered or realigned tensors */
 };
 /* From memory that outlives the model: `data` is a whole GGUF. */
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
@@ -255,8 +349,6 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
 /* Its data as another type; valid until the next call. */
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) MUST_CHECK;
-int convert_values(const struct tensor_desc *d, enum dtype as, const float *values, uint64_t n, void *out,
-                   struct err *e) MUST_CHECK;
 const char *export_name(const struct export_source *x); /* of the model, or NULL */
 
 /* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */
@@ -264,13 +356,15 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The folder's tokenizer.json; *path is NULL when it has no tokenizer, ERR_DATA when it has one of another kind. */
+/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has none,
+ * ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
-/* The tokenizer from tokenizer.json and, where there are such files beside it, tokenizer_config.json and
- * chat_template.jinja. model_config (config.json, or NULL) fills in ids that those do not say. */
-int hf_read_vocab(struct foreign_model *f, const char *path, const cJSON *model_config, struct vocab *spec,
-                  struct err *e) MUST_CHECK;
-/* generation_config.json, where there is one, into f->extra. */
+/* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and
+ * generation_config.json add ids of tokens that these do not say, and the ends of a generation. */
+int hf_read_vocab(struct foreign_model *f, const char *path, struct vocab *spec, struct err *e) MUST_CHECK;
+/* generation_config.json, where there is one, into f->source; and what of it and of config.json is worth keeping into
+ * f->extra, when the vocabulary is there. */
 int hf_read_generation(struct foreign_model *f, const char *folder, struct err *e) MUST_CHECK;
+int hf_keep_generation(struct foreign_model *f, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,6 +1,4 @@
 /* What the keys of a GGUF say about the model. formats/gguf.md has the table of keys. */
-#include <math.h>
-
 #include "lib/formats/formats_internal.h"
 
 /* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
@@ -24,79 +22,11 @@ int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct gguf
                    name);
 }
 
-/* ---- keys below the architecture's name ---- */
-
+/* A key below the architecture's name. */
 #define KEY_SIZE 128
 static const char *arch_key(char out[KEY_SIZE], const struct gguf_arch *arch, const char *suffix) {
     snprintf(out, KEY_SIZE, "%s.%s", arch->name, suffix);
     return out;
-}
-
-/* Either read elsewhere, or known to change the arithmetic in a way that Rill does not do, unless it has this value. */
-static const struct {
-    const char *suffix;
-    enum { READ, IGNORED, MUST_BE } rule;
-    double value;
-} known_keys[] = {
-    {"block_count", READ, 0},
-    {"context_length", READ, 0},
-    {"embedding_length", READ, 0},
-    {"feed_forward_length", READ, 0},
-    {"attention.head_count", READ, 0},
-    {"attention.head_count_kv", READ, 0},
-    {"attention.key_length", READ, 0},
-    {"attention.value_length", READ, 0},
-    {"attention.layer_norm_rms_epsilon", READ, 0},
-    {"rope.freq_base", READ, 0},
-    {"rope.dimension_count", READ, 0},
-    {"rope.scaling.type", READ, 0},
-    {"rope.scaling.factor", READ, 0},
-    {"rope.scale_linear", READ, 0},
-    {"vocab_size", READ, 0},
-    {"rope.scaling.original_context_length", IGNORED, 0}, /* for yarn, which is refused */
-    {"rope.scaling.finetuned", IGNORED, 0},
-    {"rope.scaling.attn_factor", MUST_BE, 1},
-    {"expert_count", MUST_BE, 0},
-    {"expert_used_count", MUST_BE, 0},
-    {"nextn_predict_layers", MUST_BE, 0},
-    {"attention.causal", MUST_BE, 1},
-    {"attention.sliding_window", MUST_BE, 0},
-    {"attention.scale", MUST_BE, 0},
-    {"attention.clamp_kqv", MUST_BE, 0},
-    {"attn_logit_softcapping", MUST_BE, 0},
-    {"final_logit_softcapping", MUST_BE, 0},
-    {"logit_scale", MUST_BE, 1},
-    {"embedding_scale", MUST_BE, 1},
-    {"residual_scale", MUST_BE, 1},
-};
-
-static bool value_is(const struct gguf_kv *kv, double wanted) {
-    uint64_t u;
-    double d;
-    if (kv->is_array) return false;
-    if (kv->type == GGUF_BOOL) return (kv->data[0] != 0) == (wanted != 0);
-    if (gguf_kv_u64(kv, 0, &u)) return (double)u == wanted;
-    return gguf_kv_f64(kv, 0, &d) && d == wanted;
-}
-
-static int check_known(const struct gguf_kv *kv, const char *suffix, struct err *e) {
-    for (size_t i = 0; i < COUNT_OF(known_keys); i++) {
-        if (strcmp(known_keys[i].suffix, suffix) != 0) continue;
-        if (known_keys[i].rule != MUST_BE || value_is(kv, known_keys[i].value)) return 0;
-        return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported (only %g is)", kv->key,
-                       known_keys[i].value);
-    }
-    log_line(LOG_WARN, "key '%s' is not known and is left out", kv->key);
-    return 0;
-}
-
-static int check_keys(const struct gguf_file *g, const struct gguf_arch *arch, struct err *e) {
-    size_t n = strlen(arch->name);
-    int rc = 0;
-    for (size_t i = 0; i < g->n_kv && !rc; i++)
-        if (strncmp(g->kv[i].key, arch->name, n) == 0 && g->kv[i].key[n] == '.')
-            rc = check_known(&g->kv[i], g->kv[i].key + n + 1, e);
-    return rc;
 }
 
 /* ---- shapes ---- */
@@ -186,13 +116,41 @@ static int read_numbers(const struct gguf_file *g, const struct gguf_arch *arch,
 
 /* ---- rotary positions ---- */
 
+/* A number in full beside the f32 that other programs read (export writes it where f32 would round). They are two
+ * homes of one value, so they must round to the same. */
+static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
+                      double *out, struct err *e) {
+    double exact = 0;
+    int rc = gguf_opt_f64(g, key, min, max, out, e);
+    if (!rc) rc = gguf_opt_f64(g, own_key, min, max, &exact, e);
+    if (rc || exact == 0) return rc;
+    if (!gguf_find(g, key) || (float)exact != (float)*out)
+        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", own_key, exact, key, *out);
+    *out = exact;
+    return 0;
+}
+
+/* The factor has an old and a new name. 0 stands for "not set" in older files. */
+static int read_factor(const struct gguf_file *g, const struct gguf_arch *arch, double *factor, struct err *e) {
+    char key[KEY_SIZE], old_key[KEY_SIZE];
+    double old = 0;
+    arch_key(key, arch, "rope.scaling.factor");
+    *factor = 0;
+    int rc = gguf_opt_f64(g, arch_key(old_key, arch, "rope.scale_linear"), 0, 1e6, &old, e);
+    if (!rc) rc = gguf_opt_f64(g, key, 0, 1e6, factor, e);
+    if (rc) return rc;
+    if (old != 0 && *factor != 0 && old != *factor)
+        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", key, *factor, old_key, old);
+    if (*factor == 0) *factor = old != 0 ? old : 1;
+    return 0;
+}
+
 static int read_scaling(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
                         struct arena *a, struct err *e) {
-    char key[KEY_SIZE];
+    char key[KEY_SIZE], factor_key[KEY_SIZE];
     const char *type = "linear"; /* llama.cpp's default when there is a factor */
-    double factor = 1;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.scale_linear"), 0, 1e6, &factor, e);
-    if (!rc) rc = gguf_opt_f64(g, arch_key(key, arch, "rope.scaling.factor"), 0, 1e6, &factor, e);
+    double factor;
+    int rc = read_factor(g, arch, &factor, e);
     if (!rc) rc = gguf_opt_str(g, arch_key(key, arch, "rope.scaling.type"), a, &type, e);
     if (rc) return rc;
     bool none = strcmp(type, "none") == 0;
@@ -200,10 +158,13 @@ static int read_scaling(const struct gguf_file *g, const struct gguf_arch *arch,
         return err_set(e, ERR_DATA,
                        "key '%s': '%.64s' is not supported (none and linear are, and llama3 by rope_freqs.weight)", key,
                        type);
-    if (none || factor == 1 || factor == 0) return 0; /* 0 stands for "not set" in older files */
+    if (factor == 1) return 0;
+    if (none) return err_set(e, ERR_DATA, "key '%s' is 'none', but there is a factor of %g", key, factor);
     c->rope_scaling = ROPE_LINEAR;
     c->rope_factor = factor;
-    return gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope_factor, e);
+    if (!gguf_find(g, "rill.rope.factor")) return 0;
+    return read_exact(g, arch_key(factor_key, arch, "rope.scaling.factor"), "rill.rope.factor", 1e-3, 1e6,
+                      &c->rope_factor, e);
 }
 
 /* What our own export says about the factors in rope_freqs.weight, which GGUF has no keys for. */
@@ -241,12 +202,12 @@ static int read_rope(const struct gguf_file *g, const struct gguf_arch *arch, st
                      struct err *e) {
     char key[KEY_SIZE];
     c->rope_theta = 10000;
-    int rc = gguf_opt_f64(g, arch_key(key, arch, "rope.freq_base"), 1, 1e12, &c->rope_theta, e);
-    if (!rc)
-        rc = gguf_opt_f64(g, "rill.rope.theta", 1, 1e12, &c->rope_theta, e); /* in full, where f32 would round it */
+    int rc = read_exact(g, arch_key(key, arch, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope_theta, e);
     if (!rc) rc = read_scaling(g, arch, c, a, e);
     const struct raw_tensor *factors = raw_table_find(&g->tensors, "rope_freqs.weight");
-    if (!rc && factors) rc = read_factors(g, factors, c, a, e);
+    if (!rc && factors) return read_factors(g, factors, c, a, e);
+    if (!rc && c->rope_scaling == ROPE_PLAIN && gguf_find(g, "rill.rope.factor"))
+        rc = err_set(e, ERR_DATA, "key 'rill.rope.factor' without a rope scaling or rope_freqs.weight");
     return rc;
 }
 
@@ -277,14 +238,24 @@ static int read_vocab_size(const struct gguf_file *g, const struct gguf_arch *ar
     return rc;
 }
 
+/* Our export of a qwen2 that only deci can express. */
+static int read_own_arch(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c,
+                         struct arena *a, struct err *e) {
+    const char *name = NULL;
+    int rc = gguf_opt_str(g, "rill.architecture", a, &name, e);
+    if (!rc && name) rc = model_arch_parse(name, &c->arch, e);
+    if (!rc && c->arch != arch->arch && strcmp(arch->name, "deci") != 0)
+        rc = err_set(e, ERR_DATA, "key 'rill.architecture' is '%.64s', but 'general.architecture' is '%s'", name,
+                     arch->name);
+    return rc;
+}
+
 int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, struct model_config *c, struct arena *a,
                      struct err *e) {
     *c = (struct model_config){.arch = arch->arch};
-    const char *own_name = NULL; /* our export of a qwen2 that only deci can express */
     int rc = check_split(g, e);
-    if (!rc) rc = check_keys(g, arch, e);
-    if (!rc) rc = gguf_opt_str(g, "rill.architecture", a, &own_name, e);
-    if (!rc && own_name) rc = model_arch_parse(own_name, &c->arch, e);
+    if (!rc) rc = gguf_check_keys(g, arch, a, e);
+    if (!rc) rc = read_own_arch(g, arch, c, a, e);
     if (!rc) rc = read_numbers(g, arch, c, e);
     if (!rc) rc = read_layers(g, arch, c, a, e);
     if (!rc) rc = read_head_dim(g, arch, c, e);

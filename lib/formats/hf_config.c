@@ -1,121 +1,161 @@
-/* config.json of Hugging Face's LlamaForCausalLM and Qwen2ForCausalLM. formats/huggingface.md has the table of keys. */
-#include <math.h>
-
+/* config.json of Hugging Face's Llama, Mistral and Qwen2 for causal language modelling. formats/huggingface.md has the
+ * table of keys. */
 #include "lib/formats/formats_internal.h"
+
+/* ---- the classes: keys that mean something of their own in one, and what it takes for keys that are absent ---- */
+
+static const struct hf_key llama_keys[] = {
+    HF_KEY("attention_bias", HF_READ),
+    HF_KEY_TEXT("qkv_bias", HF_SAME, "attention_bias"),
+};
+static const struct hf_key mistral_keys[] = {
+    HF_KEY("attention_bias", HF_OFF),
+    HF_KEY("qkv_bias", HF_OFF),
+};
+/* Its q, k and v always have biases, its o never. */
+static const struct hf_key qwen2_keys[] = {
+    HF_KEY("attention_bias", HF_TRUE),
+    HF_KEY("qkv_bias", HF_TRUE),
+};
+
+/* When a class heeds "sliding_window": Llama never, so one there is refused; Mistral always; Qwen2 when
+ * "use_sliding_window" is true, and only in layers from "max_window_layers" on. */
+enum window_use { WINDOW_NONE, WINDOW_ALWAYS, WINDOW_SWITCHED };
 
 static const struct hf_arch {
     const char *class, *model_type;
     enum model_arch arch;
+    const struct hf_key *keys;
+    size_t n_keys;
+    enum window_use window_use;
+    uint32_t window;        /* when "sliding_window" is absent; 0: none */
+    uint32_t window_layers; /* when "max_window_layers" is absent: those below have no window */
+    uint32_t kv_heads;      /* when "num_key_value_heads" is absent; 0: as many as heads */
 } archs[] = {
-    {"LlamaForCausalLM", "llama", ARCH_LLAMA},
-    {"Qwen2ForCausalLM", "qwen2", ARCH_QWEN2},
+    {"LlamaForCausalLM", "llama", ARCH_LLAMA, llama_keys, COUNT_OF(llama_keys), WINDOW_NONE, 0, 0, 0},
+    {"MistralForCausalLM", "mistral", ARCH_LLAMA, mistral_keys, COUNT_OF(mistral_keys), WINDOW_ALWAYS, 4096, 0, 8},
+    {"Qwen2ForCausalLM", "qwen2", ARCH_QWEN2, qwen2_keys, COUNT_OF(qwen2_keys), WINDOW_SWITCHED, 4096, 28, 0},
 };
-
-/* Null stands for absent everywhere in these files. */
-static const cJSON *member(const cJSON *object, const char *key) {
-    const cJSON *x = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNull(x) ? NULL : x;
-}
 
 /* ---- reading ---- */
 
-static int read_arch(const cJSON *json, struct model_config *c, struct err *e) {
-    const cJSON *list = member(json, "architectures");
-    const char *class = cJSON_IsArray(list) && list->child ? cJSON_GetStringValue(list->child) : NULL;
-    const char *type = cJSON_GetStringValue(member(json, "model_type"));
+static const struct hf_arch *arch_by_type(const char *type) {
     for (size_t i = 0; i < COUNT_OF(archs); i++)
-        if (class ? strcmp(class, archs[i].class) == 0 : type && strcmp(type, archs[i].model_type) == 0) {
-            c->arch = archs[i].arch;
-            return 0;
-        }
-    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (LlamaForCausalLM and Qwen2ForCausalLM are)",
-                   class  ? class
-                   : type ? type
-                          : "(none)");
+        if (strcmp(type, archs[i].model_type) == 0) return &archs[i];
+    return NULL;
 }
 
-/* What would change the arithmetic in a way that Rill does not do. Absent and null are fine. */
-static const struct {
-    const char *key;
-    enum { BE_FALSE, BE_NUMBER, BE_TEXT, BE_ABSENT } rule;
-    double number;
-    const char *text;
-} demands[] = {
-    {"hidden_act", BE_TEXT, 0, "silu"},
-    {"mlp_bias", BE_FALSE, 0, NULL},
-    {"rope_interleaved", BE_FALSE, 0, NULL},
-    {"use_mrope", BE_FALSE, 0, NULL},
-    {"partial_rotary_factor", BE_NUMBER, 1, NULL},
-    {"quantization_config", BE_ABSENT, 0, NULL},
-    {"block_configs", BE_ABSENT, 0, NULL},
-    {"num_local_experts", BE_ABSENT, 0, NULL},
-};
+static const struct hf_arch *arch_by_class(const char *class) {
+    for (size_t i = 0; i < COUNT_OF(archs); i++)
+        if (strcmp(class, archs[i].class) == 0) return &archs[i];
+    return NULL;
+}
 
-static int check_demands(const cJSON *json, struct err *e) {
-    for (size_t i = 0; i < COUNT_OF(demands); i++) {
-        const cJSON *x = member(json, demands[i].key);
-        const char *text = cJSON_GetStringValue(x);
-        bool ok = !x || (demands[i].rule == BE_FALSE && cJSON_IsFalse(x)) ||
-                  (demands[i].rule == BE_NUMBER && cJSON_IsNumber(x) && x->valuedouble == demands[i].number) ||
-                  (demands[i].rule == BE_TEXT && text && strcmp(text, demands[i].text) == 0);
-        if (!ok && text) return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", demands[i].key, text);
-        if (!ok) return err_set(e, ERR_DATA, "\"%s\": this setting is not supported", demands[i].key);
+static int not_supported(const char *name, struct err *e) {
+    char list[256];
+    size_t n = 0;
+    for (size_t i = 0; i < COUNT_OF(archs); i++)
+        n += (size_t)snprintf(list + n, sizeof list - n, "%s%s",
+                              i == 0                    ? ""
+                              : i + 1 < COUNT_OF(archs) ? ", "
+                                                        : " and ",
+                              archs[i].class);
+    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (%s are)", name, list);
+}
+
+/* transformers goes by model_type, everybody else by the class: they must be of one kind. */
+static int read_arch(const cJSON *json, const struct hf_arch **out, struct err *e) {
+    const cJSON *list = hf_member(json, "architectures");
+    const char *type = cJSON_GetStringValue(hf_member(json, "model_type"));
+    *out = NULL;
+    if (list && !cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"architectures\" is not a list");
+    for (const cJSON *x = list ? list->child : NULL; x; x = x->next) {
+        const char *class = cJSON_GetStringValue(x);
+        const struct hf_arch *found = class ? arch_by_class(class) : NULL;
+        if (!found) return not_supported(class ? class : "(no text)", e);
+        if (*out && *out != found)
+            return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", (*out)->class, found->class);
+        *out = found;
     }
-    return 0;
+    if (!type) return *out ? 0 : not_supported("(none)", e);
+    if (!*out) {
+        *out = arch_by_type(type);
+        return *out ? 0 : not_supported(type, e);
+    }
+    if (strcmp(type, (*out)->model_type) == 0) return 0;
+    return err_set(e, ERR_DATA, "\"architectures\" says %s, but \"model_type\" says '%.64s'", (*out)->class, type);
 }
 
-/* A window only matters when it is switched on and shorter than the context. Llama's configuration has no such
- * thing. */
-static int check_window(const cJSON *json, const struct model_config *c, struct err *e) {
-    for (const cJSON *x = member(json, "layer_types") ? member(json, "layer_types")->child : NULL; x; x = x->next) {
+/* transformers runs such code only when it is told to trust it. */
+static void warn_of_code(const cJSON *json, const struct hf_arch *arch) {
+    for (const cJSON *x = hf_member(json, "auto_map") ? hf_member(json, "auto_map")->child : NULL; x; x = x->next)
+        if (x->string && strncmp(x->string, "AutoModel", 9) == 0) {
+            log_line(LOG_WARN, "config.json: \"auto_map\" names code of its own for this model: it is read as %s",
+                     arch->class);
+            return;
+        }
+}
+
+/* ---- windows ---- */
+
+/* One entry a layer, and all of them full attention. */
+static int check_layer_types(const cJSON *json, const struct model_config *c, bool *given, struct err *e) {
+    const cJSON *list = hf_member(json, "layer_types");
+    uint32_t n = 0;
+    *given = list != NULL;
+    if (!list) return 0;
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"layer_types\" is not a list");
+    for (const cJSON *x = list->child; x; x = x->next, n++) {
         const char *type = cJSON_GetStringValue(x);
         if (!type || strcmp(type, "full_attention") != 0)
             return err_set(e, ERR_DATA, "\"layer_types\": '%.64s' is not supported", type ? type : "(no text)");
     }
-    uint64_t window = UINT32_MAX;
-    bool use = false;
-    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc) rc = json_opt_u64(json, "sliding_window", 1, JSON_MAX_INTEGER, &window, e);
-    if (!rc && use && window < c->context)
-        rc = err_set(e, ERR_DATA, "\"use_sliding_window\": attention to the last %llu of %u positions is not supported",
-                     (unsigned long long)window, c->context);
-    return rc;
+    if (n != c->n_layers)
+        return err_set(e, ERR_DATA, "\"layer_types\" has %u entries, but \"num_hidden_layers\" is %u", n, c->n_layers);
+    return 0;
 }
 
-static int read_llama3(const cJSON *scaling, struct model_config *c, struct err *e) {
-    uint64_t original = 0;
-    c->rope_scaling = ROPE_LLAMA3;
-    int rc = json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope_factor, e);
-    if (!rc) rc = json_get_f64(scaling, "low_freq_factor", 1e-3, 1e6, &c->rope_low_freq, e);
-    if (!rc) rc = json_get_f64(scaling, "high_freq_factor", 1e-3, 1e6, &c->rope_high_freq, e);
-    if (!rc) rc = json_get_u64(scaling, "original_max_position_embeddings", 1, UINT32_MAX, &original, e);
-    c->rope_original_context = (uint32_t)original;
-    return rc;
+/* A window changes something only where it is shorter than the context. */
+static int check_window(const cJSON *json, const struct hf_arch *arch, const struct model_config *c, struct err *e) {
+    static const char key[] = "sliding_window";
+    bool types_given, use = arch->window_use != WINDOW_SWITCHED;
+    uint64_t window = arch->window, first = arch->window_layers;
+    if (cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, key))) window = 0; /* switched off, unlike absent */
+    int rc = check_layer_types(json, c, &types_given, e);
+    if (!rc) rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (!rc) rc = json_opt_u64(json, key, 0, JSON_MAX_INTEGER, &window, e);
+    if (!rc && arch->window_use == WINDOW_SWITCHED)
+        rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
+    if (rc) return rc;
+    bool felt = window && window < c->context && first < c->n_layers;
+    if (!felt || !use) {
+        if (felt && arch->window_use == WINDOW_ALWAYS)
+            return err_set(e, ERR_DATA, "\"use_sliding_window\" is false, but %s takes its \"%s\" of %llu all the same",
+                           arch->class, key, (unsigned long long)window);
+        return 0;
+    }
+    if (types_given)
+        return err_set(e, ERR_DATA, "\"layer_types\" has no window, but \"%s\" is %llu", key,
+                       (unsigned long long)window);
+    return err_set(e, ERR_DATA, "\"%s\": attention to the last %llu of %u positions is not supported%s", key,
+                   (unsigned long long)window, c->context,
+                   arch->window_use == WINDOW_SWITCHED ? " (\"use_sliding_window\" is true)" : "");
 }
 
-static int read_scaling(const cJSON *scaling, struct model_config *c, struct err *e) {
-    const char *type = "default";
-    int rc = json_opt_str(scaling, "type", &type, e); /* the old name of the key; the new one wins */
-    if (!rc) rc = json_opt_str(scaling, "rope_type", &type, e);
-    if (rc || strcmp(type, "default") == 0) return rc;
-    if (strcmp(type, "llama3") == 0) return read_llama3(scaling, c, e);
-    if (strcmp(type, "linear") != 0)
-        return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear and llama3 are)", type);
-    c->rope_scaling = ROPE_LINEAR;
-    return json_get_f64(scaling, "factor", 1e-3, 1e6, &c->rope_factor, e);
-}
+/* ---- numbers ---- */
 
-/* transformers 4: "rope_theta" and "rope_scaling". transformers 5: both in "rope_parameters". */
 static int read_rope(const cJSON *json, struct model_config *c, struct err *e) {
-    const cJSON *parameters = member(json, "rope_parameters"), *scaling = member(json, "rope_scaling");
-    c->rope_theta = 10000;
-    int rc = json_opt_f64(json, "rope_theta", 1, 1e12, &c->rope_theta, e);
-    if (!rc && parameters) rc = json_opt_f64(parameters, "rope_theta", 1, 1e12, &c->rope_theta, e);
-    if (!rc && parameters && member(parameters, "partial_rotary_factor") &&
-        member(parameters, "partial_rotary_factor")->valuedouble != 1)
-        rc = err_set(e, ERR_DATA, "\"partial_rotary_factor\": this setting is not supported");
-    if (!rc && (parameters || scaling)) rc = read_scaling(parameters ? parameters : scaling, c, e);
-    return rc ? err_prefix(e, parameters ? "rope_parameters" : "rope") : 0;
+    struct hf_rope r;
+    int rc = hf_rope_read(&r, json, 10000, e);
+    if (rc) return rc;
+    if (r.partial != 1) return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
+    c->rope_theta = r.theta;
+    c->rope_scaling = r.scaling;
+    c->rope_factor = r.factor;
+    c->rope_low_freq = r.low_freq;
+    c->rope_high_freq = r.high_freq;
+    c->rope_original_context = r.original_context;
+    return 0;
 }
 
 static int read_numbers(const cJSON *json, struct model_config *c, struct model_layer *l, struct err *e) {
@@ -136,8 +176,10 @@ static int read_numbers(const cJSON *json, struct model_config *c, struct model_
     return 0;
 }
 
-static int read_heads(const cJSON *json, struct model_config *c, struct model_layer *l, struct err *e) {
-    uint64_t kv = l->n_heads, head_dim = 0;
+static int read_heads(const cJSON *json, const struct hf_arch *arch, struct model_config *c, struct model_layer *l,
+                      struct err *e) {
+    bool absent = !cJSON_GetObjectItemCaseSensitive(json, "num_key_value_heads"); /* null: as many as heads */
+    uint64_t kv = absent && arch->kv_heads ? arch->kv_heads : l->n_heads, head_dim = 0;
     int rc = json_opt_u64(json, "num_key_value_heads", 1, MODEL_MAX_DIM, &kv, e);
     if (!rc) rc = json_opt_u64(json, "head_dim", 1, MODEL_MAX_DIM, &head_dim, e);
     if (rc) return rc;
@@ -150,20 +192,24 @@ static int read_heads(const cJSON *json, struct model_config *c, struct model_la
 }
 
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) {
+    const struct hf_arch *arch;
     struct model_layer layer = {0};
     double eps = 1e-6;
     *c = (struct model_config){0};
-    int rc = read_arch(json, c, e);
-    if (!rc) rc = check_demands(json, e);
+    int rc = read_arch(json, &arch, e);
+    if (!rc) rc = hf_check_keys(json, arch->keys, arch->n_keys, e);
     if (!rc) rc = read_numbers(json, c, &layer, e);
-    if (!rc) rc = read_heads(json, c, &layer, e);
-    if (!rc) rc = check_window(json, c, e);
+    if (!rc) rc = read_heads(json, arch, c, &layer, e);
+    if (!rc) rc = check_window(json, arch, c, e);
     if (!rc) rc = read_rope(json, c, e);
     if (!rc) rc = json_opt_f64(json, "rms_norm_eps", 0, 1, &eps, e);
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
-    c->qkv_bias = c->arch == ARCH_QWEN2;
-    if (!rc && c->arch == ARCH_LLAMA) rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
     if (rc) return rc;
+    c->arch = arch->arch;
+    c->qkv_bias = c->arch == ARCH_QWEN2;
+    if (arch->keys == llama_keys) rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    if (rc) return rc;
+    warn_of_code(json, arch);
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -173,24 +219,7 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
 
 /* ---- writing ---- */
 
-static int check_uniform(const struct model_config *c, struct err *e) {
-    for (uint32_t i = 1; i < c->n_layers; i++) {
-        const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
-        if (a->n_heads != b->n_heads || a->n_kv_heads != b->n_kv_heads || a->ffn != b->ffn)
-            return err_set(
-                e, ERR_DATA,
-                "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that, GGUF can (--to gguf)",
-                i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn);
-    }
-    return 0;
-}
-
 static const struct hf_arch *arch_of(const struct model_config *c, struct err *e) {
-    if (c->arch == ARCH_QWEN2 && !c->qkv_bias) {
-        err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
-        return NULL;
-    }
     for (size_t i = 0; i < COUNT_OF(archs); i++)
         if (archs[i].arch == c->arch) return &archs[i];
     err_set(e, ERR_DATA, "architecture '%s' has no Hugging Face class here", model_arch_name(c->arch));
@@ -210,12 +239,12 @@ static bool put_scaling(cJSON *o, const struct model_config *c) {
 }
 
 /* As META has it: 1e-05, not 9.999999747378752e-06. */
-static double shortest_eps(const struct model_config *c, struct err *e) {
+static int shortest_eps(const struct model_config *c, double *eps, struct err *e) {
     cJSON *own = model_config_to_json(c, e);
-    const cJSON *eps = cJSON_GetObjectItemCaseSensitive(own, "norm_eps");
-    double v = eps ? eps->valuedouble : (double)c->norm_eps;
+    if (!own) return e->code;
+    int rc = json_get_f64(own, "norm_eps", 0, 1, eps, e);
     cJSON_Delete(own);
-    return v;
+    return rc;
 }
 
 static const char *torch_name(enum dtype dtype) {
@@ -238,8 +267,8 @@ static bool put_numbers(cJSON *o, const struct model_config *c, double eps) {
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
     const struct hf_arch *arch = arch_of(c, e);
-    if (!arch || check_uniform(c, e) != 0) return NULL;
-    double eps = shortest_eps(c, e);
+    double eps;
+    if (!arch || model_target_check(TARGET_TRANSFORMERS, c, e) || shortest_eps(c, &eps, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
     cJSON *class = classes ? cJSON_CreateString(arch->class) : NULL;
     bool ok = class && cJSON_AddItemToArray(classes, class) && json_put_str(o, "model_type", arch->model_type) &&

@@ -132,6 +132,15 @@ static int lay_out_step(struct model_generator *g, struct model_input *in, uint3
     return rc;
 }
 
+static int by_id(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static bool is_end(const struct model_sampling *how, uint32_t id) {
+    return how->n_ends && bsearch(&id, how->ends, how->n_ends, sizeof id, by_id);
+}
+
 /* Samples a token for each sequence in flight; those that are done leave it. */
 static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
                        struct err *e) {
@@ -149,7 +158,7 @@ static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float
         rc = buf_append(&s->tokens, &ids[i], sizeof ids[i], e);
         s->n_made++;
         g->sum.made++;
-        if (ids[i] == how->stop || s->n_made == how->max_new || s->cache.length == g->m->config.context)
+        if (is_end(how, ids[i]) || s->n_made == how->max_new || s->cache.length == g->m->config.context)
             finish_sequence(g, s);
         else
             g->flight[kept++] = s;
@@ -214,7 +223,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->progress = progress;
     g->ctx = ctx;
     g->position_bytes = kernel_array_bytes(model_precision(m), kv_width(&m->config, m->config.n_layers));
-    int rc = sampler_init(&g->sampler, how, m->config.vocab_size, e);
+    int rc = sampler_init(&g->sampler, how, model_n_tokens(m), e);
     if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
     if (rc)
         model_generator_free(g);
@@ -223,21 +232,22 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     return rc;
 }
 
-static int check_prompt(const struct model_config *c, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
+static int check_prompt(const struct model *m, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
+    const struct model_config *c = &m->config;
     if (n == 0) return err_set(e, ERR_DATA, "sequence %llu has an empty prompt", (unsigned long long)seq);
     if (n > c->context)
         return err_set(e, ERR_DATA,
                        "sequence %llu has %zu positions, the model's context is %u (tokenize --context %u)",
                        (unsigned long long)seq, n, c->context, c->context);
     for (size_t i = 0; i < n; i++)
-        if (prompt[i] >= c->vocab_size)
+        if (prompt[i] >= model_n_tokens(m))
             return err_set(e, ERR_DATA, "token %u at position %zu of sequence %llu is outside the vocabulary of %u",
-                           prompt[i], i, (unsigned long long)seq, c->vocab_size);
+                           prompt[i], i, (unsigned long long)seq, model_n_tokens(m));
     return 0;
 }
 
 int model_generator_add(struct model_generator *g, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
-    int rc = check_prompt(&g->m->config, seq, prompt, n, e);
+    int rc = check_prompt(g->m, seq, prompt, n, e);
     struct sequence *s = rc ? NULL : mem_zalloc(sizeof *s, e);
     if (!s) return e->code;
     s->number = seq;

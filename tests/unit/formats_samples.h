@@ -242,6 +242,11 @@ static inline void assert_same_bytes(const struct buf *a, const struct buf *b) {
 
 /* ---- folders ---- */
 
+/* Members of a config.json, to which a test adds its own. */
+#define LLAMA                                                                                                          \
+    "\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"    \
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":97,\"max_position_embeddings\":128"
+
 static inline char *temp_folder(char out[64]) {
     snprintf(out, 64, "/tmp/rill-formats.XXXXXX");
     assert_non_null(mkdtemp(out));

@@ -394,6 +394,16 @@ static void add_heads_of_two_layers(struct gguf_sample *g) {
 static void add_eos_outside(struct gguf_sample *g) {
     key_u32(g, "tokenizer.ggml.eos_token_id", 6);
 }
+static void add_eot_outside(struct gguf_sample *g) {
+    key_u32(g, "tokenizer.ggml.eot_token_id", 6);
+}
+static void add_ends_outside(struct gguf_sample *g) {
+    key_array(g, "tokenizer.ggml.eos_token_ids", GGUF_I32, 1);
+    add_u32(&g->keys, 6);
+}
+static void add_end_alone(struct gguf_sample *g) {
+    key_u32(g, "tokenizer.ggml.eos_token_ids", 5);
+}
 static void add_template(struct gguf_sample *g) {
     key_string(g, "tokenizer.chat_template", "\xff");
 }
@@ -413,8 +423,137 @@ static void test_model_keys(void **state) {
     check_with_key(add_other_vocab_size, "but the embedding has 6 rows");
     check_with_key(add_heads_of_two_layers, "not one whole number");
     check_with_key(add_eos_outside, "expected 0 to 5");
+    check_with_key(add_eot_outside, "expected 0 to 5");
+    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is no token");
+    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is no array");
     check_with_key(add_template, "not UTF-8");
-    check_with_key(add_unknown, NULL);
+    check_with_key(add_unknown, "key 'llama.something.new' is not known, and may change what the model computes");
+}
+
+/* ---- keys with two homes, and keys that change what is computed ---- */
+
+static void add_unknown_zero(struct gguf_sample *g) {
+    key_u32(g, "llama.something.new", 0);
+    key_number(g, "llama.something.old", GGUF_BOOL, 0, 1);
+    key_string(g, "llama.something.empty", "");
+}
+static void add_unknown_text(struct gguf_sample *g) {
+    key_string(g, "llama.something.new", "on");
+}
+static void add_wide_window(struct gguf_sample *g) {
+    key_u32(g, "llama.attention.sliding_window", 32);
+}
+static void add_scale_1(struct gguf_sample *g) {
+    key_f32(g, "llama.logit_scale", 1);
+    key_f32(g, "llama.residual_scale", 0);
+}
+static void add_scale_2(struct gguf_sample *g) {
+    key_f32(g, "llama.logit_scale", 2);
+}
+static void add_not_causal(struct gguf_sample *g) {
+    key_number(g, "llama.attention.causal", GGUF_BOOL, 0, 1);
+}
+static void add_causal(struct gguf_sample *g) {
+    key_number(g, "llama.attention.causal", GGUF_BOOL, 1, 1);
+}
+static void add_gelu(struct gguf_sample *g) {
+    key_string(g, "llama.hidden_activation", "gelu");
+}
+static void add_layout(struct gguf_sample *g) {
+    key_string(g, "llama.tensor_data_layout", "Meta AI original pth");
+}
+static void add_adapter(struct gguf_sample *g) {
+    key_string(g, "general.type", "adapter");
+}
+static void add_two_factors(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.scale_linear", 2);
+    key_f32(g, "llama.rope.scaling.factor", 4);
+}
+static void add_same_factors(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.scale_linear", 2);
+    key_f32(g, "llama.rope.scaling.factor", 2);
+}
+static void add_factor_of_none(struct gguf_sample *g) {
+    key_string(g, "llama.rope.scaling.type", "none");
+    key_f32(g, "llama.rope.scaling.factor", 4);
+}
+static void add_two_eps(struct gguf_sample *g) {
+    key_f32(g, "llama.attention.layer_norm_epsilon", 1e-6f);
+}
+static void add_same_eps(struct gguf_sample *g) {
+    key_f32(g, "llama.attention.layer_norm_epsilon", 1e-5f);
+}
+static void key_f64(struct gguf_sample *g, const char *key, double v) {
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    key_number(g, key, GGUF_F64, bits, 8);
+}
+static void add_exact_theta(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.freq_base", 0.1f + 500);
+    key_f64(g, "rill.rope.theta", 500.1);
+}
+static void add_other_theta(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.freq_base", 10000);
+    key_f64(g, "rill.rope.theta", 500.1);
+}
+static void add_theta_alone(struct gguf_sample *g) {
+    key_f64(g, "rill.rope.theta", 500.1);
+}
+static void add_other_exact_factor(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.scaling.factor", 4);
+    key_f64(g, "rill.rope.factor", 2.1);
+}
+static void add_factor_of_nothing(struct gguf_sample *g) {
+    key_f64(g, "rill.rope.factor", 8);
+}
+static void add_other_arch(struct gguf_sample *g) {
+    key_string(g, "rill.architecture", "qwen2");
+}
+
+static void test_contradictions(void **state) {
+    (void)state;
+    check_with_key(add_unknown_zero, NULL);
+    check_with_key(add_unknown_text, "'llama.something.new' is not known");
+    check_with_key(add_wide_window, NULL);
+    check_with_key(add_scale_1, NULL);
+    check_with_key(add_scale_2, "key 'llama.logit_scale' asks for something that is not supported (only 1 is)");
+    check_with_key(add_not_causal, "llama.attention.causal");
+    check_with_key(add_causal, NULL);
+    check_with_key(add_gelu, "(only 'silu' is)");
+    check_with_key(add_layout, NULL);
+    check_with_key(add_adapter, "key 'general.type': 'adapter' is not supported");
+    check_with_key(add_two_factors, "key 'llama.rope.scaling.factor' is 4, but 'llama.rope.scale_linear' is 2");
+    check_with_key(add_same_factors, NULL);
+    check_with_key(add_factor_of_none, "key 'llama.rope.scaling.type' is 'none', but there is a factor of 4");
+    check_with_key(add_two_eps, "differs from 'llama.attention.layer_norm_rms_epsilon'");
+    check_with_key(add_same_eps, NULL);
+    check_with_key(add_exact_theta, NULL);
+    check_with_key(add_other_theta, "key 'rill.rope.theta' is 500.1, but 'llama.rope.freq_base' is 10000");
+    check_with_key(add_theta_alone, "key 'rill.rope.theta' is 500.1");
+    check_with_key(add_other_exact_factor, "key 'rill.rope.factor' is 2.1, but 'llama.rope.scaling.factor' is 4");
+    check_with_key(add_factor_of_nothing, "key 'rill.rope.factor' without a rope scaling");
+    check_with_key(add_other_arch, "key 'rill.architecture' is 'qwen2', but 'general.architecture' is 'llama'");
+}
+
+/* A head of its own beside the embedding is kept, as llama.cpp does, whatever is in it. */
+static void test_head_of_its_own(void **state) {
+    (void)state;
+    struct err e;
+    struct foreign_model *f;
+    struct gguf_sample g = gguf_sample();
+    tiny_keys(&g);
+    tiny_tensors(&g);
+    add_f32(&g, "output.weight", 8, 6);
+    struct buf b = gguf_bytes(&g);
+    OK(foreign_open_gguf(&f, b.data, b.len, NULL, &e));
+    assert_false(f->config.tied);
+    foreign_close(f);
+    buf_release(&b);
+    add_f32(&g, "output.bias", 6, 0);
+    b = gguf_bytes(&g);
+    assert_refused(&b, "tensor 'output.bias' is not zero: a bias there is not supported");
+    buf_release(&b);
+    gguf_sample_release(&g);
 }
 
 /* The tiny model with other bytes for some of its own: a string of the same length. */
@@ -435,7 +574,7 @@ static void test_changed_model(void **state) {
     memcpy(at + 12 + 4 + 8, "gemma", 5);
     assert_refused(&b, "'gemma' is not supported (llama, deci and qwen2 are)");
     buf_release(&b);
-    check_changed("llama.block_count", "llama.block_coumt", "llama.block_count' is missing");
+    check_changed("llama.block_count", "llamo.block_count", "llama.block_count' is missing");
     check_changed("blk.0.attn_q.weight", "blk.0.attn_q.height", "tensor 'blk.0.attn_q.weight' is missing");
     check_changed("blk.0.ffn_down.weight", "blk.0.ffn_Down.weight", "tensor 'blk.0.ffn_down.weight' is missing");
     check_changed("gpt2", "gpt3", "'gpt3' is not supported");
@@ -577,6 +716,8 @@ int main(void) {
         cmocka_unit_test(test_bytes_behind_the_end),
         cmocka_unit_test(test_every_cut),
         cmocka_unit_test(test_model_keys),
+        cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_head_of_its_own),
         cmocka_unit_test(test_changed_model),
         cmocka_unit_test(test_tensors_without_a_role),
         cmocka_unit_test(test_wrong_shape),

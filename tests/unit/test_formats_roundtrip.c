@@ -6,6 +6,20 @@
 
 /* ---- the same model from two sources ---- */
 
+/* A GGUF has no list of ends: llama.cpp goes by their text. */
+static struct vocab *with_text_ends(const struct vocab *v) {
+    struct err e;
+    struct vocab spec = *v, *out;
+    uint32_t ends[16], n = 0;
+    for (uint32_t i = 0; i < v->n_ends; i++) ends[n++] = v->ends[i];
+    for (uint32_t i = 0; i < v->n_tokens; i++)
+        if (gguf_text_ends(v->tokens[i].bytes, v->tokens[i].n_bytes)) ends[n++] = i;
+    spec.ends = ends;
+    spec.n_ends = n;
+    OK(vocab_new(&out, &spec, &e));
+    return out;
+}
+
 static void assert_same_model(const char *x, const char *y) {
     struct err e;
     struct foreign_model *a, *b;
@@ -30,9 +44,12 @@ static void assert_same_model(const char *x, const char *y) {
         free(vb);
     }
     struct buf pa = {0}, pb = {0};
-    OK(vocab_pack(a->vocab, &pa, &e));
-    OK(vocab_pack(b->vocab, &pb, &e));
+    struct vocab *va = with_text_ends(a->vocab), *vb = with_text_ends(b->vocab);
+    OK(vocab_pack(va, &pa, &e));
+    OK(vocab_pack(vb, &pb, &e));
     assert_same_bytes(&pa, &pb);
+    vocab_free(va);
+    vocab_free(vb);
     buf_release(&pa);
     buf_release(&pb);
     mem_free(ta);
@@ -202,6 +219,101 @@ static void test_layers_that_differ(void **state) {
     }
 }
 
+/* What transformers and llama.cpp do not load is not written for them. */
+static void test_targets(void **state) {
+    (void)state;
+    struct err e;
+    for (int i = 0; i < 5; i++) {
+        struct arena a = {0};
+        struct model_config c = sample_config(&a);
+        c.layers[1] = c.layers[0];
+        if (i == 0) c.layers[0] = c.layers[1] = (struct model_layer){3, 3, 64};
+        if (i == 1) c.norm_eps = 0;
+        if (i == 2) c.arch = ARCH_QWEN2;
+        if (i == 3) c.arch = ARCH_QWEN2, c.qkv_bias = true, c.layers[0] = c.layers[1] = (struct model_layer){3, 3, 64};
+        static const char *const says[] = {"hidden size 64 is not a multiple of 3 heads", "norm epsilon 0",
+                                           "a qwen2 model without biases", NULL, NULL};
+        struct buf model = made_model(&c, NULL, DT_F32);
+        int fd;
+        struct stream_map *m = map_of(&model, &fd);
+        if (says[i]) check_no_folder(m, 0, says[i]);
+        stream_map_free(m);
+        close(fd);
+        if (!says[i]) check_folder_round_trip(&model, 0);
+        check_gguf_round_trip(&model);
+        buf_release(&model);
+        arena_release(&a);
+    }
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.n_layers = 513, c.hidden = c.head_dim = 2, c.vocab_size = 2;
+    c.layers = arena_array(&a, c.n_layers, sizeof *c.layers, &e);
+    for (uint32_t i = 0; i < c.n_layers; i++) c.layers[i] = (struct model_layer){1, 1, 1};
+    struct buf model = made_model(&c, NULL, DT_F32), gguf = {0};
+    assert_int_equal(export_gguf(&model, &gguf, &e), ERR_DATA);
+    assert_string_equal(e.msg, "513 layers: llama.cpp loads at most 512");
+    buf_release(&gguf);
+    buf_release(&model);
+    arena_release(&a);
+}
+
+/* general.file_type for the types that llama-quantize chose: tests/golden/quant/mixtures.tsv. */
+static void test_file_types(void **state) {
+    (void)state;
+    static const struct {
+        const char *mixture;
+        uint32_t file_type; /* enum llama_ftype */
+    } labels[] = {{"q4_0", 2},    {"q4_1", 3},    {"q5_0", 8},    {"q5_1", 9},    {"q8_0", 7},
+                  {"q2_k", 10},   {"q3_k_s", 11}, {"q3_k_m", 12}, {"q3_k_l", 13}, {"q4_k_s", 14},
+                  {"q4_k_m", 15}, {"q5_k_s", 16}, {"q5_k_m", 17}, {"q6_k", 18}};
+    static const struct {
+        const char *name;
+        enum model_role role;
+    } roles[] = {{"token_embd", ROLE_EMBED}, {"output", ROLE_HEAD}, {"attn_q", ROLE_Q},
+                 {"attn_k", ROLE_K},         {"attn_v", ROLE_V},    {"attn_output", ROLE_O},
+                 {"ffn_gate", ROLE_GATE},    {"ffn_up", ROLE_UP},   {"ffn_down", ROLE_DOWN}};
+    for (size_t i = 0; i < COUNT_OF(labels); i++) {
+        char model[32], mixture[32], matrix[32], types[1024];
+        struct gguf_label of[3];
+        memset(of, 0, sizeof of);
+        FILE *f = fopen("tests/golden/quant/mixtures.tsv", "r");
+        assert_non_null(f);
+        while (fscanf(f, "%31[^\t]\t%31[^\t]\t%31[^\t]\t%1023[^\n]\n", model, mixture, matrix, types) == 4) {
+            if (strcmp(mixture, labels[i].mixture) != 0) continue;
+            bool small = !strcmp(model, "smollm2");
+            struct model_slot s = {0};
+            for (size_t r = 0; r < COUNT_OF(roles); r++)
+                if (!strcmp(roles[r].name, matrix)) s.role = roles[r].role;
+            uint64_t hidden = small ? 576 : 256, ffn = small ? 1536 : 512, row = s.role == ROLE_DOWN ? ffn : hidden;
+            uint64_t rows = s.role == ROLE_GATE || s.role == ROLE_UP ? ffn
+                            : s.role == ROLE_K || s.role == ROLE_V   ? hidden / 3
+                                                                     : hidden;
+            for (char *save, *t = strtok_r(types, " ", &save); t; t = strtok_r(NULL, " ", &save), s.layer++)
+                gguf_label_add(&of[small                    ? 0
+                                   : !strcmp(model, "gqa2") ? 1
+                                                            : 2],
+                               s, dtype_by_name(t)->dtype, row, row * rows);
+        }
+        fclose(f);
+        for (size_t m = 0; m < 3; m++) {
+            uint32_t expected = labels[i].file_type;
+            if (m == 0 && expected == 10) expected = 11; /* of smollm2, q2_k and q3_k_s are the same types */
+            uint32_t said = gguf_label_file_type(&of[m]);
+            if (said != expected) fail_msg("model %zu, %s: %u, expected %u", m, labels[i].mixture, said, expected);
+        }
+    }
+    static const enum dtype plain[] = {DT_F32, DT_F16, DT_BF16};
+    for (size_t i = 0; i < 3; i++) {
+        struct gguf_label l = {.outside = 0};
+        gguf_label_add(&l, (struct model_slot){ROLE_UP, 0}, plain[i], 24, 240);
+        gguf_label_add(&l, (struct model_slot){ROLE_NORM, 0}, DT_F32, 24, 24000);
+        assert_int_equal(gguf_label_file_type(&l), i == 0 ? 0 : i == 1 ? 1 : 32);
+        if (i) continue;
+        gguf_label_add(&l, (struct model_slot){ROLE_EMBED, 0}, DT_Q8_0, 32, 240);
+        assert_int_equal(gguf_label_file_type(&l), 7);
+    }
+}
+
 /* Every rope scaling, thetas and factors that f32 cannot hold, biases, tied and not. */
 static void test_configurations(void **state) {
     (void)state;
@@ -233,7 +345,8 @@ static void test_vocabulary_details(void **state) {
     (void)state;
     struct err e;
     struct arena a = {0};
-    static const char *const pieces[] = {"a", "b", "ab", " ", "<s>", " wide\n"};
+    static const char *const pieces[] = {"a", "b", "ab", " ", "<s>", " wide\n", "<|end|>"};
+    static const uint32_t ends[] = {4, 1, 90, 3};
     struct vocab spec = {.pre = PRE_QWEN2,
                          .ignore_merges = true,
                          .bos = 4,
@@ -255,9 +368,12 @@ static void test_vocabulary_details(void **state) {
     spec.n_merges = 1;
     struct model_config c = sample_config(&a);
     c.layers[1] = c.layers[0];
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         struct vocab *v;
         spec.nfc = i;
+        spec.ends = ends;
+        spec.n_ends = i == 2 ? 4 : 0;
+        spec.tokens[6].flags = i ? TOKEN_ADDED | TOKEN_SPECIAL : 0; /* an end for llama.cpp, but not for us */
         OK(vocab_new(&v, &spec, &e));
         struct buf model = made_model(&c, v, DT_F32);
         check_gguf_round_trip(&model);
@@ -266,6 +382,60 @@ static void test_vocabulary_details(void **state) {
         vocab_free(v);
     }
     arena_release(&a);
+}
+
+/* The six tokens "a", "b", "ab", a space, "\xc3\xa9" and one that is added. */
+static struct buf model_with_added_token(const char *added, struct arena *a) {
+    struct err e;
+    const char *pieces[] = {"a", "b", "ab", " ", "\xc3\xa9", added};
+    struct token tokens[97];
+    struct vocab *v, spec = {.pre = PRE_GPT2, .tokens = tokens, .n_tokens = 97, .bos = TOKEN_NONE, .eos = TOKEN_NONE};
+    spec.pad = spec.unk = TOKEN_NONE;
+    for (size_t i = 0; i < spec.n_tokens; i++) tokens[i] = (struct token){.flags = TOKEN_UNUSED};
+    for (size_t i = 0; i < COUNT_OF(pieces); i++)
+        tokens[i] = (struct token){.bytes = (const unsigned char *)pieces[i], .n_bytes = (uint32_t)strlen(pieces[i])};
+    tokens[5].flags = TOKEN_ADDED;
+    struct model_config c = sample_config(a);
+    c.layers[1] = c.layers[0];
+    OK(vocab_new(&v, &spec, &e));
+    struct buf model = made_model(&c, v, DT_F32);
+    vocab_free(v);
+    return model;
+}
+
+/* Two tokens that a file would spell alike are refused by name; texts that only look alike are not. */
+static void test_tokens_of_one_spelling(void **state) {
+    (void)state;
+    static const struct {
+        const char *added, *says;
+    } cases[] = {
+        {"ab", "tokens 2 and 5 are both spelled 'ab': this format cannot hold both"},
+        {"\xc4\xa0", "tokens 3 and 5 are both spelled '\xc4\xa0'"},        /* what a space is spelled as */
+        {"\xc3\x83\xc2\xa9", "tokens 4 and 5 are both spelled '\xc3\x83"}, /* and what "\xc3\xa9" is */
+        {"\xc3\xa9", NULL},
+        {" ", NULL},
+        {"[PAD7]", NULL}, /* unused tokens get other texts then */
+        {"[PAD7_]", NULL},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e = {0};
+        struct arena a = {0};
+        struct buf gguf, model = model_with_added_token(cases[i].added, &a);
+        if (cases[i].says) {
+            int fd;
+            struct stream_map *m = map_of(&model, &fd);
+            assert_int_equal(export_gguf(&model, &gguf, &e), ERR_DATA);
+            if (!strstr(e.msg, cases[i].says)) fail_msg("said '%s', expected '%s'", e.msg, cases[i].says);
+            check_no_folder(m, 0, cases[i].says);
+            stream_map_free(m);
+            close(fd);
+        } else {
+            check_gguf_round_trip(&model);
+            check_folder_round_trip(&model, 0);
+        }
+        buf_release(&model);
+        arena_release(&a);
+    }
 }
 
 /* Blocks pass through unchanged, row order included; a folder holds what they stand for. */
@@ -450,10 +620,13 @@ int main(void) {
         cmocka_unit_test(test_layers_that_differ),
         cmocka_unit_test(test_configurations),
         cmocka_unit_test(test_vocabulary_details),
+        cmocka_unit_test(test_tokens_of_one_spelling),
         cmocka_unit_test(test_quantized_tensors),
         cmocka_unit_test(test_weights_that_do_not_fit),
         cmocka_unit_test(test_npy),
         cmocka_unit_test(test_failing_memory),
+        cmocka_unit_test(test_targets),
+        cmocka_unit_test(test_file_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* lib/formats: the safetensors reader, config.json and the folder. */
+/* lib/formats: the safetensors reader and the folder. */
 #include "tests/unit/formats_samples.h"
 
 /* ---- one file ---- */
@@ -129,135 +129,6 @@ static void test_every_cut(void **state) {
     buf_release(&b);
 }
 
-/* ---- config.json ---- */
-
-#define LLAMA                                                                                                          \
-    "\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"    \
-    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":97,\"max_position_embeddings\":128"
-
-static int read_config(const char *json, struct model_config *c, struct arena *a, struct err *e) {
-    cJSON *j = json_of(json);
-    int rc = hf_config_read(c, j, a, e);
-    cJSON_Delete(j);
-    return rc;
-}
-
-static void test_config_defaults(void **state) {
-    (void)state;
-    struct err e;
-    struct arena a = {0};
-    struct model_config c;
-    OK(read_config("{" LLAMA "}", &c, &a, &e));
-    assert_int_equal(c.arch, ARCH_LLAMA);
-    assert_int_equal(c.head_dim, 16);
-    assert_int_equal(c.layers[1].n_kv_heads, 2);
-    assert_int_equal(c.layers[1].ffn, 96);
-    assert_false(c.tied || c.qkv_bias);
-    assert_true(c.rope_theta == 10000 && c.rope_scaling == ROPE_PLAIN && c.norm_eps == 1e-6f);
-    OK(read_config("{" LLAMA ",\"head_dim\":32,\"attention_bias\":true,\"rms_norm_eps\":1e-5,\"rope_theta\":500000,"
-                   "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}",
-                   &c, &a, &e));
-    assert_int_equal(c.head_dim, 32);
-    assert_true(c.qkv_bias && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 2 && c.norm_eps == 1e-5f);
-    arena_release(&a);
-}
-
-/* transformers 4 and 5 say the same thing differently. */
-static void test_rope_layouts(void **state) {
-    (void)state;
-    static const char *const layouts[] = {
-        "\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
-        "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}",
-        "\"rope_parameters\":{\"rope_theta\":500000,\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
-        "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}"};
-    for (size_t i = 0; i < COUNT_OF(layouts); i++) {
-        struct err e;
-        struct arena a = {0};
-        struct model_config c;
-        char json[1024];
-        snprintf(json, sizeof json, "{" LLAMA ",%s}", layouts[i]);
-        OK(read_config(json, &c, &a, &e));
-        assert_true(c.rope_theta == 500000 && c.rope_scaling == ROPE_LLAMA3 && c.rope_factor == 8);
-        assert_true(c.rope_low_freq == 1 && c.rope_high_freq == 4 && c.rope_original_context == 8192);
-        arena_release(&a);
-    }
-}
-
-static void test_config_refusals(void **state) {
-    (void)state;
-    static const char *const cases[][2] = {
-        {"\"hidden_act\":\"gelu\"", "\"hidden_act\": 'gelu'"},
-        {"\"mlp_bias\":true", "mlp_bias"},
-        {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
-        {"\"quantization_config\":{\"bits\":4}", "quantization_config"},
-        {"\"num_local_experts\":8", "num_local_experts"},
-        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}", "rope type 'yarn' is not supported"},
-        {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}", "low_freq_factor"},
-        {"\"rope_scaling\":{\"rope_type\":\"linear\"}", "factor"},
-        {"\"use_sliding_window\":true,\"sliding_window\":64", "use_sliding_window"},
-        {"\"layer_types\":[\"full_attention\",\"sliding_attention\"]", "sliding_attention"},
-        {"\"head_dim\":15", "odd"},
-        {"\"rms_norm_eps\":\"small\"", "rms_norm_eps"},
-    };
-    struct err e = {0};
-    struct arena a = {0};
-    struct model_config c;
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        char json[1024];
-        snprintf(json, sizeof json, "{" LLAMA ",%s}", cases[i][0]);
-        assert_int_equal(read_config(json, &c, &a, &e), ERR_DATA);
-        if (!strstr(e.msg, cases[i][1])) fail_msg("%s: said '%s'", cases[i][0], e.msg);
-    }
-    assert_int_equal(read_config("{\"architectures\":[\"GemmaForCausalLM\"]}", &c, &a, &e), ERR_DATA);
-    assert_string_equal(e.msg, "architecture 'GemmaForCausalLM' is not supported (LlamaForCausalLM and "
-                               "Qwen2ForCausalLM are)");
-    assert_int_equal(read_config("{\"model_type\":\"llama\"}", &c, &a, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "num_hidden_layers"));
-    OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* never felt */
-    arena_release(&a);
-}
-
-static void assert_same_config(const struct model_config *x, const struct model_config *y) {
-    struct err e;
-    cJSON *a = model_config_to_json(x, &e), *b = model_config_to_json(y, &e);
-    char *s = json_text(a, &e), *t = json_text(b, &e);
-    assert_string_equal(s, t);
-    mem_free(s);
-    mem_free(t);
-    cJSON_Delete(a);
-    cJSON_Delete(b);
-}
-
-static void test_config_write_and_read(void **state) {
-    (void)state;
-    struct err e;
-    struct arena a = {0};
-    for (int i = 0; i < 6; i++) {
-        struct model_config c = sample_config(&a), back;
-        c.layers[1] = c.layers[0];
-        c.tied = i & 1;
-        c.arch = i == 5 ? ARCH_QWEN2 : ARCH_LLAMA;
-        c.qkv_bias = i == 4 || i == 5;
-        c.rope_scaling = (enum rope_scaling)(i % 3);
-        c.rope_factor = 8.125;
-        c.rope_low_freq = 1;
-        c.rope_high_freq = 4;
-        c.rope_original_context = 8192;
-        if (c.rope_scaling == ROPE_PLAIN) c.rope_factor = c.rope_low_freq = c.rope_high_freq = 0;
-        cJSON *json = hf_config_write(&c, NULL, DT_BF16, &e);
-        if (!json) fail_msg("%s", e.msg);
-        OK(hf_config_read(&back, json, &a, &e));
-        assert_same_config(&c, &back);
-        cJSON_Delete(json);
-    }
-    struct model_config c = sample_config(&a);
-    assert_null(hf_config_write(&c, NULL, DT_F32, &e));
-    assert_string_equal(e.msg,
-                        "layer 1 has 2 heads, 1 key/value heads and a feed-forward width of 64, layer 0 has 4, 2 "
-                        "and 96: Hugging Face's config.json cannot say that, GGUF can (--to gguf)");
-    arena_release(&a);
-}
-
 /* ---- shards ---- */
 
 static void check_index(const char *index, const char *says) {
@@ -310,6 +181,161 @@ static void test_missing_files(void **state) {
     remove_folder(folder);
 }
 
+/* ---- what training has made is kept or refused, never dropped ---- */
+
+static struct buf read_file(const char *folder, const char *name) {
+    char path[512], piece[4096];
+    struct buf b = {0};
+    size_t n;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    while ((n = fread(piece, 1, sizeof piece, f)) > 0) add_bytes(&b, piece, n);
+    assert_int_equal(fclose(f), 0);
+    return b;
+}
+
+/* A copy of tests/golden/tiny-llama, whose head differs from its embedding, with a text of config.json replaced. */
+static void copy_model(char folder[64], const char *from, const char *to) {
+    struct err e;
+    char command[512];
+    struct buf out = {0};
+    temp_folder(folder);
+    snprintf(command, sizeof command, "cp " GOLDEN "tiny-llama/[cmt]*.[js]* '%s'", folder);
+    assert_int_equal(system(command), 0);
+    struct buf json = read_file(folder, "config.json");
+    OK(buf_append(&json, "", 1, &e));
+    const char *text = (const char *)json.data, *at = strstr(text, from);
+    assert_non_null(at);
+    add_bytes(&out, text, (size_t)(at - text));
+    add_bytes(&out, to, strlen(to));
+    add_bytes(&out, at + strlen(from), strlen(at + strlen(from)));
+    write_text(folder, "config.json", (const char *)out.data, out.len);
+    buf_release(&json);
+    buf_release(&out);
+}
+
+/* Copies the data of one tensor of the folder over another's. */
+static void copy_tensor(const char *folder, const char *from, const char *to) {
+    struct err e;
+    struct raw_table t = {0};
+    struct arena a = {0};
+    struct buf b = read_file(folder, "model.safetensors");
+    OK(safetensors_parse(&t, b.data, b.len, &a, &e));
+    OK(raw_table_sort(&t, &e));
+    const struct raw_tensor *x = raw_table_find(&t, from), *y = raw_table_find(&t, to);
+    assert_true(x && y && x->n_bytes == y->n_bytes);
+    memcpy(b.data + (y->data - b.data), x->data, x->n_bytes);
+    write_text(folder, "model.safetensors", (const char *)b.data, b.len);
+    raw_table_release(&t);
+    arena_release(&a);
+    buf_release(&b);
+}
+
+/* A vector of n bf16 numbers more, all of them `bits`. */
+static void add_vector(const char *folder, const char *name, unsigned n, uint16_t bits) {
+    struct err e;
+    struct buf b = read_file(folder, "model.safetensors"), out = {0};
+    uint64_t size;
+    memcpy(&size, b.data, 8);
+    uint64_t at = b.len - 8 - size;
+    cJSON *header = json_parse((const char *)b.data + 8, size, &e);
+    assert_non_null(header);
+    char entry[128];
+    snprintf(entry, sizeof entry, "{\"dtype\":\"BF16\",\"shape\":[%u],\"data_offsets\":[%llu,%llu]}", n,
+             (unsigned long long)at, (unsigned long long)at + 2 * n);
+    cJSON_AddItemToObject(header, name, json_of(entry));
+    char *text = json_text(header, &e);
+    add_string(&out, text);
+    add_bytes(&out, b.data + 8 + size, at);
+    for (unsigned i = 0; i < n; i++) add_bytes(&out, &bits, 2);
+    write_text(folder, "model.safetensors", (const char *)out.data, out.len);
+    mem_free(text);
+    cJSON_Delete(header);
+    buf_release(&b);
+    buf_release(&out);
+}
+
+#define UNTIED "\"tie_word_embeddings\": false"
+#define TIED   "\"tie_word_embeddings\": true"
+
+/* transformers does not tie two weights that differ, whatever config.json says. */
+static void test_tied_head_that_differs(void **state) {
+    (void)state;
+    char tied[64];
+    copy_model(tied, UNTIED, TIED);
+    struct buf a = imported(tied, 0), b = imported(GOLDEN "tiny-llama", 0);
+    assert_same_bytes(&a, &b);
+    buf_release(&a);
+    buf_release(&b);
+    remove_folder(tied);
+}
+
+static void test_tied_head_that_is_the_same(void **state) {
+    (void)state;
+    struct err e;
+    for (int said = 0; said < 2; said++) { /* the weights do not tie what config.json leaves apart */
+        struct foreign_model *f;
+        char folder[64];
+        copy_model(folder, UNTIED, said ? TIED : UNTIED);
+        copy_tensor(folder, "model.embed_tokens.weight", "lm_head.weight");
+        OK(foreign_open(&f, folder, NULL, &e));
+        assert_int_equal(f->config.tied, said);
+        foreign_close(f);
+        remove_folder(folder);
+    }
+}
+
+static void check_vector(const char *name, unsigned n, uint16_t bits, const char *says) {
+    struct err e = {0};
+    struct foreign_model *f;
+    char folder[64];
+    copy_model(folder, UNTIED, UNTIED);
+    add_vector(folder, name, n, bits);
+    int rc = foreign_open(&f, folder, NULL, &e);
+    if (!says) {
+        OK(rc);
+        foreign_close(f);
+    } else if (rc != ERR_DATA || !strstr(e.msg, says)) {
+        fail_msg("%s: said '%s', expected '%s'", name, rc ? e.msg : "nothing", says);
+    }
+    remove_folder(folder);
+}
+
+static void test_tensors_without_a_role(void **state) {
+    (void)state;
+    check_vector("model.layers.0.self_attn.rotary_emb.inv_freq", 8, 0x3f80, NULL);
+    check_vector("lm_head.bias", 352, 0, NULL);
+    check_vector("lm_head.bias", 352, 0x3f80, "tensor 'lm_head.bias' is not zero: a bias there is not supported");
+    check_vector("model.layers.1.self_attn.o_proj.bias", 64, 0x3f80, "o_proj.bias' is not zero");
+    check_vector("model.layers.1.mlp.down_proj.bias", 64, 0x3f80, "down_proj.bias' is not zero");
+    check_vector("model.layers.0.self_attn.q_proj.bias", 64, 0, NULL);
+    check_vector("model.layers.0.self_attn.q_proj.bias", 64, 0x3f80,
+                 "q_proj.bias' is not zero, but config.json says no biases (\"attention_bias\")");
+    check_vector("model.layers.0.self_attn.q_norm.weight", 16, 0x3f80, "q_norm.weight' has no role");
+    check_vector("model.layers.2.input_layernorm.weight", 64, 0x3f80, "has no role"); /* a layer too many */
+    check_vector("score.weight", 64, 0, "'score.weight' has no role");
+}
+
+static void test_folder_that_does_not_say_all(void **state) {
+    (void)state;
+    struct err e = {0};
+    struct foreign_model *f;
+    char folder[64];
+    temp_folder(folder);
+    char command[512];
+    snprintf(command, sizeof command,
+             "cp " GOLDEN "tiny-smollm/[cmt]*.[js]* '%s' && sed -i 's/" TIED "/" UNTIED "/' '%s/config.json'", folder,
+             folder);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(foreign_open(&f, folder, NULL, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "'lm_head.weight' is missing, and config.json does not tie it"));
+    write_text(folder, "adapter_config.json", "{}", 2);
+    assert_int_equal(foreign_open(&f, folder, NULL, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "adapter_config.json: an adapter beside the weights is not supported"));
+    remove_folder(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sound_files),
@@ -317,12 +343,12 @@ int main(void) {
         cmocka_unit_test(test_header_sizes),
         cmocka_unit_test(test_deep_json),
         cmocka_unit_test(test_every_cut),
-        cmocka_unit_test(test_config_defaults),
-        cmocka_unit_test(test_rope_layouts),
-        cmocka_unit_test(test_config_refusals),
-        cmocka_unit_test(test_config_write_and_read),
         cmocka_unit_test(test_index),
         cmocka_unit_test(test_missing_files),
+        cmocka_unit_test(test_tied_head_that_differs),
+        cmocka_unit_test(test_tied_head_that_is_the_same),
+        cmocka_unit_test(test_tensors_without_a_role),
+        cmocka_unit_test(test_folder_that_does_not_say_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
