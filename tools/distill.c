@@ -213,8 +213,7 @@ static int report(struct cli *c, const struct distill_progress *p, double tokens
     cJSON *to = cli_report(c), *settings = cli_settings(c);
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
               json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
-              json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
+              json_put_f64(to, "tokens_per_second", tokens_per_second) && json_put_u64(settings, "steps", o.steps) &&
               json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
               json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&

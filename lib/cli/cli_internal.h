@@ -143,6 +143,8 @@ int report_begin(struct cli *c, struct err *e) MUST_CHECK;
 int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
 int report_commit(struct cli *c, struct err *e) MUST_CHECK;                                /* under its name */
 void report_retract(struct cli *c);
+/* "NAME VERSION", and if `verbose`, what computes: the words of a report's "backend". */
+void cli_put_version(FILE *out, const char *name, bool verbose);
 
 /* ---- main.c ------------------------------------------------------------------------------------------------------------------------- */
 

@@ -229,7 +229,7 @@ static int dispatch(struct programs *p, int argc, char **argv) {
     if (help)
         list_programs(p, stdout);
     else if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
-        printf("rill %s\n", RILL_VERSION);
+        cli_put_version(stdout, "rill", argc > 2 && (strcmp(argv[2], "-v") == 0 || strcmp(argv[2], "--verbose") == 0));
     else if (strcmp(name, "--help-bash") == 0)
         print_bash(p);
     else if (strcmp(name, "--help-man") == 0)

@@ -156,12 +156,28 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                     .transient = true,
                                     .help = "no notes, warnings or progress; errors are always shown"};
     rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
-    rows[n++] = (struct cli_option){.name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version"};
+    rows[n++] = (struct cli_option){
+        .name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version; with -v, what computes"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-options", .type = CLI_FLAG};
     return n;
+}
+
+/* -v counts where parsing stopped at --version, too. */
+static bool asks_more(const struct cli *c) {
+    for (int i = 1; i < c->argc; i++)
+        if (strcmp(c->argv[i], "--verbose") == 0 ||
+            (c->argv[i][0] == '-' && c->argv[i][1] != '-' && strchr(c->argv[i], 'v')))
+            return true;
+    return false;
+}
+
+static void put_version(const char *program, bool verbose) {
+    char name[256];
+    snprintf(name, sizeof name, "rill-%s", program);
+    cli_put_version(stdout, name, verbose);
 }
 
 static void act(const struct cli *c) {
@@ -170,7 +186,7 @@ static void act(const struct cli *c) {
     if (strcmp(name, "help") == 0)
         help_text(stdout, p, &c->args);
     else if (strcmp(name, "version") == 0)
-        printf("rill-%s %s\n", p->name, RILL_VERSION);
+        put_version(p->name, c->verbose || asks_more(c));
     else if (strcmp(name, "help-man") == 0)
         help_man(stdout, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
