@@ -49,8 +49,9 @@ static void make_paths(void) {
     if (has_avx512bf16()) avx512.dequantize = dequantize_avx512bf16; /* the same bits */
     avx512bf16.bf16 = &bf16_avx512;
     avx512bf16.dequantize = dequantize_avx512bf16;
+    avx512.decode_dots = decode_dots_avx512;
     avx512bf16.decode_dots = decode_dots_avx512bf16;
-    avx512bf16.decode_mix = decode_mix_avx512bf16;
+    avx512.decode_mix = avx512bf16.decode_mix = decode_mix_avx512;
     amx = avx512bf16;
     amx.name = "amx";
     amx.bf16 = &bf16_amx;

@@ -79,8 +79,8 @@ typedef void decode_dots_fn(float *out, size_t ldo, const uint16_t *x, size_t n,
 typedef void decode_mix_fn(float *y, const float *p, size_t ldp, size_t n, const uint16_t *values, size_t count,
                            size_t k, const uint16_t *next);
 #if defined(__x86_64__)
-decode_dots_fn decode_dots_avx512bf16;
-decode_mix_fn decode_mix_avx512bf16;
+decode_dots_fn decode_dots_avx512, decode_dots_avx512bf16;
+decode_mix_fn decode_mix_avx512;
 #endif
 
 /* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */
