@@ -126,6 +126,17 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
             .max = 4096,
             .transient = true,
             .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
+    rows[n++] =
+        (struct cli_option){.name = "max-memory",
+                            .type = CLI_U64,
+                            .to = &c->max_memory,
+                            .arg = "BYTES",
+                            .min = 1,
+                            .max = 0x1p60,
+                            .transient = true,
+                            .help = "take no more memory than this for tensors and tables, and fail before it is "
+                                    "taken; K, M and G are powers of 1024. Without it: what the machine has "
+                                    "available, the control group and ulimit -v leave"};
     rows[n++] = (struct cli_option){
         .name = "progress",
         .type = CLI_CHOICE,
@@ -214,6 +225,7 @@ static int check_common(struct cli *c, struct err *e) {
 static int start(struct cli *c, struct err *e) {
     if (args_check(&c->args, c->program, e) || check_common(c, e)) return e->code;
     if (c->threads) parallel_set_threads((int)c->threads);
+    mem_set_limit(c->max_memory);
     log_set_sink(on_log, c);
     progress_setup(c);
     c->report = cJSON_CreateObject();
@@ -311,7 +323,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
     out_signals_install();
     clock_gettime(CLOCK_MONOTONIC, &c.start);
     size_t n = common_options(&c, p, common);
-    if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
+    if (cli_reserve_stack(&e) || args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
         cli_message(&c, "", e.msg);
         code = cli_exit_code(e.code);
     } else if (c.args.action) {
