@@ -24,7 +24,7 @@ sanitized() { ! (ulimit -v 1000000 && rill-ls --version) >/dev/null 2>&1; } # it
 @test "every program says its version or fails, under any limit on memory" {
     if sanitized; then skip "a sanitizer build"; fi
     for p in $(programs); do
-        for limit in 100000 40000 24000; do
+        for limit in 100000 16000 13000; do
             code=0
             limited $limit "rill-$p" --version >out 2>err || code=$?
             case $code in
@@ -43,7 +43,7 @@ sanitized() { ! (ulimit -v 1000000 && rill-ls --version) >/dev/null 2>&1; } # it
         case $name in '' | '#'*) continue ;; esac
         arguments=${arguments%'!slow'}
         [ "$from" != - ] || from=/dev/null
-        for limit in 100000 50000 40000 36000 32000 28000; do
+        for limit in 100000 22000 20000 19000 17000 15000 13000; do
             code=0
             limited $limit bash -c "exec rill-$name -q $arguments" <"$from" >out 2>err || code=$?
             [ "$code" -ne 0 ] || continue
