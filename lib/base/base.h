@@ -84,7 +84,7 @@ void mem_free(void *p);
 void mem_set_limit(uint64_t bytes);
 uint64_t mem_left(void);
 uint64_t mem_address_space(void); /* what RLIMIT_AS alone leaves; UINT64_MAX: no limit */
-uint64_t mem_in_use(void); /* by mem_alloc and what stands on it */
+uint64_t mem_in_use(void);        /* by mem_alloc and what stands on it */
 /* ERR_IO, "N MB of memory are needed and M MB are left", if so many bytes do not fit: for what grows in steps or is made of many. */
 int mem_check(uint64_t bytes, struct err *e) MUST_CHECK;
 /* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
