@@ -299,8 +299,7 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
               (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
               json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", schedule->steps) &&
-              json_put_u64(settings, "warmup", schedule->warmup) &&
+              json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
               json_put_f64(settings, "lr-min", schedule->lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
               json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&

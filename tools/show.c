@@ -65,11 +65,17 @@ enum { PIECE = 1 << 14, BINS = 20, BAR = 50 };
 struct view {
     FILE *out;
     struct tensor_desc desc;
-    struct buf data; /* the tensor, as encoded: it is gone through several times */
+    struct buf data;  /* for --histogram, the whole tensor as encoded: it is gone through twice */
+    struct buf first; /* the first values, as f32 */
     float x[PIECE];
     struct tensor_summary summary;
     bool found; /* a tensor that was asked for */
 };
+
+static const float *first_values(const struct view *v, size_t *n) {
+    *n = v->first.len / sizeof(float);
+    return (const float *)(const void *)v->first.data;
+}
 
 /* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
@@ -80,17 +86,37 @@ static bool values(struct view *v, uint64_t at, size_t *n) {
     return true;
 }
 
-static void summarize(struct view *v) {
-    size_t n;
-    v->summary = (struct tensor_summary){0};
-    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_summarize(&v->summary, v->x, n);
+static void put_tsv(struct view *v, uint64_t at, size_t n) {
+    uint64_t row = tensor_row_elems(&v->desc);
+    for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
 }
 
-static void put_tsv(struct view *v) {
-    size_t n;
-    uint64_t row = tensor_row_elems(&v->desc);
-    for (uint64_t at = 0; values(v, at, &n); at += n)
-        for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
+/* The n values of v->x, from element `at` on, to where they are wanted. */
+static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
+    if (tsv) {
+        put_tsv(v, at, n);
+        return 0;
+    }
+    if (stats || histogram) tensor_summarize(&v->summary, v->x, n);
+    size_t keep = at >= head ? 0 : head - at < n ? (size_t)(head - at) : n;
+    return keep ? buf_append(&v->first, v->x, keep * sizeof *v->x, e) : 0;
+}
+
+/* Goes through the values, or as many of them as are asked for, a piece at a time. What is shown of a chunk was verified. */
+static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
+    bool all = tsv || stats || histogram;
+    size_t n = 1;
+    int rc = histogram ? stream_load_tensor(r, &v->data, e) : 0;
+    v->summary = (struct tensor_summary){0};
+    v->first.len = 0;
+    for (uint64_t at = 0; !rc && n > 0 && (all || at < head); at += n) {
+        if (histogram)
+            values(v, at, &n);
+        else
+            rc = stream_read_f32(r, v->x, PIECE, &n, e);
+        if (!rc) rc = take(v, at, n, e);
+    }
+    return rc ? rc : stream_skip_tensor(r, e);
 }
 
 static void fill_bins(struct view *v, uint64_t bins[BINS]) {
@@ -123,8 +149,8 @@ static void put_text(struct view *v) {
                 (double)s->min, (double)s->max, s->mean, tensor_summary_std(s), s->n_zero, s->n_nan, s->n_inf);
     if (histogram) put_histogram(v);
     if (stats || histogram) return;
-    for (uint64_t at = 0; at < head && values(v, at, &n); at += n)
-        for (size_t i = 0; i < n && at + i < head; i++) fprintf(v->out, "  %.7g", (double)v->x[i]);
+    const float *x = first_values(v, &n);
+    for (size_t i = 0; i < n; i++) fprintf(v->out, "  %.7g", (double)x[i]);
     fputs(tensor_elems(&v->desc) > head ? "  ...\n" : "\n", v->out);
 }
 
@@ -145,10 +171,9 @@ static int put_json(struct view *v, struct err *e) {
     const struct tensor_summary *s = &v->summary;
     size_t n;
     bool ok = j && list && cJSON_AddItemToObject(j, "values", list);
-    for (uint64_t at = 0; ok && at < head && values(v, at, &n); at += n)
-        for (size_t i = 0; ok && i < n && at + i < head; i++)
-            ok = cJSON_AddItemToArray(list,
-                                      isfinite(v->x[i]) ? cJSON_CreateNumber((double)v->x[i]) : cJSON_CreateNull());
+    const float *x = first_values(v, &n);
+    for (size_t i = 0; ok && i < n; i++)
+        ok = cJSON_AddItemToArray(list, isfinite(x[i]) ? cJSON_CreateNumber((double)x[i]) : cJSON_CreateNull());
     if (stats)
         ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
              json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&
@@ -160,13 +185,10 @@ static int put_json(struct view *v, struct err *e) {
 static int show_tensor(struct view *v, struct stream_reader *r, const struct stream_item *item, struct err *e) {
     v->desc = item->desc;
     v->found = true;
-    if (stream_load_tensor(r, &v->data, e)) return e->code;
-    if (stats || histogram) summarize(v);
+    int rc = read_values(v, r, e);
+    if (rc || tsv) return rc;
     if (as_json) return put_json(v, e);
-    if (tsv)
-        put_tsv(v);
-    else
-        put_text(v);
+    put_text(v);
     return 0;
 }
 
@@ -255,6 +277,7 @@ static int run(struct cli *c, struct err *e) {
     } while (!rc && item.type != ITEM_EOF);
     if (!rc) rc = check_found(c, v, batches, e);
     buf_release(&v->data);
+    buf_release(&v->first);
     mem_free(v);
     return rc;
 }

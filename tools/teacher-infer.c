@@ -109,8 +109,7 @@ static int infer_stream(struct work *w, struct err *e) {
         return e->code;
     struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
     if (!json_put_u64(cli_report(c), "positions", n.positions) ||
-        !json_put_u64(cli_report(c), "teacher_bytes", n.bytes) ||
-        !json_put_str(cli_report(c), "backend", kernel_backend()))
+        !json_put_u64(cli_report(c), "teacher_bytes", n.bytes))
         return err_nomem(e, "report");
     return cli_close_output(c, e);
 }

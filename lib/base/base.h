@@ -78,6 +78,17 @@ void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;          /* zeroed, 64-
 void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK; /* n * size checked, zeroed, 64-byte aligned */
 char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
 void mem_free(void *p);
+/*
+ * The budget. Allocations are counted; one that does not fit into what is left fails as if the system had refused it, before
+ * the machine swaps or kills. What is left: of `bytes` when mem_set_limit was called (0: as if it never was), else the least of
+ * what the machine has available, the control group and RLIMIT_AS leave, looked up for large allocations.
+ */
+void mem_set_limit(uint64_t bytes);
+uint64_t mem_left(void);
+uint64_t mem_address_space(void); /* what RLIMIT_AS alone leaves; UINT64_MAX: no limit */
+uint64_t mem_in_use(void);        /* by mem_alloc and what stands on it */
+/* ERR_IO, "N MB of memory are needed and M MB are left", if so many bytes do not fit: for what grows in steps or is made of many. */
+int mem_check(uint64_t bytes, struct err *e) MUST_CHECK;
 /* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
 void mem_fail_at(uint64_t n);
 

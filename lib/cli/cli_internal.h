@@ -167,6 +167,8 @@ int report_begin(struct cli *c, struct err *e) MUST_CHECK;
 int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
 int report_commit(struct cli *c, struct err *e) MUST_CHECK;                                /* under its name */
 void report_retract(struct cli *c);
+/* "NAME VERSION", and if `verbose`, what computes: the words of a report's "backend". */
+void cli_put_version(FILE *out, const char *name, bool verbose);
 
 /* ---- main.c ------------------------------------------------------------------------------------------------------------------------- */
 
@@ -179,7 +181,7 @@ struct cli {
 
     bool verbose, quiet, force, no_provenance;
     const char *progress_mode, *report_path, *output_path, *codec;
-    uint64_t level, seed, threads;
+    uint64_t level, seed, threads, max_memory;
 
     struct cli_input *inputs;
     bool stdin_taken;
@@ -202,6 +204,9 @@ struct cli {
 void cli_message(struct cli *c, const char *label, const char *text);
 /* Before anything else: descriptors 0-2 exist, SIGPIPE has its default, SIGXFSZ is an error and not a crash. */
 void cli_process_setup(void);
+/* Extends the main thread's stack while there is address space: when allocations have used up RLIMIT_AS, a stack that must
+ * grow ends the process by a signal. */
+int cli_reserve_stack(struct err *e) MUST_CHECK;
 int cli_exit_code(int code);
 
 #endif

@@ -117,6 +117,17 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
             .max = 4096,
             .transient = true,
             .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
+    rows[n++] =
+        (struct cli_option){.name = "max-memory",
+                            .type = CLI_U64,
+                            .to = &c->max_memory,
+                            .arg = "BYTES",
+                            .min = 1,
+                            .max = 0x1p60,
+                            .transient = true,
+                            .help = "take no more memory than this for tensors and tables, and fail before it is "
+                                    "taken; K, M and G are powers of 1024. Without it: what the machine has "
+                                    "available, the control group and ulimit -v leave"};
     rows[n++] = (struct cli_option){
         .name = "progress",
         .type = CLI_CHOICE,
@@ -150,12 +161,28 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                     .transient = true,
                                     .help = "no notes, warnings or progress; errors are always shown"};
     rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
-    rows[n++] = (struct cli_option){.name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version"};
+    rows[n++] = (struct cli_option){
+        .name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version; with -v, what computes"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-options", .type = CLI_FLAG};
     return n;
+}
+
+/* -v counts where parsing stopped at --version, too. */
+static bool asks_more(const struct cli *c) {
+    for (int i = 1; i < c->argc; i++)
+        if (strcmp(c->argv[i], "--verbose") == 0 ||
+            (c->argv[i][0] == '-' && c->argv[i][1] != '-' && strchr(c->argv[i], 'v')))
+            return true;
+    return false;
+}
+
+static void put_version(FILE *out, const char *program, bool verbose) {
+    char name[256];
+    snprintf(name, sizeof name, "rill-%s", program);
+    cli_put_version(out, name, verbose);
 }
 
 static int act(const struct cli *c, struct err *e) {
@@ -166,7 +193,7 @@ static int act(const struct cli *c, struct err *e) {
     if (strcmp(name, "help") == 0)
         help_text(out, p, &c->args);
     else if (strcmp(name, "version") == 0)
-        fprintf(out, "rill-%s %s\n", p->name, RILL_VERSION);
+        put_version(out, p->name, c->verbose || asks_more(c));
     else if (strcmp(name, "help-man") == 0)
         help_man(out, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
@@ -190,6 +217,7 @@ static int check_common(struct cli *c, struct err *e) {
 static int start(struct cli *c, struct err *e) {
     if (args_check(&c->args, c->program, e) || check_common(c, e)) return e->code;
     if (c->threads) parallel_set_threads((int)c->threads);
+    mem_set_limit(c->max_memory);
     log_set_sink(on_log, c);
     progress_setup(c);
     c->report = cJSON_CreateObject();
@@ -287,7 +315,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
     cli_signals_install();
     clock_gettime(CLOCK_MONOTONIC, &c.start);
     size_t n = common_options(&c, p, common);
-    if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
+    if (cli_reserve_stack(&e) || args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
         cli_message(&c, "", e.msg);
         code = cli_exit_code(e.code);
     } else if (c.args.action) {

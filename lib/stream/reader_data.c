@@ -254,6 +254,10 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
     uint64_t left = r->seg.tensor_bytes;
     b->len = 0;
     if (begin_whole(r, left, e)) return e->code;
+    if (left > b->cap && mem_check(left - b->cap, e)) { /* before the first of it is read */
+        err_prefix(e, "tensor '%s'", r->seg.desc.name);
+        return reader_remember(r, e);
+    }
     while (left > 0) {
         uint64_t now = b->len > step ? b->len : step;
         size_t got;
