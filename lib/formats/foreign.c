@@ -34,18 +34,6 @@ void foreign_close(struct foreign_model *f) {
     mem_free(f);
 }
 
-int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {
-    struct source_file *x = arena_array(&f->memory, 1, sizeof *x, e);
-    if (!x) return e->code;
-    int rc = mapped_file_open(&x->m, path, e);
-    if (rc) return rc;
-    x->next = f->source->files;
-    f->source->files = x;
-    if (x->m.size) digest_update(f->source->digest, x->m.data, x->m.size);
-    *out = &x->m;
-    return 0;
-}
-
 /* ---- which tensors there are ---- */
 
 static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct arch_place *p) {
