@@ -38,6 +38,21 @@ extern const struct arch_tensors gguf_common_tensors;
 struct hf_numbers {
     const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
 };
+/* Names of tensors that Llama gave to many: entries of a table of struct arch_tensor. */
+#define HF_LLAMA_TENSORS                                                                                               \
+    {ROLE_EMBED, "model.embed_tokens.weight", 0}, {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},        \
+        {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0}, {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},  \
+        {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},                                                         \
+        {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},                                                      \
+        {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},                                                      \
+        {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},                                                      \
+        {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},                                                         \
+        {ROLE_O_BIAS, "model.layers.#.self_attn.o_proj.bias", 0},                                                      \
+        {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},                                          \
+        {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0}, {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},      \
+        {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0}, {ROLE_NORM, "model.norm.weight", 0}, {                  \
+        ROLE_HEAD, "lm_head.weight", 0                                                                                 \
+    }
 extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_size ... rms_norm_eps, hidden_act */
 
 struct hf_side {
@@ -47,8 +62,9 @@ struct hf_side {
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta; /* when config.json does not say */
-    bool partial_rotary;
+    double eps, theta;           /* when config.json does not say */
+    double partial_rotary;       /* the share of a head that rotates when config.json does not say; 0: always all of it */
+    uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     bool tied; /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
     /* The rest of config.json, after the numbers, the rotation and the layers; and what to write of it. NULL: nothing. */
@@ -67,6 +83,14 @@ const char *hf_act_name(uint32_t act);
 int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given,
                         struct err *e) MUST_CHECK;
 bool hf_put_layer_types(cJSON *json, const struct model_config *c);
+/* "attention_bias": on q, k, v and o. */
+int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK;
+bool hf_put_attention_bias(cJSON *json, const struct model_config *c);
+bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role); /* for hf_side.zeros */
+/* The window of "sliding_window", `absent` where the key is; 0: none, or one that is never felt. */
+int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
+                   struct err *e) MUST_CHECK;
+uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
 
@@ -86,6 +110,15 @@ struct gguf_side {
     void (*write)(struct gguf_header *h, const struct model_config *c);
     int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
+/* For their check: what llama.cpp's loader of an architecture does not know. */
+enum {
+    NO_WINDOW = 1,
+    NO_O_BIAS = 2,
+    NO_LLAMA3 = 4,    /* rope_freqs.weight */
+    SQUARE_HEADS = 8, /* heads must be as wide as the residual stream */
+    NO_TIED = 16,
+};
+int gguf_refuse(const struct model_config *c, unsigned what, struct err *e) MUST_CHECK;
 
 struct arch {
     const char *name;           /* the label in streams */

@@ -7,22 +7,7 @@ static const struct hf_key keys[] = {
 };
 
 static const struct arch_tensor tensors[] = {
-    {ROLE_EMBED, "model.embed_tokens.weight", 0},
-    {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
-    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
-    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
-    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
-    {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},
-    {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},
-    {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},
-    {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},
-    {ROLE_O_BIAS, "model.layers.#.self_attn.o_proj.bias", 0},
-    {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},
-    {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0},
-    {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},
-    {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0},
-    {ROLE_NORM, "model.norm.weight", 0},
-    {ROLE_HEAD, "lm_head.weight", 0},
+    HF_LLAMA_TENSORS,
 };
 
 /* transformers' Llama knows no window, so nobody means one that would be felt. */
@@ -91,7 +76,6 @@ static const struct hf_key mistral_keys[] = {
     HF_KEY("qkv_bias", HF_OFF),
 };
 
-/* 8 key/value heads where config.json does not say (null: as many as heads). */
 static int mistral_read(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t window = 4096;
     bool given;
@@ -108,10 +92,7 @@ static int mistral_read(struct model_config *c, const cJSON *json, struct err *e
             "\"use_sliding_window\" is false, but MistralForCausalLM takes its \"sliding_window\" of %u all the "
             "same",
             (unsigned)window);
-    for (uint32_t i = 0; i < c->n_layers && !rc; i++) {
-        if (!given) c->layers[i].window = (uint32_t)window;
-        if (!cJSON_GetObjectItemCaseSensitive(json, "num_key_value_heads")) c->layers[i].n_kv_heads = 8;
-    }
+    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = (uint32_t)window;
     return rc;
 }
 
@@ -139,6 +120,7 @@ const struct arch arch_mistral = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
            .write = mistral_write},

@@ -7,21 +7,7 @@ static const struct hf_key keys[] = {
 };
 
 static const struct arch_tensor tensors[] = {
-    {ROLE_EMBED, "model.embed_tokens.weight", 0},
-    {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
-    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
-    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
-    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
-    {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},
-    {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},
-    {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},
-    {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},
-    {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},
-    {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0},
-    {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},
-    {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0},
-    {ROLE_NORM, "model.norm.weight", 0},
-    {ROLE_HEAD, "lm_head.weight", 0},
+    HF_LLAMA_TENSORS,
 };
 
 /* The window holds in layers from "max_window_layers" on, when "use_sliding_window" is true. */
@@ -74,6 +60,7 @@ const struct arch arch_qwen2 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .kv_heads = 32,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
            .write = write,

@@ -245,8 +245,8 @@ struct hf_rope {
     double factor, low_freq, high_freq; /* 0 where the scaling has none */
     uint32_t original_context;
 };
-/* ERR_DATA names both homes of a setting when they disagree. */
-int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
+/* Theta and the share are those of `defaults` where none is said. ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
