@@ -62,10 +62,10 @@ struct hf_side {
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta;           /* when config.json does not say */
-    double partial_rotary;       /* the share of a head that rotates when config.json does not say; 0: always all of it */
+    double eps, theta;     /* when config.json does not say */
+    double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
     uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
-    bool tied; /* when "tie_word_embeddings" is absent */
+    bool tied;                   /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
     /* The rest of config.json, after the numbers, the rotation and the layers; and what to write of it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
@@ -90,6 +90,8 @@ bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role)
 /* The window of "sliding_window", `absent` where the key is; 0: none, or one that is never felt. */
 int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
                    struct err *e) MUST_CHECK;
+int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
+bool qwen_put_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
@@ -98,12 +100,20 @@ struct gguf_name {
     const char *name;
     bool interleaved; /* rotary pairs lie side by side in q and k */
 };
+/* What the loader of an architecture in llama.cpp does not know. */
+enum {
+    LACKS_O_BIAS = 1,
+    LACKS_LLAMA3 = 2,     /* the tensor rope_freqs.weight */
+    LACKS_HEAD_WIDTH = 4, /* other than makes all heads as wide as the residual stream */
+    LACKS_TIED = 8,
+};
 struct gguf_side {
     struct gguf_name
         names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
     struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
     bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
     bool windows;                                       /* llama.cpp gives it windows, which read and write know */
+    unsigned lacks;                                     /* LACKS_... */
     const struct gguf_key *keys;                        /* of its own */
     size_t n_keys;
     struct arch_tensors tensors; /* that differ from the common ones */
@@ -111,15 +121,6 @@ struct gguf_side {
     void (*write)(struct gguf_header *h, const struct model_config *c);
     int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
-/* For their check: what llama.cpp's loader of an architecture does not know. */
-enum {
-    NO_WINDOW = 1,
-    NO_O_BIAS = 2,
-    NO_LLAMA3 = 4,    /* rope_freqs.weight */
-    SQUARE_HEADS = 8, /* heads must be as wide as the residual stream */
-    NO_TIED = 16,
-};
-int gguf_refuse(const struct model_config *c, unsigned what, struct err *e) MUST_CHECK;
 
 struct arch {
     const char *name;           /* the label in streams */
@@ -129,7 +130,8 @@ struct arch {
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2;
+extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi,
+    arch_minicpm;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

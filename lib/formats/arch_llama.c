@@ -24,22 +24,16 @@ static int refuse_window(const struct model_config *c, const cJSON *json, struct
                    (unsigned long long)window, c->context);
 }
 
-/* "attention_bias" means biases on q, k, v and o. */
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
     bool given;
-    int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    int rc = hf_read_attention_bias(c, json, e);
     if (!rc) rc = refuse_window(c, json, e);
     if (!rc) rc = hf_read_layer_types(c, json, 0, &given, e);
-    c->o_bias = c->qkv_bias;
     return rc;
 }
 
 static bool write(cJSON *json, const struct model_config *c) {
-    return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias) && json_put_bool(json, "mlp_bias", false);
-}
-
-static bool zeros(const struct model_config *c, enum model_role role) {
-    return c->qkv_bias && role == ROLE_O_BIAS;
+    return hf_put_attention_bias(json, c) && json_put_bool(json, "mlp_bias", false);
 }
 
 /* LlamaConfig.validate_architecture, although head_dim is a key of its own. */
@@ -63,7 +57,7 @@ const struct arch arch_llama = {
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
            .write = write,
-           .zeros = zeros,
+           .zeros = hf_attention_bias_zeros,
            .check = check},
     /* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
@@ -77,12 +71,10 @@ static const struct hf_key mistral_keys[] = {
 };
 
 static int mistral_read(struct model_config *c, const cJSON *json, struct err *e) {
-    uint64_t window = 4096;
+    uint32_t window;
     bool given;
-    if (cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, "sliding_window"))) window = 0;
-    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &window, e);
-    if (window >= c->context) window = 0; /* never felt */
-    if (!rc) rc = hf_read_layer_types(c, json, (uint32_t)window, &given, e);
+    int rc = hf_read_window(c, json, 4096, &window, e);
+    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
     if (rc) return rc;
     bool use = true;
     rc = json_opt_bool(json, "use_sliding_window", &use, e);
@@ -91,8 +83,8 @@ static int mistral_read(struct model_config *c, const cJSON *json, struct err *e
             e, ERR_DATA,
             "\"use_sliding_window\" is false, but MistralForCausalLM takes its \"sliding_window\" of %u all the "
             "same",
-            (unsigned)window);
-    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = (uint32_t)window;
+            window);
+    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
     return rc;
 }
 

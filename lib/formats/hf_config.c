@@ -181,6 +181,35 @@ bool hf_put_layer_types(cJSON *json, const struct model_config *c) {
     return list != NULL;
 }
 
+int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window, struct err *e) {
+    uint64_t v = cJSON_GetObjectItemCaseSensitive(json, "sliding_window") ? 0 : absent;
+    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &v, e);
+    *window = v < c->context ? (uint32_t)v : 0;
+    return rc;
+}
+
+uint32_t config_window(const struct model_config *c) {
+    uint32_t window = 0;
+    for (uint32_t i = 0; i < c->n_layers && !window; i++) window = c->layers[i].window;
+    return window;
+}
+
+/* ---- biases of attention ---- */
+
+int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) {
+    int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    c->o_bias = c->qkv_bias;
+    return rc;
+}
+
+bool hf_put_attention_bias(cJSON *json, const struct model_config *c) {
+    return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias);
+}
+
+bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role) {
+    return c->qkv_bias && role == ROLE_O_BIAS;
+}
+
 /* ---- reading ---- */
 
 static int read_model(const cJSON *json, const struct arch *arch, struct model_config *c, struct arena *a,
