@@ -92,6 +92,9 @@ int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t abs
                    struct err *e) MUST_CHECK;
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
 bool qwen_put_window(cJSON *json, const struct model_config *c);
+/* One window for all layers: that of hf_read_window. */
+int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
+bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
@@ -161,6 +164,9 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);
+/* The place of its own that the table has for a role whose tensor `p` is shared; false: none. */
+bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
+                      struct arch_place *apart);
 /* The shape that the file's tensor has, for this slot's configuration. */
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
                             uint64_t dims[2]);
@@ -187,6 +193,8 @@ struct out_tensor {
     struct arch_place places[3];
 };
 struct out_tensors {
+    bool
+        by_value; /* set before they are made: no quantized blocks are written, so that any types may meet in a fused tensor */
     struct out_tensor *items; /* in the arena of the export_source */
     size_t n;
 };

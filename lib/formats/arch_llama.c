@@ -71,27 +71,7 @@ static const struct hf_key mistral_keys[] = {
 };
 
 static int mistral_read(struct model_config *c, const cJSON *json, struct err *e) {
-    uint32_t window;
-    bool given;
-    int rc = hf_read_window(c, json, 4096, &window, e);
-    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
-    if (rc) return rc;
-    bool use = true;
-    rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc && !use && window)
-        rc = err_set(
-            e, ERR_DATA,
-            "\"use_sliding_window\" is false, but MistralForCausalLM takes its \"sliding_window\" of %u all the "
-            "same",
-            window);
-    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
-    return rc;
-}
-
-static bool mistral_write(cJSON *json, const struct model_config *c) {
-    uint32_t window = c->layers[0].window;
-    return window ? json_put_u64(json, "sliding_window", window)
-                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
+    return hf_read_uniform_window(c, json, 4096, e);
 }
 
 const struct arch arch_mistral = {
@@ -106,7 +86,7 @@ const struct arch arch_mistral = {
            .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
-           .write = mistral_write},
+           .write = hf_put_uniform_window},
     /* llama.cpp reads Mistral as a llama, which has no window. */
     .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}},
 };

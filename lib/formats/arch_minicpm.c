@@ -7,8 +7,8 @@
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
-    HF_KEY("attention_bias", HF_READ), HF_KEY("scale_emb", HF_READ),    HF_KEY("scale_depth", HF_READ),
-    HF_KEY("dim_model_base", HF_READ), HF_KEY_NUMBER("num_experts", 0), HF_KEY("sliding_window", HF_OFF),
+    HF_KEY("attention_bias", HF_READ), HF_KEY("scale_emb", HF_READ),     HF_KEY("scale_depth", HF_READ),
+    HF_KEY("dim_model_base", HF_READ), HF_KEY("sliding_window", HF_OFF), HF_KEY("use_sliding_window", HF_OFF),
     HF_KEY("layer_types", HF_OFF),
 };
 

@@ -8,6 +8,9 @@ static const struct hf_key keys[] = {
     HF_KEY("layer_norm_eps", HF_READ),
     HF_KEY("hidden_act", HF_READ),
     HF_KEY_TEXT("rms_norm_eps", HF_SAME, "layer_norm_eps"),
+    HF_KEY("sliding_window", HF_OFF),
+    HF_KEY("use_sliding_window", HF_OFF),
+    HF_KEY("layer_types", HF_OFF),
 };
 
 static const struct hf_numbers numbers = {"num_hidden_layers",       "hidden_size",    "num_attention_heads",

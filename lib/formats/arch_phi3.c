@@ -30,24 +30,9 @@ static int check(const struct model_config *c, struct err *e) {
                    c->rope.scaling == ROPE_LINEAR ? "linear" : "llama3");
 }
 
-static void set_window(struct model_config *c, uint32_t window) {
-    for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].window = window;
-}
-
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
-    uint32_t window;
-    bool given;
     int rc = check(c, e);
-    if (!rc) rc = hf_read_window(c, json, 0, &window, e);
-    if (rc) return rc;
-    set_window(c, window);
-    return hf_read_layer_types(c, json, window, &given, e);
-}
-
-static bool write(cJSON *json, const struct model_config *c) {
-    uint32_t window = config_window(c);
-    return window ? json_put_u64(json, "sliding_window", window)
-                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
+    return rc ? rc : hf_read_uniform_window(c, json, 0, e);
 }
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
@@ -56,10 +41,15 @@ static const struct gguf_key gguf_keys[] = {
     {"attention.sliding_window", GGUF_READ, 0, NULL},
 };
 
-/* Each of them is also taken under the names that others have for it. */
+/* q, k and v may also lie apart, as they must when they are quantized in different types. */
 static const struct arch_tensor gguf_tensors[] = {
-    {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS}, {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
-    {ROLE_V, "blk.#.attn_qkv.weight", FUSED_ROWS}, {ROLE_GATE, "blk.#.ffn_up.weight", FUSED_ROWS},
+    {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_V, "blk.#.attn_qkv.weight", FUSED_ROWS},
+    {ROLE_Q, "blk.#.attn_q.weight", 0},
+    {ROLE_K, "blk.#.attn_k.weight", 0},
+    {ROLE_V, "blk.#.attn_v.weight", 0},
+    {ROLE_GATE, "blk.#.ffn_up.weight", FUSED_ROWS},
     {ROLE_UP, "blk.#.ffn_up.weight", FUSED_ROWS},
 };
 
@@ -72,7 +62,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
         return err_set(e, ERR_DATA, "tensor 'rope_factors_long.weight': rope type longrope is not supported");
     snprintf(key, sizeof key, "%s.attention.sliding_window", prefix);
     int rc = gguf_opt_u64(g, key, 0, UINT32_MAX, &window, e);
-    set_window(c, window < c->context ? (uint32_t)window : 0);
+    for (uint32_t i = 0; i < c->n_layers && window < c->context; i++) c->layers[i].window = (uint32_t)window;
     return rc;
 }
 
@@ -100,7 +90,7 @@ const struct arch arch_phi3 = {
            .partial_rotary = 1,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
-           .write = write,
+           .write = hf_put_uniform_window,
            .check = check},
     .gguf = {.names = {{"phi3", false}},
              .windows = true,

@@ -188,6 +188,27 @@ int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t abs
     return rc;
 }
 
+int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) {
+    uint32_t window;
+    bool given, use = true;
+    int rc = hf_read_window(c, json, absent, &window, e);
+    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
+    if (!rc) rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (rc) return rc;
+    if (!use && window)
+        return err_set(
+            e, ERR_DATA,
+            "\"use_sliding_window\" is false, but this class takes its \"sliding_window\" of %u all the same", window);
+    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
+    return 0;
+}
+
+bool hf_put_uniform_window(cJSON *json, const struct model_config *c) {
+    uint32_t window = config_window(c);
+    return window ? json_put_u64(json, "sliding_window", window)
+                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
+}
+
 uint32_t config_window(const struct model_config *c) {
     uint32_t window = 0;
     for (uint32_t i = 0; i < c->n_layers && !window; i++) window = c->layers[i].window;
