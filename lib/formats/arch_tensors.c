@@ -110,19 +110,27 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
     return found || !common ? found : find_in(common, c, s, files, p);
 }
 
+static bool place_in(const struct arch_tensors *table, unsigned without, const struct model_config *c,
+                     struct model_slot s, struct arch_place *p) {
+    *p = (struct arch_place){.table = table};
+    for (size_t i = 0; i < table->n; i++) {
+        if (table->items[i].role != s.role || (table->items[i].layout & without)) continue;
+        p->tensor = &table->items[i];
+        spell(p->tensor->name, 0, s.layer, p->name);
+        locate(c, s, p);
+        return true;
+    }
+    return false;
+}
+
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *p) {
-    *p = (struct arch_place){.tensor = NULL};
-    for (const struct arch_tensors *table = own; table; table = table == own ? common : NULL)
-        for (size_t i = 0; i < table->n; i++) {
-            if (table->items[i].role != s.role) continue;
-            p->tensor = &table->items[i];
-            p->table = table;
-            spell(p->tensor->name, 0, s.layer, p->name);
-            locate(c, s, p);
-            return true;
-        }
-    return false;
+    return place_in(own, 0, c, s, p) || (common && place_in(common, 0, c, s, p));
+}
+
+bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
+                      struct arch_place *apart) {
+    return place_in(p->table, FUSED_ROWS | FUSED_HEADS, c, s, apart);
 }
 
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,

@@ -175,7 +175,7 @@ static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, s
 
 static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, struct model_config *c, struct arena *a,
                         struct err *e) {
-    uint32_t n = c->head_dim / 2;
+    uint32_t n = model_rope_dims(c, &c->rope) / 2;
     if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
         return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
     if (c->rope.scaling != ROPE_PLAIN)

@@ -129,6 +129,102 @@ def qwen2_window():
         max_window_layers=1))
 
 
+@model("qwen3")
+def qwen3():
+    return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+        **SHAPE, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False))
+
+
+@model("qwen3-window")
+def qwen3_window():
+    return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+        **SHAPE, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, attention_bias=True,
+        use_sliding_window=True, sliding_window=5, max_window_layers=1))
+
+
+@model("phi")
+def phi():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **SHAPE, num_key_value_heads=2, rope_parameters=dict(
+            rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)))
+
+
+@model("phi-tied")
+def phi_tied():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **(SHAPE | dict(hidden_size=60, num_attention_heads=3)), tie_word_embeddings=True, hidden_act="relu",
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0, partial_rotary_factor=0.4)))
+
+
+# Tokens of a small vocabulary; one that pads would have no gradient in the embedding.
+ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=None)
+
+
+@model("phi3")
+def phi3():
+    return eager(transformers.Phi3ForCausalLM, transformers.Phi3Config(
+        **SHAPE, num_key_value_heads=2, sliding_window=7, original_max_position_embeddings=64, **ENDS))
+
+
+@model("phi3-partial")
+def phi3_partial():
+    return eager(transformers.Phi3ForCausalLM, transformers.Phi3Config(
+        **SHAPE, num_key_value_heads=4, tie_word_embeddings=True, original_max_position_embeddings=64, **ENDS,
+        rope_parameters=dict(
+            rope_type="default", rope_theta=250000.0, partial_rotary_factor=0.75)))
+
+
+@model("smollm3")
+def smollm3():
+    return eager(transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config(
+        **(SHAPE | dict(num_hidden_layers=4)), num_key_value_heads=2, **ENDS))
+
+
+@model("smollm3-window")
+def smollm3_window():
+    return eager(transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=4, tie_word_embeddings=False, **ENDS,
+        attention_bias=True, use_sliding_window=True, sliding_window=6, no_rope_layers=[0, 1, 0]))
+
+
+class MiniCPM(transformers.LlamaForCausalLM):
+    """What modeling_minicpm.py, which comes with the weights of openbmb/MiniCPM-2B-sft-bf16, computes: Llama with
+    three factors. The factor on the embedding is applied to its output, so that a tied head keeps the plain one."""
+    def __init__(self, config):
+        super().__init__(config)
+        depth = config.scale_depth / config.num_hidden_layers ** 0.5
+        self.model.embed_tokens.register_forward_hook(lambda m, i, out: out * config.scale_emb)
+        for layer in self.model.layers:
+            layer.self_attn.register_forward_hook(lambda m, i, out: (out[0] * depth, *out[1:]))
+            layer.mlp.register_forward_hook(lambda m, i, out: out * depth)
+        self.model.norm.register_forward_hook(
+            lambda m, i, out: out / (config.hidden_size / config.dim_model_base))
+
+    def save_pretrained(self, folder):
+        super().save_pretrained(folder)
+        path = os.path.join(folder, "config.json")
+        config = json.load(open(path)) | dict(architectures=["MiniCPMForCausalLM"], model_type="minicpm")
+        rope = config.pop("rope_parameters")
+        config |= dict(rope_theta=rope["rope_theta"], rope_scaling=None)
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = dict(type=rope["rope_type"], factor=rope["factor"])
+        json.dump(config, open(path, "w"), indent=2, sort_keys=True)
+
+
+@model("minicpm")
+def minicpm():
+    return eager(MiniCPM, transformers.LlamaConfig(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=2, tie_word_embeddings=True, scale_emb=3,
+        scale_depth=1.4, dim_model_base=16))
+
+
+@model("minicpm-bias")
+def minicpm_bias():
+    return eager(MiniCPM, transformers.LlamaConfig(
+        **SHAPE, tie_word_embeddings=False, attention_bias=True, scale_emb=2, scale_depth=0.7, dim_model_base=64,
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)))
+
+
 if __name__ == "__main__":
     for name in sys.argv[2:] or MODELS:
         write(name, sys.argv[1])
