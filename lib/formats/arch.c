@@ -5,6 +5,9 @@ static const struct arch *const registry[] = {
     &arch_llama,
     &arch_mistral,
     &arch_qwen2,
+    &arch_gpt2,
+    &arch_opt,
+    &arch_gpt_neox,
 };
 
 const struct arch *arch_at(size_t i) {
