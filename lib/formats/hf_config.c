@@ -226,7 +226,7 @@ int hf_check_plain_heads(const struct model_config *c, struct err *e) {
     if (l->n_heads == l->n_kv_heads && (uint64_t)l->n_heads * c->head_dim == c->hidden) return 0;
     return err_set(
         e, ERR_DATA,
-        "%u heads of %u with %u key/value heads and a hidden size of %u: in a %s heads fill the hidden size, "
+        "%u heads of %u with %u key/value heads and a hidden size of %u: heads of %s fill the hidden size, "
         "and each has a key/value head",
         l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
