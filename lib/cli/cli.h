@@ -207,8 +207,13 @@ void cli_put_facts(FILE *out, const cJSON *object);
 
 /* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
-/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. */
-int cli_dispatch(int argc, char **argv);
+/* What `rill help NAME` tells besides the programs: a page that is printed from a registry. */
+struct cli_topic {
+    const char *name, *summary;
+    void (*print)(FILE *out);
+};
+/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. topics end with a NULL name. */
+int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);
 /* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
  * NULL for the one it was written under. */
 int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;

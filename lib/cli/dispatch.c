@@ -24,6 +24,7 @@ struct programs {
     const char *name[MAX_PROGRAMS], *path[MAX_PROGRAMS];
     bool ours[MAX_PROGRAMS];
     size_t n;
+    const struct cli_topic *topics;
 };
 
 static const char summary[] = "compress language models with Unix filters";
@@ -157,7 +158,8 @@ static void list_programs(const struct programs *p, FILE *f) {
             cli_put(f, p->path[i]);
             fputc('\n', f);
         }
-    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version.\n");
+    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version. Also:\n");
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "  rill help %-14s %s\n", t->name, t->summary);
 }
 
 static void print_bash(const struct programs *p, FILE *f) {
@@ -171,6 +173,7 @@ static void print_bash(const struct programs *p, FILE *f) {
         "        COMPREPLY=($(compgen -W 'help --help --version");
     for (size_t i = 0; i < p->n; i++)
         if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
     fprintf(f, "' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
                "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
@@ -191,6 +194,8 @@ static void print_man(const struct programs *p, FILE *f) {
         fprintf(f, ".It Xr rill-%s 1\n", p->name[i]);
         copy_answer(p->path[i], "--help-summary", f);
     }
+    fprintf(f, ".El\n.Pp\nFurther pages of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, ".It Cm %s\n%s\n", t->name, t->summary);
     fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
 }
 
@@ -242,12 +247,26 @@ static int answer(const struct programs *p, const char *option, bool verbose) {
     return 1;
 }
 
+static int answer_topic(const struct cli_topic *t) {
+    struct err e;
+    FILE *out = text_open(STDOUT_FILENO);
+    if (!out)
+        err_nomem(&e, "text output");
+    else
+        t->print(out);
+    if (out && !text_close(out, "standard output", &e)) return 0;
+    say(e.msg);
+    return 1;
+}
+
 static int dispatch(struct programs *p, int argc, char **argv) {
     static const char *const options[] = {"help", "--help",      "-h",         "--version",
                                           "-V",   "--help-bash", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
     bool verbose = argc > 2 && (strcmp(argv[2], "-v") == 0 || strcmp(argv[2], "--verbose") == 0);
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
+    for (const struct cli_topic *t = p->topics; help && argc > 2 && t->name; t++)
+        if (strcmp(argv[2], t->name) == 0) return answer_topic(t);
     if (help && argc > 2) {
         char option[] = "--help", *arguments[] = {argv[0], option, NULL};
         return become(p, argv[2], arguments);
@@ -259,8 +278,8 @@ static int dispatch(struct programs *p, int argc, char **argv) {
     return 2;
 }
 
-int cli_dispatch(int argc, char **argv) {
-    struct programs p = {0};
+int cli_dispatch(int argc, char **argv, const struct cli_topic *topics) {
+    struct programs p = {.topics = topics};
     struct err e;
     int code = 1;
     cli_process_setup();
