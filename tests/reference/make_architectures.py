@@ -146,7 +146,7 @@ def gpt2():
 @model("gpt2-cerebras")
 def gpt2_cerebras():
     return eager(transformers.GPT2LMHeadModel, transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=40, n_inner=40, bos_token_id=None,
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64, n_inner=40, bos_token_id=None,
         eos_token_id=None, activation_function="gelu",
         scale_attn_weights=False, layer_norm_epsilon=1e-3, tie_word_embeddings=False))
 
