@@ -79,6 +79,7 @@ struct gguf_side {
         names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
     struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
     bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
+    bool windows;                                       /* llama.cpp gives it windows, which read and write know */
     const struct gguf_key *keys;                        /* of its own */
     size_t n_keys;
     struct arch_tensors tensors; /* that differ from the common ones */

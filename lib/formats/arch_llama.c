@@ -121,15 +121,6 @@ static bool mistral_write(cJSON *json, const struct model_config *c) {
                   : cJSON_AddNullToObject(json, "sliding_window") != NULL;
 }
 
-/* llama.cpp reads Mistral as a llama, which has no window. */
-static int mistral_gguf_check(const struct model_config *c, struct err *e) {
-    for (uint32_t i = 0; i < c->n_layers; i++)
-        if (c->layers[i].window)
-            return err_set(e, ERR_DATA, "a window of %u positions, which llama.cpp does not give to a llama",
-                           c->layers[i].window);
-    return 0;
-}
-
 const struct arch arch_mistral = {
     .name = "mistral",
     .models = "Mistral 7B",
@@ -142,5 +133,6 @@ const struct arch arch_mistral = {
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
            .write = mistral_write},
-    .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}, .check = mistral_gguf_check},
+    /* llama.cpp reads Mistral as a llama, which has no window. */
+    .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}},
 };

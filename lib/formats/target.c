@@ -19,6 +19,10 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
                        arch->name);
     if (c->n_layers > LLAMA_CPP_MAX_LAYERS)
         return err_set(e, ERR_DATA, "%u layers: llama.cpp loads at most %u", c->n_layers, LLAMA_CPP_MAX_LAYERS);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].window && !arch->gguf.windows)
+            return err_set(e, ERR_DATA, "layer %u sees %u positions only, and llama.cpp's %s has no such window", i,
+                           c->layers[i].window, arch->gguf.names[0].name);
     return arch->gguf.check ? arch->gguf.check(c, e) : 0;
 }
 

@@ -189,19 +189,29 @@ static inline int open_gguf_bytes(const void *data, size_t n, struct err *e) {
     return rc;
 }
 
-/* The model stream that import makes of a path. */
-static inline struct buf imported(const char *path, unsigned dtype) {
+/* The model stream that import makes of an open model, or of a path. */
+static inline struct buf foreign_stream(struct foreign_model *f, unsigned dtype) {
     struct err e;
-    struct foreign_model *f;
     struct stream_writer *w;
     int fd = memory_file();
-    OK(foreign_open(&f, path, NULL, &e));
     OK(stream_writer_open(&w, fd, "model", NULL, &e));
     OK(foreign_write(f, w, dtype, NULL, NULL, &e));
     OK(stream_writer_finish(w, NULL, &e));
     stream_writer_free(w);
-    foreign_close(f);
     return contents(fd);
+}
+
+static inline struct buf imported_with(const char *path, unsigned dtype, const struct foreign_options *o) {
+    struct err e;
+    struct foreign_model *f;
+    if (foreign_open(&f, path, o, &e)) fail_msg("%s", e.msg);
+    struct buf stream = foreign_stream(f, dtype);
+    foreign_close(f);
+    return stream;
+}
+
+static inline struct buf imported(const char *path, unsigned dtype) {
+    return imported_with(path, dtype, NULL);
 }
 
 /* A stream in memory by random access. The descriptor is the map's path, so it stays open. */

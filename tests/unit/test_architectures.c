@@ -1,0 +1,364 @@
+/*
+ * Every architecture of the registry against transformers: the tiny models of tests/golden/arch, which
+ * tests/reference/make_architectures.py makes, with their logits in f32 and gradients in f64. A row of the registry without such a
+ * model fails. Tolerances: logits 2e-5 of the largest; gradients 2e-5 of the largest of their tensor, and never asked to be better than 1e-7
+ * of the largest of all, for both are sums in f32; bf16 4% of the largest logit.
+ */
+#include <dirent.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "tests/unit/formats_samples.h"
+#include "tests/unit/model_samples.h"
+
+#include "lib/formats/arch_internal.h"
+
+#define GOLDEN_ARCH "tests/golden/arch/"
+#define STEP        7 /* every STEP-th element of a gradient is kept */
+
+/* ---- what is expected ---------------------------------------------------------------------------------------------- */
+
+struct expected {
+    struct mapped_file file;
+    struct raw_table tensors;
+    struct arena memory;
+    struct model_input in;
+    const float *logits;
+    double loss;
+};
+
+static const struct raw_tensor *want(const struct expected *x, const char *name) {
+    const struct raw_tensor *t = raw_table_find(&x->tensors, name);
+    if (!t) fail_msg("expected.safetensors has no '%s'", name);
+    return t;
+}
+
+/* Headers may leave tensors unaligned. */
+static void *copied(struct expected *x, const char *name) {
+    struct err e;
+    const struct raw_tensor *t = want(x, name);
+    void *to = arena_array(&x->memory, t->n_bytes, 1, &e);
+    assert_non_null(to);
+    memcpy(to, t->data, t->n_bytes);
+    return to;
+}
+
+static void open_expected(struct expected *x, const char *folder) {
+    char path[600];
+    struct err e;
+    *x = (struct expected){.loss = 0};
+    snprintf(path, sizeof path, "%s/expected.safetensors", folder);
+    OK(mapped_file_open(&x->file, path, &e));
+    OK(safetensors_parse(&x->tensors, x->file.data, x->file.size, &x->memory, &e));
+    OK(raw_table_sort(&x->tensors, &e));
+    x->in.n_positions = want(x, "tokens")->dims[0];
+    x->in.n_seqs = want(x, "lengths")->dims[0];
+    x->in.tokens = copied(x, "tokens");
+    x->in.lengths = copied(x, "lengths");
+    x->logits = copied(x, "logits");
+    x->loss = *(double *)copied(x, "loss");
+}
+
+static void close_expected(struct expected *x) {
+    mapped_file_close(&x->file);
+    raw_table_release(&x->tensors);
+    arena_release(&x->memory);
+}
+
+/* ---- logits --------------------------------------------------------------------------------------------------------- */
+
+static void check_logits(const char *what, const float *got, const float *wanted, size_t n, double tolerance) {
+    double worst = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)got[i] - wanted[i]));
+        scale = fmax(scale, fabs(wanted[i]));
+    }
+    if (!(worst <= tolerance * scale)) fail_msg("%s: logits off by %g of %g", what, worst, scale);
+}
+
+static void check_forward(const char *what, struct model *m, const struct expected *x, double tolerance) {
+    float *logits = logits_of(m, &x->in);
+    check_logits(what, logits, x->logits, x->in.n_positions * m->config.vocab_size, tolerance);
+    mem_free(logits);
+}
+
+static struct model *loaded(const struct buf *stream, enum model_hold hold) {
+    struct err e;
+    struct model *m;
+    if (load_model_as(stream, hold, &m, &e)) fail_msg("%s", e.msg);
+    return m;
+}
+
+/* Layer by layer: the bits of the resident model. */
+static void check_layerwise(const char *name, const struct buf *stream, const struct expected *x) {
+    struct err e;
+    struct stream_reader *r;
+    struct model_layerwise *l;
+    struct grad_tape *t;
+    struct model *m = loaded(stream, HOLD_F32);
+    size_t n = x->in.n_positions * m->config.vocab_size;
+    float *whole = logits_of(m, &x->in);
+    struct all_logits parts = {mem_array(n, sizeof(float), &e)};
+    int fd = file_of(stream->data, stream->len);
+    OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
+    OK(model_layerwise_new(&l, r, HOLD_F32, NULL, NULL, &e));
+    OK(grad_tape_new(&t, false, DT_F32, &e));
+    if (model_layerwise_run(l, t, &x->in, 1, NULL, NULL, &e)) fail_msg("%s: %s", name, e.msg);
+    OK(model_layerwise_logits(l, t, &x->in, 1, keep_logits, &parts, &e));
+    if (memcmp(whole, parts.x, n * sizeof *whole) != 0) fail_msg("%s: layer by layer gives other bits", name);
+    grad_tape_free(t);
+    model_layerwise_free(l);
+    stream_reader_free(r);
+    close(fd);
+    mem_free(whole);
+    mem_free(parts.x);
+    model_free(m);
+}
+
+/* ---- decoding from caches ------------------------------------------------------------------------------------------- */
+
+struct chosen {
+    uint32_t tokens[64];
+    size_t n;
+};
+
+static int keep_chosen(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made, size_t n,
+                       struct err *e) {
+    struct chosen *c = ctx;
+    (void)seq, (void)prompt, (void)n_prompt, (void)e;
+    memcpy(c->tokens, made, n * sizeof *made);
+    c->n = n;
+    return 0;
+}
+
+/* What is generated greedily, a token at a time from a cache, is what the whole sequence's logits choose. */
+static void check_decoding(const char *name, struct model *m) {
+    enum { PROMPT = 5, NEW = 30 };
+    uint32_t tokens[PROMPT + NEW] = {7, 3, 11, 5, 2}, best[PROMPT + NEW], length = PROMPT;
+    struct model_sampling how = {.top_p = 1, .max_new = NEW};
+    struct model_input prompt = {PROMPT, 1, tokens, &length}, whole = {PROMPT + NEW, 1, tokens, &length};
+    struct chosen made = {.n = 0};
+    struct err e;
+    OK(generate_all(m, &prompt, 0, &how, keep_chosen, &made, &e));
+    assert_int_equal(made.n, NEW);
+    memcpy(tokens + PROMPT, made.tokens, NEW * sizeof *tokens);
+    length = PROMPT + NEW;
+    float *logits = logits_of(m, &whole);
+    kernel_argmax(best, logits, PROMPT + NEW, m->config.vocab_size);
+    if (memcmp(best + PROMPT - 1, made.tokens, NEW * sizeof *best) != 0)
+        fail_msg("%s: from the cache other tokens are chosen", name);
+    mem_free(logits);
+}
+
+/* ---- gradients ------------------------------------------------------------------------------------------------------- */
+
+struct labels {
+    const uint32_t *label; /* UINT32_MAX: none */
+    float weight;
+    double total;
+};
+
+static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
+                      struct err *e) {
+    struct labels *l = ctx;
+    struct kernel_loss how = {1, 0, 1};
+    struct kernel_target target = {.label = l->label + first};
+    float *weight = mem_array(rows, sizeof *weight, e);
+    double *ce = mem_array(rows, sizeof *ce, e);
+    for (size_t i = 0; i < rows; i++) weight[i] = l->weight;
+    kernel_distill_loss(&how, &target, weight, logits, rows, vocab, NULL, ce, dlogits);
+    for (size_t i = 0; i < rows; i++)
+        if (l->label[first + i] != UINT32_MAX) l->total += l->weight * ce[i];
+    mem_free(weight);
+    mem_free(ce);
+    return 0;
+}
+
+static uint32_t *next_tokens(const struct model_input *in, size_t *n) {
+    struct err e;
+    uint32_t *label = mem_array(in->n_positions, sizeof *label, &e);
+    size_t at = 0;
+    *n = 0;
+    for (size_t s = 0; s < in->n_seqs; s++)
+        for (uint32_t i = 0; i < in->lengths[s]; i++, at++) {
+            label[at] = i + 1 < in->lengths[s] ? in->tokens[at + 1] : UINT32_MAX;
+            *n += label[at] != UINT32_MAX;
+        }
+    return label;
+}
+
+/* Gradients of all slots of a file's tensor, in the order of that tensor. */
+static float *foreign_gradient(struct model *m, const struct arch_tensors *names, struct model_slot s, char *name,
+                               uint64_t *n) {
+    struct err e;
+    struct arch_place of, place;
+    uint64_t dims[2];
+    assert_true(arch_place(names, NULL, &m->config, s, &of));
+    unsigned rank = arch_foreign_shape(&m->config, s, &of, dims);
+    *n = rank == 2 ? dims[0] * dims[1] : dims[0];
+    float *g = mem_array(*n, sizeof *g, &e);
+    snprintf(name, TENSOR_MAX_NAME + 16, "grad.%s", of.name);
+    for (size_t i = 0; i < m->n_params; i++) {
+        struct model_param *p = &m->params[i];
+        if (!arch_place(names, NULL, &m->config, p->slot, &place) || strcmp(place.name, of.name) != 0) continue;
+        uint64_t rows = p->desc.dims[0], cols = p->desc.rank == 2 ? p->desc.dims[1] : 1;
+        arch_scatter(&place, DT_F32, rows, cols, p->grad, g);
+    }
+    return g;
+}
+
+static void check_gradient(const char *model, const char *name, const float *got, uint64_t n, const float *wanted,
+                           double largest_of_all) {
+    double largest = 0;
+    for (uint64_t i = 0; i * STEP < n; i++) largest = fmax(largest, fabs(wanted[i]));
+    for (uint64_t i = 0; i * STEP < n; i++)
+        if (fabs((double)got[i * STEP] - wanted[i]) > fmax(2e-5 * largest, 1e-7 * largest_of_all))
+            fail_msg("%s: '%s' element %llu is %.9g, should be %.9g (largest %.3g)", model, name,
+                     (unsigned long long)(i * STEP), (double)got[i * STEP], (double)wanted[i], largest);
+}
+
+static double largest_gradient(struct expected *x) {
+    double largest = 0;
+    for (size_t i = 0; i < x->tensors.n; i++) {
+        const struct raw_tensor *t = &x->tensors.items[i];
+        if (strncmp(t->name, "grad.", 5) != 0) continue;
+        const float *g = copied(x, t->name);
+        for (uint64_t k = 0; k < t->n_bytes / sizeof *g; k++) largest = fmax(largest, fabs(g[k]));
+    }
+    return largest;
+}
+
+static void check_gradients(const char *model, const struct buf *stream, struct expected *x, bool recompute) {
+    struct err e;
+    struct grad_tape *t;
+    struct model *m = loaded(stream, HOLD_F32);
+    const struct arch *arch;
+    size_t n_labels;
+    uint32_t *label = next_tokens(&x->in, &n_labels);
+    struct labels loss = {label, 1 / (float)n_labels, 0};
+    OK(arch_of_config(&m->config, &arch, &e));
+    OK(model_enable_grad(m, &e));
+    OK(grad_tape_new(&t, true, DT_F32, &e));
+    grad_recompute(t, recompute);
+    struct grad_var *h = model_graph(m, t, &x->in, NULL, NULL, &e);
+    if (!h) fail_msg("%s: %s", model, e.msg);
+    struct grad_head head = model_logits_head(m, t);
+    assert_true(grad_head(t, h, &head, label_loss, &loss));
+    grad_backward(t);
+    OK(grad_error(t, &e));
+    if (fabs(loss.total - x->loss) > 1e-5 * x->loss)
+        fail_msg("%s: loss %.9g, should be %.9g", model, loss.total, x->loss);
+    double largest = largest_gradient(x);
+    for (size_t i = 0; i < m->n_params; i++) {
+        char name[TENSOR_MAX_NAME + 16];
+        uint64_t n;
+        float *g = foreign_gradient(m, &arch->hf.tensors, m->params[i].slot, name, &n);
+        check_gradient(model, name, g, n, copied(x, name), largest);
+        mem_free(g);
+    }
+    grad_tape_free(t);
+    model_free(m);
+    mem_free(label);
+}
+
+/* ---- out and in again ------------------------------------------------------------------------------------------------ */
+
+static void check_safetensors(const char *name, const struct buf *stream) {
+    struct err e;
+    char folder[64], path[128];
+    int fd;
+    temp_folder(folder);
+    snprintf(path, sizeof path, "%s/model", folder);
+    struct stream_map *map = map_of(stream, &fd);
+    if (safetensors_export(map, path, 0, &e)) fail_msg("%s: %s", name, e.msg);
+    stream_map_free(map);
+    close(fd);
+    struct foreign_options o = {.no_tokenizer = true};
+    struct buf again = imported_with(path, 0, &o);
+    assert_same_bytes(stream, &again);
+    buf_release(&again);
+    remove_folder(folder);
+}
+
+static void check_gguf(const char *name, const struct buf *stream, const struct expected *x) {
+    struct err e, why;
+    struct buf gguf = {0};
+    struct model *m = loaded(stream, HOLD_F32);
+    int can = target_check(TARGET_LLAMA_CPP, &m->config, &why);
+    int rc = export_gguf(stream, &gguf, &e);
+    if (can) {
+        assert_int_equal(rc, ERR_DATA);
+        assert_string_equal(e.msg, why.msg);
+    } else {
+        if (rc) fail_msg("%s: %s", name, e.msg);
+        struct foreign_model *f;
+        if (foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e)) fail_msg("%s as GGUF: %s", name, e.msg);
+        struct buf back = foreign_stream(f, 0);
+        foreign_close(f);
+        struct model *again = loaded(&back, HOLD_F32);
+        check_forward(name, again, x, 2e-5);
+        model_free(again);
+        buf_release(&back);
+    }
+    buf_release(&gguf);
+    model_free(m);
+}
+
+/* ---- all ------------------------------------------------------------------------------------------------------------- */
+
+static void check_architecture(const char *name) {
+    char folder[512];
+    struct expected x;
+    snprintf(folder, sizeof folder, GOLDEN_ARCH "%s", name);
+    open_expected(&x, folder);
+    struct foreign_options o = {.no_tokenizer = true};
+    struct buf stream = imported_with(folder, 0, &o);
+    struct model *m = loaded(&stream, HOLD_F32), *bf16 = loaded(&stream, HOLD_PACKED);
+    check_forward(name, m, &x, 2e-5);
+    check_forward(name, bf16, &x, 0.04);
+    check_layerwise(name, &stream, &x);
+    check_decoding(name, m);
+    check_gradients(name, &stream, &x, false);
+    check_gradients(name, &stream, &x, true);
+    check_safetensors(name, &stream);
+    check_gguf(name, &stream, &x);
+    model_free(m);
+    model_free(bf16);
+    buf_release(&stream);
+    close_expected(&x);
+}
+
+static int visible_entry(const struct dirent *d) {
+    return d->d_name[0] != '.';
+}
+
+/* Is the folder NAME or NAME-variant? */
+static bool is_of(const char *folder, const char *arch) {
+    size_t n = strlen(arch);
+    return strncmp(folder, arch, n) == 0 && (folder[n] == 0 || folder[n] == '-');
+}
+
+static void architectures_are_transformers(void **state) {
+    (void)state;
+    struct dirent **folders;
+    int n = scandir(GOLDEN_ARCH, &folders, visible_entry, alphasort);
+    assert_true(n > 0);
+    struct arch_summary a;
+    for (size_t i = 0; arch_summary(i, &a); i++) {
+        bool found = false;
+        for (int k = 0; k < n && !found; k++) found = is_of(folders[k]->d_name, a.name);
+        if (!found) fail_msg("no model in " GOLDEN_ARCH " for architecture %s", a.name);
+    }
+    for (int k = 0; k < n; k++) {
+        check_architecture(folders[k]->d_name);
+        free(folders[k]);
+    }
+    free(folders);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(architectures_are_transformers),
+    };
+    return cmocka_run_group_tests_name("architectures", tests, NULL, NULL);
+}
