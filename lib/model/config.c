@@ -366,11 +366,14 @@ int model_config_check(const struct model_config *c, struct err *e) {
 
 int model_check_next_token(const struct model_config *c, struct err *e) {
     switch (c->output) {
-    case OUTPUT_NONE: return err_set(e, ERR_DATA, "the model has no head: it makes hidden states, and no logits of tokens");
+    case OUTPUT_NONE:
+        return err_set(e, ERR_DATA, "the model has no head: it makes hidden states, and no logits of tokens");
     case OUTPUT_CLASSES:
-        return err_set(e, ERR_DATA, "the model is a classifier: its logits are of %u classes, and not of tokens", c->classes);
+        return err_set(e, ERR_DATA, "the model is a classifier: its logits are of %u classes, and not of tokens",
+                       c->classes);
     case OUTPUT_MASKED_LM:
-        return err_set(e, ERR_DATA, "the model is a masked language model: its logits are of the token itself, and not of the next");
+        return err_set(e, ERR_DATA,
+                       "the model is a masked language model: its logits are of the token itself, and not of the next");
     }
     if (!c->bidirectional) return 0;
     return err_set(e, ERR_DATA, "the model sees the tokens after a position, too: its logits do not predict them");

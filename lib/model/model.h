@@ -57,7 +57,7 @@ enum model_output {
     OUTPUT_LM,        /* logits of the next token */
     OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
     OUTPUT_NONE,      /* hidden states */
-    OUTPUT_CLASSES,   /* logits of classes, one row for each sequence, of its first position: through the pooler if there is one */
+    OUTPUT_CLASSES, /* logits of classes, one row for each sequence, of its first position: through the pooler if there is one */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
