@@ -352,6 +352,7 @@ struct foreign_source {
     struct digest_state *digest; /* of the files in the order in which they were opened */
     struct raw_table tensors;
     const struct arch_tensors *own, *common; /* names of its tensors */
+    const char *const *unread;               /* see struct hf_side; or NULL */
     bool interleaved;                        /* q and k rows are in GGUF's llama order */
     bool always_o_bias;                      /* the architecture has a bias on o */
     cJSON *hf_config;                        /* config.json, NULL for GGUF */
