@@ -2,9 +2,7 @@
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {
-    &arch_llama,
-    &arch_mistral,
-    &arch_qwen2,
+    &arch_llama, &arch_mistral, &arch_qwen2, &arch_gemma2, &arch_gemma3,
 };
 
 const struct arch *arch_at(size_t i) {

@@ -47,7 +47,8 @@ struct hf_side {
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta; /* when config.json does not say */
+    double eps, theta;  /* when config.json does not say */
+    double local_theta; /* the same of a rotation that sliding layers have for themselves; 0: they have not */
     bool partial_rotary;
     bool tied; /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
@@ -67,6 +68,8 @@ const char *hf_act_name(uint32_t act);
 int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given,
                         struct err *e) MUST_CHECK;
 bool hf_put_layer_types(cJSON *json, const struct model_config *c);
+/* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
+int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
 
@@ -88,6 +91,14 @@ struct gguf_side {
     int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
 
+/* For their read and write (gguf_windows.c). "attention.sliding_window", or `window` where the key is absent, in the layers that
+ * "attention.sliding_window_pattern" names: a flag for each layer, or N for all but every N-th; N is `pattern` where that key is
+ * absent. */
+int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const char *prefix, uint32_t window,
+                      uint32_t pattern, struct err *e) MUST_CHECK;
+/* Both keys; the pattern only where it is not the one that readers assume. */
+void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
+
 struct arch {
     const char *name;           /* the label in streams */
     const char *models;         /* who is of it, for help */
@@ -97,6 +108,7 @@ struct arch {
 };
 
 extern const struct arch arch_llama, arch_mistral, arch_qwen2;
+extern const struct arch arch_gemma2, arch_gemma3;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

@@ -45,10 +45,15 @@ static void warn_of_code(const cJSON *json, const struct arch *arch) {
 /* ---- numbers ---- */
 
 static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
-    struct hf_rope r;
+    struct hf_rope r, local = {.partial = 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = hf_rope_read(&r, json, arch->hf.theta, e);
+    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, arch->hf.theta, arch->hf.local_theta, e)
+                                       : hf_rope_read(&r, json, arch->hf.theta, e);
     if (rc) return rc;
+    if (local.partial != 1)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
+                       local.partial);
+    c->local_rope.theta = local.theta;
     if (r.partial != 1 && !arch->hf.partial_rotary)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
     c->rope = (struct model_rope){.theta = r.theta,
@@ -271,6 +276,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
 static bool put_rope(cJSON *o, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
+           (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
            (!c->rope.dims || json_put_f64(o, "partial_rotary_factor", (double)c->rope.dims / c->head_dim));
 }
 
