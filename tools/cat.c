@@ -20,34 +20,55 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static bool matches(const struct cli_list *globs, const char *name) {
+/* All that match are remembered, not the first alone. */
+static bool matches(const struct cli_list *globs, bool *used, const char *name) {
+    bool any = false;
     for (size_t i = 0; i < globs->n; i++)
-        if (!fnmatch(globs->items[i], name, 0)) return true;
-    return false;
+        if (!fnmatch(globs->items[i], name, 0)) any = used[i] = true;
+    return any;
 }
 
+struct chosen {
+    bool *selected, *dropped; /* has each GLOB named a tensor? */
+};
+
 static bool keep(void *ctx, const char *name) {
-    (void)ctx;
-    return (select_globs.n == 0 || matches(&select_globs, name)) && !matches(&drop_globs, name);
+    struct chosen *k = ctx;
+    bool drop = matches(&drop_globs, k->dropped, name), select = matches(&select_globs, k->selected, name);
+    return (select_globs.n == 0 || select) && !drop;
+}
+
+static int check_used(const char *option, const struct cli_list *globs, const bool *used, struct err *e) {
+    for (size_t i = 0; i < globs->n; i++)
+        if (!used[i])
+            return err_set(e, ERR_USAGE, "--%s '%s': no tensor has such a name (rill ls shows which there are)", option,
+                           globs->items[i]);
+    return 0;
 }
 
 static int run(struct cli *c, struct err *e) {
     struct stream_writer *w;
     struct stream_reader *r;
     struct stream_copier *k = NULL;
+    struct chosen chosen = {mem_zalloc(select_globs.n + 1, e), mem_zalloc(drop_globs.n + 1, e)};
     const struct stream_copy_options o = {
         .keep = select_globs.n || drop_globs.n ? keep : NULL,
+        .ctx = &chosen,
         .recode = cli_given(c, "codec"),
         .merge = merge,
     };
     size_t n = cli_operands(c) ? cli_operands(c) : 1;
-    int rc = cli_open_output(c, &w, e);
+    int rc = chosen.selected && chosen.dropped ? cli_open_output(c, &w, e) : err_nomem(e, "patterns");
     if (!rc) rc = stream_copier_new(&k, w, &o, e);
     for (size_t i = 0; !rc && i < n; i++) {
         rc = cli_open_stream(c, cli_input_path(c, i), "stdin", STREAM_ANY, &r, e);
         if (!rc) rc = stream_copier_add(k, r, e);
     }
+    if (!rc) rc = check_used("select", &select_globs, chosen.selected, e);
+    if (!rc) rc = check_used("drop", &drop_globs, chosen.dropped, e);
     if (!rc) rc = cli_close_output(c, e);
+    mem_free(chosen.selected);
+    mem_free(chosen.dropped);
     stream_copier_free(k);
     return rc;
 }
@@ -73,8 +94,8 @@ int main(int argc, char **argv) {
                     "    the same model in two thirds of the bytes\n"
                     "rill cat --merge a.tok.rill b.tok.rill > both.tok.rill\n"
                     "    one token stream of two\n"
-                    "rill cat --drop 'hidden.*' corpus.kd.rill > small.kd.rill\n"
-                    "    knowledge without the hidden states\n",
+                    "rill cat --select 'layers.0.*' --select norm.weight model.rill > part.rill\n"
+                    "    some of the tensors\n",
         .options = options,
         .run = run,
     };

@@ -59,7 +59,8 @@ static void say_ok(const struct cli *c, const struct stream_reader *r, FILE *out
     if (cli_quiet(c)) return;
     stream_reader_totals(r, &t);
     digest_text(t.digest, digest);
-    fprintf(out, "%s: OK", stream_reader_name(r));
+    cli_put(out, stream_reader_name(r));
+    fputs(": OK", out);
     if (t.segments > 1) fprintf(out, ", %" PRIu64 " segments", t.segments);
     if (t.batches) fprintf(out, ", %" PRIu64 " batches, %" PRIu64 " positions", t.batches, t.positions);
     fprintf(out, ", %" PRIu64 " tensors, %" PRIu64 " bytes, %s\n", t.tensors, t.bytes, digest);

@@ -71,7 +71,8 @@ static int put_pair(void *ctx, const struct stream_pair *p, struct err *e) {
     k->outside += outside;
     if (!different && !all) return 0;
     if (as_json) return put_json(k, p, outside, e);
-    fprintf(k->out, "%s: ", (p->a ? p->a : p->b)->name);
+    cli_put(k->out, (p->a ? p->a : p->b)->name);
+    fputs(": ", k->out);
     if (retyped || !p->compared)
         fprintf(k->out, "%s | %s%s", describe(p->a, a, sizeof a), describe(p->b, b, sizeof b), p->compared ? ", " : "");
     if (p->compared)

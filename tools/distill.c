@@ -154,6 +154,7 @@ static const struct cli_option options[] = {
      .arg = "STEPS",
      .fallback = "100",
      .min = 1,
+     .needs = {"checkpoint"},
      .transient = true,
      .help = "steps between two checkpoints"},
     {.name = "resume",
@@ -298,8 +299,7 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
               (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
               json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", schedule->steps) &&
-              json_put_u64(settings, "warmup", schedule->warmup) &&
+              json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
               json_put_f64(settings, "lr-min", schedule->lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
               json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
@@ -311,8 +311,6 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
 static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = run_precision(&how);
     o.state = dtype_by_name(optimizer_state)->dtype;
-    if (cli_given(c, "checkpoint-every") && !checkpoint_path)
-        return err_set(e, ERR_USAGE, "--checkpoint-every is for --checkpoint");
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (phases.n > DISTILL_MAX_PAST) return err_set(e, ERR_USAGE, "--schedule: at most %d phases", DISTILL_MAX_PAST);

@@ -24,17 +24,20 @@ static const struct cli_option options[] = {
      .arg = "TYPE",
      .choices = "keep|f32|f16|bf16",
      .fallback = "keep",
-     .help = "with --to safetensors: the type of all tensors; keep: as they are, quantized ones as f32"},
+     .needs = {"to=safetensors"},
+     .help = "the type of all tensors; keep: as they are, quantized ones as f32"},
     {.name = "tensor",
      .type = CLI_STRING,
      .to = &tensor,
      .arg = "NAME",
-     .help = "with --to npy: this one alone, to standard output or to the file -o"},
+     .needs = {"to=npy"},
+     .help = "this one alone, to standard output or to the file -o"},
     {.name = "name",
      .type = CLI_STRING,
      .to = &name,
      .arg = "NAME",
-     .help = "with --to gguf: the model's name in the file; default: the one that was imported"},
+     .needs = {"to=gguf"},
+     .help = "the model's name in the file; default: the one that was imported"},
     {0},
 };
 
@@ -43,12 +46,6 @@ static bool makes_folder(void) {
 }
 
 static int check_usage(struct cli *c, struct err *e) {
-    static const struct {
-        const char *option, *format;
-    } only[] = {{"dtype", "safetensors"}, {"tensor", "npy"}, {"name", "gguf"}};
-    for (size_t i = 0; i < COUNT_OF(only); i++)
-        if (cli_given(c, only[i].option) && strcmp(only[i].format, to) != 0)
-            return err_set(e, ERR_USAGE, "--%s is for --to %s", only[i].option, only[i].format);
     if (makes_folder() && !cli_output_path(c))
         return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
     return 0;

@@ -32,6 +32,7 @@ static const struct cli_option options[] = {
      .arg = "K",
      .fallback = "0",
      .max = 1 << 24,
+     .needs = {"!temperature=0"},
      .help = "draw among the K most probable tokens only; 0: among all"},
     {.name = "top-p",
      .type = CLI_SHARE,
@@ -40,6 +41,7 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 0.000001,
      .max = 1,
+     .needs = {"!temperature=0"},
      .help = "draw among the fewest tokens that hold this much probability"},
     {.name = "repeat",
      .type = CLI_U64,
@@ -53,7 +55,8 @@ static const struct cli_option options[] = {
     {.name = "text",
      .type = CLI_FLAG,
      .to = &as_text,
-     .help = "write text, a line for each sequence, instead of a token stream"},
+     .help =
+         "write text, a line for each sequence, instead of a token stream; to a terminal without control characters"},
     {.name = "only-new", .type = CLI_FLAG, .to = &only_new, .help = "leave the prompts out of the output"},
     {0},
 };
@@ -63,8 +66,7 @@ static const struct cli_option options[] = {
 struct sink {
     struct cli *c;
     struct model *m;
-    struct stream_writer *out; /* a token stream, or ... */
-    FILE *text;                /* ... text */
+    struct stream_writer *out; /* NULL with --text */
     struct buf tokens, lengths, line;
     uint64_t next_seq; /* the number of the next prompt's first continuation */
     uint64_t seqs;
@@ -74,9 +76,8 @@ struct sink {
 static int put_text(struct sink *s, const uint32_t *ids, size_t n, struct err *e) {
     s->line.len = 0;
     int rc = text_decode(s->m->vocab, ids, n, true, &s->line, e);
-    if (!rc && (fwrite(s->line.data, 1, s->line.len, s->text) != s->line.len || fputc('\n', s->text) == EOF))
-        rc = err_set(e, ERR_IO, "cannot write the text");
-    return rc;
+    if (!rc) rc = buf_append(&s->line, "\n", 1, e);
+    return rc ? rc : cli_put_document(s->c, s->line.data, s->line.len, e);
 }
 
 static int write_batch(struct sink *s, uint64_t next_seq, struct err *e) {
@@ -95,7 +96,7 @@ static int sequence_done(void *ctx, uint64_t seq, const uint32_t *prompt, size_t
     uint32_t n = (uint32_t)(n_made + (only_new ? 0 : n_prompt));
     int rc = only_new ? 0 : buf_append(&s->tokens, prompt, n_prompt * sizeof *prompt, e);
     if (!rc) rc = buf_append(&s->tokens, made, n_made * sizeof *made, e);
-    if (!rc && s->text) {
+    if (!rc && as_text) {
         rc = put_text(s, (const uint32_t *)s->tokens.data, n, e);
         s->tokens.len = 0;
     } else if (!rc)
@@ -160,7 +161,8 @@ static int generate(struct sink *s, struct run_data *in, struct err *e) {
 
 static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
     if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", how.model);
-    if (as_text) return cli_text(s->c, &s->text, e);
+    FILE *text;
+    if (as_text) return cli_text(s->c, &text, e);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are texts of their own now */
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
@@ -208,7 +210,9 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!text",
         .seeded = true,
+        .seed_needs = {"!temperature=0"},
         .threaded = true,
         .description = "Reads prompts as a token stream (rill tokenize --lines), continues them, many at once, and "
                        "writes token sequences, or "

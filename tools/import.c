@@ -18,6 +18,7 @@ static const struct cli_option options[] = {
      .to = &tokenizer,
      .arg = "FILE",
      .completes_files = true,
+     .needs = {"!no-tokenizer"},
      .help = "take this tokenizer.json (or vocab.json) and the files beside it rather than the source's tokenizer"},
     {.name = "no-tokenizer",
      .type = CLI_FLAG,
@@ -37,9 +38,7 @@ static int run(struct cli *c, struct err *e) {
     const char *path = cli_operand(c, 0);
     struct foreign_model *f = NULL;
     struct stream_writer *out;
-    int rc =
-        no_tokenizer && tokenizer ? err_set(e, ERR_USAGE, "--tokenizer and --no-tokenizer contradict each other") : 0;
-    if (!rc) rc = foreign_open(&f, path, &o, e);
+    int rc = foreign_open(&f, path, &o, e);
     if (!rc) rc = cli_note_input(c, path, f->format, f->digest, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) {

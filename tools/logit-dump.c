@@ -16,6 +16,7 @@ static const struct cli_option options[] = {
      .to = &encode,
      .arg = "ENC",
      .fallback = "sample:50",
+     .needs = {"!tsv"},
      .help =
          "topk:K keeps the K largest probabilities, ghost:K adds the rest as one pseudo-token, sample:N keeps N random "
          "draws, an unbiased estimate for all tokens"},
@@ -25,6 +26,7 @@ static const struct cli_option options[] = {
      .arg = "T",
      .min = 0.01,
      .max = 1000,
+     .needs = {"!tsv"},
      .help =
          "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
     {.name = "tsv",
@@ -36,7 +38,8 @@ static const struct cli_option options[] = {
      .to = &positions,
      .arg = "FIRST:N",
      .fallback = "0:20",
-     .help = "with --tsv: N positions from number FIRST of the stream on; it stops reading behind them"},
+     .needs = {"tsv"},
+     .help = "N positions from number FIRST of the stream on; it stops reading behind them"},
     {.name = "top",
      .type = CLI_U64,
      .to = &top,
@@ -44,8 +47,16 @@ static const struct cli_option options[] = {
      .fallback = "5",
      .min = 1,
      .max = 1000,
-     .help = "with --tsv: entries to show of each position"},
-    RUN_MODEL(how, "MODEL", false, "with --tsv: spell tokens by this model's vocabulary"),
+     .needs = {"tsv"},
+     .help = "entries to show of each position"},
+    {.name = "model",
+     .letter = 'm',
+     .type = CLI_STRING,
+     .to = &how.model,
+     .arg = "MODEL",
+     .completes_files = true,
+     .needs = {"tsv"},
+     .help = "spell tokens by this model's vocabulary"},
     {0},
 };
 
@@ -143,12 +154,7 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};
-    int rc = 0;
-    if (tsv && (cli_given(c, "encode") || cli_given(c, "temperature")))
-        rc = err_set(e, ERR_USAGE, "--tsv shows what the input says: it takes no --encode and no --temperature");
-    if (!tsv && (cli_given(c, "positions") || cli_given(c, "top") || cli_given(c, "model")))
-        rc = err_set(e, ERR_USAGE, "--positions, --top and --model belong to --tsv");
-    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
+    int rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
     if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
     knowledge_encoder_free(w.encoder);
     batch_release(&w.batch);
@@ -165,7 +171,9 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!tsv",
         .seeded = true,
+        .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
         .description =
             "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "

@@ -47,9 +47,9 @@ static int put_line(const struct list *l, const struct line *x, const cJSON *att
     char shape[256];
     const char *codec = stream_codec_name(x->codec);
     if (!as_json) {
-        fprintf(l->out, "%-5s %-20s %13" PRIu64 " %5.1f%% %-6s %s", dtype_info(x->desc.dtype)->name,
-                tensor_shape_text(&x->desc, shape, sizeof shape), x->bytes, percent(x->stored, x->bytes), codec,
-                x->desc.name);
+        fprintf(l->out, "%-5s %-20s %13" PRIu64 " %5.1f%% %-6s ", dtype_info(x->desc.dtype)->name,
+                tensor_shape_text(&x->desc, shape, sizeof shape), x->bytes, percent(x->stored, x->bytes), codec);
+        cli_put(l->out, x->desc.name);
         if (x->n > 1) fprintf(l->out, " (in %" PRIu64 " batches)", x->n);
         fputc('\n', l->out);
         return 0;

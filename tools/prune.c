@@ -21,18 +21,21 @@ static const struct cli_option options[] = {
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
-     .help = "with --sparsity: in the embedding and the output matrix too"},
+     .needs = {"sparsity"},
+     .help = "in the embedding and the output matrix too"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
-     .help = "keep N layers, or a share of them (67%): those of least block influence go (needs --stats); 0: keep all"},
+     .needs = {"!layers|stats"},
+     .help = "keep N layers, or a share of them (67%): those of least block influence go; 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &drop,
      .arg = "LIST",
+     .needs = {"!layers"},
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "ffn",
      .type = CLI_AMOUNT,
@@ -67,13 +70,15 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 1,
      .max = 1e15,
-     .help = "with --vocab: how often a token must occur to stay"},
+     .needs = {"vocab", "!vocab=padding"},
+     .help = "how often a token must occur to stay"},
     {.name = "score",
      .type = CLI_CHOICE,
      .to = &score,
      .arg = "BY",
      .choices = "auto|weights|activations",
      .fallback = "auto",
+     .needs = {"ffn|kv-heads", "!score=activations|stats"},
      .help = "what makes a channel or head good: the norm of its weights, or its activations in --stats; auto: "
              "activations when there "
              "are statistics"},
@@ -81,6 +86,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
+     .needs = {"layers|ffn|kv-heads", "layers|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -150,21 +156,10 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
     int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && asked(&layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
     if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;
-}
-
-/* Options that say more about another one. */
-static int check_usage(const struct cli *c, struct err *e) {
-    if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
-    if (cli_given(c, "vocab-min-count") && !vocab_path)
-        return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
-    if (cli_given(c, "vocab-min-count") && !reads_tokens())
-        return err_set(e, ERR_USAGE, "--vocab padding counts no tokens: --vocab-min-count is for a stream of them");
-    return 0;
 }
 
 static void say(void *c, const char *message) {
@@ -183,8 +178,8 @@ static int run(struct cli *c, struct err *e) {
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
-    int rc = check_usage(c, e);
-    if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
+    int rc = 0;
+    if (stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
     if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);

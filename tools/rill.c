@@ -1,6 +1,22 @@
 /* rill: the dispatcher. `rill NAME ...` runs rill-NAME; lib/cli/dispatch.c says where it is looked for. */
 #include "lib/cli/cli.h"
+#include "lib/formats/formats.h"
+
+static void print_architectures(FILE *out) {
+    struct arch_summary a;
+    fprintf(out, "%-12s %-34s %-10s %s\n", "name", "transformers", "llama.cpp", "models");
+    for (size_t i = 0; arch_summary(i, &a); i++)
+        fprintf(out, "%-12s %-34s %-10s %s\n", a.name, a.class, a.gguf ? a.gguf : "-", a.models);
+    fprintf(out,
+            "\nImport and export read and write what the second and third column name; '-': export --to gguf refuses.\n"
+            "Every program works on every architecture.\n");
+}
+
+static const struct cli_topic topics[] = {
+    {"architectures", "models that are known, and who else reads them", print_architectures},
+    {NULL, NULL, NULL},
+};
 
 int main(int argc, char **argv) {
-    return cli_dispatch(argc, argv);
+    return cli_dispatch(argc, argv, topics);
 }

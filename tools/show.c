@@ -11,22 +11,45 @@ static uint64_t head, batch;
 static bool stats, histogram, tsv, as_json, meta, prov, vocab;
 
 static const struct cli_option options[] = {
-    {.name = "tensor", .type = CLI_STRING, .to = &glob, .arg = "GLOB", .fallback = "*", .help = "the tensors to show"},
+    {.name = "tensor",
+     .type = CLI_STRING,
+     .to = &glob,
+     .arg = "GLOB",
+     .fallback = "*",
+     .needs = {"!meta", "!prov", "!vocab"},
+     .help = "the tensors to show"},
     {.name = "batch",
      .type = CLI_U64,
      .to = &batch,
      .arg = "N",
+     .needs = {"!meta", "!prov", "!vocab"},
      .help = "of a data stream, the N-th batch only, from 0"},
-    {.name = "head", .type = CLI_U64, .to = &head, .arg = "N", .fallback = "8", .help = "first values to show"},
+    {.name = "head",
+     .type = CLI_U64,
+     .to = &head,
+     .arg = "N",
+     .fallback = "8",
+     .needs = {"!meta", "!prov", "!vocab", "!tsv", "json|!stats", "json|!histogram"},
+     .help = "first values to show"},
     {.name = "stats",
      .type = CLI_FLAG,
      .to = &stats,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
      .help = "show range, mean, deviation and how many are zero, NaN, infinite"},
-    {.name = "histogram", .type = CLI_FLAG, .to = &histogram, .help = "show how the values are spread"},
-    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "write all values, a line for each row, and nothing else"},
+    {.name = "histogram",
+     .type = CLI_FLAG,
+     .to = &histogram,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
+     .help = "show how the values are spread"},
+    {.name = "tsv",
+     .type = CLI_FLAG,
+     .to = &tsv,
+     .needs = {"!meta", "!prov", "!vocab"},
+     .help = "write all values, a line for each row, and nothing else"},
     {.name = "json",
      .type = CLI_FLAG,
      .to = &as_json,
+     .needs = {"!meta", "!prov", "!vocab", "!tsv"},
      .help = "write JSON, a line for each tensor; what is not finite is null"},
     {.name = "meta", .type = CLI_FLAG, .to = &meta, .help = "show the descriptions of the segments, not tensors"},
     {.name = "prov", .type = CLI_FLAG, .to = &prov, .help = "show the provenance, oldest step first, not tensors"},
@@ -42,10 +65,17 @@ enum { PIECE = 1 << 14, BINS = 20, BAR = 50 };
 struct view {
     FILE *out;
     struct tensor_desc desc;
-    struct buf data; /* the tensor, as encoded: it is gone through several times */
+    struct buf data;  /* for --histogram, the whole tensor as encoded: it is gone through twice */
+    struct buf first; /* the first values, as f32 */
     float x[PIECE];
     struct tensor_summary summary;
+    bool found; /* a tensor that was asked for */
 };
+
+static const float *first_values(const struct view *v, size_t *n) {
+    *n = v->first.len / sizeof(float);
+    return (const float *)(const void *)v->first.data;
+}
 
 /* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
@@ -56,17 +86,37 @@ static bool values(struct view *v, uint64_t at, size_t *n) {
     return true;
 }
 
-static void summarize(struct view *v) {
-    size_t n;
-    v->summary = (struct tensor_summary){0};
-    for (uint64_t at = 0; values(v, at, &n); at += n) tensor_summarize(&v->summary, v->x, n);
+static void put_tsv(struct view *v, uint64_t at, size_t n) {
+    uint64_t row = tensor_row_elems(&v->desc);
+    for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
 }
 
-static void put_tsv(struct view *v) {
-    size_t n;
-    uint64_t row = tensor_row_elems(&v->desc);
-    for (uint64_t at = 0; values(v, at, &n); at += n)
-        for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
+/* The n values of v->x, from element `at` on, to where they are wanted. */
+static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
+    if (tsv) {
+        put_tsv(v, at, n);
+        return 0;
+    }
+    if (stats || histogram) tensor_summarize(&v->summary, v->x, n);
+    size_t keep = at >= head ? 0 : head - at < n ? (size_t)(head - at) : n;
+    return keep ? buf_append(&v->first, v->x, keep * sizeof *v->x, e) : 0;
+}
+
+/* Goes through the values, or as many of them as are asked for, a piece at a time. What is shown of a chunk was verified. */
+static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
+    bool all = tsv || stats || histogram;
+    size_t n = 1;
+    int rc = histogram ? stream_load_tensor(r, &v->data, e) : 0;
+    v->summary = (struct tensor_summary){0};
+    v->first.len = 0;
+    for (uint64_t at = 0; !rc && n > 0 && (all || at < head); at += n) {
+        if (histogram)
+            values(v, at, &n);
+        else
+            rc = stream_read_f32(r, v->x, PIECE, &n, e);
+        if (!rc) rc = take(v, at, n, e);
+    }
+    return rc ? rc : stream_skip_tensor(r, e);
 }
 
 static void fill_bins(struct view *v, uint64_t bins[BINS]) {
@@ -91,16 +141,16 @@ static void put_text(struct view *v) {
     char shape[256];
     size_t n;
     const struct tensor_summary *s = &v->summary;
-    fprintf(v->out, "%s %s %s\n", v->desc.name, dtype_info(v->desc.dtype)->name,
-            tensor_shape_text(&v->desc, shape, sizeof shape));
+    cli_put(v->out, v->desc.name);
+    fprintf(v->out, " %s %s\n", dtype_info(v->desc.dtype)->name, tensor_shape_text(&v->desc, shape, sizeof shape));
     if (stats)
         fprintf(v->out,
                 "  min %.7g  max %.7g  mean %.7g  std %.7g  zero %" PRIu64 "  nan %" PRIu64 "  inf %" PRIu64 "\n",
                 (double)s->min, (double)s->max, s->mean, tensor_summary_std(s), s->n_zero, s->n_nan, s->n_inf);
     if (histogram) put_histogram(v);
     if (stats || histogram) return;
-    for (uint64_t at = 0; at < head && values(v, at, &n); at += n)
-        for (size_t i = 0; i < n && at + i < head; i++) fprintf(v->out, "  %.7g", (double)v->x[i]);
+    const float *x = first_values(v, &n);
+    for (size_t i = 0; i < n; i++) fprintf(v->out, "  %.7g", (double)x[i]);
     fputs(tensor_elems(&v->desc) > head ? "  ...\n" : "\n", v->out);
 }
 
@@ -121,10 +171,9 @@ static int put_json(struct view *v, struct err *e) {
     const struct tensor_summary *s = &v->summary;
     size_t n;
     bool ok = j && list && cJSON_AddItemToObject(j, "values", list);
-    for (uint64_t at = 0; ok && at < head && values(v, at, &n); at += n)
-        for (size_t i = 0; ok && i < n && at + i < head; i++)
-            ok = cJSON_AddItemToArray(list,
-                                      isfinite(v->x[i]) ? cJSON_CreateNumber((double)v->x[i]) : cJSON_CreateNull());
+    const float *x = first_values(v, &n);
+    for (size_t i = 0; ok && i < n; i++)
+        ok = cJSON_AddItemToArray(list, isfinite(x[i]) ? cJSON_CreateNumber((double)x[i]) : cJSON_CreateNull());
     if (stats)
         ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
              json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&
@@ -135,13 +184,11 @@ static int put_json(struct view *v, struct err *e) {
 
 static int show_tensor(struct view *v, struct stream_reader *r, const struct stream_item *item, struct err *e) {
     v->desc = item->desc;
-    if (stream_load_tensor(r, &v->data, e)) return e->code;
-    if (stats || histogram) summarize(v);
+    v->found = true;
+    int rc = read_values(v, r, e);
+    if (rc || tsv) return rc;
     if (as_json) return put_json(v, e);
-    if (tsv)
-        put_tsv(v);
-    else
-        put_text(v);
+    put_text(v);
     return 0;
 }
 
@@ -204,12 +251,20 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
     return show_tensor(v, r, item, e);
 }
 
+/* A tensor or a batch that was asked for, and is not there, is a mistake in the question. */
+static int check_found(const struct cli *c, const struct view *v, uint64_t batches, struct err *e) {
+    if (v->found) return 0;
+    if (cli_given(c, "batch") && batches <= batch)
+        return err_set(e, ERR_USAGE, "--batch %" PRIu64 ": there are %" PRIu64 " batches", batch, batches);
+    if (cli_given(c, "tensor"))
+        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls shows which there are)", glob);
+    return 0;
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
     uint64_t batches = 0;
-    if (tsv && (as_json || stats || histogram))
-        return err_set(e, ERR_USAGE, "--tsv writes values and nothing else: no --json, --stats or --histogram");
     struct view *v = mem_zalloc(sizeof *v, e);
     if (!v) return e->code;
     int rc = cli_open_stream(c, cli_input_path(c, 0), "stdin", STREAM_ANY, &r, e);
@@ -220,7 +275,9 @@ static int run(struct cli *c, struct err *e) {
         if (!rc) batches += item.type == ITEM_BATCH;
         if (!rc) rc = show_item(c, v, r, &item, batches, e);
     } while (!rc && item.type != ITEM_EOF);
+    if (!rc) rc = check_found(c, v, batches, e);
     buf_release(&v->data);
+    buf_release(&v->first);
     mem_free(v);
     return rc;
 }

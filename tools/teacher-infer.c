@@ -32,12 +32,13 @@ static const struct cli_option options[] = {
      .to = &dtype,
      .choices = "f16|bf16|f32",
      .fallback = "f16",
-     .help = "element type of dense output"},
+     .needs = {"encode=dense"},
+     .help = "element type of the output"},
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
-     .help =
-         "dense: write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
+     .needs = {"encode=dense", "!temperature"},
+     .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
     {.name = "batch-tokens",
      .type = CLI_U64,
      .to = &teaching.batch_tokens,
@@ -59,9 +60,9 @@ static const struct cli_option options[] = {
      .arg = "N",
      .min = 1,
      .max = 1ull << 40,
-     .help =
-         "with --weights stream: tokens for which the model is read once; memory holds their hidden states. Without "
-         "it, as many as fit an eighth of the memory, or all of them when the model comes through a pipe"},
+     .needs = {"weights=stream"},
+     .help = "tokens for which the model is read once; memory holds their hidden states. Without "
+             "it, as many as fit an eighth of the memory, or all of them when the model comes through a pipe"},
     {0},
 };
 
@@ -72,17 +73,6 @@ struct work {
     struct run_data tokens;
     struct stream_writer *out;
 };
-
-static int check_usage(const struct cli *c, const struct knowledge_format *f, struct err *e) {
-    bool sparse = f->encoding != KNOW_DENSE;
-    if (sparse && (raw_logits || cli_given(c, "dtype")))
-        return err_set(e, ERR_USAGE, "--dtype and --logits are for --encode dense, not %s", encode);
-    if (raw_logits && temperature != 1)
-        return err_set(e, ERR_USAGE, "--logits have no temperature: leave one of both out");
-    if (!teaching.layerwise && teaching.block_tokens)
-        return err_set(e, ERR_USAGE, "--block-tokens is for --weights stream");
-    return 0;
-}
 
 /* What the knowledge will be: its META, and the encoder behind it. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
@@ -111,8 +101,7 @@ static int infer_stream(struct work *w, struct err *e) {
     struct knowledge_format f = {0};
     struct cli *c = w->c;
     teaching.layerwise = !strcmp(weights, "stream");
-    if (knowledge_encoding_parse(encode, &f, e) || check_usage(c, &f, e) ||
-        run_teacher_open(&w->teacher, c, &how, &teaching, e) ||
+    if (knowledge_encoding_parse(encode, &f, e) || run_teacher_open(&w->teacher, c, &how, &teaching, e) ||
         run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, run_teacher_model(w->teacher), &w->tokens, e) ||
         cli_open_output(c, &w->out, e) ||
         run_teacher_infer(w->teacher, &w->tokens, 1 / temperature, begin_output, w, e) ||
@@ -120,8 +109,7 @@ static int infer_stream(struct work *w, struct err *e) {
         return e->code;
     struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
     if (!json_put_u64(cli_report(c), "positions", n.positions) ||
-        !json_put_u64(cli_report(c), "teacher_bytes", n.bytes) ||
-        !json_put_str(cli_report(c), "backend", kernel_backend()))
+        !json_put_u64(cli_report(c), "teacher_bytes", n.bytes))
         return err_nomem(e, "report");
     return cli_close_output(c, e);
 }
@@ -144,6 +132,7 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .seeded = true,
+        .seed_needs = {"encode=sample:N"},
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "

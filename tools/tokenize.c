@@ -1,6 +1,4 @@
 /* rill tokenize: text in, tokens out; with --decode the other way round. */
-#include <errno.h>
-
 #include "lib/run/run.h"
 
 static struct run_options how;
@@ -13,12 +11,14 @@ static const struct cli_option options[] = {
     {.name = "lines",
      .type = CLI_FLAG,
      .to = &lines,
+     .needs = {"!decode", "!jsonl"},
      .help = "each line is a document, without its line end, LF or CR LF; empty lines are none. Without this or "
              "--jsonl the whole input is one document, line ends as they are"},
     {.name = "jsonl",
      .type = CLI_STRING,
      .to = &field,
      .arg = "FIELD",
+     .needs = {"!decode", "!lines"},
      .help = "each line is a JSON object, and the string FIELD in it a document"},
     {.name = "context",
      .type = CLI_U64,
@@ -26,18 +26,21 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .max = CORPUS_MAX_BATCH,
+     .needs = {"!decode"},
      .help = "pack: join all documents and cut them into sequences of N tokens, the last of which may be shorter; 0: "
              "each document is a sequence"},
     {.name = "drop-last",
      .type = CLI_FLAG,
      .to = &drop_last,
-     .help = "with --context: leave out a last sequence that is shorter"},
+     .needs = {"!decode", "context"},
+     .help = "leave out a last sequence that is shorter"},
     {.name = "bos",
      .type = CLI_CHOICE,
      .to = &bos,
      .arg = "WHEN",
      .choices = "auto|always|never",
      .fallback = "auto",
+     .needs = {"!decode"},
      .help = "begin every sequence, packed or not, with the BOS token; auto: if the vocabulary asks for it"},
     {.name = "eos",
      .type = CLI_CHOICE,
@@ -45,6 +48,7 @@ static const struct cli_option options[] = {
      .arg = "WHEN",
      .choices = "auto|always|never",
      .fallback = "auto",
+     .needs = {"!decode"},
      .help = "end every document with the EOS token; auto: with --context put one between documents if the vocabulary "
              "has one, without --context if it asks for it"},
     {.name = "no-special",
@@ -54,12 +58,14 @@ static const struct cli_option options[] = {
     {.name = "no-normalise",
      .type = CLI_FLAG,
      .to = &no_normalise,
+     .needs = {"!decode"},
      .help = "take the text as it is where the vocabulary asks for normalisation form C"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &max_tokens,
      .arg = "N",
      .fallback = "0",
+     .needs = {"!decode"},
      .help = "stop after N tokens; 0: use all"},
     {.name = "batch-tokens",
      .type = CLI_U64,
@@ -68,13 +74,15 @@ static const struct cli_option options[] = {
      .fallback = "8192",
      .min = 1,
      .max = CORPUS_MAX_BATCH,
+     .needs = {"!decode"},
      .help =
          "positions in a batch, the unit in which programs downstream work. No packed sequence is parted; a document "
          "longer than this goes on in the next batch"},
     {.name = "decode",
      .type = CLI_FLAG,
      .to = &decode,
-     .help = "the input is a token stream, the output its text; documents that were lines end with a line end"},
+     .help = "the input is a token stream, the output its text; documents that were lines end with a line end. To a "
+             "terminal without control characters"},
     {0},
 };
 
@@ -150,8 +158,8 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
 
 /* ---- tokens to text ---- */
 
-static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, const struct batch *b, struct buf *text,
-                        FILE *out, struct err *e) {
+static int decode_batch(struct cli *c, const struct vocab *v, const struct corpus_decoding *d, const struct batch *b,
+                        struct buf *text, struct err *e) {
     const struct corpus_batch batch = {.first_seq = b->head.first_seq,
                                        .first_pos = b->head.first_pos,
                                        .n_positions = b->head.n_positions,
@@ -160,9 +168,7 @@ static int decode_batch(const struct vocab *v, const struct corpus_decoding *d, 
                                        .tokens = batch_tokens(b),
                                        .lengths = batch_lengths(b)};
     text->len = 0;
-    if (corpus_decode(v, d, &batch, text, e)) return e->code;
-    if (text->len && fwrite(text->data, 1, text->len, out) != text->len) return err_sys(e, errno, "standard output");
-    return 0;
+    return corpus_decode(v, d, &batch, text, e) ? e->code : cli_put_document(c, text->data, text->len, e);
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
@@ -178,7 +184,7 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
         rc = corpus_decoding(stream_reader_meta(in.stream), &d,
                              e); /* of the batch's segment: each was made in its way */
-        if (!rc) rc = decode_batch(v, &d, &b, &text, out, e);
+        if (!rc) rc = decode_batch(c, v, &d, &b, &text, e);
     }
     batch_release(&b);
     buf_release(&text);
@@ -186,20 +192,9 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     return rc;
 }
 
-static int check_usage(const struct cli *c, struct err *e) {
-    static const char *const for_text[] = {"lines", "jsonl",        "context",    "drop-last",   "bos",
-                                           "eos",   "no-normalise", "max-tokens", "batch-tokens"};
-    for (size_t i = 0; decode && i < COUNT_OF(for_text); i++)
-        if (cli_given(c, for_text[i]))
-            return err_set(e, ERR_USAGE, "--%s is for text: --decode reads tokens", for_text[i]);
-    if (lines && field) return err_set(e, ERR_USAGE, "--lines and --jsonl exclude each other");
-    return drop_last && !context ? err_set(e, ERR_USAGE, "--drop-last needs --context") : 0;
-}
-
 static int run(struct cli *c, struct err *e) {
     struct vocab *v = NULL;
-    int rc = check_usage(c, e);
-    if (!rc) rc = run_load_vocab(c, &how, &v, e);
+    int rc = run_load_vocab(c, &how, &v, e);
     if (!rc) rc = decode ? decode_stream(c, v, e) : encode(c, v, e);
     vocab_free(v);
     return rc;
@@ -213,6 +208,7 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!decode",
         .writes_text = true,
         .threaded = true,
         .description =

@@ -40,7 +40,7 @@ enum err_code {
 
 struct err {
     int code;
-    char msg[1024]; /* printable: control bytes in quoted input have become '?' */
+    char msg[1024]; /* escaped (escape_text): it may quote hostile input */
 };
 
 /* Fills *e and returns code, so that `return err_set(e, ERR_DATA, ...)` is the idiom. */
@@ -78,6 +78,17 @@ void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;          /* zeroed, 64-
 void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK; /* n * size checked, zeroed, 64-byte aligned */
 char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
 void mem_free(void *p);
+/*
+ * The budget. Allocations are counted; one that does not fit into what is left fails as if the system had refused it, before
+ * the machine swaps or kills. What is left: of `bytes` when mem_set_limit was called (0: as if it never was), else the least of
+ * what the machine has available, the control group and RLIMIT_AS leave, looked up for large allocations.
+ */
+void mem_set_limit(uint64_t bytes);
+uint64_t mem_left(void);
+uint64_t mem_address_space(void); /* what RLIMIT_AS alone leaves; UINT64_MAX: no limit */
+uint64_t mem_in_use(void);        /* by mem_alloc and what stands on it */
+/* ERR_IO, "N MB of memory are needed and M MB are left", if so many bytes do not fit: for what grows in steps or is made of many. */
+int mem_check(uint64_t bytes, struct err *e) MUST_CHECK;
 /* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
 void mem_fail_at(uint64_t n);
 
@@ -115,6 +126,17 @@ bool utf8_valid(const char *s, size_t n);
 /* A name fit for tensors, records and options: 1..1024 bytes of valid UTF-8 without control characters. */
 bool name_valid(const char *s, size_t n);
 
+/* What a file or a command line says, on its way to a terminal or into a text: it may neither move the cursor, start a
+ * line, nor change the order in which a line is read. Control and format characters (but the joiners, which words and
+ * emoji need) and line separators become \n, \t, \r or the \u1234 of JSON, bytes that are not UTF-8 become \x9b; the
+ * rest stays, backslashes too. Text that is escaped stays as it is when it is escaped again. */
+#define ESCAPE_MAX 13 /* bytes that one character can become, with a NUL */
+/* Of the first character of s[0..n), n > 0: how many bytes it takes up goes into *took, what to show into out, with a
+ * NUL. True when that differs. */
+bool escape_char(const char *s, size_t n, size_t *took, char out[ESCAPE_MAX]);
+/* Of all of s[0..n), as far as it fits: whole characters, and a NUL. Returns the length. `out` may not overlap s. */
+size_t escape_text(char *out, size_t size, const char *s, size_t n);
+
 /* Reads a whole string as a number: no trailing characters, no overflow. False if it is not one. Decimal only; the u64
  * form accepts the suffixes K, M, G (powers of 1024). */
 bool parse_u64(const char *s, uint64_t *out);
@@ -136,6 +158,8 @@ cJSON *json_parse(const char *text, size_t len, struct err *e) MUST_CHECK;
 /* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back.
  * Refuses (ERR_DATA) what json_parse would: NaN, infinities, duplicate keys, invalid UTF-8. Free with mem_free. */
 char *json_text(const cJSON *value, struct err *e) MUST_CHECK;
+/* The same value as text to be shown: what escape_char escapes is written as \u. Not canonical: for no file of ours. */
+char *json_text_shown(const cJSON *value, struct err *e) MUST_CHECK;
 int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out,
                  struct err *e) MUST_CHECK;
 int json_get_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;

@@ -1,6 +1,12 @@
-/* Private to lib/base: which sanitizer this build carries. gcc and clang say it differently. */
+/* Private to lib/base: the memory budget, and which sanitizer this build carries (gcc and clang say it differently). */
 #ifndef RILL_BASE_INTERNAL_H
 #define RILL_BASE_INTERNAL_H
+
+#include "lib/base/base.h"
+
+#define MEM_LARGE ((uint64_t)64 << 20) /* less is asked of the system without looking at what there is */
+/* Is there a --max-memory? */
+bool mem_limit_is_set(void);
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)

@@ -5,26 +5,23 @@
 
 #include "lib/base/base.h"
 
-/*
- * Makes the text fit to be shown. It may quote hostile input, so control bytes, which could move a terminal's cursor
- * or start a second line, become '?'; and where truncation cut a UTF-8 sequence in two, the rest of it goes.
- */
-static void make_printable(char *msg, size_t size, size_t wanted) {
-    for (char *p = msg; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
-    if (wanted < size) return;
-    size_t n = strlen(msg), start = n;
-    while (start > 0 && n - start < 4 && ((unsigned char)msg[start - 1] & 0xc0) == 0x80) start--;
-    if (start > 0 && (unsigned char)msg[start - 1] >= 0xc0) start--;
-    if (start < n && !utf8_valid(msg + start, n - start)) msg[start] = 0;
+/* The text, escaped, as the message. `wanted`: its length before it was cut to sizeof e->msg; of a UTF-8 sequence that
+ * was cut in two nothing remains. */
+static void put_message(struct err *e, const char *text, size_t wanted) {
+    size_t n = strlen(text), start = n;
+    if (wanted >= sizeof e->msg) {
+        while (start > 0 && n - start < 4 && ((unsigned char)text[start - 1] & 0xc0) == 0x80) start--;
+        if (start > 0 && (unsigned char)text[start - 1] >= 0xc0) start--;
+        if (start < n && !utf8_valid(text + start, n - start)) n = start;
+    }
+    escape_text(e->msg, sizeof e->msg, text, n);
 }
 
 static void set_message(struct err *e, const char *fmt, va_list args) {
     char text[sizeof e->msg]; /* a copy, because the arguments may point into e->msg */
     int n = vsnprintf(text, sizeof text, fmt, args);
     if (n < 0) n = snprintf(text, sizeof text, "(message could not be formatted)");
-    make_printable(text, sizeof text, (size_t)n);
-    memcpy(e->msg, text, strlen(text) + 1);
+    put_message(e, text, (size_t)n);
 }
 
 int err_set(struct err *e, int code, const char *fmt, ...) {
@@ -39,8 +36,7 @@ int err_set(struct err *e, int code, const char *fmt, ...) {
 static void append_message(struct err *e, const char *rest) {
     char text[sizeof e->msg];
     int n = snprintf(text, sizeof text, "%s: %s", e->msg, rest);
-    make_printable(text, sizeof text, n < 0 ? 0 : (size_t)n);
-    memcpy(e->msg, text, strlen(text) + 1);
+    put_message(e, text, n < 0 ? 0 : (size_t)n);
 }
 
 int err_prefix(struct err *e, const char *fmt, ...) {

@@ -157,6 +157,7 @@ static bool scan_value(struct scan *s) {
 }
 
 int json_scan(const char *text, size_t len, struct err *e) {
+    if (!len) text = ""; /* an empty buffer is NULL, which no offset may be added to */
     struct scan s = {.begin = text, .at = text, .end = text + len};
     skip_space(&s);
     if (scan_value(&s)) {

@@ -96,6 +96,17 @@ static int put_value(struct buf *b, const cJSON *value, struct err *e) {
     return err_set(e, ERR_DATA, "json: a value to be written is of no JSON type");
 }
 
+/* Outside of strings canonical text is printable ASCII, so whatever is escaped stands in a string. */
+char *json_text_shown(const cJSON *value, struct err *e) {
+    char *text = json_text(value, e);
+    if (!text) return NULL;
+    size_t n = strlen(text), room = 6 * n + 1; /* \u007f of one byte */
+    char *shown = mem_alloc(room, e);
+    if (shown) escape_text(shown, room, text, n);
+    mem_free(text);
+    return shown;
+}
+
 char *json_text(const cJSON *value, struct err *e) {
     /* What json_parse would refuse is not written either. */
     if (json_check_tree(value, 1, e) != 0) return NULL;

@@ -1,5 +1,6 @@
 /* Aligned memory and the arena. */
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -7,7 +8,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "lib/base/base.h"
 #include "lib/base/base_internal.h"
 
 #ifdef RILL_ASAN
@@ -44,12 +44,23 @@ static void ask_for_huge_pages(void *p, size_t size) {
     if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: failing changes nothing */
 }
 
+static atomic_uint_fast64_t in_use;
+
+uint64_t mem_in_use(void) {
+    return atomic_load_explicit(&in_use, memory_order_relaxed);
+}
+
 void *mem_alloc(size_t size, struct err *e) {
     void *p = NULL;
+    if (mem_check(size, e)) {
+        err_prefix(e, "out of memory");
+        return NULL;
+    }
     if (must_fail() || size > PTRDIFF_MAX - ALIGN || posix_memalign(&p, ALIGN, size ? size : 1) != 0) {
         err_set(e, ERR_IO, "out of memory: %zu bytes", size);
         return NULL;
     }
+    atomic_fetch_add_explicit(&in_use, malloc_usable_size(p), memory_order_relaxed);
     ask_for_huge_pages(p, size);
     return p;
 }
@@ -77,6 +88,7 @@ char *mem_strdup(const char *s, struct err *e) {
 }
 
 void mem_free(void *p) {
+    if (p) atomic_fetch_sub_explicit(&in_use, malloc_usable_size(p), memory_order_relaxed);
     free(p);
 }
 

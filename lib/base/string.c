@@ -1,6 +1,7 @@
 /* Text: UTF-8, names and numbers. Nothing here looks at the locale. */
 #include <locale.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,62 @@ bool name_valid(const char *s, size_t n) {
     }
     return true;
 }
+
+/* ---- escaping --------------------------------------------------------------------------------------------------- */
+
+static bool is_shown(utf8proc_int32_t c) {
+    if (c < 0x7f) return c >= 0x20;
+    if (c == 0x200c || c == 0x200d) return true;
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP: return false;
+    default: return true;
+    }
+}
+
+static void escape_code(utf8proc_int32_t c, char out[ESCAPE_MAX]) {
+    if (c == '\n' || c == '\r' || c == '\t')
+        snprintf(out, ESCAPE_MAX, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
+    else if (c < 0x10000)
+        snprintf(out, ESCAPE_MAX, "\\u%04x", (unsigned)c & 0xffff);
+    else /* as JSON spells it: a surrogate pair */
+        snprintf(out, ESCAPE_MAX, "\\ud%03x\\ud%03x", (0x800 | (unsigned)(c - 0x10000) >> 10) & 0xfff,
+                 0xc00 | ((unsigned)c & 0x3ff));
+}
+
+bool escape_char(const char *s, size_t n, size_t *took, char out[ESCAPE_MAX]) {
+    utf8proc_int32_t c;
+    utf8proc_ssize_t k = utf8proc_iterate((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)n, &c);
+    *took = k > 0 ? (size_t)k : 1;
+    if (k <= 0)
+        snprintf(out, ESCAPE_MAX, "\\x%02x", (unsigned)(unsigned char)*s);
+    else if (!is_shown(c))
+        escape_code(c, out);
+    else {
+        memcpy(out, s, *took);
+        out[*took] = 0;
+        return false;
+    }
+    return true;
+}
+
+size_t escape_text(char *out, size_t size, const char *s, size_t n) {
+    char shown[ESCAPE_MAX];
+    size_t len = 0;
+    for (size_t i = 0, took; i < n; i += took) {
+        escape_char(s + i, n - i, &took, shown);
+        size_t k = strlen(shown);
+        if (len + k >= size) break;
+        memcpy(out + len, shown, k);
+        len += k;
+    }
+    if (size) out[len] = 0;
+    return len;
+}
+
+/* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
 static bool is_digit(char c) {
     return c >= '0' && c <= '9';

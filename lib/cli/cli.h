@@ -35,6 +35,8 @@ struct cli_list {
     size_t n;
 };
 
+#define CLI_MAX_NEEDS 8
+
 /* n, or when that is 0 a share in (0, 1]; both 0: all. */
 struct cli_amount {
     uint64_t n;
@@ -63,6 +65,9 @@ struct cli_option {
     double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
+    /* What must hold for the option to have an effect, clauses (lib/cli/needs.c): "tsv" with that option only, "!tsv"
+     * without it only, "codec=zstd|codec=planes". Given beside others, it is refused; help says so. */
+    const char *needs[CLI_MAX_NEEDS];
     enum cli_writes writes; /* of a CLI_STRING */
     const char *continues;  /* the option that may name the same file as input (a state that is continued) */
     bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
@@ -80,12 +85,14 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    bool writes_stream; /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;   /* has -o, --force for text or foreign files */
+    bool writes_stream;       /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;         /* has -o, --force for text or foreign files */
+    const char *stream_needs; /* "!tsv": a clause, without which the output is no stream: for --codec and --level */
     /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
     const char *force_help;
     bool (*makes_folder)(void); /* asked once the options are known: is -o the name of a folder? NULL: never */
     bool seeded;                /* has --seed */
+    const char *seed_needs[2];  /* clauses of --seed */
     bool threaded;              /* has -j */
     const char *description;    /* paragraphs for help and the man page */
     const char *examples;       /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
@@ -185,7 +192,13 @@ int cli_remember(struct cli *c, const char *option, const char *const *values, s
 
 /* ---- what people and programs read ---------------------------------------------------------------------------------- */
 
-/* Writes j as a line of JSON and frees it. `complete`: everything that was added to it, was (else memory is out). */
+/* Writes what a file or a command line says (a name, a path), escaped by escape_text. */
+void cli_put(FILE *out, const char *text);
+/* Writes text that is the result itself (generate --text, tokenize --decode) to cli_text's place: as it is, but to a
+ * terminal everything is escaped except line ends and tabs. */
+int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) MUST_CHECK;
+/* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else
+ * memory is out). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
 /* The plain facts of an object on one line, as "  key=value", those of objects in it too; lists are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
@@ -194,8 +207,13 @@ void cli_put_facts(FILE *out, const cJSON *object);
 
 /* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
-/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. */
-int cli_dispatch(int argc, char **argv);
+/* What `rill help NAME` tells besides the programs: a page that is printed from a registry. */
+struct cli_topic {
+    const char *name, *summary;
+    void (*print)(FILE *out);
+};
+/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. topics end with a NULL name. */
+int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);
 /* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
  * NULL for the one it was written under. */
 int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;

@@ -31,6 +31,9 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) MUST_CHECK;
 /* What may only be asked once --help and the terminal have been dealt with: required options, number of operands. */
 int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) MUST_CHECK;
+/* needs.c: refuses an option that has no effect beside the others (ERR_USAGE); the same in words, for help. */
+int needs_check(const struct cli_args *a, struct err *e) MUST_CHECK;
+void needs_describe(const struct cli_option *o, char *out, size_t size);
 /* `kept` with these values of a long option, right after the program's name, instead of those that were given. */
 int args_remember(struct cli_args *a, struct arena *arena, const char *option, const char *const *values, size_t n,
                   struct err *e) MUST_CHECK;
@@ -88,6 +91,7 @@ int output_file_create(struct cli *c, const char *path, bool overwrite, struct c
 void output_files_release(struct cli *c); /* unlinks what was not committed */
 bool output_is_stdout(const struct cli *c);
 const char *output_name(const struct cli *c); /* for messages */
+int output_fd(const struct cli *c);           /* of what cli_open_output, cli_text or cli_binary has opened */
 /* The steps of a run that went well: everything is on disk before the first name changes. */
 int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
@@ -163,6 +167,8 @@ int report_begin(struct cli *c, struct err *e) MUST_CHECK;
 int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
 int report_commit(struct cli *c, struct err *e) MUST_CHECK;                                /* under its name */
 void report_retract(struct cli *c);
+/* "NAME VERSION", and if `verbose`, what computes: the words of a report's "backend". */
+void cli_put_version(FILE *out, const char *name, bool verbose);
 
 /* ---- main.c ------------------------------------------------------------------------------------------------------------------------- */
 
@@ -175,7 +181,7 @@ struct cli {
 
     bool verbose, quiet, force, no_provenance;
     const char *progress_mode, *report_path, *output_path, *codec;
-    uint64_t level, seed, threads;
+    uint64_t level, seed, threads, max_memory;
 
     struct cli_input *inputs;
     bool stdin_taken;
@@ -194,10 +200,13 @@ struct cli {
     struct progress progress;
 };
 
-/* One line on stderr in one write, free of control characters, without allocating. `label` may be "". */
+/* One line on stderr in one write, escaped, without allocating. `label` may be "". */
 void cli_message(struct cli *c, const char *label, const char *text);
 /* Before anything else: descriptors 0-2 exist, SIGPIPE has its default, SIGXFSZ is an error and not a crash. */
 void cli_process_setup(void);
+/* Extends the main thread's stack while there is address space: when allocations have used up RLIMIT_AS, a stack that must
+ * grow ends the process by a signal. */
+int cli_reserve_stack(struct err *e) MUST_CHECK;
 int cli_exit_code(int code);
 
 #endif

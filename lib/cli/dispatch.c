@@ -24,14 +24,17 @@ struct programs {
     const char *name[MAX_PROGRAMS], *path[MAX_PROGRAMS];
     bool ours[MAX_PROGRAMS];
     size_t n;
+    const struct cli_topic *topics;
 };
 
 static const char summary[] = "compress language models with Unix filters";
 
 static void say(const char *text) {
-    char line[1200];
-    int n = snprintf(line, sizeof line, "rill: %s\n", text);
-    (void)fd_write(STDERR_FILENO, line, n > 0 && n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+    char line[1200] = "rill: ";
+    size_t n = strlen(line);
+    n += escape_text(line + n, sizeof line - n - 1, text, strlen(text));
+    line[n++] = '\n';
+    (void)fd_write(STDERR_FILENO, line, n);
 }
 
 /* ---- finding ---------------------------------------------------------------------------------------------------------- */
@@ -148,8 +151,15 @@ static void list_programs(const struct programs *p, FILE *f) {
     }
     if (others) fprintf(f, "\nOn PATH:\n");
     for (size_t i = 0; i < p->n; i++)
-        if (!p->ours[i]) fprintf(f, "  %-14s %s\n", p->name[i], p->path[i]);
-    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version.\n");
+        if (!p->ours[i]) {
+            fputs("  ", f);
+            cli_put(f, p->name[i]);
+            fprintf(f, "%*s", strlen(p->name[i]) < 14 ? (int)(15 - strlen(p->name[i])) : 1, "");
+            cli_put(f, p->path[i]);
+            fputc('\n', f);
+        }
+    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version. Also:\n");
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "  rill help %-14s %s\n", t->name, t->summary);
 }
 
 static void print_bash(const struct programs *p, FILE *f) {
@@ -163,6 +173,7 @@ static void print_bash(const struct programs *p, FILE *f) {
         "        COMPREPLY=($(compgen -W 'help --help --version");
     for (size_t i = 0; i < p->n; i++)
         if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
     fprintf(f, "' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
                "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
@@ -183,6 +194,8 @@ static void print_man(const struct programs *p, FILE *f) {
         fprintf(f, ".It Xr rill-%s 1\n", p->name[i]);
         copy_answer(p->path[i], "--help-summary", f);
     }
+    fprintf(f, ".El\n.Pp\nFurther pages of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, ".It Cm %s\n%s\n", t->name, t->summary);
     fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
 }
 
@@ -214,13 +227,13 @@ static int become(const struct programs *p, const char *name, char **argv) {
 }
 
 /* What rill itself says. */
-static int answer(const struct programs *p, const char *option) {
+static int answer(const struct programs *p, const char *option, bool verbose) {
     struct err e;
     FILE *out = text_open(STDOUT_FILENO);
     if (!out)
         err_nomem(&e, "text output");
     else if (strcmp(option, "--version") == 0 || strcmp(option, "-V") == 0)
-        fprintf(out, "rill %s\n", RILL_VERSION);
+        cli_put_version(out, "rill", verbose);
     else if (strcmp(option, "--help-bash") == 0)
         print_bash(p, out);
     else if (strcmp(option, "--help-man") == 0)
@@ -234,24 +247,39 @@ static int answer(const struct programs *p, const char *option) {
     return 1;
 }
 
+static int answer_topic(const struct cli_topic *t) {
+    struct err e;
+    FILE *out = text_open(STDOUT_FILENO);
+    if (!out)
+        err_nomem(&e, "text output");
+    else
+        t->print(out);
+    if (out && !text_close(out, "standard output", &e)) return 0;
+    say(e.msg);
+    return 1;
+}
+
 static int dispatch(struct programs *p, int argc, char **argv) {
     static const char *const options[] = {"help", "--help",      "-h",         "--version",
                                           "-V",   "--help-bash", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
+    bool verbose = argc > 2 && (strcmp(argv[2], "-v") == 0 || strcmp(argv[2], "--verbose") == 0);
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
+    for (const struct cli_topic *t = p->topics; help && argc > 2 && t->name; t++)
+        if (strcmp(argv[2], t->name) == 0) return answer_topic(t);
     if (help && argc > 2) {
         char option[] = "--help", *arguments[] = {argv[0], option, NULL};
         return become(p, argv[2], arguments);
     }
     for (size_t i = 0; i < COUNT_OF(options); i++)
-        if (strcmp(name, options[i]) == 0) return answer(p, name);
+        if (strcmp(name, options[i]) == 0) return answer(p, name, verbose);
     if (name[0] != '-') return become(p, name, argv + 1);
     say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
     return 2;
 }
 
-int cli_dispatch(int argc, char **argv) {
-    struct programs p = {0};
+int cli_dispatch(int argc, char **argv, const struct cli_topic *topics) {
+    struct programs p = {.topics = topics};
     struct err e;
     int code = 1;
     cli_process_setup();

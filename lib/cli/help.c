@@ -12,7 +12,7 @@
 
 /* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
 static void option_facts(const struct cli_option *o, char *out, size_t size) {
-    char choices[256] = "", range[96] = "";
+    char choices[256] = "", range[96] = "", needs[256];
     if (o->choices) {
         size_t n = (size_t)snprintf(choices, sizeof choices, "one of ");
         for (const char *s = o->choices; *s && n + 3 < sizeof choices; s++) {
@@ -24,7 +24,9 @@ static void option_facts(const struct cli_option *o, char *out, size_t size) {
         choices[n] = 0;
     }
     if (o->max > o->min && o->max < 1e6) snprintf(range, sizeof range, "%.10g to %.10g", o->min, o->max);
-    const char *part[] = {o->required ? "required" : "", o->type == CLI_LIST ? "may be repeated" : "", choices, range};
+    needs_describe(o, needs, sizeof needs);
+    const char *part[] = {o->required ? "required" : "", needs, o->type == CLI_LIST ? "may be repeated" : "", choices,
+                          range};
     size_t n = 0;
     out[0] = 0;
     for (size_t i = 0; i < COUNT_OF(part); i++)
@@ -315,7 +317,8 @@ void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* ---- --help-options ------------------------------------------------------------------------------------------------- */
 
-/* One line for each option: letter, name, type, range or choices, default. A test compares them with what was released. */
+/* One line for each option: letter, name, type, range or choices, default, and what it needs. A test compares them with
+ * what was released. */
 void help_options(FILE *f, const struct cli_args *a) {
     static const char *const type[] = {"flag", "string", "integer", "number", "share", "amount", "choice", "list"};
     for (size_t i = 0; i < a->n_rows; i++) {
@@ -326,7 +329,8 @@ void help_options(FILE *f, const struct cli_args *a) {
         if (o->choices) fprintf(f, " %s", o->choices);
         if (o->min != 0 || o->max != 0) fprintf(f, " %.10g..", o->min);
         if (o->max > o->min) fprintf(f, "%.10g", o->max);
-        fprintf(f, "%s%s%s\n", o->required ? " required" : "", o->fallback ? " = " : "",
-                o->fallback ? o->fallback : "");
+        fprintf(f, "%s%s%s", o->required ? " required" : "", o->fallback ? " = " : "", o->fallback ? o->fallback : "");
+        for (size_t k = 0; k < CLI_MAX_NEEDS && o->needs[k]; k++) fprintf(f, "%s %s", k ? "," : " needs", o->needs[k]);
+        fputc('\n', f);
     }
 }

@@ -13,23 +13,12 @@
 
 /* ---- messages ------------------------------------------------------------------------------------------------------- */
 
-/* A name from a hostile file must not move the cursor: control characters become '?', and a line stays one line. */
-static size_t append_clean(char *to, size_t room, const char *text) {
-    size_t n = 0;
-    for (; n < room && text[n]; n++) {
-        unsigned char ch = (unsigned char)text[n];
-        bool c1 = ch == 0xC2 && (unsigned char)text[n + 1] >= 0x80 && (unsigned char)text[n + 1] < 0xA0;
-        to[n] = (ch < 0x20 || ch == 0x7F || c1) ? '?' : (char)ch;
-    }
-    return n;
-}
-
 void cli_message(struct cli *c, const char *label, const char *text) {
     char line[2304];
     progress_hide(c);
     int n = snprintf(line, 256, "rill %s: %s", c->program->name, label);
     size_t at = n < 0 ? 0 : n < 256 ? (size_t)n : 255;
-    at += append_clean(line + at, sizeof line - at - 1, text);
+    at += escape_text(line + at, sizeof line - at - 1, text, strlen(text));
     line[at++] = '\n';
     (void)fd_write(STDERR_FILENO, line, at); /* there is nowhere left to say that it failed */
 }
@@ -89,17 +78,18 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .arg = "CODEC",
                                         .choices = "raw|zstd|planes",
                                         .fallback = "raw",
+                                        .needs = {p->stream_needs},
                                         .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
                                                 "each element, smaller and faster) for "
                                                 "files that are kept"};
-        rows[n++] =
-            (struct cli_option){.name = "level",
-                                .type = CLI_U64,
-                                .to = &c->level,
-                                .arg = "N",
-                                .min = 1,
-                                .max = 19,
-                                .help = "with --codec zstd or planes: its zstd level; the codec knows a good one"};
+        rows[n++] = (struct cli_option){.name = "level",
+                                        .type = CLI_U64,
+                                        .to = &c->level,
+                                        .arg = "N",
+                                        .min = 1,
+                                        .max = 19,
+                                        .needs = {"codec=zstd|codec=planes", p->stream_needs},
+                                        .help = "zstd's level; the codec knows a good one"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
@@ -114,6 +104,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                         .fallback = "0",
                                         .min = 0,
                                         .max = (double)JSON_MAX_INTEGER,
+                                        .needs = {p->seed_needs[0], p->seed_needs[1]},
                                         .help = "seed of all random numbers; the same seed gives the same result"};
     if (p->threaded)
         rows[n++] = (struct cli_option){
@@ -126,6 +117,17 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
             .max = 4096,
             .transient = true,
             .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
+    rows[n++] =
+        (struct cli_option){.name = "max-memory",
+                            .type = CLI_U64,
+                            .to = &c->max_memory,
+                            .arg = "BYTES",
+                            .min = 1,
+                            .max = 0x1p60,
+                            .transient = true,
+                            .help = "take no more memory than this for tensors and tables, and fail before it is "
+                                    "taken; K, M and G are powers of 1024. Without it: what the machine has "
+                                    "available, the control group and ulimit -v leave"};
     rows[n++] = (struct cli_option){
         .name = "progress",
         .type = CLI_CHOICE,
@@ -133,6 +135,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
         .arg = "WHEN",
         .choices = "auto|always|never",
         .fallback = "auto",
+        .needs = {"!progress=always|!quiet"},
         .transient = true,
         .help = "show how far the work is; auto: on a terminal, and only by the last program of a pipeline"};
     rows[n++] =
@@ -148,6 +151,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                     .letter = 'v',
                                     .type = CLI_FLAG,
                                     .to = &c->verbose,
+                                    .needs = {"!quiet"},
                                     .transient = true,
                                     .help = "say more on standard error"};
     rows[n++] = (struct cli_option){.name = "quiet",
@@ -157,12 +161,28 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                                     .transient = true,
                                     .help = "no notes, warnings or progress; errors are always shown"};
     rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
-    rows[n++] = (struct cli_option){.name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version"};
+    rows[n++] = (struct cli_option){
+        .name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version; with -v, what computes"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-options", .type = CLI_FLAG};
     return n;
+}
+
+/* -v counts where parsing stopped at --version, too. */
+static bool asks_more(const struct cli *c) {
+    for (int i = 1; i < c->argc; i++)
+        if (strcmp(c->argv[i], "--verbose") == 0 ||
+            (c->argv[i][0] == '-' && c->argv[i][1] != '-' && strchr(c->argv[i], 'v')))
+            return true;
+    return false;
+}
+
+static void put_version(FILE *out, const char *program, bool verbose) {
+    char name[256];
+    snprintf(name, sizeof name, "rill-%s", program);
+    cli_put_version(out, name, verbose);
 }
 
 static int act(const struct cli *c, struct err *e) {
@@ -173,7 +193,7 @@ static int act(const struct cli *c, struct err *e) {
     if (strcmp(name, "help") == 0)
         help_text(out, p, &c->args);
     else if (strcmp(name, "version") == 0)
-        fprintf(out, "rill-%s %s\n", p->name, RILL_VERSION);
+        put_version(out, p->name, c->verbose || asks_more(c));
     else if (strcmp(name, "help-man") == 0)
         help_man(out, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
@@ -191,15 +211,13 @@ static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
     if (c->report_path && strcmp(c->report_path, "-") == 0)
         return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
-    if (cli_given(c, "level") && strcmp(c->codec, "raw") == 0)
-        return err_set(e, ERR_USAGE, "--level is for --codec zstd or planes");
-    if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");
     return 0;
 }
 
 static int start(struct cli *c, struct err *e) {
     if (args_check(&c->args, c->program, e) || check_common(c, e)) return e->code;
     if (c->threads) parallel_set_threads((int)c->threads);
+    mem_set_limit(c->max_memory);
     log_set_sink(on_log, c);
     progress_setup(c);
     c->report = cJSON_CreateObject();
@@ -297,7 +315,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
     cli_signals_install();
     clock_gettime(CLOCK_MONOTONIC, &c.start);
     size_t n = common_options(&c, p, common);
-    if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
+    if (cli_reserve_stack(&e) || args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
         cli_message(&c, "", e.msg);
         code = cli_exit_code(e.code);
     } else if (c.args.action) {

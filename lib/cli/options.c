@@ -300,7 +300,7 @@ int args_check(const struct cli_args *a, const struct cli_program *p, struct err
     if (n < min) return err_set(e, ERR_USAGE, "%s needed: %s", n ? "more operands are" : "an operand is", p->operands);
     if (p->max_operands >= 0 && n > (size_t)p->max_operands)
         return err_set(e, ERR_USAGE, "unexpected operand '%.200s'", a->operands[p->max_operands]);
-    return 0;
+    return needs_check(a, e);
 }
 
 static int set_defaults(struct cli_args *a, struct arena *arena, size_t room, struct err *e) {

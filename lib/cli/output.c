@@ -49,6 +49,10 @@ const char *output_name(const struct cli *c) {
     return output_is_stdout(c) ? "standard output" : c->output_path;
 }
 
+int output_fd(const struct cli *c) {
+    return c->output ? c->output->file.fd : STDOUT_FILENO;
+}
+
 /* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other
  * and the bytes must not differ. A file that is only appended to has other contents than ours: no name then. */
 static int record_output(struct cli *c, struct err *e) {
@@ -101,7 +105,6 @@ int cli_close_output(struct cli *c, struct err *e) {
 int cli_text(struct cli *c, FILE **out, struct err *e) {
     int fd;
     if (!c->text) {
-        if (cli_given(c, "codec")) return err_set(e, ERR_USAGE, "--codec is for a stream: this writes text");
         /* results on the terminal and a bar on the same terminal do not mix */
         if (output_is_stdout(c) && isatty(STDOUT_FILENO))
             c->progress.enabled &= strcmp(c->progress_mode, "always") == 0;
@@ -114,7 +117,6 @@ int cli_text(struct cli *c, FILE **out, struct err *e) {
 }
 
 int cli_binary(struct cli *c, int *fd, struct err *e) {
-    if (cli_given(c, "codec")) return err_set(e, ERR_USAGE, "--codec is for a stream: this writes a foreign file");
     return open_place(c, true, fd, e);
 }
 

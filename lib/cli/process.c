@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <locale.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
@@ -19,4 +20,21 @@ void cli_process_setup(void) {
     signal(SIGPIPE, SIG_DFL); /* some parents leave it ignored, and filters then run on for nobody */
     signal(SIGXFSZ, SIG_IGN); /* a full quota is an error with a message */
     setlocale(LC_ALL, "C");
+}
+
+#define STACK ((size_t)4 << 20) /* the main thread's, at most: blocked kernels keep their scratch there */
+
+/* The lowest byte alone: the pages between are taken when they are used. */
+static __attribute__((noinline)) void touch_stack(void) {
+    char deep[STACK];
+    *(volatile char *)deep = 0;
+}
+
+int cli_reserve_stack(struct err *e) {
+    struct rlimit stack;
+    if (mem_address_space() < 2 * STACK)
+        return err_set(e, ERR_IO, "out of memory: the limit on the address space (ulimit -v) leaves %.1f MB",
+                       (double)mem_address_space() / 1e6);
+    if (getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur >= 2 * STACK) touch_stack();
+    return 0;
 }

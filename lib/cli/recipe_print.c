@@ -12,24 +12,39 @@ static bool is_plain(const char *word) {
     return *word && word[strspn(word, safe)] == 0;
 }
 
+/* What a terminal should not get is escaped in the Makefile too, which is read before it is run. */
+static bool needs_escape(const char *text) {
+    char shown[ESCAPE_MAX];
+    bool found = false;
+    for (size_t n = strlen(text), took; n && !found; text += took, n -= took)
+        found = escape_char(text, n, &took, shown);
+    return found;
+}
+
+/* Bytes of one character, as bash reads them between $' and '. */
+static int put_bytes(struct buf *b, const char *bytes, size_t n, struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; i < n && !rc; i++) rc = buf_printf(b, e, "\\x%02x", (unsigned)(unsigned char)bytes[i]);
+    return rc;
+}
+
 /* Between single quotes nothing is special but the quote itself; make still wants $$ and no newline, and bash has $'\n'. */
 int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
     if (is_plain(word)) return buf_append(b, word, strlen(word), e);
-    bool control = false;
-    for (const char *s = word; *s; s++) control |= (unsigned char)*s < 0x20 || *s == 0x7F;
-    int rc = buf_printf(b, e, control ? "$$'" : "'");
-    for (const char *s = word; *s && !rc; s++) {
-        unsigned char ch = (unsigned char)*s;
-        if (ch == '$')
+    char shown[ESCAPE_MAX];
+    bool escapes = needs_escape(word);
+    int rc = buf_printf(b, e, escapes ? "$$'" : "'");
+    for (size_t n = strlen(word), took; n && !rc; word += took, n -= took) {
+        if (escape_char(word, n, &took, shown))
+            rc = put_bytes(b, word, took, e);
+        else if (*word == '$')
             rc = buf_append(b, "$$", 2, e);
-        else if (control && (ch < 0x20 || ch == 0x7F))
-            rc = buf_printf(b, e, "\\x%02x", ch);
-        else if (control && (ch == '\'' || ch == '\\'))
-            rc = buf_printf(b, e, "\\%c", ch);
-        else if (ch == '\'')
+        else if (escapes && (*word == '\'' || *word == '\\'))
+            rc = buf_printf(b, e, "\\%c", *word);
+        else if (*word == '\'')
             rc = buf_append(b, "'\\''", 4, e);
         else
-            rc = buf_append(b, s, 1, e);
+            rc = buf_append(b, word, took, e);
     }
     return rc ? rc : buf_append(b, "'", 1, e);
 }
@@ -37,9 +52,10 @@ int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
 /* Tried against GNU make 4.3, character by character. What it has no way to write is refused. */
 int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct err *e) {
     int rc = *name == '~' ? buf_append(b, "./", 2, e) : 0;
+    bool escapes = needs_escape(name);
     for (const char *s = name; *s && !rc; s++) {
         unsigned char ch = (unsigned char)*s;
-        if (ch < 0x20 || ch == 0x7F || strchr(";|\\", ch))
+        if (escapes || strchr(";|\\", ch))
             return err_set(e, ERR_DATA, "the file name '%.200s' cannot be written in a Makefile", name);
         if (ch == '$')
             rc = buf_append(b, "$$", 2, e);
@@ -55,10 +71,12 @@ int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct er
 
 /* A comment ends at the line's end, whatever is in it. */
 static int print_comment(struct buf *b, const char *text, struct err *e) {
+    char shown[ESCAPE_MAX];
     int rc = 0;
-    for (const char *s = text; *s && !rc; s++) {
-        char ch = (unsigned char)*s < 0x20 || *s == 0x7F || *s == '\\' ? '?' : *s;
-        rc = buf_append(b, &ch, 1, e);
+    for (size_t n = strlen(text), took; n && !rc; text += took, n -= took) {
+        bool escaped = escape_char(text, n, &took, shown);
+        if (!escaped && *shown == '\\') *shown = '?'; /* one at the end would go on in the next line */
+        rc = buf_append(b, shown, strlen(shown), e);
     }
     return rc;
 }

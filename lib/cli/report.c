@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
+#include "lib/kernel/kernel.h"
 
 cJSON *cli_report(struct cli *c) {
     return c->report;
@@ -37,13 +38,21 @@ static double seconds_of(struct timeval t) {
     return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
 }
 
+/* What computed: another CPU path's results differ in their last bits. */
+static bool put_backend(cJSON *o) {
+    struct kernel_backend b = kernel_backend();
+    cJSON *to = cJSON_AddObjectToObject(o, "backend");
+    return to && json_put_str(to, "cpu_path", b.path) && json_put_str(to, "f32", b.f32) &&
+           json_put_str(to, "bf16", b.bf16) && json_put_str(to, "int8", b.int8) && json_put_str(to, "blas", "none");
+}
+
 static bool put_costs(cJSON *o, struct cli *c) {
     struct rusage use;
     getrusage(RUSAGE_SELF, &use);
     return json_put_f64(o, "seconds", seconds_since(&c->start)) &&
            json_put_f64(o, "cpu_seconds", seconds_of(use.ru_utime) + seconds_of(use.ru_stime)) &&
            json_put_u64(o, "peak_memory_bytes", (uint64_t)use.ru_maxrss * 1024) &&
-           json_put_u64(o, "threads", (uint64_t)parallel_threads());
+           json_put_u64(o, "threads", (uint64_t)parallel_threads()) && put_backend(o);
 }
 
 static int put_command(cJSON *o, struct cli *c, struct err *e) {
@@ -121,12 +130,21 @@ int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     cJSON *o = cJSON_CreateObject();
     if (!o) return err_nomem(e, "report");
     int rc = fill_report(c, o, code, message, e);
-    char *text = rc ? NULL : json_text(o, e);
+    char *text = rc ? NULL : json_text_shown(o, e);
     cJSON_Delete(o);
     if (!text) return e->code;
     rc = write_report(c, text, e);
     mem_free(text);
     return rc;
+}
+
+void cli_put_version(FILE *out, const char *name, bool verbose) {
+    fprintf(out, "%s %s\n", name, RILL_VERSION);
+    if (!verbose) return;
+    struct kernel_backend b = kernel_backend();
+    fprintf(out, "CPU path: %s (RILL_CPU names another)\n", b.path);
+    fprintf(out, "products: f32 %s, bf16 %s, int8 %s; BLAS: none\n", b.f32, b.bf16, b.int8);
+    fprintf(out, "threads: %d\n", parallel_threads());
 }
 
 int report_commit(struct cli *c, struct err *e) {

@@ -19,7 +19,7 @@ static int flush_text(const struct cli *c, FILE *f, struct err *e) {
 int cli_result(struct cli *c, const cJSON *object, struct err *e) {
     FILE *f;
     if (cli_text(c, &f, e)) return e->code;
-    char *text = json_text(object, e);
+    char *text = json_text_shown(object, e);
     if (!text) return e->code;
     fprintf(f, "%s\n", text);
     mem_free(text);
@@ -36,14 +36,9 @@ static void cell_text(const cJSON *v, char out[CELL_SIZE]) {
         double x = v->valuedouble;
         snprintf(out, CELL_SIZE, x == floor(x) && fabs(x) < 1e15 ? "%.0f" : "%.6g", x);
     } else {
-        snprintf(out, CELL_SIZE, "%s",
-                 cJSON_IsString(v)  ? v->valuestring
-                 : cJSON_IsTrue(v)  ? "yes"
-                 : cJSON_IsFalse(v) ? "no"
-                                    : "-");
+        const char *text = cJSON_IsString(v) ? v->valuestring : cJSON_IsTrue(v) ? "yes" : cJSON_IsFalse(v) ? "no" : "-";
+        escape_text(out, CELL_SIZE, text, strlen(text));
     }
-    for (char *s = out; *s; s++)
-        if ((unsigned char)*s < 0x20 || *s == 0x7f) *s = '?'; /* a file's name must not move the cursor */
 }
 
 static int characters(const char *s) {

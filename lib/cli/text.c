@@ -26,24 +26,62 @@ int text_close(FILE *f, const char *name, struct err *e) {
     return failed ? err_sys(e, saved, "%s", name) : 0;
 }
 
+void cli_put(FILE *out, const char *text) {
+    char shown[ESCAPE_MAX];
+    for (size_t n = strlen(text), took; n; text += took, n -= took) {
+        escape_char(text, n, &took, shown);
+        fputs(shown, out);
+    }
+}
+
+/* Documents have lines and columns of their own. A character that a batch cuts in two is shown as its bytes. */
+static void put_document(FILE *out, const char *text, size_t n) {
+    char shown[ESCAPE_MAX];
+    for (size_t took; n; text += took, n -= took) {
+        escape_char(text, n, &took, shown);
+        fputs(*text == '\n' ? "\n" : *text == '\t' ? "\t" : shown, out);
+    }
+}
+
+int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) {
+    FILE *out;
+    if (cli_text(c, &out, e)) return e->code;
+    if (isatty(output_fd(c)))
+        put_document(out, text, n);
+    else if (n)
+        fwrite(text, 1, n, out);
+    return ferror(out) ? err_sys(e, errno, "%s", output_name(c)) : 0;
+}
+
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
     complete = complete && j; /* a NULL is a duplicate that found no memory */
-    char *text = complete ? json_text(j, e) : NULL;
+    char *text = complete ? json_text_shown(j, e) : NULL;
     if (text) fprintf(out, "%s\n", text);
     cJSON_Delete(j);
     mem_free(text);
     return text ? 0 : complete ? e->code : err_nomem(e, "text");
 }
 
-/* Keys and strings come from a file and go to a terminal: what is not fit for a name is left out. */
+static void put_fact(FILE *out, const char *key, const char *value) {
+    fputs("  ", out);
+    cli_put(out, key);
+    fputc('=', out);
+    cli_put(out, value);
+}
+
+/* What has lines of its own or is long is no plain fact. */
 void cli_put_facts(FILE *out, const cJSON *object) {
     const cJSON *x;
+    char number[32];
     cJSON_ArrayForEach(x, object) {
         if (!name_valid(x->string, strlen(x->string))) continue;
         if (cJSON_IsObject(x)) cli_put_facts(out, x); /* as deep as json_parse allows */
         if (cJSON_IsString(x) && name_valid(x->valuestring, strlen(x->valuestring)))
-            fprintf(out, "  %s=%s", x->string, x->valuestring);
-        if (cJSON_IsNumber(x)) fprintf(out, "  %s=%.10g", x->string, x->valuedouble);
-        if (cJSON_IsBool(x)) fprintf(out, "  %s=%s", x->string, cJSON_IsTrue(x) ? "true" : "false");
+            put_fact(out, x->string, x->valuestring);
+        if (cJSON_IsNumber(x)) {
+            snprintf(number, sizeof number, "%.10g", x->valuedouble);
+            put_fact(out, x->string, number);
+        }
+        if (cJSON_IsBool(x)) put_fact(out, x->string, cJSON_IsTrue(x) ? "true" : "false");
     }
 }

@@ -117,11 +117,21 @@ static bool put_progress(cJSON *meta, const struct distill_progress *p) {
            json_put_f64(meta, "grad_norm", p->grad_norm) && json_put_u64(meta, "first_seq", p->first_seq);
 }
 
+/* What decides over the bits of training; products of integers have no part in it. */
+#define BACKEND_TEXT 96
+
+static const char *backend_text(char out[BACKEND_TEXT]) {
+    struct kernel_backend b = kernel_backend();
+    snprintf(out, BACKEND_TEXT, "%s (f32 %s, bf16 %s)", b.path, b.f32, b.bf16);
+    return out;
+}
+
 static bool put_meta(cJSON *meta, const struct trainer *t) {
+    char backend[BACKEND_TEXT];
     bool ok = json_put_str(meta, "kind", stream_kind_name(STREAM_CHECKPOINT)) && put_progress(meta, &t->progress) &&
               json_put_u64(meta, "sequences", t->saved.sequences) && put_digest(meta, "seen", t->saved.seen) &&
               json_put_u64(meta, "data_sequences", t->data_sequences) &&
-              json_put_str(meta, "backend", kernel_backend());
+              json_put_str(meta, "backend", backend_text(backend));
     if (ok && t->data_known) ok = put_digest(meta, "data_digest", t->data_digest);
     cJSON *same = ok && put_plan(meta, &t->o.plan) ? cJSON_AddObjectToObject(meta, "options") : NULL;
     return same && put_same(same, t);
@@ -200,11 +210,12 @@ static int get_data(struct trainer *t, const cJSON *meta, struct err *e) {
 
 /* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an uninterrupted one. */
 static int check_backend(const cJSON *meta, struct err *e) {
+    char now[BACKEND_TEXT];
     const char *then;
     if (json_get_str(meta, "backend", &then, e)) return e->code;
-    if (strcmp(then, kernel_backend()) != 0)
+    if (strcmp(then, backend_text(now)) != 0)
         log_line(LOG_WARN, "the checkpoint was made with %.80s, this machine has %s: the last bits will differ", then,
-                 kernel_backend());
+                 now);
     return 0;
 }
 

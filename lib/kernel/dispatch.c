@@ -1,17 +1,16 @@
 /*
  * Which CPU path runs. It is chosen once, at the first use, and stays: a result must not depend on when it was asked
- * for. RILL_CPU=portable|avx2|avx512|avx512bf16|amx takes a lesser path, for tests and for comparing machines.
+ * for. RILL_CPU=portable|avx2|avx512|avx512bf16|amx takes another path, for tests and for comparing machines.
  */
 #include <pthread.h>
 #include <stdatomic.h>
-
-#include <cblas.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "lib/kernel/kernel_internal.h"
 
 static _Atomic(const struct simd *) selected;
-static pthread_once_t backend_once = PTHREAD_ONCE_INIT;
-static char backend_text[256];
 
 #if defined(__x86_64__)
 static bool has_avx2(void) {
@@ -28,6 +27,17 @@ static bool has_avx512bf16(void) {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
+/*
+ * The CPUs whose VDPBF16PS is slower than two f32 multiply-adds: Intel's from Golden Cove on (Sapphire Rapids, Emerald Rapids;
+ * Alder Lake where AVX-512 is on), which start one every two cycles and two of the others every cycle; AMX is what they have
+ * for bf16, but a system or hypervisor may hide it. Cooper Lake, the one Intel CPU before them with the instruction, has no
+ * AVX512-FP16. By CPUID and not by a clock: one machine must choose alike each time. README.md has the measurement.
+ */
+static bool has_slow_bf16(void) {
+    unsigned a, b, c, d;
+    return __builtin_cpu_is("intel") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 23 & 1; /* AVX512-FP16 */
+}
+
 /* Loops with other products. VNNI came before bf16, and not to the first CPUs with AVX-512. */
 static struct simd avx512, avx512bf16, amx;
 
@@ -35,10 +45,13 @@ static void make_paths(void) {
     avx512 = simd_avx512;
     avx512bf16 = simd_avx512bf16;
     if (__builtin_cpu_supports("avx512vnni")) avx512.int8 = avx512bf16.int8 = &int8_vnni;
+    avx512.bf16 = &bf16_avx512_fma;
+    if (has_avx512bf16()) avx512.dequantize = dequantize_avx512bf16; /* the same bits */
     avx512bf16.bf16 = &bf16_avx512;
     avx512bf16.dequantize = dequantize_avx512bf16;
+    avx512.decode_dots = decode_dots_avx512;
     avx512bf16.decode_dots = decode_dots_avx512bf16;
-    avx512bf16.decode_mix = decode_mix_avx512bf16;
+    avx512.decode_mix = avx512bf16.decode_mix = decode_mix_avx512;
     amx = avx512bf16;
     amx.name = "amx";
     amx.bf16 = &bf16_amx;
@@ -58,12 +71,23 @@ static const struct simd *by_name(const char *name) {
     return strcmp(name, "portable") == 0 ? &simd_portable : NULL;
 }
 
+/* Is another path better on this CPU, although it runs this one? */
+static bool is_slow(const char *name) {
+#if defined(__x86_64__)
+    return strcmp(name, "avx512bf16") == 0 && has_slow_bf16();
+#else
+    (void)name;
+    return false;
+#endif
+}
+
 static const struct simd *choose(void) {
     static const char *const best_first[] = {"amx", "avx512bf16", "avx512", "avx2", "portable"};
     const char *wanted = getenv("RILL_CPU");
     const struct simd *path = wanted && *wanted ? by_name(wanted) : NULL;
     if (wanted && *wanted && !path) log_line(LOG_WARN, "RILL_CPU=%s: not a path that this CPU runs; ignored", wanted);
-    for (size_t i = 0; !path; i++) path = by_name(best_first[i]);
+    for (size_t i = 0; !path; i++)
+        if (!is_slow(best_first[i])) path = by_name(best_first[i]);
     return path;
 }
 
@@ -81,13 +105,13 @@ bool simd_select(const char *name) {
     return path != NULL;
 }
 
-static void describe_backend(void) {
-    snprintf(backend_text, sizeof backend_text, "%s, %s", simd()->name, openblas_get_config());
-}
-
-const char *kernel_backend(void) {
-    pthread_once(&backend_once, describe_backend);
-    return backend_text;
+struct kernel_backend kernel_backend(void) {
+    const struct simd *v = simd();
+    struct kernel_backend b = {.path = v->name, .f32 = v->name, .bf16 = v->bf16->name, .int8 = v->int8->name};
+#if defined(__x86_64__)
+    if (v->gemm == gemm_avx512) b.f32 = avx512.name;
+#endif
+    return b;
 }
 
 bool kernel_has_bf16(void) {

@@ -1,35 +1,12 @@
 /*
  * Matrix products. C is cut into tiles whose size does not depend on the number of threads, and one thread makes a
- * whole tile over all of k with a serial call of OpenBLAS: who makes a tile then cannot change its bits.
+ * whole tile over all of k with the serial product of its CPU path: who makes a tile then cannot change its bits.
  */
-#include <pthread.h>
-
-#include <cblas.h>
-
 #include "lib/kernel/kernel_internal.h"
 
 /* README.md has the measurements behind these. */
 #define TILE_M 504
 #define TILE_N 320
-
-/* The OpenMP build of OpenBLAS asks the calling thread's own OpenMP setting, so each of our threads must say once that
- * it wants no team: otherwise every tile would start one. */
-static void make_blas_serial(void) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static _Thread_local bool done;
-    if (done) return;
-    pthread_mutex_lock(&lock);
-    openblas_set_num_threads(1);
-    pthread_mutex_unlock(&lock);
-    done = true;
-}
-
-void gemm_blas(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
-               size_t ldb, float beta, float *c, size_t ldc) {
-    make_blas_serial();
-    cblas_sgemm(CblasRowMajor, form == GEMM_TN ? CblasTrans : CblasNoTrans, form == GEMM_NT ? CblasTrans : CblasNoTrans,
-                (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
-}
 
 struct product {
     const struct simd *v;
@@ -100,8 +77,4 @@ void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float 
 
 void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
     product(GEMM_TN, m, n, k, a, b, beta, c);
-}
-
-bool kernel_rows_are_alone(void) {
-    return simd()->gemm != gemm_blas;
 }

@@ -43,8 +43,13 @@ bool amx_available(void) {
 }
 
 /* 384 of k: 24 KiB of a stay in the first cache of 48 while b streams through it from the second. */
-const struct micro_bf16 bf16_amx = {
-    .block = AMX_BLOCK, .unit = AMX_ROWS, .k_block = 384, .begin = amx_begin, .end = amx_end, .multiply = amx_multiply};
+const struct micro_bf16 bf16_amx = {.name = "amx",
+                                    .block = AMX_BLOCK,
+                                    .unit = AMX_ROWS,
+                                    .k_block = 384,
+                                    .begin = amx_begin,
+                                    .end = amx_end,
+                                    .multiply = amx_multiply};
 #else
 typedef int gemm_amx_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

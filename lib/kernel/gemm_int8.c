@@ -275,4 +275,4 @@ static void multiply_portable(const struct block_int8 *t) {
 }
 
 const struct micro_int8 int8_portable = {
-    .rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply_portable};
+    .name = "portable", .rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply_portable};

@@ -60,7 +60,8 @@ static void multiply(const struct block_int8 *t) {
         }
 }
 
-const struct micro_int8 int8_avx2 = {.rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply};
+const struct micro_int8 int8_avx2 = {
+    .name = "avx2", .rows = INT8_MAX_ROWS, .round = round_int8_portable, .multiply = multiply};
 #else
 typedef int gemm_int8_avx2_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

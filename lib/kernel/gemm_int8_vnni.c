@@ -214,7 +214,7 @@ TARGET_VNNI static void round_rows(const float *x, size_t blocks, const struct q
     }
 }
 
-const struct micro_int8 int8_vnni = {.rows = MR, .round = round_rows, .multiply = multiply};
+const struct micro_int8 int8_vnni = {.name = "avx512-vnni", .rows = MR, .round = round_rows, .multiply = multiply};
 #else
 typedef int gemm_int8_vnni_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

@@ -15,9 +15,16 @@
 #include "lib/base/base.h"
 #include "lib/tensor/tensor.h"
 
-/* "amx", "avx512bf16", "avx512", "avx2" or "portable" and the BLAS in use, for reports and provenance. */
-const char *kernel_backend(void);
-/* Has the path in use instructions for bf16, so that products of bf16 are faster than those of f32? */
+/* What computes, for reports. The results of two backends of equal words have equal bits. */
+struct kernel_backend {
+    const char *path; /* "amx", "avx512bf16", "avx512", "avx2" or "portable" */
+    const char *f32;  /* what multiplies f32: "avx512", "avx2" or "portable" */
+    const char
+        *bf16; /* and bf16: "amx", "vdpbf16ps", "avx512-fma" (in f32), or "widened" to f32 for the product of f32 */
+    const char *int8; /* and integers: "avx512-vnni", "avx2" or "portable", all to the same bits */
+};
+struct kernel_backend kernel_backend(void);
+/* Are products of bf16 at least about as fast as those of f32 on the path in use? */
 bool kernel_has_bf16(void);
 
 /* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------- */
@@ -54,7 +61,8 @@ enum kernel_act {
 };
 
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
-/* nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
+/* A row of c has the same bits whatever rows are beside it, but for products of up to four rows, which are dot products.
+ * nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
 void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
@@ -127,10 +135,6 @@ void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct ke
 /* The same of a[k][m] transposed; b is packed in bf16. Rows of a are turned in the cache, where they are multiplied. */
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c);
-
-/* Whether a row of a product has the same bits whatever rows are beside it: where products are our own (AVX-512, AMX), not where
- * OpenBLAS makes them, whose order of sums at the edge of a matrix is another. f32 with up to four rows is apart on any path. */
-bool kernel_rows_are_alone(void);
 
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 void kernel_fill(float *y, size_t n, float value);

@@ -16,7 +16,6 @@ enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
 /* c[m][n] (rows ldc apart) = product + beta c, as kernel_matmul_* but with row strides. For use inside a task. */
 typedef void gemm_fn(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
                      size_t ldb, float beta, float *c, size_t ldc);
-gemm_fn gemm_blas;
 #if defined(__x86_64__)
 gemm_fn gemm_avx512;
 #endif
@@ -43,6 +42,7 @@ struct block_bf16 {
 
 /* How a path multiplies: rows <= block, k <= k_block. */
 struct micro_bf16 {
+    const char *name;    /* for reports */
     size_t block;        /* most rows, at most MAX_BLOCK; the best number of rows, too */
     size_t unit;         /* rows that cost what fewer do */
     size_t k_block;      /* most of k, a multiple of 32 and at most MAX_K_BLOCK */
@@ -66,7 +66,7 @@ typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, si
 
 extern const struct micro_bf16 bf16_widened; /* in f32, by the path's own product */
 #if defined(__x86_64__)
-extern const struct micro_bf16 bf16_avx512, bf16_amx;
+extern const struct micro_bf16 bf16_avx512, bf16_avx512_fma, bf16_amx;
 dequantize_fn dequantize_avx512bf16;
 bool amx_available(void); /* asks the system for tiles */
 #endif
@@ -79,8 +79,8 @@ typedef void decode_dots_fn(float *out, size_t ldo, const uint16_t *x, size_t n,
 typedef void decode_mix_fn(float *y, const float *p, size_t ldp, size_t n, const uint16_t *values, size_t count,
                            size_t k, const uint16_t *next);
 #if defined(__x86_64__)
-decode_dots_fn decode_dots_avx512bf16;
-decode_mix_fn decode_mix_avx512bf16;
+decode_dots_fn decode_dots_avx512, decode_dots_avx512bf16;
+decode_mix_fn decode_mix_avx512;
 #endif
 
 /* y[p * ldy + i] = x[i * ldx + p], i < n <= 16, p < k, of 32-bit words: a pair of bf16 each. */
@@ -143,7 +143,8 @@ typedef void round_int8_fn(const float *x, size_t blocks, const struct quant_for
 
 /* How a path does it: all to the same bits. */
 struct micro_int8 {
-    size_t rows; /* most in a block, at most INT8_MAX_ROWS, and the best number */
+    const char *name; /* for reports */
+    size_t rows;      /* most in a block, at most INT8_MAX_ROWS, and the best number */
     round_int8_fn *round;
     void (*multiply)(const struct block_int8 *t);
 };

@@ -8,7 +8,7 @@
 #define SIMD_TARGET          __attribute__((target("avx2,fma,f16c")))
 #define SIMD_NAME            "avx2"
 #define SIMD_TABLE           simd_avx2
-#define SIMD_GEMM            gemm_blas
+#define SIMD_GEMM            gemm
 #define SIMD_INT8            &int8_avx2
 #define SIMD_TRANSPOSE(what) transpose_##what##_plain
 #define W                    8
@@ -176,6 +176,8 @@ VF void v_store_bf16(uint16_t *p, vec v) {
 VF vec v_pair(const uint16_t *p, const uint16_t *q) {
     return _mm256_castsi256_ps(_mm256_or_si256(words(p), _mm256_slli_epi32(words(q), 16)));
 }
+
+#include "lib/kernel/gemm_body.h"
 
 #include "lib/kernel/simd_body.h"
 #else

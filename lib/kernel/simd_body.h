@@ -454,13 +454,13 @@ static inline SIMD_TARGET vec finished(const float *x, const float *bias, const 
 
 FN void op_finish_f32(float *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                       const float *residual) {
-    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual += residual ? ldc : 0)
+    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual = residual ? residual + ldc : NULL)
         for (size_t i = 0; i < n; i += W) store(c + i, finished(sums, bias, residual, i, n - i), n - i);
 }
 
 FN void op_finish_bf16(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                        const float *residual) {
-    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual += residual ? ldc : 0)
+    for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, residual = residual ? residual + ldc : NULL)
         for (size_t i = 0; i < n; i += W) store_bf16(c + i, finished(sums, bias, residual, i, n - i), n - i);
 }
 

@@ -6,7 +6,7 @@
 #define SIMD_TARGET
 #define SIMD_NAME            "portable"
 #define SIMD_TABLE           simd_portable
-#define SIMD_GEMM            gemm_blas
+#define SIMD_GEMM            gemm
 #define SIMD_INT8            &int8_portable
 #define SIMD_TRANSPOSE(what) transpose_##what##_plain
 #define W                    4
@@ -163,5 +163,7 @@ static inline vec v_pair(const uint16_t *p, const uint16_t *q) {
     for (int i = 0; i < W; i++) bits[i] = (int32_t)(p[i] | (uint32_t)q[i] << 16);
     return (vec)bits;
 }
+
+#include "lib/kernel/gemm_body.h"
 
 #include "lib/kernel/simd_body.h"

@@ -95,7 +95,7 @@ static const struct run *judge(struct task *t, const struct run *run, const stru
 static int score_waiting(struct task *t, struct err *e) {
     int rc = scorer_run(&t->scorer, e);
     if (rc) return rc;
-    const struct run *r = (const void *)t->runs.data, *end = r + t->runs.len / sizeof *r;
+    const struct run *r = (const void *)t->runs.data, *end = t->runs.len ? r + t->runs.len / sizeof *r : r;
     const double *nll = buf_f64(&t->scorer.nll);
     while (r < end) r = judge(t, r, end, &nll);
     t->runs.len = 0;

@@ -126,11 +126,11 @@ static void put_states(struct model_layerwise *l, size_t first, const struct gra
 #define PASS 512
 
 /* The next whole sequences of `in` from *seq and position *at on: as many as a pass takes, but never a remainder that is smaller,
-   because f32 multiplies a handful of rows in another order; all of them where any number of rows has an order of its own. */
+   because f32 multiplies a handful of rows in another order. */
 static struct model_input next_pass(const struct model_input *in, size_t *seq, size_t *at) {
     struct model_input part = {.tokens = in->tokens + *at, .lengths = in->lengths + *seq};
-    size_t left = in->n_positions - *at, most = kernel_rows_are_alone() ? PASS : left;
-    while (*seq < in->n_seqs && !(part.n_positions >= most && left - part.n_positions >= most)) {
+    size_t left = in->n_positions - *at;
+    while (*seq < in->n_seqs && !(part.n_positions >= PASS && left - part.n_positions >= PASS)) {
         part.n_positions += in->lengths[(*seq)++];
         part.n_seqs++;
     }

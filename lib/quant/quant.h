@@ -24,7 +24,7 @@ struct quant_options {
     const struct quant_type *type;
     bool strict;               /* refuse instead of falling back */
     bool grow;                 /* let what is quantized already take more bits */
-    const struct stats *stats; /* importance, or NULL */
+    const struct stats *stats; /* importance, or NULL; ERR_USAGE when no tensor gets a type that it changes */
     unsigned head_type;        /* dtype of the output matrix (the tied embedding), 0: as the type says */
     unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
 };

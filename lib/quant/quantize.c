@@ -66,12 +66,21 @@ static int quantize_rows(struct rows_job *j, double *squared_error, struct err *
 
 /* ---- a tensor ------------------------------------------------------------------------------------------------------------ */
 
+/* Which input of a layer the columns of a matrix meet, and whether statistics know it. */
+static bool input_of(const struct model_config *c, struct model_slot s, enum model_point *point) {
+    /* A tied embedding is quantized for its second job, the output matrix. */
+    return stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, point);
+}
+
+static bool is_weighed(const struct model_config *c, struct model_slot s, enum dtype to) {
+    enum model_point point;
+    return dtype_info(to)->is_quantized && to != DT_Q8_0 && input_of(c, s, &point);
+}
+
 /* The weight of each input channel in the error: mean x^2, or NULL where nothing is known or nothing came through. */
 static const float *importance_of(struct pass *p, struct model_slot s, uint64_t cols) {
     enum model_point point;
-    if (!p->o->stats) return NULL;
-    /* A tied embedding is quantized for its second job, the output matrix. */
-    if (!stats_input_point(s.role == ROLE_EMBED && p->config->tied ? ROLE_HEAD : s.role, &point)) return NULL;
+    if (!p->o->stats || !input_of(p->config, s, &point)) return NULL;
     uint32_t layer = model_role_in_layer(s.role) ? s.layer : 0;
     const double *sum = stats_sum_sq(p->o->stats, point, layer);
     double n = (double)stats_positions(p->o->stats), total = 0;
@@ -100,7 +109,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
                            .rows = n / cols,
                            .cols = cols,
                            .row_bytes = dtype_row_bytes(t->to, cols),
-                           .importance = dtype_info(t->to)->is_quantized ? importance_of(p, s, cols) : NULL};
+                           .importance = is_weighed(p->config, s, t->to) ? importance_of(p, s, cols) : NULL};
     double error = 0, power = kernel_sum_squares(x, n);
     rc = quantize_rows(&job, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
@@ -158,6 +167,7 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
 
 /* With --strict refuses what would fall back; finds the widest row on the way. */
 static int plan(struct pass *p, struct err *e) {
+    bool weighed = false;
     if (p->o->embed_type && p->config->tied)
         return err_set(e, ERR_USAGE, "the embedding is the output matrix too, whose type --head-type names");
     for (size_t i = 0; i < model_slot_count(p->config); i++) {
@@ -166,6 +176,7 @@ static int plan(struct pass *p, struct err *e) {
         uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
         enum dtype wanted = quant_wanted(p->o, p->config, s), to = quant_fallback(wanted, cols);
         if (cols > p->widest) p->widest = cols;
+        weighed |= is_weighed(p->config, s, to);
         char name[TENSOR_MAX_NAME + 1];
         if (p->o->strict && to != wanted)
             return err_set(
@@ -174,6 +185,9 @@ static int plan(struct pass *p, struct err *e) {
                 model_slot_name(s, name), (unsigned long long)cols, dtype_info(wanted)->name,
                 dtype_info(wanted)->block_elems, dtype_info(to)->name);
     }
+    if (p->o->stats && !weighed)
+        return err_set(e, ERR_USAGE, "statistics change nothing in %s: the error is only weighed in types below q8_0",
+                       p->o->type->name);
     int rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
     if (rc || !p->o->stats) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);

@@ -22,7 +22,7 @@
 struct run_options {
     const char *model;     /* NULL: not given */
     const char *precision; /* "auto", "int8", "bf16" or "f32" */
-    bool auto_int8;        /* auto is int8 for quantized weights on a CPU that multiplies bf16 */
+    bool auto_int8;        /* auto is int8 for quantized weights where it else is bf16 */
 };
 
 /* A row of the program's option table: -m, --model. `o` is the program's struct run_options. */
@@ -33,14 +33,14 @@ struct run_options {
     }
 
 /* Another: --precision, of inference; the same where o.auto_int8 is set; and of training, which has no int8. */
-#define RUN_PRECISION(o)                                                                                               \
-    RUN_PRECISION_OF(o, "auto|int8|bf16|f32", RUN_INT8_HELP "auto: bf16 where this CPU multiplies it in hardware, ")
+#define RUN_PRECISION(o) RUN_PRECISION_OF(o, "auto|int8|bf16|f32", RUN_INT8_HELP RUN_AUTO_HELP)
 #define RUN_PRECISION_AUTO_INT8(o)                                                                                     \
     RUN_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                          \
-                     RUN_INT8_HELP "auto: int8 where this CPU multiplies bf16 in hardware, "                           \
-                                   "if weights are quantized, and bf16 if none are; ")
-#define RUN_TRAINING_PRECISION(o)                                                                                      \
-    RUN_PRECISION_OF(o, "auto|bf16|f32", "auto: bf16 where this CPU multiplies it in hardware, ")
+                     RUN_INT8_HELP                                                                                     \
+                     "auto: int8 where products of bf16 take no longer than those of f32 (AVX-512, AMX), "             \
+                     "if weights are quantized, and bf16 if none are; ")
+#define RUN_TRAINING_PRECISION(o) RUN_PRECISION_OF(o, "auto|bf16|f32", RUN_AUTO_HELP)
+#define RUN_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
 #define RUN_INT8_HELP                                                                                                  \
     "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
     "to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "

@@ -2,8 +2,6 @@
  * A teacher over a stream of tokens. Sequences are gathered in a queue and cut into forward passes, which depend on the
  * sequences alone; passes are gathered into blocks, of one pass when the model is in memory.
  */
-#include <unistd.h>
-
 #include "lib/run/run.h"
 
 /* One forward pass, of sequences that lie one behind the other in the queue. */
@@ -35,11 +33,9 @@ struct run_teacher {
 
 /* ---- opening --------------------------------------------------------------------------------------------------------- */
 
-/* Positions whose hidden states take an eighth of the machine's memory. */
+/* Positions whose hidden states take an eighth of the memory that is left. */
 static uint64_t default_block(uint32_t hidden) {
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    uint64_t bytes = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
-    uint64_t n = bytes / 8 / (hidden * sizeof(float));
+    uint64_t n = mem_left() / 8 / (hidden * sizeof(float));
     return n ? n : 1;
 }
 

@@ -2,7 +2,10 @@
 
 #include <inttypes.h>
 
-enum { PIECE = 1 << 14 }; /* elements at a time: both sides stay in the cache, and decoding starts no threads */
+enum {
+    PIECE = 1 << 14,       /* elements at a time: both sides stay in the cache, and decoding starts no threads */
+    MAX_BLOCK_BYTES = 512, /* of any quantized type */
+};
 
 struct scratch {
     float a[PIECE], b[PIECE];
@@ -10,40 +13,77 @@ struct scratch {
 
 /* ---- a stream against a map -------------------------------------------------------------------------------------- */
 
-/* The open tensor of r against the same number of elements, encoded as `type`, at `data`. */
-static int compare_data(struct stream_reader *r, enum dtype type, const unsigned char *data, struct scratch *s,
-                        struct tensor_difference *d, struct err *e) {
-    size_t got;
-    for (uint64_t at = 0;; at += got) {
-        if (stream_read_f32(r, s->a, PIECE, &got, e)) return e->code;
-        if (got == 0) return 0;
-        tensor_to_f32(type, data + dtype_row_bytes(type, at), s->b, got);
-        tensor_compare(d, s->a, s->b, got);
-    }
-}
-
 struct against_map {
     struct stream_reader *a;
     struct stream_map *b;
     bool *met; /* [tensors of b] */
     struct buf data;
     struct scratch *scratch;
+
+    /* The tensor at hand. */
+    const struct dtype_info *type; /* of b's */
+    struct tensor_difference *d;
+    size_t n_a, n_b;                    /* elements in the scratch: a's are there first */
+    unsigned char cut[MAX_BLOCK_BYTES]; /* the beginning of a block of b's which goes on in the next piece */
+    size_t n_cut;
 };
+
+/* So many blocks of b's against the next elements of a's. */
+static int compare_blocks(struct against_map *k, const unsigned char *data, uint64_t blocks, struct err *e) {
+    struct scratch *s = k->scratch;
+    for (uint64_t n = blocks * k->type->block_elems, now; n > 0; n -= now) {
+        if (k->n_b == 0 && stream_read_f32(k->a, s->a, PIECE, &k->n_a, e)) return e->code;
+        if (k->n_a == 0) return err_set(e, ERR_DATA, "%s: a tensor ends early", stream_reader_name(k->a));
+        now = n < k->n_a - k->n_b ? n : k->n_a - k->n_b;
+        tensor_to_f32(k->type->dtype, data, s->b + k->n_b, (size_t)now);
+        data += dtype_row_bytes(k->type->dtype, now);
+        k->n_b += (size_t)now;
+        if (k->n_b < k->n_a) continue;
+        tensor_compare(k->d, s->a, s->b, k->n_a);
+        k->n_b = 0;
+    }
+    return 0;
+}
+
+static int compare_piece(void *ctx, const void *data, size_t n, struct err *e) {
+    struct against_map *k = ctx;
+    const unsigned char *p = data;
+    size_t block = k->type->block_bytes;
+    if (k->n_cut) {
+        size_t take = block - k->n_cut < n ? block - k->n_cut : n;
+        memcpy(k->cut + k->n_cut, p, take);
+        k->n_cut += take;
+        p += take;
+        n -= take;
+        if (k->n_cut < block) return 0;
+        k->n_cut = 0;
+        if (compare_blocks(k, k->cut, 1, e)) return e->code;
+    }
+    k->n_cut = n % block;
+    memcpy(k->cut, p + n - k->n_cut, k->n_cut);
+    return compare_blocks(k, p, n / block, e);
+}
+
+/* The open tensor of a against b's i-th. */
+static int compare_data(struct against_map *k, size_t i, const struct tensor_desc *b, struct tensor_difference *d,
+                        struct err *e) {
+    k->type = dtype_info(b->dtype);
+    k->d = d;
+    k->n_a = k->n_b = k->n_cut = 0;
+    return stream_map_pieces(k->b, i, &k->data, compare_piece, k, e);
+}
 
 static int compare_one(struct against_map *k, const struct tensor_desc *a, stream_pair_fn *fn, void *ctx,
                        struct err *e) {
     struct stream_map_entry entry;
     struct stream_pair p = {.a = a};
-    const void *data;
     long i = stream_map_find(k->b, a->name);
     if (i < 0) return fn(ctx, &p, e);
     k->met[i] = true;
     if (stream_map_entry(k->b, (size_t)i, &entry, e)) return e->code;
     p.b = &entry.desc;
     p.compared = tensor_same_shape(a, p.b);
-    if (p.compared && (stream_map_data(k->b, (size_t)i, &k->data, &data, e) ||
-                       compare_data(k->a, p.b->dtype, data, k->scratch, &p.d, e)))
-        return e->code;
+    if (p.compared && compare_data(k, (size_t)i, p.b, &p.d, e)) return e->code;
     return fn(ctx, &p, e);
 }
 

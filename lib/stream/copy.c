@@ -1,5 +1,7 @@
 /* Streams behind each other: as they are, or some tensors of them, or encoded anew, or as one segment. */
-#include "lib/stream/stream.h"
+#include "lib/stream/stream_internal.h"
+
+enum { PIECE_BYTES = 16 << 20 }; /* of a tensor that is encoded anew: what the codec takes at a time */
 
 struct stream_copier {
     struct stream_writer *w;
@@ -107,11 +109,26 @@ static bool kept(const struct stream_copier *k, const char *name) {
     return !k->options.keep || k->options.keep(k->options.ctx, name);
 }
 
+/* A piece at a time. */
+static int recode_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
+                         struct err *e) {
+    size_t got;
+    k->data.len = 0;
+    if (buf_reserve(&k->data, PIECE_BYTES, e) || stream_begin_tensor(k->w, &item->desc, item->attrs, e)) return e->code;
+    do {
+        if (stream_read_data(r, k->data.data, PIECE_BYTES, &got, e) || stream_write_data(k->w, k->data.data, got, e))
+            return e->code;
+    } while (got > 0);
+    return stream_end_tensor(k->w, e);
+}
+
 static int copy_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                        struct err *e) {
     /* Within a batch, the ones to keep were counted before: see copy_batch. */
     if (!item->in_batch && !kept(k, item->desc.name)) return stream_skip_tensor(r, e);
     if (!k->options.recode) return stream_forward(r, k->w, item, e);
+    if (k->w->options.codec != CODEC_RAW) return recode_tensor(k, r, item, e);
+    /* Raw it is one chunk, whose checksum comes before it. */
     if (stream_load_tensor(r, &k->data, e)) return e->code;
     return stream_write_tensor(k->w, &item->desc, item->attrs, k->data.data, e);
 }

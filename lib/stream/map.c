@@ -269,6 +269,23 @@ static int decode_group(struct stream_map *m, struct chunk *group, size_t n, con
     return codec_decode(&m->codecs, group, n, &failed, e) ? fail_at(m, at[failed], e) : 0;
 }
 
+/* The chunk that k stands at, decoded to `dst`. */
+static int chunk_of(struct stream_map *m, const struct walk *k, unsigned char *dst, struct chunk *out, struct err *e) {
+    const unsigned char *p = m->data + k->at + WIRE_RECORD_BYTES;
+    *out = (struct chunk){
+        .codec = (enum stream_codec)k->r.codec,
+        .dtype = dtype_info(k->rules.desc.dtype),
+        .stored = p,
+        .n_stored = k->r.stored,
+        .raw = dst,
+        .n_raw = k->r.raw,
+        .payload_hash = k->r.payload_hash,
+    };
+    if (wire_all_zero(p + k->r.stored, wire_padding(k->r.stored))) return 0;
+    err_set(e, ERR_DATA, "padding is not zero");
+    return fail_at(m, k->at, e);
+}
+
 /* All chunks' headers were walked once and are good. */
 static int decode_all(struct stream_map *m, const struct wire_tens *t, size_t i, uint64_t data_at, unsigned char *dst,
                       struct err *e) {
@@ -279,24 +296,35 @@ static int decode_all(struct stream_map *m, const struct wire_tens *t, size_t i,
     walk_begin(&k, t, i, data_at);
     while (k.rules.tensor_open) {
         if (walk_step(m, &k, e)) return fail_at(m, k.at, e);
-        const unsigned char *p = m->data + k.at + WIRE_RECORD_BYTES;
-        if (!wire_all_zero(p + k.r.stored, wire_padding(k.r.stored))) {
-            err_set(e, ERR_DATA, "padding is not zero");
-            return fail_at(m, k.at, e);
-        }
-        at[n] = k.at;
-        group[n++] = (struct chunk){
-            .codec = (enum stream_codec)k.r.codec,
-            .dtype = dtype_info(t->desc.dtype),
-            .stored = p,
-            .n_stored = k.r.stored,
-            .raw = dst + k.r.raw_offset,
-            .n_raw = k.r.raw,
-            .payload_hash = k.r.payload_hash,
-        };
+        if (chunk_of(m, &k, dst + k.r.raw_offset, &group[n], e)) return e->code;
+        at[n++] = k.at;
         if (n < CODEC_GROUP && k.rules.tensor_open) continue;
         if (decode_group(m, group, n, at, e)) return e->code;
         n = 0;
+    }
+    return 0;
+}
+
+int stream_map_pieces(struct stream_map *m, size_t i, struct buf *scratch, stream_map_piece_fn *fn, void *ctx,
+                      struct err *e) {
+    struct wire_tens t;
+    struct walk k;
+    struct chunk one;
+    uint64_t data_at;
+    if (decode_tensor(m, i, &t, &data_at, e)) return fail_at(m, m->tensors[i].at, e);
+    walk_begin(&k, &t, i, data_at);
+    while (k.rules.tensor_open) {
+        const void *data = m->data + k.next + WIRE_RECORD_BYTES;
+        if (walk_step(m, &k, e)) return fail_at(m, k.at, e);
+        if (k.r.codec == CODEC_RAW) {
+            if (verify_payload(m, k.at, &k.r, e)) return fail_at(m, k.at, e);
+        } else {
+            scratch->len = 0;
+            if (buf_reserve(scratch, (size_t)k.r.raw, e)) return err_prefix(e, "%s: tensor '%s'", m->name, t.desc.name);
+            if (chunk_of(m, &k, scratch->data, &one, e) || decode_group(m, &one, 1, &k.at, e)) return e->code;
+            data = scratch->data;
+        }
+        if (k.r.raw && fn(ctx, data, (size_t)k.r.raw, e)) return e->code;
     }
     return 0;
 }

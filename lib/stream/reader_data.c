@@ -148,7 +148,8 @@ static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
         if (!r->seg.tensor_open) break;
         if (reader_chunk(r, e)) return e->code;
     } while (r->n_group < CODEC_GROUP && r->rec.codec != CODEC_RAW && *total + r->rec.raw <= LIMIT_CHUNK);
-    for (size_t i = 0; i < r->n_group; i++) r->group[i].stored = r->stored.data + from[i];
+    for (size_t i = 0; i < r->n_group; i++)
+        r->group[i].stored = r->stored.data ? r->stored.data + from[i] : NULL; /* all of them are empty */
     return 0;
 }
 
@@ -253,6 +254,10 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
     uint64_t left = r->seg.tensor_bytes;
     b->len = 0;
     if (begin_whole(r, left, e)) return e->code;
+    if (left > b->cap && mem_check(left - b->cap, e)) { /* before the first of it is read */
+        err_prefix(e, "tensor '%s'", r->seg.desc.name);
+        return reader_remember(r, e);
+    }
     while (left > 0) {
         uint64_t now = b->len > step ? b->len : step;
         size_t got;

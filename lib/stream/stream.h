@@ -131,7 +131,8 @@ int stream_reader_open(struct stream_reader **out, int fd, const char *name, enu
 int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) MUST_CHECK;
 /* The data of the tensor that stream_next gave. Whole, into dst of exactly the tensor's size ... */
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) MUST_CHECK;
-/* ... or whole, into a buffer that grows only as data arrives (a hostile size costs nothing) ... */
+/* ... or whole, into a buffer that grows only as data arrives (a hostile size costs nothing); one that does not fit into the
+ * memory that is left (mem_check) is refused before it is read ... */
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) MUST_CHECK;
 /* ... or up to n bytes more of it; *got is 0 at its end. A chunk is verified with its last byte, so a large raw one is
  * handed out in part before its checksum is known: an error may follow bytes; the caller then drops what it made. */
@@ -208,6 +209,11 @@ int stream_map_entry(struct stream_map *m, size_t i, struct stream_map_entry *ou
 long stream_map_find(const struct stream_map *m, const char *name);
 /* Verified data: *data points into the mapping where the tensor is stored raw in one chunk, else into `scratch`. */
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) MUST_CHECK;
+/* The same, a piece at a time in memory for one group of chunks: fn gets all of them in order, each verified, its size that of
+ * chunks as they were written. fn's error ends it. */
+typedef int stream_map_piece_fn(void *ctx, const void *data, size_t n, struct err *e);
+int stream_map_pieces(struct stream_map *m, size_t i, struct buf *scratch, stream_map_piece_fn *fn, void *ctx,
+                      struct err *e) MUST_CHECK;
 const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
 /* From the end record; the digest from the headers of all records, which are walked at the first call. */
 int stream_map_totals(struct stream_map *m, struct stream_totals *out, struct err *e) MUST_CHECK;
@@ -238,7 +244,7 @@ struct stream_pair {
     struct tensor_difference d;
 };
 typedef int stream_pair_fn(void *ctx, const struct stream_pair *p, struct err *e);
-/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: b's largest compressed tensor. */
+/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: some chunks. */
 int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pair_fn *fn, void *ctx,
                        struct err *e) MUST_CHECK;
 /* Batch by batch; calls fn at the end. ERR_CHECK when the batches do not hold the same sequences. */

@@ -11,11 +11,11 @@
 /* GFLOP/s of one thread from registers with the instruction of the path in use, or 0 where there is no loop for it. */
 static double measure_limit(void) {
     static const struct {
-        const char *path, *loop; /* a path is the word that kernel_backend() begins with */
-    } limits[] = {{"amx,", "bf16-amx"}, {"avx512bf16,", "bf16-avx512"}, {"avx512,", "f32-avx512"}};
+        const char *bf16, *loop; /* what multiplies */
+    } limits[] = {{"amx", "bf16-amx"}, {"vdpbf16ps", "bf16-avx512"}, {"avx512-fma", "f32-avx512"}};
     for (size_t i = 0; i < COUNT_OF(limits); i++) {
         const struct register_loop *loop = register_loop(limits[i].loop);
-        if (!loop || strncmp(kernel_backend(), limits[i].path, strlen(limits[i].path)) != 0) continue;
+        if (!loop || strcmp(kernel_backend().bf16, limits[i].bf16) != 0) continue;
         double t = bench_now(), done = register_work(loop, 2.5e8);
         return 1e-9 * done / (bench_now() - t);
     }
@@ -129,7 +129,8 @@ static void bench_quantized(size_t m, size_t n, size_t k, int threads) {
 int main(int argc, char **argv) {
     int threads;
     if (!bench_begin(argc, argv, &threads)) return 2;
-    printf("bf16: %s, %d threads; from registers %.0f GFLOP/s a thread\n", kernel_backend(), threads, measure_limit());
+    printf("bf16: %s, %d threads; from registers %.0f GFLOP/s a thread\n", kernel_backend().bf16, threads,
+           measure_limit());
     const char *only = argc > 2 ? argv[2] : ""; /* part of a shape's name, or "quantized" */
     for (size_t i = 0; i < n_products; i++)
         if (strstr(products[i].what, only)) bench_product(&products[i], threads);

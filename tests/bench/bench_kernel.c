@@ -8,31 +8,48 @@
  *     RILL_CPU=avx2 make bench-kernel
  *     OPENBLAS_CORETYPE=SkylakeX make bench-kernel
  */
+#ifdef RILL_BENCH_OPENBLAS
 #include <cblas.h>
+#endif
 
 #include "tests/bench/products.h"
 
+#ifdef RILL_BENCH_OPENBLAS
+enum { SIDES = 2 }; /* ours and OpenBLAS */
 static void openblas(const struct product *s, const float *a, const float *b, float *c) {
     blasint m = (blasint)s->m, n = (blasint)s->n, k = (blasint)s->k;
     cblas_sgemm(CblasRowMajor, s->form == TN ? CblasTrans : CblasNoTrans, s->form == NT ? CblasTrans : CblasNoTrans, m,
                 n, k, 1, a, s->form == TN ? m : k, b, s->form == NT ? k : n, 0, c, n);
 }
+static void openblas_begin(int threads) {
+    openblas_set_num_threads(threads);
+    printf("OpenBLAS: %s\n", openblas_get_config());
+}
+#else
+enum { SIDES = 1 };
+static void openblas(const struct product *s, const float *a, const float *b, float *c) {
+    (void)s, (void)a, (void)b, (void)c;
+}
+static void openblas_begin(int threads) {
+    (void)threads;
+    printf("OpenBLAS is not installed (libopenblas-openmp-dev)\n");
+}
+#endif
 
-static void bench_product(const struct product *s, int threads) {
+static void bench_product(const struct product *s) {
     float *a = bench_numbers(s->m * s->k), *b = bench_numbers(s->n * s->k), *c = bench_numbers(s->m * s->n);
     double flops = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[2] = {1e9, 1e9};
     for (int run = 0; run < (flops < 1 ? 40 : 10); run++)
-        for (int which = 0; which < 2; which++) {
-            openblas_set_num_threads(which ? threads : 1);
+        for (int which = 0; which < SIDES; which++) {
             double t = bench_now();
             (which ? openblas : bench_multiply_f32)(s, a, b, c);
             t = bench_now() - t;
             if (t < best[which]) best[which] = t;
         }
-    openblas_set_num_threads(1);
-    printf("%-16s %s %6zu x %5zu x %5zu %8.1f GFLOP/s, OpenBLAS %6.1f, ratio %.2f\n", s->what,
-           (const char *[]){"nt", "nn", "tn"}[s->form], s->m, s->n, s->k, flops / best[0], flops / best[1],
-           best[1] / best[0]);
+    printf("%-16s %s %6zu x %5zu x %5zu %8.1f GFLOP/s", s->what, (const char *[]){"nt", "nn", "tn"}[s->form], s->m,
+           s->n, s->k, flops / best[0]);
+    if (SIDES > 1) printf(", OpenBLAS %6.1f, ratio %.2f", flops / best[1], best[1] / best[0]);
+    printf("\n");
     mem_free(a);
     mem_free(b);
     mem_free(c);
@@ -168,8 +185,9 @@ static void bench_others(void) {
 int main(int argc, char **argv) {
     int threads;
     if (!bench_begin(argc, argv, &threads)) return 2;
-    printf("%s, %d threads\n", kernel_backend(), threads);
-    for (size_t i = 0; i < n_products; i++) bench_product(&products[i], threads);
+    printf("%s, %d threads\n", kernel_backend().path, threads);
+    openblas_begin(threads);
+    for (size_t i = 0; i < n_products; i++) bench_product(&products[i]);
     bench_others();
     return 0;
 }

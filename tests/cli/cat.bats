@@ -42,7 +42,7 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
 
 @test "a level without a codec that has one is refused" {
     check_exit 2 rill cat --level 5 "$(g model-raw)"
-    assert_stderr_line '--level is for --codec zstd or planes'
+    assert_stderr_line '--level needs --codec zstd or --codec planes'
     check_exit 2 rill cat --codec raw --level 5 "$(g model-raw)"
     check_exit 0 rill cat --codec zstd --level 5 "$(g model-raw)"
 }
@@ -64,6 +64,17 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     rill cat --drop '*' "$(g knowledge-planes)" >k.rill
     check_exit 0 rill ls k.rill
     assert_stdout '*tokens*lengths*4 tensors*'
+}
+
+@test "a pattern that names no tensor is a mistake" {
+    check_exit 2 rill cat --select codes --select 'nosuch*' "$(g model-raw)"
+    assert_stderr_line "--select 'nosuch\*': no tensor has such a name *"
+    check_exit 2 rill cat --drop nosuch "$(g model-raw)" "$(g knowledge-planes)"
+    assert_stderr_line "--drop 'nosuch': no tensor has such a name *"
+    check_exit 2 rill show --tensor nosuch "$(g model-raw)"
+    assert_stderr_line "--tensor 'nosuch': no tensor has such a name *"
+    # one of several inputs is enough
+    check_exit 0 rill cat --drop '*up*' "$(g knowledge-planes)" "$(g model-raw)"
 }
 
 @test "cat --merge numbers sequences through" {

@@ -343,7 +343,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     check_exit 2 bash -c "cat corpus.kd.rill | rill distill -m student.rill --steps 3 --epochs 2"
     check_exit 2 rill distill -m student.rill --steps 2 --warmup 3 corpus.kd.rill
     check_exit 2 rill distill -m student.rill --checkpoint-every 2 corpus.kd.rill
-    assert_stderr_line '--checkpoint-every is for --checkpoint'
+    assert_stderr_line '--checkpoint-every needs --checkpoint'
 }
 
 @test "data that ends before the schedule is said, and is no error" {

@@ -219,7 +219,7 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
         assert_stderr_line "${o%% *} is for tokens*"
     done
     check_exit 2 rill eval -m model.rill --stride 4 tokens.rill
-    assert_stderr_line "--stride is for --protocol sliding, not gptq"
+    assert_stderr_line "--stride needs --protocol sliding"
     check_exit 2 rill eval tokens.rill
     check_exit 2 rill eval -m model.rill --protocol ppl tokens.rill
     check_exit 2 rill eval -m model.rill --context 100000 tokens.rill

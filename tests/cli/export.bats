@@ -76,11 +76,11 @@ setup() {
 
 @test "options that do not go together" {
     check_exit 2 rill export --to gguf --dtype f16 model.rill
-    assert_stderr_line "--dtype is for --to safetensors"
+    assert_stderr_line "--dtype needs --to safetensors"
     check_exit 2 rill export --to gguf --tensor norm.weight model.rill
-    assert_stderr_line "--tensor is for --to npy"
+    assert_stderr_line "--tensor needs --to npy"
     check_exit 2 rill export --to npy --name x model.rill
-    assert_stderr_line "--name is for --to gguf"
+    assert_stderr_line "--name needs --to gguf"
     check_exit 2 rill export --to safetensors model.rill
     assert_stderr_line "--to safetensors writes a folder: name it with -o"
     check_exit 2 rill export --to npy model.rill

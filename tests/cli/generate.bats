@@ -12,8 +12,10 @@ setup() {
     # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates behind the golden tokens
     [ -f "$ROOT/tests/golden/tiny-qwen2/greedy.u32" ] || skip "no golden continuation"
     text=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
-    again=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos --seed 9 prompts.rill)
-    assert_equal "$text" "$again" # without temperature the seed says nothing
+    again=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
+    assert_equal "$text" "$again"
+    check_exit 2 rill generate -m model.rill --temperature 0 --seed 9 prompts.rill
+    assert_stderr_line "--seed has no effect with --temperature 0"
 }
 
 @test "any end token of the model ends a sequence, --past-eos none" {

@@ -50,7 +50,7 @@ setup() {
     check_exit 0 rill import --no-provenance --tokenizer elsewhere/tokenizer.json hf -o again.rill
     assert_same again.rill with.rill
     check_exit 2 rill import --no-tokenizer --tokenizer elsewhere/tokenizer.json hf
-    assert_stderr_line "--tokenizer and --no-tokenizer contradict each other"
+    assert_stderr_line "--tokenizer has no effect with --no-tokenizer"
 }
 
 @test "a tokenizer that is not supported is named, and can be left out" {

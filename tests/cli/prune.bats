@@ -50,18 +50,18 @@ setup() {
     check_exit 2 rill prune model.rill -o no.rill
     assert_stderr_line "nothing to prune: give --sparsity*"
     check_exit 2 rill prune --layers 1 model.rill -o no.rill
-    assert_stderr_line "*needs --stats (rill calibrate)*"
+    assert_stderr_line "--layers needs --stats"
     check_exit 2 rill prune --layers 1 --drop-layers 0 --stats model.stats.rill model.rill -o no.rill
-    assert_stderr_line "--layers and --drop-layers exclude each other"
+    assert_stderr_line "--drop-layers has no effect with --layers"
     check_exit 2 rill prune --ffn 100000 model.rill -o no.rill
     assert_stderr_line "*cannot prune the feed-forward width of layer 0 to 100000*"
     check_exit 2 rill prune --sparsity 1.5 model.rill -o no.rill
     check_exit 2 rill prune --ffn 0% model.rill -o no.rill
     check_exit 2 rill prune --vocab
     check_exit 2 rill prune --ffn 64 --sparsify-head model.rill -o no.rill
-    assert_stderr_line "--sparsify-head is for --sparsity"
+    assert_stderr_line "--sparsify-head needs --sparsity"
     check_exit 2 rill prune --ffn 64 --vocab-min-count 2 model.rill -o no.rill
-    assert_stderr_line "--vocab-min-count is for --vocab"
+    assert_stderr_line "--vocab-min-count needs --vocab"
     assert_no_file no.rill
 }
 

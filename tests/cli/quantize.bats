@@ -39,6 +39,14 @@ setup() {
     done
 }
 
+@test "statistics that change nothing are refused" {
+    for type in q8_0 f16; do
+        check_exit 2 rill quantize --type $type --stats model.stats.rill model.rill
+        assert_stderr_line "statistics change nothing in $type: *"
+    done
+    check_exit 0 rill quantize -q --type q8_0 --head-type q4_0 --stats model.stats.rill model.rill
+}
+
 @test "an unknown type is a usage error that lists the types" {
     check_exit 2 rill quantize --type q9 model.rill -o q.rill
     assert_stderr_line "unknown type 'q9' (known: q8_0, *"

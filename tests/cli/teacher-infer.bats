@@ -40,21 +40,23 @@ setup() {
     rill teacher-infer "${how[@]}" --weights stream -m - tokens.rill <teacher.rill >file
     assert_same resident file
     check_exit 2 rill teacher-infer --block-tokens 5 -m teacher.rill tokens.rill
-    assert_stderr_line "--block-tokens is for --weights stream"
+    assert_stderr_line "--block-tokens needs --weights stream"
     check_exit 2 sh -c 'cat teacher.rill | rill teacher-infer --weights stream --block-tokens 5 -m - tokens.rill'
     assert_stderr_line "standard input is no file and can be read once only: all tokens are one block"
 }
 
 @test "what is encoded at once is what logit-dump encodes" {
-    for encode in sample:20 topk:5 ghost:5; do
-        rill teacher-infer -q --encode $encode --temperature 2 --seed 3 -m teacher.rill tokens.rill -o at-once --force
+    for encode in 'sample:20 --seed 3' topk:5 ghost:5; do
+        # shellcheck disable=SC2086
+        rill teacher-infer -q --encode $encode --temperature 2 -m teacher.rill tokens.rill -o at-once --force
         rill teacher-infer -q --dtype f32 --logits -m teacher.rill tokens.rill |
-            rill logit-dump -q --encode $encode --temperature 2 --seed 3 -o in-two --force
+            rill logit-dump -q --encode $encode --temperature 2 -o in-two --force
         check_exit 0 rill diff -q at-once in-two
     done
     check_exit 2 rill teacher-infer --encode topk:5 --dtype f32 -m teacher.rill tokens.rill
-    assert_stderr_line "--dtype and --logits are for --encode dense, not topk:5"
+    assert_stderr_line "--dtype needs --encode dense"
     check_exit 2 rill teacher-infer --logits --temperature 2 -m teacher.rill tokens.rill
+    assert_stderr_line "--logits has no effect with --temperature"
     check_exit 2 rill teacher-infer --encode best:5 -m teacher.rill tokens.rill
 }
 

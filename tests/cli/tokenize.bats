@@ -155,12 +155,12 @@ assert_holds() {
 
 @test "what cannot be done is said" {
     check_exit 2 rill tokenize -m tiny-llama.rill --lines --jsonl text x
-    assert_stderr_line '--lines and --jsonl exclude each other'
+    assert_stderr_line '--lines has no effect with --jsonl'
     check_exit 2 rill tokenize -m tiny-llama.rill --drop-last x
     assert_stderr_line '--drop-last needs --context'
     for option in --lines '--jsonl text' '--context 5' '--bos always' '--max-tokens 3' --no-normalise; do
         check_exit 2 rill tokenize -m tiny-llama.rill --decode $option x
-        assert_stderr_line "${option%% *} is for text: --decode reads tokens"
+        assert_stderr_line "${option%% *} has no effect with --decode"
     done
     check_exit 2 rill tokenize -m tiny-llama.rill --context 1 --bos always "$ROOT/LICENSE"
     check_exit 1 rill tokenize -m nothing.rill "$ROOT/LICENSE"

@@ -1,6 +1,7 @@
 /*
- * The input as text, through each of the four pre-tokenizers with a small vocabulary: it decodes to itself, a cut that
- * is said to be safe is, compiled and interpreted expressions agree, and a corpus in small windows is the whole text.
+ * The input as text (max_len 512: it is encoded some fifty times), through each of the four pre-tokenizers with a small
+ * vocabulary: it decodes to itself, a cut that is said to be safe is, compiled and interpreted expressions agree, and a
+ * corpus in small windows is the whole text.
  */
 #include "lib/text/text_internal.h"
 

@@ -50,7 +50,7 @@ static void test_messages_are_one_line_of_text(void **state) {
     (void)state;
     struct err e = {0};
     err_set(&e, ERR_DATA, "a\nb\x1b[2Jc\x7f\t%s", "\x01");
-    assert_string_equal(e.msg, "a?b?[2Jc???");
+    assert_string_equal(e.msg, "a\\nb\\u001b[2Jc\\u007f\\t\\u0001");
     for (size_t pad = 0; pad < 4; pad++) { /* a cut can fall on each byte of a character */
         char wide[4096];
         memset(wide, 'x', pad);

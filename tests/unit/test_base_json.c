@@ -401,6 +401,23 @@ static void test_put_and_read_back(void **state) {
 }
 
 /* Each allocation of ours fails in its turn: an error, never a wrong result or a leak (AddressSanitizer looks). */
+/* JSON for a terminal: the same value, its strings escaped. */
+static void test_shown_text(void **state) {
+    (void)state;
+    static const char source[] = "{\"a\\n\x7f\":[1.5,\"\xc2\x9b\xe2\x80\xae\xc3\xa9\xf3\xa0\x80\x81\"]}";
+    struct err e = {0};
+    cJSON *value = json_parse(source, sizeof source - 1, &e);
+    assert_non_null(value);
+    char *text = json_text_shown(value, &e);
+    assert_string_equal(text, "{\"a\\n\\u007f\":[1.5,\"\\u009b\\u202e\xc3\xa9\\udb40\\udc01\"]}");
+    cJSON *back = json_parse(text, strlen(text), &e);
+    assert_true(cJSON_Compare(value, back, true));
+    assert_text(back, source);
+    mem_free(text);
+    cJSON_Delete(value);
+    cJSON_Delete(back);
+}
+
 static void test_out_of_memory(void **state) {
     (void)state;
     cJSON *value = NULL;
@@ -435,6 +452,7 @@ int main(void) {
         cmocka_unit_test(test_text_refuses_what_parse_refuses),
         cmocka_unit_test(test_accessors),
         cmocka_unit_test(test_put_and_read_back),
+        cmocka_unit_test(test_shown_text),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests_name("base_json", tests, NULL, NULL);

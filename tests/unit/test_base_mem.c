@@ -21,6 +21,25 @@ static void assert_out_of_memory(struct err *e) {
     *e = (struct err){0};
 }
 
+/* Allocations count against the limit while they live, and what does not fit is refused with both numbers. */
+static void test_budget(void **state) {
+    (void)state;
+    struct err e = {0};
+    uint64_t before = mem_in_use();
+    mem_set_limit(before + (1 << 20));
+    void *p = mem_alloc(900000, &e), *q = mem_alloc(900000, &e);
+    assert_non_null(p);
+    assert_null(q);
+    assert_non_null(strstr(e.msg, "0.9 MB of memory are needed and 0.1 MB are left of --max-memory"));
+    assert_out_of_memory(&e);
+    mem_free(p);
+    assert_int_equal(mem_in_use(), before);
+    assert_int_equal(mem_check(1000000, &e), 0);
+    mem_set_limit(0);
+    assert_int_equal(mem_check((uint64_t)1 << 50, &e), ERR_IO); /* more than any machine has */
+    assert_int_equal(mem_check(1 << 20, &e), 0);
+}
+
 static void test_checked_arithmetic(void **state) {
     (void)state;
     uint64_t r;
@@ -221,6 +240,7 @@ static void test_buf_keeps_its_bytes_when_memory_is_out(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_checked_arithmetic),
+        cmocka_unit_test(test_budget),
         cmocka_unit_test(test_memory_is_aligned_and_usable),
         cmocka_unit_test(test_memory_refuses_hostile_sizes),
         cmocka_unit_test(test_the_nth_allocation_fails),

@@ -158,6 +158,45 @@ static void test_f64(void **state) {
     }
 }
 
+static void test_escape(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *shown;
+    } cases[] = {
+        {"plain \\u0041 \xc3\xa9 \xe4\xb8\xad \xf0\x9f\x98\x80", NULL}, /* NULL: as it is */
+        {"\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x92\xbb", NULL},         /* joined with U+200D */
+        {"a\nb\tc\rd", "a\\nb\\tc\\rd"},
+        {"\x1b[2J\x7f\x01", "\\u001b[2J\\u007f\\u0001"},
+        {"\xc2\x9b"
+         "2J",
+         "\\u009b2J"}, /* CSI in one character */
+        {"\x9b"
+         "2J \xff \xc3",
+         "\\x9b2J \\xff \\xc3"}, /* not UTF-8 */
+        {"\xe2\x80\xae"
+         "exe.\xe2\x81\xa6",
+         "\\u202eexe.\\u2066"}, /* bidirectional */
+        {"\xe2\x80\x8f\xe2\x80\xa8\xe2\x80\xa9\xef\xbb\xbf", "\\u200f\\u2028\\u2029\\ufeff"},
+        {"\xf3\xa0\x80\x81", "\\udb40\\udc01"}, /* a tag, U+E0001 */
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char out[128], again[128];
+        const char *want = cases[i].shown ? cases[i].shown : cases[i].text;
+        assert_int_equal(escape_text(out, sizeof out, cases[i].text, strlen(cases[i].text)), strlen(want));
+        assert_string_equal(out, want);
+        escape_text(again, sizeof again, out, strlen(out));
+        assert_string_equal(again, out);
+    }
+    /* what does not fit whole is left out whole */
+    char out[8];
+    assert_int_equal(escape_text(out, sizeof out, "ab\x1b\x1b", 4), 2);
+    assert_int_equal(escape_text(out, sizeof out, "abcdef\xc3\xa9", 8), 6);
+    assert_string_equal(out, "abcdef");
+    assert_int_equal(escape_text(out, 1, "a", 1), 0);
+    assert_int_equal(escape_text(out, sizeof out, "a\0", 2), 7);
+    assert_string_equal(out, "a\\u0000");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_utf8_accepts_exactly_the_code_points),
@@ -165,6 +204,7 @@ int main(void) {
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_u64),
         cmocka_unit_test(test_f64),
+        cmocka_unit_test(test_escape),
     };
     return cmocka_run_group_tests_name("base_string", tests, NULL, NULL);
 }

@@ -242,6 +242,76 @@ static void required(void **state) {
     assert_string_equal(e.msg, "an operand is needed: PATH");
 }
 
+/* Clauses of every form: what they refuse, and how help says it. */
+static void needs(void **state) {
+    (void)state;
+    static double t;
+    static const char *stats, *score, *encode;
+    static bool table, json;
+    static const struct cli_option rows[] = {
+        {.name = "table", .type = CLI_FLAG, .to = &table, .needs = {"!json"}, .help = "h"},
+        {.name = "json", .type = CLI_FLAG, .to = &json, .help = "h"},
+        {.name = "t", .type = CLI_F64, .to = &t, .fallback = "1", .needs = {"encode=sample:N|table"}, .help = "h"},
+        {.name = "encode", .type = CLI_STRING, .to = &encode, .fallback = "dense", .help = "h"},
+        {.name = "stats",
+         .type = CLI_STRING,
+         .to = &stats,
+         .needs = {"json|!t=0.5", "!score=weights|table"},
+         .help = "h"},
+        {.name = "score",
+         .type = CLI_CHOICE,
+         .to = &score,
+         .choices = "auto|weights|both",
+         .fallback = "auto",
+         .needs = {"!score=both|stats", "!score=weights|!table"},
+         .help = "h"},
+        {0}};
+    static const struct {
+        const char *words[8], *message; /* NULL: accepted */
+    } cases[] = {
+        {{"--json"}, NULL},
+        {{"--table"}, NULL},
+        {{"--table", "--json"}, "--table has no effect with --json"},
+        {{"--t", "2"}, "--t needs --encode sample:N or --table"},
+        {{"--t", "1"}, "--t needs --encode sample:N or --table"},
+        {{"--t", "2", "--encode", "sample:50"}, NULL},
+        {{"--t", "2", "--encode=samples"}, "--t needs --encode sample:N or --table"},
+        {{"--t", "2", "--table"}, NULL},
+        {{"--stats", "a"}, NULL},
+        {{"--stats", "a", "--t", "5e-1", "--table"}, "--stats with --t 0.5 needs --json"},
+        {{"--stats", "a", "--score", "weights"}, "--stats with --score weights needs --table"},
+        {{"--score", "auto"}, NULL},
+        {{"--score", "both"}, "--score both needs --stats"},
+        {{"--score", "both", "--stats", "a"}, NULL},
+        {{"--score", "weights", "--table"}, "--score weights has no effect with --table"},
+    };
+    static const char *const words[] = {"not with --json",
+                                        "",
+                                        "only with --encode sample:N or --table",
+                                        "",
+                                        "with --t 0.5 only with --json; with --score weights only with --table",
+                                        "both only with --stats; weights not with --table"};
+    static const struct cli_program p = {.name = "test", .options = rows, .operands = ""};
+    struct arena a = {0};
+    struct cli_args got;
+    char text_of[256];
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char *argv[10] = {(char *)(uintptr_t) "rill-test"};
+        int argc = 1;
+        for (; cases[i].words[argc - 1]; argc++) argv[argc] = (char *)(uintptr_t)cases[i].words[argc - 1];
+        table = json = false;
+        stats = NULL;
+        assert_int_equal(args_parse(&got, &a, &p, NULL, 0, argc, argv, &e), 0);
+        assert_int_equal(args_check(&got, &p, &e), cases[i].message ? ERR_USAGE : 0);
+        if (cases[i].message) assert_string_equal(e.msg, cases[i].message);
+    }
+    for (size_t i = 0; i < COUNT_OF(words); i++) {
+        needs_describe(&rows[i], text_of, sizeof text_of);
+        assert_string_equal(text_of, words[i]);
+    }
+    arena_release(&a);
+}
+
 static void nearest(void **state) {
     (void)state;
     static const char *const names[] = {"prune", "quantize", "teacher-infer", "ls"};
@@ -296,6 +366,7 @@ int main(void) {
         cmocka_unit_test(missing),
         cmocka_unit_test(wrong_values),
         cmocka_unit_test(required),
+        cmocka_unit_test(needs),
         cmocka_unit_test(shares_and_amounts),
         cmocka_unit_test(nearest),
         cmocka_unit_test(text_is_waited_for),

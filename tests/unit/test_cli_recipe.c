@@ -194,7 +194,7 @@ static void hostile(void **state) {
              NULL, &text),
         0);
     assert_non_null(strstr(text, "\t$(RILL) 'a; rm x' '$$(rm x)' '`rm`' > x\n"));
-    assert_non_null(strstr(text, "by rill 1??rm x, this"));
+    assert_non_null(strstr(text, "by rill 1\\n\\trm x, this"));
     free(text);
 }
 

@@ -21,7 +21,7 @@ static int save(struct trainer *t) {
 }
 
 static int restore(struct trainer *t, int fd, struct err *e) {
-    struct stream_reader *r;
+    struct stream_reader *r = NULL;
     lseek(fd, 0, SEEK_SET);
     int rc = stream_reader_open(&r, fd, "checkpoint", STREAM_CHECKPOINT, e);
     if (!rc) rc = trainer_restore(t, r, e);

@@ -221,7 +221,7 @@ static void test_empty_products(void **state) {
 }
 
 /* A row of c does not depend on how many rows there are: what a decoder computes token by token is what it computed of the
- * whole text. OpenBLAS promises nothing of the kind, so the widened paths on top of it are not held to it. */
+ * whole text. */
 static void test_rows_do_not_depend_on_each_other(void **state) {
     (void)state;
     enum { M = 77, N = 71, K = 5000 };
@@ -230,9 +230,7 @@ static void test_rows_do_not_depend_on_each_other(void **state) {
     uint16_t *h = rounded(a.f, M * K);
     struct product p = {.m = M, .n = N, .k = K, .b = b.f, .source = NT_F32};
     float *all = take(M * N, sizeof *all), *one = take(N, sizeof *one);
-    static const char *const paths[] = {"avx512", "avx512bf16", "amx"};
-    for (size_t i = 0; i < COUNT_OF(paths); i++) {
-        if (!simd_select(paths[i])) continue;
+    EACH_PATH(path) {
         struct kernel_panels panels = panels_of(&p), rows = {.n = N, .k = K, .dtype = DT_F32, .data = b.f};
         kernel_multiply(M, DT_BF16, h, &panels, NULL, DT_F32, all);
         for (size_t row = 0; row < M; row += 19) {

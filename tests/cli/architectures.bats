@@ -1,0 +1,110 @@
+#!/usr/bin/env bats
+# Every program on every architecture of the registry: the tiny models of tests/golden/arch with a tokenizer of letters. A cell of the
+# matrix is ok, or refused with one line that says why; causal language models are refused nothing but what a target cannot hold.
+
+load common
+
+setup_file() {
+    mkdir "$BATS_FILE_TMPDIR/letters"
+    cp "$BATS_TEST_DIRNAME/letters.json" "$BATS_FILE_TMPDIR/letters/tokenizer.json"
+    export TOKENIZER="$BATS_FILE_TMPDIR/letters/tokenizer.json"
+}
+
+# cell NAME CMD...: adds "NAME ok" or "NAME refused: ..." to the row; anything else fails.
+cell() {
+    local name=$1 code=0
+    shift
+    "$@" >out 2>err || code=$?
+    if [ $code -eq 0 ]; then
+        row+=" $name"
+        return 0
+    fi
+    [[ $code -eq 2 || $code -eq 3 ]] && [ "$(grep -c '^rill' err)" -eq 1 ] || {
+        echo "$arch: $name: exit $code: $(cat err)"
+        return 1
+    }
+    refused+=" $name"
+    echo "# $arch: $name refused: $(cat err)"
+    return 0
+}
+
+# must NAME CMD...: a cell that may not be refused
+must() {
+    local before=$refused
+    cell "$@" || return 1
+    [ "$refused" = "$before" ] || { echo "$arch: $1 was refused: $(cat err)"; return 1; }
+}
+
+types="q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0 f16 bf16 f32"
+
+one_architecture() {
+    local golden=$ROOT/tests/golden/arch/$arch wants=must type
+    row='' refused=''
+    rill import -q --tokenizer "$TOKENIZER" "$golden" -o m.rill || return 1
+    printf 'once upon a time, the end.\nthe hen and the fox ran on and on, and on.\n' >t.txt
+    rill tokenize -q -m m.rill --lines t.txt -o tok.rill || return 1
+    rill ls m.rill >/dev/null && rill check -q m.rill || return 1
+    causal || wants=cell
+    must calibrate rill calibrate -q -m m.rill tok.rill -o stats.rill || return 1
+    must layers rill prune -q --layers 50% --stats stats.rill m.rill -o layers.rill || return 1
+    must ffn rill prune -q --ffn 16 --stats stats.rill --score activations m.rill -o ffn.rill || return 1
+    must kv-heads rill prune -q --kv-heads 1 m.rill -o heads.rill || return 1
+    must vocab rill prune -q --vocab padding m.rill -o vocab.rill || return 1
+    must sparsity rill prune -q --sparsity 50% m.rill -o sparse.rill || return 1
+    for type in $types; do
+        must "$type" rill quantize -q --type "$type" m.rill -o "$type.rill" || return 1
+    done
+    $wants teacher-infer rill teacher-infer -q -m m.rill --encode sample:20 tok.rill -o kd.rill || return 1
+    $wants weights-stream rill teacher-infer -q -m m.rill --weights stream --encode sample:20 tok.rill -o kd2.rill || return 1
+    if [ -e kd.rill ]; then
+        # a stream remembers how it was made, so only the tensors are compared
+        rill diff -q kd.rill kd2.rill || { echo "$arch: layer by layer gives other knowledge"; return 1; }
+        for student in ffn layers heads; do
+            $wants "distill-$student" rill distill -q -m $student.rill --steps 2 --epochs 2 --batch-tokens 40 kd.rill -o trained.$student.rill || return 1
+        done
+        $wants eval rill eval -q -m trained.ffn.rill --context 16 tok.rill || return 1
+        $wants eval-reference rill eval -q -m trained.heads.rill --reference kd.rill || return 1
+        $wants eval-q8_0 rill eval -q -m q8_0.rill --context 16 tok.rill || return 1
+        $wants eval-int8 rill eval -q -m q4_0.rill --precision int8 --context 16 tok.rill || return 1
+    fi
+    $wants generate rill generate -q -m q8_0.rill --max-new 5 tok.rill --text || return 1
+    must safetensors rill export -q --to safetensors m.rill -o hf || return 1
+    must reload rill import -q hf -o again.rill || return 1
+    rill diff -q m.rill again.rill || { echo "$arch: export and import changed it"; return 1; }
+    must safetensors-ffn rill export -q --to safetensors ffn.rill -o hf.ffn || return 1
+    cell gguf rill export -q --to gguf m.rill -o m.gguf || return 1
+    if [ -e m.gguf ]; then
+        must gguf-reload rill import -q m.gguf -o again.gguf.rill || return 1
+        must gguf-q8_0 rill export -q --to gguf q8_0.rill -o q8_0.gguf || return 1
+    fi
+    echo "# $arch: ok:$row"
+}
+
+# Does it write text? The registry's encoders are bidirectional.
+causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
+
+@test "every program works on every architecture, or says why not" {
+    local folder
+    for folder in "$ROOT"/tests/golden/arch/*/; do
+        arch=$(basename "$folder")
+        mkdir "$T/$arch" && cd "$T/$arch"
+        one_architecture
+        cd "$T"
+    done
+}
+
+@test "the registry is printed, and each row has a model" {
+    check_exit 0 rill help architectures
+    local name
+    while read -r name _; do
+        [ -z "$name" ] && break
+        ls -d "$ROOT/tests/golden/arch/$name"* >/dev/null
+    done < <(printf '%s\n' "$out" | tail -n +2)
+}
+
+@test "an unknown architecture is named, with those that are known" {
+    cp -r "$ROOT/tests/golden/arch/llama" hf
+    sed -i 's/LlamaForCausalLM/MambaForCausalLM/; s/"model_type": "llama"/"model_type": "mamba"/' hf/config.json
+    check_exit 3 rill import hf
+    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM*"
+}

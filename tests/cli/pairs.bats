@@ -1,0 +1,51 @@
+#!/usr/bin/env bats
+# No option is ignored: alone and beside each other one it has an effect or is refused (tests/cli/option-pairs).
+load common
+
+setup_file() {
+    make_inputs
+    cd "$INPUTS" || return 1
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --seed 3 model.rill -o teacher2.rill
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --seed 4 model.rill -o student2.rill
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --untied model.rill -o untied.rill
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    mkdir other-tokenizer && sed 's/<|endoftext|>/<|endofit|>/g' hf/tokenizer.json >other-tokenizer/tokenizer.json
+    # special tokens, what is not in normalisation form C, lines
+    for n in 1 2 3 4 5 6 7 8; do printf 'a<|endoftext|>na\xcc\x88\nive end, or not %d\n' $n; done >special.txt
+    for n in 1 2 3 4 5 6 7 8 9; do cat corpus.jsonl; done >many.jsonl
+    rill tokenize -q -m model.rill special.txt -o special.rill
+    rill tokenize -q -m model.rill --context 32 --batch-tokens 32 text.txt -o batches.rill
+    rill prune -q --sparsity 0.03 model.rill -o sparse.rill
+    printf 'it it is\n' | rill tokenize -q -m model.rill -o few.rill
+}
+setup() {
+    enter_temp
+    cp -r "$INPUTS/." .
+}
+
+pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
+
+@test "every program is in the table" {
+    for p in "$RILL_BIN"/rill-*; do
+        grep -q "^$(basename "$p" | sed s/rill-//) " "$BATS_TEST_DIRNAME/pairs.table" || fail "$p is not in pairs.table"
+    done
+}
+
+@test "calibrate" { pairs calibrate; }
+@test "cat" { pairs cat; }
+@test "check" { pairs check; }
+@test "diff" { pairs diff; }
+@test "distill" { pairs distill; }
+@test "eval" { pairs eval; }
+@test "export" { pairs export; }
+@test "generate" { pairs generate; }
+@test "import" { pairs import; }
+@test "init" { pairs init; }
+@test "logit-dump" { pairs logit-dump; }
+@test "ls" { pairs ls; }
+@test "prune" { pairs prune; }
+@test "quantize" { pairs quantize; }
+@test "recipe" { pairs recipe; }
+@test "show" { pairs show; }
+@test "teacher-infer" { pairs teacher-infer; }
+@test "tokenize" { pairs tokenize; }
