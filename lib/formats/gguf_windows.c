@@ -19,6 +19,12 @@ static bool in_pattern(uint32_t pattern, uint32_t layer) {
     return pattern == 0 || layer % pattern < pattern - 1;
 }
 
+static bool flag_of(const struct gguf_kv *kv, uint64_t i, uint64_t *v) {
+    if (kv->type != GGUF_BOOL) return gguf_kv_u64(kv, i, v);
+    *v = kv->data[i] != 0;
+    return true;
+}
+
 int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const char *prefix, uint32_t window,
                       uint32_t pattern, struct err *e) {
     char key[128];
@@ -31,12 +37,12 @@ int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const c
         rc = err_set(e, ERR_DATA, "key '%s' has %llu entries for %u layers", key, (unsigned long long)kv->n,
                      c->n_layers);
     for (uint32_t i = 0; i < c->n_layers && !rc; i++) {
-        bool list = kv && kv->is_array, slides = in_pattern(pattern, i);
+        bool slides = in_pattern(pattern, i);
         uint64_t v;
-        if (kv && !gguf_kv_u64(kv, list ? i : 0, &v))
-            rc = err_set(e, ERR_DATA, "key '%s', layer %u: not a whole number", key, i);
+        if (kv && !flag_of(kv, kv->is_array ? i : 0, &v))
+            rc = err_set(e, ERR_DATA, "key '%s', layer %u: no flag and no whole number", key, i);
         else if (kv)
-            slides = list ? v != 0 : in_pattern((uint32_t)(v < UINT32_MAX ? v : UINT32_MAX), i);
+            slides = kv->is_array ? v != 0 : in_pattern(v < UINT32_MAX ? (uint32_t)v : UINT32_MAX, i);
         c->layers[i].window = slides ? (uint32_t)length : 0;
     }
     return rc;
