@@ -49,7 +49,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1 << 20,
      .help = "continue each prompt N times, each with draws of its own"},
-    {.name = "past-eos", .type = CLI_FLAG, .to = &past_eos, .help = "do not stop at the end-of-text token"},
+    {.name = "past-eos", .type = CLI_FLAG, .to = &past_eos, .help = "do not stop at the end tokens of the vocabulary"},
     {.name = "text",
      .type = CLI_FLAG,
      .to = &as_text,
@@ -132,12 +132,14 @@ static int take_batch(struct sink *s, struct model_generator *g, struct knowledg
 }
 
 static int generate(struct sink *s, struct run_data *in, struct err *e) {
+    const struct vocab *v = past_eos ? NULL : s->m->vocab;
     struct model_sampling sampling = {.temperature = temperature,
                                       .top_k = (uint32_t)top_k,
                                       .top_p = top_p,
                                       .seed = cli_seed(s->c),
                                       .max_new = (uint32_t)max_new,
-                                      .stop = past_eos || !s->m->vocab ? TOKEN_NONE : s->m->vocab->eos};
+                                      .ends = v ? v->ends : NULL,
+                                      .n_ends = v ? v->n_ends : 0};
     struct model_generator *g = NULL;
     struct knowledge_rows rows = {0};
     struct batch b = {0};
@@ -212,8 +214,8 @@ int main(int argc, char **argv) {
                        "writes token sequences, or "
                        "text with --text.\n"
                        "Draws depend on the seed and the number of the sequence, not on how many run together. A "
-                       "sequence ends with the "
-                       "end-of-text token, after --max-new tokens, or where the model's context ends.",
+                       "sequence ends with any end token of the model (rill show --vocab names them), after --max-new "
+                       "tokens, or where the model's context ends.",
         .examples =
             "rill generate -m model.rill --max-new 8 --text prompts.rill\n    continue each prompt by up to 8 tokens\n",
         .options = options,

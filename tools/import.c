@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .to = &tokenizer,
      .arg = "FILE",
      .completes_files = true,
-     .help = "take this tokenizer.json, and the tokenizer_config.json beside it, rather than the source's tokenizer"},
+     .help = "take this tokenizer.json (or vocab.json) and the files beside it rather than the source's tokenizer"},
     {.name = "no-tokenizer",
      .type = CLI_FLAG,
      .to = &no_tokenizer,
@@ -69,6 +69,9 @@ int main(int argc, char **argv) {
             "PATH is a folder as Hugging Face has it (config.json, model.safetensors or its shards with their index, "
             "tokenizer.json), one .safetensors beside its config.json, or a .gguf of llama.cpp. Architectures: llama "
             "(SmolLM2 too) and qwen2. Tokenizers: byte-level BPE as GPT-2, Llama 3, Qwen2 and SmolLM cut it.\n"
+            "All files of a folder that speak of tokens count, as in transformers; where they contradict each other, "
+            "the "
+            "import is refused.\n"
             "What is not supported is refused by name: a model that is nearly right would be wrong without a word.",
         .examples = "rill import ./SmolLM2-135M > teacher.rill\n    a folder, tensors as they are\n"
                     "rill import --dtype bf16 model.gguf -o model.rill\n    a GGUF, dequantized\n",

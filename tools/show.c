@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "lib/cli/cli.h"
+#include "lib/text/text.h"
 
 static const char *glob;
 static uint64_t head, batch;
@@ -29,7 +30,10 @@ static const struct cli_option options[] = {
      .help = "write JSON, a line for each tensor; what is not finite is null"},
     {.name = "meta", .type = CLI_FLAG, .to = &meta, .help = "show the descriptions of the segments, not tensors"},
     {.name = "prov", .type = CLI_FLAG, .to = &prov, .help = "show the provenance, oldest step first, not tensors"},
-    {.name = "vocab", .type = CLI_FLAG, .to = &vocab, .help = "show size and digest of the vocabulary, not tensors"},
+    {.name = "vocab",
+     .type = CLI_FLAG,
+     .to = &vocab,
+     .help = "show the vocabulary, not tensors: sizes, digests, the tokens with a role and those that end a text"},
     {0},
 };
 
@@ -141,11 +145,43 @@ static int show_tensor(struct view *v, struct stream_reader *r, const struct str
     return 0;
 }
 
-static int show_vocab(struct view *v, const struct stream_item *item) {
+static int put_role(struct view *v, const struct vocab *x, const char *role, uint32_t id, struct err *e) {
+    if (id == TOKEN_NONE) return 0;
+    v->data.len = 0;
+    fprintf(v->out, "%s %" PRIu32 " ", role, id);
+    if (text_spell(x->tokens[id].bytes, x->tokens[id].n_bytes, &v->data, e)) return e->code;
+    if (v->data.len) fwrite(v->data.data, 1, v->data.len, v->out);
+    fputc('\n', v->out);
+    return 0;
+}
+
+static int put_roles(struct view *v, const struct vocab *x, struct err *e) {
     char digest[DIGEST_TEXT_SIZE];
+    digest_text(x->digest, digest);
+    fprintf(v->out, "%" PRIu32 " tokens, %" PRIu32 " merges, cut as %s, identity %s\n", x->n_tokens, x->n_merges,
+            text_pre_name(x->pre), digest);
+    int rc = put_role(v, x, x->add_bos ? "bos (in front of a text)" : "bos", x->bos, e);
+    if (!rc) rc = put_role(v, x, x->add_eos ? "eos (behind a text)" : "eos", x->eos, e);
+    for (uint32_t i = 0; !rc && i < x->n_ends; i++) rc = put_role(v, x, "end", x->ends[i], e);
+    if (!rc) rc = put_role(v, x, "pad", x->pad, e);
+    return rc ? rc : put_role(v, x, "unk", x->unk, e);
+}
+
+/* What cannot be read is shown as far as its bytes go. */
+static int show_vocab(struct view *v, const struct stream_item *item, struct err *e) {
+    char digest[DIGEST_TEXT_SIZE];
+    struct vocab *x;
     digest_text(digest_bytes(item->bytes, item->n_bytes), digest);
     fprintf(v->out, "%zu bytes, digest of the bytes %s\n", item->n_bytes, digest);
-    return 0;
+    int rc = vocab_unpack(&x, item->bytes, item->n_bytes, e);
+    if (rc == ERR_DATA) {
+        fprintf(v->out, "%s\n", e->msg);
+        return 0;
+    }
+    if (rc) return rc;
+    rc = put_roles(v, x, e);
+    vocab_free(x);
+    return rc;
 }
 
 /* Each step once, in however many segments it is. */
@@ -162,7 +198,7 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
     bool tensors = !meta && !prov && !vocab;
     if (item->type == ITEM_EOF && prov) return show_prov(v, r, e);
     if (item->type == ITEM_META && meta) return cli_put_json(v->out, cJSON_Duplicate(item->json, true), true, e);
-    if (item->type == ITEM_VOCAB && vocab) return show_vocab(v, item);
+    if (item->type == ITEM_VOCAB && vocab) return show_vocab(v, item, e);
     if (item->type != ITEM_TENSOR || !tensors || fnmatch(glob, item->desc.name, 0)) return 0;
     if (cli_given(c, "batch") && (!item->in_batch || batches != batch + 1)) return 0;
     return show_tensor(v, r, item, e);

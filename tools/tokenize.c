@@ -13,8 +13,8 @@ static const struct cli_option options[] = {
     {.name = "lines",
      .type = CLI_FLAG,
      .to = &lines,
-     .help = "each line is a document, without its line end; empty lines are none. Without this or --jsonl the whole "
-             "input is one document"},
+     .help = "each line is a document, without its line end, LF or CR LF; empty lines are none. Without this or "
+             "--jsonl the whole input is one document, line ends as they are"},
     {.name = "jsonl",
      .type = CLI_STRING,
      .to = &field,
@@ -217,7 +217,8 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Writes the text on standard input or in FILE as a token stream, by the vocabulary of a model: byte-level "
-            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept.\n"
+            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept; "
+            "a byte order mark at the start is not. UTF-16, compressed files and models are refused.\n"
             "A document becomes a sequence. With --context N all documents are joined and cut into sequences of N "
             "tokens, what training and perplexity want: every sequence is as long as the model's context, none is "
             "padded. With BOS each of them begins with it, so a sequence then has N - 1 tokens of text.\n"

@@ -114,6 +114,7 @@ static bool scan_scalar(struct scan *s) {
     case 'f': return scan_literal(s, "false");
     case 'n': return scan_literal(s, "null");
     case -1: return fail(s, "unexpected end");
+    case 0xef: return fail(s, "no value, but the first byte of a byte order mark or of text without quotes");
     default: return scan_number(s);
     }
 }

@@ -28,6 +28,16 @@ int draft_pad(struct vocab *spec, uint32_t n, struct err *e) {
     return rc;
 }
 
+int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) {
+    struct token *t = &spec->tokens[id];
+    if (n == 0 || n > TEXT_MAX_PIECE)
+        return err_set(e, ERR_DATA, "token %u is not 1 to %d bytes long", id, TEXT_MAX_PIECE);
+    t->bytes = (const unsigned char *)arena_strndup(&spec->memory, bytes, n, e);
+    t->n_bytes = (uint32_t)n;
+    t->flags = flags;
+    return t->bytes ? 0 : e->code;
+}
+
 /* ---- merges ---- */
 
 static int no_such_token(uint32_t rank, struct span piece, struct err *e) {
@@ -68,6 +78,19 @@ int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) {
     spec->add_bos = spec->add_bos && spec->bos != TOKEN_NONE; /* some files ask for what they do not have */
     spec->add_eos = spec->add_eos && spec->eos != TOKEN_NONE;
     return vocab_new(out, spec, e);
+}
+
+int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) {
+    for (uint32_t i = 0; i < spec->n_ends; i++)
+        if (spec->ends[i] == id) return 0;
+    if (spec->n_ends == TEXT_MAX_ENDS)
+        return err_set(e, ERR_DATA, "more than %u tokens end a generation", TEXT_MAX_ENDS);
+    uint32_t *ends = arena_array(&spec->memory, (size_t)spec->n_ends + 1, sizeof *ends, e);
+    if (!ends) return e->code;
+    if (spec->n_ends) memcpy(ends, spec->ends, spec->n_ends * sizeof *ends);
+    ends[spec->n_ends++] = id;
+    spec->ends = ends;
+    return 0;
 }
 
 bool pre_implies_nfc(enum text_pre pre) {

@@ -23,6 +23,7 @@ void foreign_close(struct foreign_model *f) {
         if (f->source->digest) digest_free(f->source->digest);
         raw_table_release(&f->source->tensors);
         cJSON_Delete(f->source->hf_config);
+        cJSON_Delete(f->source->hf_generation);
         buf_release(&f->source->scratch);
         mem_free(f->source);
     }
@@ -153,7 +154,7 @@ static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 
-/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer.json, else the GGUF has the keys. */
+/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer's file, else the GGUF has the keys. */
 static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const char *own,
                       const struct foreign_options *o, struct err *e) {
     const char *path = o && o->tokenizer ? o->tokenizer : own;
@@ -163,12 +164,15 @@ static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const 
     if (o && o->no_tokenizer) return 0;
     draft_init(&spec);
     if (path)
-        rc = hf_read_vocab(f, path, path == own ? f->source->hf_config : NULL, &spec, e);
+        rc = hf_read_vocab(f, path, &spec, e);
     else if (g)
         rc = gguf_read_vocab(g, &spec, &found, e);
     else
         found = false;
     if (!rc && found) rc = take_vocab(f, &spec, e);
+    if (!rc && !found)
+        log_line(LOG_WARN,
+                 "the model comes without a tokenizer: no text can be read or written with it (--tokenizer FILE)");
     arena_release(&spec.memory);
     return rc;
 }
@@ -210,8 +214,9 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     int rc = hf_read_model(f, folder, weights, e);
     if (!rc) rc = check_tensors(f, e);
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
+    if (!rc) rc = hf_read_generation(f, folder, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
-    return rc ? rc : hf_read_generation(f, folder, e);
+    return rc ? rc : hf_keep_generation(f, e);
 }
 
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,

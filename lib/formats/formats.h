@@ -24,7 +24,7 @@ struct foreign_model {
 /* What to do about the tokenizer, when not what the source says. NULL stands for all zero. */
 struct foreign_options {
     bool no_tokenizer;     /* leave it out, also one that could not be read */
-    const char *tokenizer; /* take this tokenizer.json (and the tokenizer_config.json beside it) instead */
+    const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
 };
 /* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a
  * .safetensors beside its config.json, or a .gguf. ERR_DATA says what is missing or not supported (architecture,

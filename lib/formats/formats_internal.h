@@ -155,6 +155,9 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
 /* The type for a token's flags, and whether that type alone leads back to them. */
 uint32_t gguf_token_type(const struct token *t);
 bool gguf_type_says_all(const struct token *t);
+/* Does llama.cpp end a generation with a token of this text, whatever the keys say? */
+bool gguf_text_ends(const void *text, size_t n);
+#define GGUF_ENDS_KEY "tokenizer.ggml.eos_token_ids" /* all ends of a generation: of Ollama's converter and ours */
 /* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 /* The keys under general. that travel through META, NULL-terminated. */
@@ -174,7 +177,7 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_read.c) ----------------------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ----------------------------- */
 
 /* A member; null stands for absent everywhere in these files. */
 const cJSON *hf_member(const cJSON *object, const char *key);
@@ -225,9 +228,39 @@ extern const struct hf_split {
     enum text_pre pre;
     const char *regex;
 } hf_splits[];
-/* tokenizer.json and, when not NULL, tokenizer_config.json as a draft for vocab_new. */
-int hf_tokenizer_parse(struct vocab *spec, const void *json, size_t n, const void *config, size_t n_config,
-                       struct err *e) MUST_CHECK;
+/* The text of a folder's files about its tokenizer; {NULL, 0}: there is no such file. */
+struct hf_tokenizer_files {
+    struct span tokenizer;          /* tokenizer.json, or else ... */
+    struct span vocab, merges;      /* ... vocab.json and merges.txt */
+    struct span config, map, added; /* tokenizer_config.json, special_tokens_map.json, added_tokens.json */
+    struct span chat_template;      /* chat_template.jinja */
+    const cJSON *model_config;      /* config.json, or NULL: which class reads vocab.json */
+    uint32_t n_rows;                /* of the embedding; 0: any number */
+};
+#define HF_CONFIG_FILE "tokenizer_config.json"
+#define HF_MAP_FILE    "special_tokens_map.json"
+#define HF_ADDED_FILE  "added_tokens.json"
+/* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
+int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
+
+/* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
+int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
+/* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */
+int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, size_t n_json, struct buf *scratch,
+                   struct err *e) MUST_CHECK;
+uint32_t hf_count_pieces(const cJSON *vocab);
+
+/* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other
+ * files declare (NULL: there is none). */
+struct hf_token_files {
+    const char *base; /* the file that the draft comes from, for messages */
+    const cJSON *config, *map, *added;
+    const cJSON *defaults; /* roles that the class has where no file says otherwise */
+};
+int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint32_t n_pieces, uint32_t n_rows,
+                   struct err *e) MUST_CHECK;
+/* The flags of an added token's object, TOKEN_ADDED among them. `normalized`: unless it says so. */
+int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct err *e) MUST_CHECK;
 
 /* ---- tokenizer drafts (draft.c): a struct vocab whose pieces live in its own arena, on the way to vocab_new ---- */
 
@@ -236,6 +269,10 @@ void draft_init(struct vocab *spec);
 int draft_tokens(struct vocab *spec, uint64_t n, struct err *e) MUST_CHECK;
 /* More rows in the embedding than tokens: the rest are TOKEN_UNUSED. ERR_DATA when there are fewer. */
 int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
+/* Token `id` gets these bytes (copied) and flags. ERR_DATA: not 1 to TEXT_MAX_PIECE bytes. */
+int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) MUST_CHECK;
+/* One more token that ends a generation, if it is none yet. ERR_DATA: too many. */
+int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) MUST_CHECK;
 /* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
  * all else of the draft must be there. */
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
@@ -286,9 +323,10 @@ struct foreign_source {
     struct digest_state *digest; /* of the files in the order in which they were opened */
     struct raw_table tensors;
     enum naming naming;
-    bool interleaved;   /* q and k rows are in GGUF's llama order */
-    cJSON *hf_config;   /* config.json, NULL for GGUF */
-    struct buf scratch; /* reordered or realigned tensors */
+    bool interleaved;     /* q and k rows are in GGUF's llama order */
+    cJSON *hf_config;     /* config.json, NULL for GGUF */
+    cJSON *hf_generation; /* generation_config.json, or NULL */
+    struct buf scratch;   /* reordered or realigned tensors */
 };
 /* From memory that outlives the model: `data` is a whole GGUF. */
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
@@ -324,13 +362,15 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The folder's tokenizer.json; *path is NULL when it has no tokenizer, ERR_DATA when it has one of another kind. */
+/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has none,
+ * ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
-/* The tokenizer from tokenizer.json and, where there are such files beside it, tokenizer_config.json and
- * chat_template.jinja. model_config (config.json, or NULL) fills in ids that those do not say. */
-int hf_read_vocab(struct foreign_model *f, const char *path, const cJSON *model_config, struct vocab *spec,
-                  struct err *e) MUST_CHECK;
-/* generation_config.json, where there is one, into f->extra. */
+/* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and
+ * generation_config.json add ids of tokens that these do not say, and the ends of a generation. */
+int hf_read_vocab(struct foreign_model *f, const char *path, struct vocab *spec, struct err *e) MUST_CHECK;
+/* generation_config.json, where there is one, into f->source; and what of it and of config.json is worth keeping into
+ * f->extra, when the vocabulary is there. */
 int hf_read_generation(struct foreign_model *f, const char *folder, struct err *e) MUST_CHECK;
+int hf_keep_generation(struct foreign_model *f, struct err *e) MUST_CHECK;
 
 #endif

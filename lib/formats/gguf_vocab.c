@@ -26,8 +26,22 @@ static bool flags_of_type(uint32_t type, uint32_t *flags) {
     }
 }
 
+/* llama.cpp's list (llama-vocab.cpp, "end-of-generation"), but for the tokens of fill-in-the-middle: GGUF has one key
+ * for the end of a text, and models have several. */
+bool gguf_text_ends(const void *text, size_t n) {
+    static const char *const known[] = {
+        "<|eot_id|>", "<|im_end|>", "<|end|>",         "<|return|>",         "<|call|>",
+        "<|flush|>",  "<|calls|>",  "<end_of_turn>",   "<|endoftext|>",      "<|eom_id|>",
+        "<EOT>",      "_<EOT>",     "<|end_of_text|>", "<end_of_utterance>",
+    };
+    for (size_t i = 0; i < COUNT_OF(known); i++)
+        if (strlen(known[i]) == n && memcmp(known[i], text, n) == 0) return true;
+    return false;
+}
+
 bool gguf_type_says_all(const struct token *t) {
     uint32_t flags;
+    if (!(t->flags & TOKEN_SPECIAL) && gguf_text_ends(t->bytes, t->n_bytes)) return false; /* set_piece makes it one */
     return flags_of_type(gguf_token_type(t), &flags) && flags == t->flags;
 }
 
@@ -64,10 +78,13 @@ static int read_flags(const struct gguf_file *g, struct vocab *spec, struct err 
 
 /* ---- pieces ---- */
 
-static int set_piece(struct vocab *spec, uint32_t id, struct span text, struct buf *scratch, struct err *e) {
+static int set_piece(struct vocab *spec, uint32_t id, struct span text, bool types_only, struct buf *scratch,
+                     struct err *e) {
     struct token *t = &spec->tokens[id];
     if (text.n == 0) t->flags = TOKEN_UNUSED;
-    if (t->flags & TOKEN_UNUSED) return 0; /* its text is "[PAD123]": a placeholder */
+    if (types_only && gguf_text_ends(text.s, text.n))
+        t->flags = TOKEN_SPECIAL | TOKEN_ADDED; /* as llama.cpp takes it */
+    if (t->flags & TOKEN_UNUSED) return 0;      /* its text is "[PAD123]": a placeholder */
     if (text.n > TEXT_MAX_PIECE * 2)
         return err_set(e, ERR_DATA, "token %u is longer than %d bytes", id, TEXT_MAX_PIECE);
     if (!(t->flags & TOKEN_ADDED)) {
@@ -87,9 +104,10 @@ static int read_pieces(const struct gguf_file *g, struct vocab *spec, struct buf
     if (!rc && !tokens) rc = err_set(e, ERR_DATA, "key 'tokenizer.ggml.tokens' is missing");
     if (!rc) rc = draft_tokens(spec, tokens->n, e);
     if (!rc) rc = read_flags(g, spec, e);
+    bool types_only = !gguf_find(g, "rill.tokenizer.flags");
     uint64_t at = 0;
     for (uint32_t i = 0; !rc && i < spec->n_tokens; i++)
-        rc = set_piece(spec, i, gguf_kv_next_string(tokens, &at), scratch, e);
+        rc = set_piece(spec, i, gguf_kv_next_string(tokens, &at), types_only, scratch, e);
     return rc;
 }
 
@@ -147,6 +165,29 @@ static int read_ids(const struct gguf_file *g, struct vocab *spec, struct err *e
     return 0;
 }
 
+/* The list of all ends, where a file has it, or the tokens whose text says so; and in any case those with a key. */
+static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    const struct gguf_kv *list = gguf_find(g, GGUF_ENDS_KEY);
+    uint64_t id;
+    int rc = 0;
+    if (list && !list->is_array) return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' is no array");
+    for (size_t i = 0; i < COUNT_OF(keys) && !rc; i++) {
+        id = TOKEN_NONE;
+        rc = gguf_opt_u64(g, keys[i], 0, spec->n_tokens - 1, &id, e);
+        if (!rc && id != TOKEN_NONE) rc = draft_add_end(spec, (uint32_t)id, e);
+    }
+    for (uint64_t i = 0; list && i < list->n && !rc; i++) {
+        if (!gguf_kv_u64(list, i, &id) || id >= spec->n_tokens)
+            return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' has an id that is no token");
+        rc = draft_add_end(spec, (uint32_t)id, e);
+    }
+    for (uint32_t i = 0; !list && i < spec->n_tokens && !rc; i++)
+        if (spec->tokens[i].n_bytes && gguf_text_ends(spec->tokens[i].bytes, spec->tokens[i].n_bytes))
+            rc = draft_add_end(spec, i, e);
+    return rc;
+}
+
 static int read_settings(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     int rc = read_pre(g, spec, e);
     if (rc) return rc;
@@ -154,6 +195,7 @@ static int read_settings(const struct gguf_file *g, struct vocab *spec, struct e
     spec->ignore_merges = pre_implies_ignore_merges(spec->pre);
     spec->add_bos = spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for it */
     rc = read_ids(g, spec, e);
+    if (!rc) rc = read_ends(g, spec, e);
     if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_bos_token", &spec->add_bos, e);
     if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
     if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.nfc", &spec->nfc, e);

@@ -265,6 +265,37 @@ static void put_merges(struct header *h, const struct vocab *v, struct buf *scra
     }
 }
 
+static bool is_end(const struct vocab *v, uint32_t id) {
+    for (uint32_t i = 0; i < v->n_ends; i++)
+        if (v->ends[i] == id) return true;
+    return false;
+}
+
+/* Are the ends eos and what a reader takes for an end by its text? */
+static bool texts_say_all(const struct vocab *v) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        const struct token *t = &v->tokens[i];
+        bool ends = i == v->eos || (t->n_bytes && gguf_text_ends(t->bytes, t->n_bytes));
+        if (ends && !is_end(v, i)) return false;
+        n += ends;
+    }
+    return n == v->n_ends;
+}
+
+/* llama.cpp knows the end of a text, of a turn and of a message; all of them stand in a list. */
+static void put_ends(struct header *h, const struct vocab *v) {
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    size_t k = 0;
+    if (texts_say_all(v)) return;
+    for (uint32_t i = 0; i < v->n_ends && k < COUNT_OF(keys); i++)
+        if (v->ends[i] != v->eos) key_u32(h, keys[k++], v->ends[i]);
+    key_array(h, GGUF_ENDS_KEY, GGUF_I32, v->n_ends);
+    if (v->eos != TOKEN_NONE) put_u32(h, v->eos);
+    for (uint32_t i = 0; i < v->n_ends; i++)
+        if (v->ends[i] != v->eos) put_u32(h, v->ends[i]);
+}
+
 static void put_settings(struct header *h, const struct vocab *v) {
     const struct {
         const char *key;
@@ -276,6 +307,7 @@ static void put_settings(struct header *h, const struct vocab *v) {
                {"tokenizer.ggml.padding_token_id", v->pad}};
     for (size_t i = 0; i < COUNT_OF(ids); i++)
         if (ids[i].id != TOKEN_NONE) key_u32(h, ids[i].key, ids[i].id);
+    put_ends(h, v);
     key_bool(h, "tokenizer.ggml.add_bos_token", v->add_bos);
     key_bool(h, "tokenizer.ggml.add_eos_token", v->add_eos);
     if (v->nfc != pre_implies_nfc(v->pre)) key_bool(h, "rill.tokenizer.nfc", v->nfc);

@@ -130,10 +130,14 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
 /* ---- tokenizer ---- */
 
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) {
-    static const char *const others[] = {"tokenizer.model", "vocab.json", "spiece.model"};
-    *path = path_join(&f->memory, folder, "tokenizer.json", e);
-    if (!*path) return e->code;
-    if (file_exists(*path)) return 0;
+    static const char *const known[] = {"tokenizer.json", "vocab.json"};
+    static const char *const others[] = {"tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json",
+                                         "vocab.txt"};
+    for (size_t i = 0; i < COUNT_OF(known); i++) {
+        *path = path_join(&f->memory, folder, known[i], e);
+        if (!*path) return e->code;
+        if (file_exists(*path)) return 0;
+    }
     for (size_t i = 0; i < COUNT_OF(others); i++) {
         const char *other = path_join(&f->memory, folder, others[i], e);
         if (!other) return e->code;
@@ -144,68 +148,113 @@ int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **
     return 0;
 }
 
-/* The file of that name beside `path`, or *m NULL. */
-static int read_beside(struct foreign_model *f, const char *path, const char *name, const struct mapped_file **m,
-                       struct err *e) {
+/* The file of that name beside `path`, left {NULL, 0} when there is none. */
+static int read_beside(struct foreign_model *f, const char *path, const char *name, struct span *out, struct err *e) {
+    const struct mapped_file *m;
     const char *slash = strrchr(path, '/');
     const char *folder = slash ? arena_strndup(&f->memory, path, (size_t)(slash - path) + 1, e) : "./";
     const char *other = folder ? path_join(&f->memory, folder, name, e) : NULL;
-    *m = NULL;
     if (!other) return e->code;
-    return file_exists(other) ? read_text(f, other, m, e) : 0;
+    if (!file_exists(other)) return 0;
+    int rc = read_text(f, other, &m, e);
+    if (!rc) *out = m->size ? (struct span){(const char *)m->data, m->size} : (struct span){"", 0};
+    return rc;
 }
 
-/* config.json knows ids where the tokenizer's files are silent. A list of several ends with its first. */
-static int ids_from_config(const cJSON *config, struct vocab *spec, struct err *e) {
+/* Calls fn with each id of a key of config.json or generation_config.json, which may be one, several, null or -1. */
+static int each_id(const struct foreign_model *f, const cJSON *config, const char *file, const char *key,
+                   int (*fn)(void *ctx, uint32_t id, struct err *e), void *ctx, struct err *e) {
+    const cJSON *x = hf_member(config, key);
+    bool list = cJSON_IsArray(x);
+    int rc = 0;
+    for (x = list ? x->child : x; x && !rc; x = list ? x->next : NULL) {
+        double v = cJSON_IsNumber(x) ? x->valuedouble : -2;
+        if (v == -1) continue; /* how some say "none" */
+        if (!(v >= 0 && v < (double)f->config.vocab_size) || v != (double)(uint32_t)v)
+            return err_set(e, ERR_DATA, "%s: \"%s\" is no token of the model", file, key);
+        rc = fn(ctx, (uint32_t)v, e);
+    }
+    return rc;
+}
+
+static int take_first(void *ctx, uint32_t id, struct err *e) {
+    uint32_t *to = ctx;
+    (void)e;
+    if (*to == TOKEN_NONE) *to = id;
+    return 0;
+}
+
+static int take_end(void *ctx, uint32_t id, struct err *e) {
+    return draft_add_end(ctx, id, e);
+}
+
+#define GENERATION_FILE "generation_config.json"
+
+/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates documents.
+ * What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's own. */
+static int ids_from_config(const struct foreign_model *f, struct vocab *spec, struct err *e) {
     const struct {
         const char *key;
         uint32_t *to;
     } ids[] = {{"bos_token_id", &spec->bos}, {"eos_token_id", &spec->eos}, {"pad_token_id", &spec->pad}};
-    for (size_t i = 0; i < COUNT_OF(ids); i++) {
-        const cJSON *x = cJSON_GetObjectItemCaseSensitive(config, ids[i].key);
-        if (cJSON_IsArray(x)) x = x->child;
-        if (!x || cJSON_IsNull(x) || *ids[i].to != TOKEN_NONE) continue;
-        double v = cJSON_IsNumber(x) ? x->valuedouble : -1;
-        if (v == -1) continue; /* how some say "none" */
-        if (!(v >= 0 && v < (double)spec->n_tokens) || v != (double)(uint32_t)v)
-            return err_set(e, ERR_DATA, "config.json: \"%s\" is no token of the tokenizer", ids[i].key);
-        *ids[i].to = (uint32_t)v;
-    }
-    return 0;
+    const cJSON *config = f->source->hf_config, *generation = f->source->hf_generation;
+    int rc = 0;
+    for (size_t i = 0; i < COUNT_OF(ids) && !rc; i++)
+        rc = each_id(f, config, "config.json", ids[i].key, take_first, ids[i].to, e);
+    if (!rc) rc = each_id(f, generation, GENERATION_FILE, "eos_token_id", take_first, &spec->eos, e);
+    if (rc || hf_member(generation, "eos_token_id"))
+        return rc ? rc : each_id(f, generation, GENERATION_FILE, "eos_token_id", take_end, spec, e);
+    return each_id(f, config, "config.json", "eos_token_id", take_end, spec, e);
 }
 
-int hf_read_vocab(struct foreign_model *f, const char *path, const cJSON *model_config, struct vocab *spec,
-                  struct err *e) {
-    const struct mapped_file *json, *config, *template;
-    int rc = read_text(f, path, &json, e);
-    if (!rc) rc = read_beside(f, path, "tokenizer_config.json", &config, e);
-    if (!rc) rc = read_beside(f, path, "chat_template.jinja", &template, e);
+static bool is_vocab_json(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return strcmp(slash ? slash + 1 : path, "vocab.json") == 0;
+}
+
+static int read_tokenizer_files(struct foreign_model *f, const char *path, struct hf_tokenizer_files *files,
+                                struct err *e) {
+    const struct mapped_file *m;
+    bool legacy = is_vocab_json(path);
+    int rc = read_text(f, path, &m, e);
     if (rc) return rc;
-    rc = hf_tokenizer_parse(spec, json->data, json->size, config ? config->data : NULL, config ? config->size : 0, e);
-    if (!rc && model_config) rc = ids_from_config(model_config, spec, e);
-    if (rc || !template || !template->size) return rc;
-    const char *text = (const char *)template->data;
-    if (memchr(text, 0, template->size) || !utf8_valid(text, template->size))
-        return err_set(e, ERR_DATA, "chat_template.jinja is not UTF-8 text");
-    spec->chat_template = arena_strndup(&spec->memory, text, template->size, e);
-    return spec->chat_template ? 0 : e->code;
+    *(legacy ? &files->vocab : &files->tokenizer) =
+        m->size ? (struct span){(const char *)m->data, m->size} : (struct span){"", 0};
+    if (legacy) rc = read_beside(f, path, "merges.txt", &files->merges, e);
+    if (!rc && legacy && !files->merges.s)
+        return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is no tokenizer");
+    if (!rc) rc = read_beside(f, path, HF_CONFIG_FILE, &files->config, e);
+    if (!rc) rc = read_beside(f, path, HF_MAP_FILE, &files->map, e);
+    if (!rc) rc = read_beside(f, path, HF_ADDED_FILE, &files->added, e);
+    return rc ? rc : read_beside(f, path, "chat_template.jinja", &files->chat_template, e);
+}
+
+int hf_read_vocab(struct foreign_model *f, const char *path, struct vocab *spec, struct err *e) {
+    struct hf_tokenizer_files files = {.model_config = f->source->hf_config, .n_rows = f->config.vocab_size};
+    int rc = read_tokenizer_files(f, path, &files, e);
+    if (!rc) rc = hf_tokenizer_parse(spec, &files, e);
+    return rc ? rc : ids_from_config(f, spec, e);
 }
 
 /* ---- generation settings ---- */
 
-/* What says nothing new is dropped, so that an export with only such keys comes back as it was. */
+static bool is_id(const cJSON *x, uint32_t id) {
+    return cJSON_IsNull(x) || (cJSON_IsNumber(x) && x->valuedouble == (double)id);
+}
+
+/* What says nothing new is dropped, so that an export with only such keys comes back as it was. The ends are in the
+ * vocabulary, where pruning renumbers them. */
 static void drop_known(cJSON *generation, const struct vocab *v) {
     const struct {
         const char *key;
         uint32_t id;
-    } ids[] = {{"bos_token_id", v ? v->bos : TOKEN_NONE},
-               {"eos_token_id", v ? v->eos : TOKEN_NONE},
-               {"pad_token_id", v ? v->pad : TOKEN_NONE}};
+    } ids[] = {{"bos_token_id", v ? v->bos : TOKEN_NONE}, {"pad_token_id", v ? v->pad : TOKEN_NONE}};
     for (size_t i = 0; i < COUNT_OF(ids); i++) {
         const cJSON *x = cJSON_GetObjectItemCaseSensitive(generation, ids[i].key);
-        if (cJSON_IsNull(x) || (cJSON_IsNumber(x) && x->valuedouble == (double)ids[i].id))
-            cJSON_DeleteItemFromObjectCaseSensitive(generation, ids[i].key);
+        if (is_id(x, ids[i].id)) cJSON_DeleteItemFromObjectCaseSensitive(generation, ids[i].key);
     }
+    if (v || cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(generation, "eos_token_id")))
+        cJSON_DeleteItemFromObjectCaseSensitive(generation, "eos_token_id");
     cJSON_DeleteItemFromObjectCaseSensitive(generation, "_from_model_config");
     cJSON_DeleteItemFromObjectCaseSensitive(generation, "transformers_version");
 }
@@ -229,15 +278,17 @@ static int read_name(struct foreign_model *f, struct err *e) {
 }
 
 int hf_read_generation(struct foreign_model *f, const char *folder, struct err *e) {
-    cJSON *generation = NULL;
-    const char *path = path_join(&f->memory, folder, "generation_config.json", e);
+    const char *path = path_join(&f->memory, folder, GENERATION_FILE, e);
     if (!path) return e->code;
+    return file_exists(path) ? read_json(f, folder, GENERATION_FILE, &f->source->hf_generation, e) : 0;
+}
+
+int hf_keep_generation(struct foreign_model *f, struct err *e) {
+    cJSON *generation = f->source->hf_generation;
     int rc = read_name(f, e);
-    if (rc || !file_exists(path)) return rc;
-    rc = read_json(f, folder, "generation_config.json", &generation, e);
-    if (rc) return rc;
+    if (rc || !generation) return rc;
     drop_known(generation, f->vocab);
-    if (generation->child) return put_extra(f, "generation", generation, e);
-    cJSON_Delete(generation);
-    return 0;
+    if (!generation->child) return 0;
+    f->source->hf_generation = NULL;
+    return put_extra(f, "generation", generation, e);
 }

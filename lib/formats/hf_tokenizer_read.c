@@ -7,13 +7,8 @@
 
 /* ---- small things about JSON ---- */
 
-static const cJSON *member(const cJSON *object, const char *key) {
-    const cJSON *x = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNull(x) ? NULL : x;
-}
-
 static const char *type_of(const cJSON *object) {
-    const char *s = cJSON_GetStringValue(member(object, "type"));
+    const char *s = cJSON_GetStringValue(hf_member(object, "type"));
     return s ? s : "(without a type)";
 }
 
@@ -23,7 +18,7 @@ static bool is_type(const cJSON *object, const char *type) {
 
 /* A flag with the default that the `tokenizers` library gives it. */
 static bool flag(const cJSON *object, const char *key, bool fallback) {
-    const cJSON *x = member(object, key);
+    const cJSON *x = hf_member(object, key);
     return x ? cJSON_IsTrue(x) : fallback;
 }
 
@@ -41,7 +36,8 @@ static int read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) {
     }
     if (!is_type(x, "Sequence")) return refuse(e, "normalizer", x);
     int rc = 0;
-    for (const cJSON *y = member(x, "normalizers") ? member(x, "normalizers")->child : NULL; y && !rc; y = y->next)
+    for (const cJSON *y = hf_member(x, "normalizers") ? hf_member(x, "normalizers")->child : NULL; y && !rc;
+         y = y->next)
         rc = is_type(y, "NFC") ? read_normalizer(spec, y, e) : refuse(e, "normalizer", y);
     return rc;
 }
@@ -60,8 +56,8 @@ static bool is_byte_level(const cJSON *x, bool use_regex) {
 }
 
 static int read_split(struct vocab *spec, const cJSON *x, struct err *e) {
-    const char *regex = cJSON_GetStringValue(member(member(x, "pattern"), "Regex"));
-    const char *behavior = cJSON_GetStringValue(member(x, "behavior"));
+    const char *regex = cJSON_GetStringValue(hf_member(hf_member(x, "pattern"), "Regex"));
+    const char *behavior = cJSON_GetStringValue(hf_member(x, "behavior"));
     if (!regex || !behavior || strcmp(behavior, "Isolated") != 0 || flag(x, "invert", false))
         return err_set(e, ERR_DATA, "pre_tokenizer: only a Split by a regex with behavior Isolated is supported");
     for (const struct hf_split *s = hf_splits; s->regex; s++)
@@ -83,7 +79,7 @@ static int read_pre_tokenizer(struct vocab *spec, const cJSON *x, struct err *e)
         return err_set(e, ERR_DATA,
                        "pre_tokenizer 'ByteLevel' with add_prefix_space or without a regex is not supported");
     if (!is_type(x, "Sequence")) return refuse(e, "pre_tokenizer", x);
-    const cJSON *list = member(x, "pretokenizers"), *first = list ? list->child : NULL,
+    const cJSON *list = hf_member(x, "pretokenizers"), *first = list ? list->child : NULL,
                 *second = first ? first->next : NULL;
     if (!second || second->next)
         return err_set(e, ERR_DATA, "pre_tokenizer: a sequence of other than two steps is not supported");
@@ -102,9 +98,10 @@ static int check_model(const cJSON *model, struct err *e) {
     static const char *const must_be_empty[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     if (!cJSON_IsObject(model)) return err_set(e, ERR_DATA, "\"model\" is missing");
     /* Files from before 2021 say no type; they have merges. */
-    if (member(model, "type") ? !is_type(model, "BPE") : !member(model, "merges")) return refuse(e, "model", model);
+    if (hf_member(model, "type") ? !is_type(model, "BPE") : !hf_member(model, "merges"))
+        return refuse(e, "model", model);
     for (size_t i = 0; i < COUNT_OF(must_be_empty); i++) {
-        const char *s = cJSON_GetStringValue(member(model, must_be_empty[i]));
+        const char *s = cJSON_GetStringValue(hf_member(model, must_be_empty[i]));
         if (s && *s) return err_set(e, ERR_DATA, "\"%s\" is '%.64s', which is not supported", must_be_empty[i], s);
     }
     if (flag(model, "byte_fallback", false)) return err_set(e, ERR_DATA, "\"byte_fallback\" is not supported");
@@ -140,38 +137,15 @@ static int count_ids(const cJSON *vocab, const cJSON *added, uint64_t limit, uin
     return 0;
 }
 
-static int set_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) {
-    struct token *t = &spec->tokens[id];
-    if (n == 0 || n > TEXT_MAX_PIECE)
-        return err_set(e, ERR_DATA, "token %u is not 1 to %d bytes long", id, TEXT_MAX_PIECE);
-    t->bytes = (const unsigned char *)arena_strndup(&spec->memory, bytes, n, e);
-    t->n_bytes = (uint32_t)n;
-    t->flags = flags;
-    return t->bytes ? 0 : e->code;
-}
-
 /* Added tokens are text as it stands; when the model lists one as well, it must be under the same id. */
 static int read_added_token(struct vocab *spec, const cJSON *x, struct err *e) {
-    static const struct {
-        const char *key;
-        uint32_t flag;
-    } flags[] = {{"special", TOKEN_SPECIAL},
-                 {"lstrip", TOKEN_LSTRIP},
-                 {"rstrip", TOKEN_RSTRIP},
-                 {"normalized", TOKEN_NORMALIZED},
-                 {"single_word", TOKEN_SINGLE_WORD}};
     const char *content;
     int rc = json_get_str(x, "content", &content, e);
     if (rc) return rc;
-    uint32_t id = (uint32_t)cJSON_GetObjectItemCaseSensitive(x, "id")->valuedouble, set = TOKEN_ADDED;
+    uint32_t id = (uint32_t)cJSON_GetObjectItemCaseSensitive(x, "id")->valuedouble, flags;
     if (!(spec->tokens[id].flags & TOKEN_UNUSED)) return err_set(e, ERR_DATA, "id %u is given twice", id);
-    for (size_t i = 0; i < COUNT_OF(flags); i++) {
-        bool on = false;
-        rc = json_opt_bool(x, flags[i].key, &on, e);
-        if (rc) return rc;
-        if (on) set |= flags[i].flag;
-    }
-    return set_piece(spec, id, content, strlen(content), set, e);
+    rc = hf_token_flags(x, false, &flags, e);
+    return rc ? rc : draft_piece(spec, id, content, strlen(content), flags, e);
 }
 
 static int read_ordinary_token(struct vocab *spec, const cJSON *x, struct buf *scratch, struct err *e) {
@@ -185,11 +159,17 @@ static int read_ordinary_token(struct vocab *spec, const cJSON *x, struct buf *s
     if (!(t->flags & TOKEN_UNUSED)) return err_set(e, ERR_DATA, "id %u is given twice", id);
     scratch->len = 0;
     int rc = text_unspell(x->string, strlen(x->string), scratch, e);
-    return rc ? rc : set_piece(spec, id, scratch->data, scratch->len, 0, e);
+    return rc ? rc : draft_piece(spec, id, scratch->data, scratch->len, 0, e);
 }
 
-static int read_tokens(struct vocab *spec, const cJSON *root, size_t n_json, struct buf *scratch, struct err *e) {
-    const cJSON *vocab = member(member(root, "model"), "vocab"), *added = member(root, "added_tokens");
+uint32_t hf_count_pieces(const cJSON *vocab) {
+    uint32_t n = 0;
+    for (const cJSON *x = vocab->child; x; x = x->next) n++;
+    return n;
+}
+
+int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, size_t n_json, struct buf *scratch,
+                   struct err *e) {
     if (!cJSON_IsObject(vocab)) return err_set(e, ERR_DATA, "\"vocab\" is not an object");
     if (added && !cJSON_IsArray(added)) return err_set(e, ERR_DATA, "\"added_tokens\" is not a list");
     uint64_t n;
@@ -244,20 +224,20 @@ static int read_unk(struct vocab *spec, const cJSON *model, struct err *e) {
     const char *unk = NULL;
     int rc = json_opt_str(model, "unk_token", &unk, e);
     if (rc || !unk) return rc;
-    const cJSON *id = cJSON_GetObjectItemCaseSensitive(member(model, "vocab"), unk);
+    const cJSON *id = cJSON_GetObjectItemCaseSensitive(hf_member(model, "vocab"), unk);
     if (!id) return err_set(e, ERR_DATA, "\"unk_token\": '%.100s' is no token", unk);
     spec->unk = (uint32_t)id->valuedouble;
     return 0;
 }
 
 static int read_model(struct vocab *spec, const cJSON *root, size_t n_json, struct err *e) {
-    const cJSON *model = member(root, "model");
+    const cJSON *model = hf_member(root, "model");
     struct buf scratch = {0};
     int rc = check_model(model, e);
     if (!rc) rc = json_opt_bool(model, "ignore_merges", &spec->ignore_merges, e);
-    if (!rc) rc = read_tokens(spec, root, n_json, &scratch, e);
+    if (!rc) rc = hf_read_pieces(spec, hf_member(model, "vocab"), hf_member(root, "added_tokens"), n_json, &scratch, e);
     if (!rc) rc = read_unk(spec, model, e);
-    if (!rc) rc = read_merges(spec, member(model, "merges"), &scratch, e);
+    if (!rc) rc = read_merges(spec, hf_member(model, "merges"), &scratch, e);
     buf_release(&scratch);
     return rc ? err_prefix(e, "model") : 0;
 }
@@ -276,15 +256,15 @@ static uint32_t find_added(const struct vocab *spec, const char *content) {
 
 /* [special] A [special]: the one before is the BOS, the one behind the EOS. */
 static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
-    const cJSON *single = member(x, "single");
+    const cJSON *single = hf_member(x, "single");
     bool seen_text = false;
     if (!cJSON_IsArray(single)) return err_set(e, ERR_DATA, "post_processor: a template without \"single\"");
     for (const cJSON *y = single->child; y; y = y->next) {
-        if (member(y, "Sequence")) {
+        if (hf_member(y, "Sequence")) {
             seen_text = true;
             continue;
         }
-        const char *name = cJSON_GetStringValue(member(member(y, "SpecialToken"), "id"));
+        const char *name = cJSON_GetStringValue(hf_member(hf_member(y, "SpecialToken"), "id"));
         uint32_t id = name ? find_added(spec, name) : TOKEN_NONE;
         bool *add = seen_text ? &spec->add_eos : &spec->add_bos;
         if (id == TOKEN_NONE) return err_set(e, ERR_DATA, "post_processor: a template with an unknown token");
@@ -295,97 +275,36 @@ static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
     return 0;
 }
 
-/* *decided: the post-processor says what is added, whatever tokenizer_config.json says. */
-static int read_post_processor(struct vocab *spec, const cJSON *x, bool *decided, struct err *e) {
+static int read_post_processor(struct vocab *spec, const cJSON *x, struct err *e) {
     if (!x) return 0;
     if (is_type(x, "Sequence")) {
-        const cJSON *list = member(x, "processors");
+        const cJSON *list = hf_member(x, "processors");
         int rc = 0;
         for (const cJSON *y = list ? list->child : NULL; y && !rc; y = y->next)
-            rc = is_type(y, "Sequence") ? refuse(e, "nested post_processor", y)
-                                        : read_post_processor(spec, y, decided, e);
+            rc = is_type(y, "Sequence") ? refuse(e, "nested post_processor", y) : read_post_processor(spec, y, e);
         return rc;
     }
-    *decided = true;
     if (is_type(x, "ByteLevel")) return 0; /* about offsets only */
     return is_type(x, "TemplateProcessing") ? read_template(spec, x, e) : refuse(e, "post_processor", x);
 }
 
-/* ---- tokenizer_config.json ---- */
-
-/* A token is named by its text, or by an object with its "content". */
-static int config_token(const struct vocab *spec, const cJSON *config, const char *key, uint32_t *id, struct err *e) {
-    const cJSON *x = member(config, key);
-    const char *content = cJSON_GetStringValue(cJSON_IsObject(x) ? member(x, "content") : x);
-    if (!x) return 0;
-    if (!content) return err_set(e, ERR_DATA, "\"%s\" is not a token", key);
-    uint32_t found = find_added(spec, content);
-    if (found == TOKEN_NONE) {
-        log_line(LOG_WARN, "tokenizer_config.json: \"%s\" is '%.100s', which is no added token; left out", key,
-                 content);
-        return 0;
-    }
-    if (*id != TOKEN_NONE && *id != found)
-        return err_set(e, ERR_DATA, "\"%s\" is '%.100s', but tokenizer.json puts token %u there", key, content, *id);
-    *id = found;
-    return 0;
-}
-
-/* One template, or a list of named ones, of which "default" counts. */
-static int config_template(struct vocab *spec, const cJSON *config, struct err *e) {
-    const cJSON *x = member(config, "chat_template");
-    const char *text = cJSON_GetStringValue(x);
-    for (const cJSON *y = cJSON_IsArray(x) ? x->child : NULL; y; y = y->next) {
-        const char *name = cJSON_GetStringValue(member(y, "name"));
-        if (name && strcmp(name, "default") == 0) text = cJSON_GetStringValue(member(y, "template"));
-    }
-    if (!text) return x ? err_set(e, ERR_DATA, "\"chat_template\" is neither text nor a list with a default") : 0;
-    spec->chat_template = arena_strdup(&spec->memory, text, e);
-    return spec->chat_template ? 0 : e->code;
-}
-
-static int read_config(struct vocab *spec, const cJSON *config, bool decided, struct err *e) {
-    int rc = config_token(spec, config, "bos_token", &spec->bos, e);
-    if (!rc) rc = config_token(spec, config, "eos_token", &spec->eos, e);
-    if (!rc) rc = config_token(spec, config, "pad_token", &spec->pad, e);
-    if (!rc && !decided) rc = json_opt_bool(config, "add_bos_token", &spec->add_bos, e);
-    if (!rc && !decided) rc = json_opt_bool(config, "add_eos_token", &spec->add_eos, e);
-    return rc ? rc : config_template(spec, config, e);
-}
-
 /* ---- the whole ---- */
 
-static int read_tokenizer(struct vocab *spec, const cJSON *root, size_t n, bool *decided, struct err *e) {
+static int read_pipeline(struct vocab *spec, const cJSON *root, size_t n, struct err *e) {
     if (!cJSON_IsObject(root)) return err_set(e, ERR_DATA, "not a JSON object");
-    const cJSON *decoder = member(root, "decoder");
-    int rc = read_normalizer(spec, member(root, "normalizer"), e);
-    if (!rc) rc = read_pre_tokenizer(spec, member(root, "pre_tokenizer"), e);
+    const cJSON *decoder = hf_member(root, "decoder");
+    int rc = read_normalizer(spec, hf_member(root, "normalizer"), e);
+    if (!rc) rc = read_pre_tokenizer(spec, hf_member(root, "pre_tokenizer"), e);
     if (!rc) rc = read_model(spec, root, n, e);
-    if (!rc) rc = read_post_processor(spec, member(root, "post_processor"), decided, e);
+    if (!rc) rc = read_post_processor(spec, hf_member(root, "post_processor"), e);
     if (!rc && decoder && !is_type(decoder, "ByteLevel")) rc = refuse(e, "decoder", decoder);
     return rc;
 }
 
-int hf_tokenizer_parse(struct vocab *spec, const void *json, size_t n, const void *config_json, size_t n_config,
-                       struct err *e) {
-    bool decided = false;
-    cJSON *root = json_parse(json, n, e), *config = NULL;
-    int rc = root ? read_tokenizer(spec, root, n, &decided, e) : e->code;
-    if (rc) err_prefix(e, "tokenizer.json");
+int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) {
+    cJSON *root = json_parse(text.s, text.n, e);
+    int rc = root ? read_pipeline(spec, root, text.n, e) : e->code;
+    *n_pieces = rc ? 0 : hf_count_pieces(hf_member(hf_member(root, "model"), "vocab"));
     cJSON_Delete(root);
-    if (rc || !config_json) return rc;
-    config = json_parse(config_json, n_config, e);
-    rc = config ? read_config(spec, config, decided, e) : e->code;
-    cJSON_Delete(config);
-    return rc ? err_prefix(e, "tokenizer_config.json") : 0;
-}
-
-int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config,
-                      struct err *e) {
-    struct vocab spec;
-    draft_init(&spec);
-    int rc = hf_tokenizer_parse(&spec, json, n, config_json, n_config, e);
-    if (!rc) rc = draft_finish(&spec, out, e);
-    arena_release(&spec.memory);
-    return rc;
+    return rc ? err_prefix(e, "tokenizer.json") : 0;
 }

@@ -226,6 +226,8 @@ static int build_config(cJSON *root, const struct vocab *v, struct arena *a, str
     bool ok = json_put_bool(root, "add_bos_token", v->add_bos) && json_put_bool(root, "add_eos_token", v->add_eos);
     for (size_t i = 0; i < COUNT_OF(tokens) && ok; i++) {
         const char *text;
+        /* A name makes an added token of a piece of the model: that one stands in config.json alone. */
+        if (tokens[i].id != TOKEN_NONE && !(v->tokens[tokens[i].id].flags & TOKEN_ADDED)) continue;
         int rc = named(v, tokens[i].id, a, &text, e);
         if (rc) return rc;
         if (text) ok = json_put_str(root, tokens[i].key, text);

@@ -134,13 +134,34 @@ static bool put_id(cJSON *o, const char *key, uint32_t id) {
     return id == TOKEN_NONE || cJSON_GetObjectItemCaseSensitive(o, key) || json_put_u64(o, key, id);
 }
 
-/* What was imported, and the ids where it does not say them itself (a list of ends, for instance). */
+static bool add_number(cJSON *list, uint32_t id) {
+    cJSON *x = cJSON_CreateNumber(id);
+    if (x && cJSON_AddItemToArray(list, x)) return true;
+    cJSON_Delete(x);
+    return false;
+}
+
+/* One end of a generation, or a list of several with EOS in front. A list that was imported before vocabularies had more
+ * than one stays. */
+static bool put_ends(cJSON *o, const struct vocab *v) {
+    static const char key[] = "eos_token_id";
+    if (v->n_ends < 2) return !v->n_ends || put_id(o, key, v->ends[0]);
+    cJSON_DeleteItemFromObjectCaseSensitive(o, key);
+    cJSON *list = cJSON_AddArrayToObject(o, key);
+    bool ok = list && (v->eos == TOKEN_NONE || add_number(list, v->eos));
+    for (uint32_t i = 0; i < v->n_ends && ok; i++)
+        if (v->ends[i] != v->eos) ok = add_number(list, v->ends[i]);
+    return ok;
+}
+
+/* What was imported, and the ids where it does not say them itself. */
 static int write_generation(struct export_source *x, struct out_folder *f, struct err *e) {
     const cJSON *kept = cJSON_GetObjectItemCaseSensitive(x->meta, "generation");
     cJSON *json = cJSON_IsObject(kept) ? cJSON_Duplicate(kept, true) : cJSON_CreateObject();
     const struct vocab *v = x->vocab;
-    bool ok = json && (!v || (put_id(json, "bos_token_id", v->bos) && put_id(json, "eos_token_id", v->eos) &&
-                              put_id(json, "pad_token_id", v->pad)));
+    bool ok =
+        json &&
+        (!v || (put_id(json, "bos_token_id", v->bos) && put_ends(json, v) && put_id(json, "pad_token_id", v->pad)));
     int rc = ok ? write_json(f, "generation_config.json", json, e) : err_nomem(e, "generation_config.json");
     cJSON_Delete(json);
     return rc;

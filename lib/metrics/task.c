@@ -25,6 +25,7 @@ struct task {
     struct scorer scorer;
     struct buf line; /* what of the file has not been followed by a newline yet */
     uint64_t n_lines;
+    bool begun;      /* the first bytes have been looked at */
     struct buf runs; /* struct run, whole items */
     uint64_t n, truncated, right[N_SCORES];
     /* scratch */
@@ -243,7 +244,17 @@ static bool is_blank(const char *line, size_t n) {
     return n == 0;
 }
 
-static int take_line(struct task *t, const char *line, size_t n, struct err *e) {
+/* What is no text is refused as soon as its first bytes are there. */
+static int begin_text(struct task *t, struct err *e) {
+    size_t skip; /* a byte order mark: take_line passes over it */
+    t->begun = true;
+    return text_begin(t->line.data, t->line.len, &skip, e);
+}
+
+static int take_line(struct task *t, struct err *e) {
+    size_t bom = text_bom(t->line.data, t->line.len), n = t->line.len - bom;
+    const char *line = (const char *)t->line.data + bom;
+    if (!t->begun && begin_text(t, e)) return e->code;
     t->n_lines++;
     if (is_blank(line, n)) return 0;
     cJSON *o = json_parse(line, n, e);
@@ -265,10 +276,11 @@ int task_feed(struct task *t, const char *text, size_t n, struct err *e) {
     int rc = 0;
     for (; !rc && text < end && (newline = memchr(text, '\n', (size_t)(end - text))); text = newline + 1) {
         rc = buf_append(&t->line, text, (size_t)(newline - text), e);
-        if (!rc) rc = take_line(t, (const char *)t->line.data, t->line.len, e);
+        if (!rc) rc = take_line(t, e);
         t->line.len = 0;
     }
     if (!rc) rc = buf_append(&t->line, text, (size_t)(end - text), e);
+    if (!rc && !t->begun && t->line.len >= TEXT_BEGIN_BYTES) rc = begin_text(t, e);
     if (!rc && t->line.len > MAX_LINE)
         rc = err_set(e, ERR_DATA, "line %llu is longer than %zu MiB", (unsigned long long)t->n_lines + 1,
                      MAX_LINE >> 20);
@@ -278,7 +290,7 @@ int task_feed(struct task *t, const char *text, size_t n, struct err *e) {
 /* ---- results ------------------------------------------------------------------------------------------------------------------ */
 
 int task_finish(struct task *t, struct err *e) {
-    int rc = t->line.len ? take_line(t, (const char *)t->line.data, t->line.len, e) : 0;
+    int rc = t->line.len ? take_line(t, e) : 0;
     if (!rc) rc = score_waiting(t, e);
     return rc || t->n ? rc : err_set(e, ERR_DATA, "no items");
 }

@@ -132,6 +132,15 @@ static int lay_out_step(struct model_generator *g, struct model_input *in, uint3
     return rc;
 }
 
+static int by_id(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static bool is_end(const struct model_sampling *how, uint32_t id) {
+    return how->n_ends && bsearch(&id, how->ends, how->n_ends, sizeof id, by_id);
+}
+
 /* Samples a token for each sequence in flight; those that are done leave it. */
 static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
                        struct err *e) {
@@ -149,7 +158,7 @@ static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float
         rc = buf_append(&s->tokens, &ids[i], sizeof ids[i], e);
         s->n_made++;
         g->sum.made++;
-        if (ids[i] == how->stop || s->n_made == how->max_new || s->cache.length == g->m->config.context)
+        if (is_end(how, ids[i]) || s->n_made == how->max_new || s->cache.length == g->m->config.context)
             finish_sequence(g, s);
         else
             g->flight[kept++] = s;

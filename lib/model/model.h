@@ -254,7 +254,9 @@ struct model_sampling {
     double top_p;       /* 1: all */
     uint64_t seed;
     uint32_t max_new;
-    uint32_t stop; /* token that ends a sequence (kept), or TOKEN_NONE */
+    const uint32_t
+        *ends; /* [n_ends] tokens that end a sequence (kept), ascending; the caller's, as long as the generator */
+    size_t n_ends;
 };
 /* Called for each finished sequence, in the order in which they were added. */
 typedef int model_generated_fn(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made,
@@ -271,7 +273,7 @@ typedef void model_step_fn(void *ctx, const struct model_generated *sum);
  * Continues sequences, up to 64 at once as far as 1 GiB of keys and values goes; when one is finished the next one
  * takes its place (the iteration-level scheduling of Yu et al., "Orca", OSDI 2022). A sequence's draws depend on the
  * seed, its number and the position alone; what runs beside it can change its logits in the last bits only (shapes of
- * the matrix products). A sequence ends at `stop`, at max_new or at the model's context.
+ * the matrix products). A sequence ends at one of `ends`, at max_new or at the model's context.
  *
  *     model_generator_new(&g, model, &how, deliver, progress, ctx)
  *     model_generator_add(g, number, prompt, n) ...       copies the prompt; runs steps while enough prompts wait

@@ -29,7 +29,7 @@ struct corpus {
     struct buf window;
     size_t usual, goal; /* bytes to have in the window: usually, and now */
     size_t piece_bytes, max_pieces;
-    bool at_end;
+    bool begun, at_end;
     uint64_t bytes, lines; /* before the window */
     struct piece *pieces;  /* [max_pieces] */
     struct share *shares;
@@ -49,6 +49,17 @@ static int fill_window(struct corpus *c, corpus_read *read, void *ctx, struct er
         if (!rc && got == 0) c->at_end = true;
     }
     return rc;
+}
+
+/* The first window is not shorter than what text_begin wants to see, unless the input is. */
+static int begin_text(struct corpus *c, struct err *e) {
+    size_t skip;
+    int rc = text_begin(c->window.data, c->window.len, &skip, e);
+    if (rc || !skip) return rc;
+    c->window.len -= skip;
+    memmove(c->window.data, c->window.data + skip, c->window.len);
+    c->bytes = skip;
+    return 0;
 }
 
 /* ---- cutting ---- */
@@ -106,14 +117,14 @@ static size_t plan_lines(struct corpus *c) {
     const unsigned char *text = c->window.data, *nl;
     size_t at = 0, len = c->window.len;
     while (at < len && c->n_pieces < c->max_pieces && (nl = memchr(text + at, '\n', len - at)) != NULL) {
-        size_t n = (size_t)(nl - text) - at;
+        size_t length = (size_t)(nl - text) - at, n = text_line_length(text + at, length);
         size_t used = n;
         if (c->o->documents == CORPUS_JSONL)
             add_piece(c, at, n, true);
         else
             used = add_text(c, at, n, true);
         if (used < n) return at + used;
-        at += n + 1;
+        at += length + 1;
     }
     bool all_ended = at == len && (at > 0 || !c->packer.in_document);
     return all_ended || c->n_pieces == c->max_pieces ? at : at + plan_last_line(c, at);
@@ -148,6 +159,9 @@ static int share_out(struct corpus *c, struct err *e) {
 
 static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
                          struct text_ids *ids, struct err *e) {
+    size_t bom = text_bom(text, n); /* also behind the first line: files are joined with cat */
+    text += bom;
+    n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
     cJSON *object = json_parse((const char *)text, n, e);
     if (!object) return e->code;
@@ -252,7 +266,9 @@ static void move_on(struct corpus *c, size_t used) {
 /* One window. *done: there is no more to do. */
 static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
     int rc = fill_window(c, read, c->packer.ctx, e);
+    if (!rc && !c->begun) rc = begin_text(c, e);
     if (rc) return rc;
+    c->begun = true;
     c->n_pieces = 0;
     size_t used = c->o->documents == CORPUS_WHOLE ? plan_whole(c) : plan_lines(c);
     if (!used && !c->at_end) return grow_window(c, e);
@@ -287,12 +303,12 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
     *totals = (struct corpus_totals){0};
     int rc = check_options(v, o, e);
     if (rc) return rc;
-    size_t usual = o->window ? o->window : WINDOW_BYTES;
+    size_t usual = o->window ? o->window : WINDOW_BYTES, first = usual < FIRST_WINDOW ? usual : FIRST_WINDOW;
     struct corpus c = {
         .v = v,
         .o = o,
         .usual = usual,
-        .goal = usual < FIRST_WINDOW ? usual : FIRST_WINDOW,
+        .goal = first < TEXT_BEGIN_BYTES ? TEXT_BEGIN_BYTES : first,
         .piece_bytes = usual / WINDOW_PIECES + 1,
         .totals = totals,
         .packer = {.v = v, .o = o, .write = write, .ctx = ctx, .totals = totals},

@@ -47,6 +47,7 @@ struct merge {
 #define TEXT_MAX_TOKENS (1u << 24)
 #define TEXT_MAX_MERGES (1u << 26)
 #define TEXT_MAX_PIECE  65536
+#define TEXT_MAX_ENDS   1024
 
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {
@@ -57,19 +58,21 @@ struct vocab {
     bool nfc;           /* normaliser: NFC before all else */
     bool ignore_merges; /* a pre-token that is a piece is taken whole (Llama 3) */
     bool add_bos, add_eos;
-    uint32_t bos, eos, pad;    /* TOKEN_NONE: has none */
+    uint32_t bos, eos, pad; /* TOKEN_NONE: has none. eos is what separates documents ... */
+    const uint32_t *ends;   /* [n_ends] ... and one of the tokens that end a generation: ascending, none twice */
+    uint32_t n_ends;
     uint32_t unk;              /* for bytes without a token: unk_token of the BPE model itself, TOKEN_NONE in most */
     const char *chat_template; /* UTF-8 or NULL */
     struct digest digest;      /* identity: what a token id means and how text is cut (README.md). Not in it: template,
-                                    bos ... unk, padding at the end: base and chat models of a family are the same */
+                                    bos ... ends, unk, padding at the end: base and chat models of a family are the same */
     struct text_index *index;  /* private: hash tables, compiled patterns */
     struct arena memory;
 };
 
 /* Takes tokens, merges (checked: ids in range, result = left + right, no piece twice, but an added token may be spelled
  * like an ordinary one) and the settings of `spec` (copied), builds the index. ERR_DATA names the offending token or
- * merge. To find the ids of merges that are given as text: make a vocabulary without merges, vocab_find in it, make the
- * real one. */
+ * merge. spec->ends may be in any order and without eos, which joins them. To find the ids of merges that are given as
+ * text: make a vocabulary without merges, vocab_find in it, make the real one. */
 int vocab_new(struct vocab **out, const struct vocab *spec, struct err *e) MUST_CHECK;
 void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
@@ -123,13 +126,30 @@ size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 int vocab_prune(struct vocab **out, const struct vocab *v, const unsigned char *keep, uint32_t *map,
                 struct err *e) MUST_CHECK;
 
+/* ---- text as files have it --------------------------------------------------------------------------------------- */
+
+/* Bytes of a UTF-8 byte order mark in front of the text: 3 or 0. */
+static inline size_t text_bom(const void *data, size_t n) {
+    return n >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}
+/* Judges a text input by its first bytes, TEXT_BEGIN_BYTES of them or all there are. *skip: those of a byte order mark,
+ * which is no part of the text. ERR_DATA names what is no text: UTF-16 and UTF-32, compressed files, models. */
+#define TEXT_BEGIN_BYTES 16
+int text_begin(const void *data, size_t n, size_t *skip, struct err *e) MUST_CHECK;
+/* Length of the line text[0..n), which a \n followed, without the \r of a line end \r\n. */
+static inline size_t text_line_length(const void *text, size_t n) {
+    return n && ((const char *)text)[n - 1] == '\r' ? n - 1 : n;
+}
+
 /* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------- */
 
 enum corpus_documents {
     CORPUS_WHOLE, /* the whole input is one document */
-    CORPUS_LINES, /* each line is one, without its \n; an empty line is none */
+    CORPUS_LINES, /* each line is one, without its \n or \r\n; an empty line is none */
     CORPUS_JSONL, /* the string `field` of the object on each line is one */
 };
+/* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends
+ * are text like any other: \r\n stays what it is. */
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
@@ -170,7 +190,8 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
- * in pieces. An error in a JSON line names the line. `totals` are right up to where an error occurred. */
+ * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right
+ * up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 

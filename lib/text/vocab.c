@@ -1,4 +1,6 @@
 /* A vocabulary: copied, checked, indexed. */
+#include <stdlib.h>
+
 #include "lib/text/text_internal.h"
 
 #define KNOWN_FLAGS                                                                                                    \
@@ -34,6 +36,11 @@ static int check_spec(const struct vocab *v, struct err *e) {
     if (!rc) rc = check_role(v, "eos", v->eos, e);
     if (!rc) rc = check_role(v, "pad", v->pad, e);
     if (!rc) rc = check_role(v, "unk", v->unk, e);
+    if (v->n_ends > TEXT_MAX_ENDS)
+        return err_set(e, ERR_DATA, "%u end tokens, expected at most %u", v->n_ends, TEXT_MAX_ENDS);
+    for (uint32_t i = 0; i < v->n_ends && !rc; i++)
+        rc = v->ends[i] == TOKEN_NONE ? err_set(e, ERR_DATA, "an end token is none")
+                                      : check_role(v, "end", v->ends[i], e);
     if (!rc && v->chat_template && !utf8_valid(v->chat_template, strlen(v->chat_template)))
         rc = err_set(e, ERR_DATA, "chat template: invalid UTF-8");
     return rc;
@@ -56,11 +63,31 @@ static int copy_tokens(struct vocab *v, const struct token *from, struct err *e)
     return 0;
 }
 
+static int by_id(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorted, without repetitions, eos among them. */
+static int copy_ends(struct vocab *v, const struct vocab *spec, struct err *e) {
+    uint32_t *ends = arena_array(&v->memory, (size_t)spec->n_ends + 1, sizeof *ends, e), n = spec->n_ends;
+    if (!ends) return e->code;
+    if (n) memcpy(ends, spec->ends, n * sizeof *ends);
+    if (spec->eos != TOKEN_NONE) ends[n++] = spec->eos;
+    if (n) qsort(ends, n, sizeof *ends, by_id);
+    v->ends = ends;
+    v->n_ends = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (!i || ends[i] != ends[i - 1]) ends[v->n_ends++] = ends[i];
+    return 0;
+}
+
 static int copy_spec(struct vocab *v, const struct vocab *spec, struct err *e) {
     *v = *spec;
     v->memory = (struct arena){0};
     v->index = NULL;
     int rc = copy_tokens(v, spec->tokens, e);
+    if (!rc) rc = copy_ends(v, spec, e);
     if (rc) return rc;
     v->merges = arena_array(&v->memory, v->n_merges, sizeof *v->merges, e);
     if (!v->merges) return e->code;
@@ -80,7 +107,7 @@ static void digest_u32(struct digest_state *s, uint32_t x) {
     digest_update(s, le, sizeof le);
 }
 
-/* README.md, "Identity", is the normative description. */
+/* formats/vocb.md, "Identity", is the normative description. */
 int vocab_identify(struct vocab *v, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
@@ -171,10 +198,15 @@ static bool must_keep(const struct vocab *v, uint32_t id) {
            id == v->pad || id == v->unk;
 }
 
+static void keep_ends(const struct vocab *v, unsigned char *kept) {
+    for (uint32_t i = 0; i < v->n_ends; i++) kept[v->ends[i]] = 1;
+}
+
 static int close_over_merges(const struct vocab *v, const unsigned char *keep, unsigned char *kept, struct err *e) {
     struct bpe_memory m = {0};
     struct text_ids ids = {0}, trace = {0};
     int rc = 0;
+    keep_ends(v, kept);
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
         if (must_keep(v, id)) kept[id] = 1;
         if (!keep[id]) continue;
@@ -197,7 +229,8 @@ static int pruned_spec(struct vocab *spec, const struct vocab *v, const uint32_t
     *spec = *v;
     spec->tokens = arena_array(memory, n_kept, sizeof *spec->tokens, e);
     spec->merges = spec->tokens ? arena_array(memory, v->n_merges, sizeof *spec->merges, e) : NULL;
-    if (!spec->merges) return e->code;
+    uint32_t *ends = spec->merges ? arena_array(memory, v->n_ends, sizeof *ends, e) : NULL;
+    if (!ends) return e->code;
     spec->n_tokens = n_kept;
     spec->n_merges = 0;
     for (uint32_t id = 0; id < v->n_tokens; id++)
@@ -210,6 +243,8 @@ static int pruned_spec(struct vocab *spec, const struct vocab *v, const uint32_t
     spec->eos = renumber(map, v->eos);
     spec->pad = renumber(map, v->pad);
     spec->unk = renumber(map, v->unk);
+    for (uint32_t i = 0; i < v->n_ends; i++) ends[i] = map[v->ends[i]];
+    spec->ends = ends;
     return 0;
 }
 

@@ -1,5 +1,5 @@
 /*
- * The bytes of a VOCB record and back. README.md has the layout; everything is little-endian. Unpacking trusts nothing:
+ * The bytes of a VOCB record and back. formats/vocb.md has the layout; all is little-endian. Unpacking trusts nothing:
  * the counts are checked against the bytes at hand before they size anything, and vocab_new checks what they count.
  */
 #include "lib/text/text_internal.h"
@@ -10,9 +10,17 @@
 #define PER_TOKEN     8u  /* length, flags */
 #define PER_MERGE     12u /* left, right, result */
 #define PER_SCORE     4u
+#define PER_END       4u
 
-enum vocab_pack_flags { PACK_NFC = 1, PACK_IGNORE_MERGES = 2, PACK_ADD_BOS = 4, PACK_ADD_EOS = 8, PACK_SCORES = 16 };
-#define PACK_KNOWN (PACK_NFC | PACK_IGNORE_MERGES | PACK_ADD_BOS | PACK_ADD_EOS | PACK_SCORES)
+enum vocab_pack_flags {
+    PACK_NFC = 1,
+    PACK_IGNORE_MERGES = 2,
+    PACK_ADD_BOS = 4,
+    PACK_ADD_EOS = 8,
+    PACK_SCORES = 16,
+    PACK_ENDS = 32,
+};
+#define PACK_KNOWN (PACK_NFC | PACK_IGNORE_MERGES | PACK_ADD_BOS | PACK_ADD_EOS | PACK_SCORES | PACK_ENDS)
 
 static void put_u32(unsigned char **at, uint32_t x) {
     for (int i = 0; i < 4; i++) *(*at)++ = (unsigned char)(x >> 8 * i);
@@ -38,7 +46,7 @@ static float get_f32(const unsigned char **at) {
 }
 
 struct pack_head {
-    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes;
+    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends;
 };
 
 /* ---- out ---- */
@@ -46,9 +54,13 @@ struct pack_head {
 static void put_head(unsigned char **at, const struct pack_head *h) {
     unsigned char *end = *at + HEAD_BYTES;
     const uint32_t words[] = {h->version, h->flags, h->pre, h->n_tokens,   h->n_merges, h->bos,
-                              h->eos,     h->pad,   h->unk, h->n_template, h->n_bytes};
+                              h->eos,     h->pad,   h->unk, h->n_template, h->n_bytes,  h->n_ends};
     for (size_t i = 0; i < COUNT_OF(words); i++) put_u32(at, words[i]);
     while (*at < end) *(*at)++ = 0;
+}
+
+static bool is_further_end(const struct vocab *v, uint32_t i) {
+    return v->ends[i] != v->eos;
 }
 
 static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, struct err *e) {
@@ -58,6 +70,8 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
         n_bytes += v->tokens[id].n_bytes;
         if (v->tokens[id].score != 0) scores = true;
     }
+    uint32_t n_ends = 0;
+    for (uint32_t i = 0; i < v->n_ends; i++) n_ends += is_further_end(v, i);
     size_t n_template = v->chat_template ? strlen(v->chat_template) : 0;
     if (n_bytes > UINT32_MAX) return err_set(e, ERR_DATA, "the pieces have more than 4 GiB");
     if (n_template > MAX_TEMPLATE)
@@ -65,7 +79,8 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
     *h = (struct pack_head){
         .version = VOCAB_VERSION,
         .flags = (v->nfc ? PACK_NFC : 0) | (v->ignore_merges ? PACK_IGNORE_MERGES : 0) |
-                 (v->add_bos ? PACK_ADD_BOS : 0) | (v->add_eos ? PACK_ADD_EOS : 0) | (scores ? PACK_SCORES : 0),
+                 (v->add_bos ? PACK_ADD_BOS : 0) | (v->add_eos ? PACK_ADD_EOS : 0) | (scores ? PACK_SCORES : 0) |
+                 (n_ends ? PACK_ENDS : 0),
         .pre = v->pre,
         .n_tokens = v->n_tokens,
         .n_merges = v->n_merges,
@@ -75,9 +90,10 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
         .unk = v->unk,
         .n_template = (uint32_t)n_template,
         .n_bytes = (uint32_t)n_bytes,
+        .n_ends = n_ends,
     };
     *total = HEAD_BYTES + (uint64_t)v->n_tokens * (PER_TOKEN + (scores ? PER_SCORE : 0)) +
-             (uint64_t)v->n_merges * PER_MERGE + n_bytes + n_template;
+             (uint64_t)v->n_merges * PER_MERGE + (uint64_t)n_ends * PER_END + n_bytes + n_template;
     return 0;
 }
 
@@ -99,6 +115,8 @@ int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) {
         put_u32(&at, v->merges[i].right);
         put_u32(&at, v->merges[i].result);
     }
+    for (uint32_t i = 0; i < v->n_ends; i++)
+        if (is_further_end(v, i)) put_u32(&at, v->ends[i]);
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         if (v->tokens[id].n_bytes) memcpy(at, v->tokens[id].bytes, v->tokens[id].n_bytes);
         at += v->tokens[id].n_bytes;
@@ -114,7 +132,7 @@ static int get_head(const unsigned char **at, size_t n, struct pack_head *h, str
     if (n < HEAD_BYTES) return err_set(e, ERR_DATA, "%zu bytes, too few for a vocabulary", n);
     const unsigned char *end = *at + HEAD_BYTES;
     uint32_t *words[] = {&h->version, &h->flags, &h->pre, &h->n_tokens,   &h->n_merges, &h->bos,
-                         &h->eos,     &h->pad,   &h->unk, &h->n_template, &h->n_bytes};
+                         &h->eos,     &h->pad,   &h->unk, &h->n_template, &h->n_bytes,  &h->n_ends};
     for (size_t i = 0; i < COUNT_OF(words); i++) *words[i] = get_u32(at);
     if (h->version != VOCAB_VERSION)
         return err_set(e, ERR_DATA, "version %u, this program reads version %u", h->version, VOCAB_VERSION);
@@ -124,19 +142,37 @@ static int get_head(const unsigned char **at, size_t n, struct pack_head *h, str
     return 0;
 }
 
-/* The sum cannot overflow: six terms below 2^36. */
+/* The sum cannot overflow: seven terms below 2^36. */
 static int check_size(const struct pack_head *h, size_t n, struct err *e) {
     uint64_t want = HEAD_BYTES + (uint64_t)h->n_tokens * (PER_TOKEN + (h->flags & PACK_SCORES ? PER_SCORE : 0)) +
-                    (uint64_t)h->n_merges * PER_MERGE + h->n_bytes + h->n_template;
+                    (uint64_t)h->n_merges * PER_MERGE + (uint64_t)h->n_ends * PER_END + h->n_bytes + h->n_template;
+    if (!(h->flags & PACK_ENDS) != !h->n_ends)
+        return err_set(e, ERR_DATA, "%u further end tokens, which the flags do not say", h->n_ends);
     if (h->n_template > MAX_TEMPLATE)
         return err_set(e, ERR_DATA, "a chat template of %u bytes, at most %u are taken", h->n_template, MAX_TEMPLATE);
     if (want != n)
-        return err_set(e, ERR_DATA, "%zu bytes, but %u tokens, %u merges and %u bytes of text need %llu", n,
-                       h->n_tokens, h->n_merges, h->n_bytes, (unsigned long long)want);
+        return err_set(e, ERR_DATA, "%zu bytes, but %u tokens, %u merges, %u end tokens and %u bytes of text need %llu",
+                       n, h->n_tokens, h->n_merges, h->n_ends, h->n_bytes, (unsigned long long)want);
     return 0;
 }
 
-static int get_tokens(const unsigned char **at, const struct pack_head *h, struct vocab *spec, struct err *e) {
+/* One vocabulary has one record: they ascend, and eos, which is not among them, is said elsewhere. */
+static int get_ends(const unsigned char **at, const struct pack_head *h, struct vocab *spec, struct arena *memory,
+                    struct err *e) {
+    uint32_t *ends = arena_array(memory, h->n_ends, sizeof *ends, e);
+    if (!ends) return e->code;
+    for (uint32_t i = 0; i < h->n_ends; i++) {
+        ends[i] = get_u32(at);
+        if (ends[i] == h->eos || (i && ends[i] <= ends[i - 1]))
+            return err_set(e, ERR_DATA, "end token %u out of order", ends[i]);
+    }
+    spec->ends = ends;
+    spec->n_ends = h->n_ends;
+    return 0;
+}
+
+static int get_tokens(const unsigned char **at, const struct pack_head *h, struct vocab *spec, struct arena *memory,
+                      struct err *e) {
     for (uint32_t id = 0; id < h->n_tokens; id++) {
         spec->tokens[id].n_bytes = get_u32(at);
         spec->tokens[id].flags = get_u32(at);
@@ -147,6 +183,8 @@ static int get_tokens(const unsigned char **at, const struct pack_head *h, struc
         spec->merges[i].right = get_u32(at);
         spec->merges[i].result = get_u32(at);
     }
+    int rc = get_ends(at, h, spec, memory, e);
+    if (rc) return rc;
     uint64_t left = h->n_bytes;
     for (uint32_t id = 0; id < h->n_tokens; id++) {
         struct token *t = &spec->tokens[id];
@@ -190,7 +228,7 @@ static int unpack(struct vocab *spec, const unsigned char *at, size_t n, struct 
     };
     spec->merges = spec->tokens ? arena_array(memory, h.n_merges, sizeof *spec->merges, e) : NULL;
     if (!spec->merges) return e->code;
-    rc = get_tokens(&at, &h, spec, e);
+    rc = get_tokens(&at, &h, spec, memory, e);
     return rc ? rc : get_template(at, &h, spec, memory, e);
 }
 

@@ -16,6 +16,24 @@ setup() {
     assert_equal "$text" "$again" # without temperature the seed says nothing
 }
 
+@test "any end token of the model ends a sequence, --past-eos none" {
+    cp -r "$ROOT/tests/golden/tiny-qwen2" q
+    made() { rill generate -q -m "$1" --temperature 0 --max-new 9 --only-new "${@:2}" prompt.rill | rill show --head 9 --tsv --tensor tokens | tr '\t\n' '  '; }
+    rill import -q q -o one.rill
+    printf 'once upon a time' | rill tokenize -q -m one.rill -o prompt.rill
+    read -r -a all <<<"$(made one.rill --past-eos)"
+    # what comes fourth, unless it came before, is one of three ends
+    expected=()
+    for id in "${all[@]}"; do
+        expected+=("$id")
+        [ "$id" != "${all[3]}" ] || break
+    done
+    echo "{\"eos_token_id\":[351,${all[3]}]}" >q/generation_config.json
+    rill import -q q -o three.rill
+    assert_equal "$(made three.rill)" "${expected[*]} "
+    assert_equal "$(made three.rill --past-eos)" "${all[*]} "
+}
+
 @test "the seed decides, the number of threads does not" {
     rill generate -q -m model.rill --max-new 12 --seed 5 --no-provenance -j 1 prompts.rill -o a.rill
     rill generate -q -m model.rill --max-new 12 --seed 5 --no-provenance -j 4 <prompts.rill >b.rill

@@ -45,6 +45,7 @@ setup() {
     [ "$(file_size with.rill)" -gt "$(file_size without.rill)" ]
     mkdir elsewhere && mv hf/tokenizer.json hf/tokenizer_config.json elsewhere/
     check_exit 0 rill import --no-provenance hf -o none.rill
+    assert_stderr_line "warning: the model comes without a tokenizer: *"
     assert_same none.rill without.rill
     check_exit 0 rill import --no-provenance --tokenizer elsewhere/tokenizer.json hf -o again.rill
     assert_same again.rill with.rill
@@ -61,6 +62,87 @@ setup() {
     rm hf/tokenizer.json && touch hf/tokenizer.model
     check_exit 3 rill import hf
     assert_stderr_line "hf: a tokenizer in tokenizer.model is not supported (tokenizer.json is)"
+}
+
+# tokenizer_config.json with these members before its own
+with_config() { sed "s/^{/{$1,/" "$ROOT/tests/golden/tiny-qwen2/tokenizer_config.json" >q/tokenizer_config.json; }
+ids() { printf '%s' "$1" | rill tokenize -q -m q.rill | rill show --tsv --tensor tokens | tr '\t\n' '  '; }
+
+@test "a token that only another file of the folder has is one id" {
+    cp -r "$ROOT/tests/golden/tiny-qwen2" q
+    tool='"344":{"content":"<tool_call>","special":false,"normalized":false}'
+    with_config "\"added_tokens_decoder\":{$tool}"
+    check_exit 0 rill import q -o q.rill
+    assert_quiet
+    assert_equal "$(ids 'a<tool_call>')" "64 344 " # transformers 5.24
+    rill export -q --to safetensors q.rill -o out
+    rill import -q --no-provenance out -o again.rill
+    rill import -q --no-provenance q -o q.rill --force
+    rill diff q.rill again.rill
+    with_config "\"added_tokens_decoder\":{${tool/344/343}}"
+    check_exit 3 rill import q
+    assert_stderr_line "q: tokenizer_config.json says that token 343 is '<tool_call>', tokenizer.json says '<|im_start|>'"
+    cp "$ROOT/tests/golden/tiny-qwen2/tokenizer_config.json" q
+    echo '{"<tool_call>":344}' >q/added_tokens.json
+    rill import -q q -o q.rill --force
+    assert_equal "$(ids 'a<tool_call>')" "64 344 "
+    echo '{"pad_token":"<pad>","additional_special_tokens":["<x>"]}' >q/special_tokens_map.json
+    rill import -q q -o q.rill --force
+    assert_equal "$(ids '<x><pad><tool_call>')" "346 345 344 "
+    rm q/added_tokens.json
+    rill import -q q -o q.rill --force
+    assert_equal "$(ids '<x><pad>')" "345 344 "
+}
+
+@test "several ends: into the stream, into a folder and a GGUF and back" {
+    cp -r "$ROOT/tests/golden/tiny-qwen2" q
+    ends() { rill show --vocab "$1" | sed -n 's/^end \([0-9]*\) .*/\1/p' | tr '\n' ' '; }
+    rill import -q q -o one.rill
+    assert_equal "$(ends one.rill)" "342 "
+    echo '{"eos_token_id":[350,301],"top_k":20}' >q/generation_config.json
+    rill import -q q -o q.rill
+    assert_equal "$(ends q.rill)" "301 342 350 "
+    rill export -q --to safetensors q.rill -o out
+    grep -q '"eos_token_id":\[342,301,350\]' <(tr -d ' \n\t' <out/generation_config.json)
+    rill import -q out -o again.rill
+    assert_equal "$(ends again.rill)" "301 342 350 "
+    rill export -q --to gguf q.rill -o q.gguf
+    rill import -q q.gguf -o again.rill --force
+    assert_equal "$(ends again.rill)" "301 342 350 "
+    rill export -q --to gguf one.rill -o one.gguf
+    rill import -q one.gguf -o again.rill --force
+    assert_equal "$(ends again.rill)" "342 "
+    rill import -q qwen.gguf -o again.rill --force # of llama.cpp, which goes by the texts
+    assert_equal "$(ends again.rill)" "341 342 "
+    rm q/generation_config.json
+    sed -i 's/"eos_token_id": *[0-9]*/"eos_token_id": [342, 7]/' q/config.json
+    rill import -q q -o again.rill --force
+    assert_equal "$(ends again.rill)" "7 342 "
+    echo '{"eos_token_id":[352]}' >q/generation_config.json
+    check_exit 3 rill import q
+    assert_stderr_line 'q: generation_config.json: "eos_token_id" is no token of the model'
+}
+
+@test "vocab.json and merges.txt are a tokenizer" {
+    command -v python3 >/dev/null || skip "no python3 to take a tokenizer.json apart"
+    cp -r "$ROOT/tests/golden/tiny-qwen2" q
+    rill import -q --no-provenance q -o whole.rill
+    python3 - <<'END'
+import json
+model = json.load(open("q/tokenizer.json"))
+json.dump(model["model"]["vocab"], open("q/vocab.json", "w"))
+pairs = [m if isinstance(m, str) else " ".join(m) for m in model["model"]["merges"]]
+open("q/merges.txt", "w").write("#version: 0.2\n" + "".join(m + "\n" for m in pairs))
+json.dump({t["content"]: t["id"] for t in model["added_tokens"]}, open("q/added_tokens.json", "w"))
+json.dump({"additional_special_tokens": [t["content"] for t in model["added_tokens"]]},
+          open("q/special_tokens_map.json", "w"))
+END
+    rm q/tokenizer.json
+    rill import -q q -o q.rill
+    assert_equal "$(rill show --vocab q.rill | grep -o 'identity.*')" "$(rill show --vocab whole.rill | grep -o 'identity.*')"
+    rm q/merges.txt
+    check_exit 3 rill import q
+    assert_stderr_line "q: vocab.json without merges.txt (or a tokenizer.json) is no tokenizer"
 }
 
 @test "messages name the file and the key" {

@@ -44,6 +44,18 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     assert_stdout '23 bytes, digest of the bytes xxh3:*'
 }
 
+@test "show --vocab names the tokens with a role and those that end a text" {
+    cp -r "$ROOT/tests/golden/tiny-qwen2" folder
+    rill import -q folder -o one.rill
+    check_exit 0 rill show --vocab one.rill
+    assert_stdout '*352 tokens, * merges, cut as qwen2, identity xxh3:*'
+    assert_stdout '*eos 342 <|im_end|>*end 342 <|im_end|>'
+    echo '{"eos_token_id":[343,341]}' >folder/generation_config.json
+    rill import -q folder -o three.rill
+    rill show --vocab three.rill | grep '^end ' >ends
+    printf 'end 341 <|endoftext|>\nend 342 <|im_end|>\nend 343 <|im_start|>\n' | cmp - ends
+}
+
 @test "show --json --histogram has the counts, --tsv takes neither" {
     check_exit 0 rill show --json --histogram "$ROOT/tests/golden/stream/finite.rill"
     assert_stdout '*"values":\[*\],"histogram":\[1,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0,1\],"min":1,"max":8}'

@@ -50,11 +50,37 @@ assert_holds() {
 @test "lines come back as lines, JSON strings too" {
     printf 'one\n\n two  \n\r\nlast' >lines
     tok -m tiny-llama.rill --lines lines | tok -m tiny-llama.rill --decode >text
-    printf 'one\n two  \n\r\nlast\n' >expected
+    printf 'one\n two  \nlast\n' >expected
     assert_same text expected
     printf '{"a":1,"t":"one"}\n{"t":"\\u00e9"}\n\n' | tok -m tiny-llama.rill --jsonl t | tok -m tiny-llama.rill --decode >text
     printf 'one\n\xc3\xa9\n' >expected
     assert_same text expected
+}
+
+@test "line ends are LF or CR LF, a byte order mark is no text" {
+    printf 'Hello\n\nworld\n' | tok -m tiny-llama.rill --lines >lf
+    printf 'Hello\r\n\r\nworld\r\n' | tok -m tiny-llama.rill --lines | cmp - lf
+    printf '\xef\xbb\xbfHello\r\n\r\nworld' | tok -m tiny-llama.rill --lines | cmp - lf
+    printf '{"t":"Hello"}\n\n{"t":"world"}\n' | tok -m tiny-llama.rill --jsonl t >lf
+    printf '\xef\xbb\xbf{"t":"Hello"}\r\n\r\n{"t":"world"}\r\n' | tok -m tiny-llama.rill --jsonl t | cmp - lf
+    # in a whole file line ends are text
+    printf 'Hello\r\nworld\r\n' >crlf
+    { printf '\xef\xbb\xbf' && cat crlf; } | tok -m tiny-llama.rill | tok -m tiny-llama.rill --decode | cmp - crlf
+}
+
+@test "what is no text is refused by name" {
+    check_exit 3 rill tokenize -m tiny-llama.rill tiny-llama.rill
+    assert_stderr "*tiny-llama.rill: this is a Rill stream, not text in UTF-8*"
+    check_exit 3 rill tokenize -m tiny-llama.rill "$ROOT/tests/golden/tiny-llama/model-f32.gguf"
+    assert_stderr "*this is a GGUF model, not text*"
+    printf 'some text' | gzip >text.gz
+    check_exit 3 rill tokenize -m tiny-llama.rill --lines text.gz
+    assert_stderr "*text.gz: this is compressed by gzip, not text in UTF-8: decompress it with gzip -dc*"
+    printf '\xff\xfea\0' >utf16
+    check_exit 3 rill tokenize -m tiny-llama.rill --jsonl t utf16
+    assert_stderr "*utf16: this is UTF-16, not text in UTF-8: convert it with iconv*"
+    check_exit 3 rill eval -m tiny-llama.rill --task text.gz
+    assert_stderr "*text.gz: this is compressed by gzip*"
 }
 
 @test "each segment of a concatenation is decoded in its own way" {

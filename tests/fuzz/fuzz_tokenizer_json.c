@@ -1,6 +1,7 @@
 /*
- * The input as tokenizer.json, up to a zero byte as that and tokenizer_config.json; what is understood is written and read
- * again, which must give the same vocabulary.
+ * The input as files, parted by zero bytes: tokenizer.json, tokenizer_config.json, special_tokens_map.json,
+ * added_tokens.json, chat_template.jinja; where the first is empty also vocab.json and merges.txt, as of a Qwen2 model.
+ * What is understood is written and read again, which must give the same vocabulary.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -25,12 +26,31 @@ static void write_and_read(const struct vocab *v) {
     buf_release(&after);
 }
 
+/* The next part; {NULL, 0} behind the last zero byte. */
+static struct span next_part(const uint8_t **data, size_t *size) {
+    if (!*data) return (struct span){NULL, 0};
+    const uint8_t *zero = *size ? memchr(*data, 0, *size) : NULL;
+    struct span part = {(const char *)*data, zero ? (size_t)(zero - *data) : *size};
+    *size -= part.n + (zero != NULL);
+    *data = zero ? zero + 1 : NULL;
+    return part;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct err e;
-    struct vocab *v;
-    const uint8_t *zero = size ? memchr(data, 0, size) : NULL;
-    size_t n = zero ? (size_t)(zero - data) : size;
-    if (hf_tokenizer_read(&v, data, n, zero ? zero + 1 : NULL, zero ? size - n - 1 : 0, &e)) return 0;
+    struct vocab *v, spec;
+    struct hf_tokenizer_files f = {.n_rows = 512};
+    struct span *const parts[] = {&f.tokenizer, &f.config, &f.map, &f.added, &f.chat_template, &f.vocab, &f.merges};
+    for (size_t i = 0; i < COUNT_OF(parts); i++) *parts[i] = next_part(&data, &size);
+    if (!f.tokenizer.n && f.vocab.s && f.merges.s) f.tokenizer.s = NULL;
+    cJSON *model = json_parse("{\"model_type\":\"qwen2\"}", 22, &e);
+    f.model_config = model;
+    draft_init(&spec);
+    int rc = hf_tokenizer_parse(&spec, &f, &e);
+    if (!rc) rc = draft_finish(&spec, &v, &e);
+    arena_release(&spec.memory);
+    cJSON_Delete(model);
+    if (rc) return 0;
     write_and_read(v);
     vocab_free(v);
     return 0;

@@ -394,6 +394,16 @@ static void add_heads_of_two_layers(struct gguf_sample *g) {
 static void add_eos_outside(struct gguf_sample *g) {
     key_u32(g, "tokenizer.ggml.eos_token_id", 6);
 }
+static void add_eot_outside(struct gguf_sample *g) {
+    key_u32(g, "tokenizer.ggml.eot_token_id", 6);
+}
+static void add_ends_outside(struct gguf_sample *g) {
+    key_array(g, "tokenizer.ggml.eos_token_ids", GGUF_I32, 1);
+    add_u32(&g->keys, 6);
+}
+static void add_end_alone(struct gguf_sample *g) {
+    key_u32(g, "tokenizer.ggml.eos_token_ids", 5);
+}
 static void add_template(struct gguf_sample *g) {
     key_string(g, "tokenizer.chat_template", "\xff");
 }
@@ -413,6 +423,9 @@ static void test_model_keys(void **state) {
     check_with_key(add_other_vocab_size, "but the embedding has 6 rows");
     check_with_key(add_heads_of_two_layers, "not one whole number");
     check_with_key(add_eos_outside, "expected 0 to 5");
+    check_with_key(add_eot_outside, "expected 0 to 5");
+    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is no token");
+    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is no array");
     check_with_key(add_template, "not UTF-8");
     check_with_key(add_unknown, "key 'llama.something.new' is not known, and may change what the model computes");
 }

@@ -194,7 +194,7 @@ static void test_templates(void **state) {
              STEP("SpecialToken", "<s>") "," STEP("Sequence", "A")) "]}",
          "{\"add_bos_token\":false}", true, false}, /* what the pipeline does counts */
         {BYTES("true"), "{\"add_bos_token\":true}", false, false},
-        {"null", "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", true, false},
+        {"null", "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", false, false}, /* so transformers since version 5 */
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct vocab *v = must_read((struct parts){.post = cases[i].post}, cases[i].config);
@@ -225,6 +225,196 @@ static void test_tokenizer_config(void **state) {
     assert_refused((struct parts){0}, "{\"bos_token\":4}", "tokenizer_config.json: \"bos_token\" is not a token");
     assert_refused((struct parts){0}, "{\"chat_template\":7}", "chat_template");
     assert_refused((struct parts){0}, "[", "tokenizer_config.json");
+}
+
+/* ---- tokens that other files declare: what transformers 5.24 makes of each ---- */
+
+struct folder {
+    const char *config, *map, *added, *vocab, *merges, *model_config, *chat_template;
+    uint32_t n_rows;
+};
+
+static struct span span_or_none(const char *s) {
+    return s ? (struct span){s, strlen(s)} : (struct span){NULL, 0};
+}
+
+static int read_folder(struct folder f, struct vocab **v, struct err *e) {
+    struct buf json = tokenizer_json((struct parts){.added = SPECIAL(4, "<s>") "," SPECIAL(5, "</s>")});
+    cJSON *model_config = f.model_config ? json_parse(f.model_config, strlen(f.model_config), e) : NULL;
+    struct hf_tokenizer_files files = {.vocab = span_or_none(f.vocab),
+                                       .merges = span_or_none(f.merges),
+                                       .config = span_or_none(f.config),
+                                       .map = span_or_none(f.map),
+                                       .added = span_or_none(f.added),
+                                       .chat_template = span_or_none(f.chat_template),
+                                       .model_config = model_config,
+                                       .n_rows = f.n_rows};
+    if (!f.vocab) files.tokenizer = (struct span){(const char *)json.data, json.len};
+    struct vocab spec;
+    draft_init(&spec);
+    int rc = hf_tokenizer_parse(&spec, &files, e);
+    if (!rc) rc = draft_finish(&spec, v, e);
+    arena_release(&spec.memory);
+    cJSON_Delete(model_config);
+    buf_release(&json);
+    return rc;
+}
+
+/* "ID:TEXT:FLAGS ID:..." of the added tokens, and bos, eos, pad; S special, L, R strip, N normalised, W word. */
+static void describe_added(const struct vocab *v, char *out, size_t size) {
+    static const char letters[] = "SLRNW";
+    static const uint32_t flags[] = {TOKEN_SPECIAL, TOKEN_LSTRIP, TOKEN_RSTRIP, TOKEN_NORMALIZED, TOKEN_SINGLE_WORD};
+    size_t n = 0;
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        const struct token *t = &v->tokens[i];
+        if (!(t->flags & TOKEN_ADDED)) continue;
+        n += (size_t)snprintf(out + n, size - n, "%u:%.*s:", i, (int)t->n_bytes, (const char *)t->bytes);
+        for (size_t k = 0; k < COUNT_OF(flags); k++)
+            if (t->flags & flags[k]) out[n++] = letters[k];
+        out[n++] = ' ';
+    }
+    snprintf(out + n, size - n, "%d %d %d", (int)v->bos, (int)v->eos, (int)v->pad);
+}
+
+static void test_declared_tokens(void **state) {
+    (void)state;
+#define TOKEN(text, more) "{\"content\":\"" text "\"" more "}"
+#define DECODER(list)     "{\"added_tokens_decoder\":{" list "}}"
+    static const char both[] = "\"4\":" TOKEN("<s>", ",\"special\":true") ",\"5\":" TOKEN("</s>", ",\"special\":true");
+    static const struct {
+        struct folder f;
+        const char *tokens;
+    } cases[] = {
+        {{0}, "4:<s>:S 5:</s>:S -1 -1 -1"},
+        {{.config = DECODER("\"6\":" TOKEN("<tool>", ",\"normalized\":false"))}, "4:<s>:S 5:</s>:S 6:<tool>: -1 -1 -1"},
+        {{.config = DECODER("\"7\":" TOKEN("<b>", ",\"special\":true") ",\"6\":" TOKEN("<a>", ""))},
+         "4:<s>:S 5:</s>:S 6:<a>:N 7:<b>:S -1 -1 -1"}, /* by number, whatever their order */
+        {{.config = DECODER("\"5\":" TOKEN("</s>", ",\"lstrip\":true,\"normalized\":false"))},
+         "4:<s>:S 5:</s>:L -1 -1 -1"}, /* its flags count */
+        {{.config = DECODER("\"1\":" TOKEN("b", ",\"special\":true"))}, "1:b:S 4:<s>:S 5:</s>:S -1 -1 -1"},
+        {{.config = "{\"pad_token\":\"[PAD]\",\"eos_token\":\"</s>\"}"}, "4:<s>:S 5:</s>:S 6:[PAD]:S -1 5 6"},
+        {{.config = "{\"pad_token\":\"b\"}"}, "1:b:S 4:<s>:S 5:</s>:S -1 -1 1"},
+        {{.config = "{\"pad_token\":\"[PAD]\"}", .n_rows = 6}, "4:<s>:S 5:</s>:S -1 -1 -1"}, /* no row for it */
+        {{.config = "{\"image_token\":\"<x>\",\"extra_special_tokens\":[\"<y>\",\"<s>\"]}"},
+         "4:<s>:S 5:</s>:S 6:<x>:S 7:<y>:S -1 -1 -1"},
+        {{.config = "{\"extra_special_tokens\":{\"z_token\":\"<z>\"}}"}, "4:<s>:S 5:</s>:S 6:<z>:S -1 -1 -1"},
+        {{.config = "{\"additional_special_tokens\":[" TOKEN("<y>", ",\"rstrip\":true") "]}"},
+         "4:<s>:S 5:</s>:S 6:<y>:SR -1 -1 -1"},
+        {{.config = "{\"eos_token\":\"<s>\",\"bos_token\":\"<s>\"}",
+          .map = "{\"eos_token\":\"</s>\",\"pad_token\":{\"content\":\"[PAD]\"}}"},
+         "4:<s>:S 5:</s>:S 6:[PAD]:S 4 5 6"},
+        {{.map = "{\"eos_token\":\"</s>\"}", .added = "{\"<t>\":6,\"</s>\":5}"}, "4:<s>:S 5:</s>:S 6:<t>:N -1 5 -1"},
+        {{.map = "{\"pad_token\":\"<p>\"}", .added = "{\"<p>\":6}"}, "4:<s>:S 5:</s>:S 6:<p>:S -1 -1 6"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e;
+        struct vocab *v;
+        char said[512];
+        OK(read_folder(cases[i].f, &v, &e));
+        describe_added(v, said, sizeof said);
+        assert_string_equal(said, cases[i].tokens);
+        vocab_free(v);
+    }
+    /* With an added_tokens_decoder the other two files are not read. */
+    char config[512], said[512];
+    struct err e;
+    struct vocab *v;
+    snprintf(config, sizeof config, "{\"added_tokens_decoder\":{%s},\"eos_token\":\"<s>\"}", both);
+    OK(read_folder((struct folder){.config = config, .map = "{\"eos_token\":\"</s>\"}", .added = "{\"<t>\":6}"}, &v,
+                   &e));
+    describe_added(v, said, sizeof said);
+    assert_string_equal(said, "4:<s>:S 5:</s>:S -1 4 -1");
+    vocab_free(v);
+}
+
+static void test_contradictions(void **state) {
+    (void)state;
+    static const struct {
+        struct folder f;
+        const char *says;
+    } cases[] = {
+        {{.config = DECODER("\"8\":" TOKEN("<tool>", ""))},
+         "tokenizer_config.json gives '<tool>' the id 8, but after the tokens of tokenizer.json the next id is 6"},
+        {{.config = DECODER("\"5\":" TOKEN("<tool>", ""))},
+         "tokenizer_config.json says that token 5 is '<tool>', tokenizer.json says '</s>'"},
+        {{.config = DECODER("\"5\":" TOKEN("<s>", ""))},
+         "tokenizer_config.json gives '<s>' the id 5, tokenizer.json the id 4"},
+        {{.config = DECODER("\"3\":" TOKEN("b", ""))},
+         "tokenizer_config.json gives 'b' the id 3, tokenizer.json the id 1"},
+        {{.added = "{\"<tool>\":5}"}, "added_tokens.json says that token 5 is '<tool>', tokenizer.json says '</s>'"},
+        {{.added = "{\"<s>\":7}"}, "added_tokens.json gives '<s>' the id 7, tokenizer.json the id 4"},
+        {{.added = "{\"<a>\":6,\"<b>\":6}"}, "id 6 is given twice"},
+        {{.added = "{\"<a>\":\"6\"}"}, "added_tokens.json: '<a>' has no id"},
+        {{.config = DECODER("\"x\":" TOKEN("<a>", ""))}, "\"x\" is no id of a token"},
+        {{.config = DECODER("\"6\":{}")}, "added_tokens_decoder: 6: json: missing key \"content\""},
+        {{.config = DECODER("\"6\":" TOKEN("<a>", ",\"lstrip\":1"))}, "added_tokens_decoder: 6: json: key \"lstrip\""},
+        {{.config = "{\"added_tokens_decoder\":[]}"}, "\"added_tokens_decoder\" is not an object"},
+        {{.config = "{\"extra_special_tokens\":[7]}"}, "\"extra_special_tokens\" is not a token"},
+        {{.map = "[]"}, "special_tokens_map.json: not a JSON object"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e = {0};
+        struct vocab *v;
+        assert_int_equal(read_folder(cases[i].f, &v, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i].says)) fail_msg("said '%s', expected '%s'", e.msg, cases[i].says);
+    }
+}
+
+static void test_vocab_and_merges(void **state) {
+    (void)state;
+    static const char vocab[] = "{\"a\":0,\"b\":1,\"ab\":2,\"\xc4\xa0\":3}", merges[] = "#version: 0.2\r\na b\r\n";
+    struct err e = {0};
+    struct vocab *v;
+    char said[512];
+    OK(read_folder((struct folder){.vocab = vocab, .merges = merges, .model_config = "{\"model_type\":\"qwen2\"}"}, &v,
+                   &e));
+    assert_true(v->pre == PRE_QWEN2 && v->nfc && v->n_merges == 1 && v->merges[0].result == 2);
+    describe_added(v, said, sizeof said);
+    assert_string_equal(said, "4:<|endoftext|>:S -1 4 4"); /* what the class has where no file speaks */
+    vocab_free(v);
+    OK(read_folder((struct folder){.vocab = vocab,
+                                   .merges = "a b\n",
+                                   .config = "{\"tokenizer_class\":\"GPT2TokenizerFast\",\"eos_token\":\"<e>\","
+                                             "\"unk_token\":null,\"bos_token\":\"<e>\",\"add_bos_token\":true}"},
+                   &v, &e));
+    assert_true(v->pre == PRE_GPT2 && !v->nfc && v->add_bos);
+    describe_added(v, said, sizeof said);
+    assert_string_equal(said, "4:<e>:S 4 4 -1");
+    vocab_free(v);
+    static const struct {
+        struct folder f;
+        const char *says;
+    } bad[] = {
+        {{.vocab = vocab, .merges = merges}, "how a class without a name reads vocab.json"},
+        {{.vocab = vocab, .merges = merges, .config = "{\"tokenizer_class\":\"BertTokenizer\"}"}, "BertTokenizer"},
+        {{.vocab = vocab, .merges = "ab\n", .model_config = "{\"model_type\":\"gpt2\"}"}, "merge 0 has no space"},
+        {{.vocab = vocab, .merges = "a c\n", .model_config = "{\"model_type\":\"gpt2\"}"}, "merges.txt: merge 0: 'c'"},
+        {{.vocab = "[]", .merges = "", .model_config = "{\"model_type\":\"gpt2\"}"}, "vocab.json: \"vocab\" is not"},
+        {{.vocab = vocab,
+          .merges = "",
+          .config = "{\"add_prefix_space\":true}",
+          .model_config = "{\"model_type\":\"gpt2\"}"},
+         "add_prefix_space"},
+    };
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        assert_int_equal(read_folder(bad[i].f, &v, &e), ERR_DATA);
+        if (!strstr(e.msg, bad[i].says)) fail_msg("said '%s', expected '%s'", e.msg, bad[i].says);
+    }
+}
+
+static void test_template_files(void **state) {
+    (void)state;
+    struct err e = {0};
+    struct vocab *v;
+    OK(read_folder(
+        (struct folder){.config = "{\"chat_template\":\"old\"}", .chat_template = "\xef\xbb\xbf{{ a }}\r\n\rb\n"}, &v,
+        &e));
+    assert_string_equal(v->chat_template, "{{ a }}\n\nb\n");
+    vocab_free(v);
+    OK(read_folder((struct folder){.config = "{\"chat_template\":\"old\"}", .chat_template = ""}, &v, &e));
+    assert_string_equal(v->chat_template, "old");
+    vocab_free(v);
+    assert_int_equal(read_folder((struct folder){.chat_template = "\xff"}, &v, &e), ERR_DATA);
 }
 
 /* ---- out and in again ---- */
@@ -275,7 +465,9 @@ int main(void) {
         cmocka_unit_test(test_small_one),        cmocka_unit_test(test_pipelines),
         cmocka_unit_test(test_unknown_parts),    cmocka_unit_test(test_pieces_that_do_not_fit),
         cmocka_unit_test(test_other_spellings),  cmocka_unit_test(test_templates),
-        cmocka_unit_test(test_tokenizer_config), cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_tokenizer_config), cmocka_unit_test(test_declared_tokens),
+        cmocka_unit_test(test_contradictions),   cmocka_unit_test(test_vocab_and_merges),
+        cmocka_unit_test(test_template_files),   cmocka_unit_test(test_round_trips),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,7 +62,7 @@ static void greedy_continuations_are_transformers(void **state) {
         uint32_t *theirs = golden_file(path, 48 * sizeof *theirs), length = 16;
         struct model *m = imported(folders[i]);
         struct model_input in = {16, 1, theirs, &length};
-        struct model_sampling how = {.top_p = 1, .max_new = 32, .stop = TOKEN_NONE};
+        struct model_sampling how = {.top_p = 1, .max_new = 32};
         OK(generate_all(m, &in, 0, &how, keep_made, NULL, &e));
         assert_memory_equal(made, theirs + 16, 32 * sizeof *theirs);
         mem_free(theirs);

@@ -287,6 +287,26 @@ static void lines_that_are_no_task(void **state) {
     }
 }
 
+/* Whatever the pieces in which the file arrives. */
+static void line_ends_and_byte_order_marks_are_no_text(void **state) {
+    (void)state;
+    static const char plain[] = "{\"sentence_good\":\"a b\",\"sentence_bad\":\"b\"}\n\n"
+                                "{\"sentence_good\":\"c\",\"sentence_bad\":\"d e\"}\n";
+    static const char other[] = "\xef\xbb\xbf{\"sentence_good\":\"a b\",\"sentence_bad\":\"b\"}\r\n\r\n"
+                                "\xef\xbb\xbf{\"sentence_good\":\"c\",\"sentence_bad\":\"d e\"}\r\n";
+    cJSON *expected = result_of(model, plain);
+    for (size_t piece = 1; piece < 40; piece += 4) {
+        struct err e;
+        cJSON *o = NULL;
+        OK(run_task(model, other, piece, &o, &e));
+        assert_true(cJSON_Compare(o, expected, true));
+        cJSON_Delete(o);
+        assert_int_equal(run_task(model, "\xff\xfe{ and so on, for more than a few bytes", piece, &o, &e), ERR_DATA);
+        assert_non_null(strstr(e.msg, "this is UTF-16"));
+    }
+    cJSON_Delete(expected);
+}
+
 static void a_line_has_a_limit(void **state) {
     (void)state;
     struct err e;
@@ -316,10 +336,15 @@ static void without_a_vocabulary_there_is_no_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pairs_are_scored_behind_bos),  cmocka_unit_test(no_preference_is_not_right),
-        cmocka_unit_test(choices_follow_their_context), cmocka_unit_test(an_empty_context_is_bos),
-        cmocka_unit_test(means_are_of_tasks_not_items), cmocka_unit_test(lines_that_are_no_task),
-        cmocka_unit_test(a_line_has_a_limit),           cmocka_unit_test(without_a_vocabulary_there_is_no_text),
+        cmocka_unit_test(pairs_are_scored_behind_bos),
+        cmocka_unit_test(no_preference_is_not_right),
+        cmocka_unit_test(choices_follow_their_context),
+        cmocka_unit_test(an_empty_context_is_bos),
+        cmocka_unit_test(means_are_of_tasks_not_items),
+        cmocka_unit_test(lines_that_are_no_task),
+        cmocka_unit_test(a_line_has_a_limit),
+        cmocka_unit_test(line_ends_and_byte_order_marks_are_no_text),
+        cmocka_unit_test(without_a_vocabulary_there_is_no_text),
     };
     parallel_set_threads(1); /* the matrices are small: threads would wait for each other */
     return cmocka_run_group_tests(tests, set_up, tear_down);

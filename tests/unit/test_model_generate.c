@@ -28,7 +28,7 @@ static void the_cache_changes_nothing(void **state) {
     uint32_t tokens[15], run[64];
     sample_tokens(tokens, 15, c.vocab_size, 9);
     struct model_input in = {15, 3, tokens, lengths};
-    struct model_sampling how = {.top_p = 1, .max_new = 20, .stop = TOKEN_NONE};
+    struct model_sampling how = {.top_p = 1, .max_new = 20};
     struct made made = {.next = 0};
     OK(generate_all(m, &in, 0, &how, keep_made, &made, &e));
     for (size_t s = 0, at = 0; s < 3; at += lengths[s++]) {
@@ -59,7 +59,7 @@ static void generation_ends_where_it_should(void **state) {
     uint32_t tokens[62];
     sample_tokens(tokens, 62, c.vocab_size, 9);
     struct model_input in = {62, 2, tokens, lengths};
-    struct model_sampling how = {.temperature = 1, .top_p = 1, .max_new = 30, .stop = TOKEN_NONE};
+    struct model_sampling how = {.temperature = 1, .top_p = 1, .max_new = 30};
     struct made first = {.next = 6}, alone = {.next = 7};
     OK(generate_all(m, &in, 6, &how, keep_made, &first, &e));
     assert_int_equal(first.n[6],
@@ -69,10 +69,31 @@ static void generation_ends_where_it_should(void **state) {
     struct model_input second = {2, 1, tokens + 60, lengths + 1};
     OK(generate_all(m, &second, 7, &how, keep_made, &alone, &e));
     assert_memory_equal(first.tokens[7], alone.tokens[7], 30 * sizeof(uint32_t));
-    how.stop = first.tokens[7][4];
+    const uint32_t ends[] = {first.tokens[7][4]};
+    how.ends = ends;
+    how.n_ends = 1;
     struct made stopped = {.next = 7};
     OK(generate_all(m, &second, 7, &how, keep_made, &stopped, &e));
-    assert_true(stopped.n[7] <= 5 && stopped.tokens[7][stopped.n[7] - 1] == how.stop);
+    size_t n = stopped.n[7];
+    assert_true(n <= 5 && stopped.tokens[7][n - 1] == ends[0]);
+    /* Of several end tokens the first to come ends it. */
+    uint32_t several[] = {first.tokens[7][1], ends[0], 95};
+    for (int i = 0; i < 3; i++)
+        for (int k = i + 1; k < 3; k++)
+            if (several[k] < several[i]) {
+                uint32_t larger = several[i];
+                several[i] = several[k];
+                several[k] = larger;
+            }
+    how.ends = several;
+    how.n_ends = 3;
+    struct made sooner = {.next = 7};
+    OK(generate_all(m, &second, 7, &how, keep_made, &sooner, &e));
+    for (n = 0; n < 30; n++) {
+        uint32_t id = first.tokens[7][n];
+        if (id == several[0] || id == several[1] || id == several[2]) break;
+    }
+    assert_int_equal(sooner.n[7], n + 1);
     model_free(m);
     arena_release(&a);
 }
@@ -123,7 +144,8 @@ static void refill(struct model *m) {
     static struct many together, alone;
     uint32_t tokens[210];
     sample_tokens(tokens, 210, m->config.vocab_size, 9);
-    struct model_sampling how = {.temperature = 1, .top_p = 1, .seed = 3, .max_new = 24, .stop = 11};
+    struct model_sampling how = {
+        .temperature = 1, .top_p = 1, .seed = 3, .max_new = 24, .ends = (const uint32_t[]){11}, .n_ends = 1};
     together = (struct many){.fail_at = UINT64_MAX};
     OK(generate_many(m, tokens, 0, 200, &how, &together, &e));
     assert_int_equal(together.next, 200);
@@ -173,7 +195,7 @@ static void a_failed_generation_leaves_nothing(void **state) {
     static struct many many;
     uint32_t tokens[80];
     sample_tokens(tokens, 80, c.vocab_size, 9);
-    struct model_sampling how = {.temperature = 1, .top_p = 0.9, .max_new = 3, .stop = TOKEN_NONE};
+    struct model_sampling how = {.temperature = 1, .top_p = 0.9, .max_new = 3};
     many = (struct many){.fail_at = 5};
     assert_int_equal(generate_many(m, tokens, 0, 70, &how, &many, &e), ERR_IO);
     assert_string_equal(e.msg, "the sink is full");
@@ -212,12 +234,8 @@ static void sampling_follows_the_distribution(void **state) {
     for (int i = 0; i < 97; i++) total += p[i] = exp(logits[i] / 1.5);
     for (int i = 0; i < 97; i++) p[i] /= total;
     for (int mode = 0; mode < 3; mode++) {
-        struct model_sampling how = {.temperature = 1.5,
-                                     .top_p = mode == 2 ? 0.5 : 1,
-                                     .top_k = mode == 1 ? 10 : 0,
-                                     .seed = 4,
-                                     .max_new = 1,
-                                     .stop = TOKEN_NONE};
+        struct model_sampling how = {
+            .temperature = 1.5, .top_p = mode == 2 ? 0.5 : 1, .top_k = mode == 1 ? 10 : 0, .seed = 4, .max_new = 1};
         double kept[97], mass = 0, chi2 = 0;
         for (int i = 0; i < 97; i++) { /* those before i in descending order decide whether i is in */
             int rank = 0;

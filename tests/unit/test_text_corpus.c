@@ -80,11 +80,13 @@ static void define_document(struct sequences *s, const struct corpus_options *o,
 
 static struct sequences define(const struct corpus_options *o, const unsigned char *text, size_t n) {
     struct sequences s = {0};
+    if (n >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, n -= 3;
     if (o->documents == CORPUS_WHOLE) define_document(&s, o, text, n);
     for (size_t at = 0; at < n && o->documents == CORPUS_LINES;) {
         const unsigned char *nl = memchr(text + at, '\n', n - at);
         size_t end = nl ? (size_t)(nl - text) : n;
-        define_document(&s, o, text + at, end - at);
+        size_t length = nl && end > at && text[end - 1] == '\r' ? end - 1 - at : end - at;
+        define_document(&s, o, text + at, length);
         at = end + 1;
     }
     if (o->context && o->drop_last && s.lengths.len && *last_length(&s) < o->context) {
@@ -195,7 +197,26 @@ static void test_as_defined(void **state) {
 
 static void test_ends(void **state) {
     (void)state;
-    static const char *const texts[] = {"", "\n", "\n\n", "a", "a\n", "a\nb", "\na", "a\n\n\nb\n"};
+    static const char *const texts[] = {"",
+                                        "\n",
+                                        "\n\n",
+                                        "a",
+                                        "a\n",
+                                        "a\nb",
+                                        "\na",
+                                        "a\n\n\nb\n",
+                                        "\r\n",
+                                        "a\r\n\r\nb\r\n",
+                                        "a\rb\r",
+                                        "a\r\r\n",
+                                        "\r\n\ra bc\r\n",
+                                        "\xef\xbb\xbf",
+                                        "\xef\xbb\xbf\r\n",
+                                        "\xef\xbb\xbf"
+                                        "a\nb\r\n\xef\xbb\xbf"
+                                        "c",
+                                        "\xef\xbb\xbf\xef\xbb\xbf"
+                                        "a"};
     for (size_t i = 0; i < COUNT_OF(texts); i++)
         for (unsigned k = 0; k < 48; k++) {
             struct corpus_options o = {.documents = k % 2 ? CORPUS_LINES : CORPUS_WHOLE,
@@ -241,8 +262,14 @@ static void test_jsonl(void **state) {
     (void)state;
     struct err e = {0};
     struct rig r;
-    const char *text = "{\"text\":\"a b\\nc\"}\n\n {\"id\":1,\"text\":\"\"}\n{\"text\":\"\\u00e9\"}";
-    for (uint32_t window = 1; window < 64; window += 3) {
+    const char *const texts[] = {
+        "{\"text\":\"a b\\nc\"}\n\n {\"id\":1,\"text\":\"\"}\n{\"text\":\"\\u00e9\"}",
+        "{\"text\":\"a b\\nc\"}\r\n\r\n {\"id\":1,\"text\":\"\"}\r\n{\"text\":\"\\u00e9\"}\r\n",
+        /* files with a byte order mark, joined */
+        "\xef\xbb\xbf{\"text\":\"a b\\nc\"}\n\xef\xbb\xbf\r\n\xef\xbb\xbf{\"text\":\"\\u00e9\"}",
+    };
+    for (uint32_t window = 1; window < 64; window++) {
+        const char *text = texts[window % 3];
         if (encode_jsonl(text, 0, window, &r, &e) != 0) fail_msg("%s", e.msg);
         struct sequences expected = {0};
         struct corpus_options o = {0};
@@ -295,6 +322,45 @@ static void test_refused(void **state) {
     assert_string_equal(e.msg, "a context of 1 token has no room behind BOS");
 }
 
+/* What is no text is refused however the input arrives, with its name; what only looks alike is text. */
+static void test_no_text(void **state) {
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *says; /* NULL: it is text */
+    } cases[] = {
+        {"\x89RILL\r\n\x1a\1\0", 10, "this is a Rill stream, not text in UTF-8"},
+        {"GGUF\3\0\0\0\1", 9, "a GGUF model"},
+        {"GGUF is a format", 16, NULL},
+        {"\x1f\x8b\x08\0", 4, "compressed by gzip, not text in UTF-8: decompress it with gzip -dc"},
+        {"\x28\xb5\x2f\xfd\0", 5, "compressed by zstd"},
+        {"\xff\xfe"
+         "a\0b\0",
+         6, "UTF-16"},
+        {"\xfe\xff\0a", 4, "UTF-16"},
+        {"\xff\xfe\0\0a\0\0\0", 8, "UTF-32"},
+        {"\0\0\xfe\xff\0\0\0a", 8, "UTF-32"},
+        {"PK\3\4", 4, "a zip archive"},
+        {"\x40\0\0\0\0\0\0\0{\"a\":{", 13, "a safetensors file"},
+        {"PKs", 3, NULL},
+        {"\x89", 1, NULL},
+        {"\xff\xff\xff", 3, NULL}, /* bytes that are no UTF-8 are kept */
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (enum corpus_documents documents = CORPUS_WHOLE; documents <= CORPUS_LINES; documents++) {
+            struct corpus_options o = {.documents = documents, .batch_tokens = 8, .window = 1 + (uint32_t)i % 2 * 99};
+            struct rig r = {
+                .o = &o, .text = (const unsigned char *)cases[i].bytes, .n = cases[i].n, .pieces = rng_init(i, 1)};
+            struct corpus_totals totals;
+            struct err e = {0};
+            int rc = corpus_encode(vocab, &o, read_piece, take_batch, &r, &totals, &e);
+            release_sequences(&r.out);
+            assert_int_equal(rc, cases[i].says ? ERR_DATA : 0);
+            if (rc && !strstr(e.msg, cases[i].says)) fail_msg("said '%s', expected '%s'", e.msg, cases[i].says);
+        }
+}
+
 static void test_io_errors(void **state) {
     (void)state;
     unsigned char text[2000];
@@ -330,7 +396,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_as_defined), cmocka_unit_test(test_ends),         cmocka_unit_test(test_many_lines),
         cmocka_unit_test(test_jsonl),      cmocka_unit_test(test_jsonl_errors), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_io_errors),
+        cmocka_unit_test(test_no_text),    cmocka_unit_test(test_io_errors),
     };
     return cmocka_run_group_tests(tests, load, unload);
 }

@@ -211,6 +211,8 @@ static void assert_same_vocab(const struct vocab *a, const struct vocab *b) {
     assert_true(a->add_bos == b->add_bos && a->add_eos == b->add_eos && a->bos == b->bos && a->eos == b->eos);
     assert_true(a->pad == b->pad && a->unk == b->unk && !a->chat_template == !b->chat_template);
     if (a->chat_template) assert_string_equal(a->chat_template, b->chat_template);
+    assert_int_equal(a->n_ends, b->n_ends);
+    if (a->n_ends) assert_memory_equal(a->ends, b->ends, a->n_ends * sizeof *a->ends);
     assert_true(digest_equal(a->digest, b->digest));
 }
 
@@ -230,6 +232,55 @@ static void assert_round_trip(const struct vocab *v) {
     vocab_free(w);
     buf_release(&packed);
     buf_release(&again);
+}
+
+/* Any order, with repetitions, with eos or without: one list, one record. */
+static void test_ends(void **state) {
+    (void)state;
+    static const uint32_t orders[][4] = {
+        {T_THE, 'a', T_END, 'a'}, {'a', T_THE, 'a', T_THE}, {T_END, T_END, T_THE, 'a'}};
+    struct small s;
+    struct err e = {0};
+    struct vocab *plain = must_build(&small_spec(&s)->spec), *v;
+    struct buf first = {0}, packed = {0};
+    assert_int_equal(plain->n_ends, 1);
+    assert_int_equal(plain->ends[0], T_END);
+    for (size_t i = 0; i < COUNT_OF(orders); i++) {
+        s.spec.ends = orders[i];
+        s.spec.n_ends = 4;
+        v = must_build(&s.spec);
+        assert_int_equal(v->n_ends, 3);
+        assert_true(v->ends[0] == 'a' && v->ends[1] == T_THE && v->ends[2] == T_END && v->eos == T_END);
+        assert_true(digest_equal(v->digest, plain->digest));
+        packed.len = 0;
+        assert_int_equal(vocab_pack(v, i ? &packed : &first, &e), 0);
+        if (i) assert_true(packed.len == first.len && memcmp(packed.data, first.data, first.len) == 0);
+        assert_round_trip(v);
+        vocab_free(v);
+    }
+    s.spec.eos = TOKEN_NONE; /* what separates documents is another thing */
+    v = must_build(&s.spec);
+    assert_int_equal(v->n_ends, 3);
+    assert_round_trip(v);
+    vocab_free(v);
+    unsigned char keep[N_SMALL] = {0};
+    uint32_t map[N_SMALL];
+    s.spec.eos = T_END;
+    struct vocab *whole = must_build(&s.spec);
+    assert_int_equal(vocab_prune(&v, whole, keep, map, &e), 0);
+    assert_int_equal(v->n_ends, 3);
+    assert_true(v->ends[1] == map[T_THE] && v->ends[1] != TOKEN_NONE);
+    vocab_free(v);
+    vocab_free(whole);
+    static const uint32_t outside[] = {N_SMALL}, none[] = {TOKEN_NONE};
+    s.spec.ends = outside;
+    s.spec.n_ends = 1;
+    assert_refused(&s.spec, "end: token 260 is outside the vocabulary of 260");
+    s.spec.ends = none;
+    assert_refused(&s.spec, "an end token is none");
+    vocab_free(plain);
+    buf_release(&first);
+    buf_release(&packed);
 }
 
 static void test_pack(void **state) {
@@ -282,6 +333,30 @@ static void test_pinned_layout(void **state) {
     vocab_free(v);
 }
 
+/* The same with further end tokens. */
+static void test_pinned_ends(void **state) {
+    (void)state;
+    struct err e = {0};
+    struct token tokens[] = {piece("a", 0), piece("b", TOKEN_ADDED | TOKEN_SPECIAL), piece("c", TOKEN_ADDED)};
+    static const uint32_t ends[] = {2, 1};
+    struct vocab spec = {.n_tokens = 3, .tokens = tokens, .pre = PRE_GPT2, .ends = ends, .n_ends = 2};
+    spec.eos = 1;
+    spec.bos = spec.pad = spec.unk = TOKEN_NONE;
+    static const unsigned char expected[] =
+        "\x01\0\0\0\x20\0\0\0\x01\0\0\0\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
+        "\0\0\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+        "\x01\0\0\0\0\0\0\0\x01\0\0\0\x03\0\0\0\x01\0\0\0\x02\0\0\0"
+        "\x02\0\0\0"
+        "abc";
+    struct vocab *v = must_build(&spec);
+    struct buf packed = {0};
+    assert_int_equal(vocab_pack(v, &packed, &e), 0);
+    assert_int_equal(packed.len, sizeof expected - 1);
+    assert_memory_equal(packed.data, expected, packed.len);
+    buf_release(&packed);
+    vocab_free(v);
+}
+
 /* Identity: what a token means counts, how a model is talked to does not. */
 static void test_identity(void **state) {
     (void)state;
@@ -311,7 +386,10 @@ static void test_hostile_bytes(void **state) {
     (void)state;
     struct small s;
     struct err e = {0};
-    struct vocab *v = must_build(&small_spec(&s)->spec), *w;
+    static const uint32_t ends[] = {'a', T_THE};
+    small_spec(&s)->spec.ends = ends;
+    s.spec.n_ends = 2;
+    struct vocab *v = must_build(&s.spec), *w;
     struct buf packed = {0}, again = {0};
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     for (size_t n = 0; n < packed.len; n++) {
@@ -444,6 +522,8 @@ int main(void) {
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_pack),
         cmocka_unit_test(test_pinned_layout),
+        cmocka_unit_test(test_pinned_ends),
+        cmocka_unit_test(test_ends),
         cmocka_unit_test(test_identity),
         cmocka_unit_test(test_hostile_bytes),
         cmocka_unit_test(test_prune),
