@@ -109,7 +109,7 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
     const struct vocab *v = ctx;
     if (id >= v->n_tokens || !v->tokens[id].n_bytes) return buf_printf(out, e, "?");
-    return text_spell(v->tokens[id].bytes, v->tokens[id].n_bytes, out, e);
+    return vocab_spell(v, id, out, e);
 }
 
 /* "FIRST:N" */

@@ -149,7 +149,7 @@ static int put_role(struct view *v, const struct vocab *x, const char *role, uin
     if (id == TOKEN_NONE) return 0;
     v->data.len = 0;
     fprintf(v->out, "%s %" PRIu32 " ", role, id);
-    if (text_spell(x->tokens[id].bytes, x->tokens[id].n_bytes, &v->data, e)) return e->code;
+    if (vocab_spell(x, id, &v->data, e)) return e->code;
     if (v->data.len) fwrite(v->data.data, 1, v->data.len, v->out);
     fputc('\n', v->out);
     return 0;

@@ -111,10 +111,11 @@ static void count_byte(struct word_count *w, unsigned char b) {
 static void count_text(struct perplexity *p, uint32_t token) {
     if (!p->m->vocab) return;
     p->bos += token == p->m->vocab->bos;
-    uint32_t n = vocab_text_bytes(p->m->vocab, token);
+    uint32_t n;
+    const unsigned char *text = vocab_text(p->m->vocab, token, &n);
     p->bytes += n;
     if (p->o.protocol != PPL_DOCUMENTS) return;
-    for (uint32_t i = 0; i < n; i++) count_byte(&p->words, p->m->vocab->tokens[token].bytes[i]);
+    for (uint32_t i = 0; i < n; i++) count_byte(&p->words, text[i]);
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------------------------ */
