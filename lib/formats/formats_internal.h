@@ -243,6 +243,15 @@ struct hf_tokenizer_files {
 /* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
 int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
 
+/* hf_pipeline_read.c: parts of a tokenizer.json as steps of a draft; x NULL: there is none. The decoder before the model. */
+int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
+int hf_read_words(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK; /* pre_tokenizer, not byte-level */
+int hf_read_decoder(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
+const char *hf_type(const cJSON *object); /* its "type" */
+bool hf_is_type(const cJSON *object, const char *type);
+bool hf_flag(const cJSON *object, const char *key, bool fallback); /* fallback: the default of `tokenizers` */
+int hf_refuse(struct err *e, const char *what, const cJSON *object);
+
 /* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
 int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
 /* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */
@@ -273,10 +282,15 @@ int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
 int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) MUST_CHECK;
 /* One more token that ends a generation, if it is none yet. ERR_DATA: too many. */
 int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) MUST_CHECK;
+/* One more step (a and b are copied). ERR_DATA: too many. */
+int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b,
+               struct err *e) MUST_CHECK;
+/* The bytes of a piece as files spell it, appended: byte-level spelling undone, anything else as it is. */
+int draft_unspell(const struct vocab *spec, struct span text, struct buf *out, struct err *e) MUST_CHECK;
 /* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
  * all else of the draft must be there. */
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
-/* Merge number `rank` from the byte-level spelling of its two halves. */
+/* Merge number `rank` from the spelling of its two halves. */
 int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
                 struct buf *scratch, struct err *e) MUST_CHECK;
 /* The draft becomes a vocabulary. */

@@ -116,6 +116,8 @@ struct merge {
 #define TEXT_MAX_PIECE  65536
 #define TEXT_MAX_ENDS   1024
 
+#define METASPACE_TEXT "\xe2\x96\x81" /* U+2581, which stands for a space in pieces */
+
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {
     uint32_t n_tokens, n_merges;

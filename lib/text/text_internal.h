@@ -58,7 +58,7 @@ bool word_at_start(const unsigned char *text, size_t n);
 
 /* ---- steps (steps.c, normalize.c, charsmap.c, words.c) ----------------------------------------------------------- */
 
-#define METASPACE       "\xe2\x96\x81" /* U+2581 */
+#define METASPACE       METASPACE_TEXT
 #define METASPACE_BYTES 3
 
 /* ERR_DATA names a step that is not known, out of order or does not fit the kind. */
