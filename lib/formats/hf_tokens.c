@@ -11,6 +11,7 @@
  * refused.
  */
 #include <stdlib.h>
+#include <xxhash.h>
 
 #include "lib/formats/formats_internal.h"
 
@@ -35,14 +36,15 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
 
 /* ---- tokens by their text -------------------------------------------------------------------------------------- */
 
-/* Open addressing over the ids of a draft. A piece of the model and an added token may have the same bytes. */
+/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of the
+ * model and an added token may have the same bytes. */
 struct names {
     uint32_t *slots; /* [mask + 1], TOKEN_NONE: free; at most half full */
     uint64_t mask;
 };
 
 static uint64_t first_slot(const struct names *names, const void *bytes, size_t n) {
-    return digest_bytes(bytes, n).lo & names->mask;
+    return XXH3_64bits_withSeed(bytes, n, (uintptr_t)names->slots) & names->mask;
 }
 
 static void names_add(struct names *names, const struct vocab *spec, uint32_t id) {
