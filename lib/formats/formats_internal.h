@@ -259,6 +259,11 @@ int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, s
                    struct err *e) MUST_CHECK;
 uint32_t hf_count_pieces(const cJSON *vocab);
 
+/* spm_read.c: a SentencePiece model (tokenizer.model). ERR_DATA: cut, damaged, or what is not supported. */
+int spm_read(struct vocab *spec, struct span data, struct err *e) MUST_CHECK;
+/* The steps of sentencepiece around a model, in the draft whose model_flags are set: of a GGUF as well. */
+int spm_steps(struct vocab *spec, struct span charsmap, bool remove_extra, bool prefix, struct err *e) MUST_CHECK;
+
 /* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other
  * files declare (NULL: there is none). */
 struct hf_token_files {

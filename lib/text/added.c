@@ -73,7 +73,8 @@ int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e
     if (bytes > MAX_ADDED_BYTES)
         return err_set(e, ERR_DATA, "the added tokens have %llu bytes, at most %u are taken", (unsigned long long)bytes,
                        MAX_ADDED_BYTES);
-    bool changes = normalised && vocab_normalises(v);
+    /* sentencepiece looks for its symbols as they are written. */
+    bool changes = normalised && vocab_normalises(v) && !(v->model_flags & MODEL_REPLACE_BAD);
     struct buf contents = {0}, lengths = {0};
     struct step_memory memory = {0};
     int rc = 0;

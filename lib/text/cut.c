@@ -155,13 +155,30 @@ static bool parts_after_line(const struct vocab *v, const unsigned char *text, s
     return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && known && !v->index->joins_newline;
 }
 
+/* A token that is matched in normalised text and may reach over a space between letters: it is looked for in vain in the
+ * raw text. */
+static bool has_spaced_token(const struct vocab *v) {
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        const struct token *t = &v->tokens[id];
+        bool plain = false, space = false;
+        if (!(t->flags & TOKEN_NORMALIZED) || !(t->flags & TOKEN_ADDED)) continue;
+        for (uint32_t i = 0; i < t->n_bytes; i++) {
+            plain = plain || is_plain(t->bytes[i]);
+            space = space || t->bytes[i] == ' ' || t->bytes[i] == (unsigned char)METASPACE[0];
+        }
+        if (plain && space) return true;
+    }
+    return false;
+}
+
 static size_t safe_cut_of_words(const struct vocab *v, const unsigned char *text, size_t n) {
     const struct text_index *x = v->index;
-    if (replaces_words(v)) return 0;
+    if (replaces_words(v) || (x->normalised.n_nodes && (x->normalised.any_flagged || has_spaced_token(v)))) return 0;
     for (size_t p = n; p-- > 1;) {
         if (!parts_before_space(v, text, n, p) && !parts_after_line(v, text, n, p)) continue;
         if (added_crosses(&x->raw, v, text, n, p) || added_ends_at(&x->raw, text, p)) continue;
-        if (!x->normalised.n_nodes) return p;
+        if (added_crosses(&x->normalised, v, text, n, p) || added_ends_at(&x->normalised, text, p)) continue;
+        return p;
     }
     return 0;
 }

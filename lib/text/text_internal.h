@@ -40,10 +40,11 @@ int text_put_char(struct buf *out, int32_t c, struct err *e) MUST_CHECK;
 bool char_is_space(int32_t c);   /* White_Space */
 bool char_is_word(int32_t c);    /* \w of Unicode TR18 */
 bool char_is_number(int32_t c);  /* Nd, Nl, No */
+/* unicode_old.c: as `tokenizers` has them. */
 bool char_is_mark(int32_t c);    /* Mn, Mc, Me */
 bool char_is_nonspacing(int32_t c); /* Mn */
 bool char_is_punctuation(int32_t c); /* BERT's: P*, and ASCII that is neither letter, digit, space nor control */
-bool char_is_other(int32_t c);   /* Cc, Cf, Co, Cn */
+bool char_is_other(int32_t c);   /* Cc, Cf, Co */
 /* What Rust's char::to_lowercase gives: at most 2 characters. */
 size_t char_lowercase(int32_t c, int32_t out[2]);
 /* No code point from U+0300 on, hence in form C as it stands, whatever surrounds it. */

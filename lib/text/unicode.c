@@ -208,28 +208,6 @@ bool char_is_number(int32_t c) {
     return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
 }
 
-bool char_is_mark(int32_t c) {
-    utf8proc_category_t k = utf8proc_category(c);
-    return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_ME;
-}
-
-bool char_is_nonspacing(int32_t c) {
-    return utf8proc_category(c) == UTF8PROC_CATEGORY_MN;
-}
-
-bool char_is_punctuation(int32_t c) {
-    if (c < 0x80)
-        return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
-    utf8proc_category_t k = utf8proc_category(c);
-    return k >= UTF8PROC_CATEGORY_PC && k <= UTF8PROC_CATEGORY_PO;
-}
-
-bool char_is_other(int32_t c) {
-    utf8proc_category_t k = utf8proc_category(c);
-    return k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CO ||
-           k == UTF8PROC_CATEGORY_CN;
-}
-
 size_t char_lowercase(int32_t c, int32_t out[2]) {
     out[0] = c == 0x130 ? 'i' : utf8proc_tolower(c); /* the one character that becomes two (SpecialCasing.txt) */
     out[1] = 0x307;
