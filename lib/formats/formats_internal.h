@@ -153,8 +153,29 @@ int gguf_read_config(const struct gguf_file *g, const struct gguf_arch *arch, st
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
 int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) MUST_CHECK;
 /* The type for a token's flags, and whether that type alone leads back to them. */
-uint32_t gguf_token_type(const struct token *t);
-bool gguf_type_says_all(const struct token *t);
+uint32_t gguf_token_type(const struct vocab *v, uint32_t id);
+bool gguf_type_says_all(const struct vocab *v, uint32_t id);
+
+/* gguf_kinds.c: a value of tokenizer.ggml.model, and what llama.cpp takes for granted with it. */
+struct gguf_kind {
+    const char *model;
+    enum text_kind kind;
+    uint32_t bos, eos, unk, pad;
+    bool prefix, add_bos, add_eos;
+};
+#define GGUF_STEPS_KEY "rill.tokenizer.steps" /* text_steps_pack: what GGUF's own keys say less exactly */
+const struct gguf_kind *gguf_find_kind(const char *model); /* NULL: not known */
+const struct gguf_kind *gguf_kind_of(const struct vocab *v);
+/* The text of a piece in tokenizer.ggml.tokens, appended, and the piece of a text; flags and kind are there. */
+int gguf_put_piece(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) MUST_CHECK;
+int gguf_get_piece(const struct vocab *spec, uint32_t id, struct span text, struct buf *out, struct err *e) MUST_CHECK;
+/* Kind, flags and steps of a draft; its tokens' scores. */
+int gguf_read_steps(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) MUST_CHECK;
+int gguf_read_scores(const struct gguf_file *g, struct vocab *spec, struct err *e) MUST_CHECK;
+/* ERR_DATA when llama.cpp would encode otherwise; scores: [n_tokens], those to write. */
+int gguf_check_kind(const struct vocab *v, float *scores, struct arena *a, struct err *e) MUST_CHECK;
+/* What the keys say of the steps of a vocabulary that gguf_check_kind let pass, BPE of characters or unigram. */
+void gguf_spacing(const struct vocab *v, bool *prefix, bool *extra, struct span *charsmap);
 /* Does llama.cpp end a generation with a token of this text, whatever the keys say? */
 bool gguf_text_ends(const void *text, size_t n);
 #define GGUF_ENDS_KEY "tokenizer.ggml.eos_token_ids" /* all ends of a generation: of Ollama's converter and ours */
@@ -307,7 +328,7 @@ bool pre_implies_ignore_merges(enum text_pre pre);
 /* ---- tokens as GGUF and tokenizer.json spell them (spelling.c) -------------------------------------------------- */
 
 /* Appends the spelling of a token that is not TOKEN_UNUSED. */
-int token_spelling(const struct token *t, struct buf *out, struct err *e) MUST_CHECK;
+int token_spelling(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) MUST_CHECK;
 struct spellings {
     struct spelling {
         struct span text; /* in the buffer */

@@ -105,7 +105,7 @@ bool text_parts_at(const struct vocab *v, const unsigned char *word, size_t n, s
 }
 
 static bool cuts_at_white_space(const struct vocab *v) {
-    return vocab_step(v, WORDS_WHITESPACE_SPLIT) || vocab_step(v, WORDS_BERT) || vocab_step(v, WORDS_WHITESPACE);
+    return vocab_find_step(v, WORDS_WHITESPACE_SPLIT) || vocab_find_step(v, WORDS_BERT) || vocab_find_step(v, WORDS_WHITESPACE);
 }
 
 /* A normaliser that leaves line ends, letters and digits as they are, each for itself, whatever is around them. */
@@ -136,7 +136,7 @@ static bool is_plain(unsigned char c) {
 static bool parts_before_space(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
     if (text[p] != ' ' || p + 1 >= n || !is_plain(text[p - 1]) || !is_plain(text[p + 1])) return false;
     if (cuts_at_white_space(v) || v->kind == TEXT_WORDPIECE) return cuts_at_white_space(v);
-    const struct text_step *m = vocab_step(v, WORDS_METASPACE);
+    const struct text_step *m = vocab_find_step(v, WORDS_METASPACE);
     if (m && (m->arg & METASPACE_SPLIT)) return true;
     if (!v->index->has_space) return false;
     for (int b = 0; b < 256 && !keeps_lines(v); b++)
@@ -187,7 +187,7 @@ size_t text_safe_cut(const struct vocab *v, const void *data, size_t n) {
     const unsigned char *text = data;
     const struct text_index *x = v->index;
     if (v->kind != TEXT_BYTE_BPE) return safe_cut_of_words(v, text, n);
-    bool prefix = vocab_step(v, WORDS_PREFIX_SPACE);
+    bool prefix = vocab_find_step(v, WORDS_PREFIX_SPACE);
     for (size_t p = n; p-- > 1;) {
         if ((text[p] & 0xc0) == 0x80) continue; /* inside a character */
         if (!word_ends_between(class_before(text, p), class_at(text, n, p)) || ends_in_spaces(text, p)) continue;

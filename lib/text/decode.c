@@ -115,7 +115,7 @@ static int decode_front(const struct vocab *v, const struct token *t, struct buf
 }
 
 static void strip_front(const struct vocab *v, struct buf *out, size_t from) {
-    const struct text_step *s = vocab_step(v, DECODE_STRIP);
+    const struct text_step *s = vocab_find_step(v, DECODE_STRIP);
     size_t n = 0;
     while (s && n < s->arg && from + n < out->len && out->data[from + n] == s->a[0]) n++;
     if (!n) return;

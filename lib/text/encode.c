@@ -181,7 +181,7 @@ static int encode_plain(struct text_worker *w, const struct vocab *v, const unsi
                         struct place place, struct text_ids *ids, struct err *e) {
     struct words words;
     if (v->kind == TEXT_BYTE_BPE) {
-        if (!vocab_step(v, WORDS_PREFIX_SPACE) || place.continues || !n || *text == ' ')
+        if (!vocab_find_step(v, WORDS_PREFIX_SPACE) || place.continues || !n || *text == ' ')
             return encode_bytes(w, v, text, n, ids, e);
         w->words.text[0].len = 0;
         int rc = buf_append(&w->words.text[0], " ", 1, e);

@@ -52,7 +52,7 @@ static unsigned group(uint32_t op) {
     return op / 32;
 }
 
-const struct text_step *vocab_step(const struct vocab *v, enum text_op op) {
+const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op) {
     for (uint32_t i = 0; i < v->n_steps; i++)
         if (v->steps[i].op == op) return &v->steps[i];
     return NULL;
@@ -105,7 +105,7 @@ static int check_kind(const struct vocab *v, struct err *e) {
                        (unsigned)v->pre);
     if (v->n_merges && v->kind > TEXT_CHAR_BPE)
         return err_set(e, ERR_DATA, "a tokenizer of the kind %s with merges", text_kind_name(v->kind));
-    if ((v->kind == TEXT_WORDPIECE) != !!vocab_step(v, MODEL_WORDPIECE))
+    if ((v->kind == TEXT_WORDPIECE) != !!vocab_find_step(v, MODEL_WORDPIECE))
         return err_set(e, ERR_DATA, "a tokenizer of the kind %s and the prefix of WordPiece do not go together",
                        text_kind_name(v->kind));
     if (v->kind == TEXT_WORDPIECE && v->unk == TOKEN_NONE)
@@ -234,4 +234,18 @@ int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct ar
     if (!rc && spec->kind == TEXT_BYTE_BPE && !spec->n_steps)
         rc = err_set(e, ERR_DATA, "steps that say nothing"); /* one vocabulary has one record */
     return rc;
+}
+
+int text_steps_pack(const struct vocab *v, struct buf *out, struct err *e) {
+    uint64_t n = steps_measure(v);
+    int rc = buf_reserve(out, n, e);
+    if (rc || !n) return rc;
+    unsigned char *at = out->data + out->len;
+    steps_put(v, &at);
+    out->len += n;
+    return 0;
+}
+
+int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct arena *memory, struct err *e) {
+    return steps_get(spec, data, n, memory, e);
 }

@@ -151,6 +151,10 @@ void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
+/* The kind, model_flags and steps alone as bytes, appended, and back into a spec: arrays in `memory`, a and b in `data`. */
+int text_steps_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
+int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
+const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
 /* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
 int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) MUST_CHECK;
 /* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */

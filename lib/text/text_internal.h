@@ -69,7 +69,6 @@ uint64_t steps_measure(const struct vocab *v); /* bytes of their record */
 void steps_put(const struct vocab *v, unsigned char **at);
 /* From data[0..n), all of it; a and b stay there. */
 int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
-const struct text_step *vocab_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
 
 /* Where a fragment is: at the start of its text or in the middle of it (text_encode_options.continues). */
 struct place {

@@ -201,7 +201,7 @@ static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, 
 
 /* A single character of ASCII, which all others of a text can be reached without; in WordPiece, also inside a word. */
 static bool is_character(const struct vocab *v, const struct token *t) {
-    const struct text_step *s = vocab_step(v, MODEL_WORDPIECE);
+    const struct text_step *s = vocab_find_step(v, MODEL_WORDPIECE);
     if (t->n_bytes == 1) return true;
     if (v->kind != TEXT_BYTE_BPE && t->n_bytes == METASPACE_BYTES && memcmp(t->bytes, METASPACE, METASPACE_BYTES) == 0)
         return true;

@@ -27,7 +27,7 @@ static uint32_t longest_piece(const struct vocab *v, const unsigned char *text, 
 
 int wordpiece_encode(const struct vocab *v, struct buf *scratch, const unsigned char *word, size_t n,
                      struct text_ids *ids, struct err *e) {
-    const struct text_step *s = vocab_step(v, MODEL_WORDPIECE);
+    const struct text_step *s = vocab_find_step(v, MODEL_WORDPIECE);
     size_t before = ids->n, at = 0, took = 0;
     int rc = text_ids_reserve(ids, n + 1, e);
     bool bad = n / 4 > s->arg || count_characters(word, n) > s->arg;
