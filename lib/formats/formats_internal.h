@@ -273,6 +273,14 @@ bool hf_is_type(const cJSON *object, const char *type);
 bool hf_flag(const cJSON *object, const char *key, bool fallback); /* fallback: the default of `tokenizers` */
 int hf_refuse(struct err *e, const char *what, const cJSON *object);
 
+/* hf_pipeline_write.c: and back, as members of the root; false: out of memory. Not for the words and the decoder of
+ * byte-level BPE. */
+bool hf_put_normalizer(cJSON *root, const struct vocab *v);
+bool hf_put_words(cJSON *root, const struct vocab *v);
+bool hf_put_decoder(cJSON *root, const struct vocab *v);
+cJSON *hf_typed(const char *type); /* {"type": type} */
+bool hf_put(cJSON *parent, const char *key, cJSON *child); /* takes the child in any case; key NULL: into a list */
+
 /* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
 int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
 /* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */

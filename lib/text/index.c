@@ -198,15 +198,16 @@ static int by_score(const void *a, const void *b) {
     return x->m.left < y->m.left ? -1 : x->m.left > y->m.left;
 }
 
+/* Added tokens are taken out of the text before, and join with nothing. */
 static int derive(const struct vocab *v, struct buf *out, struct err *e) {
     int rc = 0;
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
         const struct token *t = &v->tokens[id];
-        if ((t->flags & (TOKEN_UNUSED | TOKEN_SPECIAL)) || index_find_piece(v, t->bytes, t->n_bytes) != id) continue;
+        if (t->flags & (TOKEN_UNUSED | TOKEN_SPECIAL | TOKEN_ADDED)) continue;
         for (uint32_t i = 1; i < t->n_bytes && !rc; i++) {
             if ((t->bytes[i] & 0xc0) == 0x80) continue;
-            struct derived d = {.m = {index_find_piece(v, t->bytes, i), TOKEN_NONE, id}, .score = t->score};
-            if (d.m.left != TOKEN_NONE) d.m.right = index_find_piece(v, t->bytes + i, t->n_bytes - i);
+            struct derived d = {.m = {index_find_ordinary(v, t->bytes, i), TOKEN_NONE, id}, .score = t->score};
+            if (d.m.left != TOKEN_NONE) d.m.right = index_find_ordinary(v, t->bytes + i, t->n_bytes - i);
             if (d.m.right == TOKEN_NONE) continue;
             d.n_left = characters(&v->tokens[d.m.left]);
             d.n_right = characters(&v->tokens[d.m.right]);

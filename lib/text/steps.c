@@ -144,7 +144,9 @@ int steps_check(const struct vocab *v, struct err *e) {
 
 static const unsigned char *copy_bytes(struct arena *a, const unsigned char *bytes, uint32_t n, struct err *e) {
     unsigned char *to = arena_alloc(a, n + (size_t)1, e);
-    if (to && n) memcpy(to, bytes, n);
+    if (!to) return NULL;
+    if (n) memcpy(to, bytes, n);
+    to[n] = 0; /* most are text */
     return to;
 }
 

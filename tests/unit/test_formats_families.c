@@ -3,6 +3,7 @@
  * every golden text, ids and decoded text; and the same after a VOCB record, a tokenizer.json of ours and a GGUF of ours.
  */
 #include "lib/formats/formats_internal.h"
+#include "tests/unit/formats_samples.h"
 #include "tests/unit/text_samples.h"
 
 #define N_SETTLED 14521
@@ -16,7 +17,7 @@ static const char *const families[] = {
 
 static struct buf family_file(const char *name, const char *suffix) {
     char path[256];
-    snprintf(path, sizeof path, GOLDEN "families/%s%s", name, suffix);
+    snprintf(path, sizeof path, TOKENIZERS "families/%s%s", name, suffix);
     if (strcmp(suffix, ".zst") == 0) return read_zst(path);
     struct err e = {0};
     struct buf b = {0};
@@ -195,11 +196,136 @@ static void test_cuts(void **state) {
     free_golden_texts(&texts);
 }
 
+/* ---- out and in again ---- */
+
+static void test_tokenizer_json(void **state) {
+    (void)state;
+    struct golden_texts texts = load_golden_texts();
+    for (size_t i = 0; i < COUNT_OF(families); i++) {
+        struct err e = {0};
+        struct vocab *v = load_family(families[i]), *w;
+        struct buf json = {0}, config = {0};
+        if (hf_tokenizer_write(v, &json, &config, &e)) fail_msg("%s: %s", families[i], e.msg);
+        if (hf_tokenizer_read(&w, json.data, json.len, NULL, 0, &e)) fail_msg("%s: %s", families[i], e.msg);
+        /* What `tokenizers` does otherwise than sentencepiece, export says; from a tokenizer.json all comes back. */
+        if (!is_model(families[i])) {
+            struct buf a = {0}, b = {0};
+            OK(vocab_pack(v, &a, &e));
+            OK(vocab_pack(w, &b, &e));
+            assert_int_equal(a.len, b.len);
+            assert_memory_equal(a.data, b.data, a.len);
+            buf_release(&a);
+            buf_release(&b);
+        }
+        if (!is_model(families[i])) check_same(families[i], "tokenizer.json", v, w, &texts, 97);
+        buf_release(&json);
+        buf_release(&config);
+        vocab_free(v);
+        vocab_free(w);
+    }
+    free_golden_texts(&texts);
+}
+
+/* A GGUF with a model of one small layer around the vocabulary. */
+static int make_gguf(const struct vocab *v, struct buf *gguf, struct err *refusal) {
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct buf packed = {0};
+    struct model *m;
+    c.layers[1] = c.layers[0];
+    c.vocab_size = v->n_tokens;
+    OK(vocab_pack(v, &packed, &e));
+    OK(model_init(&m, &c, packed.data, packed.len, 7, &e));
+    struct buf model = saved_model(m, DT_F32);
+    int rc = export_gguf(&model, gguf, refusal);
+    model_free(m);
+    buf_release(&packed);
+    buf_release(&model);
+    arena_release(&a);
+    return rc;
+}
+
+static struct vocab *read_gguf(const struct buf *gguf) {
+    struct err e = {0};
+    struct gguf_file g = {0};
+    struct arena a = {0};
+    struct vocab spec, *v = NULL;
+    bool found = false;
+    draft_init(&spec);
+    int rc = gguf_parse(&g, gguf->data, gguf->len, &a, &e);
+    if (!rc) rc = gguf_read_vocab(&g, &spec, &found, &e);
+    if (!rc) rc = draft_finish(&spec, &v, &e);
+    if (rc) fail_msg("%s", e.msg);
+    gguf_release(&g);
+    arena_release(&spec.memory);
+    arena_release(&a);
+    return v;
+}
+
+/* Without the keys that only we read: what llama.cpp sees. */
+static void hide_own_keys(struct buf *gguf) {
+    static const char *const own[] = {"rill.tokenizer.steps", "rill.tokenizer.flags"};
+    for (size_t i = 0; i < COUNT_OF(own); i++) {
+        unsigned char *at = memmem(gguf->data, gguf->len, own[i], strlen(own[i]));
+        if (at) *at = 'R';
+    }
+}
+
+static void test_gguf(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *refused;
+        bool exact; /* llama.cpp's keys say all */
+    } cases[] = {
+        {"llama2.json", NULL, true},
+        {"phi3.json", NULL, false}, /* white space after an added token */
+        {"llama-class.json", NULL, false},
+        {"gemma.json", NULL, true},
+        {"t5.json", NULL, false},
+        {"xlmr.json", NULL, false},
+        {"albert.json", "changes or cuts the text", false},
+        {"bert.json", NULL, true},
+        {"bert-cased.json", "leaves upper case", false},
+        {"opt.json", "a space in front", false},
+        {"llama2.model", NULL, false},
+        {"gemma.model", NULL, true},
+        {"t5.model", NULL, false},
+        {"unigram-bytes.model", NULL, false},
+    };
+    struct golden_texts texts = load_golden_texts();
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e = {0};
+        struct vocab *v = load_family(cases[i].name);
+        struct buf gguf = {0};
+        int rc = make_gguf(v, &gguf, &e);
+        if (cases[i].refused) {
+            assert_int_equal(rc, ERR_DATA);
+            if (!strstr(e.msg, cases[i].refused)) fail_msg("%s: said '%s'", cases[i].name, e.msg);
+        } else {
+            if (rc) fail_msg("%s: %s", cases[i].name, e.msg);
+            struct vocab *w = read_gguf(&gguf);
+            assert_memory_equal(&v->digest, &w->digest, sizeof v->digest);
+            check_same(cases[i].name, "GGUF", v, w, &texts, 41);
+            vocab_free(w);
+            hide_own_keys(&gguf);
+            w = read_gguf(&gguf);
+            if (cases[i].exact) check_same(cases[i].name, "GGUF for others", v, w, &texts, 41);
+            vocab_free(w);
+        }
+        buf_release(&gguf);
+        vocab_free(v);
+    }
+    free_golden_texts(&texts);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_tokenizer_json),
+        cmocka_unit_test(test_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
