@@ -3,12 +3,12 @@
 #   make DEVELOPER=1                      warnings are errors; V=1 shows the commands
 #   make CC=clang                         the other compiler
 #   make SANITIZER=address,undefined      or thread, into an object folder of its own; also `make test SANITIZER=...`
-#   make install prefix=/usr DESTDIR=/tmp/root
+#   make install prefix=/usr DESTDIR=/tmp/root     PREFIX= is taken too
 
 .DEFAULT_GOAL := all
 SHELL := /bin/bash
 
-prefix ?= /usr/local
+prefix ?= $(or $(PREFIX),/usr/local)
 bindir ?= $(prefix)/bin
 libexecdir ?= $(prefix)/libexec/rill
 mandir ?= $(prefix)/share/man/man1
@@ -233,17 +233,22 @@ $(BUILD)/rill.bash: $(TOOL_BIN)
 .PHONY: man
 man: $(MAN) ## the manual pages, in build/man
 
+one-prefix = $(if $(and $(PREFIX),$(filter-out $(prefix),$(PREFIX))),$(error prefix=$(prefix) and PREFIX=$(PREFIX) disagree))
+
 .PHONY: install
-install: all man $(BUILD)/rill.bash ## install under prefix (/usr/local), below DESTDIR
+install: all man $(BUILD)/rill.bash ## install under prefix= or PREFIX= (/usr/local), below DESTDIR=
+	$(one-prefix)
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(mandir) $(DESTDIR)$(bashcompdir)
 	install -m 755 $(BIN)/rill $(DESTDIR)$(bindir)/rill
 	install -m 755 $(TOOLS:%=$(BIN)/rill-%) $(DESTDIR)$(libexecdir)
 	install -m 644 $(MAN) $(DESTDIR)$(mandir)
 	install -m 644 $(BUILD)/rill.bash $(DESTDIR)$(bashcompdir)/rill
 	$(if $(wildcard examples/rill.mk),install -D -m 644 examples/rill.mk $(DESTDIR)$(datadir)/rill.mk)
+	@echo 'installed: $(DESTDIR)$(bindir)/rill, its programs in $(DESTDIR)$(libexecdir), manual pages in $(DESTDIR)$(mandir)'
 
 .PHONY: uninstall
 uninstall: ## remove what install installed
+	$(one-prefix)
 	rm -f $(DESTDIR)$(bindir)/rill $(TOOLS:%=$(DESTDIR)$(libexecdir)/rill-%) $(DESTDIR)$(bashcompdir)/rill $(DESTDIR)$(datadir)/rill.mk
 	rm -f $(patsubst $(BUILD)/man/%,$(DESTDIR)$(mandir)/%,$(MAN))
 	-rmdir $(DESTDIR)$(libexecdir) $(DESTDIR)$(datadir) 2>/dev/null

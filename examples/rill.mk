@@ -24,6 +24,7 @@ EVAL ?= eval.tok.rill
 RILL_TYPES ?= q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0 bf16 f16
 
 .DELETE_ON_ERROR:
+.SECONDARY: # what one rule makes for the next is kept: make would delete the models that it has just judged
 
 %.tok.rill: %.txt $(TEACHER)
 	$(RILL) tokenize -m $(TEACHER) --context $(CONTEXT) $< -o $@ --force
@@ -44,4 +45,4 @@ $(foreach type,$(RILL_TYPES),$(eval $(call rill_type_rule,$(type))))
 	$(RILL) export --to gguf $< -o $@ --force
 
 %.eval.json: %.rill $(EVAL)
-	$(RILL) eval -m $< $(EVAL) > $@
+	$(RILL) eval -m $< $(EVAL) -o $@ --force

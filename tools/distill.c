@@ -1,12 +1,15 @@
 /* rill distill: trains a student on what a teacher says. */
+#include <string.h>
+
 #include "lib/distill/distill.h"
 #include "lib/run/run.h"
 
 static struct run_options how;
 static const char *optimizer_state, *log_path, *checkpoint_path, *resume_path;
-static struct cli_list losses;
+static struct cli_list losses, phases;
 static uint64_t epochs, checkpoint_every;
 static struct distill_options o;
+static struct distill_schedule *const schedule = &o.plan.now;
 
 static const struct cli_option options[] = {
     RUN_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
@@ -18,7 +21,7 @@ static const struct cli_option options[] = {
              "repeated, the losses are added. Default: kl, at the knowledge's temperature; ce for plain tokens"},
     {.name = "lr",
      .type = CLI_F64,
-     .to = &o.lr,
+     .to = &o.plan.now.lr,
      .arg = "RATE",
      .fallback = "1e-4",
      .min = 0,
@@ -26,23 +29,30 @@ static const struct cli_option options[] = {
      .help = "peak learning rate"},
     {.name = "lr-min",
      .type = CLI_F64,
-     .to = &o.lr_min,
+     .to = &o.plan.now.lr_min,
      .arg = "RATE",
      .min = 0,
      .max = 10,
      .help = "learning rate of the last step (default: a tenth of --lr)"},
     {.name = "warmup",
      .type = CLI_U64,
-     .to = &o.warmup,
+     .to = &o.plan.now.warmup,
      .arg = "STEPS",
      .help = "steps of linear warmup (default: a tenth of the steps, at most 100)"},
     {.name = "steps",
      .type = CLI_U64,
-     .to = &o.steps,
+     .to = &o.plan.now.steps,
      .arg = "N",
      .min = 1,
      .help = "optimizer steps of the schedule; then it stops (default: as many as the data has, which must be a file "
              "then)"},
+    {.name = "schedule",
+     .type = CLI_LIST,
+     .to = &phases,
+     .arg = "PHASE",
+     .help = "UNTIL:steps=N,warmup=N,lr=RATE,lr-min=RATE: up to step UNTIL the learning rate is that of a run with "
+             "these numbers; may be repeated, in order. --resume with another schedule adds the one before to the "
+             "provenance, so that one command makes the same model from the beginning"},
     {.name = "epochs",
      .type = CLI_U64,
      .to = &epochs,
@@ -123,15 +133,21 @@ static const struct cli_option options[] = {
      .to = &log_path,
      .arg = "FILE",
      .completes_files = true,
+     .writes = CLI_APPENDS,
      .transient = true,
-     .help = "a line for each step: step, kl, ce, lr, gradient norm, tokens; --resume appends to it"},
+     .help =
+         "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
+         "tokens; --resume goes on after the checkpoint's line, and what came after it is cut off"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &checkpoint_path,
      .arg = "FILE",
      .completes_files = true,
+     .writes = CLI_REPLACES,
+     .continues = "resume",
      .transient = true,
-     .help = "keep the state of the run here"},
+     .help = "keep the state of the run here: every --checkpoint-every steps, at the end, on SIGUSR1, and on SIGINT or "
+             "SIGTERM, which end the program then"},
     {.name = "checkpoint-every",
      .type = CLI_U64,
      .to = &checkpoint_every,
@@ -139,14 +155,16 @@ static const struct cli_option options[] = {
      .fallback = "100",
      .min = 1,
      .transient = true,
-     .help = "so often"},
+     .help = "steps between two checkpoints"},
     {.name = "resume",
      .type = CLI_STRING,
      .to = &resume_path,
      .arg = "FILE",
      .completes_files = true,
      .transient = true,
-     .help = "go on from a checkpoint, with the same model, data and options; the result is the same to the bit"},
+     .help = "go on from a checkpoint, with the same student, data and options: the result is the same to the bit. "
+             "--steps, --epochs, --warmup, --lr and --lr-min may be others: from the next step on the learning rate is "
+             "that which a run with these has at that step"},
     {0},
 };
 
@@ -155,7 +173,8 @@ struct work {
     struct model *student;
     struct trainer *trainer;
     struct run_data data;
-    bool begun; /* the data: an epoch after the first one needs it anew */
+    struct run_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
+    bool begun;                 /* the data: an epoch after the first one needs it anew */
 };
 
 /* Without --steps: as many as the data makes. */
@@ -166,11 +185,12 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     if (!cli_given(c, "steps")) {
         if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) || distill_count(r, o.batch_tokens, epochs, &o.steps, e))
+        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) ||
+            distill_count(r, o.batch_tokens, epochs, &schedule->steps, e))
             return e->code;
     }
-    if (!cli_given(c, "warmup")) o.warmup = distill_default_warmup(o.steps);
-    if (!cli_given(c, "lr-min")) o.lr_min = distill_default_lr_min(o.lr);
+    if (!cli_given(c, "warmup")) schedule->warmup = distill_default_warmup(schedule->steps);
+    if (!cli_given(c, "lr-min")) schedule->lr_min = distill_default_lr_min(schedule->lr);
     return 0;
 }
 
@@ -181,6 +201,8 @@ static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     w->begun = true;
     return 0;
 }
+
+/* ---- checkpoints --------------------------------------------------------------------------------------------------------- */
 
 static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     struct cli *c = ((struct work *)ctx)->c;
@@ -194,6 +216,66 @@ static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     stream_writer_free(writer);
     return rc ? rc : cli_commit(c, file, e);
 }
+
+static bool save_wanted(void *ctx) {
+    (void)ctx;
+    return cli_take_usr1();
+}
+
+static bool stop_wanted(void *ctx) {
+    (void)ctx;
+    return cli_stop_requested() != 0;
+}
+
+/* The phases of a plan as options: what the provenance remembers. */
+static int remember_plan(struct cli *c, const struct distill_plan *p, bool changed, struct err *e) {
+    char text[DISTILL_MAX_PAST][DISTILL_PHASE_TEXT];
+    const char *words[DISTILL_MAX_PAST];
+    cJSON *list = cJSON_AddArrayToObject(cli_settings(c), "schedule");
+    bool ok = list != NULL;
+    for (size_t i = 0; ok && i < p->n_past; i++) {
+        words[i] = distill_phase_text(&p->past[i], text[i]);
+        ok = cJSON_AddItemToArray(list, cJSON_CreateString(words[i]));
+    }
+    if (!ok) return err_nomem(e, "settings");
+    return changed ? cli_remember(c, "schedule", words, p->n_past, e) : 0;
+}
+
+static void say_resumed(struct cli *c, const struct distill_plan *p, uint64_t step) {
+    const struct distill_phase *last = p->n_past ? &p->past[p->n_past - 1] : NULL;
+    const struct distill_schedule *now = &p->now;
+    unsigned long long at = step;
+    if (step < now->steps && last && last->until == step)
+        cli_say(c,
+                "%s: after step %llu of %llu the schedule is one of %llu steps, warmup %llu, lr %g to %g: the learning "
+                "rate goes from %g to %g",
+                resume_path, at, (unsigned long long)last->schedule.steps, (unsigned long long)now->steps,
+                (unsigned long long)now->warmup, now->lr, now->lr_min, distill_lr(p, step), distill_lr(p, step + 1));
+    else if (cli_verbose(c))
+        cli_say(c, "%s: at step %llu of %llu", resume_path, at, (unsigned long long)now->steps);
+}
+
+/* The checkpoint is no input of the provenance: the recorded command makes the same model without it. */
+static int resume(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *r;
+    struct distill_plan asked = *trainer_plan(w->trainer);
+    struct distill_progress p;
+    if (!resume_path) return remember_plan(c, &asked, false, e);
+    if (!strcmp(resume_path, "-") && (!strcmp(how.model, "-") || !strcmp(cli_input_path(c, 0), "-")))
+        return err_set(e, ERR_USAGE, "standard input is asked for twice (resume)");
+    run_file_init(&w->checkpoint, resume_path);
+    int rc = run_file_again(&w->checkpoint, STREAM_CHECKPOINT, &r, e);
+    if (!rc) rc = trainer_restore(w->trainer, r, e);
+    run_file_release(&w->checkpoint);
+    if (rc) return rc;
+    trainer_progress(w->trainer, &p);
+    const struct distill_plan *plan = trainer_plan(w->trainer);
+    say_resumed(c, plan, p.step);
+    if (!json_put_u64(cli_report(c), "resumed_after_step", p.step)) return err_nomem(e, "report");
+    return remember_plan(c, plan, !distill_plan_equal(plan, &asked), e);
+}
+
+/* ---- the run ------------------------------------------------------------------------------------------------------------- */
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
@@ -209,13 +291,16 @@ static void say_memory(struct cli *c, const struct trainer *t) {
             m.scratch / 1e6);
 }
 
-static int report(struct cli *c, const struct distill_progress *p, double tokens_per_second, struct err *e) {
+static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
+                  struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
+    const char *teacher = distill_kl_name(&w->data.format);
     bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
-              json_put_f64(to, "kl", p->kl) && json_put_f64(to, "ce", p->ce) && json_put_f64(to, "loss", p->loss) &&
-              json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", o.steps) &&
-              json_put_u64(settings, "warmup", o.warmup) && json_put_f64(settings, "lr-min", o.lr_min) &&
+              (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
+              json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
+              json_put_str(to, "backend", kernel_backend()) && json_put_u64(settings, "steps", schedule->steps) &&
+              json_put_u64(settings, "warmup", schedule->warmup) &&
+              json_put_f64(settings, "lr-min", schedule->lr_min) &&
               json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
               json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
               json_put_f64(settings, "temperature", o.loss.temperature);
@@ -224,22 +309,29 @@ static int report(struct cli *c, const struct distill_progress *p, double tokens
 
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct err *e) {
-    struct stream_reader *r;
     o.precision = run_precision(&how);
     o.state = dtype_by_name(optimizer_state)->dtype;
     if (cli_given(c, "checkpoint-every") && !checkpoint_path)
         return err_set(e, ERR_USAGE, "--checkpoint-every is for --checkpoint");
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
+    if (phases.n > DISTILL_MAX_PAST) return err_set(e, ERR_USAGE, "--schedule: at most %d phases", DISTILL_MAX_PAST);
+    for (size_t i = 0; i < phases.n; i++)
+        if (distill_phase_parse(phases.items[i], &o.plan.past[i], e)) return e->code;
+    o.plan.n_past = phases.n;
     if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
         run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
-    if (!resume_path) return 0;
-    if (cli_open_stream(c, resume_path, "checkpoint", STREAM_CHECKPOINT, &r, e) || trainer_restore(w->trainer, r, e))
-        return e->code;
-    return 0;
+    return resume(c, w, e);
+}
+
+/* With a checkpoint to keep, signals are wishes from here on. */
+static void catch_signals(void) {
+    if (!checkpoint_path) return;
+    cli_catch_stop();
+    cli_catch_usr1();
 }
 
 static int train(struct cli *c, struct work *w, struct err *e) {
@@ -248,19 +340,27 @@ static int train(struct cli *c, struct work *w, struct err *e) {
                                    .format = w->data.format,
                                    .open = open_data,
                                    .log = log_path,
-                                   .save_every = checkpoint_every,
                                    .save = checkpoint_path ? save_checkpoint : NULL,
+                                   .save_every = checkpoint_every,
+                                   .save_wanted = save_wanted,
+                                   .stop_wanted = stop_wanted,
                                    .stepped = show_step,
                                    .ctx = w};
-    cli_progress_begin(c, "step", o.steps);
+    catch_signals();
+    cli_progress_begin(c, "step", schedule->steps);
     if (distill_run(w->trainer, &training, e)) return e->code;
     cli_progress_end(c);
     if (cli_verbose(c)) say_memory(c, w->trainer);
     trainer_progress(w->trainer, &p);
-    if (p.step < o.steps)
-        cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, (unsigned long long)o.steps);
+    if (training.stopped)
+        return err_set(e, ERR_IO, "stopped (%s) after step %llu of %llu: --resume %s goes on",
+                       strsignal(cli_stop_requested()), (unsigned long long)p.step, (unsigned long long)schedule->steps,
+                       checkpoint_path);
+    if (p.step < schedule->steps)
+        cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step,
+                (unsigned long long)schedule->steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report(c, &p, training.tokens_per_second, e);
+    return report(c, w, &p, training.tokens_per_second, e);
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
@@ -293,13 +393,27 @@ int main(int argc, char **argv) {
             "options, not on how the stream is cut into batches, nor on -j.\n\n"
             "Losses are means over the positions that have a next token. Student and knowledge must name the same "
             "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
-            "longer a number ends the program; nothing is written then.",
-        .examples = "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
-                    "    one pass over the knowledge\n"
-                    "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
-                    "    with a little cross-entropy on the tokens themselves\n"
-                    "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
-                    "    a state to resume from every 100 steps\n",
+            "longer a number ends the program; nothing is written then.\n\n"
+            "Log and report name the value of the loss kl by what it is of: kl, from dense knowledge; kl_lower_bound, "
+            "from ghost, which takes all other tokens as one; kl_truncated, from topk, of the entries alone; "
+            "teacher_ce, "
+            "from draws, -sum p ln q of teacher p and student q, which is kl plus the teacher's entropy. ce, of the "
+            "labels, is the same for all.\n\n"
+            "A run that is resumed may be made longer, or get another learning rate. Each step then has the rate that "
+            "a "
+            "run with the new numbers has at that step: there is no second warmup, and after 30 steps of 30, at the "
+            "end "
+            "of its cosine, a run that is resumed with --steps 60 rises to the middle of the longer one. The recorded "
+            "command says so with --schedule and needs no checkpoint.",
+        .examples =
+            "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
+            "    one pass over the knowledge\n"
+            "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
+            "    with a little cross-entropy on the tokens themselves\n"
+            "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
+            "    a state to resume from every 100 steps\n"
+            "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > b.rill\n"
+            "    a second epoch after the first, of which run.ck is the state\n",
         .options = options,
         .run = run,
     };

@@ -1,6 +1,5 @@
 /* rill export: a model stream becomes what llama.cpp, Hugging Face or NumPy load. */
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -39,22 +38,26 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static int check_usage(struct cli *c, bool folder, struct err *e) {
+static bool makes_folder(void) {
+    return strcmp(to, "safetensors") == 0 || (strcmp(to, "npy") == 0 && !tensor);
+}
+
+static int check_usage(struct cli *c, struct err *e) {
     static const struct {
         const char *option, *format;
     } only[] = {{"dtype", "safetensors"}, {"tensor", "npy"}, {"name", "gguf"}};
     for (size_t i = 0; i < COUNT_OF(only); i++)
         if (cli_given(c, only[i].option) && strcmp(only[i].format, to) != 0)
             return err_set(e, ERR_USAGE, "--%s is for --to %s", only[i].option, only[i].format);
-    if (folder && !cli_output_path(c)) return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
+    if (makes_folder() && !cli_output_path(c))
+        return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
     return 0;
 }
 
 static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
-    FILE *out;
-    int rc = cli_binary(c, &out, e);
-    if (rc) return rc;
-    return tensor ? npy_export(m, tensor, fileno(out), e) : gguf_export(m, fileno(out), name, e);
+    int fd;
+    if (cli_binary(c, &fd, e)) return e->code;
+    return tensor ? npy_export(m, tensor, fd, e) : gguf_export(m, fd, name, e);
 }
 
 static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
@@ -69,20 +72,15 @@ static int spool_stdin(struct err *e) {
     static char block[1 << 20];
     struct stat st;
     if (fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode)) return 0;
-    char path[4096];
-    const char *folder = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%s/rill-export.XXXXXX", folder && *folder ? folder : "/tmp");
-    int fd = mkstemp(path);
-    if (fd < 0) return err_sys(e, errno, "%s", path);
-    unlink(path);
+    int fd;
+    if (out_scratch(&fd, e)) return e->code;
     int rc = 0;
     for (ssize_t n = 1; n && !rc;) {
-        n = read(STDIN_FILENO, block, sizeof block);
-        if (n < 0 && errno != EINTR) rc = err_sys(e, errno, "standard input");
-        for (ssize_t done = 0, got; done < n && !rc; done += got > 0 ? got : 0) {
-            got = write(fd, block + done, (size_t)(n - done));
-            if (got < 0 && errno != EINTR) rc = err_sys(e, errno, "temporary copy of standard input (TMPDIR)");
-        }
+        n = fd_read(STDIN_FILENO, block, sizeof block);
+        if (n < 0)
+            rc = err_sys(e, errno, "standard input");
+        else if (!fd_write(fd, block, (size_t)n))
+            rc = err_sys(e, errno, "temporary copy of standard input (TMPDIR)");
     }
     if (!rc && dup2(fd, STDIN_FILENO) < 0) rc = err_sys(e, errno, "standard input");
     close(fd);
@@ -90,14 +88,13 @@ static int spool_stdin(struct err *e) {
 }
 
 static int run(struct cli *c, struct err *e) {
-    bool folder = strcmp(to, "safetensors") == 0 || (strcmp(to, "npy") == 0 && !tensor);
     enum stream_kind kind = strcmp(to, "npy") == 0 ? STREAM_ANY : STREAM_MODEL;
     struct stream_map *m;
-    int rc = check_usage(c, folder, e);
+    int rc = check_usage(c, e);
     if (!rc && strcmp(cli_input_path(c, 0), "-") == 0) rc = spool_stdin(e);
     if (!rc) rc = cli_open_map(c, cli_input_path(c, 0), "model", kind, &m, e);
     if (rc) return rc;
-    return folder ? write_folder(c, m, e) : write_file(c, m, e);
+    return makes_folder() ? write_folder(c, m, e) : write_file(c, m, e);
 }
 
 int main(int argc, char **argv) {
@@ -108,6 +105,7 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
+        .makes_folder = makes_folder,
         .description =
             "These formats want every shape before the first weight, so the model is read by random access: from a "
             "file "

@@ -115,6 +115,10 @@ static int configure(struct model_config *config, const struct model_head *like,
     return rc ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
 }
 
+static void say(void *c, const char *message) {
+    cli_say(c, "%s", message);
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *in;
     struct stream_writer *out;
@@ -126,6 +130,7 @@ static int run(struct cli *c, struct err *e) {
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
     if (!rc) rc = configure(&config, &like, &a, e);
+    if (!rc) model_shape_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = model_init(&m, &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
     if (!rc) rc = model_save(m, out, DT_F32, e);

@@ -27,7 +27,10 @@ static const struct cli_option options[] = {
      .max = 1000,
      .help =
          "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
-    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "print a table instead; encodes nothing"},
+    {.name = "tsv",
+     .type = CLI_FLAG,
+     .to = &tsv,
+     .help = "print a table instead; encodes nothing. Of draws it has frequencies, not probabilities"},
     {.name = "positions",
      .type = CLI_STRING,
      .to = &positions,
@@ -103,7 +106,12 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = run_load_vocab(c, &how, &w->vocab, e);
-    return rc ? rc : run_check_vocab(w->vocab, &w->in, "knowledge", e);
+    if (!rc) rc = run_check_vocab(w->vocab, &w->in, "knowledge", e);
+    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
+     * is. */
+    struct knowledge_format *f = &w->in.format;
+    bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
+    return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
 }
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {

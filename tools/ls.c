@@ -173,9 +173,9 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .description =
             "Prints the kind and the plain facts of each segment, a line for each tensor (element type, shape, bytes, "
-            "what share of them is stored, codec, name) and the totals with the digest of the content. Tensors in "
-            "batches "
-            "are summed up by name: their first dimension counts through all batches.\n\n"
+            "what share of them is stored, codec, name) and the totals with the digest of the content, "
+            "which the provenance and the file's name are no part of. Tensors in batches are summed up by name: their "
+            "first dimension counts through all batches.\n\n"
             "In a regular file the data is jumped over and not verified; check does that.",
         .examples = "rill ls model.rill\n"
                     "    the tensors of a model\n"

@@ -4,27 +4,29 @@
 
 static double sparsity;
 static uint64_t min_count;
-static const char *layers, *ffn, *kv_heads, *drop, *score, *stats_path, *vocab_path;
+static struct cli_amount layers, ffn, kv_heads;
+static const char *drop, *score, *stats_path, *vocab_path;
 static bool prune_head;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
-     .type = CLI_F64,
+     .type = CLI_SHARE,
      .to = &sparsity,
      .arg = "SHARE",
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of smallest magnitude of each matrix zero"},
+     .help = "make this share of the weights of smallest magnitude of each matrix zero (0.5, or 50%)"},
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
      .help = "with --sparsity: in the embedding and the output matrix too"},
     {.name = "layers",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &layers,
      .arg = "N",
      .fallback = "0",
+     .max = MODEL_MAX_LAYERS,
      .help = "keep N layers, or a share of them (67%): those of least block influence go (needs --stats); 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
@@ -32,17 +34,20 @@ static const struct cli_option options[] = {
      .arg = "LIST",
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "ffn",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &ffn,
      .arg = "N",
      .fallback = "0",
-     .help = "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 32; 0: "
-             "keep all"},
+     .max = MODEL_MAX_DIM,
+     .help =
+         "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 256 or 32, "
+         "the blocks of quantized types; 0: keep all"},
     {.name = "kv-heads",
-     .type = CLI_STRING,
+     .type = CLI_AMOUNT,
      .to = &kv_heads,
      .arg = "N",
      .fallback = "0",
+     .max = MODEL_MAX_DIM,
      .help =
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
     {.name = "vocab",
@@ -50,8 +55,10 @@ static const struct cli_option options[] = {
      .to = &vocab_path,
      .arg = "TOKENS",
      .completes_files = true,
-     .help = "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-             "tokens"},
+     .help =
+         "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
+         "tokens; \"padding\": keep all tokens, only the rows of the embedding behind the last one go (a file of that "
+         "name is ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
      .to = &min_count,
@@ -115,30 +122,35 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
     return 0;
 }
 
-static int parse_amount(const char *option, const char *text, struct prune_amount *out, struct err *e) {
-    int rc = prune_amount_parse(text, out, e);
-    return rc ? err_prefix(e, "--%s", option) : 0;
+static struct prune_amount amount(const struct cli_amount *a) {
+    return (struct prune_amount){(uint32_t)a->n, a->share};
 }
 
-static bool asked(const struct prune_amount *a) {
+static bool asked(const struct cli_amount *a) {
     return a->n || a->share > 0;
+}
+
+/* --vocab names a stream, unless it is the word for what needs none. */
+static bool reads_tokens(void) {
+    return vocab_path && strcmp(vocab_path, "padding") != 0;
 }
 
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
                         const struct prune_tokens *tokens, struct err *e) {
     *o = (struct prune_options){.sparsity = sparsity,
                                 .prune_head = prune_head,
-                                .tokens = vocab_path ? tokens : NULL,
+                                .tokens = reads_tokens() ? tokens : NULL,
+                                .padding = vocab_path && !reads_tokens(),
                                 .vocab_min_count = min_count,
                                 .stats = stats,
-                                .drop_layers = drop_list};
+                                .drop_layers = drop_list,
+                                .layers = amount(&layers),
+                                .ffn = amount(&ffn),
+                                .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    int rc = parse_amount("layers", layers, &o->layers, e);
-    if (!rc) rc = parse_amount("ffn", ffn, &o->ffn, e);
-    if (!rc) rc = parse_amount("kv-heads", kv_heads, &o->kv_heads, e);
-    if (!rc) rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && asked(&o->layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
-    if (!rc && sparsity <= 0 && !asked(&o->layers) && !drop && !asked(&o->ffn) && !asked(&o->kv_heads) && !vocab_path)
+    int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
+    if (!rc && asked(&layers) && drop) rc = err_set(e, ERR_USAGE, "--layers and --drop-layers exclude each other");
+    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
         rc = err_set(e, ERR_USAGE,
                      "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
     return rc;
@@ -149,7 +161,13 @@ static int check_usage(const struct cli *c, struct err *e) {
     if (prune_head && sparsity <= 0) return err_set(e, ERR_USAGE, "--sparsify-head is for --sparsity");
     if (cli_given(c, "vocab-min-count") && !vocab_path)
         return err_set(e, ERR_USAGE, "--vocab-min-count is for --vocab");
+    if (cli_given(c, "vocab-min-count") && !reads_tokens())
+        return err_set(e, ERR_USAGE, "--vocab padding counts no tokens: --vocab-min-count is for a stream of them");
     return 0;
+}
+
+static void say(void *c, const char *message) {
+    cli_say(c, "%s", message);
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -163,9 +181,10 @@ static int run(struct cli *c, struct err *e) {
     int rc = check_usage(c, e);
     if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
     if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
-    if (!rc && vocab_path) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
-    if (!rc && vocab_path) rc = prune_tokens_count(&tokens, tokens_in, e);
+    if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
+    if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
+    o.warn = say, o.warn_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = prune_stream(in, out, &o, &r, e);

@@ -50,7 +50,7 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     struct cli *c = ctx;
     cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), *o = cJSON_CreateObject();
     bool ok = o && json_put_str(o, "name", t->name) && json_put_str(o, "from", dtype_info(t->from)->name) &&
-              json_put_str(o, "to", dtype_info(t->to)->name) && json_put_bool(o, "fell_back", t->to != t->wanted) &&
+              json_put_str(o, "to", dtype_info(t->to)->name) && json_put_bool(o, "fell_back", t->fell_back) &&
               json_put_u64(o, "bytes", t->bytes) && json_put_f64(o, "rmse", t->rmse) &&
               json_put_f64(o, "relative_error", t->relative);
     if (!ok || !cJSON_AddItemToArray(list, o)) {
@@ -58,8 +58,8 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
         return err_nomem(e, "report");
     }
     log_line(LOG_INFO, "%s: %s -> %s, relative error %.4f%s%s", t->name, dtype_info(t->from)->name,
-             dtype_info(t->to)->name, t->relative, t->to != t->wanted ? ", fell back from " : "",
-             t->to != t->wanted ? dtype_info(t->wanted)->name : "");
+             dtype_info(t->to)->name, t->relative, t->fell_back ? ", fell back from " : "",
+             t->fell_back ? dtype_info(t->wanted)->name : "");
     return 0;
 }
 
@@ -78,10 +78,32 @@ static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
         cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
 }
 
+/* Which types came in, in one line, when tensors were quantized already and are now stored otherwise. */
+static void say_requantized(struct cli *c, const struct quant_type *type) {
+    const cJSON *t, *tensors = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors");
+    char list[256] = "";
+    size_t len = 0;
+    const struct dtype_info *info;
+    for (size_t i = 0; (info = dtype_at(i)); i++) {
+        unsigned n = 0;
+        if (!info->is_quantized) continue;
+        cJSON_ArrayForEach(t, tensors) {
+            const char *from = cJSON_GetObjectItemCaseSensitive(t, "from")->valuestring;
+            n += !strcmp(from, info->name) && strcmp(cJSON_GetObjectItemCaseSensitive(t, "to")->valuestring, from) != 0;
+        }
+        if (n && len < sizeof list)
+            len += (size_t)snprintf(list + len, sizeof list - len, "%s%u of %s", len ? ", " : "", n, info->name);
+    }
+    if (!len) return;
+    cli_say(c, "tensors are quantized already (%s): %s", list,
+            dtype_info(type->base)->is_quantized ? "rounding them again loses more than quantizing the original would"
+                                                 : "they stay as coarse as they are");
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *in, *stats_in;
     struct stream_writer *out;
-    struct quant_options o = {.strict = strict};
+    struct quant_options o = {.strict = strict, .grow = cli_given(c, "force")};
     struct stats *stats = NULL;
     struct quant_totals totals;
     int rc = quant_type_parse(type_name, &o.type, e);
@@ -102,6 +124,7 @@ static int run(struct cli *c, struct err *e) {
             !json_put_u64(r, "bytes_before", totals.bytes_before) || !json_put_u64(r, "fell_back", totals.fell_back) ||
             !json_put_f64(r, "bits_per_weight", bits))
             rc = err_nomem(e, "report");
+        say_requantized(c, o.type);
         say_fallbacks(c, &totals);
         cli_say(c, "%.3f bits per weight, %.1f MB from %.1f MB", bits, (double)totals.bytes / 1e6,
                 (double)totals.bytes_before / 1e6);
@@ -118,15 +141,21 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .force_help = "replace an output file that exists; let binary output go to a terminal; let tensors that are "
+                      "quantized already take more bits",
         .threaded = true,
-        .description = "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger "
-                       "than memory passes "
-                       "through a pipe.\n"
-                       "q4_k_m is llama.cpp's mixture: q6_k for the output and for v and down of half of the layers, "
-                       "q4_k elsewhere. A "
-                       "row that is no whole number of blocks of 256 falls back to a type with blocks of 32, as "
-                       "llama.cpp does; here it is "
-                       "said, with the bits per weight that came out, and --strict refuses.",
+        .description =
+            "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger "
+            "than memory passes "
+            "through a pipe.\n"
+            "q4_k_m is llama.cpp's mixture: q6_k for the output and for v and down of half of the layers, "
+            "q4_k elsewhere. A "
+            "row that is no whole number of blocks of 256 falls back to a type with blocks of 32, as "
+            "llama.cpp does; here it is "
+            "said, with the bits per weight that came out, and --strict refuses.\n"
+            "Tensors that are quantized already are rounded again, which is said. They get no more bits than "
+            "they have: what a mixture alone would raise stays as it is, anything else is refused without "
+            "--force.",
         .examples = "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
                     "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n",
         .options = options,

@@ -91,7 +91,7 @@ static int begin_output(void *ctx, struct digest teacher, struct knowledge_encod
     struct knowledge_format out = {.temperature = temperature,
                                    .dtype = dtype_by_name(dtype)->dtype,
                                    .log_probs = !raw_logits,
-                                   .vocab_size = m->config.vocab_size};
+                                   .vocab_size = model_n_tokens(m)};
     if (knowledge_encoding_parse(encode, &out, e)) return e->code;
     digest_text(teacher, out.teacher);
     if (m->vocab)

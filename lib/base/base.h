@@ -1,6 +1,7 @@
 /*
- * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes,
- * strict JSON, digests, counter-based random numbers, a deterministic parallel loop and log lines.
+ * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes, strict JSON,
+ * digests, descriptors, outputs that appear whole, counter-based random numbers, a deterministic parallel loop and log
+ * lines.
  *
  * Nothing here (or anywhere in lib/ except lib/cli) prints, exits or asserts on input.
  */
@@ -11,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include <cjson/cJSON.h>
 
@@ -172,6 +174,66 @@ bool digest_parse(const char *text, struct digest *out);
 static inline bool digest_equal(struct digest a, struct digest b) {
     return a.lo == b.lo && a.hi == b.hi;
 }
+
+/* ---- descriptors: the one read and the one write ------------------------------------------------------------------
+ *
+ * Interrupted calls are repeated, short writes are continued, and a descriptor that is non-blocking (it may be shared
+ * with ssh or a terminal) is waited for. On failure errno says why.
+ */
+ssize_t fd_read(int fd, void *dst, size_t n);      /* up to n bytes; 0: the end, -1: failure */
+bool fd_write(int fd, const void *data, size_t n); /* all of it */
+bool fd_write2(int fd, const void *a, size_t n_a, const void *b, size_t n_b); /* both, in as few calls as possible */
+
+/* ---- files and folders that appear complete or not at all -----------------------------------------------------------
+ *
+ * Created under a temporary name beside the target, synced and renamed by _commit, removed by _release (and by a
+ * signal, see out_remove_temporaries). Links are followed, so that a link stays what it is; its target need not exist.
+ * A device or a FIFO is written in place. `path` is copied. Release in any case.
+ */
+struct out_place {
+    char *path, *target, *tmp; /* as the user wrote it; links followed; temporary. Both NULL: written in place */
+};
+struct out_file {
+    struct out_place place;
+    int fd; /* -1: none (any more) */
+    bool overwrite, done;
+};
+#define OUT_FILE_NONE ((struct out_file){.fd = -1})
+/* ERR_USAGE: it exists and overwrite is false, or is a folder. ERR_IO: it could not be given its name later. */
+int out_file_create(struct out_file *f, const char *path, bool overwrite, struct err *e) MUST_CHECK;
+int out_file_sync(struct out_file *f, struct err *e) MUST_CHECK;   /* flushed to disk and closed */
+int out_file_commit(struct out_file *f, struct err *e) MUST_CHECK; /* synced, under its name */
+void out_file_release(struct out_file *f);
+
+struct out_folder {
+    struct out_place place;
+    int dir; /* descriptor of the temporary folder, -1: not begun */
+    bool committed;
+};
+#define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
+int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_USAGE: it exists */
+int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
+int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
+int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;
+int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
+void out_folder_release(struct out_folder *f);
+
+/* Would an output of this name work? Fails as the functions above and as open() do, and leaves nothing behind. *id
+ * is for comparison with other outputs, and holds what is there now: file 0, nothing. */
+enum out_use { OUT_NEW, OUT_REPLACE, OUT_APPEND, OUT_FOLDER };
+struct out_id {
+    bool known; /* false: written in place, which many may do */
+    dev_t dev, file_dev;
+    ino_t folder, file;
+    struct digest name;
+};
+int out_check(const char *path, enum out_use use, struct out_id *id, struct err *e) MUST_CHECK;
+bool out_same(const struct out_id *a, const struct out_id *b);
+/* An open file without a name in TMPDIR or /tmp, which vanishes with its descriptor. */
+int out_scratch(int *fd, struct err *e) MUST_CHECK;
+/* Removes all temporary files and folders there are. For the handler of a signal that ends the program: it calls
+ * nothing but what POSIX allows there. The other threads must block signals. */
+void out_remove_temporaries(void);
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) ----------------
  *

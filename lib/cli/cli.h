@@ -25,12 +25,31 @@ enum cli_type {
     CLI_STRING, /* const char **                  */
     CLI_U64,    /* uint64_t *, within [min, max], at most what a JSON number holds exactly */
     CLI_F64,    /* double *, within [min, max]    */
+    CLI_SHARE,  /* double *, within [min, max]: 0.5, or the percentage 50% */
+    CLI_AMOUNT, /* struct cli_amount *: 20, at most max, or the percentage 67% of what there is */
     CLI_CHOICE, /* const char **, one of `choices` ("a|b|c") */
     CLI_LIST,   /* struct cli_list *, repeatable  */
 };
 struct cli_list {
     const char **items; /* owned by the cli */
     size_t n;
+};
+
+/* n, or when that is 0 a share in (0, 1]; both 0: all. */
+struct cli_amount {
+    uint64_t n;
+    double share;
+    const char *text; /* as it was written, for messages */
+};
+
+/* What an option's file is for. Outputs are checked before run(): they can be written, no two are one file, none is
+ * an input. */
+enum cli_writes {
+    CLI_READS,    /* nothing, or an input */
+    CLI_CREATES,  /* a file that must not exist */
+    CLI_REPLACES, /* ... that may */
+    CLI_APPENDS,  /* ... that may, and is written in place */
+    CLI_RESULT,   /* -o itself */
 };
 
 struct cli_option {
@@ -44,7 +63,9 @@ struct cli_option {
     double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
-    bool transient; /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
+    enum cli_writes writes; /* of a CLI_STRING */
+    const char *continues;  /* the option that may name the same file as input (a state that is continued) */
+    bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
     const char *help;
 };
@@ -59,12 +80,15 @@ struct cli_program {
     /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
      * pipe of a build machine, is not waited for. It is named then, as "-" */
     const char *stdin_unless;
-    bool writes_stream;      /* has -o, --force, --codec, --level, --no-provenance */
-    bool writes_text;        /* has -o, --force for text or foreign files */
-    bool seeded;             /* has --seed */
-    bool threaded;           /* has -j */
-    const char *description; /* paragraphs for help and the man page */
-    const char *examples;    /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
+    bool writes_stream; /* has -o, --force, --codec, --level, --no-provenance */
+    bool writes_text;   /* has -o, --force for text or foreign files */
+    /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
+    const char *force_help;
+    bool (*makes_folder)(void); /* asked once the options are known: is -o the name of a folder? NULL: never */
+    bool seeded;                /* has --seed */
+    bool threaded;              /* has -j */
+    const char *description;    /* paragraphs for help and the man page */
+    const char *examples;       /* "COMMAND\n    what it does\n" pairs; every one is run by a test */
     const struct cli_option *options;
     int (*run)(struct cli *c, struct err *e);
 };
@@ -115,10 +139,10 @@ int cli_open_output(struct cli *c, struct stream_writer **out, struct err *e) MU
 /* Reads what is left of the inputs (so that a cut one is noticed), writes the provenance of inputs and this program,
  * ends the stream, fsyncs and renames. Call last in run(). */
 int cli_close_output(struct cli *c, struct err *e) MUST_CHECK;
-/* Text or a foreign file: stdout or -o FILE under a temporary name. Checked when run() ends. */
+/* Text: stdout or -o FILE under a temporary name. Checked when run() ends. Has no descriptor (fileno fails). */
 int cli_text(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
-/* The same for what no terminal should see: refuses one without --force. */
-int cli_binary(struct cli *c, FILE **out, struct err *e) MUST_CHECK;
+/* A foreign file, to the same places: refuses a terminal without --force. */
+int cli_binary(struct cli *c, int *fd, struct err *e) MUST_CHECK;
 /* The name after -o, NULL when the result goes to stdout: for a program that makes a folder of that name itself. */
 const char *cli_output_path(const struct cli *c);
 /* A result on the program's text output: a flat object as one line of canonical JSON, flushed. */
@@ -130,6 +154,17 @@ struct cli_out_file;
 int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out,
                struct err *e) MUST_CHECK;
 int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
+
+/* ---- signals: any that ends a program removes its temporary files first ---------------------------------------- */
+
+/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an
+ * error, the program dies of the signal after its message, as others do at once. A second one kills. What the parent
+ * had ignored stays ignored. */
+void cli_catch_stop(void);
+int cli_stop_requested(void); /* the signal, or 0 */
+/* SIGUSR1 no longer kills but is noted. */
+void cli_catch_usr1(void);
+bool cli_take_usr1(void); /* has one come since the last call? */
 
 /* ---- progress and report ---------------------------------------------------------------------------------------------------- */
 
@@ -144,6 +179,9 @@ void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
  * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
+/* The command that the provenance remembers has these values of a repeatable option (its long name) instead of those that were given:
+ * for a program that found out otherwise what would make the same bytes. The values are copied. */
+int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
 /* ---- what people and programs read ---------------------------------------------------------------------------------- */
 

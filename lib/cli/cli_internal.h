@@ -21,6 +21,7 @@ struct cli_args {
     const char **operands;
     size_t n_operands;
     const char **kept; /* argv without what does not change the result: what the provenance remembers */
+    size_t *kept_file; /* [n_kept]: where in the word the name of a file begins, from 1; 0: nowhere */
     size_t n_kept;
     const struct cli_option *action; /* --help and its like: parsing stopped there */
 };
@@ -30,6 +31,9 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) MUST_CHECK;
 /* What may only be asked once --help and the terminal have been dealt with: required options, number of operands. */
 int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) MUST_CHECK;
+/* `kept` with these values of a long option, right after the program's name, instead of those that were given. */
+int args_remember(struct cli_args *a, struct arena *arena, const char *option, const char *const *values, size_t n,
+                  struct err *e) MUST_CHECK;
 /* An option with no value, of which the mere sight ends parsing. */
 bool option_is_action(const struct cli_option *o);
 bool option_is_hidden(const struct cli_option *o);
@@ -77,36 +81,52 @@ const cJSON *input_prov(const struct cli_input *in); /* array or NULL */
 
 struct cli_out_file {
     struct cli_out_file *next;
-    const char *path; /* final name, as the user wrote it */
-    char *target;     /* where it really goes: links followed */
-    char *tmp;        /* NULL: a device or a FIFO, written in place */
-    int fd;
-    bool overwrite, done;
+    struct out_file file;
 };
-int out_file_create(struct cli *c, const char *path, bool overwrite, struct cli_out_file **out,
-                    struct err *e) MUST_CHECK;
-int out_file_sync(struct cli_out_file *f, struct err *e) MUST_CHECK;   /* flushed to disk and closed */
-int out_file_commit(struct cli_out_file *f, struct err *e) MUST_CHECK; /* synced, under its final name */
-void out_files_release(struct cli *c);                                 /* unlinks what was not committed */
-void out_signals_install(void);                                        /* ... also when a signal ends the program */
+int output_file_create(struct cli *c, const char *path, bool overwrite, struct cli_out_file **out,
+                       struct err *e) MUST_CHECK;
+void output_files_release(struct cli *c); /* unlinks what was not committed */
+bool output_is_stdout(const struct cli *c);
+const char *output_name(const struct cli *c); /* for messages */
 /* The steps of a run that went well: everything is on disk before the first name changes. */
 int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
 void output_abort(struct cli *c, const char *why);
+
+/* ---- overlap.c ------------------------------------------------------------------------------------------------- */
+
+int outputs_check(struct cli *c, struct err *e) MUST_CHECK; /* all that options name, before run() */
 /* With `>> a.rill` the shell lets a program read what it writes, for ever. Whichever is opened last notices. */
 int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) MUST_CHECK;
-int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK;
+int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK; /* input.c */
+
+/* ---- text.c ---------------------------------------------------------------------------------------------------- */
+
+/* A FILE on top of a descriptor that stays open when it is closed; writes through fd_write. NULL with errno. */
+FILE *text_open(int fd);
+int text_close(FILE *f, const char *name, struct err *e) MUST_CHECK; /* with whatever went wrong before */
+
+/* ---- signals.c ------------------------------------------------------------------------------------------------- */
+
+void cli_signals_install(void); /* from here on no signal leaves a temporary file */
+void signals_end(void);         /* dies of the signal that cli_stop_requested tells of, if any */
 
 /* ---- prov.c ------------------------------------------------------------------------------------------------------------------ */
 
-/* The path behind a descriptor that is a regular file, relative when below the working folder; *out NULL for the rest. */
+/* The path of a descriptor that is a regular file, as prov_relative has it; *out NULL for the rest. */
 int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) MUST_CHECK;
+/* `path` relative to the working folder, up through .. if need be; as it is when that is not known. The folder's
+ * links are followed, the last name is kept. */
+int prov_relative(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
+/* The same for an absolute path, and any other, /dev and /proc as they are: what the provenance says of a path
+ * somebody wrote. */
+int prov_name(struct arena *a, const char *path, const char **out, struct err *e) MUST_CHECK;
 /* NULL for a path that is not UTF-8: JSON cannot hold it, and a wrong name is worse than none. */
 const char *prov_path(const char *path);
 /* `s`, or a copy with U+FFFD for what is not UTF-8. */
 int prov_utf8(struct arena *a, const char *s, const char **out, struct err *e) MUST_CHECK;
 /* The effective value of every option of the program. */
-cJSON *prov_settings(const struct cli *c);
+cJSON *prov_settings(struct cli *c);
 /* All entries of all inputs, each once, and then ours. Inputs must be finished. */
 int prov_write(struct cli *c, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Adds the ids of those entries that no other entry of the array names as a parent to the array `tips`. */
@@ -166,7 +186,7 @@ struct cli {
     struct stream_totals totals;
     bool writer_open, writer_closed;
     bool hands_off;              /* the output is one of the inputs: not even ABRT may go there */
-    FILE *text;                  /* stdout or on top of output->fd */
+    FILE *text;                  /* on standard output or on top of output's descriptor */
     const char *recorded_output; /* path of the output for the provenance, NULL: unknown */
 
     cJSON *report, *settings;

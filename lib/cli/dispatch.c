@@ -31,8 +31,7 @@ static const char summary[] = "compress language models with Unix filters";
 static void say(const char *text) {
     char line[1200];
     int n = snprintf(line, sizeof line, "rill: %s\n", text);
-    ssize_t written = write(STDERR_FILENO, line, n > 0 && n < (int)sizeof line ? (size_t)n : sizeof line - 1);
-    (void)written;
+    (void)fd_write(STDERR_FILENO, line, n > 0 && n < (int)sizeof line ? (size_t)n : sizeof line - 1);
 }
 
 /* ---- finding ---------------------------------------------------------------------------------------------------------- */
@@ -153,35 +152,38 @@ static void list_programs(const struct programs *p, FILE *f) {
     fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version.\n");
 }
 
-static void print_bash(const struct programs *p) {
-    printf("# bash completion for rill: made by rill --help-bash\n");
+static void print_bash(const struct programs *p, FILE *f) {
+    fprintf(f, "# bash completion for rill: made by rill --help-bash\n");
     for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-bash", stdout);
-    printf(
+        if (p->ours[i]) copy_answer(p->path[i], "--help-bash", f);
+    fprintf(
+        f,
         "_rill() {\n    local cur=${COMP_WORDS[COMP_CWORD]} f=_rill_${COMP_WORDS[1]//-/_}\n"
         "    if [ \"$COMP_CWORD\" -eq 1 ] || { [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = help ]; }; then\n"
         "        COMPREPLY=($(compgen -W 'help --help --version");
     for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) printf(" %s", p->name[i]);
-    printf("' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
-           "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
+        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    fprintf(f, "' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
+               "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
 
-static void print_man(const struct programs *p) {
-    printf(".\\\" Made by rill --help-man: edit lib/cli/dispatch.c instead.\n.Dd %s\n.Dt RILL 1\n.Os Rill %s\n"
-           ".Sh NAME\n.Nm rill\n.Nd compress language models with Unix filters\n.Sh SYNOPSIS\n.Nm\n.Ar program\n.Op Ar "
-           "argument ...\n"
-           ".Nm\n.Cm help\n.Op Ar program\n.Sh DESCRIPTION\n"
-           "Runs the program\n.Pa rill\\-NAME ,\nfound beside\n.Nm ,\nin\n.Pa ../libexec/rill\nor on\n.Ev PATH .\n"
-           "Each program reads and writes one self\\-describing binary stream, so that a pipeline joins them.\n"
-           "The programs of this release:\n.Bl -tag -width Ds\n",
-           CLI_MAN_DATE, RILL_VERSION);
+static void print_man(const struct programs *p, FILE *f) {
+    fprintf(
+        f,
+        ".\\\" Made by rill --help-man: edit lib/cli/dispatch.c instead.\n.Dd %s\n.Dt RILL 1\n.Os Rill %s\n"
+        ".Sh NAME\n.Nm rill\n.Nd compress language models with Unix filters\n.Sh SYNOPSIS\n.Nm\n.Ar program\n.Op Ar "
+        "argument ...\n"
+        ".Nm\n.Cm help\n.Op Ar program\n.Sh DESCRIPTION\n"
+        "Runs the program\n.Pa rill\\-NAME ,\nfound beside\n.Nm ,\nin\n.Pa ../libexec/rill\nor on\n.Ev PATH .\n"
+        "Each program reads and writes one self\\-describing binary stream, so that a pipeline joins them.\n"
+        "The programs of this release:\n.Bl -tag -width Ds\n",
+        CLI_MAN_DATE, RILL_VERSION);
     for (size_t i = 0; i < p->n; i++) {
         if (!p->ours[i]) continue;
-        printf(".It Xr rill-%s 1\n", p->name[i]);
-        copy_answer(p->path[i], "--help-summary", stdout);
+        fprintf(f, ".It Xr rill-%s 1\n", p->name[i]);
+        copy_answer(p->path[i], "--help-summary", f);
     }
-    printf(".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
+    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
 }
 
 /* ---- running ------------------------------------------------------------------------------------------------------------- */
@@ -211,37 +213,41 @@ static int become(const struct programs *p, const char *name, char **argv) {
     return unknown_program(p, name);
 }
 
-static int finish_stdout(void) {
-    if (!fflush(stdout) && !ferror(stdout)) return 0;
-    char text[200];
-    snprintf(text, sizeof text, "standard output: %s", strerror(errno));
-    say(text);
+/* What rill itself says. */
+static int answer(const struct programs *p, const char *option) {
+    struct err e;
+    FILE *out = text_open(STDOUT_FILENO);
+    if (!out)
+        err_nomem(&e, "text output");
+    else if (strcmp(option, "--version") == 0 || strcmp(option, "-V") == 0)
+        fprintf(out, "rill %s\n", RILL_VERSION);
+    else if (strcmp(option, "--help-bash") == 0)
+        print_bash(p, out);
+    else if (strcmp(option, "--help-man") == 0)
+        print_man(p, out);
+    else if (strcmp(option, "--help-summary") == 0)
+        fprintf(out, "%s\n", summary);
+    else
+        list_programs(p, out);
+    if (out && !text_close(out, "standard output", &e)) return 0;
+    say(e.msg);
     return 1;
 }
 
 static int dispatch(struct programs *p, int argc, char **argv) {
+    static const char *const options[] = {"help", "--help",      "-h",         "--version",
+                                          "-V",   "--help-bash", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     if (help && argc > 2) {
         char option[] = "--help", *arguments[] = {argv[0], option, NULL};
         return become(p, argv[2], arguments);
     }
-    if (help)
-        list_programs(p, stdout);
-    else if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
-        printf("rill %s\n", RILL_VERSION);
-    else if (strcmp(name, "--help-bash") == 0)
-        print_bash(p);
-    else if (strcmp(name, "--help-man") == 0)
-        print_man(p);
-    else if (strcmp(name, "--help-summary") == 0)
-        printf("%s\n", summary);
-    else if (name[0] == '-') {
-        say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
-        return 2;
-    } else
-        return become(p, name, argv + 1);
-    return finish_stdout();
+    for (size_t i = 0; i < COUNT_OF(options); i++)
+        if (strcmp(name, options[i]) == 0) return answer(p, name);
+    if (name[0] != '-') return become(p, name, argv + 1);
+    say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
+    return 2;
 }
 
 int cli_dispatch(int argc, char **argv) {

@@ -317,7 +317,7 @@ void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* One line for each option: letter, name, type, range or choices, default. A test compares them with what was released. */
 void help_options(FILE *f, const struct cli_args *a) {
-    static const char *const type[] = {"flag", "string", "integer", "number", "choice", "list"};
+    static const char *const type[] = {"flag", "string", "integer", "number", "share", "amount", "choice", "list"};
     for (size_t i = 0; i < a->n_rows; i++) {
         const struct cli_option *o = &a->rows[i];
         if (option_is_hidden(o)) continue;

@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -24,6 +23,14 @@ static int add_input(struct cli *c, const char *role, struct cli_input **out, st
     while (*last) last = &(*last)->next;
     *last = in;
     *out = in;
+    return 0;
+}
+
+/* `path` lives as long as the cli. */
+static int name_input(struct cli *c, struct cli_input *in, const char *path, struct err *e) {
+    const char *name;
+    if (prov_name(&c->arena, path, &name, e)) return e->code;
+    in->path = prov_path(name);
     return 0;
 }
 
@@ -66,7 +73,7 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
     } else {
         *name = arena_strdup(&c->arena, path, e);
         if (!*name) return e->code;
-        in->path = prov_path(*name);
+        if (name_input(c, in, *name, e)) return e->code;
         *fd = in->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
         if (*fd < 0) return err_sys(e, errno, "%s", path);
     }
@@ -104,8 +111,7 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
         path = "/dev/stdin"; /* a regular file can be opened anew through it, and the message names it otherwise */
     } else {
         const char *copy = arena_strdup(&c->arena, path, e);
-        if (!copy) return e->code;
-        in->path = prov_path(copy);
+        if (!copy || name_input(c, in, copy, e)) return e->code;
     }
     if (stream_map_open(&in->map, path, expect, e)) {
         in->map = NULL;
@@ -129,20 +135,11 @@ int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_
     return 0;
 }
 
-/* A descriptor shared with ssh or a terminal may be non-blocking: then waits until it has something, or a signal came. */
-static bool try_again(int fd) {
-    if (errno == EINTR) return true;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    return poll(&p, 1, -1) >= 0 || errno == EINTR;
-}
-
 int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) {
     unsigned char *at = dst;
     *got = 0;
     while (*got < n && !f->ended) {
-        ssize_t r = read(f->fd, at + *got, n - *got);
-        if (r < 0 && try_again(f->fd)) continue;
+        ssize_t r = fd_read(f->fd, at + *got, n - *got);
         if (r < 0) return err_sys(e, errno, "%s", f->name);
         if (r == 0) f->ended = true;
         *got += (size_t)r;
@@ -168,8 +165,7 @@ int cli_note_input(struct cli *c, const char *path, const char *role, struct dig
     const char *copy = arena_strdup(&c->arena, path, e);
     if (!copy) return e->code;
     in->digest = digest;
-    in->path = prov_path(copy);
-    return 0;
+    return name_input(c, in, copy, e);
 }
 
 static int finish_file(struct cli_file *f, struct err *e) {
@@ -188,7 +184,7 @@ int inputs_finish(struct cli *c, struct err *e) {
             stream_reader_totals(in->reader, &totals);
             in->digest = totals.digest;
         } else if (in->map) {
-            stream_map_totals(in->map, &totals);
+            if (stream_map_totals(in->map, &totals, e)) return e->code;
             in->digest = totals.digest;
         } else if (in->file) {
             if (finish_file(in->file, e)) return e->code;

@@ -31,8 +31,7 @@ void cli_message(struct cli *c, const char *label, const char *text) {
     size_t at = n < 0 ? 0 : n < 256 ? (size_t)n : 255;
     at += append_clean(line + at, sizeof line - at - 1, text);
     line[at++] = '\n';
-    ssize_t written = write(STDERR_FILENO, line, at);
-    (void)written; /* there is nowhere left to say it */
+    (void)fd_write(STDERR_FILENO, line, at); /* there is nowhere left to say that it failed */
 }
 
 static void on_log(void *ctx, enum log_level level, const char *line) {
@@ -62,6 +61,7 @@ int cli_exit_code(int code) {
 /* ---- common options ----------------------------------------------------------------------------------------------------- */
 
 #define MAX_COMMON 24
+#define FORCE_HELP "replace an output file that exists; let binary output go to a terminal"
 
 static size_t common_options(struct cli *c, const struct cli_program *p, struct cli_option rows[MAX_COMMON]) {
     size_t n = 0;
@@ -73,14 +73,14 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
             .to = &c->output_path,
             .arg = "FILE",
             .completes_files = true,
+            .writes = CLI_RESULT,
             .transient = true,
             .help = "write FILE instead of standard output, complete or not at all; - is standard output"};
-        rows[n++] =
-            (struct cli_option){.name = "force",
-                                .type = CLI_FLAG,
-                                .to = &c->force,
-                                .transient = true,
-                                .help = "replace an output file that exists; let binary output go to a terminal"};
+        rows[n++] = (struct cli_option){.name = "force",
+                                        .type = CLI_FLAG,
+                                        .to = &c->force,
+                                        .transient = !p->force_help,
+                                        .help = p->force_help ? p->force_help : FORCE_HELP};
     }
     if (p->writes_stream) {
         rows[n++] = (struct cli_option){.name = "codec",
@@ -141,6 +141,7 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
                             .to = &c->report_path,
                             .arg = "FILE",
                             .completes_files = true,
+                            .writes = CLI_REPLACES,
                             .transient = true,
                             .help = "write what was done to FILE as JSON: settings, counts, seconds, peak memory"};
     rows[n++] = (struct cli_option){.name = "verbose",
@@ -164,21 +165,24 @@ static size_t common_options(struct cli *c, const struct cli_program *p, struct 
     return n;
 }
 
-static void act(const struct cli *c) {
+static int act(const struct cli *c, struct err *e) {
     const char *name = c->args.action->name;
     const struct cli_program *p = c->program;
+    FILE *out = text_open(STDOUT_FILENO);
+    if (!out) return err_nomem(e, "text output");
     if (strcmp(name, "help") == 0)
-        help_text(stdout, p, &c->args);
+        help_text(out, p, &c->args);
     else if (strcmp(name, "version") == 0)
-        printf("rill-%s %s\n", p->name, RILL_VERSION);
+        fprintf(out, "rill-%s %s\n", p->name, RILL_VERSION);
     else if (strcmp(name, "help-man") == 0)
-        help_man(stdout, p, &c->args);
+        help_man(out, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
-        help_bash(stdout, p, &c->args);
+        help_bash(out, p, &c->args);
     else if (strcmp(name, "help-options") == 0)
-        help_options(stdout, &c->args);
+        help_options(out, &c->args);
     else
-        printf("%s\n", p->summary);
+        fprintf(out, "%s\n", p->summary);
+    return text_close(out, "standard output", e);
 }
 
 /* ---- the frame around run() ---------------------------------------------------------------------------------------------- */
@@ -187,8 +191,6 @@ static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
     if (c->report_path && strcmp(c->report_path, "-") == 0)
         return err_set(e, ERR_USAGE, "--report: - would mix the report with the result (name a file)");
-    if (c->report_path && c->output_path && strcmp(c->report_path, c->output_path) == 0)
-        return err_set(e, ERR_USAGE, "--report and --output name the same file, %s", c->report_path);
     if (cli_given(c, "level") && strcmp(c->codec, "raw") == 0)
         return err_set(e, ERR_USAGE, "--level is for --codec zstd or planes");
     if (c->verbose && c->quiet) return err_set(e, ERR_USAGE, "--verbose and --quiet contradict each other");
@@ -203,7 +205,7 @@ static int start(struct cli *c, struct err *e) {
     c->report = cJSON_CreateObject();
     c->settings = cJSON_CreateObject();
     if (!c->report || !c->settings) return err_nomem(e, "report");
-    return report_begin(c, e);
+    return outputs_check(c, e) ? e->code : report_begin(c, e);
 }
 
 /* A check that does not hold is a result like another: what was written about it stays. The output's name comes last,
@@ -277,7 +279,7 @@ static int run_program(struct cli *c, struct err *e) {
 }
 
 static void release(struct cli *c) {
-    out_files_release(c);
+    output_files_release(c);
     stream_writer_free(c->writer);
     inputs_release(c);
     log_set_sink(NULL, NULL);
@@ -292,19 +294,15 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
     struct err e = {0};
     int code = 0;
     cli_process_setup();
-    out_signals_install();
+    cli_signals_install();
     clock_gettime(CLOCK_MONOTONIC, &c.start);
     size_t n = common_options(&c, p, common);
     if (args_parse(&c.args, &c.arena, p, common, n, argc, argv, &e)) {
         cli_message(&c, "", e.msg);
         code = cli_exit_code(e.code);
     } else if (c.args.action) {
-        act(&c);
-        if (fflush(stdout)) {
-            err_sys(&e, errno, "standard output");
-            cli_message(&c, "", e.msg);
-            code = 1;
-        }
+        code = cli_exit_code(act(&c, &e));
+        if (code) cli_message(&c, "", e.msg);
     } else if (cli_wants_stdin(&c) && isatty(STDIN_FILENO)) {
         help_usage(stderr, p, &c.args);
         code = 2;
@@ -312,6 +310,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
         code = run_program(&c, &e);
     }
     release(&c);
+    if (code != 0) signals_end();
     return code;
 }
 
@@ -346,4 +345,8 @@ bool cli_given(const struct cli *c, const char *option) {
     for (size_t i = 0; i < c->args.n_rows; i++)
         if (strcmp(c->args.rows[i].name, option) == 0) return c->args.values[i].given;
     return false;
+}
+
+int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) {
+    return args_remember(&c->args, &c->arena, option, values, n, e);
 }

@@ -102,13 +102,41 @@ static int set_choice(const struct cli_option *o, const char *text, struct err *
     return bad_choice(o, text, e);
 }
 
+/* "50%" is 0.5. False: no percentage. */
+static bool parse_percentage(const char *text, double *out) {
+    char number[64];
+    size_t n = strlen(text);
+    if (n < 2 || n > sizeof number || text[n - 1] != '%') return false;
+    memcpy(number, text, n - 1);
+    number[n - 1] = 0;
+    if (!parse_f64(number, out)) return false;
+    *out /= 100;
+    return true;
+}
+
+static int set_amount(const struct cli_option *o, const char *text, struct err *e) {
+    struct cli_amount *a = o->to;
+    *a = (struct cli_amount){.text = text};
+    if (parse_percentage(text, &a->share)) {
+        if (a->share > 0 && a->share <= 1) return 0;
+        return err_set(e, ERR_USAGE, "--%s: '%.32s': expected more than 0%% and at most 100%%", o->name, text);
+    }
+    if (!parse_u64(text, &a->n))
+        return err_set(e, ERR_USAGE, "--%s: '%.32s' is neither a whole number nor a percentage", o->name, text);
+    if ((double)a->n > o->max) return err_set(e, ERR_USAGE, "--%s: %.32s is above %.17g", o->name, text, o->max);
+    return 0;
+}
+
 static int set_number(const struct cli_option *o, const char *text, struct err *e) {
     bool has_min = o->min != 0 || o->max != 0, has_max = has_min && o->max > o->min;
-    bool whole = o->type == CLI_U64;
+    bool whole = o->type == CLI_U64, share = o->type == CLI_SHARE;
     uint64_t u = 0;
     double f = 0;
-    if (whole ? !parse_u64(text, &u) : !parse_f64(text, &f))
-        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text, whole ? "whole number" : "number");
+    if (whole ? !parse_u64(text, &u) : !parse_f64(text, &f) && !(share && parse_percentage(text, &f)))
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a %s", o->name, text,
+                       whole   ? "whole number"
+                       : share ? "number or a percentage"
+                               : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
     if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not say it */
@@ -136,7 +164,9 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
         return 0;
     }
     case CLI_U64:
-    case CLI_F64: return set_number(o, text, e);
+    case CLI_F64:
+    case CLI_SHARE: return set_number(o, text, e);
+    case CLI_AMOUNT: return set_amount(o, text, e);
     }
     return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
 }
@@ -164,6 +194,12 @@ static long find_letter(const struct cli_args *a, char letter) {
 
 static void keep(struct parse *p, const char *token) {
     p->a->kept[p->a->n_kept++] = token;
+}
+
+/* The same of a word that is the name of a file, or ends with it: `file` points into it. NULL: it is none. */
+static void keep_file(struct parse *p, const char *token, const char *file) {
+    p->a->kept_file[p->a->n_kept] = file ? (size_t)(file - token) + 1 : 0;
+    keep(p, token);
 }
 
 /* The word after an option that takes one. Another option's name is more likely a forgotten value than a value. */
@@ -199,12 +235,12 @@ static int parse_long(struct parse *p, const char *token) {
     long i = find_long(p->a, name, length);
     if (i < 0) return unknown_option(p->a, token, name, length, p->e);
     const struct cli_option *o = &p->a->rows[i];
-    if (!o->transient) keep(p, token);
+    if (!o->transient) keep_file(p, token, o->completes_files ? value : NULL);
     if (!option_takes_value(o)) {
         if (value) return err_set(p->e, ERR_USAGE, "--%s takes no value", o->name);
     } else if (!value) {
         if (next_value(p, o, &value)) return p->e->code;
-        if (!o->transient) keep(p, value);
+        if (!o->transient) keep_file(p, value, o->completes_files ? value : NULL);
     }
     return take(p, (size_t)i, value);
 }
@@ -229,7 +265,7 @@ static int parse_letters(struct parse *p, const char *token) {
             value = s + 1;
         else if (next_value(p, o, &value))
             return p->e->code;
-        if (!o->transient) keep(p, value);
+        if (!o->transient) keep_file(p, value, o->completes_files ? value : NULL);
         return take(p, (size_t)i, value);
     }
     return 0;
@@ -245,7 +281,7 @@ static int parse_all(struct parse *p) {
             keep(p, token);
         } else if (!options || token[0] != '-' || !token[1]) {
             p->a->operands[p->a->n_operands++] = token;
-            keep(p, token);
+            keep_file(p, token, token);
         } else if (token[1] == '-') {
             rc = parse_long(p, token);
         } else {
@@ -298,6 +334,8 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     if (!a->operands) return e->code;
     a->kept = arena_array(arena, room, sizeof *a->kept, e);
     if (!a->kept) return e->code;
+    a->kept_file = arena_array(arena, room, sizeof *a->kept_file, e);
+    if (!a->kept_file) return e->code;
     memcpy(a->rows, own, a->n_own * sizeof *own);
     if (n_common) memcpy(a->rows + a->n_own, common, n_common * sizeof *common);
     if (set_defaults(a, arena, room, e)) return e->code;
@@ -305,4 +343,36 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     struct parse parse = {.a = a, .argc = argc, .at = 1, .argv = argv, .e = e};
     keep(&parse, p->name);
     return parse_all(&parse);
+}
+
+/* ---- what the provenance remembers ---------------------------------------------------------------------------------------- */
+
+/* Number of words of `kept` from i on that are this long option with its value; 0: it is another. */
+static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {
+    const char *word = a->kept[i];
+    size_t length = strlen(option);
+    if (strncmp(word, "--", 2) != 0 || strncmp(word + 2, option, length) != 0) return 0;
+    return word[2 + length] == '=' ? 1 : word[2 + length] ? 0 : 2;
+}
+
+int args_remember(struct cli_args *a, struct arena *arena, const char *option, const char *const *values, size_t n,
+                  struct err *e) {
+    size_t n_new = 0;
+    const char **kept = arena_array(arena, a->n_kept + n, sizeof *kept, e);
+    if (!kept) return e->code;
+    kept[n_new++] = a->kept[0];
+    for (size_t i = 0; i < n; i++) {
+        kept[n_new] = arena_printf(arena, e, "--%s=%s", option, values[i]);
+        if (!kept[n_new++]) return e->code;
+    }
+    bool options = true;
+    for (size_t i = 1; i < a->n_kept;) {
+        options &= strcmp(a->kept[i], "--") != 0;
+        size_t skip = options ? words_of_option(a, i, option) : 0;
+        i += skip;
+        if (!skip) kept[n_new++] = a->kept[i++];
+    }
+    a->kept = kept;
+    a->n_kept = n_new;
+    return 0;
 }

@@ -87,8 +87,7 @@ static int terminal_width(void) {
 }
 
 static void put(const char *text, size_t n) {
-    ssize_t written = write(STDERR_FILENO, text, n);
-    (void)written; /* a bar that cannot be shown is no reason to stop */
+    (void)fd_write(STDERR_FILENO, text, n); /* a bar that cannot be shown is no reason to stop */
 }
 
 static void draw(struct cli *c, const struct timespec *now) {

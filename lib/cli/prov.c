@@ -75,8 +75,37 @@ int prov_utf8(struct arena *a, const char *s, const char **out, struct err *e) {
     return 0;
 }
 
+int prov_relative(struct arena *a, const char *path, const char **out, struct err *e) {
+    char folder[PATH_MAX], cwd[PATH_MAX];
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *dir = arena_strndup(a, path, slash == path ? 1 : (size_t)(base - path), e);
+    *out = path;
+    if (!dir) return e->code;
+    if (!realpath(*dir ? dir : ".", folder) || !getcwd(cwd, sizeof cwd) || cwd[0] != '/') return 0;
+    const char *full = arena_printf(a, e, "%s/%s", strcmp(folder, "/") == 0 ? "" : folder, base);
+    if (!full) return e->code;
+    size_t common = 0, i = 1; /* both begin with a slash; `common` is behind the last one that they share */
+    for (; cwd[i] && full[i] && cwd[i] == full[i]; i++)
+        if (cwd[i] == '/') common = i;
+    if (!cwd[i] && full[i] == '/') common = i;
+    struct buf b = {0};
+    int rc = 0;
+    for (const char *s = cwd + common; !rc && *s; s++)
+        if (*s == '/' && s[1]) rc = buf_printf(&b, e, "../");
+    if (!rc) rc = buf_printf(&b, e, "%s", full + common + 1);
+    if (!rc && !(*out = arena_strndup(a, (const char *)b.data, b.len, e))) rc = e->code;
+    buf_release(&b);
+    return rc;
+}
+
+int prov_name(struct arena *a, const char *path, const char **out, struct err *e) {
+    bool system = strncmp(path, "/dev/", 5) == 0 || strncmp(path, "/proc/", 6) == 0;
+    *out = path;
+    return path[0] == '/' && !system ? prov_relative(a, path, out, e) : 0;
+}
+
 int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
-    char link[64], path[PATH_MAX], cwd[PATH_MAX];
+    char link[64], path[PATH_MAX];
     struct stat of_fd, of_path;
     *out = NULL;
     if (fstat(fd, &of_fd) || !S_ISREG(of_fd.st_mode)) return 0;
@@ -86,19 +115,21 @@ int prov_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
     path[n] = 0;
     /* a deleted file's link reads "NAME (deleted)", and that may even exist */
     if (stat(path, &of_path) || of_path.st_dev != of_fd.st_dev || of_path.st_ino != of_fd.st_ino) return 0;
-    if (!prov_path(path)) return 0;
-    const char *name = path;
-    if (getcwd(cwd, sizeof cwd)) {
-        size_t length = strlen(cwd);
-        if (length > 1 && strncmp(path, cwd, length) == 0 && path[length] == '/') name = path + length + 1;
-    }
-    *out = arena_strdup(a, name, e);
-    return *out ? 0 : e->code;
+    return prov_path(path) ? prov_relative(a, path, out, e) : 0;
 }
 
 /* ---- one entry --------------------------------------------------------------------------------------------------------------- */
 
-cJSON *prov_settings(const struct cli *c) {
+/* Text that was given to an option, as it is recorded; *out NULL: JSON cannot hold it. */
+static bool setting_text(struct cli *c, const struct cli_option *o, const char *text, const char **out) {
+    struct err e;
+    *out = text;
+    if (text && o->completes_files && prov_name(&c->arena, text, out, &e)) return false;
+    if (*out) *out = prov_path(*out);
+    return true;
+}
+
+cJSON *prov_settings(struct cli *c) {
     cJSON *s = cJSON_CreateObject();
     bool ok = s != NULL;
     for (size_t i = 0; ok && i < c->args.n_own; i++) {
@@ -111,19 +142,23 @@ cJSON *prov_settings(const struct cli *c) {
             if (o->fallback || c->args.values[i].given) ok = json_put_u64(s, o->name, *(uint64_t *)o->to);
             break;
         case CLI_F64:
+        case CLI_SHARE:
             if (o->fallback || c->args.values[i].given) ok = json_put_f64(s, o->name, *(double *)o->to);
             break;
+        case CLI_AMOUNT: ok = json_put_str(s, o->name, ((struct cli_amount *)o->to)->text); break;
         case CLI_STRING:
         case CLI_CHOICE:
-            text = *(const char **)o->to;
-            if (text && prov_path(text)) ok = json_put_str(s, o->name, text);
+            ok = setting_text(c, o, *(const char **)o->to, &text);
+            if (ok && text) ok = json_put_str(s, o->name, text);
             break;
         case CLI_LIST: {
             const struct cli_list *list = o->to;
             cJSON *array = cJSON_AddArrayToObject(s, o->name);
             ok = array != NULL;
-            for (size_t k = 0; ok && k < list->n; k++)
-                if (prov_path(list->items[k])) ok = cJSON_AddItemToArray(array, cJSON_CreateString(list->items[k]));
+            for (size_t k = 0; ok && k < list->n; k++) {
+                ok = setting_text(c, o, list->items[k], &text);
+                if (ok && text) ok = cJSON_AddItemToArray(array, cJSON_CreateString(text));
+            }
             break;
         }
         }
@@ -197,11 +232,23 @@ static int put_input(cJSON *inputs, const struct cli_input *in, struct err *e) {
     return prov_tips(input_prov(in), parents, e);
 }
 
+/* A word of the command line; one that is or ends with the name of a file says it as the inputs do. */
+static int kept_word(struct cli *c, size_t i, const char **out, struct err *e) {
+    const char *word = c->args.kept[i], *file, *name;
+    if (c->args.kept_file[i]) {
+        file = word + c->args.kept_file[i] - 1;
+        if (prov_name(&c->arena, file, &name, e)) return e->code;
+        if (name != file) word = arena_printf(&c->arena, e, "%.*s%s", (int)(file - word), word, name);
+        if (!word) return e->code;
+    }
+    return prov_utf8(&c->arena, word, out, e);
+}
+
 static int put_argv(struct cli *c, cJSON *entry, struct err *e) {
     cJSON *argv = cJSON_AddArrayToObject(entry, "argv");
     for (size_t i = 0; argv && i < c->args.n_kept; i++) {
         const char *word;
-        if (prov_utf8(&c->arena, c->args.kept[i], &word, e)) return e->code;
+        if (kept_word(c, i, &word, e)) return e->code;
         if (!cJSON_AddItemToArray(argv, cJSON_CreateString(word))) return err_nomem(e, "provenance");
     }
     return argv ? 0 : err_nomem(e, "provenance");

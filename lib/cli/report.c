@@ -18,7 +18,7 @@ cJSON *cli_settings(struct cli *c) {
 /* Early, so that a folder that is not there is known before an hour of work. */
 int report_begin(struct cli *c, struct err *e) {
     if (!c->report_path) return 0;
-    return out_file_create(c, c->report_path, true, &c->report_file, e);
+    return output_file_create(c, c->report_path, true, &c->report_file, e);
 }
 
 static double seconds_since(const struct timespec *start) {
@@ -110,20 +110,14 @@ static int fill_report(struct cli *c, cJSON *o, int code, const char *message, s
 static int write_report(struct cli *c, const char *text, struct err *e) {
     struct buf line = {0};
     int rc = buf_printf(&line, e, "%s\n", text);
-    for (size_t done = 0; !rc && done < line.len;) {
-        ssize_t n = write(c->report_file->fd, line.data + done, line.len - done);
-        if (n < 0)
-            rc = err_sys(e, errno, "%s", c->report_path);
-        else
-            done += (size_t)n;
-    }
+    if (!rc && !fd_write(c->report_file->file.fd, line.data, line.len)) rc = err_sys(e, errno, "%s", c->report_path);
     buf_release(&line);
-    return rc ? rc : out_file_sync(c->report_file, e);
+    return rc ? rc : out_file_sync(&c->report_file->file, e);
 }
 
-/* Written and synced here; named, by out_file_commit, when the output has its name. */
+/* Written and synced here; named, by report_commit, when the output has its name. */
 int report_finish(struct cli *c, int code, const char *message, struct err *e) {
-    if (!c->report_file || c->report_file->fd < 0 || !c->report) return 0;
+    if (!c->report_file || c->report_file->file.fd < 0 || !c->report) return 0;
     cJSON *o = cJSON_CreateObject();
     if (!o) return err_nomem(e, "report");
     int rc = fill_report(c, o, code, message, e);
@@ -136,12 +130,13 @@ int report_finish(struct cli *c, int code, const char *message, struct err *e) {
 }
 
 int report_commit(struct cli *c, struct err *e) {
-    return c->report_file ? out_file_commit(c->report_file, e) : 0;
+    return c->report_file ? out_file_commit(&c->report_file->file, e) : 0;
 }
 
 /* It was written to say that all went well, and then something did not. */
 void report_retract(struct cli *c) {
-    if (!c->report_file || c->report_file->fd >= 0) return;
-    if (c->report_file->done && c->report_file->target) unlink(c->report_file->target);
+    if (!c->report_file || c->report_file->file.fd >= 0) return;
+    const struct out_file *f = &c->report_file->file;
+    if (f->done && f->place.target) unlink(f->place.target);
     c->report_file = NULL;
 }

@@ -1,20 +1,25 @@
 /*
- * A training run as a stream: META says where it is and with which options, then come each parameter and its two
+ * A training run as a stream: META says where it is, with which options and by which plan, then come each parameter and its two
  * moments (in f32, the moments also in bf16), named NAME, NAME.m and NAME.v, in the model's order.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- options -------------------------------------------------------------------------------------------------------- */
+/* ---- what must be the same ------------------------------------------------------------------------------------------- */
 
-/* What a resumed run must have in common with the one before, under the names of the options. */
-static bool put_options(cJSON *to, const struct distill_options *o) {
-    return json_put_f64(to, "kl-weight", o->loss.kl_weight) && json_put_f64(to, "ce-weight", o->loss.ce_weight) &&
-           json_put_f64(to, "temperature", o->loss.temperature) && json_put_f64(to, "lr", o->lr) &&
-           json_put_f64(to, "lr-min", o->lr_min) && json_put_u64(to, "warmup", o->warmup) &&
-           json_put_u64(to, "steps", o->steps) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
+/* All that the bytes of a run depend on but the plan, under the names of the options where there are any. */
+static bool put_same(cJSON *to, const struct trainer *t) {
+    const struct distill_options *o = &t->o;
+    char encoding[64], student[DIGEST_TEXT_SIZE];
+    digest_text(t->student, student);
+    knowledge_encoding_text(&t->format, encoding, sizeof encoding);
+    return json_put_str(to, "student", student) && json_put_str(to, "encoding", encoding) &&
+           json_put_f64(to, "data-temperature", t->format.temperature) &&
+           json_put_f64(to, "kl-weight", o->loss.kl_weight) && json_put_f64(to, "ce-weight", o->loss.ce_weight) &&
+           json_put_f64(to, "temperature", o->loss.temperature) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "weight-decay", o->weight_decay) &&
            json_put_f64(to, "beta1", o->beta1) && json_put_f64(to, "beta2", o->beta2) &&
            json_put_f64(to, "eps", o->eps) && json_put_f64(to, "clip", o->clip) &&
@@ -29,10 +34,10 @@ static int check_text(const cJSON *theirs, const char *name, const char *now, st
     return err_set(e, ERR_DATA, "the checkpoint was made with %s %.40s, this run has %s", name, then, now);
 }
 
-static int check_options(const cJSON *theirs, const struct distill_options *o, struct err *e) {
+static int check_same(const cJSON *theirs, const struct trainer *t, struct err *e) {
     cJSON *ours = cJSON_CreateObject();
     const cJSON *mine;
-    int rc = ours && put_options(ours, o) ? 0 : err_nomem(e, "options");
+    int rc = ours && put_same(ours, t) ? 0 : err_nomem(e, "options");
     for (mine = ours ? ours->child : NULL; mine && !rc; mine = mine->next) {
         double then;
         if (cJSON_IsString(mine)) {
@@ -48,17 +53,78 @@ static int check_options(const cJSON *theirs, const struct distill_options *o, s
     return rc;
 }
 
+/* ---- the plan ----------------------------------------------------------------------------------------------------------- */
+
+static bool put_schedule(cJSON *to, const struct distill_schedule *s) {
+    return json_put_u64(to, "steps", s->steps) && json_put_u64(to, "warmup", s->warmup) &&
+           json_put_f64(to, "lr", s->lr) && json_put_f64(to, "lr-min", s->lr_min);
+}
+
+static bool put_phase(cJSON *list, const struct distill_phase *p) {
+    cJSON *o = cJSON_CreateObject();
+    if (o && cJSON_AddItemToArray(list, o)) return json_put_u64(o, "until", p->until) && put_schedule(o, &p->schedule);
+    cJSON_Delete(o);
+    return false;
+}
+
+static bool put_plan(cJSON *meta, const struct distill_plan *p) {
+    cJSON *now = cJSON_AddObjectToObject(meta, "schedule");
+    cJSON *past = now && put_schedule(now, &p->now) ? cJSON_AddArrayToObject(meta, "past") : NULL;
+    bool ok = past != NULL;
+    for (size_t i = 0; ok && i < p->n_past; i++) ok = put_phase(past, &p->past[i]);
+    return ok;
+}
+
+static int get_schedule(const cJSON *o, struct distill_schedule *s, struct err *e) {
+    if (json_get_u64(o, "steps", 1, JSON_MAX_INTEGER, &s->steps, e) ||
+        json_get_u64(o, "warmup", 0, JSON_MAX_INTEGER, &s->warmup, e) ||
+        json_get_f64(o, "lr", 0, DISTILL_MAX_LR, &s->lr, e) ||
+        json_get_f64(o, "lr-min", 0, DISTILL_MAX_LR, &s->lr_min, e))
+        return e->code;
+    return 0;
+}
+
+static int get_plan(const cJSON *meta, struct distill_plan *p, struct err *e) {
+    const cJSON *item, *past = cJSON_GetObjectItemCaseSensitive(meta, "past");
+    *p = (struct distill_plan){0};
+    if (!cJSON_IsArray(past)) return err_set(e, ERR_DATA, "META has no \"past\"");
+    if (get_schedule(cJSON_GetObjectItemCaseSensitive(meta, "schedule"), &p->now, e)) return e->code;
+    cJSON_ArrayForEach(item, past) {
+        struct distill_phase *phase = &p->past[p->n_past];
+        if (p->n_past++ == DISTILL_MAX_PAST)
+            return err_set(e, ERR_DATA, "\"past\" has more than %d phases", DISTILL_MAX_PAST);
+        if (json_get_u64(item, "until", 1, JSON_MAX_INTEGER, &phase->until, e) ||
+            get_schedule(item, &phase->schedule, e))
+            return e->code;
+    }
+    if (distill_plan_check(p, e)) return e->code = ERR_DATA;
+    return 0;
+}
+
 /* ---- saving ------------------------------------------------------------------------------------------------------------ */
 
-static bool put_meta(cJSON *meta, const struct trainer *t) {
+static bool put_digest(cJSON *to, const char *key, struct digest d) {
     char text[DIGEST_TEXT_SIZE];
-    digest_text(digest_get(t->seen), text);
-    bool ok = json_put_str(meta, "kind", stream_kind_name(STREAM_CHECKPOINT)) &&
-              json_put_u64(meta, "step", t->progress.step) && json_put_u64(meta, "epoch", t->progress.epoch) &&
-              json_put_u64(meta, "positions", t->progress.positions) && json_put_u64(meta, "sequences", t->sequences) &&
-              json_put_str(meta, "seen", text);
-    cJSON *options = ok ? cJSON_AddObjectToObject(meta, "options") : NULL;
-    return options && put_options(options, &t->o);
+    digest_text(d, text);
+    return json_put_str(to, key, text);
+}
+
+/* The last step as it was: the log is known by it, and the report of a run that has no step left to take says it. */
+static bool put_progress(cJSON *meta, const struct distill_progress *p) {
+    return json_put_u64(meta, "step", p->step) && json_put_u64(meta, "epoch", p->epoch) &&
+           json_put_u64(meta, "positions", p->positions) && json_put_f64(meta, "kl", p->kl) &&
+           json_put_f64(meta, "ce", p->ce) && json_put_f64(meta, "loss", p->loss) && json_put_f64(meta, "lr", p->lr) &&
+           json_put_f64(meta, "grad_norm", p->grad_norm) && json_put_u64(meta, "first_seq", p->first_seq);
+}
+
+static bool put_meta(cJSON *meta, const struct trainer *t) {
+    bool ok = json_put_str(meta, "kind", stream_kind_name(STREAM_CHECKPOINT)) && put_progress(meta, &t->progress) &&
+              json_put_u64(meta, "sequences", t->saved.sequences) && put_digest(meta, "seen", t->saved.seen) &&
+              json_put_u64(meta, "data_sequences", t->data_sequences) &&
+              json_put_str(meta, "backend", kernel_backend());
+    if (ok && t->data_known) ok = put_digest(meta, "data_digest", t->data_digest);
+    cJSON *same = ok && put_plan(meta, &t->o.plan) ? cJSON_AddObjectToObject(meta, "options") : NULL;
+    return same && put_same(same, t);
 }
 
 /* The parts of a parameter in stream order, and their suffixes. */
@@ -76,6 +142,14 @@ static int part_desc(const struct trainer *t, size_t i, size_t part, struct tens
     return tensor_desc_init(d, name, part_of(t, i, part).dtype, of->rank, of->dims, e);
 }
 
+/* A moment can overflow where the gradient's norm, a sum in f64, is still finite. */
+static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
+    uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "checkpoint: tensor '%s': element %llu is not finite", d->name,
+                   (unsigned long long)bad);
+}
+
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     struct tensor_desc d;
     cJSON *meta = cJSON_CreateObject();
@@ -84,6 +158,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     for (size_t i = 0; i < t->m->n_params && !rc; i++)
         for (size_t part = 0; part < PARTS && !rc; part++) {
             rc = part_desc(t, i, part, &d, e);
+            if (!rc) rc = check_finite(&d, part_of(t, i, part).data, e);
             if (!rc) rc = stream_write_tensor(w, &d, NULL, part_of(t, i, part).data, e);
         }
     return rc;
@@ -91,19 +166,62 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
 
 /* ---- restoring --------------------------------------------------------------------------------------------------------- */
 
+static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
+    const char *text;
+    if (json_get_str(o, key, &text, e)) return e->code;
+    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+}
+
+static int get_progress(const cJSON *meta, struct distill_progress *p, struct err *e) {
+    const struct {
+        const char *key;
+        uint64_t *to;
+    } whole[] = {{"step", &p->step}, {"epoch", &p->epoch}, {"positions", &p->positions}, {"first_seq", &p->first_seq}};
+    const struct {
+        const char *key;
+        double *to;
+    } numbers[] = {{"kl", &p->kl}, {"ce", &p->ce}, {"loss", &p->loss}, {"lr", &p->lr}, {"grad_norm", &p->grad_norm}};
+    for (size_t i = 0; i < COUNT_OF(whole); i++)
+        if (json_get_u64(meta, whole[i].key, 0, JSON_MAX_INTEGER, whole[i].to, e)) return e->code;
+    for (size_t i = 0; i < COUNT_OF(numbers); i++)
+        if (json_get_f64(meta, numbers[i].key, -1e300, 1e300, numbers[i].to, e)) return e->code;
+    return 0;
+}
+
+static int get_data(struct trainer *t, const cJSON *meta, struct err *e) {
+    if (json_get_u64(meta, "sequences", 0, JSON_MAX_INTEGER, &t->saved.sequences, e) ||
+        get_digest(meta, "seen", &t->saved.seen, e) ||
+        json_get_u64(meta, "data_sequences", 0, JSON_MAX_INTEGER, &t->data_sequences, e))
+        return e->code;
+    t->skip = t->saved.sequences;
+    t->data_known = cJSON_HasObjectItem(meta, "data_digest");
+    return t->data_known ? get_digest(meta, "data_digest", &t->data_digest, e) : 0;
+}
+
+/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an uninterrupted one. */
+static int check_backend(const cJSON *meta, struct err *e) {
+    const char *then;
+    if (json_get_str(meta, "backend", &then, e)) return e->code;
+    if (strcmp(then, kernel_backend()) != 0)
+        log_line(LOG_WARN, "the checkpoint was made with %.80s, this machine has %s: the last bits will differ", then,
+                 kernel_backend());
+    return 0;
+}
+
 static int read_meta(struct trainer *t, const cJSON *meta, struct err *e) {
-    struct distill_progress *p = &t->progress;
-    const char *seen;
+    struct distill_plan before;
     const cJSON *options = cJSON_GetObjectItemCaseSensitive(meta, "options");
     if (!cJSON_IsObject(options)) return err_set(e, ERR_DATA, "META has no \"options\"");
-    if (check_options(options, &t->o, e)) return e->code;
-    if (json_get_u64(meta, "step", 0, t->o.steps, &p->step, e) ||
-        json_get_u64(meta, "epoch", 0, JSON_MAX_INTEGER, &p->epoch, e) ||
-        json_get_u64(meta, "positions", 0, JSON_MAX_INTEGER, &p->positions, e) ||
-        json_get_u64(meta, "sequences", 0, JSON_MAX_INTEGER, &t->skip, e) || json_get_str(meta, "seen", &seen, e))
+    if (check_same(options, t, e) || get_progress(meta, &t->progress, e) || get_data(t, meta, e) ||
+        get_plan(meta, &before, e))
         return e->code;
-    if (!digest_parse(seen, &t->skip_digest)) return err_set(e, ERR_DATA, "\"seen\" is no digest: \"%.80s\"", seen);
-    return 0;
+    if (t->progress.step > before.now.steps)
+        return err_set(e, ERR_DATA, "\"step\" is past the last one of its schedule");
+    if (t->progress.step > t->o.plan.now.steps)
+        return err_set(e, ERR_USAGE, "the checkpoint is at step %" PRIu64 ", this run has %" PRIu64, t->progress.step,
+                       t->o.plan.now.steps);
+    if (distill_plan_continue(&t->o.plan, &before, t->progress.step, e)) return e->code;
+    return check_backend(meta, e);
 }
 
 /* The next tensor must be this part of this parameter. */
@@ -129,6 +247,7 @@ static int restore(struct trainer *t, struct stream_reader *r, struct err *e) {
     for (size_t i = 0; i < t->m->n_params; i++)
         for (size_t part = 0; part < PARTS; part++)
             if (read_part(t, r, i, part, e)) return e->code;
+    t->restored = true;
     return stream_drain(r, e);
 }
 

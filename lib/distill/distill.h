@@ -29,10 +29,61 @@ int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) 
 /* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
 int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 
+/*
+ * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
+ * least 0, and differ from what is minimised by what the student has no part in at most:
+ *   dense   kl              KL(teacher || student)
+ *   ghost   kl_lower_bound  the same with the tokens outside the entries taken as one on both sides: at most kl
+ *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S, S = sum t; that is S KL(entries / S || student)
+ *   sample  teacher_ce      -sum t ln p, unbiased: kl plus the teacher's entropy, which draws do not tell
+ * NULL: plain tokens, no teacher. `ce` means the same for all.
+ */
+const char *distill_kl_name(const struct knowledge_format *f);
+
+/* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
+
+#define DISTILL_MAX_LR 10.0
+
+struct distill_schedule {
+    double lr, lr_min;      /* at the end of the warmup, and at the last step */
+    uint64_t warmup, steps; /* optimizer steps, 0 <= warmup <= steps, steps >= 1 */
+};
+/* Linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. Steps count from 1. */
+double distill_schedule_lr(const struct distill_schedule *s, uint64_t step);
+bool distill_schedule_equal(const struct distill_schedule *a, const struct distill_schedule *b);
+/* Of a schedule that states no more than its steps and its peak: a tenth of either, but at most 100 steps of warmup. */
+uint64_t distill_default_warmup(uint64_t steps);
+double distill_default_lr_min(double lr);
+
+/* A run may be continued with another schedule. Then a step has the rate that this schedule has at the step's number, as if the
+ * run had followed it from the beginning: nothing is stretched, and there is no second warmup. */
+struct distill_phase {
+    uint64_t until; /* the last step of the phase */
+    struct distill_schedule schedule;
+};
+#define DISTILL_MAX_PAST 32
+struct distill_plan {
+    struct distill_phase past[DISTILL_MAX_PAST]; /* `until` goes up */
+    size_t n_past;
+    struct distill_schedule now; /* of the steps after the last phase */
+};
+double distill_lr(const struct distill_plan *p, uint64_t step);
+bool distill_plan_equal(const struct distill_plan *a, const struct distill_plan *b);
+/* ERR_USAGE for a plan that cannot be. */
+int distill_plan_check(const struct distill_plan *p, struct err *e) MUST_CHECK;
+/* `step` steps have followed `before`, the rest is to follow p: makes p the plan of them all, in its shortest form. */
+int distill_plan_continue(struct distill_plan *p, const struct distill_plan *before, uint64_t step,
+                          struct err *e) MUST_CHECK;
+/* "UNTIL:steps=N,warmup=N,lr=RATE,lr-min=RATE" and back, digit by digit. Returns out. */
+int distill_phase_parse(const char *text, struct distill_phase *p, struct err *e) MUST_CHECK;
+#define DISTILL_PHASE_TEXT 192
+char *distill_phase_text(const struct distill_phase *p, char out[DISTILL_PHASE_TEXT]);
+
+/* ---- the trainer -------------------------------------------------------------------------------------------------------- */
+
 struct distill_options {
-    struct distill_loss loss;                     /* settled */
-    double lr, lr_min;                            /* at the end of the warmup, and at the last step */
-    uint64_t warmup, steps;                       /* optimizer steps, steps >= 1 */
+    struct distill_loss loss; /* settled */
+    struct distill_plan plan;
     uint64_t batch_tokens;                        /* positions per optimizer step, at least */
     uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */
     double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
@@ -40,11 +91,6 @@ struct distill_options {
     enum dtype state; /* of AdamW's moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
     bool recompute;   /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
-/* Learning rate of a step, from 1: linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. */
-double distill_lr(const struct distill_options *o, uint64_t step);
-/* Of a schedule that states no more than its steps and its peak: a tenth of either, but at most 100 steps of warmup. */
-uint64_t distill_default_warmup(uint64_t steps);
-double distill_default_lr_min(double lr);
 
 /* Steps that `epochs` passes over a tokens or knowledge stream make. Reads it to the end once, lengths only. ERR_DATA when it holds
  * no sequences. */
@@ -57,28 +103,38 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epoch
  *         for each batch: trainer_feed, then trainer_step(last = false) until it has taken no step
  *         trainer_step(last = true) until it has taken no step; trainer_end_epoch
  *
- * and between any two of these steps: trainer_progress, trainer_save.
+ * and between any two of these calls: trainer_progress, trainer_save.
  */
 struct trainer;
-/* The model stays the caller's and gets gradients. ERR_DATA when student and knowledge differ in vocabulary size. */
+/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit). */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Queues one batch of the stream (its data is copied). */
 int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) MUST_CHECK;
 /* Works on what is queued until it has taken an optimizer step or needs more data; `last`: there is no more in this epoch.
- * ERR_DATA names the step when a loss or gradient is not finite: the weights are then those of the step before. */
+ * ERR_DATA names the step when a loss or gradient is not finite: the weights are then those of the step before. When the
+ * trainer was told to stop, it returns between two micro-batches without having taken the step. */
 int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) MUST_CHECK;
-/* The data has ended, and will be fed from its beginning again, or not. ERR_DATA when it ended inside a sequence. */
+/* The data has ended, and will be fed from its beginning again, or not. ERR_DATA when it ended inside a sequence, or when it is
+ * not that of the epoch before. */
 int trainer_end_epoch(struct trainer *t, struct err *e) MUST_CHECK;
+/* Asked between micro-batches whether to stop at once. What the step under way has done is lost, and after that the trainer
+ * is only good for trainer_progress, trainer_save and trainer_free. */
+void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx);
 
 struct distill_progress {
     uint64_t step, epoch; /* steps taken, epochs completed */
     uint64_t positions;   /* trained on, all epochs */
-    double kl, ce, loss;  /* of the last step: means over its labelled positions; kl at T, without weight or T^2 */
+    /* Of the last step, means over its labelled positions: the loss kl as distill_kl_name says, at T, without weight
+     * or T^2 (0 without a teacher); -ln p of the labels, at temperature 1; and the sum of both with their weights and
+     * T^2. */
+    double kl, ce, loss;
     double lr, grad_norm; /* before clipping */
     uint64_t first_seq;   /* number of the first sequence of the last step */
 };
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
+/* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
+const struct distill_plan *trainer_plan(const struct trainer *t);
 
 /* Where the memory goes, in bytes: the model's, AdamW's, and the largest need of a step so far (struct grad_memory). */
 struct distill_memory {
@@ -88,10 +144,17 @@ struct distill_memory {
 void trainer_memory(const struct trainer *t, struct distill_memory *m);
 
 /*
- * Parameters, moments, step and position in the data as a checkpoint stream (META included); a resumed run gives the same bytes
- * as an uninterrupted one. Only between steps. trainer_restore checks shapes and options (none may differ); afterwards
- * the data is fed from the beginning of the epoch, and trainer_feed skips what was trained on, checked against a digest
- * of its tokens.
+ * Parameters, moments and where the run is, as a checkpoint stream (META included): the state after the last whole step, at any
+ * time. A resumed run gives the same bytes as an uninterrupted one.
+ *
+ * trainer_restore comes before any data. ERR_DATA unless all is the same that these bytes depend on: the student that the run
+ * began with (its configuration and all weights), the data, the loss, the cut into batches and micro-batches, precision and the
+ * numbers of AdamW. The plan alone may differ: it holds from the next step on (distill_plan_continue). ERR_USAGE when the
+ * checkpoint is past the plan's last step.
+ *
+ * Afterwards the data is fed from the beginning of the epoch, and trainer_feed skips what was trained on, checked against a
+ * digest of it. A run that has seen its data end, and may have taken a short step there, holds later data to that length; as
+ * long as it has not, the data may have grown at its end.
  */
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) MUST_CHECK;
 int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
@@ -104,16 +167,22 @@ struct distill_run {
     struct knowledge_format format;
     /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
-    /* A file that gets a line for each step (step, kl, ce, lr, gradient norm, positions), behind a line of names unless the run goes
-     * on from a checkpoint: it is appended to then. NULL: none. */
+    /* A file that gets a line for each step (step, the loss kl if there is a teacher, ce, lr, gradient norm, positions), after a line
+     * of names; NULL: none. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
+     * it is the log of another run. Nothing in the file changes before the first step is taken. */
     const char *log;
-    uint64_t save_every; /* steps; the caller then does what trainer_save is for. save NULL: never */
+    /* Does what trainer_save is for: after each save_every steps, when asked to, when stopped and at the end. NULL: never */
     int (*save)(void *ctx, struct trainer *t, struct err *e);
+    uint64_t save_every;
+    bool (*save_wanted)(void *ctx);                                                         /* now? NULL: no */
+    bool (*stop_wanted)(void *ctx);                                                         /* at once? NULL: no */
     void (*stepped)(void *ctx, const struct distill_progress *p, double tokens_per_second); /* NULL: nobody watches */
     void *ctx;
     double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
+    bool stopped;             /* OUT: by stop_wanted */
 };
-/* The loop above, from where the trainer is to the last step of the schedule or the end of the last epoch. */
+/* The loop above, from where the trainer is to the last step of the plan or the end of the last epoch. ERR_USAGE when a restored
+ * trainer is past that epoch. */
 int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CHECK;
 
 #endif

@@ -4,6 +4,12 @@
 
 #include "lib/distill/distill.h"
 
+/* Where an epoch is: sequences used, and their digest. */
+struct place {
+    uint64_t sequences;
+    struct digest seen;
+};
+
 struct trainer {
     struct model *m; /* the caller's */
     struct distill_options o;
@@ -14,12 +20,21 @@ struct trainer {
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
     size_t used_seqs, used_positions;
-    struct digest_state *seen; /* lengths and tokens of this epoch's sequences, up to the last one used */
+    struct digest_state *seen; /* what this epoch's sequences say, up to the last one used (trainer_use_seq) */
     uint64_t sequences;        /* their number */
+    struct place saved;        /* the two after the last whole step: what a checkpoint holds */
 
-    /* After a restore: sequences still to skip, and what their digest must come to. */
-    uint64_t skip;
-    struct digest skip_digest;
+    /* The whole data, once an epoch has come to its end: its length, then its digest too. */
+    uint64_t data_sequences; /* 0: not known */
+    bool data_known;
+    struct digest data_digest;
+
+    struct digest student; /* configuration and weights that the run began with */
+    bool restored;
+    uint64_t skip; /* after a restore: sequences still to skip; their digest must come to that of `saved` */
+
+    bool (*stop)(void *ctx);
+    void *stop_ctx;
 
     /* The step under way: sums over its labelled positions so far. */
     uint64_t step_positions, step_labelled, step_first_seq;
@@ -40,5 +55,24 @@ void trainer_use_seq(struct trainer *t, size_t i);
 int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
 /* The gradients of the step into the weights. */
 int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
+
+/* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
+
+struct step_log {
+    const char *path;
+    const char *kl; /* what the loss kl is called; NULL: there is no teacher */
+    int fd;         /* -1: there is no log */
+    bool regular;   /* a file that can be cut; else a pipe or a device */
+    bool begun;     /* cut to `keep`, and has its line of names */
+    uint64_t keep;
+};
+/* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its place in it. */
+int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) MUST_CHECK;
+int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) MUST_CHECK;
+/* To disk: a checkpoint must not outlive its log. */
+int step_log_sync(struct step_log *l, struct err *e) MUST_CHECK;
+/* The run is done: lines after its last step go, even when it had no step to take. */
+int step_log_end(struct step_log *l, struct err *e) MUST_CHECK;
+void step_log_release(struct step_log *l);
 
 #endif

@@ -80,6 +80,23 @@ static int reserve_block(struct trainer *t, size_t rows, size_t vocab, struct er
     return buf_reserve(&t->row_loss, rows * 2 * sizeof(double), e);
 }
 
+const char *distill_kl_name(const struct knowledge_format *f) {
+    static const char *const names[] = {[KNOW_NONE] = NULL,
+                                        [KNOW_DENSE] = "kl",
+                                        [KNOW_TOPK] = "kl_truncated",
+                                        [KNOW_GHOST] = "kl_lower_bound",
+                                        [KNOW_SAMPLE] = "teacher_ce"};
+    return names[f->encoding];
+}
+
+/* What the kernel's sum of t ln(t / p) is reported as: it differs by what the student has no part in. */
+static double kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl) {
+    double mass;
+    if (f->encoding != KNOW_TOPK && f->encoding != KNOW_SAMPLE) return kl;
+    double t_ln_t = knowledge_t_ln_t(target, r, &mass);
+    return kl - (f->encoding == KNOW_SAMPLE ? t_ln_t : mass > 0 ? mass * log(mass) : 0);
+}
+
 /* A block of logits into its gradient, unscaled: the number of labelled positions is known at the end of the step. */
 static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
                       struct err *e) {
@@ -97,7 +114,7 @@ static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
     for (size_t r = 0; r < rows; r++) {
         if (!weight[r]) continue;
         t->step_labelled++;
-        t->step_kl += kl[r];
+        t->step_kl += kl_value(&t->format, &target, r, kl[r]);
         t->step_ce += ce[r];
     }
     return 0;

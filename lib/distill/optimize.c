@@ -1,23 +1,7 @@
-/* Gradients into weights: the mean over the step, clipping, the schedule, AdamW. */
+/* Gradients into weights: the mean over the step, clipping, AdamW. */
 #include <math.h>
 
 #include "lib/distill/distill_internal.h"
-
-double distill_lr(const struct distill_options *o, uint64_t step) {
-    if (step <= o->warmup) return o->lr * (double)step / (double)o->warmup;
-    uint64_t peak = o->warmup ? o->warmup : 1; /* the step that has the full rate */
-    if (o->steps <= peak) return o->lr;
-    double at = (double)(step - peak) / (double)(o->steps - peak);
-    return o->lr_min + 0.5 * (o->lr - o->lr_min) * (1 + cos(3.14159265358979323846 * (at < 1 ? at : 1)));
-}
-
-uint64_t distill_default_warmup(uint64_t steps) {
-    return steps / 10 < 100 ? steps / 10 : 100;
-}
-
-double distill_default_lr_min(double lr) {
-    return lr / 10;
-}
 
 /* A parameter that had no part in the step has no gradient. */
 static void complete_gradients(const struct trainer *t) {
@@ -60,7 +44,7 @@ int trainer_update(struct trainer *t, struct err *e) {
                        (unsigned long long)p->step + 1, (unsigned long long)t->step_first_seq);
     if (t->o.clip > 0 && norm > t->o.clip) scale *= t->o.clip / norm;
     p->step++;
-    p->lr = distill_lr(&t->o, p->step);
+    p->lr = distill_lr(&t->o.plan, p->step);
     apply(t, p->lr, scale);
     for (size_t i = 0; i < t->m->n_params; i++) t->m->params[i].grad_begun = false;
 
@@ -73,5 +57,6 @@ int trainer_update(struct trainer *t, struct err *e) {
     p->first_seq = t->step_first_seq;
     t->step_kl = t->step_ce = 0;
     t->step_positions = t->step_labelled = 0;
+    t->saved = (struct place){t->sequences, digest_get(t->seen)};
     return 0;
 }

@@ -1,7 +1,5 @@
 /* A whole run: the data, as often as it is to be read, into steps, with the log and the times to save. */
-#include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <time.h>
 
 #include "lib/distill/distill_internal.h"
@@ -10,7 +8,8 @@ struct run {
     struct trainer *t;
     struct distill_run *d;
     struct batch batch;
-    FILE *log;
+    struct step_log log;
+    bool saved; /* the state as it is */
     double started;
     uint64_t started_positions;
 };
@@ -23,35 +22,35 @@ static double now(void) {
 
 /* ---- after a step -------------------------------------------------------------------------------------------------- */
 
-static int open_log(struct run *r, struct err *e) {
-    if (!r->d->log) return 0;
-    bool resumed = r->t->progress.step > 0;
-    r->log = fopen(r->d->log, resumed ? "ae" : "we");
-    if (!r->log) return err_sys(e, errno, "%s", r->d->log);
-    if (!resumed) fprintf(r->log, "step\tkl\tce\tlr\tgrad_norm\ttokens\n");
+static int save(struct run *r, struct err *e) {
+    if (step_log_sync(&r->log, e) || r->d->save(r->d->ctx, r->t, e)) return e->code;
+    r->saved = true;
     return 0;
-}
-
-static int write_log(struct run *r, const struct distill_progress *p, struct err *e) {
-    if (!r->log) return 0;
-    fprintf(r->log, "%" PRIu64 "\t%.6g\t%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->step, p->kl, p->ce, p->lr, p->grad_norm,
-            p->positions);
-    return fflush(r->log) ? err_sys(e, errno, "%s", r->d->log) : 0;
 }
 
 static int after_step(struct run *r, struct err *e) {
     struct distill_run *d = r->d;
     const struct distill_progress *p = &r->t->progress;
+    r->saved = false;
     d->tokens_per_second = (double)(p->positions - r->started_positions) / (now() - r->started);
     if (d->stepped) d->stepped(d->ctx, p, d->tokens_per_second);
-    if (write_log(r, p, e)) return e->code;
-    return d->save && p->step % d->save_every == 0 ? d->save(d->ctx, r->t, e) : 0;
+    if (step_log_put(&r->log, p, e)) return e->code;
+    if (!d->save) return 0;
+    bool wanted = d->save_wanted && d->save_wanted(d->ctx);
+    return wanted || p->step % d->save_every == 0 ? save(r, e) : 0;
 }
 
 /* ---- the data into steps --------------------------------------------------------------------------------------------- */
 
-static bool done(const struct run *r) {
-    return r->t->progress.step == r->t->o.steps;
+/* To be stopped is asked for once and then remembered: both ways to it must agree. */
+static bool stopped(void *ctx) {
+    struct run *r = ctx;
+    if (!r->d->stopped && r->d->stop_wanted) r->d->stopped = r->d->stop_wanted(r->d->ctx);
+    return r->d->stopped;
+}
+
+static bool done(struct run *r) {
+    return r->t->progress.step == r->t->o.plan.now.steps || stopped(r);
 }
 
 /* All steps that the queue is good for. */
@@ -63,12 +62,15 @@ static int take_steps(struct run *r, bool last, struct err *e) {
 
 static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
     for (bool more = true; !done(r);) {
-        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return e->code;
+        /* Ctrl-C in a pipeline ends the one who writes the data, too: its cut stream is no news then. */
+        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return stopped(r) ? 0 : e->code;
         if (!more) break;
         if (trainer_feed(r->t, &r->batch, e) || take_steps(r, false, e)) return e->code;
     }
     if (done(r)) return 0;
-    return take_steps(r, true, e) ? e->code : trainer_end_epoch(r->t, e);
+    if (take_steps(r, true, e)) return e->code;
+    if (stopped(r)) return 0;
+    return done(r) ? knowledge_decode_end(&r->t->rows, e) : trainer_end_epoch(r->t, e);
 }
 
 static int run_epochs(struct run *r, struct err *e) {
@@ -78,11 +80,24 @@ static int run_epochs(struct run *r, struct err *e) {
     return 0;
 }
 
+/* A model trained for longer than was asked for would be called what it is not. */
+static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) {
+    uint64_t begun = t->progress.epoch + (t->saved.sequences > 0);
+    if (begun <= epochs) return 0;
+    return err_set(e, ERR_USAGE, "the checkpoint is in epoch %" PRIu64 ", this run has %" PRIu64, begun, epochs);
+}
+
 int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
-    struct run r = {.t = t, .d = d, .started = now(), .started_positions = t->progress.positions};
-    int rc = open_log(&r, e);
+    struct run r = {.t = t, .d = d, .started = now(), .started_positions = t->progress.positions, .log.fd = -1};
+    d->stopped = false;
+    trainer_stop_when(t, stopped, &r);
+    int rc = check_epoch(t, d->epochs, e);
+    if (!rc) rc = step_log_open(&r.log, d->log, t, e);
     if (!rc) rc = run_epochs(&r, e);
+    if (!rc && d->save && !r.saved) rc = save(&r, e);
+    if (!rc) rc = step_log_end(&r.log, e);
+    trainer_stop_when(t, NULL, NULL);
     batch_release(&r.batch);
-    if (r.log && fclose(r.log) && !rc) rc = err_sys(e, errno, "%s", d->log);
+    step_log_release(&r.log);
     return rc;
 }

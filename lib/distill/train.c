@@ -22,34 +22,60 @@ static int alloc_moments(struct trainer *t, struct err *e) {
 }
 
 static int check_options(const struct distill_options *o, struct err *e) {
-    if (!o->steps || !o->batch_tokens || !o->micro_tokens)
-        return err_set(e, ERR_USAGE, "the numbers of steps, batch tokens and micro-batch tokens are at least 1");
-    if (o->warmup > o->steps)
-        return err_set(e, ERR_USAGE, "a warmup of %llu steps in a run of %llu", (unsigned long long)o->warmup,
-                       (unsigned long long)o->steps);
+    if (!o->batch_tokens || !o->micro_tokens)
+        return err_set(e, ERR_USAGE, "the numbers of batch tokens and micro-batch tokens are at least 1");
+    return distill_plan_check(&o->plan, e);
+}
+
+/* Configuration and weights. */
+static int digest_student(const struct model *m, struct digest *out, struct err *e) {
+    cJSON *config = model_config_to_json(&m->config, e);
+    char *text = config ? json_text(config, e) : NULL;
+    struct digest_state *s = text ? digest_new(e) : NULL;
+    cJSON_Delete(config);
+    if (s) {
+        digest_update(s, text, strlen(text));
+        for (size_t i = 0; i < m->n_params; i++) digest_update(s, m->params[i].value, m->params[i].n * sizeof(float));
+        *out = digest_get(s);
+    }
+    mem_free(text);
+    digest_free(s);
+    return s ? 0 : e->code;
+}
+
+static int begin(struct trainer *t, struct err *e) {
+    struct distill_plan none = {0};
+    t->seen = digest_new(e);
+    if (!t->seen) return e->code;
+    t->saved.seen = digest_get(t->seen);
+    if (distill_plan_continue(&t->o.plan, &none, 0, e) || digest_student(t->m, &t->student, e) || alloc_moments(t, e) ||
+        model_enable_grad(t->m, e) || grad_tape_new(&t->tape, true, t->o.precision, e))
+        return e->code;
+    grad_recompute(t->tape, t->o.recompute);
     return 0;
 }
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
     if (check_options(o, e)) return e->code;
-    if (f->vocab_size && f->vocab_size != m->config.vocab_size)
-        return err_set(e, ERR_DATA, "student and knowledge disagree: %u tokens in the vocabulary against %u",
-                       m->config.vocab_size, f->vocab_size);
+    struct knowledge_format fitted = *f;
+    if (knowledge_fit(&fitted, model_n_tokens(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->m = m;
     t->o = *o;
-    t->format = *f;
-    t->format.vocab_size = m->config.vocab_size; /* a token stream need not say */
-    t->seen = digest_new(e);
-    if (!t->seen || alloc_moments(t, e) || model_enable_grad(m, e) || grad_tape_new(&t->tape, true, o->precision, e)) {
+    t->format = fitted;
+    if (begin(t, e)) {
         trainer_free(t);
         return e->code;
     }
-    grad_recompute(t->tape, o->recompute);
     *out = t;
     return 0;
+}
+
+void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
+    t->stop = stop;
+    t->stop_ctx = ctx;
 }
 
 void trainer_free(struct trainer *t) {
@@ -83,10 +109,26 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m) {
 
 /* ---- data ------------------------------------------------------------------------------------------------------------ */
 
+/* Tokens and what the teacher says of them, as it is stored. Probabilities of top-k are left out: they have been through exp,
+ * whose last bit may be another on another machine; ids in order and the tokens tell data apart. */
+static void digest_positions(struct trainer *t, size_t first, size_t n) {
+    const struct knowledge_rows *k = &t->rows;
+    const struct knowledge_format *f = &t->format;
+    digest_update(t->seen, k->tokens + first, n * sizeof *k->tokens);
+    if (f->encoding == KNOW_DENSE) {
+        size_t row = dtype_row_bytes(f->dtype, f->vocab_size);
+        digest_update(t->seen, (const unsigned char *)k->dense + first * row, n * row);
+    } else if (f->encoding != KNOW_NONE) {
+        uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
+        digest_update(t->seen, k->ids + from, entries * sizeof *k->ids);
+        if (f->encoding == KNOW_SAMPLE) digest_update(t->seen, k->probs + from, entries * sizeof *k->probs);
+    }
+}
+
 void trainer_use_seq(struct trainer *t, size_t i) {
     uint32_t n = t->rows.lengths[i];
     digest_update(t->seen, &n, sizeof n);
-    digest_update(t->seen, t->rows.tokens + t->used_positions, n * sizeof(uint32_t));
+    digest_positions(t, t->used_positions, n);
     t->used_seqs++;
     t->used_positions += n;
     t->sequences++;
@@ -96,7 +138,7 @@ void trainer_use_seq(struct trainer *t, size_t i) {
 static int skip_trained(struct trainer *t, struct err *e) {
     while (t->skip && t->used_seqs < knowledge_whole_seqs(&t->rows)) {
         trainer_use_seq(t, t->used_seqs);
-        if (--t->skip == 0 && !digest_equal(digest_get(t->seen), t->skip_digest))
+        if (--t->skip == 0 && !digest_equal(digest_get(t->seen), t->saved.seen))
             return err_set(e, ERR_DATA, "this is not the data of the checkpoint: its first %llu sequences differ",
                            (unsigned long long)t->sequences);
     }
@@ -107,21 +149,42 @@ int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     t->used_seqs = t->used_positions = 0;
     if (knowledge_decode(&t->rows, &t->format, b, e)) return e->code;
+    if (t->data_sequences && t->sequences + t->rows.n_seqs > t->data_sequences)
+        return err_set(e, ERR_DATA, "the data has grown: it ended after %" PRIu64 " sequences when it was read before",
+                       t->data_sequences);
     if (knowledge_check_context(&t->rows, t->m->config.context, "student", e)) return e->code;
     return skip_trained(t, e);
 }
 
+/* The queue holds all that is left of the data: how its last steps are cut depends on this end. */
+static int see_end(struct trainer *t, struct err *e) {
+    uint64_t n = t->sequences + t->rows.n_seqs - t->used_seqs;
+    if (t->data_sequences && n != t->data_sequences)
+        return err_set(e, ERR_DATA,
+                       "the data ends after %" PRIu64 " sequences: there were %" PRIu64 " when it was read before", n,
+                       t->data_sequences);
+    t->data_sequences = n;
+    return 0;
+}
+
 int trainer_end_epoch(struct trainer *t, struct err *e) {
+    struct digest now = digest_get(t->seen);
     if (knowledge_decode_end(&t->rows, e)) return e->code;
     if (t->skip)
         return err_set(e, ERR_DATA, "the data ends after %" PRIu64 " sequences, the checkpoint is at number %" PRIu64,
                        t->sequences, t->sequences + t->skip);
+    if (see_end(t, e)) return e->code;
+    if (t->data_known && !digest_equal(now, t->data_digest))
+        return err_set(e, ERR_DATA, "the data is not what it was when it was read before");
+    t->data_digest = now;
+    t->data_known = true;
     digest_free(t->seen);
     t->seen = digest_new(e);
     if (!t->seen) return e->code;
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     t->used_seqs = t->used_positions = 0;
     t->sequences = 0;
+    t->saved = (struct place){0, digest_get(t->seen)};
     t->progress.epoch++;
     return 0;
 }
@@ -144,11 +207,13 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
 int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     *stepped = false;
     if (t->skip) return 0;
+    if (last && see_end(t, e)) return e->code;
     while (t->step_positions < t->o.batch_tokens) {
         uint64_t enough = t->o.batch_tokens - t->step_positions;
         size_t n_positions,
             n_seqs = knowledge_run(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
         if (!n_seqs) break;
+        if (t->stop && t->stop(t->stop_ctx)) return 0;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
     }
     if (!t->step_positions || (t->step_positions < t->o.batch_tokens && !last)) return 0;
@@ -158,6 +223,10 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
 
 void trainer_progress(const struct trainer *t, struct distill_progress *p) {
     *p = t->progress;
+}
+
+const struct distill_plan *trainer_plan(const struct trainer *t) {
+    return &t->o.plan;
 }
 
 /* ---- counting ------------------------------------------------------------------------------------------------------------ */

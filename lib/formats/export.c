@@ -39,17 +39,6 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
     return rc ? rc : model_slot_check(&x->config, s, &entry->desc, e);
 }
 
-/* f16 ends at 65504: beyond it a weight would become an infinity without a word. */
-int convert_values(const struct tensor_desc *d, enum dtype as, const float *values, uint64_t n, void *out,
-                   struct err *e) {
-    int rc = tensor_from_f32(as, values, out, n, NULL, e);
-    if (rc) return err_prefix(e, "tensor '%s'", d->name);
-    uint64_t bad = tensor_first_nonfinite(as, out, n);
-    if (bad == n) return 0;
-    return err_set(e, ERR_DATA, "tensor '%s': element %llu, %g, does not fit in %s", d->name, (unsigned long long)bad,
-                   (double)values[bad], dtype_info(as)->name);
-}
-
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) {
     int rc = stream_map_data(x->map, number, &x->stored, data, e);
@@ -63,9 +52,9 @@ int export_data(struct export_source *x, size_t number, const struct tensor_desc
     *data = values;
     if (as == DT_F32) return 0;
     rc = buf_reserve(&x->made, n * dtype_info(as)->block_bytes, e);
-    if (!rc) rc = convert_values(d, as, values, n, x->made.data, e);
+    if (rc) return rc;
     *data = x->made.data;
-    return rc;
+    return tensor_from_f32_checked(as, values, x->made.data, n, NULL, e) ? err_prefix(e, "tensor '%s'", d->name) : 0;
 }
 
 const char *export_name(const struct export_source *x) {

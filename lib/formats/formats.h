@@ -45,13 +45,13 @@ void foreign_close(struct foreign_model *f);
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
 /* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A
- * model whose layers differ goes out as llama.cpp's architecture "deci". `name`: general.name, or NULL for the one
+ * model whose layers differ goes out as llama.cpp's architecture "deci". ERR_DATA for what llama.cpp cannot load. `name`: general.name, or NULL for the one
  * that was imported. */
 int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) MUST_CHECK;
 /* A Hugging Face folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
  * generation_config.json. The folder must not exist; it appears complete or not at all. dtype: f32, f16 or bf16
- * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when layers differ, which
- * config.json cannot say. */
+ * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load
+ * the shape (model_target_check): layers that differ, for one. */
 int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
 /* One tensor to fd as .npy; what NumPy has no type for (bf16, quantized) becomes f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;

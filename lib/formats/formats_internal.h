@@ -37,20 +37,6 @@ int write_all(int fd, const void *data, size_t n, struct err *e) MUST_CHECK;
 /* n bytes of zeros: padding. n <= 4096. */
 int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
 
-/* A folder that appears under its name complete or not at all: files are made in a temporary folder beside it. */
-struct out_folder {
-    char *path, *temp; /* owned */
-    int dir;           /* descriptor of temp, -1: not begun */
-    bool committed;
-};
-#define OUT_FOLDER_NONE ((struct out_folder){.dir = -1})
-int out_folder_begin(struct out_folder *f, const char *path, struct err *e) MUST_CHECK; /* ERR_USAGE: it exists */
-int out_folder_create(struct out_folder *f, const char *name, int *fd, struct err *e) MUST_CHECK;
-int out_folder_close(struct out_folder *f, const char *name, int fd, struct err *e) MUST_CHECK; /* fsync and close */
-int out_folder_write(struct out_folder *f, const char *name, const void *data, size_t n, struct err *e) MUST_CHECK;
-int out_folder_commit(struct out_folder *f, struct err *e) MUST_CHECK;
-void out_folder_release(struct out_folder *f); /* removes the temporary folder unless it was committed */
-
 /* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
 
 struct raw_tensor {
@@ -184,6 +170,16 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
 /* The keys under general. that travel through META, NULL-terminated. */
 extern const char *const gguf_general_keys[];
 
+/* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
+struct gguf_label {
+    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
+    bool v_or_down[2][16], o[16];
+    enum dtype outside; /* of embedding or head */
+};
+bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
+void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
+uint32_t gguf_label_file_type(const struct gguf_label *l);
+
 /* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
  * checks it against them. ERR_DATA when there is none. */
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
@@ -198,7 +194,7 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ----------------------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
 
 /* A member; null stands for absent everywhere in these files. */
 const cJSON *hf_member(const cJSON *object, const char *key);
@@ -242,7 +238,7 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, str
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
-/* ERR_DATA when layers differ: names the layer and what can express it. */
+/* ERR_DATA when transformers cannot load this shape (model_target_check). */
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
 /* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
 extern const struct hf_split {
@@ -401,8 +397,6 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
 /* Its data as another type; valid until the next call. */
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) MUST_CHECK;
-int convert_values(const struct tensor_desc *d, enum dtype as, const float *values, uint64_t n, void *out,
-                   struct err *e) MUST_CHECK;
 const char *export_name(const struct export_source *x); /* of the model, or NULL */
 
 /* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */

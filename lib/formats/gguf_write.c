@@ -78,14 +78,15 @@ static void key_array(struct header *h, const char *key, enum gguf_type type, ui
 /* ---- which architecture ---- */
 
 /*
- * llama.cpp's llama and qwen2 have one shape for all layers, and its qwen2 wants heads as wide as the residual
- * stream. What pruning leaves behind goes out as deci: llama with a shape per layer, optional biases, and the same
- * arithmetic.
+ * llama.cpp's llama and qwen2 have one shape for all layers, and its qwen2 wants heads as wide as the residual stream and
+ * takes no rope_freqs.weight. What it cannot hold goes out as deci: llama with a shape per layer, optional biases, and
+ * the same arithmetic.
  */
 static bool needs_deci(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++)
         if (memcmp(&c->layers[i], &c->layers[0], sizeof *c->layers) != 0) return true;
-    return c->arch == ARCH_QWEN2 && (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden;
+    return c->arch == ARCH_QWEN2 &&
+           ((uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden || c->rope_scaling == ROPE_LLAMA3);
 }
 
 static bool is_interleaved(const struct model_config *c) {
@@ -99,36 +100,23 @@ static enum dtype type_in_file(struct model_slot s, const struct tensor_desc *d)
     return model_role_is_matrix(s.role) ? d->dtype : DT_F32;
 }
 
-/* general.file_type: what most weights are; a label, nobody computes with it. */
-static const struct {
-    enum dtype dtype;
-    uint32_t file_type;
-} file_types[] = {
-    {DT_F32, 0},  {DT_F16, 1},   {DT_BF16, 32}, {DT_Q4_0, 2},  {DT_Q4_1, 3},  {DT_Q5_0, 8},  {DT_Q5_1, 9},
-    {DT_Q8_0, 7}, {DT_Q2_K, 10}, {DT_Q3_K, 12}, {DT_Q4_K, 15}, {DT_Q5_K, 17}, {DT_Q6_K, 18},
-};
-
 static int count_types(struct export_source *x, uint32_t *file_type, bool *quantized, struct err *e) {
-    uint64_t elems[COUNT_OF(file_types)] = {0};
-    size_t best = 0;
+    struct gguf_label label = {0};
     for (size_t i = 0; i < model_slot_count(&x->config); i++) {
         struct model_slot s = model_slot_at(&x->config, i);
         struct stream_map_entry entry;
-        size_t number, t = 0;
+        size_t number;
         int rc = export_find(x, s, &entry, &number, e);
         if (rc) return rc;
         enum dtype dtype = type_in_file(s, &entry.desc);
-        while (t < COUNT_OF(file_types) && file_types[t].dtype != dtype) t++;
-        if (t == COUNT_OF(file_types))
+        if (!gguf_has_weights_of(dtype))
             return err_set(e, ERR_DATA,
                            "tensor '%s' is of type %s, which llama.cpp has no weights of (quantize it first)",
                            entry.desc.name, dtype_info(dtype)->name);
         *quantized = *quantized || dtype_info(dtype)->is_quantized;
-        if (s.role == ROLE_EMBED || s.role == ROLE_HEAD) continue; /* often of another type than the rest */
-        elems[t] += tensor_elems(&entry.desc);
-        if (elems[t] > elems[best]) best = t;
+        gguf_label_add(&label, s, dtype, tensor_row_elems(&entry.desc), tensor_elems(&entry.desc));
     }
-    *file_type = file_types[best].file_type;
+    *file_type = gguf_label_file_type(&label);
     return 0;
 }
 
@@ -152,6 +140,8 @@ static int put_general(struct header *h, struct export_source *x, const char *na
         snprintf(full, sizeof full, "general.%s", *key);
         if (value) key_string(h, full, value);
     }
+    char size[MODEL_SIZE_LABEL];
+    key_string(h, "general.size_label", model_size_label(model_parameters(c), size));
     key_u32(h, "general.file_type", file_type);
     if (quantized) key_u32(h, "general.quantization_version", 2);
     key_u32(h, "general.alignment", ALIGNMENT);
@@ -460,6 +450,7 @@ int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) {
     struct export_source x;
     struct header keys = {.e = e}, infos = {.e = e};
     int rc = export_open(&x, m, e);
+    if (!rc) rc = model_target_check(TARGET_LLAMA_CPP, &x.config, e);
     if (!rc) rc = put_general(&keys, &x, name, e);
     if (!rc) {
         put_model(&keys, &x.config);

@@ -219,24 +219,7 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
 
 /* ---- writing ---- */
 
-static int check_uniform(const struct model_config *c, struct err *e) {
-    for (uint32_t i = 1; i < c->n_layers; i++) {
-        const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
-        if (a->n_heads != b->n_heads || a->n_kv_heads != b->n_kv_heads || a->ffn != b->ffn)
-            return err_set(
-                e, ERR_DATA,
-                "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that, GGUF can (--to gguf)",
-                i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn);
-    }
-    return 0;
-}
-
 static const struct hf_arch *arch_of(const struct model_config *c, struct err *e) {
-    if (c->arch == ARCH_QWEN2 && !c->qkv_bias) {
-        err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
-        return NULL;
-    }
     for (size_t i = 0; i < COUNT_OF(archs); i++)
         if (archs[i].arch == c->arch) return &archs[i];
     err_set(e, ERR_DATA, "architecture '%s' has no Hugging Face class here", model_arch_name(c->arch));
@@ -256,12 +239,12 @@ static bool put_scaling(cJSON *o, const struct model_config *c) {
 }
 
 /* As META has it: 1e-05, not 9.999999747378752e-06. */
-static double shortest_eps(const struct model_config *c, struct err *e) {
+static int shortest_eps(const struct model_config *c, double *eps, struct err *e) {
     cJSON *own = model_config_to_json(c, e);
-    const cJSON *eps = cJSON_GetObjectItemCaseSensitive(own, "norm_eps");
-    double v = eps ? eps->valuedouble : (double)c->norm_eps;
+    if (!own) return e->code;
+    int rc = json_get_f64(own, "norm_eps", 0, 1, eps, e);
     cJSON_Delete(own);
-    return v;
+    return rc;
 }
 
 static const char *torch_name(enum dtype dtype) {
@@ -284,8 +267,8 @@ static bool put_numbers(cJSON *o, const struct model_config *c, double eps) {
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
     const struct hf_arch *arch = arch_of(c, e);
-    if (!arch || check_uniform(c, e) != 0) return NULL;
-    double eps = shortest_eps(c, e);
+    double eps;
+    if (!arch || model_target_check(TARGET_TRANSFORMERS, c, e) || shortest_eps(c, &eps, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
     cJSON *class = classes ? cJSON_CreateString(arch->class) : NULL;
     bool ok = class && cJSON_AddItemToArray(classes, class) && json_put_str(o, "model_type", arch->model_type) &&

@@ -22,9 +22,10 @@ static int write_slot(struct foreign_model *f, struct model_slot s, unsigned dty
     if (rc) return rc;
     float *f32 = (void *)values->data;
     tensor_to_f32(d.dtype, data, f32, n);
-    rc = convert_values(&d, (enum dtype)dtype, f32, n, made->data, e);
+    if (tensor_from_f32_checked((enum dtype)dtype, f32, made->data, n, NULL, e))
+        return err_prefix(e, "tensor '%s'", d.name);
     d.dtype = (enum dtype)dtype;
-    return rc ? rc : stream_write_tensor(w, &d, NULL, made->data, e);
+    return stream_write_tensor(w, &d, NULL, made->data, e);
 }
 
 int foreign_write(struct foreign_model *f, struct stream_writer *w, unsigned dtype, foreign_progress *progress,

@@ -31,10 +31,11 @@ static void *extend(struct buf *b, size_t n, struct err *e) {
 /* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
 
 static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens, uint64_t n, struct err *e) {
-    for (uint64_t i = 0; f->vocab_size && i < n; i++)
-        if (tokens[i] >= f->vocab_size)
+    uint32_t vocab = knowledge_columns(f);
+    for (uint64_t i = 0; vocab && i < n; i++)
+        if (tokens[i] >= vocab)
             return err_set(e, ERR_DATA, "position %llu of the batch: token %u of a vocabulary of %u",
-                           (unsigned long long)i, tokens[i], f->vocab_size);
+                           (unsigned long long)i, tokens[i], vocab);
     return 0;
 }
 
@@ -346,9 +347,9 @@ struct dense_job {
 
 static void load_row(void *ctx, size_t r, int thread) {
     const struct dense_job *j = ctx;
-    size_t d = j->f->vocab_size;
+    size_t d = knowledge_columns(j->f);
     (void)thread;
-    tensor_to_f32(j->f->dtype, j->from + r * dtype_row_bytes(j->f->dtype, d), j->to + r * d, d);
+    tensor_to_f32(j->f->dtype, j->from + r * dtype_row_bytes(j->f->dtype, j->f->vocab_size), j->to + r * d, d);
 }
 
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
@@ -370,6 +371,17 @@ void knowledge_target(const struct knowledge_rows *k, const struct knowledge_for
     if (f->encoding != KNOW_DENSE) return;
     float inv_temperature = (float)knowledge_inv_temperature(f, temperature);
     knowledge_dense_rows(k, f, first, rows, scratch);
-    kernel_log_softmax(scratch, scratch, rows, f->vocab_size, inv_temperature);
+    kernel_log_softmax(scratch, scratch, rows, knowledge_columns(f), inv_temperature);
     out->dense = scratch;
+}
+
+double knowledge_t_ln_t(const struct kernel_target *t, size_t r, double *mass) {
+    double sum = 0;
+    *mass = 0;
+    for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++) {
+        double p = t->probs[i];
+        *mass += p;
+        if (p > 0) sum += p * log(p);
+    }
+    return sum;
 }

@@ -41,13 +41,14 @@ enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAM
 
 struct knowledge_format {
     enum knowledge_encoding encoding;
-    uint32_t n;                     /* k, or number of draws; 0 for dense */
-    double temperature;             /* that the distribution was taken at (dense logits: 1, not yet applied) */
-    enum dtype dtype;               /* dense only */
-    bool log_probs;                 /* dense only: normalised log-probabilities rather than logits */
-    uint32_t vocab_size;            /* columns of the teacher's logits; 0: a token stream that does not say */
-    char vocab[DIGEST_TEXT_SIZE];   /* "" when the stream names none */
-    char teacher[DIGEST_TEXT_SIZE]; /* digest of the teacher's stream, "" likewise */
+    uint32_t n;                   /* k, or number of draws; 0 for dense */
+    double temperature;           /* that the distribution was taken at (dense logits: 1, not yet applied) */
+    enum dtype dtype;             /* dense only */
+    bool log_probs;               /* dense only: normalised log-probabilities rather than logits */
+    uint32_t vocab_size;          /* columns of the teacher's logits; 0: a token stream that does not say */
+    uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
+    char vocab[DIGEST_TEXT_SIZE]; /* "" when the stream names none */
+    char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
 };
 
 /* "topk:50", "ghost:20", "sample:50", "dense" set encoding and n. ERR_USAGE says what there is. */
@@ -59,6 +60,15 @@ char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_
 int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Reads and checks them. The meta of a tokens stream gives KNOW_NONE, any other kind is refused. */
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* Columns of the rows that a loss gets. */
+uint32_t knowledge_columns(const struct knowledge_format *f);
+/*
+ * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further
+ * columns, where the vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell:
+ * dense rows are cut, which is exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that,
+ * and for all other differences. What plain tokens say is replaced.
+ */
+int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
@@ -125,7 +135,7 @@ struct knowledge_rows {
     uint32_t *ids;
     float *probs;
     float *rest;        /* ghost: probability outside the entries; NULL otherwise */
-    const void *dense;  /* KNOW_DENSE: [n_positions][vocab] of the format's type; see knowledge_dense_rows */
+    const void *dense;  /* KNOW_DENSE: [n_positions][vocab_size] of the format's type; see knowledge_dense_rows */
     const void *viewed; /* private, as what follows: dense rows that are a batch's */
     struct buf memory[9];
     struct buf seen;
@@ -160,13 +170,16 @@ void knowledge_rows_release(struct knowledge_rows *k);
 
 /* Of a dense format: values as stored times this are logits at `temperature`. */
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature);
-/* Rows [first, first + rows) as stored, in f32 [rows][vocab]. */
+/* Rows [first, first + rows) as stored, in f32 [rows][knowledge_columns]. */
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
                           float *out);
-/* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][vocab] for a dense format, else NULL.
- * `out` points into k and scratch. */
+/* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][knowledge_columns] for a dense
+ * format, else NULL. `out` points into k and scratch. */
 void knowledge_target(const struct knowledge_rows *k, const struct knowledge_format *f, double temperature,
                       size_t first, size_t rows, float *scratch, struct kernel_target *out);
+/* Of row r of a sparse target: the sum of t ln t over its entries, and of t into *mass. With them the kernel's sum of
+ * t ln(t / p) becomes what it may be called: -sum t ln p, or a divergence of the normalised entries. */
+double knowledge_t_ln_t(const struct kernel_target *t, size_t r, double *mass);
 /* Can this format serve a loss at `temperature`? Sparse encodings only at the one they were made at: ERR_DATA says so. */
 int knowledge_check_temperature(const struct knowledge_format *f, double temperature, struct err *e) MUST_CHECK;
 /* Can `to` be made of `from`? Of dense everything can, of the top entries fewer, at the same temperature. ERR_DATA says why not. */
@@ -184,9 +197,11 @@ struct knowledge_tsv {
 };
 /*
  * Tab-separated text of rows [first, first + rows), one line each, into out: sequence, position, token, label, the label's
- * probability and rank ("-" where there is none or it is not known), the probability outside the entries shown, and the
- * `top` most probable entries as "id:probability", or "id:piece:probability" when there is a `spell`, which also adds a
- * column of pieces behind token and label.
+ * probability and rank ("-" where there is none, or the label is not among the top entries), the probability outside
+ * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
+ * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
+ * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
+ * frequency, frequency_rank, frequency_rest, drawn.
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;

@@ -138,9 +138,32 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
     return kind == STREAM_KNOWLEDGE ? get_members(meta, f, e) : 0;
 }
 
+uint32_t knowledge_columns(const struct knowledge_format *f) {
+    return f->n_used ? f->n_used : f->vocab_size;
+}
+
+int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
+    bool wider = f->vocab_size > n_tokens;
+    if (f->encoding == KNOW_NONE) f->vocab_size = n_tokens;
+    if (f->encoding == KNOW_DENSE && f->vocab[0] && wider) f->n_used = n_tokens;
+    if (knowledge_columns(f) == n_tokens) return 0;
+    if (!wider || !f->vocab[0])
+        return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, n_tokens);
+    return err_set(e, ERR_DATA,
+                   "knowledge over %u rows of an embedding, %u of them tokens: the rest has a share in its "
+                   "probabilities (encode it anew, from a teacher with its vocabulary)",
+                   f->vocab_size, n_tokens);
+}
+
+/* How many tokens a plain stream of a named vocabulary announces depends on the padding of the model that made it. */
+static bool same_tokens(const struct knowledge_format *a, const struct knowledge_format *b) {
+    bool padding_alone = a->encoding == KNOW_NONE && a->vocab[0];
+    return !strcmp(a->vocab, b->vocab) && (a->vocab_size == b->vocab_size || padding_alone);
+}
+
 static bool same_format(const struct knowledge_format *a, const struct knowledge_format *b) {
     return a->encoding == b->encoding && a->n == b->n && a->temperature == b->temperature && a->dtype == b->dtype &&
-           a->log_probs == b->log_probs && a->vocab_size == b->vocab_size && !strcmp(a->vocab, b->vocab);
+           a->log_probs == b->log_probs && same_tokens(a, b);
 }
 
 /* Teachers may differ: knowledge of several, one after the other, is still one curriculum. */

@@ -14,9 +14,9 @@ struct entry {
 struct row {
     const struct entry *entries; /* by descending probability */
     size_t n;
-    bool known;     /* the label's probability is */
-    double p_label; /* and its rank, from 1 */
-    size_t rank;
+    bool known; /* the label's probability is */
+    double p_label;
+    size_t rank; /* of the label, from 1; 0: it was never drawn */
 };
 
 static int by_probability(const void *a, const void *b) {
@@ -25,14 +25,15 @@ static int by_probability(const void *a, const void *b) {
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-static int load_sparse(struct row *row, const struct knowledge_rows *k, size_t r, uint32_t top, struct buf *memory,
-                       struct err *e) {
+static int load_sparse(struct row *row, const struct knowledge_rows *k, const struct knowledge_format *f, size_t r,
+                       uint32_t top, struct buf *memory, struct err *e) {
     size_t n = k->offset[r + 1] - k->offset[r];
     if (buf_reserve(memory, n * sizeof(struct entry), e)) return e->code;
     struct entry *entries = (void *)memory->data;
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){k->ids[k->offset[r] + i], k->probs[k->offset[r] + i]};
     if (n) qsort(entries, n, sizeof *entries, by_probability);
     *row = (struct row){.entries = entries, .n = n < top ? n : top};
+    row->known = f->encoding == KNOW_SAMPLE && k->labels[r] != UINT32_MAX; /* what was not drawn has the frequency 0 */
     for (size_t i = 0; i < n; i++)
         if (entries[i].id == k->labels[r]) row->known = true, row->p_label = entries[i].prob, row->rank = i + 1;
     return 0;
@@ -40,7 +41,7 @@ static int load_sparse(struct row *row, const struct knowledge_rows *k, size_t r
 
 static int load_dense(struct row *row, const struct knowledge_rows *k, const struct knowledge_format *f, size_t r,
                       uint32_t top, struct buf *memory, struct err *e) {
-    size_t d = f->vocab_size, n = top < d ? top : d;
+    size_t d = knowledge_columns(f), n = top < d ? top : d;
     if (buf_reserve(memory, d * sizeof(float) + n * (sizeof(struct entry) + 8), e)) return e->code;
     struct entry *entries = (void *)memory->data;
     float *x = (float *)(entries + n), *values = x + d;
@@ -50,9 +51,10 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     kernel_topk(ids, values, x, 1, d, n);
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){ids[i], expf(values[i])};
     uint32_t label = k->labels[r];
-    *row = (struct row){.entries = entries, .n = n, .known = label < d, .rank = 1};
+    *row = (struct row){.entries = entries, .n = n, .known = label < d};
     if (!row->known) return 0;
     row->p_label = exp(x[label]);
+    row->rank = 1;
     for (size_t i = 0; i < d; i++) row->rank += x[i] > x[label];
     for (size_t i = 0; i < label; i++) row->rank += x[i] == x[label]; /* of equals, the first */
     return 0;
@@ -76,7 +78,8 @@ static int put_entry(struct buf *out, const struct knowledge_tsv *t, const struc
 
 static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct row *row, struct err *e) {
     double rest = 1;
-    int rc = row->known ? buf_printf(out, e, "%.4g\t%zu\t", row->p_label, row->rank) : buf_printf(out, e, "-\t-\t");
+    int rc = row->known ? buf_printf(out, e, "%.4g\t", row->p_label) : buf_printf(out, e, "-\t");
+    if (!rc) rc = row->rank ? buf_printf(out, e, "%zu\t", row->rank) : buf_printf(out, e, "-\t");
     for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
     if (rest < 0.5e-6) rest = 0; /* what is left is f32's rounding */
     if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
@@ -93,7 +96,7 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
         struct row row = {0};
         while (r - begin >= k->lengths[seq]) begin += k->lengths[seq++];
         rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, t->top, &memory, e)
-                                       : load_sparse(&row, k, r, t->top, &memory, e);
+                                       : load_sparse(&row, k, f, r, t->top, &memory, e);
         if (!rc)
             rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[seq], r - begin + (seq ? 0 : k->first_pos));
         if (!rc) rc = put_token(out, t, k->tokens[r], e);
@@ -117,9 +120,10 @@ struct table {
 };
 
 static void print_head(struct table *p) {
-    bool pieces = p->t->spell != NULL;
-    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%sprobability\trank\trest\ttop\n", pieces ? "piece\t" : "",
-            pieces ? "label_piece\t" : "");
+    bool pieces = p->t->spell != NULL, draws = p->f->encoding == KNOW_SAMPLE;
+    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s\n", pieces ? "piece\t" : "",
+            pieces ? "label_piece\t" : "",
+            draws ? "frequency\tfrequency_rank\tfrequency_rest\tdrawn" : "probability\trank\trest\ttop");
 }
 
 static int print_batch(struct table *p, const struct batch *b, struct err *e) {

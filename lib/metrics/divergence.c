@@ -1,25 +1,31 @@
 /*
- * Divergence from a reference, KL(reference || model) and its company, as llama.cpp's llama-perplexity --kl-divergence
- * reports them, from every encoding of a teacher's knowledge.
+ * Divergence from a reference, KL(reference || model) and related metrics, as llama.cpp's llama-perplexity
+ * --kl-divergence reports them. A key means the same for every encoding: what an encoding does not determine is
+ * bounded under another key.
  */
 #include "lib/metrics/metrics_internal.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 struct divergence {
     struct model *m;
-    struct knowledge_format f;
+    struct knowledge_format f;  /* as META says */
+    struct knowledge_format as; /* as rows are decoded: topk as ghost, which has the same bytes, for the rest */
     struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
     struct grad_tape *tape;
     size_t base;          /* of the rows: where the sequences begin that the model is being given */
-    double temperature;   /* at which both are compared */
+    double temperature;   /* at which both are compared; labels are scored at 1 */
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
     struct buf tops;      /* u32 [2][block]: most probable tokens of the model, then of a dense reference */
-    uint64_t positions, labels, same_top;
-    struct moments kld, cross, nll, nll_reference, ln_ratio, delta_p, delta_p2;
+    uint64_t positions, labels_known, same_top;
+    struct moments kld, cross, nll;
+    /* Of the reference's probability of the label, or from top entries of the most that it can be: nll_reference and
+     * delta_p are lower bounds then, ln_ratio is an upper one, and delta_p_most another. */
+    struct moments nll_reference, ln_ratio, delta_p, delta_p_most, delta_p2;
     double co;                 /* sum of products of deviations of nll and nll_reference */
     struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
 };
@@ -28,19 +34,30 @@ struct divergence {
 static const char *const tails[] = {
     [KNOW_NONE] = NULL,
     [KNOW_DENSE] = "none",
-    [KNOW_TOPK] = "dropped: the reference of kld is its entries, normalised",
-    [KNOW_GHOST] = "one pseudo-token: kld is a lower bound",
+    [KNOW_TOPK] = "one pseudo-token: bounds",
+    [KNOW_GHOST] = "one pseudo-token: bounds",
     [KNOW_SAMPLE] = "draws: unbiased cross-entropy, no kld",
 };
 
+static bool is_top(const struct divergence *d) {
+    return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST;
+}
+
+/* Does the reference say anything about the probability of a label, at temperature 1? */
+static bool judges_labels(const struct divergence *d) {
+    return d->f.encoding != KNOW_SAMPLE && d->temperature == 1;
+}
+
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
-    if (f->vocab_size != m->config.vocab_size)
-        return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, m->config.vocab_size);
+    struct knowledge_format as = *f;
+    if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;
+    if (as.encoding == KNOW_TOPK) as.encoding = KNOW_GHOST;
     struct divergence *d = mem_zalloc(sizeof *d, e);
     if (!d) return e->code;
     d->m = m;
     d->f = *f;
+    d->as = as;
     /* Dense rows can be brought to any temperature; sparse ones are compared at their own. */
     d->temperature = f->encoding == KNOW_DENSE ? 1 : f->temperature;
     int rc = grad_tape_new(&d->tape, false, model_precision(m), e);
@@ -70,48 +87,50 @@ struct block {
     const float *reference; /* dense: log-probabilities [rows][vocab] */
 };
 
-/* ln of the reference's probability of the label; +1 where the entries do not have it. */
-static double reference_log_prob(const struct divergence *d, const struct block *b, size_t r) {
+/* A sum of entries that were rounded to f16 is off by less than this (knowledge_decode allows as much). */
+#define SUM_SLACK 1e-3
+
+/* ln of the reference's probability of the label; from top entries without it, of the most that it can be: no more
+ * than the least of them, nor than what they leave. */
+static double reference_log_prob(const struct block *b, size_t r, size_t columns, bool *known) {
     const struct kernel_target *t = b->target;
     uint32_t label = t->label[r];
-    if (b->reference) return b->reference[r * d->f.vocab_size + label];
+    *known = true;
+    if (b->reference) return b->reference[r * columns + label];
     for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++)
         if (t->ids[i] == label && t->probs[i] > 0) return log(t->probs[i]);
-    return 1;
+    *known = false;
+    double most = fmin(t->probs[t->offset[r + 1] - 1], t->rest[r] + SUM_SLACK);
+    return log(fmax(most, FLT_TRUE_MIN)); /* an entry that is 0 in f32 is less than that */
 }
 
 static int add_label(struct divergence *d, const struct block *b, size_t r, struct err *e) {
     if (b->target->label[r] == UINT32_MAX) return 0;
-    d->labels++;
-    double log_prob = d->f.encoding == KNOW_SAMPLE ? 0 : reference_log_prob(d, b, r), nll = b->ce[r];
-    if (log_prob > 0) return 0; /* both perplexities are of the same positions */
-    double before = nll - d->nll.mean;
+    double nll = b->ce[r], before = nll - d->nll.mean;
+    bool known;
     moments_add(&d->nll, nll);
     if (d->f.encoding == KNOW_SAMPLE) return 0;
+    double log_prob = reference_log_prob(b, r, knowledge_columns(&d->as), &known);
+    d->labels_known += known;
+    if (!judges_labels(d)) return 0;
     moments_add(&d->nll_reference, -log_prob);
     d->co += before * (-log_prob - d->nll_reference.mean);
     moments_add(&d->ln_ratio, nll + log_prob); /* its error is that of the difference of the two, covariance included */
     double delta = exp(-nll) - exp(log_prob);
     moments_add(&d->delta_p, delta);
+    moments_add(&d->delta_p_most, known ? delta : exp(-nll));
     moments_add(&d->delta_p2, delta * delta);
-    return buf_append(&d->delta_ps, &delta, sizeof delta, e);
+    return is_top(d) ? 0 : buf_append(&d->delta_ps, &delta, sizeof delta, e);
 }
 
-/* The kernel's sum over the entries of t ln(t / p) made what is reported. */
+/* The kernel's sum over the entries, and the rest as one, of t ln(t / p) made what is reported. */
 static int add_kl(struct divergence *d, const struct block *b, size_t r, struct err *e) {
     const struct kernel_target *t = b->target;
-    double kl = b->kl[r], mass = 0, t_ln_t = 0;
-    if (!b->reference)
-        for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++) {
-            double p = t->probs[i];
-            mass += p;
-            if (p > 0) t_ln_t += p * log(p);
-        }
+    double kl = b->kl[r], mass;
     if (d->f.encoding == KNOW_SAMPLE) {
-        moments_add(&d->cross, kl - t_ln_t);
+        moments_add(&d->cross, kl - knowledge_t_ln_t(t, r, &mass));
         return 0;
     }
-    if (d->f.encoding == KNOW_TOPK) kl = kl / mass - log(mass);
     moments_add(&d->kld, kl);
     /* sparse entries stand in descending order */
     uint32_t top = b->reference ? b->reference_top[r] : t->ids[t->offset[r]];
@@ -137,15 +156,14 @@ static int reserve_block(struct divergence *d, size_t rows, size_t vocab, struct
 
 static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     struct divergence *d = ctx;
-    struct kernel_loss how = {.temperature = 1, .kl_weight = 1, .ce_weight = 1};
+    struct kernel_loss how = {.temperature = (float)d->temperature, .kl_weight = 1, .ce_weight = 1};
     struct kernel_target target;
     int rc = reserve_block(d, rows, vocab, e);
     if (rc) return rc;
     float *reference = d->f.encoding == KNOW_DENSE ? (void *)d->reference.data : NULL;
     double *kl = buf_f64(&d->losses), *ce = kl + rows;
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
-    if (d->temperature != 1) kernel_scale(logits, rows * vocab, (float)(1 / d->temperature));
-    knowledge_target(&d->rows, &d->f, d->temperature, d->base + first, rows, reference, &target);
+    knowledge_target(&d->rows, &d->as, d->temperature, d->base + first, rows, reference, &target);
     kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
     kernel_argmax(top, logits, rows, vocab);
     if (reference) kernel_argmax(reference_top, reference, rows, vocab);
@@ -162,7 +180,7 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
 /* ---- sequences ---------------------------------------------------------------------------------------------------------------- */
 
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) {
-    int rc = knowledge_decode(&d->rows, &d->f, b, e);
+    int rc = knowledge_decode(&d->rows, &d->as, b, e);
     size_t whole = rc ? 0 : knowledge_whole_seqs(&d->rows);
     const uint32_t *lengths = d->rows.lengths;
     d->base = 0;
@@ -174,7 +192,7 @@ int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) 
         rc = model_infer(d->m, d->tape, &in, NULL, NULL, compare_block, d, e);
         d->base += positions;
     }
-    if (!rc) knowledge_drop(&d->rows, &d->f, whole);
+    if (!rc) knowledge_drop(&d->rows, &d->as, whole);
     return rc;
 }
 
@@ -230,18 +248,27 @@ static bool put_percentiles(cJSON *o, const char *key, const struct buf *values)
 }
 
 static bool put_kl(cJSON *o, const struct divergence *d) {
-    if (d->f.encoding == KNOW_SAMPLE) return put_mean(o, "cross_entropy", &d->cross);
-    return put_mean(o, "kld", &d->kld) && put_percentiles(o, "kld", &d->klds) &&
+    bool tempered = d->temperature != 1;
+    if (d->f.encoding == KNOW_SAMPLE)
+        return put_mean(o, tempered ? "tempered_cross_entropy" : "cross_entropy", &d->cross);
+    const char *key = !is_top(d) ? "kld" : tempered ? "tempered_kld_lower_bound" : "kld_lower_bound";
+    return put_mean(o, key, &d->kld) && put_percentiles(o, key, &d->klds) &&
            put_share(o, "same_top", d->same_top, d->positions);
 }
 
-/* Of positions whose label the reference has a probability for. */
+static bool put_bounds(cJSON *o, const struct divergence *d) {
+    return put_perplexity(o, "perplexity_reference_lower_bound", &d->nll_reference) &&
+           put_mean(o, "ln_ratio_upper_bound", &d->ln_ratio) && put_mean(o, "delta_p_lower_bound", &d->delta_p) &&
+           put_mean(o, "delta_p_upper_bound", &d->delta_p_most);
+}
+
 static bool put_labels(cJSON *o, const struct divergence *d) {
-    bool sample = d->f.encoding == KNOW_SAMPLE;
-    if (!sample && !json_put_u64(o, "labels_known", d->nll.n)) return false;
+    if (!json_put_u64(o, "labels", d->nll.n)) return false;
+    if (d->f.encoding != KNOW_SAMPLE && !json_put_u64(o, "labels_known", d->labels_known)) return false;
     if (!d->nll.n) return true;
     if (!put_perplexity(o, "perplexity", &d->nll)) return false;
-    if (sample) return true;
+    if (!judges_labels(d)) return true;
+    if (is_top(d)) return put_bounds(o, d);
     double spread = sqrt(d->nll.m2 * d->nll_reference.m2), rms = sqrt(d->delta_p2.mean);
     return put_perplexity(o, "perplexity_reference", &d->nll_reference) && put_mean(o, "ln_ratio", &d->ln_ratio) &&
            (spread <= 0 || json_put_f64(o, "ln_correlation", d->co / spread)) && put_mean(o, "delta_p", &d->delta_p) &&
@@ -255,8 +282,7 @@ cJSON *divergence_json(struct divergence *d, struct err *e) {
     if (o && json_put_str(o, "metric", "divergence") &&
         json_put_str(o, "reference", knowledge_encoding_text(&d->f, encoding, sizeof encoding)) &&
         json_put_str(o, "tail", tails[d->f.encoding]) && json_put_f64(o, "temperature", d->temperature) &&
-        json_put_u64(o, "positions", d->positions) && put_kl(o, d) && json_put_u64(o, "labels", d->labels) &&
-        put_labels(o, d))
+        json_put_u64(o, "positions", d->positions) && put_kl(o, d) && put_labels(o, d))
         return o;
     cJSON_Delete(o);
     err_nomem(e, "results");

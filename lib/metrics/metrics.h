@@ -65,23 +65,39 @@ void perplexity_free(struct perplexity *p);
 /* ---- divergence from a reference ------------------------------------------------------------------------------------------ */
 
 /*
- * KL(reference || model) and its company over every position of a knowledge stream, as llama.cpp's --kl-divergence reports
- * them: mean, error and percentiles of the divergence (kld) and of p(label) by the model minus by the reference (delta_p),
- * how often both find the same token most probable (same_top), both perplexities and the mean of the ln of their ratio.
- * Errors are of the mean, sqrt(var / (n - 1)), for the ratio with the covariance of the two.
+ * KL(reference || model) and related metrics over every position of a knowledge stream, as llama.cpp's
+ * --kl-divergence reports them: mean, error and percentiles of the divergence (kld) and of p(label) by the model
+ * minus by the reference (delta_p), how often both find the same token most probable (same_top), both perplexities
+ * and the mean of the ln of their ratio. Errors are of the mean, sqrt(var / (n - 1)), for the ratio with the
+ * covariance of the two.
  *
- * What of sparse knowledge ("tail" in the result):
- *   topk    kld takes the entries, normalised, for the reference: never 0, not even for the teacher itself
- *   ghost   kld takes the rest as one pseudo-token on both sides: a lower bound of the whole distribution's
- *   sample  no kld and no company: the cross-entropy of the reference to the model, which draws estimate without bias
- * From topk and ghost, perplexities and delta_p are of the positions whose label is among the entries ("labels_known").
+ * A key means the same for every encoding. What an encoding does not determine is bounded under a key that says so,
+ * or absent:
  *
- * Dense knowledge is compared at temperature 1, the others at the temperature that they were made at.
- * Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
+ *                          dense   topk, ghost               sample
+ *   perplexity             of all labels, of the model at temperature 1: the same for all
+ *   same_top               yes     yes: the first entry      -
+ *   kld, percentiles       yes     kld_lower_bound           -
+ *   cross_entropy          -       -                         -sum p ln q, unbiased: kld plus the reference's entropy
+ *   perplexity_reference   yes     ..._lower_bound           -
+ *   ln_ratio               yes     ..._upper_bound           -
+ *   ln_correlation         yes     -                         -
+ *   delta_p                yes     ..._lower_, _upper_bound  -
+ *   delta_p percentiles, rms  yes  -                         -
+ *   labels_known           all     labels among the entries  -
+ *
+ * topk and ghost are the same bytes, and are judged alike: the tokens outside the entries count as one token on both
+ * sides, which can only lower a divergence, at each position; a label outside the entries has at most the probability
+ * of the least entry, and at most the rest. Bounds hold to the rounding of the entries (f16: 0.4% of a probability of
+ * 1e-5).
+ *
+ * Dense knowledge is compared at temperature 1, the others at the temperature that they were made at. Where that is
+ * not 1, the keys are tempered_kld_lower_bound and tempered_cross_entropy, and what needs the reference's p(label) at
+ * temperature 1 is absent. Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
-/* ERR_DATA when the format has no knowledge or another vocabulary's size; whether it is the same vocabulary, the caller
- * has asked model_check_vocab. */
+/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit); whether it is the same
+ * vocabulary, the caller has asked model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;

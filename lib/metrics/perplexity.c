@@ -253,8 +253,8 @@ static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bo
 static int check_tokens(const struct perplexity *p, const struct batch *b, struct err *e) {
     const uint32_t *tokens = batch_tokens(b);
     for (uint64_t i = 0; i < b->head.n_positions; i++)
-        if (tokens[i] >= p->m->config.vocab_size)
-            return err_set(e, ERR_DATA, "token %u is outside the vocabulary of %u", tokens[i], p->m->config.vocab_size);
+        if (tokens[i] >= model_n_tokens(p->m))
+            return err_set(e, ERR_DATA, "token %u is outside the vocabulary of %u", tokens[i], model_n_tokens(p->m));
     return 0;
 }
 

@@ -222,6 +222,19 @@ uint64_t model_parameters(const struct model_config *c) {
     return total;
 }
 
+char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]) {
+    static const struct {
+        double unit;
+        char letter;
+    } units[] = {{1e12, 'T'}, {1e9, 'B'}, {1e6, 'M'}, {1e3, 'K'}};
+    size_t i = 0;
+    while (i + 1 < COUNT_OF(units) && (double)parameters <= units[i].unit) i++;
+    double v = (double)parameters / units[i].unit;
+    int decimals = rint(v) >= 10 ? 0 : rint(v) >= 1 ? 1 : 2; /* gguf-py's model_weight_count_rounded_notation */
+    snprintf(out, MODEL_SIZE_LABEL, "%.*f%c", decimals, v, units[i].letter);
+    return out;
+}
+
 void model_inv_freq(const struct model_config *c, double *inv_freq) {
     for (uint32_t i = 0; i < c->head_dim / 2; i++) {
         double f = pow(c->rope_theta, -2.0 * i / c->head_dim);

@@ -223,7 +223,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->progress = progress;
     g->ctx = ctx;
     g->position_bytes = kernel_array_bytes(model_precision(m), kv_width(&m->config, m->config.n_layers));
-    int rc = sampler_init(&g->sampler, how, m->config.vocab_size, e);
+    int rc = sampler_init(&g->sampler, how, model_n_tokens(m), e);
     if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
     if (rc)
         model_generator_free(g);
@@ -232,21 +232,22 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     return rc;
 }
 
-static int check_prompt(const struct model_config *c, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
+static int check_prompt(const struct model *m, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
+    const struct model_config *c = &m->config;
     if (n == 0) return err_set(e, ERR_DATA, "sequence %llu has an empty prompt", (unsigned long long)seq);
     if (n > c->context)
         return err_set(e, ERR_DATA,
                        "sequence %llu has %zu positions, the model's context is %u (tokenize --context %u)",
                        (unsigned long long)seq, n, c->context, c->context);
     for (size_t i = 0; i < n; i++)
-        if (prompt[i] >= c->vocab_size)
+        if (prompt[i] >= model_n_tokens(m))
             return err_set(e, ERR_DATA, "token %u at position %zu of sequence %llu is outside the vocabulary of %u",
-                           prompt[i], i, (unsigned long long)seq, c->vocab_size);
+                           prompt[i], i, (unsigned long long)seq, model_n_tokens(m));
     return 0;
 }
 
 int model_generator_add(struct model_generator *g, uint64_t seq, const uint32_t *prompt, size_t n, struct err *e) {
-    int rc = check_prompt(&g->m->config, seq, prompt, n, e);
+    int rc = check_prompt(g->m, seq, prompt, n, e);
     struct sequence *s = rc ? NULL : mem_zalloc(sizeof *s, e);
     if (!s) return e->code;
     s->number = seq;

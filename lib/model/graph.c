@@ -81,9 +81,9 @@ static int check_input(const struct model *m, const struct model_input *in, stru
                            "sequence %zu has %u positions, the model's context is %u (tokenize --context %u)", s, n,
                            m->config.context, m->config.context);
         for (uint32_t i = 0; i < n; i++, at++)
-            if (in->tokens[at] >= m->config.vocab_size)
+            if (in->tokens[at] >= model_n_tokens(m))
                 return err_set(e, ERR_DATA, "token %u at position %u of sequence %zu is outside the vocabulary of %u",
-                               in->tokens[at], i, s, m->config.vocab_size);
+                               in->tokens[at], i, s, model_n_tokens(m));
     }
     if (at != in->n_positions || at == 0)
         return err_set(e, ERR_DATA, "the sequences have %zu positions, the batch %zu", at, in->n_positions);
@@ -176,10 +176,17 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
+/* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
+ * matrix is held (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient,
+ * which model_enable_grad zeroed. */
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t) {
     struct model_param *p = model_param(m, m->config.tied ? ROLE_EMBED : ROLE_HEAD, 0);
-    if (p->panels.data) return grad_leaf_packed(t, &p->panels);
-    return grad_parameter(t, p->value, p->grad, &p->grad_begun, p->desc.dims[0], p->desc.dims[1]);
+    if (p->panels.data) {
+        struct kernel_panels tokens = p->panels;
+        tokens.n = model_n_tokens(m);
+        return grad_leaf_packed(t, &tokens);
+    }
+    return grad_parameter(t, p->value, p->grad, &p->grad_begun, model_n_tokens(m), p->desc.dims[1]);
 }
 
 /* Who looks at logits, as grad_head's loss: of a tape that does not record nothing is learned. */

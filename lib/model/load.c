@@ -146,6 +146,10 @@ enum dtype model_precision(const struct model *m) {
     return m->hold == HOLD_F32 ? DT_F32 : DT_BF16;
 }
 
+uint32_t model_n_tokens(const struct model *m) {
+    return m->vocab ? m->vocab->n_unpadded : m->config.vocab_size;
+}
+
 int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) {
     struct model_head head = {0};
     struct model_tensors tensors;
@@ -235,10 +239,14 @@ static int save_param(const struct model_param *p, struct stream_writer *w, enum
                       struct err *e) {
     struct tensor_desc d = p->desc;
     d.dtype = dtype;
-    if (dtype == DT_F32) return stream_write_tensor(w, &d, NULL, p->value, e);
+    if (dtype == DT_F32) {
+        uint64_t bad = tensor_first_nonfinite(DT_F32, p->value, p->n);
+        if (bad == p->n) return stream_write_tensor(w, &d, NULL, p->value, e);
+        return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d.name, (unsigned long long)bad);
+    }
     scratch->len = 0;
     int rc = buf_reserve(scratch, tensor_bytes(&d), e);
-    if (!rc) rc = tensor_from_f32(dtype, p->value, scratch->data, p->n, NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(dtype, p->value, scratch->data, p->n, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", d.name);
     return stream_write_tensor(w, &d, NULL, scratch->data, e);
 }
@@ -269,8 +277,9 @@ int model_check_vocab(const struct model *m, const cJSON *meta, const char *what
             return err_set(e, ERR_DATA,
                            "model and %s disagree: vocabulary %s against %.64s (tokenize with this model's vocabulary)",
                            what, ours, theirs);
+        if (size >= model_n_tokens(m)) return 0; /* one vocabulary: the sizes differ by padding at most */
     }
-    if (size != m->config.vocab_size)
+    if (size != m->config.vocab_size && size != model_n_tokens(m))
         return err_set(e, ERR_DATA, "model and %s disagree: %u tokens in the vocabulary against %llu", what,
                        m->config.vocab_size, (unsigned long long)size);
     return 0;

@@ -40,9 +40,10 @@ struct model_layer {
 
 struct model_config {
     enum model_arch arch;
-    uint32_t n_layers, hidden, head_dim, vocab_size;
-    uint32_t context; /* positions the model was trained for */
-    bool tied;        /* head.weight is embed.weight */
+    uint32_t n_layers, hidden, head_dim;
+    uint32_t vocab_size; /* rows of embedding and head, padding included: see model_n_tokens */
+    uint32_t context;    /* positions the model was trained for */
+    bool tied;           /* head.weight is embed.weight */
     bool qkv_bias;
     float norm_eps;
     double rope_theta;
@@ -59,8 +60,29 @@ int model_config_copy(struct model_config *to, const struct model_config *from, 
                       struct err *e) MUST_CHECK;
 int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
 uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
+/* "135M", "1.2B": what GGUF calls general.size_label, at least two digits. Returns out. */
+#define MODEL_SIZE_LABEL 16
+char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]);
 /* Frequencies [head_dim / 2] of the rotary embedding with its scaling applied. */
 void model_inv_freq(const struct model_config *c, double *inv_freq);
+
+/* ---- what other programs can load (target.c) ---- */
+
+/* What export writes for: transformers (safetensors) and llama.cpp (gguf). */
+enum model_target { TARGET_TRANSFORMERS, TARGET_LLAMA_CPP, TARGET_COUNT };
+/* ERR_DATA when the program refuses a model of this shape, with the condition that does not hold. Export asks before it
+ * writes; model_shape_warnings tells whoever asks for the shape. */
+int model_target_check(enum model_target t, const struct model_config *c, struct err *e) MUST_CHECK;
+/* The largest block of a quantized type that divides a row: 256 (k-quants), 32 (q4_0 to q8_0), or 1: none does. */
+uint32_t model_row_block(uint64_t row);
+/*
+ * Calls `warn` with a line for each program that will not load `c`, and for each kind of row that quantize cannot store as
+ * asked. `before`: the model that `c` was made from, NULL for a new one; only what was better there is said. old_layer
+ * [c->n_layers]: the numbers of c's layers in `before`; NULL: the same.
+ */
+typedef void model_warn_fn(void *ctx, const char *message);
+void model_shape_warnings(const struct model_config *before, const uint32_t *old_layer, const struct model_config *c,
+                          model_warn_fn *warn, void *ctx);
 
 /* ---- roles ------------------------------------------------------------------------------------------------------------------- */
 
@@ -167,6 +189,10 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
 /* The precision that inference with this model has: DT_BF16 when its weights are packed (products of integers stand
  * among those of bf16), else DT_F32. For grad_tape_new. */
 enum dtype model_precision(const struct model *m);
+/* Tokens that it reads and predicts, and so the columns of its logits: those of its vocabulary. Rows of the embedding
+ * and the head beyond them are padding (Qwen2.5 has 152064 or 151936 rows for 151665 tokens) and in no softmax.
+ * Without a vocabulary, nothing tells: all rows. */
+uint32_t model_n_tokens(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
                struct err *e) MUST_CHECK;
@@ -176,7 +202,9 @@ struct model_param *model_param(const struct model *m, enum model_role role, uin
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized ones in f32: say
  * what you want with quantize). Of a model held in f32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
-/* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." unless both name the same vocabulary. `meta` is of a tokens or knowledge stream. */
+/* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." when both name a vocabulary and not the same, or when
+ * one names none and the sizes differ. `meta` is of a tokens or knowledge stream. The same vocabulary may come with
+ * other padding. */
 int model_check_vocab(const struct model *m, const cJSON *meta, const char *what, struct err *e) MUST_CHECK;
 
 /* ---- forward ------------------------------------------------------------------------------------------------------------------------------- */
@@ -202,15 +230,16 @@ const char *model_point_name(enum model_point p); /* "attn_in" */
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
-/* The graph up to the normalised hidden states [n_positions][hidden]; NULL on failure (grad_error). Refuses token ids outside the
- * vocabulary and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
+/* The graph up to the normalised hidden states [n_positions][hidden]; NULL on failure (grad_error). Refuses token ids
+ * from model_n_tokens up and sequences longer than the context with ERR_DATA. With a recording tape it is the
+ * training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
-/* The head's weight as a leaf of the tape (embed.weight when tied), for grad_head. */
+/* The head's weight as a leaf of the tape (embed.weight when tied), for grad_head: [model_n_tokens][hidden]. */
 struct grad_var *model_head_leaf(struct model *m, struct grad_tape *t);
 
-/* Inference: hidden states, then logits in blocks of positions through `fn` (rows [first, first + rows) of [vocab]); logits may be
- * overwritten. Memory: activations of the batch and one block. */
+/* Inference: hidden states, then logits in blocks of positions through `fn` (rows [first, first + rows) of [vocab],
+ * model_n_tokens); logits may be overwritten. Memory: activations of the batch and one block. */
 typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;

@@ -1,35 +1,32 @@
 /* What stays: layers, widths and tokens, decided from options and statistics before anything is written. */
 #include "lib/prune/prune_internal.h"
 
+#include <math.h>
+
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
-int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e) {
-    size_t len = strlen(text);
-    char number[32];
-    double percent;
-    uint64_t n;
-    *out = (struct prune_amount){0};
-    if (len && len < sizeof number && text[len - 1] == '%') {
-        memcpy(number, text, len - 1);
-        number[len - 1] = 0;
-        if (!parse_f64(number, &percent) || !(percent > 0 && percent <= 100))
-            return err_set(e, ERR_USAGE, "'%.32s': expected more than 0%% and at most 100%%", text);
-        out->share = percent / 100;
-        return 0;
-    }
-    if (!parse_u64(text, &n) || n > MODEL_MAX_DIM)
-        return err_set(e, ERR_USAGE, "'%.32s' is neither a number nor a percentage", text);
-    out->n = (uint32_t)n;
-    return 0;
+/* How many of `total` that is; shares to the nearest whole number, at least 1. */
+static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
+    if (a->share == 0) return a->n ? a->n : total;
+    uint32_t n = (uint32_t)(a->share * total + 0.5);
+    return n < 1 ? 1 : n < total ? n : total;
 }
 
-/* How many of `total` that is; shares to the nearest multiple of `unit`, at least one unit, at most all. 100% is all. */
-static uint32_t amount_of(const struct prune_amount *a, uint32_t total, uint32_t unit) {
-    if (a->share == 0) return a->n ? a->n : total;
-    if (a->share == 1) return total;
-    uint32_t n = (uint32_t)(a->share * total / unit + 0.5) * unit;
-    if (n < unit) n = unit;
-    return n < total ? n : total;
+/*
+ * The same for a width that becomes the length of rows. Quantized types come in blocks of 256 (k-quants) or 32, so a
+ * share is rounded to the nearest multiple of 256 if that moves it by at most an eighth of the width, else to one of 32
+ * if that moves it by at most a quarter. A share below 100% never rounds to all.
+ */
+static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
+    static const struct { uint32_t block, most; /* moves by at most total / most */ } units[] = {{256, 8}, {32, 4}};
+    if (a->share == 0 || a->share == 1) return amount_of(a, total);
+    double exact = a->share * total;
+    for (size_t i = 0; i < COUNT_OF(units); i++) {
+        uint32_t block = units[i].block, n = (uint32_t)(exact / block + 0.5) * block;
+        if (n >= total) n = (total - 1) / block * block;
+        if (n && fabs(n - exact) <= (double)total / units[i].most) return n;
+    }
+    return amount_of(a, total);
 }
 
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
@@ -37,7 +34,7 @@ static uint32_t amount_of(const struct prune_amount *a, uint32_t total, uint32_t
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
-    uint32_t keep = amount_of(&p->o->layers, n, 1);
+    uint32_t keep = amount_of(&p->o->layers, n);
     if (keep == n) return 0;
     if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
     if (!p->o->stats)
@@ -93,7 +90,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
 static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
-        uint32_t ffn = amount_of(&p->o->ffn, l->ffn, 32), groups = amount_of(&p->o->kv_heads, l->n_kv_heads, 1);
+        uint32_t ffn = width_of(&p->o->ffn, l->ffn), groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
         if (ffn > l->ffn)
             return err_set(e, ERR_USAGE, "cannot prune the feed-forward width of layer %u to %u: it is %u",
                            p->old_layer[i], ffn, l->ffn);
@@ -116,7 +113,8 @@ static int take_meta(struct prune_tokens *t, const struct stream_reader *r, cons
     int rc = json_get_str(meta, "vocab", &vocab, e);
     if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
     if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
-    if (t->count && (n != t->n || strcmp(vocab, t->vocab) != 0))
+    /* Of one vocabulary the sizes differ by padding, which does not occur. */
+    if (t->count && strcmp(vocab, t->vocab) != 0)
         return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
                        vocab);
     if (t->count) return 0;
@@ -159,10 +157,16 @@ static int check_tokens(const struct prune_plan *p, const struct model_head *hea
     char ours[DIGEST_TEXT_SIZE];
     if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
     digest_text(head->vocab_digest, ours);
-    if (strcmp(ours, p->o->tokens->vocab) != 0 || p->o->tokens->n != p->from->vocab_size)
+    if (p->o->tokens && strcmp(ours, p->o->tokens->vocab) != 0)
         return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %s (tokenize with this model)",
                        ours, p->o->tokens->vocab);
     return 0;
+}
+
+/* Does this token stay, as far as the options go? */
+static bool keep_token(const struct prune_options *o, const struct vocab *v, uint32_t id) {
+    if (o->padding) return id < v->n_unpadded;
+    return id < o->tokens->n && o->tokens->count[id] >= o->vocab_min_count;
 }
 
 static int plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) {
@@ -177,7 +181,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     if (!rc && old->n_tokens != n)
         rc = err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", old->n_tokens, n);
     if (!rc) {
-        for (uint32_t i = 0; i < n; i++) keep[i] = p->o->tokens->count[i] >= p->o->vocab_min_count;
+        for (uint32_t i = 0; i < n; i++) keep[i] = keep_token(p->o, old, i);
         rc = vocab_prune(&pruned, old, keep, map, e);
     }
     if (!rc) rc = vocab_pack(pruned, &p->vocab, e);
@@ -203,8 +207,26 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
     if (!rc) rc = plan_layers(p, e);
     if (!rc) rc = plan_widths(p, e);
-    if (!rc && o->tokens) rc = plan_vocab(p, head, e);
+    if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     return rc ? rc : model_config_check(&p->to, e);
+}
+
+/* A share that is no whole number of blocks: of the first layer. */
+static void warn_share(const struct prune_plan *p, const char *what, const struct prune_amount *a, uint32_t n,
+                       uint32_t total) {
+    char text[128];
+    if (a->share == 0 || fabs(a->share * total - n) < 1e-6 * total) return;
+    snprintf(text, sizeof text, "%g%% of %u %s: %u stay, %.1f%%", 100 * a->share, total, what, n, 100.0 * n / total);
+    p->o->warn(p->o->warn_ctx, text);
+}
+
+void prune_plan_warn(const struct prune_plan *p) {
+    if (!p->o->warn) return;
+    const struct model_layer *now = &p->to.layers[0], *was = &p->from->layers[p->old_layer[0]];
+    warn_share(p, "layers", &p->o->layers, p->to.n_layers, p->from->n_layers);
+    warn_share(p, "feed-forward channels", &p->o->ffn, now->ffn, was->ffn);
+    warn_share(p, "key/value heads", &p->o->kv_heads, now->n_kv_heads, was->n_kv_heads);
+    model_shape_warnings(p->from, p->old_layer, &p->to, p->o->warn, p->o->warn_ctx);
 }
 
 void prune_plan_release(struct prune_plan *p) {

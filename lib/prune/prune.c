@@ -18,7 +18,7 @@ static int write_values(struct pass *p, struct tensor_desc *d, const float *x, s
     if (d->dtype == DT_F32) return stream_write_tensor(p->out, d, NULL, x, e);
     p->packed.len = 0;
     int rc = buf_reserve(&p->packed, tensor_bytes(d), e);
-    if (!rc) rc = tensor_from_f32(d->dtype, x, p->packed.data, tensor_elems(d), NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(d->dtype, x, p->packed.data, tensor_elems(d), NULL, e);
     return rc ? err_prefix(e, "tensor '%s'", d->name) : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
@@ -116,7 +116,9 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     int rc = model_head_read(in, &head, &item, e);
     if (!rc) rc = prune_plan_make(&p.plan, &head, o, e);
     const struct buf *vocab = p.plan.vocab.len ? &p.plan.vocab : &head.vocab;
+    if (!rc) prune_plan_warn(&p.plan);
     if (!rc) rc = fill_report(report, &p.plan, e);
+    if (!rc) rc = prune_rename(head.meta, report->parameters_before, report->parameters_after, e);
     if (!rc) rc = model_head_write(out, &p.plan.to, vocab->data, vocab->len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, prune_tensor, &p, e);
     for (int r = 0; r < ROLE_COUNT; r++) {

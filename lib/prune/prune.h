@@ -39,16 +39,16 @@ struct prune_options {
     struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
-    struct prune_amount ffn; /* feed-forward channels that stay in each layer; a share is rounded to a multiple of 32 */
+    struct prune_amount ffn; /* feed-forward channels that stay in each layer; shares become multiples of 256 or 32 */
     struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
-    const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone */
+    const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
+    bool padding;                      /* ... rows of embedding and head behind the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
     const struct stats *stats;
+    model_warn_fn *warn; /* told, before anything is written, what the new shape will mean; may be NULL */
+    void *warn_ctx;
 };
-/* "20" or "67%"; "0" is all. ERR_USAGE. */
-int prune_amount_parse(const char *text, struct prune_amount *out, struct err *e) MUST_CHECK;
-
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
     uint64_t parameters_before, parameters_after, zeros;

@@ -20,6 +20,11 @@ struct prune_plan {
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
+/* What options->warn should hear: what shares came to, and what the shape will mean. */
+void prune_plan_warn(const struct prune_plan *p);
+
+/* META's general.name and .finetune (name.c): another size, and that it is pruned. */
+int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_after, struct err *e) MUST_CHECK;
 
 /* The indices of the `best` highest of n scores, ascending, into out; of equals the earlier. Scratch memory comes from `a`. */
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,

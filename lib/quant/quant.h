@@ -23,6 +23,7 @@ const struct quant_type *quant_type_at(size_t i);
 struct quant_options {
     const struct quant_type *type;
     bool strict;               /* refuse instead of falling back */
+    bool grow;                 /* let what is quantized already take more bits */
     const struct stats *stats; /* importance, or NULL */
     unsigned head_type;        /* dtype of the output matrix (the tied embedding), 0: as the type says */
     unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
@@ -30,6 +31,8 @@ struct quant_options {
 
 /* The type meant for a tensor: norms and biases stay f32. */
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s);
+/* Does an option of its own name that type, head_type or embed_type? */
+bool quant_is_named(const struct quant_options *o, const struct model_config *c, struct model_slot s);
 /* The type that its rows can have: `wanted`, or where the row is no whole number of blocks, as llama.cpp falls back
  * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; and where 32 does not divide it either, F16). */
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
@@ -37,6 +40,7 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
 struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
+    bool fell_back; /* the row is no whole number of `wanted`'s blocks */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */
 };
@@ -48,7 +52,11 @@ struct quant_totals {
 
 /* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. With strict, a tensor that would
  * fall back is ERR_DATA before anything is written. A weight that the type cannot hold is ERR_DATA when it is met. `report`
- * (may be NULL) sees each tensor. */
+ * (may be NULL) sees each tensor.
+ *
+ * A tensor that is quantized already gets no more bits than it has, unless o->grow: nothing is won by it. Where a
+ * mixture alone would raise it, it stays as it is; else ERR_USAGE when it is met. To f32, f16 and bf16 it may go: that
+ * undoes the storage, and is what was asked for. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 

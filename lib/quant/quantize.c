@@ -32,16 +32,6 @@ struct rows_job {
     struct err *failed; /* one a piece; code 0: fine */
 };
 
-/* f16 ends at 65504: beyond it a weight would become an infinity without a word. */
-static int quantize_row(const struct rows_job *j, const float *x, unsigned char *y, struct err *e) {
-    int rc = tensor_from_f32(j->to, x, y, j->cols, j->importance, e);
-    if (rc) return rc;
-    uint64_t bad = tensor_first_nonfinite(j->to, y, j->cols);
-    if (bad == j->cols) return 0;
-    return err_set(e, ERR_DATA, "element %llu, %g, does not fit in %s", (unsigned long long)bad, (double)x[bad],
-                   dtype_info(j->to)->name);
-}
-
 static void quantize_piece(void *ctx, size_t i, int thread) {
     struct rows_job *j = ctx;
     uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
@@ -49,7 +39,7 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     for (uint64_t r = first; r < first + n; r++) {
         const float *x = j->x + r * j->cols;
         unsigned char *y = j->y + r * j->row_bytes;
-        if (quantize_row(j, x, y, &j->failed[i])) {
+        if (tensor_from_f32_checked(j->to, x, y, j->cols, j->importance, &j->failed[i])) {
             err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
             return;
         }
@@ -119,15 +109,38 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     return stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
+static double bits_of(enum dtype t) {
+    return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
+}
+
+/* Chooses t->to. */
+static int choose_type(const struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
+                       struct err *e) {
+    const struct quant_options *o = p->o;
+    t->wanted = quant_wanted(o, p->config, s);
+    t->to = quant_fallback(t->wanted, cols);
+    t->fell_back = t->to != t->wanted;
+    bool both = dtype_info(t->from)->is_quantized && dtype_info(t->to)->is_quantized;
+    if (o->grow || !both || bits_of(t->to) <= bits_of(t->from)) return 0;
+    enum dtype plain = quant_is_named(o, p->config, s) ? t->to : quant_fallback(o->type->base, cols);
+    if (bits_of(plain) > bits_of(t->from)) /* not for the mixture's sake alone */
+        return err_set(e, ERR_USAGE,
+                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and win nothing (quantize the "
+                       "original, or --force)",
+                       t->name, dtype_info(t->from)->name, bits_of(t->from), dtype_info(t->to)->name, bits_of(t->to));
+    t->to = t->from;
+    t->fell_back = false;
+    return 0;
+}
+
 static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
                            const void *data, struct err *e) {
     (void)attrs;
     struct pass *p = ctx;
     struct tensor_desc d = *from;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
-    t.wanted = quant_wanted(p->o, p->config, s);
-    t.to = quant_fallback(t.wanted, tensor_row_elems(from));
-    int rc;
+    int rc = choose_type(p, s, tensor_row_elems(from), &t, e);
+    if (rc) return rc;
     if (t.to == from->dtype) /* already there: a second rounding would only lose */
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
@@ -137,7 +150,7 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
     p->totals->elems += t.elems;
     p->totals->bytes += t.bytes;
     p->totals->bytes_before += tensor_bytes(from);
-    p->totals->fell_back += t.to != t.wanted;
+    p->totals->fell_back += t.fell_back;
     return p->report ? p->report(p->ctx, &t, e) : 0;
 }
 

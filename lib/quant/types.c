@@ -38,11 +38,18 @@ static bool more_bits(uint32_t i, uint32_t n) {
     return i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
 }
 
+static bool is_output(const struct model_config *c, struct model_slot s) {
+    return s.role == ROLE_HEAD || (s.role == ROLE_EMBED && c->tied);
+}
+
+bool quant_is_named(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
+    return is_output(c, s) ? o->head_type != 0 : s.role == ROLE_EMBED && o->embed_type != 0;
+}
+
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     const struct quant_type *t = o->type;
     if (!model_role_is_matrix(s.role)) return DT_F32;
-    bool is_output = s.role == ROLE_HEAD || (s.role == ROLE_EMBED && c->tied);
-    if (is_output) return o->head_type ? (enum dtype)o->head_type : t->mixture ? DT_Q6_K : t->base;
+    if (is_output(c, s)) return o->head_type ? (enum dtype)o->head_type : t->mixture ? DT_Q6_K : t->base;
     if (s.role == ROLE_EMBED && o->embed_type) return (enum dtype)o->embed_type;
     if (t->mixture && (s.role == ROLE_V || s.role == ROLE_DOWN) && more_bits(s.layer, c->n_layers)) return DT_Q6_K;
     return t->base;

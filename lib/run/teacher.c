@@ -181,7 +181,7 @@ int run_teacher_infer(struct run_teacher *t, struct run_data *tokens, double inv
     const struct model_config *config = &run_teacher_model(t)->config;
     bool more = true;
     t->format = tokens->format;
-    t->format.vocab_size = config->vocab_size;
+    t->format.vocab_size = model_n_tokens(run_teacher_model(t));
     t->inv_temperature = inv_temperature;
     t->ready = ready;
     t->ctx = ctx;

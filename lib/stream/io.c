@@ -2,9 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
@@ -12,20 +10,11 @@ enum {
     PEEK_BYTES = 4096,        /* the least that a buffer holds */
     SKIM_BYTES = 4096,        /* read after a seek: a record header and a small payload */
     DIRECT_BYTES = 128 << 10, /* from here on data goes around the buffer */
-    ONE_CALL_BYTES = 1 << 30,
 };
 
 /* Best effort: a full pipe costs a context switch, and 64 KiB (the default) are full sixteen times as often. */
 static void enlarge_pipe(int fd, const struct stat *st) {
     if (S_ISFIFO(st->st_mode)) (void)fcntl(fd, F_SETPIPE_SZ, BUFFER_BYTES);
-}
-
-/* A descriptor shared with ssh or a terminal may be non-blocking. */
-static bool wait_for(int fd, short events) {
-    if (errno == EINTR) return true;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
-    struct pollfd p = {.fd = fd, .events = events};
-    return poll(&p, 1, -1) >= 0 || errno == EINTR;
 }
 
 /* ---- input ------------------------------------------------------------------------------------------------------- */
@@ -54,10 +43,9 @@ void input_close(struct input *in) {
 
 /* One read call's worth; 0 at the end. */
 static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
-    ssize_t r = 0;
-    if (n > ONE_CALL_BYTES) n = ONE_CALL_BYTES;
-    while (!in->ended && (r = read(in->fd, dst, n)) < 0)
-        if (!wait_for(in->fd, POLLIN)) return err_sys(e, errno, "cannot read");
+    ssize_t r = in->ended ? 0 : fd_read(in->fd, dst, n);
+    *got = 0;
+    if (r < 0) return err_sys(e, errno, "cannot read");
     if (r == 0) in->ended = true;
     *got = (size_t)r;
     return 0;
@@ -157,21 +145,7 @@ void output_close(struct output *out) {
 
 /* What is buffered and then n bytes more, in as few calls as the kernel allows. */
 static int write_all(struct output *out, const unsigned char *data, size_t n, struct err *e) {
-    struct iovec v[2] = {{out->buf, out->len}, {(void *)data, n}};
-    while (v[0].iov_len + v[1].iov_len > 0) {
-        bool skip = v[0].iov_len == 0;
-        ssize_t w = writev(out->fd, v + skip, 2 - skip);
-        if (w < 0) {
-            if (!wait_for(out->fd, POLLOUT)) return err_sys(e, errno, "cannot write");
-            continue;
-        }
-        for (size_t i = 0, left = (size_t)w; i < 2; i++) {
-            size_t used = left < v[i].iov_len ? left : v[i].iov_len;
-            v[i].iov_base = (unsigned char *)v[i].iov_base + used;
-            v[i].iov_len -= used;
-            left -= used;
-        }
-    }
+    if (!fd_write2(out->fd, out->buf, out->len, data, n)) return err_sys(e, errno, "cannot write");
     out->len = 0;
     return 0;
 }

@@ -35,6 +35,7 @@ struct stream_map {
     struct map_key *keys;       /* [n], sorted */
     size_t n;
     struct stream_totals totals;
+    bool has_digest; /* in totals */
     struct codecs codecs;
 };
 
@@ -167,6 +168,7 @@ static int scan(struct stream_map *m, struct err *e) {
         if (code) break;
     }
     stream_reader_totals(r, &m->totals);
+    m->has_digest = true;
     stream_reader_free(r);
     if (!code && m->totals.segments > 1)
         code = err_set(e, ERR_DATA, "%s: has %" PRIu64 " segments, a file to be mapped has one", m->name,
@@ -197,8 +199,13 @@ static int locate(struct stream_map *m, enum stream_kind expect, struct err *e) 
     if (ends.segment_bytes < m->size)
         return err_set(e, ERR_DATA, "%s: has several segments, a file to be mapped has one", m->name);
     if (!ends.index_offset && ends.tensors) return scan(m, e);
-    m->totals = (struct stream_totals){ends.digest,  m->size,      ends.raw_bytes, ends.records,
-                                       ends.tensors, ends.batches, ends.positions, 1};
+    m->totals = (struct stream_totals){.bytes = m->size,
+                                       .raw_bytes = ends.raw_bytes,
+                                       .records = ends.records,
+                                       .tensors = ends.tensors,
+                                       .batches = ends.batches,
+                                       .positions = ends.positions,
+                                       .segments = 1};
     return ends.index_offset ? read_index(m, ends.index_offset, e) : 0;
 }
 
@@ -427,6 +434,27 @@ size_t stream_map_count(const struct stream_map *m) {
 const cJSON *stream_map_prov(struct stream_map *m) {
     return m->prov;
 }
-void stream_map_totals(const struct stream_map *m, struct stream_totals *out) {
+
+/* What the index leaves out, too, and the end record at its place. */
+static int digest_content(struct stream_map *m, struct digest_state *content, struct err *e) {
+    struct wire_record r = {.tag = TAG_META};
+    unsigned char p[WIRE_CONTENT_BYTES];
+    for (uint64_t at = WIRE_HEAD_BYTES; r.tag != TAG_ENDS; at = after(at, &r)) {
+        if (record_at(m, at, &r, e)) return fail_at(m, at, e);
+        if (!wire_is_content(r.tag)) continue;
+        wire_record_content(p, &r);
+        digest_update(content, p, sizeof p);
+    }
+    m->totals.digest = digest_get(content);
+    m->has_digest = true;
+    return 0;
+}
+
+int stream_map_totals(struct stream_map *m, struct stream_totals *out, struct err *e) {
+    struct digest_state *content = m->has_digest ? NULL : digest_new(e);
+    if (!m->has_digest && !content) return e->code;
+    int rc = content ? digest_content(m, content, e) : 0;
+    digest_free(content);
     *out = m->totals;
+    return rc;
 }

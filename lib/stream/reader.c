@@ -325,7 +325,7 @@ static int next_record(struct stream_reader *r, struct stream_item *item, struct
         segment_count(&r->seg, &r->rec);
         if (tag != TAG_ENDS) continue;
         r->between = true;
-        totals_add(&r->totals, &r->seg, digest_get(r->seg.digest));
+        totals_add(&r->totals, &r->seg);
     }
     return 0;
 }

@@ -87,9 +87,14 @@ int segment_begin(struct segment *s, const struct wire_head *head, struct err *e
     nameset_clear(&next.batch_names);
     next.index.len = next.strided.len = 0;
     digest_free(s->digest);
-    s->digest = NULL;
+    digest_free(s->content);
+    s->digest = s->content = NULL;
     next.digest = digest_new(e);
-    if (!next.digest) return e->code;
+    next.content = next.digest ? digest_new(e) : NULL;
+    if (!next.content) {
+        digest_free(next.digest);
+        return e->code;
+    }
     digest_hash(next.digest, head->hash);
     *s = next;
     return 0;
@@ -97,6 +102,7 @@ int segment_begin(struct segment *s, const struct wire_head *head, struct err *e
 
 void segment_release(struct segment *s) {
     digest_free(s->digest);
+    digest_free(s->content);
     nameset_release(&s->names);
     nameset_release(&s->batch_names);
     buf_release(&s->index);
@@ -273,6 +279,10 @@ void segment_count(struct segment *s, const struct wire_record *r) {
     s->records++;
     s->bytes += WIRE_RECORD_BYTES + r->stored + wire_padding(r->stored);
     if (r->tag != TAG_ENDS) digest_hash(s->digest, r->hash);
+    if (!wire_is_content(r->tag)) return;
+    unsigned char p[WIRE_CONTENT_BYTES];
+    wire_record_content(p, r);
+    digest_update(s->content, p, sizeof p);
 }
 
 void segment_summary(const struct segment *s, uint64_t index_offset, struct wire_ends *out) {
@@ -300,8 +310,9 @@ void totals_release(struct totals *t) {
     t->digests = NULL;
 }
 
-void totals_add(struct totals *t, const struct segment *s, struct digest digest) {
+void totals_add(struct totals *t, const struct segment *s) {
     struct stream_totals *sum = &t->sum;
+    struct digest digest = digest_get(s->content);
     unsigned char p[16];
     wire_u64_encode(p, digest.lo);
     wire_u64_encode(p + 8, digest.hi);

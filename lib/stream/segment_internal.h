@@ -21,8 +21,9 @@ struct segment {
     bool has_vocab, has_index;
     uint64_t records, bytes; /* so far, the head included in bytes */
     uint64_t raw_bytes, tensors, batches, positions, provs;
-    uint64_t numbered; /* tensors outside batches */
-    struct digest_state *digest;
+    uint64_t numbered;            /* tensors outside batches */
+    struct digest_state *digest;  /* of all records: the end record's */
+    struct digest_state *content; /* of what wire_is_content */
     struct nameset names, batch_names;
 
     struct stream_batch batch; /* the latest */
@@ -41,12 +42,11 @@ struct segment {
 /* Sums over the segments of a stream. */
 struct totals {
     struct stream_totals sum;
-    struct digest_state *digests; /* over the segments' digests */
+    struct digest_state *digests; /* over the segments' content digests */
 };
 int totals_init(struct totals *t, struct err *e) MUST_CHECK;
 void totals_release(struct totals *t);
-/* After the end record was counted; `digest` is what it carries. */
-void totals_add(struct totals *t, const struct segment *s, struct digest digest);
+void totals_add(struct totals *t, const struct segment *s); /* after the end record was counted */
 
 /* Begins a segment whose head was read or written; forgets the one before. */
 int segment_begin(struct segment *s, const struct wire_head *head, struct err *e) MUST_CHECK;

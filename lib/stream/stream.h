@@ -64,7 +64,7 @@ struct stream_write_options {
     size_t chunk_bytes;      /* 0: 1 MiB. A whole tensor stored raw is one chunk whatever its size, for mmap */
 };
 struct stream_totals {
-    struct digest digest; /* identifies the content: a hash over all record headers, which hash the payloads */
+    struct digest digest; /* identifies the content, provenance left out: see formats/rill.md */
     uint64_t bytes, raw_bytes, records, tensors, batches, positions, segments;
 };
 
@@ -158,7 +158,7 @@ const cJSON *stream_reader_meta(const struct stream_reader *r);     /* of the cu
 enum stream_kind stream_reader_kind(const struct stream_reader *r); /* likewise */
 /* All provenance entries met so far, each once, oldest first: an array owned by the reader. */
 const cJSON *stream_reader_prov(const struct stream_reader *r);
-/* After ITEM_EOF: digest (of the one segment, or over the segments' digests) and totals. */
+/* After ITEM_EOF: digest (of the one segment, or over the segments' content digests) and totals. */
 void stream_reader_totals(const struct stream_reader *r, struct stream_totals *out);
 void stream_reader_free(struct stream_reader *r); /* NULL is fine */
 
@@ -208,8 +208,9 @@ int stream_map_entry(struct stream_map *m, size_t i, struct stream_map_entry *ou
 long stream_map_find(const struct stream_map *m, const char *name);
 /* Verified data: *data points into the mapping where the tensor is stored raw in one chunk, else into `scratch`. */
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) MUST_CHECK;
-const cJSON *stream_map_prov(struct stream_map *m);                            /* array, owned by m */
-void stream_map_totals(const struct stream_map *m, struct stream_totals *out); /* from the end record */
+const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
+/* From the end record; the digest from the headers of all records, which are walked at the first call. */
+int stream_map_totals(struct stream_map *m, struct stream_totals *out, struct err *e) MUST_CHECK;
 void stream_map_free(struct stream_map *m);
 
 /* ---- copying: what cat does -------------------------------------------------------------------------------------- */

@@ -155,6 +155,17 @@ void wire_record_encode(unsigned char out[WIRE_RECORD_BYTES], struct wire_record
     put64(out + 56, r->hash);
 }
 
+void wire_record_content(unsigned char out[WIRE_CONTENT_BYTES], const struct wire_record *r) {
+    put32(out, r->tag);
+    put64(out + 4, r->stored);
+    put64(out + 12, r->raw);
+    put64(out + 20, r->raw_offset);
+    put32(out + 28, r->tensor);
+    put16(out + 32, r->codec);
+    put16(out + 34, r->flags);
+    put64(out + 36, r->payload_hash);
+}
+
 int wire_record_decode(const unsigned char p[WIRE_RECORD_BYTES], struct wire_record *r, struct err *e) {
     *r = (struct wire_record){
         .tag = get32(p + 4),

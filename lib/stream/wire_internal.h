@@ -95,6 +95,12 @@ void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h);
 /* Foreign formats and text are told apart in the message. `n` bytes were there to read. */
 int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, struct err *e) MUST_CHECK;
 void wire_record_encode(unsigned char out[WIRE_RECORD_BYTES], struct wire_record *r);
+/* What the content digest covers of a record: all of its header but the number in the segment. */
+#define WIRE_CONTENT_BYTES 44
+void wire_record_content(unsigned char out[WIRE_CONTENT_BYTES], const struct wire_record *r);
+static inline bool wire_is_content(uint32_t tag) {
+    return tag != TAG_PROV && tag != TAG_INDX && tag != TAG_ENDS;
+}
 int wire_record_decode(const unsigned char p[WIRE_RECORD_BYTES], struct wire_record *r, struct err *e) MUST_CHECK;
 int wire_tens_encode(struct buf *out, const struct wire_tens *t, struct err *e) MUST_CHECK;
 int wire_tens_decode(const unsigned char *p, size_t n, struct wire_tens *t, struct err *e) MUST_CHECK;

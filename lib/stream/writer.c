@@ -76,7 +76,7 @@ static int end_segment(struct stream_writer *w, struct err *e) {
     segment_summary(&w->seg, index_offset, &ends);
     wire_ends_encode(p, &ends);
     if (put_plain(w, TAG_ENDS, 0, p, sizeof p, e)) return e->code;
-    totals_add(&w->totals, &w->seg, ends.digest);
+    totals_add(&w->totals, &w->seg);
     w->began = false;
     return 0;
 }

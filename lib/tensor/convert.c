@@ -295,3 +295,12 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
             if (at[k] >= 0 && bits_all_set(p + at[k], 2, f16_mask)) return i;
     return n;
 }
+
+int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
+                            struct err *e) {
+    int rc = tensor_from_f32(dtype, src, dst, n, importance, e);
+    const struct dtype_info *type = dtype_info(dtype);
+    uint64_t bad = rc || !(type->is_float || type->is_quantized) ? n : tensor_first_nonfinite(dtype, dst, n);
+    if (rc || bad == n) return rc;
+    return err_set(e, ERR_DATA, "element %" PRIu64 ", %g, does not fit in %s", bad, (double)src[bad], type->name);
+}

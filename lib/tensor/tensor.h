@@ -117,6 +117,13 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
                     struct err *e) MUST_CHECK;
 
 /*
+ * The same for what is kept: ERR_DATA too when a result is not finite, because the value was not, or is beyond the
+ * type's range (f16 ends at 65504, bf16 rounds up to infinity just below the end of f32). Names the element.
+ */
+int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
+                            struct err *e) MUST_CHECK;
+
+/*
  * Quantized types as integers and scales, for products of integers. An element of group g = i / form.group is
  *
  *     d scales[g] (codes[i] - offset)             a type without minima

@@ -121,6 +121,8 @@ struct merge {
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {
     uint32_t n_tokens, n_merges;
+    /* OUT: tokens without the TOKEN_UNUSED ones at the end, what models of one tokenizer have in common; at least 1. */
+    uint32_t n_unpadded;
     struct token *tokens;
     struct merge *merges; /* in order of rank, best first */
     enum text_kind kind;

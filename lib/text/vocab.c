@@ -25,6 +25,12 @@ static int check_role(const struct vocab *v, const char *role, uint32_t id, stru
     return err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", role, id, v->n_tokens);
 }
 
+static uint32_t count_unpadded(const struct vocab *v) {
+    uint32_t n = v->n_tokens;
+    while (n && (v->tokens[n - 1].flags & TOKEN_UNUSED)) n--;
+    return n;
+}
+
 static int check_spec(const struct vocab *v, struct err *e) {
     int rc = steps_check(v, e);
     if (rc) return rc;
@@ -33,6 +39,7 @@ static int check_spec(const struct vocab *v, struct err *e) {
     if (v->n_merges > TEXT_MAX_MERGES)
         return err_set(e, ERR_DATA, "%u merges, expected at most %u", v->n_merges, TEXT_MAX_MERGES);
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) rc = check_token(&v->tokens[id], id, e);
+    if (!rc && !count_unpadded(v)) rc = err_set(e, ERR_DATA, "none of the %u tokens has a piece", v->n_tokens);
     if (!rc) rc = check_role(v, "bos", v->bos, e);
     if (!rc) rc = check_role(v, "eos", v->eos, e);
     if (!rc) rc = check_role(v, "pad", v->pad, e);
@@ -87,6 +94,7 @@ static int copy_spec(struct vocab *v, const struct vocab *spec, struct err *e) {
     *v = *spec;
     v->memory = (struct arena){0};
     v->index = NULL;
+    v->n_unpadded = count_unpadded(spec);
     int rc = copy_tokens(v, spec->tokens, e);
     if (!rc) rc = copy_ends(v, spec, e);
     if (!rc) rc = steps_copy(v, spec, e);
@@ -113,8 +121,7 @@ static void digest_u32(struct digest_state *s, uint32_t x) {
 int vocab_identify(struct vocab *v, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
-    uint32_t n = v->n_tokens;
-    while (n && (v->tokens[n - 1].flags & TOKEN_UNUSED)) n--;
+    uint32_t n = count_unpadded(v);
     digest_u32(s, v->pre);
     digest_u32(s, (v->nfc ? 1u : 0u) | (v->ignore_merges ? 2u : 0u));
     bool merges = v->kind == TEXT_BYTE_BPE; /* of the other kinds one file lists merges, another one scores */

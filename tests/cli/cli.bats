@@ -131,9 +131,10 @@ fx() { rill fixture -q "$@"; }
 }
 
 @test "a signal leaves neither the file nor a temporary one" {
-    for sig in INT TERM HUP; do
-        # a background job of this shell ignores INT: env gives it back
-        env --default-signal=INT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
+    ulimit -c 0
+    for sig in INT TERM HUP QUIT USR1 USR2 ALRM VTALRM PROF XCPU PIPE IO BUS ABRT RTMIN; do
+        # a background job of this shell ignores INT and QUIT: env gives them back
+        env --default-signal=INT,QUIT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
         local pid=$!
         while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
         kill -$sig $pid
@@ -142,6 +143,31 @@ fx() { rill fixture -q "$@"; }
         assert_equal "$code" $((128 + $(kill -l $sig)))
         assert_no_file a.rill
     done
+}
+
+@test "a program may be told of a signal instead, end in order, and still die of it" {
+    for sig in INT TERM; do
+        env --default-signal=INT rill-fixture --catch-signals --steps 1000 --delay 20 -o a.rill 2>err &
+        local pid=$!
+        while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+        kill -USR1 $pid
+        while ! grep -q 'SIGUSR1 has come' err; do sleep 0.02; done
+        kill -$sig $pid
+        code=0
+        wait $pid || code=$?
+        assert_equal "$code" $((128 + $(kill -l $sig)))
+        grep -qx "rill fixture: stopped by signal $(kill -l $sig)" err
+        assert_no_file a.rill
+    done
+    # the second one does not wait
+    env --default-signal=INT rill-fixture -q --catch-signals --steps 2 --delay 20000 -o a.rill &
+    pid=$!
+    while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+    for _ in 1 2 3; do kill -INT $pid 2>/dev/null || true; sleep 0.1; done
+    code=0
+    wait $pid || code=$?
+    assert_equal "$code" 130
+    assert_no_file a.rill
 }
 
 @test "a program that fails tells the next one why" {
@@ -258,7 +284,7 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
 
 @test "--report and -o name two files" {
     check_exit 2 rill fixture -o x --report x
-    assert_stderr_line '--report and --output name the same file, x'
+    assert_stderr_line '--output and --report name the same file, x'
     assert_no_file x
 }
 

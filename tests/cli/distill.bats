@@ -11,7 +11,7 @@ setup() {
 train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs "${epochs:-6}" "$@"; }
 
 @test "the student learns, and the log says so" {
-    epochs=60 train --log log.tsv --report report.json corpus.kd.rill >trained
+    epochs=60 train --log log.tsv --report report.json dense.kd.rill >trained
     head -1 log.tsv | grep -qx "$(printf 'step\tkl\tce\tlr\tgrad_norm\ttokens')"
     awk -F'\t' 'NR == 2 { first = $2 } END { if (!(NR > 20 && $2 < first / 2)) { print first, $2; exit 1 } }' log.tsv
     awk -F'\t' 'NR > 1 && ($1 != NR - 1 || NF != 6) { exit 1 }' log.tsv
@@ -63,36 +63,262 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     assert_stderr_line "run.rill: the checkpoint was made with optimizer-state bf16, this run has f32"
 }
 
-@test "a resumed run ends in the same bytes" {
-    train --log log.tsv corpus.kd.rill >whole
-    steps=$(tail -1 log.tsv | cut -f1)
-    for every in 1 $((steps / 2)) $((steps - 1)); do
-        train --checkpoint run.rill --checkpoint-every "$every" corpus.kd.rill >with
-        assert_same whole with
-        train --resume run.rill --log again.tsv corpus.kd.rill >resumed
-        assert_same whole resumed
-    done
-    # of the last resumed run, which had one step to go
-    assert_equal "$(tail -1 again.tsv)" "$(tail -1 log.tsv)"
+# A run of 400 steps, some tenths of a second, that gets a signal when its log has some lines. It may have got further
+# then, or even to its end: what is asked of it holds wherever it was.
+LONG="-q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs 1000 --steps 400"
+# shellcheck disable=SC2086
+long() { rill distill $LONG "$@" corpus.kd.rill; }
+kill_at() { # LINES SIGNAL ARGUMENTS...: the exit code is in $code. env, because a shell's background jobs ignore INT
+    local lines=$1 signal=$2
+    shift 2
+    # shellcheck disable=SC2086
+    env --default-signal=INT "$RILL_BIN/rill-distill" $LONG "$@" corpus.kd.rill >killed 2>err &
+    until [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    kill -"$signal" $! 2>/dev/null || true
+    code=0
+    wait $! || code=$?
 }
 
-@test "a checkpoint serves the run that it is of" {
-    train --checkpoint run.rill --checkpoint-every 2 corpus.kd.rill >whole
-    check_exit 3 rill distill -m student.rill --batch-tokens 32 --micro-tokens 16 --epochs 6 --resume run.rill corpus.kd.rill
-    assert_stderr_line "run.rill: the checkpoint was made with lr 0.01, this run has 0.0001"
+@test "a run that is killed again and again ends in the same bytes, and so does its log" {
+    long --log whole.tsv >whole
+    kill_at 20 KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7
+    rill check -q run.rill
+    for lines in 60 140 250; do
+        kill_at $lines KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7 --resume run.rill
+        rill check -q run.rill
+    done
+    long -j 1 --log log.tsv --resume run.rill >resumed
+    assert_same whole resumed
+    assert_same whole.tsv log.tsv
+    long --log log.tsv --resume run.rill >again # the checkpoint is what it was: cut off and written once more
+    assert_same whole again
+    assert_same whole.tsv log.tsv
+}
+
+@test "SIGTERM and SIGINT keep the state and are what the program dies of" {
+    long --log whole.tsv >whole
+    for signal in TERM INT; do
+        rm -f run.rill log.tsv
+        kill_at 30 $signal --log log.tsv --checkpoint run.rill --checkpoint-every 1000000 -o killed.rill
+        if [ "$code" -ne 0 ]; then # it may have come to its end
+            assert_equal "$code" $((128 + $(kill -l $signal)))
+            assert_no_file killed.rill run.rill.tmp
+            grep -Eq '^rill distill: stopped \((Terminated|Interrupt)\) after step [0-9]+ of 400: --resume run.rill goes on$' err
+            [ "$(wc -l <err)" -eq 1 ]
+        fi
+        rill check -q run.rill
+        steps=$(tail -1 log.tsv | cut -f1)
+        long --log log.tsv --resume run.rill --report report.json >resumed
+        assert_json report.json resumed_after_step "$steps"
+        assert_same whole resumed
+        assert_same whole.tsv log.tsv
+        rm -f killed.rill
+    done
+}
+
+@test "SIGTERM is heeded when it ends the writer of the data too" {
+    long() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --steps 8 "$@"; }
+    cat corpus.kd.rill corpus.kd.rill >twice
+    long <twice >whole
+    mkfifo data
+    "$RILL_BIN/rill-distill" -q --no-provenance -m student.rill --batch-tokens 32 --steps 8 --checkpoint run.rill \
+        --checkpoint-every 1 --log log.tsv data >killed 2>err &
+    {
+        cut_file twice $(($(file_size corpus.kd.rill) + 100))
+        until [ -s run.rill ]; do sleep 0.01; done
+        kill -TERM $!
+    } >data
+    code=0
+    wait $! || code=$?
+    assert_equal "$code" 143
+    grep -q '^rill distill: stopped (Terminated) after step [1-7] of 8' err
+    # once it has been read, the old checkpoint is held by nobody: its disk space goes when it is replaced
+    "$RILL_BIN/rill-distill" -q --no-provenance -m student.rill --batch-tokens 32 --steps 8 --checkpoint run.rill \
+        --checkpoint-every 1 --resume run.rill --log log.tsv --report report.json data >resumed &
+    {
+        cut_file twice $(($(file_size corpus.kd.rill) + 100))
+        until ls -l /proc/$!/fd | grep -q 'log.tsv$'; do sleep 0.01; done
+        # shellcheck disable=SC2010
+        if ls -l /proc/$!/fd | grep -Eq 'run.rill( \(deleted\))?$'; then touch held; fi
+        tail -c +$(($(file_size corpus.kd.rill) + 101)) twice
+    } >data
+    wait $!
+    assert_no_file held
+    assert_same whole resumed
+}
+
+@test "SIGUSR1 keeps the state, and the run goes on" {
+    long >whole
+    mkfifo log
+    { # reading the log is what the run waits for
+        head -20 >/dev/null
+        kill -USR1 "$(cat pid)"
+        head -60 >/dev/null
+        [ -e run.rill ] && touch kept
+        cat >/dev/null
+    } <log &
+    # shellcheck disable=SC2086
+    (exec bash -c 'echo $$ >pid; exec "$@"' - "$RILL_BIN/rill-distill" $LONG \
+        --checkpoint run.rill --checkpoint-every 1000000 --log log corpus.kd.rill >asked)
+    wait
+    [ -e kept ]
+    assert_same whole asked
+}
+
+@test "the end is kept too, and a run that has no step left to take gives its model" {
+    train --log log.tsv --report first.json --checkpoint run.rill --checkpoint-every 1000 corpus.kd.rill >whole
+    cp log.tsv whole.tsv
+    train --log log.tsv --report second.json --resume run.rill corpus.kd.rill >resumed
+    assert_same whole resumed
+    assert_same whole.tsv log.tsv
+    for key in steps positions teacher_ce ce loss; do
+        assert_equal "$(grep -oE "\"$key\":[^,]*" first.json | tail -1)" "$(grep -oE "\"$key\":[^,]*" second.json | tail -1)"
+    done
+}
+
+# Steps of an epoch: six epochs are three times this many.
+steps_of() { tail -1 "$1" | cut -f1; }
+
+@test "a longer run goes on with its own schedule, and its recipe makes it from the beginning" {
+    local lr=0.01
+    d() { rill distill -m student.rill --batch-tokens 32 --micro-tokens 16 --lr $lr "$@" corpus.kd.rill; }
+    d -q --epochs 3 --log log.tsv --checkpoint run.rill >short.rill
+    n=$(steps_of log.tsv)
+    check_exit 0 d --epochs 6 --log log.tsv --checkpoint run.rill --resume run.rill -o long.rill
+    assert_stderr_line "run.rill: after step $n of $n the schedule is one of $((2 * n)) steps, *lr 0.01 to 0.001: the learning rate goes from 0.001 to 0.00*"
+    assert_equal "$(steps_of log.tsv)" $((2 * n))
+    # from there on the rate is that of a run of six epochs
+    d -q --epochs 6 --log straight.tsv >straight.rill
+    assert_equal "$(tail -n "$n" log.tsv | cut -f1,4)" "$(tail -n "$n" straight.tsv | cut -f1,4)"
+    assert_differ long.rill straight.rill
+    rill recipe long.rill >Makefile
+    grep -q -- "--schedule=$n:steps=$n,warmup=" Makefile
+    grep -q run.rill Makefile && fail "the recipe needs the checkpoint: $(cat Makefile)"
+    # once more, and with another peak
+    lr=0.003
+    check_exit 0 d --epochs 8 --log log.tsv --resume run.rill -o longer.rill
+    for file in long.rill longer.rill; do
+        rm -rf again && mkdir again && cp student.rill corpus.kd.rill again
+        rill recipe "$file" >again/Makefile
+        make -s -C again -o student.rill -o corpus.kd.rill "$file"
+        assert_same "$file" "again/$file"
+    done
+    assert_equal "$(grep -o -- '--schedule=' again/Makefile | wc -l)" 2
+}
+
+@test "a resumed run leaves no trace in its model" {
+    d() { rill distill -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs 1000 --steps 400 "$@" corpus.kd.rill; }
+    d -o out.rill
+    mv out.rill whole.rill
+    "$RILL_BIN/rill-distill" -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs 1000 --steps 400 \
+        --checkpoint run.rill --checkpoint-every 5 corpus.kd.rill -o killed.rill &
+    until [ -s run.rill ]; do sleep 0.01; done
+    kill -KILL $!
+    wait $! || true
+    d --resume run.rill -o out.rill
+    assert_same whole.rill out.rill # with its provenance
+}
+
+@test "what the bytes depend on may not change, the schedule may" {
+    train --checkpoint run.rill corpus.kd.rill >whole
+    for option in "--weight-decay 0" "--clip 2" "--beta1 0.8" "--beta2 0.9" "--eps 1e-7" "--loss kl --loss ce" \
+        "--optimizer-state bf16"; do
+        # shellcheck disable=SC2086
+        check_exit 3 train $option --resume run.rill corpus.kd.rill
+        assert_stderr_line "run.rill: the checkpoint was made with *, this run has *"
+    done
+    check_exit 3 rill distill -m student.rill --batch-tokens 32 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with micro-tokens 16, this run has 1024"
+    check_exit 3 rill distill -m student.rill --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with batch-tokens 32, this run has 8192"
+    rill init -q --layers 1 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 --seed 5 model.rill >other.rill
+    check_exit 3 rill distill -m other.rill --batch-tokens 32 --micro-tokens 16 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with student xxh3:*, this run has xxh3:*"
+    check_exit 3 train --resume run.rill dense.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with encoding sample:50, this run has dense"
+    rill logit-dump -q --encode sample:50 --seed 1 dense.kd.rill >drawn.kd.rill
+    epochs=7 check_exit 3 train --resume run.rill drawn.kd.rill
+    assert_stderr_line "*this is not the data of the checkpoint*"
     check_exit 3 train --resume student.rill corpus.kd.rill
     cut_file run.rill 5000 >cut.rill
     check_exit 3 train --resume cut.rill corpus.kd.rill -o out
     assert_no_file out
+    check_exit 2 train --steps 5 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint is at step *, this run has 5"
+    epochs=2 check_exit 2 train --steps 100 --resume run.rill corpus.kd.rill
+    assert_stderr_line "the checkpoint is in epoch 6, this run has 2"
+    check_exit_in 2 corpus.kd.rill train --resume -
+    assert_stderr_line "standard input is asked for twice*"
+    train --resume - corpus.kd.rill <run.rill >resumed
+    assert_same whole resumed
+}
+
+@test "data that has grown since is noticed" {
+    rill cat -q --merge a.tok.rill b.tok.rill >more.tok.rill
+    t() { rill distill -q --no-provenance -m student.rill --batch-tokens 1000000 --micro-tokens 16 "$@"; }
+    t --checkpoint run.rill --epochs 1 a.tok.rill >short # one step, and a short one
+    check_exit 3 t --resume run.rill --steps 5 --epochs 5 more.tok.rill
+    assert_stderr_line "*the data has grown: it ended after * sequences when it was read before"
+    t --resume run.rill --steps 5 --epochs 5 a.tok.rill >long
+}
+
+@test "the log of another run is left alone" {
+    train --log log.tsv --checkpoint run.rill corpus.kd.rill >whole
+    rill distill -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.02 --epochs 6 --log other.tsv corpus.kd.rill >other
+    head -5 log.tsv >early.tsv
+    sed "s/step/STEP/" log.tsv >named.tsv
+    epochs=7
+    for log in other early named; do
+        cp $log.tsv before.tsv
+        check_exit 3 train --log $log.tsv --resume run.rill corpus.kd.rill
+        assert_same before.tsv $log.tsv
+    done
+    assert_stderr_line "named.tsv is not the log of a distillation like this"
+    { cat log.tsv && printf '31\t0.1'; } >torn.tsv # as a run that is killed may leave it
+    train --log torn.tsv --resume run.rill corpus.kd.rill >one
+    train --log log.tsv --resume run.rill corpus.kd.rill >two
+    assert_same one two
+    assert_same log.tsv torn.tsv
+    train --log new.tsv --resume run.rill corpus.kd.rill >one # none yet: it begins here
+    assert_equal "$(sed 1d new.tsv)" "$(tail -n +$(($(wc -l <log.tsv) - $(wc -l <new.tsv) + 2)) log.tsv)"
+}
+
+@test "a phase of the schedule is spelled one way" {
+    for phase in 3 x:steps=3,warmup=0,lr=1,lr-min=1 3:steps=3 3:steps=3,warmup=0,lr=1 \
+        3:steps=3,warmup=0,lr=1,lr-min=1,lr=1 3:steps=3,warmup=0,lr=11,lr-min=1 3:steps=3,warmup=0,lr=1,lr-min=1,x=1 \
+        0:steps=3,warmup=0,lr=1,lr-min=1 3:steps=3,warmup=4,lr=1,lr-min=1 99:steps=3,warmup=0,lr=1,lr-min=1; do
+        check_exit 2 train --steps 9 --schedule $phase corpus.kd.rill
+        assert_stderr_line "*"
+    done
+    # a phase that says what holds anyway changes nothing
+    train --steps 9 --warmup 2 --lr-min 0.001 --log a.tsv corpus.kd.rill >a
+    train --steps 9 --warmup 2 --lr-min 0.001 --log b.tsv --schedule 5:steps=9,warmup=2,lr=0.01,lr-min=0.001 corpus.kd.rill >b
+    assert_same a b
+    assert_same a.tsv b.tsv
 }
 
 @test "plain tokens are trained on their labels" {
     train --log log.tsv tokens.rill >a
     train --loss ce tokens.rill >b
     assert_same a b
-    awk -F'\t' 'NR > 1 && ($2 != 0 || $3 == 0) { exit 1 }' log.tsv
+    head -1 log.tsv | grep -qx "$(printf 'step\tce\tlr\tgrad_norm\ttokens')" # no teacher, no kl
+    awk -F'\t' 'NR > 1 && (NF != 5 || $2 == 0) { exit 1 }' log.tsv
     check_exit 3 train --loss kl tokens.rill
     assert_stderr_line "*kl needs a teacher*"
+}
+
+@test "log and report name the teacher's term by its encoding; ce is the same for all" {
+    for pair in dense=kl topk:5=kl_truncated ghost:5=kl_lower_bound sample:9=teacher_ce; do
+        encoding=${pair%=*} name=${pair#*=}
+        rill teacher-infer -q --encode "$encoding" -m teacher.rill tokens.rill -o k.rill --force
+        rill distill -q -m student.rill --steps 1 --batch-tokens 100000 --log log.tsv --report report.json --force \
+            k.rill >/dev/null
+        assert_equal "$(head -1 log.tsv | cut -f 2)" "$name"
+        assert_equal "$(grep -oE '"(kl|kl_truncated|kl_lower_bound|teacher_ce)":' report.json)" "\"$name\":"
+        tail -1 log.tsv | cut -f 2,3 >>values
+    done
+    awk -F'\t' 'NR == 1 { kl = $1; ce = $2 } $1 < 0 || $2 != ce || (NR == 3 && $1 > kl + 1e-3) { bad = 1 }
+        END { exit bad || NR != 4 }' values
 }
 
 @test "losses add up, and are spelled one way" {

@@ -107,12 +107,32 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     rill logit-dump -q --encode ghost:5 dense.kd.rill >ghost.rill
     ev -m student.rill --reference ghost.rill >ghost
     grep -q '"tail":"one pseudo-token' ghost
-    holds "$(number kld ghost) < $(number kld student) + 1e-4"
+    holds "$(number kld_lower_bound ghost) < $(number kld student) + 1e-4"
     rill logit-dump -q --encode topk:5 dense.kd.rill | ev -m student.rill --reference - >topk
-    grep -q '"tail":"dropped' topk
+    grep -q '"tail":"one pseudo-token' topk
     ev -m student.rill --reference corpus.kd.rill >sample
     grep -q '"tail":"draws' sample
-    if grep -q '"kld"' sample; then fail "a divergence from draws"; fi
+    for f in ghost topk sample; do
+        if grep -q '"kld"' $f; then fail "a divergence from $f"; fi
+        if grep -q '"perplexity_reference"' $f; then fail "the reference's perplexity from $f"; fi
+        holds "($(number perplexity $f) / $(number perplexity student) - 1) ^ 2 < 1e-10" # of all labels
+    done
+    # the same bytes say the same
+    assert_equal "$(sed 's/topk/ghost/' topk)" "$(cat ghost)"
+}
+
+@test "what is of another temperature is not called the same" {
+    for e in ghost:5 sample:9; do
+        for t in 1 2; do
+            rill logit-dump -q --encode $e --temperature $t dense.kd.rill | ev -m student.rill --reference - >$t.$e
+        done
+        assert_json 2.$e temperature 2
+        assert_equal "$(number perplexity 1.$e)" "$(number perplexity 2.$e)"
+        grep -qE '"(tempered_kld_lower_bound|tempered_cross_entropy)":' 2.$e
+        if grep -qE '"(kld_lower_bound|cross_entropy|delta_p_lower_bound|perplexity_reference_lower_bound)":' 2.$e; then
+            fail "a number at temperature 2 under the name of one at 1"
+        fi
+    done
 }
 
 @test "tasks print a line each, and a mean when there are several of a kind" {

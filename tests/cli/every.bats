@@ -15,6 +15,7 @@ for_each() {
     local name from arguments
     while read -r name from arguments; do
         case $name in '' | '#'*) continue ;; esac
+        case $arguments in *'!folder') continue ;; esac
         arguments=${arguments%'!slow'}
         command -v "rill-$name" >/dev/null || continue
         [ "$from" != - ] || from=/dev/null

@@ -53,6 +53,9 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     check_exit 0 rill check -q corpus.kd.rill
     check_exit 0 rill import -q teacher.gguf -o back.rill
     [[ $(cat teacher.q8_0.eval.json) == *'"perplexity":'[1-9]* ]]
+    # make deletes nothing that it made on the way
+    check_exit 0 make -s teacher.q4_0.eval.json eval.kd.rill
+    [ -s teacher.q4_0.rill ] && [ -s eval.tok.rill ]
 }
 
 @test "models.mk knows where the model comes from" {

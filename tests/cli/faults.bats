@@ -16,3 +16,8 @@ setup() {
 @test "a rename fails" { "$ROOT/tests/faults/run" rename; }
 @test "an open fails" { "$ROOT/tests/faults/run" open; }
 @test "reads and writes in small parts change nothing" { "$ROOT/tests/faults/run" trickle; }
+
+@test "a distillation that any failure ended is resumed to the same bytes" {
+    for kind in alloc read write sync rename open; do "$ROOT/tests/faults/resume" $kind; done
+}
+@test "a distillation that was killed anywhere is resumed to the same bytes" { "$ROOT/tests/faults/resume" kill; }

@@ -101,3 +101,55 @@ setup() {
     assert_stderr_line "*disagree: vocabulary xxh3:*against xxh3:*"
     assert_no_file no.rill
 }
+
+@test "a share is a number or a percentage" {
+    check_exit 0 rill prune -q --no-provenance --sparsity 50% model.rill -o a.rill
+    check_exit 0 rill prune -q --no-provenance --sparsity 0.5 model.rill -o b.rill
+    assert_same a.rill b.rill
+    check_exit 2 rill prune --sparsity 50%% model.rill -o no.rill
+    assert_stderr_line "--sparsity: '50%%' is not a number or a percentage"
+    check_exit 2 rill prune --sparsity 100% model.rill -o no.rill
+    assert_stderr_line "--sparsity: 100% is outside of 0 to *"
+    check_exit 2 rill prune --ffn 0.5 model.rill -o no.rill
+    assert_stderr_line "--ffn: '0.5' is neither a whole number nor a percentage"
+    check_exit 2 rill prune --layers 101% --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "--layers: '101%': expected more than 0% and at most 100%"
+    assert_no_file no.rill
+}
+
+@test "what a share came to is said, and the report has the amount as it was written" {
+    check_exit 0 rill prune --ffn 60% model.rill -o a.rill --report r.json
+    assert_stderr "rill prune: 60% of 96 feed-forward channels: 64 stay, 66.7%"
+    assert_json r.json ffn '"60%"'
+}
+
+@test "a shape that another program will not load is warned of, and refused by export" {
+    rill init -q --layers 2 --hidden 64 --heads 4 --kv-heads 4 --ffn 1024 model.rill -o wide.rill
+    check_exit 0 rill prune --kv-heads 3 wide.rill -o three.rill
+    assert_stderr "rill prune: transformers will not load this, and export --to safetensors refuses it: hidden size 64 is not a multiple of 3 heads*"
+    check_exit 3 rill export --to safetensors three.rill -o three
+    assert_stderr_line "hidden size 64 is not a multiple of 3 heads, which transformers asks of a llama; GGUF can hold it (--to gguf)"
+    assert_no_file three
+    check_exit 0 rill export --to gguf three.rill -o three.gguf
+    check_exit 0 rill prune --kv-heads 2 wide.rill -o two.rill
+    check_exit 0 rill export --to safetensors two.rill -o two
+    # rows that no block divides
+    check_exit 0 rill prune --ffn 1000 wide.rill -o a.rill
+    assert_stderr "rill prune: a feed-forward width of 1000 is not a multiple of 32: * f16, whatever the type (992 or 1024 would fit, for k-quants a multiple of 256)"
+    check_exit 0 rill prune --ffn 512 wide.rill -o a.rill --force
+    assert_stderr_line "* M parameters of *"
+    check_exit 0 rill prune --ffn 60% wide.rill -o b.rill
+    check_exit 0 rill ls b.rill
+    assert_stdout '*\[512, 64\]*layers.0.ffn.gate.weight*'
+}
+
+@test "a pruned model does not go by the old name" {
+    rill export --to gguf --name "Tiny 108K Chat" model.rill -o named.gguf
+    rill import -q --no-provenance named.gguf -o named.rill
+    rill prune -q --no-provenance --ffn 64 named.rill -o small.rill
+    check_exit 0 rill show --meta small.rill
+    assert_stdout '*pruned*'
+    rill export --to gguf small.rill -o small.gguf
+    grep -aq "general.finetune" small.gguf
+    grep -aq "general.size_label" small.gguf
+}

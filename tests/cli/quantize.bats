@@ -63,3 +63,45 @@ setup() {
     assert_stderr "rill quantize: standard input: incomplete, the program that wrote it failed: *"
     assert_no_file no.rill
 }
+
+@test "what is quantized already is said, and gets no more bits without --force" {
+    rill quantize -q --type q8_0 model.rill -o q8.rill
+    rill quantize -q --type q4_1 model.rill -o q41.rill
+    check_exit 0 rill quantize --type q4_0 q8.rill -o a.rill
+    assert_stderr "rill quantize: tensors are quantized already (22 of q8_0): rounding them again loses more than quantizing the original would"
+    check_exit 2 rill quantize --type q4_k_m q41.rill -o no.rill
+    assert_stderr_line "tensor 'embed.weight' is q4_1 already, 5 bits per weight: * would take * and win nothing (quantize the original, or --force)"
+    check_exit 2 sh -c 'rill quantize --type q8_0 <q41.rill | cat >/dev/null; exit 2'
+    assert_no_file no.rill
+    check_exit 0 rill quantize --force --type q4_k_m q41.rill -o b.rill
+    assert_stderr "*(22 of q4_1)*"
+    check_exit 0 rill quantize --type f16 q41.rill -o c.rill
+    assert_stderr "rill quantize: tensors are quantized already (22 of q4_1): they stay as coarse as they are"
+    check_exit 0 rill quantize --type q4_1 q41.rill -o same.rill # nothing to do, nothing to say
+    assert_stderr_line "*bits per weight*"
+    # the recipe says it, too
+    check_exit 0 rill recipe b.rill
+    assert_stdout '*quantize*--force*'
+}
+
+@test "the GGUF says which types it has" {
+    file_type() { # the u32 that follows general.file_type's name and type
+        local at
+        at=$(grep -abo general.file_type "$1" | head -1 | cut -d: -f1)
+        od -An -tu4 -j $((at + 17 + 4)) -N 4 "$1" | tr -d ' '
+    }
+    for want in f32:0 f16:1 bf16:32 q4_0:2 q4_1:3 q5_0:8 q5_1:9 q8_0:7; do
+        rill quantize -q --force --type "${want%:*}" model.rill -o q.rill
+        rill export --force --to gguf q.rill -o q.gguf
+        assert_equal "$want" "${want%:*}:$(file_type q.gguf)"
+    done
+    rill init -q --layers 4 --hidden 64 --heads 4 --ffn 256 model.rill -o wide.rill
+    for want in q4_k:14 q4_k_m:15 q5_k:16 q6_k:18; do
+        rill quantize -q --force --type "${want%:*}" wide.rill -o q.rill
+        rill export --force --to gguf q.rill -o q.gguf
+        assert_equal "$want" "${want%:*}:$(file_type q.gguf)"
+    done
+    rill prune -q --ffn 128 q.rill -o p.rill # what was quantized is f32 again
+    rill export --to gguf p.rill -o p.gguf
+    assert_equal 0 "$(file_type p.gguf)"
+}

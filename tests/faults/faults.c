@@ -1,8 +1,9 @@
 /*
  * faults: an LD_PRELOAD library that lets the N-th call of a kind fail (the idea is SQLite's). For tests/faults/run.
  *
- *   FAULT_KIND=alloc|read|write|sync|rename|open|trickle  which calls
- *   FAULT_AT=N             the N-th call from 1 on fails; trickle: every read and write does only a part, none fails
+ *   FAULT_KIND=alloc|read|write|sync|rename|open|trickle|kill  which calls
+ *   FAULT_AT=N             the N-th call from 1 on fails; trickle: every read and write does only a part, none fails;
+ *                          kill: the process is killed before the N-th call that changes a file, a write half done
  *   FAULT_ON=1             all calls from the N-th on fail, not it alone
  *   FAULT_MARK=FILE        FILE is created when a call was made to fail
  *
@@ -14,6 +15,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <malloc.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -33,8 +35,8 @@ void *__libc_realloc(void *p, size_t size);
 void *__libc_memalign(size_t align, size_t size);
 void __libc_free(void *p);
 
-enum kind { NONE, ALLOC, READ, WRITE, SYNC, RENAME, OPEN, TRICKLE };
-static const char *const kind_name[] = {"none", "alloc", "read", "write", "sync", "rename", "open", "trickle"};
+enum kind { NONE, ALLOC, READ, WRITE, SYNC, RENAME, OPEN, TRICKLE, KILL };
+static const char *const kind_name[] = {"none", "alloc", "read", "write", "sync", "rename", "open", "trickle", "kill"};
 
 static enum kind kind = NONE;
 static bool from_then_on;
@@ -81,15 +83,32 @@ static bool is_spared(const void *caller) {
     return false;
 }
 
-static bool fails(enum kind of, const void *caller) {
-    if (kind != of || is_spared(caller)) return false;
+static void leave_mark(void) {
+    long fd = mark ? syscall(SYS_openat, AT_FDCWD, mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0644) : -1;
+    if (fd >= 0) syscall(SYS_close, fd);
+}
+
+static bool its_turn(const void *caller) {
+    if (is_spared(caller)) return false;
     unsigned long n = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
     if (n != fail_at && !(from_then_on && n > fail_at)) return false;
-    if (mark) {
-        long fd = syscall(SYS_openat, AT_FDCWD, mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
-        if (fd >= 0) syscall(SYS_close, fd);
-    }
+    leave_mark();
     return true;
+}
+
+static void die(void) {
+    kill(getpid(), SIGKILL);
+}
+
+static bool fails(enum kind of, const void *caller) {
+    if (kind == KILL && (of == SYNC || of == RENAME || of == OPEN) && its_turn(caller)) die();
+    return kind == of && its_turn(caller);
+}
+
+static void maybe_die_writing(int fd, const void *data, size_t n, const void *caller) {
+    if (kind != KILL || fd == 2 || !its_turn(caller)) return;
+    syscall(SYS_write, fd, data, n / 2);
+    die();
 }
 
 #define CALLER __builtin_return_address(0)
@@ -139,10 +158,12 @@ static size_t part_of(size_t n) {
 }
 
 EXPORT ssize_t write(int fd, const void *data, size_t n) {
+    maybe_die_writing(fd, data, n, CALLER);
     if (fd != 2 && fails(WRITE, CALLER)) return broken(ENOSPC);
     return syscall(SYS_write, fd, data, fd == 2 ? n : part_of(n));
 }
 EXPORT ssize_t writev(int fd, const struct iovec *v, int n) {
+    if (n > 0) maybe_die_writing(fd, v[0].iov_base, v[0].iov_len, CALLER);
     if (fd != 2 && fails(WRITE, CALLER)) return broken(ENOSPC);
     if (kind == TRICKLE && n > 0) return syscall(SYS_write, fd, v[0].iov_base, part_of(v[0].iov_len));
     return syscall(SYS_writev, fd, v, n);
@@ -169,6 +190,9 @@ EXPORT void *mmap(void *at, size_t n, int protection, int flags, int fd, off_t o
 EXPORT int fsync(int fd) {
     return fails(SYNC, CALLER) ? broken(EIO) : (int)syscall(SYS_fsync, fd);
 }
+EXPORT int ftruncate(int fd, off_t size) {
+    return fails(SYNC, CALLER) ? broken(EIO) : (int)syscall(SYS_ftruncate, fd, size);
+}
 EXPORT int close(int fd) {
     int rc = (int)syscall(SYS_close, fd);
     return fails(SYNC, CALLER) ? broken(EIO) : rc;
@@ -186,6 +210,23 @@ EXPORT int open(const char *path, int flags, ...) {
     va_end(ap);
     if (fails(OPEN, CALLER)) return broken(EMFILE);
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+EXPORT int openat(int folder, const char *path, int flags, ...) {
+    va_list ap;
+    va_start(ap, flags);
+    int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(ap, int) : 0;
+    va_end(ap);
+    if (fails(OPEN, CALLER)) return broken(EMFILE);
+    return (int)syscall(SYS_openat, folder, path, flags, mode);
+}
+EXPORT char *mkdtemp(char *name) {
+    static char *(*real)(char *);
+    if (fails(OPEN, CALLER)) {
+        errno = ENOSPC;
+        return NULL;
+    }
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "mkdtemp");
+    return real(name);
 }
 EXPORT int mkostemp(char *name, int flags) {
     static int (*real)(char *, int);

@@ -31,10 +31,7 @@ static inline struct model *student_new(bool tied, uint64_t seed) {
 
 static inline struct distill_options options_of(const char *loss, const struct knowledge_format *f) {
     struct err e;
-    struct distill_options o = {.lr = 0.01,
-                                .lr_min = 0.001,
-                                .warmup = 2,
-                                .steps = 8,
+    struct distill_options o = {.plan.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 8},
                                 .batch_tokens = 40,
                                 .micro_tokens = 1000,
                                 .weight_decay = 0.1,
@@ -83,7 +80,7 @@ static inline struct buf trained(int fd, const struct distill_options *o, const 
     struct buf weights = {0};
     struct model *m = student_new(true, 1);
     OK(trainer_new(&t, m, o, f, &e));
-    OK(train_on(t, fd, o->steps, &e));
+    OK(train_on(t, fd, o->plan.now.steps, &e));
     if (p) trainer_progress(t, p);
     for (size_t i = 0; i < m->n_params; i++)
         OK(buf_append(&weights, m->params[i].value, m->params[i].n * sizeof(float), &e));

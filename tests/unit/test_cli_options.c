@@ -13,7 +13,8 @@
 static bool flag, quiet;
 static const char *text, *choice, *model;
 static uint64_t count, threads;
-static double ratio;
+static double ratio, share;
+static struct cli_amount amount;
 static struct cli_list losses;
 
 static const struct cli_option own[] = {
@@ -28,6 +29,8 @@ static const struct cli_option own[] = {
      .max = 4096,
      .help = "h"},
     {.name = "ratio", .type = CLI_F64, .to = &ratio, .fallback = "0.5", .min = 0, .max = 1, .help = "h"},
+    {.name = "share", .type = CLI_SHARE, .to = &share, .fallback = "25%", .min = 0, .max = 0.9, .help = "h"},
+    {.name = "amount", .type = CLI_AMOUNT, .to = &amount, .fallback = "0", .max = 1000, .help = "h"},
     {.name = "loss", .type = CLI_LIST, .to = &losses, .fallback = "kl", .help = "h"},
     {.name = "flag", .type = CLI_FLAG, .to = &flag, .help = "h"},
     {.name = "model", .letter = 'm', .type = CLI_STRING, .to = &model, .arg = "MODEL", .help = "h"},
@@ -119,6 +122,32 @@ static void transient_values_are_not_kept(void **state) {
     expect_kept("test a");
     assert_int_equal(PARSE("--threads=2", "a"), 0);
     expect_kept("test a");
+}
+
+static void shares_and_amounts(void **state) {
+    (void)state;
+    assert_int_equal(parse((const char *const[]){NULL}), 0);
+    assert_true(share == 0.25);
+    assert_true(amount.n == 0 && amount.share == 0);
+    assert_int_equal(PARSE("--share", "0.5", "--amount", "67%"), 0);
+    assert_true(share == 0.5 && amount.n == 0 && amount.share == 0.67);
+    assert_string_equal(amount.text, "67%");
+    expect_kept("test --share 0.5 --amount 67%");
+    assert_int_equal(PARSE("--share=50%", "--amount=20"), 0);
+    assert_true(share == 0.5 && amount.n == 20 && amount.share == 0);
+    assert_int_equal(PARSE("--share=0%", "--amount=100%"), 0);
+    assert_true(share == 0 && amount.share == 1);
+    REFUSED("--share: 91% is outside of 0 to 0.90000000000000002", "--share", "91%");
+    REFUSED("--ratio: '50%' is not a number", "--ratio", "50%");
+    REFUSED("--amount: 1001 is above 1000", "--amount", "1001");
+    static const char *const bad[] = {"", "%", "x%", "5 %", "50%%", "nan%", "1e999%"};
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        assert_int_equal(PARSE("--share", bad[i]), ERR_USAGE);
+        assert_int_equal(PARSE("--amount", bad[i]), ERR_USAGE);
+    }
+    REFUSED("--amount: '0%': expected more than 0% and at most 100%", "--amount", "0%");
+    REFUSED("--amount: '101%': expected more than 0% and at most 100%", "--amount", "101%");
+    REFUSED("--amount: '0.5' is neither a whole number nor a percentage", "--amount", "0.5");
 }
 
 static void lists_replace_their_default(void **state) {
@@ -267,6 +296,7 @@ int main(void) {
         cmocka_unit_test(missing),
         cmocka_unit_test(wrong_values),
         cmocka_unit_test(required),
+        cmocka_unit_test(shares_and_amounts),
         cmocka_unit_test(nearest),
         cmocka_unit_test(text_is_waited_for),
     };

@@ -77,7 +77,11 @@ static void run_end(struct trainer *t) {
     model_free(m);
 }
 
-/* The student that the resumed run begins with has other weights: all of it comes from the checkpoint. */
+/* Weights that are lost before the restore: all of them come from the checkpoint. */
+static void spoil(struct trainer *t) {
+    for (size_t i = 0; i < t->m->n_params; i++) t->m->params[i].value[0] += 1;
+}
+
 static void check_resumed(enum dtype precision, enum dtype moments) {
     struct err e;
     struct run r;
@@ -85,16 +89,17 @@ static void check_resumed(enum dtype precision, enum dtype moments) {
     r.o.precision = precision;
     r.o.state = moments;
     struct trainer *whole = run_begin(&r, 1);
-    OK(train_to(whole, r.fd, r.o.steps, &e));
+    OK(train_to(whole, r.fd, r.o.plan.now.steps, &e));
     assert_true(whole->progress.epoch >= 1); /* the data is read more than once */
-    for (uint64_t k = 0; k <= r.o.steps; k++) {
-        struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 2);
+    for (uint64_t k = 0; k <= r.o.plan.now.steps; k++) {
+        struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 1);
         OK(train_to(first, r.fd, k, &e));
         int fd = save(first);
         run_end(first);
+        spoil(second);
         OK(restore(second, fd, &e));
-        OK(train_to(second, r.fd, r.o.steps, &e));
-        if (k < r.o.steps) assert_same_run(whole, second);
+        OK(train_to(second, r.fd, r.o.plan.now.steps, &e));
+        assert_same_run(whole, second);
         run_end(second);
         close(fd);
     }
@@ -128,21 +133,160 @@ static void saving_changes_nothing(void **state) {
     run_release(&r);
 }
 
+/* The trainer at step `step` of the fixture's run, as a checkpoint. */
+static int checkpoint_at(struct run *r, uint64_t step) {
+    struct err e;
+    struct trainer *t = run_begin(r, 1);
+    OK(train_to(t, r->fd, step, &e));
+    int fd = save(t);
+    run_end(t);
+    return fd;
+}
+
 static void other_options_are_refused(void **state) {
     (void)state;
     struct err e;
     struct run r;
     run_init(&r);
+    int fd = checkpoint_at(&r, 3);
+    r.o.weight_decay = 0.02;
     struct trainer *t = run_begin(&r, 1);
-    OK(train_to(t, r.fd, 3, &e));
-    int fd = save(t);
+    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_string_equal(e.msg, "checkpoint: the checkpoint was made with weight-decay 0.10000000000000001, this run "
+                               "has 0.02");
     run_end(t);
-    r.o.lr = 0.02;
+    r.o.weight_decay = 0.1;
+    r.f.temperature = 2;
     t = run_begin(&r, 1);
     assert_int_equal(restore(t, fd, &e), ERR_DATA);
-    assert_string_equal(e.msg, "checkpoint: the checkpoint was made with lr 0.01, this run has 0.02");
+    assert_non_null(strstr(e.msg, "data-temperature"));
     run_end(t);
     close(fd);
+    run_release(&r);
+}
+
+/* The same run, told from the beginning with the phases that the resumed one had: the same bytes. */
+static void other_schedules_go_on(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    int fd = checkpoint_at(&r, 3), fd2;
+    r.o.plan.now = (struct distill_schedule){.lr = 0.004, .lr_min = 0.002, .warmup = 0, .steps = 12};
+    struct trainer *t = run_begin(&r, 1);
+    OK(restore(t, fd, &e));
+    assert_int_equal(trainer_plan(t)->n_past, 1);
+    assert_int_equal(trainer_plan(t)->past[0].until, 3);
+    assert_true(trainer_plan(t)->past[0].schedule.lr == 0.01);
+    OK(train_to(t, r.fd, 7, &e));
+    fd2 = save(t);
+    run_end(t);
+    r.o.plan.now.steps = 10; /* once more, shorter */
+    t = run_begin(&r, 1);
+    OK(restore(t, fd2, &e));
+    assert_int_equal(trainer_plan(t)->n_past, 2);
+    OK(train_to(t, r.fd, 10, &e));
+    r.o.plan = *trainer_plan(t);
+    struct trainer *whole = run_begin(&r, 1);
+    OK(train_to(whole, r.fd, 10, &e));
+    assert_same_run(whole, t);
+    run_end(whole);
+    run_end(t);
+    r.o.plan = (struct distill_plan){.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 2}};
+    t = run_begin(&r, 1); /* fewer than it has taken */
+    assert_int_equal(restore(t, fd, &e), ERR_USAGE);
+    assert_string_equal(e.msg, "checkpoint: the checkpoint is at step 3, this run has 2");
+    run_end(t);
+    close(fd2);
+    close(fd);
+    run_release(&r);
+}
+
+static bool stop_third_time(void *ctx) {
+    return ++*(int *)ctx >= 3;
+}
+
+/* Stopped within a step, or while the data is skipped: the state is that after the last whole step. */
+static void a_stopped_step_is_not_kept(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    bool stepped;
+    int asked = 0, fd;
+    run_init(&r);
+    struct trainer *whole = run_begin(&r, 1), *t = run_begin(&r, 1);
+    OK(train_to(whole, r.fd, r.o.plan.now.steps, &e));
+    OK(train_to(t, r.fd, 1, &e));
+    fd = save(t);
+    trainer_stop_when(t, stop_third_time, &asked);
+    OK(trainer_step(t, false, &stepped, &e));
+    assert_false(stepped);
+    assert_true(asked == 3 && t->step_positions > 0);
+    struct buf before = contents(fd), after = contents(save(t));
+    assert_int_equal(before.len, after.len);
+    assert_memory_equal(before.data, after.data, after.len);
+    run_end(t);
+    t = run_begin(&r, 1);
+    fd = file_of(after.data, after.len);
+    OK(restore(t, fd, &e));
+    buf_release(&before);
+    before = contents(save(t)); /* before any data */
+    assert_int_equal(before.len, after.len);
+    assert_memory_equal(before.data, after.data, after.len);
+    OK(train_to(t, r.fd, r.o.plan.now.steps, &e));
+    assert_same_run(whole, t);
+    run_end(t);
+    run_end(whole);
+    buf_release(&before);
+    buf_release(&after);
+    close(fd);
+    run_release(&r);
+}
+
+/* A checkpoint whose last step was short, because the data ended there; then the data has grown. And data that is another one in
+ * the second epoch. */
+static void data_that_changes_is_noticed(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    struct trainer *t;
+    run_init(&r);
+    r.o.batch_tokens = 1000; /* one step takes all there is */
+    struct sample part = r.s;
+    part.n_seqs = 15;
+    part.n_positions = 0;
+    for (size_t i = 0; i < part.n_seqs; i++) part.n_positions += part.lengths[i];
+    int less, fd;
+    OK(encode_sample(&part, &r.f, 0, 100, 100, &less, &e));
+    t = run_begin(&r, 1);
+    OK(train_to(t, less, 1, &e));
+    fd = save(t);
+    run_end(t);
+    t = run_begin(&r, 1);
+    OK(restore(t, fd, &e));
+    assert_int_equal(train_on(t, r.fd, 5, &e), ERR_DATA);
+    assert_string_equal(e.msg, "the data has grown: it ended after 15 sequences when it was read before");
+    run_end(t);
+    t = run_begin(&r, 1);
+    OK(restore(t, fd, &e));
+    OK(train_to(t, less, 2, &e));
+    run_end(t);
+    close(fd);
+
+    t = run_begin(&r, 1); /* shorter the second time, and other tokens */
+    OK(train_on(t, r.fd, 2, &e));
+    assert_int_equal(train_on(t, less, 3, &e), ERR_DATA);
+    assert_string_equal(e.msg, "the data ends after 15 sequences: there were 20 when it was read before");
+    run_end(t);
+    t = run_begin(&r, 1);
+    OK(train_on(t, less, 2, &e));
+    close(less);
+    part.tokens[0] ^= 1;
+    OK(encode_sample(&part, &r.f, 0, 100, 100, &less, &e));
+    assert_int_equal(train_on(t, less, 3, &e), ERR_DATA);
+    assert_string_equal(e.msg, "the data is not what it was when it was read before");
+    run_end(t);
+    close(less);
     run_release(&r);
 }
 
@@ -159,7 +303,7 @@ static void other_data_is_refused(void **state) {
     OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
     t = run_begin(&r, 1);
     OK(restore(t, fd, &e));
-    assert_int_equal(train_on(t, other, r.o.steps, &e), ERR_DATA);
+    assert_int_equal(train_on(t, other, r.o.plan.now.steps, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "not the data of the checkpoint"));
     run_end(t);
     close(other);
@@ -168,7 +312,7 @@ static void other_data_is_refused(void **state) {
     OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
     t = run_begin(&r, 1);
     OK(restore(t, fd, &e));
-    assert_int_equal(train_on(t, other, r.o.steps, &e), ERR_DATA);
+    assert_int_equal(train_on(t, other, r.o.plan.now.steps, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "the data ends after 2 sequences"));
     run_end(t);
     close(other);
@@ -187,7 +331,7 @@ static void other_students_are_refused(void **state) {
     struct model *m = student_new(false, 1); /* has a head of its own: one tensor more */
     OK(trainer_new(&t, m, &r.o, &r.f, &e));
     assert_int_equal(restore(t, fd, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "head.weight"));
+    assert_non_null(strstr(e.msg, "made with student xxh3:"));
     run_end(t);
     close(fd);
     run_release(&r);
@@ -213,9 +357,15 @@ static void cut_checkpoints_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(resumed_runs_end_in_the_same_bytes), cmocka_unit_test(saving_changes_nothing),
-        cmocka_unit_test(other_options_are_refused),          cmocka_unit_test(other_data_is_refused),
-        cmocka_unit_test(other_students_are_refused),         cmocka_unit_test(cut_checkpoints_are_refused),
+        cmocka_unit_test(resumed_runs_end_in_the_same_bytes),
+        cmocka_unit_test(saving_changes_nothing),
+        cmocka_unit_test(other_options_are_refused),
+        cmocka_unit_test(other_data_is_refused),
+        cmocka_unit_test(other_students_are_refused),
+        cmocka_unit_test(cut_checkpoints_are_refused),
+        cmocka_unit_test(other_schedules_go_on),
+        cmocka_unit_test(a_stopped_step_is_not_kept),
+        cmocka_unit_test(data_that_changes_is_noticed),
     };
     return cmocka_run_group_tests_name("distill_resume", tests, NULL, NULL);
 }

@@ -219,6 +219,101 @@ static void test_layers_that_differ(void **state) {
     }
 }
 
+/* What transformers and llama.cpp do not load is not written for them. */
+static void test_targets(void **state) {
+    (void)state;
+    struct err e;
+    for (int i = 0; i < 5; i++) {
+        struct arena a = {0};
+        struct model_config c = sample_config(&a);
+        c.layers[1] = c.layers[0];
+        if (i == 0) c.layers[0] = c.layers[1] = (struct model_layer){3, 3, 64};
+        if (i == 1) c.norm_eps = 0;
+        if (i == 2) c.arch = ARCH_QWEN2;
+        if (i == 3) c.arch = ARCH_QWEN2, c.qkv_bias = true, c.layers[0] = c.layers[1] = (struct model_layer){3, 3, 64};
+        static const char *const says[] = {"hidden size 64 is not a multiple of 3 heads", "norm epsilon 0",
+                                           "a qwen2 model without biases", NULL, NULL};
+        struct buf model = made_model(&c, NULL, DT_F32);
+        int fd;
+        struct stream_map *m = map_of(&model, &fd);
+        if (says[i]) check_no_folder(m, 0, says[i]);
+        stream_map_free(m);
+        close(fd);
+        if (!says[i]) check_folder_round_trip(&model, 0);
+        check_gguf_round_trip(&model);
+        buf_release(&model);
+        arena_release(&a);
+    }
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.n_layers = 513, c.hidden = c.head_dim = 2, c.vocab_size = 2;
+    c.layers = arena_array(&a, c.n_layers, sizeof *c.layers, &e);
+    for (uint32_t i = 0; i < c.n_layers; i++) c.layers[i] = (struct model_layer){1, 1, 1};
+    struct buf model = made_model(&c, NULL, DT_F32), gguf = {0};
+    assert_int_equal(export_gguf(&model, &gguf, &e), ERR_DATA);
+    assert_string_equal(e.msg, "513 layers: llama.cpp loads at most 512");
+    buf_release(&gguf);
+    buf_release(&model);
+    arena_release(&a);
+}
+
+/* general.file_type for the types that llama-quantize chose: tests/golden/quant/mixtures.tsv. */
+static void test_file_types(void **state) {
+    (void)state;
+    static const struct {
+        const char *mixture;
+        uint32_t file_type; /* enum llama_ftype */
+    } labels[] = {{"q4_0", 2},    {"q4_1", 3},    {"q5_0", 8},    {"q5_1", 9},    {"q8_0", 7},
+                  {"q2_k", 10},   {"q3_k_s", 11}, {"q3_k_m", 12}, {"q3_k_l", 13}, {"q4_k_s", 14},
+                  {"q4_k_m", 15}, {"q5_k_s", 16}, {"q5_k_m", 17}, {"q6_k", 18}};
+    static const struct {
+        const char *name;
+        enum model_role role;
+    } roles[] = {{"token_embd", ROLE_EMBED}, {"output", ROLE_HEAD}, {"attn_q", ROLE_Q},
+                 {"attn_k", ROLE_K},         {"attn_v", ROLE_V},    {"attn_output", ROLE_O},
+                 {"ffn_gate", ROLE_GATE},    {"ffn_up", ROLE_UP},   {"ffn_down", ROLE_DOWN}};
+    for (size_t i = 0; i < COUNT_OF(labels); i++) {
+        char model[32], mixture[32], matrix[32], types[1024];
+        struct gguf_label of[3];
+        memset(of, 0, sizeof of);
+        FILE *f = fopen("tests/golden/quant/mixtures.tsv", "r");
+        assert_non_null(f);
+        while (fscanf(f, "%31[^\t]\t%31[^\t]\t%31[^\t]\t%1023[^\n]\n", model, mixture, matrix, types) == 4) {
+            if (strcmp(mixture, labels[i].mixture) != 0) continue;
+            bool small = !strcmp(model, "smollm2");
+            struct model_slot s = {0};
+            for (size_t r = 0; r < COUNT_OF(roles); r++)
+                if (!strcmp(roles[r].name, matrix)) s.role = roles[r].role;
+            uint64_t hidden = small ? 576 : 256, ffn = small ? 1536 : 512, row = s.role == ROLE_DOWN ? ffn : hidden;
+            uint64_t rows = s.role == ROLE_GATE || s.role == ROLE_UP ? ffn
+                            : s.role == ROLE_K || s.role == ROLE_V   ? hidden / 3
+                                                                     : hidden;
+            for (char *save, *t = strtok_r(types, " ", &save); t; t = strtok_r(NULL, " ", &save), s.layer++)
+                gguf_label_add(&of[small                    ? 0
+                                   : !strcmp(model, "gqa2") ? 1
+                                                            : 2],
+                               s, dtype_by_name(t)->dtype, row, row * rows);
+        }
+        fclose(f);
+        for (size_t m = 0; m < 3; m++) {
+            uint32_t expected = labels[i].file_type;
+            if (m == 0 && expected == 10) expected = 11; /* of smollm2, q2_k and q3_k_s are the same types */
+            uint32_t said = gguf_label_file_type(&of[m]);
+            if (said != expected) fail_msg("model %zu, %s: %u, expected %u", m, labels[i].mixture, said, expected);
+        }
+    }
+    static const enum dtype plain[] = {DT_F32, DT_F16, DT_BF16};
+    for (size_t i = 0; i < 3; i++) {
+        struct gguf_label l = {.outside = 0};
+        gguf_label_add(&l, (struct model_slot){ROLE_UP, 0}, plain[i], 24, 240);
+        gguf_label_add(&l, (struct model_slot){ROLE_NORM, 0}, DT_F32, 24, 24000);
+        assert_int_equal(gguf_label_file_type(&l), i == 0 ? 0 : i == 1 ? 1 : 32);
+        if (i) continue;
+        gguf_label_add(&l, (struct model_slot){ROLE_EMBED, 0}, DT_Q8_0, 32, 240);
+        assert_int_equal(gguf_label_file_type(&l), 7);
+    }
+}
+
 /* Every rope scaling, thetas and factors that f32 cannot hold, biases, tied and not. */
 static void test_configurations(void **state) {
     (void)state;
@@ -530,6 +625,8 @@ int main(void) {
         cmocka_unit_test(test_weights_that_do_not_fit),
         cmocka_unit_test(test_npy),
         cmocka_unit_test(test_failing_memory),
+        cmocka_unit_test(test_targets),
+        cmocka_unit_test(test_file_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -362,6 +362,10 @@ static void the_table_reads_as_stated(void **state) {
                   "0\t1\t1\t<1>\t-\t-\t-\t-\t0.3333\t0:<0>:0.3333 1:<1>:0.3333\n"},
         {"topk:1", "0\t0\t2\t<2>\t1\t<1>\t-\t-\t0.375\t2:<2>:0.625\n"
                    "0\t1\t1\t<1>\t-\t-\t-\t-\t0.6667\t0:<0>:0.3333\n"},
+        {"ghost:2", "0\t0\t2\t<2>\t1\t<1>\t0.2499\t2\t0.1251\t2:<2>:0.625 1:<1>:0.2499\n" /* f16 */
+                    "0\t1\t1\t<1>\t-\t-\t-\t-\t0.3333\t0:<0>:0.3333 1:<1>:0.3333\n"},
+        {"sample:1", "0\t0\t2\t<2>\t1\t<1>\t0\t-\t0\t2:<2>:1\n"
+                     "0\t1\t1\t<1>\t-\t-\t-\t-\t0\t2:<2>:1\n"},
     };
     for (size_t i = 0; i < COUNT_OF(tables); i++) {
         struct knowledge_format f = format_of(tables[i].encoding, 3);
@@ -373,6 +377,79 @@ static void the_table_reads_as_stated(void **state) {
         buf_release(&text);
         knowledge_rows_release(&k);
     }
+}
+
+/* The first line names what the columns hold: shares of draws are not called probabilities. */
+static void the_table_has_the_names_of_its_encoding(void **state) {
+    (void)state;
+    struct err e;
+    static const char *const encodings[] = {"dense", "topk:2", "ghost:2", "sample:5"};
+    struct sample s = sample_new(2, 5, VOCAB, 4);
+    for (size_t i = 0; i < COUNT_OF(encodings); i++) {
+        struct knowledge_format f = format_of(encodings[i], VOCAB);
+        struct stream_reader *r;
+        char *text;
+        size_t n;
+        int fd;
+        FILE *out = open_memstream(&text, &n);
+        OK(encode_sample(&s, &f, 0, 10, 10, &fd, &e));
+        OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
+        OK(knowledge_meta_get(stream_reader_meta(r), &f, &e));
+        OK(knowledge_tsv_print(&(struct knowledge_tsv){.top = 2}, r, &f, 0, 3, out, &e));
+        fclose(out);
+        const char *want = f.encoding == KNOW_SAMPLE
+                               ? "sequence\tposition\ttoken\tlabel\tfrequency\tfrequency_rank\tfrequency_rest\tdrawn\n"
+                               : "sequence\tposition\ttoken\tlabel\tprobability\trank\trest\ttop\n";
+        if (strncmp(text, want, strlen(want)) != 0) fail_msg("%s: %s", encodings[i], text);
+        free(text);
+        stream_reader_free(r);
+        close(fd);
+    }
+    sample_free(&s);
+}
+
+/* ---- the teacher's padding --------------------------------------------------------------------------------------- */
+
+/* Dense rows wider than the model's tokens are cut before their softmax; others cannot be. */
+static void columns_of_padding_are_cut(void **state) {
+    (void)state;
+    struct err e;
+    const uint32_t used = VOCAB - 7;
+    struct sample s = sample_new(4, 9, VOCAB, 6);
+    for (size_t i = 0; i < s.n_positions; i++) s.tokens[i] %= used;
+    for (int log_probs = 0; log_probs < 2; log_probs++) {
+        struct knowledge_format f = format_of("dense", VOCAB), as;
+        f.log_probs = log_probs;
+        snprintf(f.vocab, sizeof f.vocab, "xxh3:%032d", 1);
+        struct knowledge_rows k = round_trip(&s, &f, 0);
+        float *x = malloc(s.n_positions * VOCAB * sizeof *x);
+        struct kernel_target target;
+        double p[VOCAB];
+        as = f;
+        OK(knowledge_fit(&as, VOCAB, &e));
+        assert_int_equal(knowledge_columns(&as), VOCAB);
+        OK(knowledge_fit(&f, used, &e));
+        assert_int_equal(knowledge_columns(&f), used);
+        knowledge_target(&k, &f, 1.5, 0, s.n_positions, x, &target);
+        for (size_t r = 0; r < s.n_positions; r++) {
+            softmax64(p, s.logits + r * VOCAB, used, 1.5);
+            for (size_t i = 0; i < used; i++)
+                if (fabs(exp(target.dense[r * used + i]) - p[i]) > 1e-6)
+                    fail_msg("row %zu, token %zu: %g, expected %g", r, i, exp(target.dense[r * used + i]), p[i]);
+        }
+        free(x);
+        knowledge_rows_release(&k);
+    }
+    struct knowledge_format sparse = format_of("sample:5", VOCAB), dense = format_of("dense", VOCAB),
+                            none = {.vocab_size = 1};
+    assert_int_equal(knowledge_fit(&dense, used, &e), ERR_DATA); /* unnamed: who knows what is beyond? */
+    snprintf(sparse.vocab, sizeof sparse.vocab, "xxh3:%032d", 1);
+    assert_int_equal(knowledge_fit(&sparse, used, &e), ERR_DATA);
+    if (!strstr(e.msg, "of them tokens: the rest has a share")) fail_msg("%s", e.msg);
+    assert_int_equal(knowledge_fit(&dense, VOCAB + 1, &e), ERR_DATA);
+    OK(knowledge_fit(&none, used, &e));
+    assert_int_equal(none.vocab_size, used);
+    sample_free(&s);
 }
 
 int main(void) {
@@ -389,6 +466,8 @@ int main(void) {
         cmocka_unit_test(runs_are_whole_sequences),
         cmocka_unit_test(fewer_entries_from_more),
         cmocka_unit_test(the_table_reads_as_stated),
+        cmocka_unit_test(the_table_has_the_names_of_its_encoding),
+        cmocka_unit_test(columns_of_padding_are_cut),
     };
     return cmocka_run_group_tests_name("knowledge", tests, NULL, NULL);
 }

@@ -117,6 +117,7 @@ static cJSON *compared(struct model *m, const struct sample *s, const struct kno
 struct expected {
     size_t n, labels, known, same;
     double kld[MAX_POSITIONS], nll[MAX_POSITIONS], base[MAX_POSITIONS], delta[MAX_POSITIONS];
+    double most[MAX_POSITIONS]; /* the upper bound of delta */
 };
 
 /* llama.cpp: mean_and_uncertainty and covariance, in perplexity.cpp. */
@@ -157,7 +158,7 @@ static void check_percentiles(const cJSON *o, const char *key, const double *val
 }
 
 static void check_company(const cJSON *o, const struct expected *x) {
-    size_t n = x->known;
+    size_t n = x->labels;
     double square[MAX_POSITIONS], ppl = exp(mean_of(x->nll, NULL, n)), base = exp(mean_of(x->base, NULL, n));
     for (size_t i = 0; i < n; i++) square[i] = x->delta[i] * x->delta[i];
     double cov = covariance(x->nll, x->base, n), rms = sqrt(mean_of(square, NULL, n));
@@ -177,15 +178,33 @@ static void check_company(const cJSON *o, const struct expected *x) {
     check_percentiles(o, "delta_p", x->delta, n);
 }
 
-static void check(const cJSON *o, const struct expected *x) {
+/* Top entries: of what the reference says of labels, bounds. */
+static void check_bounds(const cJSON *o, const struct expected *x) {
+    static const struct {
+        const char *name;
+        size_t array;
+    } means[] = {{"delta_p_lower_bound", offsetof(struct expected, delta)},
+                 {"delta_p_upper_bound", offsetof(struct expected, most)}};
+    double ppl = exp(mean_of(x->nll, NULL, x->labels)), base = exp(mean_of(x->base, NULL, x->labels));
+    assert_near(result_number(o, "perplexity_reference_lower_bound"), base, 1e-4, "perplexity of the reference");
+    assert_near(result_number(o, "ln_ratio_upper_bound"), log(ppl / base), TOLERANCE, "ln ratio");
+    for (size_t i = 0; i < COUNT_OF(means); i++)
+        assert_near(result_number(o, means[i].name),
+                    mean_of((const double *)(const void *)((const char *)x + means[i].array), NULL, x->labels),
+                    TOLERANCE, means[i].name);
+}
+
+static void check(const cJSON *o, const struct expected *x, const char *kld) {
+    char error[64];
+    snprintf(error, sizeof error, "%s_stderr", kld);
     assert_true(result_number(o, "positions") == (double)x->n);
     assert_true(result_number(o, "labels") == (double)x->labels);
     assert_true(result_number(o, "labels_known") == (double)x->known);
-    assert_near(result_number(o, "kld"), mean_of(x->kld, NULL, x->n), TOLERANCE, "kld");
-    assert_near(result_number(o, "kld_stderr"), error_of(x->kld, x->n), TOLERANCE, "its error");
-    check_percentiles(o, "kld", x->kld, x->n);
+    assert_near(result_number(o, kld), mean_of(x->kld, NULL, x->n), TOLERANCE, kld);
+    assert_near(result_number(o, error), error_of(x->kld, x->n), TOLERANCE, "its error");
+    check_percentiles(o, kld, x->kld, x->n);
     assert_near(result_number(o, "same_top"), (double)x->same / (double)x->n, 1e-12, "same top");
-    check_company(o, x);
+    assert_near(result_number(o, "perplexity"), exp(mean_of(x->nll, NULL, x->labels)), TOLERANCE, "perplexity");
 }
 
 /* ln softmax(x / T) of a row. */
@@ -199,10 +218,13 @@ static void add_position(struct expected *x, double kld, bool same) {
     x->kld[x->n++] = kld;
     x->same += same;
 }
-static void add_label(struct expected *x, double log_p, double log_base) {
-    x->nll[x->known] = -log_p;
-    x->base[x->known] = -log_base;
-    x->delta[x->known++] = exp(log_p) - exp(log_base);
+/* `known`: base is the reference's probability of the label, or else the most that it can be. */
+static void add_label(struct expected *x, double log_p, double log_base, bool known) {
+    x->nll[x->labels] = -log_p;
+    x->base[x->labels] = -log_base;
+    x->delta[x->labels] = exp(log_p) - exp(log_base);
+    x->most[x->labels++] = exp(log_p) - (known ? exp(log_base) : 0);
+    x->known += known;
 }
 
 static struct expected expect_dense(const struct pair *p) {
@@ -217,30 +239,30 @@ static struct expected expect_dense(const struct pair *p) {
         log_softmax64(s, student, BYTE_VOCAB, 1);
         for (size_t k = 0; k < BYTE_VOCAB; k++) kld += exp(t[k]) * (t[k] - s[k]);
         add_position(&x, kld, argmax(teacher, BYTE_VOCAB) == argmax(student, BYTE_VOCAB));
-        x.labels += label != UINT32_MAX;
-        if (label != UINT32_MAX) add_label(&x, s[label], t[label]);
+        if (label != UINT32_MAX) add_label(&x, s[label], t[label], true);
     }
     return x;
 }
 
-/* From what the knowledge module decodes: entries and, for a ghost, the rest. */
+/* From what the knowledge module decodes of topk or ghost: entries, and the rest as one further token. */
 static struct expected expect_top(const struct pair *p, const struct knowledge_rows *k, double temperature) {
     struct expected x = {0};
-    double s[BYTE_VOCAB];
+    double s[BYTE_VOCAB], one[BYTE_VOCAB];
     for (size_t i = 0; i < k->n_positions; i++) {
         double mass = 0, covered = 0, kld = 0, base = 1;
         log_softmax64(s, p->mine + i * BYTE_VOCAB, BYTE_VOCAB, temperature);
-        for (uint64_t j = k->offset[i]; j < k->offset[i + 1]; j++) mass += k->probs[j];
+        log_softmax64(one, p->mine + i * BYTE_VOCAB, BYTE_VOCAB, 1);
         for (uint64_t j = k->offset[i]; j < k->offset[i + 1]; j++) {
-            double t = k->rest ? k->probs[j] : k->probs[j] / mass;
+            double t = k->probs[j];
+            mass += t;
             kld += t * (log(t) - s[k->ids[j]]);
             covered += exp(s[k->ids[j]]);
-            if (k->ids[j] == k->labels[i]) base = log(k->probs[j]);
+            if (k->ids[j] == k->labels[i]) base = log(t);
         }
-        if (k->rest && k->rest[i] > 0) kld += k->rest[i] * log(k->rest[i] / (1 - covered));
+        if (mass < 1) kld += (1 - mass) * log((1 - mass) / (1 - covered));
         add_position(&x, kld, k->ids[k->offset[i]] == argmax(p->mine + i * BYTE_VOCAB, BYTE_VOCAB));
-        x.labels += k->labels[i] != UINT32_MAX;
-        if (k->labels[i] != UINT32_MAX && base < 1) add_label(&x, s[k->labels[i]], base);
+        double most = fmin(k->probs[k->offset[i + 1] - 1], fmax(0, 1 - mass) + 1e-3);
+        if (k->labels[i] != UINT32_MAX) add_label(&x, one[k->labels[i]], base < 1 ? base : log(most), base < 1);
     }
     return x;
 }
@@ -272,7 +294,8 @@ static void dense_is_the_textbook(void **state) {
     double mean = mean_of(x.kld, NULL, x.n);
     if (mean < 0.01 || mean > 1 || x.same == x.n || x.same < x.n / 2)
         fail_msg("no case worth looking at: kld %g, %zu of %zu", mean, x.same, x.n);
-    check(o, &x);
+    check(o, &x, "kld");
+    check_company(o, &x);
     cJSON_Delete(o);
     pair_free(&p);
 }
@@ -287,16 +310,17 @@ static void dense_at_a_temperature(void **state) {
     f.log_probs = true;
     cJSON *o = compared(p.student, &p.s, &f);
     assert_true(result_number(o, "temperature") == 1);
-    check(o, &x);
+    check(o, &x, "kld");
+    check_company(o, &x);
     cJSON_Delete(o);
     pair_free(&p);
 }
 
-static void top_entries_with_and_without_a_ghost(void **state) {
+/* topk and ghost are the same bytes, and say the same. */
+static void top_entries_give_bounds(void **state) {
     (void)state;
     static const char *const encodings[] = {"ghost:1", "ghost:12", "ghost:200", "topk:1", "topk:12"};
     struct pair p = pair_new(12, 50);
-    struct expected dense = expect_dense(&p);
     for (size_t i = 0; i < 2 * COUNT_OF(encodings); i++) {
         struct knowledge_format f = format_of(encodings[i / 2], BYTE_VOCAB);
         f.temperature = i % 2 ? 1.5 : 1;
@@ -305,11 +329,8 @@ static void top_entries_with_and_without_a_ghost(void **state) {
         cJSON *o = compared(p.student, &p.s, &f);
         assert_true(result_number(o, "temperature") == f.temperature);
         assert_string_equal(cJSON_GetObjectItem(o, "reference")->valuestring, encodings[i / 2]);
-        check(o, &x);
-        double full = mean_of(dense.kld, NULL, dense.n), kld = result_number(o, "kld");
-        if (i % 2 == 0 && f.encoding == KNOW_GHOST && kld > full + 1e-4)
-            fail_msg("no lower bound: %g of %g", kld, full);
-        if (f.n == 200 && i % 2 == 0) assert_near(kld, full, 0.02, "nearly all entries are nearly the whole");
+        check(o, &x, i % 2 ? "tempered_kld_lower_bound" : "kld_lower_bound");
+        if (i % 2 == 0) check_bounds(o, &x);
         cJSON_Delete(o);
         knowledge_rows_release(&k);
     }
@@ -360,9 +381,110 @@ static void long_streams_go_in_parts(void **state) {
     }
     cJSON *o = compared(p.student, &p.s, &f);
     assert_true(result_number(o, "positions") == (double)p.s.n_positions);
-    assert_near(result_number(o, "kld"), sum / (double)p.s.n_positions, TOLERANCE, "kld");
+    assert_near(result_number(o, "kld_lower_bound"), sum / (double)p.s.n_positions, TOLERANCE, "kld");
     cJSON_Delete(o);
     knowledge_rows_release(&k);
+    pair_free(&p);
+}
+
+/* ---- a key means one number -------------------------------------------------------------------------------------- */
+
+enum relation {
+    ABSENT,
+    EQUAL, /* to the dense result under the same key */
+    BELOW, /* a lower bound of the dense result under the key without its suffix; with enough entries near it */
+    ABOVE,
+    OTHER, /* a key of its own, which the dense result does not have */
+};
+
+/* How the numbers of an encoding stand to those of the whole distribution. Columns: topk and ghost at temperature 1;
+ * both at another one; draws; draws at another temperature. */
+#define COLUMNS 4
+static const struct {
+    const char *key, *dense;
+    enum relation is[COLUMNS];
+} cells[] = {
+    {"positions", "positions", {EQUAL, EQUAL, EQUAL, EQUAL}},
+    {"labels", "labels", {EQUAL, EQUAL, EQUAL, EQUAL}},
+    {"labels_known", "labels_known", {BELOW, BELOW, ABSENT, ABSENT}},
+    {"perplexity", "perplexity", {EQUAL, EQUAL, EQUAL, EQUAL}},
+    {"perplexity_stderr", "perplexity_stderr", {EQUAL, EQUAL, EQUAL, EQUAL}},
+    {"same_top", "same_top", {EQUAL, EQUAL, ABSENT, ABSENT}},
+    {"same_top_low", "same_top_low", {EQUAL, EQUAL, ABSENT, ABSENT}},
+    {"same_top_high", "same_top_high", {EQUAL, EQUAL, ABSENT, ABSENT}},
+    {"kld", "kld", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"kld_stderr", "kld_stderr", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"kld_median", "kld_median", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"kld_lower_bound", "kld", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"kld_lower_bound_max", "kld_max", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"kld_lower_bound_95", "kld_95", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"kld_lower_bound_median", "kld_median", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"tempered_kld_lower_bound", NULL, {ABSENT, OTHER, ABSENT, ABSENT}},
+    {"tempered_kld_lower_bound_median", NULL, {ABSENT, OTHER, ABSENT, ABSENT}},
+    {"cross_entropy", NULL, {ABSENT, ABSENT, OTHER, ABSENT}},
+    {"cross_entropy_stderr", NULL, {ABSENT, ABSENT, OTHER, ABSENT}},
+    {"tempered_cross_entropy", NULL, {ABSENT, ABSENT, ABSENT, OTHER}},
+    {"perplexity_reference", "perplexity_reference", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"perplexity_reference_lower_bound", "perplexity_reference", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"ln_ratio", "ln_ratio", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"ln_ratio_upper_bound", "ln_ratio", {ABOVE, ABSENT, ABSENT, ABSENT}},
+    {"ln_correlation", "ln_correlation", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"delta_p", "delta_p", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"delta_p_lower_bound", "delta_p", {BELOW, ABSENT, ABSENT, ABSENT}},
+    {"delta_p_upper_bound", "delta_p", {ABOVE, ABSENT, ABSENT, ABSENT}},
+    {"delta_p_median", "delta_p_median", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"delta_p_rms", "delta_p_rms", {ABSENT, ABSENT, ABSENT, ABSENT}},
+    {"delta_p_rms_stderr", "delta_p_rms_stderr", {ABSENT, ABSENT, ABSENT, ABSENT}},
+};
+
+static void check_cell(const cJSON *dense, const cJSON *o, size_t cell, enum relation is, const char *encoding) {
+    const char *key = cells[cell].key;
+    if (is == ABSENT) {
+        if (cJSON_GetObjectItem(o, key)) fail_msg("%s has \"%s\"", encoding, key);
+        return;
+    }
+    double got = result_number(o, key);
+    if (is == OTHER) {
+        if (cJSON_GetObjectItem(dense, key)) fail_msg("dense has \"%s\", too", key);
+        return;
+    }
+    double want = result_number(dense, cells[cell].dense), slack = 1e-3 * fmax(1, fabs(want)); /* f16 */
+    bool holds = is == EQUAL ? fabs(got - want) < 1e-5 : is == BELOW ? got <= want + slack : got >= want - slack;
+    if (!holds) fail_msg("%s: \"%s\" is %.9g, dense %.9g", encoding, key, got, want);
+    /* 200 entries of 258 leave little open */
+    if (strstr(encoding, ":200") && fabs(got - want) > 0.1 * fmax(1, fabs(want)) && strcmp(key, "labels_known") != 0)
+        fail_msg("%s: \"%s\" is %.9g, far from %.9g", encoding, key, got, want);
+}
+
+static void a_key_means_one_number(void **state) {
+    (void)state;
+    static const struct {
+        const char *encoding;
+        double temperature;
+        int column;
+    } cases[] = {{"topk:1", 1, 0},     {"topk:12", 1, 0},   {"topk:200", 1, 0},  {"ghost:1", 1, 0},
+                 {"ghost:12", 1, 0},   {"ghost:200", 1, 0}, {"topk:12", 2, 1},   {"ghost:12", 2, 1},
+                 {"ghost:12", 0.7, 1}, {"sample:5", 1, 2},  {"sample:50", 1, 2}, {"sample:50", 2, 3}};
+    static const char *const said[] = {"metric", "reference", "tail", "temperature"};
+    struct pair p = pair_new(12, 50);
+    struct knowledge_format whole = format_of("dense", BYTE_VOCAB);
+    cJSON *dense = compared(p.student, &p.s, &whole);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct knowledge_format f = format_of(cases[i].encoding, BYTE_VOCAB);
+        f.temperature = cases[i].temperature;
+        cJSON *o = compared(p.student, &p.s, &f);
+        for (size_t cell = 0; cell < COUNT_OF(cells); cell++)
+            check_cell(dense, o, cell, cells[cell].is[cases[i].column], cases[i].encoding);
+        /* what the dense result has as well is in the table, and equal there */
+        for (const cJSON *x = o->child; x; x = x->next) {
+            bool known = !cJSON_GetObjectItem(dense, x->string);
+            for (size_t k = 0; k < COUNT_OF(said); k++) known |= !strcmp(x->string, said[k]);
+            for (size_t cell = 0; cell < COUNT_OF(cells); cell++) known |= !strcmp(x->string, cells[cell].key);
+            if (!known) fail_msg("%s: \"%s\" is not in the table", cases[i].encoding, x->string);
+        }
+        cJSON_Delete(o);
+    }
+    cJSON_Delete(dense);
     pair_free(&p);
 }
 
@@ -408,9 +530,10 @@ int main(void) {
         cmocka_unit_test(a_model_does_not_diverge_from_itself),
         cmocka_unit_test(dense_is_the_textbook),
         cmocka_unit_test(dense_at_a_temperature),
-        cmocka_unit_test(top_entries_with_and_without_a_ghost),
+        cmocka_unit_test(top_entries_give_bounds),
         cmocka_unit_test(draws_give_the_cross_entropy),
         cmocka_unit_test(long_streams_go_in_parts),
+        cmocka_unit_test(a_key_means_one_number),
         cmocka_unit_test(what_cannot_be_compared),
     };
     parallel_set_threads(1); /* the matrices are small: threads would wait for each other */

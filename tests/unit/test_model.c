@@ -579,6 +579,25 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
     arena_release(&a);
 }
 
+static void a_value_beyond_f16_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1);
+    struct stream_writer *w;
+    int to = memory_file();
+    model_param(m, ROLE_UP, 1)->value[7] = 70000;
+    int rc = stream_writer_open(&w, to, "out.rill", NULL, &e);
+    assert_int_equal(rc, 0);
+    assert_int_equal(model_save(m, w, DT_F16, &e), ERR_DATA);
+    assert_string_equal(e.msg, "tensor 'layers.1.ffn.up.weight': element 7, 70000, does not fit in f16");
+    stream_writer_free(w);
+    close(to);
+    model_free(m);
+    arena_release(&a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(config_survives_json),
@@ -595,6 +614,7 @@ int main(void) {
         cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(layer_by_layer_nothing_changes),
         cmocka_unit_test(layer_by_layer_a_flaw_is_found),
+        cmocka_unit_test(a_value_beyond_f16_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* lib/prune: what stays computes what it did before; what goes is what counts least. */
 #include "tests/unit/model_samples.h"
 
-#include "lib/prune/prune.h"
+#include "lib/prune/prune_internal.h"
 
 static int pruned(const struct model *m, const struct prune_options *o, struct model **out, struct prune_report *report,
                   struct err *e) {
@@ -355,25 +355,125 @@ static void what_cannot_be_pruned_is_refused(void **state) {
     arena_release(&a);
 }
 
-static void amounts_are_numbers_or_shares(void **state) {
-    (void)state;
+static void collect(void *ctx, const char *message) {
+    char *all = ctx;
+    size_t n = strlen(all);
+    snprintf(all + n, 4001 - n, "%s\n", message);
+}
+
+/* One layer of this width, pruned. Returns what is left of `what`, and the warnings. */
+static struct model_layer shrunk(const struct model_layer *layer, uint32_t hidden, uint32_t head_dim,
+                                 struct prune_options o, char warnings[4001]) {
     struct err e;
     struct arena a = {0};
-    struct prune_amount amount;
     struct model_config c = sample_config(&a);
-    struct model *m = sample_model(&c, 1), *p;
+    struct model *p;
     struct prune_report r;
-    static const char *const bad[] = {"", "%", "0%", "101%", "-1", "x", "5x", "1e99", "nan%"};
-    for (size_t i = 0; i < COUNT_OF(bad); i++) assert_int_equal(prune_amount_parse(bad[i], &amount, &e), ERR_USAGE);
-    OK(prune_amount_parse("67%", &amount, &e));
-    struct prune_options o = {.ffn = amount};
+    *warnings = 0;
+    o.warn = collect, o.warn_ctx = warnings;
+    c.n_layers = 1, c.hidden = hidden, c.head_dim = head_dim, c.layers[0] = *layer;
+    struct model *m = sample_model(&c, 1);
     OK(pruned(m, &o, &p, &r, &e));
-    assert_int_equal(p->config.layers[0].ffn, 64); /* 64.3 of 96 */
-    assert_int_equal(p->config.layers[1].ffn, 32); /* 42.9 of 64 */
+    struct model_layer left = p->config.layers[0];
     prune_report_release(&r);
     model_free(p);
     model_free(m);
     arena_release(&a);
+    return left;
+}
+
+static void shares_of_a_width_become_blocks(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t width;
+        double share;
+        uint32_t left;
+    } cases[] = {
+        {1536, 0.75, 1280},                   /* 1152 is no multiple of 256 */
+        {1536, 0.5, 768},   {1024, 0.9, 928}, /* 768 would be too far, 1024 is all */
+        {512, 0.75, 384},   {128, 0.5, 64},   {96, 0.67, 64}, {100, 0.99, 96},
+        {24, 0.5, 12},      {16, 0.01, 1},    {100, 1, 100},
+    };
+    char warnings[4001];
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct model_layer l = {2, 2, cases[i].width};
+        l = shrunk(&l, 16, 8, (struct prune_options){.ffn = {.share = cases[i].share}}, warnings);
+        if (l.ffn != cases[i].left) fail_msg("%g of %u: %u", cases[i].share, cases[i].width, l.ffn);
+    }
+    shrunk(&(struct model_layer){2, 2, 1536}, 16, 8, (struct prune_options){.ffn = {.share = 0.75}}, warnings);
+    assert_string_equal(warnings, "75% of 1536 feed-forward channels: 1280 stay, 83.3%\n");
+}
+
+static void shapes_that_others_cannot_hold_are_warned_of(void **state) {
+    (void)state;
+    static const struct {
+        struct model_layer layer;
+        struct prune_options o;
+        const char *says; /* "": nothing */
+    } cases[] = {
+        {{4, 4, 64},
+         {.kv_heads = {.n = 3}},
+         "transformers will not load this, and export --to safetensors refuses it: "
+         "hidden size 64 is not a multiple of 3 heads"},
+        {{4, 4, 64}, {.kv_heads = {.n = 2}}, ""},
+        {{4, 4, 64}, {.ffn = {.n = 32}}, ""},
+        {{4, 4, 64},
+         {.ffn = {.n = 50}},
+         "a feed-forward width of 50 is not a multiple of 32: when rows of that length are quantized they become f16, "
+         "whatever the type (32 or 64 would fit)"},
+        {{4, 4, 64}, {.ffn = {.n = 20}}, "whatever the type (32 would fit)"},
+        {{4, 4, 512},
+         {.ffn = {.n = 384}},
+         "a feed-forward width of 384 is not a multiple of 256: when rows of that length are quantized k-quants fall "
+         "back "
+         "to larger types (256 or 512 would fit)"},
+        {{4, 4, 512}, {.ffn = {.n = 100}}, "(96 or 128 would fit, for k-quants a multiple of 256)"},
+        {{4, 4, 50}, {.ffn = {.n = 20}}, ""}, /* no worse than it was */
+        {{4, 2, 64}, {.kv_heads = {.n = 1}, .sparsity = 0.5}, ""},
+        {{3, 3, 64}, {.kv_heads = {.n = 1}}, ""}, /* and transformers loads it again */
+    };
+    char warnings[4001];
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        shrunk(&cases[i].layer, 64, 16, cases[i].o, warnings);
+        if (*cases[i].says ? !strstr(warnings, cases[i].says) : *warnings) fail_msg("case %zu: '%s'", i, warnings);
+    }
+}
+
+static void a_pruned_model_has_another_name(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        uint64_t before, after;
+        const char *says;
+    } cases[] = {
+        {"SmolLM2 135M Instruct", 134515008, 101000000, "SmolLM2 101M Instruct pruned"},
+        {"org/SmolLM2-135M", 134515008, 101000000, "org/SmolLM2-101M-pruned"},
+        {"Llama-3.2-1B", 1235814400, 900000000, "Llama-3.2-900M-pruned"},
+        {"Smollm2 135M 8k Lc100K", 134515008, 134515000, "Smollm2 135M 8k Lc100K pruned"}, /* the same label */
+        {"Model 3 100K", 7000000000, 5000000000, "Model 3 100K pruned"},                   /* that is no size */
+        {"model-pruned", 100, 50, "model-pruned"},
+    };
+    struct err e;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        cJSON *meta = cJSON_CreateObject(), *general = cJSON_AddObjectToObject(meta, "general");
+        cJSON_AddStringToObject(general, "name", cases[i].name);
+        OK(prune_rename(meta, cases[i].before, cases[i].after, &e));
+        assert_string_equal(cJSON_GetObjectItem(general, "name")->valuestring, cases[i].says);
+        assert_string_equal(cJSON_GetObjectItem(general, "finetune")->valuestring, "pruned");
+        OK(prune_rename(meta, cases[i].after, cases[i].after, &e)); /* once is enough */
+        assert_string_equal(cJSON_GetObjectItem(general, "name")->valuestring, cases[i].says);
+        assert_string_equal(cJSON_GetObjectItem(general, "finetune")->valuestring, "pruned");
+        cJSON_Delete(meta);
+    }
+    cJSON *meta = cJSON_CreateObject();
+    OK(prune_rename(meta, 2, 1, &e));
+    assert_null(meta->child);
+    cJSON *general = cJSON_AddObjectToObject(meta, "general");
+    cJSON_AddStringToObject(general, "finetune", "Instruct");
+    OK(prune_rename(meta, 2, 1, &e));
+    assert_string_equal(cJSON_GetObjectItem(general, "finetune")->valuestring, "Instruct-pruned");
+    assert_null(cJSON_GetObjectItem(general, "name"));
+    cJSON_Delete(meta);
 }
 
 int main(void) {
@@ -385,7 +485,9 @@ int main(void) {
         cmocka_unit_test(activations_decide_where_there_are_statistics),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
-        cmocka_unit_test(amounts_are_numbers_or_shares),
+        cmocka_unit_test(shares_of_a_width_become_blocks),
+        cmocka_unit_test(shapes_that_others_cannot_hold_are_warned_of),
+        cmocka_unit_test(a_pruned_model_has_another_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

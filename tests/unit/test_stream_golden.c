@@ -215,6 +215,97 @@ static void the_worked_example_is_true(void **state) {
     buf_release(&real);
 }
 
+/* ---- the content digest, as formats/rill.md defines it --------------------------------------------------------- */
+
+/* From the bytes of a stream of one segment, with nothing of lib/stream. */
+static struct digest digest_by_the_page(const struct buf *file) {
+    struct err e;
+    struct buf covered = {0};
+    for (size_t at = 64; at < file->len;) {
+        const unsigned char *h = file->data + at;
+        uint64_t stored;
+        memcpy(&stored, h + 8, sizeof stored);
+        if (memcmp(h + 4, "PROV", 4) && memcmp(h + 4, "iNDX", 4) && memcmp(h + 4, "ENDS", 4)) {
+            OK(buf_append(&covered, h + 4, 28, &e));
+            OK(buf_append(&covered, h + 36, 8, &e));
+            OK(buf_append(&covered, h + 48, 8, &e));
+        }
+        at += 64 + (stored + 63) / 64 * 64;
+    }
+    struct digest d = digest_bytes(covered.data, covered.len);
+    buf_release(&covered);
+    return d;
+}
+
+static struct digest digest_by_the_reader(const struct buf *file) {
+    struct err e;
+    struct stream_reader *r;
+    struct stream_totals t;
+    int fd = file_of(file->data, file->len);
+    OK(stream_reader_open(&r, fd, "golden", STREAM_ANY, &e));
+    OK(stream_drain(r, &e));
+    stream_reader_totals(r, &t);
+    stream_reader_free(r);
+    close(fd);
+    return t.digest;
+}
+
+static void the_content_digest_is_the_documented_one(void **state) {
+    (void)state;
+    for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++)
+        for (int codec = CODEC_RAW; codec <= CODEC_PLANES; codec++) {
+            struct buf file = golden(kind, codec);
+            assert_true(digest_equal(digest_by_the_page(&file), digest_by_the_reader(&file)));
+            buf_release(&file);
+        }
+    char text[DIGEST_TEXT_SIZE], page[1 << 16];
+    struct buf example = stream_of(NULL, put_example, NULL);
+    digest_text(digest_by_the_reader(&example), text);
+    buf_release(&example);
+    FILE *f = fopen("formats/rill.md", "r");
+    assert_non_null(f);
+    page[fread(page, 1, sizeof page - 1, f)] = 0;
+    fclose(f);
+    if (!strstr(page, text)) fail_msg("formats/rill.md does not say that its example has %s", text);
+}
+
+/* Two segments that others have the same content of, in other places of a file and with other histories. */
+static void put_without_prov(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"stats\"}");
+    put_weights(w);
+}
+static void put_prov_first(struct stream_writer *w) {
+    put_meta(w, "{\"kind\":\"stats\"}");
+    put_golden_prov(w);
+    put_weights(w);
+}
+static void put_both(struct stream_writer *w) {
+    struct err e;
+    put_golden_stats(w);
+    OK(stream_writer_segment(w, &e));
+    put_prov_first(w);
+}
+static void put_both_without(struct stream_writer *w) {
+    struct err e;
+    put_without_prov(w);
+    OK(stream_writer_segment(w, &e));
+    put_without_prov(w);
+}
+
+static void provenance_is_no_content(void **state) {
+    (void)state;
+    put_fn *const one[] = {put_golden_stats, put_without_prov, put_prov_first}, *const two[] = {put_both,
+                                                                                                put_both_without};
+    struct digest d[5];
+    for (size_t i = 0; i < 5; i++) {
+        struct buf b = stream_of(NULL, i < 3 ? one[i] : two[i - 3], NULL);
+        d[i] = digest_by_the_reader(&b);
+        buf_release(&b);
+    }
+    assert_true(digest_equal(d[0], d[1]) && digest_equal(d[0], d[2]) && digest_equal(d[3], d[4]));
+    assert_false(digest_equal(d[0], d[3]));
+}
+
 static void save(const char *path, struct buf b) {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
     if (fd < 0 || write(fd, b.data, b.len) != (ssize_t)b.len) fprintf(stderr, "%s: not written\n", path);
@@ -241,6 +332,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(writes_version_1),
         cmocka_unit_test(codecs_had_something_to_do),
         cmocka_unit_test(the_worked_example_is_true),
+        cmocka_unit_test(the_content_digest_is_the_documented_one),
+        cmocka_unit_test(provenance_is_no_content),
     };
     return cmocka_run_group_tests_name("stream-golden", tests, NULL, NULL);
 }

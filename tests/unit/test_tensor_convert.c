@@ -283,6 +283,37 @@ static void test_first_nonfinite(void **state) {
     assert_int_equal(tensor_first_nonfinite(DT_U8, bytes, N), N);
 }
 
+/* What is kept must be finite: the first value that is not, or that the type cannot hold, is named. */
+static void test_checked(void **state) {
+    (void)state;
+    static const struct {
+        enum dtype dtype;
+        float value;
+        const char *says; /* NULL: it fits */
+    } cases[] = {
+        {DT_F16, 65504, NULL},
+        {DT_F16, 65519, NULL}, /* rounds down */
+        {DT_F16, 65520, "element 40, 65520, does not fit in f16"},
+        {DT_F16, -1e30f, "element 40, -1e+30, does not fit in f16"},
+        {DT_BF16, 3.3895e38f, NULL},
+        {DT_BF16, FLT_MAX, "element 40, 3.40282e+38, does not fit in bf16"},
+        {DT_F32, FLT_MAX, NULL},
+        {DT_F32, INFINITY, "element 40, inf, does not fit in f32"},
+        {DT_F16, NAN, "does not fit in f16"},
+        {DT_Q8_0, 1e7f, "q8_0 cannot hold their scale"},
+        {DT_I8, 1e9f, NULL}, /* integers saturate */
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        float values[64] = {0};
+        unsigned char bytes[256];
+        struct err e = {0};
+        values[40] = cases[i].value;
+        int rc = tensor_from_f32_checked(cases[i].dtype, values, bytes, 64, NULL, &e);
+        if (rc != (cases[i].says ? ERR_DATA : 0) || (cases[i].says && !strstr(e.msg, cases[i].says)))
+            fail_msg("case %zu: %d '%s'", i, rc, e.msg);
+    }
+}
+
 /* ---- goldens ---- */
 
 static unsigned char *read_golden(const char *name, size_t *n) {
@@ -344,6 +375,7 @@ int main(void) {
         cmocka_unit_test(test_round_trip_of_every_plain_type),
         cmocka_unit_test(test_f32_is_copied),
         cmocka_unit_test(test_first_nonfinite),
+        cmocka_unit_test(test_checked),
         cmocka_unit_test(test_goldens),
     };
     return cmocka_run_group_tests_name("tensor_convert", tests, NULL, NULL);

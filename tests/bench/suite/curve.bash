@@ -16,8 +16,8 @@ run_curve() {
     done
 }
 curve_teach() {
-    rill teacher-infer -q -j "$THREADS" -m "$SMALL" "$(small_tokens "$(sized 2000 27000)")" |
-        rill logit-dump -q -j "$THREADS" --encode sample:50 >"$WORK/curve.kd.rill"
+    # dense: draws give no KL
+    rill teacher-infer -q -j "$THREADS" -m "$SMALL" "$(small_tokens "$(sized 2000 27000)")" >"$WORK/curve.kd.rill"
 }
 curve_of() { # STEPS PRECISION STATE
     timed rill distill -q -j "$THREADS" -m "$WORK/half.rill" --precision "$2" --optimizer-state "$3" --lr 1e-3 --batch-tokens 1024 \

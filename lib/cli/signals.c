@@ -1,0 +1,82 @@
+/*
+ * signals: every signal that would end the program removes its temporary files first; the program still dies of it, so
+ * that a shell sees what happened. A program may ask to be told of SIGINT, SIGTERM and SIGUSR1 instead.
+ * Worker threads block all signals (lib/base/parallel.c): handlers run in the main thread.
+ */
+#include <signal.h>
+
+#include "lib/cli/cli_internal.h"
+
+static volatile sig_atomic_t stop_signal;    /* the wish to stop, 0: none */
+static volatile sig_atomic_t usr1_requested; /* SIGUSR1 since it was last taken */
+
+/* The parent sees the signal, as if we had not been here. Blocked while its handler runs, it ends us when that
+ * returns. */
+static void die_of(int sig) {
+    out_remove_temporaries();
+    signal(sig, SIG_DFL);
+    raise(sig);
+}
+
+static void note_stop(int sig) {
+    if (stop_signal)
+        die_of(sig);
+    else
+        stop_signal = sig;
+}
+
+static void note_usr1(int sig) {
+    (void)sig;
+    usr1_requested = 1;
+}
+
+/* What is ignored on purpose (nohup, background jobs) stays so, and a sanitizer or profiler keeps its handler. */
+static void catch_signal(int sig, void (*handler)(int), void (*instead_of)(int)) {
+    struct sigaction sa = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
+    if (sigaction(sig, NULL, &old) || old.sa_flags & SA_SIGINFO || old.sa_handler != instead_of) return;
+    sigfillset(&sa.sa_mask);
+    sigaction(sig, &sa, NULL);
+}
+
+/* Is the default action to do nothing, or to stop or continue the process? */
+static bool is_harmless(int sig) {
+    switch (sig) {
+    case SIGCHLD:
+    case SIGCONT:
+    case SIGSTOP:
+    case SIGTSTP:
+    case SIGTTIN:
+    case SIGTTOU:
+    case SIGURG:
+    case SIGWINCH: return true;
+    default: return false;
+    }
+}
+
+void cli_signals_install(void) {
+    for (int sig = 1; sig <= SIGRTMAX; sig++)
+        if (!is_harmless(sig) && (sig <= SIGSYS || sig >= SIGRTMIN)) catch_signal(sig, die_of, SIG_DFL);
+}
+
+void signals_end(void) {
+    if (stop_signal) die_of(stop_signal);
+}
+
+void cli_catch_stop(void) {
+    catch_signal(SIGINT, note_stop, die_of);
+    catch_signal(SIGTERM, note_stop, die_of);
+}
+
+int cli_stop_requested(void) {
+    return stop_signal;
+}
+
+void cli_catch_usr1(void) {
+    catch_signal(SIGUSR1, note_usr1, die_of);
+}
+
+bool cli_take_usr1(void) {
+    bool wish = usr1_requested;
+    usr1_requested = 0;
+    return wish;
+}

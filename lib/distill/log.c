@@ -1,0 +1,147 @@
+/*
+ * The log of a run: a line of names, then a line for each step. A resumed run goes on in the log of the one before: it finds
+ * the line of the checkpoint's step, and what comes after it goes before the first new line is written. A line that a
+ * killed run wrote in part goes with them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "lib/distill/distill_internal.h"
+
+/* `kl` is what the loss kl is called, NULL when there is none. */
+static int put_names(struct buf *b, const char *kl, struct err *e) {
+    return buf_printf(b, e, "step\t%s%sce\tlr\tgrad_norm\ttokens\n", kl ? kl : "", kl ? "\t" : "");
+}
+
+static int put_line(struct buf *b, const char *kl, const struct distill_progress *p, struct err *e) {
+    int rc = buf_printf(b, e, "%" PRIu64 "\t", p->step);
+    if (!rc && kl) rc = buf_printf(b, e, "%.6g\t", p->kl);
+    if (rc) return rc;
+    return buf_printf(b, e, "%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->ce, p->lr, p->grad_norm, p->positions);
+}
+
+/* ---- the place of a restored run --------------------------------------------------------------------------------------- */
+
+static int read_file(const char *path, struct buf *b, struct err *e) {
+    ssize_t n = 1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), rc = fd < 0 ? err_sys(e, errno, "%s", path) : 0;
+    while (!rc && n > 0) {
+        rc = buf_reserve(b, 1 << 16, e);
+        n = rc ? 0 : fd_read(fd, b->data + b->len, 1 << 16);
+        if (n < 0) rc = err_sys(e, errno, "%s", path);
+        if (n > 0) b->len += (size_t)n;
+    }
+    if (fd >= 0) close(fd);
+    return rc;
+}
+
+/* Length of the line at the front of the text, with its end; of what there is when it has none. */
+static size_t line_length(const char *text, size_t n) {
+    const char *end = n ? memchr(text, '\n', n) : NULL;
+    return end ? (size_t)(end - text) + 1 : n;
+}
+
+/* The number that a line begins with; a line torn within it has another one, and is not found. */
+static bool is_line_of(const char *text, size_t n, uint64_t step) {
+    char number[32];
+    size_t length = (size_t)snprintf(number, sizeof number, "%" PRIu64 "\t", step);
+    return n >= length && memcmp(text, number, length) == 0;
+}
+
+/* *keep is where the line of the step ends; it must be `line`. A file without any step is begun with the next one. */
+static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *names,
+                      const struct buf *line, uint64_t *keep, struct err *e) {
+    const char *text = (const char *)file->data;
+    size_t at = line_length(text, file->len), n = at < names->len ? at : names->len;
+    if (at > names->len || (n && memcmp(text, names->data, n) != 0))
+        return err_set(e, ERR_DATA, "%s is not the log of a distillation like this", path);
+    if (at < names->len) return 0; /* torn, or empty */
+    *keep = at;
+    if (at == file->len) return 0;
+    if (!step)
+        return err_set(e, ERR_DATA, "%s has steps and the checkpoint is at none: it may be the log of another run",
+                       path);
+    for (; at < file->len; at += n) {
+        n = line_length(text + at, file->len - at);
+        if (!is_line_of(text + at, n, step)) continue;
+        if (n != line->len || memcmp(text + at, line->data, n) != 0)
+            return err_set(e, ERR_DATA, "%s is the log of another run: its step %" PRIu64 " is not the checkpoint's",
+                           path, step);
+        *keep = at + n;
+        return 0;
+    }
+    return err_set(e, ERR_DATA, "%s has no line of step %" PRIu64 ", which the checkpoint is at", path, step);
+}
+
+static int look(struct step_log *l, const struct distill_progress *p, struct err *e) {
+    struct buf file = {0}, names = {0}, line = {0};
+    int rc = read_file(l->path, &file, e);
+    if (!rc) rc = put_names(&names, l->kl, e);
+    if (!rc) rc = put_line(&line, l->kl, p, e);
+    if (!rc) rc = find_place(l->path, &file, p->step, &names, &line, &l->keep, e);
+    buf_release(&file);
+    buf_release(&names);
+    buf_release(&line);
+    return rc;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+
+int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
+    struct stat st;
+    *l = (struct step_log){.path = path, .fd = -1, .kl = distill_kl_name(&t->format)};
+    if (!path) return 0;
+    l->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
+    if (l->fd < 0 || fstat(l->fd, &st)) return err_sys(e, errno, "%s", path);
+    l->regular = S_ISREG(st.st_mode);
+    return l->regular && t->restored ? look(l, &t->progress, e) : 0;
+}
+
+static int write_text(const struct step_log *l, const struct buf *text, struct err *e) {
+    return fd_write(l->fd, text->data, text->len) ? 0 : err_sys(e, errno, "%s", l->path);
+}
+
+static int begin(struct step_log *l, struct err *e) {
+    struct buf names = {0};
+    if (l->begun) return 0;
+    if (l->regular && ftruncate(l->fd, (off_t)l->keep)) return err_sys(e, errno, "%s", l->path);
+    l->begun = true;
+    if (l->keep) return 0;
+    int rc = put_names(&names, l->kl, e);
+    if (!rc) rc = write_text(l, &names, e);
+    buf_release(&names);
+    return rc;
+}
+
+int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) {
+    struct buf line = {0};
+    if (l->fd < 0) return 0;
+    int rc = begin(l, e);
+    if (!rc) rc = put_line(&line, l->kl, p, e);
+    if (!rc) rc = write_text(l, &line, e);
+    buf_release(&line);
+    return rc;
+}
+
+int step_log_sync(struct step_log *l, struct err *e) {
+    if (l->fd < 0 || !l->regular) return 0;
+    return fsync(l->fd) && errno != EINVAL && errno != ENOTSUP ? err_sys(e, errno, "%s", l->path) : 0;
+}
+
+int step_log_end(struct step_log *l, struct err *e) {
+    if (l->fd < 0) return 0;
+    if (begin(l, e)) return e->code;
+    int fd = l->fd;
+    l->fd = -1;
+    return close(fd) ? err_sys(e, errno, "%s", l->path) : 0;
+}
+
+void step_log_release(struct step_log *l) {
+    if (l->fd >= 0) close(l->fd);
+    l->fd = -1;
+}
