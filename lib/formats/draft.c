@@ -47,8 +47,8 @@ int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a,
     char *copy_b = copy ? arena_strndup(&spec->memory, b.s ? b.s : "", b.n, e) : NULL;
     if (!copy_b) return e->code;
     if (a.n > UINT32_MAX || b.n > UINT32_MAX) return err_set(e, ERR_DATA, "a step of more than 4 GiB");
-    steps[spec->n_steps++] = (struct text_step){op,          arg, (unsigned char *)copy, (unsigned char *)copy_b,
-                                                (uint32_t)a.n, (uint32_t)b.n};
+    steps[spec->n_steps++] =
+        (struct text_step){op, arg, (unsigned char *)copy, (unsigned char *)copy_b, (uint32_t)a.n, (uint32_t)b.n};
     return 0;
 }
 

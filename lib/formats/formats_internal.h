@@ -149,7 +149,7 @@ struct gguf_kind {
     uint32_t bos, eos, unk, pad;
     bool prefix, add_bos, add_eos;
 };
-#define GGUF_STEPS_KEY "rill.tokenizer.steps" /* text_steps_pack: what GGUF's own keys say less exactly */
+#define GGUF_STEPS_KEY "rill.tokenizer.steps"              /* text_steps_pack: what GGUF's own keys say less exactly */
 const struct gguf_kind *gguf_find_kind(const char *model); /* NULL: not known */
 const struct gguf_kind *gguf_kind_of(const struct vocab *v);
 /* The text of a piece in tokenizer.ggml.tokens, appended, and the piece of a text; flags and kind are there. */
@@ -248,7 +248,9 @@ extern const struct hf_split {
 /* The text of a folder's files about its tokenizer; {NULL, 0}: there is no such file. */
 struct hf_tokenizer_files {
     struct span tokenizer;          /* tokenizer.json, or else ... */
-    struct span vocab, merges;      /* ... vocab.json and merges.txt */
+    struct span vocab, merges;      /* ... vocab.json and merges.txt, or ... */
+    struct span model;              /* ... tokenizer.model or spiece.model, of SentencePiece, or ... */
+    struct span words;              /* ... vocab.txt, of BERT */
     struct span config, map, added; /* tokenizer_config.json, special_tokens_map.json, added_tokens.json */
     struct span chat_template;      /* chat_template.jinja */
     const cJSON *model_config;      /* config.json, or NULL: which class reads vocab.json */
@@ -274,7 +276,7 @@ int hf_refuse(struct err *e, const char *what, const cJSON *object);
 bool hf_put_normalizer(cJSON *root, const struct vocab *v);
 bool hf_put_words(cJSON *root, const struct vocab *v);
 bool hf_put_decoder(cJSON *root, const struct vocab *v);
-cJSON *hf_typed(const char *type); /* {"type": type} */
+cJSON *hf_typed(const char *type);                         /* {"type": type} */
 bool hf_put(cJSON *parent, const char *key, cJSON *child); /* takes the child in any case; key NULL: into a list */
 
 /* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
@@ -404,7 +406,7 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has none,
+/* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when it has none,
  * ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
 /* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and

@@ -149,7 +149,8 @@ static bool is_step(const struct text_step *s, const char *a, const char *b) {
 
 static int refuse(struct err *e, const char *what) {
     return err_set(e, ERR_DATA,
-                   "the tokenizer %s, which llama.cpp does not (--no-tokenizer leaves the tokenizer out of a GGUF)", what);
+                   "the tokenizer %s, which llama.cpp does not (--no-tokenizer leaves the tokenizer out of a GGUF)",
+                   what);
 }
 
 static int check_bert(const struct vocab *v, struct err *e) {
@@ -228,8 +229,9 @@ int gguf_check_kind(const struct vocab *v, float *scores, struct arena *a, struc
     if (!rc && v->kind == TEXT_CHAR_BPE && !(v->model_flags & MODEL_BYTE_FALLBACK))
         rc = refuse(e, "has no pieces for single bytes");
     if (!rc && s.once)
-        log_line(LOG_WARN, "llama.cpp puts a space in front of the text after every added token, this tokenizer only at "
-                           "the start");
+        log_line(LOG_WARN,
+                 "llama.cpp puts a space in front of the text after every added token, this tokenizer only at "
+                 "the start");
     return rc;
 }
 

@@ -207,7 +207,9 @@ static int read_settings(const struct gguf_file *g, const struct gguf_kind *k, s
     rc = read_ids(g, k, spec, e);
     if (!rc) rc = read_ends(g, spec, e);
     if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_bos_token", &spec->add_bos, e);
-    if (!rc) rc = gguf_opt_bool(g, bert ? "tokenizer.ggml.add_sep_token" : "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
+    if (!rc)
+        rc =
+            gguf_opt_bool(g, bert ? "tokenizer.ggml.add_sep_token" : "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
     if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.nfc", &spec->nfc, e);
     if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.ignore_merges", &spec->ignore_merges, e);
     if (!rc) rc = gguf_opt_str(g, "tokenizer.chat_template", &spec->memory, &spec->chat_template, e);
@@ -230,7 +232,8 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
     if (!rc && !bytes) rc = gguf_read_scores(g, spec, e);
     if (!rc) rc = read_settings(g, k, spec, e);
     /* Others write merges that llama.cpp does not look at; only ours are exact. */
-    if (!rc && (bytes || (k->kind == TEXT_CHAR_BPE && gguf_find(g, GGUF_STEPS_KEY)))) rc = read_merges(g, spec, &scratch, e);
+    if (!rc && (bytes || (k->kind == TEXT_CHAR_BPE && gguf_find(g, GGUF_STEPS_KEY))))
+        rc = read_merges(g, spec, &scratch, e);
     buf_release(&scratch);
     return rc;
 }

@@ -126,8 +126,12 @@ static int normalizer_part(struct vocab *spec, const cJSON *x, struct err *e) {
     static const struct {
         const char *type;
         enum text_op op;
-    } plain[] = {{"NFC", NORM_NFC},   {"NFD", NORM_NFD},           {"NFKC", NORM_NFKC},
-                 {"NFKD", NORM_NFKD}, {"Lowercase", NORM_LOWERCASE}, {"StripAccents", NORM_STRIP_ACCENTS}};
+    } plain[] = {{"NFC", NORM_NFC},
+                 {"NFD", NORM_NFD},
+                 {"NFKC", NORM_NFKC},
+                 {"NFKD", NORM_NFKD},
+                 {"Lowercase", NORM_LOWERCASE},
+                 {"StripAccents", NORM_STRIP_ACCENTS}};
     const char *text;
     for (size_t i = 0; i < COUNT_OF(plain); i++)
         if (hf_is_type(x, plain[i].type)) return put(spec, plain[i].op, 0, NULL, NULL, e);
@@ -190,8 +194,7 @@ static int words_part(struct vocab *spec, const cJSON *x, struct err *e) {
         if (hf_is_type(x, plain[i].type)) return put(spec, plain[i].op, 0, NULL, NULL, e);
     if (hf_is_type(x, "Sequence")) return read_each(spec, hf_member(x, "pretokenizers"), words_part, e);
     if (hf_is_type(x, "Split")) return read_literal_split(spec, x, e);
-    if (hf_is_type(x, "Digits"))
-        return put(spec, WORDS_DIGITS, hf_flag(x, "individual_digits", false), NULL, NULL, e);
+    if (hf_is_type(x, "Digits")) return put(spec, WORDS_DIGITS, hf_flag(x, "individual_digits", false), NULL, NULL, e);
     if (hf_is_type(x, "Punctuation")) {
         rc = choose(x, "behavior", behaviors, COUNT_OF(behaviors), &arg, e);
         return rc ? rc : put(spec, WORDS_PUNCTUATION, arg, NULL, NULL, e);

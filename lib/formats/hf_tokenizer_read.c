@@ -336,8 +336,9 @@ static int read_pair(struct vocab *spec, const cJSON *x, const char *key, uint32
     const cJSON *pair = hf_member(x, key);
     const char *name = cJSON_IsArray(pair) ? cJSON_GetStringValue(pair->child) : NULL;
     *role = name ? find_added(spec, name) : TOKEN_NONE;
-    return *role == TOKEN_NONE ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is no added token", hf_type(x), key)
-                               : 0;
+    return *role == TOKEN_NONE
+               ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is no added token", hf_type(x), key)
+               : 0;
 }
 
 static int read_cls_sep(struct vocab *spec, const cJSON *x, struct err *e) {

@@ -105,8 +105,8 @@ static cJSON *post_processor(const struct vocab *v, const char *bos, const char 
 static const char *added_text(struct arena *a, const struct vocab *v, uint32_t id, struct err *e) {
     const struct token *t = &v->tokens[id];
     if (memchr(t->bytes, 0, t->n_bytes) || !utf8_valid((const char *)t->bytes, t->n_bytes)) {
-        err_set(e, ERR_DATA, "token %u: an added token or a piece that is no UTF-8 text cannot be written to tokenizer.json",
-                id);
+        err_set(e, ERR_DATA,
+                "token %u: an added token or a piece that is no UTF-8 text cannot be written to tokenizer.json", id);
         return NULL;
     }
     return arena_strndup(a, (const char *)t->bytes, t->n_bytes, e);
@@ -175,8 +175,8 @@ static int put_tokens(cJSON *added, cJSON *pieces, const struct vocab *v, struct
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         const struct token *t = &v->tokens[id];
         if ((t->flags & TOKEN_UNUSED) && v->kind == TEXT_UNIGRAM && id < listed)
-            return err_set(e, ERR_DATA, "token %u has no piece, but tokenizer.json lists those of a unigram model by id",
-                           id);
+            return err_set(e, ERR_DATA,
+                           "token %u has no piece, but tokenizer.json lists those of a unigram model by id", id);
         if (t->flags & TOKEN_UNUSED) continue;
         const char *text = piece_text(a, v, id, b, e);
         if (!text) return e->code;
@@ -224,7 +224,8 @@ static int put_merges(cJSON *list, const struct vocab *v, struct arena *a, struc
 
 static cJSON *unigram_model(const struct vocab *v, cJSON **pieces) {
     cJSON *o = hf_typed("Unigram");
-    bool ok = o && (v->unk == TOKEN_NONE ? cJSON_AddNullToObject(o, "unk_id") != NULL : json_put_u64(o, "unk_id", v->unk)) &&
+    bool ok = o &&
+              (v->unk == TOKEN_NONE ? cJSON_AddNullToObject(o, "unk_id") != NULL : json_put_u64(o, "unk_id", v->unk)) &&
               (*pieces = cJSON_AddArrayToObject(o, "vocab")) &&
               json_put_bool(o, "byte_fallback", v->model_flags & MODEL_BYTE_FALLBACK);
     if (ok) return o;
@@ -333,11 +334,13 @@ static int build(builder *fn, const struct vocab *v, struct buf *out, struct err
 static void note_differences(const struct vocab *v) {
     const struct text_step *p = vocab_find_step(v, NORM_PREPEND), *m = vocab_find_step(v, NORM_CHARSMAP);
     if (p && p->arg && !vocab_find_step(v, NORM_SPACES))
-        log_line(LOG_WARN, "tokenizer.json: `tokenizers` puts a space in front of the text after every added token, this "
-                           "tokenizer only at the start");
+        log_line(LOG_WARN,
+                 "tokenizer.json: `tokenizers` puts a space in front of the text after every added token, this "
+                 "tokenizer only at the start");
     if (m && m->arg)
-        log_line(LOG_WARN, "tokenizer.json: `tokenizers` normalises by grapheme clusters, this tokenizer by the longest "
-                           "match: rare characters may have other tokens");
+        log_line(LOG_WARN,
+                 "tokenizer.json: `tokenizers` normalises by grapheme clusters, this tokenizer by the longest "
+                 "match: rare characters may have other tokens");
 }
 
 int hf_tokenizer_write(const struct vocab *v, struct buf *json, struct buf *config_json, struct err *e) {

@@ -14,7 +14,7 @@ struct proto {
 struct field {
     uint32_t number;
     enum wire wire;
-    uint64_t value;    /* WIRE_VARINT, WIRE_64, WIRE_32 */
+    uint64_t value;     /* WIRE_VARINT, WIRE_64, WIRE_32 */
     struct proto bytes; /* WIRE_BYTES */
 };
 
@@ -207,7 +207,8 @@ static int read_fields(struct vocab *spec, struct proto p, bool pieces, struct s
 
 int spm_steps(struct vocab *spec, struct span charsmap, bool remove_extra, bool prefix, struct err *e) {
     static const struct span space = {" ", 1}, meta = {METASPACE_TEXT, sizeof METASPACE_TEXT - 1}, none = {0};
-    bool first = spec->model_flags & MODEL_REPLACE_BAD; /* sentencepiece's prefix is once, llama.cpp's in every fragment */
+    bool first =
+        spec->model_flags & MODEL_REPLACE_BAD; /* sentencepiece's prefix is once, llama.cpp's in every fragment */
     int rc = charsmap.n ? draft_step(spec, NORM_CHARSMAP, 1, charsmap, none, e) : 0;
     if (!rc && remove_extra) rc = draft_step(spec, NORM_SPACES, 0, none, none, e);
     if (!rc && prefix) rc = draft_step(spec, NORM_PREPEND, first, space, none, e);

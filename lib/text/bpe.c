@@ -233,16 +233,15 @@ static int merge_long(const struct vocab *v, struct bpe_memory *memory, const st
     }
     rc = text_ids_reserve(ids, first->n, e);
     if (rc) return rc;
-    for (uint32_t i = 0; i != NO_SYMBOL; i = w.symbols[i].next)
-        ids->ids[ids->n++] = w.symbols[i].id;
+    for (uint32_t i = 0; i != NO_SYMBOL; i = w.symbols[i].next) ids->ids[ids->n++] = w.symbols[i].id;
     return 0;
 }
 
 int bpe_merge(const struct vocab *v, struct bpe_memory *m, const unsigned char *bytes, size_t n, struct text_ids *ids,
               struct text_ids *trace, struct err *e) {
     m->first.n = m->first.n_lost = 0;
-    int rc = v->kind == TEXT_BYTE_BPE ? first_bytes(v, bytes, n, &m->first, e)
-                                      : first_characters(v, bytes, n, &m->first, e);
+    int rc =
+        v->kind == TEXT_BYTE_BPE ? first_bytes(v, bytes, n, &m->first, e) : first_characters(v, bytes, n, &m->first, e);
     if (rc) return rc;
     ids->n_lost += m->first.n_lost;
     if (m->first.n <= SHORT_WORD) return merge_short(v, &m->first, ids, trace, e);

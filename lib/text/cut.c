@@ -105,7 +105,8 @@ bool text_parts_at(const struct vocab *v, const unsigned char *word, size_t n, s
 }
 
 static bool cuts_at_white_space(const struct vocab *v) {
-    return vocab_find_step(v, WORDS_WHITESPACE_SPLIT) || vocab_find_step(v, WORDS_BERT) || vocab_find_step(v, WORDS_WHITESPACE);
+    return vocab_find_step(v, WORDS_WHITESPACE_SPLIT) || vocab_find_step(v, WORDS_BERT) ||
+           vocab_find_step(v, WORDS_WHITESPACE);
 }
 
 /* A normaliser that leaves line ends, letters and digits as they are, each for itself, whatever is around them. */

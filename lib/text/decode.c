@@ -20,14 +20,17 @@ static int replace_in(const struct text_step *s, struct buf *text, struct buf *s
 }
 
 #define STEP(from, to)                                                                                                 \
-    { .a = (const unsigned char *)(from), .n_a = sizeof(from) - 1, .b = (const unsigned char *)(to), .n_b = sizeof(to) - 1 }
+    {                                                                                                                  \
+        .a = (const unsigned char *)(from), .n_a = sizeof(from) - 1, .b = (const unsigned char *)(to),                 \
+        .n_b = sizeof(to) - 1                                                                                          \
+    }
 
 /* WordPiece's cleanup: in this order. */
 static int clean_up(struct buf *text, struct buf *scratch, struct err *e) {
     static const struct text_step known[] = {
-        STEP(" .", "."),     STEP(" ?", "?"),   STEP(" !", "!"),           STEP(" ,", ","),
-        STEP(" ' ", "'"),    STEP(" n't", "n't"), STEP(" 'm", "'m"),       STEP(" do not", " don't"),
-        STEP(" 's", "'s"),   STEP(" 've", "'ve"), STEP(" 're", "'re"),
+        STEP(" .", "."),   STEP(" ?", "?"),     STEP(" !", "!"),     STEP(" ,", ","),
+        STEP(" ' ", "'"),  STEP(" n't", "n't"), STEP(" 'm", "'m"),   STEP(" do not", " don't"),
+        STEP(" 's", "'s"), STEP(" 've", "'ve"), STEP(" 're", "'re"),
     };
     int rc = 0;
     for (size_t i = 0; i < COUNT_OF(known) && !rc; i++) rc = replace_in(&known[i], text, scratch, e);

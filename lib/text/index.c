@@ -74,7 +74,8 @@ int text_byte_piece(const struct token *t) {
 static void index_neighbours(struct text_index *x, const struct token *t) {
     for (uint32_t i = 1; i < t->n_bytes; i++) {
         bool space = t->n_bytes - i >= METASPACE_BYTES && memcmp(t->bytes + i, METASPACE, METASPACE_BYTES) == 0;
-        bool after_space = i >= METASPACE_BYTES && memcmp(t->bytes + i - METASPACE_BYTES, METASPACE, METASPACE_BYTES) == 0;
+        bool after_space =
+            i >= METASPACE_BYTES && memcmp(t->bytes + i - METASPACE_BYTES, METASPACE, METASPACE_BYTES) == 0;
         if (space && !after_space) x->joins_space[t->bytes[i - 1]] = true;
     }
     if (t->n_bytes > 1 && memchr(t->bytes, '\n', t->n_bytes)) x->joins_newline = true;

@@ -141,8 +141,11 @@ static int bert(const struct text_step *s, struct step_memory *m, const unsigned
     static const struct {
         uint32_t flag;
         map_char *fn;
-    } parts[] = {{BERT_CLEAN, clean}, {BERT_CHINESE, space_ideographs}, {BERT_ACCENTS, NULL},
-                 {BERT_ACCENTS, drop_nonspacing}, {BERT_LOWERCASE, lowercase}};
+    } parts[] = {{BERT_CLEAN, clean},
+                 {BERT_CHINESE, space_ideographs},
+                 {BERT_ACCENTS, NULL},
+                 {BERT_ACCENTS, drop_nonspacing},
+                 {BERT_LOWERCASE, lowercase}};
     for (size_t i = 0; i < COUNT_OF(parts); i++) {
         if (!(s->arg & parts[i].flag)) continue;
         struct buf *out = other(m, *text);

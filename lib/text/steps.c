@@ -85,8 +85,8 @@ static int check_decoder(const struct vocab *v, struct err *e) {
     for (uint32_t i = 0; i < v->n_steps; i++) {
         uint32_t op = v->steps[i].op;
         if (group(op) != group(DECODE_REPLACE)) continue;
-        bool follows = op == DECODE_REPLACE ? !last || last == DECODE_REPLACE
-                       : op == DECODE_STRIP ? last == DECODE_FUSE
+        bool follows = op == DECODE_REPLACE     ? !last || last == DECODE_REPLACE
+                       : op == DECODE_STRIP     ? last == DECODE_FUSE
                        : op >= DECODE_METASPACE ? !last
                                                 : op > last && last < DECODE_STRIP;
         if (!follows)
@@ -211,8 +211,7 @@ static int get_step(const unsigned char **at, const unsigned char *end, struct t
     s->arg = get_u32(at);
     s->n_a = get_u32(at);
     s->n_b = get_u32(at);
-    if ((uint64_t)s->n_a + s->n_b > (uint64_t)(end - *at))
-        return err_set(e, ERR_DATA, "the tokenizer's steps are cut");
+    if ((uint64_t)s->n_a + s->n_b > (uint64_t)(end - *at)) return err_set(e, ERR_DATA, "the tokenizer's steps are cut");
     s->a = *at;
     s->b = *at + s->n_a;
     *at += s->n_a + s->n_b;

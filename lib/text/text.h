@@ -48,7 +48,7 @@ enum text_model_flags {
     MODEL_BYTE_FALLBACK = 1, /* a character without a piece becomes the pieces "<0xHH>" of its bytes */
     MODEL_FUSE_UNK = 2,      /* BPE: several characters without a piece in a row are one unknown token */
     MODEL_FLOAT_SUMS = 4,    /* unigram: sums in f32 over the whole text, as sentencepiece computes them */
-    MODEL_REPLACE_BAD = 8,   /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
+    MODEL_REPLACE_BAD = 8, /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
 };
 
 /*
@@ -84,12 +84,17 @@ enum text_op {
     DECODE_FUSE = 66,
     DECODE_STRIP = 67,     /* after DECODE_FUSE: at most arg times a at the start */
     DECODE_METASPACE = 68, /* U+2581 is a space, but nothing in the first token when arg is 1 */
-    DECODE_WORDPIECE = 69, /* a: the prefix inside words; other tokens follow a space; arg 1: English contractions join */
-    DECODE_JOIN = 70,      /* a space between tokens */
-    MODEL_WORDPIECE = 96,  /* a: the prefix inside words; arg: a word of more characters is unknown */
+    DECODE_WORDPIECE =
+        69,           /* a: the prefix inside words; other tokens follow a space; arg 1: English contractions join */
+    DECODE_JOIN = 70, /* a space between tokens */
+    MODEL_WORDPIECE = 96, /* a: the prefix inside words; arg: a word of more characters is unknown */
 };
 enum bert_flags { BERT_CLEAN = 1, BERT_CHINESE = 2, BERT_ACCENTS = 4, BERT_LOWERCASE = 8 };
-enum metaspace_flags { METASPACE_FIRST = 1, METASPACE_ALWAYS = 2, METASPACE_SPLIT = 4 }; /* a prefix: at the start, always */
+enum metaspace_flags {
+    METASPACE_FIRST = 1,
+    METASPACE_ALWAYS = 2,
+    METASPACE_SPLIT = 4
+}; /* a prefix: at the start, always */
 enum split_behavior { SPLIT_REMOVED, SPLIT_ISOLATED, SPLIT_WITH_PREVIOUS, SPLIT_WITH_NEXT, SPLIT_CONTIGUOUS };
 struct text_step {
     uint32_t op, arg; /* enum text_op */

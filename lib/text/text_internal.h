@@ -37,14 +37,14 @@ int text_form(enum text_op form, const unsigned char *text, size_t n, struct buf
 /* The character at the front of text[0..n), n > 0, and its bytes; -1 and 1 for a byte that begins none. */
 size_t text_char(const unsigned char *text, size_t n, int32_t *c);
 int text_put_char(struct buf *out, int32_t c, struct err *e) MUST_CHECK;
-bool char_is_space(int32_t c);   /* White_Space */
-bool char_is_word(int32_t c);    /* \w of Unicode TR18 */
-bool char_is_number(int32_t c);  /* Nd, Nl, No */
+bool char_is_space(int32_t c);  /* White_Space */
+bool char_is_word(int32_t c);   /* \w of Unicode TR18 */
+bool char_is_number(int32_t c); /* Nd, Nl, No */
 /* unicode_old.c: as `tokenizers` has them. */
-bool char_is_mark(int32_t c);    /* Mn, Mc, Me */
-bool char_is_nonspacing(int32_t c); /* Mn */
+bool char_is_mark(int32_t c);        /* Mn, Mc, Me */
+bool char_is_nonspacing(int32_t c);  /* Mn */
 bool char_is_punctuation(int32_t c); /* BERT's: P*, and ASCII that is neither letter, digit, space nor control */
-bool char_is_other(int32_t c);   /* Cc, Cf, Co */
+bool char_is_other(int32_t c);       /* Cc, Cf, Co */
 /* What Rust's char::to_lowercase gives: at most 2 characters. */
 size_t char_lowercase(int32_t c, int32_t out[2]);
 /* No code point from U+0300 on, hence in form C as it stands, whatever surrounds it. */
@@ -65,7 +65,7 @@ bool word_at_start(const unsigned char *text, size_t n);
 /* ERR_DATA names a step that is not known, out of order or does not fit the kind. */
 int steps_check(const struct vocab *v, struct err *e) MUST_CHECK;
 int steps_copy(struct vocab *v, const struct vocab *spec, struct err *e) MUST_CHECK; /* into v->memory */
-uint64_t steps_measure(const struct vocab *v); /* bytes of their record */
+uint64_t steps_measure(const struct vocab *v);                                       /* bytes of their record */
 void steps_put(const struct vocab *v, unsigned char **at);
 /* From data[0..n), all of it; a and b stay there. */
 int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
@@ -147,12 +147,12 @@ struct text_index {
     bool has_space;        /* U+2581 is a piece */
     uint32_t *sorted;      /* unigram: ids in the order of their bytes ... */
     uint32_t n_sorted;
-    uint32_t first[257];   /* ... those that begin with byte b are sorted[first[b] .. first[b + 1]) */
-    double unk_score;      /* unigram: of a character without a piece */
+    uint32_t first[257]; /* ... those that begin with byte b are sorted[first[b] .. first[b + 1]) */
+    double unk_score;    /* unigram: of a character without a piece */
     struct token_text {
         const unsigned char *bytes;
         uint32_t n;
-    } *texts; /* [n_tokens] what a token stands for; NULL: its bytes */
+    } * texts; /* [n_tokens] what a token stands for; NULL: its bytes */
     struct added raw, normalised;
     struct pretokenizer *pre;
     pthread_mutex_t lock;     /* of idle */
@@ -188,7 +188,7 @@ bool text_parts_at(const struct vocab *v, const unsigned char *word, size_t n, s
 struct bpe_memory {
     uint64_t *heap;
     struct bpe_symbol *symbols;
-    size_t cap; /* symbols; the heap has twice as many */
+    size_t cap;            /* symbols; the heap has twice as many */
     struct text_ids first; /* the symbols of a word before any merge */
 };
 struct cache_entry;

@@ -115,8 +115,8 @@ static void turn_round(struct node *nodes, size_t n) {
     }
 }
 
-static int collect(const struct vocab *v, struct node *nodes, const unsigned char *word, size_t n,
-                   struct text_ids *ids, struct err *e) {
+static int collect(const struct vocab *v, struct node *nodes, const unsigned char *word, size_t n, struct text_ids *ids,
+                   struct err *e) {
     bool fused = false;
     turn_round(nodes, n);
     for (size_t at = 0; at < n; at = nodes[at].from) {

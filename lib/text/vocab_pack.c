@@ -47,15 +47,16 @@ static float get_f32(const unsigned char **at) {
 }
 
 struct pack_head {
-    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends, n_steps; /* n_steps: bytes */
+    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends,
+        n_steps; /* n_steps: bytes */
 };
 
 /* ---- out ---- */
 
 static void put_head(unsigned char **at, const struct pack_head *h) {
     unsigned char *end = *at + HEAD_BYTES;
-    const uint32_t words[] = {h->version, h->flags, h->pre, h->n_tokens,   h->n_merges, h->bos,
-                              h->eos,     h->pad,   h->unk, h->n_template, h->n_bytes,  h->n_ends, h->n_steps};
+    const uint32_t words[] = {h->version, h->flags, h->pre,        h->n_tokens, h->n_merges, h->bos,    h->eos,
+                              h->pad,     h->unk,   h->n_template, h->n_bytes,  h->n_ends,   h->n_steps};
     for (size_t i = 0; i < COUNT_OF(words); i++) put_u32(at, words[i]);
     while (*at < end) *(*at)++ = 0;
 }
@@ -136,8 +137,8 @@ int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) {
 static int get_head(const unsigned char **at, size_t n, struct pack_head *h, struct err *e) {
     if (n < HEAD_BYTES) return err_set(e, ERR_DATA, "%zu bytes, too few for a vocabulary", n);
     const unsigned char *end = *at + HEAD_BYTES;
-    uint32_t *words[] = {&h->version, &h->flags, &h->pre, &h->n_tokens,   &h->n_merges, &h->bos,
-                         &h->eos,     &h->pad,   &h->unk, &h->n_template, &h->n_bytes,  &h->n_ends, &h->n_steps};
+    uint32_t *words[] = {&h->version, &h->flags, &h->pre,        &h->n_tokens, &h->n_merges, &h->bos,    &h->eos,
+                         &h->pad,     &h->unk,   &h->n_template, &h->n_bytes,  &h->n_ends,   &h->n_steps};
     for (size_t i = 0; i < COUNT_OF(words); i++) *words[i] = get_u32(at);
     if (h->version != VOCAB_VERSION)
         return err_set(e, ERR_DATA, "version %u, this program reads version %u", h->version, VOCAB_VERSION);
@@ -150,7 +151,8 @@ static int get_head(const unsigned char **at, size_t n, struct pack_head *h, str
 /* The sum cannot overflow: eight terms below 2^36. */
 static int check_size(const struct pack_head *h, size_t n, struct err *e) {
     uint64_t want = HEAD_BYTES + (uint64_t)h->n_tokens * (PER_TOKEN + (h->flags & PACK_SCORES ? PER_SCORE : 0)) +
-                    (uint64_t)h->n_merges * PER_MERGE + (uint64_t)h->n_ends * PER_END + h->n_bytes + h->n_template + h->n_steps;
+                    (uint64_t)h->n_merges * PER_MERGE + (uint64_t)h->n_ends * PER_END + h->n_bytes + h->n_template +
+                    h->n_steps;
     if (!(h->flags & PACK_ENDS) != !h->n_ends)
         return err_set(e, ERR_DATA, "%u further end tokens, which the flags do not say", h->n_ends);
     if (!(h->flags & PACK_STEPS) != !h->n_steps)
@@ -158,7 +160,8 @@ static int check_size(const struct pack_head *h, size_t n, struct err *e) {
     if (h->n_template > MAX_TEMPLATE)
         return err_set(e, ERR_DATA, "a chat template of %u bytes, at most %u are taken", h->n_template, MAX_TEMPLATE);
     if (want != n)
-        return err_set(e, ERR_DATA, "%zu bytes, but %u tokens, %u merges, %u end tokens, %u bytes of text and %u of steps need %llu",
+        return err_set(e, ERR_DATA,
+                       "%zu bytes, but %u tokens, %u merges, %u end tokens, %u bytes of text and %u of steps need %llu",
                        n, h->n_tokens, h->n_merges, h->n_ends, h->n_bytes, h->n_steps, (unsigned long long)want);
     return 0;
 }

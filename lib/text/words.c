@@ -130,9 +130,7 @@ static void cut_word(struct cutter *c, const struct text_step *s, const unsigned
     case WORDS_WHITESPACE: cut_whitespace(c, text, n); break;
     case WORDS_WHITESPACE_SPLIT: cut_stretches(c, s, space_stretch, SPLIT_REMOVED, text, n); break;
     case WORDS_BERT: cut_bert(c, text, n); break;
-    case WORDS_DIGITS:
-        cut_stretches(c, s, number_stretch, s->arg ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, text, n);
-        break;
+    case WORDS_DIGITS: cut_stretches(c, s, number_stretch, s->arg ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, text, n); break;
     case WORDS_PUNCTUATION: cut_stretches(c, s, punctuation_stretch, s->arg, text, n); break;
     default: c->rc = err_set(c->e, ERR_DATA, "step %u cuts no words", s->op);
     }

@@ -190,6 +190,7 @@ albert = json.loads(json.dumps(made["t5.json"]))
 albert["normalizer"] = {"type": "Sequence", "normalizers": [REPLACE("``", '"'), REPLACE("''", '"'), {"type": "NFKD"}, {"type": "StripAccents"},
                                                             {"type": "Lowercase"}]}
 made["albert.json"] = albert
+made["tiny.model"] = sentencepiece("bpe", 350, **sp)  # as many as the embedding of tests/golden/tiny-llama has rows
 made["unigram-bytes.model"] = sentencepiece("unigram", 1500, normalization_rule_name="identity", byte_fallback=True)
 made["bert.json"] = wordpiece(1800, True)
 made["bert-cased.json"] = wordpiece(1800, False)  # also DistilBERT's cased one

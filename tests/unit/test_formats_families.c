@@ -10,9 +10,9 @@
 #define GROUP     16
 
 static const char *const families[] = {
-    "llama2.json", "phi3.json",  "llama-class.json", "gemma.json", "t5.json",     "xlmr.json", "albert.json",   "bert.json",
-    "bert-cased.json", "roberta.json", "opt.json",   "gpt-neox.json", "llama2.model", "gemma.model", "t5.model",
-    "unigram-bytes.model",
+    "llama2.json",  "phi3.json",   "llama-class.json", "gemma.json",          "t5.json",  "xlmr.json",
+    "albert.json",  "bert.json",   "bert-cased.json",  "roberta.json",        "opt.json", "gpt-neox.json",
+    "llama2.model", "gemma.model", "t5.model",         "unigram-bytes.model", "tiny.model",
 };
 
 static struct buf family_file(const char *name, const char *suffix) {
@@ -96,7 +96,8 @@ static void check_family(const char *name, const struct golden_texts *texts) {
     }
     assert_int_equal(8 * groups, sums.len);
     if (bad_ids || bad_text)
-        fail_msg("%s: of %zu groups of texts %zu have other ids, %zu decode otherwise", name, groups, bad_ids, bad_text);
+        fail_msg("%s: of %zu groups of texts %zu have other ids, %zu decode otherwise", name, groups, bad_ids,
+                 bad_text);
     buf_release(&back);
     buf_release(&sums);
     vocab_free(v);
@@ -321,11 +322,8 @@ static void test_gguf(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_record),
-        cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_tokenizer_json),
-        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_reference),      cmocka_unit_test(test_record), cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_tokenizer_json), cmocka_unit_test(test_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

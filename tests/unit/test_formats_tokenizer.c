@@ -94,7 +94,8 @@ static void test_unknown_parts(void **state) {
     } cases[] = {
         {{.pre = "null"}, "tokenizer.json: decoder 'ByteLevel' is not supported"}, /* of another BPE */
         {{.pre = "{\"type\":\"UnicodeScripts\"}"}, "pre_tokenizer 'UnicodeScripts' is not supported"},
-        {{.pre = SEQUENCE(DIGITS, "{\"type\":\"ByteLevel\"}")}, "'Digits' and 'ByteLevel'"}, /* prefix space is the default */
+        {{.pre = SEQUENCE(DIGITS, "{\"type\":\"ByteLevel\"}")},
+         "'Digits' and 'ByteLevel'"}, /* prefix space is the default */
         {{.pre = BYTES("false")}, "without a regex"},
         {{.pre = SEQUENCE("{\"type\":\"Digits\"}", BYTES("true"))}, "'Digits' and 'ByteLevel'"},
         {{.pre = SEQUENCE(DIGITS, BYTES("false"))}, "is not supported"},
