@@ -44,12 +44,12 @@ training = [t for t in lines if len(t) < 1500 and "\0" not in t and "\r" not in 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
 
-def sentencepiece(kind, size, **options):
+def sentencepiece(kind, size, texts=None, **options):
     """A SentencePiece model: its protobuf."""
     with tempfile.TemporaryDirectory() as folder:
         text = os.path.join(folder, "text")
         with open(text, "w", encoding="utf-8") as f:
-            for t in training:
+            for t in texts or training:
                 for line in t.split("\n"):
                     if line.strip():
                         f.write(line + "\n")
@@ -190,7 +190,7 @@ albert = json.loads(json.dumps(made["t5.json"]))
 albert["normalizer"] = {"type": "Sequence", "normalizers": [REPLACE("``", '"'), REPLACE("''", '"'), {"type": "NFKD"}, {"type": "StripAccents"},
                                                             {"type": "Lowercase"}]}
 made["albert.json"] = albert
-made["tiny.model"] = sentencepiece("bpe", 350, **sp)  # as many as the embedding of tests/golden/tiny-llama has rows
+made["tiny.model"] = sentencepiece("bpe", 350, [t for t in training if t.isascii() and t.islower()][:60], **sp)  # as many as the embedding of tests/golden/tiny-llama has rows
 made["unigram-bytes.model"] = sentencepiece("unigram", 1500, normalization_rule_name="identity", byte_fallback=True)
 made["bert.json"] = wordpiece(1800, True)
 made["bert-cased.json"] = wordpiece(1800, False)  # also DistilBERT's cased one
