@@ -179,7 +179,7 @@ static int encode_parts(struct text_worker *w, const struct vocab *v, const unsi
 
 static int encode_plain(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
                         struct place place, struct text_ids *ids, struct err *e) {
-    struct words words;
+    struct word_list words;
     if (v->kind == TEXT_BYTE_BPE) {
         if (!vocab_find_step(v, WORDS_PREFIX_SPACE) || place.continues || !n || *text == ' ')
             return encode_bytes(w, v, text, n, ids, e);

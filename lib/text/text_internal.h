@@ -91,14 +91,14 @@ int normalize(const struct vocab *v, struct step_memory *m, const unsigned char 
 int charsmap_check(const struct text_step *s, struct err *e) MUST_CHECK;
 int charsmap_apply(const struct text_step *s, const unsigned char *text, size_t n, struct buf *out,
                    struct err *e) MUST_CHECK;
-struct words {
+struct word_list {
     const unsigned char *text;
     const size_t *ends; /* [n]: word i is text[ends[i - 1] .. ends[i]) */
     size_t n;
 };
 /* The words of a normalised fragment; text and ends are in m (the two that normalize does not use last) or the caller's. */
 int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place place,
-              struct words *out, struct err *e) MUST_CHECK;
+              struct word_list *out, struct err *e) MUST_CHECK;
 
 /* ---- added tokens (added.c) -------------------------------------------------------------------------------------- */
 

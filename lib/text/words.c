@@ -151,7 +151,7 @@ static bool removes_front(const struct text_step *s, const unsigned char *text, 
 }
 
 int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place place,
-              struct words *out, struct err *e) {
+              struct word_list *out, struct err *e) {
     int turn = 0;
     bool front = true; /* the first word is at the front of the fragment */
     struct buf *ends = &m->ends[1];
@@ -175,6 +175,6 @@ int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char 
         ends = c.ends;
         turn = !turn;
     }
-    *out = (struct words){text, (const size_t *)(void *)ends->data, ends->len / sizeof(size_t)};
+    *out = (struct word_list){text, (const size_t *)(void *)ends->data, ends->len / sizeof(size_t)};
     return rc;
 }
