@@ -262,7 +262,8 @@ struct hf_tokenizer_files {
 /* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
 int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
 
-/* hf_pipeline_read.c: parts of a tokenizer.json as steps of a draft; x NULL: there is none. The decoder before the model. */
+/* hf_pipeline_read.c: parts of a tokenizer.json as steps of a draft; x NULL: there is none. The decoder before the
+ * model. */
 int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
 int hf_read_words(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK; /* pre_tokenizer, not byte-level */
 int hf_read_decoder(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
@@ -406,8 +407,8 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when it has none,
- * ERR_DATA when it has one of another kind. */
+/* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when
+ * it has none, ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
 /* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and
  * generation_config.json add ids of tokens that these do not say, and the ends of a generation. */

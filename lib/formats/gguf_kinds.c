@@ -1,7 +1,7 @@
 /*
- * The tokenizers of a GGUF beside byte-level BPE, by tokenizer.ggml.model: "llama", BPE over characters by score; "t5", the
- * unigram model; "bert", WordPiece. How llama.cpp runs each of them is in llama-vocab.cpp; a vocabulary that it would run
- * otherwise is refused by the name of the step, or where they differ after added tokens only, noted.
+ * The tokenizers of a GGUF beside byte-level BPE, by tokenizer.ggml.model: "llama", BPE over characters by score; "t5",
+ * the unigram model; "bert", WordPiece. How llama.cpp runs each of them is in llama-vocab.cpp; a vocabulary that it
+ * would run otherwise is refused by the name of the step, or where they differ after added tokens only, noted.
  */
 #include "lib/formats/formats_internal.h"
 

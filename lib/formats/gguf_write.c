@@ -78,9 +78,9 @@ static void key_array(struct header *h, const char *key, enum gguf_type type, ui
 /* ---- which architecture ---- */
 
 /*
- * llama.cpp's llama and qwen2 have one shape for all layers, and its qwen2 wants heads as wide as the residual stream and
- * takes no rope_freqs.weight. What it cannot hold goes out as deci: llama with a shape per layer, optional biases, and
- * the same arithmetic.
+ * llama.cpp's llama and qwen2 have one shape for all layers, and its qwen2 wants heads as wide as the residual stream
+ * and takes no rope_freqs.weight. What it cannot hold goes out as deci: llama with a shape per layer, optional biases,
+ * and the same arithmetic.
  */
 static bool needs_deci(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++)

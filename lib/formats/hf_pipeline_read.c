@@ -1,6 +1,6 @@
 /*
- * The normalizer, pre_tokenizer and decoder of a tokenizer.json as steps of a vocabulary. What is not known is refused by
- * name: a tokenizer that is nearly right is wrong in silence.
+ * The normalizer, pre_tokenizer and decoder of a tokenizer.json as steps of a vocabulary. What is not known is refused
+ * by name: a tokenizer that is nearly right is wrong in silence.
  */
 #include "lib/formats/formats_internal.h"
 

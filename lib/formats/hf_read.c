@@ -190,8 +190,9 @@ static int take_end(void *ctx, uint32_t id, struct err *e) {
 
 #define GENERATION_FILE "generation_config.json"
 
-/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates documents.
- * What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's own. */
+/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates
+ * documents. What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's
+ * own. */
 static int ids_from_config(const struct foreign_model *f, struct vocab *spec, struct err *e) {
     const struct {
         const char *key;

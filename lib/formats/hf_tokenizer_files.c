@@ -1,6 +1,7 @@
 /*
  * The files of a folder about its tokenizer, put together: tokenizer.json (hf_tokenizer_read.c), or vocab.json and
- * merges.txt, or a SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare (hf_tokens.c), and what else tokenizer_config.json says.
+ * merges.txt, or a SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare
+ * (hf_tokens.c), and what else tokenizer_config.json says.
  */
 #include "lib/formats/formats_internal.h"
 

@@ -1,7 +1,8 @@
 /*
- * tokenizer.json of Hugging Face's `tokenizers`: BPE over bytes or over characters, the unigram model, WordPiece. Byte-level
- * pre-tokenizers are recognised by their structure, the rest of the pipeline is read step by step (hf_pipeline_read.c);
- * any part that is not known is refused by name, because a tokenizer that is nearly right is wrong in silence.
+ * tokenizer.json of Hugging Face's `tokenizers`: BPE over bytes or over characters, the unigram model, WordPiece.
+ * Byte-level pre-tokenizers are recognised by their structure, the rest of the pipeline is read step by step
+ * (hf_pipeline_read.c); any part that is not known is refused by name, because a tokenizer that is nearly right is
+ * wrong in silence.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -20,7 +21,8 @@ const struct hf_split hf_splits[] = {
     {0, NULL},
 };
 
-/* A prefix space is for the first of two steps to put there, which other steps than Split and Digits do not come before. */
+/* A prefix space is for the first of two steps to put there, which other steps than Split and Digits do not come
+ * before. */
 static bool is_byte_level(const cJSON *x, bool use_regex, bool prefix) {
     return hf_is_type(x, "ByteLevel") && (prefix || !hf_flag(x, "add_prefix_space", true)) &&
            hf_flag(x, "use_regex", true) == use_regex;

@@ -36,8 +36,8 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
 
 /* ---- tokens by their text -------------------------------------------------------------------------------------- */
 
-/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of the
- * model and an added token may have the same bytes. */
+/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of
+ * the model and an added token may have the same bytes. */
 struct names {
     uint32_t *slots; /* [mask + 1], TOKEN_NONE: free; at most half full */
     uint64_t mask;

@@ -1,7 +1,7 @@
 /*
- * The spelling of tokens in GGUF and tokenizer.json: ordinary pieces of byte-level BPE in GPT-2's printable alphabet, all
- * else as text. Both formats find a token by its spelling, so two tokens of one spelling cannot be written: `tokenizers` gives
- * the added token the id of the other, llama.cpp aborts.
+ * The spelling of tokens in GGUF and tokenizer.json: ordinary pieces of byte-level BPE in GPT-2's printable alphabet,
+ * all else as text. Both formats find a token by its spelling, so two tokens of one spelling cannot be written:
+ * `tokenizers` gives the added token the id of the other, llama.cpp aborts.
  */
 #include <stdlib.h>
 

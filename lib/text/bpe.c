@@ -1,7 +1,7 @@
 /*
  * Byte pair encoding (Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units", ACL 2016,
- * algorithm 1, over bytes as in Radford et al. 2019 or over characters as in sentencepiece): of all adjacent pairs, join
- * the one whose merge was learnt first, the leftmost of equals; repeat until no pair merges.
+ * algorithm 1, over bytes as in Radford et al. 2019 or over characters as in sentencepiece): of all adjacent pairs,
+ * join the one whose merge was learnt first, the leftmost of equals; repeat until no pair merges.
  *
  * A word has a handful of bytes, where looking at every pair again after each merge is the fastest way; but a file may
  * hold a megabyte without a space, where that is quadratic. Long words go through a heap of pairs and a linked list of
@@ -224,8 +224,8 @@ static int merge_long(const struct vocab *v, struct bpe_memory *memory, const st
     while (w.n_heap) {
         uint64_t top = heap_pop(&w);
         uint32_t i = (uint32_t)top;
-        /* An entry is stale when its pair has changed since: a longer pair has another result, hence another rank, or an
-         * equal one (of equal scores), and then it is that pair's turn. */
+        /* An entry is stale when its pair has changed since: a longer pair has another result, hence another rank, or
+         * an equal one (of equal scores), and then it is that pair's turn. */
         if (w.symbols[i].rank != top >> 32) continue;
         rc = trace_merge(trace, w.symbols[i].result, e);
         if (rc) return rc;

@@ -1,7 +1,7 @@
 /*
- * sentencepiece's precompiled map of characters: a double-array trie (Aoe 1989, as darts-clone lays it out) from UTF-8 to
- * offsets of replacements, which end with a zero byte. sentencepiece takes the longest match; Hugging Face's `tokenizers`
- * goes by grapheme clusters and takes the shortest one, and that is what a tokenizer.json means.
+ * sentencepiece's precompiled map of characters: a double-array trie (Aoe 1989, as darts-clone lays it out) from UTF-8
+ * to offsets of replacements, which end with a zero byte. sentencepiece takes the longest match; Hugging Face's
+ * `tokenizers` goes by grapheme clusters and takes the shortest one, and that is what a tokenizer.json means.
  */
 #include <utf8proc.h>
 

@@ -91,8 +91,9 @@ static bool is_low_around(const struct vocab *v, const unsigned char *text, size
 
 /* ---- the other kinds: words that steps cut ---- */
 
-/* A space of a word of BPE or of the unigram model, which may be a whole text, parts it where no piece has a space after
- * the character before; an unknown character must not meet another one there. Sums in f32 depend on what came before. */
+/* A space of a word of BPE or of the unigram model, which may be a whole text, parts it where no piece has a space
+ * after the character before; an unknown character must not meet another one there. Sums in f32 depend on what came
+ * before. */
 bool vocab_parts_at_spaces(const struct vocab *v) {
     return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && v->index->has_space &&
            !(v->model_flags & MODEL_FLOAT_SUMS);
@@ -156,8 +157,8 @@ static bool parts_after_line(const struct vocab *v, const unsigned char *text, s
     return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && known && !v->index->joins_newline;
 }
 
-/* A token that is matched in normalised text and may reach over a space between letters: it is looked for in vain in the
- * raw text. */
+/* A token that is matched in normalised text and may reach over a space between letters: it is looked for in vain in
+ * the raw text. */
 static bool has_spaced_token(const struct vocab *v) {
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         const struct token *t = &v->tokens[id];

@@ -1,13 +1,13 @@
 /*
  * text: tokenizers. Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with the pre-tokenizers of the models
  * that Rill reads; BPE over characters with byte fallback, as SentencePiece has it (Llama 2, Gemma); the unigram model
- * (Kudo 2018; T5, XLM-R); WordPiece (BERT). A vocabulary is data: it comes from a model stream's VOCB record or a foreign
- * file, and goes out again complete.
+ * (Kudo 2018; T5, XLM-R); WordPiece (BERT). A vocabulary is data: it comes from a model stream's VOCB record or a
+ * foreign file, and goes out again complete.
  *
- * With byte-level BPE, for every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless the vocabulary
- * asks for NFC (Qwen2's does; the `no_normalise` option of text_encode turns it off). Bytes that are no UTF-8 are kept.
- * Two exceptions, both the vocabulary's own: white space that an added token swallows (TOKEN_LSTRIP, TOKEN_RSTRIP), and
- * bytes that it has no token for, which are counted in text_ids.n_lost.
+ * With byte-level BPE, for every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless
+ * the vocabulary asks for NFC (Qwen2's does; the `no_normalise` option of text_encode turns it off). Bytes that are no
+ * UTF-8 are kept. Two exceptions, both the vocabulary's own: white space that an added token swallows (TOKEN_LSTRIP,
+ * TOKEN_RSTRIP), and bytes that it has no token for, which are counted in text_ids.n_lost.
  */
 #ifndef RILL_TEXT_H
 #define RILL_TEXT_H
@@ -158,7 +158,8 @@ void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
-/* The kind, model_flags and steps alone as bytes, appended, and back into a spec: arrays in `memory`, a and b in `data`. */
+/* The kind, model_flags and steps alone as bytes, appended, and back into a spec: arrays in `memory`, a and b in
+ * `data`. */
 int text_steps_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
 const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
@@ -213,8 +214,8 @@ int text_decode_on(const struct vocab *v, const uint32_t *ids, size_t n, bool sk
 /*
  * Where may a long text be cut so that encoding the two halves apart, the second with `continues`, equals encoding the
  * whole, with any options?
- * Returns the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for reading
- * files of any length in constant memory. Most texts have one every few bytes.
+ * Returns the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for
+ * reading files of any length in constant memory. Most texts have one every few bytes.
  */
 size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 
@@ -290,21 +291,21 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
- * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right
- * up to where an error occurred. */
+ * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are
+ * right up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
-/* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the vocabulary has one,
- * between documents with a context, behind each without one if the vocabulary asks for it. */
+/* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the
+ * vocabulary has one, between documents with a context, behind each without one if the vocabulary asks for it. */
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
-/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under their names and
- * as bytes_per_token. False: out of memory. */
+/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under
+ * their names and as bytes_per_token. False: out of memory. */
 bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_options *o);
 bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);
 
-/* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the line end behind
- * one, is put back. */
+/* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the
+ * line end behind one, is put back. */
 struct corpus_decoding {
     bool bos, line_ends; /* sequences begin with BOS; documents were lines */
     bool skip_special;   /* the caller's: leave control tokens out */

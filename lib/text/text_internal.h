@@ -84,7 +84,7 @@ void step_memory_release(struct step_memory *m);
 static inline bool vocab_normalises(const struct vocab *v) {
     return v->nfc || (v->n_steps && v->steps[0].op < WORDS_METASPACE);
 }
-/* text[0..n) normalised, at *out: in m, or the text itself. *place: a text whose front was taken away is at no start. */
+/* text[0..n) normalised, at *out: in m, or the text itself. *place: one whose front was taken away is at no start. */
 int normalize(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place *place,
               const unsigned char **out, size_t *n_out, struct err *e) MUST_CHECK;
 /* sentencepiece's precompiled map. */
@@ -96,7 +96,8 @@ struct word_list {
     const size_t *ends; /* [n]: word i is text[ends[i - 1] .. ends[i]) */
     size_t n;
 };
-/* The words of a normalised fragment; text and ends are in m (the two that normalize does not use last) or the caller's. */
+/* The words of a normalised fragment; text and ends are in m (the two that normalize does not use last) or the
+ * caller's. */
 int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place place,
               struct word_list *out, struct err *e) MUST_CHECK;
 
@@ -220,7 +221,8 @@ int unigram_encode(const struct vocab *v, struct buf *lattice, const unsigned ch
                    struct text_ids *ids, struct err *e) MUST_CHECK;
 int wordpiece_encode(const struct vocab *v, struct buf *scratch, const unsigned char *word, size_t n,
                      struct text_ids *ids, struct err *e) MUST_CHECK;
-/* The bytes of a character without a piece: byte pieces, else unknown, counted as lost. *fused: an unknown one precedes. */
+/* The bytes of a character without a piece: byte pieces, else unknown, counted as lost. *fused: an unknown one
+ * precedes. */
 int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
               struct err *e) MUST_CHECK;
 

@@ -1,8 +1,8 @@
 /*
- * The unigram model (Kudo, "Subword regularization", ACL 2018): of all sequences of pieces that make a word, the one with
- * the best sum of log-probabilities, by Viterbi's algorithm. As unigram_model.cc of google/sentencepiece and `tokenizers`
- * have it: candidates from the left, shorter ones first, a later one wins only if it is better; where no piece is a single
- * character, the character itself is a candidate that costs 10 more than the worst piece.
+ * The unigram model (Kudo, "Subword regularization", ACL 2018): of all sequences of pieces that make a word, the one
+ * with the best sum of log-probabilities, by Viterbi's algorithm. As unigram_model.cc of google/sentencepiece and
+ * `tokenizers` have it: candidates from the left, shorter ones first, a later one wins only if it is better; where no
+ * piece is a single character, the character itself is a candidate that costs 10 more than the worst piece.
  */
 #include <float.h>
 #include <stdlib.h>

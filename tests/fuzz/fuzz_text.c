@@ -1,7 +1,7 @@
 /*
  * The input as text, through each of the four pre-tokenizers with a small vocabulary: it decodes to itself, a cut that
- * is said to be safe is, compiled and interpreted expressions agree, and a corpus in small windows is the whole text. Cuts
- * and corpora with each of the other kinds as well.
+ * is said to be safe is, compiled and interpreted expressions agree, and a corpus in small windows is the whole text.
+ * Cuts and corpora with each of the other kinds as well.
  */
 #include "lib/text/text_internal.h"
 
@@ -55,12 +55,32 @@ static struct vocab *make_vocab(enum text_pre pre) {
 
 /* BPE over characters and the unigram model, with byte fallback, as sentencepiece surrounds them; WordPiece. */
 static struct vocab *make_pieces(enum text_kind kind) {
-    static const char *const pieces[] = {"\xe2\x96\x81", "t",  "h",  "e",  "\xe2\x96\x81t", "he",   "\xe2\x96\x81the",
-                                         "a",           "##a", "##e", "\xc3\xa9", "in",       "\n",   "the",
-                                         "\xe2\x96\x81\xe2\x96\x81", "1", "2", "12", "##he"};
+    static const char *const pieces[] = {"\xe2\x96\x81",
+                                         "t",
+                                         "h",
+                                         "e",
+                                         "\xe2\x96\x81t",
+                                         "he",
+                                         "\xe2\x96\x81the",
+                                         "a",
+                                         "##a",
+                                         "##e",
+                                         "\xc3\xa9",
+                                         "in",
+                                         "\n",
+                                         "the",
+                                         "\xe2\x96\x81\xe2\x96\x81",
+                                         "1",
+                                         "2",
+                                         "12",
+                                         "##he"};
     static const struct text_step spm[] = {
         {.op = NORM_PREPEND, .a = (const unsigned char *)METASPACE, .n_a = METASPACE_BYTES},
-        {.op = NORM_REPLACE, .a = (const unsigned char *)" ", .n_a = 1, .b = (const unsigned char *)METASPACE, .n_b = 3},
+        {.op = NORM_REPLACE,
+         .a = (const unsigned char *)" ",
+         .n_a = 1,
+         .b = (const unsigned char *)METASPACE,
+         .n_b = 3},
     };
     static const struct text_step bert[] = {
         {.op = NORM_BERT, .arg = 15},

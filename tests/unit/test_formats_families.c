@@ -1,6 +1,7 @@
 /*
- * Small tokenizers of every family (tests/golden/tokenizers/families) against Hugging Face's tokenizers and sentencepiece:
- * every golden text, ids and decoded text; and the same after a VOCB record, a tokenizer.json of ours and a GGUF of ours.
+ * Small tokenizers of every family (tests/golden/tokenizers/families) against Hugging Face's tokenizers and
+ * sentencepiece: every golden text, ids and decoded text; and the same after a VOCB record, a tokenizer.json of ours
+ * and a GGUF of ours.
  */
 #include "lib/formats/formats_internal.h"
 #include "tests/unit/formats_samples.h"
@@ -10,8 +11,8 @@
 #define GROUP     16
 
 static const char *const families[] = {
-    "llama2.json",  "phi3.json",   "llama-class.json", "gemma.json",          "t5.json",  "xlmr.json",
-    "albert.json",  "bert.json",   "bert-cased.json",  "roberta.json",        "opt.json", "gpt-neox.json",
+    "llama2.json",  "phi3.json",   "llama-class.json", "gemma.json",          "t5.json",    "xlmr.json",
+    "albert.json",  "bert.json",   "bert-cased.json",  "roberta.json",        "opt.json",   "gpt-neox.json",
     "llama2.model", "gemma.model", "t5.model",         "unigram-bytes.model", "tiny.model",
 };
 
