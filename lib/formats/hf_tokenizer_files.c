@@ -215,9 +215,9 @@ static int read_bert(struct vocab *spec, const struct hf_tokenizer_files *f, con
                      struct err *e) {
     static const struct span prefix = {"##", 2}, none = {0};
     bool lower = true, chinese = true;
-    int rc = json_opt_bool(config, "do_lower_case", &lower, e);
+    int rc = config ? json_opt_bool(config, "do_lower_case", &lower, e) : 0;
     bool accents = lower;
-    if (!rc) rc = json_opt_bool(config, "tokenize_chinese_chars", &chinese, e);
+    if (!rc && config) rc = json_opt_bool(config, "tokenize_chinese_chars", &chinese, e);
     if (!rc && hf_member(config, "strip_accents")) rc = json_opt_bool(config, "strip_accents", &accents, e);
     uint32_t arg =
         BERT_CLEAN | (chinese ? BERT_CHINESE : 0) | (accents ? BERT_ACCENTS : 0) | (lower ? BERT_LOWERCASE : 0);

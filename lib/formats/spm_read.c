@@ -73,6 +73,7 @@ struct spm_settings {
     struct proto charsmap; /* normalizer_spec */
     bool dummy_prefix, remove_extra, escape;
     bool denormalizes;
+    bool trainer, normalizer; /* they are there: they follow the pieces */
 };
 
 static int read_trainer(struct proto p, struct spm_settings *s, struct err *e) {
@@ -134,6 +135,9 @@ static int read_denormalizer(struct proto p, struct spm_settings *s, struct err 
 }
 
 static int check_settings(const struct spm_settings *s, struct err *e) {
+    if (!s->trainer || !s->normalizer)
+        return err_set(e, ERR_DATA, "\"%s\" is missing: not a SentencePiece model, or a cut one",
+                       s->trainer ? "normalizer_spec" : "trainer_spec");
     if (s->model_type != MODEL_UNIGRAM && s->model_type != MODEL_BPE)
         return err_set(e, ERR_DATA, "\"model_type\" %llu is not supported (1, UNIGRAM, and 2, BPE, are)",
                        (unsigned long long)s->model_type);
@@ -195,6 +199,8 @@ static int read_fields(struct vocab *spec, struct proto p, bool pieces, struct s
             if (rc) return err_prefix(e, "piece %llu", (unsigned long long)*n);
         }
         if (f.number == 1) ++*n;
+        if (f.number == 2) s->trainer = true;
+        if (f.number == 3) s->normalizer = true;
         if (!rc && !pieces && f.number == 2) rc = read_trainer(f.bytes, s, e);
         if (!rc && !pieces && f.number == 3) rc = read_normalizer(f.bytes, s, e);
         if (!rc && !pieces && f.number == 5) rc = read_denormalizer(f.bytes, s, e);

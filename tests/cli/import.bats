@@ -70,7 +70,7 @@ setup() {
     zstd -dcq "$families/tiny.model.zst" >hf/tokenizer.model
     check_exit 0 rill import hf -o spm.rill
     printf '  Grüße, 数 🦙\t\n end' >text
-    rill tokenize -q -m spm.rill --plain-specials text -o tokens.rill 2>/dev/null || rill tokenize -q -m spm.rill text -o tokens.rill
+    rill tokenize -q -m spm.rill text -o tokens.rill
     check_exit 0 rill tokenize --decode -m spm.rill tokens.rill -o back
     assert_same text back
     check_exit 0 rill export --to gguf spm.rill -o spm.gguf
@@ -84,7 +84,7 @@ setup() {
 
     zstd -dcq "$families/tiny.model.zst" | head -c 2000 >hf/tokenizer.model
     check_exit 3 rill import hf
-    assert_stderr_line "hf: SentencePiece model: not a SentencePiece model, or a cut one"
+    assert_stderr_line "hf: SentencePiece model: *or a cut one"
     zstd -dcq "$families/llama2.model.zst" >hf/tokenizer.model
     check_exit 3 rill import hf
     assert_stderr_line "hf: *1600 tokens*352*"
@@ -93,8 +93,7 @@ setup() {
     assert_stderr_line "hf: vocab.txt has no [[]SEP[]]"
     printf '[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nc\n' >hf/vocab.txt
     check_exit 0 rill import hf -o bert.rill
-    [ "$(printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill)" = "[CLS] ab c [MASK] [SEP]" ] ||
-        printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill
+    [ "$(printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill)" = "ab c [MASK]" ]
 }
 
 # tokenizer_config.json with these members before its own

@@ -161,6 +161,22 @@ static void test_record(void **state) {
     free_golden_texts(&texts);
 }
 
+/* ---- bad input ---- */
+
+static void test_cut_models(void **state) {
+    (void)state;
+    struct buf text = family_file("tiny.model", ".zst");
+    for (size_t n = 0; n + 40 < text.len; n += 7) {
+        struct err e = {0};
+        struct vocab spec;
+        draft_init(&spec);
+        assert_int_equal(spm_read(&spec, (struct span){(const char *)text.data, n}, &e), ERR_DATA);
+        if (!strstr(e.msg, "SentencePiece model: ")) fail_msg("%s", e.msg);
+        arena_release(&spec.memory);
+    }
+    buf_release(&text);
+}
+
 /* ---- cuts ---- */
 
 static void check_cuts(const char *name, const struct vocab *v, const unsigned char *text, size_t n, size_t *cuts) {
@@ -323,8 +339,8 @@ static void test_gguf(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),      cmocka_unit_test(test_record), cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_tokenizer_json), cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_record),         cmocka_unit_test(test_cut_models),
+        cmocka_unit_test(test_cuts),      cmocka_unit_test(test_tokenizer_json), cmocka_unit_test(test_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
