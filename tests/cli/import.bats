@@ -93,7 +93,7 @@ setup() {
     assert_stderr_line "hf: vocab.txt has no [[]SEP[]]"
     printf '[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nc\n' >hf/vocab.txt
     check_exit 0 rill import hf -o bert.rill
-    [ "$(printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill)" = "ab c [MASK]" ]
+    [ "$(printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill)" = "ab c [MASK] [SEP]" ]
 }
 
 # tokenizer_config.json with these members before its own
