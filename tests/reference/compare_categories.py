@@ -1,7 +1,11 @@
+"""Compares the categories of lib/text with those of Hugging Face's tokenizers, code point by code point; prints where they differ.
+Run: ./categories | /work/venv/bin/python compare_categories.py (categories.c beside this). The tables of lib/text/unicode_old.c
+are what it printed for mark, nonsp, bertpunct and clean before they were there.
+"""
+import sys, unicodedata
 from tokenizers import normalizers as N, pre_tokenizers as P
-import unicodedata
 ours={}
-for l in open('/tmp/probe.txt'):
+for l in sys.stdin:
     f=l.split(); ours[int(f[0],16)]=(f[1]=='1',f[2]=='1',f[3]=='1',f[4]=='1',f[5]=='1',f[6]=='1',f[7]=='1',chr(int(f[8],16))+(chr(int(f[9],16)) if f[9]!='0' else ''))
 sa=N.StripAccents(); clean=N.BertNormalizer(clean_text=True,handle_chinese_chars=False,strip_accents=False,lowercase=False)
 acc=N.BertNormalizer(clean_text=False,handle_chinese_chars=False,strip_accents=True,lowercase=False); low=N.Lowercase(); chin=N.BertNormalizer(clean_text=False,handle_chinese_chars=True,strip_accents=False,lowercase=False)
@@ -31,20 +35,3 @@ for c,(mark,nons,oth,pu,nu,sp,wo,lo) in ours.items():
     if (t==['a'+s+'b'])!=wo: diff['word'].append(c)
     if low.normalize_str(s)!=lo: diff['lower'].append(c)
 for k,v in diff.items(): print(k,len(v),rng(v)[:3000])
-def table(name,l):
-    o=[]
-    for c in l:
-        if o and o[-1][1]==c-1: o[-1][1]=c
-        else: o.append([c,c])
-    s='static const struct range '+name+'[] = {\n'; line='   '
-    for a,b in o:
-        t=f' {{{a:#x}, {b:#x}}},'
-        if len(line)+len(t)>118: s+=line+'\n'; line='   '
-        line+=t
-    return s+line+'\n};\n'
-new_marks=[c for c in diff['mark'] if ours[c][0]]; rest=[c for c in diff['mark'] if not ours[c][0]]
-new_ns=[c for c in diff['nonsp'] if ours[c][1]]; rest2=[c for c in diff['nonsp'] if not ours[c][1]]
-new_p=[c for c in diff['bertpunct'] if ours[c][3]]; rest3=[c for c in diff['bertpunct'] if not ours[c][3]]
-new_o=[c for c in diff['clean'] if ours[c][2]]; rest4=[c for c in diff['clean'] if not ours[c][2]]
-print('REST',rng(rest),'|',rng(rest2),'|',rng(rest3),'|',rng(rest4))
-open('/tmp/tables.c','w').write('/* NORM_STRIP_ACCENTS */\n'+table('new_marks',new_marks)+table('new_nonspacing',new_ns)+table('new_punctuation',new_p)+table('new_other',new_o))

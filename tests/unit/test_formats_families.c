@@ -214,6 +214,33 @@ static void test_cuts(void **state) {
     free_golden_texts(&texts);
 }
 
+/* Half of the tokens: those that stay keep their text, and texts still encode, to bytes where pieces are gone. */
+static void test_prune(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(families); i++) {
+        struct err e = {0};
+        struct vocab *v = load_family(families[i]), *w;
+        unsigned char *keep = mem_array(v->n_tokens, 1, &e);
+        uint32_t *map = mem_array(v->n_tokens, sizeof *map, &e);
+        assert_true(keep && map);
+        for (uint32_t id = 0; id < v->n_tokens; id++) keep[id] = id % 2;
+        if (vocab_prune(&w, v, keep, map, &e)) fail_msg("%s: %s", families[i], e.msg);
+        assert_true(w->n_tokens < v->n_tokens && w->kind == v->kind && w->n_steps == v->n_steps);
+        for (uint32_t id = 0; id < v->n_tokens; id++) {
+            if (map[id] == TOKEN_NONE) continue;
+            assert_int_equal(w->tokens[map[id]].n_bytes, v->tokens[id].n_bytes);
+            assert_memory_equal(w->tokens[map[id]].bytes, v->tokens[id].bytes, v->tokens[id].n_bytes);
+        }
+        struct text_ids ids = must_encode(w, "The quick caf\xc3\xa9", 15, NULL);
+        assert_true(ids.n > 0 && (!(v->model_flags & MODEL_BYTE_FALLBACK) || ids.n_lost == 0));
+        text_ids_release(&ids);
+        mem_free(keep);
+        mem_free(map);
+        vocab_free(v);
+        vocab_free(w);
+    }
+}
+
 /* ---- out and in again ---- */
 
 static void test_tokenizer_json(void **state) {
@@ -339,8 +366,9 @@ static void test_gguf(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference), cmocka_unit_test(test_record),         cmocka_unit_test(test_cut_models),
-        cmocka_unit_test(test_cuts),      cmocka_unit_test(test_tokenizer_json), cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_record), cmocka_unit_test(test_cut_models),
+        cmocka_unit_test(test_cuts),      cmocka_unit_test(test_prune),  cmocka_unit_test(test_tokenizer_json),
+        cmocka_unit_test(test_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
