@@ -112,7 +112,8 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     return cli_close_output(c, e);
 }
 
-/* ---- a table --------------------------------------------------------------------------------------------------------- */
+/* ---- a table
+ * --------------------------------------------------------------------------------------------------------- */
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
@@ -128,7 +129,7 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
     const struct vocab *v = ctx;
     if (id >= v->n_tokens || !v->tokens[id].n_bytes) return buf_printf(out, e, "?");
-    return text_spell(v->tokens[id].bytes, v->tokens[id].n_bytes, out, e);
+    return vocab_spell(v, id, out, e);
 }
 
 /* "FIRST:N" */
@@ -150,7 +151,8 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
     return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
 }
 
-/* ---- the program ------------------------------------------------------------------------------------------------------ */
+/* ---- the program
+ * ------------------------------------------------------------------------------------------------------ */
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};

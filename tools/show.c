@@ -196,7 +196,7 @@ static int put_role(struct view *v, const struct vocab *x, const char *role, uin
     if (id == TOKEN_NONE) return 0;
     v->data.len = 0;
     fprintf(v->out, "%s %" PRIu32 " ", role, id);
-    if (text_spell(x->tokens[id].bytes, x->tokens[id].n_bytes, &v->data, e)) return e->code;
+    if (vocab_spell(x, id, &v->data, e)) return e->code;
     if (v->data.len) fwrite(v->data.data, 1, v->data.len, v->out);
     fputc('\n', v->out);
     return 0;
@@ -205,8 +205,9 @@ static int put_role(struct view *v, const struct vocab *x, const char *role, uin
 static int put_roles(struct view *v, const struct vocab *x, struct err *e) {
     char digest[DIGEST_TEXT_SIZE];
     digest_text(x->digest, digest);
-    fprintf(v->out, "%" PRIu32 " tokens, %" PRIu32 " merges, cut as %s, identity %s\n", x->n_tokens, x->n_merges,
-            text_pre_name(x->pre), digest);
+    bool bytes = x->kind == TEXT_BYTE_BPE;
+    fprintf(v->out, "%" PRIu32 " tokens, %" PRIu32 " merges, %s%s, identity %s\n", x->n_tokens, x->n_merges,
+            bytes ? "cut as " : "", bytes ? text_pre_name(x->pre) : text_kind_name(x->kind), digest);
     int rc = put_role(v, x, x->add_bos ? "bos (in front of a text)" : "bos", x->bos, e);
     if (!rc) rc = put_role(v, x, x->add_eos ? "eos (behind a text)" : "eos", x->eos, e);
     for (uint32_t i = 0; !rc && i < x->n_ends; i++) rc = put_role(v, x, "end", x->ends[i], e);

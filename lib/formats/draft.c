@@ -38,6 +38,24 @@ int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, ui
     return t->bytes ? 0 : e->code;
 }
 
+int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b, struct err *e) {
+    if (spec->n_steps == TEXT_MAX_STEPS)
+        return err_set(e, ERR_DATA, "more than %u steps around the model", TEXT_MAX_STEPS);
+    struct text_step *steps = (struct text_step *)spec->steps; /* the draft's own */
+    if (!steps) spec->steps = steps = arena_array(&spec->memory, TEXT_MAX_STEPS, sizeof *steps, e);
+    char *copy = steps ? arena_strndup(&spec->memory, a.s ? a.s : "", a.n, e) : NULL;
+    char *copy_b = copy ? arena_strndup(&spec->memory, b.s ? b.s : "", b.n, e) : NULL;
+    if (!copy_b) return e->code;
+    if (a.n > UINT32_MAX || b.n > UINT32_MAX) return err_set(e, ERR_DATA, "a step of more than 4 GiB");
+    steps[spec->n_steps++] =
+        (struct text_step){op, arg, (unsigned char *)copy, (unsigned char *)copy_b, (uint32_t)a.n, (uint32_t)b.n};
+    return 0;
+}
+
+int draft_unspell(const struct vocab *spec, struct span text, struct buf *out, struct err *e) {
+    return spec->kind == TEXT_BYTE_BPE ? text_unspell(text.s, text.n, out, e) : buf_append(out, text.s, text.n, e);
+}
+
 /* ---- merges ---- */
 
 static int no_such_token(uint32_t rank, struct span piece, struct err *e) {
@@ -48,7 +66,11 @@ int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct e
     if (n > TEXT_MAX_MERGES)
         return err_set(e, ERR_DATA, "%llu merges, at most %u are allowed", (unsigned long long)n, TEXT_MAX_MERGES);
     spec->n_merges = 0;
-    int rc = vocab_new(pieces, spec, e); /* to find ids by text */
+    struct vocab plain = *spec; /* to find ids by text: no more than the pieces */
+    plain.kind = TEXT_BYTE_BPE;
+    plain.pre = PRE_GPT2;
+    plain.model_flags = plain.n_steps = 0;
+    int rc = vocab_new(pieces, &plain, e);
     if (rc) return rc;
     spec->merges = arena_array(&spec->memory, n, sizeof *spec->merges, e);
     spec->n_merges = (uint32_t)n;
@@ -58,9 +80,9 @@ int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct e
 int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
                 struct buf *scratch, struct err *e) {
     scratch->len = 0;
-    int rc = text_unspell(left.s, left.n, scratch, e);
+    int rc = draft_unspell(spec, left, scratch, e);
     size_t n_left = scratch->len;
-    if (!rc) rc = text_unspell(right.s, right.n, scratch, e);
+    if (!rc) rc = draft_unspell(spec, right, scratch, e);
     if (rc) return err_prefix(e, "merge %u", rank);
     struct merge *to = &spec->merges[rank];
     to->left = vocab_find(pieces, scratch->data, n_left);

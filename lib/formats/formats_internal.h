@@ -154,8 +154,29 @@ int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const c
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
 int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) MUST_CHECK;
 /* The type for a token's flags, and whether that type alone leads back to them. */
-uint32_t gguf_token_type(const struct token *t);
-bool gguf_type_says_all(const struct token *t);
+uint32_t gguf_token_type(const struct vocab *v, uint32_t id);
+bool gguf_type_says_all(const struct vocab *v, uint32_t id);
+
+/* gguf_kinds.c: a value of tokenizer.ggml.model, and what llama.cpp takes for granted with it. */
+struct gguf_kind {
+    const char *model;
+    enum text_kind kind;
+    uint32_t bos, eos, unk, pad;
+    bool prefix, add_bos, add_eos;
+};
+#define GGUF_STEPS_KEY "rill.tokenizer.steps"              /* text_steps_pack: what GGUF's own keys say less exactly */
+const struct gguf_kind *gguf_find_kind(const char *model); /* NULL: not known */
+const struct gguf_kind *gguf_kind_of(const struct vocab *v);
+/* The text of a piece in tokenizer.ggml.tokens, appended, and the piece of a text; flags and kind are there. */
+int gguf_put_piece(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) MUST_CHECK;
+int gguf_get_piece(const struct vocab *spec, uint32_t id, struct span text, struct buf *out, struct err *e) MUST_CHECK;
+/* Kind, flags and steps of a draft; its tokens' scores. */
+int gguf_read_steps(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) MUST_CHECK;
+int gguf_read_scores(const struct gguf_file *g, struct vocab *spec, struct err *e) MUST_CHECK;
+/* ERR_DATA when llama.cpp would encode otherwise; scores: [n_tokens], those to write. */
+int gguf_check_kind(const struct vocab *v, float *scores, struct arena *a, struct err *e) MUST_CHECK;
+/* What the keys say of the steps of a vocabulary that gguf_check_kind let pass, BPE of characters or unigram. */
+void gguf_spacing(const struct vocab *v, bool *prefix, bool *extra, struct span *charsmap);
 /* Does llama.cpp end a generation with a token of this text, whatever the keys say? */
 bool gguf_text_ends(const void *text, size_t n);
 #define GGUF_ENDS_KEY "tokenizer.ggml.eos_token_ids" /* all ends of a generation: of Ollama's converter and ours */
@@ -167,6 +188,7 @@ struct gguf_header {
     struct err *e;
     char prefix[32]; /* "llama": put before keys that begin with a dot */
 };
+void gguf_put_bytes(struct gguf_header *h, const void *data, size_t n);
 void gguf_put_u32(struct gguf_header *h, uint32_t v);
 void gguf_put_u64(struct gguf_header *h, uint64_t v);
 void gguf_put_bool(struct gguf_header *h, bool v);
@@ -267,7 +289,9 @@ extern const struct hf_split {
 /* The text of a folder's files about its tokenizer; {NULL, 0}: there is no such file. */
 struct hf_tokenizer_files {
     struct span tokenizer;          /* tokenizer.json, or else ... */
-    struct span vocab, merges;      /* ... vocab.json and merges.txt */
+    struct span vocab, merges;      /* ... vocab.json and merges.txt, or ... */
+    struct span model;              /* ... tokenizer.model or spiece.model, of SentencePiece, or ... */
+    struct span words;              /* ... vocab.txt, of BERT */
     struct span config, map, added; /* tokenizer_config.json, special_tokens_map.json, added_tokens.json */
     struct span chat_template;      /* chat_template.jinja */
     const cJSON *model_config;      /* config.json, or NULL: which class reads vocab.json */
@@ -279,12 +303,35 @@ struct hf_tokenizer_files {
 /* A draft for vocab_new. ERR_DATA names what is not supported, and the files that contradict each other. */
 int hf_tokenizer_parse(struct vocab *spec, const struct hf_tokenizer_files *f, struct err *e) MUST_CHECK;
 
+/* hf_pipeline_read.c: parts of a tokenizer.json as steps of a draft; x NULL: there is none. The decoder before the
+ * model. */
+int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
+int hf_read_words(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK; /* pre_tokenizer, not byte-level */
+int hf_read_decoder(struct vocab *spec, const cJSON *x, struct err *e) MUST_CHECK;
+const char *hf_type(const cJSON *object); /* its "type" */
+bool hf_is_type(const cJSON *object, const char *type);
+bool hf_flag(const cJSON *object, const char *key, bool fallback); /* fallback: the default of `tokenizers` */
+int hf_refuse(struct err *e, const char *what, const cJSON *object);
+
+/* hf_pipeline_write.c: and back, as members of the root; false: out of memory. Not for the words and the decoder of
+ * byte-level BPE. */
+bool hf_put_normalizer(cJSON *root, const struct vocab *v);
+bool hf_put_words(cJSON *root, const struct vocab *v);
+bool hf_put_decoder(cJSON *root, const struct vocab *v);
+cJSON *hf_typed(const char *type);                         /* {"type": type} */
+bool hf_put(cJSON *parent, const char *key, cJSON *child); /* takes the child in any case; key NULL: into a list */
+
 /* hf_tokenizer_read.c: a tokenizer.json alone; *n_pieces: tokens of its model. */
 int hf_read_tokenizer_json(struct vocab *spec, struct span text, uint32_t *n_pieces, struct err *e) MUST_CHECK;
 /* The tokens of a model ("vocab", n_json bytes of text at most) and the added ones, or NULL. */
 int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, size_t n_json, struct buf *scratch,
                    struct err *e) MUST_CHECK;
 uint32_t hf_count_pieces(const cJSON *vocab);
+
+/* spm_read.c: a SentencePiece model (tokenizer.model). ERR_DATA: cut, damaged, or what is not supported. */
+int spm_read(struct vocab *spec, struct span data, struct err *e) MUST_CHECK;
+/* The steps of sentencepiece around a model, in the draft whose model_flags are set: of a GGUF as well. */
+int spm_steps(struct vocab *spec, struct span charsmap, bool remove_extra, bool prefix, struct err *e) MUST_CHECK;
 
 /* hf_tokens.c: the tokens of a draft, the n_pieces of the model and the added ones, joined with those that the other
  * files declare (NULL: there is none). */
@@ -309,10 +356,15 @@ int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
 int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) MUST_CHECK;
 /* One more token that ends a generation, if it is none yet. ERR_DATA: too many. */
 int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) MUST_CHECK;
+/* One more step (a and b are copied). ERR_DATA: too many. */
+int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b,
+               struct err *e) MUST_CHECK;
+/* The bytes of a piece as files spell it, appended: byte-level spelling undone, anything else as it is. */
+int draft_unspell(const struct vocab *spec, struct span text, struct buf *out, struct err *e) MUST_CHECK;
 /* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
  * all else of the draft must be there. */
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
-/* Merge number `rank` from the byte-level spelling of its two halves. */
+/* Merge number `rank` from the spelling of its two halves. */
 int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
                 struct buf *scratch, struct err *e) MUST_CHECK;
 /* The draft becomes a vocabulary. */
@@ -324,7 +376,7 @@ bool pre_implies_ignore_merges(enum text_pre pre);
 /* ---- tokens as GGUF and tokenizer.json spell them (spelling.c) -------------------------------------------------- */
 
 /* Appends the spelling of a token that is not TOKEN_UNUSED. */
-int token_spelling(const struct token *t, struct buf *out, struct err *e) MUST_CHECK;
+int token_spelling(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) MUST_CHECK;
 struct spellings {
     struct spelling {
         struct span text; /* in the buffer */
@@ -397,8 +449,8 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
 int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
-/* The file that the folder's tokenizer begins with, tokenizer.json or vocab.json; *path is NULL when it has none,
- * ERR_DATA when it has one of another kind. */
+/* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when
+ * it has none, ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
 /* The tokenizer from that file and those beside it (struct hf_tokenizer_files). The model's config.json and
  * generation_config.json add ids of tokens that these do not say, and the ends of a generation. */

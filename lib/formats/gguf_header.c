@@ -1,26 +1,26 @@
 /* The head of a GGUF in memory: keys and descriptions of tensors. */
 #include "lib/formats/formats_internal.h"
 
-static void put(struct gguf_header *h, const void *data, size_t n) {
+void gguf_put_bytes(struct gguf_header *h, const void *data, size_t n) {
     if (!h->rc) h->rc = buf_append(&h->bytes, data, n, h->e);
 }
 
 void gguf_put_u32(struct gguf_header *h, uint32_t v) {
-    put(h, &v, sizeof v);
+    gguf_put_bytes(h, &v, sizeof v);
 }
 
 void gguf_put_u64(struct gguf_header *h, uint64_t v) {
-    put(h, &v, sizeof v);
+    gguf_put_bytes(h, &v, sizeof v);
 }
 
 void gguf_put_bool(struct gguf_header *h, bool v) {
     unsigned char byte = v;
-    put(h, &byte, 1);
+    gguf_put_bytes(h, &byte, 1);
 }
 
 void gguf_put_string(struct gguf_header *h, const void *s, size_t n) {
     gguf_put_u64(h, n);
-    put(h, s, n);
+    gguf_put_bytes(h, s, n);
 }
 
 /* A key that begins with a dot belongs to the architecture. */
@@ -40,12 +40,12 @@ void gguf_key_u32(struct gguf_header *h, const char *key, uint32_t v) {
 void gguf_key_f32(struct gguf_header *h, const char *key, double v) {
     float f = (float)v;
     put_key(h, key, GGUF_F32);
-    put(h, &f, sizeof f);
+    gguf_put_bytes(h, &f, sizeof f);
 }
 
 void gguf_key_f64(struct gguf_header *h, const char *key, double v) {
     put_key(h, key, GGUF_F64);
-    put(h, &v, sizeof v);
+    gguf_put_bytes(h, &v, sizeof v);
 }
 
 void gguf_key_bool(struct gguf_header *h, const char *key, bool v) {

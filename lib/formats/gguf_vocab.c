@@ -1,22 +1,27 @@
-/* The tokenizer of a GGUF: pieces in byte-level spelling, their types, merges as text. */
+/* The tokenizer of a GGUF: pieces, their types, merges as text; gguf_kinds.c has what differs by kind. */
 #include "lib/formats/formats_internal.h"
 
 /* GGUF's token types. */
-enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4, TYPE_UNUSED = 5 };
+enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4, TYPE_UNUSED = 5, TYPE_BYTE = 6 };
 
 #define KNOWN_FLAGS                                                                                                    \
     (TOKEN_SPECIAL | TOKEN_ADDED | TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD | TOKEN_NORMALIZED | TOKEN_UNUSED)
 
 /* ---- types and flags ---- */
 
-uint32_t gguf_token_type(const struct token *t) {
+uint32_t gguf_token_type(const struct vocab *v, uint32_t id) {
+    const struct token *t = &v->tokens[id];
+    bool unknown = v->kind != TEXT_BYTE_BPE && id == v->unk && (t->flags & TOKEN_SPECIAL);
     if (t->flags & TOKEN_UNUSED) return TYPE_UNUSED;
+    if (unknown) return TYPE_UNKNOWN;
+    if ((v->model_flags & MODEL_BYTE_FALLBACK) && !t->flags && text_byte_piece(t) >= 0) return TYPE_BYTE;
     if (t->flags & TOKEN_SPECIAL) return TYPE_CONTROL;
     return t->flags & TOKEN_ADDED ? TYPE_USER_DEFINED : TYPE_NORMAL;
 }
 
 static bool flags_of_type(uint32_t type, uint32_t *flags) {
     switch (type) {
+    case TYPE_BYTE:
     case TYPE_NORMAL: *flags = 0; return true;
     case TYPE_UNKNOWN:
     case TYPE_CONTROL: *flags = TOKEN_SPECIAL | TOKEN_ADDED; return true;
@@ -39,10 +44,11 @@ bool gguf_text_ends(const void *text, size_t n) {
     return false;
 }
 
-bool gguf_type_says_all(const struct token *t) {
+bool gguf_type_says_all(const struct vocab *v, uint32_t id) {
+    const struct token *t = &v->tokens[id];
     uint32_t flags;
     if (!(t->flags & TOKEN_SPECIAL) && gguf_text_ends(t->bytes, t->n_bytes)) return false; /* set_piece makes it one */
-    return flags_of_type(gguf_token_type(t), &flags) && flags == t->flags;
+    return flags_of_type(gguf_token_type(v, id), &flags) && flags == t->flags;
 }
 
 /* An array that has one entry for each token, or none. */
@@ -87,12 +93,10 @@ static int set_piece(struct vocab *spec, uint32_t id, struct span text, bool typ
     if (t->flags & TOKEN_UNUSED) return 0;      /* its text is "[PAD123]": a placeholder */
     if (text.n > TEXT_MAX_PIECE * 2)
         return err_set(e, ERR_DATA, "token %u is longer than %d bytes", id, TEXT_MAX_PIECE);
-    if (!(t->flags & TOKEN_ADDED)) {
-        scratch->len = 0;
-        int rc = text_unspell(text.s, text.n, scratch, e);
-        if (rc) return err_prefix(e, "key 'tokenizer.ggml.tokens': token %u", id);
-        text = (struct span){(const char *)scratch->data, scratch->len};
-    }
+    scratch->len = 0;
+    int rc = gguf_get_piece(spec, id, text, scratch, e);
+    if (rc) return err_prefix(e, "key 'tokenizer.ggml.tokens': token %u", id);
+    text = (struct span){(const char *)scratch->data, scratch->len};
     t->bytes = (const unsigned char *)arena_strndup(&spec->memory, text.s, text.n, e);
     t->n_bytes = (uint32_t)text.n;
     return t->bytes ? 0 : e->code;
@@ -127,7 +131,8 @@ static int read_merges(const struct gguf_file *g, struct vocab *spec, struct buf
     struct vocab *pieces = NULL;
     uint64_t at = 0;
     int rc = gguf_opt_array(g, "tokenizer.ggml.merges", GGUF_STRING, &merges, e);
-    if (!rc && !merges) rc = err_set(e, ERR_DATA, "the key is missing");
+    if (!rc && !merges && spec->kind == TEXT_BYTE_BPE) rc = err_set(e, ERR_DATA, "the key is missing");
+    if (!rc && !merges) return 0; /* the scores make them */
     if (!rc) rc = draft_merges(spec, merges->n, &pieces, e);
     for (uint32_t i = 0; !rc && i < spec->n_merges; i++)
         rc = read_merge(spec, pieces, i, gguf_kv_next_string(merges, &at), scratch, e);
@@ -148,16 +153,19 @@ static int read_pre(const struct gguf_file *g, struct vocab *spec, struct err *e
 
 /* tokenizer.ggml.unknown_token_id is no more than a name: llama.cpp leaves out bytes without a token, as
  * `tokenizers` does unless the BPE model itself has an unk_token. That one has a key of our own. */
-static int read_ids(const struct gguf_file *g, struct vocab *spec, struct err *e) {
+static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) {
+    bool bytes = k->kind == TEXT_BYTE_BPE, bert = k->kind == TEXT_WORDPIECE;
     const struct {
         const char *key;
-        uint32_t *to;
-    } ids[] = {{"tokenizer.ggml.bos_token_id", &spec->bos},
-               {"tokenizer.ggml.eos_token_id", &spec->eos},
-               {"tokenizer.ggml.padding_token_id", &spec->pad},
-               {"rill.tokenizer.unk", &spec->unk}};
+        uint32_t *to, fallback;
+    } ids[] = {{bert && gguf_find(g, "tokenizer.ggml.cls_token_id") ? "tokenizer.ggml.cls_token_id"
+                                                                    : "tokenizer.ggml.bos_token_id",
+                &spec->bos, k->bos},
+               {bert ? "tokenizer.ggml.seperator_token_id" : "tokenizer.ggml.eos_token_id", &spec->eos, k->eos},
+               {"tokenizer.ggml.padding_token_id", &spec->pad, k->pad},
+               {bytes ? "rill.tokenizer.unk" : "tokenizer.ggml.unknown_token_id", &spec->unk, k->unk}};
     for (size_t i = 0; i < COUNT_OF(ids); i++) {
-        uint64_t v = TOKEN_NONE;
+        uint64_t v = ids[i].fallback < spec->n_tokens ? ids[i].fallback : TOKEN_NONE;
         int rc = gguf_opt_u64(g, ids[i].key, 0, spec->n_tokens - 1, &v, e);
         if (rc) return rc;
         *ids[i].to = (uint32_t)v;
@@ -188,16 +196,20 @@ static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *
     return rc;
 }
 
-static int read_settings(const struct gguf_file *g, struct vocab *spec, struct err *e) {
-    int rc = read_pre(g, spec, e);
+static int read_settings(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) {
+    bool bytes = k->kind == TEXT_BYTE_BPE, bert = k->kind == TEXT_WORDPIECE;
+    int rc = bytes ? read_pre(g, spec, e) : 0;
     if (rc) return rc;
     spec->nfc = pre_implies_nfc(spec->pre);
     spec->ignore_merges = pre_implies_ignore_merges(spec->pre);
-    spec->add_bos = spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for it */
-    rc = read_ids(g, spec, e);
+    spec->add_bos = k->add_bos || spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for them */
+    spec->add_eos = k->add_eos;
+    rc = read_ids(g, k, spec, e);
     if (!rc) rc = read_ends(g, spec, e);
     if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_bos_token", &spec->add_bos, e);
-    if (!rc) rc = gguf_opt_bool(g, "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
+    if (!rc)
+        rc =
+            gguf_opt_bool(g, bert ? "tokenizer.ggml.add_sep_token" : "tokenizer.ggml.add_eos_token", &spec->add_eos, e);
     if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.nfc", &spec->nfc, e);
     if (!rc) rc = gguf_opt_bool(g, "rill.tokenizer.ignore_merges", &spec->ignore_merges, e);
     if (!rc) rc = gguf_opt_str(g, "tokenizer.chat_template", &spec->memory, &spec->chat_template, e);
@@ -210,12 +222,18 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
     int rc = gguf_opt_str(g, "tokenizer.ggml.model", &spec->memory, &model, e);
     *found = !rc && strcmp(model, "none") != 0 && strcmp(model, "no_vocab") != 0;
     if (rc || !*found) return rc;
-    if (strcmp(model, "gpt2") != 0)
-        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.model': '%.64s' is not supported (gpt2, byte-level BPE, is)",
+    const struct gguf_kind *k = gguf_find_kind(model);
+    if (!k)
+        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.model': '%.64s' is not supported (gpt2, llama, t5, bert are)",
                        model);
-    rc = read_pieces(g, spec, &scratch, e);
-    if (!rc) rc = read_settings(g, spec, e);
-    if (!rc) rc = read_merges(g, spec, &scratch, e);
+    bool bytes = k->kind == TEXT_BYTE_BPE;
+    rc = bytes ? 0 : gguf_read_steps(g, k, spec, e);
+    if (!rc) rc = read_pieces(g, spec, &scratch, e);
+    if (!rc && !bytes) rc = gguf_read_scores(g, spec, e);
+    if (!rc) rc = read_settings(g, k, spec, e);
+    /* Others write merges that llama.cpp does not look at; only ours are exact. */
+    if (!rc && (bytes || (k->kind == TEXT_CHAR_BPE && gguf_find(g, GGUF_STEPS_KEY))))
+        rc = read_merges(g, spec, &scratch, e);
     buf_release(&scratch);
     return rc;
 }

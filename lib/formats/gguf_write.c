@@ -144,14 +144,14 @@ static void put_placeholder(struct gguf_header *h, uint32_t id, const struct spe
     if (!h->rc) gguf_put_string(h, scratch->data, scratch->len - 1);
 }
 
-static void put_piece(struct gguf_header *h, const struct token *t, uint32_t id, const struct spellings *taken,
+static void put_piece(struct gguf_header *h, const struct vocab *v, uint32_t id, const struct spellings *taken,
                       struct buf *scratch) {
-    if (t->flags & TOKEN_UNUSED) {
+    if (v->tokens[id].flags & TOKEN_UNUSED) {
         put_placeholder(h, id, taken, scratch);
         return;
     }
     scratch->len = 0;
-    if (!h->rc) h->rc = token_spelling(t, scratch, h->e);
+    if (!h->rc) h->rc = gguf_put_piece(v, id, scratch, h->e);
     gguf_put_string(h, scratch->data, scratch->len);
 }
 
@@ -160,12 +160,12 @@ static void put_tokens(struct gguf_header *h, const struct vocab *v, struct buf 
     struct spellings taken = {0};
     if (!h->rc) h->rc = spellings_make(&taken, v, h->e);
     gguf_key_array(h, "tokenizer.ggml.tokens", GGUF_STRING, v->n_tokens);
-    for (uint32_t i = 0; i < v->n_tokens && !h->rc; i++) put_piece(h, &v->tokens[i], i, &taken, scratch);
+    for (uint32_t i = 0; i < v->n_tokens && !h->rc; i++) put_piece(h, v, i, &taken, scratch);
     spellings_release(&taken);
     gguf_key_array(h, "tokenizer.ggml.token_type", GGUF_I32, v->n_tokens);
     for (uint32_t i = 0; i < v->n_tokens; i++) {
-        gguf_put_u32(h, gguf_token_type(&v->tokens[i]));
-        types_say_all = types_say_all && gguf_type_says_all(&v->tokens[i]);
+        gguf_put_u32(h, gguf_token_type(v, i));
+        types_say_all = types_say_all && gguf_type_says_all(v, i);
     }
     if (types_say_all) return;
     gguf_key_array(h, "rill.tokenizer.flags", GGUF_U32, v->n_tokens);
@@ -175,11 +175,10 @@ static void put_tokens(struct gguf_header *h, const struct vocab *v, struct buf 
 static void put_merges(struct gguf_header *h, const struct vocab *v, struct buf *scratch) {
     gguf_key_array(h, "tokenizer.ggml.merges", GGUF_STRING, v->n_merges);
     for (uint32_t i = 0; i < v->n_merges && !h->rc; i++) {
-        const struct token *left = &v->tokens[v->merges[i].left], *right = &v->tokens[v->merges[i].right];
         scratch->len = 0;
-        h->rc = text_spell(left->bytes, left->n_bytes, scratch, h->e);
+        h->rc = vocab_spell(v, v->merges[i].left, scratch, h->e);
         if (!h->rc) h->rc = buf_append(scratch, " ", 1, h->e);
-        if (!h->rc) h->rc = text_spell(right->bytes, right->n_bytes, scratch, h->e);
+        if (!h->rc) h->rc = vocab_spell(v, v->merges[i].right, scratch, h->e);
         gguf_put_string(h, scratch->data, scratch->len);
     }
 }
@@ -216,34 +215,68 @@ static void put_ends(struct gguf_header *h, const struct vocab *v) {
 }
 
 static void put_settings(struct gguf_header *h, const struct vocab *v) {
+    bool bert = v->kind == TEXT_WORDPIECE;
     const struct {
         const char *key;
         uint32_t id;
     } ids[] = {{"tokenizer.ggml.bos_token_id", v->bos},
-               {"tokenizer.ggml.eos_token_id", v->eos},
+               {bert ? "tokenizer.ggml.seperator_token_id" : "tokenizer.ggml.eos_token_id", v->eos},
+               {"tokenizer.ggml.cls_token_id", bert ? v->bos : TOKEN_NONE},
                {"tokenizer.ggml.unknown_token_id", v->unk},
-               {"rill.tokenizer.unk", v->unk},
+               {"rill.tokenizer.unk", v->kind == TEXT_BYTE_BPE ? v->unk : TOKEN_NONE},
                {"tokenizer.ggml.padding_token_id", v->pad}};
     for (size_t i = 0; i < COUNT_OF(ids); i++)
         if (ids[i].id != TOKEN_NONE) gguf_key_u32(h, ids[i].key, ids[i].id);
     put_ends(h, v);
     gguf_key_bool(h, "tokenizer.ggml.add_bos_token", v->add_bos);
-    gguf_key_bool(h, "tokenizer.ggml.add_eos_token", v->add_eos);
+    gguf_key_bool(h, bert ? "tokenizer.ggml.add_sep_token" : "tokenizer.ggml.add_eos_token", v->add_eos);
     if (v->nfc != pre_implies_nfc(v->pre)) gguf_key_bool(h, "rill.tokenizer.nfc", v->nfc);
     if (v->ignore_merges != pre_implies_ignore_merges(v->pre))
         gguf_key_bool(h, "rill.tokenizer.ignore_merges", v->ignore_merges);
     if (v->chat_template) gguf_key_string(h, "tokenizer.chat_template", v->chat_template);
 }
 
+/* What the other kinds than byte-level BPE have: scores, the steps as llama.cpp's keys and as our own. */
+static void put_kind(struct gguf_header *h, const struct vocab *v, const float *scores) {
+    struct span charsmap = {0};
+    struct buf steps = {0};
+    bool prefix, extra;
+    if (v->kind != TEXT_WORDPIECE) {
+        gguf_key_array(h, "tokenizer.ggml.scores", GGUF_F32, v->n_tokens);
+        for (uint32_t i = 0; i < v->n_tokens; i++) {
+            uint32_t bits;
+            memcpy(&bits, &scores[i], sizeof bits);
+            gguf_put_u32(h, bits);
+        }
+        gguf_spacing(v, &prefix, &extra, &charsmap);
+        gguf_key_bool(h, "tokenizer.ggml.add_space_prefix", prefix);
+        gguf_key_bool(h, "tokenizer.ggml.remove_extra_whitespaces", extra);
+    }
+    if (charsmap.n) {
+        gguf_key_array(h, "tokenizer.ggml.precompiled_charsmap", GGUF_U8, charsmap.n);
+        gguf_put_bytes(h, charsmap.s, charsmap.n);
+    }
+    if (!h->rc) h->rc = text_steps_pack(v, &steps, h->e);
+    gguf_key_array(h, GGUF_STEPS_KEY, GGUF_U8, steps.len);
+    gguf_put_bytes(h, steps.data, steps.len);
+    buf_release(&steps);
+}
+
 static void put_vocab(struct gguf_header *h, const struct vocab *v) {
     struct buf scratch = {0};
-    gguf_key_string(h, "tokenizer.ggml.model", v ? "gpt2" : "none");
+    struct arena a = {0};
+    gguf_key_string(h, "tokenizer.ggml.model", v ? gguf_kind_of(v)->model : "none");
     if (!v) return;
-    gguf_key_string(h, "tokenizer.ggml.pre", text_pre_name(v->pre));
+    bool bytes = v->kind == TEXT_BYTE_BPE;
+    float *scores = arena_array(&a, v->n_tokens, sizeof *scores, h->e);
+    if (!h->rc) h->rc = scores ? gguf_check_kind(v, scores, &a, h->e) : h->e->code;
+    gguf_key_string(h, "tokenizer.ggml.pre", bytes ? text_pre_name(v->pre) : "default");
     put_tokens(h, v, &scratch);
-    put_merges(h, v, &scratch);
+    if (!bytes && !h->rc) put_kind(h, v, scores);
+    if (bytes || v->n_merges) put_merges(h, v, &scratch);
     put_settings(h, v);
     buf_release(&scratch);
+    arena_release(&a);
 }
 
 /* ---- tensors ---- */

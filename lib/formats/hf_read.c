@@ -130,9 +130,9 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
 /* ---- tokenizer ---- */
 
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) {
-    static const char *const known[] = {"tokenizer.json", "vocab.json"};
-    static const char *const others[] = {"tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json",
-                                         "vocab.txt"};
+    static const char *const known[] = {"tokenizer.json",          "vocab.json", "tokenizer.model", "spiece.model",
+                                        "sentencepiece.bpe.model", "vocab.txt"};
+    static const char *const others[] = {"tiktoken.model", "tekken.json"};
     for (size_t i = 0; i < COUNT_OF(known); i++) {
         *path = path_join(&f->memory, folder, known[i], e);
         if (!*path) return e->code;
@@ -190,8 +190,9 @@ static int take_end(void *ctx, uint32_t id, struct err *e) {
 
 #define GENERATION_FILE "generation_config.json"
 
-/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates documents.
- * What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's own. */
+/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates
+ * documents. What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's
+ * own. */
 static int ids_from_config(const struct foreign_model *f, struct vocab *spec, struct err *e) {
     const struct {
         const char *key;
@@ -207,19 +208,24 @@ static int ids_from_config(const struct foreign_model *f, struct vocab *spec, st
     return each_id(f, config, "config.json", "eos_token_id", take_end, spec, e);
 }
 
-static bool is_vocab_json(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return strcmp(slash ? slash + 1 : path, "vocab.json") == 0;
+/* Which of the files is this one? */
+static struct span *file_of(struct hf_tokenizer_files *files, const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    if (strcmp(name, "vocab.json") == 0) return &files->vocab;
+    if (strcmp(name, "vocab.txt") == 0) return &files->words;
+    return n > 6 && strcmp(name + n - 6, ".model") == 0 ? &files->model : &files->tokenizer;
 }
 
 static int read_tokenizer_files(struct foreign_model *f, const char *path, struct hf_tokenizer_files *files,
                                 struct err *e) {
     const struct mapped_file *m;
-    bool legacy = is_vocab_json(path);
-    int rc = read_text(f, path, &m, e);
+    struct span *first = file_of(files, path);
+    bool legacy = first == &files->vocab, binary = first == &files->model;
+    int rc = binary ? source_map(f, path, &m, e) : read_text(f, path, &m, e);
     if (rc) return rc;
-    *(legacy ? &files->vocab : &files->tokenizer) =
-        m->size ? (struct span){(const char *)m->data, m->size} : (struct span){"", 0};
+    *first = m->size ? (struct span){(const char *)m->data, m->size} : (struct span){"", 0};
+    if (binary && m->size > MAX_JSON_BYTES) return err_set(e, ERR_DATA, "%s: more than 256 MiB", path);
     if (legacy) rc = read_beside(f, path, "merges.txt", &files->merges, e);
     if (!rc && legacy && !files->merges.s)
         return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is no tokenizer");

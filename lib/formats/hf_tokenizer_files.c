@@ -1,6 +1,7 @@
 /*
- * The files of a folder about its tokenizer, put together: tokenizer.json (hf_tokenizer_read.c) or vocab.json and
- * merges.txt, the tokens that the files beside it declare (hf_tokens.c), and what else tokenizer_config.json says.
+ * The files of a folder about its tokenizer, put together: tokenizer.json (hf_tokenizer_read.c), or vocab.json and
+ * merges.txt, or a SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare
+ * (hf_tokens.c), and what else tokenizer_config.json says.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -143,6 +144,104 @@ static int read_vocab_json(struct vocab *spec, const struct hf_tokenizer_files *
     return rc;
 }
 
+/* ---- tokenizer.model: what the classes of transformers put around it ---- */
+
+/* Ids are those of the model. Classes that shift them, as XLM-R's, are not here. */
+static const struct {
+    const char *name, *model_type;
+    bool bos, eos;
+} model_classes[] = {
+    {"LlamaTokenizer", "llama", true, false},       {"GemmaTokenizer", "gemma", true, false},
+    {"CodeLlamaTokenizer", "mistral", true, false}, {"LlamaTokenizer", "minicpm", true, false},
+    {"GemmaTokenizer", "gemma2", true, false},      {"GemmaTokenizer", "gemma3_text", true, false},
+    {"LlamaTokenizer", "phi3", true, false},        {"T5Tokenizer", "t5", false, true},
+    {"MT5Tokenizer", "mt5", false, true},
+};
+
+static bool is_class(const char *name, const char *class) {
+    size_t n = strlen(class);
+    return name && strncmp(name, class, n) == 0 && (!name[n] || strcmp(name + n, "Fast") == 0);
+}
+
+static int read_spm(struct vocab *spec, const struct hf_tokenizer_files *f, const cJSON *config, uint32_t *n_pieces,
+                    struct err *e) {
+    const char *name = cJSON_GetStringValue(hf_member(config, "tokenizer_class"));
+    const char *type = cJSON_GetStringValue(hf_member(f->model_config, "model_type"));
+    int rc = spm_read(spec, f->model, e);
+    *n_pieces = spec->n_tokens;
+    for (size_t i = 0; i < COUNT_OF(model_classes) && !rc; i++) {
+        bool by_type = !name && type && strcmp(type, model_classes[i].model_type) == 0;
+        if (!by_type && !is_class(name, model_classes[i].name)) continue;
+        spec->add_bos = model_classes[i].bos;
+        spec->add_eos = model_classes[i].eos;
+        return 0;
+    }
+    return rc || (!name && !type)
+               ? rc
+               : err_set(e, ERR_DATA,
+                         "there is no tokenizer.json, and what %.64s makes of a SentencePiece model is not known "
+                         "(LlamaTokenizer, GemmaTokenizer, CodeLlamaTokenizer, T5Tokenizer, MT5Tokenizer are)",
+                         name ? name : type);
+}
+
+/* ---- vocab.txt: BERT's pieces, one a line ---- */
+
+static int read_words(struct vocab *spec, struct span text, struct err *e) {
+    uint64_t n = 0, at = 0;
+    for (uint64_t i = 0; i < text.n; i++) n += text.s[i] == '\n';
+    if (text.n && text.s[text.n - 1] != '\n') n++;
+    int rc = draft_tokens(spec, n, e);
+    for (uint32_t id = 0; id < n && !rc; id++) {
+        const char *end = memchr(text.s + at, '\n', text.n - at);
+        uint64_t length = end ? (uint64_t)(end - text.s) - at : text.n - at;
+        size_t used = text_line_length(text.s + at, length);
+        rc = utf8_valid(text.s + at, used) ? draft_piece(spec, id, text.s + at, used, 0, e)
+                                           : err_set(e, ERR_DATA, "line %u is no UTF-8", id + 1);
+        at += length + 1;
+    }
+    return rc;
+}
+
+static const char bert_defaults[] = "{\"unk_token\":\"[UNK]\",\"sep_token\":\"[SEP]\",\"pad_token\":\"[PAD]\","
+                                    "\"cls_token\":\"[CLS]\",\"mask_token\":\"[MASK]\"}";
+
+static uint32_t find_piece(const struct vocab *spec, const char *text) {
+    for (uint32_t i = 0; i < spec->n_tokens; i++)
+        if (spec->tokens[i].n_bytes == strlen(text) && memcmp(spec->tokens[i].bytes, text, strlen(text)) == 0) return i;
+    return TOKEN_NONE;
+}
+
+static int read_bert(struct vocab *spec, const struct hf_tokenizer_files *f, const cJSON *config, uint32_t *n_pieces,
+                     struct err *e) {
+    static const struct span prefix = {"##", 2}, none = {0};
+    bool lower = true, chinese = true;
+    int rc = config ? json_opt_bool(config, "do_lower_case", &lower, e) : 0;
+    bool accents = lower;
+    if (!rc && config) rc = json_opt_bool(config, "tokenize_chinese_chars", &chinese, e);
+    if (!rc && hf_member(config, "strip_accents")) rc = json_opt_bool(config, "strip_accents", &accents, e);
+    uint32_t arg =
+        BERT_CLEAN | (chinese ? BERT_CHINESE : 0) | (accents ? BERT_ACCENTS : 0) | (lower ? BERT_LOWERCASE : 0);
+    spec->kind = TEXT_WORDPIECE;
+    spec->pre = PRE_STEPS;
+    if (!rc) rc = draft_step(spec, NORM_BERT, arg, none, none, e);
+    if (!rc) rc = draft_step(spec, WORDS_BERT, 0, none, none, e);
+    if (!rc) rc = draft_step(spec, DECODE_WORDPIECE, 1, prefix, none, e);
+    if (!rc) rc = draft_step(spec, MODEL_WORDPIECE, 100, prefix, none, e);
+    if (!rc) rc = read_words(spec, f->words, e);
+    if (rc) return err_prefix(e, "vocab.txt");
+    const struct {
+        const char *text;
+        uint32_t *to;
+    } roles[] = {{"[UNK]", &spec->unk}, {"[CLS]", &spec->bos}, {"[SEP]", &spec->eos}};
+    for (size_t i = 0; i < COUNT_OF(roles); i++) {
+        *roles[i].to = find_piece(spec, roles[i].text);
+        if (*roles[i].to == TOKEN_NONE) return err_set(e, ERR_DATA, "vocab.txt has no %s", roles[i].text);
+    }
+    spec->add_bos = spec->add_eos = true;
+    *n_pieces = spec->n_tokens;
+    return 0;
+}
+
 /* ---- the whole ---- */
 
 static int parse_object(struct span text, const char *name, cJSON **out, struct err *e) {
@@ -159,9 +258,18 @@ static int read_files(struct vocab *spec, const struct hf_tokenizer_files *f, st
     const struct hf_class *class = NULL;
     uint32_t n_pieces;
     int rc = 0;
-    t->base = f->tokenizer.s ? "tokenizer.json" : "vocab.json";
+    t->base = f->tokenizer.s ? "tokenizer.json"
+              : f->model.s   ? "the SentencePiece model"
+              : f->words.s   ? "vocab.txt"
+                             : "vocab.json";
     if (f->tokenizer.s) {
         rc = hf_read_tokenizer_json(spec, f->tokenizer, &n_pieces, e);
+    } else if (f->model.s) {
+        rc = read_spm(spec, f, t->config, &n_pieces, e);
+    } else if (f->words.s) {
+        rc = (*defaults = json_parse(bert_defaults, sizeof bert_defaults - 1, e)) ? 0 : e->code;
+        t->defaults = *defaults;
+        if (!rc) rc = read_bert(spec, f, t->config, &n_pieces, e);
     } else {
         bool prefix = false;
         rc = find_class(t->config, f->model_config, &class, e);

@@ -36,8 +36,8 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
 
 /* ---- tokens by their text -------------------------------------------------------------------------------------- */
 
-/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of the
- * model and an added token may have the same bytes. */
+/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of
+ * the model and an added token may have the same bytes. */
 struct names {
     uint32_t *slots; /* [mask + 1], TOKEN_NONE: free; at most half full */
     uint64_t mask;
@@ -107,7 +107,7 @@ static int find_text(struct joining *j, const char *text, uint32_t *id, struct e
     *id = names_find(&j->names, j->spec, text, strlen(text), TOKEN_ADDED);
     j->scratch.len = 0;
     if (*id != TOKEN_NONE) return 0;
-    int rc = text_unspell(text, strlen(text), &j->scratch, &not_of_the_alphabet);
+    int rc = draft_unspell(j->spec, (struct span){text, strlen(text)}, &j->scratch, &not_of_the_alphabet);
     if (!rc) *id = names_find(&j->names, j->spec, j->scratch.data, j->scratch.len, 0);
     if (rc && rc != ERR_DATA) *e = not_of_the_alphabet;
     return rc == ERR_DATA ? 0 : rc;

@@ -1,14 +1,15 @@
 /*
- * The spelling of tokens in GGUF and tokenizer.json: ordinary pieces in GPT-2's printable alphabet, added tokens as
- * text. Both formats find a token by its spelling, so two tokens of one spelling cannot be written: `tokenizers` gives
- * the added token the id of the other, llama.cpp aborts.
+ * The spelling of tokens in GGUF and tokenizer.json: ordinary pieces of byte-level BPE in GPT-2's printable alphabet,
+ * all else as text. Both formats find a token by its spelling, so two tokens of one spelling cannot be written:
+ * `tokenizers` gives the added token the id of the other, llama.cpp aborts.
  */
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"
 
-int token_spelling(const struct token *t, struct buf *out, struct err *e) {
-    return t->flags & TOKEN_ADDED ? buf_append(out, t->bytes, t->n_bytes, e) : text_spell(t->bytes, t->n_bytes, out, e);
+int token_spelling(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) {
+    const struct token *t = &v->tokens[id];
+    return t->flags & TOKEN_ADDED ? buf_append(out, t->bytes, t->n_bytes, e) : vocab_spell(v, id, out, e);
 }
 
 static int by_text(const void *a, const void *b) {
@@ -23,7 +24,7 @@ static int spell_all(struct spellings *s, const struct vocab *v, struct err *e) 
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         if (v->tokens[id].flags & TOKEN_UNUSED) continue;
         size_t before = s->text.len;
-        int rc = token_spelling(&v->tokens[id], &s->text, e);
+        int rc = token_spelling(v, id, &s->text, e);
         if (rc) return err_prefix(e, "token %u", id);
         s->items[s->n++] = (struct spelling){.text = {NULL, s->text.len - before}, .id = id};
     }

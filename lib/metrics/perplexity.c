@@ -84,7 +84,8 @@ void perplexity_free(struct perplexity *p) {
     mem_free(p);
 }
 
-/* ---- bytes and words of what is scored ---------------------------------------------------------------------------------- */
+/* ---- bytes and words of what is scored
+ * ---------------------------------------------------------------------------------- */
 
 /* As Python's \s, which lm-eval splits by. */
 static bool is_space(uint32_t c) {
@@ -111,13 +112,15 @@ static void count_byte(struct word_count *w, unsigned char b) {
 static void count_text(struct perplexity *p, uint32_t token) {
     if (!p->m->vocab) return;
     p->bos += token == p->m->vocab->bos;
-    uint32_t n = vocab_text_bytes(p->m->vocab, token);
+    uint32_t n;
+    const unsigned char *text = vocab_text(p->m->vocab, token, &n);
     p->bytes += n;
     if (p->o.protocol != PPL_DOCUMENTS) return;
-    for (uint32_t i = 0; i < n; i++) count_byte(&p->words, p->m->vocab->tokens[token].bytes[i]);
+    for (uint32_t i = 0; i < n; i++) count_byte(&p->words, text[i]);
 }
 
-/* ---- windows ------------------------------------------------------------------------------------------------------------ */
+/* ---- windows
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static int flush(struct perplexity *p, struct err *e) {
     int rc = scorer_run(&p->scorer, e);
@@ -175,8 +178,8 @@ static int cut_disjoint(struct perplexity *p, struct err *e) {
     return rc;
 }
 
-/* sliding: `text` begins with the next window. Its first `behind` tokens have been scored by the windows before. The last
- * window is what is left at the end of the text. */
+/* sliding: `text` begins with the next window. Its first `behind` tokens have been scored by the windows before. The
+ * last window is what is left at the end of the text. */
 static int cut_sliding(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
@@ -200,8 +203,8 @@ static int cut_sequence(struct perplexity *p, bool end, struct err *e) {
     return rc;
 }
 
-/* documents: each full window has as many targets as a context has places, and for its first input the last target of the
- * window before. What is left at the end is scored with as much context as there is room for. */
+/* documents: each full window has as many targets as a context has places, and for its first input the last target of
+ * the window before. What is left at the end is scored with as much context as there is room for. */
 static int cut_document(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
@@ -230,7 +233,8 @@ static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, st
     return buf_append(&p->text, &prefix, sizeof prefix, e);
 }
 
-/* ---- tokens in ------------------------------------------------------------------------------------------------------------ */
+/* ---- tokens in
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* At most a context of tokens; the sequence ends with them, or not. */
 static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
@@ -297,7 +301,8 @@ int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct 
     return rc;
 }
 
-/* ---- results -------------------------------------------------------------------------------------------------------------- */
+/* ---- results
+ * -------------------------------------------------------------------------------------------------------------- */
 
 uint64_t perplexity_scored(const struct perplexity *p) {
     return p->nll.n;

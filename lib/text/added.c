@@ -40,6 +40,31 @@ static bool belongs(const struct token *t, bool normalised) {
     return (t->flags & TOKEN_ADDED) && !(t->flags & TOKEN_UNUSED) && !!(t->flags & TOKEN_NORMALIZED) == normalised;
 }
 
+/* What is looked for: the token as the normaliser leaves it, which looks at it as at a text of its own. */
+static int add_content(const struct vocab *v, uint32_t id, bool changes, struct step_memory *m, struct buf *contents,
+                       struct buf *lengths, struct err *e) {
+    const struct token *t = &v->tokens[id];
+    const unsigned char *text = t->bytes;
+    size_t n = t->n_bytes;
+    struct place place = {.start = true};
+    int rc = changes ? normalize(v, m, t->bytes, t->n_bytes, &place, &text, &n, e) : 0;
+    if (!rc) rc = buf_append(contents, text, n, e);
+    return rc ? rc : buf_append(lengths, &n, sizeof n, e);
+}
+
+static void insert_all(struct added *a, const struct vocab *v, bool normalised, const struct buf *contents,
+                       const struct buf *lengths) {
+    const size_t *length = (const size_t *)(void *)lengths->data;
+    const unsigned char *at = contents->data;
+    a->nodes[0].id = TOKEN_NONE;
+    a->n_nodes = 1;
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        if (!belongs(&v->tokens[id], normalised)) continue;
+        if (*length) insert_token(a, id, v->tokens[id].flags, at, *length);
+        at += *length++;
+    }
+}
+
 int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e) {
     uint64_t bytes = 0;
     for (uint32_t id = 0; id < v->n_tokens; id++)
@@ -48,26 +73,21 @@ int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e
     if (bytes > MAX_ADDED_BYTES)
         return err_set(e, ERR_DATA, "the added tokens have %llu bytes, at most %u are taken", (unsigned long long)bytes,
                        MAX_ADDED_BYTES);
-    /* A character's form C is at most three times as long in UTF-8 (Unicode FAQ, normalization). */
-    uint64_t room = (normalised && v->nfc ? 3 : 1) * bytes + 1;
-    a->nodes = arena_array(&v->memory, room, sizeof *a->nodes, e);
-    if (!a->nodes) return e->code;
-    a->nodes[0].id = TOKEN_NONE;
-    a->n_nodes = 1;
-    struct buf normal = {0}, scratch = {0};
+    /* sentencepiece looks for its symbols as they are written. */
+    bool changes = normalised && vocab_normalises(v) && !(v->model_flags & MODEL_REPLACE_BAD);
+    struct buf contents = {0}, lengths = {0};
+    struct step_memory memory = {0};
     int rc = 0;
-    for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
-        const struct token *t = &v->tokens[id];
-        if (!belongs(t, normalised)) continue;
-        normal.len = 0;
-        if (normalised && v->nfc)
-            rc = text_nfc(t->bytes, t->n_bytes, &scratch, &normal, e);
-        else
-            rc = buf_append(&normal, t->bytes, t->n_bytes, e);
-        if (!rc) insert_token(a, id, t->flags, normal.data, normal.len);
-    }
-    buf_release(&scratch);
-    buf_release(&normal);
+    for (uint32_t id = 0; id < v->n_tokens && !rc; id++)
+        if (belongs(&v->tokens[id], normalised)) rc = add_content(v, id, changes, &memory, &contents, &lengths, e);
+    if (!rc && contents.len > 3 * (uint64_t)MAX_ADDED_BYTES)
+        rc = err_set(e, ERR_DATA, "the added tokens have %zu bytes when normalised", contents.len);
+    a->nodes = rc ? NULL : arena_array(&v->memory, contents.len + 1, sizeof *a->nodes, e);
+    if (!a->nodes) rc = e->code;
+    if (!rc) insert_all(a, v, normalised, &contents, &lengths);
+    step_memory_release(&memory);
+    buf_release(&contents);
+    buf_release(&lengths);
     return rc;
 }
 
@@ -116,6 +136,17 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
 }
 
 /* ---- where not to cut ---- */
+
+bool added_ends_at(const struct added *a, const unsigned char *text, size_t p) {
+    if (!a->n_nodes) return false;
+    for (size_t s = p > a->max_bytes ? p - a->max_bytes : 0; s < p; s++) {
+        uint32_t node = 0;
+        size_t i = s;
+        while (i < p && (node = find_child(a, node, text[i])) != 0) i++;
+        if (i == p && node && a->nodes[node].id != TOKEN_NONE) return true;
+    }
+    return false;
+}
 
 /* May a token that begins at s reach over p, or touch it and look at what is there? */
 static bool reaches(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t s,

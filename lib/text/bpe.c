@@ -1,7 +1,7 @@
 /*
  * Byte pair encoding (Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units", ACL 2016,
- * algorithm 1, over bytes as in Radford et al. 2019): of all adjacent pairs, join the one whose merge was learnt first,
- * the leftmost of equals; repeat until no pair merges.
+ * algorithm 1, over bytes as in Radford et al. 2019 or over characters as in sentencepiece): of all adjacent pairs,
+ * join the one whose merge was learnt first, the leftmost of equals; repeat until no pair merges.
  *
  * A word has a handful of bytes, where looking at every pair again after each merge is the fastest way; but a file may
  * hold a megabyte without a space, where that is quadratic. Long words go through a heap of pairs and a linked list of
@@ -25,6 +25,53 @@ static uint32_t byte_token(const struct vocab *v, unsigned char byte, struct tex
     if (id != TOKEN_NONE) return id;
     ids->n_lost++;
     return v->unk;
+}
+
+int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
+              struct err *e) {
+    bool all = v->model_flags & MODEL_BYTE_FALLBACK;
+    for (size_t i = 0; i < n; i++) all = all && v->index->byte_id[bytes[i]] != TOKEN_NONE;
+    int rc = text_ids_reserve(ids, n + 1, e);
+    if (rc) return rc;
+    if (all) {
+        for (size_t i = 0; i < n; i++) ids->ids[ids->n++] = v->index->byte_id[bytes[i]];
+        *fused = false;
+        return 0;
+    }
+    ids->n_lost += n;
+    if (v->unk != TOKEN_NONE && !*fused) ids->ids[ids->n++] = v->unk;
+    *fused = v->unk != TOKEN_NONE && (v->model_flags & MODEL_FUSE_UNK);
+    return 0;
+}
+
+/* The symbols that a word begins with, into `first`: its bytes or its characters. */
+static int first_bytes(const struct vocab *v, const unsigned char *bytes, size_t n, struct text_ids *first,
+                       struct err *e) {
+    int rc = text_ids_reserve(first, n, e);
+    for (size_t i = 0; i < n && !rc; i++) {
+        uint32_t id = byte_token(v, bytes[i], first);
+        if (id != TOKEN_NONE) first->ids[first->n++] = id;
+    }
+    return rc;
+}
+
+static int first_characters(const struct vocab *v, const unsigned char *bytes, size_t n, struct text_ids *first,
+                            struct err *e) {
+    bool fused = false;
+    int rc = text_ids_reserve(first, n + 1, e);
+    for (size_t i = 0, took; i < n && !rc; i += took) {
+        int32_t c;
+        took = text_char(bytes + i, n - i, &c);
+        uint32_t id = index_find_piece(v, bytes + i, took);
+        if (id == TOKEN_NONE) {
+            rc = fall_back(v, bytes + i, took, &fused, first, e);
+            continue;
+        }
+        rc = text_ids_reserve(first, 1, e);
+        if (!rc) first->ids[first->n++] = id;
+        fused = false;
+    }
+    return rc;
 }
 
 static int trace_merge(struct text_ids *trace, uint32_t result, struct err *e) {
@@ -61,13 +108,10 @@ static void drop_symbol(struct short_word *w, size_t i) {
     memmove(w->result + i, w->result + i + 1, tail);
 }
 
-static int merge_short(const struct vocab *v, const unsigned char *bytes, size_t n, struct text_ids *ids,
+static int merge_short(const struct vocab *v, const struct text_ids *first, struct text_ids *ids,
                        struct text_ids *trace, struct err *e) {
-    struct short_word w = {.n = 0};
-    for (size_t i = 0; i < n; i++) {
-        uint32_t id = byte_token(v, bytes[i], ids);
-        if (id != TOKEN_NONE) w.id[w.n++] = id;
-    }
+    struct short_word w = {.n = first->n};
+    if (w.n) memcpy(w.id, first->ids, w.n * sizeof w.id[0]);
     for (size_t i = 0; i < w.n; i++) short_rank(v->index, &w, i);
     while (w.n > 1) {
         size_t i = best_pair(&w);
@@ -145,7 +189,11 @@ static void join_symbol(struct long_word *w, uint32_t i) {
 /* A merge takes one entry off the heap and puts at most two on, and there are n - 1 of each: 2n entries are enough. */
 static int reserve_long(struct bpe_memory *m, size_t n, struct err *e) {
     if (n <= m->cap) return 0;
-    bpe_release(m);
+    mem_free(m->symbols);
+    mem_free(m->heap);
+    m->symbols = NULL;
+    m->heap = NULL;
+    m->cap = 0;
     m->symbols = mem_array(n, sizeof *m->symbols, e);
     if (!m->symbols) return e->code;
     m->heap = mem_array(n, 2 * sizeof *m->heap, e);
@@ -154,53 +202,55 @@ static int reserve_long(struct bpe_memory *m, size_t n, struct err *e) {
     return 0;
 }
 
-static size_t fill_long(struct long_word *w, const struct vocab *v, const unsigned char *bytes, size_t n,
-                        struct text_ids *ids) {
-    size_t n_symbols = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t id = byte_token(v, bytes[i], ids);
-        if (id == TOKEN_NONE) continue;
-        uint32_t at = (uint32_t)n_symbols++;
-        w->symbols[at] = (struct bpe_symbol){.id = id, .prev = at ? at - 1 : NO_SYMBOL, .next = at + 1};
+static void fill_long(struct long_word *w, const struct text_ids *first) {
+    for (size_t i = 0; i < first->n; i++) {
+        uint32_t at = (uint32_t)i;
+        w->symbols[i] = (struct bpe_symbol){.id = first->ids[i], .prev = at ? at - 1 : NO_SYMBOL, .next = at + 1};
     }
-    if (n_symbols) w->symbols[n_symbols - 1].next = NO_SYMBOL;
-    for (size_t i = 0; i < n_symbols; i++)
+    w->symbols[first->n - 1].next = NO_SYMBOL;
+    for (size_t i = 0; i < first->n; i++)
         if (rank_symbol(w, (uint32_t)i)) w->heap[w->n_heap++] = (uint64_t)w->symbols[i].rank << 32 | i;
     for (size_t i = w->n_heap / 2; i-- > 0;) sift_down(w->heap, w->n_heap, i);
-    return n_symbols;
 }
 
-static int merge_long(const struct vocab *v, struct bpe_memory *memory, const unsigned char *bytes, size_t n,
+static int merge_long(const struct vocab *v, struct bpe_memory *memory, const struct text_ids *first,
                       struct text_ids *ids, struct text_ids *trace, struct err *e) {
-    if (n >= NO_SYMBOL) return err_set(e, ERR_DATA, "a word of %zu bytes: more than 4 GiB without a break", n);
-    int rc = reserve_long(memory, n, e);
+    if (first->n >= NO_SYMBOL)
+        return err_set(e, ERR_DATA, "a word of %zu symbols: more than 4 Gi without a break", first->n);
+    int rc = reserve_long(memory, first->n, e);
     if (rc) return rc;
     struct long_word w = {.index = v->index, .symbols = memory->symbols, .heap = memory->heap};
-    size_t n_symbols = fill_long(&w, v, bytes, n, ids);
+    fill_long(&w, first);
     while (w.n_heap) {
         uint64_t top = heap_pop(&w);
         uint32_t i = (uint32_t)top;
-        /* An entry is stale when its pair has changed since: a longer pair has another result, hence another rank. */
+        /* An entry is stale when its pair has changed since: a longer pair has another result, hence another rank, or
+         * an equal one (of equal scores), and then it is that pair's turn. */
         if (w.symbols[i].rank != top >> 32) continue;
         rc = trace_merge(trace, w.symbols[i].result, e);
         if (rc) return rc;
         join_symbol(&w, i);
     }
-    rc = text_ids_reserve(ids, n_symbols, e);
+    rc = text_ids_reserve(ids, first->n, e);
     if (rc) return rc;
-    for (uint32_t i = n_symbols ? 0 : NO_SYMBOL; i != NO_SYMBOL; i = w.symbols[i].next)
-        ids->ids[ids->n++] = w.symbols[i].id;
+    for (uint32_t i = 0; i != NO_SYMBOL; i = w.symbols[i].next) ids->ids[ids->n++] = w.symbols[i].id;
     return 0;
 }
 
 int bpe_merge(const struct vocab *v, struct bpe_memory *m, const unsigned char *bytes, size_t n, struct text_ids *ids,
               struct text_ids *trace, struct err *e) {
-    if (n <= SHORT_WORD) return merge_short(v, bytes, n, ids, trace, e);
-    return merge_long(v, m, bytes, n, ids, trace, e);
+    m->first.n = m->first.n_lost = 0;
+    int rc =
+        v->kind == TEXT_BYTE_BPE ? first_bytes(v, bytes, n, &m->first, e) : first_characters(v, bytes, n, &m->first, e);
+    if (rc) return rc;
+    ids->n_lost += m->first.n_lost;
+    if (m->first.n <= SHORT_WORD) return merge_short(v, &m->first, ids, trace, e);
+    return merge_long(v, m, &m->first, ids, trace, e);
 }
 
 void bpe_release(struct bpe_memory *m) {
     mem_free(m->symbols);
     mem_free(m->heap);
+    text_ids_release(&m->first);
     *m = (struct bpe_memory){0};
 }

@@ -176,10 +176,12 @@ static int encode_pieces(struct text_worker *w, const struct corpus *c, struct s
     for (size_t i = s->first; i < s->end; i++) {
         struct piece *p = &c->pieces[i];
         const unsigned char *text = c->window.data + p->start;
+        struct text_encode_options o = c->o->encode;
+        o.continues = i ? !c->pieces[i - 1].ends_document : c->packer.in_document;
         size_t before = s->ids.n;
         s->ids.n_lost = 0;
         int rc = c->o->documents == CORPUS_JSONL ? encode_object(w, c, text, p->n, &s->ids, e)
-                                                 : worker_encode(w, c->v, text, p->n, &c->o->encode, &s->ids, e);
+                                                 : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
         p->n_ids = s->ids.n - before;
         p->n_lost = s->ids.n_lost;
         if (rc) {

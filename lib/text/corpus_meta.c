@@ -54,7 +54,8 @@ int corpus_decode(const struct vocab *v, const struct corpus_decoding *how, cons
         bool begins = i > 0 || b->first_pos == 0;
         bool ends = i + 1 < b->n_seqs || !b->continues;
         uint32_t skip = begins && how->bos && ids[0] == v->bos;
-        int rc = text_decode(v, ids + skip, b->lengths[i] - skip, how->skip_special, out, e);
+        int rc = begins ? text_decode(v, ids + skip, b->lengths[i] - skip, how->skip_special, out, e)
+                        : text_decode_on(v, ids, b->lengths[i], how->skip_special, out, e);
         if (!rc && ends && how->line_ends) rc = buf_append(out, "\n", 1, e);
         if (rc) return err_prefix(e, "sequence %llu", (unsigned long long)b->first_seq + i);
     }

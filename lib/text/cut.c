@@ -89,13 +89,113 @@ static bool is_low_around(const struct vocab *v, const unsigned char *text, size
     return n - p > reach && text_is_low(text + (p > reach ? p - reach : 0), (p > reach ? reach : p) + reach + 1);
 }
 
+/* ---- the other kinds: words that steps cut ---- */
+
+/* A space of a word of BPE or of the unigram model, which may be a whole text, parts it where no piece has a space
+ * after the character before; an unknown character must not meet another one there. Sums in f32 depend on what came
+ * before. */
+bool vocab_parts_at_spaces(const struct vocab *v) {
+    return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && v->index->has_space &&
+           !(v->model_flags & MODEL_FLOAT_SUMS);
+}
+
+bool text_parts_at(const struct vocab *v, const unsigned char *word, size_t n, size_t p) {
+    if (word[p] != (unsigned char)METASPACE[0] || n - p < METASPACE_BYTES) return false;
+    if (memcmp(word + p, METASPACE, METASPACE_BYTES) != 0 || v->index->joins_space[word[p - 1]]) return false;
+    return p < METASPACE_BYTES || memcmp(word + p - METASPACE_BYTES, METASPACE, METASPACE_BYTES) != 0;
+}
+
+static bool cuts_at_white_space(const struct vocab *v) {
+    return vocab_find_step(v, WORDS_WHITESPACE_SPLIT) || vocab_find_step(v, WORDS_BERT) ||
+           vocab_find_step(v, WORDS_WHITESPACE);
+}
+
+/* A normaliser that leaves line ends, letters and digits as they are, each for itself, whatever is around them. */
+static bool keeps_lines(const struct vocab *v) {
+    for (uint32_t i = 0; i < v->n_steps; i++) {
+        uint32_t op = v->steps[i].op;
+        if (op == NORM_STRIP || op == NORM_CHARSMAP || op == NORM_SPACES || op == NORM_COLLAPSE) return false;
+        if (op == NORM_REPLACE && !(v->steps[i].n_a == 1 && v->steps[i].a[0] == ' ')) return false;
+    }
+    return true;
+}
+
+static bool replaces_words(const struct vocab *v) {
+    for (uint32_t i = 0; i < v->n_steps; i++) {
+        const struct text_step *s = &v->steps[i];
+        if (s->op == NORM_REPLACE && memchr(s->a, ' ', s->n_a) && s->n_a > 1) return true;
+        if (s->op == WORDS_SPLIT && s->n_a > 1 && memchr(s->a, ' ', s->n_a)) return true;
+    }
+    return false;
+}
+
+static bool is_plain(unsigned char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+/* Before the space between two ASCII letters or digits: normalisers look at neither side from the other, and what comes
+ * after begins with a space, so that no prefix is missing. The letter before may be another one when normalised. */
+static bool parts_before_space(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
+    if (text[p] != ' ' || p + 1 >= n || !is_plain(text[p - 1]) || !is_plain(text[p + 1])) return false;
+    if (cuts_at_white_space(v) || v->kind == TEXT_WORDPIECE) return cuts_at_white_space(v);
+    const struct text_step *m = vocab_find_step(v, WORDS_METASPACE);
+    if (m && (m->arg & METASPACE_SPLIT)) return true;
+    if (!v->index->has_space) return false;
+    for (int b = 0; b < 256 && !keeps_lines(v); b++)
+        if (v->index->joins_space[b]) return false;
+    unsigned char lower = (unsigned char)(text[p - 1] | 0x20);
+    return !v->index->joins_space[text[p - 1]] && !v->index->joins_space[lower];
+}
+
+/* After the line end between a letter or digit of any script and another one. */
+static bool parts_after_line(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
+    if (text[p - 1] != '\n' || !keeps_lines(v)) return false;
+    enum char_class next = class_at(text, n, p);
+    if (next != CLASS_L && next != CLASS_N) return false;
+    if (cuts_at_white_space(v)) return true;
+    bool known = index_find_piece(v, "\n", 1) != TOKEN_NONE || v->index->byte_id['\n'] != TOKEN_NONE;
+    return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && known && !v->index->joins_newline;
+}
+
+/* A token that is matched in normalised text and may reach over a space between letters: it is looked for in vain in
+ * the raw text. */
+static bool has_spaced_token(const struct vocab *v) {
+    for (uint32_t id = 0; id < v->n_tokens; id++) {
+        const struct token *t = &v->tokens[id];
+        bool plain = false, space = false;
+        if (!(t->flags & TOKEN_NORMALIZED) || !(t->flags & TOKEN_ADDED)) continue;
+        for (uint32_t i = 0; i < t->n_bytes; i++) {
+            plain = plain || is_plain(t->bytes[i]);
+            space = space || t->bytes[i] == ' ' || t->bytes[i] == (unsigned char)METASPACE[0];
+        }
+        if (plain && space) return true;
+    }
+    return false;
+}
+
+static size_t safe_cut_of_words(const struct vocab *v, const unsigned char *text, size_t n) {
+    const struct text_index *x = v->index;
+    if (replaces_words(v) || (x->normalised.n_nodes && (x->normalised.any_flagged || has_spaced_token(v)))) return 0;
+    for (size_t p = n; p-- > 1;) {
+        if (!parts_before_space(v, text, n, p) && !parts_after_line(v, text, n, p)) continue;
+        if (added_crosses(&x->raw, v, text, n, p) || added_ends_at(&x->raw, text, p)) continue;
+        if (added_crosses(&x->normalised, v, text, n, p) || added_ends_at(&x->normalised, text, p)) continue;
+        return p;
+    }
+    return 0;
+}
+
 size_t text_safe_cut(const struct vocab *v, const void *data, size_t n) {
     const unsigned char *text = data;
     const struct text_index *x = v->index;
+    if (v->kind != TEXT_BYTE_BPE) return safe_cut_of_words(v, text, n);
+    bool prefix = vocab_find_step(v, WORDS_PREFIX_SPACE);
     for (size_t p = n; p-- > 1;) {
         if ((text[p] & 0xc0) == 0x80) continue; /* inside a character */
         if (!word_ends_between(class_before(text, p), class_at(text, n, p)) || ends_in_spaces(text, p)) continue;
         if (added_crosses(&x->raw, v, text, n, p) || added_crosses(&x->normalised, v, text, n, p)) continue;
+        if (prefix && (added_ends_at(&x->raw, text, p) || added_ends_at(&x->normalised, text, p))) continue;
+        if (v->n_steps && v->steps[0].op < WORDS_METASPACE && !(is_plain(text[p - 1]) && text[p] == ' ')) continue;
         if (is_low_around(v, text, n, p)) return p;
     }
     return 0;

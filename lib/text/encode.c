@@ -79,7 +79,7 @@ int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) 
     if (!w) {
         w = mem_zalloc(sizeof *w, e);
         if (!w) return e->code;
-        int rc = pre_state_new(&w->pre, x->pre, e);
+        int rc = x->pre ? pre_state_new(&w->pre, x->pre, e) : 0;
         w->cache = rc ? NULL : mem_array(CACHE_ENTRIES, sizeof *w->cache, e);
         if (!w->cache) {
             worker_free(w);
@@ -94,7 +94,10 @@ int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) 
 
 void worker_give(const struct vocab *v, struct text_worker *w) {
     if (w->bpe.cap * sizeof(uint64_t) > WORKER_MAX_KEPT) bpe_release(&w->bpe);
-    if (w->normal.cap > WORKER_MAX_KEPT) buf_release(&w->normal);
+    if (w->normal.text[0].cap > WORKER_MAX_KEPT || w->normal.text[1].cap > WORKER_MAX_KEPT)
+        step_memory_release(&w->normal);
+    if (w->words.text[0].cap > WORKER_MAX_KEPT || w->words.text[1].cap > WORKER_MAX_KEPT)
+        step_memory_release(&w->words);
     if (w->scratch.cap > WORKER_MAX_KEPT) buf_release(&w->scratch);
     struct text_index *x = v->index;
     pthread_mutex_lock(&x->lock);
@@ -107,12 +110,21 @@ void worker_free(struct text_worker *w) {
     pre_state_free(w->pre);
     bpe_release(&w->bpe);
     mem_free(w->cache);
-    buf_release(&w->normal);
+    step_memory_release(&w->normal);
+    step_memory_release(&w->words);
     buf_release(&w->scratch);
     mem_free(w);
 }
 
 /* ---- words ---- */
+
+static int model_encode(struct text_worker *w, const struct vocab *v, const unsigned char *word, size_t n,
+                        struct text_ids *ids, struct err *e) {
+    if (v->kind == TEXT_UNIGRAM) return unigram_encode(v, &w->scratch, word, n, ids, e);
+    if (v->kind == TEXT_WORDPIECE) return wordpiece_encode(v, &w->scratch, word, n, ids, e);
+    uint32_t whole = v->ignore_merges ? index_find_ordinary(v, word, n) : TOKEN_NONE;
+    return whole != TOKEN_NONE ? append_id(ids, whole, e) : bpe_merge(v, &w->bpe, word, n, ids, NULL, e);
+}
 
 static int encode_word(struct text_worker *w, const struct vocab *v, const unsigned char *word, size_t n,
                        struct text_ids *ids, struct err *e) {
@@ -124,16 +136,15 @@ static int encode_word(struct text_worker *w, const struct vocab *v, const unsig
         ids->n += c->n_ids;
         return 0;
     }
-    uint32_t whole = v->ignore_merges ? index_find_ordinary(v, word, n) : TOKEN_NONE;
     size_t before = ids->n;
     uint64_t lost = ids->n_lost;
-    int rc = whole != TOKEN_NONE ? append_id(ids, whole, e) : bpe_merge(v, &w->bpe, word, n, ids, NULL, e);
+    int rc = model_encode(w, v, word, n, ids, e);
     if (!rc && c) cache_keep(c, word, n, ids, before, ids->n_lost != lost);
     return rc;
 }
 
 /* Stretches of valid UTF-8 are cut into words, each stretch for itself; a run of other bytes is one word. */
-static int encode_plain(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+static int encode_bytes(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
                         struct text_ids *ids, struct err *e) {
     for (size_t at = 0; at < n;) {
         size_t good = utf8_valid_prefix(text + at, n - at);
@@ -151,46 +162,80 @@ static int encode_plain(struct text_worker *w, const struct vocab *v, const unsi
     return 0;
 }
 
+/* A word may be a whole text. Where no piece has a space after that character, nothing joins over the place, and the
+ * parts are words of the cache. */
+static int encode_parts(struct text_worker *w, const struct vocab *v, const unsigned char *word, size_t n,
+                        struct text_ids *ids, struct err *e) {
+    bool parts = vocab_parts_at_spaces(v);
+    for (size_t at = 0, end; at < n; at = end) {
+        for (end = at + 1; parts && end < n; end++)
+            if (text_parts_at(v, word, n, end)) break;
+        if (!parts) end = n;
+        int rc = encode_word(w, v, word + at, end - at, ids, e);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+static int encode_plain(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
+                        struct place place, struct text_ids *ids, struct err *e) {
+    struct word_list words;
+    if (v->kind == TEXT_BYTE_BPE) {
+        if (!vocab_find_step(v, WORDS_PREFIX_SPACE) || place.continues || !n || *text == ' ')
+            return encode_bytes(w, v, text, n, ids, e);
+        w->words.text[0].len = 0;
+        int rc = buf_append(&w->words.text[0], " ", 1, e);
+        if (!rc) rc = buf_append(&w->words.text[0], text, n, e);
+        return rc ? rc : encode_bytes(w, v, w->words.text[0].data, n + 1, ids, e);
+    }
+    int rc = words_cut(v, &w->words, text, n, place, &words, e);
+    for (size_t i = 0, at = 0; i < words.n && !rc; at = words.ends[i++])
+        rc = encode_parts(w, v, words.text + at, words.ends[i] - at, ids, e);
+    return rc;
+}
+
 /* ---- what lies between added tokens ---- */
 
 typedef int encode_between(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
-                           const struct text_encode_options *o, struct text_ids *ids, struct err *e);
+                           struct place place, const struct text_encode_options *o, struct text_ids *ids,
+                           struct err *e);
 
 static int encode_added(struct text_worker *w, const struct vocab *v, const struct added *a, const unsigned char *text,
-                        size_t n, const struct text_encode_options *o, encode_between *between, struct text_ids *ids,
-                        struct err *e) {
+                        size_t n, struct place place, const struct text_encode_options *o, encode_between *between,
+                        struct text_ids *ids, struct err *e) {
+    static const struct place inside = {0};
     struct added_match m;
     size_t from = 0;
     for (size_t at = 0; added_next(a, v, text, n, &at, from, o->plain_specials, &m); from = m.end) {
-        int rc = m.start > from ? between(w, v, text + from, m.start - from, o, ids, e) : 0;
+        int rc = m.start > from ? between(w, v, text + from, m.start - from, from ? inside : place, o, ids, e) : 0;
         if (!rc) rc = append_id(ids, m.id, e);
         if (rc) return rc;
     }
-    return from < n ? between(w, v, text + from, n - from, o, ids, e) : 0;
+    return from < n ? between(w, v, text + from, n - from, from ? inside : place, o, ids, e) : 0;
 }
 
 static int between_normalised(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
-                              const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
+                              struct place place, const struct text_encode_options *o, struct text_ids *ids,
+                              struct err *e) {
     (void)o;
-    return encode_plain(w, v, text, n, ids, e);
+    return encode_plain(w, v, text, n, place, ids, e);
 }
 
 static int between_raw(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
-                       const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
-    if (v->nfc && !o->no_normalise && !text_is_low(text, n)) {
-        w->normal.len = 0;
-        int rc = text_nfc(text, n, &w->scratch, &w->normal, e);
+                       struct place place, const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
+    if (!o->no_normalise) {
+        int rc = normalize(v, &w->normal, text, n, &place, &text, &n, e);
         if (rc) return rc;
-        text = w->normal.data;
-        n = w->normal.len;
     }
-    return encode_added(w, v, &v->index->normalised, text, n, o, between_normalised, ids, e);
+    return encode_added(w, v, &v->index->normalised, text, n, place, o, between_normalised, ids, e);
 }
 
 int worker_encode(struct text_worker *w, const struct vocab *v, const void *text, size_t n,
                   const struct text_encode_options *o, struct text_ids *ids, struct err *e) {
     static const struct text_encode_options defaults = {0};
-    return encode_added(w, v, &v->index->raw, text, n, o ? o : &defaults, between_raw, ids, e);
+    if (!o) o = &defaults;
+    const struct place place = {.start = !o->continues, .continues = o->continues};
+    return encode_added(w, v, &v->index->raw, text, n, place, o, between_raw, ids, e);
 }
 
 int text_encode(const struct vocab *v, const void *text, size_t n, const struct text_encode_options *o,

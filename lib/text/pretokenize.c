@@ -59,7 +59,7 @@ static const struct {
 const char *text_pre_name(enum text_pre pre) {
     for (size_t i = 0; i < COUNT_OF(pre_table); i++)
         if (pre_table[i].pre == pre) return pre_table[i].name;
-    return "unknown";
+    return pre == PRE_STEPS ? "steps" : "unknown";
 }
 
 int text_pre_parse(const char *name, enum text_pre *out, struct err *e) {

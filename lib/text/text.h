@@ -1,12 +1,13 @@
 /*
  * text: tokenizers. Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with the pre-tokenizers of the models
- * that Rill reads. A vocabulary is data: it comes from a model stream's VOCB record or a foreign file, and goes out
- * again complete.
+ * that Rill reads; BPE over characters with byte fallback, as SentencePiece has it (Llama 2, Gemma); the unigram model
+ * (Kudo 2018; T5, XLM-R); WordPiece (BERT). A vocabulary is data: it comes from a model stream's VOCB record or a
+ * foreign file, and goes out again complete.
  *
- * For every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless the vocabulary
- * asks for NFC (Qwen2's does; the `no_normalise` option of text_encode turns it off). Bytes that are no UTF-8 are kept.
- * Two exceptions, both the vocabulary's own: white space that an added token swallows (TOKEN_LSTRIP, TOKEN_RSTRIP), and
- * bytes that it has no token for, which are counted in text_ids.n_lost.
+ * With byte-level BPE, for every byte string x: decode(encode(x)) == normalise(x), and normalise is the identity unless
+ * the vocabulary asks for NFC (Qwen2's does; the `no_normalise` option of text_encode turns it off). Bytes that are no
+ * UTF-8 are kept. Two exceptions, both the vocabulary's own: white space that an added token swallows (TOKEN_LSTRIP,
+ * TOKEN_RSTRIP), and bytes that it has no token for, which are counted in text_ids.n_lost.
  */
 #ifndef RILL_TEXT_H
 #define RILL_TEXT_H
@@ -19,6 +20,7 @@ enum text_pre {
     PRE_LLAMA_BPE = 2,
     PRE_QWEN2 = 3,
     PRE_SMOLLM = 4,
+    PRE_STEPS = 5, /* by the steps of the vocabulary; the other kinds than byte-level BPE */
 };
 const char *text_pre_name(enum text_pre pre);
 int text_pre_parse(const char *name, enum text_pre *out, struct err *e) MUST_CHECK;
@@ -33,11 +35,81 @@ enum token_flags {
     TOKEN_UNUSED = 64,     /* padding of the embedding matrix: has no text */
 };
 
+/* How words become tokens. Numbers are pinned: they are in VOCB. */
+enum text_kind {
+    TEXT_BYTE_BPE = 0,  /* merges over bytes */
+    TEXT_CHAR_BPE = 1,  /* merges over characters: those listed or, where there are none, those that the scores make */
+    TEXT_UNIGRAM = 2,   /* the sequence of pieces with the best sum of scores */
+    TEXT_WORDPIECE = 3, /* the longest piece first; a piece inside a word carries a prefix */
+};
+const char *text_kind_name(enum text_kind kind);
+
+enum text_model_flags {
+    MODEL_BYTE_FALLBACK = 1, /* a character without a piece becomes the pieces "<0xHH>" of its bytes */
+    MODEL_FUSE_UNK = 2,      /* BPE: several characters without a piece in a row are one unknown token */
+    MODEL_FLOAT_SUMS = 4,    /* unigram: sums in f32 over the whole text, as sentencepiece computes them */
+    MODEL_REPLACE_BAD = 8, /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
+};
+
+/*
+ * What is done to a text around the model, one step after the other: normaliser, then words, then, on the way back, the
+ * decoder. Steps are those of Hugging Face's `tokenizers` and of sentencepiece; numbers are pinned: they are in VOCB.
+ * `a` and `b` are UTF-8 unless said otherwise. "The start" is that of the text; a fragment is what lies between added
+ * tokens.
+ */
+enum text_op {
+    NORM_NFC = 1,
+    NORM_NFD = 2,
+    NORM_NFKC = 3,
+    NORM_NFKD = 4,
+    NORM_LOWERCASE = 5,
+    NORM_STRIP_ACCENTS = 6, /* drops all combining marks */
+    NORM_STRIP = 7,         /* white space at the front (arg 1), at the end (2) of a fragment */
+    NORM_REPLACE = 8,       /* a by b */
+    NORM_PREPEND = 9,       /* a, to every fragment that is not empty; arg 1: only at the start */
+    NORM_BERT = 10,         /* arg: enum bert_flags */
+    NORM_CHARSMAP = 11,     /* a: sentencepiece's precompiled map, binary; arg 1: longest match, 0: by grapheme */
+    NORM_COLLAPSE = 12,     /* two or more spaces in a row become b */
+    NORM_SPACES = 13,       /* sentencepiece's remove_extra_whitespaces */
+    WORDS_METASPACE = 32,   /* spaces become U+2581; arg: enum metaspace_flags */
+    WORDS_SPLIT = 33,       /* at every a; arg: enum split_behavior */
+    WORDS_WHITESPACE = 34,  /* runs of word characters, runs of others that are visible */
+    WORDS_WHITESPACE_SPLIT = 35,
+    WORDS_BERT = 36,         /* at white space; punctuation stands alone */
+    WORDS_DIGITS = 37,       /* arg 1: one by one */
+    WORDS_PUNCTUATION = 38,  /* arg: enum split_behavior */
+    WORDS_PREFIX_SPACE = 39, /* byte-level BPE: a space in front of a fragment that begins with none */
+    DECODE_REPLACE = 64,     /* in each token a by b */
+    DECODE_BYTES = 65,       /* "<0xHH>" is a byte */
+    DECODE_FUSE = 66,
+    DECODE_STRIP = 67,     /* after DECODE_FUSE: at most arg times a at the start */
+    DECODE_METASPACE = 68, /* U+2581 is a space, but nothing in the first token when arg is 1 */
+    DECODE_WORDPIECE =
+        69,           /* a: the prefix inside words; other tokens follow a space; arg 1: English contractions join */
+    DECODE_JOIN = 70, /* a space between tokens */
+    MODEL_WORDPIECE = 96, /* a: the prefix inside words; arg: a word of more characters is unknown */
+};
+enum bert_flags { BERT_CLEAN = 1, BERT_CHINESE = 2, BERT_ACCENTS = 4, BERT_LOWERCASE = 8 };
+enum metaspace_flags {
+    METASPACE_FIRST = 1,
+    METASPACE_ALWAYS = 2,
+    METASPACE_SPLIT = 4
+}; /* a prefix: at the start, always */
+enum split_behavior { SPLIT_REMOVED, SPLIT_ISOLATED, SPLIT_WITH_PREVIOUS, SPLIT_WITH_NEXT, SPLIT_CONTIGUOUS };
+struct text_step {
+    uint32_t op, arg; /* enum text_op */
+    const unsigned char *a, *b;
+    uint32_t n_a, n_b;
+};
+#define TEXT_MAX_STEPS      64
+#define TEXT_MAX_STEP_BYTES (4u << 20)
+
 struct token {
-    const unsigned char *bytes; /* the piece itself, not its printable byte-level spelling; not NUL-terminated */
+    const unsigned char *bytes; /* the piece: byte-level BPE's own bytes, not their printable spelling; else as it is
+                                   spelled, with U+2581 for a space, "<0xHH>" for a byte; not NUL-terminated */
     uint32_t n_bytes;           /* 0 only for TOKEN_UNUSED */
     uint32_t flags;
-    float score; /* 0 for BPE */
+    float score; /* unigram: log-probability; BPE of characters without merges: the best joins first; else 0 */
 };
 struct merge {
     uint32_t left, right, result;
@@ -49,6 +121,8 @@ struct merge {
 #define TEXT_MAX_PIECE  65536
 #define TEXT_MAX_ENDS   1024
 
+#define METASPACE_TEXT "\xe2\x96\x81" /* U+2581, which stands for a space in pieces */
+
 /* Everything that describes a tokenizer. Read-only after it was made; safe to share between threads. */
 struct vocab {
     uint32_t n_tokens, n_merges;
@@ -56,8 +130,12 @@ struct vocab {
     uint32_t n_unpadded;
     struct token *tokens;
     struct merge *merges; /* in order of rank, best first */
+    enum text_kind kind;
+    uint32_t model_flags; /* enum text_model_flags */
     enum text_pre pre;
-    bool nfc;           /* normaliser: NFC before all else */
+    const struct text_step *steps; /* [n_steps], by op's group: normaliser, words, decoder, model */
+    uint32_t n_steps;
+    bool nfc;           /* normaliser: NFC before all else; then there is no other step of one */
     bool ignore_merges; /* a pre-token that is a piece is taken whole (Llama 3) */
     bool add_bos, add_eos;
     uint32_t bos, eos, pad; /* TOKEN_NONE: has none. eos is what separates documents ... */
@@ -80,14 +158,30 @@ void vocab_free(struct vocab *v);
 /* The bytes of a VOCB record, appended, and back. vocab_unpack trusts nothing. Layout: formats/vocb.md. */
 int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) MUST_CHECK;
+/* The kind, model_flags and steps alone as bytes, appended, and back into a spec: arrays in `memory`, a and b in
+ * `data`. */
+int text_steps_pack(const struct vocab *v, struct buf *out, struct err *e) MUST_CHECK;
+int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
+const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
 /* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
 int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) MUST_CHECK;
 /* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */
 uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
-/* How many bytes of text a token stands for: none for a control token. For bits per byte. */
+/* The text that a token stands for where other tokens precede it: nothing for a control token. For bits per byte. */
+const unsigned char *vocab_text(const struct vocab *v, uint32_t id, uint32_t *n);
 static inline uint32_t vocab_text_bytes(const struct vocab *v, uint32_t id) {
-    return v->tokens[id].flags & TOKEN_SPECIAL ? 0 : v->tokens[id].n_bytes;
+    uint32_t n;
+    vocab_text(v, id, &n);
+    return n;
 }
+/* A token as people and files spell it: byte-level pieces in GPT-2's printable alphabet, all others as they are. */
+int vocab_spell(const struct vocab *v, uint32_t id, struct buf *out, struct err *e) MUST_CHECK;
+/* The merges that scores make: every two pieces that are a third one together, the better third first, in the order in
+ * which Hugging Face's converters list them. In the arena. */
+int vocab_derive_merges(const struct vocab *v, struct arena *a, struct merge **merges, uint32_t *n,
+                        struct err *e) MUST_CHECK;
+/* The byte that a piece "<0xHH>" stands for, or -1. */
+int text_byte_piece(const struct token *t);
 
 /* Byte-level spelling (GPT-2's printable alphabet) of raw bytes as UTF-8, and back; for tokenizer.json and GGUF. */
 int text_spell(const void *bytes, size_t n, struct buf *out, struct err *e) MUST_CHECK;
@@ -104,6 +198,7 @@ void text_ids_release(struct text_ids *ids);
 struct text_encode_options {
     bool plain_specials; /* special tokens in the text are text, not tokens */
     bool no_normalise;
+    bool continues; /* the text goes on where another ended, at a safe cut: nothing is put in front of it */
 };
 /* Appends the tokens of text[0..n) to *ids. Adds no BOS or EOS: that is the caller's. Any number of threads at a time;
  * each leaves some working memory with v. NULL options: none set. */
@@ -112,11 +207,15 @@ int text_encode(const struct vocab *v, const void *text, size_t n, const struct 
 /* Appends the bytes of the tokens. ERR_DATA for an id outside the vocabulary. skip_special: without control tokens. */
 int text_decode(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out,
                 struct err *e) MUST_CHECK;
+/* The same for tokens that follow others of the same text: no space in front is taken away. */
+int text_decode_on(const struct vocab *v, const uint32_t *ids, size_t n, bool skip_special, struct buf *out,
+                   struct err *e) MUST_CHECK;
 
 /*
- * Where may a long text be cut so that encoding the two halves apart equals encoding the whole, with any options?
- * Returns the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for reading
- * files of any length in constant memory. Most texts have one every few bytes.
+ * Where may a long text be cut so that encoding the two halves apart, the second with `continues`, equals encoding the
+ * whole, with any options?
+ * Returns the largest position in (0, n) that is known to be safe whatever follows, or 0 when there is none: for
+ * reading files of any length in constant memory. Most texts have one every few bytes.
  */
 size_t text_safe_cut(const struct vocab *v, const void *text, size_t n);
 
@@ -192,21 +291,21 @@ typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
- * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are right
- * up to where an error occurred. */
+ * in pieces. ERR_DATA for input that is no text (text_begin). An error in a JSON line names the line. `totals` are
+ * right up to where an error occurred. */
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
-/* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the vocabulary has one,
- * between documents with a context, behind each without one if the vocabulary asks for it. */
+/* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the
+ * vocabulary has one, between documents with a context, behind each without one if the vocabulary asks for it. */
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
-/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under their names and
- * as bytes_per_token. False: out of memory. */
+/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under
+ * their names and as bytes_per_token. False: out of memory. */
 bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_options *o);
 bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);
 
-/* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the line end behind
- * one, is put back. */
+/* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the
+ * line end behind one, is put back. */
 struct corpus_decoding {
     bool bos, line_ends; /* sequences begin with BOS; documents were lines */
     bool skip_special;   /* the caller's: leave control tokens out */

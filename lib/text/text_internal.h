@@ -30,8 +30,23 @@ int pretokenizer_match(const struct pretokenizer *p, struct pre_state *s, const 
 /* Length of the longest valid UTF-8 at the front; and of the bytes at the front that begin no valid character. */
 size_t utf8_valid_prefix(const unsigned char *text, size_t n);
 size_t utf8_invalid_prefix(const unsigned char *text, size_t n);
-/* Appends text[0..n) in normalisation form C to *out; bytes that are no UTF-8 pass through. `scratch`: working memory. */
-int text_nfc(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) MUST_CHECK;
+/* Appends text[0..n) in a normalisation form (NORM_NFC ... NORM_NFKD) to *out; bytes that are no UTF-8 pass through.
+ * `scratch`: working memory. */
+int text_form(enum text_op form, const unsigned char *text, size_t n, struct buf *scratch, struct buf *out,
+              struct err *e) MUST_CHECK;
+/* The character at the front of text[0..n), n > 0, and its bytes; -1 and 1 for a byte that begins none. */
+size_t text_char(const unsigned char *text, size_t n, int32_t *c);
+int text_put_char(struct buf *out, int32_t c, struct err *e) MUST_CHECK;
+bool char_is_space(int32_t c);  /* White_Space */
+bool char_is_word(int32_t c);   /* \w of Unicode TR18 */
+bool char_is_number(int32_t c); /* Nd, Nl, No */
+/* unicode_old.c: as `tokenizers` has them. */
+bool char_is_mark(int32_t c);        /* Mn, Mc, Me */
+bool char_is_nonspacing(int32_t c);  /* Mn */
+bool char_is_punctuation(int32_t c); /* BERT's: P*, and ASCII that is neither letter, digit, space nor control */
+bool char_is_other(int32_t c);       /* Cc, Cf, Co */
+/* What Rust's char::to_lowercase gives: at most 2 characters. */
+size_t char_lowercase(int32_t c, int32_t out[2]);
 /* No code point from U+0300 on, hence in form C as it stands, whatever surrounds it. */
 bool text_is_low(const unsigned char *text, size_t n);
 
@@ -41,6 +56,50 @@ size_t space_at_start(const unsigned char *text, size_t n);
 /* Is the last, the first character a word character (\w of Unicode TR18: letters, marks, digits, connectors)? */
 bool word_at_end(const unsigned char *text, size_t n);
 bool word_at_start(const unsigned char *text, size_t n);
+
+/* ---- steps (steps.c, normalize.c, charsmap.c, words.c) ----------------------------------------------------------- */
+
+#define METASPACE       METASPACE_TEXT
+#define METASPACE_BYTES 3
+
+/* ERR_DATA names a step that is not known, out of order or does not fit the kind. */
+int steps_check(const struct vocab *v, struct err *e) MUST_CHECK;
+int steps_copy(struct vocab *v, const struct vocab *spec, struct err *e) MUST_CHECK; /* into v->memory */
+uint64_t steps_measure(const struct vocab *v);                                       /* bytes of their record */
+void steps_put(const struct vocab *v, unsigned char **at);
+/* From data[0..n), all of it; a and b stay there. */
+int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct arena *memory, struct err *e) MUST_CHECK;
+
+/* Where a fragment is: at the start of its text or in the middle of it (text_encode_options.continues). */
+struct place {
+    bool start, continues;
+};
+/* Working memory for steps: two buffers take turns. */
+struct step_memory {
+    struct buf text[2], scratch;
+    struct buf ends[2]; /* size_t: where words end */
+};
+void step_memory_release(struct step_memory *m);
+
+static inline bool vocab_normalises(const struct vocab *v) {
+    return v->nfc || (v->n_steps && v->steps[0].op < WORDS_METASPACE);
+}
+/* text[0..n) normalised, at *out: in m, or the text itself. *place: one whose front was taken away is at no start. */
+int normalize(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place *place,
+              const unsigned char **out, size_t *n_out, struct err *e) MUST_CHECK;
+/* sentencepiece's precompiled map. */
+int charsmap_check(const struct text_step *s, struct err *e) MUST_CHECK;
+int charsmap_apply(const struct text_step *s, const unsigned char *text, size_t n, struct buf *out,
+                   struct err *e) MUST_CHECK;
+struct word_list {
+    const unsigned char *text;
+    const size_t *ends; /* [n]: word i is text[ends[i - 1] .. ends[i]) */
+    size_t n;
+};
+/* The words of a normalised fragment; text and ends are in m (the two that normalize does not use last) or the
+ * caller's. */
+int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place place,
+              struct word_list *out, struct err *e) MUST_CHECK;
 
 /* ---- added tokens (added.c) -------------------------------------------------------------------------------------- */
 
@@ -66,6 +125,8 @@ struct added_match {
 /* Goes through text[0..n): *at is where to look from (begin with 0), `from` is where the last match ended. */
 bool added_next(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t *at,
                 size_t from, bool plain_specials, struct added_match *m);
+/* Does a token end at p? */
+bool added_ends_at(const struct added *a, const unsigned char *text, size_t p);
 /* May a cut at p change what is matched, whatever follows text[0..n)? */
 bool added_crosses(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t p);
 
@@ -80,7 +141,19 @@ struct text_index {
     uint64_t piece_mask;
     struct merge_slot *merges;
     uint64_t merge_mask;
-    uint32_t byte_id[256]; /* the token of a single byte, or TOKEN_NONE */
+    uint32_t byte_id[256]; /* the token of a single byte, or TOKEN_NONE; other kinds: "<0xHH>" with byte fallback */
+    bool all_bytes;        /* each has one */
+    bool joins_space[256]; /* a piece has U+2581 after a character whose last byte is this */
+    bool joins_newline;    /* a piece has a line end and something else */
+    bool has_space;        /* U+2581 is a piece */
+    uint32_t *sorted;      /* unigram: ids in the order of their bytes ... */
+    uint32_t n_sorted;
+    uint32_t first[257]; /* ... those that begin with byte b are sorted[first[b] .. first[b + 1]) */
+    double unk_score;    /* unigram: of a character without a piece */
+    struct token_text {
+        const unsigned char *bytes;
+        uint32_t n;
+    } * texts; /* [n_tokens] what a token stands for; NULL: its bytes */
     struct added raw, normalised;
     struct pretokenizer *pre;
     pthread_mutex_t lock;     /* of idle */
@@ -91,18 +164,33 @@ int index_pieces(struct vocab *v, struct err *e) MUST_CHECK;
 int index_merges(struct vocab *v, struct err *e) MUST_CHECK;
 /* NULL when the two do not merge. */
 const struct merge_slot *index_merge(const struct text_index *x, uint32_t left, uint32_t right);
+/* As vocab_find, but never a control token: what a model may give. */
+uint32_t index_find_piece(const struct vocab *v, const void *bytes, size_t n);
+/* Ranks of merges, best first, [n_merges]; equal ones share a rank. */
+int index_scores(struct vocab *v, struct err *e) MUST_CHECK;
+/* What the kinds of pieces need. */
+int index_kind(struct vocab *v, struct err *e) MUST_CHECK;
+int unigram_build(struct vocab *v, struct err *e) MUST_CHECK;
+int decode_build(struct vocab *v, struct err *e) MUST_CHECK;
 /* As vocab_find, but never an added token: what a merge or ignore_merges may give. */
 uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n);
 
 /* Sets v->digest (vocab.c). */
 int vocab_identify(struct vocab *v, struct err *e) MUST_CHECK;
 
+/* ---- where a word of BPE over characters or of the unigram model parts (cut.c) ----------------------------------- */
+
+bool vocab_parts_at_spaces(const struct vocab *v);
+/* At p, 0 < p < n, before U+2581: encoding word[0..p) and word[p..n) apart is the same. */
+bool text_parts_at(const struct vocab *v, const unsigned char *word, size_t n, size_t p);
+
 /* ---- one thread's working memory (encode.c) ---------------------------------------------------------------------- */
 
 struct bpe_memory {
     uint64_t *heap;
     struct bpe_symbol *symbols;
-    size_t cap; /* symbols; the heap has twice as many */
+    size_t cap;            /* symbols; the heap has twice as many */
+    struct text_ids first; /* the symbols of a word before any merge */
 };
 struct cache_entry;
 struct text_worker {
@@ -110,7 +198,8 @@ struct text_worker {
     struct pre_state *pre;
     struct bpe_memory bpe;
     struct cache_entry *cache;
-    struct buf normal, scratch;
+    struct step_memory normal, words;
+    struct buf scratch; /* the lattice of the unigram model; a word's end with its prefix */
 };
 int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) MUST_CHECK;
 void worker_give(const struct vocab *v, struct text_worker *w);
@@ -125,5 +214,16 @@ int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) MUST_CHE
 int bpe_merge(const struct vocab *v, struct bpe_memory *m, const unsigned char *bytes, size_t n, struct text_ids *ids,
               struct text_ids *trace, struct err *e) MUST_CHECK;
 void bpe_release(struct bpe_memory *m);
+
+/* ---- unigram.c, wordpiece.c: the tokens of one word, appended ---------------------------------------------------- */
+
+int unigram_encode(const struct vocab *v, struct buf *lattice, const unsigned char *word, size_t n,
+                   struct text_ids *ids, struct err *e) MUST_CHECK;
+int wordpiece_encode(const struct vocab *v, struct buf *scratch, const unsigned char *word, size_t n,
+                     struct text_ids *ids, struct err *e) MUST_CHECK;
+/* The bytes of a character without a piece: byte pieces, else unknown, counted as lost. *fused: an unknown one
+ * precedes. */
+int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
+              struct err *e) MUST_CHECK;
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * What tokenizing needs of Unicode: where UTF-8 is valid, normalisation form C, white space and word characters.
+ * What tokenizing needs of Unicode: where UTF-8 is valid, normalisation forms, white space and word characters.
  * Categories and decompositions are utf8proc's.
  */
 #include <utf8proc.h>
@@ -39,24 +39,34 @@ size_t utf8_invalid_prefix(const unsigned char *text, size_t n) {
     return i;
 }
 
-/* ---- normalisation form C (Unicode Standard Annex #15) ----
+/* ---- normalisation forms (Unicode Standard Annex #15) ----
  *
  * utf8proc_map would do, but it puts combining marks in order by swapping neighbours: quadratic, and a file of nothing
  * but marks takes hours. So only the decomposition of one character and the composition, both linear, are utf8proc's.
  */
-#define NFC_OPTIONS (UTF8PROC_STABLE | UTF8PROC_COMPOSE)
-#define LOW_LIMIT   0x300 /* the first combining mark: nothing below is changed, or composes with what is before */
-#define LOW_LEAD    0xcc  /* the lead byte of U+0300 */
-#define NFC_PIECE   16384
+#define LOW_LIMIT  0x300 /* the first combining mark: nothing below composes with what is before */
+#define FORM_PIECE 16384
 
-static size_t low_prefix(const unsigned char *text, size_t n) {
+/* Characters whose lead byte is below low_lead are never changed. */
+struct form {
+    int options;
+    unsigned char low_lead;
+};
+static const struct form forms[] = {
+    [NORM_NFC] = {UTF8PROC_STABLE | UTF8PROC_COMPOSE, 0xcc},
+    [NORM_NFD] = {UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, 0x80},
+    [NORM_NFKC] = {UTF8PROC_STABLE | UTF8PROC_COMPAT | UTF8PROC_COMPOSE, 0x80},
+    [NORM_NFKD] = {UTF8PROC_STABLE | UTF8PROC_COMPAT | UTF8PROC_DECOMPOSE, 0x80},
+};
+
+static size_t low_prefix(const unsigned char *text, size_t n, unsigned char low_lead) {
     size_t i = 0;
-    while (i < n && text[i] < LOW_LEAD) i += text[i] < 0x80 ? ascii_prefix(text + i, n - i) : 1;
+    while (i < n && text[i] < low_lead) i += text[i] < 0x80 ? ascii_prefix(text + i, n - i) : 1;
     return i;
 }
 
 bool text_is_low(const unsigned char *text, size_t n) {
-    return low_prefix(text, n) == n;
+    return low_prefix(text, n, forms[NORM_NFC].low_lead) == n;
 }
 
 static unsigned combining_class(int32_t c) {
@@ -92,17 +102,18 @@ static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind NFC_PIECE
+/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind FORM_PIECE
  * bytes; returns the bytes taken. */
-static size_t decompose(const unsigned char *text, size_t n, struct buf *scratch, int *rc, struct err *e) {
+static size_t decompose(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch, int *rc,
+                        struct err *e) {
     size_t i = 0;
     scratch->len = 0;
     for (int32_t c; i < n;) {
         size_t took = char_bytes(text + i, n - i, &c);
-        if (i && (i < NFC_PIECE ? c < LOW_LIMIT : begins_anew(c))) break;
+        if (i && (i < FORM_PIECE ? c < LOW_LIMIT : begins_anew(c))) break;
         int32_t parts[32];
         int boundary = 0; /* for grapheme breaks only: not asked for, but not to be NULL */
-        utf8proc_ssize_t k = utf8proc_decompose_char(c, parts, COUNT_OF(parts), NFC_OPTIONS, &boundary);
+        utf8proc_ssize_t k = utf8proc_decompose_char(c, parts, COUNT_OF(parts), form->options, &boundary);
         if (k < 0 || k > (utf8proc_ssize_t)COUNT_OF(parts)) {
             *rc = err_set(e, ERR_DATA, "cannot normalise U+%04X: %s", (unsigned)c, utf8proc_errmsg(k));
             return 0;
@@ -123,21 +134,23 @@ static int append_chars(const int32_t *chars, size_t n, struct buf *out, struct 
 
 /* Valid text: low characters are copied, but for the last, which may compose with what follows; the rest goes a piece
  * at a time, so that working memory stays small. */
-static int nfc_valid(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
+static int form_valid(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch,
+                      struct buf *out, struct err *e) {
     for (size_t at = 0; at < n;) {
-        size_t low = low_prefix(text + at, n - at);
+        size_t low = low_prefix(text + at, n - at, form->low_lead);
         if (low && at + low < n) low -= text[at + low - 1] < 0x80 ? 1 : 2;
         int rc = buf_append(out, text + at, low, e);
         if (rc) return rc;
         at += low;
         if (at == n) break;
-        size_t took = decompose(text + at, n - at, scratch, &rc, e);
+        size_t took = decompose(form, text + at, n - at, scratch, &rc, e);
         size_t n_chars = scratch->len / sizeof(int32_t);
         if (!rc) rc = buf_reserve(scratch, scratch->len, e);
         if (rc) return rc;
         int32_t *chars = (int32_t *)(void *)scratch->data;
         order_all_marks(chars, chars + n_chars, n_chars);
-        utf8proc_ssize_t left = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n_chars, NFC_OPTIONS);
+        utf8proc_ssize_t left = (utf8proc_ssize_t)n_chars;
+        if (form->options & UTF8PROC_COMPOSE) left = utf8proc_normalize_utf32(chars, left, form->options);
         if (left < 0) return err_set(e, ERR_DATA, "cannot normalise: %s", utf8proc_errmsg(left));
         rc = append_chars(chars, (size_t)left, out, e);
         if (rc) return rc;
@@ -146,10 +159,11 @@ static int nfc_valid(const unsigned char *text, size_t n, struct buf *scratch, s
     return 0;
 }
 
-int text_nfc(const unsigned char *text, size_t n, struct buf *scratch, struct buf *out, struct err *e) {
+int text_form(enum text_op form, const unsigned char *text, size_t n, struct buf *scratch, struct buf *out,
+              struct err *e) {
     for (size_t at = 0; at < n;) {
         size_t good = utf8_valid_prefix(text + at, n - at);
-        int rc = nfc_valid(text + at, good, scratch, out, e);
+        int rc = form_valid(&forms[form], text + at, good, scratch, out, e);
         if (rc) return rc;
         at += good;
         size_t bad = utf8_invalid_prefix(text + at, n - at);
@@ -163,13 +177,13 @@ int text_nfc(const unsigned char *text, size_t n, struct buf *scratch, struct bu
 /* ---- white space and words, as Rust's regex crate has \s and \w: around added tokens ---- */
 
 /* Unicode's White_Space: closed by stability policy in practice, and the same in every version since 6.3. */
-static bool is_space(int32_t c) {
+bool char_is_space(int32_t c) {
     return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
            c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 /* Unicode Technical Standard #18, annex C: alphabetic, marks, decimal digits, connectors, join controls. */
-static bool is_word(int32_t c) {
+bool char_is_word(int32_t c) {
     if (c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9)) return true; /* joiners; circled letters */
     switch (utf8proc_category(c)) {
     case UTF8PROC_CATEGORY_LU:
@@ -187,6 +201,31 @@ static bool is_word(int32_t c) {
     }
 }
 
+/* ---- categories ---- */
+
+bool char_is_number(int32_t c) {
+    utf8proc_category_t k = utf8proc_category(c);
+    return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
+}
+
+size_t char_lowercase(int32_t c, int32_t out[2]) {
+    out[0] = c == 0x130 ? 'i' : utf8proc_tolower(c); /* the one character that becomes two (SpecialCasing.txt) */
+    out[1] = 0x307;
+    return c == 0x130 ? 2 : 1;
+}
+
+size_t text_char(const unsigned char *text, size_t n, int32_t *c) {
+    size_t took = char_bytes(text, n, c);
+    if (took) return took;
+    *c = -1;
+    return 1;
+}
+
+int text_put_char(struct buf *out, int32_t c, struct err *e) {
+    unsigned char utf8[4];
+    return buf_append(out, utf8, (size_t)utf8proc_encode_char(c, utf8), e);
+}
+
 /* Bytes of the last character, 0 when the end is no valid one. */
 static size_t last_char(const unsigned char *text, size_t n, int32_t *c) {
     for (size_t k = 1; k <= 4 && k <= n; k++)
@@ -197,23 +236,23 @@ static size_t last_char(const unsigned char *text, size_t n, int32_t *c) {
 size_t space_at_end(const unsigned char *text, size_t n) {
     size_t left = n;
     int32_t c;
-    for (size_t k; (k = last_char(text, left, &c)) > 0 && is_space(c);) left -= k;
+    for (size_t k; (k = last_char(text, left, &c)) > 0 && char_is_space(c);) left -= k;
     return n - left;
 }
 
 size_t space_at_start(const unsigned char *text, size_t n) {
     size_t i = 0;
     int32_t c;
-    for (size_t k; i < n && (k = char_bytes(text + i, n - i, &c)) > 0 && is_space(c);) i += k;
+    for (size_t k; i < n && (k = char_bytes(text + i, n - i, &c)) > 0 && char_is_space(c);) i += k;
     return i;
 }
 
 bool word_at_end(const unsigned char *text, size_t n) {
     int32_t c;
-    return last_char(text, n, &c) > 0 && is_word(c);
+    return last_char(text, n, &c) > 0 && char_is_word(c);
 }
 
 bool word_at_start(const unsigned char *text, size_t n) {
     int32_t c;
-    return n > 0 && char_bytes(text, n, &c) > 0 && is_word(c);
+    return n > 0 && char_bytes(text, n, &c) > 0 && char_is_word(c);
 }

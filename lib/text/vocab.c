@@ -32,11 +32,12 @@ static uint32_t count_unpadded(const struct vocab *v) {
 }
 
 static int check_spec(const struct vocab *v, struct err *e) {
+    int rc = steps_check(v, e);
+    if (rc) return rc;
     if (v->n_tokens < 1 || v->n_tokens > TEXT_MAX_TOKENS)
         return err_set(e, ERR_DATA, "%u tokens, expected 1 to %u", v->n_tokens, TEXT_MAX_TOKENS);
     if (v->n_merges > TEXT_MAX_MERGES)
         return err_set(e, ERR_DATA, "%u merges, expected at most %u", v->n_merges, TEXT_MAX_MERGES);
-    int rc = 0;
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) rc = check_token(&v->tokens[id], id, e);
     if (!rc && !count_unpadded(v)) rc = err_set(e, ERR_DATA, "none of the %u tokens has a piece", v->n_tokens);
     if (!rc) rc = check_role(v, "bos", v->bos, e);
@@ -96,6 +97,7 @@ static int copy_spec(struct vocab *v, const struct vocab *spec, struct err *e) {
     v->n_unpadded = count_unpadded(spec);
     int rc = copy_tokens(v, spec->tokens, e);
     if (!rc) rc = copy_ends(v, spec, e);
+    if (!rc) rc = steps_copy(v, spec, e);
     if (rc) return rc;
     v->merges = arena_array(&v->memory, v->n_merges, sizeof *v->merges, e);
     if (!v->merges) return e->code;
@@ -122,15 +124,17 @@ int vocab_identify(struct vocab *v, struct err *e) {
     uint32_t n = count_unpadded(v);
     digest_u32(s, v->pre);
     digest_u32(s, (v->nfc ? 1u : 0u) | (v->ignore_merges ? 2u : 0u));
+    bool merges = v->kind == TEXT_BYTE_BPE; /* of the other kinds one file lists merges, another one scores */
+    if (!merges) digest_u32(s, v->kind);
     digest_u32(s, n);
-    digest_u32(s, v->n_merges);
+    digest_u32(s, merges ? v->n_merges : 0);
     for (uint32_t id = 0; id < n; id++) {
         const struct token *t = &v->tokens[id];
         digest_u32(s, t->n_bytes);
         digest_u32(s, t->flags & (TOKEN_SPECIAL | TOKEN_ADDED | TOKEN_UNUSED));
         digest_update(s, t->bytes, t->n_bytes);
     }
-    for (uint32_t i = 0; i < v->n_merges; i++) {
+    for (uint32_t i = 0; i < v->n_merges && merges; i++) {
         digest_u32(s, v->merges[i].left);
         digest_u32(s, v->merges[i].right);
         digest_u32(s, v->merges[i].result);
@@ -146,9 +150,11 @@ static int build_index(struct vocab *v, struct err *e) {
     v->index = arena_array(&v->memory, 1, sizeof *v->index, e);
     if (!v->index) return e->code;
     pthread_mutex_init(&v->index->lock, NULL); /* cannot fail with default attributes on Linux */
-    int rc = pretokenizer_new(&v->index->pre, v->pre, e);
+    int rc = v->kind == TEXT_BYTE_BPE ? pretokenizer_new(&v->index->pre, v->pre, e) : 0;
     if (!rc) rc = index_pieces(v, e);
     if (!rc) rc = index_merges(v, e);
+    if (!rc) rc = index_kind(v, e);
+    if (!rc) rc = decode_build(v, e);
     if (!rc) rc = added_build(&v->index->raw, v, false, e);
     if (!rc) rc = added_build(&v->index->normalised, v, true, e);
     return rc;
@@ -191,6 +197,7 @@ void vocab_free(struct vocab *v) {
 static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, struct text_ids *ids,
                       struct text_ids *trace, unsigned char *kept, struct err *e) {
     const struct token *t = &v->tokens[id];
+    if (v->kind > TEXT_CHAR_BPE) return 0; /* no token is on the way to another one */
     ids->n = trace->n = 0;
     int rc = bpe_merge(v, m, t->bytes, t->n_bytes, ids, trace, e);
     if (rc) return rc;
@@ -199,9 +206,19 @@ static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, 
     return 0;
 }
 
+/* A single character of ASCII, which all others of a text can be reached without; in WordPiece, also inside a word. */
+static bool is_character(const struct vocab *v, const struct token *t) {
+    const struct text_step *s = vocab_find_step(v, MODEL_WORDPIECE);
+    if (t->n_bytes == 1) return true;
+    if (v->kind != TEXT_BYTE_BPE && t->n_bytes == METASPACE_BYTES && memcmp(t->bytes, METASPACE, METASPACE_BYTES) == 0)
+        return true;
+    return s && t->n_bytes == s->n_a + 1 && memcmp(t->bytes, s->a, s->n_a) == 0;
+}
+
 static bool must_keep(const struct vocab *v, uint32_t id) {
     const struct token *t = &v->tokens[id];
-    return (t->flags & (TOKEN_SPECIAL | TOKEN_ADDED)) || t->n_bytes == 1 || id == v->bos || id == v->eos ||
+    bool byte = v->kind != TEXT_BYTE_BPE && text_byte_piece(t) >= 0;
+    return (t->flags & (TOKEN_SPECIAL | TOKEN_ADDED)) || byte || is_character(v, t) || id == v->bos || id == v->eos ||
            id == v->pad || id == v->unk;
 }
 

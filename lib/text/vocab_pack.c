@@ -19,8 +19,9 @@ enum vocab_pack_flags {
     PACK_ADD_EOS = 8,
     PACK_SCORES = 16,
     PACK_ENDS = 32,
+    PACK_STEPS = 64,
 };
-#define PACK_KNOWN (PACK_NFC | PACK_IGNORE_MERGES | PACK_ADD_BOS | PACK_ADD_EOS | PACK_SCORES | PACK_ENDS)
+#define PACK_KNOWN (PACK_NFC | PACK_IGNORE_MERGES | PACK_ADD_BOS | PACK_ADD_EOS | PACK_SCORES | PACK_ENDS | PACK_STEPS)
 
 static void put_u32(unsigned char **at, uint32_t x) {
     for (int i = 0; i < 4; i++) *(*at)++ = (unsigned char)(x >> 8 * i);
@@ -46,15 +47,16 @@ static float get_f32(const unsigned char **at) {
 }
 
 struct pack_head {
-    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends;
+    uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends,
+        n_steps; /* n_steps: bytes */
 };
 
 /* ---- out ---- */
 
 static void put_head(unsigned char **at, const struct pack_head *h) {
     unsigned char *end = *at + HEAD_BYTES;
-    const uint32_t words[] = {h->version, h->flags, h->pre, h->n_tokens,   h->n_merges, h->bos,
-                              h->eos,     h->pad,   h->unk, h->n_template, h->n_bytes,  h->n_ends};
+    const uint32_t words[] = {h->version, h->flags, h->pre,        h->n_tokens, h->n_merges, h->bos,    h->eos,
+                              h->pad,     h->unk,   h->n_template, h->n_bytes,  h->n_ends,   h->n_steps};
     for (size_t i = 0; i < COUNT_OF(words); i++) put_u32(at, words[i]);
     while (*at < end) *(*at)++ = 0;
 }
@@ -72,6 +74,7 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
     }
     uint32_t n_ends = 0;
     for (uint32_t i = 0; i < v->n_ends; i++) n_ends += is_further_end(v, i);
+    uint64_t n_steps = steps_measure(v);
     size_t n_template = v->chat_template ? strlen(v->chat_template) : 0;
     if (n_bytes > UINT32_MAX) return err_set(e, ERR_DATA, "the pieces have more than 4 GiB");
     if (n_template > MAX_TEMPLATE)
@@ -80,7 +83,7 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
         .version = VOCAB_VERSION,
         .flags = (v->nfc ? PACK_NFC : 0) | (v->ignore_merges ? PACK_IGNORE_MERGES : 0) |
                  (v->add_bos ? PACK_ADD_BOS : 0) | (v->add_eos ? PACK_ADD_EOS : 0) | (scores ? PACK_SCORES : 0) |
-                 (n_ends ? PACK_ENDS : 0),
+                 (n_ends ? PACK_ENDS : 0) | (n_steps ? PACK_STEPS : 0),
         .pre = v->pre,
         .n_tokens = v->n_tokens,
         .n_merges = v->n_merges,
@@ -91,9 +94,10 @@ static int measure(const struct vocab *v, struct pack_head *h, uint64_t *total, 
         .n_template = (uint32_t)n_template,
         .n_bytes = (uint32_t)n_bytes,
         .n_ends = n_ends,
+        .n_steps = (uint32_t)n_steps, /* vocab_new has limited it */
     };
     *total = HEAD_BYTES + (uint64_t)v->n_tokens * (PER_TOKEN + (scores ? PER_SCORE : 0)) +
-             (uint64_t)v->n_merges * PER_MERGE + (uint64_t)n_ends * PER_END + n_bytes + n_template;
+             (uint64_t)v->n_merges * PER_MERGE + (uint64_t)n_ends * PER_END + n_bytes + n_template + n_steps;
     return 0;
 }
 
@@ -122,6 +126,8 @@ int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) {
         at += v->tokens[id].n_bytes;
     }
     if (h.n_template) memcpy(at, v->chat_template, h.n_template);
+    at += h.n_template;
+    if (h.n_steps) steps_put(v, &at);
     out->len += total;
     return 0;
 }
@@ -131,8 +137,8 @@ int vocab_pack(const struct vocab *v, struct buf *out, struct err *e) {
 static int get_head(const unsigned char **at, size_t n, struct pack_head *h, struct err *e) {
     if (n < HEAD_BYTES) return err_set(e, ERR_DATA, "%zu bytes, too few for a vocabulary", n);
     const unsigned char *end = *at + HEAD_BYTES;
-    uint32_t *words[] = {&h->version, &h->flags, &h->pre, &h->n_tokens,   &h->n_merges, &h->bos,
-                         &h->eos,     &h->pad,   &h->unk, &h->n_template, &h->n_bytes,  &h->n_ends};
+    uint32_t *words[] = {&h->version, &h->flags, &h->pre,        &h->n_tokens, &h->n_merges, &h->bos,    &h->eos,
+                         &h->pad,     &h->unk,   &h->n_template, &h->n_bytes,  &h->n_ends,   &h->n_steps};
     for (size_t i = 0; i < COUNT_OF(words); i++) *words[i] = get_u32(at);
     if (h->version != VOCAB_VERSION)
         return err_set(e, ERR_DATA, "version %u, this program reads version %u", h->version, VOCAB_VERSION);
@@ -142,17 +148,21 @@ static int get_head(const unsigned char **at, size_t n, struct pack_head *h, str
     return 0;
 }
 
-/* The sum cannot overflow: seven terms below 2^36. */
+/* The sum cannot overflow: eight terms below 2^36. */
 static int check_size(const struct pack_head *h, size_t n, struct err *e) {
     uint64_t want = HEAD_BYTES + (uint64_t)h->n_tokens * (PER_TOKEN + (h->flags & PACK_SCORES ? PER_SCORE : 0)) +
-                    (uint64_t)h->n_merges * PER_MERGE + (uint64_t)h->n_ends * PER_END + h->n_bytes + h->n_template;
+                    (uint64_t)h->n_merges * PER_MERGE + (uint64_t)h->n_ends * PER_END + h->n_bytes + h->n_template +
+                    h->n_steps;
     if (!(h->flags & PACK_ENDS) != !h->n_ends)
         return err_set(e, ERR_DATA, "%u further end tokens, which the flags do not say", h->n_ends);
+    if (!(h->flags & PACK_STEPS) != !h->n_steps)
+        return err_set(e, ERR_DATA, "%u bytes of steps, which the flags do not say", h->n_steps);
     if (h->n_template > MAX_TEMPLATE)
         return err_set(e, ERR_DATA, "a chat template of %u bytes, at most %u are taken", h->n_template, MAX_TEMPLATE);
     if (want != n)
-        return err_set(e, ERR_DATA, "%zu bytes, but %u tokens, %u merges, %u end tokens and %u bytes of text need %llu",
-                       n, h->n_tokens, h->n_merges, h->n_ends, h->n_bytes, (unsigned long long)want);
+        return err_set(e, ERR_DATA,
+                       "%zu bytes, but %u tokens, %u merges, %u end tokens, %u bytes of text and %u of steps need %llu",
+                       n, h->n_tokens, h->n_merges, h->n_ends, h->n_bytes, h->n_steps, (unsigned long long)want);
     return 0;
 }
 
@@ -229,7 +239,8 @@ static int unpack(struct vocab *spec, const unsigned char *at, size_t n, struct 
     spec->merges = spec->tokens ? arena_array(memory, h.n_merges, sizeof *spec->merges, e) : NULL;
     if (!spec->merges) return e->code;
     rc = get_tokens(&at, &h, spec, memory, e);
-    return rc ? rc : get_template(at, &h, spec, memory, e);
+    if (!rc) rc = get_template(at, &h, spec, memory, e);
+    return rc || !h.n_steps ? rc : steps_get(spec, at + h.n_template, h.n_steps, memory, e);
 }
 
 int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) {

@@ -59,9 +59,41 @@ setup() {
     assert_stderr_line "hf: tokenizer.json: pre_tokenizer: only a Split by a regex*"
     check_exit 0 rill import --no-tokenizer hf -o out.rill
     assert_quiet
-    rm hf/tokenizer.json && touch hf/tokenizer.model
+    rm hf/tokenizer.json && touch hf/tekken.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: a tokenizer in tokenizer.model is not supported (tokenizer.json is)"
+    assert_stderr_line "hf: a tokenizer in tekken.json is not supported (tokenizer.json is)"
+}
+
+@test "a SentencePiece model is read, written for others, and refused when it is cut or too large" {
+    families=$ROOT/tests/golden/tokenizers/families
+    rm -f hf/tokenizer.json hf/tokenizer_config.json
+    zstd -dcq "$families/tiny.model.zst" >hf/tokenizer.model
+    check_exit 0 rill import hf -o spm.rill
+    printf '  Grüße, 数 🦙\t\n end' >text
+    rill tokenize -q -m spm.rill text -o tokens.rill
+    check_exit 0 rill tokenize --decode -m spm.rill tokens.rill -o back
+    assert_same text back
+    check_exit 0 rill export --to gguf spm.rill -o spm.gguf
+    check_exit 0 rill import spm.gguf -o again.rill
+    rill tokenize -q -m again.rill text -o again.tokens.rill
+    check_exit 0 rill diff tokens.rill again.tokens.rill
+    check_exit 0 rill export --to safetensors spm.rill -o folder
+    check_exit 0 rill import folder -o folder.rill
+    rill tokenize -q -m folder.rill text -o folder.tokens.rill
+    check_exit 0 rill diff tokens.rill folder.tokens.rill
+
+    zstd -dcq "$families/tiny.model.zst" | head -c 2000 >hf/tokenizer.model
+    check_exit 3 rill import hf
+    assert_stderr_line "hf: SentencePiece model: *or a cut one"
+    zstd -dcq "$families/llama2.model.zst" >hf/tokenizer.model
+    check_exit 3 rill import hf
+    assert_stderr_line "hf: *1600 tokens*352*"
+    printf '[UNK]\n[CLS]\na\n' >hf/vocab.txt && rm hf/tokenizer.model
+    check_exit 3 rill import hf
+    assert_stderr_line "hf: vocab.txt has no [[]SEP[]]"
+    printf '[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nc\n' >hf/vocab.txt
+    check_exit 0 rill import hf -o bert.rill
+    [ "$(printf 'Áb c [MASK]' | rill tokenize -q -m bert.rill | rill tokenize --decode -m bert.rill)" = "ab c [MASK] [SEP]" ]
 }
 
 # tokenizer_config.json with these members before its own

@@ -1,7 +1,7 @@
 /*
  * The input as text (max_len 512: it is encoded some fifty times), through each of the four pre-tokenizers with a small
  * vocabulary: it decodes to itself, a cut that is said to be safe is, compiled and interpreted expressions agree, and a
- * corpus in small windows is the whole text.
+ * corpus in small windows is the whole text. Cuts and corpora with each of the other kinds as well.
  */
 #include "lib/text/text_internal.h"
 
@@ -49,6 +49,62 @@ static struct vocab *make_vocab(enum text_pre pre) {
     }
     for (unsigned i = 0; i < N_ADDED; i++) tokens[spec.n_tokens++] = added[i];
     vocab_free(v);
+    must(vocab_new(&v, &spec, &e) == 0);
+    return v;
+}
+
+/* BPE over characters and the unigram model, with byte fallback, as sentencepiece surrounds them; WordPiece. */
+static struct vocab *make_pieces(enum text_kind kind) {
+    static const char *const pieces[] = {"\xe2\x96\x81",
+                                         "t",
+                                         "h",
+                                         "e",
+                                         "\xe2\x96\x81t",
+                                         "he",
+                                         "\xe2\x96\x81the",
+                                         "a",
+                                         "##a",
+                                         "##e",
+                                         "\xc3\xa9",
+                                         "in",
+                                         "\n",
+                                         "the",
+                                         "\xe2\x96\x81\xe2\x96\x81",
+                                         "1",
+                                         "2",
+                                         "12",
+                                         "##he"};
+    static const struct text_step spm[] = {
+        {.op = NORM_PREPEND, .a = (const unsigned char *)METASPACE, .n_a = METASPACE_BYTES},
+        {.op = NORM_REPLACE,
+         .a = (const unsigned char *)" ",
+         .n_a = 1,
+         .b = (const unsigned char *)METASPACE,
+         .n_b = 3},
+    };
+    static const struct text_step bert[] = {
+        {.op = NORM_BERT, .arg = 15},
+        {.op = WORDS_BERT},
+        {.op = MODEL_WORDPIECE, .arg = 100, .a = (const unsigned char *)"##", .n_a = 2},
+    };
+    static char bytes[256][8];
+    struct token tokens[256 + COUNT_OF(pieces) + 2] = {{0}};
+    struct vocab spec = {.kind = kind, .tokens = tokens, .pre = PRE_STEPS}, *v;
+    struct err e;
+    spec.bos = spec.eos = spec.pad = TOKEN_NONE;
+    spec.steps = kind == TEXT_WORDPIECE ? bert : spm;
+    spec.n_steps = kind == TEXT_WORDPIECE ? 3 : 2;
+    spec.model_flags = MODEL_FUSE_UNK | (kind == TEXT_WORDPIECE ? 0 : MODEL_BYTE_FALLBACK);
+    for (unsigned b = 0; b < 256; b++) {
+        snprintf(bytes[b], sizeof bytes[b], "<0x%02X>", b);
+        tokens[spec.n_tokens++] = (struct token){(const unsigned char *)bytes[b], 6, 0, 0};
+    }
+    for (unsigned i = 0; i < COUNT_OF(pieces); i++)
+        tokens[spec.n_tokens++] =
+            (struct token){(const unsigned char *)pieces[i], (uint32_t)strlen(pieces[i]), 0, -1.0f - (float)i};
+    spec.unk = spec.n_tokens;
+    tokens[spec.n_tokens++] = (struct token){(const unsigned char *)"<unk>", 5, TOKEN_ADDED | TOKEN_SPECIAL, 0};
+    tokens[spec.n_tokens++] = (struct token){(const unsigned char *)"<end>x", 6, TOKEN_ADDED | TOKEN_RSTRIP, 0};
     must(vocab_new(&v, &spec, &e) == 0);
     return v;
 }
@@ -160,8 +216,27 @@ static void check_text(const struct vocab *v, const uint8_t *text, size_t n, boo
     text_ids_release(&parts);
 }
 
+/* A safe cut is one, with `continues`. */
+static void check_cuts(const struct vocab *v, const uint8_t *text, size_t n) {
+    struct err e;
+    struct text_encode_options first = {0}, second = {.continues = true};
+    struct text_ids whole = {0}, parts = {0};
+    struct buf back = {0};
+    must(text_encode(v, text, n, &first, &whole, &e) == 0);
+    must(text_decode(v, whole.ids, whole.n, false, &back, &e) == 0);
+    for (size_t limit = n, cut; (cut = text_safe_cut(v, text, limit)) > 0 && n - cut < 400; limit = cut) {
+        parts.n = 0;
+        must(cut < limit && text_encode(v, text, cut, &first, &parts, &e) == 0);
+        must(text_encode(v, text + cut, n - cut, &second, &parts, &e) == 0);
+        check_same(&whole, &parts);
+    }
+    buf_release(&back);
+    text_ids_release(&whole);
+    text_ids_release(&parts);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static struct vocab *vocabs[4];
+    static struct vocab *vocabs[4], *pieces[3];
     static struct words words[4];
     parallel_set_threads(1); /* windows of a few bytes are no work to share */
     for (unsigned i = 0; i < 4; i++) {
@@ -169,6 +244,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         check_text(vocabs[i], data, size, size % 2);
         check_words(vocabs[i], &words[i], data, size);
         check_corpus(vocabs[i], data, size, 1 + (uint32_t)(size % 64));
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        if (!pieces[i]) pieces[i] = make_pieces((enum text_kind)(TEXT_CHAR_BPE + i));
+        check_cuts(pieces[i], data, size);
+        check_corpus(pieces[i], data, size, 1 + (uint32_t)(size % 64));
     }
     return 0;
 }

@@ -92,9 +92,10 @@ static void test_unknown_parts(void **state) {
         struct parts p;
         const char *says;
     } cases[] = {
-        {{.pre = "null"}, "no pre_tokenizer"},
-        {{.pre = "{\"type\":\"Whitespace\"}"}, "tokenizer.json: pre_tokenizer 'Whitespace' is not supported"},
-        {{.pre = "{\"type\":\"ByteLevel\"}"}, "add_prefix_space"}, /* the default is true */
+        {{.pre = "null"}, "tokenizer.json: decoder 'ByteLevel' is not supported"}, /* of another BPE */
+        {{.pre = "{\"type\":\"UnicodeScripts\"}"}, "pre_tokenizer 'UnicodeScripts' is not supported"},
+        {{.pre = SEQUENCE(DIGITS, "{\"type\":\"ByteLevel\"}")},
+         "'Digits' and 'ByteLevel'"}, /* prefix space is the default */
         {{.pre = BYTES("false")}, "without a regex"},
         {{.pre = SEQUENCE("{\"type\":\"Digits\"}", BYTES("true"))}, "'Digits' and 'ByteLevel'"},
         {{.pre = SEQUENCE(DIGITS, BYTES("false"))}, "is not supported"},
@@ -108,10 +109,12 @@ static void test_unknown_parts(void **state) {
         {{.pre =
               SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"x\"},\"behavior\":\"Removed\"}", BYTES("false"))},
          "only a Split by a regex"},
-        {{.normalizer = "{\"type\":\"Lowercase\"}"}, "normalizer 'Lowercase' is not supported"},
-        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Strip\"}]}"},
-         "'Strip'"},
-        {{.post = "{\"type\":\"BertProcessing\"}"}, "post_processor 'BertProcessing'"},
+        {{.normalizer = "{\"type\":\"Nmt\"}"}, "normalizer 'Nmt' is not supported"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Nmt\"}]}"}, "'Nmt'"},
+        {{.normalizer = "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"x+\"},\"content\":\"\"}"}, "regex 'x+'"},
+        {{.normalizer = "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}"}, "charsmap is cut"},
+        {{.normalizer = "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"*\"}"}, "base64"},
+        {{.post = "{\"type\":\"BertProcessing\"}"}, "post_processor 'BertProcessing': \"cls\" is no added token"},
         {{.decoder = "{\"type\":\"WordPiece\"}"}, "decoder 'WordPiece'"},
         {{.model = "\"type\":\"Unigram\""}, "duplicate key"},
         {{.model = VOCAB "\"merges\":[],\"byte_fallback\":true"}, "byte_fallback"},
@@ -124,7 +127,7 @@ static void test_unknown_parts(void **state) {
     struct err e = {0};
     const char *unigram = "{\"pre_tokenizer\":" BYTES("true") ",\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}";
     assert_int_equal(hf_tokenizer_read(&v, unigram, strlen(unigram), NULL, 0, &e), ERR_DATA);
-    assert_string_equal(e.msg, "tokenizer.json: model: model 'Unigram' is not supported");
+    assert_string_equal(e.msg, "tokenizer.json: pre_tokenizer 'ByteLevel' is not supported");
 }
 
 static void test_pieces_that_do_not_fit(void **state) {

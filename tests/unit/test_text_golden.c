@@ -22,7 +22,7 @@ static void check_all(size_t which) {
     struct vocab *v = load_golden(which);
     struct golden_texts texts = load_golden_texts();
     char path[256];
-    snprintf(path, sizeof path, GOLDEN "%s.ids.zst", golden_names[which]);
+    snprintf(path, sizeof path, TOKENIZERS "%s.ids.zst", golden_names[which]);
     struct buf golden = read_zst(path);
     size_t at = 0, differ = 0, unsettled = 0;
     for (size_t i = 0; i < texts.n; i++) {

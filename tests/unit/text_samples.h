@@ -16,7 +16,7 @@
 
 #include "lib/text/text.h"
 
-#define GOLDEN "tests/golden/tokenizers/"
+#define TOKENIZERS "tests/golden/tokenizers/"
 
 /* The frames of these files name their size. */
 static inline struct buf read_zst(const char *path) {
@@ -142,7 +142,7 @@ static inline struct vocab *load_tokenizer(const char *path, enum text_pre pre) 
 
 static inline struct vocab *load_golden(size_t which) {
     char path[256];
-    snprintf(path, sizeof path, GOLDEN "%s.json.zst", golden_names[which]);
+    snprintf(path, sizeof path, TOKENIZERS "%s.json.zst", golden_names[which]);
     return load_tokenizer(path, golden_pre[which]);
 }
 
@@ -163,7 +163,7 @@ static inline uint32_t u32_at(const struct buf *b, size_t at) {
 
 static inline struct golden_texts load_golden_texts(void) {
     struct err e = {0};
-    struct golden_texts g = {.file = read_zst(GOLDEN "lines.bin.zst")};
+    struct golden_texts g = {.file = read_zst(TOKENIZERS "lines.bin.zst")};
     for (size_t at = 0; at < g.file.len; g.n++) at += 4 + u32_at(&g.file, at);
     g.text = mem_array(g.n, sizeof *g.text, &e);
     g.n_bytes = mem_array(g.n, sizeof *g.n_bytes, &e);
