@@ -1,7 +1,5 @@
-/* GPT-NeoX (Black et al. 2022) and Pythia (Biderman et al. 2023): parallel parts, a rotation of a part of each head, and q, k and v
- * in one matrix head by head. */
-#include <math.h>
-
+/* GPT-NeoX (Black et al. 2022) and Pythia (Biderman et al. 2023): parallel parts, a rotation of a part of each head, and
+ * q, k and v in one matrix head by head. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -94,15 +92,9 @@ static int read(struct model_config *c, const cJSON *json, struct err *e) {
     return rc;
 }
 
-/* Of which readers take the whole part, the dimensions that rotate. */
-static double rotary_share(const struct model_config *c) {
-    uint32_t dims = model_rope_dims(c, &c->rope);
-    double share = (double)dims / c->head_dim;
-    return (uint32_t)(c->head_dim * share) < dims ? nextafter(share, 1) : share;
-}
-
 static bool write(cJSON *json, const struct model_config *c) {
-    return json_put_f64(json, "rotary_emb_base", c->rope.theta) && json_put_f64(json, "rotary_pct", rotary_share(c)) &&
+    return json_put_f64(json, "rotary_emb_base", c->rope.theta) &&
+           json_put_f64(json, "rotary_pct", hf_rotary_share(c)) &&
            json_put_bool(json, "use_parallel_residual", c->parallel) &&
            json_put_bool(json, "attention_bias", c->qkv_bias);
 }

@@ -103,7 +103,9 @@ struct hf_side {
 
 /* For their read, write and check. */
 int hf_check_plain_heads(const struct model_config *c,
-                         struct err *e) MUST_CHECK;  /* ERR_DATA: not as HF_PLAIN_HEADS says */
+                         struct err *e) MUST_CHECK; /* ERR_DATA: not as HF_PLAIN_HEADS says */
+/* The share of a head that rotates; readers take the whole part of its product with the head size. */
+double hf_rotary_share(const struct model_config *c);
 int hf_act_of_name(const char *name, uint32_t *act); /* negative: there is none */
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
                 struct err *e) MUST_CHECK;
@@ -157,8 +159,8 @@ struct gguf_side {
 };
 
 /*
- * For their read and write: the activation, where llama.cpp has one for all models of an architecture and no key. A key of
- * transformers' name for it, which llama.cpp leaves alone, says when it is not `usual`.
+ * For their read and write: the activation, where llama.cpp has one for all models of an architecture and no key. A key
+ * with transformers' name for it, which llama.cpp leaves alone, says when it is not `usual`.
  */
 int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                   struct err *e) MUST_CHECK;

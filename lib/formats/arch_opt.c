@@ -1,5 +1,5 @@
-/* OPT (Zhang et al. 2022): learned positions that begin at row 2 of their table; 350m has its norms after the parts, none at the
- * end, and an embedding narrower than its layers. llama.cpp does not know it. */
+/* OPT (Zhang et al. 2022): learned positions that begin at row 2 of their table; 350m has its norms after the parts, none
+ * at the end, and an embedding narrower than its layers. llama.cpp does not know it. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {

@@ -388,8 +388,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
-/* The share of which readers take the whole part, the dimensions that rotate. */
-static double rotary_share(const struct model_config *c) {
+double hf_rotary_share(const struct model_config *c) {
     uint32_t dims = model_rope_dims(c, &c->rope);
     double share = (double)dims / c->head_dim;
     return (uint32_t)(c->head_dim * share) < dims ? nextafter(share, 1) : share;
@@ -399,7 +398,7 @@ static bool put_rope(cJSON *o, const struct arch *arch, const struct model_confi
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
            (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
-           (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", rotary_share(c)));
+           (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", hf_rotary_share(c)));
 }
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
