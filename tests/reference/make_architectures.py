@@ -152,7 +152,7 @@ def phi():
 @model("phi-tied")
 def phi_tied():
     return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
-        **(SHAPE | dict(hidden_size=60, num_attention_heads=3)), tie_word_embeddings=True, hidden_act="relu",
+        **(SHAPE | dict(hidden_size=64, num_attention_heads=2)), tie_word_embeddings=True, hidden_act="relu",
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0, partial_rotary_factor=0.4)))
 
 
