@@ -28,6 +28,8 @@ struct arch_tensors {
     const struct arch_tensor *items;
     size_t n;
     const char *base; /* a prefix of names that files may leave out ("model."), or NULL */
+    const char *const
+        *derived; /* ends of names of buffers that follow from the configuration, the last one NULL; or NULL */
 };
 /* GGUF's names, which all architectures share but for their own table, which is asked first. */
 extern const struct arch_tensors gguf_common_tensors;
@@ -37,6 +39,7 @@ extern const struct arch_tensors gguf_common_tensors;
 /* Keys under which config.json has the numbers; NULL: the architecture has none, and the default holds. */
 struct hf_numbers {
     const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
+    bool ffn_follows; /* the feed-forward width is 4 x hidden when it is absent */
 };
 /* Names of tensors that Llama gave to many: entries of a table of struct arch_tensor. */
 #define HF_LLAMA_TENSORS                                                                                               \
@@ -75,7 +78,20 @@ struct hf_side {
     int (*check)(const struct model_config *c, struct err *e);
 };
 
-/* For their read and write. */
+/* For tables of keys: features that a class has not, of which nobody else would say that they are ignored. */
+#define HF_NO_ROTARY                                                                                                   \
+    HF_KEY("rope_theta", HF_OFF), HF_KEY("rope_scaling", HF_OFF), HF_KEY("rope_parameters", HF_OFF),                   \
+        HF_KEY("partial_rotary_factor", HF_OFF)
+#define HF_NO_WINDOW                                                                                                   \
+    HF_KEY("sliding_window", HF_OFF), HF_KEY("use_sliding_window", HF_OFF), HF_KEY("max_window_layers", HF_OFF),       \
+        HF_KEY("layer_types", HF_OFF)
+/* Heads fill the hidden size, and each has a key and value of its own. */
+#define HF_PLAIN_HEADS(heads) HF_KEY_TEXT("num_key_value_heads", HF_SAME, heads), HF_KEY("head_dim", HF_OFF)
+
+/* For their read, write and check. */
+int hf_check_plain_heads(const struct model_config *c,
+                         struct err *e) MUST_CHECK;  /* ERR_DATA: not as HF_PLAIN_HEADS says */
+int hf_act_of_name(const char *name, uint32_t *act); /* negative: there is none */
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
                 struct err *e) MUST_CHECK;
 const char *hf_act_name(uint32_t act);
@@ -125,6 +141,14 @@ struct gguf_side {
     int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
 
+/*
+ * For their read and write: the activation, where llama.cpp has one for all models of an architecture and no key. A key of
+ * transformers' name for it, which llama.cpp leaves alone, says when it is not `usual`.
+ */
+int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                  struct err *e) MUST_CHECK;
+void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual);
+
 struct arch {
     const char *name;           /* the label in streams */
     const char *models;         /* who is of it, for help */
@@ -133,8 +157,9 @@ struct arch {
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi,
-    arch_minicpm;
+extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
+extern const struct arch arch_minicpm;
+extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

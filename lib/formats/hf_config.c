@@ -84,11 +84,9 @@ static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct mo
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
-    /* Where the width is absent it is 4 x hidden, in the classes that say so by not asking for it (GPT-2's n_inner). */
     uint64_t ffn = 4ull * c->hidden;
-    bool must = n->ffn == hf_llama_numbers.ffn;
-    int rc = must ? json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
-                  : json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
+    int rc = n->ffn_follows ? json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
+                            : json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
     l->ffn = (uint32_t)ffn;
     return rc;
 }
@@ -132,15 +130,19 @@ static const struct {
             {"relu2", ACT_RELU_SQUARED},
             {"tanh", ACT_TANH}};
 
+int hf_act_of_name(const char *name, uint32_t *act) {
+    for (size_t i = 0; i < COUNT_OF(acts); i++)
+        if (strcmp(acts[i].name, name) == 0) {
+            *act = acts[i].act;
+            return 0;
+        }
+    return ERR_DATA;
+}
+
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback, struct err *e) {
     const char *name = fallback;
     int rc = json_opt_str(json, key, &name, e);
-    if (rc) return rc;
-    for (size_t i = 0; i < COUNT_OF(acts); i++)
-        if (strcmp(acts[i].name, name) == 0) {
-            c->act = acts[i].act;
-            return 0;
-        }
+    if (rc || !hf_act_of_name(name, &c->act)) return rc;
     return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", key, name);
 }
 
@@ -280,6 +282,15 @@ static int check_uniform(const struct model_config *c, struct err *e) {
                 i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn);
     }
     return 0;
+}
+
+int hf_check_plain_heads(const struct model_config *c, struct err *e) {
+    const struct model_layer *l = &c->layers[0];
+    if (l->n_heads == l->n_kv_heads && (uint64_t)l->n_heads * c->head_dim == c->hidden) return 0;
+    return err_set(e, ERR_DATA,
+                   "%u heads of %u with %u key/value heads and a hidden size of %u: heads of %s fill the hidden size, "
+                   "and each has a key/value head",
+                   l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
 /* A field of type float, and JSON's 0 is an integer. */

@@ -58,3 +58,13 @@ void target_warnings(const struct model_config *before, const struct model_confi
         warn(ctx, text);
     }
 }
+
+bool target_fuses_qkv(const struct model_config *c) {
+    const struct arch *arch;
+    struct err e;
+    struct arch_place q, v;
+    return !arch_of_config(c, &arch, &e) && arch_gguf_name(arch, c) &&
+           arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_Q}, &q) &&
+           arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_V}, &v) &&
+           strcmp(q.name, v.name) == 0;
+}

@@ -10,7 +10,7 @@ Versions: torch 2.15, transformers 5.24. Run: python make_architectures.py ../go
 """
 import json, os, shutil, sys, zlib
 import torch, transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 VOCAB, LENGTHS = 61, [24, 1, 9]
 MODELS = {}
@@ -59,6 +59,13 @@ def next_token_loss(m, tokens):
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
+def saved_name(parameter, p, saved):
+    """What the file calls it: transformers 5 renames some on the way out (GPT-NeoX's lm_head is embed_out there)."""
+    if parameter in saved:
+        return parameter
+    return next(k for k, v in saved.items() if v.shape == p.shape and torch.equal(v, p.float()))
+
+
 def write(name, out):
     seed = zlib.crc32(name.encode())
     torch.manual_seed(seed)
@@ -73,11 +80,12 @@ def write(name, out):
     with torch.no_grad():
         expected = {"logits": forward(m, tokens).float().contiguous()}
     m = m.double()
+    saved = load_file(os.path.join(folder, "model.safetensors"))
     loss = next_token_loss(m, tokens)
     loss.backward()
     for parameter, p in m.named_parameters():
         if p.grad is not None:
-            expected["grad." + parameter] = p.grad.flatten()[::7].float().contiguous()
+            expected["grad." + saved_name(parameter, p, saved)] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
     expected["tokens"] = tokens.int()
     expected["lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
@@ -223,6 +231,54 @@ def minicpm_bias():
     return eager(MiniCPM, transformers.LlamaConfig(
         **SHAPE, tie_word_embeddings=False, attention_bias=True, scale_emb=2, scale_depth=0.7, dim_model_base=64,
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)))
+@model("gpt2")
+def gpt2():
+    return eager(transformers.GPT2LMHeadModel, transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None))
+
+
+@model("gpt2-cerebras")
+def gpt2_cerebras():
+    return eager(transformers.GPT2LMHeadModel, transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64, n_inner=40, bos_token_id=None,
+        eos_token_id=None, activation_function="gelu",
+        scale_attn_weights=False, layer_norm_epsilon=1e-3, tie_word_embeddings=False))
+
+
+@model("opt")
+def opt():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=None, tie_word_embeddings=True))
+
+
+@model("opt-350m")
+def opt_350m():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, do_layer_norm_before=False, word_embed_proj_dim=24,
+        pad_token_id=None))
+
+
+@model("opt-bare")
+def opt_bare():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, enable_bias=False, _remove_final_layer_norm=True, activation_function="gelu",
+        tie_word_embeddings=False, pad_token_id=None))
+
+
+@model("gpt_neox")
+def gpt_neox():
+    return eager(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**SHAPE))
+
+
+@model("gpt_neox-sequential")
+def gpt_neox_sequential():
+    return eager(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(
+        **SHAPE, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new", layer_norm_eps=1e-3,
+        tie_word_embeddings=True, rope_parameters=dict(
+            rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))
 
 
 if __name__ == "__main__":
