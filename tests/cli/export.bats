@@ -111,16 +111,3 @@ setup() {
     check_exit 0 bash -c 'cat model.rill | TMPDIR=$PWD/tmp rill export --to gguf >a.gguf'
     [ -z "$(ls tmp)" ]
 }
-
-@test "parts of a fused tensor that are quantized in different types lie apart in GGUF, and meet by value elsewhere" {
-    check_exit 0 rill import -q --no-tokenizer "$ROOT/tests/golden/arch/phi3" -o phi3.rill
-    check_exit 0 rill quantize -q --type q4_k_m phi3.rill -o mixed.rill
-    rill ls mixed.rill | grep -q '^q5_0 .*layers.1.attn.k.weight' # what q4_k falls back to in rows of 32
-    rill ls mixed.rill | grep -q '^q8_0 .*layers.1.attn.v.weight' # and q6_k
-    check_exit 0 rill export -q --to gguf mixed.rill -o mixed.gguf
-    check_exit 0 rill import -q --no-tokenizer mixed.gguf -o again.rill
-    check_exit 0 rill diff mixed.rill again.rill
-    check_exit 0 rill export -q --to safetensors mixed.rill -o folder
-    check_exit 0 rill import -q --no-tokenizer folder -o values.rill
-    check_exit 0 rill diff --max-abs 0 mixed.rill values.rill # types differ, numbers do not
-}

@@ -1,7 +1,9 @@
 /* lib/formats: what config.json and GGUF of Qwen3, Phi, Phi-3, SmolLM3 and MiniCPM may say, and what their targets cannot hold. */
 #include "tests/unit/formats_samples.h"
+#include "tests/unit/model_samples.h"
 
 #include "lib/formats/arch_internal.h"
+#include "lib/quant/quant.h"
 
 #define SHAPE                                                                                                          \
     ",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":4,\"num_attention_heads\":4,"                  \
@@ -261,12 +263,79 @@ static void test_longrope_in_gguf(void **state) {
     buf_release(&bytes);
 }
 
+/* ---- fused tensors whose parts have different types ------------------------------------------------------------------ */
+
+/* In q4_k_m's mixture as it is where nothing is fused: v of layer 1 gets more bits than q and k. */
+static struct buf mixture_of(const struct buf *stream) {
+    struct err e;
+    struct stream_reader *r;
+    struct stream_writer *w;
+    struct quant_options o = {.fuses_qkv = NULL};
+    struct quant_totals totals;
+    int in = file_of(stream->data, stream->len), out = memory_file();
+    OK(quant_type_parse("q4_k_m", &o.type, &e));
+    OK(stream_reader_open(&r, in, "model", STREAM_MODEL, &e));
+    OK(stream_writer_open(&w, out, "mixture", NULL, &e));
+    OK(quantize_stream(r, w, &o, NULL, NULL, &totals, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    stream_reader_free(r);
+    close(in);
+    return contents(out);
+}
+
+static void assert_same_values(const struct buf *a, const struct buf *b) {
+    struct err e;
+    struct model *x, *y;
+    OK(load_model_as(a, HOLD_F32, &x, &e));
+    OK(load_model_as(b, HOLD_F32, &y, &e));
+    assert_int_equal(x->n_params, y->n_params);
+    for (size_t i = 0; i < x->n_params; i++)
+        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+    model_free(x);
+    model_free(y);
+}
+
+/* GGUF keeps the blocks, so the parts lie apart; safetensors has values, which meet in f32. */
+static void test_parts_of_different_types(void **state) {
+    (void)state;
+    struct err e;
+    struct foreign_options o = {.no_tokenizer = true};
+    struct buf plain = imported_with("tests/golden/arch/phi3", 0, &o), mixed = mixture_of(&plain), gguf = {0};
+    if (export_gguf(&mixed, &gguf, &e)) fail_msg("%s", e.msg);
+    struct foreign_model *f;
+    OK(foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e));
+    assert_non_null(raw_table_find(&f->source->tensors, "blk.0.attn_qkv.weight"));
+    assert_non_null(raw_table_find(&f->source->tensors, "blk.1.attn_v.weight"));
+    assert_null(raw_table_find(&f->source->tensors, "blk.1.attn_qkv.weight"));
+    struct buf again = foreign_stream(f, 0);
+    foreign_close(f);
+    assert_same_values(&mixed, &again);
+    buf_release(&again);
+
+    char folder[64], path[128];
+    int fd;
+    temp_folder(folder);
+    snprintf(path, sizeof path, "%s/model", folder);
+    struct stream_map *map = map_of(&mixed, &fd);
+    OK(safetensors_export(map, path, 0, &e));
+    stream_map_free(map);
+    close(fd);
+    again = imported_with(path, 0, &o);
+    assert_same_values(&mixed, &again);
+    remove_folder(folder);
+    buf_release(&again);
+    buf_release(&gguf);
+    buf_release(&mixed);
+    buf_release(&plain);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused_keys),           cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_every_share_comes_back), cmocka_unit_test(test_factors_come_back_short),
         cmocka_unit_test(test_llama_cpp_limits),       cmocka_unit_test(test_old_minicpm),
-        cmocka_unit_test(test_longrope_in_gguf),
+        cmocka_unit_test(test_longrope_in_gguf),       cmocka_unit_test(test_parts_of_different_types),
     };
     return cmocka_run_group_tests_name("decoders", tests, NULL, NULL);
 }
