@@ -195,6 +195,18 @@ def smollm3_window():
         attention_bias=True, use_sliding_window=True, sliding_window=6, no_rope_layers=[0, 1, 0]))
 
 
+@model("olmo2")
+def olmo2():
+    return eager(transformers.Olmo2ForCausalLM, transformers.Olmo2Config(
+        **SHAPE, num_key_value_heads=2, **ENDS))
+
+
+@model("olmo2-tied")
+def olmo2_tied():
+    return eager(transformers.Olmo2ForCausalLM, transformers.Olmo2Config(
+        **SHAPE, head_dim=16, tie_word_embeddings=True, attention_bias=True, **ENDS))
+
+
 class MiniCPM(transformers.LlamaForCausalLM):
     """What modeling_minicpm.py, which comes with the weights of openbmb/MiniCPM-2B-sft-bf16, computes: Llama with
     three factors. The factor on the embedding is applied to its output, so that a tied head keeps the plain one."""
