@@ -17,6 +17,10 @@ enum {
     FUSED_HEADS = 2, /* several roles head by head: q, k, v of head 0, of head 1 ... (GPT-NeoX) */
     TRANSPOSED = 4,  /* [in][out], as GPT-2's Conv1D has it */
     MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
+    FROM_FIRST = 16, /* a table of positions without the rows before that of the first (position_offset) */
+    /* Not how it lies, but whose name it is: */
+    OF_CLASSES = 32, /* of classifiers only (OUTPUT_CLASSES) */
+    OF_UNTIED = 64,  /* of models whose head is not the embedding */
 };
 struct arch_tensor {
     enum model_role role;
@@ -27,7 +31,7 @@ struct arch_tensor {
 struct arch_tensors {
     const struct arch_tensor *items;
     size_t n;
-    const char *base; /* a prefix of names that files may leave out ("model."), or NULL */
+    const char *base; /* a prefix of names that files may leave out ("model."), and models without a head do; or NULL */
     const char *const
         *derived; /* ends of names of buffers that follow from the configuration, the last one NULL; or NULL */
 };
@@ -58,19 +62,28 @@ struct hf_numbers {
     }
 extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_size ... rms_norm_eps, hidden_act */
 
+struct hf_class {
+    const char *class, *model_type;
+    enum model_output output; /* what the class makes of the hidden states */
+};
 struct hf_side {
-    struct {
-        const char *class, *model_type;
-    } classes[4];              /* the first is what export writes; ends with NULL */
+    struct hf_class
+        classes[6]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
+                                 * with NULL */
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
     double eps, theta;     /* when config.json does not say */
+    double local_theta;    /* the same of a rotation that sliding layers have for themselves; 0: they have not */
     double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
     uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     bool tied;                   /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
-    /* The rest of config.json, after the numbers, the rotation and the layers; and what to write of it. NULL: nothing. */
+    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that another class reads.
+     * They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
+    const char *const *unread;
+    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to write of it.
+     * NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
     bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
@@ -112,6 +125,8 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
+/* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
+int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
 
@@ -148,6 +163,13 @@ struct gguf_side {
 int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                   struct err *e) MUST_CHECK;
 void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual);
+/* For their read and write (gguf_windows.c). "attention.sliding_window", or `window` where the key is absent, in the layers that
+ * "attention.sliding_window_pattern" names: a flag for each layer, or N for all but every N-th; N is `pattern` where that key is
+ * absent. */
+int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const char *prefix, uint32_t window,
+                      uint32_t pattern, struct err *e) MUST_CHECK;
+/* Both keys; the pattern only where it is not the one that readers assume. */
+void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
 
 struct arch {
     const char *name;           /* the label in streams */
@@ -160,6 +182,8 @@ struct arch {
 extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
 extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
+extern const struct arch arch_gemma2, arch_gemma3;
+extern const struct arch arch_bert, arch_distilbert, arch_roberta;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */
@@ -167,8 +191,11 @@ int arch_of_config(const struct model_config *c, const struct arch **out, struct
 int arch_class_unknown(const char *class, struct err *e); /* the refusal, which names those that are known; ERR_DATA */
 int arch_gguf_unknown(const char *name, struct err *e);
 const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled); /* NULL: unknown */
-const struct arch *arch_by_class(const char *class);
-const struct arch *arch_by_model_type(const char *type);
+/* They give the class as well, of a model_type the first that has it. */
+const struct arch *arch_by_class(const char *name, const struct hf_class **class);
+const struct arch *arch_by_model_type(const char *type, const struct hf_class **class);
+/* The class that holds this configuration's output; NULL: none. */
+const struct hf_class *arch_class(const struct arch *a, const struct model_config *c);
 /* What GGUF calls a model of this configuration; NULL: nothing. */
 const struct gguf_name *arch_gguf_name(const struct arch *a, const struct model_config *c);
 
@@ -181,11 +208,14 @@ struct arch_place {
     char name[TENSOR_MAX_NAME + 1]; /* in the file */
     uint64_t first, total;          /* rows of the role in the file's tensor, and all of these */
     uint64_t part, parts;           /* FUSED_HEADS: rows of the role in a head, and of all parts */
+    uint64_t missing;               /* FROM_FIRST: rows that the file does not have; they become zeros */
 };
 /* Import: the first of the role's names that the file has. NULL and place->name the first name when it has none. */
 struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
                              const struct model_config *c, struct model_slot s, const struct raw_table *files,
                              struct arch_place *place);
+/* Is this one of the role's names? */
+bool arch_names(const struct arch_tensors *table, struct model_slot s, const char *name);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);

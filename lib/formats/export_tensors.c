@@ -169,7 +169,8 @@ int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dt
         *data = x->fused.data;
         return failed;
     }
-    bool plain = t->n_slots == 1 && !(t->places[0].tensor->layout & (FUSED_ROWS | FUSED_HEADS | TRANSPOSED));
+    bool plain = t->n_slots == 1 && !(t->places[0].tensor->layout & (FUSED_ROWS | FUSED_HEADS | TRANSPOSED)) &&
+                 !t->places[0].missing;
     if (plain) return slot_data(x, t, 0, as, interleaved, data, &d, e);
     if ((t->places[0].tensor->layout & TRANSPOSED) && dtype_info(as)->is_quantized)
         return err_set(e, ERR_DATA, "tensor '%s' is stored transposed there, which quantized weights cannot be",

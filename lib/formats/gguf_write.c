@@ -94,6 +94,10 @@ static void put_rope(struct gguf_header *h, const struct model_config *c) {
     gguf_key_f32(h, ".rope.freq_base", c->rope.theta);
     gguf_key_u32(h, ".rope.dimension_count", model_rope_dims(c, &c->rope));
     if (!fits_f32(c->rope.theta)) gguf_key_f64(h, "rill.rope.theta", c->rope.theta);
+    if (c->local_rope.theta != 0) {
+        gguf_key_f32(h, ".rope.freq_base_swa", c->local_rope.theta);
+        if (!fits_f32(c->local_rope.theta)) gguf_key_f64(h, "rill.rope.local_theta", c->local_rope.theta);
+    }
     if (c->rope.scaling == ROPE_LINEAR) {
         gguf_key_string(h, ".rope.scaling.type", "linear");
         gguf_key_f32(h, ".rope.scaling.factor", c->rope.factor);
@@ -316,6 +320,10 @@ static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     if (!rc) rc = arch_of_config(&o->x.config, &o->arch, e);
     if (rc) return rc;
     o->name = arch_gguf_name(o->arch, &o->x.config);
+    if (o->x.config.output == OUTPUT_NONE && o->x.config.pooler) {
+        log_line(LOG_WARN, "the pooler has no place in a GGUF and is left out: the hidden states do not need it");
+        o->x.config.pooler = false;
+    }
     return out_tensors_make(&o->tensors, &o->x, &o->arch->gguf.tensors, &gguf_common_tensors, NULL, e);
 }
 

@@ -13,33 +13,37 @@ const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_s
 /* ---- which class ---- */
 
 /* transformers goes by model_type, everybody else by the class: they must be of one kind. */
-static int read_arch(const cJSON *json, const struct arch **out, struct err *e) {
+static int read_arch(const cJSON *json, const struct arch **out, const struct hf_class **class, struct err *e) {
     const cJSON *list = hf_member(json, "architectures");
     const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
+    const struct hf_class *named, *typed;
     *out = NULL;
     if (list && !cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"architectures\" is not a list");
     for (const cJSON *x = list ? list->child : NULL; x; x = x->next) {
-        const char *class = cJSON_GetStringValue(x);
-        const struct arch *found = class ? arch_by_class(class) : NULL;
-        if (!found) return arch_class_unknown(class ? class : "(no text)", e);
-        if (first && *out != found) return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", first, class);
+        const char *name = cJSON_GetStringValue(x);
+        const struct arch *found = name ? arch_by_class(name, &named) : NULL;
+        if (!found) return arch_class_unknown(name ? name : "(no text)", e);
+        if (first && (*out != found || (*class)->output != named->output))
+            return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", first, name);
         *out = found;
-        first = class;
+        *class = named;
+        first = name;
     }
     if (!type) return *out ? 0 : arch_class_unknown("(none)", e);
-    const struct arch *by_type = arch_by_model_type(type);
+    const struct arch *by_type = arch_by_model_type(type, &typed);
     if (*out && *out != by_type)
         return err_set(e, ERR_DATA, "\"architectures\" says %s, but \"model_type\" says '%.64s'", first, type);
+    if (!*out) *class = typed;
     *out = by_type;
     return *out ? 0 : arch_class_unknown(type, e);
 }
 
 /* transformers runs such code only when it is told to trust it. */
-static void warn_of_code(const cJSON *json, const struct arch *arch) {
+static void warn_of_code(const cJSON *json, const struct hf_class *class) {
     for (const cJSON *x = hf_member(json, "auto_map") ? hf_member(json, "auto_map")->child : NULL; x; x = x->next)
         if (x->string && strncmp(x->string, "AutoModel", 9) == 0) {
             log_line(LOG_WARN, "config.json: \"auto_map\" names code of its own for this model: it is read as %s",
-                     arch->hf.classes[0].class);
+                     class->class);
             return;
         }
 }
@@ -48,10 +52,15 @@ static void warn_of_code(const cJSON *json, const struct arch *arch) {
 
 static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
     double share = arch->hf.partial_rotary;
-    struct hf_rope r, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
+    struct hf_rope r, local = {.partial = 1}, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = hf_rope_read(&r, json, &defaults, e);
+    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, e)
+                                       : hf_rope_read(&r, json, &defaults, e);
     if (rc) return rc;
+    if (local.partial != 1)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
+                       local.partial);
+    c->local_rope.theta = local.theta;
     if (r.partial != 1 && share == 0)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
     if (c->head_dim * r.partial < 2)
@@ -235,6 +244,36 @@ bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role)
 
 /* ---- reading ---- */
 
+/* "id2label" names the classes; without it there are "num_labels", or 2. */
+static int read_classes(const cJSON *json, struct model_config *c, struct err *e) {
+    const cJSON *names = hf_member(json, "id2label");
+    uint64_t n = names ? (uint64_t)cJSON_GetArraySize(names) : 2, said = n;
+    int rc = json_opt_u64(json, "num_labels", 1, MODEL_MAX_DIM, &said, e);
+    if (rc) return rc;
+    if (names && said != n)
+        return err_set(e, ERR_DATA, "\"id2label\" names %llu classes, but \"num_labels\" is %llu",
+                       (unsigned long long)n, (unsigned long long)said);
+    c->classes = (uint32_t)said;
+    return 0;
+}
+
+static bool put_classes(cJSON *o, const struct model_config *c) {
+    if (c->output != OUTPUT_CLASSES) return true;
+    cJSON *names = cJSON_AddObjectToObject(o, "id2label"), *ids = cJSON_AddObjectToObject(o, "label2id");
+    bool ok = names && ids;
+    for (uint32_t i = 0; ok && i < c->classes; i++) {
+        char id[16], name[24];
+        snprintf(id, sizeof id, "%u", i);
+        snprintf(name, sizeof name, "LABEL_%u", i);
+        ok = json_put_str(names, id, name) && json_put_u64(ids, name, i);
+    }
+    return ok;
+}
+
+static bool predicts_tokens(const struct model_config *c) {
+    return c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
+}
+
 static int read_model(const cJSON *json, const struct arch *arch, struct model_config *c, struct arena *a,
                       struct err *e) {
     struct model_layer layer = {0};
@@ -246,7 +285,9 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
+    if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
+    if (!predicts_tokens(c)) c->tied = false; /* no head that could be */
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -256,15 +297,17 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
 
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) {
     const struct arch *arch;
+    const struct hf_class *class = NULL;
     *c = (struct model_config){.n_layers = 0};
-    int rc = read_arch(json, &arch, e);
+    int rc = read_arch(json, &arch, &class, e);
     if (!rc) rc = hf_check_keys(json, arch->hf.keys, arch->hf.n_keys, e);
     if (rc) return rc;
     *c = arch->traits;
     c->arch = arch->name;
+    c->output = class->output;
     rc = read_model(json, arch, c, a, e);
     if (rc) return rc;
-    warn_of_code(json, arch);
+    warn_of_code(json, class);
     return model_config_check(c, e);
 }
 
@@ -306,6 +349,8 @@ int hf_config_check(const struct model_config *c, struct err *e) {
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(arch, c, e);
     if (!rc) rc = check_eps(arch, c, e);
+    if (!rc && !arch_class(arch, c))
+        rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
 }
 
@@ -326,6 +371,7 @@ static const char *torch_name(enum dtype dtype) {
 }
 
 static bool put_id(cJSON *o, const char *key, uint32_t id) {
+    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has a say in it */
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 
@@ -353,6 +399,7 @@ static double rotary_share(const struct model_config *c) {
 static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
+           (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
            (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", rotary_share(c)));
 }
 
@@ -360,11 +407,13 @@ cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum
     const struct arch *arch;
     if (hf_config_check(c, e) || arch_of_config(c, &arch, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
-    cJSON *class = classes ? cJSON_CreateString(arch->hf.classes[0].class) : NULL;
-    bool ok = class && cJSON_AddItemToArray(classes, class) &&
-              json_put_str(o, "model_type", arch->hf.classes[0].model_type) && put_numbers(o, arch->hf.numbers, c) &&
-              put_rope(o, arch, c) && json_put_bool(o, "tie_word_embeddings", c->tied) &&
-              json_put_str(o, "torch_dtype", torch_name(dtype)) && json_put_bool(o, "use_cache", true);
+    const struct hf_class *class = arch_class(arch, c);
+    cJSON *name = classes ? cJSON_CreateString(class->class) : NULL;
+    bool tied = predicts_tokens(c) ? c->tied : arch->hf.tied;
+    bool ok = name && cJSON_AddItemToArray(classes, name) && json_put_str(o, "model_type", class->model_type) &&
+              put_numbers(o, arch->hf.numbers, c) && put_rope(o, arch, c) && put_classes(o, c) &&
+              json_put_bool(o, "tie_word_embeddings", tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
+              json_put_bool(o, "use_cache", true);
     if (ok && arch->hf.write) ok = arch->hf.write(o, c);
     if (ok && v)
         ok =

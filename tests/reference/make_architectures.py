@@ -5,6 +5,10 @@
                                            loss (mean cross-entropy of the next token, f64) and every 7th element of the
                                            gradient of each parameter, "grad.PARAMETER", by autograd in f64
 
+An encoder has token types [n], too, and more kinds of output: a masked LM labels [n] (-1: none) that its loss is of; a classifier
+logits and labels for each sequence; a plain encoder its hidden states in place of logits, weights [n][hidden] that the loss multiplies
+them with, and with a pooler pooled [sequences][hidden] and pooled_weights.
+
 tests/unit/test_architectures.c compares. NAME is the registry's name, or "name-variant".
 Versions: torch 2.15, transformers 5.24. Run: python make_architectures.py ../golden/arch [NAME ...]
 """
@@ -64,6 +68,38 @@ def saved_name(parameter, p, saved):
     if parameter in saved:
         return parameter
     return next(k for k, v in saved.items() if v.shape == p.shape and torch.equal(v, p.float()))
+# ---- encoders: each output with a loss of its own ----
+
+def expect_encoder(m, tokens, g):
+    seeded = dict(generator=g)
+    types = torch.randint(0, max(1, getattr(m.config, "type_vocab_size", 1)), tokens.shape, **seeded)
+    def run(attribute):
+        each = list(zip(batches(tokens), batches(types)))
+        more = (lambda t: dict(token_type_ids=t)) if hasattr(m.config, "type_vocab_size") else (lambda t: {})
+        return torch.cat([getattr(m(ids, **more(t)), attribute).flatten(0, -2) for ids, t in each])
+    expected, name = {}, type(m).__name__
+    if hasattr(m.config, "type_vocab_size"):
+        expected["types"] = types.int()
+    if name.endswith("Model"):
+        expected["weights"] = torch.randn(len(tokens), m.config.hidden_size, **seeded)
+        has_pooler = getattr(m, "pooler", None) is not None
+        if has_pooler:
+            expected["pooled_weights"] = torch.randn(len(LENGTHS), m.config.hidden_size, **seeded)
+            expected["pooled"] = run("pooler_output").detach()
+        def loss():
+            total = (run("last_hidden_state") * expected["weights"].double()).sum()
+            if has_pooler:
+                total = total + (run("pooler_output") * expected["pooled_weights"].double()).sum()
+            return total
+        expected["logits"] = run("last_hidden_state").detach()
+        return expected, loss
+    expected["logits"] = run("logits").detach()
+    rows, columns = expected["logits"].shape
+    labels = torch.randint(0, columns, (rows,), **seeded)
+    if rows == len(tokens):
+        labels[torch.randint(0, 3, (rows,), **seeded) > 0] = -1
+    expected["labels"] = labels.int()
+    return expected, lambda: torch.nn.functional.cross_entropy(run("logits"), labels, ignore_index=-1)
 
 
 def write(name, out):
@@ -77,13 +113,21 @@ def write(name, out):
         if extra not in ("config.json", "model.safetensors"):
             os.remove(os.path.join(folder, extra))
     tokens = torch.randint(0, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        expected = {"logits": forward(m, tokens).float().contiguous()}
+    if m.config.model_type in ENCODERS:
+        tokens = tokens.clamp(min=3) # pads have no position and no gradient
+        with torch.no_grad():
+            expected, make_loss = expect_encoder(m, tokens, torch.Generator().manual_seed(seed))
+        expected = {k: v.contiguous() for k, v in expected.items()}
+    else:
+        with torch.no_grad():
+            expected = {"logits": forward(m, tokens).float().contiguous()}
+        make_loss = lambda: next_token_loss(m, tokens)
     m = m.double()
     saved = load_file(os.path.join(folder, "model.safetensors"))
     loss = next_token_loss(m, tokens)
+    loss = make_loss()
     loss.backward()
-    for parameter, p in m.named_parameters():
+    for parameter, p in m.named_parameters(remove_duplicate=m.config.model_type not in ENCODERS):
         if p.grad is not None:
             expected["grad." + saved_name(parameter, p, saved)] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
@@ -291,6 +335,103 @@ def gpt_neox_sequential():
         **SHAPE, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new", layer_norm_eps=1e-3,
         tie_word_embeddings=True, rope_parameters=dict(
             rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))
+# ---- BERT and its like ----
+
+ENCODERS = "bert", "roberta", "distilbert"
+BERT = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=30)
+DISTIL = dict(vocab_size=VOCAB, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=30)
+
+
+@model("bert")
+def bert():
+    return eager(transformers.BertForMaskedLM, transformers.BertConfig(**BERT))
+
+
+@model("bert-untied")
+def bert_untied():
+    return eager(transformers.BertForMaskedLM, transformers.BertConfig(
+        **BERT, tie_word_embeddings=False, hidden_act="relu", layer_norm_eps=1e-5))
+
+
+@model("bert-encoder")
+def bert_encoder():
+    return eager(transformers.BertModel, transformers.BertConfig(**BERT, type_vocab_size=3))
+
+
+@model("bert-bare")
+def bert_bare():
+    return transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)
+
+
+@model("bert-classes")
+def bert_classes():
+    return eager(transformers.BertForSequenceClassification, transformers.BertConfig(**BERT, num_labels=5))
+
+
+@model("roberta")
+def roberta():
+    return eager(transformers.RobertaForMaskedLM, transformers.RobertaConfig(**BERT, type_vocab_size=1))
+
+
+@model("roberta-encoder")
+def roberta_encoder():
+    return eager(transformers.RobertaModel, transformers.RobertaConfig(**BERT, layer_norm_eps=1e-5))
+
+
+@model("roberta-classes")
+def roberta_classes():
+    return eager(transformers.RobertaForSequenceClassification, transformers.RobertaConfig(
+        **BERT, type_vocab_size=1, num_labels=3, pad_token_id=2))
+
+
+@model("distilbert")
+def distilbert():
+    return eager(transformers.DistilBertForMaskedLM, transformers.DistilBertConfig(**DISTIL))
+
+
+@model("distilbert-encoder")
+def distilbert_encoder():
+    return eager(transformers.DistilBertModel, transformers.DistilBertConfig(**DISTIL))
+
+
+@model("distilbert-classes")
+def distilbert_classes():
+    return eager(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig(**DISTIL))
+GEMMA = SHAPE | dict(pad_token_id=None)  # PyTorch would keep the embedding of the padding from learning
+
+
+@model("gemma2")
+def gemma2():
+    return eager(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(
+        **GEMMA | dict(num_hidden_layers=3), num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16,
+        sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0))
+
+
+@model("gemma2-untied")  # layers in another order, a scale that is not the head's, scaled rotation
+def gemma2_untied():
+    return eager(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(
+        **GEMMA, num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=24, sliding_window=6,
+        layer_types=["full_attention", "sliding_attention"], attn_logit_softcapping=None,
+        final_logit_softcapping=None, tie_word_embeddings=False, rope_parameters=dict(
+            rope_type="linear", rope_theta=100.0, factor=4.0)))
+
+
+@model("gemma3")
+def gemma3():
+    return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
+        **GEMMA | dict(num_hidden_layers=3), num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16,
+        sliding_window=5, final_logit_softcapping=4.0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=50.0))))
+
+
+@model("gemma3-plain")  # what a file says nothing of, and no window
+def gemma3_plain():
+    return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
+        **GEMMA, num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=20, tie_word_embeddings=False,
+        layer_types=["full_attention"] * 2))
 
 
 if __name__ == "__main__":
