@@ -182,7 +182,7 @@ struct arch {
 };
 
 extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
-extern const struct arch arch_minicpm;
+extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 extern const struct arch arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta;

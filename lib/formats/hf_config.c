@@ -314,15 +314,16 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
 /* ---- writing ---- */
 
 /* config.json has one number for all layers. */
-static int check_uniform(const struct model_config *c, struct err *e) {
+static int check_uniform(const struct arch *arch, const struct model_config *c, struct err *e) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
         const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
         if (a->n_heads != b->n_heads || a->n_kv_heads != b->n_kv_heads || a->ffn != b->ffn)
             return err_set(
                 e, ERR_DATA,
                 "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that, GGUF can (--to gguf)",
-                i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn);
+                "%u: Hugging Face's config.json cannot say that%s",
+                i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn,
+                arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
     }
     return 0;
 }
@@ -346,7 +347,7 @@ static int check_eps(const struct arch *arch, const struct model_config *c, stru
 int hf_config_check(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
-    if (!rc) rc = check_uniform(c, e);
+    if (!rc) rc = check_uniform(arch, c, e);
     if (!rc) rc = check_eps(arch, c, e);
     if (!rc && !arch_class(arch, c))
         rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);

@@ -204,7 +204,7 @@ def phi():
 @model("phi-tied")
 def phi_tied():
     return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
-        **(SHAPE | dict(hidden_size=60, num_attention_heads=3)), tie_word_embeddings=True, hidden_act="relu",
+        **(SHAPE | dict(hidden_size=64, num_attention_heads=2)), tie_word_embeddings=True, hidden_act="relu",
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0, partial_rotary_factor=0.4)))
 
 
@@ -237,6 +237,18 @@ def smollm3_window():
     return eager(transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config(
         **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=4, tie_word_embeddings=False, **ENDS,
         attention_bias=True, use_sliding_window=True, sliding_window=6, no_rope_layers=[0, 1, 0]))
+
+
+@model("olmo2")
+def olmo2():
+    return eager(transformers.Olmo2ForCausalLM, transformers.Olmo2Config(
+        **SHAPE, num_key_value_heads=2, **ENDS))
+
+
+@model("olmo2-tied")
+def olmo2_tied():
+    return eager(transformers.Olmo2ForCausalLM, transformers.Olmo2Config(
+        **SHAPE, head_dim=16, tie_word_embeddings=True, attention_bias=True, **ENDS))
 
 
 class MiniCPM(transformers.LlamaForCausalLM):
