@@ -47,6 +47,7 @@ LIB_OBJ := $(LIB_SRC:%.c=$(OBJ)/%.o)
 TOOLS := $(filter-out rill,$(TOOL_SRC:tools/%.c=%))
 TOOL_BIN := $(TOOLS:%=$(BIN)/rill-%) $(if $(wildcard tools/rill.c),$(BIN)/rill)
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(OBJ)/unit/%)
+MODEL_TESTS := $(patsubst tests/models/%.c,$(OBJ)/models/%,$(wildcard tests/models/*.c))
 FUZZ := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
 FUZZ_BIN := $(FUZZ:%=$(OBJ)/fuzz/%)
 # One short line for each command; V=1 shows them whole.
@@ -133,7 +134,7 @@ test: deps ## every test; the last line counts them
 	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
-test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so $(OBJ)/models/test_smollm2
+test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so $(MODEL_TESTS)
 fuzz-programs: $(FUZZ_BIN)
 list-fuzz:
 	@echo $(abspath $(FUZZ_BIN))
@@ -147,8 +148,8 @@ cli-tests: all $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so ## run the programs' tes
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
-test-models: deps $(OBJ)/models/test_smollm2 ## compare with transformers on SmolLM2 (make -f examples/models.mk smollm2 fetches it)
-	@tests/run-unit $(OBJ)/models/test_smollm2
+test-models: deps $(MODEL_TESTS) ## compare with transformers on real models (make -f examples/models.mk smollm2 minilm fetches them)
+	@tests/run-unit $(MODEL_TESTS)
 $(OBJ)/models/%: $(OBJ)/tests/models/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka

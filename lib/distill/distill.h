@@ -106,7 +106,8 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epoch
  * and between any two of these calls: trainer_progress, trainer_save.
  */
 struct trainer;
-/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit). */
+/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit), or when its logits are
+ * not of the next token (model_check_next_token), which all knowledge is about. */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Queues one batch of the stream (its data is copied). */

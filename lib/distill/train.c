@@ -57,7 +57,7 @@ static int begin(struct trainer *t, struct err *e) {
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
-    if (check_options(o, e)) return e->code;
+    if (check_options(o, e) || model_check_next_token(&m->config, e)) return e->code;
     struct knowledge_format fitted = *f;
     if (knowledge_fit(&fitted, model_n_tokens(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);

@@ -2,7 +2,9 @@
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {
-    &arch_llama, &arch_mistral, &arch_qwen2, &arch_gemma2, &arch_gemma3,
+    &arch_llama,    &arch_mistral, &arch_qwen2,      &arch_qwen3,   &arch_gemma2, &arch_gemma3,
+    &arch_phi,      &arch_phi3,    &arch_smollm3,    &arch_minicpm, &arch_gpt2,   &arch_opt,
+    &arch_gpt_neox, &arch_bert,    &arch_distilbert, &arch_roberta,
 };
 
 const struct arch *arch_at(size_t i) {
@@ -52,17 +54,23 @@ int arch_of_config(const struct model_config *c, const struct arch **out, struct
     return err_set(e, ERR_DATA, "architecture '%.64s' is not known here (%s are)", c->arch, known);
 }
 
-const struct arch *arch_by_class(const char *class) {
+const struct arch *arch_by_class(const char *name, const struct hf_class **class) {
     for (size_t i = 0; i < COUNT_OF(registry); i++)
-        for (size_t k = 0; registry[i]->hf.classes[k].class; k++)
-            if (strcmp(registry[i]->hf.classes[k].class, class) == 0) return registry[i];
+        for (*class = registry[i]->hf.classes; (*class)->class; (*class)++)
+            if (strcmp((*class)->class, name) == 0) return registry[i];
     return NULL;
 }
 
-const struct arch *arch_by_model_type(const char *type) {
+const struct arch *arch_by_model_type(const char *type, const struct hf_class **class) {
     for (size_t i = 0; i < COUNT_OF(registry); i++)
-        for (size_t k = 0; registry[i]->hf.classes[k].class; k++)
-            if (strcmp(registry[i]->hf.classes[k].model_type, type) == 0) return registry[i];
+        for (*class = registry[i]->hf.classes; (*class)->class; (*class)++)
+            if (strcmp((*class)->model_type, type) == 0) return registry[i];
+    return NULL;
+}
+
+const struct hf_class *arch_class(const struct arch *a, const struct model_config *c) {
+    for (const struct hf_class *x = a->hf.classes; x->class; x++)
+        if (x->output == c->output) return x;
     return NULL;
 }
 
@@ -96,7 +104,7 @@ bool arch_summary(size_t i, struct arch_summary *out) {
 }
 
 int arch_traits(const char *name, struct model_config *out, struct err *e) {
-    const struct arch *a;
+    const struct arch *a = NULL;
     int rc = arch_of_config(&(struct model_config){.arch = name}, &a, e);
     if (rc) return rc;
     *out = a->traits;

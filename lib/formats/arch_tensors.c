@@ -62,6 +62,12 @@ static uint64_t rows_of(const struct model_config *c, enum model_role role, uint
     return dims[0];
 }
 
+/* Is this a name of models such as this one? */
+static bool is_name_of(const struct model_config *c, const struct arch_tensor *t) {
+    if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
+    return !(t->layout & OF_UNTIED) || !c->tied;
+}
+
 /* Where the role lies among those that share its tensor. */
 static void locate(const struct model_config *c, struct model_slot s, struct arch_place *p) {
     p->first = 0;
@@ -74,6 +80,8 @@ static void locate(const struct model_config *c, struct model_slot s, struct arc
         if (t == p->tensor) p->first = p->total;
         p->total += rows_of(c, t->role, s.layer);
     }
+    p->missing = p->tensor->layout & FROM_FIRST ? c->position_offset : 0;
+    p->total -= p->missing;
     p->part = c->head_dim;
     p->parts = rows_of(c, s.role, s.layer) ? p->total / rows_of(c, s.role, s.layer) * p->part : 0;
 }
@@ -84,7 +92,7 @@ static struct raw_tensor *find_in(const struct arch_tensors *table, const struct
     size_t base = table->base ? strlen(table->base) : 0;
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
-        if (t->role != s.role) continue;
+        if (t->role != s.role || !is_name_of(c, t)) continue;
         spell(t->name, 0, s.layer, name);
         if (!p->name[0]) memcpy(p->name, name, sizeof name);
         struct raw_tensor *found = raw_table_find(files, name);
@@ -110,19 +118,43 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
     return found || !common ? found : find_in(common, c, s, files, p);
 }
 
+static bool place_in(const struct arch_tensors *table, unsigned without, const struct model_config *c,
+                     struct model_slot s, struct arch_place *p) {
+    *p = (struct arch_place){.table = table};
+    for (size_t i = 0; i < table->n; i++) {
+        const struct arch_tensor *t = &table->items[i];
+        if (t->role != s.role || (t->layout & without) || !is_name_of(c, t)) continue;
+        size_t base = c->output == OUTPUT_NONE && table->base ? strlen(table->base) : 0;
+        if (base && strncmp(t->name, table->base, base) != 0) base = 0;
+        p->tensor = t;
+        spell(t->name, base, s.layer, p->name);
+        locate(c, s, p);
+        return true;
+    }
+    return false;
+}
+
+bool arch_names(const struct arch_tensors *table, struct model_slot s, const char *name) {
+    char spelled[TENSOR_MAX_NAME + 1];
+    size_t base = table->base ? strlen(table->base) : 0;
+    for (size_t i = 0; i < table->n; i++) {
+        const struct arch_tensor *t = &table->items[i];
+        if (t->role != s.role) continue;
+        spell(t->name, 0, s.layer, spelled);
+        if (strcmp(spelled, name) == 0) return true;
+        if (base && strncmp(spelled, table->base, base) == 0 && strcmp(spelled + base, name) == 0) return true;
+    }
+    return false;
+}
+
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *p) {
-    *p = (struct arch_place){.tensor = NULL};
-    for (const struct arch_tensors *table = own; table; table = table == own ? common : NULL)
-        for (size_t i = 0; i < table->n; i++) {
-            if (table->items[i].role != s.role) continue;
-            p->tensor = &table->items[i];
-            p->table = table;
-            spell(p->tensor->name, 0, s.layer, p->name);
-            locate(c, s, p);
-            return true;
-        }
-    return false;
+    return place_in(own, 0, c, s, p) || (common && place_in(common, 0, c, s, p));
+}
+
+bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
+                      struct arch_place *apart) {
+    return place_in(p->table, FUSED_ROWS | FUSED_HEADS, c, s, apart);
 }
 
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
@@ -139,13 +171,17 @@ unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, c
 
 bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset) {
     *offset = p->first * dtype_row_bytes(dtype, cols);
-    return !(p->tensor->layout & (FUSED_HEADS | TRANSPOSED));
+    return !(p->tensor->layout & (FUSED_HEADS | TRANSPOSED)) && !p->missing;
 }
 
 /* Row `row` of the role, of `cols` elements that lie together or `total` apart, from the file's tensor or to it. */
 static void move_row(const struct arch_place *p, enum dtype dtype, uint64_t row, uint64_t cols, unsigned char *foreign,
                      unsigned char *own, bool gather) {
-    uint64_t row_bytes = dtype_row_bytes(dtype, cols), at = p->first + row;
+    uint64_t row_bytes = dtype_row_bytes(dtype, cols), at = p->first + row - p->missing;
+    if (row < p->missing) {
+        if (gather) memset(own + row * row_bytes, 0, row_bytes);
+        return;
+    }
     if (p->tensor->layout & FUSED_HEADS)
         at = row / p->part * p->parts + p->first / (p->total / p->parts) + row % p->part;
     if (!(p->tensor->layout & TRANSPOSED)) {

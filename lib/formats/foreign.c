@@ -34,18 +34,6 @@ void foreign_close(struct foreign_model *f) {
     mem_free(f);
 }
 
-int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {
-    struct source_file *x = arena_array(&f->memory, 1, sizeof *x, e);
-    if (!x) return e->code;
-    int rc = mapped_file_open(&x->m, path, e);
-    if (rc) return rc;
-    x->next = f->source->files;
-    f->source->files = x;
-    if (x->m.size) digest_update(f->source->digest, x->m.data, x->m.size);
-    *out = &x->m;
-    return 0;
-}
-
 /* ---- which tensors there are ---- */
 
 static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct arch_place *p) {
@@ -103,18 +91,46 @@ static bool ends_with(const char *s, const char *end) {
 }
 
 /* Buffers that follow from the configuration, which is what counts. */
-static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"};
+static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
+                                      "embeddings.position_ids"};
 
-static bool is_derived(const char *name) {
+static bool is_derived(const struct foreign_source *x, const char *name) {
     for (size_t i = 0; i < COUNT_OF(derived); i++)
         if (ends_with(name, derived[i])) return true;
+    for (const char *const *end = x->own->derived; end && *end; end++)
+        if (ends_with(name, *end)) return true;
     return strcmp(name, "rope_freqs.weight") == 0; /* GGUF: read with the configuration */
+}
+
+static bool same_bits(const struct raw_tensor *a, const struct raw_tensor *b) {
+    return a->dtype == b->dtype && a->n_bytes == b->n_bytes && memcmp(a->data, b->data, a->n_bytes) == 0;
+}
+
+/* The same once more under another name of its role. */
+static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
+    struct arch_place place;
+    for (size_t i = 0; i < model_slot_count(&f->config); i++) {
+        struct model_slot s = model_slot_at(&f->config, i);
+        if (!arch_names(f->source->own, s, t->name)) continue;
+        const struct raw_tensor *taken = find_slot(f, s, &place);
+        return taken && same_bits(taken, t);
+    }
+    return false;
+}
+
+/* Of a head that the class does not read. */
+static bool is_unread(const struct foreign_model *f, const char *name) {
+    const char *const *unread = f->source->unread, *base = f->source->own->base;
+    if (base && strncmp(name, base, strlen(base)) == 0) name += strlen(base);
+    for (; unread && *unread; unread++)
+        if (strncmp(name, *unread, strlen(*unread)) == 0) return true;
+    return false;
 }
 
 /* A tensor that no role asks for was trained for something: it is refused unless it is known to say nothing, or is a
  * bias of zeros. */
 static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
-    if (is_derived(t->name)) return 0;
+    if (is_derived(f->source, t->name) || repeats(f, t)) return 0;
     if (!ends_with(t->name, ".bias"))
         return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
     if (all_zero(t)) return 0;
@@ -138,8 +154,7 @@ static void resolve_tie(struct foreign_model *f) {
     head = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_HEAD}, &x->tensors, &place);
     embed = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_EMBED}, &x->tensors, &place);
     if (!head) return;
-    head->used = embed && embed->dtype == head->dtype && embed->n_bytes == head->n_bytes &&
-                 memcmp(embed->data, head->data, head->n_bytes) == 0;
+    head->used = embed && same_bits(embed, head);
     if (head->used) return;
     f->config.tied = false;
     log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
@@ -156,6 +171,28 @@ static void drop_zero_biases(struct foreign_model *f) {
         zero = t && all_zero(t);
     }
     if (zero) f->config.o_bias = false;
+}
+
+/* An encoder's hidden states need no pooler, and many files have none. */
+static void drop_absent_pooler(struct foreign_model *f) {
+    struct arch_place place;
+    if (f->config.output == OUTPUT_NONE && f->config.pooler)
+        f->config.pooler = find_slot(f, (struct model_slot){.role = ROLE_POOLER}, &place) != NULL;
+}
+
+/* Leaves out what the class does not read, and says so once. */
+static void drop_unread(struct foreign_model *f) {
+    const char *first = NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < f->source->tensors.n; i++) {
+        struct raw_tensor *t = &f->source->tensors.items[i];
+        if (t->used || !is_unread(f, t->name) || repeats(f, t)) continue;
+        t->used = true;
+        if (n++ == 0) first = t->name;
+    }
+    if (n == 1) log_line(LOG_WARN, "tensor '%s' is not read by the model's class: left out", first);
+    if (n > 1)
+        log_line(LOG_WARN, "%zu tensors, '%s' among them, are not read by the model's class: left out", n, first);
 }
 
 static int check_slot(struct foreign_model *f, struct model_slot s, struct err *e) {
@@ -178,8 +215,10 @@ static int check_tensors(struct foreign_model *f, struct err *e) {
     int rc = 0;
     resolve_tie(f);
     drop_zero_biases(f);
+    drop_absent_pooler(f);
     size_t n = model_slot_count(&f->config);
     for (size_t i = 0; i < n && !rc; i++) rc = check_slot(f, model_slot_at(&f->config, i), e);
+    if (!rc) drop_unread(f);
     for (size_t i = 0; i < f->source->tensors.n && !rc; i++)
         if (!f->source->tensors.items[i].used) rc = check_leftover(f, &f->source->tensors.items[i], e);
     return rc;
@@ -235,6 +274,7 @@ static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_
     int rc = gguf_parse(&g, data, n, &f->memory, e);
     if (!rc) rc = gguf_read_arch(&g, &f->memory, &arch, &name, e);
     if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
+    if (!rc) rc = arch_of_config(&f->config, &arch, e); /* its own name may be beside GGUF's */
     if (!rc) rc = put_general(f, &g, e);
     f->format = "gguf";
     f->source->own = arch ? &arch->gguf.tensors : &gguf_common_tensors;
@@ -258,6 +298,7 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     if (!rc) rc = arch_of_config(&f->config, &arch, e);
     if (!rc) {
         f->source->own = &arch->hf.tensors;
+        f->source->unread = arch->hf.unread;
         f->source->always_o_bias = arch->traits.o_bias;
     }
     if (!rc) rc = check_tensors(f, e);

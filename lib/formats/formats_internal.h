@@ -193,10 +193,10 @@ bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
 void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
 uint32_t gguf_label_file_type(const struct gguf_label *l);
 
-/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
+/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [model_rope_dims / 2]; when *c has one already,
  * checks it against them. ERR_DATA when there is none. */
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
-/* The factors by which this configuration divides the plain frequencies, [head_dim / 2]. */
+/* The factors by which this configuration divides the plain frequencies, [model_rope_dims / 2]. */
 int rope_factors(const struct model_config *c, float *factors, struct err *e) MUST_CHECK;
 
 /* ---- safetensors (safetensors_read.c) -------------------------------------------------------------------------- */
@@ -246,11 +246,11 @@ struct hf_rope {
     double factor, low_freq, high_freq; /* 0 where the scaling has none */
     uint32_t original_context;
 };
-/* ERR_DATA names both homes of a setting when they disagree. */
-int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
+/* Theta and the share are those of `defaults` where none is said. ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
 /* The same where layers of sliding attention have a rotation of their own: "rope_local_base_freq" (transformers 4), or an object
  * for each type of layer in rope_parameters (5). */
-int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, double default_theta,
+int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
                       double default_sliding, struct err *e) MUST_CHECK;
 
 /* config.json. */
@@ -357,6 +357,7 @@ struct foreign_source {
     struct digest_state *digest; /* of the files in the order in which they were opened */
     struct raw_table tensors;
     const struct arch_tensors *own, *common; /* names of its tensors */
+    const char *const *unread;               /* see struct hf_side; or NULL */
     bool interleaved;                        /* q and k rows are in GGUF's llama order */
     bool always_o_bias;                      /* the architecture has a bias on o */
     cJSON *hf_config;                        /* config.json, NULL for GGUF */

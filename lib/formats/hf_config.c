@@ -2,6 +2,8 @@
  * config.json of Hugging Face's classes: what all have in common, reading and writing; arch_*.c have the rest.
  * formats/huggingface.md has the table of keys.
  */
+#include <math.h>
+
 #include "lib/formats/arch_internal.h"
 
 const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_size",  "num_attention_heads",
@@ -11,33 +13,37 @@ const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_s
 /* ---- which class ---- */
 
 /* transformers goes by model_type, everybody else by the class: they must be of one kind. */
-static int read_arch(const cJSON *json, const struct arch **out, struct err *e) {
+static int read_arch(const cJSON *json, const struct arch **out, const struct hf_class **class, struct err *e) {
     const cJSON *list = hf_member(json, "architectures");
     const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
+    const struct hf_class *named, *typed;
     *out = NULL;
     if (list && !cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"architectures\" is not a list");
     for (const cJSON *x = list ? list->child : NULL; x; x = x->next) {
-        const char *class = cJSON_GetStringValue(x);
-        const struct arch *found = class ? arch_by_class(class) : NULL;
-        if (!found) return arch_class_unknown(class ? class : "(no text)", e);
-        if (first && *out != found) return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", first, class);
+        const char *name = cJSON_GetStringValue(x);
+        const struct arch *found = name ? arch_by_class(name, &named) : NULL;
+        if (!found) return arch_class_unknown(name ? name : "(no text)", e);
+        if (first && (*out != found || (*class)->output != named->output))
+            return err_set(e, ERR_DATA, "\"architectures\" names both %s and %s", first, name);
         *out = found;
-        first = class;
+        *class = named;
+        first = name;
     }
     if (!type) return *out ? 0 : arch_class_unknown("(none)", e);
-    const struct arch *by_type = arch_by_model_type(type);
+    const struct arch *by_type = arch_by_model_type(type, &typed);
     if (*out && *out != by_type)
         return err_set(e, ERR_DATA, "\"architectures\" says %s, but \"model_type\" says '%.64s'", first, type);
+    if (!*out) *class = typed;
     *out = by_type;
     return *out ? 0 : arch_class_unknown(type, e);
 }
 
 /* transformers runs such code only when it is told to trust it. */
-static void warn_of_code(const cJSON *json, const struct arch *arch) {
+static void warn_of_code(const cJSON *json, const struct hf_class *class) {
     for (const cJSON *x = hf_member(json, "auto_map") ? hf_member(json, "auto_map")->child : NULL; x; x = x->next)
         if (x->string && strncmp(x->string, "AutoModel", 9) == 0) {
             log_line(LOG_WARN, "config.json: \"auto_map\" names code of its own for this model: it is read as %s",
-                     arch->hf.classes[0].class);
+                     class->class);
             return;
         }
 }
@@ -45,17 +51,21 @@ static void warn_of_code(const cJSON *json, const struct arch *arch) {
 /* ---- numbers ---- */
 
 static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
-    struct hf_rope r, local = {.partial = 1};
+    double share = arch->hf.partial_rotary;
+    struct hf_rope r, local = {.partial = 1}, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, arch->hf.theta, arch->hf.local_theta, e)
-                                       : hf_rope_read(&r, json, arch->hf.theta, e);
+    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, e)
+                                       : hf_rope_read(&r, json, &defaults, e);
     if (rc) return rc;
+    c->local_rope.theta = local.theta;
     if (local.partial != 1)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
                        local.partial);
-    c->local_rope.theta = local.theta;
-    if (r.partial != 1 && !arch->hf.partial_rotary)
+    if (r.partial != 1 && share == 0)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
+    if (c->head_dim * r.partial < 2)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g leaves no pair of a head of %u to rotate", r.partial,
+                       c->head_dim);
     c->rope = (struct model_rope){.theta = r.theta,
                                   .scaling = r.scaling,
                                   .factor = r.factor,
@@ -83,20 +93,25 @@ static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct mo
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
-    /* Where the width is absent it is 4 x hidden, in the classes that say so by not asking for it (GPT-2's n_inner). */
     uint64_t ffn = 4ull * c->hidden;
-    bool must = n->ffn == hf_llama_numbers.ffn;
-    int rc = must ? json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
-                  : json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
+    int rc = n->ffn_follows ? json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
+                            : json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
     l->ffn = (uint32_t)ffn;
     return rc;
 }
 
-static int read_heads(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+/* A key that is absent means the class's default; null: that it follows from the others. */
+static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, uint64_t *out, struct err *e) {
+    if (!key) return 0;
+    if (absent && !cJSON_GetObjectItemCaseSensitive(json, key)) *out = absent;
+    return json_opt_u64(json, key, 1, MODEL_MAX_DIM, out, e);
+}
+
+static int read_heads(const cJSON *json, const struct arch *arch, struct model_config *c, struct model_layer *l,
                       struct err *e) {
     uint64_t kv = l->n_heads, head_dim = 0;
-    int rc = n->kv_heads ? json_opt_u64(json, n->kv_heads, 1, MODEL_MAX_DIM, &kv, e) : 0;
-    if (!rc && n->head_dim) rc = json_opt_u64(json, n->head_dim, 1, MODEL_MAX_DIM, &head_dim, e);
+    int rc = read_defaulted(json, arch->hf.numbers->kv_heads, arch->hf.kv_heads, &kv, e);
+    if (!rc) rc = read_defaulted(json, arch->hf.numbers->head_dim, arch->hf.head_dim, &head_dim, e);
     if (rc) return rc;
     if (!head_dim && c->hidden % l->n_heads)
         return err_set(e, ERR_DATA, "no \"head_dim\", and %u heads do not divide the hidden size %u", l->n_heads,
@@ -124,15 +139,19 @@ static const struct {
             {"relu2", ACT_RELU_SQUARED},
             {"tanh", ACT_TANH}};
 
+int hf_act_of_name(const char *name, uint32_t *act) {
+    for (size_t i = 0; i < COUNT_OF(acts); i++)
+        if (strcmp(acts[i].name, name) == 0) {
+            *act = acts[i].act;
+            return 0;
+        }
+    return ERR_DATA;
+}
+
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback, struct err *e) {
     const char *name = fallback;
     int rc = json_opt_str(json, key, &name, e);
-    if (rc) return rc;
-    for (size_t i = 0; i < COUNT_OF(acts); i++)
-        if (strcmp(acts[i].name, name) == 0) {
-            c->act = acts[i].act;
-            return 0;
-        }
+    if (rc || !hf_act_of_name(name, &c->act)) return rc;
     return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", key, name);
 }
 
@@ -173,20 +192,102 @@ bool hf_put_layer_types(cJSON *json, const struct model_config *c) {
     return list != NULL;
 }
 
+int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window, struct err *e) {
+    uint64_t v = cJSON_GetObjectItemCaseSensitive(json, "sliding_window") ? 0 : absent;
+    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &v, e);
+    *window = v < c->context ? (uint32_t)v : 0;
+    return rc;
+}
+
+int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) {
+    uint32_t window;
+    bool given, use = true;
+    int rc = hf_read_window(c, json, absent, &window, e);
+    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
+    if (!rc) rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (rc) return rc;
+    if (!use && window)
+        return err_set(
+            e, ERR_DATA,
+            "\"use_sliding_window\" is false, but this class takes its \"sliding_window\" of %u all the same", window);
+    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
+    return 0;
+}
+
+bool hf_put_uniform_window(cJSON *json, const struct model_config *c) {
+    uint32_t window = config_window(c);
+    return window ? json_put_u64(json, "sliding_window", window)
+                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
+}
+
+uint32_t config_window(const struct model_config *c) {
+    uint32_t window = 0;
+    for (uint32_t i = 0; i < c->n_layers && !window; i++) window = c->layers[i].window;
+    return window;
+}
+
+/* ---- biases of attention ---- */
+
+int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) {
+    int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    c->o_bias = c->qkv_bias;
+    return rc;
+}
+
+bool hf_put_attention_bias(cJSON *json, const struct model_config *c) {
+    return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias);
+}
+
+bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role) {
+    return c->qkv_bias && role == ROLE_O_BIAS;
+}
+
 /* ---- reading ---- */
+
+/* "id2label" names the classes; without it there are "num_labels", or 2. */
+static int read_classes(const cJSON *json, struct model_config *c, struct err *e) {
+    const cJSON *names = hf_member(json, "id2label");
+    uint64_t n = names ? (uint64_t)cJSON_GetArraySize(names) : 2, said = n;
+    int rc = json_opt_u64(json, "num_labels", 1, MODEL_MAX_DIM, &said, e);
+    if (rc) return rc;
+    if (names && said != n)
+        return err_set(e, ERR_DATA, "\"id2label\" names %llu classes, but \"num_labels\" is %llu",
+                       (unsigned long long)n, (unsigned long long)said);
+    c->classes = (uint32_t)said;
+    return 0;
+}
+
+static bool put_classes(cJSON *o, const struct model_config *c) {
+    if (c->output != OUTPUT_CLASSES) return true;
+    cJSON *names = cJSON_AddObjectToObject(o, "id2label"), *ids = cJSON_AddObjectToObject(o, "label2id");
+    bool ok = names && ids;
+    for (uint32_t i = 0; ok && i < c->classes; i++) {
+        char id[16], name[24];
+        snprintf(id, sizeof id, "%u", i);
+        snprintf(name, sizeof name, "LABEL_%u", i);
+        ok = json_put_str(names, id, name) && json_put_u64(ids, name, i);
+    }
+    return ok;
+}
+
+static bool predicts_tokens(const struct model_config *c) {
+    return c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
+}
 
 static int read_model(const cJSON *json, const struct arch *arch, struct model_config *c, struct arena *a,
                       struct err *e) {
     struct model_layer layer = {0};
     double eps = arch->hf.eps;
     int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
-    if (!rc) rc = read_heads(json, arch->hf.numbers, c, &layer, e);
+    if (!rc) rc = read_heads(json, arch, c, &layer, e);
     if (!rc) rc = read_rope(json, arch, c, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
+    if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
+    if (!predicts_tokens(c)) c->tied = false; /* no head that could be */
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -196,15 +297,17 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
 
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) {
     const struct arch *arch;
+    const struct hf_class *class = NULL;
     *c = (struct model_config){.n_layers = 0};
-    int rc = read_arch(json, &arch, e);
+    int rc = read_arch(json, &arch, &class, e);
     if (!rc) rc = hf_check_keys(json, arch->hf.keys, arch->hf.n_keys, e);
     if (rc) return rc;
     *c = arch->traits;
     c->arch = arch->name;
+    c->output = class->output;
     rc = read_model(json, arch, c, a, e);
     if (rc) return rc;
-    warn_of_code(json, arch);
+    warn_of_code(json, class);
     return model_config_check(c, e);
 }
 
@@ -224,6 +327,15 @@ static int check_uniform(const struct model_config *c, struct err *e) {
     return 0;
 }
 
+int hf_check_plain_heads(const struct model_config *c, struct err *e) {
+    const struct model_layer *l = &c->layers[0];
+    if (l->n_heads == l->n_kv_heads && (uint64_t)l->n_heads * c->head_dim == c->hidden) return 0;
+    return err_set(e, ERR_DATA,
+                   "%u heads of %u with %u key/value heads and a hidden size of %u: heads of %s fill the hidden size, "
+                   "and each has a key/value head",
+                   l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
+}
+
 /* A field of type float, and JSON's 0 is an integer. */
 static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
     if (c->norm_eps != 0) return 0;
@@ -236,6 +348,8 @@ int hf_config_check(const struct model_config *c, struct err *e) {
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(c, e);
     if (!rc) rc = check_eps(arch, c, e);
+    if (!rc && !arch_class(arch, c))
+        rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
 }
 
@@ -256,6 +370,7 @@ static const char *torch_name(enum dtype dtype) {
 }
 
 static bool put_id(cJSON *o, const char *key, uint32_t id) {
+    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has a say in it */
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 
@@ -273,22 +388,31 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
-static bool put_rope(cJSON *o, const struct model_config *c) {
+/* The share of which readers take the whole part, the dimensions that rotate. */
+static double rotary_share(const struct model_config *c) {
+    uint32_t dims = model_rope_dims(c, &c->rope);
+    double share = (double)dims / c->head_dim;
+    return (uint32_t)(c->head_dim * share) < dims ? nextafter(share, 1) : share;
+}
+
+static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
            (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
-           (!c->rope.dims || json_put_f64(o, "partial_rotary_factor", (double)c->rope.dims / c->head_dim));
+           (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", rotary_share(c)));
 }
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
     const struct arch *arch;
     if (hf_config_check(c, e) || arch_of_config(c, &arch, e)) return NULL;
     cJSON *o = cJSON_CreateObject(), *classes = o ? cJSON_AddArrayToObject(o, "architectures") : NULL;
-    cJSON *class = classes ? cJSON_CreateString(arch->hf.classes[0].class) : NULL;
-    bool ok = class && cJSON_AddItemToArray(classes, class) &&
-              json_put_str(o, "model_type", arch->hf.classes[0].model_type) && put_numbers(o, arch->hf.numbers, c) &&
-              put_rope(o, c) && json_put_bool(o, "tie_word_embeddings", c->tied) &&
-              json_put_str(o, "torch_dtype", torch_name(dtype)) && json_put_bool(o, "use_cache", true);
+    const struct hf_class *class = arch_class(arch, c);
+    cJSON *name = classes ? cJSON_CreateString(class->class) : NULL;
+    bool tied = predicts_tokens(c) ? c->tied : arch->hf.tied;
+    bool ok = name && cJSON_AddItemToArray(classes, name) && json_put_str(o, "model_type", class->model_type) &&
+              put_numbers(o, arch->hf.numbers, c) && put_rope(o, arch, c) && put_classes(o, c) &&
+              json_put_bool(o, "tie_word_embeddings", tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
+              json_put_bool(o, "use_cache", true);
     if (ok && arch->hf.write) ok = arch->hf.write(o, c);
     if (ok && v)
         ok =

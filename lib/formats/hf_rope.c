@@ -102,10 +102,11 @@ static int read_llama3(struct hf_rope *r, const cJSON *json, const cJSON *home, 
 }
 
 /* All that a home says; NULL: neither is there, only the top level speaks. */
-static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {
+static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, const struct hf_rope *defaults,
+                     struct err *e) {
     const char *name = "default";
     unsigned type = DEFAULT;
-    *r = (struct hf_rope){.theta = default_theta, .partial = 1};
+    *r = (struct hf_rope){.theta = defaults->theta, .partial = defaults->partial};
     int rc = home ? read_type(home, &name, &type, &r->scaling, e) : 0;
     if (!rc && home) rc = check_keys(home, name, type, e);
     if (!rc) rc = read_shared(json, home, "rope_theta", 1, 1e12, &r->theta, e);
@@ -147,21 +148,21 @@ static int compare(const struct hf_rope *scaling, const struct hf_rope *paramete
 }
 
 static int read_homes(struct hf_rope *r, const cJSON *json, const cJSON *scaling, const cJSON *parameters,
-                      double default_theta, struct err *e) {
+                      const struct hf_rope *defaults, struct err *e) {
     const char *name = scaling ? "rope_scaling" : parameters ? "rope_parameters" : "rope";
-    int rc = read_home(r, json, scaling ? scaling : parameters, default_theta, e);
+    int rc = read_home(r, json, scaling ? scaling : parameters, defaults, e);
     if (rc) return err_prefix(e, "%s", name);
     if (!scaling || !parameters) return 0;
     struct hf_rope other;
-    rc = read_home(&other, json, parameters, default_theta, e);
+    rc = read_home(&other, json, parameters, defaults, e);
     return rc ? err_prefix(e, "rope_parameters") : compare(r, &other, e);
 }
 
-int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) {
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) {
     const cJSON *scaling, *parameters;
     int rc = find_home(json, "rope_scaling", &scaling, e);
     if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
-    return rc ? rc : read_homes(r, json, scaling, parameters, default_theta, e);
+    return rc ? rc : read_homes(r, json, scaling, parameters, defaults, e);
 }
 
 /* ---- two rotations ------------------------------------------------------------------------------------------------- */
@@ -194,7 +195,7 @@ static int check_layer_types(const cJSON *parameters, struct err *e) {
     return 0;
 }
 
-int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, double default_theta,
+int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
                       double default_sliding, struct err *e) {
     const cJSON *scaling, *parameters, *of_full = NULL, *of_sliding = NULL;
     int rc = find_home(json, "rope_scaling", &scaling, e);
@@ -202,7 +203,7 @@ int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON
     if (!rc) rc = check_layer_types(parameters, e);
     if (!rc && parameters) rc = find_home(parameters, "full_attention", &of_full, e);
     if (!rc && parameters) rc = find_home(parameters, "sliding_attention", &of_sliding, e);
-    if (!rc) rc = read_homes(full, json, scaling, of_full, default_theta, e);
+    if (!rc) rc = read_homes(full, json, scaling, of_full, defaults, e);
     if (rc) return rc;
     rc = read_sliding(sliding, json, of_sliding, default_sliding, e);
     return rc ? err_prefix(e, "%s", of_sliding ? "rope_parameters" : "rope") : 0;

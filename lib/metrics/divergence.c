@@ -51,6 +51,7 @@ static bool judges_labels(const struct divergence *d) {
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
     struct knowledge_format as = *f;
+    if (model_check_next_token(&m->config, e)) return e->code;
     if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;
     if (as.encoding == KNOW_TOPK) as.encoding = KNOW_GHOST;
     struct divergence *d = mem_zalloc(sizeof *d, e);

@@ -96,7 +96,7 @@ void perplexity_free(struct perplexity *p);
  * temperature 1 is absent. Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
-/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit); whether it is the same
+/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit, model_check_next_token); whether it is the same
  * vocabulary, the caller has asked model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;

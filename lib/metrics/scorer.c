@@ -10,7 +10,8 @@ uint32_t metrics_prefix_token(const struct model *m) {
 
 int scorer_init(struct scorer *s, struct model *m, struct err *e) {
     *s = (struct scorer){.m = m};
-    return grad_tape_new(&s->tape, false, model_precision(m), e);
+    int rc = model_check_next_token(&m->config, e);
+    return rc ? rc : grad_tape_new(&s->tape, false, model_precision(m), e);
 }
 
 void scorer_release(struct scorer *s) {

@@ -12,7 +12,7 @@ static const char *const ffn_names[] = {"gated", "plain", NULL};
 static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "gelu_quick",
                                         "relu", "relu_squared", "tanh",      NULL};
 static const char *const position_names[] = {"rotary", "learned", "none", NULL};
-static const char *const output_names[] = {"lm", "masked_lm", "none", NULL};
+static const char *const output_names[] = {"lm", "masked_lm", "none", "classes", NULL};
 
 /* What is absent unless it is named: zero is not written, and a key that is not there is zero. */
 static const struct feature {
@@ -47,6 +47,8 @@ static const struct feature {
     {"output", FEATURE_NAME, offsetof(struct model_config, output), output_names},
     {"head_bias", FEATURE_BOOL, offsetof(struct model_config, head_bias), NULL},
     {"pooler", FEATURE_BOOL, offsetof(struct model_config, pooler), NULL},
+    {"pooler_act", FEATURE_NAME, offsetof(struct model_config, pooler_act), act_names},
+    {"classes", FEATURE_SIZE, offsetof(struct model_config, classes), NULL},
 };
 
 /* One number where all layers agree, an array where they do not; `optional` ones are absent where all are 0. */
@@ -336,7 +338,11 @@ static int check_features(const struct model_config *c, struct err *e) {
         return err_set(e, ERR_DATA, "parallel attention and feed-forward parts have their norms before them");
     if (c->shared_norm && !c->parallel) return err_set(e, ERR_DATA, "a shared norm is for parallel parts");
     if (c->norm_bias && c->norm == NORM_RMS) return err_set(e, ERR_DATA, "RMSNorm has no bias");
-    if (c->tied && c->output == OUTPUT_NONE) return err_set(e, ERR_DATA, "a tied head in a model without a head");
+    bool tokens = c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
+    if (c->tied && !tokens) return err_set(e, ERR_DATA, "a tied head in a model without a head");
+    if ((c->classes != 0) != (c->output == OUTPUT_CLASSES))
+        return err_set(e, ERR_DATA, "%u classes in a model that %s", c->classes,
+                       c->classes ? "is no classifier" : "is a classifier");
     return 0;
 }
 
@@ -356,6 +362,21 @@ int model_config_check(const struct model_config *c, struct err *e) {
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (check_layer(c, &c->layers[i], e)) return err_prefix(e, "layer %u", i);
     return 0;
+}
+
+int model_check_next_token(const struct model_config *c, struct err *e) {
+    switch (c->output) {
+    case OUTPUT_NONE:
+        return err_set(e, ERR_DATA, "the model has no head: it makes hidden states, and no logits of tokens");
+    case OUTPUT_CLASSES:
+        return err_set(e, ERR_DATA, "the model is a classifier: its logits are of %u classes, and not of tokens",
+                       c->classes);
+    case OUTPUT_MASKED_LM:
+        return err_set(e, ERR_DATA,
+                       "the model is a masked language model: its logits are of the token itself, and not of the next");
+    }
+    if (!c->bidirectional) return 0;
+    return err_set(e, ERR_DATA, "the model sees the tokens after a position, too: its logits do not predict them");
 }
 
 /* ---- what follows ------------------------------------------------------------------------------------------------ */

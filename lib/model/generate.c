@@ -224,7 +224,8 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->progress = progress;
     g->ctx = ctx;
     g->position_bytes = kernel_array_bytes(model_precision(m), kv_width(&m->config, m->config.n_layers));
-    int rc = sampler_init(&g->sampler, how, model_n_tokens(m), e);
+    int rc = model_check_next_token(&m->config, e);
+    if (!rc) rc = sampler_init(&g->sampler, how, model_n_tokens(m), e);
     if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
     if (rc)
         model_generator_free(g);

@@ -249,9 +249,27 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     return grad_segment(g->t, x, run_layer, run);
 }
 
+/* The first row of each sequence, through the pooler if there is one. */
+static struct grad_var *pooled(struct graph *g, struct grad_var *h) {
+    const struct model_config *c = &g->m->config;
+    h = grad_embed(g->t, h, g->starts, g->in.n_seqs);
+    if (!c->pooler) return h;
+    h = grad_linear(g->t, h, leaf(g, ROLE_POOLER, 0), leaf(g, ROLE_POOLER_BIAS, 0), NULL);
+    return grad_to_f32(g->t, grad_activate(g->t, c->pooler_act, h));
+}
+
+struct grad_var *model_pooled(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
+                              struct err *e) {
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    struct grad_var *y = g ? pooled(g, h) : NULL;
+    if (g && !y) graph_failure(g);
+    return y;
+}
+
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
     const struct model_config *c = &g->m->config;
     struct grad_var *h = c->no_final_norm ? x : norm(g, ROLE_NORM, 0, x, DT_F32);
+    if (c->output == OUTPUT_CLASSES) return g->rc ? NULL : pooled(g, h);
     if (model_has_role(c, ROLE_HEAD_PROJECTION))
         h = grad_to_f32(g->t, grad_linear(g->t, h, leaf(g, ROLE_HEAD_PROJECTION, 0), NULL, NULL));
     if (c->output == OUTPUT_MASKED_LM) {
@@ -284,15 +302,21 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
+size_t model_output_rows(const struct model_config *c, const struct model_input *in) {
+    return c->output == OUTPUT_CLASSES ? in->n_seqs : in->n_positions;
+}
+
 /* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
  * matrix is held (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient,
  * which model_enable_grad zeroed. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
-    struct model_param *p = model_param(m, model_head_role(c), 0), *b = model_param(m, ROLE_HEAD_BIAS, 0);
+    bool classes = c->output == OUTPUT_CLASSES;
+    struct model_param *p = model_param(m, model_head_role(c), 0);
+    struct model_param *b = model_param(m, classes ? ROLE_CLASSIFIER_BIAS : ROLE_HEAD_BIAS, 0);
     struct grad_head head = {.softcap = c->logit_softcap};
-    size_t n = model_n_tokens(m);
+    size_t n = classes ? c->classes : model_n_tokens(m);
     if (p->panels.data) {
         struct kernel_panels tokens = p->panels;
         tokens.n = n;
@@ -316,13 +340,17 @@ static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
     return r->fn(r->ctx, first, rows, vocab, logits, e);
 }
 
+int model_no_head(struct err *e) {
+    return err_set(e, ERR_DATA, "this model has no head that makes logits");
+}
+
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *fn_tap,
                 void *tap_ctx, model_logits_fn *fn, void *ctx, struct err *e) {
     grad_reset(scratch);
     struct grad_var *h = model_graph(m, scratch, in, fn_tap, tap_ctx, e);
     if (!h) return e->code;
     if (!fn) return 0;
-    if (m->config.output == OUTPUT_NONE) return err_set(e, ERR_DATA, "this model has no head that makes logits");
+    if (m->config.output == OUTPUT_NONE) return model_no_head(e);
     struct logits_reader r = {fn, ctx};
     struct grad_head head = model_logits_head(m, scratch);
     if (grad_head(scratch, h, &head, read_block, &r)) return 0;

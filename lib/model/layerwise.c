@@ -129,6 +129,7 @@ static void put_states(struct model_layerwise *l, size_t first, const struct gra
    because f32 multiplies a handful of rows in another order. */
 static struct model_input next_pass(const struct model_input *in, size_t *seq, size_t *at) {
     struct model_input part = {.tokens = in->tokens + *at, .lengths = in->lengths + *seq};
+    if (in->types) part.types = in->types + *at;
     size_t left = in->n_positions - *at;
     while (*seq < in->n_seqs && !(part.n_positions >= PASS && left - part.n_positions >= PASS)) {
         part.n_positions += in->lengths[(*seq)++];
@@ -212,12 +213,15 @@ static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float 
 
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) {
+    const struct model_config *c = &l->m->config;
     struct shifted s = {fn, ctx, 0};
-    for (size_t i = 0; i < n; s.first += in[i++].n_positions) {
+    size_t position = 0;
+    if (c->output == OUTPUT_NONE) return model_no_head(e);
+    for (size_t i = 0; i < n; position += in[i].n_positions, s.first += model_output_rows(c, &in[i++])) {
         grad_reset(t);
         struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
         if (!g) return e->code;
-        struct grad_var *h = graph_norm(g, take_states(l, t, s.first, in[i].n_positions));
+        struct grad_var *h = graph_norm(g, take_states(l, t, position, in[i].n_positions));
         struct grad_head head = model_logits_head(l->m, t);
         if (!h || !grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
     }

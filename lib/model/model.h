@@ -57,6 +57,7 @@ enum model_output {
     OUTPUT_LM,        /* logits of the next token */
     OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
     OUTPUT_NONE,      /* hidden states */
+    OUTPUT_CLASSES, /* logits of classes, one row for each sequence, of its first position: through the pooler if there is one */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
@@ -114,7 +115,9 @@ struct model_config {
     uint32_t output;     /* enum model_output */
     bool tied;           /* head.weight is embed.weight */
     bool head_bias;
-    bool pooler; /* a dense layer with tanh over the first position: BERT */
+    bool pooler;         /* a dense layer and an activation over the first position: BERT */
+    uint32_t pooler_act; /* enum kernel_act, that of the pooler */
+    uint32_t classes;    /* rows of the classifier (OUTPUT_CLASSES) */
 
     struct model_layer *layers; /* [n_layers]; owned by the arena it was made with */
 };
@@ -207,6 +210,8 @@ enum model_role {
     ROLE_TRANSFORM_NORM_BIAS,
     ROLE_HEAD,
     ROLE_HEAD_BIAS,
+    ROLE_CLASSIFIER,
+    ROLE_CLASSIFIER_BIAS,
     ROLE_COUNT
 };
 
@@ -224,6 +229,7 @@ enum model_axis {
     AXIS_FFN,
     AXIS_POSITION,
     AXIS_TYPE,
+    AXIS_CLASSES,
 };
 enum model_role_kind {
     KIND_MATRIX, /* multiplies activations, or is the embedding: what pruning and quantization work on */
@@ -251,7 +257,7 @@ struct model_slot {
 bool model_has_role(const struct model_config *c, enum model_role role);
 bool model_role_in_layer(enum model_role role);
 bool model_role_is_matrix(enum model_role role);
-/* The role of the matrix that makes logits: the head, or the embedding it is tied to. */
+/* The role of the matrix that makes logits: the head, the embedding it is tied to, or the classifier. */
 enum model_role model_head_role(const struct model_config *c);
 /* "layers.3.attn.q.weight"; out has TENSOR_MAX_NAME + 1 bytes. Returns out. */
 char *model_slot_name(struct model_slot s, char *out);
@@ -365,16 +371,26 @@ struct model_input {
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
-/* The graph up to the normalised hidden states [n_positions][hidden]; NULL on failure (grad_error). Refuses token ids
- * from model_n_tokens up and sequences longer than the context with ERR_DATA. With a recording tape it is the
- * training graph. */
+/* The graph up to what the head reads, [model_output_rows][embed_dim]; NULL on failure (grad_error): the normalised hidden states,
+ * after the transform of a masked-LM head, or of a classifier one row for each sequence. Refuses token ids from model_n_tokens
+ * up and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
-/* What grad_head needs to make logits: weight (embed.weight when tied), bias, soft cap. */
+/* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
+size_t model_output_rows(const struct model_config *c, const struct model_input *in);
+/* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler, these rows.
+ * Takes no part in model_graph but that of a classifier. NULL on failure. */
+struct grad_var *model_pooled(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
+                              struct err *e);
+/* What grad_head needs to make logits: weight (embed.weight when tied, the classifier's), bias, soft cap. w is NULL when the model
+ * has no head. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t);
+/* ERR_DATA unless its logits are of the next token, and of what comes before it alone: what generation, perplexity and
+ * distillation stand on. Says what the model is instead. */
+int model_check_next_token(const struct model_config *c, struct err *e) MUST_CHECK;
 
-/* Inference: hidden states, then logits in blocks of positions through `fn` (rows [first, first + rows) of [vocab],
- * model_n_tokens); logits may be overwritten. Memory: activations of the batch and one block. */
+/* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of model_output_rows;
+ * `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of the batch and one block. */
 typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;

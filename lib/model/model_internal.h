@@ -41,6 +41,7 @@ struct grad_var *graph_embed(struct graph *g);
 struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x);
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
+int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
 /* Attention with caches (cache.c). */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);

@@ -54,11 +54,17 @@ static bool has_pooler(const struct model_config *c) {
 static bool has_transform(const struct model_config *c) {
     return c->output == OUTPUT_MASKED_LM;
 }
+static bool predicts_tokens(const struct model_config *c) {
+    return c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
+}
 static bool has_head(const struct model_config *c) {
-    return c->output != OUTPUT_NONE && !c->tied;
+    return predicts_tokens(c) && !c->tied;
 }
 static bool has_head_bias(const struct model_config *c) {
-    return c->output != OUTPUT_NONE && c->head_bias;
+    return predicts_tokens(c) && c->head_bias;
+}
+static bool has_classifier(const struct model_config *c) {
+    return c->output == OUTPUT_CLASSES;
 }
 
 /* A norm's bias exists where the norm does and norms have one. */
@@ -131,6 +137,9 @@ static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_TRANSFORM_NORM_BIAS] = {"transform_norm.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_transform_bias},
     [ROLE_HEAD] = {"head.weight", OUTSIDE, MATRIX(AXIS_VOCAB, AXIS_EMBED, POINT_HEAD_IN), .exists = has_head},
     [ROLE_HEAD_BIAS] = {"head.bias", OUTSIDE, BIAS(AXIS_VOCAB), .exists = has_head_bias},
+    [ROLE_CLASSIFIER] = {"classifier.weight", OUTSIDE, MATRIX(AXIS_CLASSES, AXIS_HIDDEN, POINT_COUNT),
+                         .exists = has_classifier},
+    [ROLE_CLASSIFIER_BIAS] = {"classifier.bias", OUTSIDE, BIAS(AXIS_CLASSES), .exists = has_classifier},
 };
 
 const struct model_role_info *model_role_info(enum model_role role) {
@@ -146,7 +155,7 @@ bool model_has_role(const struct model_config *c, enum model_role role) {
     return roles[role].exists(c);
 }
 enum model_role model_head_role(const struct model_config *c) {
-    return c->tied ? ROLE_EMBED : ROLE_HEAD;
+    return c->output == OUTPUT_CLASSES ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
 }
 
 /* ---- axes -------------------------------------------------------------------------------------------------------- */
@@ -171,6 +180,7 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_FFN: return l->ffn;
     case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
     case AXIS_TYPE: return c->token_types;
+    case AXIS_CLASSES: return c->classes;
     }
     return 0;
 }

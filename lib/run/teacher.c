@@ -66,6 +66,7 @@ int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_o
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
     int rc = how->layerwise ? open_layerwise(t, o, e) : run_load_model(c, o, run_hold(o), &t->model, &t->digest, e);
+    if (!rc) rc = model_check_next_token(&run_teacher_model(t)->config, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(run_teacher_model(t)), e);
     if (rc)
         run_teacher_free(t);

@@ -1,0 +1,78 @@
+"""Makes tests/golden/gemma3/: logits of Gemma 3 270M (dequantized Q4_K_M GGUF) by transformers in f32.
+
+The configuration is made from the file's keys and the weights from its tensors by the gguf package, so nothing here is Rill's.
+The tokens are what the model itself says after its BOS, drawn at temperature 1: longer than its window of 512, and no text of anybody.
+With IDS.u32 they are taken from there instead. Layout in tests/golden/gemma3/README.md.
+Versions: torch 2.15, transformers 5.24, gguf 0.19.
+Run: python make_gemma3_golden.py models/gemma3-270m.gguf ../golden/gemma3 [IDS.u32]
+"""
+import json, os, sys
+import numpy as np, torch
+from gguf import GGUFReader, dequantize
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+N, TOP = 768, 8
+ROLES = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+         "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+         "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+         "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+
+
+def name_of(name):
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    _, layer, role, _ = name.split(".")
+    return f"model.layers.{layer}.{ROLES[role]}.weight"
+
+
+def load(path):
+    reader = GGUFReader(path)
+    key = lambda k: reader.fields["gemma3." + k].contents()
+    model = Gemma3ForCausalLM(Gemma3TextConfig(
+        vocab_size=int(next(t for t in reader.tensors if t.name == "token_embd.weight").shape[1]),
+        hidden_size=key("embedding_length"), intermediate_size=key("feed_forward_length"),
+        num_hidden_layers=key("block_count"), num_attention_heads=key("attention.head_count"),
+        num_key_value_heads=key("attention.head_count_kv"), head_dim=key("attention.key_length"),
+        query_pre_attn_scalar=key("attention.key_length"), sliding_window=key("attention.sliding_window"),
+        max_position_embeddings=key("context_length"),
+        rms_norm_eps=float(np.format_float_positional(np.float32(key("attention.layer_norm_rms_epsilon")))),
+        rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=key("rope.freq_base")),
+                             sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+        attn_implementation="eager"))
+    state = {}
+    for t in reader.tensors:
+        w = torch.from_numpy(dequantize(t.data, t.tensor_type).astype(np.float32))
+        state[name_of(t.name)] = w - 1 if "norm" in t.name else w
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
+    model.tie_weights()
+    return model.float().eval(), reader.fields["tokenizer.ggml.bos_token_id"].contents()
+
+
+def main(path, out, ids_path=None):
+    m, bos = load(path)
+    os.makedirs(out, exist_ok=True)
+    torch.manual_seed(20)
+    with torch.no_grad():
+        if ids_path:
+            ids = torch.from_numpy(np.fromfile(ids_path, "<u4").astype(np.int64))
+        else:
+            ids = m.generate(torch.tensor([[bos]]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                             max_new_tokens=N - 1, min_new_tokens=N - 1, eos_token_id=None)[0]
+        lg = m(ids[None]).logits[0].float()
+    put = lambda name, a, dtype: np.ascontiguousarray(a).astype(dtype).tofile(os.path.join(out, name))
+    top = torch.topk(lg, TOP, dim=-1)
+    lse = torch.cat([torch.logsumexp(row.double(), -1) for row in lg.split(64)])
+    nll = lse[:-1] - lg[:-1].gather(1, ids[1:, None])[:, 0].double()
+    put("ids.u32", ids.numpy(), "<u4")
+    put("top8-ids.u32", top.indices.numpy(), "<u4")
+    put("top8-logits.f32", top.values.numpy(), "<f4")
+    put("logsumexp.f32", lse.numpy(), "<f4")
+    summary = {"n_tokens": len(ids), "vocab": lg.shape[1], "ppl": float(np.exp(nll.mean().item()))}
+    json.dump(summary, open(os.path.join(out, "summary.json"), "w"), indent=2)
+    print(summary, top.indices[:8, 0].tolist())
+
+
+main(*sys.argv[1:])
