@@ -1,14 +1,19 @@
-"""Makes tests/golden/gemma3/: logits of Gemma 3 270M (dequantized Q4_K_M GGUF) by transformers in f32.
+"""Makes tests/golden/gemma3/expected.safetensors: Gemma 3 270M (dequantized Q4_K_M GGUF) by transformers in f32.
+
+    ids [n]                            tokens
+    top_ids, top_logits [n][8]         the best of each row of logits
+    logsumexp [n], ppl [1] (f64)       of each row; perplexity of the tokens after the first
 
 The configuration is made from the file's keys and the weights from its tensors by the gguf package, so nothing here is Rill's.
 The tokens are what the model itself says after its BOS, drawn at temperature 1: longer than its window of 512, and no text of anybody.
-With IDS.u32 they are taken from there instead. Layout in tests/golden/gemma3/README.md.
+With IDS (an expected.safetensors) they are taken from there instead.
 Versions: torch 2.15, transformers 5.24, gguf 0.19.
-Run: python make_gemma3_golden.py models/gemma3-270m.gguf ../golden/gemma3 [IDS.u32]
+Run: python make_gemma3_golden.py models/gemma3-270m.gguf ../golden/gemma3 [IDS]
 """
-import json, os, sys
+import os, sys
 import numpy as np, torch
 from gguf import GGUFReader, dequantize
+from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 N, TOP = 768, 8
@@ -57,22 +62,17 @@ def main(path, out, ids_path=None):
     torch.manual_seed(20)
     with torch.no_grad():
         if ids_path:
-            ids = torch.from_numpy(np.fromfile(ids_path, "<u4").astype(np.int64))
+            ids = load_file(ids_path)["ids"].long()
         else:
             ids = m.generate(torch.tensor([[bos]]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                              max_new_tokens=N - 1, min_new_tokens=N - 1, eos_token_id=None)[0]
         lg = m(ids[None]).logits[0].float()
-    put = lambda name, a, dtype: np.ascontiguousarray(a).astype(dtype).tofile(os.path.join(out, name))
     top = torch.topk(lg, TOP, dim=-1)
     lse = torch.cat([torch.logsumexp(row.double(), -1) for row in lg.split(64)])
-    nll = lse[:-1] - lg[:-1].gather(1, ids[1:, None])[:, 0].double()
-    put("ids.u32", ids.numpy(), "<u4")
-    put("top8-ids.u32", top.indices.numpy(), "<u4")
-    put("top8-logits.f32", top.values.numpy(), "<f4")
-    put("logsumexp.f32", lse.numpy(), "<f4")
-    summary = {"n_tokens": len(ids), "vocab": lg.shape[1], "ppl": float(np.exp(nll.mean().item()))}
-    json.dump(summary, open(os.path.join(out, "summary.json"), "w"), indent=2)
-    print(summary, top.indices[:8, 0].tolist())
+    nll = (lse[:-1] - lg[:-1].gather(1, ids[1:, None])[:, 0].double()).mean()
+    save_file({"ids": ids.int(), "top_ids": top.indices.int().contiguous(), "top_logits": top.values.contiguous(),
+               "logsumexp": lse.float(), "ppl": nll.exp()[None]}, os.path.join(out, "expected.safetensors"))
+    print(len(ids), "tokens, perplexity", nll.exp().item())
 
 
 main(*sys.argv[1:])
