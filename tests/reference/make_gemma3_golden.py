@@ -5,10 +5,10 @@
     logsumexp [n], ppl [1] (f64)       of each row; perplexity of the tokens after the first
 
 The configuration is made from the file's keys and the weights from its tensors by the gguf package, so nothing here is Rill's.
-The tokens are what the model itself says after its BOS, drawn at temperature 1: longer than its window of 512, and no text of anybody.
-With IDS (an expected.safetensors) they are taken from there instead.
+The tokens are BOS and the beginning of TEXT (this repository's README.md, as it was), cut at the longest token each time, which is not
+quite what the tokenizer does; or, with an expected.safetensors for TEXT, those of that file.
 Versions: torch 2.15, transformers 5.24, gguf 0.19.
-Run: python make_gemma3_golden.py models/gemma3-270m.gguf ../golden/gemma3 [IDS]
+Run: python make_gemma3_golden.py models/gemma3-270m.gguf ../golden/gemma3 TEXT
 """
 import os, sys
 import numpy as np, torch
@@ -53,19 +53,27 @@ def load(path):
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
     model.tie_weights()
-    return model.float().eval(), reader.fields["tokenizer.ggml.bos_token_id"].contents()
+    return model.float().eval(), reader
 
 
-def main(path, out, ids_path=None):
-    m, bos = load(path)
+def tokens_of(text, reader, bos):
+    numbers = {t: i for i, t in enumerate(reader.fields["tokenizer.ggml.tokens"].contents())}
+    text, ids, at = text.replace(" ", "\u2581"), [bos], 0
+    while len(ids) < N:
+        n = next(n for n in range(32, 0, -1) if text[at:at + n] in numbers)
+        ids.append(numbers[text[at:at + n]])
+        at += n
+    return torch.tensor(ids)
+
+
+def main(path, out, text):
+    m, reader = load(path)
     os.makedirs(out, exist_ok=True)
-    torch.manual_seed(20)
+    if text.endswith(".safetensors"):
+        ids = load_file(text)["ids"].long()
+    else:
+        ids = tokens_of(open(text, encoding="utf-8").read(), reader, int(reader.fields["tokenizer.ggml.bos_token_id"].contents()))
     with torch.no_grad():
-        if ids_path:
-            ids = load_file(ids_path)["ids"].long()
-        else:
-            ids = m.generate(torch.tensor([[bos]]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                             max_new_tokens=N - 1, min_new_tokens=N - 1, eos_token_id=None)[0]
         lg = m(ids[None]).logits[0].float()
     top = torch.topk(lg, TOP, dim=-1)
     lse = torch.cat([torch.logsumexp(row.double(), -1) for row in lg.split(64)])
