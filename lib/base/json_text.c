@@ -85,14 +85,19 @@ static int put_members(struct buf *b, const cJSON *container, bool is_object, st
     return rc ? rc : put(b, is_object ? "}" : "]", e);
 }
 
+/* "30.0", the only text that is put as it is: of json_put_float. */
+static bool is_float(const char *text) {
+    text += *text == '-';
+    size_t digits = strspn(text, "0123456789");
+    return digits > 0 && (*text != '0' || digits == 1) && strcmp(text + digits, ".0") == 0;
+}
+
 static int put_value(struct buf *b, const cJSON *value, struct err *e) {
     if (cJSON_IsObject(value)) return put_members(b, value, true, e);
     if (cJSON_IsArray(value)) return put_members(b, value, false, e);
     if (cJSON_IsString(value)) return put_string(b, value->valuestring, e);
     if (cJSON_IsNumber(value)) return put_number(b, value->valuedouble, e);
-    double number;
-    if (cJSON_IsRaw(value) && parse_f64(value->valuestring, &number)) /* of json_put_float */
-        return put(b, value->valuestring, e);
+    if (cJSON_IsRaw(value) && is_float(value->valuestring)) return put(b, value->valuestring, e);
     if (cJSON_IsBool(value)) return put(b, cJSON_IsTrue(value) ? "true" : "false", e);
     if (cJSON_IsNull(value)) return put(b, "null", e);
     return err_set(e, ERR_DATA, "json: a value to be written is of no JSON type");

@@ -88,8 +88,6 @@ static int read_windows(struct model_config *c, const cJSON *json, uint64_t patt
 static int read_both(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t scalar = 256;
     c->embed_scale = sqrtf((float)c->hidden);
-    if (!hf_member(json, "head_dim")) c->head_dim = 256;
-    for (uint32_t i = 0; i < c->n_layers && !hf_member(json, "num_key_value_heads"); i++) c->layers[i].n_kv_heads = 4;
     int rc = json_opt_u64(json, "query_pre_attn_scalar", 1, MODEL_MAX_DIM, &scalar, e);
     if (!rc) rc = hf_read_act(c, json, "hidden_activation", "gelu_pytorch_tanh", e);
     set_scalar(c, scalar);
@@ -221,6 +219,8 @@ const struct arch arch_gemma2 = {
            .numbers = &numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .kv_heads = 4,
+           .head_dim = 256,
            .tied = true,
            .tensors = {gemma2_tensors, COUNT_OF(gemma2_tensors), "model."},
            .read = gemma2_read,
@@ -318,6 +318,8 @@ const struct arch arch_gemma3 = {
            .eps = 1e-6,
            .theta = 1e6,
            .local_theta = 10000,
+           .kv_heads = 4,
+           .head_dim = 256,
            .tied = true,
            .tensors = {gemma3_tensors, COUNT_OF(gemma3_tensors), "model."},
            .read = gemma3_read,

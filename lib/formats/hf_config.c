@@ -57,10 +57,10 @@ static int read_rope(const cJSON *json, const struct arch *arch, struct model_co
     int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, e)
                                        : hf_rope_read(&r, json, &defaults, e);
     if (rc) return rc;
+    c->local_rope.theta = local.theta;
     if (local.partial != 1)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
                        local.partial);
-    c->local_rope.theta = local.theta;
     if (r.partial != 1 && share == 0)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
     if (c->head_dim * r.partial < 2)

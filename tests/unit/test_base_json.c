@@ -439,6 +439,20 @@ static void test_out_of_memory(void **state) {
     cJSON_Delete(value);
 }
 
+/* Whole numbers keep a point, so that a reader who tells 30 from 30.0 sees a float. */
+static void test_floats_keep_a_point(void **state) {
+    (void)state;
+    struct err e;
+    cJSON *o = cJSON_CreateObject();
+    assert_true(json_put_float(o, "a", 30) && json_put_float(o, "b", -2) && json_put_float(o, "c", 0.5) &&
+                json_put_float(o, "d", 1e20));
+    char *text = json_text(o, &e);
+    assert_non_null(text);
+    assert_string_equal(text, "{\"a\":30.0,\"b\":-2.0,\"c\":0.5,\"d\":100000000000000000000}");
+    mem_free(text);
+    cJSON_Delete(o);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_canonical_text),
@@ -454,6 +468,7 @@ int main(void) {
         cmocka_unit_test(test_put_and_read_back),
         cmocka_unit_test(test_shown_text),
         cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_floats_keep_a_point),
     };
     return cmocka_run_group_tests_name("base_json", tests, NULL, NULL);
 }
