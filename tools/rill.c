@@ -7,10 +7,11 @@ static void print_architectures(FILE *out) {
     fprintf(out, "%-12s %-34s %-10s %s\n", "name", "transformers", "llama.cpp", "models");
     for (size_t i = 0; arch_summary(i, &a); i++)
         fprintf(out, "%-12s %-34s %-10s %s\n", a.name, a.class, a.gguf ? a.gguf : "-", a.models);
-    fprintf(out,
-            "\nImport and export read and write what the second and third column name; '-': export --to gguf refuses.\n"
-            "Every program works on every architecture that generates. Encoders (BERT and its like) are imported,\n"
-            "calibrated, pruned, quantized and exported; where logits of the next token are meant, they are refused.\n");
+    fprintf(
+        out,
+        "\nImport and export read and write what the second and third column name; '-': export --to gguf refuses.\n"
+        "Every program works on every architecture that generates. Encoders (BERT and its like) are imported,\n"
+        "calibrated, pruned, quantized and exported; where logits of the next token are meant, they are refused.\n");
 }
 
 static const struct cli_topic topics[] = {

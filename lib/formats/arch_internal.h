@@ -139,8 +139,10 @@ struct arch_place {
 struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
                              const struct model_config *c, struct model_slot s, const struct raw_table *files,
                              struct arch_place *place);
-/* Is this one of the role's names? */
-bool arch_names(const struct arch_tensors *table, struct model_slot s, const char *name);
+/* The row of the table that gives the role this name; NULL: none does. */
+const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name);
+/* Do models such as this one have it (OF_CLASSES, OF_UNTIED)? */
+bool arch_is_of(const struct model_config *c, const struct arch_tensor *t);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);

@@ -121,16 +121,20 @@ static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
     struct arch_place place;
     for (size_t i = 0; i < model_slot_count(&f->config); i++) {
         struct model_slot s = model_slot_at(&f->config, i);
-        if (!arch_names(f->source->own, s, t->name)) continue;
+        if (!arch_named(f->source->own, s, t->name)) continue;
         const struct raw_tensor *taken = find_slot(f, s, &place);
         return taken && same_bits(taken, t);
     }
     return false;
 }
 
-/* Of a head that the class does not read. */
+/* Of a head that the class does not read; but not a second value of a role that the model has, which other models read. */
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
+    for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {
+        const struct arch_tensor *t = arch_named(f->source->own, model_slot_at(&f->config, i), name);
+        if (t && !arch_is_of(&f->config, t)) return false;
+    }
     if (base && strncmp(name, base, strlen(base)) == 0) name += strlen(base);
     for (; unread && *unread; unread++)
         if (strncmp(name, *unread, strlen(*unread)) == 0) return true;
