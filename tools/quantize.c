@@ -1,5 +1,6 @@
 /* rill quantize: a model stream through a quantization grid, one tensor at a time. */
 #include "lib/cli/cli.h"
+#include "lib/formats/formats.h"
 #include "lib/quant/quant.h"
 
 static const char *type_name, *stats_path, *head_type, *embed_type;
@@ -103,7 +104,7 @@ static void say_requantized(struct cli *c, const struct quant_type *type) {
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *in, *stats_in;
     struct stream_writer *out;
-    struct quant_options o = {.strict = strict, .grow = cli_given(c, "force")};
+    struct quant_options o = {.strict = strict, .grow = cli_given(c, "force"), .fuses_qkv = target_fuses_qkv};
     struct stats *stats = NULL;
     struct quant_totals totals;
     int rc = quant_type_parse(type_name, &o.type, e);
@@ -149,7 +150,7 @@ int main(int argc, char **argv) {
             "than memory passes "
             "through a pipe.\n"
             "q4_k_m is llama.cpp's mixture: q6_k for the output and for v and down of half of the layers, "
-            "q4_k elsewhere. A "
+            "q4_k elsewhere; where GGUF has q, k and v in one tensor (GPT-2, GPT-NeoX) all three get q5_k. A "
             "row that is no whole number of blocks of 256 falls back to a type with blocks of 32, as "
             "llama.cpp does; here it is "
             "said, with the bits per weight that came out, and --strict refuses.\n"

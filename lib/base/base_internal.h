@@ -7,6 +7,9 @@
 #define MEM_LARGE ((uint64_t)64 << 20) /* less is asked of the system without looking at what there is */
 /* Is there a --max-memory? */
 bool mem_limit_is_set(void);
+/* Counts what mem_alloc has handed out, and taken back. */
+void budget_take(uint64_t bytes);
+void budget_give(uint64_t bytes);
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)

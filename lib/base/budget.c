@@ -9,6 +9,17 @@
 #include "lib/base/base_internal.h"
 
 static atomic_uint_fast64_t chosen; /* by mem_set_limit; 0: nothing was */
+static atomic_uint_fast64_t in_use;
+
+void budget_take(uint64_t bytes) {
+    atomic_fetch_add_explicit(&in_use, bytes, memory_order_relaxed);
+}
+void budget_give(uint64_t bytes) {
+    atomic_fetch_sub_explicit(&in_use, bytes, memory_order_relaxed);
+}
+uint64_t mem_in_use(void) {
+    return atomic_load_explicit(&in_use, memory_order_relaxed);
+}
 
 /* The number behind `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
 static bool number_in(const char *path, const char *key, uint64_t *out) {

@@ -44,12 +44,6 @@ static void ask_for_huge_pages(void *p, size_t size) {
     if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: failing changes nothing */
 }
 
-static atomic_uint_fast64_t in_use;
-
-uint64_t mem_in_use(void) {
-    return atomic_load_explicit(&in_use, memory_order_relaxed);
-}
-
 void *mem_alloc(size_t size, struct err *e) {
     void *p = NULL;
     if (mem_check(size, e)) {
@@ -60,7 +54,7 @@ void *mem_alloc(size_t size, struct err *e) {
         err_set(e, ERR_IO, "out of memory: %zu bytes", size);
         return NULL;
     }
-    atomic_fetch_add_explicit(&in_use, malloc_usable_size(p), memory_order_relaxed);
+    budget_take(malloc_usable_size(p));
     ask_for_huge_pages(p, size);
     return p;
 }
@@ -88,7 +82,7 @@ char *mem_strdup(const char *s, struct err *e) {
 }
 
 void mem_free(void *p) {
-    if (p) atomic_fetch_sub_explicit(&in_use, malloc_usable_size(p), memory_order_relaxed);
+    if (p) budget_give(malloc_usable_size(p));
     free(p);
 }
 

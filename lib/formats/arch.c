@@ -2,7 +2,8 @@
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {
-    &arch_llama, &arch_mistral, &arch_qwen2, &arch_bert, &arch_distilbert, &arch_roberta,
+    &arch_llama,   &arch_mistral, &arch_qwen2, &arch_qwen3,    &arch_phi,  &arch_phi3,       &arch_smollm3,
+    &arch_minicpm, &arch_gpt2,    &arch_opt,   &arch_gpt_neox, &arch_bert, &arch_distilbert, &arch_roberta,
 };
 
 const struct arch *arch_at(size_t i) {
@@ -102,7 +103,7 @@ bool arch_summary(size_t i, struct arch_summary *out) {
 }
 
 int arch_traits(const char *name, struct model_config *out, struct err *e) {
-    const struct arch *a;
+    const struct arch *a = NULL;
     int rc = arch_of_config(&(struct model_config){.arch = name}, &a, e);
     if (rc) return rc;
     *out = a->traits;

@@ -32,6 +32,8 @@ struct arch_tensors {
     const struct arch_tensor *items;
     size_t n;
     const char *base; /* a prefix of names that files may leave out ("model."), and models without a head do; or NULL */
+    const char *const
+        *derived; /* ends of names of buffers that follow from the configuration, the last one NULL; or NULL */
 };
 /* GGUF's names, which all architectures share but for their own table, which is asked first. */
 extern const struct arch_tensors gguf_common_tensors;
@@ -41,7 +43,23 @@ extern const struct arch_tensors gguf_common_tensors;
 /* Keys under which config.json has the numbers; NULL: the architecture has none, and the default holds. */
 struct hf_numbers {
     const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
+    bool ffn_follows; /* the feed-forward width is 4 x hidden when it is absent */
 };
+/* Names of tensors that Llama gave to many: entries of a table of struct arch_tensor. */
+#define HF_LLAMA_TENSORS                                                                                               \
+    {ROLE_EMBED, "model.embed_tokens.weight", 0}, {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},        \
+        {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0}, {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},  \
+        {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},                                                         \
+        {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},                                                      \
+        {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},                                                      \
+        {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},                                                      \
+        {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},                                                         \
+        {ROLE_O_BIAS, "model.layers.#.self_attn.o_proj.bias", 0},                                                      \
+        {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},                                          \
+        {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0}, {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},      \
+        {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0}, {ROLE_NORM, "model.norm.weight", 0}, {                  \
+        ROLE_HEAD, "lm_head.weight", 0                                                                                 \
+    }
 extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_size ... rms_norm_eps, hidden_act */
 
 struct hf_class {
@@ -55,9 +73,10 @@ struct hf_side {
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta; /* when config.json does not say */
-    bool partial_rotary;
-    bool tied; /* when "tie_word_embeddings" is absent */
+    double eps, theta;     /* when config.json does not say */
+    double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
+    uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
+    bool tied;                   /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
     /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that another class reads.
      * They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
@@ -71,7 +90,20 @@ struct hf_side {
     int (*check)(const struct model_config *c, struct err *e);
 };
 
-/* For their read and write. */
+/* For tables of keys: features that a class has not, of which nobody else would say that they are ignored. */
+#define HF_NO_ROTARY                                                                                                   \
+    HF_KEY("rope_theta", HF_OFF), HF_KEY("rope_scaling", HF_OFF), HF_KEY("rope_parameters", HF_OFF),                   \
+        HF_KEY("partial_rotary_factor", HF_OFF)
+#define HF_NO_WINDOW                                                                                                   \
+    HF_KEY("sliding_window", HF_OFF), HF_KEY("use_sliding_window", HF_OFF), HF_KEY("max_window_layers", HF_OFF),       \
+        HF_KEY("layer_types", HF_OFF)
+/* Heads fill the hidden size, and each has a key and value of its own. */
+#define HF_PLAIN_HEADS(heads) HF_KEY_TEXT("num_key_value_heads", HF_SAME, heads), HF_KEY("head_dim", HF_OFF)
+
+/* For their read, write and check. */
+int hf_check_plain_heads(const struct model_config *c,
+                         struct err *e) MUST_CHECK;  /* ERR_DATA: not as HF_PLAIN_HEADS says */
+int hf_act_of_name(const char *name, uint32_t *act); /* negative: there is none */
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
                 struct err *e) MUST_CHECK;
 const char *hf_act_name(uint32_t act);
@@ -79,6 +111,19 @@ const char *hf_act_name(uint32_t act);
 int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given,
                         struct err *e) MUST_CHECK;
 bool hf_put_layer_types(cJSON *json, const struct model_config *c);
+/* "attention_bias": on q, k, v and o. */
+int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK;
+bool hf_put_attention_bias(cJSON *json, const struct model_config *c);
+bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role); /* for hf_side.zeros */
+/* The window of "sliding_window", `absent` where the key is; 0: none, or one that is never felt. */
+int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
+                   struct err *e) MUST_CHECK;
+int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
+bool qwen_put_window(cJSON *json, const struct model_config *c);
+/* One window for all layers: that of hf_read_window. */
+int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
+bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
+uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
 
@@ -86,12 +131,20 @@ struct gguf_name {
     const char *name;
     bool interleaved; /* rotary pairs lie side by side in q and k */
 };
+/* What the loader of an architecture in llama.cpp does not know. */
+enum {
+    LACKS_O_BIAS = 1,
+    LACKS_LLAMA3 = 2,     /* the tensor rope_freqs.weight */
+    LACKS_HEAD_WIDTH = 4, /* other than makes all heads as wide as the residual stream */
+    LACKS_TIED = 8,
+};
 struct gguf_side {
     struct gguf_name
         names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
     struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
     bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
     bool windows;                                       /* llama.cpp gives it windows, which read and write know */
+    unsigned lacks;                                     /* LACKS_... */
     const struct gguf_key *keys;                        /* of its own */
     size_t n_keys;
     struct arch_tensors tensors; /* that differ from the common ones */
@@ -99,6 +152,14 @@ struct gguf_side {
     void (*write)(struct gguf_header *h, const struct model_config *c);
     int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
 };
+
+/*
+ * For their read and write: the activation, where llama.cpp has one for all models of an architecture and no key. A key of
+ * transformers' name for it, which llama.cpp leaves alone, says when it is not `usual`.
+ */
+int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                  struct err *e) MUST_CHECK;
+void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual);
 
 struct arch {
     const char *name;           /* the label in streams */
@@ -108,7 +169,10 @@ struct arch {
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_bert, arch_distilbert, arch_roberta;
+extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
+extern const struct arch arch_minicpm;
+extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
+extern const struct arch arch_bert, arch_distilbert, arch_roberta;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */
@@ -146,6 +210,9 @@ bool arch_is_of(const struct model_config *c, const struct arch_tensor *t);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);
+/* The place of its own that the table has for a role whose tensor `p` is shared; false: none. */
+bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
+                      struct arch_place *apart);
 /* The shape that the file's tensor has, for this slot's configuration. */
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
                             uint64_t dims[2]);
@@ -172,6 +239,8 @@ struct out_tensor {
     struct arch_place places[3];
 };
 struct out_tensors {
+    bool
+        by_value; /* set before they are made: no quantized blocks are written, so that any types may meet in a fused tensor */
     struct out_tensor *items; /* in the arena of the export_source */
     size_t n;
 };

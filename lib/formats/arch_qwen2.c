@@ -7,47 +7,31 @@ static const struct hf_key keys[] = {
 };
 
 static const struct arch_tensor tensors[] = {
-    {ROLE_EMBED, "model.embed_tokens.weight", 0},
-    {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
-    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
-    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
-    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
-    {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},
-    {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},
-    {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},
-    {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},
-    {ROLE_FFN_NORM, "model.layers.#.post_attention_layernorm.weight", 0},
-    {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0},
-    {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},
-    {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0},
-    {ROLE_NORM, "model.norm.weight", 0},
-    {ROLE_HEAD, "lm_head.weight", 0},
+    HF_LLAMA_TENSORS,
 };
 
 /* The window holds in layers from "max_window_layers" on, when "use_sliding_window" is true. */
-static int read(struct model_config *c, const cJSON *json, struct err *e) {
-    uint64_t window = 4096, first = 28;
+int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) {
+    uint64_t first = 28;
+    uint32_t window = 0;
     bool use = false, given;
-    if (cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, "sliding_window"))) window = 0;
     int rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc) rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &window, e);
+    if (!rc) rc = hf_read_window(c, json, 4096, &window, e);
     if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
-    if (!use || window >= c->context) window = 0;
-    if (!rc) rc = hf_read_layer_types(c, json, (uint32_t)window, &given, e);
+    if (!use) window = 0;
+    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
     bool windowed = false;
     for (uint32_t i = 0; i < c->n_layers && !rc; i++) {
-        if (!given && i >= first) c->layers[i].window = (uint32_t)window;
+        if (!given && i >= first) c->layers[i].window = window;
         windowed = windowed || c->layers[i].window;
     }
     if (!rc && given && window && first < c->n_layers && !windowed)
-        rc = err_set(e, ERR_DATA, "\"layer_types\" has no window, but \"sliding_window\" is %llu",
-                     (unsigned long long)window);
+        rc = err_set(e, ERR_DATA, "\"layer_types\" has no window, but \"sliding_window\" is %u", window);
     return rc;
 }
 
-static bool write(cJSON *json, const struct model_config *c) {
-    uint32_t window = 0, first = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++) window = c->layers[i].window ? c->layers[i].window : window;
+bool qwen_put_window(cJSON *json, const struct model_config *c) {
+    uint32_t window = config_window(c), first = 0;
     while (first < c->n_layers && !c->layers[first].window) first++;
     bool ok = json_put_bool(json, "use_sliding_window", window != 0);
     if (!ok || !window) return ok;
@@ -74,9 +58,10 @@ const struct arch arch_qwen2 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .kv_heads = 32,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
-           .read = read,
-           .write = write,
+           .read = qwen_read_window,
+           .write = qwen_put_window,
            .check = check},
     .gguf = {.names = {{"qwen2", false}}, .uneven = {"deci", true}, .needs_uneven = needs_deci},
 };

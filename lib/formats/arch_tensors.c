@@ -117,6 +117,22 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
     return found || !common ? found : find_in(common, c, s, files, p);
 }
 
+static bool place_in(const struct arch_tensors *table, unsigned without, const struct model_config *c,
+                     struct model_slot s, struct arch_place *p) {
+    *p = (struct arch_place){.table = table};
+    for (size_t i = 0; i < table->n; i++) {
+        const struct arch_tensor *t = &table->items[i];
+        if (t->role != s.role || (t->layout & without) || !arch_is_of(c, t)) continue;
+        size_t base = c->output == OUTPUT_NONE && table->base ? strlen(table->base) : 0;
+        if (base && strncmp(t->name, table->base, base) != 0) base = 0;
+        p->tensor = t;
+        spell(t->name, base, s.layer, p->name);
+        locate(c, s, p);
+        return true;
+    }
+    return false;
+}
+
 const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name) {
     char spelled[TENSOR_MAX_NAME + 1];
     size_t base = table->base ? strlen(table->base) : 0;
@@ -132,19 +148,12 @@ const struct arch_tensor *arch_named(const struct arch_tensors *table, struct mo
 
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *p) {
-    *p = (struct arch_place){.tensor = NULL};
-    for (const struct arch_tensors *table = own; table; table = table == own ? common : NULL)
-        for (size_t i = 0; i < table->n; i++) {
-            if (table->items[i].role != s.role || !arch_is_of(c, &table->items[i])) continue;
-            p->tensor = &table->items[i];
-            p->table = table;
-            size_t base = c->output == OUTPUT_NONE && table->base ? strlen(table->base) : 0;
-            if (base && strncmp(p->tensor->name, table->base, base) != 0) base = 0;
-            spell(p->tensor->name, base, s.layer, p->name);
-            locate(c, s, p);
-            return true;
-        }
-    return false;
+    return place_in(own, 0, c, s, p) || (common && place_in(common, 0, c, s, p));
+}
+
+bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
+                      struct arch_place *apart) {
+    return place_in(p->table, FUSED_ROWS | FUSED_HEADS, c, s, apart);
 }
 
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,

@@ -12,6 +12,47 @@ static struct out_tensor *joined(struct out_tensors *t, const struct arch_place 
     return NULL;
 }
 
+/* Its type in the stream; biases share with others where their matrices do. */
+static int stored_type(struct export_source *x, struct model_slot s, enum dtype *out, struct err *e) {
+    struct stream_map_entry entry;
+    size_t number;
+    if (s.role >= ROLE_Q_BIAS && s.role <= ROLE_V_BIAS) s.role = s.role - ROLE_Q_BIAS + ROLE_Q;
+    int rc = export_find(x, s, &entry, &number, e);
+    *out = entry.desc.dtype;
+    return rc;
+}
+
+/* Can all that share this tensor be written as one? */
+static int check_alike(struct export_source *x, struct model_slot s, const struct arch_place *p, bool *alike,
+                       struct err *e) {
+    enum dtype first, other;
+    int rc = stored_type(x, s, &first, e);
+    *alike = true;
+    for (size_t i = 0; i < p->table->n && !rc && *alike; i++) {
+        const struct arch_tensor *t = &p->table->items[i];
+        if (strcmp(t->name, p->tensor->name) != 0) continue;
+        rc = stored_type(x, (struct model_slot){t->role, s.layer}, &other, e);
+        *alike = other == first || (!dtype_info(other)->is_quantized && !dtype_info(first)->is_quantized);
+    }
+    return rc;
+}
+
+/* Where the slot goes: apart from others that are quantized in another type, if the format has a name for that. */
+static int find_place(const struct out_tensors *t, struct export_source *x, struct model_slot s,
+                      const struct arch_tensors *own, const struct arch_tensors *common, struct arch_place *p,
+                      struct err *e) {
+    char name[TENSOR_MAX_NAME + 1];
+    struct arch_place apart;
+    bool alike = true;
+    if (!arch_place(own, common, &x->config, s, p))
+        return err_set(e, ERR_DATA, "the format has no tensor for '%s' of architecture %s", model_slot_name(s, name),
+                       x->config.arch);
+    if (!is_fused(p) || t->by_value) return 0;
+    int rc = check_alike(x, s, p, &alike, e);
+    if (!rc && !alike && arch_place_apart(p, &x->config, s, &apart)) *p = apart;
+    return rc;
+}
+
 static int add_slot(struct out_tensors *t, struct export_source *x, struct model_slot s, const struct arch_tensors *own,
                     const struct arch_tensors *common, struct err *e) {
     struct stream_map_entry entry;
@@ -19,10 +60,8 @@ static int add_slot(struct out_tensors *t, struct export_source *x, struct model
     char name[TENSOR_MAX_NAME + 1];
     struct arch_place place;
     int rc = export_find(x, s, &entry, &number, e);
+    if (!rc) rc = find_place(t, x, s, own, common, &place, e);
     if (rc) return rc;
-    if (!arch_place(own, common, &x->config, s, &place))
-        return err_set(e, ERR_DATA, "the format has no tensor for '%s' of architecture %s", model_slot_name(s, name),
-                       x->config.arch);
     enum dtype stored = entry.desc.dtype;
     struct out_tensor *to = joined(t, &place);
     if (!to) {
@@ -33,7 +72,7 @@ static int add_slot(struct out_tensors *t, struct export_source *x, struct model
     }
     if (to->stored != stored) {
         /* Types that differ meet in the one that holds both. */
-        if (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized)
+        if (!t->by_value && (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized))
             return err_set(e, ERR_DATA,
                            "tensor '%s' is of type %s, but shares '%s' with others of type %s, which need one type "
                            "(quantize them alike)",

@@ -34,18 +34,6 @@ void foreign_close(struct foreign_model *f) {
     mem_free(f);
 }
 
-int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {
-    struct source_file *x = arena_array(&f->memory, 1, sizeof *x, e);
-    if (!x) return e->code;
-    int rc = mapped_file_open(&x->m, path, e);
-    if (rc) return rc;
-    x->next = f->source->files;
-    f->source->files = x;
-    if (x->m.size) digest_update(f->source->digest, x->m.data, x->m.size);
-    *out = &x->m;
-    return 0;
-}
-
 /* ---- which tensors there are ---- */
 
 static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct arch_place *p) {
@@ -106,9 +94,11 @@ static bool ends_with(const char *s, const char *end) {
 static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
                                       "embeddings.position_ids"};
 
-static bool is_derived(const char *name) {
+static bool is_derived(const struct foreign_source *x, const char *name) {
     for (size_t i = 0; i < COUNT_OF(derived); i++)
         if (ends_with(name, derived[i])) return true;
+    for (const char *const *end = x->own->derived; end && *end; end++)
+        if (ends_with(name, *end)) return true;
     return strcmp(name, "rope_freqs.weight") == 0; /* GGUF: read with the configuration */
 }
 
@@ -144,7 +134,7 @@ static bool is_unread(const struct foreign_model *f, const char *name) {
 /* A tensor that no role asks for was trained for something: it is refused unless it is known to say nothing, or is a
  * bias of zeros. */
 static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
-    if (is_derived(t->name) || repeats(f, t)) return 0;
+    if (is_derived(f->source, t->name) || repeats(f, t)) return 0;
     if (!ends_with(t->name, ".bias"))
         return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
     if (all_zero(t)) return 0;

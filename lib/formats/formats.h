@@ -52,6 +52,9 @@ int target_check(enum model_target t, const struct model_config *c, struct err *
 /* Calls `warn` with a line for each program that will not load `c`, but would have loaded `before` (NULL: a new model). */
 void target_warnings(const struct model_config *before, const struct model_config *c, model_warn_fn *warn, void *ctx);
 
+/* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one type of blocks. */
+bool target_fuses_qkv(const struct model_config *c);
+
 /* ---- architectures (arch.c) ---------------------------------------------------------------------------------------- */
 
 /* The i-th that is known, for help; false past the end. The strings are static. */

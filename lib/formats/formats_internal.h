@@ -192,10 +192,10 @@ bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
 void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
 uint32_t gguf_label_file_type(const struct gguf_label *l);
 
-/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [head_dim / 2]; when *c has one already,
+/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [model_rope_dims / 2]; when *c has one already,
  * checks it against them. ERR_DATA when there is none. */
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
-/* The factors by which this configuration divides the plain frequencies, [head_dim / 2]. */
+/* The factors by which this configuration divides the plain frequencies, [model_rope_dims / 2]. */
 int rope_factors(const struct model_config *c, float *factors, struct err *e) MUST_CHECK;
 
 /* ---- safetensors (safetensors_read.c) -------------------------------------------------------------------------- */
@@ -245,8 +245,8 @@ struct hf_rope {
     double factor, low_freq, high_freq; /* 0 where the scaling has none */
     uint32_t original_context;
 };
-/* ERR_DATA names both homes of a setting when they disagree. */
-int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) MUST_CHECK;
+/* Theta and the share are those of `defaults` where none is said. ERR_DATA names both homes of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;

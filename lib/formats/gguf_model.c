@@ -175,7 +175,7 @@ static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, s
 
 static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, struct model_config *c, struct arena *a,
                         struct err *e) {
-    uint32_t n = c->head_dim / 2;
+    uint32_t n = model_rope_dims(c, &c->rope) / 2;
     if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
         return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
     if (c->rope.scaling != ROPE_PLAIN)
@@ -201,6 +201,21 @@ static int read_rope(const struct gguf_file *g, const struct arch *arch, const c
     if (!rc && c->rope.scaling == ROPE_PLAIN && gguf_find(g, "rill.rope.factor"))
         rc = err_set(e, ERR_DATA, "key 'rill.rope.factor' without a rope scaling or rope_freqs.weight");
     return rc;
+}
+
+/* ---- activation ---- */
+
+int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                  struct err *e) {
+    char key[KEY_SIZE];
+    const char *name = NULL;
+    int rc = gguf_opt_str(g, arch_key(key, prefix, "hidden_activation"), a, &name, e);
+    if (rc || !name || !hf_act_of_name(name, &c->act)) return rc;
+    return err_set(e, ERR_DATA, "key '%s': '%.64s' is not supported", key, name);
+}
+
+void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual) {
+    if (c->act != usual) gguf_key_string(h, ".hidden_activation", hf_act_name(c->act));
 }
 
 /* ---- the whole ---- */

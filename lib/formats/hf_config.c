@@ -2,6 +2,8 @@
  * config.json of Hugging Face's classes: what all have in common, reading and writing; arch_*.c have the rest.
  * formats/huggingface.md has the table of keys.
  */
+#include <math.h>
+
 #include "lib/formats/arch_internal.h"
 
 const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_size",  "num_attention_heads",
@@ -49,12 +51,16 @@ static void warn_of_code(const cJSON *json, const struct hf_class *class) {
 /* ---- numbers ---- */
 
 static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
-    struct hf_rope r;
+    double share = arch->hf.partial_rotary;
+    struct hf_rope r, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = hf_rope_read(&r, json, arch->hf.theta, e);
+    int rc = hf_rope_read(&r, json, &defaults, e);
     if (rc) return rc;
-    if (r.partial != 1 && !arch->hf.partial_rotary)
+    if (r.partial != 1 && share == 0)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
+    if (c->head_dim * r.partial < 2)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g leaves no pair of a head of %u to rotate", r.partial,
+                       c->head_dim);
     c->rope = (struct model_rope){.theta = r.theta,
                                   .scaling = r.scaling,
                                   .factor = r.factor,
@@ -82,20 +88,25 @@ static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct mo
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
-    /* Where the width is absent it is 4 x hidden, in the classes that say so by not asking for it (GPT-2's n_inner). */
     uint64_t ffn = 4ull * c->hidden;
-    bool must = n->ffn == hf_llama_numbers.ffn;
-    int rc = must ? json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
-                  : json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
+    int rc = n->ffn_follows ? json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
+                            : json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
     l->ffn = (uint32_t)ffn;
     return rc;
 }
 
-static int read_heads(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+/* A key that is absent means the class's default; null: that it follows from the others. */
+static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, uint64_t *out, struct err *e) {
+    if (!key) return 0;
+    if (absent && !cJSON_GetObjectItemCaseSensitive(json, key)) *out = absent;
+    return json_opt_u64(json, key, 1, MODEL_MAX_DIM, out, e);
+}
+
+static int read_heads(const cJSON *json, const struct arch *arch, struct model_config *c, struct model_layer *l,
                       struct err *e) {
     uint64_t kv = l->n_heads, head_dim = 0;
-    int rc = n->kv_heads ? json_opt_u64(json, n->kv_heads, 1, MODEL_MAX_DIM, &kv, e) : 0;
-    if (!rc && n->head_dim) rc = json_opt_u64(json, n->head_dim, 1, MODEL_MAX_DIM, &head_dim, e);
+    int rc = read_defaulted(json, arch->hf.numbers->kv_heads, arch->hf.kv_heads, &kv, e);
+    if (!rc) rc = read_defaulted(json, arch->hf.numbers->head_dim, arch->hf.head_dim, &head_dim, e);
     if (rc) return rc;
     if (!head_dim && c->hidden % l->n_heads)
         return err_set(e, ERR_DATA, "no \"head_dim\", and %u heads do not divide the hidden size %u", l->n_heads,
@@ -123,15 +134,19 @@ static const struct {
             {"relu2", ACT_RELU_SQUARED},
             {"tanh", ACT_TANH}};
 
+int hf_act_of_name(const char *name, uint32_t *act) {
+    for (size_t i = 0; i < COUNT_OF(acts); i++)
+        if (strcmp(acts[i].name, name) == 0) {
+            *act = acts[i].act;
+            return 0;
+        }
+    return ERR_DATA;
+}
+
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback, struct err *e) {
     const char *name = fallback;
     int rc = json_opt_str(json, key, &name, e);
-    if (rc) return rc;
-    for (size_t i = 0; i < COUNT_OF(acts); i++)
-        if (strcmp(acts[i].name, name) == 0) {
-            c->act = acts[i].act;
-            return 0;
-        }
+    if (rc || !hf_act_of_name(name, &c->act)) return rc;
     return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", key, name);
 }
 
@@ -172,6 +187,56 @@ bool hf_put_layer_types(cJSON *json, const struct model_config *c) {
     return list != NULL;
 }
 
+int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window, struct err *e) {
+    uint64_t v = cJSON_GetObjectItemCaseSensitive(json, "sliding_window") ? 0 : absent;
+    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &v, e);
+    *window = v < c->context ? (uint32_t)v : 0;
+    return rc;
+}
+
+int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) {
+    uint32_t window;
+    bool given, use = true;
+    int rc = hf_read_window(c, json, absent, &window, e);
+    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
+    if (!rc) rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (rc) return rc;
+    if (!use && window)
+        return err_set(
+            e, ERR_DATA,
+            "\"use_sliding_window\" is false, but this class takes its \"sliding_window\" of %u all the same", window);
+    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
+    return 0;
+}
+
+bool hf_put_uniform_window(cJSON *json, const struct model_config *c) {
+    uint32_t window = config_window(c);
+    return window ? json_put_u64(json, "sliding_window", window)
+                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
+}
+
+uint32_t config_window(const struct model_config *c) {
+    uint32_t window = 0;
+    for (uint32_t i = 0; i < c->n_layers && !window; i++) window = c->layers[i].window;
+    return window;
+}
+
+/* ---- biases of attention ---- */
+
+int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) {
+    int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
+    c->o_bias = c->qkv_bias;
+    return rc;
+}
+
+bool hf_put_attention_bias(cJSON *json, const struct model_config *c) {
+    return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias);
+}
+
+bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role) {
+    return c->qkv_bias && role == ROLE_O_BIAS;
+}
+
 /* ---- reading ---- */
 
 /* "id2label" names the classes; without it there are "num_labels", or 2. */
@@ -209,7 +274,7 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
     struct model_layer layer = {0};
     double eps = arch->hf.eps;
     int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
-    if (!rc) rc = read_heads(json, arch->hf.numbers, c, &layer, e);
+    if (!rc) rc = read_heads(json, arch, c, &layer, e);
     if (!rc) rc = read_rope(json, arch, c, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
@@ -255,6 +320,15 @@ static int check_uniform(const struct model_config *c, struct err *e) {
                 i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn);
     }
     return 0;
+}
+
+int hf_check_plain_heads(const struct model_config *c, struct err *e) {
+    const struct model_layer *l = &c->layers[0];
+    if (l->n_heads == l->n_kv_heads && (uint64_t)l->n_heads * c->head_dim == c->hidden) return 0;
+    return err_set(e, ERR_DATA,
+                   "%u heads of %u with %u key/value heads and a hidden size of %u: heads of %s fill the hidden size, "
+                   "and each has a key/value head",
+                   l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
 /* A field of type float, and JSON's 0 is an integer. */
@@ -309,10 +383,17 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
-static bool put_rope(cJSON *o, const struct model_config *c) {
+/* The share of which readers take the whole part, the dimensions that rotate. */
+static double rotary_share(const struct model_config *c) {
+    uint32_t dims = model_rope_dims(c, &c->rope);
+    double share = (double)dims / c->head_dim;
+    return (uint32_t)(c->head_dim * share) < dims ? nextafter(share, 1) : share;
+}
+
+static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
-           (!c->rope.dims || json_put_f64(o, "partial_rotary_factor", (double)c->rope.dims / c->head_dim));
+           (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", rotary_share(c)));
 }
 
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) {
@@ -323,7 +404,7 @@ cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum
     cJSON *name = classes ? cJSON_CreateString(class->class) : NULL;
     bool tied = predicts_tokens(c) ? c->tied : arch->hf.tied;
     bool ok = name && cJSON_AddItemToArray(classes, name) && json_put_str(o, "model_type", class->model_type) &&
-              put_numbers(o, arch->hf.numbers, c) && put_rope(o, c) && put_classes(o, c) &&
+              put_numbers(o, arch->hf.numbers, c) && put_rope(o, arch, c) && put_classes(o, c) &&
               json_put_bool(o, "tie_word_embeddings", tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
               json_put_bool(o, "use_cache", true);
     if (ok && arch->hf.write) ok = arch->hf.write(o, c);

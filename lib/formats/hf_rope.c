@@ -102,10 +102,11 @@ static int read_llama3(struct hf_rope *r, const cJSON *json, const cJSON *home, 
 }
 
 /* All that a home says; NULL: neither is there, only the top level speaks. */
-static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {
+static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, const struct hf_rope *defaults,
+                     struct err *e) {
     const char *name = "default";
     unsigned type = DEFAULT;
-    *r = (struct hf_rope){.theta = default_theta, .partial = 1};
+    *r = (struct hf_rope){.theta = defaults->theta, .partial = defaults->partial};
     int rc = home ? read_type(home, &name, &type, &r->scaling, e) : 0;
     if (!rc && home) rc = check_keys(home, name, type, e);
     if (!rc) rc = read_shared(json, home, "rope_theta", 1, 1e12, &r->theta, e);
@@ -146,16 +147,16 @@ static int compare(const struct hf_rope *scaling, const struct hf_rope *paramete
     return 0;
 }
 
-int hf_rope_read(struct hf_rope *r, const cJSON *json, double default_theta, struct err *e) {
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) {
     const cJSON *scaling, *parameters;
     int rc = find_home(json, "rope_scaling", &scaling, e);
     if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
     if (rc) return rc;
     const char *name = scaling ? "rope_scaling" : parameters ? "rope_parameters" : "rope";
-    rc = read_home(r, json, scaling ? scaling : parameters, default_theta, e);
+    rc = read_home(r, json, scaling ? scaling : parameters, defaults, e);
     if (rc) return err_prefix(e, "%s", name);
     if (!scaling || !parameters) return 0;
     struct hf_rope other;
-    rc = read_home(&other, json, parameters, default_theta, e);
+    rc = read_home(&other, json, parameters, defaults, e);
     return rc ? err_prefix(e, "rope_parameters") : compare(r, &other, e);
 }

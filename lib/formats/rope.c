@@ -10,7 +10,7 @@
 #define TOLERANCE 1e-4
 
 int rope_factors(const struct model_config *c, float *factors, struct err *e) {
-    uint32_t n = c->head_dim / 2;
+    uint32_t n = model_rope_dims(c, &c->rope) / 2;
     double *plain = mem_array(n, 2 * sizeof *plain, e);
     if (!plain) return e->code;
     double *scaled = plain + n;
@@ -26,7 +26,7 @@ int rope_factors(const struct model_config *c, float *factors, struct err *e) {
 static int matches(const struct model_config *c, const float *factors, float *scratch, bool *yes, struct err *e) {
     int rc = rope_factors(c, scratch, e);
     *yes = !rc;
-    for (uint32_t i = 0; i < c->head_dim / 2 && *yes; i++)
+    for (uint32_t i = 0; i < model_rope_dims(c, &c->rope) / 2 && *yes; i++)
         *yes = fabs((double)scratch[i] - (double)factors[i]) <= TOLERANCE * (double)factors[i];
     return rc;
 }
@@ -48,7 +48,7 @@ static int search(struct model_config *c, const float *factors, double largest, 
 }
 
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) {
-    uint32_t n = c->head_dim / 2;
+    uint32_t n = model_rope_dims(c, &c->rope) / 2;
     double largest = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (!isfinite(factors[i]) || !(factors[i] > 0))

@@ -162,6 +162,7 @@ static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     int rc = export_open(&o->x, m, e);
     if (!rc) rc = target_check(TARGET_TRANSFORMERS, &o->x.config, e);
     if (!rc) rc = arch_of_config(&o->x.config, &arch, e);
+    o->tensors.by_value = true;
     return rc ? rc : out_tensors_make(&o->tensors, &o->x, &arch->hf.tensors, NULL, arch->hf.zeros, e);
 }
 

@@ -7,6 +7,23 @@ static const struct {
     const char *name, *format;
 } targets[] = {[TARGET_TRANSFORMERS] = {"transformers", "safetensors"}, [TARGET_LLAMA_CPP] = {"llama.cpp", "gguf"}};
 
+/* What every model of the architecture may have, and its loader in llama.cpp does not know. */
+static int check_lacks(const struct arch *arch, const struct model_config *c, struct err *e) {
+    const char *name = arch->gguf.names[0].name;
+    unsigned lacks = arch->gguf.lacks;
+    uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
+    if ((lacks & LACKS_O_BIAS) && c->o_bias)
+        return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s has not", name);
+    if ((lacks & LACKS_LLAMA3) && c->rope.scaling == ROPE_LLAMA3)
+        return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s has not", name);
+    if ((lacks & LACKS_HEAD_WIDTH) && width != c->hidden)
+        return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s wants as wide as the %u of the model",
+                       c->layers[0].n_heads, c->head_dim, name, c->hidden);
+    if ((lacks & LACKS_TIED) && c->tied)
+        return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s has not", name);
+    return 0;
+}
+
 static int check_llama_cpp(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
@@ -23,7 +40,8 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
         if (c->layers[i].window && !arch->gguf.windows)
             return err_set(e, ERR_DATA, "layer %u sees %u positions only, and llama.cpp's %s has no such window", i,
                            c->layers[i].window, arch->gguf.names[0].name);
-    return arch->gguf.check ? arch->gguf.check(c, e) : 0;
+    rc = check_lacks(arch, c, e);
+    return rc || !arch->gguf.check ? rc : arch->gguf.check(c, e);
 }
 
 int target_check(enum model_target t, const struct model_config *c, struct err *e) {
@@ -39,4 +57,14 @@ void target_warnings(const struct model_config *before, const struct model_confi
                  targets[t].format, e.msg);
         warn(ctx, text);
     }
+}
+
+bool target_fuses_qkv(const struct model_config *c) {
+    const struct arch *arch;
+    struct err e;
+    struct arch_place q, v;
+    return !arch_of_config(c, &arch, &e) && arch_gguf_name(arch, c) &&
+           arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_Q}, &q) &&
+           arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_V}, &v) &&
+           strcmp(q.name, v.name) == 0;
 }

@@ -13,7 +13,8 @@
 struct quant_type {
     const char *name; /* "q4_k_m" */
     enum dtype base;
-    bool mixture; /* llama.cpp's *_M: more bits for the output, and for v and down of some layers */
+    bool
+        mixture; /* llama.cpp's *_M: more bits for the output, and for v and down of some layers, or q, k and v of all */
     const char *summary;
 };
 /* ERR_USAGE names the types there are. quant_type_at: for help; NULL past the end. */
@@ -27,6 +28,7 @@ struct quant_options {
     const struct stats *stats; /* importance, or NULL; ERR_USAGE when no tensor gets a type that it changes */
     unsigned head_type;        /* dtype of the output matrix (the tied embedding), 0: as the type says */
     unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
+    bool (*fuses_qkv)(const struct model_config *); /* will q, k and v be one tensor, of one type? NULL: no */
 };
 
 /* The type meant for a tensor: norms and biases stay f32. */

@@ -46,13 +46,22 @@ bool quant_is_named(const struct quant_options *o, const struct model_config *c,
     return is_output(c, s) ? o->head_type != 0 : s.role == ROLE_EMBED && o->embed_type != 0;
 }
 
+static bool is_qkv(enum model_role role) {
+    return role == ROLE_Q || role == ROLE_K || role == ROLE_V;
+}
+
+/* llama.cpp's Q4_K_M of a matrix in a layer (src/llama-quant.cpp). */
+static enum dtype mixed(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
+    if (is_qkv(s.role) && o->fuses_qkv && o->fuses_qkv(c)) return DT_Q5_K;
+    return (s.role == ROLE_V || s.role == ROLE_DOWN) && more_bits(s.layer, c->n_layers) ? DT_Q6_K : o->type->base;
+}
+
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     const struct quant_type *t = o->type;
     if (!model_role_is_matrix(s.role)) return DT_F32;
     if (is_output(c, s)) return o->head_type ? (enum dtype)o->head_type : t->mixture ? DT_Q6_K : t->base;
     if (s.role == ROLE_EMBED && o->embed_type) return (enum dtype)o->embed_type;
-    if (t->mixture && (s.role == ROLE_V || s.role == ROLE_DOWN) && more_bits(s.layer, c->n_layers)) return DT_Q6_K;
-    return t->base;
+    return t->mixture && model_role_in_layer(s.role) ? mixed(o, c, s) : t->base;
 }
 
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems) {

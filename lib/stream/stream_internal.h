@@ -90,6 +90,8 @@ struct stream_reader {
 
 /* reader.c: headers and payloads, read and verified; each failure is located, remembered and returned. */
 int reader_header(struct stream_reader *r, struct err *e) MUST_CHECK;
+/* The payload of a record that is not DATA, verified, in r->payload. */
+int reader_payload(struct stream_reader *r, struct err *e) MUST_CHECK;
 int reader_padding(struct stream_reader *r, struct err *e) MUST_CHECK;
 /* Appends n bytes to b, which grows as they arrive where nothing but a header vouches for them. */
 int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err *e) MUST_CHECK;

@@ -68,8 +68,8 @@ same() {
 
 @test "generate" {
     for precision in f32 bf16; do
-        for how in '' '--temperature 0' '--top-k 5 --top-p 0.9' '--repeat 3'; do
-            same "rill generate --precision $precision $how --max-new 12 --past-eos --seed 3 -m wide.rill lines.tok.rill"
+        for how in '--seed 3' '--temperature 0' '--seed 3 --top-k 5 --top-p 0.9' '--seed 3 --repeat 3'; do
+            same "rill generate --precision $precision $how --max-new 12 --past-eos -m wide.rill lines.tok.rill"
         done
     done
     same "rill generate --max-new 12 --past-eos -m wide.q4.rill lines.tok.rill"
@@ -89,6 +89,6 @@ same() {
     for how in '--sparsity 0.3' '--drop-layers 1 --kv-heads 1 --ffn 500' '--layers 2 --ffn 500 --stats wide.stats.rill'; do same "rill prune $how wide.rill"; done
     for type in q8_0 q6_k q4_k_m q4_0; do
         same "rill quantize --type $type wide.rill"
-        same "rill quantize --type $type --stats wide.stats.rill wide.rill"
+        [ "$type" = q8_0 ] || same "rill quantize --type $type --stats wide.stats.rill wide.rill"
     done
 }

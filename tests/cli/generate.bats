@@ -20,7 +20,7 @@ setup() {
 
 @test "any end token of the model ends a sequence, --past-eos none" {
     cp -r "$ROOT/tests/golden/tiny-qwen2" q
-    made() { rill generate -q -m "$1" --temperature 0 --max-new 9 --only-new "${@:2}" prompt.rill | rill show --head 9 --tsv --tensor tokens | tr '\t\n' '  '; }
+    made() { rill generate -q -m "$1" --temperature 0 --max-new 9 --only-new "${@:2}" prompt.rill | rill show --tsv --tensor tokens | tr '\t\n' '  '; }
     rill import -q q -o one.rill
     printf 'once upon a time' | rill tokenize -q -m one.rill -o prompt.rill
     read -r -a all <<<"$(made one.rill --past-eos)"

@@ -42,9 +42,11 @@ sanitized() { ! (ulimit -v 1000000 && rill-ls --version) >/dev/null 2>&1; } # it
     while read -r name from arguments; do
         case $name in '' | '#'*) continue ;; esac
         arguments=${arguments%'!slow'}
+        case $arguments in *'!folder') arguments="${arguments%'!folder'} -o folder" ;; esac
         [ "$from" != - ] || from=/dev/null
         for limit in 100000 22000 20000 19000 17000 15000 13000; do
             code=0
+            rm -rf folder
             limited $limit bash -c "exec rill-$name -q $arguments" <"$from" >out 2>err || code=$?
             [ "$code" -ne 0 ] || continue
             if [ "$code" -ne 1 ] || [ "$(wc -l <err)" -ne 1 ]; then

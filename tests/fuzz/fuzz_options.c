@@ -9,7 +9,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static bool flag, table, quiet;
 static const char *text, *file, *choice, *encode;
 static uint64_t count, threads;
-static double ratio, any;
+static double ratio, any, share;
+static struct cli_amount amount;
 static struct cli_list losses;
 
 static const struct cli_option own[] = {
@@ -38,6 +39,20 @@ static const struct cli_option own[] = {
      .min = -1,
      .max = 1,
      .needs = {"!ratio=0|flag"},
+     .help = "h"},
+    {.name = "share",
+     .type = CLI_SHARE,
+     .to = &share,
+     .fallback = "0",
+     .max = 0.9,
+     .needs = {"amount|!share=0.25"},
+     .help = "h"},
+    {.name = "amount",
+     .type = CLI_AMOUNT,
+     .to = &amount,
+     .fallback = "0",
+     .max = 100,
+     .needs = {"!amount=3|share"},
      .help = "h"},
     {.name = "any", .type = CLI_F64, .to = &any, .help = "h"},
     {.name = "loss", .type = CLI_LIST, .to = &losses, .fallback = "kl", .needs = {"!loss=ce:W|any"}, .help = "h"},
@@ -78,9 +93,10 @@ static void check_kept(const struct cli_args *args, struct arena *arena) {
     char **argv = arena_array(arena, args->n_kept + 1, sizeof *argv, &e);
     if (!argv) abort();
     for (size_t i = 0; i < args->n_kept; i++) argv[i] = (char *)(uintptr_t)args->kept[i];
-    double before = ratio;
+    double before = ratio, share_before = share, of_all = amount.share;
     uint64_t n = count;
     if (parse(&second, arena, (int)args->n_kept, argv)) abort();
+    if (share != share_before || amount.share != of_all) abort();
     if (second.n_kept != args->n_kept || second.n_operands != args->n_operands || ratio != before || count != n)
         abort();
     for (size_t i = 0; i < args->n_kept; i++)

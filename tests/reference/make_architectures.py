@@ -14,7 +14,7 @@ Versions: torch 2.15, transformers 5.24. Run: python make_architectures.py ../go
 """
 import json, os, shutil, sys, zlib
 import torch, transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 VOCAB, LENGTHS = 61, [24, 1, 9]
 MODELS = {}
@@ -63,6 +63,11 @@ def next_token_loss(m, tokens):
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
+def saved_name(parameter, p, saved):
+    """What the file calls it: transformers 5 renames some on the way out (GPT-NeoX's lm_head is embed_out there)."""
+    if parameter in saved:
+        return parameter
+    return next(k for k, v in saved.items() if v.shape == p.shape and torch.equal(v, p.float()))
 # ---- encoders: each output with a loss of its own ----
 
 def expect_encoder(m, tokens, g):
@@ -118,11 +123,13 @@ def write(name, out):
             expected = {"logits": forward(m, tokens).float().contiguous()}
         make_loss = lambda: next_token_loss(m, tokens)
     m = m.double()
+    saved = load_file(os.path.join(folder, "model.safetensors"))
+    loss = next_token_loss(m, tokens)
     loss = make_loss()
     loss.backward()
     for parameter, p in m.named_parameters(remove_duplicate=m.config.model_type not in ENCODERS):
         if p.grad is not None:
-            expected["grad." + parameter] = p.grad.flatten()[::7].float().contiguous()
+            expected["grad." + saved_name(parameter, p, saved)] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
     expected["tokens"] = tokens.int()
     expected["lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
@@ -174,6 +181,148 @@ def qwen2_window():
         max_window_layers=1))
 
 
+@model("qwen3")
+def qwen3():
+    return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+        **SHAPE, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False))
+
+
+@model("qwen3-window")
+def qwen3_window():
+    return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+        **SHAPE, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, attention_bias=True,
+        use_sliding_window=True, sliding_window=5, max_window_layers=1))
+
+
+@model("phi")
+def phi():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **SHAPE, num_key_value_heads=2, rope_parameters=dict(
+            rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)))
+
+
+@model("phi-tied")
+def phi_tied():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **(SHAPE | dict(hidden_size=60, num_attention_heads=3)), tie_word_embeddings=True, hidden_act="relu",
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0, partial_rotary_factor=0.4)))
+
+
+# Tokens of a small vocabulary; one that pads would have no gradient in the embedding.
+ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=None)
+
+
+@model("phi3")
+def phi3():
+    return eager(transformers.Phi3ForCausalLM, transformers.Phi3Config(
+        **SHAPE, num_key_value_heads=2, sliding_window=7, original_max_position_embeddings=64, **ENDS))
+
+
+@model("phi3-partial")
+def phi3_partial():
+    return eager(transformers.Phi3ForCausalLM, transformers.Phi3Config(
+        **SHAPE, num_key_value_heads=4, tie_word_embeddings=True, original_max_position_embeddings=64, **ENDS,
+        rope_parameters=dict(
+            rope_type="default", rope_theta=250000.0, partial_rotary_factor=0.75)))
+
+
+@model("smollm3")
+def smollm3():
+    return eager(transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config(
+        **(SHAPE | dict(num_hidden_layers=4)), num_key_value_heads=2, **ENDS))
+
+
+@model("smollm3-window")
+def smollm3_window():
+    return eager(transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=4, tie_word_embeddings=False, **ENDS,
+        attention_bias=True, use_sliding_window=True, sliding_window=6, no_rope_layers=[0, 1, 0]))
+
+
+class MiniCPM(transformers.LlamaForCausalLM):
+    """What modeling_minicpm.py, which comes with the weights of openbmb/MiniCPM-2B-sft-bf16, computes: Llama with
+    three factors. The factor on the embedding is applied to its output, so that a tied head keeps the plain one."""
+    def __init__(self, config):
+        super().__init__(config)
+        depth = config.scale_depth / config.num_hidden_layers ** 0.5
+        self.model.embed_tokens.register_forward_hook(lambda m, i, out: out * config.scale_emb)
+        for layer in self.model.layers:
+            layer.self_attn.register_forward_hook(lambda m, i, out: (out[0] * depth, *out[1:]))
+            layer.mlp.register_forward_hook(lambda m, i, out: out * depth)
+        self.model.norm.register_forward_hook(
+            lambda m, i, out: out / (config.hidden_size / config.dim_model_base))
+
+    def save_pretrained(self, folder):
+        super().save_pretrained(folder)
+        path = os.path.join(folder, "config.json")
+        config = json.load(open(path)) | dict(architectures=["MiniCPMForCausalLM"], model_type="minicpm")
+        rope = config.pop("rope_parameters")
+        config |= dict(rope_theta=rope["rope_theta"], rope_scaling=None)
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = dict(type=rope["rope_type"], factor=rope["factor"])
+        json.dump(config, open(path, "w"), indent=2, sort_keys=True)
+
+
+@model("minicpm")
+def minicpm():
+    return eager(MiniCPM, transformers.LlamaConfig(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=2, tie_word_embeddings=True, scale_emb=3,
+        scale_depth=1.4, dim_model_base=16))
+
+
+@model("minicpm-bias")
+def minicpm_bias():
+    return eager(MiniCPM, transformers.LlamaConfig(
+        **SHAPE, tie_word_embeddings=False, attention_bias=True, scale_emb=2, scale_depth=0.7, dim_model_base=64,
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)))
+@model("gpt2")
+def gpt2():
+    return eager(transformers.GPT2LMHeadModel, transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None))
+
+
+@model("gpt2-cerebras")
+def gpt2_cerebras():
+    return eager(transformers.GPT2LMHeadModel, transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64, n_inner=40, bos_token_id=None,
+        eos_token_id=None, activation_function="gelu",
+        scale_attn_weights=False, layer_norm_epsilon=1e-3, tie_word_embeddings=False))
+
+
+@model("opt")
+def opt():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=None, tie_word_embeddings=True))
+
+
+@model("opt-350m")
+def opt_350m():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, do_layer_norm_before=False, word_embed_proj_dim=24,
+        pad_token_id=None))
+
+
+@model("opt-bare")
+def opt_bare():
+    return eager(transformers.OPTForCausalLM, transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, enable_bias=False, _remove_final_layer_norm=True, activation_function="gelu",
+        tie_word_embeddings=False, pad_token_id=None))
+
+
+@model("gpt_neox")
+def gpt_neox():
+    return eager(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**SHAPE))
+
+
+@model("gpt_neox-sequential")
+def gpt_neox_sequential():
+    return eager(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(
+        **SHAPE, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new", layer_norm_eps=1e-3,
+        tie_word_embeddings=True, rope_parameters=dict(
+            rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))
 # ---- BERT and its like ----
 
 ENCODERS = "bert", "roberta", "distilbert"

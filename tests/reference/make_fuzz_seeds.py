@@ -81,5 +81,6 @@ write("task", "labels", b'{"query":"q","choices":["\\ud83d\\ude00","b"],"gold":0
 write("options", "all", b"--text\0a=b\0-m\0x.rill\0--type=q8_0\0--flag\0--loss\0ce:w=1\0--any=1e3\0in.rill\0")
 write("options", "letters", b"-j4\0-qm\0x\0--encode=sample:5\0-n\x003\0--\0--text\0")
 write("options", "needs", b"--table\0--ratio\0-1e-1\0--flag\0--type\0q4_k_m\0")
+write("options", "shares", b"--share\x0025%\0--amount=67%\0")
 write("options", "wrong", b"--txt\0--count=99999\0--type=q5\0--flag=1\0")
 write("options", "help", b"--flag\0-h\0")

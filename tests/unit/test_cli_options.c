@@ -248,6 +248,8 @@ static void needs(void **state) {
     static double t;
     static const char *stats, *score, *encode;
     static bool table, json;
+    static double part;
+    static struct cli_amount layers;
     static const struct cli_option rows[] = {
         {.name = "table", .type = CLI_FLAG, .to = &table, .needs = {"!json"}, .help = "h"},
         {.name = "json", .type = CLI_FLAG, .to = &json, .help = "h"},
@@ -264,6 +266,20 @@ static void needs(void **state) {
          .choices = "auto|weights|both",
          .fallback = "auto",
          .needs = {"!score=both|stats", "!score=weights|!table"},
+         .help = "h"},
+        {.name = "part",
+         .type = CLI_SHARE,
+         .to = &part,
+         .fallback = "0",
+         .max = 1,
+         .needs = {"!part=0.5|layers"},
+         .help = "h"},
+        {.name = "layers",
+         .type = CLI_AMOUNT,
+         .to = &layers,
+         .fallback = "0",
+         .max = 100,
+         .needs = {"!layers=3|json"},
          .help = "h"},
         {0}};
     static const struct {
@@ -284,13 +300,22 @@ static void needs(void **state) {
         {{"--score", "both"}, "--score both needs --stats"},
         {{"--score", "both", "--stats", "a"}, NULL},
         {{"--score", "weights", "--table"}, "--score weights has no effect with --table"},
+        {{"--part", "40%"}, NULL},
+        {{"--part", "50%"}, "--part 0.5 needs --layers"},
+        {{"--part", "50%", "--layers", "0"}, "--part 0.5 needs --layers"},
+        {{"--part", "50%", "--layers", "67%"}, NULL},
+        {{"--part", "50%", "--layers", "2"}, NULL},
+        {{"--layers", "3"}, "--layers 3 needs --json"},
+        {{"--layers", "3%"}, NULL},
     };
     static const char *const words[] = {"not with --json",
                                         "",
                                         "only with --encode sample:N or --table",
                                         "",
                                         "with --t 0.5 only with --json; with --score weights only with --table",
-                                        "both only with --stats; weights not with --table"};
+                                        "both only with --stats; weights not with --table",
+                                        "0.5 only with --layers",
+                                        "3 only with --json"};
     static const struct cli_program p = {.name = "test", .options = rows, .operands = ""};
     struct arena a = {0};
     struct cli_args got;

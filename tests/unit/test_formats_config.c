@@ -290,7 +290,7 @@ static void test_unknown_keys(void **state) {
 #define SHAPE                                                                                                          \
     "\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":97," \
     "\"max_position_embeddings\":8192"
-#define QWEN2   "{\"model_type\":\"qwen2\"," SHAPE
+#define QWEN2   "{\"model_type\":\"qwen2\",\"num_key_value_heads\":4," SHAPE
 #define MISTRAL "{\"model_type\":\"mistral\"," SHAPE
 
 static void test_windows(void **state) {
@@ -314,6 +314,7 @@ static void test_windows(void **state) {
         {MISTRAL ",\"sliding_window\":null,\"num_key_value_heads\":null}", NULL},
         {MISTRAL ",\"sliding_window\":8192,\"num_key_value_heads\":4}", NULL},
         {MISTRAL ",\"sliding_window\":null}", "8 key/value heads"},
+        {"{\"model_type\":\"qwen2\"," SHAPE "}", "32 key/value heads"},
         {MISTRAL ",\"use_sliding_window\":false,\"num_key_value_heads\":4}",
          "takes its \"sliding_window\" of 4096 all the"},
     };

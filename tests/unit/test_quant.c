@@ -69,6 +69,29 @@ static void mixtures_are_llama_quantizes(void **state) {
     assert_true(compared > 1000);
 }
 
+static bool all_fuse(const struct model_config *c) {
+    (void)c;
+    return true;
+}
+
+/* llama-quantize gives attn_qkv.weight q5_k in Q4_K_M; a type that is no mixture is the same for all. */
+static void fused_matrices_get_one_type(void **state) {
+    (void)state;
+    static const enum model_role qkv[] = {ROLE_Q, ROLE_K, ROLE_V};
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = golden_config("smollm2", &a);
+    struct quant_options o = {.fuses_qkv = all_fuse};
+    OK(quant_type_parse("q4_k_m", &o.type, &e));
+    for (uint32_t i = 0; i < c.n_layers; i++)
+        for (size_t r = 0; r < COUNT_OF(qkv); r++)
+            assert_int_equal(quant_wanted(&o, &c, (struct model_slot){qkv[r], i}), DT_Q5_K);
+    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_DOWN, 0}), DT_Q6_K);
+    OK(quant_type_parse("q4_0", &o.type, &e));
+    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_V, 0}), DT_Q4_0);
+    arena_release(&a);
+}
+
 static void types_parse_or_say_what_there_is(void **state) {
     (void)state;
     struct err e;
@@ -354,6 +377,7 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mixtures_are_llama_quantizes),
+        cmocka_unit_test(fused_matrices_get_one_type),
         cmocka_unit_test(types_parse_or_say_what_there_is),
         cmocka_unit_test(rows_that_do_not_fit_fall_back),
         cmocka_unit_test(every_type_keeps_the_model_close),

@@ -1,0 +1,128 @@
+/*
+ * MiniCPM 1B and 2B (Hu et al. 2024): Llama with three factors, on the embedding, on what each part of a layer adds, and on what the
+ * head reads. The class is code that comes with the weights (modeling_minicpm.py of openbmb/MiniCPM-2B-sft-bf16).
+ */
+#include <math.h>
+
+#include "lib/formats/arch_internal.h"
+
+static const struct hf_key keys[] = {
+    HF_KEY("attention_bias", HF_READ), HF_KEY("scale_emb", HF_READ),     HF_KEY("scale_depth", HF_READ),
+    HF_KEY("dim_model_base", HF_READ), HF_KEY("sliding_window", HF_OFF), HF_KEY("use_sliding_window", HF_OFF),
+    HF_KEY("layer_types", HF_OFF),
+};
+
+static const struct arch_tensor tensors[] = {
+    HF_LLAMA_TENSORS,
+};
+
+/* The code derives the size of a head, and knows of these only "linear" and "dynamic". */
+static int check(const struct model_config *c, struct err *e) {
+    if (c->rope.scaling == ROPE_LLAMA3) return err_set(e, ERR_DATA, "rope type 'llama3': MiniCPMForCausalLM has none");
+    uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
+    if (width == c->hidden) return 0;
+    return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM wants them as wide as the %u of the model",
+                   c->layers[0].n_heads, c->head_dim, c->hidden);
+}
+
+static double depth_unit(const struct model_config *c) {
+    return 1 / sqrt(c->n_layers);
+}
+
+static double logit_unit(const struct model_config *c) {
+    return 1.0 / c->hidden;
+}
+
+/* The factor that `key` makes, times `unit`. */
+static int read_factor(const cJSON *json, const char *key, double unit, float *out, struct err *e) {
+    double v = 1;
+    int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
+    *out = (float)(v * unit);
+    return rc;
+}
+
+static int read(struct model_config *c, const cJSON *json, struct err *e) {
+    int rc = hf_read_attention_bias(c, json, e);
+    if (!rc) rc = read_factor(json, "scale_emb", 1, &c->embed_scale, e);
+    if (!rc) rc = read_factor(json, "scale_depth", depth_unit(c), &c->residual_scale, e);
+    if (!rc) rc = read_factor(json, "dim_model_base", logit_unit(c), &c->logit_scale, e);
+    return rc ? rc : check(c, e);
+}
+
+/* The shortest decimal that reads back as this factor. */
+static bool put_factor(cJSON *json, const char *key, float factor, double unit) {
+    double v = (double)factor / unit;
+    char text[32];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, v);
+        if ((float)(strtod(text, NULL) * unit) == factor) break;
+    }
+    return json_put_f64(json, key, strtod(text, NULL));
+}
+
+static float or_one(float factor) {
+    return factor != 0 ? factor : 1;
+}
+
+static bool write(cJSON *json, const struct model_config *c) {
+    return hf_put_attention_bias(json, c) && put_factor(json, "scale_emb", or_one(c->embed_scale), 1) &&
+           put_factor(json, "scale_depth", or_one(c->residual_scale), depth_unit(c)) &&
+           put_factor(json, "dim_model_base", or_one(c->logit_scale), logit_unit(c));
+}
+
+/* ---- GGUF: the factors themselves, of the logits its inverse ------------------------------------------------------ */
+
+static const struct gguf_key gguf_keys[] = {
+    {"embedding_scale", GGUF_READ, 0, NULL},
+    {"residual_scale", GGUF_READ, 0, NULL},
+    {"logit_scale", GGUF_READ, 0, NULL},
+};
+
+/* Files from before these keys are of MiniCPM 1B and 2B, which have the same three numbers. */
+static int gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                     struct err *e) {
+    double embed = 12, residual = 1.4 * depth_unit(c), divisor = c->hidden / 256.0;
+    const struct {
+        const char *suffix;
+        double *to;
+    } factors[] = {{"embedding_scale", &embed}, {"residual_scale", &residual}, {"logit_scale", &divisor}};
+    (void)a;
+    for (size_t i = 0; i < COUNT_OF(factors); i++) {
+        char key[64];
+        snprintf(key, sizeof key, "%s.%s", prefix, factors[i].suffix);
+        int rc = gguf_opt_f64(g, key, 1e-6, 1e6, factors[i].to, e);
+        if (rc) return rc;
+    }
+    c->embed_scale = (float)embed;
+    c->residual_scale = (float)residual;
+    c->logit_scale = (float)(1 / divisor);
+    return 0;
+}
+
+static void gguf_write(struct gguf_header *h, const struct model_config *c) {
+    gguf_key_f32(h, ".embedding_scale", (double)or_one(c->embed_scale));
+    gguf_key_f32(h, ".residual_scale", (double)or_one(c->residual_scale));
+    gguf_key_f32(h, ".logit_scale", 1 / (double)or_one(c->logit_scale));
+}
+
+const struct arch arch_minicpm = {
+    .name = "minicpm",
+    .models = "MiniCPM 1B and 2B",
+    .hf = {.classes = {{"MiniCPMForCausalLM", "minicpm"}},
+           .keys = keys,
+           .n_keys = COUNT_OF(keys),
+           .numbers = &hf_llama_numbers,
+           .eps = 1e-6,
+           .theta = 10000,
+           .tied = true,
+           .tensors = {tensors, COUNT_OF(tensors), "model."},
+           .read = read,
+           .write = write,
+           .zeros = hf_attention_bias_zeros,
+           .check = check},
+    .gguf = {.names = {{"minicpm", true}},
+             .keys = gguf_keys,
+             .n_keys = COUNT_OF(gguf_keys),
+             .read = gguf_read,
+             .write = gguf_write},
+};

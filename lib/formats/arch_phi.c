@@ -1,0 +1,78 @@
+/*
+ * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in parallel behind one
+ * LayerNorm, a rotation of a part of each head, biases everywhere.
+ */
+#include "lib/formats/arch_internal.h"
+
+static const struct hf_key keys[] = {
+    HF_KEY("layer_norm_eps", HF_READ),
+    HF_KEY("hidden_act", HF_READ),
+    HF_KEY_TEXT("rms_norm_eps", HF_SAME, "layer_norm_eps"),
+    HF_KEY("sliding_window", HF_OFF),
+    HF_KEY("use_sliding_window", HF_OFF),
+    HF_KEY("layer_types", HF_OFF),
+};
+
+static const struct hf_numbers numbers = {"num_hidden_layers",       "hidden_size",    "num_attention_heads",
+                                          "num_key_value_heads",     "head_dim",       "intermediate_size",
+                                          "max_position_embeddings", "layer_norm_eps", "hidden_act"};
+
+static const struct arch_tensor tensors[] = {
+    {ROLE_EMBED, "model.embed_tokens.weight", 0},
+    {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},
+    {ROLE_ATTN_NORM_BIAS, "model.layers.#.input_layernorm.bias", 0},
+    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
+    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
+    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
+    {ROLE_Q_BIAS, "model.layers.#.self_attn.q_proj.bias", 0},
+    {ROLE_K_BIAS, "model.layers.#.self_attn.k_proj.bias", 0},
+    {ROLE_V_BIAS, "model.layers.#.self_attn.v_proj.bias", 0},
+    {ROLE_O, "model.layers.#.self_attn.dense.weight", 0},
+    {ROLE_O_BIAS, "model.layers.#.self_attn.dense.bias", 0},
+    {ROLE_UP, "model.layers.#.mlp.fc1.weight", 0},
+    {ROLE_UP_BIAS, "model.layers.#.mlp.fc1.bias", 0},
+    {ROLE_DOWN, "model.layers.#.mlp.fc2.weight", 0},
+    {ROLE_DOWN_BIAS, "model.layers.#.mlp.fc2.bias", 0},
+    {ROLE_NORM, "model.final_layernorm.weight", 0},
+    {ROLE_NORM_BIAS, "model.final_layernorm.bias", 0},
+    {ROLE_HEAD, "lm_head.weight", 0},
+    {ROLE_HEAD_BIAS, "lm_head.bias", 0},
+};
+
+static const struct gguf_key gguf_keys[] = {
+    {"attention.layer_norm_epsilon", GGUF_READ, 0, NULL},
+};
+
+/* LLM_FFN_GELU, which ggml computes by tanh. */
+static int gguf_check(const struct model_config *c, struct err *e) {
+    if (c->act == ACT_GELU_TANH) return 0;
+    return err_set(e, ERR_DATA, "activation %s, where llama.cpp's phi2 has gelu_new", hf_act_name(c->act));
+}
+
+const struct arch arch_phi = {
+    .name = "phi",
+    .models = "Phi-1, Phi-1.5, Phi-2",
+    .traits = {.norm = NORM_LAYER,
+               .norm_bias = true,
+               .parallel = true,
+               .shared_norm = true,
+               .qkv_bias = true,
+               .o_bias = true,
+               .ffn_kind = FFN_PLAIN,
+               .act = ACT_GELU_TANH,
+               .ffn_bias = true,
+               .head_bias = true},
+    .hf = {.classes = {{"PhiForCausalLM", "phi"}},
+           .keys = keys,
+           .n_keys = COUNT_OF(keys),
+           .numbers = &numbers,
+           .eps = 1e-5,
+           .theta = 10000,
+           .partial_rotary = 0.5,
+           .tensors = {tensors, COUNT_OF(tensors), "model."}},
+    .gguf = {.names = {{"phi2", false}},
+             .lacks = LACKS_LLAMA3 | LACKS_HEAD_WIDTH | LACKS_TIED,
+             .keys = gguf_keys,
+             .n_keys = COUNT_OF(gguf_keys),
+             .check = gguf_check},
+};

@@ -1,0 +1,14 @@
+/* The files that a foreign model is read from: mapped for as long as it is open, and in its digest. */
+#include "lib/formats/formats_internal.h"
+
+int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {
+    struct source_file *x = arena_array(&f->memory, 1, sizeof *x, e);
+    if (!x) return e->code;
+    int rc = mapped_file_open(&x->m, path, e);
+    if (rc) return rc;
+    x->next = f->source->files;
+    f->source->files = x;
+    if (x->m.size) digest_update(f->source->digest, x->m.data, x->m.size);
+    *out = &x->m;
+    return 0;
+}
