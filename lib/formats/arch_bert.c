@@ -298,13 +298,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_key_bool(h, ".attention.causal", false);
     gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp wants one without a table, too */
     if (c->position_offset) gguf_key_u32(h, OFFSET_KEY, c->position_offset);
-    if (c->output != OUTPUT_CLASSES) return;
-    gguf_key_u32(h, ".pooling_type", POOLING_RANK);
-    gguf_key_array(h, ".classifier.output_labels", GGUF_STRING, c->classes);
-    for (uint32_t i = 0; i < c->classes; i++) {
-        char name[24];
-        gguf_put_string(h, name, (size_t)snprintf(name, sizeof name, "LABEL_%u", i));
-    }
+    if (c->output == OUTPUT_CLASSES) gguf_key_u32(h, ".pooling_type", POOLING_RANK);
 }
 
 static int gguf_check(const struct model_config *c, struct err *e) {

@@ -225,6 +225,18 @@ void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, ui
 void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                   void *to);
 
+/* ---- names of classes (labels.c) ------------------------------------------------------------------------------- */
+
+#define LABELS_KEY "labels" /* of META */
+#define LABEL_SIZE 24
+/* From "id2label" or ARCH.classifier.output_labels (NULL: there is none) of a classifier into f->extra. ERR_DATA when there is no text
+ * for each class. */
+int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) MUST_CHECK;
+int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct err *e) MUST_CHECK;
+/* That of META, or "LABEL_3" in `out`. */
+const char *label_of(const cJSON *meta, uint32_t class, char out[LABEL_SIZE]);
+bool labels_to_hf(cJSON *config, const struct model_config *c, const cJSON *meta); /* "id2label" and its reverse */
+
 /* ---- tensors on their way out (export_tensors.c) ---------------------------------------------------------------- */
 
 /* One of the file, of one slot or of several that it fuses. */

@@ -270,6 +270,12 @@ static int put_general(struct foreign_model *f, const struct gguf_file *g, struc
     return err_nomem(e, "general keys");
 }
 
+static int keep_labels(struct foreign_model *f, const struct gguf_file *g, const char *prefix, struct err *e) {
+    char key[64];
+    snprintf(key, sizeof key, "%s.classifier.output_labels", prefix);
+    return labels_from_gguf(f, gguf_find(g, key), e);
+}
+
 static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_t n, const struct foreign_options *o,
                      struct err *e) {
     struct gguf_file g = {0};
@@ -280,6 +286,7 @@ static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_
     if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
     if (!rc) rc = arch_of_config(&f->config, &arch, e); /* its own name may be beside GGUF's */
     if (!rc) rc = put_general(f, &g, e);
+    if (!rc) rc = keep_labels(f, &g, name->name, e);
     f->format = "gguf";
     f->source->own = arch ? &arch->gguf.tensors : &gguf_common_tensors;
     f->source->common = &gguf_common_tensors;
@@ -309,7 +316,8 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
     if (!rc) rc = hf_read_generation(f, folder, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
-    return rc ? rc : hf_keep_generation(f, e);
+    if (!rc) rc = hf_keep_generation(f, e);
+    return rc ? rc : labels_from_hf(f, f->source->hf_config, e);
 }
 
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,

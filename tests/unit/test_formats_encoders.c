@@ -382,6 +382,55 @@ static void heads_that_gguf_cannot_hold(void **state) {
     }
 }
 
+/* ---- names of classes ------------------------------------------------------------------------------------------------------ */
+
+/* The text of META's "labels", or "" when there is none. */
+static void labels_in(const struct buf *stream, char out[128]) {
+    struct err e;
+    struct model *m;
+    OK(load_model(stream, &m, &e));
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(m->meta, "labels");
+    out[0] = 0;
+    for (const cJSON *x = list ? list->child : NULL; x; x = x->next)
+        snprintf(out + strlen(out), 128 - strlen(out), "%s;", x->valuestring);
+    model_free(m);
+}
+
+static void names_of_classes_travel(void **state) {
+    (void)state;
+    struct err e;
+    struct foreign_model *f;
+    char folder[64], path[80], text[128];
+    struct buf gguf = {0};
+    copy_folder(folder, "roberta-classes");
+    struct buf unnamed = stream_in(folder);
+    labels_in(&unnamed, text);
+    assert_string_equal(text, ""); /* LABEL_0 ... */
+    set_config(folder, "id2label", "{\"0\":\"no\",\"1\":\"maybe\",\"2\":\"no\"}");
+    struct buf named = stream_in(folder);
+    labels_in(&named, text);
+    assert_string_equal(text, "no;maybe;no;");
+    int fd;
+    snprintf(path, sizeof path, "%s/out", folder);
+    struct stream_map *map = map_of(&named, &fd);
+    OK(safetensors_export(map, path, 0, &e));
+    stream_map_free(map);
+    close(fd);
+    struct buf again = stream_in(path);
+    assert_same_bytes(&named, &again);
+    OK(export_gguf(&named, &gguf, &e));
+    OK(foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e));
+    struct buf back = foreign_stream(f, 0);
+    labels_in(&back, text);
+    assert_string_equal(text, "no;maybe;no;");
+    foreign_close(f);
+    check_gguf(&gguf, "maybe", "may\377e", "name of class 1 is no text");
+    set_config(folder, "id2label", "{\"0\":\"no\",\"1\":\"maybe\",\"3\":\"no\"}");
+    assert_refused(folder, "\"id2label\" has no name of class 2");
+    buf_release(&unnamed), buf_release(&named), buf_release(&again), buf_release(&back), buf_release(&gguf);
+    remove_folder(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_with_and_without_their_base),
@@ -396,6 +445,7 @@ int main(void) {
         cmocka_unit_test(what_a_gguf_may_say),
         cmocka_unit_test(a_gguf_has_no_rows_before_the_first_position),
         cmocka_unit_test(heads_that_gguf_cannot_hold),
+        cmocka_unit_test(names_of_classes_travel),
     };
     return cmocka_run_group_tests_name("encoders in files", tests, NULL, NULL);
 }
