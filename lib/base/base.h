@@ -176,6 +176,9 @@ int json_opt_bool(const cJSON *object, const char *key, bool *out, struct err *e
  * above JSON_MAX_INTEGER. They do not look for a key that is already there; json_text does. */
 bool json_put_u64(cJSON *object, const char *key, uint64_t v);
 bool json_put_f64(cJSON *object, const char *key, double v);
+bool json_put_float(cJSON *object, const char *key,
+                    double v); /* a whole number with a point, "30.0": for readers to which 30
+                                                                * is no float */
 bool json_put_f64_or_null(cJSON *object, const char *key, double v); /* null: v is not finite, which JSON cannot say */
 bool json_put_str(cJSON *object, const char *key, const char *v);
 bool json_put_bool(cJSON *object, const char *key, bool v);

@@ -198,6 +198,13 @@ bool json_put_f64(cJSON *object, const char *key, double v) {
     return cJSON_AddNumberToObject(object, key, v);
 }
 
+bool json_put_float(cJSON *object, const char *key, double v) {
+    char text[32];
+    if (!(fabs(v) < 1e15) || v != floor(v)) return json_put_f64(object, key, v);
+    snprintf(text, sizeof text, "%.0f.0", v);
+    return cJSON_AddRawToObject(object, key, text) != NULL;
+}
+
 bool json_put_f64_or_null(cJSON *object, const char *key, double v) {
     return isfinite(v) ? json_put_f64(object, key, v) : cJSON_AddNullToObject(object, key) != NULL;
 }

@@ -90,6 +90,7 @@ static int put_value(struct buf *b, const cJSON *value, struct err *e) {
     if (cJSON_IsArray(value)) return put_members(b, value, false, e);
     if (cJSON_IsString(value)) return put_string(b, value->valuestring, e);
     if (cJSON_IsNumber(value)) return put_number(b, value->valuedouble, e);
+    if (cJSON_IsRaw(value)) return put(b, value->valuestring, e); /* of json_put_float */
     if (cJSON_IsBool(value)) return put(b, cJSON_IsTrue(value) ? "true" : "false", e);
     if (cJSON_IsNull(value)) return put(b, "null", e);
     return err_set(e, ERR_DATA, "json: a value to be written is of no JSON type");

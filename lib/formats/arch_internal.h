@@ -74,6 +74,7 @@ struct hf_side {
     size_t n_keys;
     const struct hf_numbers *numbers;
     double eps, theta;     /* when config.json does not say */
+    double local_theta;    /* the same of a rotation that sliding layers have for themselves; 0: they have not */
     double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
     uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     bool tied;                   /* when "tie_word_embeddings" is absent */
@@ -124,6 +125,8 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
+/* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
+int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------- */
 
@@ -160,6 +163,13 @@ struct gguf_side {
 int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                   struct err *e) MUST_CHECK;
 void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual);
+/* For their read and write (gguf_windows.c). "attention.sliding_window", or `window` where the key is absent, in the layers that
+ * "attention.sliding_window_pattern" names: a flag for each layer, or N for all but every N-th; N is `pattern` where that key is
+ * absent. */
+int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const char *prefix, uint32_t window,
+                      uint32_t pattern, struct err *e) MUST_CHECK;
+/* Both keys; the pattern only where it is not the one that readers assume. */
+void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
 
 struct arch {
     const char *name;           /* the label in streams */
@@ -172,6 +182,7 @@ struct arch {
 extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
 extern const struct arch arch_minicpm;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
+extern const struct arch arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 

@@ -169,6 +169,7 @@ struct gguf_header {
 };
 void gguf_put_u32(struct gguf_header *h, uint32_t v);
 void gguf_put_u64(struct gguf_header *h, uint64_t v);
+void gguf_put_bool(struct gguf_header *h, bool v);
 void gguf_put_string(struct gguf_header *h, const void *s, size_t n);
 void gguf_key_u32(struct gguf_header *h, const char *key, uint32_t v);
 void gguf_key_f32(struct gguf_header *h, const char *key, double v);
@@ -247,6 +248,10 @@ struct hf_rope {
 };
 /* Theta and the share are those of `defaults` where none is said. ERR_DATA names both homes of a setting when they disagree. */
 int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
+/* The same where layers of sliding attention have a rotation of their own: "rope_local_base_freq" (transformers 4), or an object
+ * for each type of layer in rope_parameters (5). */
+int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
+                      double default_sliding, struct err *e) MUST_CHECK;
 
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;

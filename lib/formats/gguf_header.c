@@ -13,6 +13,11 @@ void gguf_put_u64(struct gguf_header *h, uint64_t v) {
     put(h, &v, sizeof v);
 }
 
+void gguf_put_bool(struct gguf_header *h, bool v) {
+    unsigned char byte = v;
+    put(h, &byte, 1);
+}
+
 void gguf_put_string(struct gguf_header *h, const void *s, size_t n) {
     gguf_put_u64(h, n);
     put(h, s, n);
@@ -44,9 +49,8 @@ void gguf_key_f64(struct gguf_header *h, const char *key, double v) {
 }
 
 void gguf_key_bool(struct gguf_header *h, const char *key, bool v) {
-    unsigned char byte = v;
     put_key(h, key, GGUF_BOOL);
-    put(h, &byte, 1);
+    gguf_put_bool(h, v);
 }
 
 void gguf_key_string(struct gguf_header *h, const char *key, const char *v) {

@@ -107,6 +107,8 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
 
 /* ---- rotary positions ---- */
 
+#define LLAMA_CPP_THETA 10000 /* where a file says none, whatever the architecture */
+
 /* A number in full beside the f32 that other programs read (export writes it where f32 would round). They are two
  * homes of one value, so they must round to the same. */
 static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
@@ -193,8 +195,13 @@ static int read_rope(const struct gguf_file *g, const struct arch *arch, const c
                      struct arena *a, struct err *e) {
     char key[KEY_SIZE];
     if (c->positions != POSITIONS_ROTARY) return 0;
-    c->rope.theta = arch->hf.theta;
+    c->rope.theta = LLAMA_CPP_THETA;
     int rc = read_exact(g, arch_key(key, prefix, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope.theta, e);
+    if (!rc && arch->hf.local_theta != 0) {
+        c->local_rope.theta = LLAMA_CPP_THETA;
+        rc = read_exact(g, arch_key(key, prefix, "rope.freq_base_swa"), "rill.rope.local_theta", 1, 1e12,
+                        &c->local_rope.theta, e);
+    }
     if (!rc) rc = read_scaling(g, prefix, c, a, e);
     const struct raw_tensor *factors = raw_table_find(&g->tensors, "rope_freqs.weight");
     if (!rc && factors) return read_factors(g, factors, c, a, e);

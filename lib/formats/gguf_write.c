@@ -94,6 +94,10 @@ static void put_rope(struct gguf_header *h, const struct model_config *c) {
     gguf_key_f32(h, ".rope.freq_base", c->rope.theta);
     gguf_key_u32(h, ".rope.dimension_count", model_rope_dims(c, &c->rope));
     if (!fits_f32(c->rope.theta)) gguf_key_f64(h, "rill.rope.theta", c->rope.theta);
+    if (c->local_rope.theta != 0) {
+        gguf_key_f32(h, ".rope.freq_base_swa", c->local_rope.theta);
+        if (!fits_f32(c->local_rope.theta)) gguf_key_f64(h, "rill.rope.local_theta", c->local_rope.theta);
+    }
     if (c->rope.scaling == ROPE_LINEAR) {
         gguf_key_string(h, ".rope.scaling.type", "linear");
         gguf_key_f32(h, ".rope.scaling.factor", c->rope.factor);

@@ -52,10 +52,15 @@ static void warn_of_code(const cJSON *json, const struct hf_class *class) {
 
 static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
     double share = arch->hf.partial_rotary;
-    struct hf_rope r, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
+    struct hf_rope r, local = {.partial = 1}, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = hf_rope_read(&r, json, &defaults, e);
+    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, e)
+                                       : hf_rope_read(&r, json, &defaults, e);
     if (rc) return rc;
+    if (local.partial != 1)
+        return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
+                       local.partial);
+    c->local_rope.theta = local.theta;
     if (r.partial != 1 && share == 0)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported (1 is)", r.partial);
     if (c->head_dim * r.partial < 2)
@@ -380,6 +385,7 @@ static double rotary_share(const struct model_config *c) {
 static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
     return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
+           (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
            (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", rotary_share(c)));
 }
 

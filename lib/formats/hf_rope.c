@@ -147,16 +147,64 @@ static int compare(const struct hf_rope *scaling, const struct hf_rope *paramete
     return 0;
 }
 
-int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) {
-    const cJSON *scaling, *parameters;
-    int rc = find_home(json, "rope_scaling", &scaling, e);
-    if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
-    if (rc) return rc;
+static int read_homes(struct hf_rope *r, const cJSON *json, const cJSON *scaling, const cJSON *parameters,
+                      const struct hf_rope *defaults, struct err *e) {
     const char *name = scaling ? "rope_scaling" : parameters ? "rope_parameters" : "rope";
-    rc = read_home(r, json, scaling ? scaling : parameters, defaults, e);
+    int rc = read_home(r, json, scaling ? scaling : parameters, defaults, e);
     if (rc) return err_prefix(e, "%s", name);
     if (!scaling || !parameters) return 0;
     struct hf_rope other;
     rc = read_home(&other, json, parameters, defaults, e);
     return rc ? err_prefix(e, "rope_parameters") : compare(r, &other, e);
+}
+
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) {
+    const cJSON *scaling, *parameters;
+    int rc = find_home(json, "rope_scaling", &scaling, e);
+    if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
+    return rc ? rc : read_homes(r, json, scaling, parameters, defaults, e);
+}
+
+/* ---- two rotations ------------------------------------------------------------------------------------------------- */
+
+/* What "rope_parameters" says of layers of sliding attention, or "rope_local_base_freq" beside it. */
+static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {
+    const char *name = "default";
+    unsigned type = DEFAULT;
+    double above = -1, inside = -1;
+    *r = (struct hf_rope){.theta = default_theta, .partial = 1};
+    int rc = home ? read_type(home, &name, &type, &r->scaling, e) : 0;
+    if (!rc && type != DEFAULT)
+        rc = err_set(e, ERR_DATA, "rope type '%s' is not supported for sliding attention (default is)", name);
+    if (!rc && home) rc = check_keys(home, name, type, e);
+    if (!rc && home) rc = json_opt_f64(home, "partial_rotary_factor", 0, 1, &r->partial, e);
+    if (!rc && home) rc = json_opt_f64(home, "rope_theta", 1, 1e12, &inside, e);
+    if (!rc) rc = json_opt_f64(json, "rope_local_base_freq", 1, 1e12, &above, e);
+    if (!rc && above >= 0 && inside >= 0 && above != inside)
+        rc = err_set(e, ERR_DATA, "\"rope_theta\" is %g here, but \"rope_local_base_freq\" is %g", inside, above);
+    if (above >= 0) r->theta = above;
+    if (inside >= 0) r->theta = inside;
+    return rc;
+}
+
+/* transformers 5 has an object for each type of layer in "rope_parameters"; keys beside them would be ignored. */
+static int check_layer_types(const cJSON *parameters, struct err *e) {
+    for (const cJSON *x = parameters ? parameters->child : NULL; x; x = x->next)
+        if (strcmp(x->string, "full_attention") != 0 && strcmp(x->string, "sliding_attention") != 0)
+            return err_set(e, ERR_DATA, "rope_parameters: \"%.100s\" is no type of layer", x->string);
+    return 0;
+}
+
+int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
+                      double default_sliding, struct err *e) {
+    const cJSON *scaling, *parameters, *of_full = NULL, *of_sliding = NULL;
+    int rc = find_home(json, "rope_scaling", &scaling, e);
+    if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
+    if (!rc) rc = check_layer_types(parameters, e);
+    if (!rc && parameters) rc = find_home(parameters, "full_attention", &of_full, e);
+    if (!rc && parameters) rc = find_home(parameters, "sliding_attention", &of_sliding, e);
+    if (!rc) rc = read_homes(full, json, scaling, of_full, defaults, e);
+    if (rc) return rc;
+    rc = read_sliding(sliding, json, of_sliding, default_sliding, e);
+    return rc ? err_prefix(e, "%s", of_sliding ? "rope_parameters" : "rope") : 0;
 }

@@ -386,6 +386,40 @@ def distilbert_encoder():
 @model("distilbert-classes")
 def distilbert_classes():
     return eager(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig(**DISTIL))
+GEMMA = SHAPE | dict(pad_token_id=None)  # PyTorch would keep the embedding of the padding from learning
+
+
+@model("gemma2")
+def gemma2():
+    return eager(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(
+        **GEMMA | dict(num_hidden_layers=3), num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16,
+        sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0))
+
+
+@model("gemma2-untied")  # layers in another order, a scale that is not the head's, scaled rotation
+def gemma2_untied():
+    return eager(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(
+        **GEMMA, num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=24, sliding_window=6,
+        layer_types=["full_attention", "sliding_attention"], attn_logit_softcapping=None,
+        final_logit_softcapping=None, tie_word_embeddings=False, rope_parameters=dict(
+            rope_type="linear", rope_theta=100.0, factor=4.0)))
+
+
+@model("gemma3")
+def gemma3():
+    return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
+        **GEMMA | dict(num_hidden_layers=3), num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16,
+        sliding_window=5, final_logit_softcapping=4.0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=50.0))))
+
+
+@model("gemma3-plain")  # what a file says nothing of, and no window
+def gemma3_plain():
+    return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
+        **GEMMA, num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=20, tie_word_embeddings=False,
+        layer_types=["full_attention"] * 2))
 
 
 if __name__ == "__main__":
