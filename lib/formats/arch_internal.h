@@ -79,11 +79,11 @@ struct hf_side {
     uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     bool tied;                   /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
-    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that another class reads.
-     * They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
+    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
+     * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
     const char *const *unread;
-    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to write of it.
-     * NULL: nothing. */
+    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to
+     * write of it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
     bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
@@ -240,8 +240,8 @@ void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, u
 
 #define LABELS_KEY "labels" /* of META */
 #define LABEL_SIZE 24
-/* From "id2label" or ARCH.classifier.output_labels (NULL: there is none) of a classifier into f->extra. ERR_DATA when there is no text
- * for each class. */
+/* From "id2label" or ARCH.classifier.output_labels (NULL: there is none) of a classifier into f->extra. ERR_DATA
+ * when there is no text for each class. */
 int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) MUST_CHECK;
 int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct err *e) MUST_CHECK;
 /* That of META, or "LABEL_3" in `out`. */

@@ -118,7 +118,8 @@ static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
     return false;
 }
 
-/* Of a head that the class does not read; but not a second value of a role that the model has, which other models read. */
+/* Of a head that the class does not read; but not a second value of a role that the model has, which other models
+ * read. */
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
     for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {

@@ -1,4 +1,5 @@
-/* BERT and its like in files: names of tensors in all their spellings, heads of other classes, what config.json and GGUF may say. */
+/* BERT and its like in files: names of tensors in all their spellings, heads of other classes, what config.json and
+ * GGUF may say. */
 #include <stdlib.h>
 
 #include "tests/unit/formats_samples.h"
@@ -8,7 +9,7 @@
 
 #define ARCH "tests/golden/arch/"
 
-/* ---- a golden folder with other names and texts ------------------------------------------------------------------------ */
+/* ---- a golden folder with other names and texts ------------------------------------------------------------------ */
 
 static struct buf file_of_folder(const char *folder, const char *name) {
     char path[512], piece[4096];
@@ -149,7 +150,7 @@ static void assert_refused(const char *folder, const char *says) {
     if (!strstr(e.msg, says)) fail_msg("'%s' does not say '%s'", e.msg, says);
 }
 
-/* ---- names ------------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
 static void names_with_and_without_their_base(void **state) {
     static const struct {
@@ -182,7 +183,8 @@ static void norms_called_gamma_and_beta(void **state) {
     remove_folder(folder);
 }
 
-/* bert-base-uncased is a BertForMaskedLM with the pooler and the second head of its pre-training, and a buffer of positions. */
+/* bert-base-uncased is a BertForMaskedLM with the pooler and the second head of its pre-training, and a buffer of
+ * positions. */
 static void heads_of_other_classes_are_left_out(void **state) {
     (void)state;
     char folder[64];
@@ -220,7 +222,7 @@ static void a_model_type_alone_is_the_encoder(void **state) {
     remove_folder(folder);
 }
 
-/* ---- config.json --------------------------------------------------------------------------------------------------------- */
+/* ---- config.json ------------------------------------------------------------------------------------------------- */
 
 static void what_config_json_may_say(void **state) {
     static const struct {
@@ -265,7 +267,7 @@ static void positions_of_roberta(void **state) {
     model_free(m);
 }
 
-/* ---- what a configuration may be ------------------------------------------------------------------------------------------- */
+/* ---- what a configuration may be --------------------------------------------------------------------------------- */
 
 static void classes_and_outputs_belong_together(void **state) {
     (void)state;
@@ -307,7 +309,7 @@ static void other_logits_are_refused(void **state) {
     model_free(m);
 }
 
-/* ---- GGUF -------------------------------------------------------------------------------------------------------------------- */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 static void open_golden_gguf(struct buf *gguf, const char *golden) {
     struct err e;
@@ -382,7 +384,7 @@ static void heads_that_gguf_cannot_hold(void **state) {
     }
 }
 
-/* ---- names of classes ------------------------------------------------------------------------------------------------------ */
+/* ---- names of classes -------------------------------------------------------------------------------------------- */
 
 /* The text of META's "labels", or "" when there is none. */
 static void labels_in(const struct buf *stream, char out[128]) {
