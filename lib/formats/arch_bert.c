@@ -1,6 +1,6 @@
 /*
- * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): encoders with norms after the sums. The class
- * says what is made of the hidden states: nothing, logits of masked tokens, or of classes.
+ * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): encoders with norms after the
+ * sums. The class says what is made of the hidden states: nothing, logits of masked tokens, or of classes.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -22,7 +22,7 @@ static const struct hf_key keys[] = {
     HF_KEY("output_past", HF_READ), /* of a cache */
 };
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 /* Norms were called gamma and beta in files made from the first implementation's. */
 #define LINEAR(role, name)                                                                                             \
@@ -107,7 +107,7 @@ static const struct arch_tensor gguf_roberta_tensors[] = {
     {ROLE_POSITION_EMBED, "position_embd.weight", FROM_FIRST},
 };
 
-/* ---- config.json ---------------------------------------------------------------------------------------------------- */
+/* ---- config.json ------------------------------------------------------------------------------------------------- */
 
 static int need_width(const cJSON *json, const char *key, struct err *e) {
     uint64_t width;
@@ -153,7 +153,7 @@ static int check(const struct model_config *c, struct err *e) {
     return check_heads(c, e);
 }
 
-/* ---- RoBERTa: positions are counted from the number after that of the padding token ----------------------------------- */
+/* ---- RoBERTa: positions are counted from the number after that of the padding token ------------------------------ */
 
 static int check_gelu(const struct model_config *c, struct err *e) {
     if (c->output != OUTPUT_MASKED_LM || c->act == ACT_GELU) return 0;
@@ -192,7 +192,7 @@ static int roberta_check(const struct model_config *c, struct err *e) {
     return rc;
 }
 
-/* ---- DistilBERT ------------------------------------------------------------------------------------------------------ */
+/* ---- DistilBERT -------------------------------------------------------------------------------------------------- */
 
 static const struct hf_numbers distilbert_numbers = {.layers = "n_layers",
                                                      .hidden = "dim",
@@ -227,7 +227,7 @@ static int distilbert_check(const struct model_config *c, struct err *e) {
     return check_heads(c, e);
 }
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------------ */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 #define POOLING_RANK 4 /* llama.cpp's LLAMA_POOLING_TYPE_RANK: through the classifier */
 #define TYPES_KEY    "tokenizer.ggml.token_type_count"
@@ -298,13 +298,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_key_bool(h, ".attention.causal", false);
     gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp wants one without a table, too */
     if (c->position_offset) gguf_key_u32(h, OFFSET_KEY, c->position_offset);
-    if (c->output != OUTPUT_CLASSES) return;
-    gguf_key_u32(h, ".pooling_type", POOLING_RANK);
-    gguf_key_array(h, ".classifier.output_labels", GGUF_STRING, c->classes);
-    for (uint32_t i = 0; i < c->classes; i++) {
-        char name[24];
-        gguf_put_string(h, name, (size_t)snprintf(name, sizeof name, "LABEL_%u", i));
-    }
+    if (c->output == OUTPUT_CLASSES) gguf_key_u32(h, ".pooling_type", POOLING_RANK);
 }
 
 static int gguf_check(const struct model_config *c, struct err *e) {
@@ -320,7 +314,7 @@ static int gguf_check(const struct model_config *c, struct err *e) {
     return check_heads(c, e) ? err_set(e, ERR_DATA, "heads that are not as wide as llama.cpp's bert has them") : 0;
 }
 
-/* ---- the rows of the registry ------------------------------------------------------------------------------------------ */
+/* ---- the rows of the registry ------------------------------------------------------------------------------------ */
 
 #define TRAITS                                                                                                         \
     .positions = POSITIONS_LEARNED, .embed_norm = true, .norm = NORM_LAYER, .norm_place = NORM_POST,                   \

@@ -79,11 +79,11 @@ struct hf_side {
     uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     bool tied;                   /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
-    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that another class reads.
-     * They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
+    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
+     * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
     const char *const *unread;
-    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to write of it.
-     * NULL: nothing. */
+    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to
+     * write of it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
     bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
@@ -216,8 +216,10 @@ struct arch_place {
 struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
                              const struct model_config *c, struct model_slot s, const struct raw_table *files,
                              struct arch_place *place);
-/* Is this one of the role's names? */
-bool arch_names(const struct arch_tensors *table, struct model_slot s, const char *name);
+/* The row of the table that gives the role this name; NULL: none does. */
+const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name);
+/* Do models such as this one have it (OF_CLASSES, OF_UNTIED)? */
+bool arch_is_of(const struct model_config *c, const struct arch_tensor *t);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);
@@ -235,6 +237,18 @@ void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, ui
 /* And back: into its part of the file's tensor. */
 void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                   void *to);
+
+/* ---- names of classes (labels.c) ------------------------------------------------------------------------------- */
+
+#define LABELS_KEY "labels" /* of META */
+#define LABEL_SIZE 24
+/* From "id2label" or ARCH.classifier.output_labels (NULL: there is none) of a classifier into f->extra. ERR_DATA
+ * when there is no text for each class. */
+int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) MUST_CHECK;
+int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct err *e) MUST_CHECK;
+/* That of META, or "LABEL_3" in `out`. */
+const char *label_of(const cJSON *meta, uint32_t class, char out[LABEL_SIZE]);
+bool labels_to_hf(cJSON *config, const struct model_config *c, const cJSON *meta); /* "id2label" and its reverse */
 
 /* ---- tensors on their way out (export_tensors.c) ---------------------------------------------------------------- */
 

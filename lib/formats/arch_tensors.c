@@ -62,8 +62,7 @@ static uint64_t rows_of(const struct model_config *c, enum model_role role, uint
     return dims[0];
 }
 
-/* Is this a name of models such as this one? */
-static bool is_name_of(const struct model_config *c, const struct arch_tensor *t) {
+bool arch_is_of(const struct model_config *c, const struct arch_tensor *t) {
     if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
     return !(t->layout & OF_UNTIED) || !c->tied;
 }
@@ -92,7 +91,7 @@ static struct raw_tensor *find_in(const struct arch_tensors *table, const struct
     size_t base = table->base ? strlen(table->base) : 0;
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
-        if (t->role != s.role || !is_name_of(c, t)) continue;
+        if (t->role != s.role || !arch_is_of(c, t)) continue;
         spell(t->name, 0, s.layer, name);
         if (!p->name[0]) memcpy(p->name, name, sizeof name);
         struct raw_tensor *found = raw_table_find(files, name);
@@ -123,7 +122,7 @@ static bool place_in(const struct arch_tensors *table, unsigned without, const s
     *p = (struct arch_place){.table = table};
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
-        if (t->role != s.role || (t->layout & without) || !is_name_of(c, t)) continue;
+        if (t->role != s.role || (t->layout & without) || !arch_is_of(c, t)) continue;
         size_t base = c->output == OUTPUT_NONE && table->base ? strlen(table->base) : 0;
         if (base && strncmp(t->name, table->base, base) != 0) base = 0;
         p->tensor = t;
@@ -134,17 +133,17 @@ static bool place_in(const struct arch_tensors *table, unsigned without, const s
     return false;
 }
 
-bool arch_names(const struct arch_tensors *table, struct model_slot s, const char *name) {
+const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name) {
     char spelled[TENSOR_MAX_NAME + 1];
     size_t base = table->base ? strlen(table->base) : 0;
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
         if (t->role != s.role) continue;
         spell(t->name, 0, s.layer, spelled);
-        if (strcmp(spelled, name) == 0) return true;
-        if (base && strncmp(spelled, table->base, base) == 0 && strcmp(spelled + base, name) == 0) return true;
+        if (strcmp(spelled, name) == 0) return t;
+        if (base && strncmp(spelled, table->base, base) == 0 && strcmp(spelled + base, name) == 0) return t;
     }
-    return false;
+    return NULL;
 }
 
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,

@@ -111,16 +111,21 @@ static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
     struct arch_place place;
     for (size_t i = 0; i < model_slot_count(&f->config); i++) {
         struct model_slot s = model_slot_at(&f->config, i);
-        if (!arch_names(f->source->own, s, t->name)) continue;
+        if (!arch_named(f->source->own, s, t->name)) continue;
         const struct raw_tensor *taken = find_slot(f, s, &place);
         return taken && same_bits(taken, t);
     }
     return false;
 }
 
-/* Of a head that the class does not read. */
+/* Of a head that the class does not read; but not a second value of a role that the model has, which other models
+ * read. */
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
+    for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {
+        const struct arch_tensor *t = arch_named(f->source->own, model_slot_at(&f->config, i), name);
+        if (t && !arch_is_of(&f->config, t)) return false;
+    }
     if (base && strncmp(name, base, strlen(base)) == 0) name += strlen(base);
     for (; unread && *unread; unread++)
         if (strncmp(name, *unread, strlen(*unread)) == 0) return true;
@@ -266,6 +271,12 @@ static int put_general(struct foreign_model *f, const struct gguf_file *g, struc
     return err_nomem(e, "general keys");
 }
 
+static int keep_labels(struct foreign_model *f, const struct gguf_file *g, const char *prefix, struct err *e) {
+    char key[64];
+    snprintf(key, sizeof key, "%s.classifier.output_labels", prefix);
+    return labels_from_gguf(f, gguf_find(g, key), e);
+}
+
 static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_t n, const struct foreign_options *o,
                      struct err *e) {
     struct gguf_file g = {0};
@@ -276,6 +287,7 @@ static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_
     if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
     if (!rc) rc = arch_of_config(&f->config, &arch, e); /* its own name may be beside GGUF's */
     if (!rc) rc = put_general(f, &g, e);
+    if (!rc) rc = keep_labels(f, &g, name->name, e);
     f->format = "gguf";
     f->source->own = arch ? &arch->gguf.tensors : &gguf_common_tensors;
     f->source->common = &gguf_common_tensors;
@@ -305,7 +317,8 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
     if (!rc && !(o && (o->no_tokenizer || o->tokenizer))) rc = hf_find_tokenizer(f, folder, &own, e);
     if (!rc) rc = hf_read_generation(f, folder, e);
     if (!rc) rc = read_vocab(f, NULL, own, o, e);
-    return rc ? rc : hf_keep_generation(f, e);
+    if (!rc) rc = hf_keep_generation(f, e);
+    return rc ? rc : labels_from_hf(f, f->source->hf_config, e);
 }
 
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,

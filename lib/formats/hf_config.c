@@ -257,19 +257,6 @@ static int read_classes(const cJSON *json, struct model_config *c, struct err *e
     return 0;
 }
 
-static bool put_classes(cJSON *o, const struct model_config *c) {
-    if (c->output != OUTPUT_CLASSES) return true;
-    cJSON *names = cJSON_AddObjectToObject(o, "id2label"), *ids = cJSON_AddObjectToObject(o, "label2id");
-    bool ok = names && ids;
-    for (uint32_t i = 0; ok && i < c->classes; i++) {
-        char id[16], name[24];
-        snprintf(id, sizeof id, "%u", i);
-        snprintf(name, sizeof name, "LABEL_%u", i);
-        ok = json_put_str(names, id, name) && json_put_u64(ids, name, i);
-    }
-    return ok;
-}
-
 static bool predicts_tokens(const struct model_config *c) {
     return c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
 }
@@ -410,7 +397,7 @@ cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum
     cJSON *name = classes ? cJSON_CreateString(class->class) : NULL;
     bool tied = predicts_tokens(c) ? c->tied : arch->hf.tied;
     bool ok = name && cJSON_AddItemToArray(classes, name) && json_put_str(o, "model_type", class->model_type) &&
-              put_numbers(o, arch->hf.numbers, c) && put_rope(o, arch, c) && put_classes(o, c) &&
+              put_numbers(o, arch->hf.numbers, c) && put_rope(o, arch, c) &&
               json_put_bool(o, "tie_word_embeddings", tied) && json_put_str(o, "torch_dtype", torch_name(dtype)) &&
               json_put_bool(o, "use_cache", true);
     if (ok && arch->hf.write) ok = arch->hf.write(o, c);

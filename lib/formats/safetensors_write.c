@@ -87,8 +87,8 @@ static int write_config(struct out *o, struct out_folder *f, struct err *e) {
     cJSON *json = hf_config_write(&x->config, x->vocab, type_in_file(o, o->tensors.items[0].stored), e);
     if (!json) return e->code;
     const char *name = export_name(x);
-    int rc = name && !json_put_str(json, "_name_or_path", name) ? err_nomem(e, "config.json")
-                                                                : write_json(f, "config.json", json, e);
+    bool ok = labels_to_hf(json, &x->config, x->meta) && (!name || json_put_str(json, "_name_or_path", name));
+    int rc = !ok ? err_nomem(e, "config.json") : write_json(f, "config.json", json, e);
     cJSON_Delete(json);
     return rc;
 }

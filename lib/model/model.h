@@ -57,7 +57,7 @@ enum model_output {
     OUTPUT_LM,        /* logits of the next token */
     OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
     OUTPUT_NONE,      /* hidden states */
-    OUTPUT_CLASSES, /* logits of classes, one row for each sequence, of its first position: through the pooler if there is one */
+    OUTPUT_CLASSES,   /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
@@ -371,26 +371,28 @@ struct model_input {
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
-/* The graph up to what the head reads, [model_output_rows][embed_dim]; NULL on failure (grad_error): the normalised hidden states,
- * after the transform of a masked-LM head, or of a classifier one row for each sequence. Refuses token ids from model_n_tokens
- * up and sequences longer than the context with ERR_DATA. With a recording tape it is the training graph. */
+/* The graph up to what the head reads, [model_output_rows][embed_dim]; NULL on failure (grad_error): the normalised
+ * hidden states, after the transform of a masked-LM head, or of a classifier one row for each sequence. Refuses token
+ * ids from model_n_tokens up and sequences longer than the context with ERR_DATA. With a recording tape it is the
+ * training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
-/* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler, these rows.
- * Takes no part in model_graph but that of a classifier. NULL on failure. */
+/* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
+ * these rows. Takes no part in model_graph but that of a classifier. NULL on failure. */
 struct grad_var *model_pooled(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
                               struct err *e);
-/* What grad_head needs to make logits: weight (embed.weight when tied, the classifier's), bias, soft cap. w is NULL when the model
- * has no head. */
+/* What grad_head needs to make logits: weight (embed.weight when tied, the classifier's), bias, soft cap. w is NULL
+ * when the model has no head. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t);
 /* ERR_DATA unless its logits are of the next token, and of what comes before it alone: what generation, perplexity and
  * distillation stand on. Says what the model is instead. */
 int model_check_next_token(const struct model_config *c, struct err *e) MUST_CHECK;
 
-/* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of model_output_rows;
- * `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of the batch and one block. */
+/* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
+ * model_output_rows; `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of
+ * the batch and one block. */
 typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;

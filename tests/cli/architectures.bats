@@ -108,3 +108,28 @@ causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
     check_exit 3 rill import hf
     assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM*"
 }
+
+@test "an encoder is refused where logits of the next token are meant" {
+    local model says
+    for model in bert roberta-classes distilbert-encoder; do
+        case $model in
+        bert) says='is a masked language model: its logits are of the token itself' ;;
+        roberta-classes) says='is a classifier: its logits are of 3 classes' ;;
+        *) says='has no head: it makes hidden states' ;;
+        esac
+        says="the model $says*"
+        check_exit 0 rill import --force -q --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/$model" -o m.rill
+        echo 'once upon a time, the end.' >t.txt
+        check_exit 0 rill tokenize --force -q -m m.rill --lines t.txt -o tok.rill
+        check_exit 3 rill generate -m m.rill tok.rill
+        assert_stderr_line "$says"
+        check_exit 3 rill teacher-infer -m m.rill tok.rill -o kd.rill
+        assert_stderr_line "$says"
+        check_exit 3 rill teacher-infer -m m.rill --weights stream tok.rill -o kd.rill
+        assert_stderr_line "$says"
+        check_exit 3 rill eval -m m.rill --context 16 tok.rill
+        assert_stderr_line "$says"
+        check_exit 3 rill distill -m m.rill --steps 2 tok.rill -o s.rill
+        assert_stderr_line "$says"
+    done
+}

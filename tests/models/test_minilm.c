@@ -1,7 +1,7 @@
 /*
- * all-MiniLM-L6-v2, a BERT, against Hugging Face transformers in f32: last hidden states and the vectors of sentences that
- * sentence-transformers makes of them (tests/reference/make_minilm_golden.py). Wants the model (MINILM, default models/minilm:
- * `make -f examples/models.mk minilm`) and skips where it is absent. Run by `make test-models`.
+ * all-MiniLM-L6-v2, a BERT, against Hugging Face transformers in f32: last hidden states and the vectors of sentences
+ * that sentence-transformers makes of them (tests/reference/make_minilm_golden.py). Wants the model (MINILM, default
+ * models/minilm: `make -f examples/models.mk minilm`) and skips where it is absent. Run by `make test-models`.
  */
 #include <stdlib.h>
 

@@ -339,8 +339,8 @@ def gpt_neox_sequential():
 
 ENCODERS = "bert", "roberta", "distilbert"
 BERT = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=30)
-DISTIL = dict(vocab_size=VOCAB, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=30)
+            max_position_embeddings=64)
+DISTIL = dict(vocab_size=VOCAB, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
 
 
 @model("bert")
