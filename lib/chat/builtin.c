@@ -23,7 +23,7 @@ static bool is_word_of(struct str name, const char *names) {
     return false;
 }
 
-bool args_check(struct render *r, const struct call_args *a, const char *what, struct str name, size_t max,
+bool call_check(struct render *r, const struct call_args *a, const char *what, struct str name, size_t max,
                 const char *names) {
     if (a->n > max) return chat_fail(r, "%s '%.*s' takes no more than %zu arguments", what, (int)name.n, name.p, max);
     for (size_t k = 0; k < a->n_kwargs; k++)
@@ -66,7 +66,9 @@ static bool filter_lower(struct render *r, const struct value *v, const struct c
     return as_method(r, STR("lower"), v, a, out);
 }
 static bool filter_title(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
-    return as_method(r, STR("title"), v, a, out);
+    struct str s;
+    (void)a;
+    return value_string(r, v, &s) && chat_change_case(r, s, TITLE_FILTER, out);
 }
 static bool filter_capitalize(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
     return as_method(r, STR("capitalize"), v, a, out);
@@ -380,7 +382,7 @@ bool chat_has_filter(struct str name) {
 bool chat_filter(struct render *r, struct str name, const struct value *v, const struct call_args *a,
                  struct value *out) {
     size_t i = find_filter(name);
-    if (!args_check(r, a, "the filter", name, filters[i].max, filters[i].names) || !chat_enter(r)) return false;
+    if (!call_check(r, a, "the filter", name, filters[i].max, filters[i].names) || !chat_enter(r)) return false;
     bool ok = filters[i].run(r, v, a, out);
     r->depth--;
     return ok;

@@ -134,6 +134,35 @@ static int find_turns(struct conversation *c, const struct buf *text, struct buf
 
 /* ---- the conversation ---- */
 
+/* As transformers does: what a message calls "thinking" or "reasoning" is its reasoning_content too, and the other way. */
+static bool name_reasoning(struct render *r, struct value *message) {
+    const struct str names[] = {STR("reasoning_content"), STR("thinking"), STR("reasoning")};
+    const struct value *found = NULL;
+    const struct dict *d = message->dict;
+    struct value out;
+    for (size_t i = 0; i < COUNT_OF(names) && !found; i++) {
+        found = dict_get(r, d, names[i]);
+        if (found && found->kind == V_NONE) found = NULL;
+    }
+    if (!found) return true;
+    if (!dict_new(r, &out) || !dict_set(r, out.dict, str_value(names[1]), *found)) return false;
+    for (size_t i = 0; i < d->n; i++)
+        if (!dict_set(r, out.dict, d->keys[i], d->values[i])) return false;
+    if (!dict_set(r, out.dict, str_value(names[0]), *found)) return false;
+    *message = out;
+    return true;
+}
+
+static int check_messages(struct conversation *c, struct err *e) {
+    for (size_t i = 0; i < c->messages.list->n; i++) {
+        struct value *message = &c->messages.list->items[i];
+        if (message->kind != V_DICT)
+            return err_set(e, ERR_DATA, "message %zu is %s, expected an object", i + 1, value_kind(message));
+        if (!name_reasoning(&c->in, message)) return e->code;
+    }
+    return 0;
+}
+
 static int read_conversation(struct conversation *c, const char *json, size_t n, const char *field, struct err *e) {
     struct value v;
     c->tools = c->documents = c->further = c->messages = NONE_VALUE;
@@ -159,7 +188,7 @@ static int read_conversation(struct conversation *c, const char *json, size_t n,
         return err_set(e, ERR_DATA, "no list of messages: expected one, or an object with one as \"%s\"", field);
     if (c->further.kind != V_DICT && c->further.kind != V_NONE)
         return err_set(e, ERR_DATA, "\"chat_template_kwargs\" is %s, expected an object", value_kind(&c->further));
-    return 0;
+    return check_messages(c, e);
 }
 
 int chat_render(const struct chat_template *t, const char *json, size_t n, const char *field, bool answers,

@@ -211,6 +211,10 @@ struct json_style {
 bool value_json(struct render *r, const struct value *v, const struct json_style *style, struct buf *out);
 size_t str_length(struct str s); /* code points */
 struct str str_slice(struct str s, size_t first, size_t n);
+bool chat_is_space(int32_t c); /* str.isspace() */
+enum letter_case { UPPER, LOWER, TITLE, TITLE_FILTER, CAPITALIZE };
+/* One character for each: ligatures and the like stay single characters, where Python makes two of them. */
+bool chat_change_case(struct render *r, struct str s, enum letter_case how, struct value *out);
 enum { STRIP_LEFT = 1, STRIP_RIGHT = 2 };
 struct str str_strip(struct str s, const struct str *chars, int sides); /* chars NULL: white space */
 
@@ -227,7 +231,7 @@ struct call_args {
 /* Argument `i` or the one named so; NULL when it is not given. */
 const struct value *arg_find(const struct call_args *a, size_t i, const char *name);
 /* No more than `max` positional arguments, and none of a name that is not in `names` (separated by spaces). */
-bool args_check(struct render *r, const struct call_args *a, const char *what, struct str name, size_t max,
+bool call_check(struct render *r, const struct call_args *a, const char *what, struct str name, size_t max,
                 const char *names);
 bool arg_str(struct render *r, const struct call_args *a, size_t i, const char *name, struct str fallback,
              struct str *out);

@@ -157,9 +157,7 @@ static bool is_cased(int32_t c) {
     return k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LL || k == UTF8PROC_CATEGORY_LT;
 }
 
-enum letter_case { UPPER, LOWER, TITLE, CAPITALIZE };
-/* One character for each: ligatures and the like stay single characters, where Python makes two of them. */
-static bool change_case(struct render *r, struct str s, enum letter_case how, struct value *out) {
+bool chat_change_case(struct render *r, struct str s, enum letter_case how, struct value *out) {
     char *text = chat_alloc(r, s.n + 1, 4), *to = text;
     bool begins = true;
     if (!text || !chat_step(r, s.n)) return false;
@@ -168,7 +166,11 @@ static bool change_case(struct render *r, struct str s, enum letter_case how, st
         utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)s.p + at, (utf8proc_ssize_t)(s.n - at), &c);
         if (n <= 0) break;
         bool upper = how == UPPER || (how != LOWER && begins);
-        begins = how == TITLE ? !is_cased(c) : false;
+        /* The filter knows words by what stands before them, the method by what letters are. */
+        if (how == TITLE_FILTER)
+            begins = chat_is_space(c) || (c < 0x80 && strchr("-({[<", (char)c));
+        else
+            begins = how == TITLE && !is_cased(c);
         to += chat_put_utf8(to, (uint32_t)(!upper         ? utf8proc_tolower(c)
                                            : how == UPPER ? utf8proc_toupper(c)
                                                           : utf8proc_totitle(c)));
@@ -179,19 +181,19 @@ static bool change_case(struct render *r, struct str s, enum letter_case how, st
 }
 static bool str_upper(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
     (void)a;
-    return change_case(r, m->self.s, UPPER, out);
+    return chat_change_case(r, m->self.s, UPPER, out);
 }
 static bool str_lower(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
     (void)a;
-    return change_case(r, m->self.s, LOWER, out);
+    return chat_change_case(r, m->self.s, LOWER, out);
 }
 static bool str_title(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
     (void)a;
-    return change_case(r, m->self.s, TITLE, out);
+    return chat_change_case(r, m->self.s, TITLE, out);
 }
 static bool str_capitalize(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
     (void)a;
-    return change_case(r, m->self.s, CAPITALIZE, out);
+    return chat_change_case(r, m->self.s, CAPITALIZE, out);
 }
 
 static bool str_join(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
@@ -297,7 +299,7 @@ bool chat_call_method(struct render *r, const struct method *m, const struct cal
     size_t i = find_method(&m->self, m->name);
     if (i == COUNT_OF(methods))
         return chat_fail(r, "%s has no method '%.*s'", value_kind(&m->self), (int)m->name.n, m->name.p);
-    return args_check(r, a, "the method", m->name, methods[i].max, methods[i].names) && methods[i].run(r, m, a, out);
+    return call_check(r, a, "the method", m->name, methods[i].max, methods[i].names) && methods[i].run(r, m, a, out);
 }
 
 /* ---- attributes and subscripts ---- */
@@ -427,9 +429,9 @@ bool chat_has_function(const struct render *r, struct str name) {
 
 bool chat_call_function(struct render *r, struct str name, const struct call_args *a, struct value *out) {
     struct str message;
-    if (str_is(name, "range")) return args_check(r, a, "the function", name, 3, "") && call_range(r, a, out);
+    if (str_is(name, "range")) return call_check(r, a, "the function", name, 3, "") && call_range(r, a, out);
     if (str_is(name, "dict") || str_is(name, "namespace")) return call_dict(r, a, str_is(name, "namespace"), out);
-    if (!args_check(r, a, "the function", name, 1, "message format")) return false;
+    if (!call_check(r, a, "the function", name, 1, "message format")) return false;
     if (str_is(name, "strftime_now")) return call_strftime(r, a, out);
     if (!arg_str(r, a, 0, "message", STR("no reason"), &message)) return false;
     return chat_fail(r, "the template refuses: %.*s", (int)(message.n < 400 ? message.n : 400), message.p);

@@ -238,8 +238,7 @@ struct str str_slice(struct str s, size_t first, size_t n) {
     return (struct str){s.p + start, byte_of(s, start, n) - start};
 }
 
-/* str.isspace() */
-static bool is_space(int32_t c) {
+bool chat_is_space(int32_t c) {
     return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
@@ -247,7 +246,7 @@ static bool is_space(int32_t c) {
 static bool stripped(struct str c, const struct str *chars) {
     int32_t point = 0;
     if (chars) return memmem(chars->p, chars->n, c.p, c.n) != NULL;
-    return utf8proc_iterate((const utf8proc_uint8_t *)c.p, (utf8proc_ssize_t)c.n, &point) > 0 && is_space(point);
+    return utf8proc_iterate((const utf8proc_uint8_t *)c.p, (utf8proc_ssize_t)c.n, &point) > 0 && chat_is_space(point);
 }
 
 struct str str_strip(struct str s, const struct str *chars, int sides) {
