@@ -87,9 +87,48 @@ static bool is_beginning(const struct conversation *c, const struct buf *text, c
     size_t n_eos = c->o->eos ? strlen(c->o->eos) : 0;
     *n = part->len;
     if (begins_with(text, part, *n)) return true;
-    if (!n_eos || part->len < n_eos || memcmp(part->data + part->len - n_eos, c->o->eos, n_eos) != 0) return false;
-    *n -= n_eos;
+    if (n_eos && part->len >= n_eos && !memcmp(part->data + part->len - n_eos, c->o->eos, n_eos) &&
+        begins_with(text, part, part->len - n_eos))
+        *n -= n_eos;
     return begins_with(text, part, *n);
+}
+
+/* The last (or first) place of `what` in text from byte `from` on, or text->len. */
+static size_t find_text(const struct buf *text, size_t from, struct str what, bool last) {
+    size_t found = text->len;
+    while (from <= text->len && what.n <= text->len - from) {
+        const unsigned char *p = memmem(text->data + from, text->len - from, what.p, what.n);
+        if (!p) break;
+        found = (size_t)(p - text->data);
+        from = found + 1;
+        if (!last) break;
+    }
+    return found;
+}
+
+/* What a message says in the end: its content, behind any thoughts in it. */
+static struct str last_words(struct render *r, const struct value *message) {
+    const struct value *v = dict_get(r, message->dict, STR("content"));
+    struct str s = v && v->kind == V_STR ? v->s : STR("");
+    const struct str close = STR("</think>");
+    for (const char *p; s.n && (p = memmem(s.p, s.n, close.p, close.n)) != NULL;)
+        s = (struct str){p + close.n, s.n - (size_t)(p + close.n - s.p)};
+    return str_strip(s, NULL, STRIP_LEFT | STRIP_RIGHT);
+}
+
+/* Templates that leave out the thoughts of earlier turns: a turn then ends where its words do, with what closes it
+ * when nothing follows (in `part`). */
+static bool find_end(struct conversation *c, size_t i, const struct buf *text, const struct buf *part, size_t n_part,
+                     size_t start, size_t *end) {
+    struct str words = last_words(&c->in, &c->messages.list->items[i]);
+    if (!words.n || start > n_part) return false;
+    const struct buf turn = {.data = part->data, .len = n_part};
+    size_t at = find_text(&turn, start, words, true);
+    if (at == turn.len || at + words.n == turn.len) return false; /* nothing closes a turn */
+    struct str closed = {(const char *)turn.data + at, turn.len - at};
+    at = find_text(text, start, closed, false);
+    *end = at + closed.n;
+    return at < text->len;
 }
 
 static int refuse_turn(size_t i, const char *what, struct err *e) {
@@ -111,9 +150,11 @@ static int find_turn(struct conversation *c, size_t i, const struct buf *text, s
     start = part->len;
     rc = render(c, i + 1, false, part, unused, e);
     if (rc) return err_prefix(e, "the conversation up to message %zu", i + 1);
-    if (!is_beginning(c, text, part, &span.end)) return refuse_turn(i, "it", e);
+    if (!is_beginning(c, text, part, &span.end) && !find_end(c, i, text, part, span.end, start, &span.end))
+        return refuse_turn(i, "it", e);
     if (i + 1 == c->messages.list->n) span.end = text->len; /* the end of the document is the answer's */
-    if (start > span.start) span.start = start;             /* answers in a row share a beginning */
+    if (start < span.start) return refuse_turn(i, "what comes before it", e);
+    span.start = start;
     return span.end > span.start ? buf_append(spans, &span, sizeof span, e) : 0;
 }
 

@@ -59,7 +59,9 @@ struct chat_text {
  * spans: the text inside {% generation %} blocks where the template has any. Otherwise, for every message of the role
  * "assistant": from the end of the conversation before it rendered with a generation prompt, to the end of the
  * conversation up to it, without the end-of-document token that some templates put last. Both must be beginnings of the
- * whole text; ERR_DATA names the message when they are not, as in templates that write earlier turns differently.
+ * whole text. Where the latter is not, because the template leaves out the thoughts of earlier turns, the answer ends with
+ * the message's last words (behind "</think>") and what closes them when nothing follows. ERR_DATA names a message whose
+ * place cannot be told.
  * With `answers` false no spans are looked for.
  */
 int chat_render(const struct chat_template *t, const char *json, size_t n, const char *field, bool answers,

@@ -370,9 +370,11 @@ bool chat_index(struct render *r, const struct value *v, const struct value *key
 static bool read_date(const char *date, struct tm *out) {
     int end = 0, year, month, day;
     static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (strlen(date) != 10 || strspn(date, "0123456789-") != 10 ||
-        sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10)
-        return false;
+    static const char form[] = "0000-00-00";
+    if (strlen(date) != 10) return false;
+    for (int i = 0; i < 10; i++)
+        if (form[i] == '-' ? date[i] != '-' : date[i] < '0' || date[i] > '9') return false;
+    if (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || year < 1) return false;
     bool leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     if (month < 1 || month > 12 || day < 1 || day > days[month - 1] + (month == 2 && leap)) return false;
     *out = (struct tm){.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day};
