@@ -6,7 +6,7 @@
  *
  * A token stream may have a mask, tensor `mask` u8 [n_positions] of its batches: 1 where the token is to be learnt, as what
  * the assistant says in a conversation, 0 where it is only read. Row t has no label when the mask is 0 at t + 1, so that
- * neither loss nor evaluation counts it. A batch without the tensor is all 1.
+ * neither a loss nor what is measured on labels counts it. A batch without the tensor is all 1.
  *
  * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
  *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
