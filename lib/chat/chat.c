@@ -175,7 +175,8 @@ static int find_turns(struct conversation *c, const struct buf *text, struct buf
 
 /* ---- the conversation ---- */
 
-/* As transformers does: what a message calls "thinking" or "reasoning" is its reasoning_content too, and the other way. */
+/* As transformers does: what a message calls "thinking" or "reasoning" is its reasoning_content too, and the other
+ * way. */
 static bool name_reasoning(struct render *r, struct value *message) {
     const struct str names[] = {STR("reasoning_content"), STR("thinking"), STR("reasoning")};
     const struct value *found = NULL;

@@ -18,7 +18,8 @@ static inline bool str_is(struct str a, const char *text) {
     return a.n == strlen(text) && (!a.n || memcmp(a.p, text, a.n) == 0);
 }
 
-/* ---- tokens (lex.c) ---------------------------------------------------------------------------------------------- */
+/* ---- tokens (lex.c)
+ * ---------------------------------------------------------------------------------------------- */
 
 enum token_type {
     T_TEXT,  /* outside tags */
@@ -45,7 +46,8 @@ int chat_lex(struct arena *memory, struct str source, struct chat_token **out, s
 /* Appends a code point as UTF-8 (1 to 4 bytes) and returns its length. */
 size_t chat_put_utf8(char *to, uint32_t c);
 
-/* ---- the syntax tree (parse.c) ------------------------------------------------------------------------------------- */
+/* ---- the syntax tree (parse.c)
+ * ------------------------------------------------------------------------------------- */
 
 enum node_type {
     /* expressions */
@@ -108,7 +110,8 @@ struct chat_template {
 };
 int chat_parse(struct chat_template *t, struct chat_token *tokens, struct err *e) MUST_CHECK;
 
-/* ---- values (value.c) ---------------------------------------------------------------------------------------------- */
+/* ---- values (value.c)
+ * ---------------------------------------------------------------------------------------------- */
 
 enum kind { V_UNDEFINED, V_NONE, V_BOOL, V_INT, V_FLOAT, V_STR, V_LIST, V_DICT, V_LOOP, V_MACRO, V_FUNCTION, V_METHOD };
 struct value {
@@ -160,7 +163,8 @@ static inline struct value undefined_value(struct str what) {
     return (struct value){.kind = V_UNDEFINED, .s = what};
 }
 
-/* ---- a rendering ------------------------------------------------------------------------------------------------- */
+/* ---- a rendering
+ * ------------------------------------------------------------------------------------------------- */
 
 struct frame { /* variables of a scope */
     struct dict vars;

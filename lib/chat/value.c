@@ -1,4 +1,5 @@
-/* Values of a rendering: what they equal, contain and print as. As Python has them, for that is what templates were made
+/* Values of a rendering: what they equal, contain and print as. As Python has them, for that is what templates
+ * were made
  * with. */
 #include <math.h>
 #include <stdarg.h>
