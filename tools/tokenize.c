@@ -2,8 +2,8 @@
 #include "lib/run/run.h"
 
 static struct run_options how;
-static const char *field, *bos, *eos;
-static bool lines, drop_last, no_special, no_normalise, decode;
+static const char *field, *bos, *eos, *template_path, *date;
+static bool chat, prompt, lines, drop_last, no_special, no_normalise, decode;
 static uint64_t context, max_tokens, per_batch;
 
 static const struct cli_option options[] = {
@@ -20,6 +20,33 @@ static const struct cli_option options[] = {
      .arg = "FIELD",
      .needs = {"!decode", "!lines"},
      .help = "each line is a JSON object, and the string FIELD in it a document"},
+    {.name = "chat",
+     .type = CLI_FLAG,
+     .to = &chat,
+     .needs = {"!decode", "!lines", "!no-special"},
+     .help =
+         "each line is a JSON conversation: a list of messages, or an object with it as \"messages\" (or the FIELD of "
+         "--jsonl), and with \"tools\", \"documents\" and \"chat_template_kwargs\" if it has any. The model's chat "
+         "template makes a document of it"},
+    {.name = "add-generation-prompt",
+     .type = CLI_FLAG,
+     .to = &prompt,
+     .needs = {"chat"},
+     .help = "end with what opens the assistant's turn, for generate; there is no mask then"},
+    {.name = "chat-template",
+     .type = CLI_STRING,
+     .to = &template_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .needs = {"chat"},
+     .help = "use this Jinja template, not the model's"},
+    {.name = "date",
+     .type = CLI_STRING,
+     .to = &date,
+     .arg = "YYYY-MM-DD",
+     .needs = {"chat"},
+     .help = "today, for templates that write it. Without it they write the date they were made with, or "
+             "fail"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -91,6 +118,7 @@ static const struct cli_option options[] = {
 struct job {
     struct cli *cli;
     struct cli_file *in;
+    struct run_chat *chat;
     struct stream_writer *out;
     uint64_t bytes;
 };
@@ -109,9 +137,10 @@ static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
                                       .first_pos = b->first_pos,
                                       .n_positions = b->n_positions,
                                       .n_seqs = b->n_seqs,
-                                      .n_tensors = 2,
+                                      .n_tensors = b->mask ? 3 : 2,
                                       .flags = b->continues ? BATCH_CONTINUES : 0};
-    return batch_write(j->out, &head, b->tokens, b->lengths, e);
+    int rc = batch_write(j->out, &head, b->tokens, b->lengths, e);
+    return !rc && b->mask ? batch_write_mask(j->out, &head, b->mask, e) : rc;
 }
 
 static int write_meta(struct stream_writer *w, const struct vocab *v, const struct corpus_options *o, struct err *e) {
@@ -129,29 +158,40 @@ static int report(struct cli *c, const struct corpus_totals *t, struct err *e) {
 }
 
 static int encode(struct cli *c, const struct vocab *v, struct err *e) {
+    struct job j = {.cli = c};
+    struct corpus_totals totals = {0};
     struct corpus_options o = {
-        .documents = field   ? CORPUS_JSONL
+        .documents = chat    ? CORPUS_CHAT
+                     : field ? CORPUS_JSONL
                      : lines ? CORPUS_LINES
                              : CORPUS_WHOLE,
         .field = field,
+        .compose = run_chat_compose,
+        .mask = chat && !prompt,
         .context = (uint32_t)context,
         .drop_last = drop_last,
         .max_tokens = max_tokens,
         .batch_tokens = (uint32_t)per_batch,
         .encode = {.plain_specials = no_special, .no_normalise = no_normalise},
     };
-    struct job j = {.cli = c};
-    struct corpus_totals totals;
-    corpus_choose_specials(&o, v, bos, eos);
-    int rc = cli_open_file(c, cli_input_path(c, 0), "text", &j.in, e);
+    /* A template writes these itself. */
+    corpus_choose_specials(&o, v, chat && !strcmp(bos, "auto") ? "never" : bos,
+                           chat && !strcmp(eos, "auto") ? "never" : eos);
+    const struct run_chat_options how_chat = {
+        .path = template_path, .field = field, .date = date, .add_generation_prompt = prompt};
+    int rc = chat ? run_chat_open(&j.chat, c, v, &how_chat, e) : 0;
+    o.compose_ctx = j.chat;
+    if (!rc) rc = cli_open_file(c, cli_input_path(c, 0), "text", &j.in, e);
     if (!rc) rc = cli_open_output(c, &j.out, e);
     if (!rc) rc = write_meta(j.out, v, &o, e);
-    if (rc) return rc;
-    cli_progress_begin(c, "bytes", cli_file_size(j.in));
-    rc = corpus_encode(v, &o, read_text, write_batch, &j, &totals, e);
-    cli_progress_end(c);
-    if (rc == ERR_DATA) err_prefix(e, "%s", cli_file_name(j.in));
-    if (totals.stopped) cli_file_stop(j.in);
+    if (!rc) {
+        cli_progress_begin(c, "bytes", cli_file_size(j.in));
+        rc = corpus_encode(v, &o, read_text, write_batch, &j, &totals, e);
+        cli_progress_end(c);
+        if (totals.stopped) cli_file_stop(j.in);
+        if (rc == ERR_DATA) err_prefix(e, "%s", cli_file_name(j.in));
+    }
+    run_chat_free(j.chat);
     if (!rc) rc = cli_close_output(c, e);
     return rc ? rc : report(c, &totals, e);
 }
@@ -218,6 +258,16 @@ int main(int argc, char **argv) {
             "A document becomes a sequence. With --context N all documents are joined and cut into sequences of N "
             "tokens, what training and perplexity want: every sequence is as long as the model's context, none is "
             "padded. With BOS each of them begins with it, so a sequence then has N - 1 tokens of text.\n"
+            "With --chat the documents are conversations, in the text that the model's chat template makes of them, to "
+            "the "
+            "byte as transformers does. Special tokens in that text are special tokens, also where a message spells "
+            "one. "
+            "The batches get a mask: what the assistant says is to be learnt, which is the text in the template's "
+            "{% generation %} blocks or, where it has none, what each assistant message adds to the conversation "
+            "before "
+            "it with its generation prompt. distill trains on the masked tokens alone. BOS and EOS are the template's, "
+            "unless --bos or --eos asks for more. A template that uses what Rill does not know, refuses a "
+            "conversation, or does not end is an error that names its line.\n"
             "Input of any length takes the same memory, as long as no single word is larger than that.\n"
             "--report has the numbers of documents, sequences and tokens, and the bytes of text that the tokens stand "
             "for, which bits per byte divide by.",
@@ -225,6 +275,8 @@ int main(int argc, char **argv) {
                     "    the whole file in sequences of 512 tokens\n"
                     "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"
                     "    each JSON line's \"text\" is a sequence\n"
+                    "rill tokenize -m model.rill --chat < chats.jsonl > chats.tok.rill\n"
+                    "    conversations, to train on the answers only\n"
                     "rill tokenize -m model.rill --decode < tokens.rill\n"
                     "    the text of a token stream\n",
         .options = options,

@@ -7,13 +7,14 @@
 #define SUM_SLACK 1e-3 /* above 1 that the probabilities of a row may come to */
 
 /* One growing array per field of struct knowledge_rows. */
-enum { SEQS, LENGTHS, TOKENS, LABELS, OFFSET, IDS, PROBS, REST, DENSE };
+enum { SEQS, LENGTHS, TOKENS, LABELS, OFFSET, IDS, PROBS, REST, DENSE, MASK };
 
 static void set_pointers(struct knowledge_rows *k, const struct knowledge_format *f) {
     k->seqs = (void *)k->memory[SEQS].data;
     k->lengths = (void *)k->memory[LENGTHS].data;
     k->tokens = (void *)k->memory[TOKENS].data;
     k->labels = (void *)k->memory[LABELS].data;
+    k->mask = k->memory[MASK].data;
     k->offset = (void *)k->memory[OFFSET].data;
     k->ids = (void *)k->memory[IDS].data;
     k->probs = (void *)k->memory[PROBS].data;
@@ -62,15 +63,33 @@ static int append_lengths(struct knowledge_rows *k, const struct stream_batch *h
     return 0;
 }
 
-/* A position's label is the token behind it; the last position of a piece gets its own when the next piece arrives. */
+static int append_mask(struct knowledge_rows *k, const struct batch *b, struct err *e) {
+    const struct tensor *t = batch_find(b, BATCH_MASK);
+    uint64_t n = b->head.n_positions;
+    uint8_t *mask = extend(&k->memory[MASK], n, e);
+    if (!mask) return e->code;
+    memset(mask, 1, n);
+    if (!t) return 0;
+    if (batch_need(b, BATCH_MASK, DT_U8, 1, &n, &t, e)) return e->code;
+    memcpy(mask, t->data, n);
+    for (uint64_t i = 0; i < n; i++)
+        if (mask[i] > 1)
+            return err_set(e, ERR_DATA, "position %llu of the batch: the mask is %u, expected 0 or 1",
+                           (unsigned long long)i, mask[i]);
+    return 0;
+}
+
+/* A position's label is the token behind it, if the mask lets it be one; the last position of a piece gets its own when
+ * the next piece arrives. */
 static void set_labels(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
                        bool joined) {
     const uint32_t *tokens = (void *)k->memory[TOKENS].data;
+    const uint8_t *mask = k->memory[MASK].data;
     uint32_t *labels = (void *)k->memory[LABELS].data;
     size_t at = k->n_positions;
-    if (joined) labels[at - 1] = tokens[at];
+    if (joined) labels[at - 1] = mask[at] ? tokens[at] : UINT32_MAX;
     for (uint32_t i = 0; i < head->n_seqs; i++) {
-        for (uint32_t t = 0; t + 1 < lengths[i]; t++, at++) labels[at] = tokens[at + 1];
+        for (uint32_t t = 0; t + 1 < lengths[i]; t++, at++) labels[at] = mask[at + 1] ? tokens[at + 1] : UINT32_MAX;
         labels[at++] = UINT32_MAX;
     }
 }
@@ -232,7 +251,7 @@ static int append_batch(struct knowledge_rows *k, const struct knowledge_format 
     if (!k->memory[OFFSET].len && append_empty(k, 1, e)) return e->code;
     if (append_lengths(k, &b->head, lengths, e) || buf_append(&k->memory[TOKENS], tokens, n * sizeof *tokens, e))
         return e->code;
-    if (!extend(&k->memory[LABELS], n * sizeof *k->labels, e)) return e->code;
+    if (append_mask(k, b, e) || !extend(&k->memory[LABELS], n * sizeof *k->labels, e)) return e->code;
     set_labels(k, &b->head, lengths, joined);
     k->open = k->cursor.open;
     k->n_positions += n;
@@ -316,6 +335,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     drop_front(&k->memory[LENGTHS], n_seqs * sizeof *k->lengths);
     drop_front(&k->memory[TOKENS], n * sizeof *k->tokens);
     drop_front(&k->memory[LABELS], n * sizeof *k->labels);
+    drop_front(&k->memory[MASK], n);
     drop_front(&k->memory[OFFSET], n * sizeof *k->offset);
     drop_front(&k->memory[IDS], entries * sizeof *k->ids);
     drop_front(&k->memory[PROBS], entries * sizeof *k->probs);

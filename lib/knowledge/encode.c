@@ -25,7 +25,7 @@ struct knowledge_encoder {
 
     /* Announced by begin; rows have come for the first `done` positions. */
     struct stream_batch in;
-    struct buf in_tokens, in_lengths;
+    struct buf in_tokens, in_mask, in_lengths;
     size_t done, in_seq; /* in_seq: index of the sequence that the next row belongs to */
     uint64_t seq_left;   /* positions of it still to come in this announcement */
     uint64_t pos;        /* of the next row in its sequence */
@@ -35,7 +35,7 @@ struct knowledge_encoder {
     struct stream_batch head;
     uint64_t
         seq; /* number of the next row's sequence: counted anew, for a concatenation's segments begin from 0 again */
-    struct buf tokens, lengths, n, ids, values;
+    struct buf tokens, mask, lengths, n, ids, values;
 
     struct buf scratch[3];
     struct knowledge_rows decoded; /* knowledge_encoder_batch: its rows, and some of them in f32 */
@@ -103,12 +103,15 @@ static int put_teacher(struct knowledge_encoder *k, struct err *e) {
 static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     if (!k->head.n_positions) return 0;
     k->head.n_seqs = (uint32_t)(k->lengths.len / sizeof(uint32_t));
-    k->head.n_tensors = k->format.encoding == KNOW_DENSE ? 3 : 5;
+    bool masked = memchr(k->mask.data, 0, k->mask.len) != NULL; /* all 1 is what a batch without a mask says */
+    k->head.n_tensors = (k->format.encoding == KNOW_DENSE ? 3 : 5) + masked;
     k->head.flags = open ? BATCH_CONTINUES : 0;
     const uint32_t *tokens = (const uint32_t *)k->tokens.data, *lengths = (const uint32_t *)k->lengths.data;
-    if (batch_write(k->w, &k->head, tokens, lengths, e) || put_teacher(k, e)) return e->code;
+    if (batch_write(k->w, &k->head, tokens, lengths, e) ||
+        (masked && batch_write_mask(k->w, &k->head, k->mask.data, e)) || put_teacher(k, e))
+        return e->code;
     k->head = (struct stream_batch){0};
-    k->tokens.len = k->lengths.len = k->n.len = k->ids.len = k->values.len = 0;
+    k->tokens.len = k->mask.len = k->lengths.len = k->n.len = k->ids.len = k->values.len = 0;
     return 0;
 }
 
@@ -118,7 +121,8 @@ static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) 
     uint32_t length = (uint32_t)n;
     bool goes_on = k->head.n_positions && k->pos > 0; /* the batch holds the position before already */
     if (!k->head.n_positions) k->head.first_seq = k->seq, k->head.first_pos = k->pos;
-    if (buf_append(&k->tokens, tokens, n * sizeof *tokens, e)) return e->code;
+    if (buf_append(&k->tokens, tokens, n * sizeof *tokens, e) || buf_append(&k->mask, k->in_mask.data + k->done, n, e))
+        return e->code;
     if (goes_on)
         ((uint32_t *)k->lengths.data)[k->lengths.len / sizeof length - 1] += length;
     else if (buf_append(&k->lengths, &length, sizeof length, e))
@@ -356,14 +360,22 @@ int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *
     return 0;
 }
 
+static int append_ones(struct buf *b, size_t n, struct err *e) {
+    if (buf_reserve(b, n, e)) return e->code;
+    memset(b->data + b->len, 1, n);
+    b->len += n;
+    return 0;
+}
+
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
-                            const uint32_t *lengths, struct err *e) {
+                            const uint8_t *mask, const uint32_t *lengths, struct err *e) {
     assert(k->done == k->in.n_positions); /* the rows of what was announced before have come */
     if (!head->n_positions) return 0;
     if (knowledge_cursor_step(&k->cursor, head, lengths, e)) return e->code;
     if (!k->counts.positions) k->seq = head->first_seq;
-    k->in_tokens.len = k->in_lengths.len = 0;
+    k->in_tokens.len = k->in_mask.len = k->in_lengths.len = 0;
     if (buf_append(&k->in_tokens, tokens, head->n_positions * sizeof *tokens, e) ||
+        (mask ? buf_append(&k->in_mask, mask, head->n_positions, e) : append_ones(&k->in_mask, head->n_positions, e)) ||
         buf_append(&k->in_lengths, lengths, head->n_seqs * sizeof *lengths, e))
         return e->code;
     k->in = *head;
@@ -432,7 +444,7 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
 int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
                             struct err *e) {
     const struct knowledge_rows *d = &k->decoded;
-    if (knowledge_view(&k->decoded, f, b, e) || knowledge_encoder_begin(k, &b->head, d->tokens, d->lengths, e))
+    if (knowledge_view(&k->decoded, f, b, e) || knowledge_encoder_begin(k, &b->head, d->tokens, d->mask, d->lengths, e))
         return e->code;
     if (!d->n_positions) return 0;
     if (f->encoding == KNOW_DENSE) return encode_dense_batch(k, f, b, e);
@@ -450,8 +462,8 @@ struct knowledge_counts knowledge_encoder_counts(const struct knowledge_encoder 
 
 void knowledge_encoder_free(struct knowledge_encoder *k) {
     if (!k) return;
-    struct buf *all[] = {&k->in_tokens, &k->in_lengths, &k->tokens,     &k->lengths,    &k->n,
-                         &k->ids,       &k->values,     &k->scratch[0], &k->scratch[1], &k->scratch[2]};
+    struct buf *all[] = {&k->in_tokens, &k->in_lengths, &k->in_mask, &k->mask,       &k->tokens,     &k->lengths,
+                         &k->n,         &k->ids,        &k->values,  &k->scratch[0], &k->scratch[1], &k->scratch[2]};
     for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
     knowledge_rows_release(&k->decoded);
     buf_release(&k->block);

@@ -4,6 +4,10 @@
  * Position convention, stated once for all of Rill: row t of a sequence holds the distribution of the token at t + 1 given
  * tokens 0..t. The label of row t is tokens[t + 1]; the last row of a sequence has a distribution but no label.
  *
+ * A token stream may have a mask, tensor `mask` u8 [n_positions] of its batches: 1 where the token is to be learnt, as what
+ * the assistant says in a conversation, 0 where it is only read. Row t has no label when the mask is 0 at t + 1, so that
+ * neither a loss nor what is measured on labels counts it. A batch without the tensor is all 1.
+ *
  * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
  *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
  *   topk, ghost    teacher.n [n_positions], teacher.ids [total], teacher.logprobs f16 [total]
@@ -80,7 +84,7 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
  *
  *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
  *     for each batch of input:
- *         knowledge_encoder_begin(k, head, tokens, lengths)    announces positions
+ *         knowledge_encoder_begin(k, head, tokens, mask, lengths)  announces positions
  *         knowledge_encoder_rows(k, n, logits, ...) ...        gives them their rows, in any number of pieces
  *     knowledge_encoder_end(k)
  *
@@ -91,9 +95,9 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 struct knowledge_encoder;
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) MUST_CHECK;
-/* Copies the head, tokens and lengths of positions to come. ERR_DATA when they do not continue what came before. */
+/* Copies the head, tokens, mask (NULL: all 1) and lengths of positions to come. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
-                            const uint32_t *lengths, struct err *e) MUST_CHECK;
+                            const uint8_t *mask, const uint32_t *lengths, struct err *e) MUST_CHECK;
 /* The next rows [rows][vocab]: the teacher's distribution is softmax(x * inv_temperature). ERR_DATA names the
  * position that is not finite (or not within f16). */
 int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float *x, double inv_temperature,
@@ -130,14 +134,15 @@ struct knowledge_rows {
     uint64_t *seqs;     /* [n_seqs] numbers of the sequences in their stream */
     uint32_t *lengths;  /* [n_seqs] */
     uint32_t *tokens;   /* [n_positions] */
-    uint32_t *labels;   /* [n_positions], UINT32_MAX on the last position of a sequence */
+    uint32_t *labels;   /* [n_positions], UINT32_MAX on the last position of a sequence and before a masked token */
+    uint8_t *mask;      /* [n_positions], 1: the token may be a label. All 1 where the stream has no mask */
     uint64_t *offset;   /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
     float *rest;        /* ghost: probability outside the entries; NULL otherwise */
     const void *dense;  /* KNOW_DENSE: [n_positions][vocab_size] of the format's type; see knowledge_dense_rows */
     const void *viewed; /* private, as what follows: dense rows that are a batch's */
-    struct buf memory[9];
+    struct buf memory[10];
     struct buf seen;
     uint32_t stamp;
     struct knowledge_cursor cursor;

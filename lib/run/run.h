@@ -79,6 +79,23 @@ int run_file_again(struct run_file *f, enum stream_kind expect, struct stream_re
 void run_file_release(struct run_file *f);
 
 /* Begin with {0}. */
+/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT -------------------------------------------------- */
+
+struct run_chat_options {
+    const char *path;  /* of a template; NULL: the vocabulary's */
+    const char *field; /* of the messages; NULL: "messages" */
+    const char *date;  /* "YYYY-MM-DD", or NULL: templates have no date */
+    bool add_generation_prompt;
+};
+struct run_chat;
+/* ERR_DATA: no template, or one that is not understood. ERR_USAGE: no date. */
+int run_chat_open(struct run_chat **out, struct cli *c, const struct vocab *v, const struct run_chat_options *o,
+                  struct err *e) MUST_CHECK;
+void run_chat_free(struct run_chat *t); /* NULL is fine */
+/* A corpus_compose, with the struct run_chat as its ctx: chat_render, whose spans are answers. */
+int run_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
+                     struct err *e) MUST_CHECK;
+
 struct run_data {
     struct stream_reader *stream; /* the cli's */
     struct knowledge_format format;

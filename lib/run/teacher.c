@@ -141,7 +141,7 @@ static int announce(struct run_teacher *t, struct err *e) {
     struct stream_batch head = {
         .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
     if (!t->to && make_encoder(t, e)) return e->code;
-    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.lengths, e);
+    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
 }
 
 static int infer_block(struct run_teacher *t, struct err *e) {

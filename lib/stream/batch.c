@@ -151,3 +151,9 @@ int batch_write(struct stream_writer *w, const struct stream_batch *head, const 
     if (!rc) rc = write_u32(w, "tokens", tokens, head->n_positions, e);
     return rc ? rc : write_u32(w, "lengths", lengths, head->n_seqs, e);
 }
+
+int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask, struct err *e) {
+    struct tensor_desc d;
+    int rc = tensor_desc_init(&d, BATCH_MASK, DT_U8, 1, &head->n_positions, e);
+    return rc ? rc : stream_write_tensor(w, &d, NULL, mask, e);
+}

@@ -175,6 +175,10 @@ struct batch {
  * writes behind them. */
 int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
                 const uint32_t *lengths, struct err *e) MUST_CHECK;
+/* A mask [n_positions] of 0 and 1, one of the further tensors: which tokens are to be learnt. A batch without it is all 1. */
+#define BATCH_MASK "mask"
+int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask,
+                     struct err *e) MUST_CHECK;
 /* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks
  * that `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;

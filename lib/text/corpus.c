@@ -20,6 +20,9 @@ struct piece {
 struct share {
     size_t first, end; /* pieces */
     struct text_ids ids;
+    struct buf mask;        /* of ids, where one is wanted */
+    struct buf text, spans; /* a composed document */
+    struct text_ids part;   /* tokens of its beginning */
     int rc;
     struct err err;
 };
@@ -37,6 +40,10 @@ struct corpus {
     struct packer packer;
     struct corpus_totals *totals;
 };
+
+static bool is_json(const struct corpus *c) {
+    return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT;
+}
 
 /* ---- reading ---- */
 
@@ -104,7 +111,7 @@ static size_t plan_whole(struct corpus *c) {
  * has filled the window alone. An object can only wait. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
-    bool json = c->o->documents == CORPUS_JSONL;
+    bool json = is_json(c);
     if (c->at_end && json) {
         add_piece(c, at, n, true);
         return n;
@@ -119,7 +126,7 @@ static size_t plan_lines(struct corpus *c) {
     while (at < len && c->n_pieces < c->max_pieces && (nl = memchr(text + at, '\n', len - at)) != NULL) {
         size_t length = (size_t)(nl - text) - at, n = text_line_length(text + at, length);
         size_t used = n;
-        if (c->o->documents == CORPUS_JSONL)
+        if (is_json(c))
             add_piece(c, at, n, true);
         else
             used = add_text(c, at, n, true);
@@ -157,12 +164,53 @@ static int share_out(struct corpus *c, struct err *e) {
 
 /* ---- encoding ---- */
 
+/* How many tokens of the document, ids[0..n), the first `bytes` of its text have. `crossing` counts a token that goes on
+ * behind them, too. Found by encoding them again, which is right for every kind of vocabulary. */
+static int count_tokens(struct text_worker *w, const struct corpus *c, struct share *s, size_t bytes, bool crossing,
+                        const uint32_t *ids, size_t n, size_t *out, struct err *e) {
+    s->part.n = 0;
+    int rc = worker_encode(w, c->v, s->text.data, bytes, &c->o->encode, &s->part, e);
+    *out = 0;
+    while (!rc && *out < n && *out < s->part.n && s->part.ids[*out] == ids[*out]) ++*out;
+    if (*out < s->part.n && *out < n && crossing) ++*out;
+    return rc;
+}
+
+/* The mask of the tokens that the document in s->text became, ids[0..n). */
+static int mask_document(struct text_worker *w, const struct corpus *c, struct share *s, const uint32_t *ids, size_t n,
+                         struct err *e) {
+    const struct corpus_span *spans = (const void *)s->spans.data;
+    if (buf_reserve(&s->mask, n, e)) return e->code;
+    uint8_t *mask = s->mask.data + s->mask.len;
+    memset(mask, 0, n);
+    s->mask.len += n;
+    for (size_t i = 0; i < s->spans.len / sizeof *spans; i++) {
+        size_t first, end;
+        if (count_tokens(w, c, s, spans[i].start, false, ids, n, &first, e) ||
+            count_tokens(w, c, s, spans[i].end, true, ids, n, &end, e))
+            return e->code;
+        if (end > first) memset(mask + first, 1, end - first);
+    }
+    return 0;
+}
+
+static int encode_composed(struct text_worker *w, const struct corpus *c, const unsigned char *line, size_t n,
+                           struct share *s, struct err *e) {
+    size_t before = s->ids.n;
+    s->text.len = s->spans.len = 0;
+    int rc = c->o->compose(c->o->compose_ctx, line, n, &s->text, &s->spans, e);
+    if (!rc) rc = worker_encode(w, c->v, s->text.data, s->text.len, &c->o->encode, &s->ids, e);
+    return rc || !c->o->mask ? rc : mask_document(w, c, s, s->ids.ids + before, s->ids.n - before, e);
+}
+
 static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
-                         struct text_ids *ids, struct err *e) {
+                         struct share *s, struct err *e) {
+    struct text_ids *ids = &s->ids;
     size_t bom = text_bom(text, n); /* also behind the first line: files are joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
+    if (c->o->documents == CORPUS_CHAT) return encode_composed(w, c, text, n, s, e);
     cJSON *object = json_parse((const char *)text, n, e);
     if (!object) return e->code;
     const char *string;
@@ -180,8 +228,8 @@ static int encode_pieces(struct text_worker *w, const struct corpus *c, struct s
         o.continues = i ? !c->pieces[i - 1].ends_document : c->packer.in_document;
         size_t before = s->ids.n;
         s->ids.n_lost = 0;
-        int rc = c->o->documents == CORPUS_JSONL ? encode_object(w, c, text, p->n, &s->ids, e)
-                                                 : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
+        int rc =
+            is_json(c) ? encode_object(w, c, text, p->n, s, e) : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
         p->n_ids = s->ids.n - before;
         p->n_lost = s->ids.n_lost;
         if (rc) {
@@ -198,6 +246,7 @@ static void encode_share(void *ctx, size_t i, int thread) {
     struct text_worker *w;
     (void)thread;
     s->ids.n = 0;
+    s->mask.len = 0;
     s->rc = worker_take(&w, c->v, &s->err);
     if (s->rc) {
         s->end = s->first;
@@ -222,7 +271,8 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
         const struct piece *p = &c->pieces[i];
         c->totals->input_bytes = c->bytes + p->start + p->n;
         c->totals->lost_bytes += p->n_lost;
-        int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, p->n_ids, e) : 0;
+        const uint8_t *mask = c->o->mask ? s->mask.data + at : NULL;
+        int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, mask, p->n_ids, e) : 0;
         if (!rc && p->ends_document) rc = packer_end_document(&c->packer, e);
         if (rc) return rc;
         at += p->n_ids;
@@ -238,7 +288,7 @@ static int pack_window(struct corpus *c, struct err *e) {
         if (rc) return rc;
         if (!s->rc || c->packer.full) continue;
         *e = s->err;
-        if (c->o->documents != CORPUS_JSONL) return e->code;
+        if (!is_json(c)) return e->code;
         uint64_t line = c->lines + count_lines(c->window.data, c->pieces[s->end].start) + 1;
         return err_prefix(e, "line %llu", (unsigned long long)line);
     }
@@ -250,14 +300,13 @@ static int pack_window(struct corpus *c, struct err *e) {
 static int grow_window(struct corpus *c, struct err *e) {
     if (c->goal >= MAX_WINDOW)
         return err_set(e, ERR_DATA, "%zu bytes from byte %llu on have no place to cut: %s", c->window.len,
-                       (unsigned long long)c->bytes,
-                       c->o->documents == CORPUS_JSONL ? "a line is too long" : "nothing but one word");
+                       (unsigned long long)c->bytes, is_json(c) ? "a line is too long" : "nothing but one word");
     c->goal *= 2;
     return 0;
 }
 
 static void move_on(struct corpus *c, size_t used) {
-    if (c->o->documents == CORPUS_JSONL) c->lines += count_lines(c->window.data, used);
+    if (is_json(c)) c->lines += count_lines(c->window.data, used);
     c->bytes += used;
     if (!c->packer.full) c->totals->input_bytes = c->bytes;
     memmove(c->window.data, c->window.data + used, c->window.len - used);
@@ -293,7 +342,14 @@ static int check_options(const struct vocab *v, const struct corpus_options *o, 
 }
 
 static void release(struct corpus *c) {
-    for (size_t i = 0; i < c->cap_shares; i++) text_ids_release(&c->shares[i].ids);
+    for (size_t i = 0; i < c->cap_shares; i++) {
+        struct share *s = &c->shares[i];
+        text_ids_release(&s->ids);
+        text_ids_release(&s->part);
+        buf_release(&s->mask);
+        buf_release(&s->text);
+        buf_release(&s->spans);
+    }
     mem_free(c->shares);
     mem_free(c->pieces);
     buf_release(&c->window);

@@ -12,6 +12,7 @@ struct packer {
     void *ctx;
     struct corpus_totals *totals;
     uint32_t *tokens, *lengths; /* the batch: [cap], [cap] */
+    uint8_t *mask;              /* [cap], or NULL when none is wanted */
     size_t cap, n;
     uint32_t n_seqs;   /* closed ones */
     size_t open_start; /* where the open sequence begins in tokens */
@@ -22,7 +23,7 @@ struct packer {
 };
 int packer_init(struct packer *p, struct err *e) MUST_CHECK; /* v, o, write, ctx and totals are set */
 void packer_release(struct packer *p);
-int packer_add(struct packer *p, const uint32_t *ids, size_t n, struct err *e) MUST_CHECK;
+int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) MUST_CHECK;
 int packer_end_document(struct packer *p, struct err *e) MUST_CHECK;
 int packer_finish(struct packer *p, struct err *e) MUST_CHECK;
 

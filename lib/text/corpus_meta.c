@@ -3,8 +3,8 @@
 
 #include "lib/text/text.h"
 
-static const char *const document_names[] = {"whole", "lines", "jsonl"}; /* by enum corpus_documents */
-static const char *const eos_names[] = {"never", "between", "after"};    /* by enum corpus_eos */
+static const char *const document_names[] = {"whole", "lines", "jsonl", "chat"}; /* by enum corpus_documents */
+static const char *const eos_names[] = {"never", "between", "after"};            /* by enum corpus_eos */
 
 static bool wanted(const char *when, bool by_default) {
     return !strcmp(when, "always") || (!strcmp(when, "auto") && by_default);

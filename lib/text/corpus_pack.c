@@ -11,12 +11,14 @@ int packer_init(struct packer *p, struct err *e) {
     p->cap = batch_capacity(p->o);
     p->tokens = mem_array(p->cap, sizeof *p->tokens, e);
     p->lengths = p->tokens ? mem_array(p->cap, sizeof *p->lengths, e) : NULL;
-    return p->lengths ? 0 : e->code;
+    if (p->lengths && p->o->mask) p->mask = mem_array(p->cap, sizeof *p->mask, e);
+    return p->lengths && (p->mask || !p->o->mask) ? 0 : e->code;
 }
 
 void packer_release(struct packer *p) {
     mem_free(p->tokens);
     mem_free(p->lengths);
+    mem_free(p->mask);
 }
 
 /* ---- batches ---- */
@@ -28,6 +30,7 @@ static int write_batch(struct packer *p, size_t n, uint32_t n_seqs, bool continu
                                    .n_seqs = n_seqs,
                                    .continues = continues,
                                    .tokens = p->tokens,
+                                   .mask = p->mask,
                                    .lengths = p->lengths};
     for (size_t i = 0; i < n; i++) p->totals->text_bytes += vocab_text_bytes(p->v, p->tokens[i]);
     p->totals->tokens += n;
@@ -42,6 +45,7 @@ static int write_closed(struct packer *p, struct err *e) {
     int rc = write_batch(p, n, p->n_seqs, false, e);
     if (rc) return rc;
     memmove(p->tokens, p->tokens + n, (p->n - n) * sizeof *p->tokens);
+    if (p->mask) memmove(p->mask, p->mask + n, p->n - n);
     p->n -= n;
     p->first_seq += p->n_seqs;
     p->first_pos = 0;
@@ -88,6 +92,7 @@ static int open_sequence(struct packer *p, struct err *e) {
     p->open = true;
     p->open_start = p->n;
     p->open_pos = 0;
+    if (p->o->bos && p->mask) p->mask[p->n] = 0;
     if (p->o->bos) p->tokens[p->n++] = p->v->bos;
     return 0;
 }
@@ -96,17 +101,19 @@ static size_t min_size(size_t a, uint64_t b) {
     return b < a ? (size_t)b : a;
 }
 
-/* As many of the ids as the open sequence, the batch and max_tokens let in. */
-static size_t take(struct packer *p, const uint32_t *ids, size_t n) {
+/* As many of the ids as the open sequence, the batch and max_tokens let in. mask NULL: all 0. */
+static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
     if (p->o->context) n = min_size(n, p->o->context - open_length(p));
     memcpy(p->tokens + p->n, ids, n * sizeof *ids);
+    if (p->mask && mask) memcpy(p->mask + p->n, mask, n);
+    if (p->mask && !mask) memset(p->mask + p->n, 0, n);
     p->n += n;
     return n;
 }
 
-static int append(struct packer *p, const uint32_t *ids, size_t n, struct err *e) {
+static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) {
     while (n && !p->full) {
         int rc = 0;
         if (!p->open)
@@ -115,8 +122,9 @@ static int append(struct packer *p, const uint32_t *ids, size_t n, struct err *e
             rc = make_room(p, e);
         if (rc) return rc;
         if (!p->open || p->n == p->cap) continue; /* full; or BOS filled the batch */
-        size_t taken = take(p, ids, n);
+        size_t taken = take(p, ids, mask, n);
         ids += taken;
+        if (mask) mask += taken;
         n -= taken;
         if (tokens_left(p) == 0) p->full = true;
         if (p->o->context && open_length(p) == p->o->context) close_sequence(p);
@@ -126,12 +134,12 @@ static int append(struct packer *p, const uint32_t *ids, size_t n, struct err *e
 
 /* ---- documents ---- */
 
-int packer_add(struct packer *p, const uint32_t *ids, size_t n, struct err *e) {
+int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) {
     if (!n || p->full) return 0;
     p->in_document = true;
-    int rc = p->eos_due ? append(p, &p->v->eos, 1, e) : 0;
+    int rc = p->eos_due ? append(p, &p->v->eos, NULL, 1, e) : 0;
     p->eos_due = false;
-    return rc ? rc : append(p, ids, n, e);
+    return rc ? rc : append(p, ids, mask, n, e);
 }
 
 int packer_end_document(struct packer *p, struct err *e) {
@@ -141,7 +149,7 @@ int packer_end_document(struct packer *p, struct err *e) {
     }
     p->in_document = false;
     p->totals->documents++;
-    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, 1, e) : 0;
+    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, NULL, 1, e) : 0;
     p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
     if (!rc && !p->o->context && p->open) close_sequence(p);
     return rc;

@@ -248,7 +248,15 @@ enum corpus_documents {
     CORPUS_WHOLE, /* the whole input is one document */
     CORPUS_LINES, /* each line is one, without its \n or \r\n; an empty line is none */
     CORPUS_JSONL, /* the string `field` of the object on each line is one */
+    CORPUS_CHAT,  /* what `compose` makes of the JSON on each line is one */
 };
+/* Part of a document's text, in bytes. */
+struct corpus_span {
+    size_t start, end;
+};
+/* Makes a document of the JSON text in line[0..n): its text, and as struct corpus_span, ascending and disjoint, the parts
+ * to be learnt. Both buffers are empty at first. Called on several threads at a time. */
+typedef int corpus_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e);
 /* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends
  * are text like any other: \r\n stays what it is. */
 enum corpus_eos {
@@ -259,6 +267,10 @@ enum corpus_eos {
 struct corpus_options {
     enum corpus_documents documents;
     const char *field;
+    corpus_compose *compose; /* CORPUS_CHAT */
+    void *compose_ctx;
+    /* CORPUS_CHAT: batches have a mask, 1 for tokens with a byte in a span. BOS and EOS that are put in are 0. */
+    bool mask;
     uint32_t context; /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
     bool drop_last;   /* ... and the last one, if it is shorter, is left out */
     bool bos;         /* every sequence begins with v->bos (counted in N) */
@@ -275,6 +287,7 @@ struct corpus_batch {
     uint32_t n_seqs;
     bool continues;          /* the last sequence goes on in the next batch */
     const uint32_t *tokens;  /* [n_positions] */
+    const uint8_t *mask;     /* [n_positions], or NULL */
     const uint32_t *lengths; /* [n_seqs], none 0 */
 };
 struct corpus_totals {

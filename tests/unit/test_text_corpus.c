@@ -361,6 +361,93 @@ static void test_no_text(void **state) {
         }
 }
 
+/* ---- composed documents and their mask ---- */
+
+/* The line itself is the text; what stands between < and > is to be learnt. "!" is refused. */
+static int compose_line(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e) {
+    const char *p = line;
+    struct corpus_span span = {0};
+    assert_int_equal(text->len + spans->len, 0);
+    if (n && *p == '!') return err_set(e, ERR_DATA, "%s", (const char *)ctx);
+    for (size_t i = 0; i < n; i++) {
+        if (p[i] == '<') span.start = i + 1;
+        span.end = i;
+        if (p[i] == '>' && buf_append(spans, &span, sizeof span, e)) return e->code;
+    }
+    return buf_append(text, p, n, e);
+}
+
+struct masked {
+    const char *text;
+    size_t at;
+    struct buf tokens, mask;
+};
+static int read_all(void *ctx, void *dst, size_t n, size_t *got, struct err *e) {
+    struct masked *m = ctx;
+    size_t left = strlen(m->text) - m->at;
+    (void)e;
+    *got = left < n ? left : n;
+    memcpy(dst, m->text + m->at, *got);
+    m->at += *got;
+    return 0;
+}
+static int take_masked(void *ctx, const struct corpus_batch *b, struct err *e) {
+    struct masked *m = ctx;
+    assert_non_null(b->mask);
+    int rc = buf_append(&m->tokens, b->tokens, b->n_positions * sizeof *b->tokens, e);
+    return rc ? rc : buf_append(&m->mask, b->mask, b->n_positions, e);
+}
+
+/* Every masked token's text lies between < and >, or reaches into it; no other does. */
+static void test_mask(void **state) {
+    static const char text[] = "ask <answer one> then\n\nno answer\n< spaces in it > x<y><zz zz>\n<all of it>\n";
+    static const char learnt[] = "answer one spaces in it yzz zzall of it";
+    struct corpus_totals totals;
+    (void)state;
+    for (unsigned how = 0; how < 24; how++) {
+        struct err e = {0};
+        struct masked m = {.text = text};
+        struct buf got = {0};
+        struct corpus_options o = {.documents = CORPUS_CHAT,
+                                   .compose = compose_line,
+                                   .mask = true,
+                                   .context = how % 2 ? 5 : 0,
+                                   .bos = how / 2 % 2,
+                                   .eos = (enum corpus_eos)(how / 4 % 3),
+                                   .batch_tokens = how / 12 ? 3 : 1000};
+        if (corpus_encode(vocab, &o, read_all, take_masked, &m, &totals, &e)) fail_msg("%s", e.msg);
+        assert_int_equal(m.tokens.len, 4 * m.mask.len);
+        const uint32_t *ids = (const void *)m.tokens.data;
+        for (size_t i = 0; i < m.mask.len; i++)
+            if (m.mask.data[i]) assert_int_equal(text_decode(vocab, ids + i, 1, false, &got, &e), 0);
+        /* A token may hold the bracket before or behind: compare without them. */
+        size_t n = 0;
+        for (size_t i = 0; i < got.len; i++)
+            if (got.data[i] != '<' && got.data[i] != '>') got.data[n++] = got.data[i];
+        assert_int_equal(n, sizeof learnt - 1);
+        assert_memory_equal(got.data, learnt, n);
+        buf_release(&got);
+        buf_release(&m.tokens);
+        buf_release(&m.mask);
+    }
+}
+
+static void test_composing_fails(void **state) {
+    struct err e = {0};
+    struct masked m = {.text = "good\n\n!bad\n"};
+    struct corpus_totals totals;
+    struct corpus_options o = {.documents = CORPUS_CHAT,
+                               .compose = compose_line,
+                               .compose_ctx = (void *)"not this",
+                               .mask = true,
+                               .batch_tokens = 10};
+    (void)state;
+    assert_int_equal(corpus_encode(vocab, &o, read_all, take_masked, &m, &totals, &e), ERR_DATA);
+    assert_string_equal(e.msg, "line 3: not this");
+    buf_release(&m.tokens);
+    buf_release(&m.mask);
+}
+
 static void test_io_errors(void **state) {
     (void)state;
     unsigned char text[2000];
@@ -394,9 +481,11 @@ static void test_io_errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_as_defined), cmocka_unit_test(test_ends),         cmocka_unit_test(test_many_lines),
-        cmocka_unit_test(test_jsonl),      cmocka_unit_test(test_jsonl_errors), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_no_text),    cmocka_unit_test(test_io_errors),
+        cmocka_unit_test(test_as_defined),   cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_many_lines),   cmocka_unit_test(test_jsonl),
+        cmocka_unit_test(test_jsonl_errors), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_mask),         cmocka_unit_test(test_composing_fails),
+        cmocka_unit_test(test_no_text),      cmocka_unit_test(test_io_errors),
     };
     return cmocka_run_group_tests(tests, load, unload);
 }
