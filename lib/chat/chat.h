@@ -1,14 +1,12 @@
 /*
- * chat: renders the chat template of a model. A template is a program in a subset of Jinja that turns a
- * conversation into
- * the text that the model was trained on; transformers calls it apply_chat_template, and the text here is the same.
+ * chat: renders the chat template of a model. A template is a program in a subset of Jinja that turns a conversation
+ * into the text that the model was trained on; transformers calls it apply_chat_template, and the text here is the
+ * same.
  *
- * The subset: {{ }}, {% %}, {# #} with white space control, trim_blocks and lstrip_blocks as transformers sets
- * them; if,
- * for (filtered, with else, break, continue, loop), set (also of namespaces and as a block), macro, call, generation;
- * expressions with the filters, tests, functions and methods that builtin.c and method.c list. Whatever else
- * stands in a
- * template is refused by name and line. Strings are UTF-8 and count in code points, as in Python.
+ * The subset: {{ }}, {% %}, {# #} with white space control, trim_blocks and lstrip_blocks as transformers sets them;
+ * if, for (filtered, with else, break, continue, loop), set (also of namespaces and as a block), macro, call,
+ * generation; expressions with the filters, tests, functions and methods that builtin.c and method.c list. Whatever
+ * else stands in a template is refused by name and line. Strings are UTF-8 and count in code points, as in Python.
  *
  * A template comes with a model and is not trusted. Rendering stops with ERR_DATA at these limits:
  */
@@ -40,8 +38,7 @@ struct chat_options {
     size_t n_special;
     const char *eos; /* the text that ends a document, or NULL: some templates add it to the last turn only */
     /* What strftime_now tells, "YYYY-MM-DD", so that results can be repeated. NULL: templates do not have that
-     * function, and
-     * fall back on the date they were made with, if they can. */
+     * function, and fall back on the date they were made with, if they can. */
     const char *date;
 };
 /* ERR_USAGE when it is no "YYYY-MM-DD". */
@@ -58,18 +55,15 @@ struct chat_text {
 };
 /*
  * Renders one conversation, JSON in json[0..n): an object with `messages` under `field`, and optionally `tools`,
- * `documents` and `chat_template_kwargs` (further variables); or the list of messages alone. Replaces what *out
- * holds.
+ * `documents` and `chat_template_kwargs` (further variables); or the list of messages alone. Replaces what
+ * *out holds.
  *
  * spans: the text inside {% generation %} blocks where the template has any. Otherwise, for every message of the role
  * "assistant": from the end of the conversation before it rendered with a generation prompt, to the end of the
- * conversation up to it, without the end-of-document token that some templates put last. Both must be beginnings
- * of the
- * whole text. Where the latter is not, because the template leaves out the thoughts of earlier turns, the answer
- * ends with
- * the message's last words (behind "</think>") and what closes them when nothing follows. ERR_DATA names a message
- * whose
- * place cannot be told.
+ * conversation up to it, without the end-of-document token that some templates put last. Both must be
+ * beginnings of the whole text. Where the latter is not, because the template leaves out the thoughts of earlier turns,
+ * the answer ends with the message's last words (after "</think>") and what closes them when nothing follows. ERR_DATA
+ * names a message whose place cannot be told.
  * With `answers` false no spans are looked for.
  */
 int chat_render(const struct chat_template *t, const char *json, size_t n, const char *field, bool answers,
