@@ -274,8 +274,8 @@ int main(int argc, char **argv) {
                     "    the whole file in sequences of 512 tokens\n"
                     "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"
                     "    each JSON line's \"text\" is a sequence\n"
-                    "rill tokenize -m model.rill --chat < chats.jsonl > chats.tok.rill\n"
-                    "    conversations, to train on the answers only\n"
+                    "rill tokenize -m model.rill --chat --chat-template chat.jinja chats.jsonl -o chats.tok.rill\n"
+                    "    conversations, to train on the answers only, by a template for a model without one\n"
                     "rill tokenize -m model.rill --decode < tokens.rill\n"
                     "    the text of a token stream\n",
         .options = options,
