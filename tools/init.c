@@ -63,12 +63,11 @@ static const struct cli_option options[] = {
      .max = UINT32_MAX,
      .help = "longest sequence"},
     {.name = "arch",
-     .type = CLI_CHOICE,
+     .type = CLI_STRING,
      .to = &arch,
      .arg = "NAME",
-     .choices = "llama|qwen2",
      .fallback = "llama",
-     .help = "architecture; qwen2 has biases on q, k and v"},
+     .help = "architecture: a decoder of those that help architectures lists"},
     {.name = "rope-theta",
      .type = CLI_F64,
      .to = &theta,
@@ -92,12 +91,15 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static int configure(struct model_config *config, const struct model_head *like, struct arena *a, struct err *e) {
+static int configure(const struct cli *c, struct model_config *config, const struct model_head *like, struct arena *a,
+                     struct err *e) {
     if (!kv_heads) kv_heads = heads;
     if (!head_dim && hidden % heads)
         return err_set(e, ERR_USAGE, "hidden size %llu is no multiple of %llu heads: give --head-dim",
                        (unsigned long long)hidden, (unsigned long long)heads);
     if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
+    if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))
+        return err_set(e, ERR_USAGE, "--rope-theta has no effect with --arch %s, which learns its positions", arch);
     config->n_layers = (uint32_t)layers;
     config->hidden = (uint32_t)hidden;
     config->context = (uint32_t)context;
@@ -111,6 +113,7 @@ static int configure(struct model_config *config, const struct model_head *like,
     for (uint32_t i = 0; i < layers; i++)
         config->layers[i] =
             (struct model_layer){.n_heads = (uint32_t)heads, .n_kv_heads = (uint32_t)kv_heads, .ffn = (uint32_t)ffn};
+    arch_complete(config);
     return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
 }
 
@@ -128,7 +131,7 @@ static int run(struct cli *c, struct err *e) {
     struct arena a = {0};
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
-    if (!rc) rc = configure(&config, &like, &a, e);
+    if (!rc) rc = configure(c, &config, &like, &a, e);
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);

@@ -200,7 +200,8 @@ int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) M
 /* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else
  * memory is out). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
-/* The plain facts of an object on one line, as "  key=value", those of objects in it too; lists are left out. */
+/* The plain facts of an object on one line, as "  key=value", those of objects in it too: "  of.key=value" where the object
+ * before has that key. Lists are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
 /* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */

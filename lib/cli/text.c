@@ -62,26 +62,45 @@ int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
     return text ? 0 : complete ? e->code : err_nomem(e, "text");
 }
 
-static void put_fact(FILE *out, const char *key, const char *value) {
+static void put_fact(FILE *out, const char *of, const char *key, const char *value) {
     fputs("  ", out);
+    if (of) {
+        cli_put(out, of);
+        fputc('.', out);
+    }
     cli_put(out, key);
     fputc('=', out);
     cli_put(out, value);
 }
 
+/* Has the object just before `object` in `parent` that key, too, as rope and local_rope have theta? A few keys are enough:
+ * a hostile file may have millions. */
+static bool is_repeated(const cJSON *parent, const cJSON *object, const char *key) {
+    if (!parent || object == parent->child) return false;
+    const cJSON *x = cJSON_IsObject(object->prev) ? object->prev->child : NULL;
+    for (int i = 0; x && i < 64; i++, x = x->next)
+        if (strcmp(x->string, key) == 0) return true;
+    return false;
+}
+
 /* What has lines of its own or is long is no plain fact. */
-void cli_put_facts(FILE *out, const cJSON *object) {
+static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
     const cJSON *x;
     char number[32];
     cJSON_ArrayForEach(x, object) {
         if (!name_valid(x->string, strlen(x->string))) continue;
-        if (cJSON_IsObject(x)) cli_put_facts(out, x); /* as deep as json_parse allows */
+        const char *of = is_repeated(parent, object, x->string) ? object->string : NULL;
+        if (cJSON_IsObject(x)) put_facts(out, object, x); /* as deep as json_parse allows */
         if (cJSON_IsString(x) && name_valid(x->valuestring, strlen(x->valuestring)))
-            put_fact(out, x->string, x->valuestring);
+            put_fact(out, of, x->string, x->valuestring);
         if (cJSON_IsNumber(x)) {
             snprintf(number, sizeof number, "%.10g", x->valuedouble);
-            put_fact(out, x->string, number);
+            put_fact(out, of, x->string, number);
         }
-        if (cJSON_IsBool(x)) put_fact(out, x->string, cJSON_IsTrue(x) ? "true" : "false");
+        if (cJSON_IsBool(x)) put_fact(out, of, x->string, cJSON_IsTrue(x) ? "true" : "false");
     }
+}
+
+void cli_put_facts(FILE *out, const cJSON *object) {
+    put_facts(out, NULL, object);
 }

@@ -95,11 +95,14 @@ int arch_gguf_unknown(const char *name, struct err *e) {
     return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (%s are)", name, known);
 }
 
+static bool generates(const struct arch *a) {
+    return a->traits.output == OUTPUT_LM && !a->traits.bidirectional;
+}
+
 bool arch_summary(size_t i, struct arch_summary *out) {
     const struct arch *a = arch_at(i);
     if (!a) return false;
-    bool causal = a->traits.output == OUTPUT_LM && !a->traits.bidirectional;
-    *out = (struct arch_summary){a->name, a->models, class_of(a), gguf_of(a), causal};
+    *out = (struct arch_summary){a->name, a->models, class_of(a), gguf_of(a), generates(a)};
     return true;
 }
 
@@ -107,10 +110,18 @@ int arch_traits(const char *name, struct model_config *out, struct err *e) {
     const struct arch *a = NULL;
     int rc = arch_of_config(&(struct model_config){.arch = name}, &a, e);
     if (rc) return rc;
+    if (!generates(a))
+        return err_set(e, ERR_DATA,
+                       "architecture '%s' is an encoder: a new model is for distill, which trains decoders", a->name);
     *out = a->traits;
     out->arch = a->name;
     out->rope.theta = a->traits.positions == POSITIONS_ROTARY ? a->hf.theta : 0;
     return 0;
+}
+
+void arch_complete(struct model_config *c) {
+    for (size_t i = 0; i < COUNT_OF(registry); i++)
+        if (strcmp(registry[i]->name, c->arch) == 0 && registry[i]->complete) registry[i]->complete(c);
 }
 
 /* ---- what is written ---------------------------------------------------------------------------------------------- */

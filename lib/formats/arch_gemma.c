@@ -85,9 +85,14 @@ static int read_windows(struct model_config *c, const cJSON *json, uint64_t patt
     return rc;
 }
 
+/* Embeddings are scaled by the root of the hidden size, which no key of a file says. */
+static void complete(struct model_config *c) {
+    c->embed_scale = sqrtf((float)c->hidden);
+}
+
 static int read_both(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t scalar = 256;
-    c->embed_scale = sqrtf((float)c->hidden);
+    complete(c);
     int rc = json_opt_u64(json, "query_pre_attn_scalar", 1, MODEL_MAX_DIM, &scalar, e);
     if (!rc) rc = hf_read_act(c, json, "hidden_activation", "gelu_pytorch_tanh", e);
     set_scalar(c, scalar);
@@ -183,7 +188,7 @@ static const struct gguf_key gemma2_gguf_keys[] = {
 static int gemma2_gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                             struct err *e) {
     (void)a;
-    c->embed_scale = sqrtf((float)c->hidden);
+    complete(c);
     set_scalar(c, gguf_scalar(c, GEMMA2_27B));
     int rc = gguf_read_softcap(&c->attn_softcap, g, prefix, "attn_logit_softcapping", 50, e);
     if (!rc) rc = gguf_read_softcap(&c->logit_softcap, g, prefix, "final_logit_softcapping", 30, e);
@@ -213,6 +218,7 @@ const struct arch arch_gemma2 = {
     .name = "gemma2",
     .models = "Gemma 2",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .attn_softcap = 50, .logit_softcap = 30},
+    .complete = complete,
     .hf = {.classes = {{"Gemma2ForCausalLM", "gemma2"}},
            .keys = gemma2_keys,
            .n_keys = COUNT_OF(gemma2_keys),
@@ -287,7 +293,7 @@ static const struct gguf_key gemma3_gguf_keys[] = {
 static int gemma3_gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                             struct err *e) {
     (void)a;
-    c->embed_scale = sqrtf((float)c->hidden);
+    complete(c);
     set_scalar(c, gguf_scalar(c, GEMMA3_27B));
     int rc = gguf_read_softcap(&c->logit_softcap, g, prefix, "final_logit_softcapping", 0, e);
     if (!rc) rc = gguf_read_windows(c, g, prefix, 0, 6, e);
@@ -311,6 +317,7 @@ const struct arch arch_gemma3 = {
     .name = "gemma3",
     .models = "Gemma 3 (text)",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .qk_norm = QK_NORM_HEADS},
+    .complete = complete,
     .hf = {.classes = {{"Gemma3ForCausalLM", "gemma3_text"}},
            .keys = gemma3_keys,
            .n_keys = COUNT_OF(gemma3_keys),

@@ -174,9 +174,10 @@ int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const c
 void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
 
 struct arch {
-    const char *name;           /* the label in streams */
-    const char *models;         /* who is of it, for help */
-    struct model_config traits; /* what every model of it computes, without shapes */
+    const char *name;                         /* the label in streams */
+    const char *models;                       /* who is of it, for help */
+    struct model_config traits;               /* what every model of it computes, without shapes */
+    void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing does */
     struct hf_side hf;
     struct gguf_side gguf;
 };

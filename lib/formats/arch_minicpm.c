@@ -70,6 +70,11 @@ static bool write(cJSON *json, const struct model_config *c) {
            put_factor(json, "dim_model_base", or_one(c->logit_scale), logit_unit(c));
 }
 
+/* A new model has no factors to make up for. */
+static void complete(struct model_config *c) {
+    c->embed_scale = c->residual_scale = c->logit_scale = 1;
+}
+
 /* ---- GGUF: the factors themselves, of the logits its inverse ------------------------------------------------------ */
 
 static const struct gguf_key gguf_keys[] = {
@@ -108,6 +113,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 const struct arch arch_minicpm = {
     .name = "minicpm",
     .models = "MiniCPM 1B and 2B",
+    .complete = complete,
     .hf = {.classes = {{"MiniCPMForCausalLM", "minicpm"}},
            .keys = keys,
            .n_keys = COUNT_OF(keys),

@@ -65,8 +65,11 @@ struct arch_summary {
     bool generates;    /* a causal language model */
 };
 bool arch_summary(size_t i, struct arch_summary *out);
-/* A configuration of this architecture without shapes, for a model made anew. ERR_DATA names those that are known. */
+/* A configuration of this architecture without shapes, for a model made anew. ERR_DATA for an encoder, and for an unknown
+ * one with the names of those that are known. */
 int arch_traits(const char *name, struct model_config *out, struct err *e) MUST_CHECK;
+/* Sets what follows from the shapes, when the caller has set these. */
+void arch_complete(struct model_config *c);
 
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 

@@ -102,6 +102,28 @@ causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
     done < <(printf '%s\n' "$out" | tail -n +2)
 }
 
+@test "init makes every architecture that generates, and export and import keep it" {
+    rill import -q --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/llama" -o teacher.rill
+    local name made=0
+    for name in $(rill help architectures | awk 'NR > 1 && !NF { exit } NR > 1 { print $1 }'); do
+        case $name in bert | distilbert | roberta)
+            check_exit 2 rill init --arch "$name" --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+            assert_stderr_line "architecture '$name' is an encoder*"
+            continue ;;
+        esac
+        rill init -q --force --arch "$name" --layers 2 --hidden 32 --heads 4 --ffn 64 --context 64 teacher.rill -o new.rill
+        rill export -q --force --to safetensors new.rill -o "hf.$name"
+        rill import -q --force "hf.$name" -o again.rill
+        check_exit 0 rill diff -q new.rill again.rill
+        made=$((made + 1))
+    done
+    [ $made -ge 14 ]
+    check_exit 2 rill init --arch gpt2 --rope-theta 500 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line '--rope-theta has no effect with --arch gpt2*'
+    check_exit 2 rill init --arch mamba --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line "architecture 'mamba' is not known here (llama, *"
+}
+
 @test "an unknown architecture is named, with those that are known" {
     cp -r "$ROOT/tests/golden/arch/llama" hf
     sed -i 's/LlamaForCausalLM/MambaForCausalLM/; s/"model_type": "llama"/"model_type": "mamba"/' hf/config.json

@@ -9,6 +9,12 @@ load common
     assert_stdout '*4 tensors, 8140 bytes, stored *%, xxh3:*'
 }
 
+@test "ls tells two rotations apart" {
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/gemma3" -o gemma3.rill
+    check_exit 0 rill ls gemma3.rill
+    assert_stdout '* theta=1000 * local_rope.theta=50 *'
+}
+
 @test "ls says the same of a file and of a pipe" {
     for f in "$ROOT"/formats/golden/*.rill; do
         rill ls "$f" >file.txt
