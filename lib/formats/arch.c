@@ -43,13 +43,16 @@ static void list_names(const char *(*of)(const struct arch *), char *out, size_t
     }
 }
 
+static const struct arch *by_name(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(registry); i++)
+        if (strcmp(registry[i]->name, name) == 0) return registry[i];
+    return NULL;
+}
+
 int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) {
     char known[512];
-    for (size_t i = 0; i < COUNT_OF(registry); i++)
-        if (strcmp(registry[i]->name, c->arch) == 0) {
-            *out = registry[i];
-            return 0;
-        }
+    *out = by_name(c->arch);
+    if (*out) return 0;
     list_names(name_of, known, sizeof known);
     return err_set(e, ERR_DATA, "architecture '%.64s' is not known here (%s are)", c->arch, known);
 }
@@ -120,8 +123,8 @@ int arch_traits(const char *name, struct model_config *out, struct err *e) {
 }
 
 void arch_complete(struct model_config *c) {
-    for (size_t i = 0; i < COUNT_OF(registry); i++)
-        if (strcmp(registry[i]->name, c->arch) == 0 && registry[i]->complete) registry[i]->complete(c);
+    const struct arch *a = by_name(c->arch);
+    if (a && a->complete) a->complete(c);
 }
 
 /* ---- what is written ---------------------------------------------------------------------------------------------- */

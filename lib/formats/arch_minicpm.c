@@ -60,14 +60,10 @@ static bool put_factor(cJSON *json, const char *key, float factor, double unit) 
     return json_put_f64(json, key, strtod(text, NULL));
 }
 
-static float or_one(float factor) {
-    return factor != 0 ? factor : 1;
-}
-
 static bool write(cJSON *json, const struct model_config *c) {
-    return hf_put_attention_bias(json, c) && put_factor(json, "scale_emb", or_one(c->embed_scale), 1) &&
-           put_factor(json, "scale_depth", or_one(c->residual_scale), depth_unit(c)) &&
-           put_factor(json, "dim_model_base", or_one(c->logit_scale), logit_unit(c));
+    return hf_put_attention_bias(json, c) && put_factor(json, "scale_emb", model_factor(c->embed_scale), 1) &&
+           put_factor(json, "scale_depth", model_factor(c->residual_scale), depth_unit(c)) &&
+           put_factor(json, "dim_model_base", model_factor(c->logit_scale), logit_unit(c));
 }
 
 /* A new model has no factors to make up for. */
@@ -105,9 +101,9 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
 }
 
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
-    gguf_key_f32(h, ".embedding_scale", (double)or_one(c->embed_scale));
-    gguf_key_f32(h, ".residual_scale", (double)or_one(c->residual_scale));
-    gguf_key_f32(h, ".logit_scale", 1 / (double)or_one(c->logit_scale));
+    gguf_key_f32(h, ".embedding_scale", (double)model_factor(c->embed_scale));
+    gguf_key_f32(h, ".residual_scale", (double)model_factor(c->residual_scale));
+    gguf_key_f32(h, ".logit_scale", 1 / (double)model_factor(c->logit_scale));
 }
 
 const struct arch arch_minicpm = {

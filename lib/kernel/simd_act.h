@@ -3,23 +3,6 @@
  * two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
  */
 
-/* e^x - 1 without cancellation near 0: e^x = 2^n e^r as in v_exp, and e^r - 1 is what its polynomial gives before 1 is added. */
-static inline SIMD_TARGET vec v_expm1(vec x) {
-    x = v_max(v_set(-104.0f), v_min(v_set(88.0f), x));
-    vec n = v_round(v_mul(x, v_set(1.44269504088896341f)));
-    vec r = v_fma(n, v_set(-0.693359375f), x);
-    r = v_fma(n, v_set(2.12194440e-4f), r);
-    vec p = v_set(1.9875691500e-4f);
-    p = v_fma(p, r, v_set(1.3981999507e-3f));
-    p = v_fma(p, r, v_set(8.3334519073e-3f));
-    p = v_fma(p, r, v_set(4.1665795894e-2f));
-    p = v_fma(p, r, v_set(1.6666665459e-1f));
-    p = v_fma(p, r, v_set(5.0000001201e-1f));
-    p = v_fma(p, v_mul(r, r), r);
-    vec one = v_set(1);
-    return v_add(v_ldexp(p, n), v_sub(v_ldexp(one, n), one));
-}
-
 /* tanh x = (e^2x - 1) / (e^2x + 1), which is 1 in f32 long before e^2x overflows. */
 static inline SIMD_TARGET vec v_tanh(vec x) {
     vec limited = v_max(v_set(-20), v_min(v_set(20), x));

@@ -346,6 +346,10 @@ static int check_features(const struct model_config *c, struct err *e) {
     return 0;
 }
 
+float model_factor(float factor) {
+    return factor != 0 ? factor : 1;
+}
+
 int model_config_check(const struct model_config *c, struct err *e) {
     int rc = check_range("number of layers", c->n_layers, MODEL_MAX_LAYERS, e);
     if (!rc) rc = check_range("hidden size", c->hidden, MODEL_MAX_DIM, e);

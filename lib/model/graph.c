@@ -30,10 +30,6 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
 
 /* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
 
-static float or_one(float factor) {
-    return factor != 0 ? factor : 1;
-}
-
 /* The norm whose weight has this role; its bias, if it has one, is the next role. */
 static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
                              enum dtype out) {
@@ -56,12 +52,12 @@ static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_va
     const struct model_config *c = &g->m->config;
     bool plain = c->norm_place == NORM_PRE || c->norm_place == NORM_POST;
     struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
-    if (plain && or_one(c->residual_scale) == 1) {
+    if (plain && model_factor(c->residual_scale) == 1) {
         x = grad_linear(g->t, y, weight, bias, x);
     } else {
         y = grad_linear(g->t, y, weight, bias, NULL);
         if (!plain) y = norm(g, post, layer, y, grad_precision(g->t));
-        x = grad_add(g->t, x, grad_scale(g->t, y, or_one(c->residual_scale)));
+        x = grad_add(g->t, x, grad_scale(g->t, y, model_factor(c->residual_scale)));
     }
     return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
 }
@@ -231,7 +227,7 @@ static struct grad_var *look_up(struct graph *g, enum model_role role, const uin
 struct grad_var *graph_embed(struct graph *g) {
     const struct model_config *c = &g->m->config;
     struct grad_var *x = grad_embed(g->t, leaf(g, ROLE_EMBED, 0), g->in.tokens, g->in.n_positions);
-    x = grad_scale(g->t, x, or_one(c->embed_scale));
+    x = grad_scale(g->t, x, model_factor(c->embed_scale));
     if (model_has_role(c, ROLE_EMBED_PROJECTION))
         x = grad_to_f32(g->t, grad_linear(g->t, x, leaf(g, ROLE_EMBED_PROJECTION, 0), NULL, NULL));
     if (c->token_types) x = grad_add(g->t, x, look_up(g, ROLE_TYPE_EMBED, g->in.types, 0));
@@ -276,7 +272,7 @@ struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
         h = grad_linear(g->t, h, leaf(g, ROLE_TRANSFORM, 0), leaf(g, ROLE_TRANSFORM_BIAS, 0), NULL);
         h = norm(g, ROLE_TRANSFORM_NORM, 0, grad_activate(g->t, c->act, h), DT_F32);
     }
-    h = grad_scale(g->t, h, or_one(c->logit_scale));
+    h = grad_scale(g->t, h, model_factor(c->logit_scale));
     tap(g, POINT_HEAD_IN, 0, h);
     return g->rc ? NULL : h;
 }

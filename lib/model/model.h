@@ -130,6 +130,8 @@ int model_config_from_json(struct model_config *c, const cJSON *object, struct a
 int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a,
                       struct err *e) MUST_CHECK;
 int model_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
+/* What one of its factors multiplies by: embed_scale, residual_scale or logit_scale, where 0 stands for 1. */
+float model_factor(float factor);
 uint64_t model_parameters(const struct model_config *c); /* a tied head is counted once */
 /* "135M", "1.2B": what GGUF calls general.size_label, at least two digits. Returns out. */
 #define MODEL_SIZE_LABEL 16

@@ -18,6 +18,19 @@ static inline void add_bytes(struct buf *b, const void *data, size_t n) {
     OK(buf_append(b, data, n, &e));
 }
 
+/* The bytes of a file, from a folder. */
+static inline struct buf file_of_folder(const char *folder, const char *name) {
+    char path[512], piece[4096];
+    struct buf b = {0};
+    size_t n;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    while ((n = fread(piece, 1, sizeof piece, f)) > 0) add_bytes(&b, piece, n);
+    assert_int_equal(fclose(f), 0);
+    return b;
+}
+
 static inline void add_u32(struct buf *b, uint32_t v) {
     add_bytes(b, &v, sizeof v);
 }

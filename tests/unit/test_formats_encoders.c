@@ -11,18 +11,6 @@
 
 /* ---- a golden folder with other names and texts ------------------------------------------------------------------ */
 
-static struct buf file_of_folder(const char *folder, const char *name) {
-    char path[512], piece[4096];
-    struct buf b = {0};
-    size_t n;
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    while ((n = fread(piece, 1, sizeof piece, f)) > 0) add_bytes(&b, piece, n);
-    fclose(f);
-    return b;
-}
-
 static void copy_folder(char folder[64], const char *name) {
     static const char *const files[] = {"config.json", "model.safetensors"};
     char from[512];

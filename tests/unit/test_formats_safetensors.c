@@ -183,18 +183,6 @@ static void test_missing_files(void **state) {
 
 /* ---- what training has made is kept or refused, never dropped ---- */
 
-static struct buf read_file(const char *folder, const char *name) {
-    char path[512], piece[4096];
-    struct buf b = {0};
-    size_t n;
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    while ((n = fread(piece, 1, sizeof piece, f)) > 0) add_bytes(&b, piece, n);
-    assert_int_equal(fclose(f), 0);
-    return b;
-}
-
 /* A copy of tests/golden/tiny-llama, whose head differs from its embedding, with a text of config.json replaced. */
 static void copy_model(char folder[64], const char *from, const char *to) {
     struct err e;
@@ -203,7 +191,7 @@ static void copy_model(char folder[64], const char *from, const char *to) {
     temp_folder(folder);
     snprintf(command, sizeof command, "cp " GOLDEN "tiny-llama/[cmt]*.[js]* '%s'", folder);
     assert_int_equal(system(command), 0);
-    struct buf json = read_file(folder, "config.json");
+    struct buf json = file_of_folder(folder, "config.json");
     OK(buf_append(&json, "", 1, &e));
     const char *text = (const char *)json.data, *at = strstr(text, from);
     assert_non_null(at);
@@ -220,7 +208,7 @@ static void copy_tensor(const char *folder, const char *from, const char *to) {
     struct err e;
     struct raw_table t = {0};
     struct arena a = {0};
-    struct buf b = read_file(folder, "model.safetensors");
+    struct buf b = file_of_folder(folder, "model.safetensors");
     OK(safetensors_parse(&t, b.data, b.len, &a, &e));
     OK(raw_table_sort(&t, &e));
     const struct raw_tensor *x = raw_table_find(&t, from), *y = raw_table_find(&t, to);
@@ -235,7 +223,7 @@ static void copy_tensor(const char *folder, const char *from, const char *to) {
 /* A vector of n bf16 numbers more, all of them `bits`. */
 static void add_vector(const char *folder, const char *name, unsigned n, uint16_t bits) {
     struct err e;
-    struct buf b = read_file(folder, "model.safetensors"), out = {0};
+    struct buf b = file_of_folder(folder, "model.safetensors"), out = {0};
     uint64_t size;
     memcpy(&size, b.data, 8);
     uint64_t at = b.len - 8 - size;
