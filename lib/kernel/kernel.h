@@ -154,6 +154,38 @@ void kernel_gather(float *y, const float *table, const uint32_t *ids, size_t n, 
 /* table[ids[i]] += dy[i], in order of i */
 void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size_t n, size_t d);
 
+/* ---- mixtures of experts (Shazeer et al. 2017) --------------------------------------------------------------------- */
+/*
+ * probs [rows][experts] = softmax of logits (and may be them); of each row the k most probable, descending, of equals the first:
+ * ids, weights [rows][k], the probabilities themselves or divided by their sum.
+ */
+void kernel_route(float *probs, uint32_t *ids, float *weights, const float *logits, size_t rows, size_t experts,
+                  size_t k, bool normalise);
+/* dlogits (overwritten) of dweights [rows][k]. */
+void kernel_route_backward(float *dlogits, const float *dweights, const uint32_t *ids, const float *probs, size_t rows,
+                           size_t experts, size_t k, bool normalise);
+/*
+ * The elements of ids [n][k] by expert, in each expert ascending: those of expert e are slots[starts[e]] to
+ * slots[starts[e + 1] - 1], and rows[i] = slots[i] / k. starts [experts + 1]; slots, rows [n k].
+ */
+void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint32_t *ids, size_t n, size_t k,
+                  size_t experts);
+/* y [rows][experts] = the weights at their experts, 0 elsewhere. */
+void kernel_spread_weights(float *y, const uint32_t *ids, const float *weights, size_t rows, size_t experts, size_t k);
+/* y[i] = x[rows[i]], of one type. */
+void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint32_t *rows, size_t n, size_t d);
+/* y[rows[i]] += weights[slots[i]] x[i]; no row twice. */
+void kernel_scatter_weighted(float *y, struct kernel_array x, const float *weights, const uint32_t *slots,
+                             const uint32_t *rows, size_t n, size_t d);
+/* dx[i] = weights[slots[i]] dy[rows[i]], dweights[slots[i]] = x[i] dy[rows[i]]: both overwritten. */
+void kernel_scatter_weighted_backward(struct kernel_array dx, float *dweights, const float *dy, struct kernel_array x,
+                                      const float *weights, const uint32_t *slots, const uint32_t *rows, size_t n,
+                                      size_t d);
+/* y[r] = sigmoid(gate[r]) x[r]; y may be x. The gradients overwrite. */
+void kernel_gate_rows(struct kernel_array y, struct kernel_array x, const float *gate, size_t rows, size_t d);
+void kernel_gate_rows_backward(struct kernel_array dx, float *dgate, struct kernel_array dy, struct kernel_array x,
+                               const float *gate, size_t rows, size_t d);
+
 /* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4) -------------------------------------------------------------------- */
 /* y = x / sqrt(mean(x^2) + eps) * w; inv [rows] keeps 1 / rms for backward (or NULL) */
 void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, const float *w, size_t rows, size_t d,
@@ -291,8 +323,9 @@ void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m,
 
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
-/* Sequences of lengths[i] rows one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
+/* Sequences of lengths[i] rows (0: none, which adds nothing) one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
 void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d);
+double kernel_row_norms_sum(const float *x, size_t rows, size_t d); /* sum over rows of the root of their sum of squares */
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
 

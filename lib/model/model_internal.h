@@ -42,6 +42,12 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
 int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
+/* A tensor of the model as a leaf; NULL without failure: the model has none. */
+struct grad_var *graph_leaf(struct graph *g, struct model_slot s);
+/* Shows x, or its first `seen.rows` rows, to whoever watches; x and cols of `seen` are filled in. */
+void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);
+/* The weighted sum of the experts that each row of h takes, [n_positions][hidden] in f32 (experts.c). */
+struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var *h);
 /* Attention with caches (cache.c). */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);

@@ -81,11 +81,10 @@ static bool is_weighed(const struct model_config *c, struct model_slot s, enum d
 static const float *importance_of(struct pass *p, struct model_slot s, uint64_t cols) {
     enum model_point point;
     if (!p->o->stats || !input_of(p->config, s, &point)) return NULL;
-    uint32_t layer = model_role_in_layer(s.role) ? s.layer : 0;
-    const double *sum = stats_sum_sq(p->o->stats, point, layer);
-    double n = (double)stats_positions(p->o->stats), total = 0;
+    double n, total = 0;
+    const double *sum = stats_input_sum_sq(p->o->stats, point, s, &n);
     for (uint64_t i = 0; i < cols; i++) {
-        p->importance[i] = (float)(sum[i] / n);
+        p->importance[i] = (float)(sum[i] / (n > 0 ? n : 1));
         total += sum[i];
     }
     return total > 0 ? p->importance : NULL;
