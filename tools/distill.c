@@ -317,7 +317,7 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     for (size_t i = 0; i < phases.n; i++)
         if (distill_phase_parse(phases.items[i], &o.plan.past[i], e)) return e->code;
     o.plan.n_past = phases.n;
-    if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+    if (run_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))

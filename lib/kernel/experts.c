@@ -135,12 +135,12 @@ void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint
 
 static void scatter_weighted_piece(void *ctx, size_t begin, size_t end) {
     const struct moving *c = ctx;
-    float room[WIDENED];
+    float scratch[WIDENED];
     for (size_t i = begin; i < end; i++)
         for (size_t at = 0, n; at < c->d; at += n) {
             n = smaller(WIDENED, c->d - at);
             c->v->axpy(c->sum + c->rows[i] * c->d + at, c->weights[c->slots[i]],
-                       array_get(c->v, c->x, i * c->d + at, n, room), n);
+                       array_get(c->v, c->x, i * c->d + at, n, scratch), n);
         }
 }
 
@@ -152,15 +152,15 @@ void kernel_scatter_weighted(float *y, struct kernel_array x, const float *weigh
 
 static void scatter_backward_piece(void *ctx, size_t begin, size_t end) {
     const struct moving *c = ctx;
-    float x_room[WIDENED], y_room[WIDENED];
+    float x_scratch[WIDENED], y_scratch[WIDENED];
     for (size_t i = begin; i < end; i++) {
         double dot = 0;
         for (size_t at = 0, n; at < c->d; at += n) {
             const float *dy = c->dy + c->rows[i] * c->d + at;
             n = smaller(WIDENED, c->d - at);
-            dot += c->v->dot(dy, array_get(c->v, c->x, i * c->d + at, n, x_room), n);
-            c->v->scale_copy(array_room(c->y, i * c->d + at, y_room), c->weights[c->slots[i]], dy, n);
-            array_put(c->v, c->y, i * c->d + at, n, y_room);
+            dot += c->v->dot(dy, array_get(c->v, c->x, i * c->d + at, n, x_scratch), n);
+            c->v->scale_copy(array_target(c->y, i * c->d + at, y_scratch), c->weights[c->slots[i]], dy, n);
+            array_put(c->v, c->y, i * c->d + at, n, y_scratch);
         }
         c->dweights[c->slots[i]] = (float)dot;
     }
@@ -192,13 +192,13 @@ static float sigmoid(float x) {
 
 static void gate_rows_piece(void *ctx, size_t begin, size_t end) {
     const struct gated_rows *c = ctx;
-    float x_room[WIDENED], y_room[WIDENED];
+    float x_scratch[WIDENED], y_scratch[WIDENED];
     for (size_t r = begin; r < end; r++)
         for (size_t at = 0, n; at < c->d; at += n) {
             n = smaller(WIDENED, c->d - at);
-            const float *x = array_get(c->v, c->x, r * c->d + at, n, x_room);
-            c->v->scale_copy(array_room(c->y, r * c->d + at, y_room), sigmoid(c->gate[r]), x, n);
-            array_put(c->v, c->y, r * c->d + at, n, y_room);
+            const float *x = array_get(c->v, c->x, r * c->d + at, n, x_scratch);
+            c->v->scale_copy(array_target(c->y, r * c->d + at, y_scratch), sigmoid(c->gate[r]), x, n);
+            array_put(c->v, c->y, r * c->d + at, n, y_scratch);
         }
 }
 
@@ -209,16 +209,16 @@ void kernel_gate_rows(struct kernel_array y, struct kernel_array x, const float 
 
 static void gate_rows_backward_piece(void *ctx, size_t begin, size_t end) {
     const struct gated_rows *c = ctx;
-    float x_room[WIDENED], dy_room[WIDENED], dx_room[WIDENED];
+    float x_scratch[WIDENED], dy_scratch[WIDENED], dx_scratch[WIDENED];
     for (size_t r = begin; r < end; r++) {
         float s = sigmoid(c->gate[r]);
         double dot = 0;
         for (size_t at = 0, n; at < c->d; at += n) {
             n = smaller(WIDENED, c->d - at);
-            const float *dy = array_get(c->v, c->dy, r * c->d + at, n, dy_room);
-            dot += c->v->dot(dy, array_get(c->v, c->x, r * c->d + at, n, x_room), n);
-            c->v->scale_copy(array_room(c->y, r * c->d + at, dx_room), s, dy, n);
-            array_put(c->v, c->y, r * c->d + at, n, dx_room);
+            const float *dy = array_get(c->v, c->dy, r * c->d + at, n, dy_scratch);
+            dot += c->v->dot(dy, array_get(c->v, c->x, r * c->d + at, n, x_scratch), n);
+            c->v->scale_copy(array_target(c->y, r * c->d + at, dx_scratch), s, dy, n);
+            array_put(c->v, c->y, r * c->d + at, n, dx_scratch);
         }
         c->dgate[r] = (float)(dot * s * (1 - s));
     }

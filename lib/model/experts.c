@@ -9,7 +9,7 @@ static struct grad_var *expert_leaf(struct graph *g, enum model_role role, uint3
     return graph_leaf(g, (struct model_slot){role, layer, expert});
 }
 
-/* ---- for those who watch ---- */
+/* ---- taps ---- */
 
 static struct model_seen seen_at(enum model_point point, uint32_t layer, uint32_t expert,
                                  const struct grad_routing *r) {
@@ -20,7 +20,7 @@ static struct model_seen seen_at(enum model_point point, uint32_t layer, uint32_
                                .positions = r->rows + r->starts[expert]};
 }
 
-static void watch_routing(struct graph *g, uint32_t layer, const struct grad_routing *r) {
+static void tap_routing(struct graph *g, uint32_t layer, const struct grad_routing *r) {
     if (!g->tap || !r) return;
     size_t mark = grad_mark(g->t);
     struct grad_var *y = grad_scratch(g->t, r->n, r->experts, DT_F32);
@@ -30,7 +30,7 @@ static void watch_routing(struct graph *g, uint32_t layer, const struct grad_rou
 }
 
 /* What the expert adds to its rows: y times their weights. */
-static void watch_output(struct graph *g, uint32_t layer, uint32_t expert, const struct grad_routing *r,
+static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const struct grad_routing *r,
                          const struct grad_var *y) {
     if (!g->tap || !y) return;
     size_t mark = grad_mark(g->t), n = grad_routed(r, expert);
@@ -60,7 +60,7 @@ static struct grad_var *add_expert(struct graph *g, uint32_t layer, uint32_t exp
         a = grad_activate(g->t, c->act, grad_linear(g->t, x, up, NULL, NULL));
     graph_tap(g, seen_at(POINT_EXPERT_DOWN_IN, layer, expert, r), a);
     a = grad_linear(g->t, a, expert_leaf(g, ROLE_EXPERT_DOWN, layer, expert), NULL, NULL);
-    watch_output(g, layer, expert, r, a);
+    tap_output(g, layer, expert, r, a);
     return grad_mix_rows(g->t, y, a, r, expert);
 }
 
@@ -71,7 +71,7 @@ struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var 
     struct grad_var *y = grad_zeros(g->t, h->rows, c->hidden);
     struct grad_routing *r =
         grad_route(g->t, grad_scores(g->t, h, router), c->experts_per_token, c->norm_expert_weights);
-    watch_routing(g, layer, r);
+    tap_routing(g, layer, r);
     for (uint32_t i = 0; r && y && i < c->layers[layer].experts; i++) {
         if (grad_routed(r, i) == 0) continue;
         size_t mark = grad_mark(g->t);

@@ -55,10 +55,10 @@ enum dtype run_precision(const struct run_options *o);
  * ERR_USAGE: int8 was asked for, and nothing is quantized. */
 int run_put_precision(struct cli *c, const struct run_options *o, const struct model *m, struct err *e) MUST_CHECK;
 /* How a model is held for inference in that precision. */
-enum model_hold run_hold(const struct run_options *o);
+enum model_weight_format run_weight_format(const struct run_options *o);
 
 /* Opens and reads the model; messages name its file. Report and provenance have the precision that it is loaded for. *digest is that of its stream; NULL when nobody asks. */
-int run_load_model(struct cli *c, const struct run_options *o, enum model_hold hold, struct model **out,
+int run_load_model(struct cli *c, const struct run_options *o, enum model_weight_format format, struct model **out,
                    struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone. From a file through its index, without reading the tensors; from a pipe as it comes. */
 int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **out, struct err *e) MUST_CHECK;

@@ -161,7 +161,7 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
     return 0;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int write_meta(const struct stats *s, struct stream_writer *w, struct err *e) {
     cJSON *meta = cJSON_CreateObject(), *model = model_config_to_json(&s->config, e);
@@ -240,7 +240,7 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
     return rc;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* The number between `before` and a dot; false: there is none. */
 static bool number_after(const char *name, const char *before, uint32_t limit, uint32_t *out) {
@@ -363,7 +363,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
     return 0;
 }
 
-/* ---- asking ---------------------------------------------------------------------------------------------------------- */
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;
