@@ -220,9 +220,9 @@ struct grad_var *grad_gate_rows(struct grad_tape *t, struct grad_var *x, struct 
     if (gate->rows != x->rows || gate->cols != 1 || gate->value.dtype != DT_F32)
         return tape_fail(t, ERR_DATA, "gate [%zu, %zu] of rows [%zu, %zu]", gate->rows, gate->cols, x->rows, x->cols);
     bool over = !t->record && !node_of(x)->is_leaf;
-    struct grad_node *out =
-        over ? tape_result_in(t, x, false)
-             : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x) || node_wanted(gate));
+    struct grad_node *out = over
+                                ? tape_result_in(t, x, false)
+                                : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x) || node_wanted(gate));
     if (!out) return NULL;
     kernel_gate_rows(out->var.value, x->value, gate->value.data, x->rows, x->cols);
     struct gate_op *o = tape_record(t, sizeof *o, gate_backward, 1, &out);

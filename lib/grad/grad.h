@@ -120,7 +120,7 @@ struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x);
 struct grad_routing {
     struct grad_var *weights; /* [n][k] */
     size_t n, experts, k;
-    const uint32_t *ids;                    /* [n][k] */
+    const uint32_t *ids;                   /* [n][k] */
     const uint32_t *starts, *slots, *rows; /* by expert: kernel_group */
 };
 struct grad_var *grad_scores(struct grad_tape *t, struct grad_var *x, struct grad_var *w);

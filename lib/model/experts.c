@@ -31,7 +31,7 @@ static void tap_routing(struct graph *g, uint32_t layer, const struct grad_routi
 
 /* What the expert adds to its rows: y times their weights. */
 static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const struct grad_routing *r,
-                         const struct grad_var *y) {
+                       const struct grad_var *y) {
     if (!g->tap || !y) return;
     size_t mark = grad_mark(g->t), n = grad_routed(r, expert);
     struct grad_var *out = grad_zeros(g->t, n, y->cols);

@@ -4,9 +4,11 @@
 #include <stdlib.h>
 
 static const char *const point_names[POINT_COUNT] = {
-    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in", [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",     [POINT_HEAD_IN] = "head_in",
-    [POINT_ROUTED] = "routed",   [POINT_EXPERT_IN] = "in",    [POINT_EXPERT_DOWN_IN] = "down_in",
+    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in",
+    [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",
+    [POINT_HEAD_IN] = "head_in", [POINT_ROUTED] = "routed",
+    [POINT_EXPERT_IN] = "in",    [POINT_EXPERT_DOWN_IN] = "down_in",
     [POINT_EXPERT_OUT] = "out",
 };
 
@@ -155,8 +157,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
     struct grad_var *y = graph_experts(g, layer, h), *shared;
     if (c->layers[layer].ffn == 0) return y;
     shared = grad_linear(g->t, feed_forward(g, layer, h), leaf(g, ROLE_DOWN, layer), NULL, NULL);
-    if (c->shared_gate)
-        shared = grad_gate_rows(g->t, shared, grad_scores(g->t, h, leaf(g, ROLE_SHARED_GATE, layer)));
+    if (c->shared_gate) shared = grad_gate_rows(g->t, shared, grad_scores(g->t, h, leaf(g, ROLE_SHARED_GATE, layer)));
     return grad_add(g->t, y, shared);
 }
 
@@ -164,8 +165,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
     tap(g, POINT_FFN_IN, layer, h);
-    if (g->m->config.layers[layer].experts)
-        return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
+    if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
 

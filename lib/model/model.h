@@ -30,10 +30,10 @@
  * description does not name is absent. `arch` is a label: which row of lib/formats' registry names the tensors outside
  * and reads their configuration. Nothing in lib/model asks for it.
  */
-#define MODEL_MAX_LAYERS 4096
-#define MODEL_MAX_DIM    (1u << 20)
-#define MODEL_MAX_VOCAB  TEXT_MAX_TOKENS
-#define MODEL_MAX_ARCH   23 /* letters of a label */
+#define MODEL_MAX_LAYERS  4096
+#define MODEL_MAX_DIM     (1u << 20)
+#define MODEL_MAX_VOCAB   TEXT_MAX_TOKENS
+#define MODEL_MAX_ARCH    23 /* letters of a label */
 #define MODEL_MAX_EXPERTS 4096
 #define MODEL_MAX_TENSORS (1u << 19)
 
@@ -78,10 +78,10 @@ enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
 struct model_layer {
     uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
     uint32_t ffn; /* intermediate width of the part that all positions take (beside experts: the shared one); 0: none */
-    uint32_t window;              /* positions that attention sees, its own included; 0: all */
-    uint32_t rope;                /* enum model_layer_rope */
-    uint32_t experts;             /* feed-forward parts of which a position takes a few; 0: none */
-    uint32_t expert_ffn;          /* ... and the intermediate width of each */
+    uint32_t window;     /* positions that attention sees, its own included; 0: all */
+    uint32_t rope;       /* enum model_layer_rope */
+    uint32_t experts;    /* feed-forward parts of which a position takes a few; 0: none */
+    uint32_t expert_ffn; /* ... and the intermediate width of each */
 };
 
 struct model_config {

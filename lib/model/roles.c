@@ -362,8 +362,8 @@ static struct model_slot nth_slot(const struct model_config *c, const struct cou
         }
         if (experts_done) continue;
         s.expert = (uint32_t)(nth / n->each);
-        for (nth %= n->each; nth; nth--)
-            do r++;
+        for (nth %= n->each; nth; nth--) do
+                r++;
             while (!is_here(c, where, layer, r));
         s.role = (enum model_role)r;
         return s;

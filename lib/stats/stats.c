@@ -384,8 +384,7 @@ const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t l
     return point_of(s, p, layer, 0)->sum[SEQ_SQ];
 }
 
-const double *stats_input_sum_sq(const struct stats *s, enum model_point p, struct model_slot slot,
-                                 double *positions) {
+const double *stats_input_sum_sq(const struct stats *s, enum model_point p, struct model_slot slot, double *positions) {
     *positions = is_of_expert(p) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
     return point_of(s, p, slot.layer, slot.expert)->sum[SUM_SQ];
 }

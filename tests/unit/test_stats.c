@@ -33,8 +33,8 @@ struct seen {
 };
 static int keep(void *ctx, const struct model_seen *now, struct err *e) {
     struct seen *s = ctx;
-    bool is_input = (now->point == POINT_EMBED && s->layer == 0) ||
-                    (now->point == POINT_LAYER && now->layer + 1 == s->layer);
+    bool is_input =
+        (now->point == POINT_EMBED && s->layer == 0) || (now->point == POINT_LAYER && now->layer + 1 == s->layer);
     bool is_it = now->point == s->point && now->layer == s->layer;
     if (!is_input && !is_it) return 0;
     float *copy = mem_array(now->rows * now->cols, sizeof *copy, e);
