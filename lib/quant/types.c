@@ -50,10 +50,14 @@ static bool is_qkv(enum model_role role) {
     return role == ROLE_Q || role == ROLE_K || role == ROLE_V;
 }
 
-/* llama.cpp's Q4_K_M of a matrix in a layer (src/llama-quant.cpp). */
+/* llama.cpp's Q4_K_M of a matrix in a layer (src/llama-quant.cpp). With eight experts attention is so small a part of the model
+ * that k, v and the output get more. */
 static enum dtype mixed(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
+    if (c->layers[s.layer].experts == 8 && (s.role == ROLE_K || s.role == ROLE_V)) return DT_Q8_0;
+    if (c->layers[s.layer].experts == 8 && s.role == ROLE_O) return DT_Q5_K;
     if (is_qkv(s.role) && o->fuses_qkv && o->fuses_qkv(c)) return DT_Q5_K;
-    return (s.role == ROLE_V || s.role == ROLE_DOWN) && more_bits(s.layer, c->n_layers) ? DT_Q6_K : o->type->base;
+    bool down = s.role == ROLE_DOWN || s.role == ROLE_EXPERT_DOWN;
+    return (s.role == ROLE_V || down) && more_bits(s.layer, c->n_layers) ? DT_Q6_K : o->type->base;
 }
 
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
