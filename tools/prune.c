@@ -52,9 +52,8 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help =
-         "keep the N best feed-forward channels of each layer and of each expert, or a share of them, rounded to a "
-         "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
+     .help = "keep the N best feed-forward channels of each layer and of each expert, or a share of them, rounded to a "
+             "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
     {.name = "kv-heads",
      .type = CLI_AMOUNT,
      .to = &kv_heads,
@@ -146,7 +145,8 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
               json_put_u64(o, "parameters_after", r->parameters_after) && json_put_u64(o, "zeros", r->zeros);
     for (uint32_t i = 0; ok && i < r->after.n_layers; i++)
         ok = cJSON_AddItemToArray(kept, cJSON_CreateNumber(r->kept_layers[i]));
-    if (!ok || !put_experts(o, r) || !cJSON_AddItemToObject(o, "before", before) || !cJSON_AddItemToObject(o, "after", after))
+    if (!ok || !put_experts(o, r) || !cJSON_AddItemToObject(o, "before", before) ||
+        !cJSON_AddItemToObject(o, "after", after))
         return err_nomem(e, "report");
     cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
             (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparsity > 0 ? ", sparse" : "");
@@ -181,9 +181,11 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
     int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
-        rc = err_set(e, ERR_USAGE,
-                     "nothing to prune: give --sparsity, --layers, --drop-layers, --experts, --ffn, --kv-heads or --vocab");
+    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&kv_heads) &&
+        !vocab_path)
+        rc = err_set(
+            e, ERR_USAGE,
+            "nothing to prune: give --sparsity, --layers, --drop-layers, --experts, --ffn, --kv-heads or --vocab");
     return rc;
 }
 

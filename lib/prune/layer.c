@@ -149,10 +149,8 @@ int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32
     const struct model_layer *to = &p->to.layers[layer];
     int rc = shrink_heads(l, p, old_layer, &a, e);
     arena_release(&a);
-    if (!rc)
-        rc = shrink_channels(l, p, AXIS_FFN, POINT_DOWN_IN, (struct model_slot){.layer = old_layer}, to->ffn, e);
-    if (!rc && p->kept_experts && to->experts)
-        rc = keep_along(l, AXIS_EXPERT, p->kept_experts[layer], to->experts, e);
+    if (!rc) rc = shrink_channels(l, p, AXIS_FFN, POINT_DOWN_IN, (struct model_slot){.layer = old_layer}, to->ffn, e);
+    if (!rc && p->kept_experts && to->experts) rc = keep_along(l, AXIS_EXPERT, p->kept_experts[layer], to->experts, e);
     return rc ? err_prefix(e, "layer %u", old_layer) : 0;
 }
 

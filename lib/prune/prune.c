@@ -10,7 +10,7 @@ struct pass {
     struct prune_layer layer; /* the one being gathered; its experts are written one by one behind ... */
     bool shrunk;              /* ... what comes before them, which is shrunk when the first of them is met */
     struct prune_layer expert;
-    struct prune_layer one;   /* a tensor outside layers */
+    struct prune_layer one; /* a tensor outside layers */
     struct buf scratch, packed;
 };
 

@@ -59,7 +59,7 @@ struct prune_options {
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
     uint64_t parameters_before, parameters_after, zeros;
-    uint32_t *kept_layers;  /* [after.n_layers] numbers in the old model */
+    uint32_t *kept_layers;   /* [after.n_layers] numbers in the old model */
     uint32_t **kept_experts; /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;
 };

@@ -10,11 +10,11 @@ struct prune_plan {
     const struct prune_options *o;
     const struct model_config *from;
     struct model_config to;
-    uint32_t *new_layer;   /* [from->n_layers] number in the pruned model, or LAYER_GONE */
-    uint32_t *old_layer;   /* [to.n_layers] */
+    uint32_t *new_layer;     /* [from->n_layers] number in the pruned model, or LAYER_GONE */
+    uint32_t *old_layer;     /* [to.n_layers] */
     uint32_t **kept_experts; /* [to.n_layers][experts] old numbers, ascending; NULL: all stay */
-    uint32_t *kept_tokens; /* [to.vocab_size] old ids; NULL: all stay */
-    struct buf vocab;      /* of the pruned model; len 0: the old one's */
+    uint32_t *kept_tokens;   /* [to.vocab_size] old ids; NULL: all stay */
+    struct buf vocab;        /* of the pruned model; len 0: the old one's */
     struct arena memory;
 };
 
