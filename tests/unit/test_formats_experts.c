@@ -258,8 +258,8 @@ static void test_experts_of_two_types(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_targets),      cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_refused_keys),   cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_targets),        cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_flawed_folders), cmocka_unit_test(test_experts_of_two_types),
     };
     return cmocka_run_group_tests_name("formats: experts", tests, NULL, NULL);
