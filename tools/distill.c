@@ -2,9 +2,9 @@
 #include <string.h>
 
 #include "lib/distill/distill.h"
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *optimizer_state, *log_path, *checkpoint_path, *resume_path;
 static struct cli_list losses, phases;
 static uint64_t epochs, checkpoint_every;
@@ -12,7 +12,7 @@ static struct distill_options o;
 static struct distill_schedule *const schedule = &o.plan.now;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
+    SESSION_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
     {.name = "loss",
      .type = CLI_LIST,
      .to = &losses,
@@ -75,7 +75,7 @@ static const struct cli_option options[] = {
      .fallback = "1024",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
-    RUN_TRAINING_PRECISION(how),
+    SESSION_TRAINING_PRECISION(how),
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.recompute,
@@ -173,9 +173,9 @@ struct work {
     struct cli *c;
     struct model *student;
     struct trainer *trainer;
-    struct run_data data;
-    struct run_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
-    bool begun;                 /* the data: an epoch after the first one needs it anew */
+    struct session_data data;
+    struct session_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
+    bool begun;                     /* the data: an epoch after the first one needs it anew */
 };
 
 /* Without --steps: as many as the data makes. */
@@ -186,7 +186,7 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     if (!cli_given(c, "steps")) {
         if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) ||
+        if (session_file_again(&w->data.file, STREAM_ANY, &r, e) ||
             distill_count(r, o.batch_tokens, epochs, &schedule->steps, e))
             return e->code;
     }
@@ -198,7 +198,7 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
 static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     struct work *w = ctx;
     *r = w->data.stream;
-    if (w->begun) return run_file_again(&w->data.file, STREAM_ANY, r, e);
+    if (w->begun) return session_file_again(&w->data.file, STREAM_ANY, r, e);
     w->begun = true;
     return 0;
 }
@@ -264,10 +264,10 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     if (!resume_path) return remember_plan(c, &asked, false, e);
     if (!strcmp(resume_path, "-") && (!strcmp(how.model, "-") || !strcmp(cli_input_path(c, 0), "-")))
         return err_set(e, ERR_USAGE, "standard input is asked for twice (resume)");
-    run_file_init(&w->checkpoint, resume_path);
-    int rc = run_file_again(&w->checkpoint, STREAM_CHECKPOINT, &r, e);
+    session_file_init(&w->checkpoint, resume_path);
+    int rc = session_file_again(&w->checkpoint, STREAM_CHECKPOINT, &r, e);
     if (!rc) rc = trainer_restore(w->trainer, r, e);
-    run_file_release(&w->checkpoint);
+    session_file_release(&w->checkpoint);
     if (rc) return rc;
     trainer_progress(w->trainer, &p);
     const struct distill_plan *plan = trainer_plan(w->trainer);
@@ -309,7 +309,7 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
 
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct err *e) {
-    o.precision = run_precision(&how);
+    o.precision = session_precision(&how);
     o.state = dtype_by_name(optimizer_state)->dtype;
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
@@ -317,8 +317,8 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     for (size_t i = 0; i < phases.n; i++)
         if (distill_phase_parse(phases.items[i], &o.plan.past[i], e)) return e->code;
     o.plan.n_past = phases.n;
-    if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
-        run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
+    if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+        session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
@@ -372,7 +372,7 @@ static int run(struct cli *c, struct err *e) {
     int rc = distill(c, &w, e);
     trainer_free(w.trainer);
     model_free(w.student);
-    run_data_release(&w.data);
+    session_data_release(&w.data);
     return rc;
 }
 

@@ -211,7 +211,7 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     while (t->step_positions < t->o.batch_tokens) {
         uint64_t enough = t->o.batch_tokens - t->step_positions;
         size_t n_positions,
-            n_seqs = knowledge_run(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
+            n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
