@@ -299,6 +299,42 @@ void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
 
+/* ---- second-order methods: the factor of an inverse, and error feedback -------------------------------------------- */
+
+/*
+ * u [n][n], upper triangular with zeros below the diagonal: u^T u = h^-1, for a symmetric positive definite h [n][n], of which
+ * the upper triangle is read and which is overwritten. (With h = R R^T, R upper triangular, u = R^-1: one factorisation, no
+ * inverse of h.) False when h is not positive definite; *at is then the column where that showed.
+ */
+bool kernel_inverse_factor(float *u, float *h, size_t n, size_t *at);
+
+/*
+ * Optimal Brain Surgeon over the columns of a matrix, all rows at once: GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar
+ * and Alistarh 2023, algorithm 1). Column by column, `decide` says what each row keeps of its value; the error, divided by
+ * u[j][j], is made up for in the columns to come:
+ *
+ *     e = (w[j] - kept) / u[j][j];   w[k] -= e u[j][k] for k > j
+ *
+ * within a block at once, beyond it when the block is done.
+ */
+struct kernel_feedback {
+    size_t rows, cols;
+    const float *u; /* [cols][cols], of kernel_inverse_factor */
+    size_t block;   /* columns */
+    /* Before a block: its columns [n][rows] from number `first` on, as they are now. NULL: nothing. */
+    void (*begin)(void *ctx, size_t first, size_t n, const float *w);
+    /* What n rows from `row` on keep of `column`. w [n] is followed, `rows` floats apart, by the `left` - 1 columns of the block
+     * that come after it, as they are now: for grids that are fitted where a group begins. Called from several threads,
+     * for different rows. */
+    void (*decide)(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept);
+    void *ctx;
+};
+/* w [cols][rows], the matrix transposed, becomes what was kept. scratch [block][rows]. loss [rows] += the sum of e^2 of each row,
+ * which is by how much |w x - kept x|^2 has grown, summed over what u was made from; or NULL. */
+void kernel_feedback(const struct kernel_feedback *f, float *w, float *scratch, double *loss);
+/* y [cols][rows] = x [rows][cols] transposed */
+void kernel_transpose(float *y, const float *x, size_t rows, size_t cols);
+
 /* ---- norms of weights, for pruning ------------------------------------------------------------------------------- */
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d);  /* sum of squares of each row */
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d);  /* of each column, += */

@@ -358,6 +358,12 @@ static inline void array_put(const struct simd *v, struct kernel_array a, size_t
     if (a.dtype != DT_F32) v->to_bf16((uint16_t *)a.data + at, scratch, n);
 }
 
+/* ---- matrix products of parts of matrices (gemm.c) ---- */
+
+/* As kernel_matmul_nt, _nn and _tn, with rows that lie lda, ldb and ldc floats apart; k is at least 1. */
+void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+               size_t ldb, float beta, float *c, size_t ldc);
+
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 
 #define LOG2_E    1.44269504088896341f
