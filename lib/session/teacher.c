@@ -51,7 +51,8 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+    if (model_layerwise_new(&t->layerwise, kernel_cpu(), r, session_weight_format(o), pipe ? NULL : read_again,
+                            &t->file, e))
         return e->code;
     if (!t->how.block_tokens)
         t->how.block_tokens = pipe ? UINT64_MAX : default_block(session_teacher_model(t)->config.hidden);
@@ -69,7 +70,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     int rc = how->layerwise ? open_layerwise(t, o, e)
                             : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     if (!rc) rc = model_check_next_token(&session_teacher_model(t)->config, e);
-    if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
+    const struct model *m = rc ? NULL : session_teacher_model(t);
+    if (!rc) rc = grad_tape_new(&t->scratch, m->device, false, model_precision(m), e);
     if (rc)
         session_teacher_free(t);
     else
@@ -96,10 +98,10 @@ void session_teacher_free(struct session_teacher *t) {
 
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
-static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     const struct session_teacher *t = ctx;
     (void)first, (void)vocab; /* rows come in order */
-    int rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
+    int rc = knowledge_encoder_rows(t->to, rows, host_logits, t->inv_temperature, e);
     cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
     return rc;
 }
