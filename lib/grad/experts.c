@@ -9,10 +9,10 @@ struct scores_op {
 };
 
 /* x in f32: where it is, or widened in scratch. */
-static const float *widened(struct grad_tape *t, const struct grad_var *x) {
-    if (x->value.dtype == DT_F32) return x->value.data;
-    float *wide = tape_scratch(t, var_size(x), sizeof *wide);
-    if (wide) kernel_convert(kernel_f32(wide), x->value, var_size(x));
+static struct kernel_array widened(struct grad_tape *t, const struct grad_var *x) {
+    if (x->value.dtype == DT_F32) return x->value;
+    struct kernel_array wide = tape_scratch(t, DT_F32, var_size(x));
+    if (kernel_has_data(wide)) kernel_convert(wide, x->value, var_size(x));
     return wide;
 }
 
@@ -23,12 +23,12 @@ static void scores_backward(struct grad_tape *t, struct grad_op *op) {
     bool fresh;
     if (o->x->wanted) {
         struct kernel_array dx = node_target(t, o->x, &fresh);
-        if (dx.data) kernel_matmul_nn(n, in, out, y->grad.data, o->w->var.value.data, fresh ? 0 : 1, dx.data);
+        if (kernel_has_data(dx)) kernel_matmul_nn(n, in, out, y->grad, o->w->var.value, fresh ? 0 : 1, dx);
     }
-    const float *x = o->w->wanted ? widened(t, &o->x->var) : NULL;
-    if (x) {
-        float *dw = node_target(t, o->w, &fresh).data;
-        if (dw) kernel_matmul_tn(out, in, n, y->grad.data, x, fresh ? 0 : 1, dw);
+    struct kernel_array x = o->w->wanted ? widened(t, &o->x->var) : kernel_none(DT_F32);
+    if (kernel_has_data(x)) {
+        struct kernel_array dw = node_target(t, o->w, &fresh);
+        if (kernel_has_data(dw)) kernel_matmul_tn(out, in, n, y->grad, x, fresh ? 0 : 1, dw);
     }
     stack_rewind(&t->scratch, mark);
 }
@@ -41,10 +41,10 @@ struct grad_var *grad_scores(struct grad_tape *t, struct grad_var *x, struct gra
         return tape_fail(t, ERR_DATA, "scores of an input whose gradient is not f32");
     size_t mark = stack_mark(&t->scratch);
     struct grad_node *y = tape_result(t, x->rows, w->rows, DT_F32, node_wanted(x) || node_wanted(w));
-    const float *wide = y ? widened(t, x) : NULL;
-    if (wide) kernel_matmul_nt(x->rows, w->rows, x->cols, wide, w->value.data, 0, y->var.value.data);
+    struct kernel_array wide = y ? widened(t, x) : kernel_none(DT_F32);
+    if (kernel_has_data(wide)) kernel_matmul_nt(x->rows, w->rows, x->cols, wide, w->value, 0, y->var.value);
     stack_rewind(&t->scratch, mark);
-    struct scores_op *o = wide ? tape_record(t, sizeof *o, scores_backward, 1, &y) : NULL;
+    struct scores_op *o = kernel_has_data(wide) ? tape_record(t, sizeof *o, scores_backward, 1, &y) : NULL;
     if (o) {
         o->x = node_of(x);
         o->w = node_of(w);
@@ -58,7 +58,7 @@ struct route_op {
     struct grad_op op;
     struct grad_node *logits;
     const uint32_t *ids;
-    const float *probs;
+    struct kernel_array probs;
     size_t k;
     bool normalise;
 };
@@ -68,7 +68,7 @@ static void route_backward(struct grad_tape *t, struct grad_op *op) {
     size_t mark = stack_mark(&t->scratch);
     struct kernel_array dx = node_open(t, o->logits);
     if (!t->error.code) {
-        kernel_route_backward(dx.data, op->out[0]->var.grad.data, o->ids, o->probs, o->logits->var.rows,
+        kernel_route_backward(dx, op->out[0]->var.grad, o->ids, o->probs, o->logits->var.rows,
                               o->logits->var.cols, o->k, o->normalise);
         node_close(t, o->logits, dx);
     }
@@ -84,9 +84,9 @@ struct grad_routing *grad_route(struct grad_tape *t, struct grad_var *logits, si
     struct grad_node *weights = tape_result(t, n, k, DT_F32, node_wanted(logits));
     uint32_t *ids = tape_alloc(t, n * k, sizeof *ids), *slots = tape_alloc(t, n * k, sizeof *slots);
     uint32_t *rows = tape_alloc(t, n * k, sizeof *rows), *starts = tape_alloc(t, experts + 1, sizeof *starts);
-    float *probs = tape_alloc(t, n * experts, sizeof *probs);
+    struct kernel_array probs = tape_value(t, DT_F32, n * experts);
     if (t->error.code) return NULL;
-    kernel_route(probs, ids, weights->var.value.data, logits->value.data, n, experts, k, normalise);
+    kernel_route(probs, ids, weights->var.value, logits->value, n, experts, k, normalise);
     kernel_group(starts, slots, rows, ids, n, k, experts);
     *r = (struct grad_routing){&weights->var, n, experts, k, ids, starts, slots, rows};
     struct route_op *o = tape_record(t, sizeof *o, route_backward, 1, &weights);
@@ -115,8 +115,8 @@ struct rows_op {
 
 static void take_backward(struct grad_tape *t, struct grad_op *op) {
     struct rows_op *o = (struct rows_op *)op;
-    float *dx = node_sum(t, o->x).data;
-    if (dx) kernel_scatter_add(dx, op->out[0]->var.grad.data, o->rows, o->n, o->x->var.cols);
+    struct kernel_array dx = node_sum(t, o->x);
+    if (kernel_has_data(dx)) kernel_scatter_add(dx, op->out[0]->var.grad, o->rows, o->n, o->x->var.cols);
 }
 
 struct grad_var *grad_take_rows(struct grad_tape *t, struct grad_var *x, const struct grad_routing *r, size_t expert) {
@@ -129,7 +129,7 @@ struct grad_var *grad_take_rows(struct grad_tape *t, struct grad_var *x, const s
     if (!y) return NULL;
     y->var.grad.dtype = DT_F32; /* two linear maps add to it */
     kernel_gather_rows(y->var.value, x->value, r->rows + r->starts[expert], n, x->cols);
-    if (rows > n) kernel_fill((float *)y->var.value.data + n * x->cols, (rows - n) * x->cols, 0);
+    if (rows > n) kernel_fill(kernel_part(y->var.value, n * x->cols), (rows - n) * x->cols, 0);
     struct rows_op *o = tape_record(t, sizeof *o, take_backward, 1, &y);
     if (o) {
         o->x = node_of(x);
@@ -154,12 +154,11 @@ static void mix_backward(struct grad_tape *t, struct grad_op *op) {
     size_t mark = stack_mark(&t->scratch), n = grad_routed(r, o->expert), d = o->x->var.cols;
     uint32_t first = r->starts[o->expert];
     struct kernel_array dx = node_open(t, o->x), dw = node_sum(t, node_of(r->weights));
-    if (!node_wanted(r->weights)) dw.data = tape_scratch(t, var_size(r->weights), sizeof(float));
+    if (!node_wanted(r->weights)) dw = tape_scratch(t, DT_F32, var_size(r->weights));
     if (!t->error.code) {
-        kernel_scatter_weighted_backward(dx, dw.data, op->out[0]->var.grad.data, o->x->var.value,
-                                         r->weights->value.data, r->slots + first, r->rows + first, n, d);
+        kernel_scatter_weighted_backward(dx, dw, op->out[0]->var.grad, o->x->var.value, r->weights->value, r->slots + first, r->rows + first, n, d);
         size_t rest = o->x->var.rows - n;
-        if (rest) kernel_fill(kernel_part(dx, n * d).data, rest * d, 0);
+        if (rest) kernel_fill(kernel_part(dx, n * d), rest * d, 0);
         node_close(t, o->x, dx);
     }
     node_pass_on(t, o->y, op->out[0]);
@@ -169,7 +168,7 @@ static void mix_backward(struct grad_tape *t, struct grad_op *op) {
 struct grad_var *grad_zeros(struct grad_tape *t, size_t rows, size_t cols) {
     struct grad_node *y = t->error.code ? NULL : tape_result(t, rows, cols, DT_F32, false);
     if (!y) return NULL;
-    kernel_fill(y->var.value.data, rows * cols, 0);
+    kernel_fill(y->var.value, rows * cols, 0);
     return &y->var;
 }
 
@@ -181,7 +180,7 @@ struct grad_var *grad_mix_rows(struct grad_tape *t, struct grad_var *y, struct g
     if (y->value.dtype != DT_F32 || y->rows != r->n || y->cols != x->cols || x->rows < n || node_of(y)->is_leaf)
         return tape_fail(t, ERR_DATA, "mix: [%zu, %zu] of an expert into [%zu, %zu]", x->rows, x->cols, y->rows,
                          y->cols);
-    kernel_scatter_weighted(y->value.data, x->value, r->weights->value.data, r->slots + first, r->rows + first, n,
+    kernel_scatter_weighted(y->value, x->value, r->weights->value, r->slots + first, r->rows + first, n,
                             x->cols);
     if (!t->record) return y;
     struct grad_node *out = tape_result_in(t, y, node_wanted(y) || node_wanted(x) || node_wanted(r->weights));
@@ -208,7 +207,7 @@ static void gate_backward(struct grad_tape *t, struct grad_op *op) {
     size_t mark = stack_mark(&t->scratch);
     struct kernel_array dx = node_open(t, o->x), dgate = node_open(t, o->gate);
     if (!t->error.code) {
-        kernel_gate_rows_backward(dx, dgate.data, y->grad, o->x->var.value, o->gate->var.value.data, y->rows, y->cols);
+        kernel_gate_rows_backward(dx, dgate, y->grad, o->x->var.value, o->gate->var.value, y->rows, y->cols);
         node_close(t, o->x, dx);
         node_close(t, o->gate, dgate);
     }
@@ -224,7 +223,7 @@ struct grad_var *grad_gate_rows(struct grad_tape *t, struct grad_var *x, struct 
                                 ? tape_result_in(t, x, false)
                                 : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x) || node_wanted(gate));
     if (!out) return NULL;
-    kernel_gate_rows(out->var.value, x->value, gate->value.data, x->rows, x->cols);
+    kernel_gate_rows(out->var.value, x->value, gate->value, x->rows, x->cols);
     struct gate_op *o = tape_record(t, sizeof *o, gate_backward, 1, &out);
     if (o) {
         o->x = node_of(x);

@@ -50,9 +50,10 @@ static void route_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_route(float *probs, uint32_t *ids, float *weights, const float *logits, size_t rows, size_t experts,
-                  size_t k, bool normalise) {
-    struct route c = {.logits = logits, .probs = probs, .weights = weights, .ids = ids};
+void kernel_route(struct kernel_array probs, uint32_t *ids, struct kernel_array weights, struct kernel_array logits,
+                  size_t rows, size_t experts, size_t k, bool normalise) {
+    struct route c = {
+        .logits = host_f32(logits), .probs = host_f32(probs), .weights = host_f32(weights), .ids = ids};
     c.experts = experts;
     c.k = k;
     c.normalise = normalise;
@@ -82,9 +83,10 @@ static void route_backward_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_route_backward(float *dlogits, const float *dweights, const uint32_t *ids, const float *probs, size_t rows,
-                           size_t experts, size_t k, bool normalise) {
-    struct route c = {.dlogits = dlogits, .dweights = dweights, .chosen = ids, .kept = probs};
+void kernel_route_backward(struct kernel_array dlogits, struct kernel_array dweights, const uint32_t *ids,
+                           struct kernel_array probs, size_t rows, size_t experts, size_t k, bool normalise) {
+    struct route c = {
+        .dlogits = host_f32(dlogits), .dweights = host_f32(dweights), .chosen = ids, .kept = host_f32(probs)};
     c.experts = experts;
     c.k = k;
     c.normalise = normalise;
@@ -106,16 +108,19 @@ void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint3
     starts[0] = 0;
 }
 
-void kernel_spread_weights(float *y, const uint32_t *ids, const float *weights, size_t rows, size_t experts, size_t k) {
-    memset(y, 0, rows * experts * sizeof *y);
-    for (size_t i = 0; i < rows * k; i++) y[i / k * experts + ids[i]] = weights[i];
+void kernel_spread_weights(struct kernel_array y, const uint32_t *ids, struct kernel_array weights, size_t rows,
+                           size_t experts, size_t k) {
+    float *to = host_f32(y);
+    const float *w = host_f32(weights);
+    memset(to, 0, rows * experts * sizeof *to);
+    for (size_t i = 0; i < rows * k; i++) to[i / k * experts + ids[i]] = w[i];
 }
 
 /* ---- rows ---- */
 
 struct moving {
     const struct simd *v;
-    struct kernel_array y, x;
+    struct view y, x;
     float *sum, *dweights;
     const float *dy, *weights;
     const uint32_t *rows, *slots;
@@ -130,7 +135,7 @@ static void gather_rows_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint32_t *rows, size_t n, size_t d) {
-    kernel_split(n, piece_rows(d), gather_rows_piece, &(struct moving){.y = y, .x = x, .rows = rows, .d = d});
+    kernel_split(n, piece_rows(d), gather_rows_piece, &(struct moving){.y = view_of(y), .x = view_of(x), .rows = rows, .d = d});
 }
 
 static void scatter_weighted_piece(void *ctx, size_t begin, size_t end) {
@@ -144,9 +149,10 @@ static void scatter_weighted_piece(void *ctx, size_t begin, size_t end) {
         }
 }
 
-void kernel_scatter_weighted(float *y, struct kernel_array x, const float *weights, const uint32_t *slots,
-                             const uint32_t *rows, size_t n, size_t d) {
-    struct moving c = {.v = simd(), .sum = y, .x = x, .weights = weights, .slots = slots, .rows = rows, .d = d};
+void kernel_scatter_weighted(struct kernel_array y, struct kernel_array x, struct kernel_array weights,
+                             const uint32_t *slots, const uint32_t *rows, size_t n, size_t d) {
+    struct moving c = {.v = simd(), .sum = host_f32(y), .x = view_of(x), .slots = slots, .rows = rows, .d = d};
+    c.weights = host_f32(weights);
     kernel_split(n, piece_rows(d), scatter_weighted_piece, &c);
 }
 
@@ -166,11 +172,13 @@ static void scatter_backward_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_scatter_weighted_backward(struct kernel_array dx, float *dweights, const float *dy, struct kernel_array x,
-                                      const float *weights, const uint32_t *slots, const uint32_t *rows, size_t n,
-                                      size_t d) {
-    struct moving c = {.v = simd(), .y = dx, .dweights = dweights, .dy = dy, .x = x, .d = d};
-    c.weights = weights;
+void kernel_scatter_weighted_backward(struct kernel_array dx, struct kernel_array dweights, struct kernel_array dy,
+                                      struct kernel_array x, struct kernel_array weights, const uint32_t *slots,
+                                      const uint32_t *rows, size_t n, size_t d) {
+    struct moving c = {.v = simd(), .y = view_of(dx), .x = view_of(x), .d = d};
+    c.dweights = host_f32(dweights);
+    c.dy = host_f32(dy);
+    c.weights = host_f32(weights);
     c.slots = slots;
     c.rows = rows;
     kernel_split(n, piece_rows(d), scatter_backward_piece, &c);
@@ -180,7 +188,7 @@ void kernel_scatter_weighted_backward(struct kernel_array dx, float *dweights, c
 
 struct gated_rows {
     const struct simd *v;
-    struct kernel_array y, dy, x;
+    struct view y, dy, x;
     const float *gate;
     float *dgate;
     size_t d;
@@ -202,8 +210,8 @@ static void gate_rows_piece(void *ctx, size_t begin, size_t end) {
         }
 }
 
-void kernel_gate_rows(struct kernel_array y, struct kernel_array x, const float *gate, size_t rows, size_t d) {
-    struct gated_rows c = {.v = simd(), .y = y, .x = x, .gate = gate, .d = d};
+void kernel_gate_rows(struct kernel_array y, struct kernel_array x, struct kernel_array gate, size_t rows, size_t d) {
+    struct gated_rows c = {.v = simd(), .y = view_of(y), .x = view_of(x), .gate = host_f32(gate), .d = d};
     kernel_split(rows, piece_rows(d), gate_rows_piece, &c);
 }
 
@@ -224,16 +232,19 @@ static void gate_rows_backward_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_gate_rows_backward(struct kernel_array dx, float *dgate, struct kernel_array dy, struct kernel_array x,
-                               const float *gate, size_t rows, size_t d) {
-    struct gated_rows c = {.v = simd(), .y = dx, .dgate = dgate, .dy = dy, .x = x, .gate = gate, .d = d};
+void kernel_gate_rows_backward(struct kernel_array dx, struct kernel_array dgate, struct kernel_array dy,
+                               struct kernel_array x, struct kernel_array gate, size_t rows, size_t d) {
+    struct gated_rows c = {.v = simd(), .y = view_of(dx), .dy = view_of(dy), .x = view_of(x), .d = d};
+    c.dgate = host_f32(dgate);
+    c.gate = host_f32(gate);
     kernel_split(rows, piece_rows(d), gate_rows_backward_piece, &c);
 }
 
 /* ---- for calibration ---- */
 
-double kernel_row_norms_sum(const float *x, size_t rows, size_t d) {
+double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d) {
+    const float *row = host_f32(x);
     double sum = 0;
-    for (size_t r = 0; r < rows; r++) sum += sqrt(simd()->dot(x + r * d, x + r * d, d));
+    for (size_t r = 0; r < rows; r++, row += d) sum += sqrt(simd()->dot(row, row, d));
     return sum;
 }

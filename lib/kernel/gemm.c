@@ -13,6 +13,7 @@ struct product_f32 {
     enum gemm_form form;
     size_t m, n, k;
     const float *a, *b;
+    size_t lda, ldb, ldc; /* floats from one row to the next */
     float beta;
     float *c;
     size_t tile_m, tile_n, tiles_n; /* tiles_n: in a row of tiles */
@@ -23,10 +24,30 @@ static void run_tile(void *ctx, size_t i, int thread) {
     (void)thread;
     size_t row = i / p->tiles_n * p->tile_m, col = i % p->tiles_n * p->tile_n;
     size_t m = smaller(p->tile_m, p->m - row), n = smaller(p->tile_n, p->n - col);
-    size_t lda = p->form == GEMM_TN ? p->m : p->k, ldb = p->form == GEMM_NT ? p->k : p->n;
-    const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * lda;
-    const float *b = p->form == GEMM_NT ? p->b + col * ldb : p->b + col;
-    p->v->gemm(p->form, m, n, p->k, a, lda, b, ldb, p->beta, p->c + row * p->n + col, p->n);
+    const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * p->lda;
+    const float *b = p->form == GEMM_NT ? p->b + col * p->ldb : p->b + col;
+    p->v->gemm(p->form, m, n, p->k, a, p->lda, b, p->ldb, p->beta, p->c + row * p->ldc + col, p->ldc);
+}
+
+void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+               size_t ldb, float beta, float *c, size_t ldc) {
+    if (m == 0 || n == 0) return;
+    struct product_f32 p = {.v = simd(),
+                            .form = form,
+                            .m = m,
+                            .n = n,
+                            .k = k,
+                            .a = a,
+                            .lda = lda,
+                            .b = b,
+                            .ldb = ldb,
+                            .beta = beta,
+                            .c = c,
+                            .ldc = ldc};
+    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
+    p.tile_n = equal_parts(n, TILE_N, 32);
+    p.tiles_n = (n - 1) / p.tile_n + 1;
+    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
 }
 
 static void product(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, const float *b, float beta,
@@ -34,16 +55,12 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
     if (m == 0 || n == 0) return;
     if (k == 0) {
         if (beta == 0)
-            kernel_fill(c, m * n, 0);
+            kernel_fill(kernel_f32(c), m * n, 0);
         else
             kernel_scale(kernel_f32(c), m * n, beta);
         return;
     }
-    struct product_f32 p = {.v = simd(), .form = form, .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
-    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
-    p.tile_n = equal_parts(n, TILE_N, 32);
-    p.tiles_n = (n - 1) / p.tile_n + 1;
-    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    gemm_part(form, m, n, k, a, form == GEMM_TN ? m : k, b, form == GEMM_NT ? k : n, beta, c, n);
 }
 
 /* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
@@ -62,19 +79,23 @@ static void run_dots(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
     if (m > FEW_ROWS) {
-        product(GEMM_NT, m, n, k, a, b, beta, c);
+        product(GEMM_NT, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
         return;
     }
-    struct product_f32 p = {.v = simd(), .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
+    struct product_f32 p = {
+        .v = simd(), .m = m, .n = n, .k = k, .a = host_f32(a), .b = host_f32(b), .beta = beta, .c = host_f32(c)};
     kernel_split(n, DOTS, run_dots, &p);
 }
 
-void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
-    product(GEMM_NN, m, n, k, a, b, beta, c);
+void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
+    product(GEMM_NN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }
 
-void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
-    product(GEMM_TN, m, n, k, a, b, beta, c);
+void kernel_matmul_tn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
+    product(GEMM_TN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }

@@ -481,5 +481,36 @@ __attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t 
     return (uint16_t)((bits + (second ? words[i / 16 % 4] >> 16 : words[i / 16 % 4] & 0xffff)) >> 16);
 }
 
+/* ---- second-order methods ---- */
+
+/* u^T u = h^-1 by the textbook: h = R R^T, then R^-1, both column by column. scratch [n][n]. */
+PLAIN_FN PLAIN(inverse_factor)(REAL *u, const REAL *h, size_t n, REAL *r) {
+    for (size_t i = 0; i < n * n; i++) u[i] = r[i] = 0;
+    for (size_t c = n; c-- > 0;)
+        for (size_t i = c + 1; i-- > 0;) {
+            REAL x = h[i * n + c];
+            for (size_t k = c + 1; k < n; k++) x -= r[i * n + k] * r[c * n + k];
+            r[i * n + c] = i == c ? (REAL)sqrt(x) : x / r[c * n + c];
+        }
+    for (size_t c = 0; c < n; c++)
+        for (size_t i = c + 1; i-- > 0;) {
+            REAL x = i == c ? 1 : 0;
+            for (size_t k = i + 1; k <= c; k++) x -= r[i * n + k] * u[k * n + c];
+            u[i * n + c] = x / r[i * n + i];
+        }
+}
+
+/* One row at a time; `keep` is asked for each column. w [rows][cols], not transposed. */
+PLAIN_FN PLAIN(feedback)(REAL *w, const REAL *u, size_t rows, size_t cols, REAL (*keep)(size_t row, size_t col, REAL w),
+                         REAL *loss) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < cols; j++) {
+            REAL kept = keep(r, j, w[r * cols + j]), e = (w[r * cols + j] - kept) / u[j * cols + j];
+            for (size_t k = j + 1; k < cols; k++) w[r * cols + k] -= e * u[j * cols + k];
+            w[r * cols + j] = kept;
+            loss[r] += e * e;
+        }
+}
+
 #undef REAL
 #undef PLAIN

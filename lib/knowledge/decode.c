@@ -309,8 +309,8 @@ void knowledge_clear(struct knowledge_rows *k) {
     k->viewed = NULL;
 }
 
-size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
-                     size_t *n_positions) {
+size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
+                           size_t *n_positions) {
     size_t whole = knowledge_whole_seqs(k), i = first;
     for (*n_positions = 0; i < whole; i++) {
         if (i > first && *n_positions + k->lengths[i] > fit) return i - first;
@@ -391,7 +391,7 @@ void knowledge_target(const struct knowledge_rows *k, const struct knowledge_for
     if (f->encoding != KNOW_DENSE) return;
     float inv_temperature = (float)knowledge_inv_temperature(f, temperature);
     knowledge_dense_rows(k, f, first, rows, scratch);
-    kernel_log_softmax(scratch, scratch, rows, knowledge_columns(f), inv_temperature);
+    kernel_log_softmax(kernel_f32(scratch), kernel_f32(scratch), rows, knowledge_columns(f), inv_temperature);
     out->dense = scratch;
 }
 

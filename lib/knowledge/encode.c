@@ -198,8 +198,8 @@ static int encode_dense(struct knowledge_encoder *k, size_t rows, const float *x
     const struct knowledge_format *f = &k->format;
     size_t bytes = rows * dtype_row_bytes(f->dtype, f->vocab_size);
     if (buf_reserve(&k->values, bytes, e)) return e->code;
-    size_t bad = kernel_store_logits(f->dtype, k->values.data + k->values.len, x, rows, f->vocab_size, inv_temperature,
-                                     f->log_probs);
+    size_t bad = kernel_store_logits(f->dtype, k->values.data + k->values.len, kernel_f32(x), rows, f->vocab_size,
+                                     inv_temperature, f->log_probs);
     if (bad < rows)
         return fail_at_row(
             k, bad, e, f->dtype == DT_F16 ? "the teacher's output is not finite, or too large for f16" : not_finite);
@@ -258,8 +258,8 @@ static int encode_top(struct knowledge_encoder *k, size_t rows, const float *x, 
     uint32_t *ids = (void *)k->scratch[0].data;
     float *lse = (void *)k->scratch[1].data, *values = lse + values_at;
     double *logprobs = (void *)k->scratch[2].data;
-    kernel_logsumexp(lse, x, rows, d, inv_temperature);
-    kernel_topk(ids, values, x, rows, d, n);
+    kernel_logsumexp(lse, kernel_f32(x), rows, d, inv_temperature);
+    kernel_topk(ids, values, kernel_f32(x), rows, d, n);
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = 0; i < n; i++) logprobs[i] = (double)values[r * n + i] * inv_temperature - lse[r];
         if (put_top_row(k, ids + r * n, logprobs, e)) return e->code;
@@ -294,7 +294,8 @@ static int encode_sample_block(struct knowledge_encoder *k, size_t first, size_t
     uint32_t *ids = (void *)k->scratch[0].data, *counts = (void *)k->scratch[2].data;
     double *u = (void *)k->scratch[1].data;
     for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->counts.positions + first + r);
-    size_t bad = kernel_sample(ids, u, x.type, x.data, rows, k->format.vocab_size, n, inv_temperature);
+    size_t bad =
+        kernel_sample(ids, u, kernel_host_array(x.type, x.data), rows, k->format.vocab_size, n, inv_temperature);
     if (bad < rows) return fail_at_row(k, first + bad, e, not_finite);
     for (size_t r = 0; r < rows; r++) {
         uint32_t *row = ids + r * n; /* ascending: equal draws are neighbours, and are counted in place */

@@ -22,9 +22,9 @@ static struct model_seen seen_at(enum model_point point, uint32_t layer, uint32_
 
 static void tap_routing(struct graph *g, uint32_t layer, const struct grad_routing *r) {
     if (!g->tap || !r) return;
-    size_t mark = grad_mark(g->t);
+    struct grad_mark mark = grad_mark(g->t);
     struct grad_var *y = grad_scratch(g->t, r->n, r->experts, DT_F32);
-    if (y) kernel_spread_weights(y->value.data, r->ids, r->weights->value.data, r->n, r->experts, r->k);
+    if (y) kernel_spread_weights(y->value, r->ids, r->weights->value, r->n, r->experts, r->k);
     graph_tap(g, (struct model_seen){.point = POINT_ROUTED, .layer = layer, .rows = r->n}, y);
     grad_rewind(g->t, mark);
 }
@@ -33,12 +33,13 @@ static void tap_routing(struct graph *g, uint32_t layer, const struct grad_routi
 static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const struct grad_routing *r,
                        const struct grad_var *y) {
     if (!g->tap || !y) return;
-    size_t mark = grad_mark(g->t), n = grad_routed(r, expert);
+    struct grad_mark mark = grad_mark(g->t);
+    size_t n = grad_routed(r, expert);
     struct grad_var *out = grad_zeros(g->t, n, y->cols);
     uint32_t *row = grad_alloc(g->t, n * sizeof *row);
     if (out && row) {
         for (size_t i = 0; i < n; i++) row[i] = (uint32_t)i;
-        kernel_scatter_weighted(out->value.data, y->value, r->weights->value.data, r->slots + r->starts[expert], row, n,
+        kernel_scatter_weighted(out->value, y->value, r->weights->value, r->slots + r->starts[expert], row, n,
                                 y->cols);
     }
     graph_tap(g, seen_at(POINT_EXPERT_OUT, layer, expert, r), out);
@@ -74,7 +75,7 @@ struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var 
     tap_routing(g, layer, r);
     for (uint32_t i = 0; r && y && i < c->layers[layer].experts; i++) {
         if (grad_routed(r, i) == 0) continue;
-        size_t mark = grad_mark(g->t);
+        struct grad_mark mark = grad_mark(g->t);
         y = add_expert(g, layer, i, h, r, y);
         if (!grad_records(g->t)) grad_rewind(g->t, mark); /* y lies before it */
     }

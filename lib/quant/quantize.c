@@ -109,7 +109,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
                            .cols = cols,
                            .row_bytes = dtype_row_bytes(t->to, cols),
                            .importance = is_weighed(p->config, s, t->to) ? importance_of(p, s, cols) : NULL};
-    double error = 0, power = kernel_sum_squares(x, n);
+    double error = 0, power = kernel_sum_squares(kernel_f32(x), n);
     rc = quantize_rows(&job, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     t->rmse = sqrt(error / (double)n);

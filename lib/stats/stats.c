@@ -126,10 +126,10 @@ static int collect_residual(struct stats *s, const struct model_seen *seen, stru
     size_t n = seen->rows * seen->cols;
     if (seen->point == POINT_LAYER)
         s->layers[seen->layer].influence +=
-            kernel_cosine_distance_sum((const float *)s->previous.data, seen->x, seen->rows, seen->cols);
+            kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data), kernel_f32(seen->x), seen->rows, seen->cols);
     s->previous.len = 0;
     int rc = buf_reserve(&s->previous, n * sizeof *seen->x, e);
-    if (!rc) kernel_copy((float *)s->previous.data, seen->x, n);
+    if (!rc) memcpy(s->previous.data, seen->x, n * sizeof *seen->x);
     return rc;
 }
 
@@ -138,7 +138,7 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
     if (seen->point == POINT_EXPERT_OUT) {
         struct expert_sums *expert = &s->layers[seen->layer].experts[seen->expert];
         expert->count += (double)seen->rows;
-        expert->output += kernel_row_norms_sum(seen->x, seen->rows, seen->cols);
+        expert->output += kernel_row_norms_sum(kernel_f32(seen->x), seen->rows, seen->cols);
         return 0;
     }
     struct point_sums *sums = point_of(s, seen->point, seen->layer, seen->expert);
@@ -146,8 +146,8 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
         return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, seen->cols);
     const uint32_t *lengths = seen_lengths(s, seen, e);
     if (!lengths) return e->code;
-    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], seen->x, seen->rows, seen->cols);
-    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], seen->x, lengths, s->in->n_seqs, seen->cols);
+    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
+    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(seen->x), lengths, s->in->n_seqs, seen->cols);
     return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, e) : 0;
 }
 
