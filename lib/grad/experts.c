@@ -68,8 +68,8 @@ static void route_backward(struct grad_tape *t, struct grad_op *op) {
     size_t mark = stack_mark(&t->scratch);
     struct kernel_array dx = node_open(t, o->logits);
     if (!t->error.code) {
-        kernel_route_backward(dx, op->out[0]->var.grad, o->ids, o->probs, o->logits->var.rows,
-                              o->logits->var.cols, o->k, o->normalise);
+        kernel_route_backward(dx, op->out[0]->var.grad, o->ids, o->probs, o->logits->var.rows, o->logits->var.cols,
+                              o->k, o->normalise);
         node_close(t, o->logits, dx);
     }
     stack_rewind(&t->scratch, mark);
@@ -156,7 +156,8 @@ static void mix_backward(struct grad_tape *t, struct grad_op *op) {
     struct kernel_array dx = node_open(t, o->x), dw = node_sum(t, node_of(r->weights));
     if (!node_wanted(r->weights)) dw = tape_scratch(t, DT_F32, var_size(r->weights));
     if (!t->error.code) {
-        kernel_scatter_weighted_backward(dx, dw, op->out[0]->var.grad, o->x->var.value, r->weights->value, r->slots + first, r->rows + first, n, d);
+        kernel_scatter_weighted_backward(dx, dw, op->out[0]->var.grad, o->x->var.value, r->weights->value,
+                                         r->slots + first, r->rows + first, n, d);
         size_t rest = o->x->var.rows - n;
         if (rest) kernel_fill(kernel_part(dx, n * d), rest * d, 0);
         node_close(t, o->x, dx);
@@ -180,8 +181,7 @@ struct grad_var *grad_mix_rows(struct grad_tape *t, struct grad_var *y, struct g
     if (y->value.dtype != DT_F32 || y->rows != r->n || y->cols != x->cols || x->rows < n || node_of(y)->is_leaf)
         return tape_fail(t, ERR_DATA, "mix: [%zu, %zu] of an expert into [%zu, %zu]", x->rows, x->cols, y->rows,
                          y->cols);
-    kernel_scatter_weighted(y->value, x->value, r->weights->value, r->slots + first, r->rows + first, n,
-                            x->cols);
+    kernel_scatter_weighted(y->value, x->value, r->weights->value, r->slots + first, r->rows + first, n, x->cols);
     if (!t->record) return y;
     struct grad_node *out = tape_result_in(t, y, node_wanted(y) || node_wanted(x) || node_wanted(r->weights));
     struct mix_op *o = out ? tape_record(t, sizeof *o, mix_backward, 1, &out) : NULL;

@@ -52,8 +52,7 @@ static void route_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_route(struct kernel_array probs, uint32_t *ids, struct kernel_array weights, struct kernel_array logits,
                   size_t rows, size_t experts, size_t k, bool normalise) {
-    struct route c = {
-        .logits = host_f32(logits), .probs = host_f32(probs), .weights = host_f32(weights), .ids = ids};
+    struct route c = {.logits = host_f32(logits), .probs = host_f32(probs), .weights = host_f32(weights), .ids = ids};
     c.experts = experts;
     c.k = k;
     c.normalise = normalise;
@@ -135,7 +134,8 @@ static void gather_rows_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint32_t *rows, size_t n, size_t d) {
-    kernel_split(n, piece_rows(d), gather_rows_piece, &(struct moving){.y = view_of(y), .x = view_of(x), .rows = rows, .d = d});
+    kernel_split(n, piece_rows(d), gather_rows_piece,
+                 &(struct moving){.y = view_of(y), .x = view_of(x), .rows = rows, .d = d});
 }
 
 static void scatter_weighted_piece(void *ctx, size_t begin, size_t end) {

@@ -39,8 +39,7 @@ static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const s
     uint32_t *row = grad_alloc(g->t, n * sizeof *row);
     if (out && row) {
         for (size_t i = 0; i < n; i++) row[i] = (uint32_t)i;
-        kernel_scatter_weighted(out->value, y->value, r->weights->value, r->slots + r->starts[expert], row, n,
-                                y->cols);
+        kernel_scatter_weighted(out->value, y->value, r->weights->value, r->slots + r->starts[expert], row, n, y->cols);
     }
     graph_tap(g, seen_at(POINT_EXPERT_OUT, layer, expert, r), out);
     grad_rewind(g->t, mark);

@@ -422,7 +422,7 @@ struct model_input {
 struct model_seen {
     enum model_point point;
     uint32_t layer, expert; /* 0 where there is one */
-    const float *x; /* on the host */
+    const float *x;         /* on the host */
     size_t rows, cols;
     const uint32_t *positions; /* [rows] of the input, ascending, that are seen; NULL: all */
 };

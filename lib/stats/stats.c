@@ -125,8 +125,8 @@ static const uint32_t *seen_lengths(struct stats *s, const struct model_seen *se
 static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
     if (seen->point == POINT_LAYER)
-        s->layers[seen->layer].influence +=
-            kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data), kernel_f32(seen->x), seen->rows, seen->cols);
+        s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
+                                                                       kernel_f32(seen->x), seen->rows, seen->cols);
     s->previous.len = 0;
     int rc = buf_reserve(&s->previous, n * sizeof *seen->x, e);
     if (!rc) memcpy(s->previous.data, seen->x, n * sizeof *seen->x);

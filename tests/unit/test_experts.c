@@ -36,7 +36,7 @@ static struct model *mixed_model(const struct model_config *c) {
     struct model *m = sample_model(c, 3);
     for (uint32_t l = 0; l < 3; l += 2) {
         struct model_param *p = model_param(m, ROLE_ROUTER, l);
-        for (uint64_t i = 0; p && i < p->n; i++) p->value[i] *= 50;
+        for (uint64_t i = 0; p && i < p->n; i++) model_host_value(p)[i] *= 50;
     }
     return m;
 }
@@ -45,8 +45,8 @@ static struct model *mixed_model(const struct model_config *c) {
  * router makes that a score far below all others. */
 static void forbid_expert(struct model *m) {
     struct model_param *embed = model_param(m, ROLE_EMBED, 0), *router = model_param(m, ROLE_ROUTER, 2);
-    for (uint64_t i = 0; i < embed->n; i += 64) embed->value[i] = 1;
-    for (uint32_t i = 0; i < EXPERTS; i++) router->value[(uint64_t)i * 64] = i == UNUSED ? -100 : 0;
+    for (uint64_t i = 0; i < embed->n; i += 64) model_host_value(embed)[i] = 1;
+    for (uint32_t i = 0; i < EXPERTS; i++) model_host_value(router)[(uint64_t)i * 64] = i == UNUSED ? -100 : 0;
 }
 
 /* ---- slots -------------------------------------------------------------------------------------------------------- */
@@ -186,8 +186,8 @@ static void layer_by_layer_and_threads_change_nothing(void **state) {
         assert_memory_equal(whole, again, POSITIONS * c.vocab_size * sizeof *whole);
         int fd = file_of(bytes.data, bytes.len);
         OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
-        OK(model_layerwise_new(&l, r, cases[i].format, NULL, NULL, &e));
-        OK(grad_tape_new(&t, false, model_precision(m), &e));
+        OK(model_layerwise_new(&l, kernel_cpu(), r, cases[i].format, NULL, NULL, &e));
+        OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
         struct all_logits parts = {again};
         OK(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e));
         OK(model_layerwise_logits(l, t, &in, 1, keep_logits, &parts, &e));
@@ -254,7 +254,7 @@ static void each_expert_has_its_statistics(void **state) {
     struct model_input in = {30, 3, tokens, lengths};
     struct stats *s = stats_of(m, &in);
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     for (uint32_t layer = 0; layer < 3; layer += 2) {
         double count = 0, mass = 0;
         for (uint32_t i = 0; i < EXPERTS; i++) {
@@ -394,17 +394,17 @@ static void the_experts_that_add_most_stay(void **state) {
                 const struct model_param *was = model_expert_param(m, (enum model_role)role, l, i),
                                          *now = model_expert_param(p, (enum model_role)role, l, k);
                 assert_int_equal(was->n, now->n);
-                assert_memory_equal(was->value, now->value, was->n * sizeof(float));
+                assert_memory_equal(model_host_value(was), model_host_value(now), was->n * sizeof(float));
             }
-            assert_memory_equal(model_param(m, ROLE_ROUTER, l)->value + i * 64,
-                                model_param(p, ROLE_ROUTER, l)->value + k * 64, 64 * sizeof(float));
+            assert_memory_equal(model_host_value(model_param(m, ROLE_ROUTER, l)) + i * 64,
+                                model_host_value(model_param(p, ROLE_ROUTER, l)) + k * 64, 64 * sizeof(float));
             k++;
         }
         assert_true(least >= best_gone && least > 0);
     }
     for (uint32_t k = 0; k < 3; k++) assert_int_not_equal(r.kept_experts[2][k], UNUSED);
     assert_int_equal(p->config.layers[1].experts, 0);
-    assert_memory_equal(model_param(m, ROLE_DOWN, 1)->value, model_param(p, ROLE_DOWN, 1)->value,
+    assert_memory_equal(model_host_value(model_param(m, ROLE_DOWN, 1)), model_host_value(model_param(p, ROLE_DOWN, 1)),
                         64 * 64 * sizeof(float));
     prune_report_release(&r);
     model_free(p);
@@ -463,7 +463,8 @@ static void channels_of_experts_go_one_by_one(void **state) {
         for (uint32_t k = 0; k < 64; k += 2) {
             uint32_t channel = (k + i) % 64;
             for (uint32_t j = 0; j < 64; j++)
-                up->value[channel * 64 + j] = gate->value[channel * 64 + j] = down->value[j * 64 + channel] = 0;
+                model_host_value(up)[channel * 64 + j] = model_host_value(gate)[channel * 64 + j] =
+                    model_host_value(down)[j * 64 + channel] = 0;
         }
     }
     c.layers[0].ffn = 32;
@@ -473,8 +474,9 @@ static void channels_of_experts_go_one_by_one(void **state) {
     assert_int_equal(p->config.layers[2].expert_ffn, 32);
     for (uint32_t i = 0; i < EXPERTS; i++)
         for (uint32_t k = 0; k < 32; k++)
-            assert_memory_equal(model_expert_param(m, ROLE_EXPERT_UP, 2, i)->value + (2 * k + (i + 1) % 2) * 64,
-                                model_expert_param(p, ROLE_EXPERT_UP, 2, i)->value + k * 64, 64 * sizeof(float));
+            assert_memory_equal(
+                model_host_value(model_expert_param(m, ROLE_EXPERT_UP, 2, i)) + (2 * k + (i + 1) % 2) * 64,
+                model_host_value(model_expert_param(p, ROLE_EXPERT_UP, 2, i)) + k * 64, 64 * sizeof(float));
     prune_report_release(&r);
     model_free(p);
     model_free(m);
@@ -552,7 +554,8 @@ static double weighed_error(const struct model *m, const struct model *q, const 
                              *y = model_expert_param(q, ROLE_EXPERT_UP, 2, expert);
     double n, sum = 0;
     const double *w = stats_input_sum_sq(s, POINT_EXPERT_IN, x->slot, &n);
-    for (uint64_t i = 0; i < x->n; i++) sum += w[i % 64] * pow((double)x->value[i] - y->value[i], 2);
+    for (uint64_t i = 0; i < x->n; i++)
+        sum += w[i % 64] * pow((double)model_host_value(x)[i] - model_host_value(y)[i], 2);
     return sum;
 }
 
@@ -568,7 +571,7 @@ static void an_expert_is_quantized_by_its_own_statistics(void **state) {
     for (uint32_t i = 0; i < EXPERTS; i++) {
         const struct model_param *x = model_expert_param(plain, ROLE_EXPERT_UP, 2, i),
                                  *y = model_expert_param(weighed, ROLE_EXPERT_UP, 2, i);
-        bool same = !memcmp(x->value, y->value, x->n * sizeof(float));
+        bool same = !memcmp(model_host_value(x), model_host_value(y), x->n * sizeof(float));
         assert_int_equal(same, stats_expert_count(s, 2, i) == 0); /* of which nothing is known */
         if (!same) assert_true(weighed_error(m, weighed, s, i) < weighed_error(m, plain, s, i));
     }
@@ -577,7 +580,8 @@ static void an_expert_is_quantized_by_its_own_statistics(void **state) {
                              *gate = model_param(plain, ROLE_SHARED_GATE, 0);
     assert_int_equal(router->desc.dtype, DT_F32);
     assert_int_equal(gate->desc.dtype, DT_F32);
-    assert_memory_equal(router->value, model_param(m, ROLE_ROUTER, 2)->value, router->n * sizeof(float));
+    assert_memory_equal(model_host_value(router), model_host_value(model_param(m, ROLE_ROUTER, 2)),
+                        router->n * sizeof(float));
     model_free(plain);
     model_free(weighed);
     stats_free(s);

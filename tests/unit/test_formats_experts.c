@@ -242,7 +242,7 @@ static void test_experts_of_two_types(void **state) {
     struct buf gguf = {0};
     struct model_param *p = model_expert_param(m, ROLE_EXPERT_UP, 2, 1);
     p->desc.dtype = DT_BF16;
-    for (uint64_t i = 0; i < p->n; i++) p->value[i] = (float)(i % 7);
+    for (uint64_t i = 0; i < p->n; i++) model_host_value(p)[i] = (float)(i % 7);
     struct buf stream = saved_model(m, 0);
     OK(export_gguf(&stream, &gguf, &e)); /* plain types meet in f32 */
     struct foreign_model *f;

@@ -61,17 +61,18 @@ static void test_rows_stand_alone(void **state) {
     float *all = take(40 * 64, sizeof *all);
     for (size_t n = 40; n >= 5; n -= 5) {
         struct grad_tape *t = new_tape(DT_F32, false);
-        struct grad_var *h = grad_leaf(t, x.f, NULL, n, 64), *y = grad_zeros(t, n, 64);
-        struct grad_routing *routing = grad_route(t, grad_scores(t, h, grad_leaf(t, router.f, NULL, 6, 64)), 2, true);
+        struct grad_var *h = grad_leaf(t, kernel_f32(x.f), kernel_none(DT_F32), n, 64), *y = grad_zeros(t, n, 64);
+        struct grad_routing *routing =
+            grad_route(t, grad_scores(t, h, grad_leaf(t, kernel_f32(router.f), kernel_none(DT_F32), 6, 64)), 2, true);
         for (size_t i = 0; i < 6; i++) {
-            struct grad_var *expert = grad_leaf(t, w.f + i * 64 * 64, NULL, 64, 64);
+            struct grad_var *expert = grad_leaf(t, kernel_f32(w.f + i * 64 * 64), kernel_none(DT_F32), 64, 64);
             struct grad_var *rows = grad_take_rows(t, h, routing, i);
             assert_true(rows->rows >= grad_routed(routing, i) && rows->rows >= 5);
             y = grad_mix_rows(t, y, grad_linear(t, rows, expert, NULL, NULL), routing, i);
         }
         assert_non_null(y);
-        if (n == 40) memcpy(all, y->value.data, 40 * 64 * sizeof *all);
-        assert_memory_equal(all, y->value.data, n * 64 * sizeof *all);
+        if (n == 40) memcpy(all, kernel_host(y->value, 40 * 64), 40 * 64 * sizeof *all);
+        assert_memory_equal(all, kernel_host(y->value, n * 64), n * 64 * sizeof *all);
         grad_tape_free(t);
     }
 }
@@ -85,10 +86,11 @@ static size_t run_in(enum dtype precision, struct pair *in, const float *dy, flo
     struct grad_var *leaf[N_IN];
     float *g = out + N * D;
     memset(out, 0, (N + EXPERTS * (D + 1) + N + 1) * D * sizeof *out);
-    for (size_t i = 0; i < N_IN; g += rows[i++] * D) leaf[i] = grad_leaf(t, in[i].f, g, rows[i], D);
+    for (size_t i = 0; i < N_IN; g += rows[i++] * D)
+        leaf[i] = grad_leaf(t, kernel_f32(in[i].f), kernel_f32(g), rows[i], D);
     struct grad_var *y = build_mixture(&f, t, leaf);
     assert_non_null(y);
-    memcpy(out, y->value.data, N * D * sizeof *out);
+    memcpy(out, kernel_host(y->value, N * D), N * D * sizeof *out);
     kernel_add(grad_of(t, y), kernel_f32(dy), N * D);
     grad_backward(t);
     if (grad_error(t, &e)) fail_msg("%s", e.msg);
@@ -123,17 +125,19 @@ static void test_refusals(void **state) {
     struct err e;
     float x[3 * 4] = {0}, w[2 * 4] = {0};
     struct grad_tape *t = new_tape(DT_F32, false);
-    struct grad_var *h = grad_leaf(t, x, NULL, 3, 4), *router = grad_leaf(t, w, NULL, 2, 4);
+    struct grad_var *h = grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 3, 4),
+                    *router = grad_leaf(t, kernel_f32(w), kernel_none(DT_F32), 2, 4);
     assert_null(grad_route(t, grad_scores(t, h, router), 3, false));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
     assert_string_equal(e.msg, "routing: 3 of 2 experts for 3 rows");
     assert_null(grad_zeros(t, 2, 2));
     grad_reset(t);
-    h = grad_leaf(t, x, NULL, 3, 4);
-    assert_null(grad_scores(t, h, grad_leaf(t, w, NULL, 4, 2)));
+    h = grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 3, 4);
+    assert_null(grad_scores(t, h, grad_leaf(t, kernel_f32(w), kernel_none(DT_F32), 4, 2)));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
     grad_reset(t);
-    assert_null(grad_gate_rows(t, grad_leaf(t, x, NULL, 3, 4), grad_leaf(t, w, NULL, 2, 4)));
+    assert_null(grad_gate_rows(t, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 3, 4),
+                               grad_leaf(t, kernel_f32(w), kernel_none(DT_F32), 2, 4)));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
     grad_tape_free(t);
 }

@@ -16,12 +16,14 @@ struct route {
 /* out: probs [rows][experts], weights [rows][k] */
 static void run_route(void *ctx, float *out) {
     const struct route *c = ctx;
-    kernel_route(out, c->ids, out + c->rows * c->experts, c->logits, c->rows, c->experts, c->k, c->normalise);
+    kernel_route(kernel_f32(out), c->ids, kernel_f32(out + c->rows * c->experts), kernel_f32(c->logits), c->rows,
+                 c->experts, c->k, c->normalise);
 }
 
 static void run_route_backward(void *ctx, float *out) {
     const struct route *c = ctx;
-    kernel_route_backward(out, c->dweights, c->ids, c->probs, c->rows, c->experts, c->k, c->normalise);
+    kernel_route_backward(kernel_f32(out), kernel_f32(c->dweights), c->ids, kernel_f32(c->probs), c->rows, c->experts,
+                          c->k, c->normalise);
 }
 
 static void check_route(struct rng *r, size_t rows, size_t experts, size_t k, bool normalise) {
@@ -64,7 +66,7 @@ static void test_ties(void **state) {
     float logits[] = {1, 2, 2, 2, 0, 2, /* */ 0, 0, 0, 0, 0, 0, /* */ NAN, NAN, NAN, NAN, NAN, NAN}, probs[18],
           weights[9];
     uint32_t ids[9];
-    kernel_route(probs, ids, weights, logits, 3, 6, 3, false);
+    kernel_route(kernel_f32(probs), ids, kernel_f32(weights), kernel_f32(logits), 3, 6, 3, false);
     assert_memory_equal(ids, ((uint32_t[]){1, 2, 3, 0, 1, 2}), 6 * sizeof *ids);
     for (size_t i = 6; i < 9; i++) assert_true(ids[i] < 6);
 }
@@ -102,14 +104,14 @@ struct moving {
 
 static void run_scatter(void *ctx, float *y) {
     const struct moving *c = ctx;
-    kernel_scatter_weighted(y, kernel_f32(c->x), c->weights, c->slots, c->to, c->n, c->d);
+    kernel_scatter_weighted(kernel_f32(y), kernel_f32(c->x), kernel_f32(c->weights), c->slots, c->to, c->n, c->d);
 }
 
 /* out: dx [n][d], dweights [rows] */
 static void run_scatter_backward(void *ctx, float *out) {
     const struct moving *c = ctx;
-    kernel_scatter_weighted_backward(kernel_f32(out), out + c->n * c->d, c->dy, kernel_f32(c->x), c->weights, c->slots,
-                                     c->to, c->n, c->d);
+    kernel_scatter_weighted_backward(kernel_f32(out), kernel_f32(out + c->n * c->d), kernel_f32(c->dy),
+                                     kernel_f32(c->x), kernel_f32(c->weights), c->slots, c->to, c->n, c->d);
 }
 
 static void run_gather(void *ctx, float *y) {
@@ -163,14 +165,14 @@ struct gates {
 
 static void run_gate(void *ctx, float *y) {
     const struct gates *c = ctx;
-    kernel_gate_rows(kernel_f32(y), kernel_f32(c->x), c->gate, c->rows, c->d);
+    kernel_gate_rows(kernel_f32(y), kernel_f32(c->x), kernel_f32(c->gate), c->rows, c->d);
 }
 
 /* out: dx [rows][d], dgate [rows] */
 static void run_gate_backward(void *ctx, float *out) {
     const struct gates *c = ctx;
-    kernel_gate_rows_backward(kernel_f32(out), out + c->rows * c->d, kernel_f32(c->dy), kernel_f32(c->x), c->gate,
-                              c->rows, c->d);
+    kernel_gate_rows_backward(kernel_f32(out), kernel_f32(out + c->rows * c->d), kernel_f32(c->dy), kernel_f32(c->x),
+                              kernel_f32(c->gate), c->rows, c->d);
 }
 
 static void test_gates(void **state) {
@@ -209,22 +211,23 @@ static void test_bf16(void **state) {
              *want = take(N * D, sizeof *want);
     float *wide = take(N * D, sizeof *wide), *sum = copy_f32(y.f, N * D), *other = copy_f32(y.f, N * D), dw[N], dw2[N];
     const uint32_t slots[N] = {2, 0, 1}, rows[N] = {0, 2, 1};
-    kernel_to_bf16(x16, x.f, N * D);
-    kernel_from_bf16(x.f, x16, N * D);
-    kernel_to_bf16(y16, y.f, N * D);
-    struct kernel_array bx = {DT_BF16, x16}, by = {DT_BF16, y16}, to = {DT_BF16, got};
+    kernel_convert(kernel_bf16(x16), kernel_f32(x.f), N * D);
+    kernel_convert(kernel_f32(x.f), kernel_bf16(x16), N * D);
+    kernel_convert(kernel_bf16(y16), kernel_f32(y.f), N * D);
+    struct kernel_array bx = kernel_bf16(x16), by = kernel_bf16(y16), to = kernel_bf16(got), weights = kernel_f32(w.f);
     EACH_PATH(path) {
-        kernel_scatter_weighted(sum, bx, w.f, slots, rows, N, D);
-        kernel_scatter_weighted(other, kernel_f32(x.f), w.f, slots, rows, N, D);
+        kernel_scatter_weighted(kernel_f32(sum), bx, weights, slots, rows, N, D);
+        kernel_scatter_weighted(kernel_f32(other), kernel_f32(x.f), weights, slots, rows, N, D);
         assert_memory_equal(sum, other, N * D * sizeof *sum);
-        kernel_scatter_weighted_backward(to, dw, y.f, bx, w.f, slots, rows, N, D);
-        kernel_scatter_weighted_backward(kernel_f32(wide), dw2, y.f, kernel_f32(x.f), w.f, slots, rows, N, D);
-        kernel_to_bf16(want, wide, N * D);
+        kernel_scatter_weighted_backward(to, kernel_f32(dw), kernel_f32(y.f), bx, weights, slots, rows, N, D);
+        kernel_scatter_weighted_backward(kernel_f32(wide), kernel_f32(dw2), kernel_f32(y.f), kernel_f32(x.f), weights,
+                                         slots, rows, N, D);
+        kernel_convert(kernel_bf16(want), kernel_f32(wide), N * D);
         assert_memory_equal(got, want, N * D * sizeof *got);
         assert_memory_equal(dw, dw2, sizeof dw);
-        kernel_gate_rows(to, bx, w.f, N, D);
-        kernel_gate_rows(kernel_f32(wide), kernel_f32(x.f), w.f, N, D);
-        kernel_to_bf16(want, wide, N * D);
+        kernel_gate_rows(to, bx, weights, N, D);
+        kernel_gate_rows(kernel_f32(wide), kernel_f32(x.f), weights, N, D);
+        kernel_convert(kernel_bf16(want), kernel_f32(wide), N * D);
         assert_memory_equal(got, want, N * D * sizeof *got);
         kernel_gather_rows(to, by, rows, N, D);
         for (size_t i = 0; i < N; i++) assert_memory_equal(got + i * D, y16 + rows[i] * D, D * sizeof *got);
