@@ -7,8 +7,8 @@
 /* ---- memory filled from the front and given back to a mark (stack.c) ---- */
 
 struct grad_block {
-    struct kernel_buffer *memory;
-    size_t size, before; /* before: sizes of the blocks in front of it */
+    struct kernel_array memory; /* bytes */
+    size_t size, before;        /* before: sizes of the blocks in front of it */
 };
 
 struct grad_stack {
@@ -30,7 +30,7 @@ void stack_release(struct grad_stack *s);
 
 /* Memory of a gradient. Two variables may share one as long as neither writes (see node_pass_on). */
 struct grad_buffer {
-    struct kernel_array data; /* of any type */
+    struct kernel_array data; /* bytes */
     size_t bytes;
     int users;
     struct grad_buffer *next_free;

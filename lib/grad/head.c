@@ -83,7 +83,7 @@ static bool prepare(struct head *c, size_t rows) {
     kernel_convert(c->h16, c->h->var.value, var_size(&c->h->var));
     c->forward = packed_leaf ? c->w->matrix : kernel_matrix_of(c->w->var.value, c->vocab, c->hidden);
     /* What is packed is so for good; quantized blocks are packed once for all blocks of rows, if there are several. */
-    if (packed_leaf && (c->forward.packing != KERNEL_STORED || c->h->var.rows <= rows)) return true;
+    if (packed_leaf && (kernel_is_packed(&c->forward) || c->h->var.rows <= rows)) return true;
     struct kernel_array forward = tape_scratch_matrix(t, c->vocab, c->hidden), backward = kernel_none(DT_BF16);
     if (kernel_has_data(c->dh)) backward = tape_scratch_matrix(t, c->vocab, c->hidden);
     if (learns) c->dlogits = tape_scratch(t, DT_BF16, n);

@@ -19,9 +19,9 @@ static int add_block(struct grad_stack *s, size_t need, struct err *e) {
     }
     size_t held = stack_held(s), size = held > MIN_BLOCK ? held : MIN_BLOCK;
     if (size < need) size = need;
-    struct kernel_buffer *memory = kernel_alloc(s->device, size, e);
-    if (!memory && size > need) memory = kernel_alloc(s->device, size = need, e);
-    if (!memory) return e->code;
+    struct kernel_array memory = kernel_alloc(s->device, DT_U8, size, e);
+    if (!kernel_has_data(memory) && size > need) memory = kernel_alloc(s->device, DT_U8, size = need, e);
+    if (!kernel_has_data(memory)) return e->code;
     s->blocks[s->n_blocks++] = (struct grad_block){memory, size, held};
     return 0;
 }
@@ -37,7 +37,7 @@ struct kernel_array stack_take(struct grad_stack *s, enum dtype dtype, size_t n,
         s->used = 0;
     }
     if (s->block == s->n_blocks && add_block(s, bytes, e)) return kernel_none(dtype);
-    struct kernel_array a = {dtype, s->blocks[s->block].memory, s->used};
+    struct kernel_array a = kernel_typed(kernel_part(s->blocks[s->block].memory, s->used), dtype);
     s->used += bytes;
     if (stack_mark(s) > s->peak) s->peak = stack_mark(s);
     return a;

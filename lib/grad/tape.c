@@ -28,7 +28,7 @@ static struct kernel_array take(struct grad_tape *t, struct grad_stack *from, en
 }
 
 static void *take_note(struct grad_tape *t, struct grad_stack *from, size_t n, size_t size) {
-    return kernel_host(take(t, from, DT_F32, n, size), n);
+    return kernel_host(take(t, from, DT_U8, n, size), n * size);
 }
 
 void *tape_alloc(struct grad_tape *t, size_t n, size_t size) {
@@ -44,7 +44,7 @@ struct kernel_array tape_scratch(struct grad_tape *t, enum dtype dtype, size_t n
 }
 
 struct kernel_array tape_scratch_matrix(struct grad_tape *t, size_t n, size_t k) {
-    return take(t, &t->scratch, DT_BF16, kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k), 1);
+    return take(t, &t->scratch, DT_U8, kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k), 1);
 }
 
 void *grad_alloc(struct grad_tape *t, size_t n) {
@@ -208,13 +208,13 @@ static bool take_buffer(struct grad_tape *t, struct grad_node *v) {
         *at = b->next_free;
     } else {
         b = take_note(t, &t->gradient_notes, 1, sizeof *b);
-        struct kernel_array data = take(t, &t->gradients, DT_F32, bytes, 1);
+        struct kernel_array data = take(t, &t->gradients, DT_U8, bytes, 1);
         if (!b || !kernel_has_data(data)) return false;
         *b = (struct grad_buffer){.data = data, .bytes = bytes};
     }
     b->users = 1;
     v->buffer = b;
-    v->var.grad = (struct kernel_array){v->var.grad.dtype, b->data.buffer, b->data.offset};
+    v->var.grad = kernel_typed(b->data, v->var.grad.dtype);
     return true;
 }
 

@@ -37,9 +37,6 @@ bool kernel_has_bf16(void);
 struct kernel_device;
 struct kernel_buffer; /* memory of a device; opaque */
 struct kernel_device *kernel_cpu(void);
-/* Uninitialised and 64-byte aligned. NULL and *e when memory is out. */
-struct kernel_buffer *kernel_alloc(struct kernel_device *d, size_t bytes, struct err *e) MUST_CHECK;
-void kernel_free(struct kernel_device *d, struct kernel_buffer *b); /* NULL is fine */
 
 /*
  * Elements in a buffer. Results of layers are f32 or bf16; arithmetic is in f32 whatever the type: a kernel widens a
@@ -47,9 +44,14 @@ void kernel_free(struct kernel_device *d, struct kernel_buffer *b); /* NULL is f
  */
 struct kernel_array {
     enum dtype dtype;
+    /* the device's: */
     struct kernel_buffer *buffer; /* NULL: no data */
     size_t offset;                /* in bytes */
 };
+/* n elements, uninitialised and 64-byte aligned; DT_U8 for memory that kernel_typed or a matrix gives a type. No data, and
+ * *e, when memory is out. */
+struct kernel_array kernel_alloc(struct kernel_device *d, enum dtype dtype, uint64_t n, struct err *e) MUST_CHECK;
+void kernel_free(struct kernel_device *d, struct kernel_array a); /* all that kernel_alloc gave; no data is fine */
 static inline struct kernel_array kernel_none(enum dtype dtype) {
     return (struct kernel_array){dtype, NULL, 0};
 }
@@ -59,13 +61,19 @@ static inline bool kernel_has_data(struct kernel_array a) {
 static inline bool kernel_same_data(struct kernel_array a, struct kernel_array b) {
     return a.buffer == b.buffer && a.offset == b.offset;
 }
-/* Of n elements of f32, bf16 or f16. */
+/* Of n elements of f32, bf16, f16 or bytes. */
 static inline size_t kernel_array_bytes(enum dtype dtype, size_t n) {
-    return n * (dtype == DT_F32 ? sizeof(float) : sizeof(uint16_t));
+    return n * (dtype == DT_F32 ? sizeof(float) : dtype == DT_U8 ? 1 : sizeof(uint16_t));
+}
+/* The same memory with elements of another type. */
+static inline struct kernel_array kernel_typed(struct kernel_array a, enum dtype dtype) {
+    a.dtype = dtype;
+    return a;
 }
 /* The array from element `at` on. */
 static inline struct kernel_array kernel_part(struct kernel_array a, size_t at) {
-    return (struct kernel_array){a.dtype, a.buffer, a.offset + kernel_array_bytes(a.dtype, at)};
+    a.offset += kernel_array_bytes(a.dtype, at);
+    return a;
 }
 
 /* Host memory as an array of the CPU; NULL: no data. Kernels do not write to arrays that they read. */
@@ -149,6 +157,13 @@ struct kernel_matrix {
 #define KERNEL_PANEL 32 /* columns */
 static inline bool kernel_has_matrix(const struct kernel_matrix *b) {
     return b->buffer != NULL;
+}
+static inline bool kernel_is_packed(const struct kernel_matrix *b) {
+    return b->packing != KERNEL_STORED;
+}
+/* Its memory, for kernel_free. */
+static inline struct kernel_array kernel_matrix_memory(const struct kernel_matrix *b) {
+    return (struct kernel_array){DT_U8, b->buffer, b->offset};
 }
 /* A matrix that is stored in b, [n][k]. */
 struct kernel_matrix kernel_matrix_of(struct kernel_array b, size_t n, size_t k);

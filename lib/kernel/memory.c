@@ -10,14 +10,16 @@ struct kernel_device *kernel_cpu(void) {
     return &cpu;
 }
 
-struct kernel_buffer *kernel_alloc(struct kernel_device *d, size_t bytes, struct err *e) {
+struct kernel_array kernel_alloc(struct kernel_device *d, enum dtype dtype, uint64_t n, struct err *e) {
+    uint64_t bytes;
     (void)d;
-    return mem_alloc(bytes, e);
+    if (!u64_mul(n, kernel_array_bytes(dtype, 1), &bytes)) bytes = UINT64_MAX;
+    return kernel_host_array(dtype, mem_alloc(bytes, e));
 }
 
-void kernel_free(struct kernel_device *d, struct kernel_buffer *b) {
+void kernel_free(struct kernel_device *d, struct kernel_array a) {
     (void)d;
-    mem_free(b);
+    mem_free(a.buffer);
 }
 
 void *kernel_host(struct kernel_array a, size_t n) {

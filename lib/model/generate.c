@@ -52,7 +52,7 @@ static size_t length_of(const struct sequence *s) {
 }
 
 static void sequence_free(const struct model_generator *g, struct sequence *s) {
-    kernel_free(g->m->device, s->cache.memory.buffer);
+    kernel_free(g->m->device, s->cache.memory);
     buf_release(&s->tokens);
     mem_free(s);
 }
@@ -66,7 +66,7 @@ static size_t capacity_for(const struct model_generator *g, const struct sequenc
 /* Nothing more is made for it: its cache is free for others. */
 static void finish_sequence(struct model_generator *g, struct sequence *s) {
     g->cache_bytes -= s->cache.capacity * g->position_bytes;
-    kernel_free(g->m->device, s->cache.memory.buffer);
+    kernel_free(g->m->device, s->cache.memory);
     s->cache = (struct kv_cache){0};
     s->done = true;
 }
@@ -90,7 +90,8 @@ static int deliver_done(struct model_generator *g, struct err *e) {
 /* Takes the next sequence that waits into flight. */
 static int begin_sequence(struct model_generator *g, size_t capacity, uint64_t bytes, struct err *e) {
     struct sequence *s = g->waiting;
-    s->cache.memory = (struct kernel_array){model_precision(g->m), kernel_alloc(g->m->device, bytes, e), 0};
+    uint64_t n = capacity * kv_width(&g->m->config, g->m->config.n_layers); /* bytes has been checked */
+    s->cache.memory = kernel_alloc(g->m->device, model_precision(g->m), n, e);
     if (!kernel_has_data(s->cache.memory)) return err_prefix(e, "key/value cache of %zu positions", capacity);
     s->cache.capacity = capacity;
     g->cache_bytes += bytes;

@@ -46,13 +46,11 @@ int model_new(struct model **out, struct kernel_device *device, const struct mod
 
 static int param_alloc(const struct model *m, struct model_param *p, struct model_slot slot,
                        const struct tensor_desc *d, struct err *e) {
-    uint64_t bytes;
     p->slot = slot;
     p->desc = *d;
     p->n = tensor_elems(d);
-    if (!u64_mul(p->n, sizeof(float), &bytes)) bytes = UINT64_MAX;
     /* not zeroed: an untrusted size costs nothing until its data arrive */
-    p->value = (struct kernel_array){DT_F32, kernel_alloc(m->device, bytes, e), 0};
+    p->value = kernel_alloc(m->device, DT_F32, p->n, e);
     return kernel_has_data(p->value) ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
@@ -104,8 +102,8 @@ static int load_packed(struct model *m, struct model_param *p, struct model_tens
     size_t n = d->dims[0], k = d->dims[1];
     bool quantized = dtype_info(d->dtype)->is_quantized, integers = quantized && m->format == WEIGHTS_INT8;
     enum kernel_packing packing = integers ? KERNEL_PACKED_INT8 : quantized ? KERNEL_STORED : KERNEL_PACKED_BF16;
-    struct kernel_array memory = {d->dtype, NULL, 0};
-    memory.buffer = kernel_alloc(m->device, kernel_matrix_bytes(packing, d->dtype, n, k), e);
+    size_t bytes = kernel_matrix_bytes(packing, d->dtype, n, k);
+    struct kernel_array memory = kernel_alloc(m->device, DT_U8, bytes, e);
     if (!kernel_has_data(memory)) return err_prefix(e, "tensor '%s'", d->name);
     *p = (struct model_param){.slot = t->slot, .desc = *d, .n = tensor_elems(d)};
     p->matrix = kernel_matrix_in(memory, packing, d->dtype, n, k);
@@ -122,9 +120,9 @@ int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct
 }
 
 static void param_release(const struct model *m, struct model_param *p) {
-    kernel_free(m->device, p->value.buffer);
-    kernel_free(m->device, p->matrix.buffer);
-    kernel_free(m->device, p->grad.buffer);
+    kernel_free(m->device, p->value);
+    kernel_free(m->device, kernel_matrix_memory(&p->matrix));
+    kernel_free(m->device, p->grad);
     *p = (struct model_param){0};
 }
 
@@ -234,7 +232,7 @@ int model_enable_grad(struct model *m, struct err *e) {
     for (size_t i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->params[i];
         if (kernel_has_data(p->grad)) continue;
-        p->grad = (struct kernel_array){DT_F32, kernel_alloc(m->device, p->n * sizeof(float), e), 0};
+        p->grad = kernel_alloc(m->device, DT_F32, p->n, e);
         if (!kernel_has_data(p->grad)) return err_prefix(e, "gradient of '%s'", p->desc.name);
         kernel_fill(p->grad, p->n, 0);
     }

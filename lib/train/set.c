@@ -11,7 +11,7 @@ void param_set_init(struct param_set *s, const struct train_options *o) {
 
 void param_set_release(struct param_set *s) {
     for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k].buffer);
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k]);
     mem_free(s->params);
     *s = (struct param_set){0};
 }
@@ -66,9 +66,8 @@ int train_add_model(struct param_set *s, struct model *m, struct err *e) {
 
 static int begin(struct param_set *s, struct param *p, struct err *e) {
     for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++) {
-        struct kernel_buffer *memory = kernel_alloc(s->device, kernel_array_bytes(s->o.state, p->n), e);
-        if (!memory) return err_prefix(e, "moments of '%s'", p->name);
-        p->moments[k] = (struct kernel_array){s->o.state, memory, 0};
+        p->moments[k] = kernel_alloc(s->device, s->o.state, p->n, e);
+        if (!kernel_has_data(p->moments[k])) return err_prefix(e, "moments of '%s'", p->name);
         kernel_fill(p->moments[k], p->n, 0);
     }
     return 0;

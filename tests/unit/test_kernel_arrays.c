@@ -312,6 +312,55 @@ static void test_wide_heads(void **state) {
     }
 }
 
+/* Memory of a device: what goes up comes back, parts begin where they should, and what cannot be is an error. */
+static void test_memory(void **state) {
+    (void)state;
+    struct err e;
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_U8};
+    const unsigned char sent[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        size_t size = kernel_array_bytes(types[i], 1), n = sizeof sent / size;
+        unsigned char back[12] = {0};
+        struct kernel_array a = kernel_alloc(kernel_cpu(), types[i], n, &e);
+        assert_true(kernel_has_data(a) && a.dtype == types[i]);
+        kernel_upload(a, sent, n);
+        kernel_download(back, a, n);
+        assert_memory_equal(back, sent, sizeof sent);
+        assert_memory_equal(kernel_host(kernel_part(a, 1), n - 1), sent + size, sizeof sent - size);
+        assert_true(kernel_same_data(kernel_typed(a, DT_U8), a) && !kernel_same_data(kernel_part(a, 1), a));
+        kernel_free(kernel_cpu(), a);
+    }
+    struct kernel_array none = kernel_alloc(kernel_cpu(), DT_F32, UINT64_MAX / 2, &e);
+    assert_false(kernel_has_data(none));
+    assert_int_equal(e.code, ERR_IO);
+    assert_null(kernel_host(kernel_none(DT_F32), 0));
+    kernel_free(kernel_cpu(), none);
+}
+
+/* A matrix that is filled in parts is that which is made at once, whatever its packing. */
+static void test_matrix_in_parts(void **state) {
+    (void)state;
+    enum { N = 100, K = 96 };
+    struct err e;
+    struct rng r = rng_init(41, 1);
+    float *w = normals(&r, N * K, 1).f;
+    unsigned char *blocks = take(dtype_row_bytes(DT_Q8_0, N * K), 1);
+    assert_int_equal(tensor_from_f32(DT_Q8_0, w, blocks, N * K, NULL, &e), 0);
+    for (int packing = KERNEL_STORED; packing <= KERNEL_PACKED_INT8; packing++) {
+        size_t bytes = kernel_matrix_bytes((enum kernel_packing)packing, DT_Q8_0, N, K);
+        struct kernel_matrix made[2];
+        for (int parts = 0; parts < 2; parts++) {
+            struct kernel_array memory_of = kernel_host_array(DT_U8, take(bytes, 1));
+            made[parts] = kernel_matrix_in(memory_of, (enum kernel_packing)packing, DT_Q8_0, N, K);
+            for (size_t at = 0, n; at < N; at += n) {
+                n = !parts ? N : N - at < 2 * KERNEL_PANEL ? N - at : 2 * KERNEL_PANEL;
+                kernel_matrix_fill(&made[parts], at, n, DT_Q8_0, blocks + dtype_row_bytes(DT_Q8_0, at * K));
+            }
+        }
+        assert_memory_equal(host_of(kernel_matrix_memory(&made[0])), host_of(kernel_matrix_memory(&made[1])), bytes);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_norm_and_gate, release_memory),
@@ -321,6 +370,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_attention, release_memory),
         cmocka_unit_test_teardown(test_attention_bits, release_memory),
         cmocka_unit_test_teardown(test_wide_heads, release_memory),
+        cmocka_unit_test_teardown(test_memory, release_memory),
+        cmocka_unit_test_teardown(test_matrix_in_parts, release_memory),
     };
     return cmocka_run_group_tests_name("kernel arrays", tests, NULL, NULL);
 }

@@ -370,7 +370,7 @@ static void compare_packed(const struct model_config *c, enum dtype type, enum m
     struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
     bool quantized = dtype_info(type)->is_quantized;
     assert_false(kernel_has_data(embed->value));
-    assert_int_equal(embed->matrix.packing != KERNEL_STORED, !quantized || format == WEIGHTS_INT8);
+    assert_int_equal(kernel_is_packed(&embed->matrix), !quantized || format == WEIGHTS_INT8);
     assert_int_equal(embed->matrix.dtype, quantized ? type : DT_BF16);
     assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == c->tied);
     assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
