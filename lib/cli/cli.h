@@ -204,7 +204,7 @@ int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
  * before has that key. Lists are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
-/* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
+/* ---- the program rill ------------------------------------------------------------ */
 
 /* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
@@ -215,10 +215,5 @@ struct cli_topic {
 };
 /* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. topics end with a NULL name. */
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);
-/* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
- * NULL for the one it was written under. */
-int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;
-/* The target for a file found at `path`: NULL (the name it was written under) when only the folder differs, else path. */
-const char *cli_recipe_name(const cJSON *entries, const char *path);
 
 #endif

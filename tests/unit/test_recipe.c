@@ -1,11 +1,11 @@
-/* Quoting for make and the shell, paths, and graphs that no program of ours writes: entries come from strangers. */
+/* Quoting for make and the shell, paths, and graphs of forged entries. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
 
-#include "lib/cli/recipe_internal.h"
+#include "lib/recipe/recipe_internal.h"
 
 static struct err e;
 
