@@ -138,7 +138,7 @@ uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); fo
 /* A folder or file that library code opened itself (import): recorded by path and digest. */
 int cli_note_input(struct cli *c, const char *path, const char *role, struct digest digest, struct err *e) MUST_CHECK;
 
-/* ---- output ----------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------ */
 
 /* The program's stream: stdout, or -o FILE under a temporary name in the same folder until cli_main has seen run()
  * succeed. Refuses a terminal without --force. One per program. */
@@ -173,7 +173,7 @@ int cli_stop_requested(void); /* the signal, or 0 */
 void cli_catch_usr1(void);
 bool cli_take_usr1(void); /* has one come since the last call? */
 
-/* ---- progress and report ---------------------------------------------------------------------------------------------------- */
+/* ---- progress and report ----------------------------------------------------------------------------------------- */
 
 /* A bar with rate and time left on stderr when it is a terminal (or --progress=always); total 0: unknown, a counter. */
 void cli_progress_begin(struct cli *c, const char *unit, uint64_t total);
@@ -190,7 +190,7 @@ cJSON *cli_settings(struct cli *c);
  * for a program that found out otherwise what would make the same bytes. The values are copied. */
 int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
-/* ---- what people and programs read ---------------------------------------------------------------------------------- */
+/* ---- what people and programs read ------------------------------------------------------------------------------- */
 
 /* Writes what a file or a command line says (a name, a path), escaped by escape_text. */
 void cli_put(FILE *out, const char *text);

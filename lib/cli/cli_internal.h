@@ -19,7 +19,7 @@
 
 #include "lib/cli/cli.h"
 
-/* ---- process.c ----------------------------------------------------------------------------------------------------- */
+/* ---- process.c --------------------------------------------------------------------------------------------------- */
 
 /* Before anything else: makes sure that descriptors 0 to 2 exist, SIGPIPE has its default, SIGXFSZ is ignored. */
 void cli_process_setup(void);
@@ -37,7 +37,7 @@ void signals_end(void);         /* re-raises the signal of cli_stop_requested, i
 FILE *text_open(int fd);
 int text_close(FILE *f, const char *name, struct err *e) MUST_CHECK; /* reports an earlier failed write, too */
 
-/* ---- idset.c ------------------------------------------------------------------------------------------------------- */
+/* ---- idset.c ----------------------------------------------------------------------------------------------------- */
 
 /* A set of strings it does not own: NULL slots are free. Zero is an empty set; give back with idset_release. */
 struct idset {
@@ -48,7 +48,7 @@ int idset_add(struct idset *s, const char *id, bool *added, struct err *e) MUST_
 bool idset_has(const struct idset *s, const char *id);
 void idset_release(struct idset *s);
 
-/* ---- names.c ------------------------------------------------------------------------------------------------------- */
+/* ---- names.c ----------------------------------------------------------------------------------------------------- */
 
 /* The path of a descriptor, by names_relative; *out is NULL unless it is a regular file. */
 int names_fd_path(struct arena *a, int fd, const char **out, struct err *e) MUST_CHECK;
@@ -63,7 +63,7 @@ const char *names_in_json(const char *path);
 /* `s`, or a copy in which invalid UTF-8 is replaced by U+FFFD. */
 int names_utf8(struct arena *a, const char *s, const char **out, struct err *e) MUST_CHECK;
 
-/* ---- options.c: one table in, values and operands out ------------------------------------------------------------- */
+/* ---- options.c: one table in, values and operands out ------------------------------------------------------------ */
 
 struct cli_value {
     bool given;
@@ -103,7 +103,7 @@ const char *option_arg(const struct cli_option *o); /* its placeholder in help *
 #define CLI_MAX_COMMON 24
 size_t common_options(struct cli *c, const struct cli_program *p, struct cli_option rows[CLI_MAX_COMMON]);
 
-/* ---- help.c: the table printed --------------------------------------------------------------------------------------- */
+/* ---- help.c: the table printed ----------------------------------------------------------------------------------- */
 
 #define CLI_MAN_DATE "November 22, 2025" /* of the texts; the date of the build would make two builds differ */
 
@@ -113,7 +113,7 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_options(FILE *f, const struct cli_args *a); /* what scripts depend on, for tests/golden/cli */
 
-/* ---- progress.c ----------------------------------------------------------------------------------------------------------------- */
+/* ---- progress.c -------------------------------------------------------------------------------------------------- */
 
 struct progress {
     bool enabled, terminal, running, shown;
@@ -147,7 +147,7 @@ int outputs_check(struct cli *c, struct err *e) MUST_CHECK; /* all outputs that 
 /* With `>> a.rill` a program could read its own output for ever: refused when the second of the two is opened. */
 int check_not_output(struct cli *c, const struct stat *in, const char *name, struct err *e) MUST_CHECK;
 
-/* ---- file_out.c ---------------------------------------------------------------------------------------------------- */
+/* ---- file_out.c -------------------------------------------------------------------------------------------------- */
 
 struct cli_out_file {
     struct cli_out_file *next;
@@ -158,12 +158,12 @@ int file_out_create(struct cli *c, const char *path, bool overwrite, struct cli_
                     struct err *e) MUST_CHECK;
 void file_out_release(struct cli *c); /* unlinks what was not committed */
 
-/* ---- settings.c ---------------------------------------------------------------------------------------------------- */
+/* ---- settings.c -------------------------------------------------------------------------------------------------- */
 
 /* The effective value of every option of the program; NULL: out of memory. */
 cJSON *settings_json(struct cli *c);
 
-/* ---- input.c ----------------------------------------------------------------------------------------------------------- */
+/* ---- input.c ----------------------------------------------------------------------------------------------------- */
 
 struct cli_file {
     int fd;
@@ -191,7 +191,7 @@ void inputs_release(struct cli *c);
 int check_inputs_not_output(struct cli *c, struct err *e) MUST_CHECK; /* check_not_output for all of them */
 const cJSON *input_prov(const struct cli_input *in);                  /* array or NULL */
 
-/* ---- prov.c ------------------------------------------------------------------------------------------------------------------ */
+/* ---- prov.c ------------------------------------------------------------------------------------------------------ */
 
 /* Writes all entries of all inputs, each once, and then this program's. Inputs must be finished. */
 int prov_write(struct cli *c, struct stream_writer *w, struct err *e) MUST_CHECK;
@@ -200,14 +200,14 @@ int prov_heads(const cJSON *entries, cJSON *heads, struct err *e) MUST_CHECK;
 /* "xxh3:..." of the canonical text of the entry without its id. */
 int prov_id(const cJSON *entry, char out[DIGEST_TEXT_SIZE], struct err *e) MUST_CHECK;
 
-/* ---- output.c ------------------------------------------------------------------------------------------------------------- */
+/* ---- output.c ---------------------------------------------------------------------------------------------------- */
 
 /* After run() has succeeded: finish syncs everything to disk before commit gives the first file its name. */
 int output_finish(struct cli *c, struct err *e) MUST_CHECK;
 int output_commit(struct cli *c, struct err *e) MUST_CHECK;
 void output_abort(struct cli *c, const char *why);
 
-/* ---- report.c --------------------------------------------------------------------------------------------------------------------- */
+/* ---- report.c ---------------------------------------------------------------------------------------------------- */
 
 int report_begin(struct cli *c, struct err *e) MUST_CHECK;
 int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
@@ -216,7 +216,7 @@ void report_retract(struct cli *c);
 /* "NAME VERSION"; if `verbose` also the CPU path and kernels, as in a report's "backend". */
 void cli_put_version(FILE *out, const char *name, bool verbose);
 
-/* ---- main.c ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- main.c ------------------------------------------------------------------------------------------------------ */
 
 struct cli {
     const struct cli_program *program;

@@ -56,7 +56,7 @@ static void on_log(void *ctx, enum log_level level, const char *line) {
         cli_message(c, "debug: ", line);
 }
 
-/* ---- the frame around run() ---------------------------------------------------------------------------------------------- */
+/* ---- the frame around run() -------------------------------------------------------------------------------------- */
 
 static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");

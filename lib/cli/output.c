@@ -6,7 +6,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- the program's output -------------------------------------------------------------------------------------------------- */
+/* ---- the program's output ---------------------------------------------------------------------------------------- */
 
 /* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other
  * and the bytes must not differ. A file that is only appended to has other contents than ours: no name then. */

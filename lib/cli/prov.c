@@ -7,7 +7,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- one entry --------------------------------------------------------------------------------------------------------------- */
+/* ---- one entry --------------------------------------------------------------------------------------------------- */
 
 static const char *entry_id(const cJSON *entry) {
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "id"));

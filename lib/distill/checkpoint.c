@@ -8,7 +8,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- what must be the same ------------------------------------------------------------------------------------------- */
+/* ---- what must be the same --------------------------------------------------------------------------------------- */
 
 /* All that the bytes of a run depend on but the plan, under the names of the options where there are any. */
 static bool put_same(cJSON *to, const struct trainer *t) {
@@ -53,7 +53,7 @@ static int check_same(const cJSON *theirs, const struct trainer *t, struct err *
     return rc;
 }
 
-/* ---- the plan ----------------------------------------------------------------------------------------------------------- */
+/* ---- the plan ---------------------------------------------------------------------------------------------------- */
 
 static bool put_schedule(cJSON *to, const struct distill_schedule *s) {
     return json_put_u64(to, "steps", s->steps) && json_put_u64(to, "warmup", s->warmup) &&
@@ -101,7 +101,7 @@ static int get_plan(const cJSON *meta, struct distill_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------------------------ */
+/* ---- saving ------------------------------------------------------------------------------------------------------ */
 
 static bool put_digest(cJSON *to, const char *key, struct digest d) {
     char text[DIGEST_TEXT_SIZE];
@@ -174,7 +174,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     return rc;
 }
 
-/* ---- restoring --------------------------------------------------------------------------------------------------------- */
+/* ---- restoring --------------------------------------------------------------------------------------------------- */
 
 static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
     const char *text;

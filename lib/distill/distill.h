@@ -40,7 +40,7 @@ int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f
  */
 const char *distill_kl_name(const struct knowledge_format *f);
 
-/* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
+/* ---- the learning rate of each step (schedule.c) ----------------------------------------------------------------- */
 
 #define DISTILL_MAX_LR 10.0
 
@@ -79,7 +79,7 @@ int distill_phase_parse(const char *text, struct distill_phase *p, struct err *e
 #define DISTILL_PHASE_TEXT 192
 char *distill_phase_text(const struct distill_phase *p, char out[DISTILL_PHASE_TEXT]);
 
-/* ---- the trainer -------------------------------------------------------------------------------------------------------- */
+/* ---- the trainer ------------------------------------------------------------------------------------------------- */
 
 struct distill_options {
     struct distill_loss loss; /* settled */
@@ -161,7 +161,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) MUST
 int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
-/* ---- a whole run ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 struct distill_run {
     uint64_t epochs; /* times the data is read, at most */

@@ -64,7 +64,7 @@ int distill_plan_check(const struct distill_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- UNTIL:steps=N,warmup=N,lr=R,lr-min=R -------------------------------------------------------------------------- */
+/* ---- UNTIL:steps=N,warmup=N,lr=R,lr-min=R ------------------------------------------------------------------------ */
 
 /* Which members a text has named so far. */
 enum { HAS_STEPS = 1, HAS_WARMUP = 2, HAS_LR = 4, HAS_LR_MIN = 8 };
@@ -129,7 +129,7 @@ char *distill_phase_text(const struct distill_phase *p, char out[DISTILL_PHASE_T
     return out;
 }
 
-/* ---- a run that goes on with another plan ------------------------------------------------------------------------------ */
+/* ---- a run that goes on with another plan ------------------------------------------------------------------------ */
 
 /* Steps up to `until` follow s, after those that `p` speaks of already; a phase that is none is left out. */
 static int add_phase(struct distill_plan *p, uint64_t until, const struct distill_schedule *s, struct err *e) {

@@ -8,7 +8,7 @@
 
 #include "lib/recipe/recipe_internal.h"
 
-/* ---- reading the entries --------------------------------------------------------------------------------------------- */
+/* ---- reading the entries ----------------------------------------------------------------------------------------- */
 
 static const char *string_at(const cJSON *object, const char *key) {
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
@@ -89,7 +89,7 @@ static int read_step(struct recipe *r, size_t i, const cJSON *entry, struct err 
     return 0;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static struct recipe_file *find_name(const struct recipe *r, const char *name) {
     for (size_t i = 0; i < r->n_files; i++)
@@ -229,7 +229,7 @@ static int resolve_inputs(struct recipe *r, struct err *e) {
     return 0;
 }
 
-/* ---- the file asked about ------------------------------------------------------------------------------------------------ */
+/* ---- the file asked about ---------------------------------------------------------------------------------------- */
 
 /* Steps that no other step read from. */
 static int find_heads(struct recipe *r, size_t **heads, size_t *n, struct err *e) {

@@ -5,7 +5,7 @@
 
 #include "lib/recipe/recipe_internal.h"
 
-/* ---- quoting ----------------------------------------------------------------------------------------------------------- */
+/* ---- quoting ----------------------------------------------------------------------------------------------------- */
 
 static bool is_plain(const char *word) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-";
@@ -81,7 +81,7 @@ static int print_comment(struct buf *b, const char *text, struct err *e) {
     return rc;
 }
 
-/* ---- one rule --------------------------------------------------------------------------------------------------------------- */
+/* ---- one rule ---------------------------------------------------------------------------------------------------- */
 
 struct printer {
     const struct recipe *r;
