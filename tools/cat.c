@@ -1,4 +1,4 @@
-/* rill cat: streams behind each other, whole or in part, encoded anew or as they are. */
+/* rill cat: concatenates streams, whole or in part, encoded anew or as they are. */
 #include <fnmatch.h>
 
 #include "lib/cli/cli.h"
@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Writes the segments of its inputs one behind the other. Tensors are passed on as they are stored, unless "
+            "Writes the segments of its inputs one after the other. Tensors are passed on as they are stored, unless "
             "--codec is given; then they are decoded and encoded anew. The system's cat joins streams too; "
             "this one "
             "verifies what it copies, and says so in the provenance.\n\n"

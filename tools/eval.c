@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored behind which context, see above"},
+     .help = "which tokens are scored after which context, see above"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -212,7 +212,7 @@ int main(int argc, char **argv) {
             "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
             "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
             "  sequences  each sequence for itself, all but its first token\n"
-            "  documents  each sequence a document behind BOS, also per word and byte (lm-eval)\n"
+            "  documents  each sequence a document after BOS, also per word and byte (lm-eval)\n"
             "\n"
             "--reference compares with a teacher, as llama.cpp does. A key means the same whatever the encoding of the "
             "knowledge; what an encoding cannot tell is bounded under another key, or left out:\n"

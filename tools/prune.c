@@ -61,7 +61,7 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .help =
          "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-         "tokens; \"padding\": keep all tokens, only the rows of the embedding behind the last one go (a file of that "
+         "tokens; \"padding\": keep all tokens, only the rows of the embedding after the last one go (a file of that "
          "name is ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,

@@ -209,7 +209,7 @@ static int put_roles(struct view *v, const struct vocab *x, struct err *e) {
     fprintf(v->out, "%" PRIu32 " tokens, %" PRIu32 " merges, %s%s, identity %s\n", x->n_tokens, x->n_merges,
             bytes ? "cut as " : "", bytes ? text_pre_name(x->pre) : text_kind_name(x->kind), digest);
     int rc = put_role(v, x, x->add_bos ? "bos (in front of a text)" : "bos", x->bos, e);
-    if (!rc) rc = put_role(v, x, x->add_eos ? "eos (behind a text)" : "eos", x->eos, e);
+    if (!rc) rc = put_role(v, x, x->add_eos ? "eos (after a text)" : "eos", x->eos, e);
     for (uint32_t i = 0; !rc && i < x->n_ends; i++) rc = put_role(v, x, "end", x->ends[i], e);
     if (!rc) rc = put_role(v, x, "pad", x->pad, e);
     return rc ? rc : put_role(v, x, "unk", x->unk, e);

@@ -74,7 +74,7 @@ struct work {
     struct stream_writer *out;
 };
 
-/* What the knowledge will be: its META, and the encoder behind it. */
+/* Writes the META of the knowledge and creates its encoder. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
     const struct model *m = session_teacher_model(w->teacher);
@@ -138,7 +138,7 @@ int main(int argc, char **argv) {
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
             "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of "
-            "49152): --encode makes it small here, logit-dump behind a pipe. Memory does not grow with the "
+            "49152): --encode makes it small here, or pipe it into logit-dump. Memory does not grow with the "
             "stream. Log-probabilities lose least where the probability is: for SmolLM2-135M, rounding them to f16 "
             "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds "
             "none.\n\n"

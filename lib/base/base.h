@@ -49,7 +49,7 @@ int err_set(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* Puts "PREFIX: " before the message already in *e: the way up adds the file, the record, the tensor. Returns e->code. */
 int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
-/* As err_set with ERR_IO, and ": strerror(errnum)" behind the message. */
+/* As err_set with ERR_IO, and ": strerror(errnum)" after the message. */
 int err_sys(struct err *e, int errnum, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 /* ---- checked integer arithmetic: every size from outside goes through these before it allocates ---------------- */

@@ -21,7 +21,7 @@ uint64_t mem_in_use(void) {
     return atomic_load_explicit(&in_use, memory_order_relaxed);
 }
 
-/* The number behind `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
+/* The number after `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
 static bool number_in(const char *path, const char *key, uint64_t *out) {
     char line[256];
     bool found = false;

@@ -32,7 +32,7 @@ int err_set(struct err *e, int code, const char *fmt, ...) {
     return e->code = code;
 }
 
-/* The message as it was, behind what the caller put in its place. */
+/* The message as it was, after what the caller put in its place. */
 static void append_message(struct err *e, const char *rest) {
     char text[sizeof e->msg];
     int n = snprintf(text, sizeof text, "%s: %s", e->msg, rest);

@@ -39,7 +39,7 @@ int names_relative(struct arena *a, const char *path, const char **out, struct e
     if (!realpath(*dir ? dir : ".", folder) || !getcwd(cwd, sizeof cwd) || cwd[0] != '/') return 0;
     const char *full = arena_printf(a, e, "%s/%s", strcmp(folder, "/") == 0 ? "" : folder, base);
     if (!full) return e->code;
-    size_t common = 0, i = 1; /* both begin with a slash; `common` is behind the last one that they share */
+    size_t common = 0, i = 1; /* both begin with a slash; `common` is after the last one that they share */
     for (; cwd[i] && full[i] && cwd[i] == full[i]; i++)
         if (cwd[i] == '/') common = i;
     if (!cwd[i] && full[i] == '/') common = i;

@@ -312,7 +312,7 @@ static uint32_t find_added(const struct vocab *spec, const char *content) {
     return TOKEN_NONE;
 }
 
-/* [special] A [special]: the one before is the BOS, the one behind the EOS. */
+/* [special] A [special]: the one before is the BOS, the one after the EOS. */
 static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
     const cJSON *single = hf_member(x, "single");
     bool seen_text = false;

@@ -1,6 +1,6 @@
 /*
  * tokenizer.json and tokenizer_config.json that behave as the vocabulary does. Added tokens are listed in the model's
- * vocabulary as well: `tokenizers` would otherwise number them itself, one behind the other, and holes would shift
+ * vocabulary as well: `tokenizers` would otherwise number them itself, consecutively, and holes would shift
  * them.
  */
 #include "lib/formats/formats_internal.h"

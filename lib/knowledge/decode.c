@@ -79,7 +79,7 @@ static int append_mask(struct knowledge_rows *k, const struct batch *b, struct e
     return 0;
 }
 
-/* A position's label is the token behind it, if the mask lets it be one; the last position of a piece gets its own when
+/* A position's label is the token after it, if the mask lets it be one; the last position of a piece gets its own when
  * the next piece arrives. */
 static void set_labels(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
                        bool joined) {

@@ -204,13 +204,13 @@ struct knowledge_tsv {
  * Tab-separated text of rows [first, first + rows), one line each, into out: sequence, position, token, label, the label's
  * probability and rank ("-" where there is none, or the label is not among the top entries), the probability outside
  * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
- * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
+ * a `spell`, which also adds a column of pieces after token and label. All at the temperature of the knowledge. Of
  * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
  * frequency, frequency_rank, frequency_rest, drawn.
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;
-/* The same of n positions from number `first` of a stream on, behind a line of column names, to a file whose errors are the caller's
+/* The same of n positions from number `first` of a stream on, after a line of column names, to a file whose errors are the caller's
  * to see. Reads no further than they need. */
 int knowledge_tsv_print(const struct knowledge_tsv *t, struct stream_reader *r, const struct knowledge_format *f,
                         uint64_t first, uint64_t n, FILE *out, struct err *e) MUST_CHECK;

@@ -31,7 +31,7 @@ typedef void metrics_watch(void *ctx);
  *   sliding    one text, windows of `context` moved by `stride`: each token scored once, with at least context - stride tokens
  *              before it (Hugging Face's recipe)
  *   sequences  each sequence of the stream for itself, every position after the first
- *   documents  each sequence is a document, scored whole behind BOS (or EOS where there is none) in disjoint windows of `context`,
+ *   documents  each sequence is a document, scored whole after BOS (or EOS where there is none) in disjoint windows of `context`,
  *              also per word and per byte (lm-eval's loglikelihood_rolling)
  */
 enum perplexity_protocol { PPL_GPTQ, PPL_LLAMA, PPL_SLIDING, PPL_SEQUENCES, PPL_DOCUMENTS };

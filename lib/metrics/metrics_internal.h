@@ -38,7 +38,7 @@ bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n);
 /* ---- scorer.c ---------------------------------------------------------------------------------------------------- */
 
 /*
- * A batch of independent runs of tokens, each token with the label to be scored behind it (UINT32_MAX: none). Runs are
+ * A batch of independent runs of tokens, each token with the label to be scored after it (UINT32_MAX: none). Runs are
  * added until the batch is full, then scored together: nll[i] = -ln p(label[i] | the run up to token i), 0 without a label.
  */
 struct scorer {

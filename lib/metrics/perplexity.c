@@ -176,14 +176,14 @@ static int cut_disjoint(struct perplexity *p, struct err *e) {
     return rc;
 }
 
-/* sliding: `text` begins with the next window. Its first `behind` tokens have been scored by the windows before. The
+/* sliding: `text` begins with the next window. Its first `after` tokens have been scored by the windows before. The
  * last window is what is left at the end of the text. */
 static int cut_sliding(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
     while (!rc && !perplexity_full(p) && p->unscored && (text_len(p) >= n || end)) {
-        size_t len = text_len(p) < n ? text_len(p) : n, behind = text_len(p) - p->unscored;
-        if (len >= 2) rc = add_window(p, text_of(p), len, behind ? behind : 1, e);
+        size_t len = text_len(p) < n ? text_len(p) : n, after = text_len(p) - p->unscored;
+        if (len >= 2) rc = add_window(p, text_of(p), len, after ? after : 1, e);
         p->unscored = text_len(p) - len;
         if (len == n) drop_text(p, p->o.stride);
     }

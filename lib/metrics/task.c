@@ -115,7 +115,7 @@ static size_t characters(const char *s) {
     return n;
 }
 
-/* Tokens of context and continuation into t->tokens, behind BOS where the model adds one or nothing else stands before the
+/* Tokens of context and continuation into t->tokens, after BOS where the model adds one or nothing else stands before the
  * continuation; *from is the continuation's first. */
 static int encode(struct task *t, const char *context, const char *continuation, size_t *from, struct err *e) {
     size_t n = strlen(context);
@@ -133,7 +133,7 @@ static int encode(struct task *t, const char *context, const char *continuation,
     return rc ? rc : buf_append(&t->tokens, t->whole.ids, t->whole.n * sizeof *t->whole.ids, e);
 }
 
-/* The run behind the encoded text, of which tokens[from .. n) are scored: from its left, what the context cannot hold is
+/* The run after the encoded text, of which tokens[from .. n) are scored: from its left, what the context cannot hold is
  * left out. */
 static int add_run(struct task *t, size_t from, struct run r, struct err *e) {
     size_t n = t->tokens.len / sizeof(uint32_t), limit = t->m->config.context;

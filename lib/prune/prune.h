@@ -42,7 +42,7 @@ struct prune_options {
     struct prune_amount ffn; /* feed-forward channels that stay in each layer; shares become multiples of 256 or 32 */
     struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
     const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
-    bool padding;                      /* ... rows of embedding and head behind the vocabulary's last token, which go */
+    bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
     const struct stats *stats;

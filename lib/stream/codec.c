@@ -145,7 +145,7 @@ static int planes_unpack(struct codec_thread *t, const struct chunk *k, struct e
             return err_prefix(e, "plane %zu", i);
         at += size;
     }
-    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes behind the last plane");
+    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes after the last plane");
     planes_join(k->dtype, t->planes.data, (size_t)k->n_raw, k->raw);
     return 0;
 }

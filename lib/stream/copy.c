@@ -1,4 +1,4 @@
-/* Streams behind each other: as they are, or some tensors of them, or encoded anew, or as one segment. */
+/* Concatenates streams: as they are, or some tensors of them, or encoded anew, or as one segment. */
 #include "lib/stream/stream_internal.h"
 
 enum { PIECE_BYTES = 16 << 20 }; /* of a tensor that is encoded anew: what the codec takes at a time */

@@ -230,7 +230,7 @@ static int decode_tensor(const struct stream_map *m, size_t i, struct wire_tens 
 struct walk {
     struct segment rules;
     struct wire_record r;
-    uint64_t at, next, stored; /* this chunk's record, the one behind it, stored bytes so far */
+    uint64_t at, next, stored; /* this chunk's record, the one after it, stored bytes so far */
 };
 
 static void walk_begin(struct walk *k, const struct wire_tens *t, size_t i, uint64_t data_at) {

@@ -40,7 +40,7 @@ static int read_segment_start(struct stream_reader *r, struct err *e) {
     r->between = false;
     if (input_read(&r->in, p, sizeof p, &got, e)) return reader_remember(r, e);
     if (wire_head_decode(p, got, &head, e)) {
-        if (r->segment_at) err_prefix(e, "at byte %" PRIu64 ", behind a complete segment", r->segment_at);
+        if (r->segment_at) err_prefix(e, "at byte %" PRIu64 ", after a complete segment", r->segment_at);
         return reader_remember(r, e);
     }
     if (segment_begin(&r->seg, &head, e)) return reader_remember(r, e);

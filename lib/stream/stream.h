@@ -44,7 +44,7 @@ enum stream_codec {
 const char *stream_codec_name(enum stream_codec codec);
 int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) MUST_CHECK;
 
-/* BTCH. Sequences lie one behind the other, without padding: n_positions is the sum of their lengths in this batch. */
+/* BTCH. Sequences are contiguous, without padding: n_positions is the sum of their lengths in this batch. */
 struct stream_batch {
     uint64_t first_seq; /* number of the first sequence, counted through the stream */
     uint64_t first_pos; /* > 0: the first sequence continues from an earlier batch, at this position */
@@ -172,7 +172,7 @@ struct batch {
     struct batch_memory *memory;
 };
 /* Writes the batch's head, `tokens` [n_positions] and `lengths` [n_seqs]. head->n_tensors counts these two and those that the caller
- * writes behind them. */
+ * writes after them. */
 int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
                 const uint32_t *lengths, struct err *e) MUST_CHECK;
 /* A mask [n_positions] of 0 and 1, one of the further tensors: which tokens are to be learnt. A batch without it is all 1. */
@@ -235,7 +235,7 @@ struct stream_copy_options {
 };
 int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
                       struct err *e) MUST_CHECK;
-/* All segments of r, behind what was copied before. The last segment's provenance is left to the caller. */
+/* All segments of r, after what was copied before. The last segment's provenance is left to the caller. */
 int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
 void stream_copier_free(struct stream_copier *k); /* NULL is fine */
 

@@ -86,7 +86,7 @@ struct fit_search {
 };
 
 /*
- * For each of n_groups groups of n elements, which lie one behind the other in x, w and codes: finds scale >= 0, min <= 0
+ * For each of n_groups groups of n elements, which are contiguous in x, w and codes: finds scale >= 0, min <= 0
  * and codes in [0, top] that make sum w (scale * code + min - x)^2 small. minus_mins holds -min.
  */
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,

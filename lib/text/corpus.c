@@ -97,7 +97,7 @@ static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_docum
     return n;
 }
 
-/* Text whose document goes on behind the window. */
+/* Text whose document goes on after the window. */
 static size_t add_open_text(struct corpus *c, size_t start, size_t n) {
     size_t cut = text_safe_cut(c->v, c->window.data + start, n);
     return cut ? add_text(c, start, cut, false) : 0;
@@ -165,7 +165,7 @@ static int share_out(struct corpus *c, struct err *e) {
 /* ---- encoding ---- */
 
 /* How many tokens of the document, ids[0..n), the first `bytes` of its text have. `crossing` counts a token that goes on
- * behind them, too. Found by encoding them again, which is right for every kind of vocabulary. */
+ * after them, too. Found by encoding them again, which is right for every kind of vocabulary. */
 static int count_tokens(struct text_worker *w, const struct corpus *c, struct share *s, size_t bytes, bool crossing,
                         const uint32_t *ids, size_t n, size_t *out, struct err *e) {
     s->part.n = 0;
@@ -206,7 +206,7 @@ static int encode_composed(struct text_worker *w, const struct corpus *c, const 
 static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
                          struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
-    size_t bom = text_bom(text, n); /* also behind the first line: files are joined with cat */
+    size_t bom = text_bom(text, n); /* also after the first line: files are joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
@@ -335,7 +335,7 @@ static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) 
 static int check_options(const struct vocab *v, const struct corpus_options *o, struct err *e) {
     if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
         return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
-    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token has no room behind BOS");
+    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token leaves no room after BOS");
     if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
     if (o->eos == EOS_AFTER && v->eos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no EOS token");
     return 0;

@@ -195,7 +195,7 @@ static bool is_ascii_letter(unsigned char c) {
 }
 
 /*
- * Most of most texts: a run of ASCII letters, perhaps a space before it, and ASCII or the end behind. Every one of the
+ * Most of most texts: a run of ASCII letters, perhaps a space before it, and ASCII or the end after. Every one of the
  * four expressions takes exactly that, by its alternative ` ?\p{L}+` or `[^\r\n\p{L}\p{N}]?\p{L}+`: the earlier ones
  * begin with an apostrophe or a digit.
  */

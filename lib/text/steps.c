@@ -231,7 +231,7 @@ int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct ar
     spec->steps = steps;
     int rc = 0;
     for (uint32_t i = 0; i < spec->n_steps && !rc; i++) rc = get_step(&at, end, &steps[i], e);
-    if (!rc && at != end) rc = err_set(e, ERR_DATA, "bytes behind the tokenizer's steps");
+    if (!rc && at != end) rc = err_set(e, ERR_DATA, "bytes after the tokenizer's steps");
     if (!rc && spec->kind == TEXT_BYTE_BPE && !spec->n_steps)
         rc = err_set(e, ERR_DATA, "steps that say nothing"); /* one vocabulary has one record */
     return rc;

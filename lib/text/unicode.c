@@ -102,7 +102,7 @@ static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind FORM_PIECE
+/* Decomposes characters from the front, at least one, to where low ones begin or to a good place after FORM_PIECE
  * bytes; returns the bytes taken. */
 static size_t decompose(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch, int *rc,
                         struct err *e) {

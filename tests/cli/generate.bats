@@ -9,7 +9,7 @@ setup() {
 }
 
 @test "greedy generation is transformers' own" {
-    # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates behind the golden tokens
+    # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates after the golden tokens
     [ -f "$ROOT/tests/golden/tiny-qwen2/greedy.u32" ] || skip "no golden continuation"
     text=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
     again=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)

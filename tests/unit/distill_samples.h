@@ -72,7 +72,7 @@ static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err
     return rc;
 }
 
-/* Trains a fresh student; its weights, one behind the other. */
+/* Trains a fresh student; its weights, concatenated. */
 static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
                                  struct distill_progress *p) {
     struct err e;

@@ -239,7 +239,7 @@ static void what_config_json_may_say(void **state) {
     }
 }
 
-/* Positions begin behind the padding token; what they have in front of them comes back. */
+/* Positions begin after the padding token; what they have in front of them comes back. */
 static void positions_of_roberta(void **state) {
     (void)state;
     struct model *m = model_of(ARCH "roberta-classes"); /* its padding is token 2 */

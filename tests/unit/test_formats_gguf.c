@@ -249,7 +249,7 @@ static void test_tensor_sizes(void **state) {
     check_info(1, one, 16, 0, "IQ2_XXS");
     check_info(1, one, 999, 0, "type 999");
     check_info(1, one, (uint32_t)-1, 0, "type -1");
-    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor behind the end of its file */
+    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor after the end of its file */
 }
 
 static void test_rank_of_nothing(void **state) {
@@ -349,7 +349,7 @@ static void test_bytes_behind_the_end(void **state) {
     (void)state;
     struct buf b = tiny_gguf();
     add_bytes(&b, "x", 1);
-    assert_refused(&b, "1 bytes behind the last tensor");
+    assert_refused(&b, "1 bytes after the last tensor");
     buf_release(&b);
 }
 

@@ -42,7 +42,7 @@ static cJSON *result_of(struct model *m, const char *text) {
 
 /* ---- the same by hand ---------------------------------------------------------------------------------------------------- */
 
-/* Sum of ln p of the last `scored` bytes of `text`, behind BOS if asked; what does not fit is cut off on the left. */
+/* Sum of ln p of the last `scored` bytes of `text`, after BOS if asked; what does not fit is cut off on the left. */
 static double log_prob_of(struct model *m, const char *text, size_t scored, bool bos) {
     uint32_t tokens[256];
     double nll[256], sum = 0;

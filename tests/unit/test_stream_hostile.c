@@ -482,7 +482,7 @@ static void checks_planes(void **state) {
     struct forged f = zeros(CODEC_PLANES, p, at);
     accepted(&f);
     f = zeros(CODEC_PLANES, p, at + 1);
-    refused(&f, "bytes behind the last plane");
+    refused(&f, "bytes after the last plane");
     f = zeros(CODEC_PLANES, p, at - 1);
     refused(&f, "plane 3 has a wrong size");
     f = zeros(CODEC_PLANES, p, 15);

@@ -393,7 +393,7 @@ static void test_hostile_bytes(void **state) {
     struct buf packed = {0}, again = {0};
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     for (size_t n = 0; n < packed.len; n++) {
-        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read behind it */
+        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read after it */
         assert_non_null(cut);
         memcpy(cut, packed.data, n);
         assert_int_equal(vocab_unpack(&w, cut, n, &e), ERR_DATA);
