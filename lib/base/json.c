@@ -23,7 +23,7 @@ static const cJSON *find_duplicate_of_few(const cJSON *object) {
     return NULL;
 }
 
-/* Open addressing in a table at most half full. The seed is an address, so that no file can aim at collisions. */
+/* Open addressing in a table at most half full. The seed is an address, so that no file can provoke collisions. */
 static int find_duplicate_of_many(const cJSON *object, size_t n, const cJSON **found, struct err *e) {
     size_t size = 64;
     while (size < 2 * n) size *= 2;
@@ -70,7 +70,7 @@ int json_check_tree(const cJSON *value, int depth, struct err *e) {
 cJSON *json_parse(const char *text, size_t len, struct err *e) {
     if (json_scan(text, len, e) != 0) return NULL;
     cJSON *value = cJSON_ParseWithLength(text, len);
-    if (!value) { /* the text is sound, so it is memory */
+    if (!value) { /* the text is valid, so it can only be out of memory */
         err_set(e, ERR_IO, "out of memory: json of %zu bytes", len);
         return NULL;
     }

@@ -1,6 +1,6 @@
 /*
- * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no
- * repetition, any order; the nearest option's name in every refusal.
+ * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no repetition,
+ * any order; every error names the nearest option.
  */
 #include <ctype.h>
 #include <math.h>
@@ -50,7 +50,7 @@ const char *cli_nearest(const char *word, const char *const *names, size_t n) {
     const char *best = NULL;
     size_t length = strlen(word), limit = length / 3 + 1, found = limit + 1;
     for (size_t i = 0; i < n; i++) {
-        /* An abbreviation is no spelling mistake, yet the same help is wanted. */
+        /* An abbreviation is not a spelling mistake, but the same hint helps. */
         size_t d = length > 1 && strncmp(names[i], word, length) == 0 ? 1 : edit_distance(word, names[i], limit);
         if (d < found && d < strlen(names[i])) found = d, best = names[i];
     }
@@ -88,7 +88,7 @@ static int bad_choice(const struct cli_option *o, const char *text, struct err *
     return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s", o->name, text, o->choices);
 }
 
-/* *out is the table's own copy of the choice, so that programs may compare pointers' text for ever. */
+/* *out points into the table, so that programs may keep the pointer. */
 static int set_choice(const struct cli_option *o, const char *text, struct err *e) {
     size_t length = strlen(text);
     for (const char *s = o->choices; *s;) {
@@ -102,7 +102,7 @@ static int set_choice(const struct cli_option *o, const char *text, struct err *
     return bad_choice(o, text, e);
 }
 
-/* "50%" is 0.5. False: no percentage. */
+/* "50%" is 0.5. False if it is not a percentage. */
 static bool parse_percentage(const char *text, double *out) {
     char number[64];
     size_t n = strlen(text);
@@ -139,7 +139,7 @@ static int set_number(const struct cli_option *o, const char *text, struct err *
                                : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
-    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not say it */
+    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not store it */
         return err_set(e, ERR_USAGE, "--%s: %.80s is above %llu", o->name, text, (unsigned long long)JSON_MAX_INTEGER);
     if ((has_min && v < o->min) || (has_max && v > o->max)) {
         if (has_max)
@@ -159,7 +159,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     case CLI_STRING: *(const char **)o->to = text; return 0;
     case CLI_CHOICE: return set_choice(o, text, e);
     case CLI_LIST: {
-        struct cli_list *list = o->to; /* room for all of argv was made by args_parse */
+        struct cli_list *list = o->to; /* args_parse has made room for all of argv */
         list->items[list->n++] = text;
         return 0;
     }
@@ -196,7 +196,7 @@ static void keep(struct parse *p, const char *token) {
     p->a->kept[p->a->n_kept++] = token;
 }
 
-/* The same of a word that is the name of a file, or ends with it: `file` points into it. NULL: it is none. */
+/* The same for a word that is or ends with the name of a file: `file` points into it. NULL: it has none. */
 static void keep_file(struct parse *p, const char *token, const char *file) {
     p->a->kept_file[p->a->n_kept] = file ? (size_t)(file - token) + 1 : 0;
     keep(p, token);
@@ -223,7 +223,7 @@ static int take(struct parse *p, size_t i, const char *value) {
     }
     if (p->a->values[i].given && o->type != CLI_LIST) return err_set(p->e, ERR_USAGE, "--%s is given twice", o->name);
     if (o->type == CLI_LIST && !p->a->values[i].given)
-        ((struct cli_list *)o->to)->n = 0; /* what is said replaces the default */
+        ((struct cli_list *)o->to)->n = 0; /* the first value given replaces the default */
     p->a->values[i].given = true;
     return set_value(o, value, p->e);
 }
@@ -245,7 +245,7 @@ static int parse_long(struct parse *p, const char *token) {
     return take(p, (size_t)i, value);
 }
 
-/* -j4, -j 4, -qv. What is kept is spelled out, because a bundle may mix what changes the result with what does not. */
+/* -j4, -j 4, -qv. The record spells them out, because a bundle may mix options that change the result with others. */
 static int parse_letters(struct parse *p, const char *token) {
     static const char spelled[][3] = {"-h", "-V", "-v", "-q", "-o", "-j", "-m", "-n"};
     for (const char *s = token + 1; *s; s++) {
@@ -347,7 +347,7 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
 
 /* ---- what the provenance remembers ------------------------------------------------------------------------------- */
 
-/* Number of words of `kept` from i on that are this long option with its value; 0: it is another. */
+/* Number of words of `kept` from i on that make up this long option and its value; 0: another option. */
 static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {
     const char *word = a->kept[i];
     size_t length = strlen(option);
