@@ -20,7 +20,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* All that match are remembered, not the first alone. */
+/* Keeps all that match, not only the first. */
 static bool matches(const struct cli_list *globs, bool *used, const char *name) {
     bool any = false;
     for (size_t i = 0; i < globs->n; i++)
@@ -29,7 +29,7 @@ static bool matches(const struct cli_list *globs, bool *used, const char *name) 
 }
 
 struct chosen {
-    bool *selected, *dropped; /* has each GLOB named a tensor? */
+    bool *selected, *dropped; /* which GLOBs have matched a tensor */
 };
 
 static bool keep(void *ctx, const char *name) {

@@ -15,7 +15,7 @@ static const struct cli_option options[] = {
 
 enum { PIECE = 1 << 20 };
 
-/* In pieces: what is compressed is decoded, which no checksum vouches for. */
+/* In pieces. Compressed data is decoded, too: its checksum does not cover that. */
 static int check_tensor(struct stream_reader *r, const struct tensor_desc *d, unsigned char *piece, struct err *e) {
     const struct dtype_info *t = dtype_info(d->dtype);
     size_t want = PIECE / t->block_bytes * t->block_bytes, got = 1;

@@ -1,4 +1,4 @@
-/* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
+/* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/metrics/metrics.h"
 #include "lib/session/session.h"
 
@@ -72,7 +72,7 @@ struct eval {
     struct divergence *d;
 };
 
-/* Takes the result over. */
+/* Takes ownership of the result. */
 static int put_result(struct eval *v, cJSON *result, struct err *e) {
     if (!result) return e->code;
     if (!cJSON_AddItemToArray(v->results, result)) {
@@ -165,7 +165,7 @@ static int eval_tasks(struct eval *v, struct err *e) {
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
-/* With --reference or --task there may be none. */
+/* With --reference or --task there need not be a stream. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }

@@ -1,4 +1,4 @@
-/* rill init: a fresh student, its weights random, its vocabulary that of another model. */
+/* rill init: makes an untrained student with random weights and the vocabulary of another model. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 

@@ -1,4 +1,4 @@
-/* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+/* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
 #include <stdio.h>
 #include <string.h>
 
@@ -118,8 +118,8 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = session_load_vocab(c, &how, &w->vocab, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
-     * is. */
+    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
+     * unchanged. */
     struct knowledge_format *f = &w->in.format;
     bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
     return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;

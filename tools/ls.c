@@ -1,4 +1,4 @@
-/* rill ls: what is in a stream, one line for each part. */
+/* rill ls: lists what is in a stream, one line for each part. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
@@ -79,7 +79,7 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
                         e);
 }
 
-/* Adds to the line of that name; the first dimension counts through all batches. False: too many names. */
+/* Adds to the line of that name; the first dimension is summed over batches. False: too many names. */
 static bool add_to_name(struct list *l, const struct line *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;

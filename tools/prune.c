@@ -1,4 +1,4 @@
-/* rill prune: takes weights out of a model, one pass. */
+/* rill prune: takes weights out of a model, in one pass. */
 #include "lib/prune/prune.h"
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
@@ -92,7 +92,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* "3,10-14" into numbers. */
+/* Parses "3,10-14". */
 static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *e) {
     for (const char *s = text; s && *s;) {
         char item[32];
@@ -137,7 +137,7 @@ static bool asked(const struct cli_amount *a) {
     return a->n || a->share > 0;
 }
 
-/* --vocab names a stream, unless it is the word for what needs none. */
+/* --vocab names a stream, except "padding", which needs none. */
 static bool reads_tokens(void) {
     return vocab_path && strcmp(vocab_path, "padding") != 0;
 }

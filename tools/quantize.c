@@ -1,4 +1,4 @@
-/* rill quantize: a model stream through a quantization grid, one tensor at a time. */
+/* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 #include "lib/quant/quant.h"
@@ -36,7 +36,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* A single type by its name: --head-type and --embed-type take no mixtures. */
+/* The type of --head-type and --embed-type, which take no mixtures. */
 static int parse_dtype(const char *option, const char *name, unsigned *out, struct err *e) {
     const struct quant_type *t;
     if (!name) return 0;
@@ -64,7 +64,7 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     return 0;
 }
 
-/* Which tensors fell back, in one line: the user asked for a size and gets another. */
+/* Reports in one line which tensors fell back: the size differs from what was asked for. */
 static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
     const cJSON *t, *first = NULL;
     cJSON_ArrayForEach(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors")) {
@@ -79,7 +79,7 @@ static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
         cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
 }
 
-/* Which types came in, in one line, when tensors were quantized already and are now stored otherwise. */
+/* Reports in one line the types of tensors that were quantized already and are stored in another type now. */
 static void say_requantized(struct cli *c, const struct quant_type *type) {
     const cJSON *t, *tensors = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors");
     char list[256] = "";

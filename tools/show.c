@@ -1,4 +1,4 @@
-/* rill show: the values of tensors, and what else a stream says, as text. */
+/* rill show: prints values of tensors, and everything else in a stream, as text. */
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
@@ -65,7 +65,7 @@ enum { PIECE = 1 << 14, BINS = 20, BAR = 50 };
 struct view {
     FILE *out;
     struct tensor_desc desc;
-    struct buf data;  /* for --histogram, the whole tensor as encoded: it is gone through twice */
+    struct buf data;  /* for --histogram, which takes two passes, the whole tensor as encoded */
     struct buf first; /* the first values, as f32 */
     float x[PIECE];
     struct tensor_summary summary;
@@ -77,7 +77,7 @@ static const float *first_values(const struct view *v, size_t *n) {
     return (const float *)(const void *)v->first.data;
 }
 
-/* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
+/* Reads elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
     uint64_t left = tensor_elems(&v->desc) - at;
     *n = left < PIECE ? (size_t)left : PIECE;
@@ -91,7 +91,7 @@ static void put_tsv(struct view *v, uint64_t at, size_t n) {
     for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
 }
 
-/* The n values of v->x, from element `at` on, to where they are wanted. */
+/* Passes on the n values of v->x, from element `at` on. */
 static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     if (tsv) {
         put_tsv(v, at, n);
@@ -102,7 +102,7 @@ static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     return keep ? buf_append(&v->first, v->x, keep * sizeof *v->x, e) : 0;
 }
 
-/* Goes through the values, or as many of them as are asked for, a piece at a time. What is shown of a chunk was verified. */
+/* Reads the values, or as many as are asked for, piece by piece. Everything shown has been verified. */
 static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
     bool all = tsv || stats || histogram;
     size_t n = 1;
@@ -215,7 +215,7 @@ static int put_roles(struct view *v, const struct vocab *x, struct err *e) {
     return rc ? rc : put_role(v, x, "unk", x->unk, e);
 }
 
-/* What cannot be read is shown as far as its bytes go. */
+/* Unreadable records are shown as far as possible. */
 static int show_vocab(struct view *v, const struct stream_item *item, struct err *e) {
     char digest[DIGEST_TEXT_SIZE];
     struct vocab *x;
@@ -232,7 +232,7 @@ static int show_vocab(struct view *v, const struct stream_item *item, struct err
     return rc;
 }
 
-/* Each step once, in however many segments it is. */
+/* Each step once, however many segments it is in. */
 static int show_prov(struct view *v, const struct stream_reader *r, struct err *e) {
     const cJSON *entry;
     cJSON_ArrayForEach(entry, stream_reader_prov(r)) {
@@ -252,7 +252,7 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
     return show_tensor(v, r, item, e);
 }
 
-/* A tensor or a batch that was asked for, and is not there, is a mistake in the question. */
+/* A tensor or batch that was asked for but does not exist is an error. */
 static int check_found(const struct cli *c, const struct view *v, uint64_t batches, struct err *e) {
     if (v->found) return 0;
     if (cli_given(c, "batch") && batches <= batch)

@@ -1,4 +1,4 @@
-/* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
+/* rill teacher-infer: runs a teacher over tokens and writes its distribution at each position. */
 #include <string.h>
 
 #include "lib/session/session.h"

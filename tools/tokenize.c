@@ -1,4 +1,4 @@
-/* rill tokenize: text in, tokens out; with --decode the other way round. */
+/* rill tokenize: encodes text as tokens, or decodes tokens with --decode. */
 #include "lib/session/session.h"
 
 static struct session_options how;

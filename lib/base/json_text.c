@@ -107,9 +107,9 @@ static int put_value(struct buf *b, const cJSON *value, struct err *e) {
 char *json_text_shown(const cJSON *value, struct err *e) {
     char *text = json_text(value, e);
     if (!text) return NULL;
-    size_t n = strlen(text), room = 6 * n + 1; /* \u007f of one byte */
-    char *shown = mem_alloc(room, e);
-    if (shown) escape_text(shown, room, text, n);
+    size_t n = strlen(text), size = 6 * n + 1; /* \u007f of one byte */
+    char *shown = mem_alloc(size, e);
+    if (shown) escape_text(shown, size, text, n);
     mem_free(text);
     return shown;
 }

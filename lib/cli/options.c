@@ -303,13 +303,13 @@ int args_check(const struct cli_args *a, const struct cli_program *p, struct err
     return needs_check(a, e);
 }
 
-static int set_defaults(struct cli_args *a, struct arena *arena, size_t room, struct err *e) {
+static int set_defaults(struct cli_args *a, struct arena *arena, size_t n_words, struct err *e) {
     for (size_t i = 0; i < a->n_rows; i++) {
         struct cli_option *o = &a->rows[i];
         if (o->type == CLI_LIST) {
             struct cli_list *list = o->to;
             list->n = 0;
-            list->items = arena_array(arena, room, sizeof *list->items, e);
+            list->items = arena_array(arena, n_words, sizeof *list->items, e);
             if (!list->items) return e->code;
         }
         if (o->fallback && set_value(o, o->fallback, e)) return err_prefix(e, "default of --%s", o->name);
@@ -321,8 +321,8 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) {
     static const struct cli_option none[] = {{0}};
     const struct cli_option *own = p->options ? p->options : none;
-    size_t room = 1;
-    for (int i = 1; i < argc; i++) room += 1 + strlen(argv[i]); /* -abc is kept as three words */
+    size_t n_words = 1;
+    for (int i = 1; i < argc; i++) n_words += 1 + strlen(argv[i]); /* -abc is kept as three words */
     *a = (struct cli_args){0};
     while (own[a->n_own].name) a->n_own++;
     a->n_rows = a->n_own + n_common;
@@ -330,15 +330,15 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     if (!a->rows) return e->code;
     a->values = arena_array(arena, a->n_rows + 1, sizeof *a->values, e);
     if (!a->values) return e->code;
-    a->operands = arena_array(arena, room, sizeof *a->operands, e);
+    a->operands = arena_array(arena, n_words, sizeof *a->operands, e);
     if (!a->operands) return e->code;
-    a->kept = arena_array(arena, room, sizeof *a->kept, e);
+    a->kept = arena_array(arena, n_words, sizeof *a->kept, e);
     if (!a->kept) return e->code;
-    a->kept_file = arena_array(arena, room, sizeof *a->kept_file, e);
+    a->kept_file = arena_array(arena, n_words, sizeof *a->kept_file, e);
     if (!a->kept_file) return e->code;
     memcpy(a->rows, own, a->n_own * sizeof *own);
     if (n_common) memcpy(a->rows + a->n_own, common, n_common * sizeof *common);
-    if (set_defaults(a, arena, room, e)) return e->code;
+    if (set_defaults(a, arena, n_words, e)) return e->code;
 
     struct parse parse = {.a = a, .argc = argc, .at = 1, .argv = argv, .e = e};
     keep(&parse, p->name);

@@ -27,7 +27,7 @@ struct distill_loss {
 /* "kl:weight=1,temperature=2" or "ce:weight=0.1"; members may be left out. ERR_USAGE for what is unknown or named twice. */
 int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) MUST_CHECK;
 /* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
-int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+int distill_loss_resolve(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 
 /*
  * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
@@ -82,7 +82,7 @@ char *distill_phase_text(const struct distill_phase *p, char out[DISTILL_PHASE_T
 /* ---- the trainer ------------------------------------------------------------------------------------------------- */
 
 struct distill_options {
-    struct distill_loss loss; /* settled */
+    struct distill_loss loss; /* resolved */
     struct distill_plan plan;
     uint64_t batch_tokens;                        /* positions per optimizer step, at least */
     uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */

@@ -1,4 +1,4 @@
-/* A tokenizer on its way from a foreign file to vocab_new: pieces in the draft's own arena, merges found by their
+/* Collects a tokenizer from a foreign file for vocab_new: pieces in the draft's own arena, merges found by their
  * text. */
 #include "lib/formats/formats_internal.h"
 

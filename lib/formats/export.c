@@ -1,4 +1,4 @@
-/* What all exporters share: a model stream opened as configuration, vocabulary and tensors by role. */
+/* Opens a model stream for exporters: configuration, vocabulary and tensors by role. */
 #include "lib/formats/formats_internal.h"
 
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) {
@@ -22,7 +22,7 @@ void export_release(struct export_source *x) {
     buf_release(&x->stored);
     buf_release(&x->values);
     buf_release(&x->made);
-    buf_release(&x->turned);
+    buf_release(&x->altered);
     buf_release(&x->fused);
     arena_release(&x->memory);
     *x = (struct export_source){0};

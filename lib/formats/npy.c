@@ -60,7 +60,7 @@ int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) 
     return rc;
 }
 
-/* A tensor's name is a file name when no slash is in it: roles have none, other streams may. */
+/* A tensor's name is a file name unless it has a slash: names of roles have none, other streams may. */
 static int write_file(struct export_source *x, size_t i, struct out_folder *f, struct err *e) {
     struct stream_map_entry entry;
     char name[TENSOR_MAX_NAME + 8];

@@ -1,6 +1,6 @@
 /*
  * A SentencePiece model, tokenizer.model or spiece.model: the protocol buffer of sentencepiece_model.proto, read field
- * by field. What the model does beyond what is read here is refused by name.
+ * by field. Anything else that the model does is refused by name.
  */
 #include "lib/formats/formats_internal.h"
 

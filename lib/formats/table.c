@@ -1,4 +1,4 @@
-/* The tensors of a foreign file, whatever its format: found by name, sizes computed in one place. */
+/* The table of tensors of a foreign file of any format: lookup by name, checked sizes. */
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"

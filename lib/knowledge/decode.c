@@ -1,10 +1,10 @@
-/* Batches of knowledge into rows that a loss can read. What arrives is not trusted: every value is checked here, once. */
+/* Decodes batches of knowledge into rows for a loss. Input is not trusted: every value is checked here, once. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/knowledge/knowledge_internal.h"
 
-#define SUM_SLACK 1e-3 /* above 1 that the probabilities of a row may come to */
+#define SUM_SLACK 1e-3 /* tolerated excess of a row's probabilities over 1 */
 
 /* One growing array per field of struct knowledge_rows. */
 enum { SEQS, LENGTHS, TOKENS, LABELS, OFFSET, IDS, PROBS, REST, DENSE, MASK };
@@ -22,7 +22,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[DENSE].data;
 }
 
-/* n more bytes at the end of a buffer; NULL when memory is out. */
+/* n more bytes at the end of a buffer; NULL: out of memory. */
 static void *extend(struct buf *b, size_t n, struct err *e) {
     if (buf_reserve(b, n, e)) return NULL;
     b->len += n;
@@ -170,7 +170,7 @@ static int read_counts(const struct stored *s, uint64_t at, size_t n, float *pro
     return 0;
 }
 
-/* One position's entries, from `at` of the stored ones to the end of the arrays. */
+/* One position's entries, from `at` in the stored arrays, appended. */
 static int append_row(struct knowledge_rows *k, const struct stored *s, uint64_t at, size_t n, struct err *e) {
     const struct knowledge_format *f = s->f;
     float rest = 0;

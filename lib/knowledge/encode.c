@@ -1,6 +1,6 @@
 /*
- * Rows of logits into batches of knowledge. Three steps that know little of each other: `begin` announces positions,
- * an encoding appends entries for a run of rows, and the cutter moves the run's tokens over and closes the batch.
+ * Encodes rows of logits into batches of knowledge. Three steps: `begin` announces positions, an encoding appends
+ * entries for a range of rows, and the cutter adds the tokens of these rows and closes the batch.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -12,7 +12,7 @@
 
 #define BATCH_BYTES     (16u << 20)
 #define BATCH_POSITIONS 4096
-#define BATCH_OVERDUE   16 /* times that many positions: a sequence so long is cut */
+#define BATCH_OVERDUE   16 /* times that many positions: longer sequences are cut */
 #define DENSE_BLOCK     64 /* rows in f32 at a time */
 #define DRAW_BLOCK      65536
 #define F16_LOWEST      0xFBFF /* -65504 */
@@ -31,10 +31,10 @@ struct knowledge_encoder {
     uint64_t pos;        /* of the next row in its sequence */
     struct knowledge_cursor cursor;
 
-    /* The batch being made. */
+    /* The batch being built. */
     struct stream_batch head;
     uint64_t
-        seq; /* number of the next row's sequence: counted anew, for a concatenation's segments begin from 0 again */
+        seq; /* number of the next row's sequence, counted here: the segments of a concatenation start from 0 again */
     struct buf tokens, mask, lengths, n, ids, values;
 
     struct buf scratch[3];
@@ -62,7 +62,7 @@ static const uint32_t *in_lengths(const struct knowledge_encoder *k) {
     return (const uint32_t *)k->in_lengths.data;
 }
 
-/* Does the sequence end where the rows announced for it end? */
+/* Does the sequence end with the rows announced for it? */
 static bool ends_here(const struct knowledge_encoder *k, size_t in_seq) {
     return in_seq + 1 < k->in.n_seqs || !(k->in.flags & BATCH_CONTINUES);
 }
@@ -103,7 +103,7 @@ static int put_teacher(struct knowledge_encoder *k, struct err *e) {
 static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     if (!k->head.n_positions) return 0;
     k->head.n_seqs = (uint32_t)(k->lengths.len / sizeof(uint32_t));
-    bool masked = memchr(k->mask.data, 0, k->mask.len) != NULL; /* all 1 is what a batch without a mask says */
+    bool masked = memchr(k->mask.data, 0, k->mask.len) != NULL; /* a batch without a mask means all 1 */
     k->head.n_tensors = (k->format.encoding == KNOW_DENSE ? 3 : 5) + masked;
     k->head.flags = open ? BATCH_CONTINUES : 0;
     const uint32_t *tokens = (const uint32_t *)k->tokens.data, *lengths = (const uint32_t *)k->lengths.data;
@@ -115,11 +115,11 @@ static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     return 0;
 }
 
-/* Tokens and length of the next `n` positions, all of one sequence, into the batch being made. */
+/* Adds tokens and length of the next `n` positions, all of one sequence, to the batch. */
 static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) {
     const uint32_t *tokens = (const uint32_t *)k->in_tokens.data + k->done;
     uint32_t length = (uint32_t)n;
-    bool goes_on = k->head.n_positions && k->pos > 0; /* the batch holds the position before already */
+    bool goes_on = k->head.n_positions && k->pos > 0; /* the batch already has the position before */
     if (!k->head.n_positions) k->head.first_seq = k->seq, k->head.first_pos = k->pos;
     if (buf_append(&k->tokens, tokens, n * sizeof *tokens, e) || buf_append(&k->mask, k->in_mask.data + k->done, n, e))
         return e->code;
@@ -135,7 +135,7 @@ static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) 
     return 0;
 }
 
-/* The run's entries are in the batch: its tokens follow, and the batch is closed when it is full. */
+/* The entries of these rows are in the batch: adds their tokens and closes the batch when it is full. */
 static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
     while (n) {
         size_t take = k->seq_left < n ? k->seq_left : n;
@@ -241,7 +241,7 @@ static int put_sample_row(struct knowledge_encoder *k, size_t entries, const uin
     return 0;
 }
 
-/* Room for n values of each size, in scratch memory. */
+/* Space for n values of each size, in scratch memory. */
 static int make_room(struct knowledge_encoder *k, size_t n, const size_t sizes[3], struct err *e) {
     for (int i = 0; i < 3; i++) {
         k->scratch[i].len = 0;
@@ -320,7 +320,7 @@ static int encode_sample(struct knowledge_encoder *k, size_t rows, struct logits
     return 0;
 }
 
-/* Anything but draws wants f32. */
+/* All encodings except draws use f32. */
 static int encode_run(struct knowledge_encoder *k, size_t rows, struct logits x, float inv_temperature, struct err *e) {
     const float *f32 = (const float *)(const void *)x.data;
     if (k->format.encoding == KNOW_SAMPLE) return encode_sample(k, rows, x, inv_temperature, e);
@@ -369,7 +369,7 @@ static int append_ones(struct buf *b, size_t n, struct err *e) {
 
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
                             const uint8_t *mask, const uint32_t *lengths, struct err *e) {
-    assert(k->done == k->in.n_positions); /* the rows of what was announced before have come */
+    assert(k->done == k->in.n_positions); /* all rows announced before have come */
     if (!head->n_positions) return 0;
     if (knowledge_cursor_step(&k->cursor, head, lengths, e)) return e->code;
     if (!k->counts.positions) k->seq = head->first_seq;
@@ -418,14 +418,14 @@ int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const ui
     return 0;
 }
 
-/* Dense rows of a batch, looked at where they lie: draws are made of them as they are, for else they are widened in blocks. */
+/* Checks dense rows of a batch in place: draws use them as they are, otherwise they are widened block by block. */
 static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
                               struct err *e) {
     const struct knowledge_rows *d = &k->decoded;
     double inv_temperature = knowledge_inv_temperature(f, k->format.temperature);
     if (k->format.encoding == KNOW_SAMPLE) {
         int rc = encode_rows(k, d->n_positions, (struct logits){f->dtype, d->dense}, inv_temperature, e);
-        struct err found; /* says which value it is */
+        struct err found; /* names the value */
         if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
         return rc;
     }

@@ -45,13 +45,14 @@ enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAM
 
 struct knowledge_format {
     enum knowledge_encoding encoding;
-    uint32_t n;                   /* k, or number of draws; 0 for dense */
-    double temperature;           /* that the distribution was taken at (dense logits: 1, not yet applied) */
-    enum dtype dtype;             /* dense only */
-    bool log_probs;               /* dense only: normalised log-probabilities rather than logits */
-    uint32_t vocab_size;          /* columns of the teacher's logits; 0: a token stream that does not say */
-    uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
-    char vocab[DIGEST_TEXT_SIZE]; /* "" when the stream names none */
+    uint32_t n;                     /* k, or number of draws; 0 for dense */
+    double temperature;             /* that the distribution was taken at (dense logits: 1, not yet applied) */
+    enum dtype dtype;               /* dense only */
+    bool log_probs;                 /* dense only: normalised log-probabilities rather than logits */
+    uint32_t vocab_size;            /* columns of the teacher's logits; 0: a token stream that does not say */
+    uint32_t n_used;                /* dense: columns that rows are truncated to before their softmax; 0: all
+     * (knowledge_fit) */
+    char vocab[DIGEST_TEXT_SIZE];   /* "" when the stream names none */
     char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
 };
 
@@ -73,7 +74,7 @@ uint32_t knowledge_columns(const struct knowledge_format *f);
  * and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
-/* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
+/* batch_read for a stream of format f: ERR_DATA when the batch's segment (`cat` makes several) has another format. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
 
@@ -106,7 +107,8 @@ int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
-/* A batch of a stream of another format, all three at once; whether that can be, knowledge_check_encode says. */
+/* A batch of a stream of another format, all three steps at once; knowledge_check_encode says whether that is
+ * possible. */
 int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *from, const struct batch *b,
                             struct err *e) MUST_CHECK;
 /* Writes what is left. ERR_DATA when the last sequence is open. */
@@ -120,7 +122,7 @@ void knowledge_encoder_free(struct knowledge_encoder *k); /* NULL is fine */
 
 /* ---- decoding: a queue of whole sequences as the loss wants them ------------------------------------------------- */
 
-/* Where a run of batches has come to. */
+/* The position in a sequence of batches. */
 struct knowledge_cursor {
     bool open;         /* inside a sequence: BATCH_CONTINUES */
     uint64_t seq, pos; /* number of the sequence last seen, positions of it so far */
@@ -129,7 +131,7 @@ struct knowledge_cursor {
 /* Begin with {0}. Pointers lead into `memory` and are valid until the next call. */
 struct knowledge_rows {
     size_t n_positions, n_seqs;
-    bool open;          /* the last sequence goes on in a batch to come: it is not whole yet */
+    bool open;          /* the last sequence continues in a later batch */
     uint64_t first_pos; /* of the first row in its sequence: 0 unless its beginning has been cleared */
     uint64_t *seqs;     /* [n_seqs] numbers of the sequences in their stream */
     uint32_t *lengths;  /* [n_seqs] */
@@ -141,7 +143,7 @@ struct knowledge_rows {
     float *probs;
     float *rest;        /* ghost: probability outside the entries; NULL otherwise */
     const void *dense;  /* KNOW_DENSE: [n_positions][vocab_size] of the format's type; see knowledge_dense_rows */
-    const void *viewed; /* private, as what follows: dense rows that are a batch's */
+    const void *viewed; /* private from here on: dense rows that belong to a batch */
     struct buf memory[10];
     struct buf seen;
     uint32_t stamp;
@@ -160,7 +162,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
 /* Is every sequence, an open one included, at most `context` positions long? ERR_DATA names the sequence and `whose` limit it is. */
 int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, const char *whose,
                             struct err *e) MUST_CHECK;
-/* Forgets all, also the beginning of an open sequence: for those who take batches as they come. */
+/* Drops everything, including the beginning of an open sequence: for callers that take batches one by one. */
 void knowledge_clear(struct knowledge_rows *k);
 /*
  * The number of sequences of the next forward pass, counted from sequence `first` of the queue: as many whole ones as fit
@@ -185,9 +187,10 @@ void knowledge_target(const struct knowledge_rows *k, const struct knowledge_for
 /* Of row r of a sparse target: the sum of t ln t over its entries, and of t into *mass. With them the kernel's sum of
  * t ln(t / p) becomes what it may be called: -sum t ln p, or a divergence of the normalised entries. */
 double knowledge_t_ln_t(const struct kernel_target *t, size_t r, double *mass);
-/* Can this format serve a loss at `temperature`? Sparse encodings only at the one they were made at: ERR_DATA says so. */
+/* Can this format serve a loss at `temperature`? Sparse encodings only at their own: ERR_DATA says so. */
 int knowledge_check_temperature(const struct knowledge_format *f, double temperature, struct err *e) MUST_CHECK;
-/* Can `to` be made of `from`? Of dense everything can, of the top entries fewer, at the same temperature. ERR_DATA says why not. */
+/* Can `from` be converted to `to`? Dense to anything, top entries to fewer at the same temperature. ERR_DATA says
+ * why not. */
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
 
@@ -210,8 +213,8 @@ struct knowledge_tsv {
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;
-/* The same of n positions from number `first` of a stream on, after a line of column names, to a file whose errors are the caller's
- * to see. Reads no further than they need. */
+/* The same for n positions from number `first` of a stream on, after a line of column names, to a file whose errors
+ * the caller checks. Reads no further than needed. */
 int knowledge_tsv_print(const struct knowledge_tsv *t, struct stream_reader *r, const struct knowledge_format *f,
                         uint64_t first, uint64_t n, FILE *out, struct err *e) MUST_CHECK;
 

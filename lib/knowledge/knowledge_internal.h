@@ -21,14 +21,14 @@ static inline enum dtype knowledge_id_type(const struct knowledge_format *f) {
     return f->vocab_size <= 65536 ? DT_U16 : DT_U32;
 }
 
-/* Does this batch go on where the one before ended, even across segments? The cursor moves to its end. */
+/* Does this batch continue the one before, even across segments? Moves the cursor to its end. */
 int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch *head, const uint32_t *lengths,
                           struct err *e) MUST_CHECK;
 /* No batch follows. */
 int knowledge_cursor_end(const struct knowledge_cursor *c, struct err *e) MUST_CHECK;
 
-/* The rows of this batch alone, as knowledge_decode makes them, but that dense ones stay where the batch holds them and are not
- * checked: knowledge_check_dense does that, and names the value that is not finite. */
+/* The rows of this batch alone, as knowledge_decode makes them, but dense ones stay in the batch and are not
+ * checked: knowledge_check_dense checks them and names a value that is not finite. */
 int knowledge_view(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                    struct err *e) MUST_CHECK;
 int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) MUST_CHECK;

@@ -101,7 +101,8 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
 /* One group, x >= 0, codes in [0, top], no min: trial scales, then code by code. For the scales of scales. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* The twins behind the first two: one group at a time, and FIT_LANES at a time where the processor can (n is 16 or 32). */
+/* The implementations of the first two: one group at a time, and FIT_LANES at a time where the processor can (n is
+ * 16 or 32). */
 #define FIT_LANES 8
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);

@@ -1,5 +1,5 @@
 /*
- * Where a text of any length may be cut without a trace: between two words, whatever text the window is part of, and
+ * Where a text of any length may be cut without changing its tokens: between two words, whatever text the window is part of, and
  * such that the words before the cut are the same when the text ends there.
  *
  * The expressions of pretokenize.c look at nothing before a word. After it they look at one character, and only after
@@ -110,7 +110,7 @@ static bool cuts_at_white_space(const struct vocab *v) {
            vocab_find_step(v, WORDS_WHITESPACE);
 }
 
-/* A normaliser that leaves line ends, letters and digits as they are, each for itself, whatever is around them. */
+/* A normaliser that maps line ends, letters and digits to themselves, whatever is around them. */
 static bool keeps_lines(const struct vocab *v) {
     for (uint32_t i = 0; i < v->n_steps; i++) {
         uint32_t op = v->steps[i].op;

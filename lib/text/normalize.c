@@ -1,11 +1,11 @@
-/* What is done to a fragment of text before it is cut into words: the normaliser's steps, one after the other. */
+/* Normalises a fragment of text before it is cut into words: applies the normaliser's steps in order. */
 #include "lib/text/text_internal.h"
 
 /* ---- character by character ---- */
 
 typedef int map_char(int32_t c, const struct text_step *s, struct buf *out, struct err *e);
 
-/* Bytes that are no UTF-8 pass through. */
+/* Invalid UTF-8 passes through. */
 static int map_chars(map_char *fn, const struct text_step *s, const unsigned char *text, size_t n, struct buf *out,
                      struct err *e) {
     int rc = buf_reserve(out, n, e);

@@ -1,5 +1,5 @@
 /*
- * The steps of a vocabulary as data: checked, copied, and as bytes of a VOCB record (formats/vocb.md).
+ * Checks and copies the steps of a vocabulary, and packs them into a VOCB record (formats/vocb.md).
  */
 #include "lib/text/text_internal.h"
 
@@ -79,7 +79,7 @@ static int check_step(const struct text_step *s, struct err *e) {
     return 0;
 }
 
-/* What is decoded token by token comes before what is done to the whole. */
+/* Token-wise decoders come before those for the whole text. */
 static int check_decoder(const struct vocab *v, struct err *e) {
     uint32_t last = 0;
     for (uint32_t i = 0; i < v->n_steps; i++) {

@@ -1,4 +1,4 @@
-/* A vocabulary: copied, checked, indexed. */
+/* Makes a vocabulary: copies, checks and indexes it. */
 #include <stdlib.h>
 
 #include "lib/text/text_internal.h"
@@ -76,7 +76,7 @@ static int by_id(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorted, without repetitions, eos among them. */
+/* Sorted, without duplicates, including eos. */
 static int copy_ends(struct vocab *v, const struct vocab *spec, struct err *e) {
     uint32_t *ends = arena_array(&v->memory, (size_t)spec->n_ends + 1, sizeof *ends, e), n = spec->n_ends;
     if (!ends) return e->code;

@@ -45,7 +45,7 @@ static inline struct distill_options options_of(const char *loss, const struct k
     snprintf(copy, sizeof copy, "%s", loss);
     for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))
         OK(distill_loss_parse(l, &o.loss, &e));
-    OK(distill_loss_settle(&o.loss, f, &e));
+    OK(distill_loss_resolve(&o.loss, f, &e));
     return o;
 }
 
