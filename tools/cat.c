@@ -16,7 +16,7 @@ static const struct cli_option options[] = {
     {.name = "merge",
      .type = CLI_FLAG,
      .to = &merge,
-     .help = "make one segment of data streams that have the same description, with sequences numbered through"},
+     .help = "make one segment of data streams that have the same description, with consecutive sequence numbers"},
     {0},
 };
 
@@ -41,7 +41,7 @@ static bool keep(void *ctx, const char *name) {
 static int check_used(const char *option, const struct cli_list *globs, const bool *used, struct err *e) {
     for (size_t i = 0; i < globs->n; i++)
         if (!used[i])
-            return err_set(e, ERR_USAGE, "--%s '%s': no tensor has such a name (rill ls shows which there are)", option,
+            return err_set(e, ERR_USAGE, "--%s '%s': no tensor has such a name (rill ls lists them)", option,
                            globs->items[i]);
     return 0;
 }

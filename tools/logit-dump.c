@@ -176,12 +176,11 @@ int main(int argc, char **argv) {
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
         .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
-            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
-            "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
-            "that.\n\n"
-            "What was kept as topk:K or ghost:K can be cut to fewer entries later, and one be made the other. The "
-            "output does not depend on how the input is cut into batches, nor on -j.",
+            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
+            "are unbiased: on average the student is taught the whole distribution, from some 3 bytes for each "
+            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
+            "that.\n\nKnowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to the "
+            "other. The output does not depend on how the input is cut into batches, nor on -j.",
         .examples = "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
                     "    50 draws a position from the teacher at temperature 2\n"
                     "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"

@@ -9,7 +9,7 @@ static const struct cli_option options[] = {
     {.name = "batches",
      .type = CLI_FLAG,
      .to = &batches,
-     .help = "list every batch of a data stream, rather than what all of them hold together"},
+     .help = "list every batch of a data stream, rather than their totals"},
     {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each part"},
     {0},
 };
@@ -171,12 +171,11 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description =
-            "Prints the kind and the plain facts of each segment, a line for each tensor (element type, shape, bytes, "
-            "what share of them is stored, codec, name) and the totals with the digest of the content, "
-            "which the provenance and the file's name are no part of. Tensors in batches are summed up by name: their "
-            "first dimension counts through all batches.\n\n"
-            "In a regular file the data is jumped over and not verified; check does that.",
+        .description = "Prints the kind and the plain facts of each segment, a line for each tensor (element type, "
+                       "shape, bytes, what share of them is stored, codec, name) and the totals with the digest of the "
+                       "content, which does not cover the provenance or the file's name. Tensors in batches are summed "
+                       "up by name: their first dimension counts through all batches.\n\nIn a regular file the data is "
+                       "skipped and not verified; use check for that.",
         .examples = "rill ls model.rill\n"
                     "    the tensors of a model\n"
                     "rill ls --json model.rill\n"

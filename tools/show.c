@@ -40,7 +40,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &histogram,
      .needs = {"!meta", "!prov", "!vocab", "!tsv"},
-     .help = "show how the values are spread"},
+     .help = "show a histogram of the values"},
     {.name = "tsv",
      .type = CLI_FLAG,
      .to = &tsv,
@@ -258,7 +258,7 @@ static int check_found(const struct cli *c, const struct view *v, uint64_t batch
     if (cli_given(c, "batch") && batches <= batch)
         return err_set(e, ERR_USAGE, "--batch %" PRIu64 ": there are %" PRIu64 " batches", batch, batches);
     if (cli_given(c, "tensor"))
-        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls shows which there are)", glob);
+        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls lists them)", glob);
     return 0;
 }
 
@@ -291,10 +291,10 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description = "Prints the first values of each tensor; with --stats or --histogram a summary instead. "
-                       "Quantized values are "
-                       "shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\n"
-                       "What is not shown is not verified when the input is a regular file; check does that.",
+        .description =
+            "Prints the first values of each tensor; with --stats or --histogram a summary instead. Quantized values "
+            "are shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\nIn a "
+            "regular file, data that is not shown is not verified; use check for that.",
         .examples = "rill show --tensor 'layers.0.*' --stats model.rill\n"
                     "    range, mean and deviation of the first layer's tensors\n"
                     "rill show --tensor norm.weight --tsv model.rill > norm.tsv\n"

@@ -97,7 +97,7 @@ static const char *kind_of(const cJSON *item) {
 static const cJSON *find(const cJSON *object, const char *key, bool optional, int *rc, struct err *e) {
     *rc = 0;
     if (!cJSON_IsObject(object)) {
-        *rc = err_set(e, ERR_DATA, "json: looking for \"%s\" in %s, which is no object", key, kind_of(object));
+        *rc = err_set(e, ERR_DATA, "json: looking for \"%s\" in %s, which is not an object", key, kind_of(object));
         return NULL;
     }
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);

@@ -67,7 +67,7 @@ static int unknown_option(const struct cli_args *a, const char *written, const c
         if (!option_is_hidden(&a->rows[i])) names[n++] = a->rows[i].name;
     const char *near = cli_nearest(word, names, n);
     if (near) return err_set(e, ERR_USAGE, "unknown option %.80s (did you mean --%s?)", written, near);
-    return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists what there is)", written);
+    return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists the options)", written);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
@@ -84,8 +84,9 @@ static int bad_choice(const struct cli_option *o, const char *text, struct err *
     }
     const char *near = cli_nearest(text, names, n);
     if (near)
-        return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s (did you mean %s?)", o->name, text, o->choices, near);
-    return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s", o->name, text, o->choices);
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s (did you mean %s?)", o->name, text, o->choices,
+                       near);
+    return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s", o->name, text, o->choices);
 }
 
 /* *out points into the table, so that programs may keep the pointer. */

@@ -56,7 +56,7 @@ static bool is_in_folder(const struct stat *st, const struct out_id *id) {
 
 static int refuse_input(const struct named *n, const struct stat *st, const char *input, struct err *e) {
     if (!is_file(st, &n->id) && !is_in_folder(st, &n->id)) return 0;
-    return err_set(e, ERR_USAGE, "--%s %s would replace %s, which is read", n->option->name, n->path, input);
+    return err_set(e, ERR_USAGE, "--%s %s would replace %s, which is an input", n->option->name, n->path, input);
 }
 
 static int check_path(const struct named *n, const char *input, struct err *e) {

@@ -279,7 +279,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     c->output = classifier ? OUTPUT_CLASSES : OUTPUT_NONE;
     set_output(c, classifier && raw_table_find(&g->tensors, "cls.weight"));
     if (classifier && (classifier->rank != 2 || classifier->dims[0] < 1 || classifier->dims[0] > MODEL_MAX_DIM))
-        return err_set(e, ERR_DATA, "tensor '%s' is no matrix with a row for each class", classifier->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is not a matrix with a row for each class", classifier->name);
     c->classes = classifier ? (uint32_t)classifier->dims[0] : 0;
     int rc = need_not_causal(g, prefix, e);
     if (!rc) rc = read_token_types(c, g, e);
@@ -304,7 +304,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 static int gguf_check(const struct model_config *c, struct err *e) {
     if (c->output == OUTPUT_MASKED_LM)
         return err_set(e, ERR_DATA,
-                       "a masked-LM head, which llama.cpp's bert has not (its encoder alone: import it with "
+                       "a masked-LM head, which llama.cpp's bert does not have (its encoder alone: import it with "
                        "\"architectures\": [\"BertModel\"] or its like in config.json)");
     if (c->output == OUTPUT_CLASSES && c->pooler && c->pooler_act != ACT_TANH)
         return err_set(e, ERR_DATA, "a classifier with %s, where llama.cpp's bert has tanh",

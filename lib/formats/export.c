@@ -37,7 +37,7 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
     int rc = stream_map_entry(x->map, *number, entry, e);
     const struct dtype_info *type = rc ? NULL : dtype_info(entry->desc.dtype);
     if (!rc && !type->is_float && !type->is_quantized)
-        rc = err_set(e, ERR_DATA, "tensor '%s' holds %s, which is no weight", name, type->name);
+        rc = err_set(e, ERR_DATA, "tensor '%s' holds %s, which is not a weight", name, type->name);
     return rc ? rc : model_slot_check(&x->config, s, &entry->desc, e);
 }
 

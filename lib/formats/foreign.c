@@ -45,7 +45,7 @@ static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_
 static int check_type(const struct raw_tensor *t, struct model_slot s, const struct arch_place *p, struct err *e) {
     const struct dtype_info *type = dtype_info(t->dtype);
     if (!type->is_float && !type->is_quantized)
-        return err_set(e, ERR_DATA, "tensor '%s' is of type %s, which is no weight", t->name, type->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is of type %s, which is not a weight", t->name, type->name);
     if (type->is_quantized && !model_role_is_matrix(s.role) && model_role_info(s.role)->kind != KIND_TABLE)
         return err_set(e, ERR_DATA, "tensor '%s' is a vector of type %s, which is not supported", t->name, type->name);
     if (type->is_quantized && (p->tensor->layout & TRANSPOSED))

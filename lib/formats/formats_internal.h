@@ -59,7 +59,7 @@ int raw_table_sort(struct raw_table *t, struct err *e) MUST_CHECK;
 struct raw_tensor *raw_table_find(const struct raw_table *t, const char *name);
 void raw_table_release(struct raw_table *t);
 /* Bytes of a tensor of these dimensions by checked arithmetic; ERR_DATA on overflow, a zero dimension or a row
- * that is no whole number of blocks. */
+ * that is not a whole number of blocks. */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
 
 /* ---- GGUF (gguf_read.c: structure; gguf_keys.c, gguf_model.c: meaning) ------------------------------------------- */
@@ -118,7 +118,7 @@ int gguf_opt_u64(const struct gguf_file *g, const char *key, uint64_t min, uint6
 int gguf_opt_f64(const struct gguf_file *g, const char *key, double min, double max, double *out,
                  struct err *e) MUST_CHECK;
 int gguf_opt_bool(const struct gguf_file *g, const char *key, bool *out, struct err *e) MUST_CHECK;
-/* A copy with a NUL in the arena; ERR_DATA when it is no UTF-8 or holds a NUL. */
+/* A copy with a NUL in the arena; ERR_DATA when it is not UTF-8 or holds a NUL. */
 int gguf_opt_str(const struct gguf_file *g, const char *key, struct arena *a, const char **out,
                  struct err *e) MUST_CHECK;
 /* An array of exactly this element type, or NULL without error when there is no such key. */

@@ -89,7 +89,7 @@ static int read_charsmap(const struct gguf_file *g, struct span *map, struct err
     const struct gguf_kv *kv = gguf_find(g, "tokenizer.ggml.precompiled_charsmap");
     if (!kv) return 0;
     if (!kv->is_array || (kv->type != GGUF_U8 && kv->type != GGUF_I8))
-        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.precompiled_charsmap' is no array of bytes");
+        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.precompiled_charsmap' is not an array of bytes");
     *map = (struct span){(const char *)kv->data, kv->n};
     return 0;
 }

@@ -28,7 +28,7 @@ static bool is_k(size_t t) {
     return types[t].dtype >= DT_Q2_K && types[t].dtype <= DT_Q6_K;
 }
 
-/* Can this type be a fallback, because the rows are no whole number of the blocks that were asked for? */
+/* Can this type be a fallback, because the rows are not a whole number of the blocks that were asked for? */
 static bool may_be_fallback(enum dtype dtype, uint64_t row) {
     uint32_t block = model_row_block(row);
     bool of_k = dtype == DT_Q4_0 || dtype == DT_Q5_0 || dtype == DT_Q5_1 || dtype == DT_Q8_0;

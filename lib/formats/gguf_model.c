@@ -227,7 +227,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     if (!embed) return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is missing");
     uint64_t rows = embed->rank == 2 ? embed->dims[0] : 0, said = rows;
     if (rows < 1 || rows > MODEL_MAX_VOCAB)
-        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is no matrix of 1 to %u rows", MODEL_MAX_VOCAB);
+        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is not a matrix of 1 to %u rows", MODEL_MAX_VOCAB);
     char key[KEY_SIZE];
     int rc = gguf_opt_u64(g, arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
     if (!rc && said != rows)

@@ -179,7 +179,7 @@ static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *
     const struct gguf_kv *list = gguf_find(g, GGUF_ENDS_KEY);
     uint64_t id;
     int rc = 0;
-    if (list && !list->is_array) return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' is no array");
+    if (list && !list->is_array) return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' is not an array");
     for (size_t i = 0; i < COUNT_OF(keys) && !rc; i++) {
         id = TOKEN_NONE;
         rc = gguf_opt_u64(g, keys[i], 0, spec->n_tokens - 1, &id, e);
@@ -187,7 +187,7 @@ static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *
     }
     for (uint64_t i = 0; list && i < list->n && !rc; i++) {
         if (!gguf_kv_u64(list, i, &id) || id >= spec->n_tokens)
-            return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' has an id that is no token");
+            return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' has an id that is not a token");
         rc = draft_add_end(spec, (uint32_t)id, e);
     }
     for (uint32_t i = 0; !list && i < spec->n_tokens && !rc; i++)

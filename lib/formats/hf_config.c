@@ -181,7 +181,7 @@ static int check_uniform(const struct arch *arch, const struct model_config *c, 
             return err_set(
                 e, ERR_DATA,
                 "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that%s",
+                "%u: Hugging Face's config.json cannot express that%s",
                 i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn,
                 arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
     }

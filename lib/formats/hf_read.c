@@ -171,7 +171,7 @@ static int each_id(const struct foreign_model *f, const cJSON *config, const cha
         double v = cJSON_IsNumber(x) ? x->valuedouble : -2;
         if (v == -1) continue; /* how some say "none" */
         if (!(v >= 0 && v < (double)f->config.vocab_size) || v != (double)(uint32_t)v)
-            return err_set(e, ERR_DATA, "%s: \"%s\" is no token of the model", file, key);
+            return err_set(e, ERR_DATA, "%s: \"%s\" is not a token of the model", file, key);
         rc = fn(ctx, (uint32_t)v, e);
     }
     return rc;
@@ -228,7 +228,7 @@ static int read_tokenizer_files(struct foreign_model *f, const char *path, struc
     if (binary && m->size > MAX_JSON_BYTES) return err_set(e, ERR_DATA, "%s: more than 256 MiB", path);
     if (legacy) rc = read_beside(f, path, "merges.txt", &files->merges, e);
     if (!rc && legacy && !files->merges.s)
-        return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is no tokenizer");
+        return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is not a tokenizer");
     if (!rc) rc = read_beside(f, path, HF_CONFIG_FILE, &files->config, e);
     if (!rc) rc = read_beside(f, path, HF_MAP_FILE, &files->map, e);
     if (!rc) rc = read_beside(f, path, HF_ADDED_FILE, &files->added, e);

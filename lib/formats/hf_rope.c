@@ -191,7 +191,7 @@ static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home,
 static int check_layer_types(const cJSON *parameters, struct err *e) {
     for (const cJSON *x = parameters ? parameters->child : NULL; x; x = x->next)
         if (strcmp(x->string, "full_attention") != 0 && strcmp(x->string, "sliding_attention") != 0)
-            return err_set(e, ERR_DATA, "rope_parameters: \"%.100s\" is no type of layer", x->string);
+            return err_set(e, ERR_DATA, "rope_parameters: \"%.100s\" is not a layer type", x->string);
     return 0;
 }
 

@@ -196,7 +196,7 @@ static int read_words(struct vocab *spec, struct span text, struct err *e) {
         uint64_t length = end ? (uint64_t)(end - text.s) - at : text.n - at;
         size_t used = text_line_length(text.s + at, length);
         rc = utf8_valid(text.s + at, used) ? draft_piece(spec, id, text.s + at, used, 0, e)
-                                           : err_set(e, ERR_DATA, "line %u is no UTF-8", id + 1);
+                                           : err_set(e, ERR_DATA, "line %u is not UTF-8", id + 1);
         at += length + 1;
     }
     return rc;

@@ -268,7 +268,7 @@ static int read_unk(struct vocab *spec, const cJSON *model, struct err *e) {
     int rc = json_opt_str(model, "unk_token", &unk, e);
     if (rc || !unk) return rc;
     const cJSON *id = cJSON_GetObjectItemCaseSensitive(hf_member(model, "vocab"), unk);
-    if (!id) return err_set(e, ERR_DATA, "\"unk_token\": '%.100s' is no token", unk);
+    if (!id) return err_set(e, ERR_DATA, "\"unk_token\": '%.100s' is not a token", unk);
     spec->unk = (uint32_t)id->valuedouble;
     return 0;
 }
@@ -338,7 +338,7 @@ static int read_pair(struct vocab *spec, const cJSON *x, const char *key, uint32
     const char *name = cJSON_IsArray(pair) ? cJSON_GetStringValue(pair->child) : NULL;
     *role = name ? find_added(spec, name) : TOKEN_NONE;
     return *role == TOKEN_NONE
-               ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is no added token", hf_type(x), key)
+               ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is not an added token", hf_type(x), key)
                : 0;
 }
 

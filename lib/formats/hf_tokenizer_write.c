@@ -106,7 +106,7 @@ static const char *added_text(struct arena *a, const struct vocab *v, uint32_t i
     const struct token *t = &v->tokens[id];
     if (memchr(t->bytes, 0, t->n_bytes) || !utf8_valid((const char *)t->bytes, t->n_bytes)) {
         err_set(e, ERR_DATA,
-                "token %u: an added token or a piece that is no UTF-8 text cannot be written to tokenizer.json", id);
+                "token %u: an added token or a piece that is not UTF-8 text cannot be written to tokenizer.json", id);
         return NULL;
     }
     return arena_strndup(a, (const char *)t->bytes, t->n_bytes, e);

@@ -147,7 +147,7 @@ static int declare_new(struct joining *j, const struct declared *d, struct err *
         return err_set(e, ERR_DATA, "%s adds '%.100s', but the ids of %s have holes and the next one, %u, is taken",
                        d->file, d->text, j->files->base, id);
     if (d->id == TOKEN_NONE && id >= j->n_rows) {
-        log_line(LOG_WARN, "%s: '%.100s' is no token of %s, and the embedding has no row for it: left out", d->file,
+        log_line(LOG_WARN, "%s: '%.100s' is not a token of %s, and the embedding has no row for it: left out", d->file,
                  d->text, j->files->base);
         return 0;
     }
@@ -174,7 +174,7 @@ static int by_id(const void *a, const void *b) {
 static int read_id(const char *file, const char *text, uint32_t *id, struct err *e) {
     uint64_t v;
     if (!parse_u64(text, &v) || v >= TEXT_MAX_TOKENS)
-        return err_set(e, ERR_DATA, "%s: \"%.40s\" is no id of a token", file, text);
+        return err_set(e, ERR_DATA, "%s: \"%.40s\" is not a token id", file, text);
     *id = (uint32_t)v;
     return 0;
 }

@@ -64,7 +64,7 @@ int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct e
         if (utf8_valid(s.s, s.n) && !memchr(s.s, 0, s.n)) name = arena_strndup(&f->memory, s.s, s.n, e);
         if (!name) {
             cJSON_Delete(list);
-            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is no text", kv->key, (unsigned long long)i);
+            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is not text", kv->key, (unsigned long long)i);
         }
         ok = add_label(list, name);
     }

@@ -133,7 +133,7 @@ static int check_ids(struct knowledge_rows *k, const struct knowledge_format *f,
     for (size_t i = 0; i < n; i++) {
         if (ids[i] >= f->vocab_size)
             return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], f->vocab_size);
-        if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u comes twice", ids[i]);
+        if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u occurs twice", ids[i]);
         seen[ids[i]] = k->stamp;
         if (f->encoding == KNOW_SAMPLE && i && ids[i] < ids[i - 1])
             return err_set(e, ERR_DATA, "entries %u and %u are not in ascending order", ids[i - 1], ids[i]);

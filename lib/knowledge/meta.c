@@ -90,7 +90,7 @@ static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT
     struct digest d;
     if (json_opt_str(object, key, &text, e)) return e->code;
     if (!text) return 0;
-    if (!digest_parse(text, &d)) return err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+    if (!digest_parse(text, &d)) return err_set(e, ERR_DATA, "\"%s\" is not a digest: \"%.80s\"", key, text);
     digest_text(d, out);
     return 0;
 }

@@ -49,7 +49,7 @@ static bool judges_labels(const struct divergence *d) {
 }
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
-    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
+    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
     struct knowledge_format as = *f;
     if (model_check_next_token(&m->config, e)) return e->code;
     if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;

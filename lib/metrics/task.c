@@ -210,7 +210,7 @@ static int gold_index(const cJSON *item, int n, int *out, struct err *e) {
     if (cJSON_IsString(item) && !parse_u64(item->valuestring, &v)) v = UINT64_MAX;
     if (cJSON_IsNumber(item) && item->valuedouble >= 0 && item->valuedouble < n) v = (uint64_t)item->valuedouble;
     if (v >= (uint64_t)n || (cJSON_IsNumber(item) && (double)v != item->valuedouble))
-        return err_set(e, ERR_DATA, "the answer is no number from 0 to %d", n - 1);
+        return err_set(e, ERR_DATA, "the answer is not a number from 0 to %d", n - 1);
     *out = (int)v;
     return 0;
 }
@@ -233,7 +233,7 @@ static int multiple_choice(struct task *t, const cJSON *o, struct err *e) {
     if (!rc) rc = check_kind(t, TASK_CHOICE, e);
     cJSON_ArrayForEach(choice, list) {
         if (rc) return rc;
-        if (!cJSON_IsString(choice)) return err_set(e, ERR_DATA, "choice %d is no string", i);
+        if (!cJSON_IsString(choice)) return err_set(e, ERR_DATA, "choice %d is not a string", i);
         struct run r = {.first = i == 0, .gold = i == gold};
         rc = put_run(t, context->valuestring, choice->valuestring, r, e);
         i++;

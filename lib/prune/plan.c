@@ -211,7 +211,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     return rc ? rc : model_config_check(&p->to, e);
 }
 
-/* A share that is no whole number of blocks: of the first layer. */
+/* A share that is not a whole number of blocks: of the first layer. */
 static void warn_share(const struct prune_plan *p, const char *what, const struct prune_amount *a, uint32_t n,
                        uint32_t total) {
     char text[128];

@@ -94,7 +94,7 @@ static int check_lengths(struct batch *b, struct err *e) {
                        "batch of sequence %" PRIu64 ": lengths add up to %" PRIu64 ", it has %" PRIu64 " positions",
                        h->first_seq, sum, h->n_positions);
     if (m->goes_on && h->first_pos != m->next_pos)
-        return err_set(e, ERR_DATA, "sequence %" PRIu64 " goes on at position %" PRIu64 ", expected %" PRIu64,
+        return err_set(e, ERR_DATA, "sequence %" PRIu64 " continues at position %" PRIu64 ", expected %" PRIu64,
                        h->first_seq, h->first_pos, m->next_pos);
     m->goes_on = h->flags & BATCH_CONTINUES;
     m->next_pos = lengths[h->n_seqs - 1] + (h->n_seqs == 1 ? h->first_pos : 0);

@@ -134,7 +134,7 @@ static int take_tensor(struct stream_reader *r, struct stream_item *item, struct
     if (t.n_attrs && !(r->scratch = json_parse(t.attrs, t.n_attrs, e)))
         return err_prefix(e, "tensor '%s': attributes", t.desc.name);
     if (t.n_attrs && !cJSON_IsObject(r->scratch))
-        return err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", t.desc.name);
+        return err_set(e, ERR_DATA, "tensor '%s': attributes are not a JSON object", t.desc.name);
     if (segment_tensor(&r->seg, &t.desc, e)) return e->code;
     if (t.n_bytes != r->seg.tensor_bytes)
         return err_set(e, ERR_DATA, "tensor '%s': %" PRIu64 " bytes stated, type and dimensions make %" PRIu64,

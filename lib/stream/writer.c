@@ -221,7 +221,7 @@ static int begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     if (attrs && w->seg.batch_left)
         code = err_set(e, ERR_DATA, "tensor '%s': attributes in a batch", d->name);
     else if (attrs && !cJSON_IsObject(attrs))
-        code = err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", d->name);
+        code = err_set(e, ERR_DATA, "tensor '%s': attributes are not a JSON object", d->name);
     else if (t.n_attrs > LIMIT_ATTRS)
         code = err_set(e, ERR_DATA, "tensor '%s': attributes of %zu bytes, at most %" PRIu64, d->name, t.n_attrs,
                        LIMIT_ATTRS);

@@ -70,7 +70,7 @@ struct tensor {
     uint64_t n_bytes;
 };
 
-/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is no whole number of blocks. */
+/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is not a whole number of blocks. */
 int tensor_desc_init(struct tensor_desc *d, const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims,
                      struct err *e) MUST_CHECK;
 /* Checks name, dtype, rank, every product (padding to 64 included) and the block rule; gives the sizes. */

@@ -174,11 +174,11 @@ static int apply(const struct text_step *s, struct step_memory *m, const unsigne
     case NORM_CHARSMAP: return charsmap_apply(s, text, n, out, e);
     case NORM_COLLAPSE: return collapse(s, text, n, out, e);
     case NORM_SPACES: return spaces(text, n, place, out, e);
-    default: return err_set(e, ERR_DATA, "step %u is no normaliser", s->op);
+    default: return err_set(e, ERR_DATA, "step %u is not a normaliser", s->op);
     }
 }
 
-/* sentencepiece reads a byte that is no UTF-8 as U+FFFD, before all else. */
+/* sentencepiece reads a byte that is not UTF-8 as U+FFFD, before all else. */
 static int replace_bad(const unsigned char *text, size_t n, struct buf *out, struct err *e) {
     int rc = 0;
     for (size_t at = 0; at < n && !rc;) {

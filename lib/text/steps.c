@@ -75,7 +75,7 @@ static int check_step(const struct text_step *s, struct err *e) {
         return err_set(e, ERR_DATA, "the tokenizer's step '%s' has other arguments than it takes", r->name);
     if (s->op == NORM_CHARSMAP) return charsmap_check(s, e);
     if (!is_text(s->a, s->n_a) || !is_text(s->b, s->n_b))
-        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has an argument that is no text", r->name);
+        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has an argument that is not text", r->name);
     return 0;
 }
 

@@ -48,7 +48,7 @@ enum text_model_flags {
     MODEL_BYTE_FALLBACK = 1, /* a character without a piece becomes the pieces "<0xHH>" of its bytes */
     MODEL_FUSE_UNK = 2,      /* BPE: several characters without a piece in a row are one unknown token */
     MODEL_FLOAT_SUMS = 4,    /* unigram: sums in f32 over the whole text, as sentencepiece computes them */
-    MODEL_REPLACE_BAD = 8, /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
+    MODEL_REPLACE_BAD = 8, /* a byte that is not UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
 };
 
 /*

@@ -16,7 +16,8 @@ static int check_token(const struct token *t, uint32_t id, struct err *e) {
     }
     if (t->n_bytes < 1 || t->n_bytes > TEXT_MAX_PIECE)
         return err_set(e, ERR_DATA, "token %u: %u bytes, expected 1 to %u", id, t->n_bytes, TEXT_MAX_PIECE);
-    if (!(t->score >= -3.4e38f && t->score <= 3.4e38f)) return err_set(e, ERR_DATA, "token %u: score is no number", id);
+    if (!(t->score >= -3.4e38f && t->score <= 3.4e38f))
+        return err_set(e, ERR_DATA, "token %u: score is not a number", id);
     return 0;
 }
 

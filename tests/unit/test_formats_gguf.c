@@ -424,8 +424,8 @@ static void test_model_keys(void **state) {
     check_with_key(add_heads_of_two_layers, "not one whole number");
     check_with_key(add_eos_outside, "expected 0 to 5");
     check_with_key(add_eot_outside, "expected 0 to 5");
-    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is no token");
-    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is no array");
+    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is not a token");
+    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is not an array");
     check_with_key(add_template, "not UTF-8");
     check_with_key(add_unknown, "key 'llama.something.new' is not known, and may change what the model computes");
 }
@@ -580,8 +580,8 @@ static void test_changed_model(void **state) {
     check_changed("gpt2", "gpt3", "'gpt3' is not supported");
     check_changed("smollm", "smallm", "smallm");
     check_changed("a b", "a-b", "merge 0");
-    check_changed("a b", "a c", "'c' is no token");
-    check_changed("a b", "b a", "give no token");
+    check_changed("a b", "a c", "'c' is not a token");
+    check_changed("a b", "b a", "make no token");
     check_changed("tokenizer.ggml.merges", "tokenizer.ggml.merged", "merges': the key is missing");
     check_changed("tokenizer.ggml.tokens", "tokenizer.ggml.tokenz", "tokens' is missing");
     check_changed("tokenizer.ggml.pre", "tokenizer.ggml.prf", "pre' is missing");

@@ -267,7 +267,7 @@ static void lines_that_are_no_task(void **state) {
          "both \"context\" and \"question\""},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0,\"label\":0}", "both \"answer\" and \"label\""},
         {"{\"context\":\"a\",\"choices\":[\"b\"],\"answer\":0}", "fewer than two"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",7],\"answer\":0}", "choice 1 is no string"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",7],\"answer\":0}", "choice 1 is not a string"},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"\"],\"answer\":0}", "an empty text"},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}", "no number from 0 to 1"},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":-1}", "no number from 0 to 1"},

@@ -98,7 +98,7 @@ static void logits_are_of_tokens(void **state) {
     }
 }
 
-/* Rows that nobody may read: a token of padding is none of the vocabulary. */
+/* Rows that nobody may read: a token of padding is not one of the vocabulary. */
 static void padding_is_no_input(void **state) {
     (void)state;
     struct err e;

@@ -230,7 +230,7 @@ static void checks_names_and_attributes(void **state) {
     refused(&f, "tensor 'b' occurs twice in one segment");
     f = model();
     set_tensor(&f, first, "x", "[1]");
-    refused(&f, "attributes are no JSON object");
+    refused(&f, "attributes are not a JSON object");
     f = model();
     set_tensor(&f, first, "x", "{\"a\":1,\"a\":2}");
     refused(&f, "tensor 'x': attributes");
