@@ -210,7 +210,7 @@ static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     return 0;
 }
 
-/* ---- checkpoints --------------------------------------------------------------------------------------------------------- */
+/* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
 static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     struct cli *c = ((struct work *)ctx)->c;
@@ -283,7 +283,7 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     return remember_plan(c, plan, !train_plan_equal(plan, &asked), e);
 }
 
-/* ---- the run ------------------------------------------------------------------------------------------------------------- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);

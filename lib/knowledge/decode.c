@@ -29,7 +29,7 @@ static void *extend(struct buf *b, size_t n, struct err *e) {
     return b->data + b->len - n;
 }
 
-/* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
+/* ---- tokens, lengths and labels ---------------------------------------------------------------------------------- */
 
 static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens, uint64_t n, struct err *e) {
     uint32_t vocab = knowledge_columns(f);
@@ -94,7 +94,7 @@ static void set_labels(struct knowledge_rows *k, const struct stream_batch *head
     }
 }
 
-/* ---- entries ------------------------------------------------------------------------------------------------------------ */
+/* ---- entries ----------------------------------------------------------------------------------------------------- */
 
 /* The sparse tensors of a batch, as stored. */
 struct stored {
@@ -240,7 +240,7 @@ static int append_dense(struct knowledge_rows *k, const struct knowledge_format 
     return append_empty(k, b->head.n_positions, e);
 }
 
-/* ---- the queue ------------------------------------------------------------------------------------------------------------- */
+/* ---- the queue --------------------------------------------------------------------------------------------------- */
 
 static int append_batch(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
                         struct err *e) {
@@ -353,7 +353,7 @@ void knowledge_rows_release(struct knowledge_rows *k) {
     *k = (struct knowledge_rows){0};
 }
 
-/* ---- for the loss ------------------------------------------------------------------------------------------------------------ */
+/* ---- for the loss ------------------------------------------------------------------------------------------------ */
 
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature) {
     return f->temperature / temperature; /* that of logits is 1 */

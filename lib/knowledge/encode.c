@@ -149,7 +149,7 @@ static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
     return full ? write_batch(k, k->pos > 0, e) : 0;
 }
 
-/* ---- encodings ------------------------------------------------------------------------------------------------------- */
+/* ---- encodings --------------------------------------------------------------------------------------------------- */
 
 /* "sequence 7, position 12: " for the r-th row from the next one on. */
 static int fail_at_row(const struct knowledge_encoder *k, size_t r, struct err *e, const char *what) {
@@ -342,7 +342,7 @@ static int entries_row(struct knowledge_encoder *k, size_t n, const uint32_t *id
     return put_top_row(k, ids, logprobs, e);
 }
 
-/* ---- the interface --------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) {

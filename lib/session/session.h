@@ -17,7 +17,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-/* ---- the model ------------------------------------------------------------------------------------------------------ */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
 struct session_options {
     const char *model;     /* NULL: not given */
@@ -66,7 +66,7 @@ int session_load_model(struct cli *c, const struct session_options *o, enum mode
  * The caller frees *out. */
 int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;
 
-/* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
+/* ---- the data: a stream of tokens, or of tokens and knowledge ---------------------------------------------------- */
 
 /* A stream that can be read several times if it is a regular file. Begin with {0}. */
 struct session_file {
@@ -97,7 +97,7 @@ int session_check_vocab(const struct vocab *v, const struct session_data *d, con
                         struct err *e) MUST_CHECK;
 void session_data_release(struct session_data *d);
 
-/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT -------------------------------------------------- */
+/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT ------------------------------------------------- */
 
 struct session_chat_options {
     const char *path;  /* of a template; NULL: the vocabulary's */
@@ -114,7 +114,7 @@ void session_chat_free(struct session_chat *t); /* NULL is fine */
 int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
                          struct err *e) MUST_CHECK;
 
-/* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
+/* ---- a teacher: tokens in, logits into an encoder ---------------------------------------------------------------- */
 
 struct session_teacher_options {
     /* The weights are read layer by layer, once for each block of positions; else they stay in memory. */

@@ -31,7 +31,7 @@ struct session_teacher {
     double inv_temperature;
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* As many positions as have hidden states that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden) {
@@ -93,7 +93,7 @@ void session_teacher_free(struct session_teacher *t) {
     mem_free(t);
 }
 
-/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     const struct session_teacher *t = ctx;
