@@ -332,7 +332,7 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
     if (settle_plan(e)) return e->code;
-    if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+    if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))

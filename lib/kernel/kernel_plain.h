@@ -14,7 +14,7 @@
 #ifndef RILL_KERNEL_PLAIN_H
 #define RILL_KERNEL_PLAIN_H
 #define PLAIN_FN __attribute__((unused)) static void
-/* Strides that turn one triple loop into all three products: element (i, p) of a lies at a[i * a_row + p * a_col]. */
+/* Strides that make one triple loop all three products: element (i, p) of a is at a[i * a_row + p * a_col]. */
 struct plain_strides {
     size_t a_row, a_col, b_row, b_col;
 };
@@ -66,8 +66,9 @@ __attribute__((unused)) static REAL PLAIN(round_int8)(int *q, const REAL *x) {
 }
 
 /*
- * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes [n][k],
- * scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of quantized blocks.
+ * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes
+ * [n][k], scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of
+ * quantized blocks.
  */
 PLAIN_FN PLAIN(multiply_int8)(size_t m, size_t n, size_t k, size_t group, const REAL *a, const int *codes,
                               const REAL *scale, const REAL *min, REAL *c) {
@@ -215,16 +216,16 @@ __attribute__((unused)) static void PLAIN(attention_range)(const struct kernel_a
 }
 
 /*
- * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. slope: what the cap does to the gradient of a
+ * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. dcap: derivative of the cap for a
  * score (1 without a cap). k points to the first key that is seen, of this head.
  */
-__attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *slope,
+__attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *dcap,
                                                          const REAL *q, const REAL *k, size_t ld, size_t n) {
     REAL max = -INFINITY, sum = 0, cap = (REAL)a->softcap;
     for (size_t j = 0; j < n; j++) {
         p[j] = (REAL)a->scale * PLAIN(dot)(q, k + j * ld, a->head_dim);
         if (cap > 0) p[j] = cap * (REAL)tanh(p[j] / cap);
-        if (slope) slope[j] = cap > 0 ? 1 - p[j] / cap * (p[j] / cap) : 1;
+        if (dcap) dcap[j] = cap > 0 ? 1 - p[j] / cap * (p[j] / cap) : 1;
         if (p[j] > max) max = p[j];
     }
     for (size_t j = 0; j < n; j++) sum += p[j] = (REAL)exp(p[j] - max);
@@ -256,12 +257,12 @@ PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, R
             for (size_t h = 0; h < a->n_heads; h++) {
                 PLAIN(attention_range)(a, i - a->starts[s], a->starts[s + 1] - a->starts[s], &begin, &end);
                 size_t at = (i * a->n_heads + h) * d, key = (a->starts[s] + begin) * ld + h / group * d;
-                REAL *slope = p + (end - begin), mean = 0; /* sum p dp = dy . y */
-                PLAIN(attention_row)(a, p, slope, q + at, k + key, ld, end - begin);
+                REAL *dcap = p + (end - begin), mean = 0; /* sum p dp = dy . y */
+                PLAIN(attention_row)(a, p, dcap, q + at, k + key, ld, end - begin);
                 for (size_t j = 0; j < end - begin; j++) mean += p[j] * PLAIN(dot)(dy + at, v + key + j * ld, d);
                 for (size_t j = 0; j < end - begin; j++) {
                     size_t kv = key + j * ld;
-                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * slope[j] * (REAL)a->scale;
+                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * dcap[j] * (REAL)a->scale;
                     PLAIN(axpy)(dv + kv, p[j], dy + at, d);
                     PLAIN(axpy)(dk + kv, ds, q + at, d);
                     PLAIN(axpy)(dq + at, ds, k + kv, d);

@@ -1,16 +1,16 @@
 /*
- * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A pass
- * through a layer begins with the hidden states that the one before it left, so that what is between them is kept for
- * the whole block: [positions][hidden].
+ * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A
+ * pass through a layer begins with the hidden states that the one before it left, so that what is between them is kept
+ * for the whole block: [positions][hidden].
  */
 #include "lib/model/model_internal.h"
 
 struct model_layerwise {
-    struct model *m; /* holds the weights at hand */
+    struct model *m; /* holds the weights of the current layer */
     model_again_fn *again;
     void *again_ctx;
-    bool read_once;       /* the first reader is used up */
-    struct digest digest; /* of what it gave: a file must not change while it is read again */
+    bool read_once;       /* the first reader is at its end */
+    struct digest digest; /* of the stream: a file must not change between readings */
 
     /* One reading of the stream. */
     struct stream_reader *r;
@@ -20,7 +20,7 @@ struct model_layerwise {
     struct buf states; /* of the block, [n_positions][hidden] */
 };
 
-/* ---- reading -------------------------------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* At the first tensor of the stream: of the first reader, or of a new one. */
 static int begin_reading(struct model_layerwise *l, struct err *e) {
@@ -42,9 +42,9 @@ static int begin_reading(struct model_layerwise *l, struct err *e) {
 }
 
 /* The next tensor of the stream into the model. */
-static int hold_next(struct model_layerwise *l, struct err *e) {
+static int load_next(struct model_layerwise *l, struct err *e) {
     bool more;
-    return model_hold_next(l->m, &l->tensors, &more, e);
+    return model_load_next(l->m, &l->tensors, &more, e);
 }
 
 static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
@@ -55,9 +55,9 @@ static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
 }
 
 /* What comes before the layers: embedding, positions, their norm. */
-static int hold_before_layers(struct model_layerwise *l, struct err *e) {
+static int load_before_layers(struct model_layerwise *l, struct err *e) {
     int rc = 0;
-    while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = hold_next(l, e);
+    while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = load_next(l, e);
     return rc;
 }
 
@@ -67,9 +67,9 @@ static void drop_before_layers(struct model_layerwise *l, bool embed_too) {
         if (embed_too || s.role != ROLE_EMBED) model_drop(l->m, s);
 }
 
-static int hold_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
+static int load_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
     int rc = 0;
-    while (!rc && at_layer(l, layer)) rc = hold_next(l, e);
+    while (!rc && at_layer(l, layer)) rc = load_next(l, e);
     return rc;
 }
 
@@ -80,12 +80,12 @@ static void drop_layer(struct model_layerwise *l, uint32_t layer) {
     }
 }
 
-/* What lies behind the layers, and the end of the stream. */
+/* What follows the layers, and the end of the stream. */
 static int finish_reading(struct model_layerwise *l, struct err *e) {
     struct stream_totals totals;
     bool more;
     int rc = 0;
-    while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = hold_next(l, e);
+    while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = load_next(l, e);
     if (!rc) rc = model_tensors_open(&l->tensors, &more, e);
     if (!rc) rc = stream_drain(l->r, e);
     if (rc) return rc;
@@ -98,14 +98,14 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
 }
 
 /* An embedding that is needed again as the head. */
-static int hold_tied_head(struct model_layerwise *l, struct err *e) {
+static int load_tied_head(struct model_layerwise *l, struct err *e) {
     const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
     if (!l->m->config.tied || embed->value || embed->panels.data) return 0;
     int rc = begin_reading(l, e);
-    return rc ? rc : hold_next(l, e);
+    return rc ? rc : load_next(l, e);
 }
 
-/* ---- a block --------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static size_t hidden(const struct model_layerwise *l) {
     return l->m->config.hidden;
@@ -170,7 +170,7 @@ static int run_layers(struct model_layerwise *l, struct grad_tape *t, const stru
                       model_layer_fn *progress, void *ctx, struct err *e) {
     int rc = 0;
     for (uint32_t i = 0; !rc && i < l->m->config.n_layers; i++) {
-        rc = hold_layer(l, i, e);
+        rc = load_layer(l, i, e);
         if (!rc) rc = run_inputs(l, t, in, n, i, e);
         drop_layer(l, i);
         if (!rc && progress) progress(ctx, i + 1);
@@ -189,12 +189,12 @@ int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const st
         return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
     model_drop_all(l->m);
     int rc = begin_reading(l, e);
-    if (!rc) rc = hold_before_layers(l, e);
+    if (!rc) rc = load_before_layers(l, e);
     if (!rc) rc = run_inputs(l, t, in, n, -1, e);
     drop_before_layers(l, l->again || !l->m->config.tied);
     if (!rc) rc = run_layers(l, t, in, n, progress, ctx, e);
     if (!rc) rc = finish_reading(l, e);
-    return rc ? rc : hold_tied_head(l, e);
+    return rc ? rc : load_tied_head(l, e);
 }
 
 /* Logits of one input, counted through the block. */
@@ -204,10 +204,10 @@ struct shifted {
     size_t first;
 };
 
-static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     const struct shifted *s = ctx;
-    (void)slope; /* nothing is learned */
+    (void)dlogits; /* nothing is learned */
     return s->fn(s->ctx, s->first + first, rows, vocab, logits, e);
 }
 
@@ -228,9 +228,9 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
     return 0;
 }
 
-/* ---- the interface --------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_hold hold,
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_weight_format format,
                         model_again_fn *again, void *again_ctx, struct err *e) {
     struct model_head head = {0};
     struct model_layerwise *l = mem_zalloc(sizeof *l, e);
@@ -239,7 +239,7 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, e
     l->again = again;
     l->again_ctx = again_ctx;
     int rc = model_head_read(r, &head, &l->item, e);
-    if (!rc && model_new(&l->m, &head.config, hold, head.vocab.data, head.vocab.len, e))
+    if (!rc && model_new(&l->m, &head.config, format, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
     model_head_release(&head);
     if (rc)
