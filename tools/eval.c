@@ -183,7 +183,7 @@ static int run(struct cli *c, struct err *e) {
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = session_load_model(c, &how, session_hold(&how), &v.m, NULL, e);
+    if (!rc) rc = session_load_model(c, &how, session_weight_format(&how), &v.m, NULL, e);
     if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);

@@ -57,12 +57,12 @@ enum dtype session_precision(const struct session_options *o);
 int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
                           struct err *e) MUST_CHECK;
 /* The weight format for inference in that precision. */
-enum model_hold session_hold(const struct session_options *o);
+enum model_weight_format session_weight_format(const struct session_options *o);
 
 /* Opens and reads the model; messages name its file. Records the resolved precision. *digest (NULL: not wanted) is the
  * digest of its stream. The caller frees *out. */
-int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
-                       struct digest *digest, struct err *e) MUST_CHECK;
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
+                       struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
 int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;

@@ -51,7 +51,8 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+        return e->code;
     if (!t->how.block_tokens)
         t->how.block_tokens = pipe ? UINT64_MAX : default_block(session_teacher_model(t)->config.hidden);
     return 0;
@@ -65,8 +66,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
-    int rc =
-        how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
+    int rc = how->layerwise ? open_layerwise(t, o, e)
+                            : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     if (!rc) rc = model_check_next_token(&session_teacher_model(t)->config, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
