@@ -1,4 +1,8 @@
-/* What the files of lib/knowledge share about sparse batches and the pieces of sequences. */
+/*
+ * What the files of lib/knowledge share about sparse batches and the pieces of sequences.
+ *
+ * Order of files, each calling only those before it: cursor, meta, decode, encode, tsv.
+ */
 #ifndef RILL_KNOWLEDGE_INTERNAL_H
 #define RILL_KNOWLEDGE_INTERNAL_H
 

@@ -1,4 +1,8 @@
-/* Shared inside lib/metrics: moments, batches of scored sequences, results. */
+/*
+ * Shared inside lib/metrics: moments, batches of scored sequences, results.
+ *
+ * Order of files, each calling only those before it: summary, scorer, then perplexity, divergence and task.
+ */
 #ifndef RILL_METRICS_INTERNAL_H
 #define RILL_METRICS_INTERNAL_H
 

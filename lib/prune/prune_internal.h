@@ -1,4 +1,8 @@
-/* Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible). */
+/*
+ * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
+ *
+ * Order of files, each calling only those before it: choose, layer, name, plan, prune.
+ */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
 

@@ -1,6 +1,7 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
+ * Order of files, each calling only those before it: file, model, data, chat, teacher.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};

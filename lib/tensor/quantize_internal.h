@@ -3,6 +3,9 @@
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
  * same type that gives the same bytes; convert.c's table is the one place to choose it.
+ *
+ * Order of files, each calling only those before it: dtype, desc, half, quantize_fit_lanes, quantize_fit, quantize_32,
+ * quantize_k_affine, quantize_k_symmetric, convert, summary.
  */
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H

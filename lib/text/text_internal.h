@@ -1,4 +1,10 @@
-/* Shared inside lib/text (tests may include it). */
+/*
+ * Shared inside lib/text (tests may include it).
+ *
+ * Order of files, each calling only those before it: unicode_old, unicode, ids, index, charsmap, normalize, words,
+ * pretokenize, added, steps, cut, bpe, unigram, wordpiece, encode, decode, vocab, vocab_pack, begin, corpus_pack,
+ * corpus_meta, corpus.
+ */
 #ifndef RILL_TEXT_INTERNAL_H
 #define RILL_TEXT_INTERNAL_H
 

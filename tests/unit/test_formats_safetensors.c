@@ -90,7 +90,7 @@ static void test_lying_headers(void **state) {
         {"{" F32_AT("", "[1]", 0, 4) "}", 4, "a tensor name is not"},
         {"{\"__metadata__\":{\"format\":1}}", 0, "is not a string"},
         {"{\"__metadata__\":[]}", 0, "is not an object"},
-        {"[]", 0, "no JSON object"},
+        {"[]", 0, "not a JSON object"},
         {"{} {}", 0, "bytes after the value"},
         {"", 0, "header"},
     };
