@@ -140,10 +140,13 @@ static int make_encoder(struct session_teacher *t, struct err *e) {
 
 /* Creates the encoder on first use and announces the next batch to it. */
 static int announce(struct session_teacher *t, struct err *e) {
-    struct stream_batch head = {
-        .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
+    struct knowledge_input in = {
+        .head = {.first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs},
+        .tokens = t->rows.tokens,
+        .lengths = t->rows.lengths,
+        .mask = t->rows.mask};
     if (!t->to && make_encoder(t, e)) return e->code;
-    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
+    return knowledge_encoder_begin(t->to, &in, e);
 }
 
 static int infer_block(struct session_teacher *t, struct err *e) {
