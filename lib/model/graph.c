@@ -3,38 +3,8 @@
 
 #include <stdlib.h>
 
-static const char *const point_names[POINT_COUNT] = {
-    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in",
-    [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",
-    [POINT_HEAD_IN] = "head_in", [POINT_ROUTED] = "routed",
-    [POINT_EXPERT_IN] = "in",    [POINT_EXPERT_DOWN_IN] = "down_in",
-    [POINT_EXPERT_OUT] = "out",
-};
-
-const char *model_point_name(enum model_point p) {
-    return point_names[p];
-}
-
-struct grad_var *graph_leaf(struct graph *g, struct model_slot s) {
-    struct model_param *p = model_expert_param(g->m, s.role, s.layer, s.expert);
-    if (!p) return NULL;
-    if (kernel_has_matrix(&p->matrix)) return grad_leaf_packed(g->t, &p->matrix);
-    size_t cols = p->desc.dims[p->desc.rank - 1];
-    return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
-}
-
 static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t layer) {
     return graph_leaf(g, (struct model_slot){.role = role, .layer = layer});
-}
-
-void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x) {
-    if (!g->tap || !x || g->rc) return;
-    struct grad_mark mark = grad_mark(g->t);
-    seen.x = grad_host_value(g->t, x);
-    seen.cols = x->cols;
-    if (seen.x) g->rc = g->tap(g->tap_ctx, &seen, g->e);
-    grad_rewind(g->t, mark);
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {

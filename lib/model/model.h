@@ -487,6 +487,37 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
 
+/*
+ * Changing a model on its way through, for methods that go from layer to layer and look at what comes into each one after what they
+ * did to those before (GPTQ, SparseGPT, reconstruction layer by layer). Weights are held in f32.
+ *
+ * `visit` has the tensors before the layers (layer -1), of each layer, and after the layers (layer n_layers) in memory, once
+ * each, in stream order. It may watch the layer run, change its weights (model_layerwise_weights) and write them out; then
+ * the layer runs with them as they are, and what comes out is what goes into the next. Memory: one layer and the states of the
+ * block, thrice with `dense`.
+ */
+enum model_states {
+    STATES_NOW,   /* out of the layers before as they are now */
+    STATES_DENSE, /* out of the layers before as they were in the stream (model_changes.dense) */
+};
+struct model_changes {
+    bool dense; /* keep STATES_DENSE: costs another run of each layer */
+    int (*visit)(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e);
+    void *ctx;
+};
+int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
+                           const struct model_changes *c, struct err *e) MUST_CHECK;
+/* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
+ * of whole sequences, in order. */
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
+                          struct err *e) MUST_CHECK;
+/* In visit: the model, of which the tensors at hand have values. */
+struct model *model_layerwise_weights(struct model_layerwise *l);
+/* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
+ * changed. */
+const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);
+const float *model_layerwise_dense_output(const struct model_layerwise *l);
+
 /* ---- generation: KV cache, many sequences at once ---------------------------------------------------------------- */
 
 struct model_sampling {

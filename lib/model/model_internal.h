@@ -42,7 +42,7 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
 int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
-/* A tensor of the model as a leaf; NULL without failure: the model has none. */
+/* A tensor of the model as a leaf; NULL without failure: the model has none. (taps.c) */
 struct grad_var *graph_leaf(struct graph *g, struct model_slot s);
 /* Calls the tap with x, or its first `seen.rows` rows; x and cols of `seen` are filled in. */
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);

@@ -101,7 +101,8 @@ static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
         p->one.tensor[s.role].data = kept;
     }
     int rc = write_tensor(p, &p->one, s, e);
-    buf_release(&p->one.tensor[s.role].data); /* embedding and head are the largest: not kept through the layers */
+    buf_release(&p->one.tensor[s.role].data); /* embedding and head are the largest: they are not kept in memory
+     * through the layers */
     return rc;
 }
 

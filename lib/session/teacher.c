@@ -31,7 +31,7 @@ struct session_teacher {
     double inv_temperature;
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* As many positions as have hidden states that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden) {
@@ -49,7 +49,7 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     bool pipe = !t->file.is_file;
     if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
-        return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
+        return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
     if (model_layerwise_new(&t->layerwise, kernel_cpu(), r, session_weight_format(o), pipe ? NULL : read_again,
                             &t->file, e))
@@ -96,7 +96,7 @@ void session_teacher_free(struct session_teacher *t) {
     mem_free(t);
 }
 
-/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     const struct session_teacher *t = ctx;
@@ -142,10 +142,13 @@ static int make_encoder(struct session_teacher *t, struct err *e) {
 
 /* Creates the encoder on first use and announces the next batch to it. */
 static int announce(struct session_teacher *t, struct err *e) {
-    struct stream_batch head = {
-        .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
+    struct knowledge_input in = {
+        .head = {.first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs},
+        .tokens = t->rows.tokens,
+        .lengths = t->rows.lengths,
+        .mask = t->rows.mask};
     if (!t->to && make_encoder(t, e)) return e->code;
-    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
+    return knowledge_encoder_begin(t->to, &in, e);
 }
 
 static int infer_block(struct session_teacher *t, struct err *e) {

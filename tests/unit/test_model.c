@@ -546,6 +546,98 @@ static void layer_by_layer_nothing_changes(void **state) {
     arena_release(&a);
 }
 
+/* What a visitor sees and does: halves `down` of the first layer, keeps what comes out of each layer before and after. */
+struct visitor {
+    uint32_t n_layers, hidden;
+    size_t rows;
+    int64_t next;
+    float *out[2];     /* by layer, [rows][hidden]: now, dense */
+    double watched[2]; /* sums of what comes into the first layer's `down`, now and dense */
+    enum model_states which;
+};
+
+static int add_input(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                     struct err *e) {
+    struct visitor *v = ctx;
+    (void)layer, (void)e;
+    if (point == POINT_DOWN_IN)
+        for (size_t i = 0; i < rows * cols; i++) v->watched[v->which] += x[i];
+    return 0;
+}
+
+static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
+    struct visitor *v = ctx;
+    struct model *m = model_layerwise_weights(l);
+    assert_int_equal(layer, v->next++);
+    enum model_role last = layer < 0 ? ROLE_EMBED : layer < v->n_layers ? ROLE_DOWN : ROLE_NORM;
+    uint32_t of = layer >= 0 && layer < v->n_layers ? (uint32_t)layer : 0;
+    assert_true(kernel_has_data(model_param(m, last, of)->value));
+    if (layer > 0)
+        memcpy(v->out[0] + (layer - 1) * v->rows * v->hidden, model_layerwise_states(l, STATES_NOW),
+               v->rows * v->hidden * sizeof(float));
+    if (layer < 0 || layer == v->n_layers) return 0;
+    memcpy(v->out[1] + layer * v->rows * v->hidden, model_layerwise_dense_output(l),
+           v->rows * v->hidden * sizeof(float));
+    for (v->which = STATES_NOW; v->which <= STATES_DENSE; v->which++)
+        if (model_layerwise_watch(l, v->which, add_input, v, e)) return e->code;
+    if (layer == 0)
+        kernel_scale(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
+    return 0;
+}
+
+static int keep_layer(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                      struct err *e) {
+    (void)e;
+    if (point == POINT_LAYER) memcpy((float *)ctx + layer * rows * cols, x, rows * cols * sizeof *x);
+    return 0;
+}
+
+/* Later layers run on what a visitor made of the earlier ones; with `dense`, on what these were, too. To the bit. */
+static void layers_change_on_the_way(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    struct buf bytes = saved_model(m, 0);
+    const uint32_t lengths[] = {3, 11};
+    uint32_t tokens[14];
+    sample_tokens(tokens, 14, c.vocab_size, 9);
+    const struct model_input in = {14, 2, tokens, lengths};
+    size_t n = (size_t)c.n_layers * 14 * c.hidden;
+    float *expected[2], *got = mem_array(2 * n, sizeof *got, &e);
+    struct grad_tape *t;
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
+    for (int dense = 1; dense >= 0; dense--) {
+        expected[dense] = mem_array(n, sizeof(float), &e);
+        if (!dense)
+            kernel_scale(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n,
+                         0.5f);
+        OK(model_infer(m, t, &in, keep_layer, expected[dense], NULL, NULL, &e));
+    }
+    struct reread first = {&bytes, .times = 0};
+    struct stream_reader *r;
+    struct model_layerwise *l;
+    OK(read_again(&first, &r, &e));
+    OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, NULL, NULL, &e));
+    struct visitor v = {.n_layers = c.n_layers, .hidden = c.hidden, .rows = 14, .next = -1, .out = {got, got + n}};
+    struct model_changes how = {true, visit_layer, &v};
+    OK(model_layerwise_change(l, t, &in, 1, &how, &e));
+    assert_int_equal(v.next, c.n_layers + 1);
+    assert_memory_equal(got, expected[0], n * sizeof *got);
+    assert_memory_equal(got + n, expected[1], n * sizeof *got);
+    assert_true(v.watched[0] != v.watched[1] && v.watched[0] != 0);
+    model_layerwise_free(l);
+    close_reread(&first);
+    grad_tape_free(t);
+    mem_free(expected[0]);
+    mem_free(expected[1]);
+    mem_free(got);
+    buf_release(&bytes);
+    model_free(m);
+    arena_release(&a);
+}
+
 /* A stream that is cut, or another one the second time, is noticed. */
 static void layer_by_layer_a_flaw_is_found(void **state) {
     (void)state;
@@ -617,6 +709,7 @@ int main(void) {
         cmocka_unit_test(int8_without_quantized_weights_is_bf16),
         cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(layer_by_layer_nothing_changes),
+        cmocka_unit_test(layers_change_on_the_way),
         cmocka_unit_test(layer_by_layer_a_flaw_is_found),
         cmocka_unit_test(a_value_beyond_f16_is_refused),
     };
