@@ -205,13 +205,16 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Structured pruning makes a smaller dense model that any program can run: fewer layers, "
-                       "narrower feed-forward "
-                       "parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
-                       "keeps the shapes.\n"
-                       "What goes is chosen by the norms of the weights, or by the statistics that calibrate made of "
-                       "this model. Several "
-                       "kinds may be asked for at once. Train the result with distill to win back what was lost.",
+        .description =
+            "Structured pruning makes a smaller dense model that any program can run: fewer layers, "
+            "narrower feed-forward "
+            "parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
+            "keeps the shapes.\n"
+            "What goes is chosen by the norms of the weights, or by the statistics that calibrate made of "
+            "this model. Several "
+            "kinds may be asked for at once. Train the result with distill to win back what was lost.\n"
+            "A quantized tensor stays as it is, in whole rows. It becomes f32 where columns of it go (ffn.down "
+            "and attn.o) or single weights become zero.",
         .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
                     "that matter most\n"
                     "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
