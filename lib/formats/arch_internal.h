@@ -19,8 +19,9 @@ enum {
     MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
     FROM_FIRST = 16, /* a table of positions without the rows before that of the first (position_offset) */
     /* Not how it lies, but whose name it is: */
-    OF_CLASSES = 32, /* of classifiers only (OUTPUT_CLASSES) */
+    OF_CLASSES = 32, /* of classifiers of sequences only (OUTPUT_CLASSES) */
     OF_UNTIED = 64,  /* of models whose head is not the embedding */
+    OF_SPAN = 128,   /* of models that find answers only (OUTPUT_SPAN) */
 };
 struct arch_tensor {
     enum model_role role;
@@ -68,7 +69,7 @@ struct hf_class {
 };
 struct hf_side {
     struct hf_class
-        classes[6]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
+        classes[7]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
                                  * with NULL */
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
@@ -186,7 +187,7 @@ extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_
 extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 extern const struct arch arch_gemma2, arch_gemma3;
-extern const struct arch arch_bert, arch_distilbert, arch_roberta;
+extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

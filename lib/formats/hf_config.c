@@ -254,7 +254,8 @@ static int read_classes(const cJSON *json, struct model_config *c, struct err *e
         return err_set(e, ERR_DATA, "\"id2label\" names %llu classes, but \"num_labels\" is %llu",
                        (unsigned long long)n, (unsigned long long)said);
     c->classes = (uint32_t)said;
-    return 0;
+    if (c->output != OUTPUT_SPAN || said == 2) return 0;
+    return err_set(e, ERR_DATA, "\"num_labels\" or \"id2label\": %u, where an answer has 2 ends", c->classes);
 }
 
 static bool predicts_tokens(const struct model_config *c) {
@@ -272,7 +273,7 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
-    if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
+    if (!rc && c->output >= OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
     if (!predicts_tokens(c)) c->tied = false; /* no head that could be */
     c->norm_eps = (float)eps;

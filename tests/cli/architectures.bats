@@ -133,10 +133,12 @@ causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
 
 @test "an encoder is refused where logits of the next token are meant" {
     local model says
-    for model in bert roberta-classes distilbert-encoder; do
+    for model in bert roberta-classes camembert-tags distilbert-answers distilbert-encoder; do
         case $model in
         bert) says='is a masked language model: its logits are of the token itself' ;;
         roberta-classes) says='is a classifier: its logits are of 3 classes' ;;
+        camembert-tags) says='is a classifier: its logits are of 4 classes' ;;
+        distilbert-answers) says='finds answers: its logits are of where one begins and ends' ;;
         *) says='has no head: it makes hidden states' ;;
         esac
         says="the model $says*"

@@ -89,9 +89,9 @@ static void check_logits(const char *what, const float *got, const float *wanted
 
 /* Numbers of a row of what the model makes. */
 static size_t row_of(const struct model *m) {
-    return m->config.output == OUTPUT_NONE      ? m->config.hidden
-           : m->config.output == OUTPUT_CLASSES ? m->config.classes
-                                                : m->config.vocab_size;
+    return m->config.output == OUTPUT_NONE ? m->config.hidden
+           : m->config.classes             ? m->config.classes
+                                           : m->config.vocab_size;
 }
 
 static size_t output_size(const struct model *m, const struct expected *x) {
