@@ -226,7 +226,7 @@ static void what_config_json_may_say(void **state) {
         {"bert-answers", "id2label", "{\"0\": \"a\"}", "\"num_labels\" or \"id2label\": 1, where an answer has 2 ends"},
         {"bert-classes", "num_labels", "3", "\"id2label\" names 5 classes, but \"num_labels\" is 3"},
         {"bert-classes", "id2label", NULL, "tensor 'classifier.weight' has shape [5, 32], expected [2, 32]"},
-        {"roberta", "hidden_act", "\"relu\"", "RobertaForMaskedLM has gelu in its head"},
+        {"roberta", "hidden_act", "\"relu\"", "the masked-LM head of a roberta has gelu"},
         {"roberta", "max_position_embeddings", "2", "2 positions, of which the first is number 2"},
         {"roberta", "pad_token_id", "70", "of which the first is number 71"},
         {"distilbert", "hidden_dim", NULL, "\"hidden_dim\""},
