@@ -67,6 +67,19 @@ struct hf_class {
     const char *class, *model_type;
     enum model_output output; /* what the class makes of the hidden states */
 };
+/*
+ * A class whose config.json has that of a language model in "text_config", and whose file has its tensors under names of their own
+ * beside those of other parts (pictures). Import takes the language model (hf_part.c).
+ */
+struct hf_whole {
+    const char *class, *model_type;
+    const struct hf_key *keys; /* beside "text_config" */
+    size_t n_keys;
+    struct {
+        const char *from, *to;
+    } names[4];            /* beginnings of names: "language_model." of the file is "" of the part; ends with NULL */
+    const char *others[5]; /* beginnings of names of the other parts; ends with NULL */
+};
 struct hf_side {
     struct hf_class
         classes[7]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
@@ -77,12 +90,14 @@ struct hf_side {
     double eps, theta;     /* when config.json does not say */
     double local_theta;    /* the same of a rotation that sliding layers have for themselves; 0: they have not */
     double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
-    uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
-    bool tied;                   /* when "tie_word_embeddings" is absent */
+    uint32_t kv_heads, head_dim;    /* when config.json has no such key; 0: as many as heads, and hidden / heads */
+    uint32_t vocab, context, heads; /* the same; 0: such a config.json is refused */
+    bool tied;                      /* when "tie_word_embeddings" is absent */
     struct arch_tensors tensors;
     /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
      * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
     const char *const *unread;
+    const struct hf_whole *whole; /* this is a part of; NULL: of nothing */
     /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to
      * write of it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
@@ -183,10 +198,11 @@ struct arch {
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
+extern const struct arch arch_llama, arch_mistral, arch_ministral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3,
+    arch_phi;
 extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
-extern const struct arch arch_gemma2, arch_gemma3;
+extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 

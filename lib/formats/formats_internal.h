@@ -229,7 +229,7 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_part.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
 
 /* A member; null stands for absent everywhere in these files. */
 const cJSON *hf_member(const cJSON *object, const char *key);
@@ -275,6 +275,10 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
 int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
                       double default_sliding, struct err *e) MUST_CHECK;
 
+/* A class with several parts (hf_part.c): *config becomes that of its language model, and *part true. Then the tensors take the
+ * names that they have in the language model alone; those of other parts are marked as used, with a warning. */
+int hf_config_part(cJSON **config, bool *part, struct err *e) MUST_CHECK;
+int hf_tensors_part(const struct model_config *c, struct raw_table *t, struct arena *a, struct err *e) MUST_CHECK;
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
 /* ERR_DATA: transformers cannot load this shape; names what, and what can express it. */

@@ -76,20 +76,22 @@ static int read_rope(const cJSON *json, const struct arch *arch, struct model_co
     return 0;
 }
 
-static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+static int read_numbers(const cJSON *json, const struct hf_side *side, struct model_config *c, struct model_layer *l,
                         struct err *e) {
+    const struct hf_numbers *n = side->numbers;
     const struct {
         const char *key;
         uint64_t max;
-        uint32_t *to;
-    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers},
-                   {n->hidden, MODEL_MAX_DIM, &c->hidden},
-                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},
-                   {n->context, UINT32_MAX, &c->context},
-                   {n->heads, MODEL_MAX_DIM, &l->n_heads}};
+        uint32_t *to, absent;
+    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers, 0},
+                   {n->hidden, MODEL_MAX_DIM, &c->hidden, 0},
+                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size, side->vocab},
+                   {n->context, UINT32_MAX, &c->context, side->context},
+                   {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
-        uint64_t v = 0;
-        int rc = json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
+        uint64_t v = numbers[i].absent;
+        int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
+                   : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
@@ -266,7 +268,7 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
                       struct err *e) {
     struct model_layer layer = {0};
     double eps = arch->hf.eps;
-    int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
+    int rc = read_numbers(json, &arch->hf, c, &layer, e);
     if (!rc) rc = read_heads(json, arch, c, &layer, e);
     if (!rc) rc = read_rope(json, arch, c, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);

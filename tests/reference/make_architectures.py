@@ -131,7 +131,8 @@ def write(name, out):
     loss.backward()
     for parameter, p in m.named_parameters(remove_duplicate=m.config.model_type not in ENCODERS):
         if p.grad is not None:
-            expected["grad." + saved_name(parameter, p, saved)] = p.grad.flatten()[::7].float().contiguous()
+            name = saved_name(parameter, p, saved).removeprefix("language_model.")
+            expected["grad." + name] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
     expected["tokens"] = tokens.int()
     expected["lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
@@ -168,6 +169,13 @@ def llama_bias():
 def mistral():
     return eager(transformers.MistralForCausalLM, transformers.MistralConfig(
         **SHAPE, num_key_value_heads=2, sliding_window=7, tie_word_embeddings=False))
+
+
+@model("ministral")
+def ministral():
+    return eager(transformers.MinistralForCausalLM, transformers.MinistralConfig(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=2, head_dim=8, sliding_window=7, tie_word_embeddings=False,
+        layer_types=["full_attention", "sliding_attention", "full_attention"]))
 
 
 @model("qwen2")
@@ -450,6 +458,12 @@ def distilbert_classes():
 GEMMA = SHAPE | dict(pad_token_id=None)  # PyTorch would keep the embedding of the padding from learning
 
 
+@model("gemma")
+def gemma():
+    return eager(transformers.GemmaForCausalLM, transformers.GemmaConfig(
+        **GEMMA, num_key_value_heads=1, head_dim=12, hidden_act="gelu"))
+
+
 @model("gemma2")
 def gemma2():
     return eager(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(
@@ -481,6 +495,18 @@ def gemma3_plain():
     return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
         **GEMMA, num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=20, tie_word_embeddings=False,
         layer_types=["full_attention"] * 2))
+
+
+@model("gemma3-whole")  # with eyes
+def gemma3_whole():
+    text = transformers.Gemma3TextConfig(
+        **GEMMA, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"])
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    return eager(transformers.Gemma3ForConditionalGeneration, transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, boi_token_index=5, eoi_token_index=6,
+        image_token_index=VOCAB))
 
 
 if __name__ == "__main__":
