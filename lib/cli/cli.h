@@ -201,7 +201,8 @@ int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) M
  * memory is out). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
 /* The plain facts of an object on one line, as "  key=value", those of objects in it too: "  of.key=value" where the object
- * before has that key. Lists are left out. */
+ * before has that key; lists of numbers as "5,5,0", with a count where equal ones follow one another: "5x512,0". Other lists are
+ * left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
 /* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */

@@ -327,18 +327,10 @@ int hf_check_plain_heads(const struct model_config *c, struct err *e) {
                    l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
-/* A field of type float, and JSON's 0 is an integer. */
-static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
-    if (c->norm_eps != 0) return 0;
-    return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for %s",
-                   arch->hf.numbers->eps ? arch->hf.numbers->eps : "it");
-}
-
 int hf_config_check(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(arch, c, e);
-    if (!rc) rc = check_eps(arch, c, e);
     if (!rc && !arch_class(arch, c))
         rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
@@ -369,13 +361,18 @@ static bool put_number(cJSON *o, const char *key, uint64_t v) {
     return !key || json_put_u64(o, key, v);
 }
 
+/* A field of type float, for which transformers takes 0.0, and not the integer 0. */
+static bool put_eps(cJSON *o, const char *key, float eps) {
+    return !key || (eps == 0 ? json_put_float(o, key, 0) : json_put_f64(o, key, model_shortest_float(eps)));
+}
+
 static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model_config *c) {
     const struct model_layer *l = &c->layers[0];
     return put_number(o, "vocab_size", c->vocab_size) && put_number(o, n->hidden, c->hidden) &&
            put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
-           (!n->eps || json_put_f64(o, n->eps, model_shortest_float(c->norm_eps))) &&
+           put_eps(o, n->eps, c->norm_eps) &&
            (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
