@@ -195,7 +195,8 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_text = true,
         .description =
-            "Prints the kind and the plain facts of each segment (numbers of each layer as 5x512,0: five times 512, then 0; ends: the "
+            "Prints the kind and the plain facts of each segment (numbers of each layer as 5x512,0: five times 512, "
+            "then 0; ends: the "
             "tokens that end a text), a line for each tensor (element type, shape, bytes, "
             "what share of them is stored, codec, name) and the totals with the digest of the content, "
             "which the provenance and the file's name are no part of. Tensors in batches are summed up by name: their "

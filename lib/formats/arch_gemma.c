@@ -323,12 +323,14 @@ const struct arch arch_gemma2 = {
     .models = "Gemma 2",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .attn_softcap = 50, .logit_softcap = 30},
     .complete = complete,
+    .window_pattern = 2,
     .hf = {.classes = {{"Gemma2ForCausalLM", "gemma2"}},
            .keys = gemma2_keys,
            .n_keys = COUNT_OF(gemma2_keys),
            .numbers = &numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 4,
            .head_dim = 256,
            .tied = true,
@@ -355,6 +357,12 @@ static void set_rotations(struct model_config *c) {
         any = any || c->layers[i].window;
     }
     if (!any) c->local_rope = (struct model_rope){.theta = 0};
+}
+
+static void gemma3_complete(struct model_config *c) {
+    complete(c);
+    c->local_rope.theta = 10000;
+    set_rotations(c);
 }
 
 static int gemma3_read(struct model_config *c, const cJSON *json, struct err *e) {
@@ -421,7 +429,8 @@ const struct arch arch_gemma3 = {
     .name = "gemma3",
     .models = "Gemma 3 (text)",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .qk_norm = QK_NORM_HEADS},
-    .complete = complete,
+    .complete = gemma3_complete,
+    .window_pattern = 6,
     .hf = {.classes = {{"Gemma3ForCausalLM", "gemma3_text"}},
            .keys = gemma3_keys,
            .n_keys = COUNT_OF(gemma3_keys),
@@ -429,6 +438,7 @@ const struct arch arch_gemma3 = {
            .eps = 1e-6,
            .theta = 1e6,
            .local_theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 4,
            .head_dim = 256,
            .vocab = 262208,

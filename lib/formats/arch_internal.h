@@ -39,6 +39,8 @@ struct arch_tensors {
 /* GGUF's names, which all architectures share but for their own table, which is asked first. */
 extern const struct arch_tensors gguf_common_tensors;
 
+struct arch;
+
 /* ---- Hugging Face ---------------------------------------------------------------------------------------------- */
 
 /* Keys under which config.json has the numbers; NULL: the architecture has none, and the default holds. */
@@ -87,8 +89,13 @@ struct hf_side {
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta;     /* when config.json does not say */
-    double local_theta;    /* the same of a rotation that sliding layers have for themselves; 0: they have not */
+    double eps, theta;  /* when config.json does not say */
+    double local_theta; /* the same of a rotation that sliding layers have for themselves; 0: they have not */
+    enum hf_windows {
+        NO_WINDOWS,
+        ONE_WINDOW /* all layers have it */,
+        LAYER_WINDOWS /* those of "layer_types" */
+    } windows;
     double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
     uint32_t kv_heads, head_dim;    /* when config.json has no such key; 0: as many as heads, and hidden / heads */
     uint32_t vocab, context, heads; /* the same; 0: such a config.json is refused */
@@ -143,6 +150,10 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
+/* ERR_DATA: some layers have a window, or another one, and some have not. */
+int arch_uniform_window(const struct model_config *c, struct err *e) MUST_CHECK;
+/* ERR_DATA: heads rotate in part, in an architecture whose heads rotate whole. */
+int arch_check_rotation(const struct arch *a, const struct model_config *c, struct err *e) MUST_CHECK;
 /* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
 int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
@@ -194,6 +205,7 @@ struct arch {
     const char *models;                       /* who is of it, for help */
     struct model_config traits;               /* what every model of it computes, without shapes */
     void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing does */
+    uint32_t window_pattern;                  /* see arch_window_pattern */
     struct hf_side hf;
     struct gguf_side gguf;
 };

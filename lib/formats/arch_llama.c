@@ -80,11 +80,6 @@ static bool ministral_write(cJSON *json, const struct model_config *c) {
     return hf_put_uniform_window(json, c) && hf_put_layer_types(json, c);
 }
 
-static int ministral_check(const struct model_config *c, struct err *e) {
-    uint32_t window;
-    return arch_one_window(c, &window, e);
-}
-
 const struct arch arch_ministral = {
     .name = "ministral",
     .models = "Ministral 8B",
@@ -94,11 +89,11 @@ const struct arch arch_ministral = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
-           .write = ministral_write,
-           .check = ministral_check},
+           .write = ministral_write},
     .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}},
 };
 
@@ -111,6 +106,7 @@ const struct arch arch_mistral = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = ONE_WINDOW,
            .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,

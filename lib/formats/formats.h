@@ -65,11 +65,14 @@ struct arch_summary {
     bool generates;    /* a causal language model */
 };
 bool arch_summary(size_t i, struct arch_summary *out);
-/* A configuration of this architecture without shapes, for a model made anew. ERR_DATA for an encoder, and for an unknown
- * one with the names of those that are known. */
+/* A configuration of this architecture without shapes, for a model made anew; norm_eps is 0 but where it knows no other. ERR_DATA for
+ * an unknown one with the names of those that are known. */
 int arch_traits(const char *name, struct model_config *out, struct err *e) MUST_CHECK;
-/* Sets what follows from the shapes, when the caller has set these. */
+/* Sets what follows from the shapes, when the caller has set these: factors, which layers rotate and how, how much of a head where
+ * rope.dims is 0. */
 void arch_complete(struct model_config *c);
+/* Of the layers of a new model all but each N-th have the window, if any has one. 0: all have it. */
+uint32_t arch_window_pattern(const char *name);
 
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 

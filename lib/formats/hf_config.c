@@ -327,10 +327,24 @@ int hf_check_plain_heads(const struct model_config *c, struct err *e) {
                    l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
+/* A window that the class would not give to the layer. */
+static int check_windows(const struct arch *arch, const struct model_config *c, struct err *e) {
+    uint32_t window;
+    if (arch->hf.windows == ONE_WINDOW) return arch_uniform_window(c, e);
+    if (arch->hf.windows == LAYER_WINDOWS) return arch_one_window(c, &window, e);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].window)
+            return err_set(e, ERR_DATA, "layer %u sees %u positions only, and a %s of transformers has no such window",
+                           i, c->layers[i].window, arch->name);
+    return 0;
+}
+
 int hf_config_check(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(arch, c, e);
+    if (!rc) rc = check_windows(arch, c, e);
+    if (!rc) rc = arch_check_rotation(arch, c, e);
     if (!rc && !arch_class(arch, c))
         rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
@@ -372,8 +386,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
-           put_eps(o, n->eps, c->norm_eps) &&
-           (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
+           put_eps(o, n->eps, c->norm_eps) && (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
 double hf_rotary_share(const struct model_config *c) {

@@ -41,6 +41,7 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
             return err_set(e, ERR_DATA, "layer %u sees %u positions only, and llama.cpp's %s has no such window", i,
                            c->layers[i].window, arch->gguf.names[0].name);
     rc = check_lacks(arch, c, e);
+    if (!rc) rc = arch_check_rotation(arch, c, e);
     return rc || !arch->gguf.check ? rc : arch->gguf.check(c, e);
 }
 

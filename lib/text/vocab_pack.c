@@ -260,7 +260,8 @@ int vocab_read_ends(const void *data, size_t n, uint32_t *ends, uint32_t *n_ends
     if (!rc && h.n_ends > TEXT_MAX_ENDS)
         rc = err_set(e, ERR_DATA, "%u further end tokens, at most %u are taken", h.n_ends, TEXT_MAX_ENDS);
     if (rc) return err_prefix(e, "vocabulary");
-    at += (uint64_t)h.n_tokens * (PER_TOKEN + (h.flags & PACK_SCORES ? PER_SCORE : 0)) + (uint64_t)h.n_merges * PER_MERGE;
+    at +=
+        (uint64_t)h.n_tokens * (PER_TOKEN + (h.flags & PACK_SCORES ? PER_SCORE : 0)) + (uint64_t)h.n_merges * PER_MERGE;
     bool eos = h.eos != TOKEN_NONE; /* it is said in the head alone, and put in its place here */
     *n_ends = 0;
     for (uint32_t i = 0; i < h.n_ends; i++) {
