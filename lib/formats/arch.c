@@ -11,7 +11,7 @@ const struct arch *arch_at(size_t i) {
     return i < COUNT_OF(registry) ? registry[i] : NULL;
 }
 
-/* ---- by name ------------------------------------------------------------------------------------------------------ */
+/* ---- by name ----------------------------------------------------------------------------------------------------- */
 
 static const char *name_of(const struct arch *a) {
     return a->name;
@@ -148,7 +148,7 @@ int arch_check_rotation(const struct arch *a, const struct model_config *c, stru
                    c->head_dim, a->name);
 }
 
-/* ---- what is written ---------------------------------------------------------------------------------------------- */
+/* ---- what is written --------------------------------------------------------------------------------------------- */
 
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
