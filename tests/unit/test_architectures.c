@@ -389,9 +389,8 @@ static void check_llama_cpp(const char *name, const char *folder, const struct b
     bool windows_off = strncmp(name, "phi3", 4) == 0 && m->config.layers[0].window;
     bool can = target_check(TARGET_LLAMA_CPP, &m->config, &why) == 0 && !windows_off;
     snprintf(path, sizeof path, "%s/llama_cpp.safetensors", folder);
-    if (can != file_exists(path))
-        fail_msg("%s: %s", path, can ? "is missing" : "is there, but llama.cpp does not load the model");
-    if (can) {
+    if (!can && file_exists(path)) fail_msg("%s is there, but llama.cpp does not load the model", path);
+    if (file_exists(path)) {
         OK(mapped_file_open(&file, path, &e));
         OK(safetensors_parse(&tensors, file.data, file.size, &x->memory, &e));
         float *logits = arena_array(&x->memory, tensors.items[0].n_bytes, 1, &e);
