@@ -183,7 +183,7 @@ struct work {
 };
 
 /* Without --steps: as many as the data makes. */
-static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+static int resolve_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
@@ -334,7 +334,7 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     if (settle_plan(e)) return e->code;
     if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
+        distill_loss_resolve(&o.loss, &w->data.format, e) || resolve_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
     return resume(c, w, e);
