@@ -206,9 +206,10 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
 extern const char *const gguf_general_keys[];
 
 /* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
-struct gguf_label {
-    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
-    bool v_or_down[2][16], o[16];
+#define GGUF_LABEL_DTYPES 128
+struct gguf_label { /* by dtype, of the matrices of layers; [1]: where the type may be a fallback */
+    uint64_t elems[2][GGUF_LABEL_DTYPES];
+    bool v_or_down[2][GGUF_LABEL_DTYPES], o[GGUF_LABEL_DTYPES], q[GGUF_LABEL_DTYPES];
     enum dtype outside; /* of embedding or head */
 };
 bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */

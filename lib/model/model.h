@@ -310,7 +310,7 @@ enum model_hold {
     HOLD_F32, /* for training and saving, and for inference in f32 */
     HOLD_PACKED, /* for inference in bf16: matrices as a product reads them, packed in bf16 or, when the stream has them quantized,
                   * in those blocks. They are constant, and no copy in f32 is kept */
-    HOLD_INT8, /* as HOLD_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
+    HOLD_INT8, /* as HOLD_PACKED, and matrices of types with a quant_form packed for products of integers */
 };
 
 struct model_param {
