@@ -302,6 +302,9 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* The same without the data, which are skipped and NULL. */
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /* ---- a whole model in memory ------------------------------------------------------------------------------------------------------ */
 
