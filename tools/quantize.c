@@ -61,7 +61,7 @@ static const struct cli_option options[] = {
      .to = &stats_path,
      .arg = "FILE",
      .completes_files = true,
-     .help = "weigh the error of each input channel by what calibrate saw there"},
+     .help = "weigh the error of each input channel by what calibrate saw there, or llama-imatrix (a GGUF, or a .dat)"},
     {.name = "strict",
      .type = CLI_FLAG,
      .to = &strict,
@@ -143,26 +143,53 @@ static int parse_rules(struct quant_options *o, struct err *e) {
     return 0;
 }
 
-/* The whole plan, as a string. */
-static int read_plan(struct cli *c, struct buf *text, struct err *e) {
-    enum { MOST = 64 << 20 };
+static int read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) {
+    enum { MOST = 1 << 30 };
     struct cli_file *f;
     char part[65536];
     size_t got = 1;
-    int rc = cli_open_file(c, plan_path, "plan", &f, e);
+    int rc = cli_open_file(c, path, role, &f, e);
     while (!rc && got) {
         rc = cli_file_read(f, part, sizeof part, &got, e);
-        if (!rc && text->len + got > MOST)
-            rc = err_set(e, ERR_DATA, "%s: a plan of more than %d bytes", cli_file_name(f), MOST);
-        if (!rc && memchr(part, 0, got)) rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", cli_file_name(f));
-        if (!rc) rc = buf_append(text, part, got, e);
+        if (!rc && bytes->len + got > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
+        if (!rc) rc = buf_append(bytes, part, got, e);
     }
+    return rc;
+}
+
+/* As a string. */
+static int read_plan(struct cli *c, struct buf *text, struct err *e) {
+    int rc = read_whole(c, plan_path, "plan", text, e);
+    if (!rc && text->len && memchr(text->data, 0, text->len)) rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", plan_path);
     return rc ? rc : buf_append(text, "", 1, e);
+}
+
+/* Statistics of ours or of llama.cpp's: the first bytes tell, where they can be looked at. */
+static int read_stats(struct cli *c, struct stats **stats, struct imatrix **imatrix, struct err *e) {
+    struct stream_reader *in;
+    struct buf bytes = {0};
+    char begin[4];
+    size_t n = 0;
+    FILE *f = cli_is_file(stats_path) && strcmp(stats_path, "-") != 0 ? fopen(stats_path, "rb") : NULL;
+    if (f) {
+        n = fread(begin, 1, sizeof begin, f);
+        fclose(f);
+    }
+    if (!n || !imatrix_is(stats_path, begin, n)) {
+        int rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &in, e);
+        return rc ? rc : stats_load(stats, in, e);
+    }
+    int rc = read_whole(c, stats_path, "stats", &bytes, e);
+    if (!rc && imatrix_read(imatrix, &bytes, e)) rc = err_prefix(e, "%s", stats_path);
+    buf_release(&bytes);
+    return rc;
 }
 
 static int parse_options(struct cli *c, struct quant_options *o, struct buf *plan, struct err *e) {
     if (!type_name && !plan_path) return err_set(e, ERR_USAGE, "--type or --plan is required");
     int rc = type_name ? quant_type_parse(type_name, &o->type, e) : 0;
+    if (!rc && pure && !o->type->mixture)
+        rc = err_set(e, ERR_USAGE, "--pure: %s is the same everywhere, it has no mixture", o->type->name);
     if (!rc) rc = parse_dtype("head-type", head_type, &o->head_type, e);
     if (!rc) rc = parse_dtype("embed-type", embed_type, &o->embed_type, e);
     if (!rc) rc = parse_rules(o, e);
@@ -214,7 +241,8 @@ static int quantize(struct cli *c, struct stream_reader *in, const struct quant_
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct stream_reader *in, *stats_in;
+    struct stream_reader *in;
+    struct imatrix *imatrix = NULL;
     struct quant_options o = {.pure = pure,
                               .strict = strict,
                               .grow = cli_given(c, "force"),
@@ -223,12 +251,13 @@ static int run(struct cli *c, struct err *e) {
     struct stats *stats = NULL;
     struct buf plan = {0};
     int rc = parse_options(c, &o, &plan, e);
-    if (!rc && stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
-    if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
+    if (!rc && stats_path) rc = read_stats(c, &stats, &imatrix, e);
     o.stats = stats;
+    if (imatrix) o.importance = imatrix_importance, o.importance_ctx = imatrix;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = dry_run ? print_plan(c, in, &o, e) : quantize(c, in, &o, e);
     stats_free(stats);
+    imatrix_free(imatrix);
     buf_release(&plan);
     mem_free((void *)o.rules);
     return rc;

@@ -148,7 +148,7 @@ struct gguf_key {
 /* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
  * is not known; or the file is no model (general.type). */
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
-                    struct arena *a, struct err *e) MUST_CHECK;
+                    struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
                      struct arena *a, struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */

@@ -43,7 +43,13 @@ struct quant_options {
     const char *plan, *plan_name; /* the text of a plan instead of all of these, and its name for messages */
     bool strict;                  /* refuse instead of falling back */
     bool grow;                    /* let what is quantized already take more bits */
-    const struct stats *stats;    /* importance, or NULL; ERR_USAGE when no tensor gets a type that it changes */
+    /* Where importance comes from: statistics, or somebody who writes that of a matrix's columns into out [cols] (*found: it
+     * is there). Both NULL: from nowhere. ERR_USAGE when no tensor gets a type that it changes, ERR_DATA when it is of another
+     * model. */
+    const struct stats *stats;
+    int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
+                      bool *found, struct err *e);
+    void *importance_ctx;
     /* What GGUF will make of it (lib/formats). NULL: as it is here. Will q, k and v be one tensor, of one type? */
     bool (*fuses_qkv)(const struct model_config *);
     /* What is the tensor called there? False: nothing. `out` has TENSOR_MAX_NAME + 1 bytes. */

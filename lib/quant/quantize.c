@@ -71,29 +71,34 @@ static double bits_of(enum dtype t) {
     return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
 }
 
-/* Which input of a layer the columns of a matrix meet, and whether statistics know it. */
-static bool input_of(const struct model_config *c, struct model_slot s, enum model_point *point) {
+/* Is an importance for the columns of this matrix to be had? */
+static bool is_watched(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
+    enum model_point point;
     /* A tied embedding is quantized for its second job, the output matrix. */
-    return stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, point);
+    return o->importance || stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, &point);
 }
 
-static bool is_weighed(const struct model_config *c, struct model_slot s, enum dtype to) {
-    enum model_point point;
-    return dtype_info(to)->weighed && input_of(c, s, &point);
+static bool is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
+    return dtype_info(to)->weighed && model_role_is_matrix(s.role) && is_watched(p->o, p->config, s);
 }
 
 /* The weight of each input channel in the error: mean x^2, or NULL where nothing is known or nothing came through. */
-static const float *importance_of(struct pass *p, struct model_slot s, uint64_t cols) {
-    enum model_point point;
-    if (!p->o->stats || !input_of(p->config, s, &point)) return NULL;
-    uint32_t layer = model_role_in_layer(s.role) ? s.layer : 0;
-    const double *sum = stats_sum_sq(p->o->stats, point, layer);
-    double n = (double)stats_positions(p->o->stats), total = 0;
-    for (uint64_t i = 0; i < cols; i++) {
-        p->importance[i] = (float)(sum[i] / n);
-        total += sum[i];
+static int importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
+    uint64_t known;
+    bool found = false;
+    *out = NULL;
+    if (p->o->importance) {
+        int rc = p->o->importance(p->o->importance_ctx, p->config, s, cols, p->importance, &found, e);
+        if (rc || !found) return rc;
+    } else {
+        const double *sum = p->o->stats ? stats_input_sq(p->o->stats, s, &known) : NULL;
+        double n = sum ? (double)stats_positions(p->o->stats) : 0;
+        if (!sum) return 0;
+        for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / n);
     }
-    return total > 0 ? p->importance : NULL;
+    for (uint64_t i = 0; i < cols; i++)
+        if (p->importance[i] > 0) *out = p->importance;
+    return 0;
 }
 
 static int write_quantized(struct pass *p, struct model_slot s, struct tensor_desc *d, const void *data,
@@ -107,6 +112,8 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     float *x = (float *)p->f32.data;
     tensor_to_f32(from, data, x, n);
+    const float *importance = NULL;
+    if (is_weighed(p, s, t->to) && (rc = importance_of(p, s, cols, &importance, e))) return rc;
     struct rows_job job = {.x = x,
                            .y = p->packed.data,
                            .back = (float *)p->back.data,
@@ -114,7 +121,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
                            .rows = n / cols,
                            .cols = cols,
                            .row_bytes = dtype_row_bytes(t->to, cols),
-                           .importance = is_weighed(p->config, s, t->to) ? importance_of(p, s, cols) : NULL};
+                           .importance = importance};
     double error = 0, power = kernel_sum_squares(x, n);
     rc = quantize_rows(&job, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
@@ -145,22 +152,23 @@ static int choose_type(struct pass *p, struct model_slot s, uint64_t cols, struc
     return 0;
 }
 
-/* Is there an importance for its columns? */
-static bool is_informed(struct pass *p, struct model_slot s, uint64_t cols) {
-    return is_weighed(p->config, s, DT_Q4_K) && importance_of(p, s, cols);
-}
-
-static void count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t) {
+static int count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
+                 struct err *e) {
     struct tensor_desc d = *from;
+    const float *importance = NULL;
+    int rc = 0;
     d.dtype = t->to;
     t->bytes = tensor_bytes(&d);
     t->blind = t->to != t->from && !is_output(p->config, s) && s.role != ROLE_EMBED &&
-               mixture_needs_importance(p->o->type, t->to) && !is_informed(p, s, tensor_row_elems(from));
+               mixture_needs_importance(p->o->type, t->to);
+    if (t->blind && is_weighed(p, s, t->to)) rc = importance_of(p, s, tensor_row_elems(from), &importance, e);
+    if (importance) t->blind = false;
     p->totals->elems += t->elems;
     p->totals->bytes += t->bytes;
     p->totals->bytes_before += tensor_bytes(from);
     p->totals->fell_back += t->fell_back;
     p->totals->blind += t->blind;
+    return rc;
 }
 
 static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
@@ -175,8 +183,8 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
         rc = write_quantized(p, s, &d, data, &t, e);
+    if (!rc) rc = count(p, s, from, &t, e);
     if (rc) return rc;
-    count(p, s, from, &t);
     return p->report ? p->report(p->ctx, &t, e) : 0;
 }
 
@@ -186,30 +194,46 @@ static int look_at_tensor(void *ctx, struct model_slot s, const struct tensor_de
     struct pass *p = ctx;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
     int rc = choose_type(p, s, tensor_row_elems(from), &t, e);
-    if (!rc) count(p, s, from, &t);
-    return rc;
+    return rc ? rc : count(p, s, from, &t, e);
 }
 
 /* ---- the stream ------------------------------------------------------------------------------------------------------------ */
 
+/* Refuses importance of another model before anything is written. */
+static int check_importance(struct pass *p, struct err *e) {
+    bool any = false;
+    if (p->o->stats) return stats_check(p->o->stats, p->config, e);
+    for (size_t i = 0; i < p->plan.n; i++) {
+        struct model_slot s = model_slot_at(p->config, i);
+        uint64_t dims[2];
+        const float *importance;
+        uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
+        if (!model_role_is_matrix(s.role)) continue;
+        int rc = importance_of(p, s, cols, &importance, e);
+        if (rc) return rc;
+        any |= importance != NULL;
+    }
+    return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
+}
+
 /* The plan, and the room that it takes to carry it out. */
 static int prepare(struct pass *p, struct err *e) {
-    bool weighed = false;
+    bool weighed = false, informed = p->o->stats || p->o->importance;
     int rc = quant_plan_make(&p->plan, p->config, p->o, e);
     for (size_t i = 0; !rc && i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t dims[2];
         uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
         if (cols > p->widest) p->widest = cols;
-        weighed |= is_weighed(p->config, s, p->plan.choices[i].to);
+        weighed |= is_weighed(p, s, p->plan.choices[i].to);
     }
-    if (!rc && p->o->stats && !weighed)
+    if (!rc && informed && !weighed)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: its types weigh no errors",
                      p->o->plan ? p->o->plan_name : p->o->type->name);
     if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
-    if (rc || !p->o->stats) return rc;
+    if (rc || !informed) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);
-    return p->importance ? stats_check(p->o->stats, p->config, e) : e->code;
+    return p->importance ? check_importance(p, e) : e->code;
 }
 
 static void finish(struct pass *p) {
