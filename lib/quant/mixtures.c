@@ -153,8 +153,10 @@ static bool is_70b(const struct model_config *c) {
     return c->n_layers == 80 && c->layers[0].n_kv_heads < c->layers[0].n_heads;
 }
 
+/* llama.cpp gives rows that the base does not divide q8_0, which is what q6_k falls back to. */
 static enum dtype of_output(const struct quant_type *t, uint64_t cols) {
-    return cols % dtype_info(t->base)->block_elems ? DT_Q8_0 : t->mixture->output;
+    enum dtype output = t->mixture->output;
+    return output == DT_Q5_K && cols % dtype_info(t->base)->block_elems ? DT_Q6_K : output;
 }
 
 enum dtype mixture_choose(const struct quant_type *t, const struct mixture_facts *f, struct model_slot s, char *why,

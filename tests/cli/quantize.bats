@@ -56,7 +56,7 @@ setup() {
 
 @test "a plan is printed, edited and carried out" {
     check_exit 0 rill quantize --type q4_0 --dry-run model.rill
-    assert_stdout "# tensor *shape *type *bytes *bpw *why*embed.weight*256x64*q8_0*17408*8.5*# q4_0: output; q6_k, but rows of 64*"
+    assert_stdout "# tensor *shape *type *bytes *bpw *why*embed.weight*352x64*q8_0*23936*8.5*# q4_0: output; q6_k, but rows of 64*"
     printf '%s\n' "$out" >plan.txt
     rill quantize -q --no-provenance --type q4_0 model.rill -o a.rill
     rill quantize -q --no-provenance --plan plan.txt model.rill -o b.rill
