@@ -1,8 +1,8 @@
-/* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
+/* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/metrics/metrics.h"
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *protocol, *reference;
 static uint64_t context, stride, max_windows;
 static double fail_above;
@@ -10,15 +10,15 @@ static struct cli_list tasks;
 static bool table;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream to evaluate"),
-    RUN_PRECISION(how),
+    SESSION_MODEL(how, "FILE", true, "the model stream to evaluate"),
+    SESSION_PRECISION(how),
     {.name = "protocol",
      .type = CLI_CHOICE,
      .to = &protocol,
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored behind which context, see above"},
+     .help = "which tokens are scored after which context, see above"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -72,7 +72,7 @@ struct eval {
     struct divergence *d;
 };
 
-/* Takes the result over. */
+/* Takes ownership of the result. */
 static int put_result(struct eval *v, cJSON *result, struct err *e) {
     if (!result) return e->code;
     if (!cJSON_AddItemToArray(v->results, result)) {
@@ -82,7 +82,7 @@ static int put_result(struct eval *v, cJSON *result, struct err *e) {
     return table ? 0 : cli_result(v->c, result, e);
 }
 
-/* ---- perplexity ------------------------------------------------------------------------------------------------------------ */
+/* ---- perplexity -------------------------------------------------------------------------------------------------- */
 
 static void show_perplexity(void *ctx) {
     const struct eval *v = ctx;
@@ -92,10 +92,10 @@ static void show_perplexity(void *ctx) {
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
     struct perplexity_options o = {
         .context = (uint32_t)context, .stride = (uint32_t)stride, .max_windows = max_windows, .batch_positions = 2048};
-    struct run_data in = {0};
+    struct session_data in = {0};
     int rc = perplexity_protocol_parse(protocol, &o.protocol, e);
     if (!rc) rc = perplexity_choose(&o, v->m, e);
-    if (!rc) rc = run_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc) rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
     if (!rc) rc = perplexity_new(&v->p, v->m, &o, e);
     cli_progress_begin(v->c, "tokens", 0);
     if (!rc) rc = perplexity_read(v->p, in.stream, &in.format, show_perplexity, v, e);
@@ -103,11 +103,11 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     if (!rc) rc = put_result(v, perplexity_json(v->p, e), e);
     if (!rc) *value = perplexity_value(v->p);
     perplexity_free(v->p);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
-/* ---- divergence ------------------------------------------------------------------------------------------------------------- */
+/* ---- divergence -------------------------------------------------------------------------------------------------- */
 
 static void show_divergence(void *ctx) {
     const struct eval *v = ctx;
@@ -115,19 +115,19 @@ static void show_divergence(void *ctx) {
 }
 
 static int eval_reference(struct eval *v, struct err *e) {
-    struct run_data in = {0};
-    int rc = run_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
+    struct session_data in = {0};
+    int rc = session_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
     if (!rc && divergence_new(&v->d, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
     cli_progress_begin(v->c, "positions", 0);
     if (!rc) rc = divergence_read(v->d, in.stream, show_divergence, v, e);
     cli_progress_end(v->c);
     if (!rc) rc = put_result(v, divergence_json(v->d, e), e);
     divergence_free(v->d);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
-/* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
+/* ---- tasks ------------------------------------------------------------------------------------------------------- */
 
 static int feed_task(struct eval *v, struct cli_file *f, struct task *t, struct err *e) {
     char text[1 << 14];
@@ -163,9 +163,9 @@ static int eval_tasks(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
-/* With --reference or --task there may be none. */
+/* With --reference or --task there need not be a stream. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }
@@ -183,7 +183,7 @@ static int run(struct cli *c, struct err *e) {
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = run_load_model(c, &how, run_hold(&how), &v.m, NULL, e);
+    if (!rc) rc = session_load_model(c, &how, session_weight_format(&how), &v.m, NULL, e);
     if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);
@@ -205,30 +205,24 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that goes with the number, "
-            "for they are not comparable. The stream is standard input; with --reference or --task, which can be all "
-            "there is to do, only if that is a file (< FILE), a pipe is then named: -.\n"
-            "  gptq       one text in disjoint windows, all but a window's first token scored\n"
-            "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
-            "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
-            "  sequences  each sequence for itself, all but its first token\n"
-            "  documents  each sequence a document behind BOS, also per word and byte (lm-eval)\n"
-            "\n"
-            "--reference compares with a teacher, as llama.cpp does. A key means the same whatever the encoding of the "
-            "knowledge; what an encoding cannot tell is bounded under another key, or left out:\n"
-            "  all           perplexity of all labels, at temperature 1\n"
-            "  dense         kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n"
-            "                delta_p\n"
-            "  topk, ghost   same_top, labels_known (labels among the entries), and bounds:\n"
-            "                kld_lower_bound, perplexity_reference_lower_bound,\n"
-            "                ln_ratio_upper_bound, delta_p_lower_bound, delta_p_upper_bound\n"
-            "  sample        cross_entropy: kld plus the teacher's entropy\n"
-            "Dense knowledge is compared at temperature 1, other knowledge at its own: tempered_ goes before keys of "
-            "another one, and what needs the teacher at 1 is left out.\n"
-            "\n"
-            "--task files hold minimal pairs (sentence_good, sentence_bad) or questions (context, choices, answer), "
-            "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
-            "by length first; _low and _high bound Wilson's 95% interval.",
+            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that is printed with it, "
+            "because protocols are not comparable. The stream is standard input; with --reference or --task, which do "
+            "not need one, only if it is a file (< FILE); name a pipe with -.\n  gptq       one text in disjoint "
+            "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "
+            "half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once (Hugging Face)\n  "
+            "sequences  each sequence on its own, all but its first token\n  documents  each sequence a document after "
+            "BOS, also per word and byte (lm-eval)\n\n--reference compares with a teacher, as llama.cpp does. A key "
+            "means the same whatever the encoding of the knowledge; what an encoding does not determine is bounded "
+            "under another key, or left out:\n  all           perplexity of all labels, at temperature 1\n  dense      "
+            "   kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost "
+            "  same_top, labels_known (labels among the entries), and bounds:\n                kld_lower_bound, "
+            "perplexity_reference_lower_bound,\n                ln_ratio_upper_bound, delta_p_lower_bound, "
+            "delta_p_upper_bound\n  sample        cross_entropy: kld plus the teacher's entropy\nDense knowledge is "
+            "compared at temperature 1, other knowledge at its own: keys at another temperature begin with tempered_, "
+            "and what needs the teacher at 1 is left out.\n\n--task files hold minimal pairs (sentence_good, "
+            "sentence_bad) or questions (context, choices, answer), one JSON object a line. acc compares "
+            "log-probabilities, acc_norm, acc_bytes and acc_tokens divide them by length first; _low and _high bound "
+            "Wilson's 95% interval.",
         .examples =
             "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
             "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"

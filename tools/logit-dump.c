@@ -1,10 +1,10 @@
-/* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+/* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *encode, *positions;
 static double temperature;
 static bool tsv;
@@ -39,7 +39,7 @@ static const struct cli_option options[] = {
      .arg = "FIRST:N",
      .fallback = "0:20",
      .needs = {"tsv"},
-     .help = "N positions from number FIRST of the stream on; it stops reading behind them"},
+     .help = "N positions from number FIRST of the stream on; it stops reading after them"},
     {.name = "top",
      .type = CLI_U64,
      .to = &top,
@@ -61,7 +61,7 @@ static const struct cli_option options[] = {
 };
 
 struct work {
-    struct run_data in;
+    struct session_data in;
     struct knowledge_format out;
     struct knowledge_encoder *encoder;
     struct batch batch;
@@ -112,15 +112,14 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     return cli_close_output(c, e);
 }
 
-/* ---- a table
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- a table ----------------------------------------------------------------------------------------------------- */
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
-    int rc = run_load_vocab(c, &how, &w->vocab, e);
-    if (!rc) rc = run_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
-     * is. */
+    int rc = session_load_vocab(c, &how, &w->vocab, e);
+    if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
+    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
+     * unchanged. */
     struct knowledge_format *f = &w->in.format;
     bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
     return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
@@ -151,16 +150,15 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
     return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
 }
 
-/* ---- the program
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the program ------------------------------------------------------------------------------------------------- */
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};
-    int rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
+    int rc = session_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
     if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
     knowledge_encoder_free(w.encoder);
     batch_release(&w.batch);
-    run_data_release(&w.in);
+    session_data_release(&w.in);
     vocab_free(w.vocab);
     return rc;
 }
@@ -178,12 +176,11 @@ int main(int argc, char **argv) {
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
         .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
-            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
-            "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
-            "that.\n\n"
-            "What was kept as topk:K or ghost:K can be cut to fewer entries later, and one be made the other. The "
-            "output does not depend on how the input is cut into batches, nor on -j.",
+            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
+            "are unbiased: on average the student is taught the whole distribution, from some 3 bytes for each "
+            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
+            "that.\n\nKnowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to the "
+            "other. The output does not depend on how the input is cut into batches, nor on -j.",
         .examples = "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
                     "    50 draws a position from the teacher at temperature 2\n"
                     "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"

@@ -1,4 +1,4 @@
-/* rill quantize: a model stream through a quantization grid, one tensor at a time. */
+/* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 #include "lib/quant/quant.h"
@@ -13,25 +13,22 @@ static const struct cli_option options[] = {
      .to = &type_name,
      .arg = "TYPE",
      .needs = {"!plan"},
-     .help =
-         "a file type of llama-quantize, in any case: q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, q4_1, "
-         "q4_0, "
-         "iq4_nl, iq4_xs, mxfp4, q3_k_l, q3_k_m, q3_k_s, iq3_m, iq3_s, iq3_xs, iq3_xxs, q2_k, q2_k_s, iq2_m, iq2_s, "
-         "iq2_xs, iq2_xxs, tq2_0, tq1_0, f16, bf16 or f32; q3_k, q4_k and q5_k are short for q3_k_m, q4_k_m and "
-         "q5_k_m. Norms and biases stay f32"},
+     .help = "a file type of llama-quantize, in upper or lower case: q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, "
+             "q4_k_s, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k_l, q3_k_m, q3_k_s, iq3_m, iq3_s, iq3_xs, iq3_xxs, q2_k, "
+             "q2_k_s, iq2_m, iq2_s, iq2_xs, iq2_xxs, tq2_0, tq1_0, f16, bf16 or f32; q3_k, q4_k and q5_k are short for "
+             "q3_k_m, q4_k_m and q5_k_m. Norms and biases stay f32"},
     {.name = "pure",
      .type = CLI_FLAG,
      .to = &pure,
      .needs = {"type"},
-     .help = "one type for all matrices, the one that most have in TYPE: no mixture"},
+     .help = "no mixture: every matrix gets the type that most have in TYPE"},
     {.name = "tensor-type",
      .type = CLI_LIST,
      .to = &rules,
      .arg = "REGEX=TYPE",
      .needs = {"type"},
      .help =
-         "another type for the matrices in whose name, Rill's or GGUF's, the regular expression matches; the last one "
-         "that matches wins"},
+         "the type of the matrices whose name, Rill's or GGUF's, matches the regular expression; the last match wins"},
     {.name = "head-type",
      .type = CLI_STRING,
      .to = &head_type,
@@ -53,21 +50,21 @@ static const struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
-     .help = "print the plan instead of carrying it out: each matrix with its type, size and the reason, as text that "
-             "can be "
-             "edited and given to --plan"},
+     .help =
+         "print the plan and stop: each matrix with its type, size and the reason, as text for --plan, edited or not"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
      .completes_files = true,
-     .help = "weigh the error of each input channel by what calibrate saw there, or llama-imatrix (a GGUF, or a .dat)"},
+     .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
+             ".dat)"},
     {.name = "strict",
      .type = CLI_FLAG,
      .to = &strict,
-     .help = "refuse a model with rows that are no whole number of blocks, rather than use another type for them, and "
-             "types "
-             "that need --stats without"},
+     .help =
+         "refuse a model with rows that are not a whole number of blocks, rather than use another type for them, and "
+         "types that need --stats when there are none"},
     {0},
 };
 
@@ -88,22 +85,22 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     return 0;
 }
 
-/* Which tensors fell back, in one line: the user asked for a size and gets another. */
+/* Reports in one line which tensors fell back: the size differs from what was asked for. */
 static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
     const cJSON *t, *first = NULL;
     cJSON_ArrayForEach(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors")) {
         if (!first && cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(t, "fell_back"))) first = t;
     }
     if (!first) return;
-    cli_say(
-        c,
-        "%llu tensors fell back to a larger type because their rows are no whole number of blocks: first '%s', now %s "
-        "(-v lists all, --strict refuses)",
-        (unsigned long long)totals->fell_back, cJSON_GetObjectItemCaseSensitive(first, "name")->valuestring,
-        cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
+    cli_say(c,
+            "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first '%s', "
+            "now %s "
+            "(-v lists all, --strict refuses)",
+            (unsigned long long)totals->fell_back, cJSON_GetObjectItemCaseSensitive(first, "name")->valuestring,
+            cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
 }
 
-/* Which types came in, in one line, when tensors were quantized already and are now stored otherwise. */
+/* Reports in one line the types of tensors that were quantized already and are stored in another type now. */
 static void say_requantized(struct cli *c, const struct quant_options *o) {
     const cJSON *t, *tensors = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors");
     char list[256] = "";
@@ -160,7 +157,8 @@ static int read_whole(struct cli *c, const char *path, const char *role, struct 
 /* As a string. */
 static int read_plan(struct cli *c, struct buf *text, struct err *e) {
     int rc = read_whole(c, plan_path, "plan", text, e);
-    if (!rc && text->len && memchr(text->data, 0, text->len)) rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", plan_path);
+    if (!rc && text->len && memchr(text->data, 0, text->len))
+        rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", plan_path);
     return rc ? rc : buf_append(text, "", 1, e);
 }
 
@@ -277,21 +275,16 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger than memory "
-            "passes "
-            "through a pipe.\n"
-            "TYPE is a file type of llama-quantize and gives each matrix the type that it gives there: q4_k_m has q6_k "
-            "for "
-            "the output and for v and down of half of the layers, q4_k elsewhere. A row that is no whole number of "
-            "blocks of "
-            "256 falls back to a type with blocks of 32, as llama.cpp does; here it is said, with the bits per weight "
-            "that "
-            "came out, and --strict refuses.\n"
-            "Types of 3 bits and less are made with --stats. Tensors that are quantized already are rounded again, "
-            "which is "
-            "said. They get no more bits than they have: what a mixture alone would raise stays as it is, anything "
-            "else is "
-            "refused without --force.\n"
-            "What is done is a plan: --dry-run prints it, and --plan carries out the same text, edited or not.",
+            "passes through a pipe.\nTYPE is a file type of llama-quantize, and each matrix gets the type that it gets "
+            "there: in q4_k_m q6_k for the output and for v and down of half of the layers, q4_k elsewhere. A row that "
+            "is "
+            "not a whole number of blocks of 256 falls back to a type with blocks of 32, as llama.cpp does; the "
+            "program "
+            "reports it, with the resulting bits per weight, and --strict refuses it.\nTypes below 3.4 bits need "
+            "--stats. "
+            "Tensors that are quantized already are rounded again, which is reported. They get no more bits than they "
+            "have: a tensor that only a mixture would raise stays as it is, anything else is refused without "
+            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it.",
         .examples =
             "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
             "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"

@@ -1,18 +1,18 @@
-/* rill tokenize: text in, tokens out; with --decode the other way round. */
-#include "lib/run/run.h"
+/* rill tokenize: encodes text as tokens, or decodes tokens with --decode. */
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *field, *bos, *eos, *template_path, *date;
 static bool chat, prompt, lines, drop_last, no_special, no_normalise, decode;
 static uint64_t context, max_tokens, per_batch;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream whose vocabulary to use"),
+    SESSION_MODEL(how, "FILE", true, "the model stream whose vocabulary to use"),
     {.name = "lines",
      .type = CLI_FLAG,
      .to = &lines,
      .needs = {"!decode", "!jsonl"},
-     .help = "each line is a document, without its line end, LF or CR LF; empty lines are none. Without this or "
+     .help = "each line is a document, without its line end, LF or CR LF; empty lines are ignored. Without this or "
              "--jsonl the whole input is one document, line ends as they are"},
     {.name = "jsonl",
      .type = CLI_STRING,
@@ -32,7 +32,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &prompt,
      .needs = {"chat"},
-     .help = "end with what opens the assistant's turn, for generate; there is no mask then"},
+     .help = "end with the opening of the assistant's turn, for generate; there is no mask then"},
     {.name = "chat-template",
      .type = CLI_STRING,
      .to = &template_path,
@@ -102,9 +102,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = CORPUS_MAX_BATCH,
      .needs = {"!decode"},
-     .help =
-         "positions in a batch, the unit in which programs downstream work. No packed sequence is parted; a document "
-         "longer than this goes on in the next batch"},
+     .help = "positions in a batch, the unit in which programs downstream work. No packed sequence is split; a longer "
+             "document continues in the next batch"},
     {.name = "decode",
      .type = CLI_FLAG,
      .to = &decode,
@@ -118,7 +117,7 @@ static const struct cli_option options[] = {
 struct job {
     struct cli *cli;
     struct cli_file *in;
-    struct run_chat *chat;
+    struct session_chat *chat;
     struct stream_writer *out;
     uint64_t bytes;
 };
@@ -166,7 +165,7 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
                      : lines ? CORPUS_LINES
                              : CORPUS_WHOLE,
         .field = field,
-        .compose = run_chat_compose,
+        .compose = session_chat_compose,
         .mask = chat && !prompt,
         .context = (uint32_t)context,
         .drop_last = drop_last,
@@ -177,9 +176,9 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
     /* A template writes these itself. */
     corpus_choose_specials(&o, v, chat && !strcmp(bos, "auto") ? "never" : bos,
                            chat && !strcmp(eos, "auto") ? "never" : eos);
-    const struct run_chat_options how_chat = {
+    const struct session_chat_options how_chat = {
         .path = template_path, .field = field, .date = date, .add_generation_prompt = prompt};
-    int rc = chat ? run_chat_open(&j.chat, c, v, &how_chat, e) : 0;
+    int rc = chat ? session_chat_open(&j.chat, c, v, &how_chat, e) : 0;
     o.compose_ctx = j.chat;
     if (!rc) rc = cli_open_file(c, cli_input_path(c, 0), "text", &j.in, e);
     if (!rc) rc = cli_open_output(c, &j.out, e);
@@ -191,7 +190,7 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
         if (totals.stopped) cli_file_stop(j.in);
         if (rc == ERR_DATA) err_prefix(e, "%s", cli_file_name(j.in));
     }
-    run_chat_free(j.chat);
+    session_chat_free(j.chat);
     if (!rc) rc = cli_close_output(c, e);
     return rc ? rc : report(c, &totals, e);
 }
@@ -212,15 +211,15 @@ static int decode_batch(struct cli *c, const struct vocab *v, const struct corpu
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
-    struct run_data in = {0};
+    struct session_data in = {0};
     struct corpus_decoding d = {.skip_special = no_special};
     struct batch b = {0};
     struct buf text = {0};
     FILE *out;
     bool more = true;
-    int rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
+    int rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
     if (!rc) rc = cli_text(c, &out, e);
-    if (!rc) rc = run_check_vocab(v, &in, "tokens", e);
+    if (!rc) rc = session_check_vocab(v, &in, "tokens", e);
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
         rc = corpus_decoding(stream_reader_meta(in.stream), &d,
                              e); /* of the batch's segment: each was made in its way */
@@ -228,13 +227,13 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     }
     batch_release(&b);
     buf_release(&text);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
 static int run(struct cli *c, struct err *e) {
     struct vocab *v = NULL;
-    int rc = run_load_vocab(c, &how, &v, e);
+    int rc = session_load_vocab(c, &how, &v, e);
     if (!rc) rc = decode ? decode_stream(c, v, e) : encode(c, v, e);
     vocab_free(v);
     return rc;
@@ -253,23 +252,19 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Writes the text on standard input or in FILE as a token stream, by the vocabulary of a model: byte-level "
-            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept; "
-            "a byte order mark at the start is not. UTF-16, compressed files and models are refused.\n"
-            "A document becomes a sequence. With --context N all documents are joined and cut into sequences of N "
-            "tokens, what training and perplexity want: every sequence is as long as the model's context, none is "
-            "padded. With BOS each of them begins with it, so a sequence then has N - 1 tokens of text.\n"
-            "With --chat the documents are conversations, in the text that the model's chat template makes of them, to "
-            "the byte as transformers does. Special tokens in that text are special tokens, also where a message "
-            "spells "
-            "one. The batches get a mask: what the assistant says is to be learnt, which is the text in the template's "
-            "{% generation %} blocks or, where it has none, what each assistant message adds to the conversation "
-            "before it with its generation prompt. distill trains on the masked tokens alone. BOS and EOS are the "
-            "template's, "
-            "unless --bos or --eos asks for more. A template that uses what Rill does not know, refuses a "
-            "conversation, or does not end is an error that names its line.\n"
-            "Input of any length takes the same memory, as long as no single word is larger than that.\n"
-            "--report has the numbers of documents, sequences and tokens, and the bytes of text that the tokens stand "
-            "for, which bits per byte divide by.",
+            "BPE, with the same tokens as Hugging Face's tokenizers. Invalid UTF-8 is kept; a byte order mark at the "
+            "start is not. UTF-16, compressed files and models are refused.\nA document becomes a sequence. With "
+            "--context N all documents are joined and cut into sequences of N tokens, what training and perplexity "
+            "want: every sequence is as long as the model's context, none is padded. With BOS each of them begins with "
+            "it, so a sequence then has N - 1 tokens of text.\nWith --chat the documents are conversations, rendered "
+            "by the model's chat template, byte for byte as transformers does. Special tokens in that text are special "
+            "tokens, also where a message spells one. The batches get a mask that marks what the assistant says: the "
+            "text in the template's {% generation %} blocks or, where it has none, what each assistant message adds to "
+            "the conversation before it with its generation prompt. distill trains on the masked tokens alone. BOS and "
+            "EOS are the template's, unless --bos or --eos asks for more. A template that uses what Rill does not "
+            "know, refuses a conversation, or does not end is an error that names its line.\nInput of any length takes "
+            "the same memory, as long as no single word is larger than that.\n--report has the numbers of documents, "
+            "sequences and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
         .examples = "rill tokenize -m model.rill --context 512 corpus.txt -o corpus.tok.rill\n"
                     "    the whole file in sequences of 512 tokens\n"
                     "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"

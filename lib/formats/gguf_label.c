@@ -13,7 +13,7 @@ static bool is_k(unsigned dtype) {
     return dtype >= DT_Q2_K && dtype <= DT_Q6_K;
 }
 
-/* Could this type be there only because the rows are no whole number of the blocks that were asked for? */
+/* Can this type be a fallback, because the rows are not a whole number of the blocks that were asked for? */
 static bool may_be_fallback(enum dtype dtype, uint64_t row) {
     uint32_t block = model_row_block(row);
     if (block < 32) return dtype == DT_F16;

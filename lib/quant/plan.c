@@ -62,11 +62,11 @@ static int resolve(struct quant_choice *choice, const struct model_config *c, st
     choice->to = quant_fallback(choice->wanted, cols);
     if (choice->to != choice->wanted) {
         if (o->strict || o->plan)
-            return err_set(e, ERR_DATA, "%s%stensor '%s': rows of %llu are no whole number of %s's blocks of %u%s%s%s",
-                           o->plan ? o->plan_name : "", o->plan ? ": " : "", model_slot_name(s, name),
-                           (unsigned long long)cols, wanted->name, wanted->block_elems,
-                           o->plan ? "" : " (without --strict it becomes ", o->plan ? "" : dtype_info(choice->to)->name,
-                           o->plan ? "" : ")");
+            return err_set(
+                e, ERR_DATA, "%s%stensor '%s': rows of %llu are not a whole number of %s's blocks of %u%s%s%s",
+                o->plan ? o->plan_name : "", o->plan ? ": " : "", model_slot_name(s, name), (unsigned long long)cols,
+                wanted->name, wanted->block_elems, o->plan ? "" : " (without --strict it becomes ",
+                o->plan ? "" : dtype_info(choice->to)->name, o->plan ? "" : ")");
         size_t len = strlen(choice->why);
         snprintf(choice->why + len, sizeof choice->why - len, "; %s, but rows of %llu", wanted->name,
                  (unsigned long long)cols);

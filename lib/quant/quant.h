@@ -76,7 +76,7 @@ void quant_plan_release(struct quant_plan *p);
 int quant_plan_write(const struct quant_plan *p, const struct model_config *c, struct buf *out,
                      struct err *e) MUST_CHECK;
 
-/* The type that its rows can have: `wanted`, or where the row is no whole number of blocks, as llama.cpp falls back
+/* The type that its rows can have: `wanted`, or where the row is not a whole number of blocks, as llama.cpp falls back
  * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0, IQ4_XS -> IQ4_NL ...; where 32 does not divide it either, F16). */
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
 
@@ -85,7 +85,7 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
 struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
-    bool fell_back; /* the row is no whole number of `wanted`'s blocks */
+    bool fell_back; /* the row is not a whole number of `wanted`'s blocks */
     bool blind;     /* `to` needs importance, and there was none */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */

@@ -18,7 +18,7 @@ struct pass {
     float *importance;      /* [widest], with stats */
 };
 
-/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it --------------------- */
+/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it ------------------- */
 
 #define ROWS_AT_ONCE 16
 
@@ -65,7 +65,7 @@ static int quantize_rows(struct rows_job *j, double *squared_error, struct err *
     return rc;
 }
 
-/* ---- a tensor ------------------------------------------------------------------------------------------------------------ */
+/* ---- a tensor ---------------------------------------------------------------------------------------------------- */
 
 static double bits_of(enum dtype t) {
     return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
@@ -143,7 +143,7 @@ static int choose_type(struct pass *p, struct model_slot s, uint64_t cols, struc
     enum dtype plain = choice->named ? t->to : quant_fallback(o->type->base, cols);
     if (bits_of(plain) > bits_of(t->from)) /* not for the mixture's sake alone */
         return err_set(e, ERR_USAGE,
-                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and win nothing (quantize the "
+                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and gain nothing (quantize the "
                        "original, or --force)",
                        t->name, dtype_info(t->from)->name, bits_of(t->from), dtype_info(t->to)->name, bits_of(t->to));
     t->to = choice->to = t->from;

@@ -22,7 +22,7 @@ void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p
 
 /* ---- sharing the work ---- */
 
-/* Elements a thread takes at once. One piece is converted without asking for threads: small tensors are common. */
+/* Elements per piece. A single piece is converted without threads: small tensors are common. */
 #define PIECE 32768
 
 struct job {
@@ -203,7 +203,7 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
     }
     const struct element_type *type = element_type(dtype);
     if (!type->info.is_quantized) return n;
-    /* No code can make up for a scale that is no number, and with finite f16 scales every product is finite. */
+    /* No code can compensate a non-finite scale; with finite f16 scales every product is finite. */
     for (uint64_t i = 0; i < n; i += type->info.block_elems, p += type->info.block_bytes) {
         if (type->is_finite && !type->is_finite(p)) return i + first_in_block(type, p);
         for (int k = 0; k < 2 && !type->is_finite; k++)

@@ -283,7 +283,7 @@ static void dropped_sequences_are_gone(void **state) {
     sample_free(&s);
 }
 
-/* Runs of whole sequences: as many as fit, none behind enough, none while the end is not known. */
+/* Runs of whole sequences: as many as fit, none after enough, none while the end is not known. */
 static void runs_are_whole_sequences(void **state) {
     (void)state;
     uint32_t lengths[] = {4, 3, 9, 2, 2};
@@ -301,8 +301,9 @@ static void runs_are_whole_sequences(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         size_t positions;
         k.open = cases[i].open;
-        assert_int_equal(knowledge_run(&k, cases[i].first, cases[i].fit, cases[i].enough, cases[i].last, &positions),
-                         cases[i].n);
+        assert_int_equal(
+            knowledge_next_pass(&k, cases[i].first, cases[i].fit, cases[i].enough, cases[i].last, &positions),
+            cases[i].n);
         assert_int_equal(positions, cases[i].positions);
     }
 }
@@ -323,7 +324,8 @@ static void fewer_entries_from_more(void **state) {
     OK(knowledge_meta_put(meta, &few, &e));
     OK(stream_write_meta(w, meta, &e));
     OK(knowledge_encoder_new(&enc, w, &few, 0, &e));
-    OK(knowledge_encoder_begin(enc, &head, k.tokens, k.mask, k.lengths, &e));
+    struct knowledge_input in = {.head = head, .tokens = k.tokens, .lengths = k.lengths, .mask = k.mask};
+    OK(knowledge_encoder_begin(enc, &in, &e));
     OK(knowledge_encoder_entries(enc, k.n_positions, k.offset, k.ids, k.probs, &e));
     OK(knowledge_encoder_end(enc, &e));
     OK(stream_writer_finish(w, NULL, &e));

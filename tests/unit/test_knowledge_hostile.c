@@ -88,9 +88,9 @@ static void lies_are_found_out(void **state) {
         {.meta = DENSE},
         {.meta = SAMPLE, .tokens = (uint32_t[]){7, 8}, .says = "position 1 of the batch: token 8 of a vocabulary of 8"},
         {.meta = SAMPLE, .ids = (uint16_t[]){1, 8, 2}, .says = "position 0 of the batch: entry 8 of a vocabulary of 8"},
-        {.meta = SAMPLE, .ids = (uint16_t[]){3, 3, 2}, .says = "entry 3 comes twice"},
+        {.meta = SAMPLE, .ids = (uint16_t[]){3, 3, 2}, .says = "entry 3 occurs twice"},
         {.meta = SAMPLE, .ids = (uint16_t[]){3, 1, 2}, .says = "not in ascending order"},
-        {.meta = TOPK, .ids = (uint16_t[]){3, 3, 2}, .says = "entry 3 comes twice"},
+        {.meta = TOPK, .ids = (uint16_t[]){3, 3, 2}, .says = "entry 3 occurs twice"},
         {.meta = TOPK, .ids = (uint16_t[]){3, 1, 9}, .says = "position 1 of the batch: entry 9"},
         {.meta = SAMPLE, .counts = (uint8_t[]){2, 2, 5}, .says = "the counts sum to 4: expected 5"},
         {.meta = SAMPLE, .counts = (uint8_t[]){2, 3, 255}, .says = "the counts sum to 255"},
@@ -136,7 +136,7 @@ static void missing_tensors_are_named(void **state) {
     stream_writer_free(w);
     lseek(fd, 0, SEEK_SET);
     assert_int_equal(decode_all(fd, &k, &f, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "teacher.n"));
+    assert_non_null(strstr(e.msg, "teacher.draws"));
     knowledge_rows_release(&k);
 }
 
@@ -150,12 +150,13 @@ static void descriptions_are_checked(void **state) {
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":" SAMPLE "}", NULL},
         {"{\"kind\":\"tokens\"}", NULL},
         {"{\"kind\":\"model\"}", "expected tokens or knowledge"},
-        {"{\"kind\":\"knowledge\",\"vocab_size\":8}", "no \"knowledge\""},
+        {"{\"kind\":\"knowledge\",\"vocab_size\":8}", "no \"fields\""},
         {"{\"kind\":\"knowledge\",\"knowledge\":" SAMPLE "}", "vocab_size"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":99999999,\"knowledge\":" SAMPLE "}", "vocab_size"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":0,\"knowledge\":" SAMPLE "}", "vocab_size"},
-        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"vocab\":\"xxh3:12\",\"knowledge\":" SAMPLE "}", "no digest"},
-        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topp\"}}", "unknown encoding"},
+        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"vocab\":\"xxh3:12\",\"knowledge\":" SAMPLE "}", "not a digest"},
+        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"top\",\"temperature\":1}}",
+         "unknown encoding"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topk\",\"temperature\":1}}", "\"n\""},
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topk\",\"n\":0,\"temperature\":1}}",
          "n"},

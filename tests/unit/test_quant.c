@@ -238,7 +238,7 @@ static void plans_are_text(void **state) {
     } bad[] = {{"  Q5_1", "  q9_1", "plan.txt: line 3: unknown type 'q9_1'"},
                {"  q9_1", "q4_k_m", "plan.txt: line 3: 'q4_k_m' is a mixture"},
                {"q4_k_m", "  q4_k",
-                "plan.txt: tensor 'layers.0.attn.q.weight': rows of 576 are no whole number of q4_k's "
+                "plan.txt: tensor 'layers.0.attn.q.weight': rows of 576 are not a whole number of q4_k's "
                 "blocks of 256"},
                {"576x576", "576x577",
                 "plan.txt: line 3: 'layers.0.attn.q.weight' is 576x577 here and 576x576 in this "
@@ -431,8 +431,8 @@ static void nothing_grows_that_is_quantized(void **state) {
         {"q5_k", "q4_k_m", NULL, "q5_k", "q5_k"}, /* the mixture alone would raise them */
         {"q4_1", "q4_k_m", NULL, "q4_1", "q4_1"},
         {"q4_0", "q4_k_m", NULL, "q4_0", "q4_0"}, /* as many bits */
-        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and win nothing", NULL,
-         NULL},
+        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and gain nothing",
+         NULL, NULL},
         {"q4_k_m", "q8_0", "is q4_k already, 4.5 bits per weight: q8_0 would take 8.5", NULL, NULL},
         {"q4_0", "f16", NULL, "f16", "f16"}, /* the storage undone */
         {"q4_0", "f32", NULL, "f32", "f32"},
