@@ -304,6 +304,9 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* The same without the data, which are skipped and NULL. */
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /* ---- a whole model in memory ------------------------------------------------------------------------------------- */
 
@@ -313,7 +316,7 @@ enum model_weight_format {
     /* For inference in bf16: packed in bf16 or, when the stream has them quantized, in those blocks. They are constant, and
      * no copy in f32 is kept. */
     WEIGHTS_PACKED,
-    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
+    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and matrices of types with a quant_form packed for products of integers */
 };
 
 struct model_param {
