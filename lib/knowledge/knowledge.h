@@ -40,14 +40,6 @@
 /* How the response is encoded. KNOW_NONE: there is none. Without fields the stream is then one of plain tokens. */
 enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE, KNOW_TOPP };
 
-/* What a row of the response is about, and what a label is. */
-enum knowledge_target_kind {
-    TARGET_NEXT,     /* a row for each position: of the next token, which is the label */
-    TARGET_MASKED,   /* a row for each position: of the token there, whose label is in the tensor `labels` */
-    TARGET_SEQUENCE, /* a row for each sequence: of its class, whose label is in the tensor `labels` */
-};
-const char *knowledge_target_name(enum knowledge_target_kind target); /* "next" */
-
 #define KNOWLEDGE_MAX_N     65535
 #define KNOWLEDGE_MAX_VOCAB (1u << 24)
 
@@ -85,7 +77,7 @@ struct knowledge_format {
     double temperature; /* that the distribution was taken at (dense logits: 1, not yet applied) */
     enum dtype dtype;   /* dense only */
     bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
-    enum knowledge_target_kind target;
+    enum stream_target target;
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
     uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
     uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
@@ -137,8 +129,9 @@ uint32_t knowledge_columns(const struct knowledge_format *f);
  * and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
-/* The same to a model of so many classes, the target being TARGET_SEQUENCE. */
-int knowledge_fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) MUST_CHECK;
+/* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
+int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns,
+                         struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
@@ -176,7 +169,7 @@ struct knowledge_input {
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_input *in, struct err *e) MUST_CHECK;
-/* The rows of field number i of all that was announced; of sequences and pairs: of the sequences that end in it. Before the response's. */
+/* Rows of field number i of what was announced, in order and in any pieces, but each before the response's rows of its positions; of sequences and pairs: of the sequences that end in it. Before the response's. */
 int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct knowledge_part *part,
                             struct err *e) MUST_CHECK;
 /* The next rows [rows][columns] of the response, of positions or (TARGET_SEQUENCE) of sequences that end: the teacher's distribution
