@@ -366,6 +366,7 @@ int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct 
 /* Rows of the response in one of their forms: logits, entries, or none. */
 struct rows {
     struct logits x;
+    const unsigned char *stored; /* dense, as they are */
     float inv_temperature;
     const uint64_t *offset;
     const uint32_t *ids;
@@ -374,6 +375,11 @@ struct rows {
 
 static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, struct err *e) {
     int rc = 0;
+    if (r->stored) {
+        size_t bytes = n * dtype_row_bytes(k->format.dtype, knowledge_stored_columns(&k->format));
+        rc = buf_append(&k->response[0], r->stored, bytes, e);
+        r->stored += bytes;
+    }
     if (r->x.data) {
         rc = k->codec->encode(k, n, r->x, r->inv_temperature, e);
         r->x.data += n * dtype_row_bytes(r->x.type, knowledge_stored_columns(&k->format));
@@ -432,6 +438,9 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
         if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
         return rc;
     }
+    if (k->format.encoding == KNOW_DENSE)
+        return knowledge_check_dense(f, b, e) ? e->code
+                                              : encode_rows(k, d->n_rows, (struct rows){.stored = d->dense}, e);
     if (knowledge_check_dense(f, b, e) ||
         buf_reserve(&k->block, (size_t)DENSE_BLOCK * knowledge_stored_columns(f) * sizeof(float), e))
         return e->code;

@@ -169,7 +169,8 @@ struct knowledge_input {
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_input *in, struct err *e) MUST_CHECK;
-/* Rows of field number i of what was announced, in order and in any pieces, but each before the response's rows of its positions; of sequences and pairs: of the sequences that end in it. Before the response's. */
+/* Rows of field number i of what was announced, in order and in any pieces, each before the response's rows of its positions; of
+ * sequences and pairs those of the sequences that end in it. */
 int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct knowledge_part *part,
                             struct err *e) MUST_CHECK;
 /* The next rows [rows][columns] of the response, of positions or (TARGET_SEQUENCE) of sequences that end: the teacher's distribution
@@ -180,7 +181,8 @@ int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
-/* A batch of a stream of another format, all three at once; whether that can be, knowledge_check_encode says. */
+/* A batch of a stream of another format, all of it at once: whether that can be, knowledge_check_encode says. A response of the very
+ * same format is left as it is. The encoder's fields are some of the batch's, in any type. */
 int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *from, const struct batch *b,
                             struct err *e) MUST_CHECK;
 /* Writes what is left. ERR_DATA when the last sequence is open. */
@@ -343,7 +345,9 @@ struct knowledge_tsv {
  * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
  * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
  * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
- * frequency, frequency_rank, frequency_rest, drawn.
+ * frequency, frequency_rank, frequency_rest, drawn. A row of TARGET_SEQUENCE is a sequence, whose first token is shown. Then
+ * comes a column for each field: the root mean square of its row, or of pairs the position with the largest weight in
+ * the mean over heads, as "position:weight".
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;

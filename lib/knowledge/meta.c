@@ -308,7 +308,7 @@ int knowledge_check_encode(const struct knowledge_format *from, const struct kno
     if (from->encoding == KNOW_SAMPLE || to->encoding == KNOW_SAMPLE)
         return err_set(e, ERR_DATA,
                        "%s cannot become %s: draws are made from the whole distribution (encode the teacher's "
-                       "dense output)",
+                       "dense output; --encode keep leaves it as it is)",
                        was, want);
     bool fewer = from->encoding == KNOW_TOPP ? to->encoding == KNOW_TOPP && to->p <= from->p
                                              : to->encoding != KNOW_TOPP && to->n <= from->n;
