@@ -163,7 +163,7 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
-    int rc = session_load_vocab(c, &how, &w->vocab, e);
+    int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
     /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
      * is. */

@@ -183,12 +183,18 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
     return 0;
 }
 
+static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
+    const uint32_t *from = (const uint32_t *)k->in_types.data + k->done;
+    uint8_t *to = knowledge_extend(&k->types, n, e);
+    if (!to) return e->code;
+    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)from[i];
+    return 0;
+}
+
 /* What stands beside the tokens. */
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
-    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) ||
-        buf_append(&k->types, k->in_types.data + k->done, n, e))
-        return e->code;
+    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e)) return e->code;
     if (k->format.target == TARGET_MASKED) return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
     if (k->format.target == TARGET_SEQUENCE && ends)
         return buf_append(&k->labels, labels + k->in_seq, sizeof *labels, e);
@@ -342,7 +348,7 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_
     size_t labels = k->format.target == TARGET_SEQUENCE ? knowledge_ended(head) : n;
     if (copy_in(&k->in_tokens, in->tokens, 0, n * sizeof *in->tokens, e) || copy_in(&k->in_mask, in->mask, 1, n, e) ||
         copy_in(&k->in_lengths, in->lengths, 0, head->n_seqs * sizeof *in->lengths, e) ||
-        copy_in(&k->in_types, in->types, 0, n, e) ||
+        copy_in(&k->in_types, in->types, 0, n * sizeof *in->types, e) ||
         (k->format.target != TARGET_NEXT && copy_in(&k->in_labels, in->labels, 0xFF, labels * sizeof *in->labels, e)) ||
         (k->format.tap_positions && copy_in(&k->in_sampled, in->sampled, 1, n, e)))
         return e->code;

@@ -164,7 +164,7 @@ struct knowledge_input {
     const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
     const uint32_t *
         labels; /* TARGET_MASKED: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
-    const uint8_t *types;   /* token types, [n_positions]; NULL: all 0 */
+    const uint32_t *types;  /* token types, [n_positions]; NULL: all 0 */
     const uint8_t *sampled; /* [n_positions], where fields are sampled */
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
@@ -229,7 +229,7 @@ struct knowledge_rows {
     float *probs;
     float *rest;       /* ghost: probability outside the entries; NULL otherwise */
     const void *dense; /* KNOW_DENSE: [n_rows][stored columns] of the format's type; see knowledge_dense_rows */
-    uint8_t *types;    /* [n_positions] token types; NULL: the stream has none, all are 0 */
+    uint32_t *types;   /* [n_positions] token types; NULL: the stream has none, all are 0 */
     uint64_t *sampled; /* [n_positions + 1]: sampled positions before each; NULL: no field is sampled */
     uint32_t
         *pair_lengths; /* of each row of a field of pairs: positions that it has a weight for; NULL: there is none */
@@ -271,6 +271,10 @@ void knowledge_clear(struct knowledge_rows *k);
  */
 size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
                            size_t *n_positions);
+/* What a whole sequence of the queue says, into a digest: its tokens and labels, and as it is stored what the teacher says. `position`:
+ * number of its first one. */
+void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
+                          size_t seq, size_t position);
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);

@@ -226,7 +226,8 @@ struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct mod
     struct graph *g = grad_alloc(t, sizeof *g);
     if (!g) return grad_error(t, e) ? NULL : g;
     *g = (struct graph){.m = m, .t = t, .in = *in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
-    return check_input(m, in, e) || lay_out(g, e) ? NULL : g;
+    if (m->config.token_types < 2) g->in.types = NULL; /* it has no two to tell apart */
+    return check_input(m, &g->in, e) || lay_out(g, e) ? NULL : g;
 }
 
 /* Rows of a table of positions or token types; NULL ids: row 0. */

@@ -373,7 +373,7 @@ struct model_input {
     size_t n_positions, n_seqs;
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
-    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0 */
+    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
 };
 
 /* Watches a forward pass: called with the values at each point, in the order in which they are computed. */

@@ -66,7 +66,9 @@ int session_load_model(struct cli *c, const struct session_options *o, enum mode
                        struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
-int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;
+/* *meta, if meta is not NULL, becomes the model's META and the caller's. */
+int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, cJSON **meta,
+                       struct err *e) MUST_CHECK;
 
 /* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
 

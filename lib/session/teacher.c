@@ -26,7 +26,6 @@ struct session_teacher {
     struct knowledge_rows rows;
     struct batch batch;
     struct buf passes, inputs;          /* struct pass; struct model_input */
-    struct buf types;                   /* u32, of the queue, for the inputs */
     struct session_taps *taps;          /* NULL: nothing is tapped */
     const struct knowledge_format *out; /* what is */
     bool answers;                       /* logits are asked for */
@@ -96,7 +95,6 @@ void session_teacher_free(struct session_teacher *t) {
     batch_release(&t->batch);
     buf_release(&t->passes);
     buf_release(&t->inputs);
-    buf_release(&t->types);
     session_taps_free(t->taps);
     mem_free(t);
 }
@@ -131,17 +129,14 @@ static void layer_done(void *ctx, uint32_t layers) {
 static int lay_out_inputs(struct session_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
-    size_t at = 0, n_types = t->rows.types ? t->n_positions : 0;
-    int rc = buf_reserve(&t->types, n_types * sizeof(uint32_t), e);
-    uint32_t *types = !rc && n_types ? (uint32_t *)t->types.data : NULL;
-    for (size_t i = 0; types && i < n_types; i++) types[i] = t->rows.types[i];
+    const uint32_t *types = t->rows.types;
+    int rc = 0;
     *n = t->passes.len / sizeof *p;
-    t->inputs.len = t->types.len = 0;
+    t->inputs.len = 0;
     for (size_t i = 0; !rc && i < *n; i++) {
         struct model_input one = {
             .n_positions = p[i].n_positions, .n_seqs = p[i].n_seqs, .tokens = tokens, .lengths = lengths};
-        if (types) one.types = types + at;
-        at += p[i].n_positions;
+        if (types) one.types = types, types += p[i].n_positions;
         rc = buf_append(&t->inputs, &one, sizeof one, e);
         tokens += p[i].n_positions;
         lengths += p[i].n_seqs;
