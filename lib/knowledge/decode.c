@@ -432,13 +432,15 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     for (size_t i = 0; i <= k->n_rows; i++) k->offset[i] -= entries;
 }
 
-/* Numbers of probabilities of top entries have been through exp, whose last bit may be another on another machine, and are
+/* Probabilities of top entries have been through exp, whose last bit may be another on another machine, and are
  * left out. */
 static void digest_response(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
                             size_t first, size_t n) {
     uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
-    size_t row = dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
-    if (f->encoding == KNOW_DENSE) digest_update(d, (const unsigned char *)k->dense + first * row, n * row);
+    if (f->encoding == KNOW_DENSE) {
+        size_t row = dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
+        digest_update(d, (const unsigned char *)k->dense + first * row, n * row);
+    }
     if (!knowledge_is_sparse(f)) return;
     digest_update(d, k->ids + from, entries * sizeof *k->ids);
     if (f->encoding == KNOW_SAMPLE) digest_update(d, k->probs + from, entries * sizeof *k->probs);
