@@ -225,7 +225,7 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
-            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
+            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 2 bytes for "
             "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
             "that.\n\n"
             "What teacher-infer --tap has added goes on, but for --drop. What was kept as topk:K or ghost:K can be cut "

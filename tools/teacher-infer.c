@@ -45,6 +45,7 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 0.01,
      .max = 1000,
+     .needs = {"!encode=none", "!dry-run"},
      .help = "of the distribution that is encoded"},
     {.name = "dtype",
      .type = CLI_CHOICE,
@@ -56,7 +57,7 @@ static const struct cli_option options[] = {
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
-     .needs = {"encode=dense", "!temperature"},
+     .needs = {"encode=dense", "!temperature", "!dry-run"},
      .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
     {.name = "batch-tokens",
      .type = CLI_U64,
@@ -180,7 +181,7 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .seeded = true,
         .stream_needs = "!dry-run",
-        .seed_needs = {"encode=sample:N|tap-positions"},
+        .seed_needs = {"encode=sample:N|tap-positions", "!dry-run"},
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
@@ -191,14 +192,19 @@ int main(int argc, char **argv) {
             "none.\n\n"
             "A teacher larger than memory is read once for each block of tokens (--weights stream), or once in all "
             "from a pipe.\n\n"
+            "--tap keeps more than answers: rows of hidden states, attention or q, k and v in fields of their own, for the losses "
+            "that compare them. --dry-run says first how large that becomes. A masked language model answers at each position "
+            "of masked tokens (tokenize --mask-rate), a classifier once for each sequence (tokenize --labels).\n\n"
             "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
             "context.",
         .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"
-                    "    50 draws a position: some 50 bytes instead of 98 KB\n"
+                    "    50 draws a position: some 30 bytes instead of 98 KB\n"
                     "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
                     "    the same in two steps, by way of log-probabilities in f16\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
+                    "rill teacher-infer -m teacher.rill --encode sample:50 --tap hidden:all --tap-positions 4 tokens.rill -o tapped.kd.rill\n"
+                    "    the hidden states of four positions of each sequence besides\n"
                     "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
                     "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",

@@ -8,19 +8,18 @@
  * the assistant says in a conversation, 0 where it is only read. Row t has no label when the mask is 0 at t + 1, so that
  * neither a loss nor what is measured on labels counts it. A batch without the tensor is all 1.
  *
- * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
- *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
- *   topk, ghost    teacher.n [n_positions], teacher.ids [total], teacher.logprobs f16 [total]
- *   sample         teacher.n [n_positions], teacher.ids [total], teacher.counts [total]
- * teacher.n and teacher.counts are u8 when the format's n is at most 255, else u16; ids are u16 when the vocabulary has
- * at most 65536 tokens, else u32. Entries of a position are distinct, in descending order of probability (topk, ghost)
- * or ascending order of id (sample).
+ * That is the target `next`. With `masked` the label of row t is in the tensor `labels`, and so is with `sequence` the class of a
+ * sequence, which then has one row; see stream.h.
+ *
+ * A knowledge stream is a token stream (tokens, lengths) whose batches also hold fields: a response, which is what the teacher
+ * answers, and rows of what flows through it. formats/rill.md lays them out.
  *
  * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
  * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
  * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
  * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
- * where that would lift the sum of a row above 1, all of the row is rounded down instead.
+ * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
+ * least the share p, and is otherwise like topk.
  *
  * sample holds n draws with replacement from the teacher (Anshumann et al., "Sparse logit sampling", 2025, section 3):
  * probability count/n, an unbiased estimate of the distribution, hence of any loss that is linear in it.
