@@ -25,7 +25,7 @@ static int put_line(struct buf *b, const char *kl, const struct distill_progress
     return buf_printf(b, e, "%.6g\t%.6g\t%.6g\t%" PRIu64 "\n", p->ce, p->lr, p->grad_norm, p->positions);
 }
 
-/* ---- the place of a restored run --------------------------------------------------------------------------------------- */
+/* ---- the place of a restored run --------------------------------------------------------------------------------- */
 
 static int read_file(const char *path, struct buf *b, struct err *e) {
     ssize_t n = 1;
@@ -90,7 +90,7 @@ static int look(struct step_log *l, const struct distill_progress *p, struct err
     return rc;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
     struct stat st;

@@ -10,7 +10,7 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* transformers' Llama knows no window, so nobody means one that would be felt. */
+/* transformers' Llama has no window; one that would take effect is refused. */
 static int refuse_window(const struct model_config *c, const cJSON *json, struct err *e) {
     const cJSON *types = hf_member(json, "layer_types");
     uint64_t window = 0;
@@ -63,7 +63,7 @@ const struct arch arch_llama = {
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
 };
 
-/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ---------------------------- */
+/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ------------------------- */
 
 static const struct hf_key mistral_keys[] = {
     HF_KEY("attention_bias", HF_OFF),

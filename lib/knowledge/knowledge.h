@@ -135,7 +135,7 @@ int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, 
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
 
-/* ---- encoding ------------------------------------------------------------------------------------------------------------ */
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
 
 /*
  * Rows of logits in, batches out:
@@ -193,7 +193,7 @@ struct knowledge_counts {
 struct knowledge_counts knowledge_encoder_counts(const struct knowledge_encoder *k);
 void knowledge_encoder_free(struct knowledge_encoder *k); /* NULL is fine */
 
-/* ---- decoding: a queue of whole sequences as the loss wants them ----------------------------------------------------------------- */
+/* ---- decoding: a queue of whole sequences as the loss wants them ------------------------------------------------- */
 
 /* Where a run of batches has come to. */
 struct knowledge_cursor {
@@ -333,7 +333,7 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
 
-/* ---- looking --------------------------------------------------------------------------------------------------------------------- */
+/* ---- looking ----------------------------------------------------------------------------------------------------- */
 
 /* Appends the text of a token, without white space, to `out`; see knowledge_tsv_rows. */
 typedef int knowledge_spell(void *ctx, uint32_t id, struct buf *out, struct err *e);

@@ -36,7 +36,7 @@ struct session_teacher {
     double inv_temperature;
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* As many positions as have hidden states and tapped rows that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden, const struct knowledge_format *taps) {
@@ -57,9 +57,10 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     bool pipe = !t->file.is_file;
     if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
-        return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
+        return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+        return e->code;
     return 0;
 }
 
@@ -71,8 +72,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
-    int rc =
-        how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
+    int rc = how->layerwise ? open_layerwise(t, o, e)
+                            : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
         session_teacher_free(t);
