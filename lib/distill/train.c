@@ -109,10 +109,15 @@ static int skip_trained(struct trainer *t, struct err *e) {
     return 0;
 }
 
-int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
+const struct knowledge_format *trainer_format(const struct trainer *t) {
+    return &t->format;
+}
+
+int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) {
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     t->used_seqs = t->used_positions = 0;
-    if (knowledge_decode(&t->rows, &t->format, b, e)) return e->code;
+    if (from->next(from->ctx, &t->rows, more, e)) return e->code;
+    if (!*more) return 0;
     if (t->data_sequences && t->sequences + t->rows.n_seqs > t->data_sequences)
         return err_set(e, ERR_DATA, "the data has grown: it ended after %" PRIu64 " sequences when it was read before",
                        t->data_sequences);

@@ -256,7 +256,7 @@ static void lies_about_fields_are_found_out(void **state) {
     tensor_of(&l, "teacher.hidden.0")->desc.dtype = DT_F16;
     lie_end(&l, "teacher.hidden.0");
     l = lie_begin(&bytes);
-    strcpy(tensor_of(&l, "teacher.hidden.0")->desc.name, "teacher.hidden.1");
+    tensor_of(&l, "teacher.hidden.0")->desc.name[15] = '1';
     lie_end(&l, "no tensor 'teacher.hidden.0'");
     l = lie_begin(&bytes);
     ((float *)tensor_of(&l, "teacher.hidden.7.scale")->data)[0] = -1;
