@@ -173,7 +173,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
-    if (!rc) rc = model_init(&m, &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
+    if (!rc) rc = model_init(&m, kernel_cpu(), &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
     if (!rc) rc = model_save(m, out, DT_F32, e);
     if (!rc) rc = cli_close_output(c, e);
     if (!rc) {

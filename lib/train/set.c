@@ -5,13 +5,13 @@
 #include "lib/train/train_internal.h"
 
 void param_set_init(struct param_set *s, const struct train_options *o) {
-    *s = (struct param_set){.o = *o};
+    *s = (struct param_set){.o = *o, .device = kernel_cpu()};
     if (!s->o.optimizer) s->o.optimizer = &train_optimizers[0];
 }
 
 void param_set_release(struct param_set *s) {
     for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) mem_free(s->params[i].moments[k].data);
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k]);
     mem_free(s->params);
     *s = (struct param_set){0};
 }
@@ -56,6 +56,7 @@ static struct param of_model(struct model_param *p) {
 
 int train_add_model(struct param_set *s, struct model *m, struct err *e) {
     if (model_enable_grad(m, e)) return e->code;
+    s->device = m->device;
     for (size_t i = 0; i < m->n_params; i++) {
         struct param p = of_model(&m->params[i]);
         if (param_set_add(s, &p, e)) return e->code;
@@ -65,8 +66,9 @@ int train_add_model(struct param_set *s, struct model *m, struct err *e) {
 
 static int begin(struct param_set *s, struct param *p, struct err *e) {
     for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++) {
-        p->moments[k] = (struct kernel_array){s->o.state, mem_array(p->n, kernel_array_bytes(s->o.state, 1), e)};
-        if (!p->moments[k].data) return err_prefix(e, "moments of '%s'", p->name);
+        p->moments[k] = kernel_alloc(s->device, s->o.state, p->n, e);
+        if (!kernel_has_data(p->moments[k])) return err_prefix(e, "moments of '%s'", p->name);
+        kernel_fill(p->moments[k], p->n, 0);
     }
     return 0;
 }
@@ -86,7 +88,7 @@ uint64_t param_set_elements(const struct param_set *s) {
 uint64_t param_set_state_bytes(const struct param_set *s) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && s->params[i].moments[k].data; k++)
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && kernel_has_data(s->params[i].moments[k]); k++)
             bytes += kernel_array_bytes(s->o.state, s->params[i].n);
     return bytes;
 }

@@ -86,10 +86,10 @@ struct train_options {
 
 #define TRAIN_MAX_MOMENTS 2
 struct param {
-    const char *name; /* valid UTF-8, unique in the set; the owner's, as long as the set */
-    float *value;     /* [rows][cols], the owner's; a vector has one row */
-    float *grad;      /* of the same shape */
-    bool *grad_begun; /* is there a gradient? (grad_parameter) */
+    const char *name;          /* valid UTF-8, unique in the set; the owner's, as long as the set */
+    struct kernel_array value; /* f32 [rows][cols], the owner's; a vector has one row */
+    struct kernel_array grad;  /* of the same shape */
+    bool *grad_begun;          /* is there a gradient? (grad_parameter) */
     uint64_t rows, cols;
     bool matrix; /* inside a layer: from activations to activations */
     bool decays; /* weight decay pulls on it */
@@ -100,7 +100,8 @@ struct param {
 };
 struct param_set {
     struct train_options o;
-    struct param *params; /* [n], in the order in which they were added */
+    struct kernel_device *device; /* of the moments: that of the models, or the CPU */
+    struct param *params;         /* [n], in the order in which they were added */
     size_t n, capacity;
 };
 

@@ -32,9 +32,10 @@ static int restore(struct trainer *t, int fd, struct err *e) {
 static void assert_same_run(struct trainer *a, struct trainer *b) {
     for (size_t i = 0; i < a->m->n_params; i++) {
         size_t n = a->m->params[i].n * sizeof(float), moments = kernel_array_bytes(a->o.train.state, a->m->params[i].n);
-        assert_memory_equal(a->m->params[i].value, b->m->params[i].value, n);
+        assert_memory_equal(model_host_value(&a->m->params[i]), model_host_value(&b->m->params[i]), n);
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++)
-            assert_memory_equal(a->set.params[i].moments[k].data, b->set.params[i].moments[k].data, moments);
+            assert_memory_equal(kernel_host(a->set.params[i].moments[k], a->set.params[i].n),
+                                kernel_host(b->set.params[i].moments[k], a->set.params[i].n), moments);
     }
     assert_int_equal(a->progress.step, b->progress.step);
     assert_int_equal(a->progress.epoch, b->progress.epoch);
@@ -79,7 +80,7 @@ static void run_end(struct trainer *t) {
 
 /* Weights that are lost before the restore: all of them come from the checkpoint. */
 static void spoil(struct trainer *t) {
-    for (size_t i = 0; i < t->m->n_params; i++) t->m->params[i].value[0] += 1;
+    for (size_t i = 0; i < t->m->n_params; i++) model_host_value(&t->m->params[i])[0] += 1;
 }
 
 static void check_resumed(enum dtype precision, enum dtype moments) {
