@@ -327,7 +327,7 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
-    bool classes = c->output == OUTPUT_CLASSES;
+    bool classes = c->classes != 0;
     struct model_param *p = model_param(m, model_head_role(c), 0);
     struct model_param *b = model_param(m, classes ? ROLE_CLASSIFIER_BIAS : ROLE_HEAD_BIAS, 0);
     struct grad_head head = {.softcap = c->logit_softcap};

@@ -54,10 +54,12 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,        /* logits of the next token */
-    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,      /* hidden states */
-    OUTPUT_CLASSES,   /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_LM,            /* logits of the next token */
+    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,          /* hidden states */
+    OUTPUT_CLASSES,       /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_TOKEN_CLASSES, /* logits of classes, a row for each position: tags */
+    OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
@@ -117,7 +119,7 @@ struct model_config {
     bool head_bias;
     bool pooler;         /* a dense layer and an activation over the first position: BERT */
     uint32_t pooler_act; /* enum kernel_act, that of the pooler */
-    uint32_t classes;    /* rows of the classifier (OUTPUT_CLASSES) */
+    uint32_t classes;    /* rows of the classifier; 0: the output is no logits of classes */
 
     struct model_layer *layers; /* [n_layers]; owned by the arena it was made with */
 };
@@ -308,6 +310,9 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* The same without the data, which are skipped and NULL. */
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /* ---- a whole model in memory ------------------------------------------------------------------------------------- */
 
@@ -317,7 +322,7 @@ enum model_weight_format {
     /* For inference in bf16: packed in bf16 or, when the stream has them quantized, in those blocks. They are constant, and
      * no copy in f32 is kept. */
     WEIGHTS_PACKED,
-    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
+    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and matrices of types with a quant_form packed for products of integers */
 };
 
 struct model_param {

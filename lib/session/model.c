@@ -17,7 +17,7 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
     const char *name = chosen(o);
     if (!strcmp(name, "int8") && !m->n_int8) {
         if (!strcmp(o->precision, "int8"))
-            return err_set(e, ERR_USAGE, "%s: no weights are quantized, which --precision int8 is for (rill quantize)",
+            return err_set(e, ERR_USAGE, "%s: no weights are of a type that --precision int8 is for (rill quantize)",
                            strcmp(o->model, "-") != 0 ? o->model : "standard input");
         name = "bf16"; /* for weights that are not quantized */
     }

@@ -56,7 +56,7 @@ struct session_options {
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
 /* Records the resolved precision in report and provenance, once all weights of `m` have been loaded; session_load_model
- * calls it. ERR_USAGE: int8 was asked for, and no weights are quantized. */
+ * calls it. ERR_USAGE: int8 was asked for, and no weights are of a type for it. */
 int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
                           struct err *e) MUST_CHECK;
 /* The weight format for inference in that precision. */

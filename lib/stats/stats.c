@@ -291,3 +291,16 @@ bool stats_input_point(enum model_role role, enum model_point *out) {
     *out = model_role_info(role)->input;
     return *out != POINT_COUNT;
 }
+
+const struct model_config *stats_config(const struct stats *s) {
+    return &s->config;
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols) {
+    enum model_point point;
+    enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
+    if (!stats_input_point(role, &point)) return NULL;
+    uint32_t layer = model_role_in_layer(slot.role) ? slot.layer : 0;
+    *cols = stats_cols(s, point, layer);
+    return stats_sum_sq(s, point, layer);
+}

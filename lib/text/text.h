@@ -165,6 +165,8 @@ int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct are
 const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
 /* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
 int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) MUST_CHECK;
+/* The tokens that end a generation, ascending, of such bytes, without building anything: ends [TEXT_MAX_ENDS + 1]. */
+int vocab_read_ends(const void *data, size_t n, uint32_t *ends, uint32_t *n_ends, struct err *e) MUST_CHECK;
 /* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */
 uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
 /* The text that a token stands for where other tokens precede it: nothing for a control token. For bits per byte. */
