@@ -54,6 +54,8 @@ void target_warnings(const struct model_config *before, const struct model_confi
 
 /* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one quantized type. */
 bool target_fuses_qkv(const struct model_config *c);
+/* llama.cpp's name of a tensor; false: it has none. `out` has TENSOR_MAX_NAME + 1 bytes. */
+bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out);
 
 /* ---- architectures (arch.c) -------------------------------------------------------------------------------------- */
 
@@ -89,6 +91,24 @@ int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype,
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */
 int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST_CHECK;
+
+/* ---- llama.cpp's importance matrix (imatrix.c) ------------------------------------------------------------------- */
+
+struct imatrix;
+/* Is a file that begins so one, a GGUF, or by its name the older .dat? */
+bool imatrix_is(const char *path, const void *begin, size_t n);
+/* Takes the bytes of the whole file. ERR_DATA: another GGUF, sums that are none, importance by experts. */
+int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) MUST_CHECK;
+void imatrix_free(struct imatrix *m);
+/* The mean square of what each column of a slot's matrix was multiplied with, into out [cols]; *found: it is there. ERR_DATA
+ * on another number of columns. `imatrix` is a struct imatrix *: the function serves as quant's importance. */
+int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
+                       bool *found, struct err *e) MUST_CHECK;
+/* Writes one of sums of squares over `positions` positions in `sequences` sequences: `sums` gives those of the input of a
+ * slot's matrix, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
+typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols);
+int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx, uint64_t positions,
+                  uint64_t sequences, int fd, struct err *e) MUST_CHECK;
 
 /* tokenizer.json alone (Hugging Face `tokenizers`), for tests and for --tokenizer. */
 int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config,

@@ -69,3 +69,13 @@ bool target_fuses_qkv(const struct model_config *c) {
            arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_V}, &v) &&
            strcmp(q.name, v.name) == 0;
 }
+
+bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out) {
+    const struct arch *arch;
+    struct err e;
+    struct arch_place place;
+    if (arch_of_config(c, &arch, &e) || !arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, s, &place))
+        return false;
+    memcpy(out, place.name, sizeof place.name);
+    return true;
+}
