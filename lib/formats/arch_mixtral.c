@@ -65,6 +65,7 @@ const struct arch arch_mixtral = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-5,
            .theta = 1000000,
+           .windows = ONE_WINDOW,
            .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,

@@ -118,6 +118,7 @@ const struct arch arch_qwen2_moe = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 16,
            .tensors = {qwen2_tensors, COUNT_OF(qwen2_tensors), "model."},
            .read = qwen2_read,
@@ -184,8 +185,6 @@ static int qwen3_check(const struct model_config *c, struct err *e) {
         if (l->experts && l->ffn)
             return err_set(e, ERR_DATA, "layer %u has a dense part beside its experts, which layers of %s have not", i,
                            c->arch);
-        if (l->window != c->layers[0].window)
-            return err_set(e, ERR_DATA, "layers differ in their windows, and those of %s have one", c->arch);
     }
     return experts ? 0 : err_set(e, ERR_DATA, "no layer has experts: such a model is no %s", c->arch);
 }
@@ -217,6 +216,7 @@ const struct arch arch_qwen3_moe = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = ONE_WINDOW,
            .kv_heads = 4,
            .tensors = {qwen3_tensors, COUNT_OF(qwen3_tensors), "model."},
            .read = qwen3_read,

@@ -75,6 +75,7 @@ bool arch_is_of(const struct model_config *c, const struct arch_tensor *t, uint3
     bool experts = model_role_in_layer(t->role) && c->layers[layer].experts;
     if ((t->layout & OF_EXPERTS && !experts) || (t->layout & OF_NO_EXPERTS && experts)) return false;
     if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
+    if ((t->layout & OF_SPAN) && c->output != OUTPUT_SPAN) return false;
     return !(t->layout & OF_UNTIED) || !c->tied;
 }
 

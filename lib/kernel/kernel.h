@@ -302,6 +302,12 @@ struct kernel_attention {
  */
 void kernel_attention(const struct kernel_attention *a, struct kernel_array y, struct kernel_array lse,
                       struct kernel_array q, struct kernel_array k, struct kernel_array v);
+/*
+ * The probabilities themselves, of queries [first, first + n) of sequence `seq`: p [n][n_heads][length of the sequence] f32, 0 where
+ * a query sees no key. q and k in f32.
+ */
+void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
+                              struct kernel_array p, struct kernel_array q, struct kernel_array k);
 /* Recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). dk and dv are sums and stay f32. */
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, struct kernel_array dk,
                                struct kernel_array dv, struct kernel_array dy, struct kernel_array y,

@@ -100,7 +100,8 @@ static int fill_matrix(const struct kernel_matrix *b, struct model_tensors *t, s
 static int load_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
-    bool quantized = dtype_info(d->dtype)->is_quantized, integers = quantized && m->format == WEIGHTS_INT8;
+    bool quantized = dtype_info(d->dtype)->is_quantized,
+         integers = quantized && m->format == WEIGHTS_INT8 && quant_form(d->dtype);
     enum kernel_packing packing = integers ? KERNEL_PACKED_INT8 : quantized ? KERNEL_STORED : KERNEL_PACKED_BF16;
     size_t bytes = kernel_matrix_bytes(packing, d->dtype, n, k);
     struct kernel_array memory = kernel_alloc(m->device, DT_U8, bytes, e);

@@ -1,13 +1,21 @@
 /* What the parts of the forward pass share: parameters as leaves of the tape, and the points where values can be tapped. */
 #include "lib/model/model_internal.h"
 
-static const char *const point_names[POINT_COUNT] = {
-    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in",
-    [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",
-    [POINT_HEAD_IN] = "head_in", [POINT_ROUTED] = "routed",
-    [POINT_EXPERT_IN] = "in",    [POINT_EXPERT_DOWN_IN] = "down_in",
+static const char *const point_names[POINT_ALL] = {
+    [POINT_EMBED] = "embed",
+    [POINT_ATTN_IN] = "attn_in",
+    [POINT_O_IN] = "o_in",
+    [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in",
+    [POINT_LAYER] = "layer",
+    [POINT_HEAD_IN] = "head_in",
+    [POINT_ROUTED] = "routed",
+    [POINT_EXPERT_IN] = "in",
+    [POINT_EXPERT_DOWN_IN] = "down_in",
     [POINT_EXPERT_OUT] = "out",
+    [POINT_Q] = "q",
+    [POINT_K] = "k",
+    [POINT_V] = "v",
 };
 
 const char *model_point_name(enum model_point p) {

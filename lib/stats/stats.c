@@ -41,10 +41,6 @@ static bool point_in_layer(enum model_point p) {
     return p != POINT_EMBED && p != POINT_HEAD_IN;
 }
 
-static size_t point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
-    return model_axis_size(c, model_point_axis(p), layer);
-}
-
 static bool is_of_expert(enum model_point p) {
     return p == POINT_EXPERT_IN || p == POINT_EXPERT_DOWN_IN;
 }
@@ -57,7 +53,7 @@ static struct point_sums *point_of(const struct stats *s, enum model_point p, ui
 static int make_point(struct stats *s, enum model_point p, uint32_t layer, uint32_t expert, struct err *e) {
     struct point_sums *sums = point_of(s, p, layer, expert);
     if (!point_in_layer(p) && layer) return 0;
-    sums->cols = point_cols(&s->config, p, layer);
+    sums->cols = model_point_cols(&s->config, p, layer);
     for (int k = 0; sums->cols && k < SUM_KINDS; k++) {
         sums->sum[k] = arena_array(&s->memory, sums->cols, sizeof(double), e);
         if (!sums->sum[k]) return e->code;
@@ -135,6 +131,7 @@ static int collect_residual(struct stats *s, const struct model_seen *seen, stru
 
 static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
     struct stats *s = ctx;
+    if (seen->point >= POINT_COUNT) return 0; /* no input of a matrix */
     if (seen->point == POINT_EXPERT_OUT) {
         struct expert_sums *expert = &s->layers[seen->layer].experts[seen->expert];
         expert->count += (double)seen->rows;
@@ -384,10 +381,6 @@ const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t l
     return point_of(s, p, layer, 0)->sum[SEQ_SQ];
 }
 
-const double *stats_input_sum_sq(const struct stats *s, enum model_point p, struct model_slot slot, double *positions) {
-    *positions = is_of_expert(p) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
-    return point_of(s, p, slot.layer, slot.expert)->sum[SUM_SQ];
-}
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot) {
     return point_of(s, p, slot.layer, slot.expert)->sum[SEQ_SQ];
 }
@@ -405,4 +398,18 @@ double stats_influence(const struct stats *s, uint32_t layer) {
 bool stats_input_point(enum model_role role, enum model_point *out) {
     *out = model_role_info(role)->input;
     return *out != POINT_COUNT;
+}
+
+const struct model_config *stats_config(const struct stats *s) {
+    return &s->config;
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+    enum model_point point;
+    enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
+    if (!stats_input_point(role, &point)) return NULL;
+    const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
+    *cols = sums->cols;
+    *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
+    return sums->sum[SUM_SQ];
 }

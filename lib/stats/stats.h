@@ -34,6 +34,12 @@ void stats_free(struct stats *s);
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
                   struct err *e) MUST_CHECK;
 
+/* Of the model that it was taken on; valid as long as s. */
+const struct model_config *stats_config(const struct stats *s);
+/* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is watched. The
+ * tied embedding counts as the output matrix that it is too. */
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
+
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
 int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_CHECK;
@@ -46,8 +52,7 @@ uint64_t stats_sequences(const struct stats *s);
 const double *stats_sum_abs(const struct stats *s, enum model_point p, uint32_t layer);
 const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t layer);
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer);
-/* Of what a matrix multiplies, which is seen at p: the sum of squares, and over how many positions. */
-const double *stats_input_sum_sq(const struct stats *s, enum model_point p, struct model_slot slot, double *positions);
+/* Of what the slot's matrix multiplies, which is seen at p. */
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot);
 double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert);

@@ -276,10 +276,11 @@ static void each_expert_has_its_statistics(void **state) {
             double routed = 0;
             for (size_t r = 0; r < 30; r++) routed += k.routed[r * EXPERTS + i];
             struct model_slot slot = {ROLE_EXPERT_UP, layer, i};
+            uint64_t cols;
             assert_true(stats_expert_count(s, layer, i) == (double)k.rows);
             check_close("output", stats_expert_output(s, layer, i), output);
             check_close("mass", stats_sum_abs(s, POINT_ROUTED, layer)[i], routed);
-            check_close("squares", stats_input_sum_sq(s, POINT_EXPERT_IN, slot, &positions)[5], sum);
+            check_close("squares", stats_input_sq(s, slot, &cols, &positions)[5], sum);
             check_close("means", stats_input_seq_sq(s, POINT_EXPERT_IN, slot)[5], seq);
             assert_true(positions == (double)k.rows);
             if (layer == 2 && i == UNUSED) assert_int_equal(k.rows, 0);
@@ -326,10 +327,10 @@ static void statistics_survive_a_stream(void **state) {
     for (uint32_t i = 0; i < EXPERTS; i++) {
         struct model_slot slot = {ROLE_EXPERT_DOWN, 2, i};
         double n;
+        uint64_t cols;
         assert_true(stats_expert_count(back, 2, i) == 2 * stats_expert_count(s, 2, i));
         assert_true(stats_expert_output(back, 0, i) == 2 * stats_expert_output(s, 0, i));
-        const double *x = stats_input_sum_sq(back, POINT_EXPERT_DOWN_IN, slot, &n),
-                     *y = stats_input_sum_sq(s, POINT_EXPERT_DOWN_IN, slot, &n);
+        const double *x = stats_input_sq(back, slot, &cols, &n), *y = stats_input_sq(s, slot, &cols, &n);
         for (size_t j = 0; j < 64; j++) assert_true(x[j] == 2 * y[j]);
     }
     OK(stats_check(back, &c, &e));
@@ -553,7 +554,8 @@ static double weighed_error(const struct model *m, const struct model *q, const 
     const struct model_param *x = model_expert_param(m, ROLE_EXPERT_UP, 2, expert),
                              *y = model_expert_param(q, ROLE_EXPERT_UP, 2, expert);
     double n, sum = 0;
-    const double *w = stats_input_sum_sq(s, POINT_EXPERT_IN, x->slot, &n);
+    uint64_t cols;
+    const double *w = stats_input_sq(s, x->slot, &cols, &n);
     for (uint64_t i = 0; i < x->n; i++)
         sum += w[i % 64] * pow((double)model_host_value(x)[i] - model_host_value(y)[i], 2);
     return sum;
@@ -589,22 +591,51 @@ static void an_expert_is_quantized_by_its_own_statistics(void **state) {
     arena_release(&a);
 }
 
-/* llama.cpp's mixture: down of experts as down, and with eight experts more for attention. */
+static enum dtype chosen(const struct model_config *c, const char *type, enum model_role role, uint32_t layer) {
+    struct err e;
+    struct quant_options o = {.type = NULL};
+    struct quant_plan p;
+    bool in_experts = role == ROLE_EXPERT_GATE || role == ROLE_EXPERT_UP || role == ROLE_EXPERT_DOWN;
+    OK(quant_type_parse(type, &o.type, &e));
+    OK(quant_plan_make(&p, c, &o, &e));
+    struct model_slot s = {role, layer, in_experts ? 1 : 0};
+    enum dtype wanted = p.choices[model_slot_index(c, s)].wanted;
+    quant_plan_release(&p);
+    return wanted;
+}
+
+/* llama.cpp's mixtures (src/llama-quant.cpp): down of experts as down, and with eight experts more for attention. */
 static void mixtures_know_experts(void **state) {
     (void)state;
-    struct err e;
     struct arena a = {0};
     struct model_config c = mixed_config(&a);
-    struct quant_options o = {.type = NULL};
-    OK(quant_type_parse("q4_k_m", &o.type, &e));
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_EXPERT_DOWN, 2, 1}), DT_Q6_K);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_EXPERT_DOWN, 0, 1}), DT_Q4_K);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_EXPERT_UP, 2, 1}), DT_Q4_K);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_K, 2, 0}), DT_Q4_K);
+    assert_int_equal(chosen(&c, "q4_k_m", ROLE_EXPERT_DOWN, 2), DT_Q6_K);
+    assert_int_equal(chosen(&c, "q4_k_m", ROLE_EXPERT_DOWN, 0), DT_Q4_K);
+    assert_int_equal(chosen(&c, "q4_k_m", ROLE_EXPERT_UP, 2), DT_Q4_K);
+    assert_int_equal(chosen(&c, "q4_k_m", ROLE_K, 2), DT_Q4_K);
+    assert_int_equal(chosen(&c, "q4_k_m", ROLE_ROUTER, 2), DT_F32);
+    assert_int_equal(chosen(&c, "iq3_xs", ROLE_EXPERT_GATE, 0), DT_IQ3_XXS);
+    c.layers[2].experts = 4;
+    assert_int_equal(chosen(&c, "iq2_xs", ROLE_V, 2), DT_Q4_K);
+    assert_int_equal(chosen(&c, "iq2_xs", ROLE_K, 2), DT_IQ2_XS);
     c.layers[2].experts = 8;
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_K, 2, 0}), DT_Q8_0);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_V, 2, 0}), DT_Q8_0);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_O, 2, 0}), DT_Q5_K);
+    static const struct {
+        const char *type;
+        enum dtype k, v, o, down;
+    } eight[] = {
+        {"q4_k_m", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_Q6_K},   {"q5_k_m", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_Q6_K},
+        {"q6_k", DT_Q8_0, DT_Q8_0, DT_Q6_K, DT_Q6_K},     {"q4_0", DT_Q8_0, DT_Q8_0, DT_Q4_0, DT_Q4_0},
+        {"q3_k_s", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_Q3_K},   {"q3_k_l", DT_Q8_0, DT_Q8_0, DT_Q3_K, DT_Q5_K},
+        {"q2_k", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_Q3_K},     {"q2_k_s", DT_Q8_0, DT_Q8_0, DT_Q2_K, DT_Q2_K},
+        {"iq4_xs", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_IQ4_XS}, {"iq3_m", DT_Q8_0, DT_Q8_0, DT_Q5_K, DT_Q4_K},
+        {"iq2_m", DT_Q4_K, DT_Q4_K, DT_Q5_K, DT_IQ2_S},   {"iq2_xxs", DT_Q4_K, DT_Q4_K, DT_Q5_K, DT_IQ2_XXS},
+    };
+    for (size_t i = 0; i < COUNT_OF(eight); i++) {
+        assert_int_equal(chosen(&c, eight[i].type, ROLE_K, 2), eight[i].k);
+        assert_int_equal(chosen(&c, eight[i].type, ROLE_V, 2), eight[i].v);
+        assert_int_equal(chosen(&c, eight[i].type, ROLE_O, 2), eight[i].o);
+        assert_int_equal(chosen(&c, eight[i].type, ROLE_EXPERT_DOWN, 2), eight[i].down);
+    }
     arena_release(&a);
 }
 
