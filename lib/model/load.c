@@ -191,8 +191,12 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
 /* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. `base` NULL: no muP. */
 static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
-    double scale = role->to_residual ? 0.02 / sqrt(2.0 * c->n_layers) : 0.02;
+    double scale = role->kind == KIND_GAIN   ? 1
+                   : role->kind == KIND_BIAS ? 0
+                   : role->to_residual       ? 0.02 / sqrt(2.0 * c->n_layers)
+                                             : 0.02;
     if (base && model_mup_is_hidden(s.role)) scale /= sqrt(model_mup_width(c, base, role->cols, s.layer));
+    if (base) scale *= model_mup_factor(c, base, s);
     return (float)scale;
 }
 
@@ -209,7 +213,7 @@ static int init_param(struct model *m, size_t i, const struct model_mup *base, u
     enum model_role_kind kind = model_role_info(slot.role)->kind;
     float scale = init_scale(&m->config, base, slot);
     for (uint64_t k = 0; k < p->n; k++)
-        p->value[k] = kind == KIND_GAIN ? 1.0f : kind == KIND_BIAS ? 0.0f : scale * (float)rng_normal(&rng);
+        p->value[k] = kind == KIND_GAIN || kind == KIND_BIAS ? scale : scale * (float)rng_normal(&rng);
     return 0;
 }
 
@@ -217,6 +221,7 @@ int model_init_mup(struct model **out, const struct model_config *c, const struc
                    size_t n_vocab, uint64_t seed, struct err *e) {
     struct model *m = NULL;
     int rc = model_config_check(c, e);
+    if (!rc && base) rc = model_mup_check(c, e);
     if (!rc) rc = model_new(&m, c, HOLD_F32, vocab, n_vocab, e);
     for (size_t i = 0; !rc && i < m->n_params; i++) rc = init_param(m, i, base, seed, e);
     if (!rc) {

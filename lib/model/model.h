@@ -282,8 +282,9 @@ int model_slot_check(const struct model_config *c, struct model_slot s, const st
  *
  * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against a base with
  * which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and learns with Adam at 1 / w times
- * the rate, w how much wider its input is; logits are divided by w; scores by the ratio of head widths once more. At the base's
- * widths all of this is 1.
+ * the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of the width of a head: by their symmetry (lemma
+ * J.1) these factors lie in the value and the rate of the last norm and of q, so that a model computes as any other of its
+ * architecture. At the base's widths all of this is 1.
  */
 struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
@@ -295,8 +296,10 @@ bool model_mup_is_hidden(enum model_role role);
 /* How many times as wide as in the base. */
 double model_mup_width(const struct model_config *c, const struct model_mup *base, enum model_axis axis,
                        uint32_t layer);
-/* Gives `c` the factors of logits and scores, `base` being the configuration of the base. */
-void model_mup_configure(struct model_config *c, const struct model_config *base);
+/* The factor of logits or scores that lies in this slot: its initial values and its rate are so many times as large. */
+double model_mup_factor(const struct model_config *c, const struct model_mup *base, struct model_slot s);
+/* ERR_USAGE: it has no norm before the head that could take the factor. */
+int model_mup_check(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
 
@@ -380,7 +383,7 @@ uint32_t model_n_tokens(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
                struct err *e) MUST_CHECK;
-/* The same with the deviations of muP, and META says so. `c` has been through model_mup_configure. */
+/* The same with the deviations of muP, and META says so. */
 int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
                    size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
 int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters, held in f32 */

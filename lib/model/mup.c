@@ -48,9 +48,20 @@ double model_mup_width(const struct model_config *c, const struct model_mup *bas
     return (double)model_axis_size(c, axis, layer) / (double)base->size[axis];
 }
 
-void model_mup_configure(struct model_config *c, const struct model_config *base) {
-    float scale = base->attn_scale != 0 ? base->attn_scale : 1 / sqrtf((float)base->head_dim);
-    if (c->head_dim != base->head_dim) c->attn_scale = scale * (float)base->head_dim / (float)c->head_dim;
-    if (model_embed_dim(c) != model_embed_dim(base))
-        c->logit_scale = model_factor(base->logit_scale) * (float)model_embed_dim(base) / (float)model_embed_dim(c);
+/* Norms of q's heads take away its size, so the factor comes after them. */
+static bool scales_scores(const struct model_config *c, enum model_role role) {
+    if (c->qk_norm != QK_NORM_NONE) return role == ROLE_Q_NORM;
+    return role == ROLE_Q || role == ROLE_Q_BIAS;
+}
+
+double model_mup_factor(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
+    if (scales_scores(c, s.role)) return sqrt(1 / model_mup_width(c, base, AXIS_HEAD_DIM, s.layer));
+    if (s.role == ROLE_NORM || s.role == ROLE_NORM_BIAS) return 1 / model_mup_width(c, base, AXIS_EMBED, 0);
+    return 1;
+}
+
+int model_mup_check(const struct model_config *c, struct err *e) {
+    if (c->output == OUTPUT_LM && !c->no_final_norm) return 0;
+    return err_set(e, ERR_USAGE, "muP needs logits of the next token and a norm before the head, which %s has not",
+                   c->arch);
 }

@@ -39,8 +39,8 @@ static void join(struct param_set *s, struct param *p) {
         p->lr = g->lr;
         if (g->has_decay) p->decay = g->decay;
     }
-    if (!(p->col_width > 0)) return;
-    double factor = p->optimizer->mup(p); /* rate times decay stays what it is */
+    double factor = p->factor > 0 ? p->factor : 1;
+    if (p->col_width > 0) factor *= p->optimizer->mup(p); /* rate times decay stays what it is */
     p->lr *= factor;
     p->decay /= factor;
 }

@@ -67,6 +67,7 @@ static struct param of_model(const struct model *m, struct model_param *p, const
                         .cols = cols,
                         .matrix = role->kind == KIND_MATRIX && role->in_layer,
                         .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
+    if (base) out.factor = model_mup_factor(&m->config, base, p->slot);
     if (base && model_mup_is_hidden(p->slot.role)) {
         out.row_width = model_mup_width(&m->config, base, role->rows, p->slot.layer);
         out.col_width = model_mup_width(&m->config, base, role->cols, p->slot.layer);

@@ -124,7 +124,8 @@ struct param {
     uint64_t rows, cols;
     bool matrix;                 /* inside a layer: from activations to activations */
     bool decays;                 /* weight decay pulls on it */
-    double row_width, col_width; /* of muP: how much wider than in the base; 0: as wide */
+    double row_width, col_width; /* of muP, a hidden matrix: how much wider than in the base; else 0 */
+    double factor;               /* of muP: model_mup_factor; 0: 1 */
     /* the set's: */
     uint64_t n, stream;                     /* elements; a digest of the name, by which moments are rounded */
     const struct optimizer_type *optimizer; /* whose step it takes */
