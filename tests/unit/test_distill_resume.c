@@ -149,8 +149,8 @@ static void so_do_those_with_all_of_lib_train(void **state) {
 static int start(struct trainer *t, int fd, struct err *e) {
     struct stream_reader *r;
     lseek(fd, 0, SEEK_SET);
-    OK(stream_reader_open(&r, fd, "state", STREAM_CHECKPOINT, e));
-    int rc = trainer_start(t, r, e);
+    int rc = stream_reader_open(&r, fd, "state", STREAM_CHECKPOINT, e);
+    if (!rc) rc = trainer_start(t, r, e);
     stream_reader_free(r);
     return rc;
 }
