@@ -82,7 +82,7 @@ static int put_result(struct eval *v, cJSON *result, struct err *e) {
     return table ? 0 : cli_result(v->c, result, e);
 }
 
-/* ---- perplexity ------------------------------------------------------------------------------------------------------------ */
+/* ---- perplexity -------------------------------------------------------------------------------------------------- */
 
 static void show_perplexity(void *ctx) {
     const struct eval *v = ctx;
@@ -107,7 +107,7 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     return rc;
 }
 
-/* ---- divergence ------------------------------------------------------------------------------------------------------------- */
+/* ---- divergence -------------------------------------------------------------------------------------------------- */
 
 static void show_divergence(void *ctx) {
     const struct eval *v = ctx;
@@ -127,7 +127,7 @@ static int eval_reference(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
+/* ---- tasks ------------------------------------------------------------------------------------------------------- */
 
 static int feed_task(struct eval *v, struct cli_file *f, struct task *t, struct err *e) {
     char text[1 << 14];
@@ -163,7 +163,7 @@ static int eval_tasks(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 /* With --reference or --task there may be none. */
 static bool wants_tokens(const struct cli *c) {
@@ -183,7 +183,7 @@ static int run(struct cli *c, struct err *e) {
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = session_load_model(c, &how, session_hold(&how), &v.m, NULL, e);
+    if (!rc) rc = session_load_model(c, &how, session_weight_format(&how), &v.m, NULL, e);
     if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);

@@ -188,7 +188,7 @@ static int report(const struct sink *s, struct err *e) {
 static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct sink s = {.c = c};
-    int rc = session_load_model(c, &how, session_hold(&how), &s.m, NULL, e);
+    int rc = session_load_model(c, &how, session_weight_format(&how), &s.m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
     if (!rc) rc = open_sink(&s, &in, e);
     if (!rc) rc = generate(&s, &in, e);

@@ -112,8 +112,7 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     return cli_close_output(c, e);
 }
 
-/* ---- a table
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- a table ----------------------------------------------------------------------------------------------------- */
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
@@ -151,8 +150,7 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
     return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
 }
 
-/* ---- the program
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the program ------------------------------------------------------------------------------------------------- */
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};

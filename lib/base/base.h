@@ -107,7 +107,7 @@ char *arena_printf(struct arena *a, struct err *e, const char *fmt, ...) MUST_CH
 void arena_reset(struct arena *a);   /* forgets all objects, keeps one block for reuse */
 void arena_release(struct arena *a); /* gives everything back; the arena is empty and usable again */
 
-/* ---- growable bytes: `struct buf b = {0};`, then buf_*, then buf_release -------------------------------------------- */
+/* ---- growable bytes: `struct buf b = {0};`, then buf_*, then buf_release ----------------------------------------- */
 
 struct buf {
     unsigned char *data; /* owned; 64-byte aligned; not NUL-terminated (buf_printf appends no NUL either) */
@@ -184,7 +184,7 @@ bool json_put_str(cJSON *object, const char *key, const char *v);
 bool json_put_bool(cJSON *object, const char *key, bool v);
 int err_nomem(struct err *e, const char *what); /* "out of memory: WHAT", ERR_IO */
 
-/* ---- digests: XXH3-128, written "xxh3:" + 32 hex digits ----------------------------------------------------------------- */
+/* ---- digests: XXH3-128, written "xxh3:" + 32 hex digits ---------------------------------------------------------- */
 
 #define DIGEST_TEXT_SIZE 38 /* with the NUL */
 struct digest {
@@ -295,7 +295,7 @@ void parallel_set_threads(int n); /* >= 1; default: the cores this process may u
 int parallel_threads(void);
 int parallel_default_threads(void);
 
-/* ---- log: the library never prints; lib/cli installs a sink ----------------------------------------------------------------------- */
+/* ---- log: the library never prints; lib/cli installs a sink ------------------------------------------------------ */
 
 enum log_level { LOG_WARN, LOG_INFO, LOG_DEBUG };
 typedef void log_sink(void *ctx, enum log_level level, const char *line);

@@ -71,7 +71,7 @@ static int render(struct conversation *c, size_t n, bool prompt, struct buf *out
     struct frame root = {.parent = NULL};
     r.frame = &root;
     out->len = spans->len = 0;
-    bool ok = define_all(&r, c, &messages, prompt) && chat_run(&r, c->t->body);
+    bool ok = define_all(&r, c, &messages, prompt) && chat_execute(&r, c->t->body);
     arena_release(&r.memory);
     return ok ? 0 : e->code;
 }

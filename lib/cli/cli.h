@@ -138,7 +138,7 @@ uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); fo
 /* A folder or file that library code opened itself (import): recorded by path and digest. */
 int cli_note_input(struct cli *c, const char *path, const char *role, struct digest digest, struct err *e) MUST_CHECK;
 
-/* ---- output ----------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------ */
 
 /* The program's stream: stdout, or -o FILE under a temporary name in the same folder until cli_main has seen run()
  * succeed. Refuses a terminal without --force. One per program. */
@@ -173,7 +173,7 @@ int cli_stop_requested(void); /* the signal, or 0 */
 void cli_catch_usr1(void);
 bool cli_take_usr1(void); /* has one come since the last call? */
 
-/* ---- progress and report ---------------------------------------------------------------------------------------------------- */
+/* ---- progress and report ----------------------------------------------------------------------------------------- */
 
 /* A bar with rate and time left on stderr when it is a terminal (or --progress=always); total 0: unknown, a counter. */
 void cli_progress_begin(struct cli *c, const char *unit, uint64_t total);
@@ -190,7 +190,7 @@ cJSON *cli_settings(struct cli *c);
  * for a program that found out otherwise what would make the same bytes. The values are copied. */
 int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
-/* ---- what people and programs read ---------------------------------------------------------------------------------- */
+/* ---- what people and programs read ------------------------------------------------------------------------------- */
 
 /* Writes what a file or a command line says (a name, a path), escaped by escape_text. */
 void cli_put(FILE *out, const char *text);
@@ -204,7 +204,7 @@ int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
  * before has that key. Lists are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
-/* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
+/* ---- the program rill ------------------------------------------------------------ */
 
 /* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
@@ -215,10 +215,5 @@ struct cli_topic {
 };
 /* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. topics end with a NULL name. */
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);
-/* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
- * NULL for the one it was written under. */
-int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;
-/* The target for a file found at `path`: NULL (the name it was written under) when only the folder differs, else path. */
-const char *cli_recipe_name(const cJSON *entries, const char *path);
 
 #endif

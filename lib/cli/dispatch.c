@@ -37,7 +37,7 @@ static void say(const char *text) {
     (void)fd_write(STDERR_FILENO, line, n);
 }
 
-/* ---- finding ---------------------------------------------------------------------------------------------------------- */
+/* ---- finding ----------------------------------------------------------------------------------------------------- */
 
 static int add_folder(struct programs *p, const char *path, size_t length, struct err *e) {
     if (p->n_folders == MAX_FOLDERS || length == 0) return 0;
@@ -113,7 +113,7 @@ static int find_programs(struct programs *p, struct err *e) {
     return 0;
 }
 
-/* ---- listing ------------------------------------------------------------------------------------------------------------ */
+/* ---- listing ----------------------------------------------------------------------------------------------------- */
 
 /* What a program of ours prints for a hidden option. Others are not run: nobody knows what they would do. */
 static void copy_answer(const char *path, const char *option, FILE *out) {
@@ -199,7 +199,7 @@ static void print_man(const struct programs *p, FILE *f) {
     fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 static int unknown_program(const struct programs *p, const char *name) {
     char text[512];

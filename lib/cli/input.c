@@ -29,8 +29,8 @@ static int add_input(struct cli *c, const char *role, struct cli_input **out, st
 /* `path` lives as long as the cli. */
 static int name_input(struct cli *c, struct cli_input *in, const char *path, struct err *e) {
     const char *name;
-    if (prov_name(&c->arena, path, &name, e)) return e->code;
-    in->path = prov_path(name);
+    if (names_recorded(&c->arena, path, &name, e)) return e->code;
+    in->path = names_in_json(name);
     return 0;
 }
 
@@ -38,7 +38,7 @@ static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
     if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is asked for twice (%s)", in->role);
     c->stdin_taken = true;
     in->is_stdin = true;
-    return prov_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
+    return names_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
 }
 
 static int check_kind_of_file(struct cli *c, int fd, const char *name, struct err *e) {
@@ -79,12 +79,6 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
     }
     *out = in;
     return check_kind_of_file(c, *fd, *name, e);
-}
-
-bool cli_is_file(const char *path) {
-    struct stat st;
-    if (!is_dash(path)) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
-    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
 }
 
 int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect,

@@ -21,7 +21,7 @@ bool option_is_hidden(const struct cli_option *o) {
     return !o->help;
 }
 
-/* ---- nearest name -------------------------------------------------------------------------------------------------- */
+/* ---- nearest name ------------------------------------------------------------------------------------------------ */
 
 /* Damerau-Levenshtein distance (optimal string alignment); `limit` + 1 when a word is too long to be compared. */
 static size_t edit_distance(const char *a, const char *b, size_t limit) {
@@ -70,7 +70,7 @@ static int unknown_option(const struct cli_args *a, const char *written, const c
     return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists what there is)", written);
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------------ */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static int bad_choice(const struct cli_option *o, const char *text, struct err *e) {
     char all[512];
@@ -171,7 +171,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------------------------------- */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 struct parse {
     struct cli_args *a;
@@ -345,7 +345,7 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     return parse_all(&parse);
 }
 
-/* ---- what the provenance remembers ---------------------------------------------------------------------------------------- */
+/* ---- what the provenance remembers ------------------------------------------------------------------------------- */
 
 /* Number of words of `kept` from i on that are this long option with its value; 0: it is another. */
 static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {

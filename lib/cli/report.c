@@ -9,17 +9,10 @@
 #include "lib/cli/cli_internal.h"
 #include "lib/kernel/kernel.h"
 
-cJSON *cli_report(struct cli *c) {
-    return c->report;
-}
-cJSON *cli_settings(struct cli *c) {
-    return c->settings;
-}
-
 /* Early, so that a folder that is not there is known before an hour of work. */
 int report_begin(struct cli *c, struct err *e) {
     if (!c->report_path) return 0;
-    return output_file_create(c, c->report_path, true, &c->report_file, e);
+    return file_out_create(c, c->report_path, true, &c->report_file, e);
 }
 
 static double seconds_since(const struct timespec *start) {
@@ -59,10 +52,10 @@ static int put_command(cJSON *o, struct cli *c, struct err *e) {
     cJSON *argv = cJSON_AddArrayToObject(o, "argv");
     for (int i = 0; argv && i < c->argc; i++) {
         const char *word;
-        if (prov_utf8(&c->arena, c->argv[i], &word, e)) return e->code;
+        if (names_utf8(&c->arena, c->argv[i], &word, e)) return e->code;
         if (!cJSON_AddItemToArray(argv, cJSON_CreateString(word))) return err_nomem(e, "report");
     }
-    return argv && put_item(o, "settings", prov_settings(c)) &&
+    return argv && put_item(o, "settings", settings_json(c)) &&
                    put_item(o, "resolved", cJSON_Duplicate(c->settings, true))
                ? 0
                : err_nomem(e, "report");
@@ -106,7 +99,7 @@ static int fill_report(struct cli *c, cJSON *o, int code, const char *message, s
               json_put_u64(o, "exit_code", (uint64_t)cli_exit_code(code));
     if (ok && message && *message) {
         const char *text;
-        if (prov_utf8(&c->arena, message, &text, e)) return e->code;
+        if (names_utf8(&c->arena, message, &text, e)) return e->code;
         ok = json_put_str(o, "message", text);
     }
     if (!ok) return err_nomem(e, "report");

@@ -26,7 +26,7 @@ int cli_result(struct cli *c, const cJSON *object, struct err *e) {
     return flush_text(c, f, e);
 }
 
-/* ---- cells ------------------------------------------------------------------------------------------------------------------ */
+/* ---- cells ------------------------------------------------------------------------------------------------------- */
 
 #define CELL_SIZE 256
 
@@ -53,7 +53,7 @@ static void put_cell(FILE *f, const char *text, int width, bool right, bool last
     fprintf(f, "%*s%s%*s%s", right ? pad : 0, "", text, right || last ? 0 : pad, "", last ? "\n" : "  ");
 }
 
-/* ---- tables ------------------------------------------------------------------------------------------------------------------ */
+/* ---- tables ------------------------------------------------------------------------------------------------------ */
 
 static bool same_keys(const cJSON *a, const cJSON *b) {
     const cJSON *x = a->child, *y = b->child;

@@ -34,25 +34,6 @@ void cli_put(FILE *out, const char *text) {
     }
 }
 
-/* Documents have lines and columns of their own. A character that a batch cuts in two is shown as its bytes. */
-static void put_document(FILE *out, const char *text, size_t n) {
-    char shown[ESCAPE_MAX];
-    for (size_t took; n; text += took, n -= took) {
-        escape_char(text, n, &took, shown);
-        fputs(*text == '\n' ? "\n" : *text == '\t' ? "\t" : shown, out);
-    }
-}
-
-int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) {
-    FILE *out;
-    if (cli_text(c, &out, e)) return e->code;
-    if (isatty(output_fd(c)))
-        put_document(out, text, n);
-    else if (n)
-        fwrite(text, 1, n, out);
-    return ferror(out) ? err_sys(e, errno, "%s", output_name(c)) : 0;
-}
-
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
     complete = complete && j; /* a NULL is a duplicate that found no memory */
     char *text = complete ? json_text_shown(j, e) : NULL;

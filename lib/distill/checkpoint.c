@@ -8,7 +8,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- what must be the same ------------------------------------------------------------------------------------------- */
+/* ---- what must be the same --------------------------------------------------------------------------------------- */
 
 /* All that the bytes of a run depend on but the plan, under the names of the options where there are any. */
 static bool put_same(cJSON *to, const struct trainer *t) {
@@ -104,7 +104,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     return rc ? rc : train_save(&t->set, w, e);
 }
 
-/* ---- restoring --------------------------------------------------------------------------------------------------------- */
+/* ---- restoring --------------------------------------------------------------------------------------------------- */
 
 static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
     const char *text;

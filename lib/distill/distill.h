@@ -126,7 +126,7 @@ int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) M
 int trainer_finish(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
-/* ---- a whole run ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 struct distill_run {
     uint64_t epochs; /* times the data is read, at most */

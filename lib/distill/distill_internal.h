@@ -54,7 +54,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
 /* The gradients of the step into the weights. */
 int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
 
-/* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
+/* ---- log.c: the lines of the steps ------------------------------------------------------------------------------- */
 
 struct step_log {
     const char *path;

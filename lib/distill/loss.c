@@ -98,7 +98,7 @@ static double kl_value(const struct knowledge_format *f, const struct kernel_tar
 }
 
 /* A block of logits into its gradient, unscaled: the number of labelled positions is known at the end of the step. */
-static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     struct micro *micro = ctx;
     struct trainer *t = micro->t;
@@ -110,7 +110,7 @@ static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
     double *kl = (void *)t->row_loss.data, *ce = kl + rows;
     knowledge_target(&t->rows, &t->format, l->temperature, micro->first + first, rows, (void *)t->dense.data, &target);
     for (size_t r = 0; r < rows; r++) weight[r] = target.label[r] == UINT32_MAX ? 0 : 1;
-    kernel_distill_loss(&how, &target, weight, logits, rows, vocab, kl, ce, slope);
+    kernel_distill_loss(&how, &target, weight, logits, rows, vocab, kl, ce, dlogits);
     for (size_t r = 0; r < rows; r++) {
         if (!weight[r]) continue;
         t->step_labelled++;

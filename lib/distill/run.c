@@ -20,7 +20,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- after a step -------------------------------------------------------------------------------------------------- */
+/* ---- after a step ------------------------------------------------------------------------------------------------ */
 
 static int save(struct run *r, struct err *e) {
     if (step_log_sync(&r->log, e) || r->d->save(r->d->ctx, r->t, e)) return e->code;
@@ -40,7 +40,7 @@ static int after_step(struct run *r, struct err *e) {
     return wanted || p->step % d->save_every == 0 ? save(r, e) : 0;
 }
 
-/* ---- the data into steps --------------------------------------------------------------------------------------------- */
+/* ---- the data into steps ----------------------------------------------------------------------------------------- */
 
 /* To be stopped is asked for once and then remembered: both ways to it must agree. */
 static bool stopped(void *ctx) {

@@ -5,7 +5,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- making -------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
 static int check_options(const struct distill_options *o, struct err *e) {
     if (!o->batch_tokens || !o->micro_tokens)
@@ -89,7 +89,7 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m) {
                                  .scratch = (double)tape.scratch};
 }
 
-/* ---- data ------------------------------------------------------------------------------------------------------------ */
+/* ---- data -------------------------------------------------------------------------------------------------------- */
 
 /* Tokens and what the teacher says of them, as it is stored. Probabilities of top-k are left out: they have been through exp,
  * whose last bit may be another on another machine; ids in order and the tokens tell data apart. */
@@ -171,7 +171,7 @@ int trainer_end_epoch(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
     unsigned long long first = t->rows.seqs[t->used_seqs], step = t->progress.step + 1;
@@ -223,7 +223,7 @@ const struct train_plan *trainer_plan(const struct trainer *t) {
     return &t->o.plan;
 }
 
-/* ---- counting ------------------------------------------------------------------------------------------------------------ */
+/* ---- counting ---------------------------------------------------------------------------------------------------- */
 
 /* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
 struct counter {

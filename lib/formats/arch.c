@@ -11,7 +11,7 @@ const struct arch *arch_at(size_t i) {
     return i < COUNT_OF(registry) ? registry[i] : NULL;
 }
 
-/* ---- by name ------------------------------------------------------------------------------------------------------ */
+/* ---- by name ----------------------------------------------------------------------------------------------------- */
 
 static const char *name_of(const struct arch *a) {
     return a->name;
@@ -127,7 +127,7 @@ void arch_complete(struct model_config *c) {
     if (a && a->complete) a->complete(c);
 }
 
-/* ---- what is written ---------------------------------------------------------------------------------------------- */
+/* ---- what is written --------------------------------------------------------------------------------------------- */
 
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {

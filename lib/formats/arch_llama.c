@@ -63,7 +63,7 @@ const struct arch arch_llama = {
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
 };
 
-/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ---------------------------- */
+/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ------------------------- */
 
 static const struct hf_key mistral_keys[] = {
     HF_KEY("attention_bias", HF_OFF),

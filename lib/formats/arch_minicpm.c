@@ -71,7 +71,7 @@ static void complete(struct model_config *c) {
     c->embed_scale = c->residual_scale = c->logit_scale = 1;
 }
 
-/* ---- GGUF: the factors themselves, of the logits its inverse ------------------------------------------------------ */
+/* ---- GGUF: the factors themselves, of the logits its inverse ----------------------------------------------------- */
 
 static const struct gguf_key gguf_keys[] = {
     {"embedding_scale", GGUF_READ, 0, NULL},

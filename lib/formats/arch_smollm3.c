@@ -77,7 +77,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return ok && (!window || json_put_u64(json, "sliding_window", window));
 }
 
-/* ---- GGUF: which layers do not rotate is no key; llama.cpp knows it ----------------------------------------------- */
+/* ---- GGUF: which layers do not rotate is no key; llama.cpp knows it ---------------------------------------------- */
 
 #define GGUF_INTERVAL 4
 

@@ -55,7 +55,7 @@ void target_warnings(const struct model_config *before, const struct model_confi
 /* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one type of blocks. */
 bool target_fuses_qkv(const struct model_config *c);
 
-/* ---- architectures (arch.c) ---------------------------------------------------------------------------------------- */
+/* ---- architectures (arch.c) -------------------------------------------------------------------------------------- */
 
 /* The i-th that is known, for help; false past the end. The strings are static. */
 struct arch_summary {

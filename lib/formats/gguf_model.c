@@ -210,21 +210,6 @@ static int read_rope(const struct gguf_file *g, const struct arch *arch, const c
     return rc;
 }
 
-/* ---- activation ---- */
-
-int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
-                  struct err *e) {
-    char key[KEY_SIZE];
-    const char *name = NULL;
-    int rc = gguf_opt_str(g, arch_key(key, prefix, "hidden_activation"), a, &name, e);
-    if (rc || !name || !hf_act_of_name(name, &c->act)) return rc;
-    return err_set(e, ERR_DATA, "key '%s': '%.64s' is not supported", key, name);
-}
-
-void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual) {
-    if (c->act != usual) gguf_key_string(h, ".hidden_activation", hf_act_name(c->act));
-}
-
 /* ---- the whole ---- */
 
 /* llama-gguf-split's parts have the keys of the whole in the first one only, and tensors in all. */

@@ -165,7 +165,7 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
     return rc ? rc : read_homes(r, json, scaling, parameters, defaults, e);
 }
 
-/* ---- two rotations ------------------------------------------------------------------------------------------------- */
+/* ---- two rotations ----------------------------------------------------------------------------------------------- */
 
 /* What "rope_parameters" says of layers of sliding attention, or "rope_local_base_freq" beside it. */
 static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {

@@ -107,7 +107,7 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
     return rc;
 }
 
-/* ---- a stream ------------------------------------------------------------------------------------------------------ */
+/* ---- a stream ---------------------------------------------------------------------------------------------------- */
 
 struct table {
     const struct knowledge_tsv *t;

@@ -78,7 +78,7 @@ void divergence_free(struct divergence *d) {
     mem_free(d);
 }
 
-/* ---- positions -------------------------------------------------------------------------------------------------------------- */
+/* ---- positions --------------------------------------------------------------------------------------------------- */
 
 /* A block of rows as the kernels have left it. */
 struct block {
@@ -178,7 +178,7 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     return rc;
 }
 
-/* ---- sequences ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sequences --------------------------------------------------------------------------------------------------- */
 
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) {
     int rc = knowledge_decode(&d->rows, &d->as, b, e);
@@ -232,7 +232,7 @@ uint64_t divergence_positions(const struct divergence *d) {
     return d->positions;
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 static bool put_percentiles(cJSON *o, const char *key, const struct buf *values) {
     static const struct {

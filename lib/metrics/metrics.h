@@ -9,7 +9,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-/* ---- summaries ----------------------------------------------------------------------------------------------------- */
+/* ---- summaries --------------------------------------------------------------------------------------------------- */
 
 /* The q-quantile (q in [0,1]) of n sorted values, linear between neighbours (numpy's default, type 7 of Hyndman and Fan 1996). */
 double metrics_quantile(const double *sorted, size_t n, double q);
@@ -19,7 +19,7 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 /* Called after each batch, by the functions that read a stream to its end; messages of those name the stream. */
 typedef void metrics_watch(void *ctx);
 
-/* ---- perplexity ------------------------------------------------------------------------------------------------------ */
+/* ---- perplexity -------------------------------------------------------------------------------------------------- */
 
 /*
  * Protocols differ and are not comparable; the name goes with the number. The result does not depend on where the batches
@@ -62,7 +62,7 @@ double perplexity_value(const struct perplexity *p);
 cJSON *perplexity_json(const struct perplexity *p, struct err *e) MUST_CHECK;
 void perplexity_free(struct perplexity *p);
 
-/* ---- divergence from a reference ------------------------------------------------------------------------------------------ */
+/* ---- divergence from a reference --------------------------------------------------------------------------------- */
 
 /*
  * KL(reference || model) and related metrics over every position of a knowledge stream, as llama.cpp's
@@ -109,7 +109,7 @@ uint64_t divergence_positions(const struct divergence *d);
 cJSON *divergence_json(struct divergence *d, struct err *e) MUST_CHECK;
 void divergence_free(struct divergence *d);
 
-/* ---- tasks from JSONL -------------------------------------------------------------------------------------------------------- */
+/* ---- tasks from JSONL -------------------------------------------------------------------------------------------- */
 
 /*
  * One JSON object a line; members that are not named here are left alone.

@@ -15,7 +15,7 @@ static inline uint32_t *buf_u32(const struct buf *b) {
     return (void *)b->data;
 }
 
-/* ---- summary.c --------------------------------------------------------------------------------------------------------- */
+/* ---- summary.c --------------------------------------------------------------------------------------------------- */
 
 /* Mean and squared deviations from it, one value after another (Welford 1962): no digits are lost where the mean is large
  * against the spread. */
@@ -35,7 +35,7 @@ bool put_perplexity(cJSON *o, const char *key, const struct moments *nll);
 /* "KEY": k / n, and "KEY_low", "KEY_high" by Wilson. */
 bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n);
 
-/* ---- scorer.c ---------------------------------------------------------------------------------------------------------- */
+/* ---- scorer.c ---------------------------------------------------------------------------------------------------- */
 
 /*
  * A batch of independent runs of tokens, each token with the label to be scored behind it (UINT32_MAX: none). Runs are

@@ -84,8 +84,7 @@ void perplexity_free(struct perplexity *p) {
     mem_free(p);
 }
 
-/* ---- bytes and words of what is scored
- * ---------------------------------------------------------------------------------- */
+/* ---- bytes and words of what is scored --------------------------------------------------------------------------- */
 
 /* As Python's \s, which lm-eval splits by. */
 static bool is_space(uint32_t c) {
@@ -119,8 +118,7 @@ static void count_text(struct perplexity *p, uint32_t token) {
     for (uint32_t i = 0; i < n; i++) count_byte(&p->words, text[i]);
 }
 
-/* ---- windows
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- windows ----------------------------------------------------------------------------------------------------- */
 
 static int flush(struct perplexity *p, struct err *e) {
     int rc = scorer_run(&p->scorer, e);
@@ -233,8 +231,7 @@ static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, st
     return buf_append(&p->text, &prefix, sizeof prefix, e);
 }
 
-/* ---- tokens in
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- tokens in --------------------------------------------------------------------------------------------------- */
 
 /* At most a context of tokens; the sequence ends with them, or not. */
 static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
@@ -301,8 +298,7 @@ int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct 
     return rc;
 }
 
-/* ---- results
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 uint64_t perplexity_scored(const struct perplexity *p) {
     return p->nll.n;

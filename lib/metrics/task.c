@@ -70,7 +70,7 @@ void task_free(struct task *t) {
     mem_free(t);
 }
 
-/* ---- scores --------------------------------------------------------------------------------------------------------------- */
+/* ---- scores ------------------------------------------------------------------------------------------------------ */
 
 /* Runs of one item, from `run` on: which one each score likes best, the first of equals (numpy's argmax). */
 static const struct run *judge(struct task *t, const struct run *run, const struct run *end, const double **nll) {
@@ -103,7 +103,7 @@ static int score_waiting(struct task *t, struct err *e) {
     return 0;
 }
 
-/* ---- texts to runs -------------------------------------------------------------------------------------------------------- */
+/* ---- texts to runs ----------------------------------------------------------------------------------------------- */
 
 static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -169,7 +169,7 @@ static int put_run(struct task *t, const char *context, const char *continuation
     return add_run(t, from, r, e);
 }
 
-/* ---- lines ------------------------------------------------------------------------------------------------------------------ */
+/* ---- lines ------------------------------------------------------------------------------------------------------- */
 
 /* The member of one of these names (NULL ends them); more than one is an error, for it would be left out in silence. */
 static int find_one(const cJSON *o, const char *const *names, const cJSON **out, struct err *e) {
@@ -287,7 +287,7 @@ int task_feed(struct task *t, const char *text, size_t n, struct err *e) {
     return rc;
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------------------ */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 int task_finish(struct task *t, struct err *e) {
     int rc = t->line.len ? take_line(t, e) : 0;

@@ -28,7 +28,7 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     grad_rewind(g->t, mark);
 }
 
-/* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
+/* ---- the parts of a layer ---------------------------------------------------------------------------------------- */
 
 /* The norm whose weight has this role; its bias, if it has one, is the next role. */
 static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
@@ -160,8 +160,8 @@ static struct grad_var *add_ffn(struct graph *g, uint32_t layer, struct grad_var
     return add_part(g, layer, x, y, ROLE_DOWN, ROLE_DOWN_BIAS, ROLE_FFN_POST_NORM);
 }
 
-/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al. 2022), which is
- * read before anything takes its memory over. */
+/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al.
+ * 2022), which is read before anything takes its memory over. */
 static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     const struct model_config *c = &g->m->config;
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
@@ -358,10 +358,10 @@ struct logits_reader {
     void *ctx;
 };
 
-static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     const struct logits_reader *r = ctx;
-    (void)slope;
+    (void)dlogits;
     return r->fn(r->ctx, first, rows, vocab, logits, e);
 }
 

@@ -1,7 +1,7 @@
 /* Channels and head groups out of one layer: scores, choice, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
-/* ---- taking out ----------------------------------------------------------------------------------------------------- */
+/* ---- taking out -------------------------------------------------------------------------------------------------- */
 
 static float *values(struct prune_layer *l, enum model_role role) {
     return (float *)l->tensor[role].data.data;
@@ -53,7 +53,7 @@ static int keep_along(struct prune_layer *l, enum model_axis axis, const uint32_
     return rc;
 }
 
-/* ---- scores ---------------------------------------------------------------------------------------------------------- */
+/* ---- scores ------------------------------------------------------------------------------------------------------ */
 
 static double sum_range(const float *x, uint64_t first, uint64_t n) {
     double s = 0;
@@ -87,7 +87,7 @@ static void add_activations(const struct stats *s, enum model_point point, uint3
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
-/* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------------- */
+/* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------- */
 
 static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, struct arena *a,
                       struct err *e) {
@@ -105,7 +105,7 @@ static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_
     return rc ? rc : keep_along(l, AXIS_FFN, kept, keep, e);
 }
 
-/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------------- */
+/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------- */
 
 /* Elements [i * width, (i + 1) * width) for each kept i. */
 static uint32_t *spread(const uint32_t *kept, uint32_t n, uint32_t width, struct arena *a, struct err *e) {

@@ -85,7 +85,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- widths ------------------------------------------------------------------------------------------------------- */
+/* ---- widths ------------------------------------------------------------------------------------------------------ */
 
 static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
@@ -104,7 +104,7 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------------------------------------ */
+/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
 /* META of a segment: the vocabulary is that of the first. */
 static int take_meta(struct prune_tokens *t, const struct stream_reader *r, const cJSON *meta, struct err *e) {
@@ -195,7 +195,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     return rc;
 }
 
-/* ---- all ----------------------------------------------------------------------------------------------------------------- */
+/* ---- all --------------------------------------------------------------------------------------------------------- */
 
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};

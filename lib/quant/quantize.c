@@ -17,7 +17,7 @@ struct pass {
     float *importance;      /* [widest], with stats */
 };
 
-/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it --------------------- */
+/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it ------------------- */
 
 #define ROWS_AT_ONCE 16
 
@@ -64,7 +64,7 @@ static int quantize_rows(struct rows_job *j, double *squared_error, struct err *
     return rc;
 }
 
-/* ---- a tensor ------------------------------------------------------------------------------------------------------------ */
+/* ---- a tensor ---------------------------------------------------------------------------------------------------- */
 
 /* Which input of a layer the columns of a matrix meet, and whether statistics know it. */
 static bool input_of(const struct model_config *c, struct model_slot s, enum model_point *point) {
@@ -163,7 +163,7 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
     return p->report ? p->report(p->ctx, &t, e) : 0;
 }
 
-/* ---- the stream ------------------------------------------------------------------------------------------------------------ */
+/* ---- the stream -------------------------------------------------------------------------------------------------- */
 
 /* With --strict refuses what would fall back; finds the widest row on the way. */
 static int plan(struct pass *p, struct err *e) {

@@ -25,16 +25,16 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
     return ok ? 0 : err_nomem(e, "report");
 }
 
-enum model_hold session_hold(const struct session_options *o) {
-    if (!strcmp(chosen(o), "int8")) return HOLD_INT8;
-    return session_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
+enum model_weight_format session_weight_format(const struct session_options *o) {
+    if (!strcmp(chosen(o), "int8")) return WEIGHTS_INT8;
+    return session_precision(o) == DT_BF16 ? WEIGHTS_PACKED : WEIGHTS_F32;
 }
 
-int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
-                       struct digest *digest, struct err *e) {
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                       struct model **out, struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
-    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, hold, e)) return e->code;
+    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, format, e)) return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;
     return session_put_precision(c, o, *out, e);

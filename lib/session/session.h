@@ -17,7 +17,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-/* ---- the model ------------------------------------------------------------------------------------------------------ */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
 struct session_options {
     const char *model;     /* NULL: not given */
@@ -56,17 +56,17 @@ enum dtype session_precision(const struct session_options *o);
 int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
                           struct err *e) MUST_CHECK;
 /* The weight format for inference in that precision. */
-enum model_hold session_hold(const struct session_options *o);
+enum model_weight_format session_weight_format(const struct session_options *o);
 
 /* Opens and reads the model; messages name its file. Records the resolved precision. *digest (NULL: not wanted) is the
  * digest of its stream. The caller frees *out. */
-int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
-                       struct digest *digest, struct err *e) MUST_CHECK;
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
+                       struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
 int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;
 
-/* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
+/* ---- the data: a stream of tokens, or of tokens and knowledge ---------------------------------------------------- */
 
 /* A stream that can be read several times if it is a regular file. Begin with {0}. */
 struct session_file {
@@ -97,7 +97,7 @@ int session_check_vocab(const struct vocab *v, const struct session_data *d, con
                         struct err *e) MUST_CHECK;
 void session_data_release(struct session_data *d);
 
-/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT -------------------------------------------------- */
+/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT ------------------------------------------------- */
 
 struct session_chat_options {
     const char *path;  /* of a template; NULL: the vocabulary's */
@@ -114,7 +114,7 @@ void session_chat_free(struct session_chat *t); /* NULL is fine */
 int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
                          struct err *e) MUST_CHECK;
 
-/* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
+/* ---- a teacher: tokens in, logits into an encoder ---------------------------------------------------------------- */
 
 struct session_teacher_options {
     /* The weights are read layer by layer, once for each block of positions; else they stay in memory. */

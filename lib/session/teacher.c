@@ -31,7 +31,7 @@ struct session_teacher {
     double inv_temperature;
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* As many positions as have hidden states that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden) {
@@ -51,7 +51,8 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+        return e->code;
     if (!t->how.block_tokens)
         t->how.block_tokens = pipe ? UINT64_MAX : default_block(session_teacher_model(t)->config.hidden);
     return 0;
@@ -65,8 +66,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
-    int rc =
-        how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
+    int rc = how->layerwise ? open_layerwise(t, o, e)
+                            : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     if (!rc) rc = model_check_next_token(&session_teacher_model(t)->config, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
@@ -93,7 +94,7 @@ void session_teacher_free(struct session_teacher *t) {
     mem_free(t);
 }
 
-/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     const struct session_teacher *t = ctx;
@@ -139,10 +140,13 @@ static int make_encoder(struct session_teacher *t, struct err *e) {
 
 /* Creates the encoder on first use and announces the next batch to it. */
 static int announce(struct session_teacher *t, struct err *e) {
-    struct stream_batch head = {
-        .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
+    struct knowledge_input in = {
+        .head = {.first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs},
+        .tokens = t->rows.tokens,
+        .lengths = t->rows.lengths,
+        .mask = t->rows.mask};
     if (!t->to && make_encoder(t, e)) return e->code;
-    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
+    return knowledge_encoder_begin(t->to, &in, e);
 }
 
 static int infer_block(struct session_teacher *t, struct err *e) {

@@ -102,7 +102,7 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
     return 0;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int write_meta(const struct stats *s, struct stream_writer *w, struct err *e) {
     cJSON *meta = cJSON_CreateObject(), *model = model_config_to_json(&s->config, e);
@@ -149,7 +149,7 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
     return rc;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* Where the tensor of this name is summed up, its rank and length; NULL: unknown, left alone. */
 static double *target_of(struct stats *s, const char *name, unsigned *rank, uint64_t *n) {
@@ -261,7 +261,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
     return 0;
 }
 
-/* ---- asking ---------------------------------------------------------------------------------------------------------- */
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;

@@ -179,6 +179,11 @@ int batch_write(struct stream_writer *w, const struct stream_batch *head, const 
 #define BATCH_MASK "mask"
 int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask,
                      struct err *e) MUST_CHECK;
+/* Further tensors that a batch of tokens may have. */
+#define BATCH_LABELS                                                                                                   \
+    "labels" /* u32: of positions (masked language models) or of sequences that end in the batch (classes); UINT32_MAX: none */
+#define BATCH_TYPES                                                                                                    \
+    "types" /* u8 [n_positions]: token types of models that tell two texts apart; without it all are 0 */
 /* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks
  * that `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;

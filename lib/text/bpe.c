@@ -27,23 +27,6 @@ static uint32_t byte_token(const struct vocab *v, unsigned char byte, struct tex
     return v->unk;
 }
 
-int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
-              struct err *e) {
-    bool all = v->model_flags & MODEL_BYTE_FALLBACK;
-    for (size_t i = 0; i < n; i++) all = all && v->index->byte_id[bytes[i]] != TOKEN_NONE;
-    int rc = text_ids_reserve(ids, n + 1, e);
-    if (rc) return rc;
-    if (all) {
-        for (size_t i = 0; i < n; i++) ids->ids[ids->n++] = v->index->byte_id[bytes[i]];
-        *fused = false;
-        return 0;
-    }
-    ids->n_lost += n;
-    if (v->unk != TOKEN_NONE && !*fused) ids->ids[ids->n++] = v->unk;
-    *fused = v->unk != TOKEN_NONE && (v->model_flags & MODEL_FUSE_UNK);
-    return 0;
-}
-
 /* The symbols that a word begins with, into `first`: its bytes or its characters. */
 static int first_bytes(const struct vocab *v, const unsigned char *bytes, size_t n, struct text_ids *first,
                        struct err *e) {

@@ -7,29 +7,6 @@
 
 #include "lib/text/text_internal.h"
 
-/* ---- growing arrays of ids ---- */
-
-int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) {
-    if (ids->cap - ids->n >= extra) return 0;
-    uint64_t need, bytes;
-    if (!u64_add(ids->n, extra, &need) || !u64_mul(need, sizeof *ids->ids, &bytes) || bytes > PTRDIFF_MAX / 2)
-        return err_nomem(e, "tokens");
-    size_t cap = ids->cap < 64 ? 64 : 2 * ids->cap;
-    if (cap < need) cap = need;
-    uint32_t *grown = mem_alloc(cap * sizeof *grown, e);
-    if (!grown) return e->code;
-    if (ids->n) memcpy(grown, ids->ids, ids->n * sizeof *grown);
-    mem_free(ids->ids);
-    ids->ids = grown;
-    ids->cap = cap;
-    return 0;
-}
-
-void text_ids_release(struct text_ids *ids) {
-    mem_free(ids->ids);
-    *ids = (struct text_ids){0};
-}
-
 static int append_id(struct text_ids *ids, uint32_t id, struct err *e) {
     int rc = text_ids_reserve(ids, 1, e);
     if (!rc) ids->ids[ids->n++] = id;

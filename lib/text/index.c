@@ -92,7 +92,6 @@ int index_kind(struct vocab *v, struct err *e) {
         index_neighbours(x, t);
     }
     x->has_space = index_find_piece(v, METASPACE, METASPACE_BYTES) != TOKEN_NONE;
-    if (v->kind == TEXT_UNIGRAM) return unigram_build(v, e);
     return v->kind == TEXT_CHAR_BPE && !v->n_merges ? index_scores(v, e) : 0;
 }
 

@@ -170,7 +170,6 @@ uint32_t index_find_piece(const struct vocab *v, const void *bytes, size_t n);
 int index_scores(struct vocab *v, struct err *e) MUST_CHECK;
 /* What the kinds of pieces need. */
 int index_kind(struct vocab *v, struct err *e) MUST_CHECK;
-int unigram_build(struct vocab *v, struct err *e) MUST_CHECK;
 int decode_build(struct vocab *v, struct err *e) MUST_CHECK;
 /* As vocab_find, but never an added token: what a merge or ignore_merges may give. */
 uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n);
@@ -206,7 +205,13 @@ void worker_give(const struct vocab *v, struct text_worker *w);
 void worker_free(struct text_worker *w);
 int worker_encode(struct text_worker *w, const struct vocab *v, const void *text, size_t n,
                   const struct text_encode_options *o, struct text_ids *ids, struct err *e) MUST_CHECK;
+
+/* ---- ids (ids.c) ------------------------------------------------------------------------------------------------- */
+
 int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) MUST_CHECK;
+/* The tokens of a character without a piece: byte pieces, else unk, counted as lost. *fused: an unk comes before. */
+int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
+              struct err *e) MUST_CHECK;
 
 /* ---- merging (bpe.c) --------------------------------------------------------------------------------------------- */
 
@@ -217,13 +222,11 @@ void bpe_release(struct bpe_memory *m);
 
 /* ---- unigram.c, wordpiece.c: the tokens of one word, appended ---------------------------------------------------- */
 
+/* Fills v->index for the unigram model. */
+int unigram_build(struct vocab *v, struct err *e) MUST_CHECK;
 int unigram_encode(const struct vocab *v, struct buf *lattice, const unsigned char *word, size_t n,
                    struct text_ids *ids, struct err *e) MUST_CHECK;
 int wordpiece_encode(const struct vocab *v, struct buf *scratch, const unsigned char *word, size_t n,
                      struct text_ids *ids, struct err *e) MUST_CHECK;
-/* The bytes of a character without a piece: byte pieces, else unknown, counted as lost. *fused: an unknown one
- * precedes. */
-int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
-              struct err *e) MUST_CHECK;
 
 #endif

@@ -154,6 +154,7 @@ static int build_index(struct vocab *v, struct err *e) {
     if (!rc) rc = index_pieces(v, e);
     if (!rc) rc = index_merges(v, e);
     if (!rc) rc = index_kind(v, e);
+    if (!rc && v->kind == TEXT_UNIGRAM) rc = unigram_build(v, e);
     if (!rc) rc = decode_build(v, e);
     if (!rc) rc = added_build(&v->index->raw, v, false, e);
     if (!rc) rc = added_build(&v->index->normalised, v, true, e);

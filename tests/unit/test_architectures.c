@@ -123,10 +123,10 @@ static void check_forward(const char *what, struct model *m, const struct expect
     mem_free(logits);
 }
 
-static struct model *loaded(const struct buf *stream, enum model_hold hold) {
+static struct model *loaded(const struct buf *stream, enum model_weight_format format) {
     struct err e;
     struct model *m;
-    if (load_model_as(stream, hold, &m, &e)) fail_msg("%s", e.msg);
+    if (load_model_as(stream, format, &m, &e)) fail_msg("%s", e.msg);
     return m;
 }
 
@@ -136,13 +136,13 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
     struct stream_reader *r;
     struct model_layerwise *l;
     struct grad_tape *t;
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     size_t n = output_size(m, x);
     float *whole = logits_of(m, &x->in);
     struct all_logits parts = {mem_array(n, sizeof(float), &e)};
     int fd = file_of(stream->data, stream->len);
     OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
-    OK(model_layerwise_new(&l, r, HOLD_F32, NULL, NULL, &e));
+    OK(model_layerwise_new(&l, r, WEIGHTS_F32, NULL, NULL, &e));
     OK(grad_tape_new(&t, false, DT_F32, &e));
     if (model_layerwise_run(l, t, &x->in, 1, NULL, NULL, &e)) fail_msg("%s: %s", name, e.msg);
     OK(model_layerwise_logits(l, t, &x->in, 1, keep_logits, &parts, &e));
@@ -308,7 +308,7 @@ static double learn(struct model *m, struct grad_tape *t, const struct expected 
 static void check_gradients(const char *model, const struct buf *stream, struct expected *x, bool recompute) {
     struct err e;
     struct grad_tape *t;
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     const struct arch *arch;
     OK(arch_of_config(&m->config, &arch, &e));
     OK(model_enable_grad(m, &e));
@@ -354,7 +354,7 @@ static void check_safetensors(const char *name, const struct buf *stream) {
 static void check_gguf(const char *name, const struct buf *stream, const struct expected *x) {
     struct err e, why;
     struct buf gguf = {0};
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     int can = target_check(TARGET_LLAMA_CPP, &m->config, &why);
     int rc = export_gguf(stream, &gguf, &e);
     if (can) {
@@ -366,7 +366,7 @@ static void check_gguf(const char *name, const struct buf *stream, const struct 
         if (foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e)) fail_msg("%s as GGUF: %s", name, e.msg);
         struct buf back = foreign_stream(f, 0);
         foreign_close(f);
-        struct model *again = loaded(&back, HOLD_F32);
+        struct model *again = loaded(&back, WEIGHTS_F32);
         assert_string_equal(again->config.arch, m->config.arch);
         check_forward(name, again, x, 2e-5);
         model_free(again);
@@ -385,7 +385,7 @@ static void check_architecture(const char *name) {
     open_expected(&x, folder);
     struct foreign_options o = {.no_tokenizer = true};
     struct buf stream = imported_with(folder, 0, &o);
-    struct model *m = loaded(&stream, HOLD_F32), *bf16 = loaded(&stream, HOLD_PACKED);
+    struct model *m = loaded(&stream, WEIGHTS_F32), *bf16 = loaded(&stream, WEIGHTS_PACKED);
     check_forward(name, m, &x, 2e-5);
     check_forward(name, bf16, &x, 0.04);
     if (m->config.output != OUTPUT_NONE) check_layerwise(name, &stream, &x);

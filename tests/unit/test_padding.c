@@ -76,18 +76,18 @@ static void logits_are_of_tokens(void **state) {
     static const struct {
         const char *name;
         unsigned dtype;
-        enum model_hold hold;
-    } ways[] = {{"f32", DT_F32, HOLD_F32},
-                {"bf16", DT_BF16, HOLD_PACKED},
-                {"q8_0", DT_Q8_0, HOLD_PACKED},
-                {"int8", DT_Q8_0, HOLD_INT8}};
+        enum model_weight_format format;
+    } ways[] = {{"f32", DT_F32, WEIGHTS_F32},
+                {"bf16", DT_BF16, WEIGHTS_PACKED},
+                {"q8_0", DT_Q8_0, WEIGHTS_PACKED},
+                {"int8", DT_Q8_0, WEIGHTS_INT8}};
     for (size_t t = 0; t < 2; t++) {
         struct model *even = even_model(both[t]);
         for (size_t p = 0; p < COUNT_OF(paddings); p++) {
             struct model *padded = padded_model(even, paddings[p]);
             for (size_t w = 0; w < COUNT_OF(ways); w++) {
-                struct model *a = packed_model(even, ways[w].dtype, ways[w].hold);
-                struct model *b = packed_model(padded, ways[w].dtype, ways[w].hold);
+                struct model *a = packed_model(even, ways[w].dtype, ways[w].format);
+                struct model *b = packed_model(padded, ways[w].dtype, ways[w].format);
                 check_logits(a, b, ways[w].name);
                 model_free(a);
                 model_free(b);

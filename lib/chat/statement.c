@@ -1,9 +1,9 @@
-/* Statements: text goes out, variables change. */
+/* Executes statements: they print text and set variables. */
 #include "lib/chat/chat_internal.h"
 
 enum flow { FLOW_FAIL, FLOW_ON, FLOW_BREAK, FLOW_CONTINUE };
 
-static enum flow run_body(struct render *r, const struct node *n);
+static enum flow execute_body(struct render *r, const struct node *n);
 
 static bool put(struct render *r, struct str s) {
     struct value v = str_value(s);
@@ -22,7 +22,7 @@ static bool push_frame(struct render *r, struct frame *parent) {
 static bool capture(struct render *r, const struct node *body, struct value *out) {
     struct buf text = {0}, *before = r->out;
     r->out = &text;
-    bool ok = chat_run(r, body);
+    bool ok = chat_execute(r, body);
     r->out = before;
     out->kind = V_STR;
     ok = ok && chat_copy(r, text.data, text.len, &out->s);
@@ -53,7 +53,7 @@ static bool assign_attribute(struct render *r, const struct node *n, const struc
                      n->attribute.p);
 }
 
-static bool run_set(struct render *r, const struct node *n) {
+static bool execute_set(struct render *r, const struct node *n) {
     struct value v = NONE_VALUE;
     if (n->type == N_SET) {
         if (!chat_eval(r, n->a, &v)) return false;
@@ -94,7 +94,7 @@ static bool filter_items(struct render *r, const struct node *n, struct list **i
     return true;
 }
 
-static enum flow run_for(struct render *r, const struct node *n) {
+static enum flow execute_for(struct render *r, const struct node *n) {
     struct value v;
     struct list *items;
     struct frame *outer = r->frame;
@@ -109,14 +109,14 @@ static enum flow run_for(struct render *r, const struct node *n) {
         if (!push_frame(r, outer) || !assign(r, n, &items->items[i]) ||
             !dict_set(r, &r->frame->vars, str_value(STR("loop")), (struct value){.kind = V_LOOP, .loop = loop}))
             return FLOW_FAIL;
-        flow = run_body(r, n->body);
+        flow = execute_body(r, n->body);
         if (flow == FLOW_FAIL) return flow;
     }
     r->frame = outer;
     r->loops--;
     if (items->n || !n->orelse) return FLOW_ON;
     if (!push_frame(r, outer)) return FLOW_FAIL;
-    flow = run_body(r, n->orelse);
+    flow = execute_body(r, n->orelse);
     r->frame = outer;
     return flow;
 }
@@ -156,7 +156,7 @@ static bool check_arguments(struct render *r, const struct node *n, const struct
     return true;
 }
 
-bool chat_call_macro(struct render *r, const struct macro *m, const struct call_args *a, struct value *out) {
+static bool call_macro(struct render *r, const struct macro *m, const struct call_args *a, struct value *out) {
     const struct node *n = m->node;
     struct frame *caller = r->frame;
     if (!check_arguments(r, n, a)) return false;
@@ -172,13 +172,13 @@ bool chat_call_macro(struct render *r, const struct macro *m, const struct call_
 static bool make_macro(struct render *r, const struct node *n, struct value *out) {
     struct macro *m = chat_alloc(r, 1, sizeof *m);
     if (!m) return false;
-    *m = (struct macro){n, r->frame};
+    *m = (struct macro){n, r->frame, call_macro};
     *out = (struct value){.kind = V_MACRO, .macro = m};
     return true;
 }
 
 /* {% call f(x) %}body{% endcall %} prints f(x), in which caller() is the body. */
-static bool run_call_block(struct render *r, const struct node *n) {
+static bool execute_call_block(struct render *r, const struct node *n) {
     struct value f, v, *args = chat_alloc(r, n->a->n_args + n->a->n_names + 1, sizeof *args);
     struct str *names = chat_alloc(r, n->a->n_names + 1, sizeof *names);
     size_t n_args = n->a->n_args, n_names = n->a->n_names;
@@ -193,45 +193,45 @@ static bool run_call_block(struct render *r, const struct node *n) {
     names[n_names] = STR("caller");
     if (!make_macro(r, n, &args[n_args + n_names])) return false;
     struct call_args a = {args, n_args, names, args + n_args, n_names + 1};
-    return chat_call_macro(r, f.macro, &a, &v) && value_print(r, &v, r->out);
+    return call_macro(r, f.macro, &a, &v) && value_print(r, &v, r->out);
 }
 
 /* ---- the rest ---- */
 
-static bool run_generation(struct render *r, const struct node *n) {
+static bool execute_generation(struct render *r, const struct node *n) {
     struct chat_span span = {.start = r->out->len};
     struct frame *outer = r->frame;
     if (r->out != r->text) return chat_fail(r, "{%% generation %%} inside a macro or a set block is not supported");
-    if (!push_frame(r, outer) || !chat_run(r, n->body)) return false;
+    if (!push_frame(r, outer) || !chat_execute(r, n->body)) return false;
     r->frame = outer;
     span.end = r->out->len;
     return span.start == span.end || buf_append(r->spans, &span, sizeof span, r->e) == 0;
 }
 
-static enum flow run_if(struct render *r, const struct node *n) {
+static enum flow execute_if(struct render *r, const struct node *n) {
     struct value v;
     for (; n && n->type == N_IF; n = n->orelse) {
         if (!chat_eval(r, n->a, &v)) return FLOW_FAIL;
-        if (value_truth(&v)) return run_body(r, n->body);
+        if (value_truth(&v)) return execute_body(r, n->body);
         bool chained = n->orelse && n->orelse->type == N_IF && n->orelse->flag;
-        if (!chained) return run_body(r, n->orelse);
+        if (!chained) return execute_body(r, n->orelse);
     }
     return FLOW_ON;
 }
 
-static enum flow run_node(struct render *r, const struct node *n) {
+static enum flow execute_node(struct render *r, const struct node *n) {
     struct value v;
     bool ok = true;
     switch (n->type) {
     case N_TEXT: ok = put(r, n->s); break;
     case N_PRINT: ok = chat_eval(r, n->a, &v) && value_print(r, &v, r->out); break;
-    case N_IF: return run_if(r, n);
-    case N_FOR: return run_for(r, n);
+    case N_IF: return execute_if(r, n);
+    case N_FOR: return execute_for(r, n);
     case N_SET:
-    case N_SET_BLOCK: ok = run_set(r, n); break;
+    case N_SET_BLOCK: ok = execute_set(r, n); break;
     case N_MACRO: ok = make_macro(r, n, &v) && dict_set(r, &r->frame->vars, str_value(n->s), v); break;
-    case N_CALL_BLOCK: ok = run_call_block(r, n); break;
-    case N_GENERATION: ok = run_generation(r, n); break;
+    case N_CALL_BLOCK: ok = execute_call_block(r, n); break;
+    case N_GENERATION: ok = execute_generation(r, n); break;
     case N_BREAK: return FLOW_BREAK;
     case N_CONTINUE: return FLOW_CONTINUE;
     default: ok = chat_fail(r, "no statement"); break;
@@ -239,17 +239,17 @@ static enum flow run_node(struct render *r, const struct node *n) {
     return ok ? FLOW_ON : FLOW_FAIL;
 }
 
-static enum flow run_body(struct render *r, const struct node *n) {
+static enum flow execute_body(struct render *r, const struct node *n) {
     enum flow flow = FLOW_ON;
     if (n && !chat_enter(r)) return FLOW_FAIL;
     for (const struct node *at = n; at && flow == FLOW_ON; at = at->next) {
         r->line = at->line;
-        flow = chat_step(r, 0) ? run_node(r, at) : FLOW_FAIL;
+        flow = chat_step(r, 0) ? execute_node(r, at) : FLOW_FAIL;
     }
     r->depth -= n != NULL;
     return flow;
 }
 
-bool chat_run(struct render *r, const struct node *body) {
-    return run_body(r, body) != FLOW_FAIL;
+bool chat_execute(struct render *r, const struct node *body) {
+    return execute_body(r, body) != FLOW_FAIL;
 }

@@ -1,39 +1,39 @@
-/* Private to lib/cli: a provenance as the graph of files and steps that a Makefile is. */
+/* Private to lib/recipe: a provenance as a graph of files and the steps that make them. */
 #ifndef RILL_RECIPE_INTERNAL_H
 #define RILL_RECIPE_INTERNAL_H
 
-#include "lib/cli/cli_internal.h"
+#include "lib/recipe/recipe.h"
 
 #define NO_STEP ((size_t)-1)
 
-/* What a file of the Makefile is made by. */
+/* How a file of the Makefile is made. */
 enum file_rule {
-    FILE_LEAF, /* nothing: it must be there */
-    FILE_STEP, /* one program run, with the runs whose output it read through a pipe */
+    FILE_LEAF, /* not at all: it must exist */
+    FILE_STEP, /* by one command, with the commands whose output it read through a pipe */
     FILE_COPY, /* a file that was renamed */
     FILE_CAT,  /* streams that were joined with plain cat */
 };
 
 struct recipe_file {
     const char *name;   /* in the Makefile and on disk */
-    const char *wanted; /* as the provenance has it; another name when one path stood for two contents */
+    const char *wanted; /* as recorded; differs from name when one path had two contents */
     enum file_rule rule;
     size_t *steps; /* FILE_STEP: one; FILE_CAT: in order */
     size_t n_steps;
     struct recipe_file *from; /* FILE_COPY */
     const char *digest;       /* of a leaf, "" when unknown */
-    const char *note;         /* of a leaf: NULL, or why it has no name of its own */
+    const char *note;         /* of a leaf: NULL, or why it has no recorded name */
     bool emitted;
-    size_t needed_by; /* number of the rule that named it last, from 1 */
+    size_t needed_by; /* number of the last rule that needed it, from 1 */
 };
 
 struct recipe_input {
     const char *path;     /* NULL: a pipe */
     const char *digest;   /* "" when it is none */
     bool is_stdin, is_fd; /* is_fd: a shell's <(...) */
-    size_t *parents;      /* steps whose outputs, one behind the other, it was */
+    size_t *parents;      /* steps whose concatenated outputs it was */
     size_t n_parents;
-    struct recipe_file *file; /* what the Makefile reads; NULL: straight from the parents' pipes */
+    struct recipe_file *file; /* what the Makefile reads; NULL: the parents' pipes */
 };
 
 struct recipe_step {
@@ -43,7 +43,7 @@ struct recipe_step {
     const char *output; /* NULL: a pipe */
     struct recipe_input *inputs;
     size_t n_inputs;
-    struct recipe_file *file; /* where its output is kept; NULL: it is only piped */
+    struct recipe_file *file; /* where its output is kept; NULL: in a pipe only */
     size_t n_pipe_readers;
 };
 

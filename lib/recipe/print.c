@@ -1,18 +1,18 @@
-/* recipe_print: the graph as a Makefile, with names that survive make and words that survive make and the shell. */
+/* Prints the graph as a Makefile, with file names quoted for make and words for make and the shell. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/cli/recipe_internal.h"
+#include "lib/recipe/recipe_internal.h"
 
-/* ---- quoting ----------------------------------------------------------------------------------------------------------- */
+/* ---- quoting ----------------------------------------------------------------------------------------------------- */
 
 static bool is_plain(const char *word) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-";
     return *word && word[strspn(word, safe)] == 0;
 }
 
-/* What a terminal should not get is escaped in the Makefile too, which is read before it is run. */
+/* Control characters are escaped in the Makefile too: people read it in a terminal before they run it. */
 static bool needs_escape(const char *text) {
     char shown[ESCAPE_MAX];
     bool found = false;
@@ -28,7 +28,7 @@ static int put_bytes(struct buf *b, const char *bytes, size_t n, struct err *e) 
     return rc;
 }
 
-/* Between single quotes nothing is special but the quote itself; make still wants $$ and no newline, and bash has $'\n'. */
+/* Between single quotes only the quote is special; make still needs $$ and no newline, for which bash has $'\n'. */
 int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
     if (is_plain(word)) return buf_append(b, word, strlen(word), e);
     char shown[ESCAPE_MAX];
@@ -49,7 +49,7 @@ int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
     return rc ? rc : buf_append(b, "'", 1, e);
 }
 
-/* Tried against GNU make 4.3, character by character. What it has no way to write is refused. */
+/* Tested with GNU make 4.3, character by character. A name that make cannot express is refused. */
 int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct err *e) {
     int rc = *name == '~' ? buf_append(b, "./", 2, e) : 0;
     bool escapes = needs_escape(name);
@@ -69,32 +69,32 @@ int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct er
     return rc;
 }
 
-/* A comment ends at the line's end, whatever is in it. */
+/* Keeps the text on the comment's line. */
 static int print_comment(struct buf *b, const char *text, struct err *e) {
     char shown[ESCAPE_MAX];
     int rc = 0;
     for (size_t n = strlen(text), took; n && !rc; text += took, n -= took) {
         bool escaped = escape_char(text, n, &took, shown);
-        if (!escaped && *shown == '\\') *shown = '?'; /* one at the end would go on in the next line */
+        if (!escaped && *shown == '\\') *shown = '?'; /* at the end of the line it would continue the comment */
         rc = buf_append(b, shown, strlen(shown), e);
     }
     return rc;
 }
 
-/* ---- one rule --------------------------------------------------------------------------------------------------------------- */
+/* ---- one rule ---------------------------------------------------------------------------------------------------- */
 
 struct printer {
     const struct recipe *r;
     struct buf *b;
-    struct buf *prerequisites;  /* names met while the command is written */
-    struct recipe_file **queue; /* files to be printed, each once */
+    struct buf *prerequisites;  /* of the rule being printed */
+    struct recipe_file **queue; /* files to print, each once */
     size_t n_queue;
     size_t rule; /* number of the one being printed, from 1 */
     struct err *e;
     int depth;
 };
 
-/* Each file once in a rule, however often its command reads it. */
+/* Names each file once per rule, however often the command reads it. */
 static int need_file(struct printer *p, struct recipe_file *f) {
     if (f->needed_by == p->rule) return 0;
     f->needed_by = p->rule;
@@ -121,7 +121,7 @@ static int print_source(struct printer *p, size_t step) {
     return raw(p, "cat ") || word(p, f->name) || need_file(p, f) ? p->e->code : 0;
 }
 
-/* What stands before the | : the outputs of the parents one behind the other. */
+/* The left side of the | : the parents' outputs, concatenated. */
 static int print_sources(struct printer *p, const size_t *steps, size_t n) {
     bool group = n > 1;
     if (group && raw(p, "{ ")) return p->e->code;
@@ -148,7 +148,7 @@ static const struct recipe_input *find_input(const struct recipe_step *s, const 
     return NULL;
 }
 
-/* An argument that names an input is written as it was, unless the file has another name now or came from <(...). */
+/* An argument that names an input is kept, unless the file was renamed or came from <(...). */
 static int print_argument(struct printer *p, const struct recipe_step *s, const char *argument) {
     size_t prefix = 0;
     struct arena scratch = {0};
@@ -191,7 +191,7 @@ static int print_step(struct printer *p, size_t step) {
     return 0;
 }
 
-/* The step wrote to a pipe, so it must again: the path it writes to is part of what it records. */
+/* A step that wrote to a pipe must do so again: the output path is part of what it records. */
 static int print_step_rule(struct printer *p, const struct recipe_file *f) {
     const struct recipe_step *s = &p->r->steps[f->steps[0]];
     if (print_step(p, f->steps[0])) return p->e->code;
@@ -217,7 +217,7 @@ static int print_body(struct printer *p, const struct recipe_file *f) {
     return 0;
 }
 
-/* The prerequisites are known when the command is written: it goes to a buffer of its own. */
+/* The prerequisites are known only once the command is written, so that goes to a buffer of its own first. */
 static int print_rule(struct printer *p, const struct recipe_file *f) {
     struct buf body = {0}, prerequisites = {0}, *out = p->b;
     p->b = &body;
@@ -286,7 +286,7 @@ int recipe_print(const struct recipe *r, struct buf *b, struct err *e) {
     return rc;
 }
 
-int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) {
+int recipe_write(const cJSON *entries, const char *target, FILE *out, struct err *e) {
     struct recipe r;
     struct buf b = {0};
     int rc = recipe_build(&r, entries, target, e);
@@ -297,7 +297,7 @@ int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *
     return rc;
 }
 
-const char *cli_recipe_name(const cJSON *entries, const char *path) {
+const char *recipe_target(const cJSON *entries, const char *path) {
     const cJSON *last = cJSON_GetArrayItem(entries, cJSON_GetArraySize(entries) - 1);
     const char *output = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(last, "output"));
     if (!output) return path;

@@ -1,14 +1,14 @@
 /*
- * recipe: from provenance entries to the graph of a Makefile. A step whose output has a path, or was read under one, is
- * a rule; a step that only went through a pipe is printed inside the rule that read it; a pipe that was read twice is
- * given a file. Nothing here trusts an entry: they come from the stream.
+ * Builds the graph of a Makefile from provenance entries. A step whose output was written or read under a path is a rule;
+ * a step that only wrote to a pipe is printed inside the rule that read it; a pipe with several readers gets a file.
+ * Entries come from the stream and are not trusted.
  */
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/cli/recipe_internal.h"
+#include "lib/recipe/recipe_internal.h"
 
-/* ---- reading the entries --------------------------------------------------------------------------------------------- */
+/* ---- reading the entries ----------------------------------------------------------------------------------------- */
 
 static const char *string_at(const cJSON *object, const char *key) {
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
@@ -53,7 +53,7 @@ static int read_input(struct recipe *r, size_t step, struct recipe_input *in, co
     in->parents = arena_array(&r->arena, (size_t)cJSON_GetArraySize(parents) + 1, sizeof *in->parents, e);
     if (!in->parents) return e->code;
     cJSON_ArrayForEach(id, parents) {
-        /* an entry that is not there was made by something we cannot run: then the whole input is given, not made */
+        /* a missing entry means that we cannot make this input: the whole of it is a leaf */
         size_t parent = cJSON_IsString(id) ? find_step(r, id->valuestring, step) : NO_STEP;
         if (parent == NO_STEP) {
             in->n_parents = 0;
@@ -89,7 +89,7 @@ static int read_step(struct recipe *r, size_t i, const cJSON *entry, struct err 
     return 0;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static struct recipe_file *find_name(const struct recipe *r, const char *name) {
     for (size_t i = 0; i < r->n_files; i++)
@@ -102,8 +102,8 @@ static bool same_rule(const struct recipe_file *f, const struct recipe_file *wan
     return f->n_steps == 0 || memcmp(f->steps, want->steps, f->n_steps * sizeof *f->steps) == 0;
 }
 
-/* The file of that name and rule. A name that stands for something else already (a file was overwritten between two
- * steps) gets a number behind it: a Makefile cannot hold one name twice. */
+/* The file of that name and rule. A name that already stands for something else (a file was overwritten between two
+ * steps) gets a number appended: a Makefile cannot have two rules for one name. */
 static int add_file(struct recipe *r, const struct recipe_file *want, struct recipe_file **out, struct err *e) {
     const char *name = want->wanted;
     for (unsigned n = 1;; n++) {
@@ -145,7 +145,7 @@ static int add_step_file(struct recipe *r, size_t step, const char *name, struct
     return add_file(r, &want, &r->steps[step].file, e);
 }
 
-/* What is there before anything is made has its name first; products of the same name give way. */
+/* Leaves are named first; products of the same name get a number. */
 static int add_leaf(struct recipe *r, struct recipe_input *in, struct err *e) {
     struct recipe_file want = {.wanted = in->path, .rule = FILE_LEAF, .digest = in->digest};
     if (!in->path || in->is_fd) {
@@ -157,8 +157,8 @@ static int add_leaf(struct recipe *r, struct recipe_input *in, struct err *e) {
     return add_file(r, &want, &in->file, e);
 }
 
-/* How often a step's command reads a pipe: once, but a <(...) as often as its name is an argument, which a stranger may have
- * written there any number of times. */
+/* How often a step's command reads a pipe: once, but a <(...) as often as its name is an argument, which in a forged entry
+ * may be any number of times. */
 static size_t count_reads(const struct recipe_step *s, const struct recipe_input *in) {
     size_t n = 0;
     for (size_t i = 0; in->is_fd && i < s->n_argv; i++) {
@@ -168,8 +168,8 @@ static size_t count_reads(const struct recipe_step *s, const struct recipe_input
     return n ? n : 1;
 }
 
-/* Places for outputs, in this order: the path it was written to; the path a later step read it from; for a pipe with
- * several readers one of our own. The rest stays a pipe. */
+/* Names files for outputs: the path the output was written to, else the path a later step read it from. Counts the readers
+ * of the rest, which are pipes. */
 static int place_outputs(struct recipe *r, struct err *e) {
     for (size_t i = 0; i < r->n_steps; i++)
         if (r->steps[i].output && add_step_file(r, i, r->steps[i].output, e)) return e->code;
@@ -203,7 +203,7 @@ static int place_shared_pipes(struct recipe *r, struct err *e) {
     return 0;
 }
 
-/* The file called `path` whose contents are the outputs of these steps one behind the other. */
+/* The file called `path` that holds the concatenated outputs of these steps. */
 static int file_of_steps(struct recipe *r, const char *path, size_t *steps, size_t n, struct recipe_file **out,
                          struct err *e) {
     struct recipe_file want = {.wanted = path, .rule = FILE_CAT, .steps = steps, .n_steps = n};
@@ -229,25 +229,25 @@ static int resolve_inputs(struct recipe *r, struct err *e) {
     return 0;
 }
 
-/* ---- the file asked about ------------------------------------------------------------------------------------------------ */
+/* ---- the file asked about ---------------------------------------------------------------------------------------- */
 
-/* Steps that no other step read. */
-static int find_tips(struct recipe *r, size_t **tips, size_t *n, struct err *e) {
+/* Steps that no other step read from. */
+static int find_heads(struct recipe *r, size_t **heads, size_t *n, struct err *e) {
     bool *read = arena_array(&r->arena, r->n_steps, sizeof *read, e);
-    *tips = arena_array(&r->arena, r->n_steps, sizeof **tips, e);
-    if (!read || !*tips) return e->code;
+    *heads = arena_array(&r->arena, r->n_steps, sizeof **heads, e);
+    if (!read || !*heads) return e->code;
     for (size_t i = 0; i < r->n_steps; i++)
         for (size_t k = 0; k < r->steps[i].n_inputs; k++)
             for (size_t p = 0; p < r->steps[i].inputs[k].n_parents; p++) read[r->steps[i].inputs[k].parents[p]] = true;
     *n = 0;
     for (size_t i = 0; i < r->n_steps; i++)
-        if (!read[i]) (*tips)[(*n)++] = i;
+        if (!read[i]) (*heads)[(*n)++] = i;
     return 0;
 }
 
 int recipe_build(struct recipe *r, const cJSON *entries, const char *target, struct err *e) {
     const cJSON *entry;
-    size_t *tips = NULL, n_tips = 0, i = 0;
+    size_t *heads = NULL, n_heads = 0, i = 0;
     const char *name = NULL;
     *r = (struct recipe){.n_steps = (size_t)cJSON_GetArraySize(entries)};
     if (r->n_steps == 0) return err_set(e, ERR_DATA, "no provenance in it (made with --no-provenance?)");
@@ -259,13 +259,13 @@ int recipe_build(struct recipe *r, const cJSON *entries, const char *target, str
     for (i = 0; i < r->n_steps; i++)
         for (size_t k = 0; k < r->steps[i].n_inputs; k++)
             if (r->steps[i].inputs[k].n_parents == 0 && add_leaf(r, &r->steps[i].inputs[k], e)) return e->code;
-    if (place_outputs(r, e) || find_tips(r, &tips, &n_tips, e)) return e->code;
+    if (place_outputs(r, e) || find_heads(r, &heads, &n_heads, e)) return e->code;
     if (target && recipe_normal_path(&r->arena, target, &name, e)) return e->code;
-    if (!name) name = n_tips == 1 ? r->steps[tips[0]].output : NULL;
+    if (!name) name = n_heads == 1 ? r->steps[heads[0]].output : NULL;
     if (!name) return err_set(e, ERR_USAGE, "the file's name is not recorded (say it with --target NAME)");
-    if (n_tips == 1 && !r->steps[tips[0]].file && add_step_file(r, tips[0], name, e)) return e->code;
+    if (n_heads == 1 && !r->steps[heads[0]].file && add_step_file(r, heads[0], name, e)) return e->code;
     if (place_shared_pipes(r, e) || resolve_inputs(r, e)) return e->code;
-    return file_of_steps(r, name, tips, n_tips, &r->target, e);
+    return file_of_steps(r, name, heads, n_heads, &r->target, e);
 }
 
 void recipe_release(struct recipe *r) {

@@ -1,9 +1,10 @@
 /*
- * What the two forms of attention share: how work is cut and where things lie. attention.c computes in f32, with bf16
- * widened; attention_bf16.c multiplies bf16 as it is where the path has instructions for it.
+ * What the two forms of attention share: how work is cut, and layouts. attention_f32.c computes in f32, with bf16
+ * widened; attention_bf16.c multiplies bf16 where the path has instructions for it; attention.c calls one of them per
+ * block.
  */
-#ifndef RILL_ATTENTION_INTERNAL_H
-#define RILL_ATTENTION_INTERNAL_H
+#ifndef RILL_ATTENTION_BLOCK_H
+#define RILL_ATTENTION_BLOCK_H
 
 #include "lib/kernel/kernel_internal.h"
 
@@ -11,7 +12,7 @@
 #define MAX_ROWS    256   /* of stacked queries */
 #define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
 #define KEYS_FLOATS 32768 /* widened keys x head_dim */
-/* Forward in bf16 keeps less of a row, so takes more of them: keys are made panels of for fewer blocks of queries. */
+/* Forward in bf16 keeps less of a row, so takes more of them: the keys are packed for fewer blocks of queries. */
 #define FORWARD_ROWS   384
 #define FORWARD_FLOATS 24576
 
@@ -24,19 +25,19 @@ struct cut {
  * One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a
  * sequence.
  */
-struct block {
+struct attention_block {
     size_t start, length; /* of the sequence */
     size_t kv_head, head, heads;
     size_t first, n;
 };
 
-/* Where row r of a block lies in q, y and their gradients. */
-static inline size_t query_at(const struct kernel_attention *a, const struct block *b, size_t r) {
+/* Index of row r of a block in q, y and their gradients. */
+static inline size_t query_at(const struct kernel_attention *a, const struct attention_block *b, size_t r) {
     return ((b->start + b->first + r % b->n) * a->n_heads + b->head + r / b->n) * a->head_dim;
 }
 
-/* Where key `t` of the sequence lies in k and v. */
-static inline size_t key_at(const struct kernel_attention *a, const struct block *b, size_t t) {
+/* Index of key `t` of the sequence in k and v. */
+static inline size_t key_at(const struct kernel_attention *a, const struct attention_block *b, size_t t) {
     return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
 }
 
@@ -44,15 +45,16 @@ static inline size_t key_at(const struct kernel_attention *a, const struct block
 struct keys {
     size_t begin, end;
 };
-static inline struct keys keys_of(const struct kernel_attention *a, const struct block *b) {
+static inline struct keys keys_of(const struct kernel_attention *a, const struct attention_block *b) {
     struct keys k = {0, a->bidirectional ? b->length : b->first + b->n};
     if (a->window && b->first >= a->window) k.begin = (b->first - a->window + 1) / KEYS * KEYS;
     return k;
 }
 
-/* Which of the keys [from, from + n) row r sees, as [begin, end) from `from` on; begin is 0 when it sees none of them. */
-static inline struct keys visible(const struct kernel_attention *a, const struct block *b, size_t r, size_t from,
-                                  size_t n) {
+/* Which of the keys [from, from + n) row r sees, as [begin, end) from `from` on; begin is 0 when it sees none of
+ * them. */
+static inline struct keys visible(const struct kernel_attention *a, const struct attention_block *b, size_t r,
+                                  size_t from, size_t n) {
     size_t position = b->first + r % b->n;
     if (a->bidirectional) return (struct keys){0, n};
     if (position < from) return (struct keys){0, 0};
@@ -83,7 +85,9 @@ struct backward {
 /* Can these operands be multiplied as they are? */
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
                        struct kernel_array k, struct kernel_array values);
-void forward_block_bf16(const struct forward *f, const struct block *b);
-void backward_block_bf16(const struct backward *w, const struct block *b);
+void forward_block_f32(const struct forward *f, const struct attention_block *b);
+void forward_block_bf16(const struct forward *f, const struct attention_block *b);
+void backward_block_f32(const struct backward *w, const struct attention_block *b);
+void backward_block_bf16(const struct backward *w, const struct attention_block *b);
 
 #endif
