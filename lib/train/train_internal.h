@@ -35,9 +35,9 @@ int groups_begin(struct param_set *s, struct err *e) MUST_CHECK;
 
 /* ---- adapters (lora.c) ---- */
 
-/* Adapters of the model's matrices that options.lora names, and their parameters. */
-int lora_add(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* Adds them to the weights. */
+/* An adapter for this matrix. */
+int lora_attach(struct model_param *p, const struct train_lora *l, struct err *e) MUST_CHECK;
+/* Adds all of the set to the weights. */
 int lora_merge(struct param_set *s, struct err *e) MUST_CHECK;
 void lora_release(struct param_set *s);
 
