@@ -278,13 +278,13 @@ bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
 
-/* ---- maximal update parametrization (mup.c) --------------------------------------------------------------------------------
+/* ---- maximal update parametrization (mup.c) -----------------------------------------------------------------------
  *
- * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against a base with
- * which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and learns with Adam at 1 / w times
- * the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of the width of a head: by their symmetry (lemma
- * J.1) these factors lie in the value and the rate of the last norm and of q, so that a model computes as any other of its
- * architecture. At the base's widths all of this is 1.
+ * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against
+ * a base with which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and
+ * learns with Adam at 1 / w times the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of
+ * the width of a head: by their symmetry (lemma J.1) these factors lie in the value and the rate of the last norm and of
+ * q, so that a model computes as any other of its architecture. At the base's widths all of this is 1.
  */
 struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */

@@ -5,7 +5,7 @@
 
 #include "lib/train/train_internal.h"
 
-/* ---- adapters --------------------------------------------------------------------------------------------------------- */
+/* ---- adapters ---------------------------------------------------------------------------------------------------- */
 
 static int add_part(struct param_set *s, const struct model_param *p, bool second, struct err *e) {
     struct model_adapter *d = p->adapter;
@@ -39,7 +39,7 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
     return err_set(e, ERR_USAGE, "--lora: no matrix of a layer that is trained is called \"%s\"", l->target);
 }
 
-/* ---- its own ---------------------------------------------------------------------------------------------------------- */
+/* ---- its own ----------------------------------------------------------------------------------------------------- */
 
 /* `base` NULL: not asked for. */
 static struct param of_model(const struct model *m, struct model_param *p, const struct model_mup *base) {

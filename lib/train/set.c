@@ -26,7 +26,7 @@ void param_set_release(struct param_set *s) {
     *s = (struct param_set){0};
 }
 
-/* ---- who is in it ----------------------------------------------------------------------------------------------------- */
+/* ---- who is in it ------------------------------------------------------------------------------------------------ */
 
 static int grow(struct param_set *s, struct err *e) {
     if (s->n < s->capacity) return 0;
@@ -102,7 +102,11 @@ uint64_t param_set_elements(const struct param_set *s) {
 }
 
 uint64_t param_set_state_bytes(const struct param_set *s) {
-    uint64_t bytes = s->scratch_bytes;
+    return param_set_saved_bytes(s) + s->scratch_bytes;
+}
+
+uint64_t param_set_saved_bytes(const struct param_set *s) {
+    uint64_t bytes = 0;
     for (size_t i = 0; i < s->n; i++) {
         const struct param *p = &s->params[i];
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->moments[k].data; k++)
@@ -112,7 +116,7 @@ uint64_t param_set_state_bytes(const struct param_set *s) {
     return bytes;
 }
 
-/* ---- a step ----------------------------------------------------------------------------------------------------------- */
+/* ---- a step ------------------------------------------------------------------------------------------------------ */
 
 double train_gradient_norm(struct param_set *s, double scale) {
     double sum = 0;

@@ -4,7 +4,8 @@
 
 #include "lib/train/train.h"
 
-/* One key of "key=value,key=value": a number from `least` to `most`, a whole one, or a text of at most TRAIN_GLOB_TEXT - 1 bytes. */
+/* One key of "key=value,key=value": a number from `least` to `most`, a whole one, or a text of at most
+ * TRAIN_GLOB_TEXT - 1 bytes. */
 struct train_key {
     const char *name;
     double least, most;
