@@ -76,11 +76,9 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Runs a model over a token stream and sums up what flows into its matrices: |x|, x^2 and "
-                       "per-sequence means of every "
-                       "channel, and the block influence of every layer.\n"
-                       "The result feeds prune (--stats) and quantize (--stats). Statistics are sums: `cat "
-                       "a.stats.rill b.stats.rill` "
+        .description = "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
+                       "per-sequence means of every channel, and the block influence of every layer.\nThe result feeds "
+                       "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
                        "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
                     "tokens.rill\n",

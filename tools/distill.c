@@ -257,7 +257,7 @@ struct work {
 };
 
 /* Without --steps: as many as the data makes. */
-static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+static int resolve_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
@@ -426,7 +426,7 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
 }
 
 /* --schedule, as often as it is given. */
-static int settle_plan(struct err *e) {
+static int resolve_plan(struct err *e) {
     bool named = false;
     for (size_t i = 0; i < schedules.n; i++) {
         bool before = named;
@@ -437,7 +437,7 @@ static int settle_plan(struct err *e) {
 }
 
 /* What lib/train is told. */
-static int settle_training(struct err *e) {
+static int resolve_training(struct err *e) {
     struct train_options *t = &o.train;
     t->state = dtype_by_name(optimizer_state)->dtype;
     if (train_optimizer_parse(optimizer, t, e) || (lora && train_lora_parse(lora, &t->lora, e))) return e->code;
@@ -448,7 +448,7 @@ static int settle_training(struct err *e) {
     t->n_groups = group_texts.n;
     t->frozen = frozen.items;
     t->n_frozen = frozen.n;
-    return settle_plan(e);
+    return resolve_plan(e);
 }
 
 /* Everything that can be wrong is found out before the first step. */
@@ -456,10 +456,10 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = session_precision(&how);
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
-    if (settle_training(e)) return e->code;
+    if (resolve_training(e)) return e->code;
     if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
+        distill_loss_resolve(&o.loss, &w->data.format, e) || resolve_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e) || start(c, w, e))
         return e->code;
     return resume(c, w, e);

@@ -1,4 +1,4 @@
-/* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
+/* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/metrics/metrics.h"
 #include "lib/session/session.h"
 
@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored behind which context, see above"},
+     .help = "which tokens are scored after which context, see above"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -72,7 +72,7 @@ struct eval {
     struct divergence *d;
 };
 
-/* Takes the result over. */
+/* Takes ownership of the result. */
 static int put_result(struct eval *v, cJSON *result, struct err *e) {
     if (!result) return e->code;
     if (!cJSON_AddItemToArray(v->results, result)) {
@@ -165,7 +165,7 @@ static int eval_tasks(struct eval *v, struct err *e) {
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
-/* With --reference or --task there may be none. */
+/* With --reference or --task there need not be a stream. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }
@@ -205,30 +205,24 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that goes with the number, "
-            "for they are not comparable. The stream is standard input; with --reference or --task, which can be all "
-            "there is to do, only if that is a file (< FILE), a pipe is then named: -.\n"
-            "  gptq       one text in disjoint windows, all but a window's first token scored\n"
-            "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
-            "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
-            "  sequences  each sequence for itself, all but its first token\n"
-            "  documents  each sequence a document behind BOS, also per word and byte (lm-eval)\n"
-            "\n"
-            "--reference compares with a teacher, as llama.cpp does. A key means the same whatever the encoding of the "
-            "knowledge; what an encoding cannot tell is bounded under another key, or left out:\n"
-            "  all           perplexity of all labels, at temperature 1\n"
-            "  dense         kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n"
-            "                delta_p\n"
-            "  topk, ghost   same_top, labels_known (labels among the entries), and bounds:\n"
-            "                kld_lower_bound, perplexity_reference_lower_bound,\n"
-            "                ln_ratio_upper_bound, delta_p_lower_bound, delta_p_upper_bound\n"
-            "  sample        cross_entropy: kld plus the teacher's entropy\n"
-            "Dense knowledge is compared at temperature 1, other knowledge at its own: tempered_ goes before keys of "
-            "another one, and what needs the teacher at 1 is left out.\n"
-            "\n"
-            "--task files hold minimal pairs (sentence_good, sentence_bad) or questions (context, choices, answer), "
-            "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
-            "by length first; _low and _high bound Wilson's 95% interval.",
+            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that is printed with it, "
+            "because protocols are not comparable. The stream is standard input; with --reference or --task, which do "
+            "not need one, only if it is a file (< FILE); name a pipe with -.\n  gptq       one text in disjoint "
+            "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "
+            "half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once (Hugging Face)\n  "
+            "sequences  each sequence on its own, all but its first token\n  documents  each sequence a document after "
+            "BOS, also per word and byte (lm-eval)\n\n--reference compares with a teacher, as llama.cpp does. A key "
+            "means the same whatever the encoding of the knowledge; what an encoding does not determine is bounded "
+            "under another key, or left out:\n  all           perplexity of all labels, at temperature 1\n  dense      "
+            "   kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost "
+            "  same_top, labels_known (labels among the entries), and bounds:\n                kld_lower_bound, "
+            "perplexity_reference_lower_bound,\n                ln_ratio_upper_bound, delta_p_lower_bound, "
+            "delta_p_upper_bound\n  sample        cross_entropy: kld plus the teacher's entropy\nDense knowledge is "
+            "compared at temperature 1, other knowledge at its own: keys at another temperature begin with tempered_, "
+            "and what needs the teacher at 1 is left out.\n\n--task files hold minimal pairs (sentence_good, "
+            "sentence_bad) or questions (context, choices, answer), one JSON object a line. acc compares "
+            "log-probabilities, acc_norm, acc_bytes and acc_tokens divide them by length first; _low and _high bound "
+            "Wilson's 95% interval.",
         .examples =
             "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
             "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"

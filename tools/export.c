@@ -63,7 +63,7 @@ static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
     return safetensors_export(m, cli_output_path(c), type ? type->dtype : 0, e);
 }
 
-/* A pipe on stdin becomes a temporary file without a name, which can be read at random and vanishes with the
+/* A pipe on stdin is copied to a temporary file without a name, which allows random access and vanishes with the
  * process. */
 static int spool_stdin(struct err *e) {
     static char block[1 << 20];

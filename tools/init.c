@@ -1,4 +1,4 @@
-/* rill init: a fresh student, its weights random, its vocabulary that of another model. */
+/* rill init: makes an untrained student with random weights and the vocabulary of another model. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 
@@ -84,10 +84,7 @@ static const struct cli_option options[] = {
      .min = 0,
      .max = 0.1,
      .help = "epsilon of the norms"},
-    {.name = "untied",
-     .type = CLI_FLAG,
-     .to = &untied,
-     .help = "an output matrix of its own rather than the embedding's"},
+    {.name = "untied", .type = CLI_FLAG, .to = &untied, .help = "a separate output matrix instead of the embedding"},
     {.name = "mup",
      .type = CLI_STRING,
      .to = &mup,
@@ -104,7 +101,7 @@ static int configure(const struct cli *c, struct model_config *config, const str
                      struct err *e) {
     if (!kv_heads) kv_heads = heads;
     if (!head_dim && hidden % heads)
-        return err_set(e, ERR_USAGE, "hidden size %llu is no multiple of %llu heads: give --head-dim",
+        return err_set(e, ERR_USAGE, "hidden size %llu is not a multiple of %llu heads: give --head-dim",
                        (unsigned long long)hidden, (unsigned long long)heads);
     if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
     if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))

@@ -1,4 +1,4 @@
-/* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+/* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
 #include <stdio.h>
 #include <string.h>
 
@@ -39,7 +39,7 @@ static const struct cli_option options[] = {
      .arg = "FIRST:N",
      .fallback = "0:20",
      .needs = {"tsv"},
-     .help = "N positions from number FIRST of the stream on; it stops reading behind them"},
+     .help = "N positions from number FIRST of the stream on; it stops reading after them"},
     {.name = "top",
      .type = CLI_U64,
      .to = &top,
@@ -118,8 +118,8 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = session_load_vocab(c, &how, &w->vocab, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
-     * is. */
+    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
+     * unchanged. */
     struct knowledge_format *f = &w->in.format;
     bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
     return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
@@ -176,12 +176,11 @@ int main(int argc, char **argv) {
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
         .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
-            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
-            "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
-            "that.\n\n"
-            "What was kept as topk:K or ghost:K can be cut to fewer entries later, and one be made the other. The "
-            "output does not depend on how the input is cut into batches, nor on -j.",
+            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
+            "are unbiased: on average the student is taught the whole distribution, from some 3 bytes for each "
+            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
+            "that.\n\nKnowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to the "
+            "other. The output does not depend on how the input is cut into batches, nor on -j.",
         .examples = "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
                     "    50 draws a position from the teacher at temperature 2\n"
                     "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"

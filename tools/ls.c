@@ -1,4 +1,4 @@
-/* rill ls: what is in a stream, one line for each part. */
+/* rill ls: lists what is in a stream, one line for each part. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
@@ -9,7 +9,7 @@ static const struct cli_option options[] = {
     {.name = "batches",
      .type = CLI_FLAG,
      .to = &batches,
-     .help = "list every batch of a data stream, rather than what all of them hold together"},
+     .help = "list every batch of a data stream, rather than their totals"},
     {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each part"},
     {0},
 };
@@ -79,7 +79,7 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
                         e);
 }
 
-/* Adds to the line of that name; the first dimension counts through all batches. False: too many names. */
+/* Adds to the line of that name; the first dimension is summed over batches. False: too many names. */
 static bool add_to_name(struct list *l, const struct line *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;
@@ -171,12 +171,11 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description =
-            "Prints the kind and the plain facts of each segment, a line for each tensor (element type, shape, bytes, "
-            "what share of them is stored, codec, name) and the totals with the digest of the content, "
-            "which the provenance and the file's name are no part of. Tensors in batches are summed up by name: their "
-            "first dimension counts through all batches.\n\n"
-            "In a regular file the data is jumped over and not verified; check does that.",
+        .description = "Prints the kind and the plain facts of each segment, a line for each tensor (element type, "
+                       "shape, bytes, what share of them is stored, codec, name) and the totals with the digest of the "
+                       "content, which does not cover the provenance or the file's name. Tensors in batches are summed "
+                       "up by name: their first dimension counts through all batches.\n\nIn a regular file the data is "
+                       "skipped and not verified; use check for that.",
         .examples = "rill ls model.rill\n"
                     "    the tensors of a model\n"
                     "rill ls --json model.rill\n"

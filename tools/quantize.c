@@ -1,4 +1,4 @@
-/* rill quantize: a model stream through a quantization grid, one tensor at a time. */
+/* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 #include "lib/quant/quant.h"
@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .to = &stats_path,
      .arg = "FILE",
      .completes_files = true,
-     .help = "weigh the error of each input channel by what calibrate saw there"},
+     .help = "weight the error of each input channel by calibrate's statistics"},
     {.name = "head-type",
      .type = CLI_STRING,
      .to = &head_type,
@@ -32,11 +32,11 @@ static const struct cli_option options[] = {
     {.name = "strict",
      .type = CLI_FLAG,
      .to = &strict,
-     .help = "refuse a model with rows that are no whole number of blocks, rather than use a larger type for them"},
+     .help = "refuse a model with rows that are not a whole number of blocks, rather than use a larger type for them"},
     {0},
 };
 
-/* A single type by its name: --head-type and --embed-type take no mixtures. */
+/* The type of --head-type and --embed-type, which take no mixtures. */
 static int parse_dtype(const char *option, const char *name, unsigned *out, struct err *e) {
     const struct quant_type *t;
     if (!name) return 0;
@@ -64,22 +64,22 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     return 0;
 }
 
-/* Which tensors fell back, in one line: the user asked for a size and gets another. */
+/* Reports in one line which tensors fell back: the size differs from what was asked for. */
 static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
     const cJSON *t, *first = NULL;
     cJSON_ArrayForEach(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors")) {
         if (!first && cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(t, "fell_back"))) first = t;
     }
     if (!first) return;
-    cli_say(
-        c,
-        "%llu tensors fell back to a larger type because their rows are no whole number of blocks: first '%s', now %s "
-        "(-v lists all, --strict refuses)",
-        (unsigned long long)totals->fell_back, cJSON_GetObjectItemCaseSensitive(first, "name")->valuestring,
-        cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
+    cli_say(c,
+            "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first '%s', "
+            "now %s "
+            "(-v lists all, --strict refuses)",
+            (unsigned long long)totals->fell_back, cJSON_GetObjectItemCaseSensitive(first, "name")->valuestring,
+            cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
 }
 
-/* Which types came in, in one line, when tensors were quantized already and are now stored otherwise. */
+/* Reports in one line the types of tensors that were quantized already and are stored in another type now. */
 static void say_requantized(struct cli *c, const struct quant_type *type) {
     const cJSON *t, *tensors = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors");
     char list[256] = "";
@@ -146,17 +146,13 @@ int main(int argc, char **argv) {
                       "quantized already take more bits",
         .threaded = true,
         .description =
-            "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger "
-            "than memory passes "
-            "through a pipe.\n"
-            "q4_k_m is llama.cpp's mixture: q6_k for the output and for v and down of half of the layers, "
-            "q4_k elsewhere; where GGUF has q, k and v in one tensor (GPT-2, GPT-NeoX) all three get q5_k. A "
-            "row that is no whole number of blocks of 256 falls back to a type with blocks of 32, as "
-            "llama.cpp does; here it is "
-            "said, with the bits per weight that came out, and --strict refuses.\n"
-            "Tensors that are quantized already are rounded again, which is said. They get no more bits than "
-            "they have: what a mixture alone would raise stays as it is, anything else is refused without "
-            "--force.",
+            "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger than memory "
+            "passes through a pipe.\nq4_k_m is llama.cpp's mixture: q6_k for the output and for v and down of half of "
+            "the layers, q4_k elsewhere; where GGUF has q, k and v in one tensor (GPT-2, GPT-NeoX) all three get q5_k. "
+            "A row that is not a whole number of blocks of 256 falls back to a type with blocks of 32, as llama.cpp "
+            "does; the program reports it, with the resulting bits per weight, and --strict refuses it.\nTensors that "
+            "are quantized already are rounded again, which is reported. They get no more bits than they have: a "
+            "tensor that only a mixture would raise stays as it is, anything else is refused without --force.",
         .examples = "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
                     "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n",
         .options = options,

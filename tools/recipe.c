@@ -33,17 +33,13 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description =
-            "Every stream carries an entry for each program that had a part in it, with its arguments and the digests "
-            "of "
-            "its inputs. From these entries recipe prints rules: a file that was written under a name is a target, "
-            "steps that were joined by pipes are one pipeline, and what no rill program wrote (texts, model folders) "
-            "is "
-            "a prerequisite that must be there, with its digest in a comment.\n\n"
-            "Run the Makefile in the folder where the commands were run. The same version of the programs gives the "
-            "same "
-            "bytes. A file made with --no-provenance has no recipe.\n\n"
-            "Read a Makefile before you run it when the file came from somebody else.",
+        .description = "Every stream carries an entry for each program that took part in making it, with its arguments "
+                       "and the digests of its inputs. From these entries recipe prints rules: a file that was written "
+                       "under a name is a target, steps that were joined by pipes are one pipeline, and what no rill "
+                       "program wrote (texts, model folders) is a prerequisite that must exist, with its digest in a "
+                       "comment.\n\nRun the Makefile in the folder where the commands were run. The same version of "
+                       "the programs gives the same bytes. A file made with --no-provenance has no recipe.\n\nRead a "
+                       "Makefile before you run it when the file came from somebody else.",
         .examples = "rill recipe student.rill > Makefile\n"
                     "    what made student.rill, as rules\n"
                     "rill recipe student.rill | make -f - -n\n"

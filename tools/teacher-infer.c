@@ -1,4 +1,4 @@
-/* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
+/* rill teacher-infer: runs a teacher over tokens and writes its distribution at each position. */
 #include <string.h>
 
 #include "lib/session/session.h"
@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .arg = "ENC",
      .fallback = "dense",
      .help = "what to keep of each position: dense is everything, topk:K, ghost:K and sample:N are as in logit-dump, "
-             "without the way of dense logits through a pipe"},
+             "without sending dense logits through a pipe"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -46,13 +46,13 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .max = 1 << 24,
-     .help = "positions in one forward pass, at most (but a whole sequence); memory grows with it"},
+     .help = "positions in one forward pass, at most, unless a sequence is longer; memory grows with it"},
     {.name = "weights",
      .type = CLI_CHOICE,
      .to = &weights,
      .choices = "resident|stream",
      .fallback = "resident",
-     .help = "stream: the model goes by layer by layer, once for each block of tokens, and memory holds one layer; for "
+     .help = "stream: the model is read layer by layer, once for each block of tokens, and memory holds one layer; for "
              "teachers larger than memory. The output is the same"},
     {.name = "block-tokens",
      .type = CLI_U64,
@@ -74,7 +74,7 @@ struct work {
     struct stream_writer *out;
 };
 
-/* What the knowledge will be: its META, and the encoder behind it. */
+/* Writes the META of the knowledge and creates its encoder. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
     const struct model *m = session_teacher_model(w->teacher);
@@ -137,15 +137,13 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
-            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of "
-            "49152): --encode makes it small here, logit-dump behind a pipe. Memory does not grow with the "
-            "stream. Log-probabilities lose least where the probability is: for SmolLM2-135M, rounding them to f16 "
-            "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds "
-            "none.\n\n"
-            "A teacher larger than memory is read once for each block of tokens (--weights stream), or once in all "
-            "from a pipe.\n\n"
-            "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
-            "context.",
+            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of 49152): "
+            "--encode makes it small here, or pipe it into logit-dump. Memory does not grow with the stream. Rounding "
+            "log-probabilities costs probable tokens the least precision: for SmolLM2-135M, rounding to f16 costs a KL "
+            "divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds none.\n\nA teacher "
+            "larger than memory is read once for each block of tokens (--weights stream), or once in all from a "
+            "pipe.\n\nTokens and teacher must name the same vocabulary; a sequence may not be longer than the "
+            "teacher's context.",
         .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"
                     "    50 draws a position: some 50 bytes instead of 98 KB\n"
                     "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"

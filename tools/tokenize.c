@@ -1,4 +1,4 @@
-/* rill tokenize: text in, tokens out; with --decode the other way round. */
+/* rill tokenize: encodes text as tokens, or decodes tokens with --decode. */
 #include "lib/session/session.h"
 
 static struct session_options how;
@@ -12,7 +12,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &lines,
      .needs = {"!decode", "!jsonl"},
-     .help = "each line is a document, without its line end, LF or CR LF; empty lines are none. Without this or "
+     .help = "each line is a document, without its line end, LF or CR LF; empty lines are ignored. Without this or "
              "--jsonl the whole input is one document, line ends as they are"},
     {.name = "jsonl",
      .type = CLI_STRING,
@@ -32,7 +32,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &prompt,
      .needs = {"chat"},
-     .help = "end with what opens the assistant's turn, for generate; there is no mask then"},
+     .help = "end with the opening of the assistant's turn, for generate; there is no mask then"},
     {.name = "chat-template",
      .type = CLI_STRING,
      .to = &template_path,
@@ -102,9 +102,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = CORPUS_MAX_BATCH,
      .needs = {"!decode"},
-     .help =
-         "positions in a batch, the unit in which programs downstream work. No packed sequence is parted; a document "
-         "longer than this goes on in the next batch"},
+     .help = "positions in a batch, the unit in which programs downstream work. No packed sequence is split; a longer "
+             "document continues in the next batch"},
     {.name = "decode",
      .type = CLI_FLAG,
      .to = &decode,
@@ -253,23 +252,19 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Writes the text on standard input or in FILE as a token stream, by the vocabulary of a model: byte-level "
-            "BPE, with the same tokens as Hugging Face's tokenizers. Bytes that are no UTF-8 are kept; "
-            "a byte order mark at the start is not. UTF-16, compressed files and models are refused.\n"
-            "A document becomes a sequence. With --context N all documents are joined and cut into sequences of N "
-            "tokens, what training and perplexity want: every sequence is as long as the model's context, none is "
-            "padded. With BOS each of them begins with it, so a sequence then has N - 1 tokens of text.\n"
-            "With --chat the documents are conversations, in the text that the model's chat template makes of them, to "
-            "the byte as transformers does. Special tokens in that text are special tokens, also where a message "
-            "spells "
-            "one. The batches get a mask: what the assistant says is to be learnt, which is the text in the template's "
-            "{% generation %} blocks or, where it has none, what each assistant message adds to the conversation "
-            "before it with its generation prompt. distill trains on the masked tokens alone. BOS and EOS are the "
-            "template's, "
-            "unless --bos or --eos asks for more. A template that uses what Rill does not know, refuses a "
-            "conversation, or does not end is an error that names its line.\n"
-            "Input of any length takes the same memory, as long as no single word is larger than that.\n"
-            "--report has the numbers of documents, sequences and tokens, and the bytes of text that the tokens stand "
-            "for, which bits per byte divide by.",
+            "BPE, with the same tokens as Hugging Face's tokenizers. Invalid UTF-8 is kept; a byte order mark at the "
+            "start is not. UTF-16, compressed files and models are refused.\nA document becomes a sequence. With "
+            "--context N all documents are joined and cut into sequences of N tokens, what training and perplexity "
+            "want: every sequence is as long as the model's context, none is padded. With BOS each of them begins with "
+            "it, so a sequence then has N - 1 tokens of text.\nWith --chat the documents are conversations, rendered "
+            "by the model's chat template, byte for byte as transformers does. Special tokens in that text are special "
+            "tokens, also where a message spells one. The batches get a mask that marks what the assistant says: the "
+            "text in the template's {% generation %} blocks or, where it has none, what each assistant message adds to "
+            "the conversation before it with its generation prompt. distill trains on the masked tokens alone. BOS and "
+            "EOS are the template's, unless --bos or --eos asks for more. A template that uses what Rill does not "
+            "know, refuses a conversation, or does not end is an error that names its line.\nInput of any length takes "
+            "the same memory, as long as no single word is larger than that.\n--report has the numbers of documents, "
+            "sequences and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
         .examples = "rill tokenize -m model.rill --context 512 corpus.txt -o corpus.tok.rill\n"
                     "    the whole file in sequences of 512 tokens\n"
                     "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"

@@ -1,9 +1,10 @@
 /*
  * What the files of lib/chat share: tokens, the syntax tree, values, and the state of a rendering. The files in order; each
  * calls only those before it:
- *     lex, parse                               template to tokens to syntax tree
+ *     lex                                      template to tokens
  *     value, json, operator, arguments         values, their text, operators, arguments of calls
  *     method, builtin                          methods, attributes and functions; filters and tests
+ *     parse                                    tokens to syntax tree
  *     eval, statement                          expressions, statements
  *     chat                                     a conversation rendered
  */

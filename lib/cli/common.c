@@ -40,12 +40,12 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                         .min = 1,
                                         .max = 19,
                                         .needs = {"codec=zstd|codec=planes", p->stream_needs},
-                                        .help = "zstd's level; the codec knows a good one"};
+                                        .help = "zstd's compression level; without it, the codec's default"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
                                         .transient = true,
-                                        .help = "do not write who made this from what"};
+                                        .help = "do not record what made this from what"};
     }
     if (p->seeded)
         rows[n++] = (struct cli_option){.name = "seed",
@@ -68,27 +68,27 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
             .max = 4096,
             .transient = true,
             .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
-    rows[n++] =
-        (struct cli_option){.name = "max-memory",
-                            .type = CLI_U64,
-                            .to = &c->max_memory,
-                            .arg = "BYTES",
-                            .min = 1,
-                            .max = 0x1p60,
-                            .transient = true,
-                            .help = "take no more memory than this for tensors and tables, and fail before it is "
-                                    "taken; K, M and G are powers of 1024. Without it: what the machine has "
-                                    "available, the control group and ulimit -v leave"};
     rows[n++] = (struct cli_option){
-        .name = "progress",
-        .type = CLI_CHOICE,
-        .to = &c->progress_mode,
-        .arg = "WHEN",
-        .choices = "auto|always|never",
-        .fallback = "auto",
-        .needs = {"!progress=always|!quiet"},
+        .name = "max-memory",
+        .type = CLI_U64,
+        .to = &c->max_memory,
+        .arg = "BYTES",
+        .min = 1,
+        .max = 0x1p60,
         .transient = true,
-        .help = "show how far the work is; auto: on a terminal, and only by the last program of a pipeline"};
+        .help =
+            "allocate no more memory than this for tensors and tables, and fail before exceeding it; K, M and G are "
+            "powers of 1024. Without it: what the machine has available, the control group and ulimit -v leave"};
+    rows[n++] =
+        (struct cli_option){.name = "progress",
+                            .type = CLI_CHOICE,
+                            .to = &c->progress_mode,
+                            .arg = "WHEN",
+                            .choices = "auto|always|never",
+                            .fallback = "auto",
+                            .needs = {"!progress=always|!quiet"},
+                            .transient = true,
+                            .help = "show progress; auto: on a terminal, and only by the last program of a pipeline"};
     rows[n++] =
         (struct cli_option){.name = "report",
                             .type = CLI_STRING,
@@ -104,7 +104,7 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                     .to = &c->verbose,
                                     .needs = {"!quiet"},
                                     .transient = true,
-                                    .help = "say more on standard error"};
+                                    .help = "print more on standard error"};
     rows[n++] = (struct cli_option){.name = "quiet",
                                     .letter = 'q',
                                     .type = CLI_FLAG,
@@ -112,8 +112,10 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                     .transient = true,
                                     .help = "no notes, warnings or progress; errors are always shown"};
     rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
-    rows[n++] = (struct cli_option){
-        .name = "version", .letter = 'V', .type = CLI_FLAG, .help = "show the version; with -v, what computes"};
+    rows[n++] = (struct cli_option){.name = "version",
+                                    .letter = 'V',
+                                    .type = CLI_FLAG,
+                                    .help = "show the version; with -v, also the CPU path and its kernels"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};

@@ -15,7 +15,7 @@ void cli_message(struct cli *c, const char *label, const char *text) {
     size_t at = n < 0 ? 0 : n < 256 ? (size_t)n : 255;
     at += escape_text(line + at, sizeof line - at - 1, text, strlen(text));
     line[at++] = '\n';
-    (void)fd_write(STDERR_FILENO, line, at); /* there is nowhere left to say that it failed */
+    (void)fd_write(STDERR_FILENO, line, at); /* an error here cannot be reported */
 }
 
 void cli_say(struct cli *c, const char *fmt, ...) {

@@ -36,7 +36,7 @@ static void option_facts(const struct cli_option *o, char *out, size_t size) {
 
 /* ---- --help ------------------------------------------------------------------------------------------------------ */
 
-/* Words of `text` filled to WIDTH from `column` on, the first line beginning there already. */
+/* Fills the words of `text` to WIDTH; the first line starts at `column` already. */
 static void fill(FILE *f, const char *text, int column) {
     int at = column;
     for (const char *s = text; *s;) {
@@ -140,7 +140,7 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* ---- --help-man -------------------------------------------------------------------------------------------------- */
 
-/* Text for a roff line: no escapes, no control line, each sentence on a line of its own as mandoc likes it. */
+/* Text for a roff line: no escapes, no control lines, one sentence per line as mandoc wants it. */
 static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
     for (size_t i = 0; i < n; i++) {
         bool first = i == 0 || (sentences && s[i - 1] == '\n');

@@ -1,6 +1,6 @@
 /*
  * main: what happens around every program's run(). In order: process set-up, options, help or usage, run, and then
- * either the end that everything is written, synced and named, or the end that nothing valid-looking is left behind.
+ * either everything is written, synced and renamed, or no file that looks valid is left.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* -v counts where parsing stopped at --version, too. */
+/* -v counts even after --version, where parsing stopped. */
 static bool asks_more(const struct cli *c) {
     for (int i = 1; i < c->argc; i++)
         if (strcmp(c->argv[i], "--verbose") == 0 ||
@@ -77,8 +77,8 @@ static int start(struct cli *c, struct err *e) {
     return outputs_check(c, e) ? e->code : report_begin(c, e);
 }
 
-/* A check that does not hold is a result like another: what was written about it stays. The output's name comes last,
- * so that whoever sees it knows that all went well. */
+/* A failed check is a result too: what was written about it stays. The output gets its name last, so that its
+ * existence means success. */
 static int finish(struct cli *c, int code, struct err *e) {
     struct err late;
     cli_progress_end(c);
@@ -92,7 +92,7 @@ static int finish(struct cli *c, int code, struct err *e) {
 }
 
 static void abandon(struct cli *c, int code, const struct err *e) {
-    struct err ignored; /* the first error is the one to tell */
+    struct err ignored; /* the first error is the one to report */
     cli_progress_end(c);
     output_abort(c, e->msg);
     if (report_finish(c, code, e->msg, &ignored) || report_commit(c, &ignored)) report_retract(c);
@@ -104,7 +104,7 @@ static int run_program(struct cli *c, struct err *e) {
     if (!code) code = c->program->run(c, e);
     if (code == 0 || (code == ERR_CHECK && !c->writer_open)) code = finish(c, code, e);
     if (code != 0 && code != ERR_CHECK) abandon(c, code, e);
-    /* diff and its like have said on stdout what does not hold, and set no message */
+    /* programs such as diff have printed on stdout what does not hold, and set no message */
     if (code != 0 && (*e->msg || code != ERR_CHECK))
         cli_message(c, "", *e->msg ? e->msg : "failed, and did not say why");
     return cli_exit_code(code);

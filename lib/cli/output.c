@@ -8,8 +8,8 @@
 
 /* ---- the program's output ---------------------------------------------------------------------------------------- */
 
-/* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other
- * and the bytes must not differ. A file that is only appended to has other contents than ours: no name then. */
+/* The name of the output in the recipe: the same for -o FILE and > FILE, because the recipe uses one of them and the
+ * bytes must not differ. A file that is appended to has other contents as well, so it gets no name. */
 static int record_output(struct cli *c, struct err *e) {
     const char *name;
     if (!output_is_stdout(c)) {
@@ -60,7 +60,7 @@ int cli_close_output(struct cli *c, struct err *e) {
 int cli_text(struct cli *c, FILE **out, struct err *e) {
     int fd;
     if (!c->text) {
-        /* results on the terminal and a bar on the same terminal do not mix */
+        /* results and a progress bar on the same terminal do not mix */
         if (output_is_stdout(c) && isatty(STDOUT_FILENO))
             c->progress.enabled &= strcmp(c->progress_mode, "always") == 0;
         if (open_place(c, false, &fd, e)) return e->code;
@@ -71,7 +71,7 @@ int cli_text(struct cli *c, FILE **out, struct err *e) {
     return 0;
 }
 
-/* Documents have lines and columns of their own. A character that a batch cuts in two is shown as its bytes. */
+/* Documents keep their lines and columns. A character that is split between two batches is shown as bytes. */
 static void put_document(FILE *out, const char *text, size_t n) {
     char shown[ESCAPE_MAX];
     for (size_t took; n; text += took, n -= took) {
@@ -108,7 +108,7 @@ int output_commit(struct cli *c, struct err *e) {
 }
 
 void output_abort(struct cli *c, const char *why) {
-    /* Into a temporary file nobody will read, there is no need. */
+    /* not needed in a temporary file that nobody will read */
     bool seen = !c->output || !c->output->file.place.tmp;
     if (c->writer_open && seen && !c->hands_off) stream_writer_abort(c->writer, why);
     c->writer_open = false;

@@ -73,7 +73,8 @@ static int put_input(cJSON *inputs, const struct cli_input *in, struct err *e) {
     return prov_heads(input_prov(in), parents, e);
 }
 
-/* A word of the command line; one that is or ends with the name of a file says it as the inputs do. */
+/* A word of the command line; one that is or ends with the name of a file is recorded under the name that inputs
+ * have. */
 static int kept_word(struct cli *c, size_t i, const char **out, struct err *e) {
     const char *word = c->args.kept[i], *file, *name;
     if (c->args.kept_file[i]) {
@@ -102,7 +103,7 @@ static int put_settings(struct cli *c, cJSON *entry, struct err *e) {
         return err_nomem(e, "provenance");
     }
     const cJSON *item;
-    cJSON_ArrayForEach(item, c->settings) { /* what the program resolved replaces what was asked for */
+    cJSON_ArrayForEach(item, c->settings) { /* what the program resolved replaces what was given */
         cJSON_DeleteItemFromObjectCaseSensitive(settings, item->string);
         copy = cJSON_Duplicate(item, true);
         if (!copy || !cJSON_AddItemToObject(settings, item->string, copy)) {
@@ -115,7 +116,7 @@ static int put_settings(struct cli *c, cJSON *entry, struct err *e) {
 
 static int fill_entry(struct cli *c, cJSON *entry, struct err *e) {
     char id[DIGEST_TEXT_SIZE];
-    digest_text((struct digest){0}, id); /* holds the place: the id stands first and is known last */
+    digest_text((struct digest){0}, id); /* placeholder: the id comes first and is computed last */
     bool ok = json_put_str(entry, "id", id) && json_put_str(entry, "tool", c->program->name) &&
               json_put_str(entry, "version", RILL_VERSION);
     if (!ok) return err_nomem(e, "provenance");

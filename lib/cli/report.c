@@ -9,7 +9,7 @@
 #include "lib/cli/cli_internal.h"
 #include "lib/kernel/kernel.h"
 
-/* Early, so that a folder that is not there is known before an hour of work. */
+/* Early, so that a missing folder is noticed before an hour of work. */
 int report_begin(struct cli *c, struct err *e) {
     if (!c->report_path) return 0;
     return file_out_create(c, c->report_path, true, &c->report_file, e);
@@ -31,7 +31,7 @@ static double seconds_of(struct timeval t) {
     return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
 }
 
-/* What computed: another CPU path's results differ in their last bits. */
+/* Which code ran: results of another CPU path differ in the last bits. */
 static bool put_backend(cJSON *o) {
     struct kernel_backend b = kernel_backend();
     cJSON *to = cJSON_AddObjectToObject(o, "backend");
@@ -117,7 +117,7 @@ static int write_report(struct cli *c, const char *text, struct err *e) {
     return rc ? rc : out_file_sync(&c->report_file->file, e);
 }
 
-/* Written and synced here; named, by report_commit, when the output has its name. */
+/* Writes and syncs; report_commit renames it, when the output has its name. */
 int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     if (!c->report_file || c->report_file->file.fd < 0 || !c->report) return 0;
     cJSON *o = cJSON_CreateObject();
@@ -144,7 +144,7 @@ int report_commit(struct cli *c, struct err *e) {
     return c->report_file ? out_file_commit(&c->report_file->file, e) : 0;
 }
 
-/* It was written to say that all went well, and then something did not. */
+/* Removes a report of success after a later step has failed. */
 void report_retract(struct cli *c) {
     if (!c->report_file || c->report_file->file.fd >= 0) return;
     const struct out_file *f = &c->report_file->file;

@@ -1,7 +1,7 @@
 /* The effective value of every option, as provenance and report record it. */
 #include "lib/cli/cli_internal.h"
 
-/* Text that was given to an option, as it is recorded; *out NULL: JSON cannot hold it. */
+/* The text given to an option as it is recorded; *out NULL: JSON cannot hold it. */
 static bool setting_text(struct cli *c, const struct cli_option *o, const char *text, const char **out) {
     struct err e;
     *out = text;

@@ -21,7 +21,7 @@ static bool is_dash(const char *value) {
     return value && strcmp(value, "-") == 0;
 }
 
-/* Has an option named standard input? */
+/* Does an option name standard input? */
 static bool option_takes_stdin(const struct cli *c) {
     for (const struct cli_option *o = c->program->options; o && o->name; o++) {
         if (o->type == CLI_STRING && o->completes_files && is_dash(*(const char **)o->to)) return true;
@@ -32,7 +32,7 @@ static bool option_takes_stdin(const struct cli *c) {
     return false;
 }
 
-/* Somebody may have meant it to be read. */
+/* The user may have expected it to be read. */
 void stdin_note_pipe(struct cli *c) {
     struct stat st;
     if (c->program->stdin_unless && !c->args.n_operands && !cli_wants_stdin(c) && !option_takes_stdin(c) &&

@@ -109,7 +109,7 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
 static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
     const char *text;
     if (json_get_str(o, key, &text, e)) return e->code;
-    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is not a digest: \"%.80s\"", key, text);
 }
 
 static int get_progress(const cJSON *meta, struct distill_progress *p, struct err *e) {

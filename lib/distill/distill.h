@@ -25,7 +25,7 @@ struct distill_loss {
 /* "kl:weight=1,temperature=2" or "ce:weight=0.1"; members may be left out. ERR_USAGE for what is unknown or named twice. */
 int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) MUST_CHECK;
 /* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
-int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+int distill_loss_resolve(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 
 /*
  * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
@@ -41,7 +41,7 @@ const char *distill_kl_name(const struct knowledge_format *f);
 /* ---- the trainer -------------------------------------------------------------------------------------------------------- */
 
 struct distill_options {
-    struct distill_loss loss; /* settled */
+    struct distill_loss loss; /* resolved */
     struct train_plan plan;
     struct train_options train; /* optimizer */
     uint64_t batch_tokens;      /* positions per optimizer step, at least */

@@ -48,7 +48,7 @@ int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) 
     return 0;
 }
 
-int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f, struct err *e) {
+int distill_loss_resolve(struct distill_loss *l, const struct knowledge_format *f, struct err *e) {
     bool teacher = f->encoding != KNOW_NONE;
     if (!l->kl && !l->ce) {
         l->kl = teacher;

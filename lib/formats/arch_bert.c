@@ -1,6 +1,6 @@
 /*
  * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): encoders with norms after the
- * sums. The class says what is made of the hidden states: nothing, logits of masked tokens, or of classes.
+ * sums. The class determines the output: hidden states, logits of masked tokens, or logits of classes.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -96,7 +96,7 @@ static const struct arch_tensor distilbert_tensors[] = {
 };
 static const char *const distilbert_unread[] = {"vocab_transform.", "vocab_layer_norm.", "vocab_projector.", NULL};
 
-/* llama.cpp's bert is all of them. Its classifier is the pooler and what comes after it. */
+/* For llama.cpp all three are bert. Its classifier consists of the pooler and what follows it. */
 #define GGUF_ENCODER                                                                                                   \
     LINEAR(ROLE_ATTN_POST_NORM, "blk.#.attn_output_norm"), LINEAR(ROLE_FFN_POST_NORM, "blk.#.layer_output_norm"),      \
         {ROLE_POOLER, "cls.weight", OF_CLASSES}, {ROLE_POOLER_BIAS, "cls.bias", OF_CLASSES},                           \
@@ -121,7 +121,7 @@ static int read_types(struct model_config *c, const cJSON *json, struct err *e) 
     return rc;
 }
 
-/* What follows from the output that the class has. */
+/* Settings that follow from the output of the class. */
 static void set_output(struct model_config *c, bool pooler) {
     c->head_bias = c->output == OUTPUT_MASKED_LM;
     c->pooler = pooler;
@@ -240,7 +240,7 @@ static const struct gguf_key gguf_keys[] = {
     {"classifier.output_labels", GGUF_READ, 0, NULL},
 };
 
-/* What is left to whoever runs the encoder: hidden states are the same with any. */
+/* Left to the program that runs the encoder: hidden states do not depend on it. */
 static int read_pooling(const struct gguf_file *g, const char *prefix, struct err *e) {
     static const char *const names[] = {NULL, "mean", "cls", "last"};
     char key[64];
@@ -279,7 +279,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     c->output = classifier ? OUTPUT_CLASSES : OUTPUT_NONE;
     set_output(c, classifier && raw_table_find(&g->tensors, "cls.weight"));
     if (classifier && (classifier->rank != 2 || classifier->dims[0] < 1 || classifier->dims[0] > MODEL_MAX_DIM))
-        return err_set(e, ERR_DATA, "tensor '%s' is no matrix with a row for each class", classifier->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is not a matrix with a row for each class", classifier->name);
     c->classes = classifier ? (uint32_t)classifier->dims[0] : 0;
     int rc = need_not_causal(g, prefix, e);
     if (!rc) rc = read_token_types(c, g, e);
@@ -296,7 +296,7 @@ static int gguf_read_roberta(struct model_config *c, const struct gguf_file *g, 
 
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_key_bool(h, ".attention.causal", false);
-    gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp wants one without a table, too */
+    gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp requires one even without a table */
     if (c->position_offset) gguf_key_u32(h, OFFSET_KEY, c->position_offset);
     if (c->output == OUTPUT_CLASSES) gguf_key_u32(h, ".pooling_type", POOLING_RANK);
 }
@@ -304,7 +304,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 static int gguf_check(const struct model_config *c, struct err *e) {
     if (c->output == OUTPUT_MASKED_LM)
         return err_set(e, ERR_DATA,
-                       "a masked-LM head, which llama.cpp's bert has not (its encoder alone: import it with "
+                       "a masked-LM head, which llama.cpp's bert does not have (its encoder alone: import it with "
                        "\"architectures\": [\"BertModel\"] or its like in config.json)");
     if (c->output == OUTPUT_CLASSES && c->pooler && c->pooler_act != ACT_TANH)
         return err_set(e, ERR_DATA, "a classifier with %s, where llama.cpp's bert has tanh",

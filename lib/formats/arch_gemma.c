@@ -44,7 +44,7 @@ static const struct hf_key gemma3_keys[] = {KEYS, HF_KEY("sliding_window_pattern
 
 /* ---- what both read and write ------------------------------------------------------------------------------------ */
 
-/* Scores are scaled by 1 / sqrt(scalar), a whole number. 0: the scale is none of these. */
+/* Scores are scaled by 1 / sqrt(scalar), where scalar is a whole number. 0: the scale has no such form. */
 static uint32_t scalar_of(const struct model_config *c) {
     if (c->attn_scale == 0) return c->head_dim;
     double scalar = rint(1 / ((double)c->attn_scale * (double)c->attn_scale));
@@ -59,7 +59,7 @@ static bool is_null(const cJSON *json, const char *key) {
     return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, key));
 }
 
-/* null: none; absent: what the class says. */
+/* null: none; absent: the default of the class */
 static int read_softcap(float *cap, const cJSON *json, const char *key, double fallback, struct err *e) {
     double v = is_null(json, key) ? 0 : fallback;
     int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
@@ -85,7 +85,7 @@ static int read_windows(struct model_config *c, const cJSON *json, uint64_t patt
     return rc;
 }
 
-/* Embeddings are scaled by the root of the hidden size, which no key of a file says. */
+/* Embeddings are scaled by the root of the hidden size, which no key in the file states. */
 static void complete(struct model_config *c) {
     c->embed_scale = sqrtf((float)c->hidden);
 }
@@ -132,7 +132,8 @@ static int hf_check_both(const struct model_config *c, struct err *e) {
     return rc;
 }
 
-/* llama.cpp knows the scale of the scores by the number of layers: the largest model has the hidden size by its heads. */
+/* llama.cpp derives the scale of the scores from the number of layers: the largest model uses the hidden size
+ * divided by its heads. */
 static uint32_t gguf_scalar(const struct model_config *c, uint32_t layers_27b) {
     return c->n_layers == layers_27b ? c->hidden / c->layers[0].n_heads : c->head_dim;
 }
@@ -243,7 +244,7 @@ const struct arch arch_gemma2 = {
 
 /* ---- Gemma 3 ----------------------------------------------------------------------------------------------------- */
 
-/* Layers with a window have the local rotation; where none has a window there is no such rotation. */
+/* Layers with a window have the local rotation; without any such layer it does not exist. */
 static void set_rotations(struct model_config *c) {
     bool any = false;
     for (uint32_t i = 0; i < c->n_layers; i++) {

@@ -10,7 +10,7 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* transformers' Llama knows no window, so nobody means one that would be felt. */
+/* transformers' Llama has no window; one that would take effect is refused. */
 static int refuse_window(const struct model_config *c, const cJSON *json, struct err *e) {
     const cJSON *types = hf_member(json, "layer_types");
     uint64_t window = 0;

@@ -38,7 +38,7 @@ static int read_rope(struct model_config *c, const cJSON *json, struct err *e) {
     return 0;
 }
 
-/* Where no list says which, the layers that do not rotate have the window. */
+/* Without a list, the layers that do not rotate have the window. */
 static int read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint32_t window;
     bool use = false, given;

@@ -1,6 +1,6 @@
 /*
- * formats: import from and export to what others read. Foreign files are hostile until checked: every count, offset and
- * size is verified before it drives an allocation or an access.
+ * formats: imports and exports models in the formats of other programs. Foreign files are hostile until checked: every
+ * count, offset and size is verified before it drives an allocation or an access.
  */
 #ifndef RILL_FORMATS_H
 #define RILL_FORMATS_H
@@ -21,7 +21,7 @@ struct foreign_model {
     struct foreign_source *source;
     struct arena memory;
 };
-/* What to do about the tokenizer, when not what the source says. NULL stands for all zero. */
+/* The tokenizer, if not the source's own. NULL means all zero. */
 struct foreign_options {
     bool no_tokenizer;     /* leave it out, also one that could not be read */
     const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
@@ -32,7 +32,7 @@ struct foreign_options {
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
                  struct err *e) MUST_CHECK;
 /* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized
- * blocks stay as they are; desc tells the type. Slots whose rows must be reordered (GGUF's q and k) are. */
+ * blocks stay as they are; desc has the type. Rows that must be reordered (GGUF's q and k) are. */
 int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_desc *d, const void **data,
                    struct err *e) MUST_CHECK;
 /* All of it as a model stream, which the caller ends. dtype: f32, f16 or bf16 for all tensors, 0 leaves them as
@@ -46,13 +46,13 @@ void foreign_close(struct foreign_model *f);
 
 /* What export writes for: transformers (safetensors) and llama.cpp (gguf). */
 enum model_target { TARGET_TRANSFORMERS, TARGET_LLAMA_CPP, TARGET_COUNT };
-/* ERR_DATA when the program refuses a model of this shape, with the condition that does not hold. Export asks before it
- * writes; target_warnings tells whoever asks for the shape. */
+/* ERR_DATA when the program cannot load a model of this shape, with the condition that fails. Export checks before
+ * it writes; programs that change shapes call target_warnings. */
 int target_check(enum model_target t, const struct model_config *c, struct err *e) MUST_CHECK;
 /* Calls `warn` with a line for each program that will not load `c`, but would have loaded `before` (NULL: a new model). */
 void target_warnings(const struct model_config *before, const struct model_config *c, model_warn_fn *warn, void *ctx);
 
-/* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one type of blocks. */
+/* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one quantized type. */
 bool target_fuses_qkv(const struct model_config *c);
 
 /* ---- architectures (arch.c) -------------------------------------------------------------------------------------- */
@@ -65,10 +65,10 @@ struct arch_summary {
     bool generates;    /* a causal language model */
 };
 bool arch_summary(size_t i, struct arch_summary *out);
-/* A configuration of this architecture without shapes, for a model made anew. ERR_DATA for an encoder, and for an unknown
- * one with the names of those that are known. */
+/* A configuration of this architecture without shapes, for a new model. ERR_DATA for an encoder, and for an unknown
+ * one, with the names of those that are known. */
 int arch_traits(const char *name, struct model_config *out, struct err *e) MUST_CHECK;
-/* Sets what follows from the shapes, when the caller has set these. */
+/* Sets what follows from the shapes, which the caller has set. */
 void arch_complete(struct model_config *c);
 
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
@@ -82,7 +82,7 @@ int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) M
  * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load
  * the shape (target_check): layers that differ, for one. */
 int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
-/* One tensor to fd as .npy; what NumPy has no type for (bf16, quantized) becomes f32. `m` may be of any kind. */
+/* One tensor to fd as .npy; types that NumPy does not have (bf16, quantized) become f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */
 int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST_CHECK;

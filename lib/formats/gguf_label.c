@@ -28,7 +28,7 @@ static bool is_k(size_t t) {
     return types[t].dtype >= DT_Q2_K && types[t].dtype <= DT_Q6_K;
 }
 
-/* Could this type be there only because the rows are no whole number of the blocks that were asked for? */
+/* Can this type be a fallback, because the rows are not a whole number of the blocks that were asked for? */
 static bool may_be_fallback(enum dtype dtype, uint64_t row) {
     uint32_t block = model_row_block(row);
     bool of_k = dtype == DT_Q4_0 || dtype == DT_Q5_0 || dtype == DT_Q5_1 || dtype == DT_Q8_0;
@@ -63,8 +63,8 @@ static uint32_t k_label(const struct gguf_label *l, enum dtype base) {
     }
 }
 
-/* The type of most weights, counted where it says what was asked for. Of k-quants, whose mixtures give some tensors
- * more bits, the smallest that has a quarter of them. */
+/* The type of most weights, without fallbacks. Of k-quants, whose mixtures give some tensors more bits, the smallest
+ * that has a quarter of them. */
 uint32_t gguf_label_file_type(const struct gguf_label *l) {
     uint64_t elems[N_TYPES] = {0}, all = 0, k = 0;
     size_t best = 0;

@@ -1,4 +1,4 @@
-/* What the keys of a GGUF say about the model. formats/gguf.md has the table of keys. */
+/* Reads the configuration of a model from the keys of a GGUF. formats/gguf.md has the table of keys. */
 #include "lib/formats/arch_internal.h"
 
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
@@ -56,7 +56,8 @@ static int read_layers(const struct gguf_file *g, const char *prefix, struct mod
     return 0;
 }
 
-/* The head size is said, or follows from the first layer; values use all of it, and the rotation does unless it may be partial. */
+/* The head size is stated, or follows from the first layer; values use all of it, and so does the rotation unless it
+ * may be partial. */
 static int read_head_dim(const struct gguf_file *g, const char *prefix, bool partial, struct model_config *c,
                          struct err *e) {
     char key[KEY_SIZE];
@@ -107,10 +108,10 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
 
 /* ---- rotary positions ---- */
 
-#define LLAMA_CPP_THETA 10000 /* where a file says none, whatever the architecture */
+#define LLAMA_CPP_THETA 10000 /* the default of all architectures */
 
-/* A number in full beside the f32 that other programs read (export writes it where f32 would round). They are two
- * homes of one value, so they must round to the same. */
+/* A number in full beside the f32 that other programs read (export writes it where f32 would round). Both must round
+ * to the same. */
 static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
                       double *out, struct err *e) {
     double exact = 0;
@@ -160,7 +161,7 @@ static int read_scaling(const struct gguf_file *g, const char *prefix, struct mo
                       &c->rope.factor, e);
 }
 
-/* What our own export says about the factors in rope_freqs.weight, which GGUF has no keys for. */
+/* What our export states about the factors in rope_freqs.weight, for which GGUF has no keys. */
 static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, struct err *e) {
     uint64_t original = 0;
     int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
@@ -226,7 +227,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     if (!embed) return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is missing");
     uint64_t rows = embed->rank == 2 ? embed->dims[0] : 0, said = rows;
     if (rows < 1 || rows > MODEL_MAX_VOCAB)
-        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is no matrix of 1 to %u rows", MODEL_MAX_VOCAB);
+        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is not a matrix of 1 to %u rows", MODEL_MAX_VOCAB);
     char key[KEY_SIZE];
     int rc = gguf_opt_u64(g, arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
     if (!rc && said != rows)
@@ -236,7 +237,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     return rc;
 }
 
-/* Our export of an architecture that only another name can express: of qwen2 as deci. */
+/* Our export of an architecture under another name: qwen2 as deci. */
 static int read_own_arch(const struct gguf_file *g, const struct arch **arch, const char *prefix, struct arena *a,
                          struct err *e) {
     const char *name = NULL;
@@ -253,7 +254,7 @@ static int read_own_arch(const struct gguf_file *g, const struct arch **arch, co
     return 0;
 }
 
-/* Biases that a family has or not are there or not. */
+/* Optional biases of a family are found by their tensors. */
 static bool has_tensor(const struct gguf_file *g, const char *name, const char *fused) {
     return raw_table_find(&g->tensors, name) || raw_table_find(&g->tensors, fused);
 }

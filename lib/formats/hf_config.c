@@ -6,7 +6,7 @@
 
 /* ---- which class ---- */
 
-/* transformers goes by model_type, everybody else by the class: they must be of one kind. */
+/* transformers uses model_type, other programs the class: they must agree. */
 static int read_arch(const cJSON *json, const struct arch **out, const struct hf_class **class, struct err *e) {
     const cJSON *list = hf_member(json, "architectures");
     const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
@@ -94,7 +94,7 @@ static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct mo
     return rc;
 }
 
-/* A key that is absent means the class's default; null: that it follows from the others. */
+/* An absent key means the default of the class; null means derived from the others. */
 static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, uint64_t *out, struct err *e) {
     if (!key) return 0;
     if (absent && !cJSON_GetObjectItemCaseSensitive(json, key)) *out = absent;
@@ -147,7 +147,7 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
     if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
-    if (!predicts_tokens(c)) c->tied = false; /* no head that could be */
+    if (!predicts_tokens(c)) c->tied = false; /* there is no head to tie */
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -181,14 +181,14 @@ static int check_uniform(const struct arch *arch, const struct model_config *c, 
             return err_set(
                 e, ERR_DATA,
                 "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that%s",
+                "%u: Hugging Face's config.json cannot express that%s",
                 i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn,
                 arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
     }
     return 0;
 }
 
-/* A field of type float, and JSON's 0 is an integer. */
+/* transformers wants a float, and would read JSON's 0 as an integer. */
 static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
     if (c->norm_eps != 0) return 0;
     return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for %s",
@@ -210,7 +210,7 @@ static const char *torch_name(enum dtype dtype) {
 }
 
 static bool put_id(cJSON *o, const char *key, uint32_t id) {
-    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has a say in it */
+    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has written it */
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 

@@ -1,4 +1,4 @@
-/* The names of a classifier's classes: META's "labels", a list of texts in the order of its rows. */
+/* Names of a classifier's classes: META's "labels", a list of texts in the order of its rows. */
 #include "lib/formats/arch_internal.h"
 
 static bool add_label(cJSON *list, const char *name) {
@@ -9,7 +9,7 @@ static bool add_label(cJSON *list, const char *name) {
 }
 
 static const char *default_label(uint32_t class, char out[LABEL_SIZE]) {
-    snprintf(out, LABEL_SIZE, "LABEL_%u", class); /* as transformers calls those without a name */
+    snprintf(out, LABEL_SIZE, "LABEL_%u", class); /* transformers' default */
     return out;
 }
 
@@ -21,7 +21,7 @@ static bool says_nothing(const cJSON *list) {
     return true;
 }
 
-/* The list, which is whole or not, goes into META when there is something to it. */
+/* Adds the list to META if it is complete and not empty. */
 static int keep(struct foreign_model *f, cJSON *list, bool ok, struct err *e) {
     if (ok && says_nothing(list)) {
         cJSON_Delete(list);
@@ -64,7 +64,7 @@ int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct e
         if (utf8_valid(s.s, s.n) && !memchr(s.s, 0, s.n)) name = arena_strndup(&f->memory, s.s, s.n, e);
         if (!name) {
             cJSON_Delete(list);
-            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is no text", kv->key, (unsigned long long)i);
+            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is not text", kv->key, (unsigned long long)i);
         }
         ok = add_label(list, name);
     }

@@ -13,14 +13,14 @@ static int check_lacks(const struct arch *arch, const struct model_config *c, st
     unsigned lacks = arch->gguf.lacks;
     uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
     if ((lacks & LACKS_O_BIAS) && c->o_bias)
-        return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_LLAMA3) && c->rope.scaling == ROPE_LLAMA3)
-        return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_HEAD_WIDTH) && width != c->hidden)
         return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s wants as wide as the %u of the model",
                        c->layers[0].n_heads, c->head_dim, name, c->hidden);
     if ((lacks & LACKS_TIED) && c->tied)
-        return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s does not have", name);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-/* Batches of knowledge into rows that a loss can read. What arrives is not trusted: every value is checked here, once. */
+/* Decodes batches of knowledge into rows for a loss. Input is not trusted: every value is checked here, once. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,17 +30,6 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->pair_lengths = knowledge_has_pairs(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
     k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
     set_feature_counts(k);
-}
-
-void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
-    if (buf_reserve(b, n, e)) return NULL;
-    b->len += n;
-    return b->data + b->len - n;
-}
-
-uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i) {
-    if (dtype == DT_U8) return ((const uint8_t *)data)[i];
-    return dtype == DT_U16 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
 }
 
 /* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
@@ -146,41 +135,6 @@ static int append_labels(struct knowledge_rows *k, const struct knowledge_format
     if (f->target == TARGET_NEXT) return next_labels(k, b, joined, e);
     if (f->target == TARGET_SEQUENCE) return stored_labels(k, b, knowledge_ended(&b->head), f->classes, e);
     return stored_labels(k, b, b->head.n_positions, f->n_used ? f->n_used : f->vocab_size, e);
-}
-
-/* ---- entries ----------------------------------------------------------------------------------------------------- */
-
-int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
-                        struct err *e) {
-    uint32_t cols = knowledge_stored_columns(f);
-    if (!k->seen.len) {
-        void *fresh = knowledge_extend(&k->seen, cols * sizeof(uint32_t), e);
-        if (!fresh) return e->code;
-        memset(fresh, 0, k->seen.len);
-    }
-    uint32_t *seen = (void *)k->seen.data;
-    if (++k->stamp == 0) {
-        memset(seen, 0, k->seen.len);
-        k->stamp = 1;
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= cols) return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], cols);
-        if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u comes twice", ids[i]);
-        seen[ids[i]] = k->stamp;
-    }
-    return 0;
-}
-
-int knowledge_end_row(struct knowledge_rows *k, struct err *e) {
-    uint64_t end = k->memory[MEM_IDS].len / sizeof(uint32_t);
-    return buf_append(&k->memory[MEM_OFFSET], &end, sizeof end, e);
-}
-
-int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
-    uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
-    if (!offset) return e->code;
-    memset(offset, 0, n * sizeof *offset);
-    return 0;
 }
 
 /* ---- fields ------------------------------------------------------------------------------------------------------------- */

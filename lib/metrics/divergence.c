@@ -13,10 +13,10 @@
 struct divergence {
     struct model *m;
     struct knowledge_format f;  /* as META says */
-    struct knowledge_format as; /* as rows are decoded: topk as ghost, which has the same bytes, for the rest */
+    struct knowledge_format as; /* encoding of the decoded rows: topk is treated as ghost, which has the same bytes */
     struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
     struct grad_tape *tape;
-    size_t base;          /* of the rows: where the sequences begin that the model is being given */
+    size_t base;          /* of the rows: the first sequence that the model is being given */
     double temperature;   /* at which both are compared; labels are scored at 1 */
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
@@ -30,7 +30,7 @@ struct divergence {
     struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
 };
 
-/* What becomes of the probability that a sparse reference does not have by token. */
+/* What to do with the probability that a sparse reference does not assign to tokens. */
 static const char *const tails[] = {
     [KNOW_NONE] = NULL,
     [KNOW_DENSE] = "none",
@@ -43,13 +43,13 @@ static bool is_top(const struct divergence *d) {
     return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST;
 }
 
-/* Does the reference say anything about the probability of a label, at temperature 1? */
+/* Does the reference determine a probability of the label at temperature 1? */
 static bool judges_labels(const struct divergence *d) {
     return d->f.encoding != KNOW_SAMPLE && d->temperature == 1;
 }
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
-    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
+    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
     struct knowledge_format as = *f;
     if (model_check_next_token(&m->config, e)) return e->code;
     if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;
@@ -80,7 +80,7 @@ void divergence_free(struct divergence *d) {
 
 /* ---- positions --------------------------------------------------------------------------------------------------- */
 
-/* A block of rows as the kernels have left it. */
+/* A block of rows as computed by the kernels. */
 struct block {
     const struct kernel_target *target;
     const double *kl, *ce;
@@ -88,7 +88,7 @@ struct block {
     const float *reference; /* dense: log-probabilities [rows][vocab] */
 };
 
-/* A sum of entries that were rounded to f16 is off by less than this (knowledge_decode allows as much). */
+/* A sum of entries rounded to f16 is off by less than this (the tolerance of knowledge_decode). */
 #define SUM_SLACK 1e-3
 
 /* ln of the reference's probability of the label; from top entries without it, of the most that it can be: no more
@@ -116,7 +116,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     if (!judges_labels(d)) return 0;
     moments_add(&d->nll_reference, -log_prob);
     d->co += before * (-log_prob - d->nll_reference.mean);
-    moments_add(&d->ln_ratio, nll + log_prob); /* its error is that of the difference of the two, covariance included */
+    moments_add(&d->ln_ratio, nll + log_prob); /* the error of the difference of the two, covariance included */
     double delta = exp(-nll) - exp(log_prob);
     moments_add(&d->delta_p, delta);
     moments_add(&d->delta_p_most, known ? delta : exp(-nll));
@@ -124,7 +124,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     return is_top(d) ? 0 : buf_append(&d->delta_ps, &delta, sizeof delta, e);
 }
 
-/* The kernel's sum over the entries, and the rest as one, of t ln(t / p) made what is reported. */
+/* Turns the kernel's sum of t ln(t / p) over the entries, and the rest as one token, into what is reported. */
 static int add_kl(struct divergence *d, const struct block *b, size_t r, struct err *e) {
     const struct kernel_target *t = b->target;
     double kl = b->kl[r], mass;
@@ -133,13 +133,13 @@ static int add_kl(struct divergence *d, const struct block *b, size_t r, struct 
         return 0;
     }
     moments_add(&d->kld, kl);
-    /* sparse entries stand in descending order */
+    /* sparse entries are in descending order */
     uint32_t top = b->reference ? b->reference_top[r] : t->ids[t->offset[r]];
     d->same_top += b->top[r] == top;
     return buf_append(&d->klds, &kl, sizeof kl, e);
 }
 
-/* Names the sequence of row `at` of those that wait. */
+/* Names the sequence of row `at` of the queue. */
 static int not_finite(const struct divergence *d, size_t at, struct err *e) {
     size_t s = 0;
     for (; at >= d->rows.lengths[s]; s++) at -= d->rows.lengths[s];

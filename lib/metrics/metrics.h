@@ -31,7 +31,7 @@ typedef void metrics_watch(void *ctx);
  *   sliding    one text, windows of `context` moved by `stride`: each token scored once, with at least context - stride tokens
  *              before it (Hugging Face's recipe)
  *   sequences  each sequence of the stream for itself, every position after the first
- *   documents  each sequence is a document, scored whole behind BOS (or EOS where there is none) in disjoint windows of `context`,
+ *   documents  each sequence is a document, scored whole after BOS (or EOS where there is none) in disjoint windows of `context`,
  *              also per word and per byte (lm-eval's loglikelihood_rolling)
  */
 enum perplexity_protocol { PPL_GPTQ, PPL_LLAMA, PPL_SLIDING, PPL_SEQUENCES, PPL_DOCUMENTS };
@@ -44,8 +44,8 @@ struct perplexity_options {
     uint64_t max_windows;   /* 0: all */
     size_t batch_positions; /* evaluated together, whole windows; 0: one window at a time */
 };
-/* Sets what is 0: the context to 512 or the model's if that is less (protocol sequences: the model's), the stride to half of it.
- * ERR_USAGE for a stride that the protocol has no use for. */
+/* Replaces each 0 by its default: the context by 512 or the model's if that is less (protocol sequences: the
+ * model's), the stride by half of it. ERR_USAGE for a stride that the protocol does not use. */
 int perplexity_choose(struct perplexity_options *o, const struct model *m, struct err *e) MUST_CHECK;
 struct perplexity;
 int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o,
@@ -96,8 +96,8 @@ void perplexity_free(struct perplexity *p);
  * temperature 1 is absent. Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
-/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit, model_check_next_token); whether it is the same
- * vocabulary, the caller has asked model_check_vocab. */
+/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit, model_check_next_token). The
+ * caller has checked the vocabulary with model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;

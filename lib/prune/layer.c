@@ -1,4 +1,4 @@
-/* Channels and head groups out of one layer: scores, choice, and the rows and columns that belong together. */
+/* Removes channels and head groups from a layer: scores, choice, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
 /* ---- taking out -------------------------------------------------------------------------------------------------- */
@@ -80,7 +80,8 @@ static int add_weight_norms(struct prune_layer *l, enum model_axis axis, uint32_
     return 0;
 }
 
-/* The same of what calibration saw at a point, whose columns lie along the axis (Minitron, Muralidharan et al. 2024). */
+/* The same from activations at a calibration point, whose columns lie along the axis (Minitron, Muralidharan et al.
+ * 2024). */
 static void add_activations(const struct stats *s, enum model_point point, uint32_t layer, uint64_t n, uint32_t width,
                             double *score) {
     const double *seen = stats_seq_sq(s, point, layer);

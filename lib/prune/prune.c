@@ -56,7 +56,7 @@ static int take(struct prune_layer *l, enum model_role role, const struct tensor
     return 0;
 }
 
-/* All of a layer is in memory: shrink it and write it under its new number. */
+/* All of a layer is in memory: shrinks it and writes it under its new number. */
 static int finish_layer(struct pass *p, uint32_t old_layer, struct err *e) {
     int rc = prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
@@ -79,7 +79,8 @@ static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
         p->one.tensor[s.role].data = kept;
     }
     int rc = write_tensor(p, &p->one, s, e);
-    buf_release(&p->one.tensor[s.role].data); /* embedding and head are the largest: not kept through the layers */
+    buf_release(&p->one.tensor[s.role].data); /* embedding and head are the largest: they are not kept in memory
+     * through the layers */
     return rc;
 }
 

@@ -1,4 +1,8 @@
-/* Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible). */
+/*
+ * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
+ *
+ * Order of files, each calling only those before it: choose, layer, name, plan, prune.
+ */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
 
@@ -20,7 +24,7 @@ struct prune_plan {
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
-/* What options->warn should hear: what shares came to, and what the shape will mean. */
+/* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
 
 /* META's general.name and .finetune (name.c): another size, and that it is pruned. */

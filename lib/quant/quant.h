@@ -35,14 +35,14 @@ struct quant_options {
 enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s);
 /* Does an option of its own name that type, head_type or embed_type? */
 bool quant_is_named(const struct quant_options *o, const struct model_config *c, struct model_slot s);
-/* The type that its rows can have: `wanted`, or where the row is no whole number of blocks, as llama.cpp falls back
+/* The type that its rows can have: `wanted`, or where the row is not a whole number of blocks, as llama.cpp falls back
  * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; and where 32 does not divide it either, F16). */
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
 
 struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
-    bool fell_back; /* the row is no whole number of `wanted`'s blocks */
+    bool fell_back; /* the row is not a whole number of `wanted`'s blocks */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */
 };

@@ -134,7 +134,7 @@ static int choose_type(const struct pass *p, struct model_slot s, uint64_t cols,
     enum dtype plain = quant_is_named(o, p->config, s) ? t->to : quant_fallback(o->type->base, cols);
     if (bits_of(plain) > bits_of(t->from)) /* not for the mixture's sake alone */
         return err_set(e, ERR_USAGE,
-                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and win nothing (quantize the "
+                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and gain nothing (quantize the "
                        "original, or --force)",
                        t->name, dtype_info(t->from)->name, bits_of(t->from), dtype_info(t->to)->name, bits_of(t->to));
     t->to = t->from;
@@ -179,11 +179,11 @@ static int plan(struct pass *p, struct err *e) {
         weighed |= is_weighed(p->config, s, to);
         char name[TENSOR_MAX_NAME + 1];
         if (p->o->strict && to != wanted)
-            return err_set(
-                e, ERR_DATA,
-                "tensor '%s': rows of %llu are no whole number of %s's blocks of %u (without --strict it becomes %s)",
-                model_slot_name(s, name), (unsigned long long)cols, dtype_info(wanted)->name,
-                dtype_info(wanted)->block_elems, dtype_info(to)->name);
+            return err_set(e, ERR_DATA,
+                           "tensor '%s': rows of %llu are not a whole number of %s's blocks of %u (without --strict it "
+                           "becomes %s)",
+                           model_slot_name(s, name), (unsigned long long)cols, dtype_info(wanted)->name,
+                           dtype_info(wanted)->block_elems, dtype_info(to)->name);
     }
     if (p->o->stats && !weighed)
         return err_set(e, ERR_USAGE, "statistics change nothing in %s: the error is only weighed in types below q8_0",

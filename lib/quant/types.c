@@ -1,4 +1,4 @@
-/* Which type each tensor gets: the named types, llama.cpp's mixture, the fallbacks. */
+/* Chooses the type of each tensor: the named types, llama.cpp's mixture, the fallbacks. */
 #include "lib/quant/quant.h"
 
 static const struct quant_type types[] = {

@@ -78,7 +78,7 @@ static int read_step(struct recipe *r, size_t i, const cJSON *entry, struct err 
     if (!s->argv) return e->code;
     cJSON_ArrayForEach(item, argv) {
         if (item == argv->child) continue; /* the program's name */
-        if (!cJSON_IsString(item)) return err_set(e, ERR_DATA, "provenance entry %zu: an argument is no string", i);
+        if (!cJSON_IsString(item)) return err_set(e, ERR_DATA, "provenance entry %zu: an argument is not a string", i);
         s->argv[s->n_argv++] = item->valuestring;
     }
     s->inputs = arena_array(&r->arena, (size_t)cJSON_GetArraySize(inputs) + 1, sizeof *s->inputs, e);
@@ -117,8 +117,7 @@ static int add_file(struct recipe *r, const struct recipe_file *want, struct rec
         if (!name) return e->code;
     }
     if (name != want->wanted)
-        log_line(LOG_WARN,
-                 "%s stood for two contents: the recipe calls one of them %s, and what is recorded will differ",
+        log_line(LOG_WARN, "%s had two contents: the recipe calls one of them %s, and what is recorded will differ",
                  want->wanted, name);
     if (r->n_files == r->cap_files) {
         size_t cap = r->cap_files ? 2 * r->cap_files : 32;
@@ -262,7 +261,7 @@ int recipe_build(struct recipe *r, const cJSON *entries, const char *target, str
     if (place_outputs(r, e) || find_heads(r, &heads, &n_heads, e)) return e->code;
     if (target && recipe_normal_path(&r->arena, target, &name, e)) return e->code;
     if (!name) name = n_heads == 1 ? r->steps[heads[0]].output : NULL;
-    if (!name) return err_set(e, ERR_USAGE, "the file's name is not recorded (say it with --target NAME)");
+    if (!name) return err_set(e, ERR_USAGE, "the file's name is not recorded (give it with --target NAME)");
     if (n_heads == 1 && !r->steps[heads[0]].file && add_step_file(r, heads[0], name, e)) return e->code;
     if (place_shared_pipes(r, e) || resolve_inputs(r, e)) return e->code;
     return file_of_steps(r, name, heads, n_heads, &r->target, e);

@@ -1,6 +1,7 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
+ * Order of files, each calling only those before it: file, model, data, chat, teacher.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -42,8 +43,9 @@ struct session_options {
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
 #define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \
-    "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
-    "to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
+    "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
+    "single "                                                                                                          \
+    "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
 #define SESSION_PRECISION_OF(o, names, text)                                                                           \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \

@@ -49,7 +49,7 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     bool pipe = !t->file.is_file;
     if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
-        return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
+        return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
     if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
         return e->code;

@@ -119,7 +119,7 @@ void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p
 
 /* ---- sharing the work ---- */
 
-/* Elements a thread takes at once. One piece is converted without asking for threads: small tensors are common. */
+/* Elements per piece. A single piece is converted without threads: small tensors are common. */
 #define PIECE 32768
 
 struct job {
@@ -288,7 +288,7 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
     }
     const struct dtype_info *type = dtype_info(dtype);
     if (!type->is_quantized) return n;
-    /* No code can make up for a scale that is no number, and with finite scales every product is finite. */
+    /* No code can compensate a non-finite scale; with finite scales every product is finite. */
     const int *at = codec_of(dtype)->scale_at;
     for (uint64_t i = 0; i < n; i += type->block_elems, p += type->block_bytes)
         for (int k = 0; k < 2; k++)

@@ -110,7 +110,7 @@ static void weigh(const float *x, const float *importance, float mean_square, si
     for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
 }
 
-/* What one batch becomes before it is packed. */
+/* The state of one batch before it is packed. */
 struct batch {
     uint8_t codes[BATCH * N];
     float scales[BATCH], mins[BATCH];
@@ -222,7 +222,7 @@ INLINE int round_away(float v) {
     return i + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
-/* Eight bits leave nothing worth a search: the weights are not used. Ties go away from zero. */
+/* With eight bits a search gains nothing: the weights are not used. Ties go away from zero. */
 size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     (void)w;
     uint8_t *block = blocks;

@@ -3,6 +3,9 @@
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
  * same type that gives the same bytes; convert.c's table is the one place to choose it.
+ *
+ * Order of files, each calling only those before it: dtype, desc, half, quantize_fit_lanes, quantize_fit, quantize_32,
+ * quantize_k_affine, quantize_k_symmetric, convert, summary.
  */
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H
@@ -86,7 +89,7 @@ struct fit_search {
 };
 
 /*
- * For each of n_groups groups of n elements, which lie one behind the other in x, w and codes: finds scale >= 0, min <= 0
+ * For each of n_groups groups of n elements, which are contiguous in x, w and codes: finds scale >= 0, min <= 0
  * and codes in [0, top] that make sum w (scale * code + min - x)^2 small. minus_mins holds -min.
  */
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
@@ -101,7 +104,8 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
 /* One group, x >= 0, codes in [0, top], no min: trial scales, then code by code. For the scales of scales. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* The twins behind the first two: one group at a time, and FIT_LANES at a time where the processor can (n is 16 or 32). */
+/* The implementations of the first two: one group at a time, and FIT_LANES at a time where the processor can (n is
+ * 16 or 32). */
 #define FIT_LANES 8
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);

@@ -125,9 +125,9 @@ INLINE void take_apart(const struct layout *k, const uint8_t *block, struct quan
 
 /* ---- encoding ---- */
 
-/* What is found for one block before its scales are quantized. */
+/* The fit of one block before its scales are quantized. */
 struct fit {
-    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins with their sign turned: >= 0 */
+    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins negated: >= 0 */
     float weight[MAX_SUBS];                 /* of each sub-block in the fit of the scales */
     uint8_t codes[N];
 };
@@ -156,7 +156,7 @@ INLINE void weigh(const struct layout *k, const float *x, const float *importanc
     }
 }
 
-/* False when a scale is not a number one can go on with. */
+/* False when a scale is not finite. */
 INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *importance, struct fit *fit) {
     float weights[N];
     weigh(k, x, importance, weights);

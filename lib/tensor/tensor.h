@@ -70,7 +70,7 @@ struct tensor {
     uint64_t n_bytes;
 };
 
-/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is no whole number of blocks. */
+/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is not a whole number of blocks. */
 int tensor_desc_init(struct tensor_desc *d, const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims,
                      struct err *e) MUST_CHECK;
 /* Checks name, dtype, rank, every product (padding to 64 included) and the block rule; gives the sizes. */
@@ -142,7 +142,7 @@ struct quant_form {
 #define QUANT_MAX_BLOCK  256
 #define QUANT_MAX_GROUPS 16
 struct quant_parts {
-    uint16_t d, min; /* f16; GGUF's dmin with its sign turned */
+    uint16_t d, min; /* f16; GGUF's dmin negated */
     int8_t scales[QUANT_MAX_GROUPS], mins[QUANT_MAX_GROUPS];
     uint8_t codes[QUANT_MAX_BLOCK];
 };
@@ -156,8 +156,8 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 cJSON *tensor_desc_json(const struct tensor_desc *d);
 
 /*
- * Values described in a few numbers, for people who look. Begin with {0}, add a tensor in pieces in order; sums in f64.
- * min, max, mean and deviation are of the finite values only.
+ * Summary statistics of values. Begin with {0}, add a tensor in pieces in order; sums in f64. min, max, mean and
+ * deviation are of the finite values only.
  */
 struct tensor_summary {
     uint64_t n, n_zero, n_nan, n_inf;
@@ -169,7 +169,8 @@ double tensor_summary_std(const struct tensor_summary *s);
 /* Counts finite values into n_bins equal bins from min to max, both included. */
 void tensor_histogram(const struct tensor_summary *s, const float *x, size_t n, uint64_t *bins, size_t n_bins);
 
-/* How far b is from a. NaN against NaN and an infinity against itself are no difference, either against else an infinite one. */
+/* The distance of b from a. NaN against NaN and an infinity against itself are equal; either against anything else
+ * is infinite. */
 struct tensor_difference {
     uint64_t n, n_different;
     double max_abs, sum_abs, sum_square;

@@ -18,8 +18,8 @@ struct bpe_symbol {
 };
 #define NO_SYMBOL UINT32_MAX
 
-/* The byte's token; a vocabulary without one says unk instead, or nothing: the byte is lost, as in Hugging Face's
- * tokenizers, but counted. */
+/* The token of a byte. Without one it is unk or nothing: the byte is lost, as in Hugging Face's tokenizers, but
+ * counted. */
 static uint32_t byte_token(const struct vocab *v, unsigned char byte, struct text_ids *ids) {
     uint32_t id = v->index->byte_id[byte];
     if (id != TOKEN_NONE) return id;
@@ -145,7 +145,7 @@ static uint64_t heap_pop(struct long_word *w) {
     return top;
 }
 
-/* Looks up what symbol i and its right neighbour make. */
+/* Looks up the merge of symbol i and its right neighbour. */
 static bool rank_symbol(struct long_word *w, uint32_t i) {
     struct bpe_symbol *s = &w->symbols[i];
     const struct merge_slot *m = s->next == NO_SYMBOL ? NULL : index_merge(w->index, s->id, w->symbols[s->next].id);

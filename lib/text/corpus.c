@@ -1,22 +1,23 @@
 /*
- * A corpus through a window: read, cut into pieces at places that leave no trace (text_safe_cut), encode the pieces on
- * all threads, pack their tokens in order, move on. Memory is that of one window, whatever the length of the input.
+ * Encodes a corpus through a window: reads, cuts into pieces where the cut changes no token (text_safe_cut), encodes
+ * the pieces on all threads, packs their tokens in order, moves on. Memory is that of one window, whatever the length
+ * of the input.
  */
 #include "lib/text/corpus_internal.h"
 #include "lib/text/text_internal.h"
 
 #define WINDOW_BYTES  ((size_t)4 << 20)
-#define FIRST_WINDOW  ((size_t)256 << 10) /* so that a short answer comes soon; doubled each time */
+#define FIRST_WINDOW  ((size_t)256 << 10) /* so that the first output comes soon; doubled each time */
 #define MAX_WINDOW    ((size_t)1 << 30)   /* of a text without a place to cut, or a line of JSON */
-#define WINDOW_PIECES 64 /* a window's worth of work comes in so many pieces: enough for any number of cores */
-#define MAX_PIECES    ((size_t)64 << 10) /* in a window: short lines */
+#define WINDOW_PIECES 64                  /* pieces of a window: enough for any number of cores */
+#define MAX_PIECES    ((size_t)64 << 10)  /* in a window: short lines */
 
 struct piece {
     size_t start, n; /* in the window */
     size_t n_ids, n_lost;
     bool ends_document;
 };
-/* What one thread does at a time: a run of pieces, piece_bytes together or a little more. */
+/* What one thread takes at a time: consecutive pieces, piece_bytes together or a little more. */
 struct share {
     size_t first, end; /* pieces */
     struct text_ids ids;
@@ -75,7 +76,7 @@ static void add_piece(struct corpus *c, size_t start, size_t n, bool ends_docume
     c->pieces[c->n_pieces++] = (struct piece){.start = start, .n = n, .ends_document = ends_document};
 }
 
-/* The first part of text[0..n) to encode for itself: some piece_bytes, or all when it cannot be cut. */
+/* The first part of text[0..n) to encode on its own: about piece_bytes, or all when it cannot be cut. */
 static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     for (size_t limit = c->piece_bytes; limit < n; limit *= 2) {
         size_t cut = text_safe_cut(c->v, c->window.data + start, limit);
@@ -84,7 +85,7 @@ static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     return n;
 }
 
-/* A document, or a part of one that ends at a safe cut. Returns how much of it there was room for. */
+/* A document, or a part of one that ends at a safe cut. Returns how much of it fit. */
 static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_document) {
     size_t at = 0;
     while (n - at > c->piece_bytes && c->n_pieces < c->max_pieces) {
@@ -97,7 +98,7 @@ static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_docum
     return n;
 }
 
-/* Text whose document goes on behind the window. */
+/* Text whose document goes on after the window. */
 static size_t add_open_text(struct corpus *c, size_t start, size_t n) {
     size_t cut = text_safe_cut(c->v, c->window.data + start, n);
     return cut ? add_text(c, start, cut, false) : 0;
@@ -107,8 +108,8 @@ static size_t plan_whole(struct corpus *c) {
     return c->at_end ? add_text(c, 0, c->window.len, true) : add_open_text(c, 0, c->window.len);
 }
 
-/* The last line of the window, without an end. Most such lines end in the next window: let them wait, unless this one
- * has filled the window alone. An object can only wait. */
+/* The last line of the window, without its end. It usually ends in the next window, so wait, unless this one has
+ * filled the window alone. An object always waits. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
     bool json = is_json(c);
@@ -165,7 +166,7 @@ static int share_out(struct corpus *c, struct err *e) {
 /* ---- encoding ---- */
 
 /* How many tokens of the document, ids[0..n), the first `bytes` of its text have. `crossing` counts a token that goes on
- * behind them, too. Found by encoding them again, which is right for every kind of vocabulary. */
+ * after them, too. Found by encoding them again, which is right for every kind of vocabulary. */
 static int count_tokens(struct text_worker *w, const struct corpus *c, struct share *s, size_t bytes, bool crossing,
                         const uint32_t *ids, size_t n, size_t *out, struct err *e) {
     s->part.n = 0;
@@ -206,7 +207,7 @@ static int encode_composed(struct text_worker *w, const struct corpus *c, const 
 static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
                          struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
-    size_t bom = text_bom(text, n); /* also behind the first line: files are joined with cat */
+    size_t bom = text_bom(text, n); /* also after the first line: files are joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
@@ -314,7 +315,7 @@ static void move_on(struct corpus *c, size_t used) {
     c->goal = c->goal < c->usual / 2 ? 2 * c->goal : c->usual;
 }
 
-/* One window. *done: there is no more to do. */
+/* One window. *done: nothing is left to do. */
 static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
     int rc = fill_window(c, read, c->packer.ctx, e);
     if (!rc && !c->begun) rc = begin_text(c, e);
@@ -335,7 +336,7 @@ static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) 
 static int check_options(const struct vocab *v, const struct corpus_options *o, struct err *e) {
     if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
         return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
-    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token has no room behind BOS");
+    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token leaves no room after BOS");
     if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
     if (o->eos == EOS_AFTER && v->eos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no EOS token");
     return 0;

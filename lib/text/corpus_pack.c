@@ -1,4 +1,4 @@
-/* Sequences and batches: which token goes where. Sequential, so that it cannot depend on threads. */
+/* Packs tokens into sequences and batches. Sequential, so that it cannot depend on threads. */
 #include "lib/text/corpus_internal.h"
 
 /* A batch holds whole sequences of a context, as many as fit, but at least one. */
@@ -76,12 +76,12 @@ static void close_sequence(struct packer *p) {
     p->open = false;
 }
 
-/* What may still be taken before max_tokens, counting what waits in the batch. */
+/* How many tokens are left before max_tokens, counting those in the batch. */
 static uint64_t tokens_left(const struct packer *p) {
     return p->o->max_tokens ? p->o->max_tokens - p->totals->tokens - p->n : UINT64_MAX;
 }
 
-/* Only when a token is there to follow: a sequence of nothing but BOS says nothing. */
+/* Only when a token follows: a sequence of BOS alone says nothing. */
 static int open_sequence(struct packer *p, struct err *e) {
     if (tokens_left(p) < 1u + p->o->bos) {
         p->full = true;
@@ -101,7 +101,7 @@ static size_t min_size(size_t a, uint64_t b) {
     return b < a ? (size_t)b : a;
 }
 
-/* As many of the ids as the open sequence, the batch and max_tokens let in. mask NULL: all 0. */
+/* As many of the ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0. */
 static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
@@ -159,7 +159,7 @@ int packer_finish(struct packer *p, struct err *e) {
     if (p->in_document) p->totals->documents++; /* cut off by max_tokens */
     p->totals->stopped = p->full;
     if (p->open && p->o->context && p->o->drop_last) {
-        p->n = p->open_start; /* a sequence of a context is never parted, so all of it is here */
+        p->n = p->open_start; /* a sequence of a context is never split, so all of it is here */
         p->open = false;
     }
     if (p->open) close_sequence(p);

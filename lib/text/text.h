@@ -48,7 +48,7 @@ enum text_model_flags {
     MODEL_BYTE_FALLBACK = 1, /* a character without a piece becomes the pieces "<0xHH>" of its bytes */
     MODEL_FUSE_UNK = 2,      /* BPE: several characters without a piece in a row are one unknown token */
     MODEL_FLOAT_SUMS = 4,    /* unigram: sums in f32 over the whole text, as sentencepiece computes them */
-    MODEL_REPLACE_BAD = 8, /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
+    MODEL_REPLACE_BAD = 8, /* a byte that is not UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
 };
 
 /*
@@ -262,7 +262,7 @@ typedef int corpus_compose(void *ctx, const void *line, size_t n, struct buf *te
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
-    EOS_AFTER,   /* behind every document */
+    EOS_AFTER,   /* after every document */
 };
 struct corpus_options {
     enum corpus_documents documents;
@@ -281,7 +281,7 @@ struct corpus_options {
     uint32_t window; /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
     struct text_encode_options encode;
 };
-/* As in a stream: sequences one behind the other; first_pos > 0: the first one continues from the batch before. */
+/* As in a stream: sequences are contiguous; first_pos > 0: the first one continues from the batch before. */
 struct corpus_batch {
     uint64_t first_seq, first_pos, n_positions;
     uint32_t n_seqs;
@@ -310,7 +310,7 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
 /* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the
- * vocabulary has one, between documents with a context, behind each without one if the vocabulary asks for it. */
+ * vocabulary has one, between documents with a context, after each without one if the vocabulary asks for it. */
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
 /* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under
  * their names and as bytes_per_token. False: out of memory. */
@@ -318,7 +318,7 @@ bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_optio
 bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);
 
 /* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the
- * line end behind one, is put back. */
+ * line end after one, is put back. */
 struct corpus_decoding {
     bool bos, line_ends; /* sequences begin with BOS; documents were lines */
     bool skip_special;   /* the caller's: leave control tokens out */

@@ -204,7 +204,7 @@ static int get_tokens(const unsigned char **at, const struct pack_head *h, struc
         *at += t->n_bytes;
         left -= t->n_bytes;
     }
-    if (left) return err_set(e, ERR_DATA, "%llu bytes behind the last token", (unsigned long long)left);
+    if (left) return err_set(e, ERR_DATA, "%llu bytes after the last token", (unsigned long long)left);
     return 0;
 }
 

@@ -59,7 +59,7 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     assert_equal "$(wc -l <"$T/.stdout")" 3
     head -1 "$T/.stdout" | grep -qx "$(printf 'sequence\tposition\ttoken\tpiece\tlabel\tlabel_piece\tprobability\trank\trest\ttop')"
     sed -n 2p "$T/.stdout" | grep -qE "$(printf '^0\t3\t[0-9]+\t[^\t ]+\t[0-9]+\t[^\t ]+\t[0-9.e-]+\t[0-9]+\t[0-9.e-]+\t([0-9]+:[^\t ]+:[0-9.e-]+ ?){3}$')"
-    # sparse knowledge, ids alone, behind the end
+    # sparse knowledge, ids alone, after the end
     check_exit 0 rill logit-dump --tsv --positions 0:100000 corpus.kd.rill
     sed -n 2p "$T/.stdout" | grep -qE "$(printf '^0\t0\t[0-9]+\t[0-9]+\t(-|[0-9.e-]+)\t(-|[0-9]+)\t[0-9.e-]+\t[0-9]+:')"
     check_exit 0 rill logit-dump --tsv --positions 100000:5 corpus.kd.rill

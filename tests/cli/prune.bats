@@ -24,7 +24,7 @@ setup() {
     assert_same a.rill b.rill
 }
 
-@test "all of a width that is no multiple of 32 is all of it" {
+@test "all of a width that is not a multiple of 32 is all of it" {
     rill init -q --layers 1 --hidden 32 --heads 2 --ffn 100 model.rill -o odd.rill
     rill prune -q --ffn 100% odd.rill -o all.rill
     check_exit 0 rill diff odd.rill all.rill

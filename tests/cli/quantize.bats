@@ -21,7 +21,7 @@ setup() {
 
 @test "--strict refuses, and nothing is written" {
     check_exit 3 rill quantize --strict --type q4_k model.rill -o q.rill
-    assert_stderr_line "tensor 'embed.weight': rows of 64 are no whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
+    assert_stderr_line "tensor 'embed.weight': rows of 64 are not a whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
     assert_no_file q.rill
 }
 
@@ -78,7 +78,7 @@ setup() {
     check_exit 0 rill quantize --type q4_0 q8.rill -o a.rill
     assert_stderr "rill quantize: tensors are quantized already (22 of q8_0): rounding them again loses more than quantizing the original would"
     check_exit 2 rill quantize --type q4_k_m q41.rill -o no.rill
-    assert_stderr_line "tensor 'embed.weight' is q4_1 already, 5 bits per weight: * would take * and win nothing (quantize the original, or --force)"
+    assert_stderr_line "tensor 'embed.weight' is q4_1 already, 5 bits per weight: * would take * and gain nothing (quantize the original, or --force)"
     check_exit 2 sh -c 'rill quantize --type q8_0 <q41.rill | cat >/dev/null; exit 2'
     assert_no_file no.rill
     check_exit 0 rill quantize --force --type q4_k_m q41.rill -o b.rill

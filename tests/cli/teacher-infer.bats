@@ -42,7 +42,7 @@ setup() {
     check_exit 2 rill teacher-infer --block-tokens 5 -m teacher.rill tokens.rill
     assert_stderr_line "--block-tokens needs --weights stream"
     check_exit 2 sh -c 'cat teacher.rill | rill teacher-infer --weights stream --block-tokens 5 -m - tokens.rill'
-    assert_stderr_line "standard input is no file and can be read once only: all tokens are one block"
+    assert_stderr_line "standard input is not a file and can be read only once: all tokens are one block"
 }
 
 @test "what is encoded at once is what logit-dump encodes" {

@@ -42,7 +42,7 @@ static inline struct distill_options options_of(const char *loss, const struct k
     snprintf(copy, sizeof copy, "%s", loss);
     for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))
         OK(distill_loss_parse(l, &o.loss, &e));
-    OK(distill_loss_settle(&o.loss, f, &e));
+    OK(distill_loss_resolve(&o.loss, f, &e));
     return o;
 }
 
@@ -69,7 +69,7 @@ static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err
     return rc;
 }
 
-/* Trains a fresh student; its weights, one behind the other. */
+/* Trains a fresh student; its weights, concatenated. */
 static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
                                  struct distill_progress *p) {
     struct err e;

@@ -174,23 +174,23 @@ static void losses_are_spelled_one_way(void **state) {
     struct knowledge_format sparse = format_of("sample:5", VOCAB), dense = format_of("dense", VOCAB);
     sparse.temperature = 2;
     struct distill_loss l = {0};
-    OK(distill_loss_settle(&l, &sparse, &e));
+    OK(distill_loss_resolve(&l, &sparse, &e));
     assert_true(l.kl_weight == 1 && l.ce_weight == 0 && l.temperature == 2);
     OK(distill_loss_parse("ce:weight=0.5", &l, &e)); /* beside kl */
     assert_int_equal(distill_loss_parse("ce", &l, &e), ERR_USAGE);
     l = (struct distill_loss){0};
-    OK(distill_loss_settle(&l, &plain, &e));
+    OK(distill_loss_resolve(&l, &plain, &e));
     assert_true(l.kl_weight == 0 && l.ce_weight == 1);
     l = (struct distill_loss){0};
     OK(distill_loss_parse("kl", &l, &e));
-    assert_int_equal(distill_loss_settle(&l, &plain, &e), ERR_DATA);
+    assert_int_equal(distill_loss_resolve(&l, &plain, &e), ERR_DATA);
     l = (struct distill_loss){0};
     OK(distill_loss_parse("kl:temperature=3", &l, &e));
-    OK(distill_loss_settle(&l, &dense, &e));
-    assert_int_equal(distill_loss_settle(&l, &sparse, &e), ERR_DATA);
+    OK(distill_loss_resolve(&l, &dense, &e));
+    assert_int_equal(distill_loss_resolve(&l, &sparse, &e), ERR_DATA);
     l = (struct distill_loss){0};
     OK(distill_loss_parse("kl:weight=0", &l, &e));
-    assert_int_equal(distill_loss_settle(&l, &dense, &e), ERR_USAGE);
+    assert_int_equal(distill_loss_resolve(&l, &dense, &e), ERR_USAGE);
 }
 
 /* ---- steps ---------------------------------------------------------------------------------------------------------------- */
@@ -321,7 +321,7 @@ static void decay_leaves_embedding_and_norms_alone(void **state) {
     close(fd);
 }
 
-/* The distribution behind the last token of a sequence has no label to stand beside, and teaches nothing. */
+/* The distribution after the last token of a sequence has no label to stand beside, and teaches nothing. */
 static void last_positions_do_not_teach(void **state) {
     (void)state;
     struct err e;

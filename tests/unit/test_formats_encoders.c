@@ -239,7 +239,7 @@ static void what_config_json_may_say(void **state) {
     }
 }
 
-/* Positions begin behind the padding token; what they have in front of them comes back. */
+/* Positions begin after the padding token; what they have in front of them comes back. */
 static void positions_of_roberta(void **state) {
     (void)state;
     struct model *m = model_of(ARCH "roberta-classes"); /* its padding is token 2 */
@@ -414,7 +414,7 @@ static void names_of_classes_travel(void **state) {
     labels_in(&back, text);
     assert_string_equal(text, "no;maybe;no;");
     foreign_close(f);
-    check_gguf(&gguf, "maybe", "may\377e", "name of class 1 is no text");
+    check_gguf(&gguf, "maybe", "may\377e", "name of class 1 is not text");
     set_config(folder, "id2label", "{\"0\":\"no\",\"1\":\"maybe\",\"3\":\"no\"}");
     assert_refused(folder, "\"id2label\" has no name of class 2");
     buf_release(&unnamed), buf_release(&named), buf_release(&again), buf_release(&back), buf_release(&gguf);

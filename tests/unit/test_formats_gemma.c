@@ -147,7 +147,7 @@ static void what_is_not_computed_is_refused(void **state) {
          ",\"sliding_window_pattern\":3,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\","
          "\"full_attention\",\"full_attention\",\"full_attention\",\"full_attention\"]",
          "\"sliding_window_pattern\" 3 and \"layer_types\" disagree about layer 0"},
-        {GEMMA3 ",\"rope_parameters\":{\"rope_theta\":5}", "\"rope_theta\" is no type of layer"},
+        {GEMMA3 ",\"rope_parameters\":{\"rope_theta\":5}", "\"rope_theta\" is not a layer type"},
         {GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"linear\",\"factor\":8}}",
          "rope type 'linear' is not supported for sliding attention"},
         {GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":{\"rope_theta\":7}},\"rope_local_base_freq\":8",

@@ -98,7 +98,7 @@ static void logits_are_of_tokens(void **state) {
     }
 }
 
-/* Rows that nobody may read: a token of padding is none of the vocabulary. */
+/* Rows that nobody may read: a token of padding is not one of the vocabulary. */
 static void padding_is_no_input(void **state) {
     (void)state;
     struct err e;
@@ -245,7 +245,7 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     int fd;
     OK(distill_loss_parse("kl", &o.loss, &e));
     OK(distill_loss_parse("ce:weight=0.5", &o.loss, &e));
-    OK(distill_loss_settle(&o.loss, f, &e));
+    OK(distill_loss_resolve(&o.loss, f, &e));
     OK(encode_sample(s, f, 1, 50, 20, &fd, &e));
     OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
     OK(knowledge_meta_get(stream_reader_meta(r), &read, &e));

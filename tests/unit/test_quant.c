@@ -256,8 +256,8 @@ static void nothing_grows_that_is_quantized(void **state) {
         {"q5_k", "q4_k_m", NULL, "q5_k", "q5_k"}, /* the mixture alone would raise them */
         {"q4_1", "q4_k_m", NULL, "q4_1", "q4_1"},
         {"q4_0", "q4_k_m", NULL, "q4_0", "q4_0"}, /* as many bits */
-        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and win nothing", NULL,
-         NULL},
+        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and gain nothing",
+         NULL, NULL},
         {"q4_k_m", "q8_0", "is q4_k already, 4.5 bits per weight: q8_0 would take 8.5", NULL, NULL},
         {"q4_0", "f16", NULL, "f16", "f16"}, /* the storage undone */
         {"q4_0", "f32", NULL, "f32", "f32"},

@@ -230,7 +230,7 @@ static void checks_names_and_attributes(void **state) {
     refused(&f, "tensor 'b' occurs twice in one segment");
     f = model();
     set_tensor(&f, first, "x", "[1]");
-    refused(&f, "attributes are no JSON object");
+    refused(&f, "attributes are not a JSON object");
     f = model();
     set_tensor(&f, first, "x", "{\"a\":1,\"a\":2}");
     refused(&f, "tensor 'x': attributes");
@@ -482,7 +482,7 @@ static void checks_planes(void **state) {
     struct forged f = zeros(CODEC_PLANES, p, at);
     accepted(&f);
     f = zeros(CODEC_PLANES, p, at + 1);
-    refused(&f, "bytes behind the last plane");
+    refused(&f, "bytes after the last plane");
     f = zeros(CODEC_PLANES, p, at - 1);
     refused(&f, "plane 3 has a wrong size");
     f = zeros(CODEC_PLANES, p, 15);

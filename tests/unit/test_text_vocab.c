@@ -172,7 +172,7 @@ static void test_refused(void **state) {
     small_spec(&s)->tokens[T_TH].flags = 1u << 20;
     assert_refused(&s.spec, "token 256: unknown flags 0x100000");
     small_spec(&s)->tokens[T_TH].score = (float)(0.0 / 0.0 * -1);
-    assert_refused(&s.spec, "token 256: score is no number");
+    assert_refused(&s.spec, "token 256: score is not a number");
     small_spec(&s)->tokens[T_TH] = piece("the", 0);
     assert_refused(&s.spec, "tokens 256 and 257 are the same piece");
     small_spec(&s)->merges[1].result = N_SMALL;
@@ -393,7 +393,7 @@ static void test_hostile_bytes(void **state) {
     struct buf packed = {0}, again = {0};
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     for (size_t n = 0; n < packed.len; n++) {
-        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read behind it */
+        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read after it */
         assert_non_null(cut);
         memcpy(cut, packed.data, n);
         assert_int_equal(vocab_unpack(&w, cut, n, &e), ERR_DATA);
