@@ -589,7 +589,11 @@ int main(int argc, char **argv) {
             "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
             "    a state to resume from every 100 steps\n"
             "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > b.rill\n"
-            "    a second epoch after the first, of which run.ck is the state\n",
+            "    a second epoch after the first, of which run.ck is the state\n"
+            "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
+            "    adapters of the attention's matrices, averaged over the steps\n"
+            "rill distill -m student.rill --epochs 3 --plan --price 1.2 corpus.kd.rill\n"
+            "    what three epochs would take and cost\n",
         .options = options,
         .run = run,
     };
