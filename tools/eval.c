@@ -69,6 +69,7 @@ struct eval {
     struct model *m;
     cJSON *results; /* array; belongs to the report */
     struct perplexity *p;
+    struct labelling *l;
     struct divergence *d;
 };
 
@@ -107,7 +108,34 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     return rc;
 }
 
-/* ---- divergence -------------------------------------------------------------------------------------------------- */
+/* ---- masked tokens and classes ------------------------------------------------------------------------------------------- */
+
+static void show_labels(void *ctx) {
+    const struct eval *v = ctx;
+    if (labelling_scored(v->l))
+        cli_progress(v->c, labelling_scored(v->l), "perplexity %.4g", labelling_perplexity(v->l));
+}
+
+/* The model is one of masked tokens, or a classifier: its data holds the labels, and no protocol is needed. */
+static int eval_labels(struct eval *v, double *value, struct err *e) {
+    static const char *const unused[] = {"protocol", "context", "stride", "max-windows"};
+    struct session_data in = {0};
+    for (size_t i = 0; i < COUNT_OF(unused); i++)
+        if (cli_given(v->c, unused[i]))
+            return err_set(e, ERR_USAGE, "--%s is for models that predict the next token", unused[i]);
+    int rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc && labelling_new(&v->l, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
+    cli_progress_begin(v->c, "labels", 0);
+    if (!rc) rc = labelling_read(v->l, in.stream, show_labels, v, e);
+    cli_progress_end(v->c);
+    if (!rc) rc = put_result(v, labelling_json(v->l, e), e);
+    if (!rc) *value = labelling_perplexity(v->l);
+    labelling_free(v->l);
+    session_data_release(&in);
+    return rc;
+}
+
+/* ---- divergence ------------------------------------------------------------------------------------------------------------- */
 
 static void show_divergence(void *ctx) {
     const struct eval *v = ctx;
@@ -184,7 +212,8 @@ static int run(struct cli *c, struct err *e) {
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
     if (!rc) rc = session_load_model(c, &how, session_weight_format(&how), &v.m, NULL, e);
-    if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
+    bool next = !rc && model_predicts(&v.m->config) == TARGET_NEXT;
+    if (!rc && wants_tokens(c)) rc = next ? eval_tokens(&v, &perplexity, e) : eval_labels(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);
     if (!rc && table) rc = cli_table(c, v.results, e);
@@ -211,7 +240,10 @@ int main(int argc, char **argv) {
             "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "
             "half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once (Hugging Face)\n  "
             "sequences  each sequence on its own, all but its first token\n  documents  each sequence a document after "
-            "BOS, also per word and byte (lm-eval)\n\n--reference compares with a teacher, as llama.cpp does. A key "
+            "BOS, also per word and byte (lm-eval)\n\nA masked language model is evaluated on tokens that were masked "
+            "(tokenize --mask-rate), by perplexity and accuracy over them, a classifier on texts with classes "
+            "(tokenize --labels), by accuracy and F1; neither has a protocol.\n\n--reference compares with a teacher, "
+            "as llama.cpp does. A key "
             "means the same whatever the encoding of the knowledge; what an encoding does not determine is bounded "
             "under another key, or left out:\n  all           perplexity of all labels, at temperature 1\n  dense      "
             "   kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost "

@@ -208,7 +208,9 @@ int main(int argc, char **argv) {
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
             "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
             "keeps the shapes.\nWhat is removed is chosen by the norms of the weights, or by calibrate's statistics of "
-            "this model. Several kinds may be combined. Train the result with distill to recover what was lost.",
+            "this model. Several kinds may be combined. Train the result with distill to recover what was lost.\n"
+            "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
+            "(ffn.down and attn.o) or single weights become zero.",
         .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
                     "that matter most\n"
                     "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"

@@ -64,6 +64,27 @@ static bool is_repeated(const cJSON *parent, const cJSON *object, const char *ke
     return false;
 }
 
+static void put_number(FILE *out, double v) {
+    fprintf(out, "%.10g", v);
+}
+
+/* "5,3,0", equal neighbours with a count: "5x512,0". False if it is not a list of at most 4096 numbers. */
+static bool put_list(FILE *out, const char *of, const char *key, const cJSON *list) {
+    size_t n = 0;
+    for (const cJSON *x = list->child; x; x = x->next)
+        if (!cJSON_IsNumber(x) || ++n > 4096) return false;
+    if (!n) return false;
+    put_fact(out, of, key, "");
+    for (const cJSON *x = list->child, *next; x; x = next) {
+        size_t run = 0;
+        for (next = x; next && next->valuedouble == x->valuedouble; next = next->next) run++;
+        if (run > 1) fprintf(out, "%zux", run);
+        put_number(out, x->valuedouble);
+        if (next) fputc(',', out);
+    }
+    return true;
+}
+
 /* Multi-line or long text is not a plain fact. */
 static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
     const cJSON *x;
@@ -72,6 +93,7 @@ static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
         if (!name_valid(x->string, strlen(x->string))) continue;
         const char *of = is_repeated(parent, object, x->string) ? object->string : NULL;
         if (cJSON_IsObject(x)) put_facts(out, object, x); /* the depth is limited by json_parse */
+        if (cJSON_IsArray(x)) put_list(out, of, x->string, x);
         if (cJSON_IsString(x) && name_valid(x->valuestring, strlen(x->valuestring)))
             put_fact(out, of, x->string, x->valuestring);
         if (cJSON_IsNumber(x)) {

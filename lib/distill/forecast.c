@@ -60,26 +60,24 @@ struct measured {
     double read, read_positions; /* seconds of reading and decoding so many */
 };
 
-/* Feeds batches until there is a pass. */
+/* Feeds rows until there is a pass. */
 static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
                      struct err *e) {
-    struct stream_reader *data;
-    struct batch batch = {0};
+    struct knowledge_stream data = {.meta = &d->format, .format = trainer_format(t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
     double begin = trainer_now();
     bool more = true;
-    int rc = d->open(d->ctx, &data, e);
+    int rc = d->open(d->ctx, &data.r, e);
     *n_seqs = 0;
     while (!rc && more && !*n_seqs) {
-        rc = knowledge_read(data, &d->format, &batch, &more, e);
-        if (!rc && more) rc = trainer_feed(t, &batch, e);
+        rc = trainer_feed(t, &source, &more, e);
         if (rc) break;
         *n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, t->o.batch_tokens, !more, n_positions);
     }
-    batch_release(&batch);
+    knowledge_stream_release(&data);
     m->read = trainer_now() - begin;
     m->read_positions = (double)t->rows.n_positions;
-    if (rc || *n_seqs) return rc;
-    return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(data));
+    return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
 }
 
 /* The first one is longer: pages are touched. */

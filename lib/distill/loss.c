@@ -81,18 +81,16 @@ static int reserve_block(struct trainer *t, size_t rows, size_t vocab, struct er
 }
 
 const char *distill_kl_name(const struct knowledge_format *f) {
-    static const char *const names[] = {[KNOW_NONE] = NULL,
-                                        [KNOW_DENSE] = "kl",
-                                        [KNOW_TOPK] = "kl_truncated",
-                                        [KNOW_GHOST] = "kl_lower_bound",
-                                        [KNOW_SAMPLE] = "teacher_ce"};
+    static const char *const names[] = {[KNOW_NONE] = NULL,           [KNOW_DENSE] = "kl",
+                                        [KNOW_TOPK] = "kl_truncated", [KNOW_GHOST] = "kl_lower_bound",
+                                        [KNOW_SAMPLE] = "teacher_ce", [KNOW_TOPP] = "kl_truncated"};
     return names[f->encoding];
 }
 
 /* What the kernel's sum of t ln(t / p) is reported as: it differs by what the student has no part in. */
 static double kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl) {
     double mass;
-    if (f->encoding != KNOW_TOPK && f->encoding != KNOW_SAMPLE) return kl;
+    if (f->encoding == KNOW_DENSE || f->encoding == KNOW_GHOST) return kl;
     double t_ln_t = knowledge_t_ln_t(target, r, &mass);
     return kl - (f->encoding == KNOW_SAMPLE ? t_ln_t : mass > 0 ? mass * log(mass) : 0);
 }
@@ -121,11 +119,12 @@ static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float 
 }
 
 int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
-    struct micro micro = {t, t->used_positions};
+    struct micro micro = {t, knowledge_first_row(&t->format, t->used_seqs, t->used_positions)};
     struct model_input in = {.n_positions = n_positions,
                              .n_seqs = n_seqs,
                              .tokens = t->rows.tokens + t->used_positions,
-                             .lengths = t->rows.lengths + t->used_seqs};
+                             .lengths = t->rows.lengths + t->used_seqs,
+                             .types = t->rows.types ? t->rows.types + t->used_positions : NULL};
     grad_reset(t->tape);
     struct grad_var *h = model_graph(t->m, t->tape, &in, NULL, NULL, e);
     if (!h) return e->code;

@@ -19,8 +19,9 @@ enum {
     MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
     FROM_FIRST = 16, /* a table of positions without the rows before position_offset */
     /* Not the layout, but which models have the tensor: */
-    OF_CLASSES = 32, /* of classifiers only (OUTPUT_CLASSES) */
+    OF_CLASSES = 32, /* of classifiers of sequences only (OUTPUT_CLASSES) */
     OF_UNTIED = 64,  /* of models whose head is not the embedding */
+    OF_SPAN = 128,   /* of models that find answers only (OUTPUT_SPAN) */
 };
 struct arch_tensor {
     enum model_role role;
@@ -38,6 +39,8 @@ struct arch_tensors {
 };
 /* GGUF's names, which all architectures share but for their own table, which is asked first. */
 extern const struct arch_tensors gguf_common_tensors;
+
+struct arch;
 
 /* ---- Hugging Face ---------------------------------------------------------------------------------------------- */
 
@@ -67,22 +70,42 @@ struct hf_class {
     const char *class, *model_type;
     enum model_output output; /* the output of the class */
 };
+/*
+ * A class whose config.json has that of a language model in "text_config", and whose file has its tensors under names of their own
+ * beside those of other parts (pictures). Import takes the language model (hf_part.c).
+ */
+struct hf_whole {
+    const char *class, *model_type;
+    const struct hf_key *keys; /* beside "text_config" */
+    size_t n_keys;
+    struct {
+        const char *from, *to;
+    } names[4];            /* beginnings of names: "language_model." of the file is "" of the part; ends with NULL */
+    const char *others[5]; /* beginnings of names of the other parts; ends with NULL */
+};
 struct hf_side {
     struct hf_class
-        classes[6]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
+        classes[7]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
                                  * with NULL */
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta;           /* default of config.json */
-    double local_theta;          /* the same for a separate rotation of sliding layers; 0: they have none */
+    double eps, theta;  /* default of config.json */
+    double local_theta; /* the same for a separate rotation of sliding layers; 0: they have none */
+    enum hf_windows {
+        NO_WINDOWS,
+        ONE_WINDOW,   /* the same in all layers */
+        LAYER_WINDOWS /* in the layers that "layer_types" names */
+    } windows;
     double partial_rotary;       /* the share of a head that rotates, by default; 0: always all of it */
     uint32_t kv_heads, head_dim; /* default if config.json has no such key; 0: as many as heads, and hidden / heads */
-    bool tied;                   /* default of "tie_word_embeddings" */
+    uint32_t vocab, context, heads; /* default if config.json has no such key; 0: the key is required */
+    bool tied;                      /* default of "tie_word_embeddings" */
     struct arch_tensors tensors;
     /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
      * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
     const char *const *unread;
+    const struct hf_whole *whole; /* the multimodal class that this is the language model of; or NULL */
     /* Reads the rest of config.json, after the numbers, the rotation, the layers and the output of the class; and
      * writes it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
@@ -128,6 +151,10 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
+/* ERR_DATA: some layers have a window, or another one, and some have not. */
+int arch_uniform_window(const struct model_config *c, struct err *e) MUST_CHECK;
+/* ERR_DATA: heads rotate in part, in an architecture whose heads rotate whole. */
+int arch_check_rotation(const struct arch *a, const struct model_config *c, struct err *e) MUST_CHECK;
 /* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
 int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
@@ -179,15 +206,17 @@ struct arch {
     const char *models;                       /* models of this architecture, for help */
     struct model_config traits;               /* what every model of it computes, without shapes */
     void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing */
+    uint32_t window_pattern;                  /* see arch_window_pattern */
     struct hf_side hf;
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
+extern const struct arch arch_llama, arch_mistral, arch_ministral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3,
+    arch_phi;
 extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
-extern const struct arch arch_gemma2, arch_gemma3;
-extern const struct arch arch_bert, arch_distilbert, arch_roberta;
+extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
+extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

@@ -87,6 +87,7 @@ const struct arch arch_phi3 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-5,
            .theta = 10000,
+           .windows = ONE_WINDOW,
            .partial_rotary = 1,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
@@ -99,5 +100,6 @@ const struct arch arch_phi3 = {
              .n_keys = COUNT_OF(gguf_keys),
              .tensors = {gguf_tensors, COUNT_OF(gguf_tensors), NULL},
              .read = gguf_read,
-             .write = gguf_write},
+             .write = gguf_write,
+             .check = arch_uniform_window},
 };

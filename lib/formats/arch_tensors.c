@@ -64,6 +64,7 @@ static uint64_t rows_of(const struct model_config *c, enum model_role role, uint
 
 bool arch_is_of(const struct model_config *c, const struct arch_tensor *t) {
     if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
+    if ((t->layout & OF_SPAN) && c->output != OUTPUT_SPAN) return false;
     return !(t->layout & OF_UNTIED) || !c->tied;
 }
 

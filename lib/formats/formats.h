@@ -54,6 +54,8 @@ void target_warnings(const struct model_config *before, const struct model_confi
 
 /* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one quantized type. */
 bool target_fuses_qkv(const struct model_config *c);
+/* llama.cpp's name of a tensor; false: it has none. `out` has TENSOR_MAX_NAME + 1 bytes. */
+bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out);
 
 /* ---- architectures (arch.c) -------------------------------------------------------------------------------------- */
 
@@ -65,11 +67,14 @@ struct arch_summary {
     bool generates;    /* a causal language model */
 };
 bool arch_summary(size_t i, struct arch_summary *out);
-/* A configuration of this architecture without shapes, for a new model. ERR_DATA for an encoder, and for an unknown
- * one, with the names of those that are known. */
+/* A configuration of this architecture without shapes, for a new model; norm_eps is 0 unless the architecture has only
+ * one. ERR_DATA for an unknown one, with the names of those that are known. */
 int arch_traits(const char *name, struct model_config *out, struct err *e) MUST_CHECK;
-/* Sets what follows from the shapes, which the caller has set. */
+/* Sets what follows from the shapes, which the caller has set: factors, which layers rotate and how, and how much of a
+ * head if rope.dims is 0. */
 void arch_complete(struct model_config *c);
+/* Of the layers of a new model all but each N-th have the window, if any has one. 0: all have it. */
+uint32_t arch_window_pattern(const char *name);
 
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
@@ -86,6 +91,24 @@ int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype,
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */
 int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST_CHECK;
+
+/* ---- llama.cpp's importance matrix (imatrix.c) ------------------------------------------------------------------- */
+
+struct imatrix;
+/* Is a file that begins so one, a GGUF, or by its name the older .dat? */
+bool imatrix_is(const char *path, const void *begin, size_t n);
+/* Takes the bytes of the whole file. ERR_DATA: another GGUF, sums that are none, importance by experts. */
+int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) MUST_CHECK;
+void imatrix_free(struct imatrix *m);
+/* The mean square of what each column of a slot's matrix was multiplied with, into out [cols]; *found: it is there. ERR_DATA
+ * on another number of columns. `imatrix` is a struct imatrix *: the function serves as quant's importance. */
+int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
+                       bool *found, struct err *e) MUST_CHECK;
+/* Writes one of sums of squares over `positions` positions in `sequences` sequences: `sums` gives those of the input of a
+ * slot's matrix, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
+typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols);
+int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx, uint64_t positions,
+                  uint64_t sequences, int fd, struct err *e) MUST_CHECK;
 
 /* tokenizer.json alone (Hugging Face `tokenizers`), for tests and for --tokenizer. */
 int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config,

@@ -149,7 +149,7 @@ struct gguf_key {
 /* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
  * is not known; or the file is no model (general.type). */
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
-                    struct arena *a, struct err *e) MUST_CHECK;
+                    struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
                      struct arena *a, struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
@@ -208,9 +208,10 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
 extern const char *const gguf_general_keys[];
 
 /* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
-struct gguf_label {
-    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
-    bool v_or_down[2][16], o[16];
+#define GGUF_LABEL_DTYPES 128
+struct gguf_label { /* by dtype, of the matrices of layers; [1]: where the type may be a fallback */
+    uint64_t elems[2][GGUF_LABEL_DTYPES];
+    bool v_or_down[2][GGUF_LABEL_DTYPES], o[GGUF_LABEL_DTYPES], q[GGUF_LABEL_DTYPES];
     enum dtype outside; /* of embedding or head */
 };
 bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
@@ -231,7 +232,7 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_part.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
 
 /* A member; null stands for absent everywhere in these files. */
 const cJSON *hf_member(const cJSON *object, const char *key);
@@ -277,6 +278,10 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
 int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
                       double default_sliding, struct err *e) MUST_CHECK;
 
+/* A class with several parts (hf_part.c): *config becomes that of its language model, and *part true. Then the tensors take the
+ * names that they have in the language model alone; those of other parts are marked as used, with a warning. */
+int hf_config_part(cJSON **config, bool *part, struct err *e) MUST_CHECK;
+int hf_tensors_part(const struct model_config *c, struct raw_table *t, struct arena *a, struct err *e) MUST_CHECK;
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
 /* ERR_DATA: transformers cannot load this shape; names what, and what can express it. */

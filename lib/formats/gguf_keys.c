@@ -134,12 +134,9 @@ static const struct gguf_key *find_key(const struct gguf_key *keys, size_t n, co
 }
 
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
-                    struct arena *a, struct err *e) {
-    const char *type = "model";
+                    struct err *e) {
     size_t n = strlen(prefix);
-    int rc = gguf_opt_str(g, "general.type", a, &type, e);
-    if (!rc && strcmp(type, "model") != 0)
-        rc = err_set(e, ERR_DATA, "key 'general.type': '%.64s' is not supported (model is)", type);
+    int rc = 0;
     for (size_t i = 0; i < g->n_kv && !rc; i++) {
         const struct gguf_kv *kv = &g->kv[i];
         if (strncmp(kv->key, prefix, n) != 0 || kv->key[n] != '.') continue;

@@ -3,8 +3,13 @@
 
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
                    struct err *e) {
-    const char *text = NULL;
-    int rc = gguf_opt_str(g, "general.architecture", a, &text, e);
+    const char *text = NULL, *type = "model";
+    int rc = gguf_opt_str(g, "general.type", a, &type, e);
+    if (!rc && !strcmp(type, "imatrix"))
+        rc = err_set(e, ERR_DATA, "an importance matrix, no model: quantize --stats reads it as it is");
+    else if (!rc && strcmp(type, "model") != 0)
+        rc = err_set(e, ERR_DATA, "key 'general.type': '%.64s' is not supported (model is)", type);
+    if (!rc) rc = gguf_opt_str(g, "general.architecture", a, &text, e);
     if (rc) return rc;
     if (!text) return err_set(e, ERR_DATA, "key 'general.architecture' is missing");
     *out = arch_by_gguf(text, name);
@@ -263,7 +268,7 @@ int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const c
                      struct arena *a, struct err *e) {
     *c = (struct model_config){.n_layers = 0};
     int rc = check_split(g, e);
-    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, a, e);
+    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, e);
     if (!rc) rc = read_own_arch(g, &arch, prefix, a, e);
     if (rc) return rc;
     *c = arch->traits;

@@ -131,18 +131,6 @@ static int take_kvs(struct cursor *c, struct gguf_file *g, uint64_t n, struct ar
 /* ---- tensors ---- */
 
 /* Types that exist but that Rill does not read, so that the message can name them. */
-static const char *unsupported_type_name(int32_t type) {
-    static const struct {
-        int32_t type;
-        const char *name;
-    } names[] = {{15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-                 {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},  {29, "IQ1_M"},
-                 {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
-    for (size_t i = 0; i < COUNT_OF(names); i++)
-        if (names[i].type == type) return names[i].name;
-    return "unknown";
-}
-
 static int take_dims(struct cursor *c, struct raw_tensor *t, struct err *e) {
     uint32_t rank;
     int rc = take(c, &rank, sizeof rank, "a tensor description", e);
@@ -161,9 +149,7 @@ static int take_dtype(struct cursor *c, struct raw_tensor *t, struct err *e) {
     int rc = take(c, &type, sizeof type, "a tensor description", e);
     if (rc) return rc;
     const struct dtype_info *info = dtype_by_ggml(type);
-    if (!info)
-        return err_set(e, ERR_DATA, "tensor '%s' is of GGUF type %d (%s), which is not supported", t->name, type,
-                       unsupported_type_name(type));
+    if (!info) return err_set(e, ERR_DATA, "tensor '%s' is of GGUF type %d, which is not supported", t->name, type);
     t->dtype = info->dtype;
     return 0;
 }

@@ -14,6 +14,15 @@ int arch_one_window(const struct model_config *c, uint32_t *window, struct err *
     return 0;
 }
 
+int arch_uniform_window(const struct model_config *c, struct err *e) {
+    for (uint32_t i = 1; i < c->n_layers; i++)
+        if (c->layers[i].window != c->layers[0].window)
+            return err_set(e, ERR_DATA,
+                           "layer %u has a window of %u positions, layer 0 of %u (0: all): a %s has one for all", i,
+                           c->layers[i].window, c->layers[0].window, c->arch);
+    return 0;
+}
+
 /* llama.cpp's llama_hparams::set_swa_pattern. */
 static bool in_pattern(uint32_t pattern, uint32_t layer) {
     return pattern == 0 || layer % pattern < pattern - 1;

@@ -126,7 +126,7 @@ static void put_model(struct gguf_header *h, const struct out *o) {
     put_rope(h, c);
     gguf_key_u32(h, ".vocab_size", c->vocab_size);
     if (o->arch->gguf.write) o->arch->gguf.write(h, c);
-    if (c->output != OUTPUT_CLASSES) return;
+    if (!c->classes) return;
     gguf_key_array(h, ".classifier.output_labels", GGUF_STRING, c->classes);
     for (uint32_t i = 0; i < c->classes; i++) {
         char own[LABEL_SIZE];

@@ -70,20 +70,22 @@ static int read_rope(const cJSON *json, const struct arch *arch, struct model_co
     return 0;
 }
 
-static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+static int read_numbers(const cJSON *json, const struct hf_side *side, struct model_config *c, struct model_layer *l,
                         struct err *e) {
+    const struct hf_numbers *n = side->numbers;
     const struct {
         const char *key;
         uint64_t max;
-        uint32_t *to;
-    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers},
-                   {n->hidden, MODEL_MAX_DIM, &c->hidden},
-                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},
-                   {n->context, UINT32_MAX, &c->context},
-                   {n->heads, MODEL_MAX_DIM, &l->n_heads}};
+        uint32_t *to, absent;
+    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers, 0},
+                   {n->hidden, MODEL_MAX_DIM, &c->hidden, 0},
+                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size, side->vocab},
+                   {n->context, UINT32_MAX, &c->context, side->context},
+                   {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
-        uint64_t v = 0;
-        int rc = json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
+        uint64_t v = numbers[i].absent;
+        int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
+                   : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
@@ -127,7 +129,8 @@ static int read_classes(const cJSON *json, struct model_config *c, struct err *e
         return err_set(e, ERR_DATA, "\"id2label\" names %llu classes, but \"num_labels\" is %llu",
                        (unsigned long long)n, (unsigned long long)said);
     c->classes = (uint32_t)said;
-    return 0;
+    if (c->output != OUTPUT_SPAN || said == 2) return 0;
+    return err_set(e, ERR_DATA, "\"num_labels\" or \"id2label\": %u, where an answer has 2 ends", c->classes);
 }
 
 static bool predicts_tokens(const struct model_config *c) {
@@ -138,14 +141,14 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
                       struct err *e) {
     struct model_layer layer = {0};
     double eps = arch->hf.eps;
-    int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
+    int rc = read_numbers(json, &arch->hf, c, &layer, e);
     if (!rc) rc = read_heads(json, arch, c, &layer, e);
     if (!rc) rc = read_rope(json, arch, c, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
-    if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
+    if (!rc && c->output >= OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
     if (!predicts_tokens(c)) c->tied = false; /* there is no head to tie */
     c->norm_eps = (float)eps;
@@ -188,18 +191,24 @@ static int check_uniform(const struct arch *arch, const struct model_config *c, 
     return 0;
 }
 
-/* transformers wants a float, and would read JSON's 0 as an integer. */
-static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
-    if (c->norm_eps != 0) return 0;
-    return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for %s",
-                   arch->hf.numbers->eps ? arch->hf.numbers->eps : "it");
+/* A window that the class would not give to the layer. */
+static int check_windows(const struct arch *arch, const struct model_config *c, struct err *e) {
+    uint32_t window;
+    if (arch->hf.windows == ONE_WINDOW) return arch_uniform_window(c, e);
+    if (arch->hf.windows == LAYER_WINDOWS) return arch_one_window(c, &window, e);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].window)
+            return err_set(e, ERR_DATA, "layer %u sees %u positions only, and a %s of transformers has no such window",
+                           i, c->layers[i].window, arch->name);
+    return 0;
 }
 
 int hf_config_check(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(arch, c, e);
-    if (!rc) rc = check_eps(arch, c, e);
+    if (!rc) rc = check_windows(arch, c, e);
+    if (!rc) rc = arch_check_rotation(arch, c, e);
     if (!rc && !arch_class(arch, c))
         rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
@@ -218,14 +227,18 @@ static bool put_number(cJSON *o, const char *key, uint64_t v) {
     return !key || json_put_u64(o, key, v);
 }
 
+/* A field of type float, for which transformers takes 0.0, and not the integer 0. */
+static bool put_eps(cJSON *o, const char *key, float eps) {
+    return !key || (eps == 0 ? json_put_float(o, key, 0) : json_put_f64(o, key, model_shortest_float(eps)));
+}
+
 static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model_config *c) {
     const struct model_layer *l = &c->layers[0];
     return put_number(o, "vocab_size", c->vocab_size) && put_number(o, n->hidden, c->hidden) &&
            put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
-           (!n->eps || json_put_f64(o, n->eps, model_shortest_float(c->norm_eps))) &&
-           (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
+           put_eps(o, n->eps, c->norm_eps) && (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
 static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {

@@ -114,7 +114,9 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     int rc = check_adapter(f, folder, e);
     if (!rc) rc = read_json(f, folder, "config.json", &f->source->hf_config, e);
     if (rc) return rc;
-    rc = hf_config_read(&f->config, f->source->hf_config, &f->memory, e);
+    bool part;
+    rc = hf_config_part(&f->source->hf_config, &part, e);
+    if (!rc) rc = hf_config_read(&f->config, f->source->hf_config, &f->memory, e);
     if (rc) return err_prefix(e, "config.json");
     const char *whole = path_join(&f->memory, folder, "model.safetensors", e);
     if (!whole) return e->code;
@@ -124,6 +126,7 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     if (!weights && !file_exists(index))
         return err_set(e, ERR_DATA, "neither model.safetensors nor %s is there", INDEX_NAME);
     rc = weights ? add_weights(f, weights, e) : add_shards(f, folder, e);
+    if (!rc && part) rc = hf_tensors_part(&f->config, &f->source->tensors, &f->memory, e);
     return rc ? rc : raw_table_sort(&f->source->tensors, e);
 }
 

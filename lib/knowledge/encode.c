@@ -166,12 +166,18 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
     return 0;
 }
 
+static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
+    const uint32_t *from = (const uint32_t *)k->in_types.data + k->done;
+    uint8_t *to = knowledge_extend(&k->types, n, e);
+    if (!to) return e->code;
+    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)from[i];
+    return 0;
+}
+
 /* What stands beside the tokens. */
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
-    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) ||
-        buf_append(&k->types, k->in_types.data + k->done, n, e))
-        return e->code;
+    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e)) return e->code;
     if (k->format.target == TARGET_MASKED) return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
     if (k->format.target == TARGET_SEQUENCE && ends)
         return buf_append(&k->labels, labels + k->in_seq, sizeof *labels, e);
@@ -274,7 +280,7 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_
     size_t labels = k->format.target == TARGET_SEQUENCE ? knowledge_ended(head) : n;
     if (copy_in(&k->in_tokens, in->tokens, 0, n * sizeof *in->tokens, e) || copy_in(&k->in_mask, in->mask, 1, n, e) ||
         copy_in(&k->in_lengths, in->lengths, 0, head->n_seqs * sizeof *in->lengths, e) ||
-        copy_in(&k->in_types, in->types, 0, n, e) ||
+        copy_in(&k->in_types, in->types, 0, n * sizeof *in->types, e) ||
         (k->format.target != TARGET_NEXT && copy_in(&k->in_labels, in->labels, 0xFF, labels * sizeof *in->labels, e)) ||
         (k->format.tap_positions && copy_in(&k->in_sampled, in->sampled, 1, n, e)))
         return e->code;
@@ -298,6 +304,7 @@ int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct 
 /* Rows of the response in one of their forms: logits, entries, or none. */
 struct rows {
     struct logits x;
+    const unsigned char *stored; /* dense, as they are */
     float inv_temperature;
     const uint64_t *offset;
     const uint32_t *ids;
@@ -306,6 +313,11 @@ struct rows {
 
 static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, struct err *e) {
     int rc = 0;
+    if (r->stored) {
+        size_t bytes = n * dtype_row_bytes(k->format.dtype, knowledge_stored_columns(&k->format));
+        rc = buf_append(&k->response[0], r->stored, bytes, e);
+        r->stored += bytes;
+    }
     if (r->x.data) {
         rc = k->codec->encode(k, n, r->x, r->inv_temperature, e);
         r->x.data += n * dtype_row_bytes(r->x.type, knowledge_stored_columns(&k->format));
@@ -364,6 +376,9 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
         if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
         return rc;
     }
+    if (k->format.encoding == KNOW_DENSE)
+        return knowledge_check_dense(f, b, e) ? e->code
+                                              : encode_rows(k, d->n_rows, (struct rows){.stored = d->dense}, e);
     if (knowledge_check_dense(f, b, e) ||
         buf_reserve(&k->block, (size_t)DENSE_BLOCK * knowledge_stored_columns(f) * sizeof(float), e))
         return e->code;

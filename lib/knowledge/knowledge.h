@@ -8,19 +8,18 @@
  * the assistant says in a conversation, 0 where it is only read. Row t has no label when the mask is 0 at t + 1, so that
  * neither a loss nor what is measured on labels counts it. A batch without the tensor is all 1.
  *
- * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
- *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
- *   topk, ghost    teacher.n [n_positions], teacher.ids [total], teacher.logprobs f16 [total]
- *   sample         teacher.n [n_positions], teacher.ids [total], teacher.counts [total]
- * teacher.n and teacher.counts are u8 when the format's n is at most 255, else u16; ids are u16 when the vocabulary has
- * at most 65536 tokens, else u32. Entries of a position are distinct, in descending order of probability (topk, ghost)
- * or ascending order of id (sample).
+ * That is the target `next`. With `masked` the label of row t is in the tensor `labels`, and so is with `sequence` the class of a
+ * sequence, which then has one row; see stream.h.
+ *
+ * A knowledge stream is a token stream (tokens, lengths) whose batches also hold fields: a response, which is what the teacher
+ * answers, and rows of what flows through it. formats/rill.md lays them out.
  *
  * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
  * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
  * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
  * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
- * where that would lift the sum of a row above 1, all of the row is rounded down instead.
+ * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
+ * least the share p, and is otherwise like topk.
  *
  * sample holds n draws with replacement from the teacher (Anshumann et al., "Sparse logit sampling", 2025, section 3):
  * probability count/n, an unbiased estimate of the distribution, hence of any loss that is linear in it.
@@ -39,14 +38,6 @@
 
 /* How the response is encoded. KNOW_NONE: there is none. Without fields the stream is then one of plain tokens. */
 enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE, KNOW_TOPP };
-
-/* What a row of the response is about, and what a label is. */
-enum knowledge_target_kind {
-    TARGET_NEXT,     /* a row for each position: of the next token, which is the label */
-    TARGET_MASKED,   /* a row for each position: of the token there, whose label is in the tensor `labels` */
-    TARGET_SEQUENCE, /* a row for each sequence: of its class, whose label is in the tensor `labels` */
-};
-const char *knowledge_target_name(enum knowledge_target_kind target); /* "next" */
 
 #define KNOWLEDGE_MAX_N     65535
 #define KNOWLEDGE_MAX_VOCAB (1u << 24)
@@ -85,7 +76,7 @@ struct knowledge_format {
     double temperature; /* that the distribution was taken at (dense logits: 1, not yet applied) */
     enum dtype dtype;   /* dense only */
     bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
-    enum knowledge_target_kind target;
+    enum stream_target target;
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
     uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
     uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
@@ -137,8 +128,9 @@ uint32_t knowledge_columns(const struct knowledge_format *f);
  * and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
-/* The same to a model of so many classes, the target being TARGET_SEQUENCE. */
-int knowledge_fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) MUST_CHECK;
+/* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
+int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns,
+                         struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
@@ -171,12 +163,13 @@ struct knowledge_input {
     const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
     const uint32_t *
         labels; /* TARGET_MASKED: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
-    const uint8_t *types;   /* token types, [n_positions]; NULL: all 0 */
+    const uint32_t *types;  /* token types, [n_positions]; NULL: all 0 */
     const uint8_t *sampled; /* [n_positions], where fields are sampled */
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_input *in, struct err *e) MUST_CHECK;
-/* The rows of field number i of all that was announced; of sequences and pairs: of the sequences that end in it. Before the response's. */
+/* Rows of field number i of what was announced, in order and in any pieces, each before the response's rows of its positions; of
+ * sequences and pairs those of the sequences that end in it. */
 int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct knowledge_part *part,
                             struct err *e) MUST_CHECK;
 /* The next rows [rows][columns] of the response, of positions or (TARGET_SEQUENCE) of sequences that end: the teacher's distribution
@@ -187,7 +180,8 @@ int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
-/* A batch of a stream of another format, all three at once; whether that can be, knowledge_check_encode says. */
+/* A batch of a stream of another format, all of it at once: whether that can be, knowledge_check_encode says. A response of the very
+ * same format is left as it is. The encoder's fields are some of the batch's, in any type. */
 int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *from, const struct batch *b,
                             struct err *e) MUST_CHECK;
 /* Writes what is left. ERR_DATA when the last sequence is open. */
@@ -234,7 +228,7 @@ struct knowledge_rows {
     float *probs;
     float *rest;       /* ghost: probability outside the entries; NULL otherwise */
     const void *dense; /* KNOW_DENSE: [n_rows][stored columns] of the format's type; see knowledge_dense_rows */
-    uint8_t *types;    /* [n_positions] token types; NULL: the stream has none, all are 0 */
+    uint32_t *types;   /* [n_positions] token types; NULL: the stream has none, all are 0 */
     uint64_t *sampled; /* [n_positions + 1]: sampled positions before each; NULL: no field is sampled */
     uint32_t
         *pair_lengths; /* of each row of a field of pairs: positions that it has a weight for; NULL: there is none */
@@ -276,6 +270,10 @@ void knowledge_clear(struct knowledge_rows *k);
  */
 size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
                            size_t *n_positions);
+/* What a whole sequence of the queue says, into a digest: its tokens and labels, and as it is stored what the teacher says. `position`:
+ * number of its first one. */
+void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
+                          size_t seq, size_t position);
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
@@ -350,7 +348,9 @@ struct knowledge_tsv {
  * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
  * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
  * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
- * frequency, frequency_rank, frequency_rest, drawn.
+ * frequency, frequency_rank, frequency_rest, drawn. A row of TARGET_SEQUENCE is a sequence, whose first token is shown. Then
+ * comes a column for each field: the root mean square of its row, or of pairs the position with the largest weight in
+ * the mean over heads, as "position:weight".
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;

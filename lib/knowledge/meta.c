@@ -8,12 +8,6 @@
 #define MIN_TEMPERATURE 0.01
 #define MAX_TEMPERATURE 1000.0
 
-static const char *const target_names[] = {"next", "masked", "sequence"};
-
-const char *knowledge_target_name(enum knowledge_target_kind target) {
-    return target_names[target];
-}
-
 /* ---- writing ------------------------------------------------------------------------------------------------------------- */
 
 /* What this file alone has a say in. "knowledge" is what streams of rill 1.0 have in place of "fields". */
@@ -55,7 +49,7 @@ static bool put_members(cJSON *meta, const struct knowledge_format *f) {
     bool ok = json_put_str(meta, "kind", stream_kind_name(knows ? STREAM_KNOWLEDGE : STREAM_TOKENS));
     if (f->vocab[0]) ok = ok && json_put_str(meta, "vocab", f->vocab);
     if (f->vocab_size) ok = ok && json_put_u64(meta, "vocab_size", f->vocab_size);
-    if (f->target != TARGET_NEXT || knows) ok = ok && json_put_str(meta, "target", target_names[f->target]);
+    if (f->target != TARGET_NEXT || knows) ok = ok && json_put_str(meta, "target", stream_target_name(f->target));
     if (f->classes) ok = ok && json_put_u64(meta, "classes", f->classes);
     if (!knows || !ok) return ok;
     if (f->teacher[0]) ok = json_put_str(meta, "teacher", f->teacher);
@@ -181,16 +175,13 @@ static int get_fields(const cJSON *meta, struct knowledge_format *f, struct err 
 }
 
 static int get_target(const cJSON *meta, struct knowledge_format *f, struct err *e) {
-    const char *name = target_names[TARGET_NEXT];
+    const char *name = stream_target_name(TARGET_NEXT);
     uint64_t classes = 0;
     if (json_opt_str(meta, "target", &name, e) || json_opt_u64(meta, "classes", 1, KNOWLEDGE_MAX_VOCAB, &classes, e))
         return e->code;
     f->classes = (uint32_t)classes;
-    for (size_t i = 0; i < COUNT_OF(target_names); i++)
-        if (!strcmp(name, target_names[i])) {
-            f->target = i;
-            return 0;
-        }
+    for (f->target = TARGET_NEXT; f->target <= TARGET_SEQUENCE; f->target++)
+        if (!strcmp(name, stream_target_name(f->target))) return 0;
     return err_set(e, ERR_DATA, "target \"%.40s\": made by a newer version?", name);
 }
 
@@ -213,20 +204,23 @@ uint32_t knowledge_columns(const struct knowledge_format *f) {
     return f->n_used ? f->n_used : knowledge_stored_columns(f);
 }
 
-int knowledge_fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) {
-    if (f->target != TARGET_SEQUENCE)
-        return err_set(e, ERR_DATA, "data whose target is \"%s\", and a model of %u classes (tokenize --labels)",
-                       target_names[f->target], classes);
+static int fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) {
     if (f->classes > classes || (f->encoding && f->classes != classes))
         return err_set(e, ERR_DATA, "data of %u classes, the model has %u", f->classes, classes);
     f->classes = classes;
     return 0;
 }
 
+int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns, struct err *e) {
+    if (f->target == TARGET_NEXT && !f->encoding) f->target = target; /* plain tokens: there is no label yet */
+    if (f->target != target)
+        return err_set(e, ERR_DATA, "the target of the data is \"%s\", that of the model \"%s\"",
+                       stream_target_name(f->target), stream_target_name(target));
+    return target == TARGET_SEQUENCE ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
+}
+
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
     bool wider = f->vocab_size > n_tokens;
-    if (f->target == TARGET_SEQUENCE)
-        return err_set(e, ERR_DATA, "data whose labels are classes, and a model that predicts tokens");
     if (f->encoding == KNOW_NONE) f->vocab_size = n_tokens;
     if (f->encoding == KNOW_DENSE && f->vocab[0] && wider) f->n_used = n_tokens;
     if (knowledge_columns(f) == n_tokens) return 0;
@@ -270,8 +264,8 @@ static int check_segment(const struct knowledge_format *f, const struct stream_r
     char was[64], is[64];
     if (!same_fields(f, &now) || f->target != now.target)
         return err_set(e, ERR_DATA, "%s: the segments disagree: first %u fields and target %s, then %u others and %s",
-                       stream_reader_name(r), f->n_fields, target_names[f->target], now.n_fields,
-                       target_names[now.target]);
+                       stream_reader_name(r), f->n_fields, stream_target_name(f->target), now.n_fields,
+                       stream_target_name(now.target));
     knowledge_encoding_text(f, was, sizeof was);
     knowledge_encoding_text(&now, is, sizeof is);
     return err_set(
@@ -314,7 +308,7 @@ int knowledge_check_encode(const struct knowledge_format *from, const struct kno
     if (from->encoding == KNOW_SAMPLE || to->encoding == KNOW_SAMPLE)
         return err_set(e, ERR_DATA,
                        "%s cannot become %s: draws are made from the whole distribution (encode the teacher's "
-                       "dense output)",
+                       "dense output; --encode keep leaves it as it is)",
                        was, want);
     bool fewer = from->encoding == KNOW_TOPP ? to->encoding == KNOW_TOPP && to->p <= from->p
                                              : to->encoding != KNOW_TOPP && to->n <= from->n;

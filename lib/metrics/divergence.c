@@ -16,7 +16,7 @@ struct divergence {
     struct knowledge_format as; /* encoding of the decoded rows: topk is treated as ghost, which has the same bytes */
     struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
     struct grad_tape *tape;
-    size_t base;          /* of the rows: the first sequence that the model is being given */
+    size_t base, row;     /* positions and rows before those that the model is being given */
     double temperature;   /* at which both are compared; labels are scored at 1 */
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
@@ -37,10 +37,11 @@ static const char *const tails[] = {
     [KNOW_TOPK] = "one pseudo-token: bounds",
     [KNOW_GHOST] = "one pseudo-token: bounds",
     [KNOW_SAMPLE] = "draws: unbiased cross-entropy, no kld",
+    [KNOW_TOPP] = "one pseudo-token: bounds",
 };
 
 static bool is_top(const struct divergence *d) {
-    return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST;
+    return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST || d->f.encoding == KNOW_TOPP;
 }
 
 /* Does the reference determine a probability of the label at temperature 1? */
@@ -51,9 +52,9 @@ static bool judges_labels(const struct divergence *d) {
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
     struct knowledge_format as = *f;
-    if (model_check_next_token(&m->config, e)) return e->code;
-    if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;
-    if (as.encoding == KNOW_TOPK) as.encoding = KNOW_GHOST;
+    if (model_check_head(&m->config, e)) return e->code;
+    if (knowledge_fit_target(&as, model_predicts(&m->config), model_columns(m), e)) return e->code;
+    if (as.encoding == KNOW_TOPK || as.encoding == KNOW_TOPP) as.encoding = KNOW_GHOST;
     struct divergence *d = mem_zalloc(sizeof *d, e);
     if (!d) return e->code;
     d->m = m;
@@ -142,6 +143,9 @@ static int add_kl(struct divergence *d, const struct block *b, size_t r, struct 
 /* Names the sequence of row `at` of the queue. */
 static int not_finite(const struct divergence *d, size_t at, struct err *e) {
     size_t s = 0;
+    if (d->as.target == TARGET_SEQUENCE)
+        return err_set(e, ERR_DATA, "sequence %llu: the model gives no finite probabilities",
+                       (unsigned long long)d->rows.seqs[at]);
     for (; at >= d->rows.lengths[s]; s++) at -= d->rows.lengths[s];
     return err_set(e, ERR_DATA, "sequence %llu, position %zu: the model gives no finite probabilities",
                    (unsigned long long)d->rows.seqs[s], at);
@@ -164,13 +168,13 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     float *reference = d->f.encoding == KNOW_DENSE ? (void *)d->reference.data : NULL;
     double *kl = buf_f64(&d->losses), *ce = kl + rows;
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
-    knowledge_target(&d->rows, &d->as, d->temperature, d->base + first, rows, reference, &target);
+    knowledge_target(&d->rows, &d->as, d->temperature, d->row + first, rows, reference, &target);
     kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
     kernel_argmax(top, logits, rows, vocab);
     if (reference) kernel_argmax(reference_top, reference, rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};
     for (size_t r = 0; !rc && r < rows; r++) {
-        if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->base + first + r, e);
+        if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->row + first + r, e);
         rc = add_kl(d, &b, r, e);
         if (!rc) rc = add_label(d, &b, r, e);
     }
@@ -191,6 +195,8 @@ int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) 
             positions += lengths[s + n];
         struct model_input in = {
             .n_positions = positions, .n_seqs = n, .tokens = d->rows.tokens + d->base, .lengths = lengths + s};
+        if (d->rows.types) in.types = d->rows.types + d->base;
+        d->row = knowledge_first_row(&d->as, s, d->base);
         rc = model_infer(d->m, d->tape, &in, NULL, NULL, compare_block, d, e);
         d->base += positions;
     }

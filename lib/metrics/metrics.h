@@ -19,7 +19,24 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 /* Called after each batch, by the functions that read a stream to its end; messages of those name the stream. */
 typedef void metrics_watch(void *ctx);
 
-/* ---- perplexity -------------------------------------------------------------------------------------------------- */
+/* ---- labels that the data holds: masked tokens, classes of sequences ------------------------------------------------- */
+
+/*
+ * A masked language model on tokens that were masked (tokenize --mask-rate), or a classifier on texts with classes (tokenize
+ * --labels): perplexity and accuracy over the labels; of classes also precision, recall and F1 as unweighted means over the
+ * classes that occur (macro), and those of class 1 where there are two. Does not depend on where batches were cut.
+ */
+struct labelling;
+/* ERR_DATA when the data has no labels for this model. */
+int labelling_new(struct labelling **out, struct model *m, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+int labelling_read(struct labelling *l, struct stream_reader *r, metrics_watch *watch, void *ctx,
+                   struct err *e) MUST_CHECK;
+uint64_t labelling_scored(const struct labelling *l); /* labels so far */
+double labelling_perplexity(const struct labelling *l);
+cJSON *labelling_json(const struct labelling *l, struct err *e) MUST_CHECK;
+void labelling_free(struct labelling *l); /* NULL is fine */
+
+/* ---- perplexity ------------------------------------------------------------------------------------------------------ */
 
 /*
  * Protocols differ and are not comparable; the name goes with the number. The result does not depend on where the batches

@@ -3,9 +3,17 @@
 
 #include <stdlib.h>
 
-static const char *const point_names[POINT_COUNT] = {
-    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in", [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",     [POINT_HEAD_IN] = "head_in",
+static const char *const point_names[POINT_ALL] = {
+    [POINT_EMBED] = "embed",
+    [POINT_ATTN_IN] = "attn_in",
+    [POINT_O_IN] = "o_in",
+    [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in",
+    [POINT_LAYER] = "layer",
+    [POINT_HEAD_IN] = "head_in",
+    [POINT_Q] = "q",
+    [POINT_K] = "k",
+    [POINT_V] = "v",
 };
 
 const char *model_point_name(enum model_point p) {
@@ -89,20 +97,23 @@ static struct grad_var *rotate(struct graph *g, uint32_t layer, struct grad_var 
                      which == ROPE_LOCAL ? g->m->local_inv_freq : g->m->inv_freq);
 }
 
-static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
-                               struct grad_var *v) {
-    const struct model_config *c = &g->m->config;
+struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer) {
     const struct model_layer *l = &c->layers[layer];
-    struct kernel_attention shape = {.n_heads = l->n_heads,
+    return (struct kernel_attention){.n_heads = l->n_heads,
                                      .n_kv_heads = l->n_kv_heads,
                                      .head_dim = c->head_dim,
-                                     .n_seqs = g->in.n_seqs,
-                                     .starts = g->starts,
                                      .scale = c->attn_scale != 0 ? c->attn_scale
                                                                  : 1.0f / __builtin_sqrtf((float)c->head_dim),
                                      .bidirectional = c->bidirectional,
                                      .window = l->window,
                                      .softcap = c->attn_softcap};
+}
+
+static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                               struct grad_var *v) {
+    struct kernel_attention shape = model_attention_shape(&g->m->config, layer);
+    shape.n_seqs = g->in.n_seqs;
+    shape.starts = g->starts;
     if (!g->caches) return grad_attention(g->t, q, k, v, &shape);
     return q && k && v ? graph_attend_cached(g, layer, q, k, v, &shape) : NULL;
 }
@@ -119,6 +130,9 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
+    tap(g, POINT_Q, layer, q);
+    tap(g, POINT_K, layer, k);
+    tap(g, POINT_V, layer, y[2]);
     struct grad_var *a = attend(g, layer, q, k, y[2]);
     tap(g, POINT_O_IN, layer, a);
     return a;
@@ -241,7 +255,8 @@ struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct mod
     struct graph *g = grad_alloc(t, sizeof *g);
     if (!g) return grad_error(t, e) ? NULL : g;
     *g = (struct graph){.m = m, .t = t, .in = *in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
-    return check_input(m, in, e) || lay_out(g, e) ? NULL : g;
+    if (m->config.token_types < 2) g->in.types = NULL; /* it has no two to tell apart */
+    return check_input(m, &g->in, e) || lay_out(g, e) ? NULL : g;
 }
 
 /* Rows of a table of positions or token types; NULL ids: row 0. */
@@ -327,6 +342,10 @@ struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct 
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
 }
 
+uint32_t model_columns(const struct model *m) {
+    return m->config.output == OUTPUT_CLASSES ? m->config.classes : model_n_tokens(m);
+}
+
 size_t model_output_rows(const struct model_config *c, const struct model_input *in) {
     return c->output == OUTPUT_CLASSES ? in->n_seqs : in->n_positions;
 }
@@ -337,7 +356,7 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
-    bool classes = c->output == OUTPUT_CLASSES;
+    bool classes = c->classes != 0;
     struct model_param *p = model_param(m, model_head_role(c), 0);
     struct model_param *b = model_param(m, classes ? ROLE_CLASSIFIER_BIAS : ROLE_HEAD_BIAS, 0);
     struct grad_head head = {.softcap = c->logit_softcap};

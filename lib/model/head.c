@@ -195,3 +195,15 @@ int model_each_tensor(struct stream_reader *r, const struct model_config *c, str
     model_tensors_release(&t);
     return rc;
 }
+
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) {
+    struct model_tensors t;
+    bool more;
+    int rc;
+    model_tensors_begin(&t, r, c, item);
+    while (!(rc = model_tensors_open(&t, &more, e)) && more && !(rc = fn(ctx, t.slot, &t.desc, t.attrs, NULL, e))) {
+    }
+    model_tensors_release(&t);
+    return rc;
+}

@@ -18,6 +18,8 @@ struct model_layerwise {
     struct model_tensors tensors;
 
     struct buf states; /* of the block, [n_positions][hidden] */
+    model_tap *tap;
+    void *tap_ctx;
 
     /* While model_layerwise_change runs. */
     struct buf dense, dense_next; /* states by the weights as they were, into the layer and out of it */
@@ -187,7 +189,7 @@ static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const stru
 /* The states of the block, from the states before. */
 static int advance(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                    int64_t layer, struct err *e) {
-    return run_inputs(l, t, in, n, &(struct step){.layer = layer, .from = &l->states, .to = &l->states}, e);
+    return run_inputs(l, t, in, n, &(struct step){layer, &l->states, &l->states, l->tap, l->tap_ctx}, e);
 }
 
 static int run_layers(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
@@ -313,14 +315,16 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
     const struct model_config *c = &l->m->config;
     struct shifted s = {fn, ctx, 0};
     size_t position = 0;
-    if (c->output == OUTPUT_NONE) return model_no_head(e);
+    if (fn && c->output == OUTPUT_NONE) return model_no_head(e);
     for (size_t i = 0; i < n; position += in[i].n_positions, s.first += model_output_rows(c, &in[i++])) {
         grad_reset(t);
-        struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
+        struct graph *g = graph_begin(l->m, t, &in[i], NULL, l->tap, l->tap_ctx, e);
         if (!g) return e->code;
         struct grad_var *h = graph_norm(g, take_states(l, &l->states, t, position, in[i].n_positions));
+        if (!h) return graph_failure(g);
+        if (!fn) continue;
         struct grad_head head = model_logits_head(l->m, t);
-        if (!h || !grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
+        if (!grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
     }
     return 0;
 }
@@ -344,6 +348,11 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, e
     else
         *out = l;
     return rc;
+}
+
+void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx) {
+    l->tap = tap;
+    l->tap_ctx = ctx;
 }
 
 const struct model *model_layerwise_model(const struct model_layerwise *l) {

@@ -111,7 +111,8 @@ static int load_panels(struct model_param *p, struct model_tensors *t, struct er
 static int load_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
-    bool quantized = dtype_info(d->dtype)->is_quantized, integers = quantized && m->format == WEIGHTS_INT8;
+    bool quantized = dtype_info(d->dtype)->is_quantized;
+    bool integers = quantized && m->format == WEIGHTS_INT8 && quant_form(d->dtype);
     size_t bytes = integers    ? kernel_panels_int8_bytes(d->dtype, n, k)
                    : quantized ? tensor_bytes(d)
                                : kernel_panels_bytes(n, k);

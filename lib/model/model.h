@@ -54,10 +54,12 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,        /* logits of the next token */
-    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,      /* hidden states */
-    OUTPUT_CLASSES,   /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_LM,            /* logits of the next token */
+    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,          /* hidden states */
+    OUTPUT_CLASSES,       /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_TOKEN_CLASSES, /* logits of classes, a row for each position: tags */
+    OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
@@ -117,7 +119,7 @@ struct model_config {
     bool head_bias;
     bool pooler;         /* a dense layer and an activation over the first position: BERT */
     uint32_t pooler_act; /* enum kernel_act, that of the pooler */
-    uint32_t classes;    /* rows of the classifier (OUTPUT_CLASSES) */
+    uint32_t classes;    /* rows of the classifier; 0: the output is no logits of classes */
 
     struct model_layer *layers; /* [n_layers]; owned by the arena it was made with */
 };
@@ -166,9 +168,15 @@ enum model_point {
     POINT_DOWN_IN, /* input of down [ffn] */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
-    POINT_COUNT    /* in a role: its input has no tap */
+    POINT_COUNT,   /* of those that are inputs of a role; in a role: its input has no tap */
+    /* Queries and keys as attention takes them, rotated, and values. */
+    POINT_Q, /* [n_heads * head_dim] */
+    POINT_K, /* [n_kv_heads * head_dim] */
+    POINT_V, /* [n_kv_heads * head_dim] */
+    POINT_ALL
 };
 const char *model_point_name(enum model_point p); /* "attn_in" */
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer);
 
 /* In stream order. */
 enum model_role {
@@ -326,6 +334,9 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* The same without the data, which are skipped and NULL. */
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /* ---- a whole model in memory ------------------------------------------------------------------------------------- */
 
@@ -335,7 +346,7 @@ enum model_weight_format {
     /* For inference in bf16: packed in bf16 or, when the stream has them quantized, in those blocks. They are constant, and
      * no copy in f32 is kept. */
     WEIGHTS_PACKED,
-    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
+    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and matrices of types with a quant_form packed for products of integers */
 };
 
 /* A low-rank addition to a matrix W [out][in] (Hu et al. 2022, "LoRA"): the model computes with W + scale b a. lib/train's. */
@@ -407,9 +418,10 @@ struct model_input {
     size_t n_positions, n_seqs;
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
-    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0 */
+    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
 };
 
+/* Watches a forward pass: called with the values at each point, in the order in which they are computed. */
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
@@ -419,6 +431,8 @@ typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const f
  * training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
+/* Heads, mask, scale and cap of a layer's attention; the sequences are the caller's to add. */
+struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
 /* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
@@ -431,6 +445,13 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t);
 /* ERR_DATA unless its logits are of the next token, and of what comes before it alone: what generation, perplexity and
  * distillation stand on. Says what the model is instead. */
 int model_check_next_token(const struct model_config *c, struct err *e) MUST_CHECK;
+
+/* What its logits are of. Of a model without a head: TARGET_NEXT, by which nothing is meant. */
+enum stream_target model_predicts(const struct model_config *c);
+/* Columns of its logits: model_n_tokens or classes. */
+uint32_t model_columns(const struct model *m);
+/* ERR_DATA unless it has logits that say something: a head, and not of tokens that it sees. */
+int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
  * model_output_rows; `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of
@@ -466,7 +487,11 @@ struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the
  * be NULL. */
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                         model_layer_fn *progress, void *ctx, struct err *e) MUST_CHECK;
-/* Logits of the same inputs, one after another; `first` counts through the block. */
+/* `tap` watches the passes of all runs to come: layer after layer, and in each the positions of the block in order, some sequences at a
+ * time. */
+void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
+/* Logits of the same inputs, one after another; `first` counts through the block. fn NULL: what the head reads is made, for a tap, and
+ * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */

@@ -64,7 +64,7 @@ static bool has_head_bias(const struct model_config *c) {
     return predicts_tokens(c) && c->head_bias;
 }
 static bool has_classifier(const struct model_config *c) {
-    return c->output == OUTPUT_CLASSES;
+    return c->classes != 0;
 }
 
 /* A norm's bias exists where the norm does and norms have one. */
@@ -155,7 +155,7 @@ bool model_has_role(const struct model_config *c, enum model_role role) {
     return roles[role].exists(c);
 }
 enum model_role model_head_role(const struct model_config *c) {
-    return c->output == OUTPUT_CLASSES ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
+    return c->classes ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
 }
 
 /* ---- axes -------------------------------------------------------------------------------------------------------- */
@@ -188,11 +188,18 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
 
 enum model_axis model_point_axis(enum model_point p) {
     switch (p) {
-    case POINT_O_IN: return AXIS_QUERY;
+    case POINT_O_IN:
+    case POINT_Q: return AXIS_QUERY;
+    case POINT_K:
+    case POINT_V: return AXIS_KEY;
     case POINT_DOWN_IN: return AXIS_FFN;
     case POINT_HEAD_IN: return AXIS_EMBED;
     default: return AXIS_HIDDEN;
     }
+}
+
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
+    return model_axis_size(c, model_point_axis(p), layer);
 }
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */

@@ -20,11 +20,23 @@ static void swap_spare(struct prune_layer *l, enum model_role role) {
     l->tensor[role].spare = data;
 }
 
+int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) {
+    struct buf kept = {0};
+    uint64_t row = t->desc.rank == 2 ? t->blocks.len / t->desc.dims[0] : 0;
+    int rc = row ? buf_reserve(&kept, n * row, e) : 0;
+    if (rc) return rc;
+    for (uint64_t i = 0; row && i < n; i++) memcpy(kept.data + i * row, t->blocks.data + keep[i] * row, row);
+    kept.len = n * row;
+    buf_release(&t->blocks);
+    t->blocks = kept;
+    return 0;
+}
+
 static int keep_rows(struct prune_layer *l, enum model_role role, const uint32_t *keep, uint32_t n, struct err *e) {
     struct tensor_desc *d = &l->tensor[role].desc;
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
     float *to = spare(l, role, n * cols, e);
-    if (!to) return e->code;
+    if (!to || prune_keep_blocks(&l->tensor[role], keep, n, e)) return e->code;
     kernel_gather(to, values(l, role), keep, n, cols);
     d->dims[0] = n;
     swap_spare(l, role);
@@ -37,6 +49,7 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     if (!to) return e->code;
     kernel_gather_cols(to, values(l, role), keep, d->dims[0], d->dims[1], n);
     d->dims[1] = n;
+    l->tensor[role].blocks.len = 0;
     swap_spare(l, role);
     return 0;
 }

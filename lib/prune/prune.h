@@ -58,7 +58,8 @@ struct prune_report {
     struct arena memory;
 };
 
-/* Reads a model stream, writes the pruned one. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
+/* Reads a model stream, writes the pruned one. Each tensor keeps its type; a quantized one becomes f32 only where columns go or single
+ * weights become zero, since other numbers share its blocks then. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
  * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;

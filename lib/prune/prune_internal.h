@@ -36,12 +36,15 @@ int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, 
 
 /* One layer of the old model in memory as f32, by role; NULL where it has none. */
 struct prune_layer {
-    struct {
+    struct prune_tensor {
         struct tensor_desc desc; /* type as stored */
         struct buf data, spare;  /* f32 */
+        struct buf blocks;       /* of a quantized one as stored, while its rows are whole; len 0: they are not */
         bool here;
     } tensor[ROLE_COUNT];
 };
+/* Keeps these rows of the tensor's blocks; those of a vector are given up. desc is that of before. */
+int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) MUST_CHECK;
 /* Takes channels and head groups out of a layer in place. */
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
 

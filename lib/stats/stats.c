@@ -77,6 +77,7 @@ void stats_free(struct stats *s) {
 static int collect_point(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                          struct err *e) {
     struct stats *s = ctx;
+    if (point >= POINT_COUNT) return 0; /* no input of a matrix */
     struct point_sums *sums = point_of(s, point, layer);
     if (cols != sums->cols)
         return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, cols);
@@ -289,4 +290,17 @@ double stats_influence(const struct stats *s, uint32_t layer) {
 bool stats_input_point(enum model_role role, enum model_point *out) {
     *out = model_role_info(role)->input;
     return *out != POINT_COUNT;
+}
+
+const struct model_config *stats_config(const struct stats *s) {
+    return &s->config;
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols) {
+    enum model_point point;
+    enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
+    if (!stats_input_point(role, &point)) return NULL;
+    uint32_t layer = model_role_in_layer(slot.role) ? slot.layer : 0;
+    *cols = stats_cols(s, point, layer);
+    return stats_sum_sq(s, point, layer);
 }

@@ -36,6 +36,14 @@ enum stream_kind {
 const char *stream_kind_name(enum stream_kind kind);
 int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) MUST_CHECK;
 
+/* What the labels of a data stream are, and so what a model's logits are of ("target"; absent: next). */
+enum stream_target {
+    TARGET_NEXT,   /* at each position the next token */
+    TARGET_MASKED, /* at each position the token there, before it was masked: tensor `labels`, one for each position */
+    TARGET_SEQUENCE, /* of each sequence its class: tensor `labels`, one for each sequence that ends in the batch */
+};
+const char *stream_target_name(enum stream_target target);
+
 enum stream_codec {
     CODEC_RAW = 0,
     CODEC_ZSTD = 1,

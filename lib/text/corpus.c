@@ -15,6 +15,7 @@
 struct piece {
     size_t start, n; /* in the window */
     size_t n_ids, n_lost;
+    uint32_t label;
     bool ends_document;
 };
 /* What one thread takes at a time: consecutive pieces, piece_bytes together or a little more. */
@@ -42,8 +43,9 @@ struct corpus {
     struct corpus_totals *totals;
 };
 
-static bool is_json(const struct corpus *c) {
-    return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT;
+/* Is each line something to be read, rather than text? */
+static bool is_record(const struct corpus *c) {
+    return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT || c->o->label;
 }
 
 /* ---- reading ---- */
@@ -112,7 +114,7 @@ static size_t plan_whole(struct corpus *c) {
  * filled the window alone. An object always waits. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
-    bool json = is_json(c);
+    bool json = is_record(c);
     if (c->at_end && json) {
         add_piece(c, at, n, true);
         return n;
@@ -127,7 +129,7 @@ static size_t plan_lines(struct corpus *c) {
     while (at < len && c->n_pieces < c->max_pieces && (nl = memchr(text + at, '\n', len - at)) != NULL) {
         size_t length = (size_t)(nl - text) - at, n = text_line_length(text + at, length);
         size_t used = n;
-        if (is_json(c))
+        if (is_record(c))
             add_piece(c, at, n, true);
         else
             used = add_text(c, at, n, true);
@@ -204,13 +206,57 @@ static int encode_composed(struct text_worker *w, const struct corpus *c, const 
     return rc || !c->o->mask ? rc : mask_document(w, c, s, s->ids.ids + before, s->ids.n - before, e);
 }
 
-static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
+/* n tokens of one type after what is there of them. */
+static int mark(struct share *s, uint8_t type, size_t n, struct err *e) {
+    if (buf_reserve(&s->mask, n, e)) return e->code;
+    memset(s->mask.data + s->mask.len, type, n);
+    s->mask.len += n;
+    return 0;
+}
+
+/* The first text is in s->ids from `before` on, the second comes behind what stands between them. */
+static int encode_second(struct text_worker *w, const struct corpus *c, const struct labelled *x, size_t before,
                          struct share *s, struct err *e) {
+    struct text_ids *ids = &s->ids;
+    s->part.n = 0;
+    if (worker_encode(w, c->v, x->text[1], x->n[1], &c->o->encode, &s->part, e)) return e->code;
+    size_t n[2] = {ids->n - before, s->part.n}, between = labelled_separators(c->v);
+    labelled_cut(c->v, c->o, n);
+    ids->n = before + n[0];
+    if (text_ids_reserve(ids, between + n[1], e)) return e->code;
+    for (size_t i = 0; i < between; i++) ids->ids[ids->n++] = c->v->eos;
+    memcpy(ids->ids + ids->n, s->part.ids, n[1] * sizeof *ids->ids);
+    ids->n += n[1];
+    if (mark(s, 0, n[0] + between, e)) return e->code;
+    return mark(s, between == 1, n[1], e); /* RoBERTa has no types */
+}
+
+static int encode_labelled(struct text_worker *w, const struct corpus *c, const unsigned char *line, size_t n,
+                           struct piece *p, struct share *s, struct err *e) {
+    struct labelled x;
+    size_t before = s->ids.n;
+    if (labelled_read(&x, c->o, (const char *)line, n, e)) return e->code;
+    p->label = x.label;
+    int rc = worker_encode(w, c->v, x.text[0], x.n[0], &c->o->encode, &s->ids, e);
+    if (!rc && c->o->pair)
+        rc = encode_second(w, c, &x, before, s, e);
+    else if (!rc) {
+        size_t kept[2] = {s->ids.n - before, 0};
+        labelled_cut(c->v, c->o, kept);
+        s->ids.n = before + kept[0];
+    }
+    labelled_release(&x);
+    return rc;
+}
+
+static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
+                         struct piece *p, struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
     size_t bom = text_bom(text, n); /* also after the first line: files are joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
+    if (c->o->label) return encode_labelled(w, c, text, n, p, s, e);
     if (c->o->documents == CORPUS_CHAT) return encode_composed(w, c, text, n, s, e);
     cJSON *object = json_parse((const char *)text, n, e);
     if (!object) return e->code;
@@ -229,8 +275,8 @@ static int encode_pieces(struct text_worker *w, const struct corpus *c, struct s
         o.continues = i ? !c->pieces[i - 1].ends_document : c->packer.in_document;
         size_t before = s->ids.n;
         s->ids.n_lost = 0;
-        int rc =
-            is_json(c) ? encode_object(w, c, text, p->n, s, e) : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
+        int rc = is_record(c) ? encode_object(w, c, text, p->n, p, s, e)
+                              : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
         p->n_ids = s->ids.n - before;
         p->n_lost = s->ids.n_lost;
         if (rc) {
@@ -272,9 +318,9 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
         const struct piece *p = &c->pieces[i];
         c->totals->input_bytes = c->bytes + p->start + p->n;
         c->totals->lost_bytes += p->n_lost;
-        const uint8_t *mask = c->o->mask ? s->mask.data + at : NULL;
+        const uint8_t *mask = c->o->mask || c->o->pair ? s->mask.data + at : NULL;
         int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, mask, p->n_ids, e) : 0;
-        if (!rc && p->ends_document) rc = packer_end_document(&c->packer, e);
+        if (!rc && p->ends_document) rc = packer_end_document(&c->packer, p->label, e);
         if (rc) return rc;
         at += p->n_ids;
     }
@@ -289,7 +335,7 @@ static int pack_window(struct corpus *c, struct err *e) {
         if (rc) return rc;
         if (!s->rc || c->packer.full) continue;
         *e = s->err;
-        if (!is_json(c)) return e->code;
+        if (!is_record(c)) return e->code;
         uint64_t line = c->lines + count_lines(c->window.data, c->pieces[s->end].start) + 1;
         return err_prefix(e, "line %llu", (unsigned long long)line);
     }
@@ -301,13 +347,13 @@ static int pack_window(struct corpus *c, struct err *e) {
 static int grow_window(struct corpus *c, struct err *e) {
     if (c->goal >= MAX_WINDOW)
         return err_set(e, ERR_DATA, "%zu bytes from byte %llu on have no place to cut: %s", c->window.len,
-                       (unsigned long long)c->bytes, is_json(c) ? "a line is too long" : "nothing but one word");
+                       (unsigned long long)c->bytes, is_record(c) ? "a line is too long" : "nothing but one word");
     c->goal *= 2;
     return 0;
 }
 
 static void move_on(struct corpus *c, size_t used) {
-    if (is_json(c)) c->lines += count_lines(c->window.data, used);
+    if (is_record(c)) c->lines += count_lines(c->window.data, used);
     c->bytes += used;
     if (!c->packer.full) c->totals->input_bytes = c->bytes;
     memmove(c->window.data, c->window.data + used, c->window.len - used);
@@ -337,6 +383,9 @@ static int check_options(const struct vocab *v, const struct corpus_options *o, 
     if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
         return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
     if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token leaves no room after BOS");
+    if (o->label && o->context) return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if (o->pair && v->eos == TOKEN_NONE)
+        return err_set(e, ERR_USAGE, "the vocabulary has no EOS token to stand between two texts");
     if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
     if (o->eos == EOS_AFTER && v->eos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no EOS token");
     return 0;

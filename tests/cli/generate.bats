@@ -137,9 +137,9 @@ setup() {
 
 @test "integer products want quantized weights, training none" {
     check_exit 2 rill generate --precision int8 -m model.rill prompts.rill
-    assert_stderr_line "model.rill: no weights are quantized, which --precision int8 is for (rill quantize)"
+    assert_stderr_line "model.rill: no weights are of a type that --precision int8 is for (rill quantize)"
     check_exit 2 rill teacher-infer --precision int8 --weights stream -m model.rill tokens.rill
-    assert_stderr_line "model.rill: no weights are quantized, *"
+    assert_stderr_line "model.rill: no weights are of a type that *"
     check_exit 2 rill distill --precision int8 -m model.rill tokens.rill
     assert_stderr_line "*--precision*int8*"
     # auto takes what there is: integers for quantized weights, where bf16 is fast too

@@ -1,5 +1,5 @@
 /*
- * Every architecture of the registry against transformers: the tiny models of tests/golden/arch, which
+ * Every architecture of the registry against transformers, and against llama.cpp where it knows it: the tiny models of tests/golden/arch, which
  * tests/reference/make_architectures.py makes, with their logits in f32 and gradients in f64. A row of the registry without such a
  * model fails. Tolerances: logits 2e-5 of the largest; gradients 2e-5 of the largest of their tensor, and never asked to be better than 1e-7
  * of the largest of all, for both are sums in f32; bf16 4% of the largest logit.
@@ -89,9 +89,9 @@ static void check_logits(const char *what, const float *got, const float *wanted
 
 /* Numbers of a row of what the model makes. */
 static size_t row_of(const struct model *m) {
-    return m->config.output == OUTPUT_NONE      ? m->config.hidden
-           : m->config.output == OUTPUT_CLASSES ? m->config.classes
-                                                : m->config.vocab_size;
+    return m->config.output == OUTPUT_NONE ? m->config.hidden
+           : m->config.classes             ? m->config.classes
+                                           : m->config.vocab_size;
 }
 
 static size_t output_size(const struct model *m, const struct expected *x) {
@@ -376,6 +376,37 @@ static void check_gguf(const char *name, const struct buf *stream, const struct 
     model_free(m);
 }
 
+/* ---- llama.cpp ------------------------------------------------------------------------------------------------------- */
+
+/* What libllama makes of our GGUF (tests/reference/compare_llama_cpp.py), of the models that it computes as they are. It has no token
+ * types, and the tanh form for every GELU. */
+static void check_llama_cpp(const char *name, const char *folder, const struct buf *stream, struct expected *x) {
+    char path[600];
+    struct err e, why;
+    struct mapped_file file;
+    struct raw_table tensors = {0};
+    struct model *m = loaded(stream, WEIGHTS_F32);
+    bool windows_off = strncmp(name, "phi3", 4) == 0 && m->config.layers[0].window;
+    bool can = target_check(TARGET_LLAMA_CPP, &m->config, &why) == 0 && !windows_off;
+    snprintf(path, sizeof path, "%s/llama_cpp.safetensors", folder);
+    if (!can && file_exists(path)) fail_msg("%s is there, but llama.cpp does not load the model", path);
+    if (file_exists(path)) {
+        OK(mapped_file_open(&file, path, &e));
+        OK(safetensors_parse(&tensors, file.data, file.size, &x->memory, &e));
+        float *logits = arena_array(&x->memory, tensors.items[0].n_bytes, 1, &e);
+        memcpy(logits, tensors.items[0].data, tensors.items[0].n_bytes);
+        assert_int_equal(tensors.items[0].n_bytes, output_size(m, x) * sizeof *logits);
+        struct expected by_llama = {.in = x->in, .logits = logits};
+        by_llama.in.types = NULL;
+        if (m->config.act == ACT_GELU) m->config.act = ACT_GELU_TANH;
+        m->config.pooler = m->config.pooler && m->config.output != OUTPUT_NONE;
+        check_forward(path, m, &by_llama, 2e-5);
+        raw_table_release(&tensors);
+        mapped_file_close(&file);
+    }
+    model_free(m);
+}
+
 /* ---- all ------------------------------------------------------------------------------------------------------------- */
 
 static void check_architecture(const char *name) {
@@ -394,6 +425,7 @@ static void check_architecture(const char *name) {
     check_gradients(name, &stream, &x, true);
     check_safetensors(name, &stream);
     check_gguf(name, &stream, &x);
+    check_llama_cpp(name, folder, &stream, &x);
     model_free(m);
     model_free(bf16);
     buf_release(&stream);

@@ -246,7 +246,7 @@ static void test_tensor_sizes(void **state) {
     check_info(2, zero, 0, 0, "dimension 0 is zero");
     check_info(5, five, 0, 0, "5 dimensions");
     check_info(2, odd, 8, 0, "not a whole number of blocks of 32");
-    check_info(1, one, 16, 0, "IQ2_XXS");
+    check_info(1, one, 15, 0, "type 15");
     check_info(1, one, 999, 0, "type 999");
     check_info(1, one, (uint32_t)-1, 0, "type -1");
     check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor after the end of its file */

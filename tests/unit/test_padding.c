@@ -232,7 +232,6 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     struct err e;
     struct trainer *t;
     struct stream_reader *r;
-    struct batch b = {0};
     struct knowledge_format read;
     struct distill_options o = {
         .plan.now = {.lr = 1e-2, .steps = 6},
@@ -250,14 +249,15 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
     OK(knowledge_meta_get(stream_reader_meta(r), &read, &e));
     OK(trainer_new(&t, m, &o, &read, &e));
+    struct knowledge_stream data = {.r = r, .meta = &read, .format = trainer_format(t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
     do {
-        OK(knowledge_read(r, &read, &b, &more, &e));
-        if (more) OK(trainer_feed(t, &b, &e));
+        OK(trainer_feed(t, &source, &more, &e));
         do OK(trainer_step(t, !more, &stepped, &e));
         while (stepped);
         trainer_progress(t, p);
     } while (more);
-    batch_release(&b);
+    knowledge_stream_release(&data);
     trainer_free(t);
     stream_reader_free(r);
     close(fd);

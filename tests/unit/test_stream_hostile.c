@@ -178,7 +178,7 @@ static void checks_tensor_records(void **state) {
         uint64_t value;
         const char *message;
     } lies[] = {
-        {0, 2, 99, "element type 99 is unknown"},
+        {0, 2, 104, "element type 104 is unknown"},
         {0, 2, DT_Q4_K, "'a.weight'"}, /* 8 columns are no whole block */
         {2, 2, 9, "rank 9, at most 8"},
         {2, 2, 65535, "rank 65535"},
