@@ -96,8 +96,8 @@ static double kl_value(const struct knowledge_format *f, const struct kernel_tar
 }
 
 /* A block of logits into its gradient, unscaled: the number of labelled positions is known at the end of the step. */
-static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int loss_block(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     struct micro *micro = ctx;
     struct trainer *t = micro->t;
     const struct distill_loss *l = &t->o.loss;

@@ -117,10 +117,10 @@ struct train_options {
 
 #define TRAIN_MAX_MOMENTS 2
 struct param {
-    const char *name; /* valid UTF-8, unique in the set; copied */
-    float *value;     /* [rows][cols], the owner's; a vector has one row */
-    float *grad;      /* of the same shape */
-    bool *grad_begun; /* is there a gradient? (grad_parameter) */
+    const char *name;          /* valid UTF-8, unique in the set; copied */
+    struct kernel_array value; /* f32 [rows][cols], the owner's; a vector has one row */
+    struct kernel_array grad;  /* of the same shape */
+    bool *grad_begun;          /* is there a gradient? (grad_parameter) */
     uint64_t rows, cols;
     bool matrix;                 /* inside a layer: from activations to activations */
     bool decays;                 /* weight decay pulls on it */
@@ -132,19 +132,20 @@ struct param {
     size_t group;                           /* 0: in none, else 1 + its number */
     double lr, decay;                       /* factor of the rate; weight decay */
     struct kernel_array moments[TRAIN_MAX_MOMENTS];
-    float *average; /* of the values, exponential; NULL: none */
+    struct kernel_array average; /* f32, of the values, exponential; no data: none */
 };
 struct param_set {
     struct train_options o;
-    struct param *params; /* [n], in the order in which they were added */
+    struct kernel_device *device; /* of moments, averages and scratch: that of the models, or the CPU */
+    struct param *params;         /* [n], in the order in which they were added */
     size_t n, capacity;
     uint64_t updates;    /* that the moments have had before step 1 (train_start) */
     struct digest start; /* of the moments of train_start, if `started` */
     bool started;
     double group_square
-        [1 + TRAIN_MAX_GROUPS]; /* of train_gradient_norm: sums of squares of each group's gradients; 0: the rest */
-    uint32_t used;              /* bits: patterns of `frozen` that fitted something */
-    void *scratch;              /* of the optimizers */
+        [1 + TRAIN_MAX_GROUPS];  /* of train_gradient_norm: sums of squares of each group's gradients; 0: the rest */
+    uint32_t used;               /* bits: patterns of `frozen` that fitted something */
+    struct kernel_array scratch; /* DT_U8, of the optimizers */
     size_t scratch_bytes;
     struct arena memory;
     struct model *adapted; /* has adapters, which are this set's; NULL: none */
@@ -201,7 +202,7 @@ struct train_update {
     uint64_t step;    /* of the moments */
     double lr, scale; /* of this parameter; of its gradient */
     double decay;
-    void *scratch;
+    struct kernel_array scratch; /* DT_U8 */
 };
 struct optimizer_type {
     const char *name, *summary, *source;
