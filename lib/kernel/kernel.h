@@ -406,6 +406,17 @@ struct kernel_adamw {
 void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
                   struct kernel_array g, size_t n);
 
+/*
+ * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'.
+ * u is f32; m in bf16 is rounded at random like the first moment of kernel_adamw.
+ */
+struct kernel_momentum {
+    float beta, grad_scale;
+    uint64_t step, stream;
+};
+void kernel_momentum(const struct kernel_momentum *o, struct kernel_array u, struct kernel_array m,
+                     struct kernel_array g, size_t n);
+
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 /* Per column, +=. */
 void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows, size_t d);

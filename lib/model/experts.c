@@ -5,10 +5,6 @@
  */
 #include "lib/model/model_internal.h"
 
-static struct grad_var *expert_leaf(struct graph *g, enum model_role role, uint32_t layer, uint32_t expert) {
-    return graph_leaf(g, (struct model_slot){role, layer, expert});
-}
-
 /* ---- taps ---- */
 
 static struct model_seen seen_at(enum model_point point, uint32_t layer, uint32_t expert,
@@ -51,15 +47,16 @@ static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const s
 static struct grad_var *add_expert(struct graph *g, uint32_t layer, uint32_t expert, struct grad_var *h,
                                    const struct grad_routing *r, struct grad_var *y) {
     const struct model_config *c = &g->m->config;
-    struct grad_var *up = expert_leaf(g, ROLE_EXPERT_UP, layer, expert), *a;
-    struct grad_var *x = grad_take_rows(g->t, h, r, expert);
+    const struct model_slot gate = {ROLE_EXPERT_GATE, layer, expert}, up = {ROLE_EXPERT_UP, layer, expert},
+                            down = {ROLE_EXPERT_DOWN, layer, expert};
+    struct grad_var *x = grad_take_rows(g->t, h, r, expert), *a;
     graph_tap(g, seen_at(POINT_EXPERT_IN, layer, expert, r), x);
     if (c->ffn_kind == FFN_GATED)
-        a = grad_gated(g->t, c->act, x, expert_leaf(g, ROLE_EXPERT_GATE, layer, expert), up);
+        a = graph_gated(g, gate, up, x);
     else
-        a = grad_activate(g->t, c->act, grad_linear(g->t, x, up, NULL, NULL));
+        a = grad_activate(g->t, c->act, graph_adapt(g, up, x, grad_linear(g->t, x, graph_leaf(g, up), NULL, NULL)));
     graph_tap(g, seen_at(POINT_EXPERT_DOWN_IN, layer, expert, r), a);
-    a = grad_linear(g->t, a, expert_leaf(g, ROLE_EXPERT_DOWN, layer, expert), NULL, NULL);
+    a = graph_adapt(g, down, a, grad_linear(g->t, a, graph_leaf(g, down), NULL, NULL));
     tap_output(g, layer, expert, r, a);
     return grad_mix_rows(g->t, y, a, r, expert);
 }

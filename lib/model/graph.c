@@ -23,6 +23,11 @@ static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t lay
     return grad_layernorm(g->t, x, w, b, c->norm_eps, out);
 }
 
+static struct grad_var *adapt(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
+                              struct grad_var *y) {
+    return graph_adapt(g, (struct model_slot){.role = role, .layer = layer}, x, y);
+}
+
 /* What a part of the layer reads: norm(x), or x where norms come later. */
 static struct grad_var *before(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
     if (!model_has_role(&g->m->config, role)) return x;
@@ -48,8 +53,8 @@ static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_va
     const struct model_config *c = &g->m->config;
     struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
     if (norm_is_after(c) || model_factor(c->residual_scale) != 1)
-        return add_value(g, layer, x, grad_linear(g->t, y, weight, bias, NULL), post);
-    x = grad_linear(g->t, y, weight, bias, x);
+        return add_value(g, layer, x, adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, NULL)), post);
+    x = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, x));
     return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
 }
 
@@ -97,6 +102,7 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
     struct grad_var *y[3];
     grad_linears(g->t, h, 3, maps, y);
+    for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
     tap(g, POINT_Q, layer, q);
@@ -110,11 +116,13 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
 /* act(gate h) * up h, or act(up h): what down reads */
 static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
-    struct grad_var *y, *up = leaf(g, ROLE_UP, layer);
+    struct grad_var *y;
     if (c->ffn_kind == FFN_GATED)
-        y = grad_gated(g->t, c->act, h, leaf(g, ROLE_GATE, layer), up);
+        y = graph_gated(g, (struct model_slot){ROLE_GATE, layer, 0}, (struct model_slot){ROLE_UP, layer, 0}, h);
     else
-        y = grad_activate(g->t, c->act, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL));
+        y = grad_activate(g->t, c->act,
+                          adapt(g, ROLE_UP, layer, h,
+                                grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
     tap(g, POINT_DOWN_IN, layer, y);
     return y;
 }
@@ -132,7 +140,8 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
     const struct model_config *c = &g->m->config;
     struct grad_var *y = graph_experts(g, layer, h), *shared;
     if (c->layers[layer].ffn == 0) return y;
-    shared = grad_linear(g->t, feed_forward(g, layer, h), leaf(g, ROLE_DOWN, layer), NULL, NULL);
+    shared = feed_forward(g, layer, h);
+    shared = adapt(g, ROLE_DOWN, layer, shared, grad_linear(g->t, shared, leaf(g, ROLE_DOWN, layer), NULL, NULL));
     if (c->shared_gate) shared = grad_gate_rows(g->t, shared, grad_scores(g->t, h, leaf(g, ROLE_SHARED_GATE, layer)));
     return grad_add(g->t, y, shared);
 }
