@@ -193,12 +193,14 @@ static int configure(const struct cli *c, struct model_config *config, const str
 }
 
 /* The widths of the base. */
-static int read_base(struct cli *c, struct model_mup *base, struct err *e) {
+/* Refused before anything is said of the model. */
+static int read_base(struct cli *c, const struct model_config *config, struct model_mup *base, struct err *e) {
     struct stream_reader *r;
     struct model_head head = {0};
     struct stream_item item;
     if (!mup) return 0;
-    int rc = cli_open_stream(c, mup, "mup", STREAM_MODEL, &r, e);
+    int rc = model_mup_check(config, e);
+    if (!rc) rc = cli_open_stream(c, mup, "mup", STREAM_MODEL, &r, e);
     if (!rc) rc = model_head_read(r, &head, &item, e);
     if (!rc) model_mup_of(&head.config, base);
     model_head_release(&head);
@@ -221,7 +223,7 @@ static int run(struct cli *c, struct err *e) {
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
     if (!rc) rc = configure(c, &config, &like, &a, e);
-    if (!rc) rc = read_base(c, &base, e);
+    if (!rc) rc = read_base(c, &config, &base, e);
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
