@@ -85,8 +85,8 @@ static int spool_stdin(struct err *e) {
     return rc;
 }
 
-static const double *sums_of(void *ctx, struct model_slot s, uint64_t *cols) {
-    return stats_input_sq(ctx, s, cols);
+static const double *sums_of(void *ctx, struct model_slot s, uint64_t *cols, double *positions) {
+    return stats_input_sq(ctx, s, cols, positions);
 }
 
 static int write_imatrix(struct cli *c, struct err *e) {

@@ -2,7 +2,8 @@
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 
-static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context, rotary_dims, window, window_pattern;
+static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, experts, per_token, context, rotary_dims, window;
+static uint64_t window_pattern;
 static double theta, eps;
 static const char *arch, *mup;
 static bool untied;
@@ -53,7 +54,23 @@ static const struct cli_option options[] = {
      .required = true,
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "width of the feed-forward part"},
+     .help = "width of the feed-forward part, or where the architecture has experts of each of these"},
+    {.name = "experts",
+     .type = CLI_U64,
+     .to = &experts,
+     .arg = "N",
+     .fallback = "8",
+     .min = 1,
+     .max = MODEL_MAX_EXPERTS,
+     .help = "experts of a layer, where the architecture has some"},
+    {.name = "experts-per-token",
+     .type = CLI_U64,
+     .to = &per_token,
+     .arg = "N",
+     .fallback = "2",
+     .min = 1,
+     .max = MODEL_MAX_EXPERTS,
+     .help = "how many of them a token takes"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -123,12 +140,18 @@ static const struct cli_option options[] = {
     {0},
 };
 
+static const char *const expert_options[] = {"experts", "experts-per-token"};
+
 /* Options that the architecture has no place for. */
 static int check_options(const struct cli *c, const struct model_config *config, struct err *e) {
     if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))
         return err_set(e, ERR_USAGE, "--rope-theta has no effect with --arch %s, which learns its positions", arch);
     if (config->positions != POSITIONS_ROTARY && rotary_dims)
         return err_set(e, ERR_USAGE, "--rotary-dims has no effect with --arch %s, which learns its positions", arch);
+    for (size_t i = 0; i < COUNT_OF(expert_options) && !config->experts_per_token; i++)
+        if (cli_given(c, expert_options[i]))
+            return err_set(e, ERR_USAGE, "--%s has no effect with --arch %s, which has no experts", expert_options[i],
+                           arch);
     return 0;
 }
 
@@ -146,6 +169,8 @@ static int configure(const struct cli *c, struct model_config *config, const str
                        (unsigned long long)hidden, (unsigned long long)heads);
     if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
     if (check_options(c, config, e)) return e->code;
+    bool has_experts = config->experts_per_token != 0;
+    if (has_experts) config->experts_per_token = (uint32_t)per_token;
     config->n_layers = (uint32_t)layers;
     config->hidden = (uint32_t)hidden;
     config->context = (uint32_t)context;
@@ -157,8 +182,11 @@ static int configure(const struct cli *c, struct model_config *config, const str
     config->layers = arena_array(a, layers, sizeof *config->layers, e);
     if (!config->layers) return e->code;
     for (uint32_t i = 0; i < layers; i++)
-        config->layers[i] =
-            (struct model_layer){.n_heads = (uint32_t)heads, .n_kv_heads = (uint32_t)kv_heads, .ffn = (uint32_t)ffn};
+        config->layers[i] = (struct model_layer){.n_heads = (uint32_t)heads,
+                                                 .n_kv_heads = (uint32_t)kv_heads,
+                                                 .ffn = has_experts ? 0 : (uint32_t)ffn,
+                                                 .experts = has_experts ? (uint32_t)experts : 0,
+                                                 .expert_ffn = has_experts ? (uint32_t)ffn : 0};
     set_windows(config);
     arch_complete(config);
     return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */

@@ -5,7 +5,7 @@
 
 static double sparsity;
 static uint64_t min_count;
-static struct cli_amount layers, ffn, kv_heads;
+static struct cli_amount layers, experts, ffn, kv_heads;
 static const char *drop, *score, *stats_path, *vocab_path;
 static bool prune_head;
 
@@ -37,15 +37,23 @@ static const struct cli_option options[] = {
      .arg = "LIST",
      .needs = {"!layers"},
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
+    {.name = "experts",
+     .type = CLI_AMOUNT,
+     .to = &experts,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_EXPERTS,
+     .needs = {"!experts|stats"},
+     .help = "keep N experts of each layer that has some, or a share of them: those go that add least to the positions "
+             "that take them; 0: keep all"},
     {.name = "ffn",
      .type = CLI_AMOUNT,
      .to = &ffn,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help =
-         "keep the N best feed-forward channels of each layer, or a share of them, rounded to a multiple of 256 or 32, "
-         "the blocks of quantized types; 0: keep all"},
+     .help = "keep the N best feed-forward channels of each layer and of each expert, or a share of them, rounded to a "
+             "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
     {.name = "kv-heads",
      .type = CLI_AMOUNT,
      .to = &kv_heads,
@@ -85,7 +93,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|ffn|kv-heads", "layers|!score=weights"},
+     .needs = {"layers|experts|ffn|kv-heads", "layers|experts|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -113,6 +121,21 @@ static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *
     return 0;
 }
 
+/* The old numbers of each layer's experts, an empty list for a layer without. */
+static bool put_experts(cJSON *o, const struct prune_report *r) {
+    cJSON *layers_out = r->kept_experts ? cJSON_AddArrayToObject(o, "kept_experts") : NULL;
+    for (uint32_t i = 0; layers_out && i < r->after.n_layers; i++) {
+        cJSON *list = cJSON_CreateArray();
+        if (!list || !cJSON_AddItemToArray(layers_out, list)) {
+            cJSON_Delete(list);
+            return false;
+        }
+        for (uint32_t k = 0; k < r->after.layers[i].experts; k++)
+            if (!cJSON_AddItemToArray(list, cJSON_CreateNumber(r->kept_experts[i][k]))) return false;
+    }
+    return layers_out || !r->kept_experts;
+}
+
 static int report(struct cli *c, const struct prune_report *r, struct err *e) {
     cJSON *o = cli_report(c), *before = model_config_to_json(&r->before, e),
           *after = before ? model_config_to_json(&r->after, e) : NULL;
@@ -121,7 +144,8 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
               json_put_u64(o, "parameters_after", r->parameters_after) && json_put_u64(o, "zeros", r->zeros);
     for (uint32_t i = 0; ok && i < r->after.n_layers; i++)
         ok = cJSON_AddItemToArray(kept, cJSON_CreateNumber(r->kept_layers[i]));
-    if (!ok || !cJSON_AddItemToObject(o, "before", before) || !cJSON_AddItemToObject(o, "after", after))
+    if (!ok || !put_experts(o, r) || !cJSON_AddItemToObject(o, "before", before) ||
+        !cJSON_AddItemToObject(o, "after", after))
         return err_nomem(e, "report");
     cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
             (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparsity > 0 ? ", sparse" : "");
@@ -151,13 +175,16 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .stats = stats,
                                 .drop_layers = drop_list,
                                 .layers = amount(&layers),
+                                .experts = amount(&experts),
                                 .ffn = amount(&ffn),
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
     int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
-        rc = err_set(e, ERR_USAGE,
-                     "nothing to prune: give --sparsity, --layers, --drop-layers, --ffn, --kv-heads or --vocab");
+    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&kv_heads) &&
+        !vocab_path)
+        rc = err_set(
+            e, ERR_USAGE,
+            "nothing to prune: give --sparsity, --layers, --drop-layers, --experts, --ffn, --kv-heads or --vocab");
     return rc;
 }
 
@@ -198,7 +225,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "prune",
-        .summary = "take layers, channels, heads, tokens or single weights out of a model",
+        .summary = "take layers, experts, channels, heads, tokens or single weights out of a model",
         .operands = "[MODEL]",
         .max_operands = 1,
         .reads_stdin = true,

@@ -2,9 +2,10 @@
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {
-    &arch_llama,   &arch_mistral, &arch_ministral, &arch_qwen2,      &arch_qwen3,   &arch_phi,         &arch_phi3,
-    &arch_smollm3, &arch_minicpm, &arch_olmo2,     &arch_gpt2,       &arch_opt,     &arch_gpt_neox,    &arch_gemma,
-    &arch_gemma2,  &arch_gemma3,  &arch_bert,      &arch_distilbert, &arch_roberta, &arch_xlm_roberta, &arch_camembert,
+    &arch_llama,      &arch_mistral, &arch_ministral,   &arch_qwen2,     &arch_qwen3,     &arch_phi,       &arch_phi3,
+    &arch_smollm3,    &arch_minicpm, &arch_olmo2,       &arch_gpt2,      &arch_opt,       &arch_gpt_neox,  &arch_gemma,
+    &arch_gemma2,     &arch_gemma3,  &arch_mixtral,     &arch_olmoe,     &arch_qwen2_moe, &arch_qwen3_moe, &arch_bert,
+    &arch_distilbert, &arch_roberta, &arch_xlm_roberta, &arch_camembert,
 };
 
 const struct arch *arch_at(size_t i) {
@@ -50,7 +51,7 @@ static const struct arch *by_name(const char *name) {
 }
 
 int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) {
-    char known[512];
+    char known[768];
     *out = by_name(c->arch);
     if (*out) return 0;
     list_names(name_of, known, sizeof known);
@@ -78,22 +79,28 @@ const struct hf_class *arch_class(const struct arch *a, const struct model_confi
 }
 
 int arch_class_unknown(const char *class, struct err *e) {
-    char known[512];
+    char known[768];
     list_names(class_of, known, sizeof known);
     return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (%s are)", class, known);
 }
 
-const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled) {
+/* Of several with this name the one that has experts or has not; else the first. */
+const struct arch *arch_by_gguf(const char *name, bool experts, const struct gguf_name **spelled) {
+    const struct arch *first = NULL;
     for (size_t i = 0; i < COUNT_OF(registry); i++) {
         const struct gguf_side *g = &registry[i]->gguf;
-        for (*spelled = g->names; (*spelled)->name; (*spelled)++)
-            if (strcmp((*spelled)->name, name) == 0) return registry[i];
+        const struct gguf_name *n = g->names;
+        while (n->name && strcmp(n->name, name) != 0) n++;
+        if (!n->name || (first && g->experts != experts)) continue;
+        *spelled = n;
+        if (g->experts == experts) return registry[i];
+        first = registry[i];
     }
-    return NULL;
+    return first;
 }
 
 int arch_gguf_unknown(const char *name, struct err *e) {
-    char known[512];
+    char known[768];
     list_names(gguf_of, known, sizeof known);
     return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (%s are)", name, known);
 }
@@ -153,7 +160,9 @@ int arch_check_rotation(const struct arch *a, const struct model_config *c, stru
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
         const struct model_layer *x = &c->layers[i], *first = &c->layers[0];
-        if (x->n_heads != first->n_heads || x->n_kv_heads != first->n_kv_heads || x->ffn != first->ffn) return true;
+        if (x->n_heads != first->n_heads || x->n_kv_heads != first->n_kv_heads || x->ffn != first->ffn ||
+            x->experts != first->experts || x->expert_ffn != first->expert_ffn)
+            return true;
     }
     return false;
 }

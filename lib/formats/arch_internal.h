@@ -18,14 +18,19 @@ enum {
     TRANSPOSED = 4,  /* [in][out], as GPT-2's Conv1D has it */
     MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
     FROM_FIRST = 16, /* a table of positions without the rows before position_offset */
-    /* Not the layout, but which models have the tensor: */
-    OF_CLASSES = 32, /* of classifiers of sequences only (OUTPUT_CLASSES) */
-    OF_UNTIED = 64,  /* of models whose head is not the embedding */
-    OF_SPAN = 128,   /* of models that find answers only (OUTPUT_SPAN) */
+    STACKED =
+        128, /* those of all experts one after another, [experts][rows][columns]; with FUSED_ROWS of several roles */
+    AS_ROW = 256, /* a vector as a matrix of one row */
+    /* Not the layout, but which models or layers have the tensor: */
+    OF_CLASSES = 32,      /* of classifiers of sequences only (OUTPUT_CLASSES) */
+    OF_UNTIED = 64,       /* of models whose head is not the embedding */
+    OF_SPAN = 2048,       /* of models that find answers only (OUTPUT_SPAN) */
+    OF_EXPERTS = 512,     /* of layers that have experts */
+    OF_NO_EXPERTS = 1024, /* of those that have none */
 };
 struct arch_tensor {
     enum model_role role;
-    const char *name; /* '#' stands for the layer's number */
+    const char *name; /* '#' stands for the number of the layer, '@' for that of the expert */
     unsigned layout;
 };
 /* A table of tensors. A role may occur several times: import takes the first name that the file has, export the
@@ -63,6 +68,17 @@ struct hf_numbers {
         {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0}, {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},      \
         {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0}, {ROLE_NORM, "model.norm.weight", 0}, {                  \
         ROLE_HEAD, "lm_head.weight", 0                                                                                 \
+    }
+/* The same of layers with experts, one tensor for each of an expert or, as transformers 5 holds them, for all. */
+#define HF_EXPERT_TENSORS                                                                                              \
+    {ROLE_ROUTER, "model.layers.#.mlp.gate.weight", 0},                                                                \
+        {ROLE_EXPERT_GATE, "model.layers.#.mlp.experts.@.gate_proj.weight", 0},                                        \
+        {ROLE_EXPERT_UP, "model.layers.#.mlp.experts.@.up_proj.weight", 0},                                            \
+        {ROLE_EXPERT_DOWN, "model.layers.#.mlp.experts.@.down_proj.weight", 0}, HF_STACKED_TENSORS
+#define HF_STACKED_TENSORS                                                                                             \
+    {ROLE_EXPERT_GATE, "model.layers.#.mlp.experts.gate_up_proj", STACKED | FUSED_ROWS},                               \
+        {ROLE_EXPERT_UP, "model.layers.#.mlp.experts.gate_up_proj", STACKED | FUSED_ROWS}, {                           \
+        ROLE_EXPERT_DOWN, "model.layers.#.mlp.experts.down_proj", STACKED                                              \
     }
 extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_size ... rms_norm_eps, hidden_act */
 
@@ -150,6 +166,29 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 /* One window for all layers: that of hf_read_window. */
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
+/*
+ * Layers with experts (experts.c). Reads their number, "num_experts" or "num_local_experts", that of a position,
+ * "num_experts_per_tok", and their width; each may be absent. All layers get them in place of their dense part.
+ */
+struct hf_experts {
+    uint32_t experts, per_token; /* where config.json does not say */
+    const char *width;           /* key of the width; NULL: it is that of dense parts */
+    uint32_t absent_width;
+};
+#define HF_EXPERT_KEYS                                                                                                 \
+    HF_KEY("num_experts", HF_READ), HF_KEY("num_experts_per_tok", HF_READ), HF_KEY("norm_topk_prob", HF_READ), {       \
+        .name = "num_local_experts", .rule = HF_SAME, .text = "num_experts", .alone = true                             \
+    }
+int hf_read_experts(struct model_config *c, const cJSON *json, const struct hf_experts *how, struct err *e) MUST_CHECK;
+bool hf_put_experts(cJSON *json, const struct model_config *c, const char *count, const char *width);
+/* A dense part as wide as "intermediate_size" in layers that "mlp_only_layers" names or "decoder_sparse_step" skips, instead of
+ * experts. To be called after hf_read_experts, with that width. */
+int hf_read_dense_layers(struct model_config *c, const cJSON *json, uint32_t ffn, struct err *e) MUST_CHECK;
+bool hf_put_dense_layers(cJSON *json, const struct model_config *c);
+/* What "intermediate_size" and "feed_forward_length" say: the width of dense layers, or where there are none of experts. */
+uint32_t config_ffn(const struct model_config *c);
+/* ERR_DATA unless every layer has experts, beside a dense part or without. */
+int arch_all_experts(const struct model_config *c, bool dense, struct err *e) MUST_CHECK;
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
 /* ERR_DATA: some layers have a window, or another one, and some have not. */
 int arch_uniform_window(const struct model_config *c, struct err *e) MUST_CHECK;
@@ -178,7 +217,8 @@ struct gguf_side {
     bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
     bool windows;                                       /* llama.cpp gives it windows, which read and write handle */
     unsigned lacks;                                     /* LACKS_... */
-    const struct gguf_key *keys;                        /* of its own */
+    bool experts;                /* of architectures that share a name, this one has experts ("expert_count") */
+    const struct gguf_key *keys; /* of its own */
     size_t n_keys;
     struct arch_tensors tensors; /* that differ from the common ones */
     int (*read)(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a, struct err *e);
@@ -201,6 +241,18 @@ int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const c
 /* Both keys; the pattern only where it is not the one that readers assume. */
 void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
 
+/* For keys, read and write of architectures with experts (experts.c): all layers have them. `norm`: are their weights divided by
+ * their sum? llama.cpp has one answer for all models of an architecture, which gguf_check_experts asks for. */
+#define GGUF_EXPERT_KEYS(norm)                                                                                         \
+    {"expert_count", GGUF_READ, 0, NULL}, {"expert_used_count", GGUF_READ, 0, NULL},                                   \
+        {"expert_feed_forward_length", GGUF_READ, 0, NULL}, {"expert_gating_func", GGUF_NUMBER, 1, NULL},              \
+        {"expert_weights_scale", GGUF_NUMBER, 1, NULL}, {                                                              \
+        "expert_weights_norm", norm ? GGUF_NUMBER : GGUF_OFF, 1, NULL                                                  \
+    }
+int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct err *e) MUST_CHECK;
+void gguf_put_experts(struct gguf_header *h, const struct model_config *c, bool width);
+int gguf_check_experts(const struct model_config *c, bool dense, bool norm, struct err *e) MUST_CHECK;
+
 struct arch {
     const char *name;                         /* the label in streams */
     const char *models;                       /* models of this architecture, for help */
@@ -214,6 +266,7 @@ struct arch {
 extern const struct arch arch_llama, arch_mistral, arch_ministral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3,
     arch_phi;
 extern const struct arch arch_minicpm, arch_olmo2;
+extern const struct arch arch_mixtral, arch_olmoe, arch_qwen2_moe, arch_qwen3_moe;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
@@ -223,7 +276,7 @@ const struct arch *arch_at(size_t i); /* NULL past the end */
 int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) MUST_CHECK;
 int arch_class_unknown(const char *class, struct err *e); /* the error that names those that are known; ERR_DATA */
 int arch_gguf_unknown(const char *name, struct err *e);
-const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled); /* NULL: unknown */
+const struct arch *arch_by_gguf(const char *name, bool experts, const struct gguf_name **spelled); /* NULL: unknown */
 /* Also return the class; for a model_type the first that has it. */
 const struct arch *arch_by_class(const char *name, const struct hf_class **class);
 const struct arch *arch_by_model_type(const char *type, const struct hf_class **class);
@@ -240,6 +293,7 @@ struct arch_place {
     const struct arch_tensors *table;
     char name[TENSOR_MAX_NAME + 1]; /* in the file */
     uint64_t first, total;          /* rows of the role in the file's tensor, and all of these */
+    uint64_t stacked;               /* STACKED: experts */
     uint64_t part, parts;           /* FUSED_HEADS: rows of the role in a head, and of all parts */
     uint64_t missing;               /* FROM_FIRST: rows that the file does not have; they become zeros */
 };
@@ -249,8 +303,8 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
                              struct arch_place *place);
 /* The row of the table that gives the role this name; NULL: none does. */
 const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name);
-/* Do models like this one have it (OF_CLASSES, OF_UNTIED)? */
-bool arch_is_of(const struct model_config *c, const struct arch_tensor *t);
+/* Do models like this one have it, in such a layer (OF_CLASSES ...)? */
+bool arch_is_of(const struct model_config *c, const struct arch_tensor *t, uint32_t layer);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);
@@ -259,7 +313,7 @@ bool arch_place_apart(const struct arch_place *p, const struct model_config *c, 
                       struct arch_place *apart);
 /* The shape that the file's tensor has, for this slot's configuration. */
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
-                            uint64_t dims[2]);
+                            uint64_t dims[3]);
 /* Is the data laid out as in the slot? Then it starts at this byte of the file's tensor; else it must be rearranged. */
 bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset);
 /* Rearranges the file's tensor into the slot's, both of `dtype`: to[rows][cols]. MINUS_ONE is left to the caller. */
@@ -287,12 +341,12 @@ bool labels_to_hf(cJSON *config, const struct model_config *c, const cJSON *meta
 struct out_tensor {
     char name[TENSOR_MAX_NAME + 1];
     unsigned rank;
-    uint64_t dims[2];
+    uint64_t dims[3];
     enum dtype stored; /* as the stream has it */
     enum model_role_kind kind;
     size_t n_slots;
-    struct model_slot slots[3];
-    struct arch_place places[3];
+    struct model_slot *slots; /* [n_slots] */
+    struct arch_place *places;
 };
 struct out_tensors {
     bool

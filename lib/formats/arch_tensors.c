@@ -31,6 +31,14 @@ static const struct arch_tensor gguf_tensors[] = {
     {ROLE_ATTN_POST_NORM, "blk.#.post_attention_norm.weight", 0},
     {ROLE_FFN_NORM, "blk.#.ffn_norm.weight", 0},
     {ROLE_FFN_NORM_BIAS, "blk.#.ffn_norm.bias", 0},
+    {ROLE_GATE, "blk.#.ffn_gate_shexp.weight", OF_EXPERTS},
+    {ROLE_UP, "blk.#.ffn_up_shexp.weight", OF_EXPERTS},
+    {ROLE_DOWN, "blk.#.ffn_down_shexp.weight", OF_EXPERTS},
+    {ROLE_SHARED_GATE, "blk.#.ffn_gate_inp_shexp.weight", 0},
+    {ROLE_ROUTER, "blk.#.ffn_gate_inp.weight", 0},
+    {ROLE_EXPERT_GATE, "blk.#.ffn_gate_exps.weight", STACKED},
+    {ROLE_EXPERT_UP, "blk.#.ffn_up_exps.weight", STACKED},
+    {ROLE_EXPERT_DOWN, "blk.#.ffn_down_exps.weight", STACKED},
     {ROLE_GATE, "blk.#.ffn_gate.weight", 0},
     {ROLE_UP, "blk.#.ffn_up.weight", 0},
     {ROLE_UP_BIAS, "blk.#.ffn_up.bias", 0},
@@ -44,14 +52,15 @@ static const struct arch_tensor gguf_tensors[] = {
 };
 const struct arch_tensors gguf_common_tensors = {gguf_tensors, COUNT_OF(gguf_tensors), NULL};
 
-/* The pattern with the layer's number for '#', from its `skip`-th letter on. */
-static void spell(const char *pattern, size_t skip, uint32_t layer, char out[TENSOR_MAX_NAME + 1]) {
-    const char *hash = strchr(pattern, '#');
-    if (!hash)
-        snprintf(out, TENSOR_MAX_NAME + 1, "%s", pattern + skip);
-    else
-        snprintf(out, TENSOR_MAX_NAME + 1, "%.*s%u%s", (int)(hash - pattern - (ptrdiff_t)skip), pattern + skip, layer,
-                 hash + 1);
+/* The pattern from its `skip`-th letter on, with numbers for '#' and '@'. */
+static void spell(const char *pattern, size_t skip, struct model_slot s, char out[TENSOR_MAX_NAME + 1]) {
+    size_t n = 0, size = TENSOR_MAX_NAME + 1;
+    for (const char *p = pattern + skip; *p && n < size; p++) {
+        if (*p == '#' || *p == '@')
+            n += (size_t)snprintf(out + n, size - n, "%u", *p == '#' ? s.layer : s.expert);
+        else
+            n += (size_t)snprintf(out + n, size - n, "%c", *p);
+    }
 }
 
 /* ---- fused tensors ----------------------------------------------------------------------------------------------- */
@@ -62,7 +71,9 @@ static uint64_t rows_of(const struct model_config *c, enum model_role role, uint
     return dims[0];
 }
 
-bool arch_is_of(const struct model_config *c, const struct arch_tensor *t) {
+bool arch_is_of(const struct model_config *c, const struct arch_tensor *t, uint32_t layer) {
+    bool experts = model_role_in_layer(t->role) && c->layers[layer].experts;
+    if ((t->layout & OF_EXPERTS && !experts) || (t->layout & OF_NO_EXPERTS && experts)) return false;
     if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
     if ((t->layout & OF_SPAN) && c->output != OUTPUT_SPAN) return false;
     return !(t->layout & OF_UNTIED) || !c->tied;
@@ -80,6 +91,11 @@ static void locate(const struct model_config *c, struct model_slot s, struct arc
         if (t == p->tensor) p->first = p->total;
         p->total += rows_of(c, t->role, s.layer);
     }
+    if (p->tensor->layout & STACKED) {
+        p->stacked = model_axis_size(c, model_role_info(s.role)->each, s.layer);
+        p->first += s.expert * p->total;
+        p->total *= p->stacked;
+    }
     p->missing = p->tensor->layout & FROM_FIRST ? c->position_offset : 0;
     p->total -= p->missing;
     p->part = c->head_dim;
@@ -92,12 +108,12 @@ static struct raw_tensor *find_in(const struct arch_tensors *table, const struct
     size_t base = table->base ? strlen(table->base) : 0;
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
-        if (t->role != s.role || !arch_is_of(c, t)) continue;
-        spell(t->name, 0, s.layer, name);
+        if (t->role != s.role || !arch_is_of(c, t, s.layer)) continue;
+        spell(t->name, 0, s, name);
         if (!p->name[0]) memcpy(p->name, name, sizeof name);
         struct raw_tensor *found = raw_table_find(files, name);
         if (!found && base && strncmp(t->name, table->base, base) == 0) {
-            spell(t->name, base, s.layer, name);
+            spell(t->name, base, s, name);
             found = raw_table_find(files, name);
         }
         if (!found) continue;
@@ -123,11 +139,11 @@ static bool place_in(const struct arch_tensors *table, unsigned without, const s
     *p = (struct arch_place){.table = table};
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
-        if (t->role != s.role || (t->layout & without) || !arch_is_of(c, t)) continue;
+        if (t->role != s.role || (t->layout & without) || !arch_is_of(c, t, s.layer)) continue;
         size_t base = c->output == OUTPUT_NONE && table->base ? strlen(table->base) : 0;
         if (base && strncmp(t->name, table->base, base) != 0) base = 0;
         p->tensor = t;
-        spell(t->name, base, s.layer, p->name);
+        spell(t->name, base, s, p->name);
         locate(c, s, p);
         return true;
     }
@@ -140,7 +156,7 @@ const struct arch_tensor *arch_named(const struct arch_tensors *table, struct mo
     for (size_t i = 0; i < table->n; i++) {
         const struct arch_tensor *t = &table->items[i];
         if (t->role != s.role) continue;
-        spell(t->name, 0, s.layer, spelled);
+        spell(t->name, 0, s, spelled);
         if (strcmp(spelled, name) == 0) return t;
         if (base && strncmp(spelled, table->base, base) == 0 && strcmp(spelled + base, name) == 0) return t;
     }
@@ -158,8 +174,19 @@ bool arch_place_apart(const struct arch_place *p, const struct model_config *c, 
 }
 
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
-                            uint64_t dims[2]) {
+                            uint64_t dims[3]) {
     unsigned rank = model_slot_shape(c, s, dims);
+    if (p->tensor->layout & STACKED) {
+        dims[2] = dims[1];
+        dims[1] = p->total / p->stacked;
+        dims[0] = p->stacked;
+        return 3;
+    }
+    if (p->tensor->layout & AS_ROW) {
+        dims[1] = dims[0];
+        dims[0] = 1;
+        return 2;
+    }
     dims[0] = p->total;
     if (!(p->tensor->layout & TRANSPOSED) || rank != 2) return rank;
     dims[0] = dims[1];

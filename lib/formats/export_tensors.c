@@ -1,8 +1,10 @@
 /* Lays out the tensors of a foreign file: one for each slot, or several slots fused in one. */
 #include "lib/formats/arch_internal.h"
 
+#define MOST_FUSED 3 /* roles in one tensor: q, k and v */
+
 static bool is_fused(const struct arch_place *p) {
-    return (p->tensor->layout & (FUSED_ROWS | FUSED_HEADS)) != 0;
+    return (p->tensor->layout & (FUSED_ROWS | FUSED_HEADS | STACKED)) != 0;
 }
 
 /* The tensor of this name in the list, which the slot joins; NULL: there is none yet. */
@@ -31,7 +33,7 @@ static int check_alike(struct export_source *x, struct model_slot s, const struc
     for (size_t i = 0; i < p->table->n && !rc && *alike; i++) {
         const struct arch_tensor *t = &p->table->items[i];
         if (strcmp(t->name, p->tensor->name) != 0) continue;
-        rc = stored_type(x, (struct model_slot){t->role, s.layer}, &other, e);
+        rc = stored_type(x, (struct model_slot){.role = t->role, .layer = s.layer}, &other, e);
         *alike = other == first || (!dtype_info(other)->is_quantized && !dtype_info(first)->is_quantized);
     }
     return rc;
@@ -47,10 +49,23 @@ static int find_place(const struct out_tensors *t, struct export_source *x, stru
     if (!arch_place(own, common, &x->config, s, p))
         return err_set(e, ERR_DATA, "the format has no tensor for '%s' of architecture %s", model_slot_name(s, name),
                        x->config.arch);
-    if (!is_fused(p) || t->by_value) return 0;
+    if (!is_fused(p) || t->by_value || p->tensor->layout & STACKED) return 0;
     int rc = check_alike(x, s, p, &alike, e);
     if (!rc && !alike && arch_place_apart(p, &x->config, s, &apart)) *p = apart;
     return rc;
+}
+
+/* A new tensor in the list, with room for all slots that may join it. */
+static struct out_tensor *begin(struct out_tensors *t, struct export_source *x, struct model_slot s,
+                                const struct arch_place *place, struct err *e) {
+    struct out_tensor *to = &t->items[t->n++];
+    size_t most = is_fused(place) ? MOST_FUSED * (place->stacked ? place->stacked : 1) : 1;
+    *to = (struct out_tensor){.kind = model_role_info(s.role)->kind};
+    to->slots = arena_array(&x->memory, most, sizeof *to->slots, e);
+    to->places = arena_array(&x->memory, most, sizeof *to->places, e);
+    snprintf(to->name, sizeof to->name, "%s", place->name);
+    to->rank = arch_foreign_shape(&x->config, s, place, to->dims);
+    return to->slots && to->places ? to : NULL;
 }
 
 static int add_slot(struct out_tensors *t, struct export_source *x, struct model_slot s, const struct arch_tensors *own,
@@ -65,10 +80,9 @@ static int add_slot(struct out_tensors *t, struct export_source *x, struct model
     enum dtype stored = entry.desc.dtype;
     struct out_tensor *to = joined(t, &place);
     if (!to) {
-        to = &t->items[t->n++];
-        *to = (struct out_tensor){.stored = stored, .kind = model_role_info(s.role)->kind};
-        snprintf(to->name, sizeof to->name, "%s", place.name);
-        to->rank = arch_foreign_shape(&x->config, s, &place, to->dims);
+        to = begin(t, x, s, &place, e);
+        if (!to) return e->code;
+        to->stored = stored;
     }
     if (to->stored != stored) {
         /* Types that differ are converted to one that holds both. */
@@ -106,7 +120,7 @@ int out_tensors_make(struct out_tensors *t, struct export_source *x, const struc
     t->n = 0;
     int rc = t->items ? 0 : e->code;
     for (size_t i = 0; i < n && !rc; i++) {
-        struct model_slot s = model_slot_at(c, i), next = {s.role + 1, s.layer};
+        struct model_slot s = model_slot_at(c, i), next = {s.role + 1, s.layer, 0};
         rc = add_slot(t, x, s, own, common, e);
         if (!rc && zeros && s.role + 1 < ROLE_COUNT && !model_has_role(c, next.role) && zeros(c, next.role))
             add_zeros(t, x, next, own);
@@ -115,7 +129,8 @@ int out_tensors_make(struct out_tensors *t, struct export_source *x, const struc
 }
 
 uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as) {
-    uint64_t cols = t->dims[t->rank - 1], rows = t->rank == 2 ? t->dims[0] : 1;
+    uint64_t cols = t->dims[t->rank - 1], rows = 1;
+    for (unsigned i = 0; i + 1 < t->rank; i++) rows *= t->dims[i];
     return rows * dtype_row_bytes(as, cols);
 }
 
@@ -169,7 +184,7 @@ int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dt
         *data = x->fused.data;
         return failed;
     }
-    bool plain = t->n_slots == 1 && !(t->places[0].tensor->layout & (FUSED_ROWS | FUSED_HEADS | TRANSPOSED)) &&
+    bool plain = t->n_slots == 1 && !is_fused(&t->places[0]) && !(t->places[0].tensor->layout & TRANSPOSED) &&
                  !t->places[0].missing;
     if (plain) return slot_data(x, t, 0, as, interleaved, data, &d, e);
     if ((t->places[0].tensor->layout & TRANSPOSED) && dtype_info(as)->is_quantized)

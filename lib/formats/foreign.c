@@ -123,8 +123,9 @@ static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
     for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {
-        const struct arch_tensor *t = arch_named(f->source->own, model_slot_at(&f->config, i), name);
-        if (t && !arch_is_of(&f->config, t)) return false;
+        struct model_slot s = model_slot_at(&f->config, i);
+        const struct arch_tensor *t = arch_named(f->source->own, s, name);
+        if (t && !arch_is_of(&f->config, t, s.layer)) return false;
     }
     if (base && strncmp(name, base, strlen(base)) == 0) name += strlen(base);
     for (; unread && *unread; unread++)

@@ -97,7 +97,7 @@ int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST
 struct imatrix;
 /* Is a file that begins so one, a GGUF, or by its name the older .dat? */
 bool imatrix_is(const char *path, const void *begin, size_t n);
-/* Takes the bytes of the whole file. ERR_DATA: another GGUF, sums that are none, importance by experts. */
+/* Takes the bytes of the whole file. ERR_DATA: another GGUF, sums that are none. */
 int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) MUST_CHECK;
 void imatrix_free(struct imatrix *m);
 /* The mean square of what each column of a slot's matrix was multiplied with, into out [cols]; *found: it is there. ERR_DATA
@@ -105,8 +105,8 @@ void imatrix_free(struct imatrix *m);
 int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                        bool *found, struct err *e) MUST_CHECK;
 /* Writes one of sums of squares over `positions` positions in `sequences` sequences: `sums` gives those of the input of a
- * slot's matrix, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
-typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols);
+ * slot's matrix and over how many positions, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
+typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols, double *positions);
 int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx, uint64_t positions,
                   uint64_t sequences, int fd, struct err *e) MUST_CHECK;
 

@@ -31,7 +31,7 @@ void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype,
     }
     bool fallback = may_be_fallback(dtype, row);
     l->elems[fallback][dtype] += elems;
-    if (s.role == ROLE_V || s.role == ROLE_DOWN) l->v_or_down[fallback][dtype] = true;
+    if (s.role == ROLE_V || s.role == ROLE_DOWN || s.role == ROLE_EXPERT_DOWN) l->v_or_down[fallback][dtype] = true;
     if (s.role == ROLE_O) l->o[dtype] = true;
     if (s.role == ROLE_Q) l->q[dtype] = true;
 }

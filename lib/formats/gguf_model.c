@@ -4,6 +4,8 @@
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
                    struct err *e) {
     const char *text = NULL, *type = "model";
+    char key[128];
+    uint64_t experts = 0;
     int rc = gguf_opt_str(g, "general.type", a, &type, e);
     if (!rc && !strcmp(type, "imatrix"))
         rc = err_set(e, ERR_DATA, "an importance matrix, no model: quantize --stats reads it as it is");
@@ -12,7 +14,10 @@ int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch
     if (!rc) rc = gguf_opt_str(g, "general.architecture", a, &text, e);
     if (rc) return rc;
     if (!text) return err_set(e, ERR_DATA, "key 'general.architecture' is missing");
-    *out = arch_by_gguf(text, name);
+    snprintf(key, sizeof key, "%.100s.expert_count", text);
+    rc = gguf_opt_u64(g, key, 0, UINT32_MAX, &experts, e);
+    if (rc) return rc;
+    *out = arch_by_gguf(text, experts != 0, name);
     return *out ? 0 : arch_gguf_unknown(text, e);
 }
 

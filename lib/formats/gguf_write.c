@@ -31,8 +31,9 @@ static int count_types(const struct out *o, uint32_t *file_type, bool *quantized
                            "tensor '%s' is of type %s, which llama.cpp has no weights of (quantize it first)", t->name,
                            dtype_info(dtype)->name);
         *quantized = *quantized || dtype_info(dtype)->is_quantized;
-        uint64_t row = t->dims[t->rank - 1], rows = t->rank == 2 ? t->dims[0] : 1;
-        gguf_label_add(&label, t->slots[0], dtype, row, rows * row);
+        uint64_t n = 1;
+        for (unsigned k = 0; k < t->rank; k++) n *= t->dims[k];
+        gguf_label_add(&label, t->slots[0], dtype, t->dims[t->rank - 1], n);
     }
     *file_type = gguf_label_file_type(&label);
     return 0;
@@ -65,7 +66,8 @@ static int put_general(struct gguf_header *h, const struct out *o, const char *n
     gguf_key_u32(h, "general.alignment", ALIGNMENT);
     /* A name that is read back as another architecture needs a key with ours. */
     const struct gguf_name *spelled;
-    if (arch_by_gguf(arch, &spelled) != o->arch) gguf_key_string(h, "rill.architecture", c->arch);
+    if (arch_by_gguf(arch, c->experts_per_token != 0, &spelled) != o->arch)
+        gguf_key_string(h, "rill.architecture", c->arch);
     return h->rc;
 }
 
@@ -116,7 +118,10 @@ static void put_model(struct gguf_header *h, const struct out *o) {
     gguf_key_u32(h, ".block_count", c->n_layers);
     gguf_key_u32(h, ".context_length", c->context);
     gguf_key_u32(h, ".embedding_length", c->hidden);
-    put_per_layer(h, ".feed_forward_length", c, offsetof(struct model_layer, ffn));
+    if (c->experts_per_token)
+        gguf_key_u32(h, ".feed_forward_length", config_ffn(c));
+    else
+        put_per_layer(h, ".feed_forward_length", c, offsetof(struct model_layer, ffn));
     put_per_layer(h, ".attention.head_count", c, offsetof(struct model_layer, n_heads));
     put_per_layer(h, ".attention.head_count_kv", c, offsetof(struct model_layer, n_kv_heads));
     gguf_key_u32(h, ".attention.key_length", c->head_dim);

@@ -176,17 +176,25 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
 
 /* ---- writing ---- */
 
-/* config.json has one number for all layers. */
+/* config.json has one number for all layers, and one for all that have experts. */
 static int check_uniform(const struct arch *arch, const struct model_config *c, struct err *e) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
         const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
-        if (a->n_heads != b->n_heads || a->n_kv_heads != b->n_kv_heads || a->ffn != b->ffn)
+        uint32_t like = 0; /* the first layer with experts if this one has some, or without */
+        while (!c->layers[like].experts != !b->experts) like++;
+        const struct model_layer *kin = &c->layers[like];
+        if (b->experts != kin->experts || b->expert_ffn != kin->expert_ffn || (b->experts && b->ffn != kin->ffn))
+            return err_set(e, ERR_DATA,
+                           "layer %u has %u experts of %u beside a width of %u, layer %u has %u, %u and %u: Hugging "
+                           "Face's config.json cannot express that",
+                           i, b->experts, b->expert_ffn, b->ffn, like, kin->experts, kin->expert_ffn, kin->ffn);
+        if (a->n_heads != b->n_heads || a->n_kv_heads != b->n_kv_heads || kin->ffn != b->ffn)
             return err_set(
                 e, ERR_DATA,
-                "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
+                "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer %u has %u, %u and "
                 "%u: Hugging Face's config.json cannot express that%s",
-                i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn,
-                arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
+                i, b->n_heads, b->n_kv_heads, b->ffn, kin->ffn != b->ffn ? like : 0, a->n_heads, a->n_kv_heads,
+                kin->ffn, arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
     }
     return 0;
 }
@@ -235,7 +243,7 @@ static bool put_eps(cJSON *o, const char *key, float eps) {
 static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model_config *c) {
     const struct model_layer *l = &c->layers[0];
     return put_number(o, "vocab_size", c->vocab_size) && put_number(o, n->hidden, c->hidden) &&
-           put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
+           put_number(o, n->ffn, config_ffn(c)) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
            put_eps(o, n->eps, c->norm_eps) && (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));

@@ -2,7 +2,8 @@
  * llama.cpp's importance matrix, as llama-imatrix writes it and llama-quantize reads it: for each matrix the sum of x^2 of
  * what its columns were multiplied with, and of how many rows. A GGUF of general.type "imatrix" (NAME.in_sum2, NAME.counts),
  * or the older .dat: i32 entries; each i32 length, name, i32 calls, i32 columns, f32 sums / rows x calls; after them, which
- * may be missing, i32 chunks, i32 length, name of the text.
+ * may be missing, i32 chunks, i32 length, name of the text. The experts of a layer are one tensor: its sums are
+ * [experts][columns] and its counts [experts]; in a .dat the number of columns is that of all experts.
  */
 #include <math.h>
 
@@ -11,8 +12,10 @@
 struct entry {
     const char *name; /* of the matrix */
     const unsigned char *sums;
-    uint64_t cols;
-    double count;
+    uint64_t cols;               /* of all experts */
+    const unsigned char *counts; /* f32 [n_counts], one or one for each expert; NULL: `calls` is that of all */
+    uint64_t n_counts;
+    uint32_t calls;
 };
 struct imatrix {
     struct buf bytes; /* the file */
@@ -65,14 +68,18 @@ static int take_entry(struct imatrix *m, const struct raw_tensor *t, size_t name
     if (!c) return err_set(e, ERR_DATA, "'%s' without '%s'", t->name, counts);
     if (t->dtype != DT_F32 || c->dtype != DT_F32)
         return err_set(e, ERR_DATA, "'%.*s' has sums or counts of another type than f32", (int)name, t->name);
-    if (elems_of(c) != 1)
-        return err_set(e, ERR_DATA, "'%s' has %llu elements: importance by experts is not supported", counts,
-                       (unsigned long long)elems_of(c));
+    if (elems_of(c) == 0 || elems_of(t) % elems_of(c))
+        return err_set(e, ERR_DATA, "'%s' has %llu elements for %llu sums", counts, (unsigned long long)elems_of(c),
+                       (unsigned long long)elems_of(t));
     struct entry *x = &m->entries[m->n++];
-    *x = (struct entry){.sums = t->data, .cols = elems_of(t), .count = (double)float_at(c->data, 0)};
+    *x = (struct entry){.sums = t->data, .cols = elems_of(t), .counts = c->data, .n_counts = elems_of(c)};
     x->name = arena_strndup(&m->memory, t->name, name, e);
     if (!x->name) return e->code;
-    if (!(x->count >= 0) || isinf(x->count)) return err_set(e, ERR_DATA, "'%s' is %g", counts, x->count);
+    for (uint64_t i = 0; i < x->n_counts; i++) {
+        double n = (double)float_at(x->counts, i);
+        if (!(n >= 0) || isinf(n))
+            return err_set(e, ERR_DATA, "'%s': element %llu is %g", counts, (unsigned long long)i, n);
+    }
     return check_sums(x, e);
 }
 
@@ -124,7 +131,7 @@ static int read_dat(struct imatrix *m, struct err *e) {
         if (!name || !len || !cols || !x->sums || !name_valid((const char *)name, len))
             return err_set(e, ERR_DATA, "entry %u of %u of the importance matrix is cut or broken", i + 1, n);
         x->cols = cols;
-        x->count = calls ? calls : 1;
+        x->calls = calls ? calls : 1;
         x->name = arena_strndup(&m->memory, (const char *)name, len, e);
         int rc = x->name ? check_sums(x, e) : e->code;
         if (rc) return rc;
@@ -147,6 +154,15 @@ int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) {
     return rc;
 }
 
+/* How many experts share the tensor of this slot; 1: it is of none. */
+static uint64_t stacked_in(const struct model_config *c, struct model_slot s) {
+    return model_axis_size(c, model_role_info(s.role)->each, s.layer);
+}
+
+static float count_of(const struct entry *x, uint32_t expert) {
+    return x->counts ? float_at(x->counts, x->n_counts > 1 ? expert : 0) : (float)x->calls;
+}
+
 int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                        bool *found, struct err *e) {
     const struct imatrix *m = imatrix;
@@ -156,11 +172,12 @@ int imatrix_importance(void *imatrix, const struct model_config *c, struct model
     for (size_t i = 0; i < m->n; i++) {
         const struct entry *x = &m->entries[i];
         if (strcmp(x->name, name) != 0) continue;
-        if (x->cols != cols)
+        uint64_t stacked = stacked_in(c, s);
+        if (x->cols != cols * stacked || (x->n_counts > 1 && x->n_counts != stacked))
             return err_set(e, ERR_DATA, "importance of '%s' has %llu columns, the matrix %llu: of another model", name,
-                           (unsigned long long)x->cols, (unsigned long long)cols);
-        float count = (float)x->count;
-        for (uint64_t k = 0; k < cols; k++) out[k] = count > 0 ? float_at(x->sums, k) / count : 1;
+                           (unsigned long long)x->cols, (unsigned long long)(cols * stacked));
+        float count = count_of(x, s.expert);
+        for (uint64_t k = 0; k < cols; k++) out[k] = count > 0 ? float_at(x->sums, s.expert * cols + k) / count : 1;
         *found = true;
         return 0;
     }
@@ -174,43 +191,47 @@ struct writing {
     const struct model_config *config;
     imatrix_sums_fn *sums;
     void *ctx;
-    float count;
     int fd;
     struct gguf_header infos;
     uint64_t offset, n;
 };
-typedef int entry_fn(struct writing *w, const char *name, const double *sums, uint64_t cols, struct err *e);
+/* The slot is that of the first expert, where a tensor holds several. */
+typedef int entry_fn(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e);
 
 static int each_entry(struct writing *w, entry_fn *each, struct err *e) {
     char before[TENSOR_MAX_NAME + 1] = "", name[TENSOR_MAX_NAME + 1];
     for (size_t i = 0; i < model_slot_count(w->config); i++) {
         struct model_slot s = model_slot_at(w->config, i);
         uint64_t cols;
-        const double *sums = model_role_is_matrix(s.role) ? w->sums(w->ctx, s, &cols) : NULL;
-        if (!sums || !target_tensor_name(w->config, s, name) || !strcmp(name, before)) continue;
+        double n;
+        bool known = s.expert == 0 && model_role_is_matrix(s.role) && w->sums(w->ctx, s, &cols, &n);
+        if (!known || !target_tensor_name(w->config, s, name) || !strcmp(name, before)) continue;
         memcpy(before, name, sizeof before);
-        int rc = each(w, name, sums, cols, e);
+        int rc = each(w, name, s, cols, e);
         if (rc) return rc;
     }
     return 0;
 }
 
-static void put_info(struct writing *w, const char *name, const char *what, uint64_t n) {
+/* [stacked][cols], or [cols] where that is one. */
+static void put_info(struct writing *w, const char *name, const char *what, uint64_t cols, uint64_t stacked) {
     char full[TENSOR_MAX_NAME + 16];
     snprintf(full, sizeof full, "%s.%s", name, what);
     gguf_put_string(&w->infos, full, strlen(full));
-    gguf_put_u32(&w->infos, 1);
-    gguf_put_u64(&w->infos, n);
+    gguf_put_u32(&w->infos, stacked > 1 ? 2 : 1);
+    gguf_put_u64(&w->infos, cols);
+    if (stacked > 1) gguf_put_u64(&w->infos, stacked);
     gguf_put_u32(&w->infos, (uint32_t)dtype_info(DT_F32)->ggml_type);
     gguf_put_u64(&w->infos, w->offset);
-    w->offset += (n * sizeof(float) + GGUF_DEFAULT_ALIGNMENT - 1) / GGUF_DEFAULT_ALIGNMENT * GGUF_DEFAULT_ALIGNMENT;
+    w->offset +=
+        (cols * stacked * sizeof(float) + GGUF_DEFAULT_ALIGNMENT - 1) / GGUF_DEFAULT_ALIGNMENT * GGUF_DEFAULT_ALIGNMENT;
     w->n++;
 }
 
-static int describe_entry(struct writing *w, const char *name, const double *sums, uint64_t cols, struct err *e) {
-    (void)sums, (void)e;
-    put_info(w, name, "in_sum2", cols);
-    put_info(w, name, "counts", 1);
+static int describe_entry(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e) {
+    (void)e;
+    put_info(w, name, "in_sum2", cols, stacked_in(w->config, s));
+    put_info(w, name, "counts", 1, stacked_in(w->config, s));
     return w->infos.rc;
 }
 
@@ -220,19 +241,27 @@ static int write_floats(struct writing *w, const float *x, uint64_t n, struct er
     return rc || !rest ? rc : write_zeros(w->fd, GGUF_DEFAULT_ALIGNMENT - rest, e);
 }
 
-static int write_entry(struct writing *w, const char *name, const double *sums, uint64_t cols, struct err *e) {
-    float *x = mem_array(cols, sizeof *x, e);
-    if (!x) return err_prefix(e, "'%s'", name);
-    for (uint64_t i = 0; i < cols; i++) x[i] = (float)sums[i];
-    int rc = write_floats(w, x, cols, e);
-    if (!rc) rc = write_floats(w, &w->count, 1, e);
-    mem_free(x);
+static int write_entry(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e) {
+    uint64_t stacked = stacked_in(w->config, s);
+    struct arena a = {0};
+    float *x = arena_array(&a, cols * stacked, sizeof *x, e),
+          *counts = x ? arena_array(&a, stacked, sizeof *x, e) : NULL;
+    int rc = counts ? 0 : err_prefix(e, "'%s'", name);
+    for (; !rc && s.expert < stacked; s.expert++) {
+        double n;
+        const double *sums = w->sums(w->ctx, s, &cols, &n);
+        for (uint64_t i = 0; i < cols; i++) x[s.expert * cols + i] = (float)sums[i];
+        counts[s.expert] = (float)n;
+    }
+    if (!rc) rc = write_floats(w, x, cols * stacked, e);
+    if (!rc) rc = write_floats(w, counts, stacked, e);
+    arena_release(&a);
     return rc;
 }
 
 int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx, uint64_t positions,
                   uint64_t sequences, int fd, struct err *e) {
-    struct writing w = {.config = c, .sums = sums, .ctx = ctx, .count = (float)positions, .fd = fd, .infos = {.e = e}};
+    struct writing w = {.config = c, .sums = sums, .ctx = ctx, .fd = fd, .infos = {.e = e}};
     struct gguf_header keys = {.e = e};
     uint64_t chunk = sequences ? (positions + sequences - 1) / sequences : positions;
     gguf_key_string(&keys, "general.type", "imatrix");

@@ -119,6 +119,31 @@ struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_v
 struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x);
 
 /*
+ * Mixtures of experts. A router's scores x w^T are f32 on every tape, for what is computed hangs on them; w is f32, and the gradient
+ * of x must be (that of a norm's result and of the residual stream is). grad_route chooses experts for each row, grad_take_rows
+ * gives the rows of one of them, ascending, and grad_mix_rows adds its results, times their weights, into y, whose memory it takes
+ * over: an element's sum is in the order of these calls. Where the tape does not record, the result is y itself.
+ */
+struct grad_routing {
+    struct grad_var *weights; /* [n][k] */
+    size_t n, experts, k;
+    const uint32_t *ids;                   /* [n][k] */
+    const uint32_t *starts, *slots, *rows; /* by expert: kernel_group */
+};
+struct grad_var *grad_scores(struct grad_tape *t, struct grad_var *x, struct grad_var *w);
+struct grad_routing *grad_route(struct grad_tape *t, struct grad_var *logits, size_t k, bool normalise);
+static inline size_t grad_routed(const struct grad_routing *r, size_t expert) { /* rows that take it */
+    return r->starts[expert + 1] - r->starts[expert];
+}
+/* At least grad_routed rows: in f32 a few of zeros may follow, so that a row's product does not depend on how many there are. */
+struct grad_var *grad_take_rows(struct grad_tape *t, struct grad_var *x, const struct grad_routing *r, size_t expert);
+struct grad_var *grad_zeros(struct grad_tape *t, size_t rows, size_t cols); /* in f32, for grad_mix_rows */
+struct grad_var *grad_mix_rows(struct grad_tape *t, struct grad_var *y, struct grad_var *x,
+                               const struct grad_routing *r, size_t expert);
+/* Each row times the sigmoid of its gate [rows][1], in f32. Where nothing is recorded, in the memory of x. */
+struct grad_var *grad_gate_rows(struct grad_tape *t, struct grad_var *x, struct grad_var *gate);
+
+/*
  * A part of the graph with one input and one result of its shape, say a layer: run(ctx, t, x) makes it from operations.
  * A tape that records keeps all that a segment makes; after grad_recompute(t, true) it keeps the result only and runs
  * the segment again when going backward (Chen et al. 2016, "Training deep nets with sublinear memory cost"), to the

@@ -43,6 +43,7 @@ static void seq_mean_piece(void *ctx, size_t i, int thread) {
     const float *x = j->x + first;
     for (size_t s = 0; s < j->rows; s++) {
         double sum[COLUMNS] = {0};
+        if (j->lengths[s] == 0) continue;
         for (uint32_t r = 0; r < j->lengths[s]; r++, x += j->d)
             for (size_t c = 0; c < width; c++) sum[c] += fabsf(x[c]);
         for (size_t c = 0; c < width; c++) {

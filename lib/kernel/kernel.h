@@ -226,6 +226,39 @@ void kernel_gather(struct kernel_array y, struct kernel_array table, const uint3
 /* table[ids[i]] += dy[i], in order of i */
 void kernel_scatter_add(struct kernel_array table, struct kernel_array dy, const uint32_t *ids, size_t n, size_t d);
 
+/* ---- mixtures of experts (Shazeer et al. 2017) --------------------------------------------------------------------- */
+/*
+ * Of f32, but the rows of experts: probs [rows][experts] = softmax of logits (and may be them); of each row the k most probable, descending, of equals the first:
+ * ids, weights [rows][k], the probabilities themselves or divided by their sum.
+ */
+void kernel_route(struct kernel_array probs, uint32_t *ids, struct kernel_array weights, struct kernel_array logits,
+                  size_t rows, size_t experts, size_t k, bool normalise);
+/* dlogits (overwritten) of dweights [rows][k]. */
+void kernel_route_backward(struct kernel_array dlogits, struct kernel_array dweights, const uint32_t *ids,
+                           struct kernel_array probs, size_t rows, size_t experts, size_t k, bool normalise);
+/*
+ * The elements of ids [n][k] by expert, in each expert ascending: those of expert e are slots[starts[e]] to
+ * slots[starts[e + 1] - 1], and rows[i] = slots[i] / k. starts [experts + 1]; slots, rows [n k].
+ */
+void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint32_t *ids, size_t n, size_t k,
+                  size_t experts);
+/* y [rows][experts] = the weights at their experts, 0 elsewhere. */
+void kernel_spread_weights(struct kernel_array y, const uint32_t *ids, struct kernel_array weights, size_t rows,
+                           size_t experts, size_t k);
+/* y[i] = x[rows[i]], of one type. */
+void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint32_t *rows, size_t n, size_t d);
+/* y[rows[i]] += weights[slots[i]] x[i]; no row twice. */
+void kernel_scatter_weighted(struct kernel_array y, struct kernel_array x, struct kernel_array weights,
+                             const uint32_t *slots, const uint32_t *rows, size_t n, size_t d);
+/* dx[i] = weights[slots[i]] dy[rows[i]], dweights[slots[i]] = x[i] dy[rows[i]]: both overwritten. */
+void kernel_scatter_weighted_backward(struct kernel_array dx, struct kernel_array dweights, struct kernel_array dy,
+                                      struct kernel_array x, struct kernel_array weights, const uint32_t *slots,
+                                      const uint32_t *rows, size_t n, size_t d);
+/* y[r] = sigmoid(gate[r]) x[r]; y may be x. The gradients overwrite. */
+void kernel_gate_rows(struct kernel_array y, struct kernel_array x, struct kernel_array gate, size_t rows, size_t d);
+void kernel_gate_rows_backward(struct kernel_array dx, struct kernel_array dgate, struct kernel_array dy,
+                               struct kernel_array x, struct kernel_array gate, size_t rows, size_t d);
+
 /* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4) -------------------------------------------------------------------- */
 /* y = x / sqrt(mean(x^2) + eps) * w; inv [rows], if it has data, keeps 1 / rms for backward */
 void kernel_rmsnorm(struct kernel_array y, struct kernel_array inv, struct kernel_array x, struct kernel_array w,
@@ -385,10 +418,12 @@ void kernel_momentum(const struct kernel_momentum *o, struct kernel_array u, str
                      struct kernel_array g, size_t n);
 
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
-void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows,
-                     size_t d); /* per column, += */
-/* Contiguous sequences of lengths[i] rows: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
+/* Per column, +=. */
+void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows, size_t d);
+/* Contiguous sequences of lengths[i] rows, some of which may have none: out[j] += sum over sequences of (mean |x_j| over
+ * its rows)^2. */
 void kernel_seq_mean_abs_sq(double *out, struct kernel_array x, const uint32_t *lengths, size_t n_seqs, size_t d);
+double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d); /* sum of the L2 norms of the rows */
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 

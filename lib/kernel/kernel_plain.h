@@ -139,6 +139,82 @@ PLAIN_FN PLAIN(scatter_add)(REAL *table, const REAL *dy, const uint32_t *ids, si
     for (size_t i = 0; i < n; i++) PLAIN(add)(table + ids[i] * d, dy + i * d, d);
 }
 
+/* ---- mixtures of experts ---- */
+
+PLAIN_FN PLAIN(route)(REAL *probs, uint32_t *ids, REAL *weights, const REAL *logits, size_t rows, size_t experts,
+                      size_t k, bool normalise) {
+    for (size_t r = 0; r < rows; r++) {
+        REAL *p = probs + r * experts, max = logits[r * experts], sum = 0, chosen = 0;
+        for (size_t i = 0; i < experts; i++) max = logits[r * experts + i] > max ? logits[r * experts + i] : max;
+        for (size_t i = 0; i < experts; i++) sum += p[i] = (REAL)exp(logits[r * experts + i] - max);
+        for (size_t i = 0; i < experts; i++) p[i] /= sum;
+        for (size_t j = 0; j < k; j++) {
+            size_t best = experts;
+            for (size_t i = 0; i < experts; i++) {
+                bool taken = false;
+                for (size_t b = 0; b < j; b++) taken = taken || ids[r * k + b] == i;
+                if (!taken && (best == experts || p[i] > p[best])) best = i;
+            }
+            ids[r * k + j] = (uint32_t)best;
+            chosen += p[best];
+        }
+        for (size_t j = 0; j < k; j++) weights[r * k + j] = p[ids[r * k + j]] / (normalise ? chosen : 1);
+    }
+}
+
+/* By the definition: d p_j / d x_i = p_j ((i = j) - p_i), d w_a / d p_b = ((a = b) - w_a) / sum. */
+PLAIN_FN PLAIN(route_backward)(REAL *dlogits, const REAL *dweights, const uint32_t *ids, const REAL *probs, size_t rows,
+                               size_t experts, size_t k, bool normalise) {
+    for (size_t r = 0; r < rows; r++) {
+        const REAL *p = probs + r * experts, *dw = dweights + r * k;
+        REAL sum = 0;
+        for (size_t j = 0; j < k; j++) sum += p[ids[r * k + j]];
+        for (size_t i = 0; i < experts; i++) {
+            REAL *dx = &dlogits[r * experts + i];
+            *dx = 0;
+            for (size_t a = 0; a < k; a++)
+                for (size_t b = 0; b < k; b++) {
+                    REAL pa = p[ids[r * k + a]], pb = p[ids[r * k + b]];
+                    REAL dw_dp = normalise ? ((REAL)(a == b) - pa / sum) / sum : (REAL)(a == b);
+                    *dx += dw[a] * dw_dp * pb * ((REAL)(ids[r * k + b] == i) - p[i]);
+                }
+        }
+    }
+}
+
+PLAIN_FN PLAIN(scatter_weighted)(REAL *y, const REAL *x, const REAL *weights, const uint32_t *slots,
+                                 const uint32_t *rows, size_t n, size_t d) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < d; j++) y[rows[i] * d + j] += weights[slots[i]] * x[i * d + j];
+}
+
+PLAIN_FN PLAIN(scatter_weighted_backward)(REAL *dx, REAL *dweights, const REAL *dy, const REAL *x, const REAL *weights,
+                                          const uint32_t *slots, const uint32_t *rows, size_t n, size_t d) {
+    for (size_t i = 0; i < n; i++) {
+        dweights[slots[i]] = 0;
+        for (size_t j = 0; j < d; j++) {
+            dx[i * d + j] = weights[slots[i]] * dy[rows[i] * d + j];
+            dweights[slots[i]] += x[i * d + j] * dy[rows[i] * d + j];
+        }
+    }
+}
+
+PLAIN_FN PLAIN(gate_rows)(REAL *y, const REAL *x, const REAL *gate, size_t rows, size_t d) {
+    for (size_t i = 0; i < rows * d; i++) y[i] = x[i] / (1 + (REAL)exp(-gate[i / d]));
+}
+
+PLAIN_FN PLAIN(gate_rows_backward)(REAL *dx, REAL *dgate, const REAL *dy, const REAL *x, const REAL *gate, size_t rows,
+                                   size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        REAL s = 1 / (1 + (REAL)exp(-gate[r]));
+        dgate[r] = 0;
+        for (size_t i = r * d; i < (r + 1) * d; i++) {
+            dx[i] = s * dy[i];
+            dgate[r] += dy[i] * x[i] * s * (1 - s);
+        }
+    }
+}
+
 /* ---- RMSNorm ---- */
 
 PLAIN_FN PLAIN(rmsnorm)(REAL *y, REAL *inv, const REAL *x, const REAL *w, size_t rows, size_t d, REAL eps) {

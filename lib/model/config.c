@@ -41,6 +41,9 @@ static const struct feature {
     {"ffn_kind", FEATURE_NAME, offsetof(struct model_config, ffn_kind), ffn_names},
     {"act", FEATURE_NAME, offsetof(struct model_config, act), act_names},
     {"ffn_bias", FEATURE_BOOL, offsetof(struct model_config, ffn_bias), NULL},
+    {"experts_per_token", FEATURE_SIZE, offsetof(struct model_config, experts_per_token), NULL},
+    {"norm_expert_weights", FEATURE_BOOL, offsetof(struct model_config, norm_expert_weights), NULL},
+    {"shared_gate", FEATURE_BOOL, offsetof(struct model_config, shared_gate), NULL},
     {"no_final_norm", FEATURE_BOOL, offsetof(struct model_config, no_final_norm), NULL},
     {"logit_scale", FEATURE_FLOAT, offsetof(struct model_config, logit_scale), NULL},
     {"logit_softcap", FEATURE_FLOAT, offsetof(struct model_config, logit_softcap), NULL},
@@ -60,9 +63,11 @@ static const struct per_layer {
 } per_layer[] = {
     {"heads", offsetof(struct model_layer, n_heads), 1, MODEL_MAX_DIM, false},
     {"kv_heads", offsetof(struct model_layer, n_kv_heads), 1, MODEL_MAX_DIM, false},
-    {"ffn", offsetof(struct model_layer, ffn), 1, MODEL_MAX_DIM, false},
+    {"ffn", offsetof(struct model_layer, ffn), 0, MODEL_MAX_DIM, false},
     {"window", offsetof(struct model_layer, window), 0, UINT32_MAX, true},
     {"layer_rope", offsetof(struct model_layer, rope), 0, ROPE_NONE, true}, /* 0 main, 1 local, 2 none */
+    {"experts", offsetof(struct model_layer, experts), 0, MODEL_MAX_EXPERTS, true},
+    {"expert_ffn", offsetof(struct model_layer, expert_ffn), 0, MODEL_MAX_DIM, true},
 };
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
@@ -320,6 +325,16 @@ static int check_rope(const struct model_config *c, const struct model_rope *r, 
     return 0;
 }
 
+static int check_experts(const struct model_config *c, const struct model_layer *l, struct err *e) {
+    if (l->experts > MODEL_MAX_EXPERTS) return check_range("number of experts", l->experts, MODEL_MAX_EXPERTS, e);
+    if (c->ffn_bias) return err_set(e, ERR_DATA, "experts with biases");
+    if (c->parallel) return err_set(e, ERR_DATA, "experts in a part parallel to attention");
+    if (l->ffn > MODEL_MAX_DIM) return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
+    if (c->experts_per_token < 1 || c->experts_per_token > l->experts)
+        return err_set(e, ERR_DATA, "a position takes %u of %u experts", c->experts_per_token, l->experts);
+    return check_range("width of experts", l->expert_ffn, MODEL_MAX_DIM, e);
+}
+
 static int check_layer(const struct model_config *c, const struct model_layer *l, struct err *e) {
     if (!l->n_heads || !l->n_kv_heads || l->n_heads % l->n_kv_heads)
         return err_set(e, ERR_DATA, "%u heads for %u key/value heads: not a multiple", l->n_heads, l->n_kv_heads);
@@ -329,6 +344,8 @@ static int check_layer(const struct model_config *c, const struct model_layer *l
     if (l->rope > ROPE_NONE || (l->rope == ROPE_LOCAL && c->local_rope.theta == 0) ||
         (l->rope == ROPE_MAIN && c->positions == POSITIONS_ROTARY && c->rope.theta == 0))
         return err_set(e, ERR_DATA, "its rotation is not described");
+    if (l->experts) return check_experts(c, l, e);
+    if (l->expert_ffn) return err_set(e, ERR_DATA, "a width of experts, %u, and no experts", l->expert_ffn);
     return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
 }
 
@@ -369,7 +386,9 @@ int model_config_check(const struct model_config *c, struct err *e) {
         return err_set(e, ERR_DATA, "norm epsilon %g is out of range", (double)c->norm_eps);
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (check_layer(c, &c->layers[i], e)) return err_prefix(e, "layer %u", i);
-    return 0;
+    size_t tensors = model_slot_count(c);
+    if (tensors <= MODEL_MAX_TENSORS) return 0;
+    return err_set(e, ERR_DATA, "%zu tensors, at most %u are allowed", tensors, MODEL_MAX_TENSORS);
 }
 
 enum stream_target model_predicts(const struct model_config *c) {

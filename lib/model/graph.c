@@ -3,37 +3,12 @@
 
 #include <stdlib.h>
 
-static const char *const point_names[POINT_ALL] = {
-    [POINT_EMBED] = "embed",
-    [POINT_ATTN_IN] = "attn_in",
-    [POINT_O_IN] = "o_in",
-    [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in",
-    [POINT_LAYER] = "layer",
-    [POINT_HEAD_IN] = "head_in",
-    [POINT_Q] = "q",
-    [POINT_K] = "k",
-    [POINT_V] = "v",
-};
-
-const char *model_point_name(enum model_point p) {
-    return point_names[p];
-}
-
 static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t layer) {
-    struct model_param *p = model_param(g->m, role, layer);
-    if (!p) return NULL;
-    if (kernel_has_matrix(&p->matrix)) return grad_leaf_packed(g->t, &p->matrix);
-    size_t cols = p->desc.dims[p->desc.rank - 1];
-    return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
+    return graph_leaf(g, (struct model_slot){.role = role, .layer = layer});
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
-    if (!g->tap || !x || g->rc) return;
-    struct grad_mark mark = grad_mark(g->t);
-    const float *value = grad_host_value(g->t, x);
-    if (value) g->rc = g->tap(g->tap_ctx, point, layer, value, x->rows, x->cols, g->e);
-    grad_rewind(g->t, mark);
+    if (x) graph_tap(g, (struct model_seen){.point = point, .layer = layer, .rows = x->rows}, x);
 }
 
 /* ---- the parts of a layer ---------------------------------------------------------------------------------------- */
@@ -48,17 +23,9 @@ static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t lay
     return grad_layernorm(g->t, x, w, b, c->norm_eps, out);
 }
 
-/* y of an input x and this weight, and what its adapter adds: y + scale (x a^T) b^T. */
 static struct grad_var *adapt(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
                               struct grad_var *y) {
-    struct model_param *p = model_param(g->m, role, layer);
-    struct model_adapter *d = p ? p->adapter : NULL;
-    if (!d || !x || !y) return y;
-    struct grad_var *a = grad_parameter(g->t, d->a, d->a_grad, &d->a_begun, d->rank, x->cols);
-    struct grad_var *b = grad_parameter(g->t, d->b, d->b_grad, &d->b_begun, y->cols, d->rank);
-    struct grad_var *low = grad_scale(g->t, grad_linear(g->t, x, a, NULL, NULL), d->scale);
-    if (y->value.dtype == DT_F32) return grad_linear(g->t, low, b, NULL, y);
-    return grad_add(g->t, y, grad_linear(g->t, low, b, NULL, NULL));
+    return graph_adapt(g, (struct model_slot){.role = role, .layer = layer}, x, y);
 }
 
 /* What a part of the layer reads: norm(x), or x where norms come later. */
@@ -67,19 +34,27 @@ static struct grad_var *before(struct graph *g, enum model_role role, uint32_t l
     return norm(g, role, layer, x, grad_precision(g->t));
 }
 
-/* x and what a part of the layer adds to it, y w^T + b: scaled and with its norm, wherever that stands. */
+static bool norm_is_after(const struct model_config *c) {
+    return c->norm_place == NORM_SANDWICH || c->norm_place == NORM_OUTPUT;
+}
+
+/* x + y, what a part of the layer adds: scaled and with its norm, wherever that stands. */
+static struct grad_var *add_value(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
+                                  enum model_role post) {
+    const struct model_config *c = &g->m->config;
+    if (norm_is_after(c)) y = norm(g, post, layer, y, grad_precision(g->t));
+    x = grad_add(g->t, x, grad_scale(g->t, y, model_factor(c->residual_scale)));
+    return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
+}
+
+/* The same of y w^T + b. */
 static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
                                  enum model_role w, enum model_role b, enum model_role post) {
     const struct model_config *c = &g->m->config;
-    bool plain = c->norm_place == NORM_PRE || c->norm_place == NORM_POST;
     struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
-    if (plain && model_factor(c->residual_scale) == 1) {
-        x = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, x));
-    } else {
-        y = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, NULL));
-        if (!plain) y = norm(g, post, layer, y, grad_precision(g->t));
-        x = grad_add(g->t, x, grad_scale(g->t, y, model_factor(c->residual_scale)));
-    }
+    if (norm_is_after(c) || model_factor(c->residual_scale) != 1)
+        return add_value(g, layer, x, adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, NULL)), post);
+    x = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, x));
     return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
 }
 
@@ -138,30 +113,16 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     return a;
 }
 
-static bool adapted(const struct graph *g, enum model_role role, uint32_t layer) {
-    return model_param(g->m, role, layer)->adapter != NULL;
-}
-
-static struct grad_var *adapted_gate(struct graph *g, uint32_t layer, struct grad_var *h) {
-    const struct grad_map maps[] = {{leaf(g, ROLE_GATE, layer), NULL}, {leaf(g, ROLE_UP, layer), NULL}};
-    struct grad_var *y[2];
-    grad_linears(g->t, h, 2, maps, y);
-    struct grad_var *gate = adapt(g, ROLE_GATE, layer, h, y[0]), *up = adapt(g, ROLE_UP, layer, h, y[1]);
-    return grad_glu(g->t, g->m->config.act, gate, up);
-}
-
-/* act(gate h) * up h, or act(up h) */
+/* act(gate h) * up h, or act(up h): what down reads */
 static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
-    struct grad_var *y, *up = leaf(g, ROLE_UP, layer);
-    tap(g, POINT_FFN_IN, layer, h);
-    if (c->ffn_kind == FFN_GATED && !adapted(g, ROLE_GATE, layer) && !adapted(g, ROLE_UP, layer))
-        y = grad_gated(g->t, c->act, h, leaf(g, ROLE_GATE, layer), up);
-    else if (c->ffn_kind == FFN_GATED)
-        y = adapted_gate(g, layer, h);
+    struct grad_var *y;
+    if (c->ffn_kind == FFN_GATED)
+        y = graph_gated(g, (struct model_slot){ROLE_GATE, layer, 0}, (struct model_slot){ROLE_UP, layer, 0}, h);
     else
         y = grad_activate(g->t, c->act,
-                          adapt(g, ROLE_UP, layer, h, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL)));
+                          adapt(g, ROLE_UP, layer, h,
+                                grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
     tap(g, POINT_DOWN_IN, layer, y);
     return y;
 }
@@ -174,6 +135,25 @@ static struct grad_var *add_ffn(struct graph *g, uint32_t layer, struct grad_var
     return add_part(g, layer, x, y, ROLE_DOWN, ROLE_DOWN_BIAS, ROLE_FFN_POST_NORM);
 }
 
+/* The sum over experts, and what all positions take beside them, gated or not. */
+static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var *h) {
+    const struct model_config *c = &g->m->config;
+    struct grad_var *y = graph_experts(g, layer, h), *shared;
+    if (c->layers[layer].ffn == 0) return y;
+    shared = feed_forward(g, layer, h);
+    shared = adapt(g, ROLE_DOWN, layer, shared, grad_linear(g->t, shared, leaf(g, ROLE_DOWN, layer), NULL, NULL));
+    if (c->shared_gate) shared = grad_gate_rows(g->t, shared, grad_scores(g->t, h, leaf(g, ROLE_SHARED_GATE, layer)));
+    return grad_add(g->t, y, shared);
+}
+
+/* x + feed-forward part of its norm */
+static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
+    struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
+    tap(g, POINT_FFN_IN, layer, h);
+    if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
+    return add_ffn(g, layer, x, feed_forward(g, layer, h));
+}
+
 /* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al.
  * 2022), which is read before anything takes its memory over. */
 static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
@@ -181,11 +161,12 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
+        tap(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }
     x = add_attention(g, layer, x, attention(g, layer, h));
-    return add_ffn(g, layer, x, feed_forward(g, layer, before(g, ROLE_FFN_NORM, layer, x)));
+    return add_feed_forward(g, layer, x);
 }
 
 /* Is this input one that the model can take? */

@@ -110,7 +110,7 @@ static int check_place(struct model_tensors *t, const struct stream_item *item, 
     struct model_slot want = model_slot_at(t->config, t->next);
     int rc = model_slot_parse(item->desc.name, &t->slot, e);
     if (rc) return rc;
-    if (t->slot.role != want.role || t->slot.layer != want.layer)
+    if (t->slot.role != want.role || t->slot.layer != want.layer || t->slot.expert != want.expert)
         return err_set(e, ERR_DATA, "found tensor '%s', expected '%s'", item->desc.name,
                        model_slot_name(want, expected));
     const struct dtype_info *type = dtype_info(item->desc.dtype);

@@ -92,10 +92,9 @@ static int load_layer(struct model_layerwise *l, uint32_t layer, struct err *e) 
 }
 
 static void drop_layer(struct model_layerwise *l, uint32_t layer) {
-    for (size_t i = 0; i < l->m->n_params; i++) {
-        struct model_slot s = model_slot_at(&l->m->config, i);
-        if (model_role_in_layer(s.role) && s.layer == layer) model_drop(l->m, s);
-    }
+    const struct model_config *c = &l->m->config;
+    size_t end = model_slot_of_layer(c, layer + 1);
+    for (size_t i = model_slot_of_layer(c, layer); i < end; i++) model_drop(l->m, model_slot_at(c, i));
 }
 
 /* What follows the layers, and the end of the stream. */

@@ -24,12 +24,13 @@ int model_new(struct model **out, struct kernel_device *device, const struct mod
     int rc = model_config_copy(&m->config, c, &m->memory, e);
     if (rc) return rc;
     m->n_params = model_slot_count(c);
+    m->expert_stride = model_expert_roles(c);
     m->params = arena_array(&m->memory, m->n_params, sizeof *m->params, e);
     m->by_role = arena_array(&m->memory, (size_t)c->n_layers * ROLE_COUNT, sizeof *m->by_role, e);
     if (!m->params || !m->by_role) return e->code;
     for (size_t i = 0; i < m->n_params; i++) {
         struct model_slot s = model_slot_at(c, i);
-        m->by_role[(size_t)s.layer * ROLE_COUNT + s.role] = &m->params[i];
+        if (s.expert == 0) m->by_role[(size_t)s.layer * ROLE_COUNT + s.role] = &m->params[i];
     }
     rc = frequencies(m, &c->rope, &m->inv_freq, e);
     if (!rc) rc = frequencies(m, &c->local_rope, &m->local_inv_freq, e);
@@ -260,6 +261,11 @@ int model_enable_grad_of(struct model *m, size_t i, struct err *e) {
 
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer) {
     return m->by_role[(size_t)layer * ROLE_COUNT + role];
+}
+
+struct model_param *model_expert_param(const struct model *m, enum model_role role, uint32_t layer, uint32_t expert) {
+    struct model_param *first = model_param(m, role, layer);
+    return first ? first + expert * m->expert_stride : NULL;
 }
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */

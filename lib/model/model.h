@@ -8,6 +8,7 @@
  *     embed.weight
  *     layers.N.attn_norm.weight  layers.N.attn.{q,k,v}.weight [.bias]  layers.N.attn.o.weight
  *     layers.N.ffn_norm.weight   layers.N.ffn.{gate,up,down}.weight
+ *     [layers.N.router.weight    layers.N.experts.E.{gate,up,down}.weight, one expert after another]
  *     norm.weight  [head.weight, unless the head is tied to the embedding]
  *
  * and more where the configuration has more: the table of roles (roles.c) names all of them, their axes, and when they exist.
@@ -29,10 +30,12 @@
  * description does not name is absent. `arch` is a label: which row of lib/formats' registry names the tensors outside
  * and reads their configuration. Nothing in lib/model asks for it.
  */
-#define MODEL_MAX_LAYERS 4096
-#define MODEL_MAX_DIM    (1u << 20)
-#define MODEL_MAX_VOCAB  TEXT_MAX_TOKENS
-#define MODEL_MAX_ARCH   23 /* letters of a label */
+#define MODEL_MAX_LAYERS  4096
+#define MODEL_MAX_DIM     (1u << 20)
+#define MODEL_MAX_VOCAB   TEXT_MAX_TOKENS
+#define MODEL_MAX_ARCH    23 /* letters of a label */
+#define MODEL_MAX_EXPERTS 4096
+#define MODEL_MAX_TENSORS (1u << 19)
 
 enum model_norm { NORM_RMS, NORM_LAYER };
 /* Where the norms of attention and feed-forward part stand. */
@@ -76,9 +79,11 @@ enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
 /* Shapes may differ from layer to layer: pruning makes them so. */
 struct model_layer {
     uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
-    uint32_t ffn;                 /* intermediate width */
-    uint32_t window;              /* positions that attention sees, its own included; 0: all */
-    uint32_t rope;                /* enum model_layer_rope */
+    uint32_t ffn; /* intermediate width of the part that all positions take (beside experts: the shared one); 0: none */
+    uint32_t window;     /* positions that attention sees, its own included; 0: all */
+    uint32_t rope;       /* enum model_layer_rope */
+    uint32_t experts;    /* feed-forward parts of which a position takes a few; 0: none */
+    uint32_t expert_ffn; /* ... and the intermediate width of each */
 };
 
 struct model_config {
@@ -109,6 +114,11 @@ struct model_config {
     uint32_t ffn_kind;  /* enum model_ffn */
     uint32_t act;       /* enum kernel_act */
     bool ffn_bias;
+    /* Layers with experts (Shazeer et al. 2017): probabilities are the softmax of router h over all of them, and a position takes the
+     * sum over its experts_per_token most probable of probability times expert(h). */
+    uint32_t experts_per_token; /* 0: no layer has experts */
+    bool norm_expert_weights;   /* the probabilities of those that are taken are divided by their sum */
+    bool shared_gate;           /* beside experts, the part of width ffn is multiplied by sigmoid(shared_gate h) */
     struct model_rope rope, local_rope; /* local_rope.theta 0: no layer has it */
     /* output */
     bool no_final_norm;
@@ -168,7 +178,12 @@ enum model_point {
     POINT_DOWN_IN, /* input of down [ffn] */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
-    POINT_COUNT,   /* of those that are inputs of a role; in a role: its input has no tap */
+    POINT_ROUTED,  /* weights of a layer's experts, 0 where one is not taken [experts] */
+    /* Of each expert, the positions that take it: */
+    POINT_EXPERT_IN,      /* input of its gate and up [hidden] */
+    POINT_EXPERT_DOWN_IN, /* input of its down [expert_ffn] */
+    POINT_EXPERT_OUT,     /* what it adds, weighted [hidden] */
+    POINT_COUNT,          /* of those that statistics know; in a role: its input has no tap */
     /* Queries and keys as attention takes them, rotated, and values. */
     POINT_Q, /* [n_heads * head_dim] */
     POINT_K, /* [n_kv_heads * head_dim] */
@@ -207,6 +222,11 @@ enum model_role {
     ROLE_UP_BIAS,
     ROLE_DOWN,
     ROLE_DOWN_BIAS,
+    ROLE_SHARED_GATE,
+    ROLE_ROUTER,
+    ROLE_EXPERT_GATE, /* of each expert */
+    ROLE_EXPERT_UP,
+    ROLE_EXPERT_DOWN,
     ROLE_FFN_POST_NORM,
     ROLE_FFN_POST_NORM_BIAS,
     ROLE_NORM,
@@ -237,6 +257,8 @@ enum model_axis {
     AXIS_Q_NORM,   /* head_dim, or of QK_NORM_ALL the query's width ... */
     AXIS_K_NORM,   /* ... and the key's */
     AXIS_FFN,
+    AXIS_EXPERT,     /* experts */
+    AXIS_EXPERT_FFN, /* within an expert */
     AXIS_POSITION,
     AXIS_TYPE,
     AXIS_CLASSES,
@@ -244,13 +266,18 @@ enum model_axis {
 };
 enum model_role_kind {
     KIND_MATRIX, /* multiplies activations, or is the embedding: what pruning and quantization work on */
+    KIND_ROUTER, /* multiplies activations, but decides what is computed: small, and kept in full */
     KIND_TABLE,  /* rows that are looked up: positions, token types */
     KIND_GAIN,   /* of a norm */
     KIND_BIAS,
 };
+/* What a layer must have for a tensor of it to exist. */
+enum model_part { PART_ANY, PART_DENSE /* ffn */, PART_EXPERTS, PART_BOTH };
 struct model_role_info {
-    const char *name; /* after "layers.N." for those of a layer */
+    const char *name; /* after "layers.N." for those of a layer; '#' stands for the expert's number */
     bool in_layer;
+    enum model_part part;
+    enum model_axis each; /* there is one tensor for each index of this axis; AXIS_ONE: one */
     enum model_role_kind kind;
     enum model_axis rows, cols;
     enum model_point input; /* where its input can be tapped */
@@ -263,8 +290,10 @@ enum model_axis model_point_axis(enum model_point p); /* of the columns that are
 
 struct model_slot {
     enum model_role role;
-    uint32_t layer; /* 0 for roles outside layers */
+    uint32_t layer;  /* 0 for roles outside layers */
+    uint32_t expert; /* 0 for roles of which a layer has one */
 };
+/* Is there such a tensor, in some layer? */
 bool model_has_role(const struct model_config *c, enum model_role role);
 bool model_role_in_layer(enum model_role role);
 bool model_role_is_matrix(enum model_role role);
@@ -282,6 +311,11 @@ long model_slot_index(const struct model_config *c, struct model_slot s);
 unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]);
 /* Is this the layer's last tensor in stream order? */
 bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
+/* Is it the last of those of which the layer has one for each expert, of its expert? */
+bool model_slot_ends_expert(const struct model_config *c, struct model_slot s);
+size_t model_expert_roles(const struct model_config *c); /* tensors of one expert */
+/* Position in stream order of the first tensor of a layer; of n_layers: of what comes after the layers. */
+size_t model_slot_of_layer(const struct model_config *c, uint32_t layer);
 /* Does this tensor fit its slot? ERR_DATA with found and expected shape. */
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
@@ -374,6 +408,7 @@ struct model {
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
+    size_t expert_stride;         /* parameters from one expert's to the same of the next */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
@@ -407,6 +442,8 @@ int model_enable_grad(struct model *m, struct err *e) MUST_CHECK;
 int model_enable_grad_of(struct model *m, size_t i, struct err *e) MUST_CHECK;
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
+/* The same of a role of which each expert has one. */
+struct model_param *model_expert_param(const struct model *m, enum model_role role, uint32_t layer, uint32_t expert);
 /* Its elements, and their gradient, for the host to read (kernel_host); of WEIGHTS_F32, and after model_enable_grad. */
 static inline float *model_host_value(const struct model_param *p) {
     return kernel_host(p->value, p->n);
@@ -431,9 +468,15 @@ struct model_input {
     const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
 };
 
-/* Watches a forward pass: called with the values at each point, in the order in which they are computed. */
-typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *host_x, size_t rows, size_t cols,
-                      struct err *e);
+/* What is seen at a point: x [rows][cols], valid during the call. */
+struct model_seen {
+    enum model_point point;
+    uint32_t layer, expert; /* 0 where there is one */
+    const float *x;         /* on the host */
+    size_t rows, cols;
+    const uint32_t *positions; /* [rows] of the input, ascending, that are seen; NULL: all */
+};
+typedef int model_tap(void *ctx, const struct model_seen *seen, struct err *e);
 
 /* The graph up to what the head reads, [model_output_rows][embed_dim]; NULL on failure (grad_error): the normalised
  * hidden states, after the transform of a masked-LM head, or of a classifier one row for each sequence. Refuses token

@@ -42,6 +42,16 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
 int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
+/* A tensor of the model as a leaf; NULL without failure: the model has none. (taps.c) */
+struct grad_var *graph_leaf(struct graph *g, struct model_slot s);
+/* y of an input x and this weight, and what its adapter adds: y + scale (x a^T) b^T; y where it has none. */
+struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *y);
+/* act(gate h) * up h, each with its adapter */
+struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h);
+/* Calls the tap with x, or its first `seen.rows` rows; x and cols of `seen` are filled in. */
+void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);
+/* The weighted sum of the experts that each row of h takes, [n_positions][hidden] in f32 (experts.c). */
+struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var *h);
 /* Attention with caches (cache.c). */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);

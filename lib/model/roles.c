@@ -48,6 +48,15 @@ static bool has_gate(const struct model_config *c) {
 static bool has_ffn_bias(const struct model_config *c) {
     return c->ffn_bias;
 }
+static bool has_experts(const struct model_config *c) {
+    return c->experts_per_token != 0;
+}
+static bool has_expert_gate(const struct model_config *c) {
+    return has_experts(c) && has_gate(c);
+}
+static bool has_shared_gate(const struct model_config *c) {
+    return has_experts(c) && c->shared_gate;
+}
 static bool has_pooler(const struct model_config *c) {
     return c->pooler;
 }
@@ -88,6 +97,8 @@ BIAS_OF(has_transform)
 #define VECTOR(kind_, rows_)        .kind = kind_, .rows = rows_, .input = POINT_COUNT
 #define GAIN(rows_)                 VECTOR(KIND_GAIN, rows_)
 #define BIAS(rows_)                 VECTOR(KIND_BIAS, rows_)
+#define DENSE                       .part = PART_DENSE
+#define EACH_EXPERT                 .part = PART_EXPERTS, .each = AXIS_EXPERT
 
 static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_EMBED] = {"embed.weight", OUTSIDE, MATRIX(AXIS_VOCAB, AXIS_EMBED, POINT_COUNT), .exists = always},
@@ -115,12 +126,23 @@ static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_ATTN_POST_NORM_BIAS] = {"attn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
     [ROLE_FFN_NORM] = {"ffn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_ffn_norm},
     [ROLE_FFN_NORM_BIAS] = {"ffn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_norm_bias},
-    [ROLE_GATE] = {"ffn.gate.weight", LAYER, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = has_gate},
-    [ROLE_UP] = {"ffn.up.weight", LAYER, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = always},
-    [ROLE_UP_BIAS] = {"ffn.up.bias", LAYER, BIAS(AXIS_FFN), .exists = has_ffn_bias},
-    [ROLE_DOWN] = {"ffn.down.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN), .to_residual = true,
+    [ROLE_GATE] = {"ffn.gate.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = has_gate},
+    [ROLE_UP] = {"ffn.up.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = always},
+    [ROLE_UP_BIAS] = {"ffn.up.bias", LAYER, DENSE, BIAS(AXIS_FFN), .exists = has_ffn_bias},
+    [ROLE_DOWN] = {"ffn.down.weight", LAYER, DENSE, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN), .to_residual = true,
                    .exists = always},
-    [ROLE_DOWN_BIAS] = {"ffn.down.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_bias},
+    [ROLE_DOWN_BIAS] = {"ffn.down.bias", LAYER, DENSE, BIAS(AXIS_HIDDEN), .exists = has_ffn_bias},
+    [ROLE_SHARED_GATE] = {"shared_gate.weight", LAYER, .part = PART_BOTH, VECTOR(KIND_ROUTER, AXIS_HIDDEN),
+                          .exists = has_shared_gate},
+    [ROLE_ROUTER] = {"router.weight", LAYER, .part = PART_EXPERTS, .kind = KIND_ROUTER, .rows = AXIS_EXPERT,
+                     .cols = AXIS_HIDDEN, .input = POINT_FFN_IN, .exists = has_experts},
+    [ROLE_EXPERT_GATE] = {"experts.#.gate.weight", LAYER, EACH_EXPERT,
+                          MATRIX(AXIS_EXPERT_FFN, AXIS_HIDDEN, POINT_EXPERT_IN), .exists = has_expert_gate},
+    [ROLE_EXPERT_UP] = {"experts.#.up.weight", LAYER, EACH_EXPERT,
+                        MATRIX(AXIS_EXPERT_FFN, AXIS_HIDDEN, POINT_EXPERT_IN), .exists = has_experts},
+    [ROLE_EXPERT_DOWN] = {"experts.#.down.weight", LAYER, EACH_EXPERT,
+                          MATRIX(AXIS_HIDDEN, AXIS_EXPERT_FFN, POINT_EXPERT_DOWN_IN), .to_residual = true,
+                          .exists = has_experts},
     [ROLE_FFN_POST_NORM] = {"ffn_post_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_post_norm},
     [ROLE_FFN_POST_NORM_BIAS] = {"ffn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
 
@@ -178,6 +200,8 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_Q_NORM: return model_axis_size(c, all ? AXIS_QUERY : AXIS_HEAD_DIM, layer);
     case AXIS_K_NORM: return model_axis_size(c, all ? AXIS_KEY : AXIS_HEAD_DIM, layer);
     case AXIS_FFN: return l->ffn;
+    case AXIS_EXPERT: return l->experts;
+    case AXIS_EXPERT_FFN: return l->expert_ffn;
     case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
     case AXIS_TYPE: return c->token_types;
     case AXIS_CLASSES: return c->classes;
@@ -193,6 +217,8 @@ enum model_axis model_point_axis(enum model_point p) {
     case POINT_K:
     case POINT_V: return AXIS_KEY;
     case POINT_DOWN_IN: return AXIS_FFN;
+    case POINT_ROUTED: return AXIS_EXPERT;
+    case POINT_EXPERT_DOWN_IN: return AXIS_EXPERT_FFN;
     case POINT_HEAD_IN: return AXIS_EMBED;
     default: return AXIS_HIDDEN;
     }
@@ -204,39 +230,60 @@ uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
+/* The number `limit` bounds at the beginning of s, and what comes after it; NULL: none. "07" would be a second spelling of 7. */
+static const char *parse_number(const char *s, uint32_t limit, uint32_t *out) {
+    char digits[8];
+    uint64_t v;
+    size_t n = strspn(s, "0123456789");
+    if (n == 0 || n >= sizeof digits || (n > 1 && s[0] == '0')) return NULL;
+    memcpy(digits, s, n);
+    digits[n] = 0;
+    if (!parse_u64(digits, &v) || v >= limit) return NULL;
+    *out = (uint32_t)v;
+    return s + n;
+}
+
 char *model_slot_name(struct model_slot s, char *out) {
-    if (roles[s.role].in_layer)
-        snprintf(out, TENSOR_MAX_NAME + 1, "layers.%u.%s", s.layer, roles[s.role].name);
+    const char *name = roles[s.role].name, *hash = strchr(name, '#');
+    size_t n = 0;
+    if (roles[s.role].in_layer) n = (size_t)snprintf(out, TENSOR_MAX_NAME + 1, "layers.%u.", s.layer);
+    if (hash)
+        snprintf(out + n, TENSOR_MAX_NAME + 1 - n, "%.*s%u%s", (int)(hash - name), name, s.expert, hash + 1);
     else
-        snprintf(out, TENSOR_MAX_NAME + 1, "%s", roles[s.role].name);
+        snprintf(out + n, TENSOR_MAX_NAME + 1 - n, "%s", name);
     return out;
+}
+
+static bool is_name_of(const struct model_role_info *r, const char *text, uint32_t *expert) {
+    const char *hash = strchr(r->name, '#');
+    *expert = 0;
+    if (!hash) return !strcmp(r->name, text);
+    size_t n = (size_t)(hash - r->name);
+    const char *rest = strncmp(r->name, text, n) ? NULL : parse_number(text + n, MODEL_MAX_EXPERTS, expert);
+    return rest && !strcmp(rest, hash + 1);
 }
 
 int model_slot_parse(const char *name, struct model_slot *out, struct err *e) {
     const char *rest = name;
-    uint64_t layer = 0;
+    uint32_t layer = 0, expert;
     bool in_layer = !strncmp(name, "layers.", 7);
     if (in_layer) {
-        char digits[8];
-        const char *dot = strchr(name + 7, '.');
-        size_t n = dot ? (size_t)(dot - (name + 7)) : 0;
-        if (n == 0 || n >= sizeof digits) return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
-        memcpy(digits, name + 7, n);
-        digits[n] = 0;
-        /* "07" would be a second spelling of layer 7. */
-        if (!parse_u64(digits, &layer) || layer >= MODEL_MAX_LAYERS || (n > 1 && digits[0] == '0'))
-            return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
-        rest = dot + 1;
+        rest = parse_number(name + 7, MODEL_MAX_LAYERS, &layer);
+        if (!rest || *rest++ != '.') return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
     }
     for (int r = 0; r < ROLE_COUNT; r++)
-        if (roles[r].in_layer == in_layer && !strcmp(roles[r].name, rest)) {
-            *out = (struct model_slot){(enum model_role)r, (uint32_t)layer};
+        if (roles[r].in_layer == in_layer && is_name_of(&roles[r], rest, &expert)) {
+            *out = (struct model_slot){(enum model_role)r, layer, expert};
             return 0;
         }
     return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
 }
 
 /* ---- stream order: what comes before the layers, the layers, what comes after them ------------------------------- */
+/*
+ * Roles of which each expert has one stand together in the table. In a stream an expert's tensors come together, and one
+ * expert after another.
+ */
 
 enum where { BEFORE, WITHIN, AFTER };
 
@@ -244,44 +291,134 @@ static enum where where_of(enum model_role role) {
     return roles[role].in_layer ? WITHIN : role < ROLE_ATTN_NORM ? BEFORE : AFTER;
 }
 
-static size_t count_where(const struct model_config *c, enum where where) {
-    size_t n = 0;
-    for (int r = 0; r < ROLE_COUNT; r++) n += where_of((enum model_role)r) == where && roles[r].exists(c);
+static bool has_part(const struct model_layer *l, enum model_part part) {
+    switch (part) {
+    case PART_ANY: return true;
+    case PART_DENSE: return l->ffn != 0;
+    case PART_EXPERTS: return l->experts != 0;
+    case PART_BOTH: return l->ffn != 0 && l->experts != 0;
+    }
+    return false;
+}
+
+/* Tensors of a configuration: outside layers, in a layer by what they ask of it, and of each expert. */
+struct counts {
+    size_t before, after, part[PART_BOTH + 1], each;
+};
+
+static struct counts count_roles(const struct model_config *c) {
+    struct counts n = {0};
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        if (!roles[r].exists(c)) continue;
+        enum where where = where_of((enum model_role)r);
+        if (where == WITHIN)
+            *(roles[r].each == AXIS_ONE ? &n.part[roles[r].part] : &n.each) += 1;
+        else
+            *(where == BEFORE ? &n.before : &n.after) += 1;
+    }
     return n;
 }
 
+static size_t count_layer(const struct counts *n, const struct model_layer *l) {
+    size_t sum = n->each * l->experts;
+    for (int p = 0; p <= PART_BOTH; p++)
+        if (has_part(l, (enum model_part)p)) sum += n->part[p];
+    return sum;
+}
+
+static size_t count_to_layer(const struct counts *n, const struct model_config *c, uint32_t layer) {
+    size_t sum = n->before;
+    for (uint32_t i = 0; i < layer; i++) sum += count_layer(n, &c->layers[i]);
+    return sum;
+}
+
+size_t model_expert_roles(const struct model_config *c) {
+    return count_roles(c).each;
+}
+
+size_t model_slot_of_layer(const struct model_config *c, uint32_t layer) {
+    struct counts n = count_roles(c);
+    return count_to_layer(&n, c, layer);
+}
+
 size_t model_slot_count(const struct model_config *c) {
-    return count_where(c, BEFORE) + c->n_layers * count_where(c, WITHIN) + count_where(c, AFTER);
+    struct counts n = count_roles(c);
+    return count_to_layer(&n, c, c->n_layers) + n.after;
+}
+
+static bool is_here(const struct model_config *c, enum where where, uint32_t layer, int role) {
+    return where_of((enum model_role)role) == where && roles[role].exists(c) &&
+           (where != WITHIN || has_part(&c->layers[layer], roles[role].part));
+}
+
+/* The nth tensor before the layers, of a layer or after them. */
+static struct model_slot nth_slot(const struct model_config *c, const struct counts *n, enum where where,
+                                  uint32_t layer, size_t nth) {
+    struct model_slot s = {.layer = layer};
+    bool experts_done = false;
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        if (!is_here(c, where, layer, r)) continue;
+        s.role = (enum model_role)r;
+        if (roles[r].each == AXIS_ONE) {
+            if (nth-- == 0) return s;
+            continue;
+        }
+        size_t all = n->each * c->layers[layer].experts;
+        if (!experts_done && nth >= all) {
+            nth -= all;
+            experts_done = true;
+        }
+        if (experts_done) continue;
+        s.expert = (uint32_t)(nth / n->each);
+        for (nth %= n->each; nth; nth--) do
+                r++;
+            while (!is_here(c, where, layer, r));
+        s.role = (enum model_role)r;
+        return s;
+    }
+    return s;
 }
 
 struct model_slot model_slot_at(const struct model_config *c, size_t i) {
-    size_t before = count_where(c, BEFORE), per_layer = count_where(c, WITHIN), layers = c->n_layers * per_layer;
-    enum where where = i < before ? BEFORE : i < before + layers ? WITHIN : AFTER;
-    size_t nth = where == BEFORE ? i : where == WITHIN ? (i - before) % per_layer : i - before - layers;
-    uint32_t layer = where == WITHIN ? (uint32_t)((i - before) / per_layer) : 0;
-    int r = 0;
-    for (;; r++)
-        if (where_of((enum model_role)r) == where && roles[r].exists(c) && nth-- == 0) break;
-    return (struct model_slot){(enum model_role)r, layer};
+    struct counts n = count_roles(c);
+    if (i < n.before) return nth_slot(c, &n, BEFORE, 0, i);
+    i -= n.before;
+    for (uint32_t layer = 0; layer < c->n_layers; layer++) {
+        size_t here = count_layer(&n, &c->layers[layer]);
+        if (i < here) return nth_slot(c, &n, WITHIN, layer, i);
+        i -= here;
+    }
+    return nth_slot(c, &n, AFTER, 0, i);
 }
 
 long model_slot_index(const struct model_config *c, struct model_slot s) {
     enum where where = where_of(s.role);
-    if (!roles[s.role].exists(c) || (where == WITHIN ? s.layer >= c->n_layers : s.layer != 0)) return -1;
-    size_t nth = 0;
-    for (int r = 0; r < (int)s.role; r++) nth += where_of((enum model_role)r) == where && roles[r].exists(c);
-    if (where != BEFORE) nth += count_where(c, BEFORE);
-    size_t per_layer = count_where(c, WITHIN);
-    if (where == WITHIN) nth += s.layer * per_layer;
-    if (where == AFTER) nth += c->n_layers * per_layer;
-    return (long)nth;
+    if (where == WITHIN ? s.layer >= c->n_layers : s.layer != 0) return -1;
+    if (!is_here(c, where, s.layer, s.role)) return -1;
+    bool each = roles[s.role].each != AXIS_ONE;
+    if (s.expert >= (each ? c->layers[s.layer].experts : 1)) return -1;
+    struct counts n = count_roles(c);
+    size_t at = where == BEFORE ? 0 : count_to_layer(&n, c, where == WITHIN ? s.layer : c->n_layers);
+    for (int r = 0; r < (int)s.role; r++) {
+        if (!is_here(c, where, s.layer, r)) continue;
+        at += roles[r].each == AXIS_ONE || each ? 1 : c->layers[s.layer].experts;
+    }
+    return (long)(at + s.expert * n.each);
+}
+
+static bool is_last(const struct model_config *c, struct model_slot s, bool each) {
+    for (int r = (int)s.role + 1; r < ROLE_COUNT; r++)
+        if (is_here(c, WITHIN, s.layer, r) && !(each && roles[r].each == AXIS_ONE)) return false;
+    return true;
 }
 
 bool model_slot_ends_layer(const struct model_config *c, struct model_slot s) {
-    if (!roles[s.role].in_layer) return false;
-    for (int r = (int)s.role + 1; r < ROLE_COUNT; r++)
-        if (roles[r].in_layer && roles[r].exists(c)) return false;
-    return true;
+    if (!roles[s.role].in_layer || !is_last(c, s, false)) return false;
+    return roles[s.role].each == AXIS_ONE || s.expert + 1 == c->layers[s.layer].experts;
+}
+
+bool model_slot_ends_expert(const struct model_config *c, struct model_slot s) {
+    return roles[s.role].each != AXIS_ONE && is_last(c, s, true);
 }
 
 unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uint64_t dims[2]) {

@@ -95,28 +95,31 @@ static int add_weight_norms(struct prune_layer *l, enum model_axis axis, uint32_
 
 /* The same from activations at a calibration point, whose columns lie along the axis (Minitron, Muralidharan et al.
  * 2024). */
-static void add_activations(const struct stats *s, enum model_point point, uint32_t layer, uint64_t n, uint32_t width,
-                            double *score) {
-    const double *seen = stats_seq_sq(s, point, layer);
+static void add_activations(const struct stats *s, enum model_point point, struct model_slot slot, uint64_t n,
+                            uint32_t width, double *score) {
+    const double *seen = stats_input_seq_sq(s, point, slot);
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
 /* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------- */
 
-static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, struct arena *a,
-                      struct err *e) {
-    uint32_t n = p->from->layers[layer].ffn, keep = p->to.layers[p->new_layer[layer]].ffn;
+/* Of n channels along an axis, which down reads at a point, as many as are to be kept. */
+static int shrink_channels(struct prune_layer *l, const struct prune_plan *p, enum model_axis axis,
+                           enum model_point point, struct model_slot slot, uint32_t keep, struct err *e) {
+    uint32_t n = (uint32_t)model_axis_size(p->from, axis, slot.layer);
+    struct arena a = {0};
     if (keep == n) return 0;
-    double *score = arena_array(a, n, sizeof *score, e);
-    uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
-    if (!score || !kept) return e->code;
-    int rc = 0;
-    if (p->o->score == PRUNE_BY_STATS)
-        add_activations(p->o->stats, POINT_DOWN_IN, layer, n, 1, score);
-    else
-        rc = add_weight_norms(l, AXIS_FFN, 1, score, a, e);
-    if (!rc) rc = prune_choose(score, n, keep, kept, a, e);
-    return rc ? rc : keep_along(l, AXIS_FFN, kept, keep, e);
+    double *score = arena_array(&a, n, sizeof *score, e);
+    uint32_t *kept = score ? arena_array(&a, keep, sizeof *kept, e) : NULL;
+    int rc = kept ? 0 : e->code;
+    if (!rc && p->o->score == PRUNE_BY_STATS)
+        add_activations(p->o->stats, point, slot, n, 1, score);
+    else if (!rc)
+        rc = add_weight_norms(l, axis, 1, score, &a, e);
+    if (!rc) rc = prune_choose(score, n, keep, kept, &a, e);
+    if (!rc) rc = keep_along(l, axis, kept, keep, e);
+    arena_release(&a);
+    return rc;
 }
 
 /* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------- */
@@ -139,7 +142,8 @@ static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint3
     if (!score || !kept) return e->code;
     int rc = 0;
     if (p->o->score == PRUNE_BY_STATS)
-        add_activations(p->o->stats, POINT_O_IN, layer, (uint64_t)groups * q_width, q_width, score);
+        add_activations(p->o->stats, POINT_O_IN, (struct model_slot){.layer = layer}, (uint64_t)groups * q_width,
+                        q_width, score);
     else
         rc = add_weight_norms(l, AXIS_QUERY, q_width, score, a, e);
     if (!rc && p->o->score != PRUNE_BY_STATS) rc = add_weight_norms(l, AXIS_KEY, kv_width, score, a, e);
@@ -155,8 +159,17 @@ static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint3
 
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) {
     struct arena a = {0};
+    uint32_t layer = p->new_layer[old_layer];
+    const struct model_layer *to = &p->to.layers[layer];
     int rc = shrink_heads(l, p, old_layer, &a, e);
-    if (!rc) rc = shrink_ffn(l, p, old_layer, &a, e);
     arena_release(&a);
+    if (!rc) rc = shrink_channels(l, p, AXIS_FFN, POINT_DOWN_IN, (struct model_slot){.layer = old_layer}, to->ffn, e);
+    if (!rc && p->kept_experts && to->experts) rc = keep_along(l, AXIS_EXPERT, p->kept_experts[layer], to->experts, e);
     return rc ? err_prefix(e, "layer %u", old_layer) : 0;
+}
+
+int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struct model_slot old, struct err *e) {
+    uint32_t keep = p->to.layers[p->new_layer[old.layer]].expert_ffn;
+    int rc = shrink_channels(l, p, AXIS_EXPERT_FFN, POINT_EXPERT_DOWN_IN, old, keep, e);
+    return rc ? err_prefix(e, "layer %u, expert %u", old.layer, old.expert) : 0;
 }

@@ -85,19 +85,72 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
+/* ---- experts ------------------------------------------------------------------------------------------------------ */
+
+/* REAP (Lasby et al. 2025): the mean, over the positions that take it, of the norm of what an expert adds. One that none takes
+ * adds nothing. */
+static int choose_experts(struct prune_plan *p, uint32_t layer, uint32_t keep, struct err *e) {
+    uint32_t old = p->old_layer[layer], n = p->from->layers[old].experts;
+    double *score = arena_array(&p->memory, n, sizeof *score, e);
+    p->kept_experts[layer] = score ? arena_array(&p->memory, keep, sizeof **p->kept_experts, e) : NULL;
+    if (!p->kept_experts[layer]) return e->code;
+    for (uint32_t i = 0; i < n; i++) {
+        double count = stats_expert_count(p->o->stats, old, i);
+        score[i] = count > 0 ? stats_expert_output(p->o->stats, old, i) / count : 0;
+    }
+    return prune_choose(score, n, keep, p->kept_experts[layer], &p->memory, e);
+}
+
+static int plan_experts(struct prune_plan *p, struct err *e) {
+    const struct prune_amount *a = &p->o->experts;
+    bool any = false;
+    if (a->n == 0 && a->share == 0) return 0;
+    if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing experts needs --stats (rill calibrate)");
+    p->kept_experts = arena_array(&p->memory, p->to.n_layers, sizeof *p->kept_experts, e);
+    if (!p->kept_experts) return e->code;
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        struct model_layer *l = &p->to.layers[i];
+        uint32_t keep = amount_of(a, l->experts);
+        if (!l->experts) continue;
+        any = true;
+        if (keep > l->experts)
+            return err_set(e, ERR_USAGE, "cannot keep %u experts of layer %u: it has %u", keep, p->old_layer[i],
+                           l->experts);
+        if (choose_experts(p, i, keep, e)) return e->code;
+        l->experts = keep;
+        if (p->to.experts_per_token > keep) p->to.experts_per_token = keep;
+    }
+    return any ? 0 : err_set(e, ERR_USAGE, "no layer that stays has experts to choose from");
+}
+
+uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old) {
+    uint32_t layer = p->new_layer[old.layer];
+    if (!p->kept_experts) return old.expert;
+    for (uint32_t i = 0; i < p->to.layers[layer].experts; i++)
+        if (p->kept_experts[layer][i] == old.expert) return i;
+    return LAYER_GONE;
+}
+
 /* ---- widths ------------------------------------------------------------------------------------------------------ */
+
+static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *width, struct err *e) {
+    uint32_t to = *width ? width_of(&p->o->ffn, *width) : 0;
+    if (to > *width)
+        return err_set(e, ERR_USAGE, "cannot prune the feed-forward width of layer %u to %u: it is %u", layer, to,
+                       *width);
+    *width = to;
+    return 0;
+}
 
 static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
-        uint32_t ffn = width_of(&p->o->ffn, l->ffn), groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
-        if (ffn > l->ffn)
-            return err_set(e, ERR_USAGE, "cannot prune the feed-forward width of layer %u to %u: it is %u",
-                           p->old_layer[i], ffn, l->ffn);
+        uint32_t groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
+        if (plan_width(p, p->old_layer[i], &l->ffn, e) || plan_width(p, p->old_layer[i], &l->expert_ffn, e))
+            return e->code;
         if (groups > l->n_kv_heads)
             return err_set(e, ERR_USAGE, "cannot prune the key/value heads of layer %u to %u: there are %u",
                            p->old_layer[i], groups, l->n_kv_heads);
-        l->ffn = ffn;
         l->n_heads = l->n_heads / l->n_kv_heads * groups;
         l->n_kv_heads = groups;
     }
@@ -206,6 +259,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
     if (!rc) rc = plan_layers(p, e);
+    if (!rc) rc = plan_experts(p, e);
     if (!rc) rc = plan_widths(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     return rc ? rc : model_config_check(&p->to, e);
@@ -215,7 +269,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
 static void warn_share(const struct prune_plan *p, const char *what, const struct prune_amount *a, uint32_t n,
                        uint32_t total) {
     char text[128];
-    if (a->share == 0 || fabs(a->share * total - n) < 1e-6 * total) return;
+    if (a->share == 0 || total == 0 || fabs(a->share * total - n) < 1e-6 * total) return;
     snprintf(text, sizeof text, "%g%% of %u %s: %u stay, %.1f%%", 100 * a->share, total, what, n, 100.0 * n / total);
     p->o->warn(p->o->warn_ctx, text);
 }
@@ -225,6 +279,14 @@ void prune_plan_warn(const struct prune_plan *p) {
     const struct model_layer *now = &p->to.layers[0], *was = &p->from->layers[p->old_layer[0]];
     warn_share(p, "layers", &p->o->layers, p->to.n_layers, p->from->n_layers);
     warn_share(p, "feed-forward channels", &p->o->ffn, now->ffn, was->ffn);
+    warn_share(p, "channels of experts", &p->o->ffn, now->expert_ffn, was->expert_ffn);
+    warn_share(p, "experts", &p->o->experts, now->experts, was->experts);
+    if (p->to.experts_per_token < p->from->experts_per_token) {
+        char text[128];
+        snprintf(text, sizeof text, "a position takes %u experts now, which are all that stay, and took %u",
+                 p->to.experts_per_token, p->from->experts_per_token);
+        p->o->warn(p->o->warn_ctx, text);
+    }
     warn_share(p, "key/value heads", &p->o->kv_heads, now->n_kv_heads, was->n_kv_heads);
     if (p->o->shape) p->o->shape(p->o->warn_ctx, p->from, &p->to);
     model_row_warnings(p->from, p->old_layer, &p->to, p->o->warn, p->o->warn_ctx);

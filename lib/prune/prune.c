@@ -7,8 +7,10 @@ struct pass {
     struct stream_writer *out;
     struct prune_plan plan;
     struct prune_report *report;
-    struct prune_layer layer; /* the one being gathered */
-    struct prune_layer one;   /* a tensor outside layers */
+    struct prune_layer layer; /* the one being gathered; its experts are written one by one behind ... */
+    bool shrunk;              /* ... what comes before them, which is shrunk when the first of them is met */
+    struct prune_layer expert;
+    struct prune_layer one; /* a tensor outside layers */
     struct buf scratch, packed;
 };
 
@@ -61,14 +63,33 @@ static int take(struct prune_layer *l, enum model_role role, const struct tensor
     return 0;
 }
 
-/* All of a layer is in memory: shrinks it and writes it under its new number. */
-static int finish_layer(struct pass *p, uint32_t old_layer, struct err *e) {
-    int rc = prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
-    for (int r = 0; !rc && r < ROLE_COUNT; r++)
-        if (p->layer.tensor[r].here)
-            rc = write_tensor(p, &p->layer, (struct model_slot){(enum model_role)r, p->plan.new_layer[old_layer]}, e);
-    for (int r = 0; r < ROLE_COUNT; r++) p->layer.tensor[r].here = false;
+/* Writes the tensors at hand, of one layer or expert, under their new numbers. */
+static int write_all_here(struct pass *p, struct prune_layer *l, uint32_t layer, uint32_t expert, struct err *e) {
+    int rc = 0;
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        if (!rc && l->tensor[r].here)
+            rc = write_tensor(p, l, (struct model_slot){(enum model_role)r, layer, expert}, e);
+        l->tensor[r].here = false;
+    }
     return rc;
+}
+
+/* All that is pruned of a layer together is in memory, or what comes after its experts is. */
+static int flush_layer(struct pass *p, uint32_t old_layer, struct err *e) {
+    int rc = p->shrunk ? 0 : prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
+    p->shrunk = true;
+    return rc ? rc : write_all_here(p, &p->layer, p->plan.new_layer[old_layer], 0, e);
+}
+
+static int prune_expert(struct pass *p, struct model_slot s, const struct tensor_desc *d, const void *data,
+                        struct err *e) {
+    uint32_t expert = prune_new_expert(&p->plan, s);
+    int rc = p->shrunk ? 0 : flush_layer(p, s.layer, e);
+    if (rc || expert == LAYER_GONE) return rc;
+    rc = take(&p->expert, s.role, d, data, e);
+    if (rc || !model_slot_ends_expert(p->plan.from, s)) return rc;
+    rc = prune_expert_shrink(&p->expert, &p->plan, s, e);
+    return rc ? rc : write_all_here(p, &p->expert, p->plan.new_layer[s.layer], expert, e);
 }
 
 static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
@@ -104,8 +125,12 @@ static int prune_tensor(void *ctx, struct model_slot s, const struct tensor_desc
         return rc ? rc : write_outside(p, s, e);
     }
     if (p->plan.new_layer[s.layer] == LAYER_GONE) return 0;
-    int rc = take(&p->layer, s.role, d, data, e);
-    return rc || !model_slot_ends_layer(p->plan.from, s) ? rc : finish_layer(p, s.layer, e);
+    bool of_expert = model_role_info(s.role)->each != AXIS_ONE;
+    int rc = of_expert ? prune_expert(p, s, d, data, e) : take(&p->layer, s.role, d, data, e);
+    if (rc || !model_slot_ends_layer(p->plan.from, s)) return rc;
+    rc = flush_layer(p, s.layer, e);
+    p->shrunk = false;
+    return rc;
 }
 
 static int fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {
@@ -115,6 +140,17 @@ static int fill_report(struct prune_report *r, const struct prune_plan *p, struc
     r->kept_layers = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_layers, e);
     if (!r->kept_layers) return e->code;
     memcpy(r->kept_layers, p->old_layer, p->to.n_layers * sizeof *r->kept_layers);
+    if (p->kept_experts) {
+        r->kept_experts = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_experts, e);
+        if (!r->kept_experts) return e->code;
+    }
+    for (uint32_t i = 0; p->kept_experts && i < p->to.n_layers; i++) {
+        uint32_t n = p->to.layers[i].experts;
+        if (n == 0) continue;
+        r->kept_experts[i] = arena_array(&r->memory, n, sizeof **r->kept_experts, e);
+        if (!r->kept_experts[i]) return e->code;
+        memcpy(r->kept_experts[i], p->kept_experts[i], n * sizeof **r->kept_experts);
+    }
     r->parameters_before = model_parameters(p->from);
     r->parameters_after = model_parameters(&p->to);
     return 0;
@@ -137,6 +173,9 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
         buf_release(&p.layer.tensor[r].data);
         buf_release(&p.layer.tensor[r].spare);
         buf_release(&p.layer.tensor[r].blocks);
+        buf_release(&p.expert.tensor[r].data);
+        buf_release(&p.expert.tensor[r].spare);
+        buf_release(&p.expert.tensor[r].blocks);
         buf_release(&p.one.tensor[r].data);
         buf_release(&p.one.tensor[r].blocks);
     }

@@ -1,5 +1,5 @@
 /*
- * prune: takes weights out of a model. Unstructured magnitude, and structured: layers, feed-forward channels, attention
+ * prune: takes weights out of a model. Unstructured magnitude, and structured: layers, experts, feed-forward channels, attention
  * head groups, vocabulary. Each is one pass over a model stream; what to keep is decided beforehand (from statistics or the
  * command line) or within the layer at hand (weight norms), so memory is a few tensors whatever the model's size.
  */
@@ -39,7 +39,12 @@ struct prune_options {
     struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
-    struct prune_amount ffn; /* feed-forward channels that stay in each layer; shares become multiples of 256 or 32 */
+    /* Feed-forward channels that stay in each layer, and in each expert of one that has experts; shares become multiples of
+     * 256 or 32. */
+    struct prune_amount ffn;
+    /* Experts that stay in each layer that has some (needs stats): those that add most to the positions that take them. Where fewer
+     * stay than a position took, it takes all of them. */
+    struct prune_amount experts;
     struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
     const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
     bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
@@ -54,7 +59,8 @@ struct prune_options {
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
     uint64_t parameters_before, parameters_after, zeros;
-    uint32_t *kept_layers; /* [after.n_layers] numbers in the old model */
+    uint32_t *kept_layers;   /* [after.n_layers] numbers in the old model */
+    uint32_t **kept_experts; /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;
 };
 

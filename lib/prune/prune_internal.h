@@ -14,10 +14,11 @@ struct prune_plan {
     const struct prune_options *o;
     const struct model_config *from;
     struct model_config to;
-    uint32_t *new_layer;   /* [from->n_layers] number in the pruned model, or LAYER_GONE */
-    uint32_t *old_layer;   /* [to.n_layers] */
-    uint32_t *kept_tokens; /* [to.vocab_size] old ids; NULL: all stay */
-    struct buf vocab;      /* of the pruned model; len 0: the old one's */
+    uint32_t *new_layer;     /* [from->n_layers] number in the pruned model, or LAYER_GONE */
+    uint32_t *old_layer;     /* [to.n_layers] */
+    uint32_t **kept_experts; /* [to.n_layers][experts] old numbers, ascending; NULL: all stay */
+    uint32_t *kept_tokens;   /* [to.vocab_size] old ids; NULL: all stay */
+    struct buf vocab;        /* of the pruned model; len 0: the old one's */
     struct arena memory;
 };
 
@@ -45,7 +46,12 @@ struct prune_layer {
 };
 /* Keeps these rows of the tensor's blocks; those of a vector are given up. desc is that of before. */
 int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) MUST_CHECK;
-/* Takes channels and head groups out of a layer in place. */
+/* Takes channels, head groups and the router's rows out of a layer in place, whose experts are not in memory. */
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
+/* Takes channels out of one expert. */
+int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struct model_slot old,
+                        struct err *e) MUST_CHECK;
+/* The expert's number in the pruned model, or LAYER_GONE. */
+uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old);
 
 #endif

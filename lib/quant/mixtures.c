@@ -1,6 +1,7 @@
 /*
- * llama.cpp's file types: which type each matrix gets (llama_tensor_get_type_impl in src/llama-quant.cpp, of dense models). A
- * mixture is a base and a list of rules, of which the first that fits a matrix says its type.
+ * llama.cpp's file types: which type each matrix gets (llama_tensor_get_type_impl in src/llama-quant.cpp). A mixture is a
+ * base and a list of rules, of which the first that fits a matrix says its type. With eight experts attention is so small a part
+ * of the model that k, v and o get more.
  */
 #include <strings.h>
 
@@ -21,6 +22,9 @@ enum when {
     GROUPED = 64,     /* four heads or more share a key head */
     UNWEIGHTED = 128, /* without an importance matrix */
     WEIGHTED = 256,
+    EXPERTS_4 = 512,  /* the layer has four experts or more */
+    EXPERTS_8 = 1024, /* exactly eight, as Mixtral's */
+    NOT_EXPERTS_8 = 2048,
 };
 static const struct {
     enum when when;
@@ -33,7 +37,9 @@ static const struct {
                   {FIRST_4, "of the first 4 layers"},
                   {GROUPED, "with grouped heads"},
                   {UNWEIGHTED, "without statistics"},
-                  {WEIGHTED, "with statistics"}};
+                  {WEIGHTED, "with statistics"},
+                  {EXPERTS_4, "with four experts or more"},
+                  {EXPERTS_8, "with eight experts"}};
 
 struct rule {
     unsigned parts, when;
@@ -41,42 +47,56 @@ struct rule {
 };
 
 struct quant_mixture {
-    enum dtype output; /* of the output matrix, or the tied embedding */
-    bool plain_v;      /* v of the largest models gets no more bits (see is_70b) */
-    bool blind_q2_k;   /* its q2_k needs importance */
+    enum dtype output;          /* of the output matrix, or the tied embedding */
+    bool plain_v;               /* v of the largest models gets no more bits (see is_70b) */
+    bool blind_q2_k;            /* its q2_k needs importance */
+    const struct rule *experts; /* of layers with experts, before `rules`; NULL: k_v_of_8 */
     struct rule rules[8];
 };
+
+static const struct rule k_v_of_8[] = {{K | V, EXPERTS_8, DT_Q8_0}, {0}};
+static const struct rule k_v_o_of_8[] = {{K | V, EXPERTS_8, DT_Q8_0}, {O, EXPERTS_8, DT_Q5_K}, {0}};
+static const struct rule iq2_of_8[] = {{V, EXPERTS_4, DT_Q4_K}, {K, EXPERTS_8, DT_Q4_K}, {O, EXPERTS_8, DT_Q5_K}, {0}};
 
 static const struct quant_mixture q8_0 = {.output = DT_Q8_0};
 static const struct quant_mixture no_rules = {.output = DT_Q6_K};
 static const struct quant_mixture q5_k_m = {DT_Q6_K, .rules = {{V | DOWN, MORE_BITS, DT_Q6_K}}};
 static const struct quant_mixture q5_0 = {DT_Q6_K, .rules = {{DOWN, FIRST_8TH | WEIGHTED, DT_Q5_1}}};
-static const struct quant_mixture q4_k_m = {DT_Q6_K, .rules = {{V | DOWN, MORE_BITS, DT_Q6_K}}};
-static const struct quant_mixture q4_k_s = {DT_Q6_K, .rules = {{V, FIRST_4, DT_Q5_K}, {DOWN, FIRST_8TH, DT_Q5_K}}};
+static const struct quant_mixture q4_k_m = {DT_Q6_K, .experts = k_v_o_of_8, .rules = {{V | DOWN, MORE_BITS, DT_Q6_K}}};
+static const struct quant_mixture q4_k_s = {DT_Q6_K, .experts = k_v_o_of_8,
+                                            .rules = {{V, FIRST_4, DT_Q5_K}, {DOWN, FIRST_8TH, DT_Q5_K}}};
 static const struct quant_mixture q4_0 = {DT_Q6_K, .rules = {{DOWN, FIRST_8TH | WEIGHTED, DT_Q4_1}}};
-static const struct quant_mixture iq4 = {DT_Q6_K,
+static const struct quant_mixture iq4 = {DT_Q6_K, .experts = k_v_o_of_8,
                                          .rules = {{V, GROUPED, DT_Q5_K}, {DOWN, FIRST_8TH | UNWEIGHTED, DT_Q5_K}}};
-static const struct quant_mixture q3_k_l = {DT_Q6_K, .rules = {{V | DOWN | O, ALWAYS, DT_Q5_K}}};
+static const struct quant_mixture q3_k_l = {DT_Q6_K,
+                                            .rules = {{V | DOWN, ALWAYS, DT_Q5_K}, {O, NOT_EXPERTS_8, DT_Q5_K}}};
+static const struct quant_mixture q3_k_s = {DT_Q6_K, .experts = k_v_o_of_8};
 static const struct quant_mixture q3_k_m = {
-    DT_Q6_K, .rules = {{V, FIRST_2, DT_Q5_K}, {DOWN, FIRST_16TH, DT_Q5_K}, {V | DOWN | O, ALWAYS, DT_Q4_K}}};
-static const struct quant_mixture iq3_m = {DT_Q6_K, .rules = {{V | O, ALWAYS, DT_Q4_K}, {DOWN, FIRST_8TH, DT_Q4_K}}};
-static const struct quant_mixture iq3_s = {DT_Q6_K, .rules = {{V, GROUPED, DT_Q4_K}}};
+    DT_Q6_K, .experts = k_v_o_of_8,
+    .rules = {{V, FIRST_2, DT_Q5_K}, {DOWN, FIRST_16TH, DT_Q5_K}, {V | DOWN | O, ALWAYS, DT_Q4_K}}};
+static const struct quant_mixture iq3_m = {
+    DT_Q6_K, .experts = k_v_o_of_8,
+    .rules = {{V | O, ALWAYS, DT_Q4_K}, {DOWN, FIRST_8TH, DT_Q4_K}, {DOWN, EXPERTS_8 | MORE_BITS, DT_Q4_K}}};
+static const struct quant_mixture iq3_s = {DT_Q6_K, .experts = k_v_o_of_8, .rules = {{V, GROUPED, DT_Q4_K}}};
 static const struct quant_mixture iq3_xs = {
-    DT_Q6_K, .rules = {{V, GROUPED, DT_Q4_K}, {Q | K, ALWAYS, DT_IQ3_XXS}, {GATE | UP, MIDDLE, DT_IQ3_XXS}}};
-static const struct quant_mixture iq3_xxs = {DT_Q5_K, .rules = {{EMBED | O, ALWAYS, DT_IQ3_S},
-                                                                {V, GROUPED, DT_Q4_K},
-                                                                {V, UNWEIGHTED, DT_IQ3_S},
-                                                                {Q | K, ALWAYS, DT_IQ2_S},
-                                                                {DOWN, FIRST_8TH | UNWEIGHTED, DT_Q4_K},
-                                                                {DOWN, UNWEIGHTED, DT_Q3_K}}};
-static const struct quant_mixture q2_k = {DT_Q6_K, .rules = {{V, GROUPED, DT_Q4_K}, {V | DOWN | O, ALWAYS, DT_Q3_K}}};
+    DT_Q6_K, .experts = k_v_o_of_8,
+    .rules = {{V, GROUPED, DT_Q4_K}, {Q | K, ALWAYS, DT_IQ3_XXS}, {GATE | UP, MIDDLE, DT_IQ3_XXS}}};
+static const struct quant_mixture iq3_xxs = {DT_Q5_K, .experts = k_v_o_of_8,
+                                             .rules = {{EMBED | O, ALWAYS, DT_IQ3_S},
+                                                       {V, GROUPED, DT_Q4_K},
+                                                       {V, UNWEIGHTED, DT_IQ3_S},
+                                                       {Q | K, ALWAYS, DT_IQ2_S},
+                                                       {DOWN, FIRST_8TH | UNWEIGHTED, DT_Q4_K},
+                                                       {DOWN, UNWEIGHTED, DT_Q3_K}}};
+static const struct quant_mixture q2_k = {DT_Q6_K, .experts = k_v_o_of_8,
+                                          .rules = {{V, GROUPED, DT_Q4_K}, {V | DOWN | O, ALWAYS, DT_Q3_K}}};
 static const struct quant_mixture q2_k_s = {DT_Q6_K, .blind_q2_k = true,
                                             .rules = {{V, GROUPED, DT_Q4_K}, {DOWN, FIRST_8TH, DT_Q4_K}}};
 static const struct quant_mixture iq2_s = {
-    DT_Q5_K, .plain_v = true,
+    DT_Q5_K, .plain_v = true, .experts = iq2_of_8,
     .rules = {{V, GROUPED, DT_Q4_K}, {EMBED | V | O, ALWAYS, DT_IQ3_S}, {DOWN, FIRST_8TH, DT_IQ3_S}}};
 static const struct quant_mixture iq2_xs = {
-    DT_Q5_K, .plain_v = true,
+    DT_Q5_K, .plain_v = true, .experts = iq2_of_8,
     .rules = {{V, GROUPED, DT_Q4_K}, {EMBED | V, ALWAYS, DT_Q2_K}, {DOWN, FIRST_8TH, DT_Q2_K}}};
 static const struct quant_mixture ternary = {DT_Q6_K, .rules = {{EMBED, ALWAYS, DT_Q4_K}}};
 
@@ -96,7 +116,7 @@ static const struct quant_type types[] = {
     {"mxfp4", DT_MXFP4, "4.25 bits per weight, floating point with a power of two for 32", &no_rules},
     {"q3_k_l", DT_Q3_K, "q3_k; v, down and o in q5_k", &q3_k_l},
     {"q3_k_m", DT_Q3_K, "q3_k; v, down and o in q4_k", &q3_k_m},
-    {"q3_k_s", DT_Q3_K, "3.44 bits per weight", &no_rules},
+    {"q3_k_s", DT_Q3_K, "3.44 bits per weight", &q3_k_s},
     {"iq3_m", DT_IQ3_S, "iq3_s; v, o and the first down in q4_k", &iq3_m},
     {"iq3_s", DT_IQ3_S, "3.44 bits per weight, codebook", &iq3_s},
     {"iq3_xs", DT_IQ3_S, "iq3_s, much of it in iq3_xxs", &iq3_xs},
@@ -127,9 +147,12 @@ static unsigned part_of(struct model_slot s, const struct mixture_facts *f) {
     case ROLE_K: return f->fused ? V : K;
     case ROLE_V: return V;
     case ROLE_O: return O;
-    case ROLE_GATE: return GATE;
-    case ROLE_UP: return UP;
-    case ROLE_DOWN: return DOWN;
+    case ROLE_GATE:
+    case ROLE_EXPERT_GATE: return GATE;
+    case ROLE_UP:
+    case ROLE_EXPERT_UP: return UP;
+    case ROLE_DOWN:
+    case ROLE_EXPERT_DOWN: return DOWN;
     default: return 0;
     }
 }
@@ -137,7 +160,10 @@ static unsigned part_of(struct model_slot s, const struct mixture_facts *f) {
 static unsigned what_holds(struct model_slot s, const struct mixture_facts *f) {
     uint32_t i = s.layer, n = f->config->n_layers;
     const struct model_layer *first = &f->config->layers[0];
+    uint32_t experts = model_role_in_layer(s.role) ? f->config->layers[i].experts : 0;
     unsigned holds = f->weighted ? WEIGHTED : UNWEIGHTED;
+    holds |= experts == 8 ? EXPERTS_8 : NOT_EXPERTS_8;
+    if (experts >= 4) holds |= EXPERTS_4;
     if (i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2) holds |= MORE_BITS;
     if (i < n / 8) holds |= FIRST_8TH;
     if (i < n / 16) holds |= FIRST_16TH;
@@ -159,6 +185,19 @@ static enum dtype of_output(const struct quant_type *t, uint64_t cols) {
     return output == DT_Q5_K && cols % dtype_info(t->base)->block_elems ? DT_Q6_K : output;
 }
 
+static const struct rule *first_that_fits(const struct rule *r, unsigned part, unsigned holds) {
+    for (; r->parts; r++)
+        if ((r->parts & part) && !(r->when & ~holds)) return r;
+    return NULL;
+}
+
+static void say_why(const struct quant_type *t, const struct rule *r, char *why, size_t size) {
+    size_t len = (size_t)snprintf(why, size, "%s: this matrix", t->name);
+    for (size_t i = 0; i < COUNT_OF(when_texts); i++)
+        if ((r->when & when_texts[i].when) && len < size)
+            len += (size_t)snprintf(why + len, size - len, " %s", when_texts[i].text);
+}
+
 enum dtype mixture_choose(const struct quant_type *t, const struct mixture_facts *f, struct model_slot s, char *why,
                           size_t size) {
     uint64_t dims[2];
@@ -169,16 +208,10 @@ enum dtype mixture_choose(const struct quant_type *t, const struct mixture_facts
         snprintf(why, size, "%s: output", t->name);
         return of_output(t, dims[model_slot_shape(f->config, s, dims) - 1]);
     }
-    enum dtype to = t->base;
-    for (const struct rule *r = t->mixture->rules; r->parts; r++) {
-        if (!(r->parts & part) || (r->when & ~holds)) continue;
-        size_t len = (size_t)snprintf(why, size, "%s: this matrix", t->name);
-        for (size_t i = 0; i < COUNT_OF(when_texts); i++)
-            if ((r->when & when_texts[i].when) && len < size)
-                len += (size_t)snprintf(why + len, size - len, " %s", when_texts[i].text);
-        to = r->to;
-        break;
-    }
+    const struct rule *r = first_that_fits(t->mixture->experts ? t->mixture->experts : k_v_of_8, part, holds);
+    if (!r) r = first_that_fits(t->mixture->rules, part, holds);
+    enum dtype to = r ? r->to : t->base;
+    if (r) say_why(t, r, why, size);
     if (part != V || t->mixture->plain_v || !is_70b(f->config) || (to != DT_Q3_K && to != DT_Q4_K)) return to;
     snprintf(why, size, "%s: v of a model of 80 layers with grouped heads", t->name);
     return DT_Q5_K;

@@ -91,10 +91,10 @@ static int importance_of(struct pass *p, struct model_slot s, uint64_t cols, con
         int rc = p->o->importance(p->o->importance_ctx, p->config, s, cols, p->importance, &found, e);
         if (rc || !found) return rc;
     } else {
-        const double *sum = p->o->stats ? stats_input_sq(p->o->stats, s, &known) : NULL;
-        double n = sum ? (double)stats_positions(p->o->stats) : 0;
+        double n;
+        const double *sum = p->o->stats ? stats_input_sq(p->o->stats, s, &known, &n) : NULL;
         if (!sum) return 0;
-        for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / n);
+        for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / (n > 0 ? n : 1));
     }
     for (uint64_t i = 0; i < cols; i++)
         if (p->importance[i] > 0) *out = p->importance;

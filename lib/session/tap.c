@@ -250,17 +250,16 @@ static int keep_queries(struct tapped *x, const float *q, size_t n, struct err *
     return buf_append(&x->queries, q, n * sizeof *q, e);
 }
 
-int session_taps_see(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-                     struct err *e) {
+int session_taps_see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct session_taps *t = ctx;
     for (uint32_t i = 0; i < t->f->n_fields; i++) {
         struct tapped *to = &t->fields[i];
         bool pairs = to->point->per == PER_PAIR;
         int rc = 0;
-        if (to->layer != layer) continue;
-        if (pairs && point == POINT_Q) rc = keep_queries(to, x, rows * cols, e);
-        if (pairs && point == POINT_K) rc = see_keys(t, i, x, rows, cols, e);
-        if (!pairs && point == to->point->point) rc = see_rows(t, i, x, rows, cols, e);
+        if (to->layer != seen->layer) continue;
+        if (pairs && seen->point == POINT_Q) rc = keep_queries(to, seen->x, seen->rows * seen->cols, e);
+        if (pairs && seen->point == POINT_K) rc = see_keys(t, i, seen->x, seen->rows, seen->cols, e);
+        if (!pairs && seen->point == to->point->point) rc = see_rows(t, i, seen->x, seen->rows, seen->cols, e);
         if (rc) return rc;
     }
     return 0;

@@ -13,50 +13,77 @@ struct point_sums {
     double *sum[SUM_KINDS]; /* [cols] each */
 };
 
+enum { EXPERT_POINTS = 2 }; /* POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN */
+struct expert_sums {
+    struct point_sums point[EXPERT_POINTS];
+    double count, output;
+};
+
+struct layer_sums {
+    struct point_sums point[POINT_EXPERT_IN]; /* those outside layers are in the first */
+    struct expert_sums *experts;              /* [experts] */
+    double influence;
+};
+
 struct stats {
     struct model_config config;
     char vocab[DIGEST_TEXT_SIZE]; /* "" when unknown */
     uint64_t positions, sequences;
-    struct point_sums *points; /* [n_layers][POINT_COUNT]; points outside layers use layer 0 */
-    double *influence;         /* [n_layers] */
+    struct layer_sums *layers; /* [n_layers] */
     struct arena memory;
     /* while a batch is collected */
     const struct model_input *in;
     struct buf previous; /* copy of the residual stream before the layer */
+    struct buf lengths;  /* positions of each sequence that an expert sees */
 };
 
 static bool point_in_layer(enum model_point p) {
     return p != POINT_EMBED && p != POINT_HEAD_IN;
 }
 
-static size_t point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
-    return model_axis_size(c, model_point_axis(p), layer);
+static bool is_of_expert(enum model_point p) {
+    return p == POINT_EXPERT_IN || p == POINT_EXPERT_DOWN_IN;
 }
 
-static struct point_sums *point_of(const struct stats *s, enum model_point p, uint32_t layer) {
-    return &s->points[(size_t)layer * POINT_COUNT + p];
+static struct point_sums *point_of(const struct stats *s, enum model_point p, uint32_t layer, uint32_t expert) {
+    struct layer_sums *l = &s->layers[layer];
+    return is_of_expert(p) ? &l->experts[expert].point[p - POINT_EXPERT_IN] : &l->point[p];
+}
+
+static int make_point(struct stats *s, enum model_point p, uint32_t layer, uint32_t expert, struct err *e) {
+    struct point_sums *sums = point_of(s, p, layer, expert);
+    if (!point_in_layer(p) && layer) return 0;
+    sums->cols = model_point_cols(&s->config, p, layer);
+    for (int k = 0; sums->cols && k < SUM_KINDS; k++) {
+        sums->sum[k] = arena_array(&s->memory, sums->cols, sizeof(double), e);
+        if (!sums->sum[k]) return e->code;
+    }
+    return 0;
+}
+
+static int make_layer(struct stats *s, uint32_t layer, struct err *e) {
+    uint32_t experts = s->config.layers[layer].experts;
+    int rc = 0;
+    for (int p = 0; !rc && p < POINT_EXPERT_IN; p++) rc = make_point(s, (enum model_point)p, layer, 0, e);
+    if (rc || !experts) return rc;
+    s->layers[layer].experts = arena_array(&s->memory, experts, sizeof(struct expert_sums), e);
+    if (!s->layers[layer].experts) return e->code;
+    for (uint32_t i = 0; !rc && i < experts; i++) {
+        rc = make_point(s, POINT_EXPERT_IN, layer, i, e);
+        if (!rc) rc = make_point(s, POINT_EXPERT_DOWN_IN, layer, i, e);
+    }
+    return rc;
 }
 
 int stats_new(struct stats **out, const struct model_config *c, const struct digest *vocab, struct err *e) {
     struct stats *s = mem_zalloc(sizeof *s, e);
     if (!s) return e->code;
-    struct arena *a = &s->memory;
-    int rc = model_config_copy(&s->config, c, a, e);
+    int rc = model_config_copy(&s->config, c, &s->memory, e);
     if (!rc) {
-        s->points = arena_array(a, (size_t)c->n_layers * POINT_COUNT, sizeof *s->points, e);
-        s->influence = arena_array(a, c->n_layers, sizeof *s->influence, e);
-        if (!s->points || !s->influence) rc = e->code;
+        s->layers = arena_array(&s->memory, c->n_layers, sizeof *s->layers, e);
+        if (!s->layers) rc = e->code;
     }
-    for (uint32_t l = 0; !rc && l < c->n_layers; l++)
-        for (int p = 0; !rc && p < POINT_COUNT; p++) {
-            struct point_sums *sums = point_of(s, (enum model_point)p, l);
-            if (!point_in_layer((enum model_point)p) && l) continue;
-            sums->cols = point_cols(c, (enum model_point)p, l);
-            for (int k = 0; !rc && k < SUM_KINDS; k++) {
-                sums->sum[k] = arena_array(a, sums->cols, sizeof(double), e);
-                if (!sums->sum[k]) rc = e->code;
-            }
-        }
+    for (uint32_t l = 0; !rc && l < c->n_layers; l++) rc = make_layer(s, l, e);
     if (vocab) digest_text(*vocab, s->vocab);
     if (rc)
         stats_free(s);
@@ -68,30 +95,57 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
 void stats_free(struct stats *s) {
     if (!s) return;
     buf_release(&s->previous);
+    buf_release(&s->lengths);
     arena_release(&s->memory);
     mem_free(s);
 }
 
 /* ---- collecting ------------------------------------------------------------------------------------------------ */
 
-static int collect_point(void *ctx, enum model_point point, uint32_t layer, const float *host_x, size_t rows,
-                         size_t cols, struct err *e) {
-    struct stats *s = ctx;
-    if (point >= POINT_COUNT) return 0; /* no input of a matrix */
-    struct point_sums *sums = point_of(s, point, layer);
-    struct kernel_array x = kernel_f32(host_x);
-    if (cols != sums->cols)
-        return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, cols);
-    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], x, rows, cols);
-    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], x, s->in->lengths, s->in->n_seqs, cols);
-    if (point != POINT_EMBED && point != POINT_LAYER) return 0;
-    /* The residual stream: this layer's output is the next one's input. */
-    if (point == POINT_LAYER)
-        s->influence[layer] += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data), x, rows, cols);
+/* How many of the positions that are seen each sequence has. */
+static const uint32_t *seen_lengths(struct stats *s, const struct model_seen *seen, struct err *e) {
+    if (!seen->positions) return s->in->lengths;
+    s->lengths.len = 0;
+    if (buf_reserve(&s->lengths, s->in->n_seqs * sizeof(uint32_t), e)) return NULL;
+    uint32_t *lengths = (uint32_t *)(void *)s->lengths.data, end = 0;
+    for (size_t q = 0, r = 0; q < s->in->n_seqs; q++) {
+        size_t first = r;
+        end += s->in->lengths[q];
+        while (r < seen->rows && seen->positions[r] < end) r++;
+        lengths[q] = (uint32_t)(r - first);
+    }
+    return lengths;
+}
+
+/* The residual stream: a layer's output is the next one's input. */
+static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
+    size_t n = seen->rows * seen->cols;
+    if (seen->point == POINT_LAYER)
+        s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
+                                                                       kernel_f32(seen->x), seen->rows, seen->cols);
     s->previous.len = 0;
-    int rc = buf_reserve(&s->previous, rows * cols * sizeof *host_x, e);
-    if (!rc) memcpy(s->previous.data, host_x, rows * cols * sizeof *host_x);
+    int rc = buf_reserve(&s->previous, n * sizeof *seen->x, e);
+    if (!rc) memcpy(s->previous.data, seen->x, n * sizeof *seen->x);
     return rc;
+}
+
+static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
+    struct stats *s = ctx;
+    if (seen->point >= POINT_COUNT) return 0; /* no input of a matrix */
+    if (seen->point == POINT_EXPERT_OUT) {
+        struct expert_sums *expert = &s->layers[seen->layer].experts[seen->expert];
+        expert->count += (double)seen->rows;
+        expert->output += kernel_row_norms_sum(kernel_f32(seen->x), seen->rows, seen->cols);
+        return 0;
+    }
+    struct point_sums *sums = point_of(s, seen->point, seen->layer, seen->expert);
+    if (seen->cols != sums->cols)
+        return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, seen->cols);
+    const uint32_t *lengths = seen_lengths(s, seen, e);
+    if (!lengths) return e->code;
+    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
+    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(seen->x), lengths, s->in->n_seqs, seen->cols);
+    return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, e) : 0;
 }
 
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
@@ -120,11 +174,50 @@ static int write_meta(const struct stats *s, struct stream_writer *w, struct err
     return rc;
 }
 
-static void point_name(char *out, size_t size, enum model_point p, uint32_t layer, const char *sum) {
-    if (point_in_layer(p))
-        snprintf(out, size, "layers.%u.%s.%s", layer, model_point_name(p), sum);
-    else
-        snprintf(out, size, "%s.%s", model_point_name(p), sum);
+/* One tensor of the statistics of a layer; those outside layers are with the first. */
+struct item {
+    char name[128];
+    unsigned rank;
+    uint64_t n; /* 0: this layer has none such */
+    double *sum;
+};
+enum { LAYER_ITEMS = POINT_EXPERT_IN * SUM_KINDS + 1, EXPERT_ITEMS = EXPERT_POINTS * SUM_KINDS + 2 };
+
+static size_t items_of(const struct stats *s, uint32_t layer) {
+    return LAYER_ITEMS + (size_t)s->config.layers[layer].experts * EXPERT_ITEMS;
+}
+
+static struct item scalar(double *sum) {
+    return (struct item){.rank = 0, .n = 1, .sum = sum};
+}
+
+static struct item item_at(const struct stats *s, uint32_t layer, size_t i) {
+    struct layer_sums *l = &s->layers[layer];
+    struct item t;
+    if (i == LAYER_ITEMS - 1) {
+        t = scalar(&l->influence);
+        snprintf(t.name, sizeof t.name, "layers.%u.influence", layer);
+        return t;
+    }
+    bool of_expert = i >= LAYER_ITEMS;
+    uint32_t expert = of_expert ? (uint32_t)((i - LAYER_ITEMS) / EXPERT_ITEMS) : 0;
+    size_t k = of_expert ? (i - LAYER_ITEMS) % EXPERT_ITEMS : i;
+    if (of_expert && k >= EXPERT_POINTS * SUM_KINDS) {
+        bool count = k == EXPERT_POINTS * SUM_KINDS;
+        t = scalar(count ? &l->experts[expert].count : &l->experts[expert].output);
+        snprintf(t.name, sizeof t.name, "layers.%u.experts.%u.%s", layer, expert, count ? "count" : "output");
+        return t;
+    }
+    enum model_point p = (enum model_point)((of_expert ? POINT_EXPERT_IN : 0) + k / SUM_KINDS);
+    const struct point_sums *sums = point_of(s, p, layer, expert);
+    t = (struct item){.rank = 1, .n = sums->cols, .sum = sums->sum[k % SUM_KINDS]};
+    int n = 0;
+    if (of_expert)
+        n = snprintf(t.name, sizeof t.name, "layers.%u.experts.%u.", layer, expert);
+    else if (point_in_layer(p))
+        n = snprintf(t.name, sizeof t.name, "layers.%u.", layer);
+    snprintf(t.name + n, sizeof t.name - (size_t)n, "%s.%s", model_point_name(p), sum_names[k % SUM_KINDS]);
+    return t;
 }
 
 static int write_one(struct stream_writer *w, const char *name, unsigned rank, uint64_t n, const void *data,
@@ -136,66 +229,70 @@ static int write_one(struct stream_writer *w, const char *name, unsigned rank, u
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
     int rc = write_meta(s, w, e);
-    char name[128];
-    for (uint32_t l = 0; !rc && l < s->config.n_layers; l++) {
-        for (int p = 0; !rc && p < POINT_COUNT; p++) {
-            const struct point_sums *sums = point_of(s, (enum model_point)p, l);
-            for (int k = 0; !rc && sums->cols && k < SUM_KINDS; k++) {
-                point_name(name, sizeof name, (enum model_point)p, l, sum_names[k]);
-                rc = write_one(w, name, 1, sums->cols, sums->sum[k], e);
-            }
+    for (uint32_t l = 0; !rc && l < s->config.n_layers; l++)
+        for (size_t i = 0; !rc && i < items_of(s, l); i++) {
+            struct item t = item_at(s, l, i);
+            if (t.n) rc = write_one(w, t.name, t.rank, t.n, t.sum, e);
         }
-        snprintf(name, sizeof name, "layers.%u.influence", l);
-        if (!rc) rc = write_one(w, name, 0, 1, &s->influence[l], e);
-    }
     return rc;
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* Where the tensor of this name is summed up, its rank and length; NULL: unknown, left alone. */
-static double *target_of(struct stats *s, const char *name, unsigned *rank, uint64_t *n) {
-    *rank = 1;
-    char want[128];
-    uint64_t layer = 0;
-    const char *dot = NULL;
-    if (!strncmp(name, "layers.", 7) && (dot = strchr(name + 7, '.')) && dot - name < 16) {
-        char digits[16] = {0};
-        memcpy(digits, name + 7, (size_t)(dot - name) - 7);
-        if (!parse_u64(digits, &layer) || layer >= s->config.n_layers) return NULL;
-        if (!strcmp(dot, ".influence")) {
-            *rank = 0, *n = 1;
-            return &s->influence[layer];
-        }
+/* The number between `before` and a dot; false: there is none. */
+static bool number_after(const char *name, const char *before, uint32_t limit, uint32_t *out) {
+    char digits[16] = {0};
+    size_t n = strlen(before);
+    if (strncmp(name, before, n) != 0) return false;
+    const char *dot = strchr(name + n, '.');
+    uint64_t v;
+    if (!dot || (size_t)(dot - name) - n >= sizeof digits) return false;
+    memcpy(digits, name + n, (size_t)(dot - name) - n);
+    if (!parse_u64(digits, &v) || v >= limit) return false;
+    *out = (uint32_t)v;
+    return true;
+}
+
+/* The sums of this name; n 0: unknown. */
+static struct item find_item(const struct stats *s, const char *name) {
+    char before[48];
+    uint32_t layer = 0, expert;
+    (void)!number_after(name, "layers.", s->config.n_layers, &layer); /* else it is outside, or there is none */
+    size_t i = 0, end = LAYER_ITEMS;
+    snprintf(before, sizeof before, "layers.%u.experts.", layer);
+    if (number_after(name, before, s->config.layers[layer].experts, &expert)) {
+        i = LAYER_ITEMS + (size_t)expert * EXPERT_ITEMS;
+        end = i + EXPERT_ITEMS;
     }
-    for (int p = 0; p < POINT_COUNT; p++)
-        for (int k = 0; k < SUM_KINDS; k++) {
-            point_name(want, sizeof want, (enum model_point)p, (uint32_t)layer, sum_names[k]);
-            if (strcmp(want, name) != 0) continue;
-            struct point_sums *sums = point_of(s, (enum model_point)p, (uint32_t)layer);
-            *n = sums->cols;
-            return sums->sum[k];
-        }
-    return NULL;
+    for (; i < end; i++) {
+        struct item t = item_at(s, layer, i);
+        if (t.n && strcmp(t.name, name) == 0) return t;
+    }
+    return (struct item){.n = 0};
+}
+
+static size_t count_items(const struct stats *s) {
+    size_t n = 0;
+    for (uint32_t l = 0; l < s->config.n_layers; l++)
+        for (size_t i = 0; i < items_of(s, l); i++) n += item_at(s, l, i).n != 0;
+    return n;
 }
 
 static int add_tensor(struct stats *s, struct stream_reader *r, const struct tensor_desc *d, struct buf *data,
                       struct err *e) {
-    unsigned rank;
-    uint64_t n = 0;
-    double *to = target_of(s, d->name, &rank, &n);
-    if (!to)
+    struct item t = find_item(s, d->name);
+    if (!t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' is no statistic of this model", stream_reader_name(r), d->name);
-    if (d->dtype != DT_F64 || d->rank != rank || tensor_elems(d) != n)
+    if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
     if (rc) return rc;
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < t.n; i++) {
         double v = ((const double *)data->data)[i];
-        if (!isfinite(v) || v < (rank ? 0 : -1e30))
+        if (!isfinite(v) || v < (t.rank ? 0 : -1e30))
             return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is no sum (%g)", stream_reader_name(r), d->name,
                            (unsigned long long)i, v);
-        to[i] += v;
+        t.sum[i] += v;
     }
     return 0;
 }
@@ -231,7 +328,7 @@ int stats_load(struct stats **out, struct stream_reader *r, struct err *e) {
     while (!rc && !(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
         if (item.type == ITEM_META) {
             rc = take_meta(&s, r, item.json, e);
-            expected = !rc ? s->config.n_layers * (SUM_KINDS * (POINT_COUNT - 2) + 1) + 2 * SUM_KINDS : 0;
+            expected = !rc ? count_items(s) : 0;
             tensors = 0;
         } else if (item.type == ITEM_TENSOR) {
             tensors++;
@@ -272,20 +369,30 @@ uint64_t stats_sequences(const struct stats *s) {
     return s->sequences;
 }
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer) {
-    return point_of(s, p, layer)->cols;
+    return point_of(s, p, layer, 0)->cols;
 }
 const double *stats_sum_abs(const struct stats *s, enum model_point p, uint32_t layer) {
-    return point_of(s, p, layer)->sum[SUM_ABS];
+    return point_of(s, p, layer, 0)->sum[SUM_ABS];
 }
 const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t layer) {
-    return point_of(s, p, layer)->sum[SUM_SQ];
+    return point_of(s, p, layer, 0)->sum[SUM_SQ];
 }
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer) {
-    return point_of(s, p, layer)->sum[SEQ_SQ];
+    return point_of(s, p, layer, 0)->sum[SEQ_SQ];
+}
+
+const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot) {
+    return point_of(s, p, slot.layer, slot.expert)->sum[SEQ_SQ];
+}
+double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert) {
+    return s->layers[layer].experts[expert].count;
+}
+double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert) {
+    return s->layers[layer].experts[expert].output;
 }
 
 double stats_influence(const struct stats *s, uint32_t layer) {
-    return s->positions ? s->influence[layer] / (double)s->positions : 0;
+    return s->positions ? s->layers[layer].influence / (double)s->positions : 0;
 }
 
 bool stats_input_point(enum model_role role, enum model_point *out) {
@@ -297,11 +404,12 @@ const struct model_config *stats_config(const struct stats *s) {
     return &s->config;
 }
 
-const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols) {
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
     enum model_point point;
     enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
     if (!stats_input_point(role, &point)) return NULL;
-    uint32_t layer = model_role_in_layer(slot.role) ? slot.layer : 0;
-    *cols = stats_cols(s, point, layer);
-    return stats_sum_sq(s, point, layer);
+    const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
+    *cols = sums->cols;
+    *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
+    return sums->sum[SUM_SQ];
 }

@@ -10,6 +10,12 @@
  *     P.seq_sq  [cols]   sum over sequences of (mean over the sequence's positions of |x_j|)^2
  *                        (Muralidharan et al. 2024, "Minitron", section 2.2: L2 over the batch of the mean over the sequence)
  *     layers.N.influence []  sum over positions of 1 - cos(layer input, layer output): block influence (Men et al. 2024, "ShortGPT", eq. 1)
+ *     layers.N.routed.* [experts]  the same of the weights that positions give to the experts of a layer: sum_abs is what each got in all
+ * and for expert E of it, of the positions that take it, layers.N.experts.E.in.* [hidden] and .down_in.* [expert_ffn] (an expert
+ * that no position took has zeros there), and
+ *     layers.N.experts.E.count []   positions
+ *     layers.N.experts.E.output []  sum over them of the L2 norm of what the expert adds, its weight times its output
+ *                                   (Lasby et al. 2025, "REAP the experts", eq. 9, sums this and divides by the count)
  * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N}
  */
 #ifndef RILL_STATS_H
@@ -30,9 +36,9 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
 
 /* Of the model that it was taken on; valid as long as s. */
 const struct model_config *stats_config(const struct stats *s);
-/* The sum of squares of the input of a slot's matrix, and its columns; NULL where none is watched. The tied embedding counts
- * as the output matrix that it is too. */
-const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols);
+/* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is watched. The
+ * tied embedding counts as the output matrix that it is too. */
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
@@ -46,6 +52,10 @@ uint64_t stats_sequences(const struct stats *s);
 const double *stats_sum_abs(const struct stats *s, enum model_point p, uint32_t layer);
 const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t layer);
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer);
+/* Of what the slot's matrix multiplies, which is seen at p. */
+const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot);
+double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert);
+double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 

@@ -48,6 +48,7 @@ one_architecture() {
     must calibrate rill calibrate -q -m m.rill tok.rill -o stats.rill || return 1
     must layers rill prune -q --layers 50% --stats stats.rill m.rill -o layers.rill || return 1
     must ffn rill prune -q --ffn 16 --stats stats.rill --score activations m.rill -o ffn.rill || return 1
+    cell experts rill prune -q --experts 2 --stats stats.rill m.rill -o experts.rill || return 1
     must kv-heads rill prune -q --kv-heads 1 m.rill -o heads.rill || return 1
     must vocab rill prune -q --vocab padding m.rill -o vocab.rill || return 1
     must sparsity rill prune -q --sparsity 50% m.rill -o sparse.rill || return 1
@@ -59,7 +60,8 @@ one_architecture() {
     if [ -e kd.rill ]; then
         # a stream remembers how it was made, so only the tensors are compared
         rill diff -q kd.rill kd2.rill || { echo "$arch: layer by layer gives other knowledge"; return 1; }
-        for student in ffn layers heads; do
+        for student in ffn layers heads experts; do
+            [ -e $student.rill ] || continue
             $wants "distill-$student" rill distill -q -m $student.rill --steps 2 --epochs 2 --batch-tokens 40 kd.rill -o trained.$student.rill || return 1
         done
         $wants eval rill eval -q -m trained.ffn.rill --context 16 tok.rill || return 1
@@ -71,6 +73,7 @@ one_architecture() {
     must safetensors rill export -q --to safetensors m.rill -o hf || return 1
     must reload rill import -q hf -o again.rill || return 1
     rill diff -q m.rill again.rill || { echo "$arch: export and import changed it"; return 1; }
+    [ ! -e experts.rill ] || must safetensors-experts rill export -q --to safetensors experts.rill -o hf.experts || return 1
     must safetensors-ffn rill export -q --to safetensors ffn.rill -o hf.ffn || return 1
     cell gguf rill export -q --to gguf m.rill -o m.gguf || return 1
     if [ -e m.gguf ]; then
@@ -112,7 +115,11 @@ causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
         check_exit 0 rill diff -q new.rill again.rill
         made=$((made + 1))
     done
-    [ $made -ge 20 ]
+    [ $made -ge 24 ]
+    check_exit 2 rill init --arch qwen2 --experts 4 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line '--experts has no effect with --arch qwen2, which has no experts*'
+    check_exit 2 rill init --arch olmoe --experts-per-token 9 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line 'layer 0: a position takes 9 of 8 experts'
     check_exit 2 rill init --arch gpt2 --rope-theta 500 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
     assert_stderr_line '--rope-theta has no effect with --arch gpt2*'
     check_exit 2 rill init --arch mamba --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill

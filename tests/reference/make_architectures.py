@@ -9,10 +9,13 @@ An encoder has token types [n], too, and more kinds of output: a masked LM label
 gives each token logits of classes or of an answer's ends; a classifier logits and labels for each sequence; a plain encoder its hidden states in place of logits, weights [n][hidden] that the loss multiplies
 them with, and with a pooler pooled [sequences][hidden] and pooled_weights.
 
+A model with experts gets the first seed from that of its name on with which no position is near to taking others: what the
+scores of the last expert taken and the first left out differ by is at least 3% of their spread, which bf16 does not move.
+
 tests/unit/test_architectures.c compares. NAME is the registry's name, or "name-variant".
 Versions: torch 2.15, transformers 5.24. Run: python make_architectures.py ../golden/arch [NAME ...]
 """
-import json, os, shutil, sys, zlib
+import json, os, shutil, sys, tempfile, zlib
 import torch, transformers
 from safetensors.torch import load_file, save_file
 
@@ -105,17 +108,50 @@ def expect_encoder(m, tokens, g):
     return expected, lambda: torch.nn.functional.cross_entropy(run("logits"), labels, ignore_index=-1)
 
 
+# ---- experts ----
+
+def routing_margin(m, tokens):
+    """The smallest gap between the scores of experts that are taken and those that are not, over their deviation."""
+    margins, k = [], getattr(m.config, "num_experts_per_tok", 0)
+    def look(module, inputs, outputs):
+        top = outputs[0].sort(-1, descending=True).values
+        if top.shape[-1] > k:
+            margins.append(((top[:, k - 1] - top[:, k]) / outputs[0].std()).min().item())
+    hooks = [x.register_forward_hook(look) for x in m.modules() if type(x).__name__.endswith("TopKRouter")]
+    with torch.no_grad():
+        forward(m, tokens)
+    for h in hooks:
+        h.remove()
+    return min(margins, default=1)
+
+
+def expert_gradients(parameter, p, saved):
+    """transformers holds all experts in one tensor, gate above up, and saves them one by one unless it is told otherwise."""
+    layer, _, which = parameter.rpartition(".mlp.experts.")
+    block = layer + ".block_sparse_moe.experts" if layer + ".block_sparse_moe.gate.weight" in saved else layer + ".mlp.experts"
+    names = dict(gate="w1", up="w3", down="w2") if block.endswith("moe.experts") else dict(
+        gate="gate_proj", up="up_proj", down="down_proj")
+    for i, g in enumerate(p.grad):
+        parts = dict(zip(("gate", "up"), g.chunk(2))) if which == "gate_up_proj" else dict(down=g)
+        for part, x in parts.items():
+            yield f"{block}.{i}.{names[part]}.weight", x
+
+
 def write(name, out):
     seed = zlib.crc32(name.encode())
-    torch.manual_seed(seed)
-    m = randomize(MODELS[name](), seed)
+    while True:
+        torch.manual_seed(seed)
+        m = randomize(MODELS[name](), seed)
+        tokens = torch.randint(0, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(seed))
+        if m.config.model_type in ENCODERS or routing_margin(m, tokens) > 0.03:
+            break
+        seed += 1
     folder = os.path.join(out, name)
     shutil.rmtree(folder, ignore_errors=True)
-    m.save_pretrained(folder)
+    m.save_pretrained(folder, **(dict(save_original_format=False) if name.endswith("-stacked") else {}))
     for extra in os.listdir(folder):
         if extra not in ("config.json", "model.safetensors"):
             os.remove(os.path.join(folder, extra))
-    tokens = torch.randint(0, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(seed))
     if m.config.model_type in ENCODERS:
         tokens = tokens.clamp(min=3) # pads have no position and no gradient
         with torch.no_grad():
@@ -125,14 +161,19 @@ def write(name, out):
         with torch.no_grad():
             expected = {"logits": forward(m, tokens).float().contiguous()}
         make_loss = lambda: next_token_loss(m, tokens)
+    with tempfile.TemporaryDirectory() as usual:
+        m.save_pretrained(usual)
+        saved = load_file(os.path.join(usual, "model.safetensors"))
     m = m.double()
-    saved = load_file(os.path.join(folder, "model.safetensors"))
     loss = make_loss()
     loss.backward()
     for parameter, p in m.named_parameters(remove_duplicate=m.config.model_type not in ENCODERS):
-        if p.grad is not None:
-            name = saved_name(parameter, p, saved).removeprefix("language_model.")
-            expected["grad." + name] = p.grad.flatten()[::7].float().contiguous()
+        if ".mlp.experts." in parameter:
+            for part, g in expert_gradients(parameter, p, saved):
+                expected["grad." + part] = g.flatten()[::7].float().contiguous()
+        elif p.grad is not None:
+            saved_as = saved_name(parameter, p, saved).removeprefix("language_model.")
+            expected["grad." + saved_as] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
     expected["tokens"] = tokens.int()
     expected["lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
@@ -143,6 +184,7 @@ def write(name, out):
 
 def eager(cls, config):
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
     return cls(config)
 
 
@@ -259,6 +301,64 @@ def olmo2():
 def olmo2_tied():
     return eager(transformers.Olmo2ForCausalLM, transformers.Olmo2Config(
         **SHAPE, head_dim=16, tie_word_embeddings=True, attention_bias=True, **ENDS))
+
+
+# ---- experts: more than are taken, and some layers without ----
+
+EXPERTS = SHAPE | dict(intermediate_size=24, num_experts_per_tok=2)
+
+
+@model("mixtral")
+def mixtral():
+    return eager(transformers.MixtralForCausalLM, transformers.MixtralConfig(
+        **EXPERTS, num_key_value_heads=2, num_local_experts=5, **ENDS))
+
+
+@model("mixtral-window-stacked")
+def mixtral_window():
+    return eager(transformers.MixtralForCausalLM, transformers.MixtralConfig(
+        **EXPERTS, num_key_value_heads=4, num_local_experts=3, sliding_window=6, tie_word_embeddings=True, **ENDS))
+
+
+@model("olmoe")
+def olmoe():
+    return eager(transformers.OlmoeForCausalLM, transformers.OlmoeConfig(
+        **EXPERTS | dict(num_experts_per_tok=3), num_experts=5, **ENDS))
+
+
+@model("olmoe-norm-stacked")
+def olmoe_norm():
+    return eager(transformers.OlmoeForCausalLM, transformers.OlmoeConfig(
+        **EXPERTS, num_key_value_heads=2, num_experts=4, norm_topk_prob=True, attention_bias=True,
+        tie_word_embeddings=True, **ENDS))
+
+
+@model("qwen2_moe")
+def qwen2_moe():
+    return eager(transformers.Qwen2MoeForCausalLM, transformers.Qwen2MoeConfig(
+        **EXPERTS, num_key_value_heads=2, num_experts=4, moe_intermediate_size=20, shared_expert_intermediate_size=28))
+
+
+@model("qwen2_moe-dense-stacked")  # one layer without experts, a window, no biases
+def qwen2_moe_dense():
+    return eager(transformers.Qwen2MoeForCausalLM, transformers.Qwen2MoeConfig(
+        **EXPERTS | dict(num_hidden_layers=3), num_key_value_heads=1, num_experts=3, moe_intermediate_size=20,
+        shared_expert_intermediate_size=28, norm_topk_prob=True, mlp_only_layers=[1], qkv_bias=False,
+        tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=3))
+
+
+@model("qwen3_moe")
+def qwen3_moe():
+    return eager(transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig(
+        **EXPERTS, num_key_value_heads=2, head_dim=12, num_experts=5, moe_intermediate_size=20, norm_topk_prob=True))
+
+
+@model("qwen3_moe-dense")  # every other layer has experts
+def qwen3_moe_dense():
+    return eager(transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig(
+        **EXPERTS | dict(num_hidden_layers=3), num_key_value_heads=1, head_dim=8, num_experts=4, moe_intermediate_size=20,
+        decoder_sparse_step=2, attention_bias=True, tie_word_embeddings=True, use_sliding_window=True,
+        sliding_window=6))
 
 
 class MiniCPM(transformers.LlamaForCausalLM):

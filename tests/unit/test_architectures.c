@@ -239,10 +239,11 @@ static float *foreign_gradient(struct model *m, const struct arch_tensors *names
                                uint64_t *n) {
     struct err e;
     struct arch_place of, place;
-    uint64_t dims[2];
+    uint64_t dims[3];
     assert_true(arch_place(names, NULL, &m->config, s, &of));
     unsigned rank = arch_foreign_shape(&m->config, s, &of, dims);
-    *n = rank == 2 ? dims[0] * dims[1] : dims[0];
+    *n = 1;
+    for (unsigned i = 0; i < rank; i++) *n *= dims[i];
     float *g = mem_array(*n, sizeof *g, &e);
     snprintf(name, TENSOR_MAX_NAME + 16, "grad.%s", of.name);
     for (size_t i = 0; i < m->n_params; i++) {

@@ -6,10 +6,11 @@
 static struct model_config config;
 
 /* Sums of squares that name their slot. */
-static const double *some_sums(void *ctx, struct model_slot s, uint64_t *cols) {
+static const double *some_sums(void *ctx, struct model_slot s, uint64_t *cols, double *positions) {
     static double sums[256];
     uint64_t dims[2];
     (void)ctx;
+    *positions = 50;
     if (s.role == ROLE_EMBED) return NULL;
     *cols = dims[model_slot_shape(&config, s, dims) - 1];
     for (uint64_t i = 0; i < *cols; i++) sums[i] = (double)(i + 100 * s.role + 10000 * s.layer) * 50;
@@ -46,8 +47,9 @@ static void what_is_written_is_read(void **state) {
     for (size_t i = 0; i < model_slot_count(&config); i++) {
         struct model_slot s = model_slot_at(&config, i);
         uint64_t cols;
+        double n;
         if (!model_role_is_matrix(s.role)) continue;
-        const double *sums = some_sums(NULL, s, &cols);
+        const double *sums = some_sums(NULL, s, &cols, &n);
         if (!sums) cols = config.hidden;
         OK(imatrix_importance(m, &config, s, cols, x, &found, &e));
         assert_int_equal(found, sums != NULL);
@@ -87,6 +89,46 @@ static void damage_is_survived(void **state) {
     buf_release(&file);
 }
 
+/* Each expert has its own sums and count in the one tensor of its layer. */
+static const double *expert_sums(void *ctx, struct model_slot s, uint64_t *cols, double *positions) {
+    static double sums[256];
+    uint64_t dims[2];
+    *positions = s.expert == 1 ? 0 : 10 + s.expert;
+    *cols = dims[model_slot_shape(ctx, s, dims) - 1];
+    for (uint64_t i = 0; i < *cols; i++) sums[i] = *positions * (double)(1 + i + 1000 * s.expert);
+    return sums;
+}
+
+static void experts_have_their_own(void **state) {
+    (void)state;
+    struct err e;
+    struct imatrix *m;
+    struct model_layer layer = {.n_heads = 4, .n_kv_heads = 2, .experts = 3, .expert_ffn = 48};
+    struct model_config c = config;
+    bool found;
+    float x[256];
+    uint64_t dims[2];
+    int fd = memory_file();
+    c.arch = "mixtral", c.n_layers = 1, c.layers = &layer, c.experts_per_token = 2, c.norm_expert_weights = true;
+    OK(imatrix_write(&c, expert_sums, &c, 50, 2, fd, &e));
+    struct buf file = contents(fd);
+    OK(read_copy(&m, &file, file.len, &e));
+    for (size_t i = 0; i < model_slot_count(&c); i++) {
+        struct model_slot s = model_slot_at(&c, i);
+        if (!model_role_is_matrix(s.role)) continue;
+        uint64_t cols = dims[model_slot_shape(&c, s, dims) - 1];
+        OK(imatrix_importance(m, &c, s, cols, x, &found, &e));
+        assert_true(found);
+        for (uint64_t k = 0; k < cols; k++) /* nothing is known of the one that no position took */
+            assert_true(x[k] == (s.expert == 1 ? 1 : (float)(1 + k + 1000 * s.expert)));
+    }
+    layer.experts = 4;
+    assert_int_equal(imatrix_importance(m, &c, (struct model_slot){ROLE_EXPERT_UP, 0, 3}, c.hidden, x, &found, &e),
+                     ERR_DATA);
+    imatrix_free(m);
+    buf_release(&file);
+}
+
 #define NUMBER(n) n, 0, 0, 0
 
 static void the_older_format(void **state) {
@@ -120,6 +162,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_is_read),
         cmocka_unit_test(damage_is_survived),
+        cmocka_unit_test(experts_have_their_own),
         cmocka_unit_test(the_older_format),
     };
     struct arena a = {0};

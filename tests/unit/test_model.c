@@ -556,12 +556,11 @@ struct visitor {
     enum model_states which;
 };
 
-static int add_input(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-                     struct err *e) {
+static int add_input(void *ctx, const struct model_seen *seen, struct err *e) {
     struct visitor *v = ctx;
-    (void)layer, (void)e;
-    if (point == POINT_DOWN_IN)
-        for (size_t i = 0; i < rows * cols; i++) v->watched[v->which] += x[i];
+    (void)e;
+    if (seen->point == POINT_DOWN_IN)
+        for (size_t i = 0; i < seen->rows * seen->cols; i++) v->watched[v->which] += seen->x[i];
     return 0;
 }
 
@@ -585,10 +584,10 @@ static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, stru
     return 0;
 }
 
-static int keep_layer(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-                      struct err *e) {
+static int keep_layer(void *ctx, const struct model_seen *seen, struct err *e) {
+    size_t n = seen->rows * seen->cols;
     (void)e;
-    if (point == POINT_LAYER) memcpy((float *)ctx + layer * rows * cols, x, rows * cols * sizeof *x);
+    if (seen->point == POINT_LAYER) memcpy((float *)ctx + seen->layer * n, seen->x, n * sizeof *seen->x);
     return 0;
 }
 

@@ -31,16 +31,16 @@ struct seen {
     float *x, *in;
     size_t rows, cols;
 };
-static int keep(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-                struct err *e) {
+static int keep(void *ctx, const struct model_seen *now, struct err *e) {
     struct seen *s = ctx;
-    bool is_input = (point == POINT_EMBED && s->layer == 0) || (point == POINT_LAYER && layer + 1 == s->layer);
-    bool is_it = point == s->point && layer == s->layer;
+    bool is_input =
+        (now->point == POINT_EMBED && s->layer == 0) || (now->point == POINT_LAYER && now->layer + 1 == s->layer);
+    bool is_it = now->point == s->point && now->layer == s->layer;
     if (!is_input && !is_it) return 0;
-    float *copy = mem_array(rows * cols, sizeof *copy, e);
-    memcpy(copy, x, rows * cols * sizeof *copy);
+    float *copy = mem_array(now->rows * now->cols, sizeof *copy, e);
+    memcpy(copy, now->x, now->rows * now->cols * sizeof *copy);
     if (is_it)
-        s->x = copy, s->rows = rows, s->cols = cols;
+        s->x = copy, s->rows = now->rows, s->cols = now->cols;
     else {
         mem_free(s->in);
         s->in = copy;

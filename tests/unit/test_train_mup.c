@@ -34,12 +34,12 @@ struct sizes {
     double layer, logits;
 };
 
-static int see(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-               struct err *e) {
+static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct sizes *s = ctx;
+    size_t n = seen->rows * seen->cols;
     (void)e;
-    if (point != POINT_LAYER || layer != 1) return 0;
-    for (size_t i = 0; i < rows * cols; i++) s->layer += fabsf(x[i]) / (double)(rows * cols);
+    if (seen->point != POINT_LAYER || seen->layer != 1) return 0;
+    for (size_t i = 0; i < n; i++) s->layer += fabsf(seen->x[i]) / (double)n;
     return 0;
 }
 

@@ -1,0 +1,64 @@
+/* What the parts of the forward pass share: parameters as leaves of the tape, their adapters, and the points where values can be tapped. */
+#include "lib/model/model_internal.h"
+
+static const char *const point_names[POINT_ALL] = {
+    [POINT_EMBED] = "embed",
+    [POINT_ATTN_IN] = "attn_in",
+    [POINT_O_IN] = "o_in",
+    [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in",
+    [POINT_LAYER] = "layer",
+    [POINT_HEAD_IN] = "head_in",
+    [POINT_ROUTED] = "routed",
+    [POINT_EXPERT_IN] = "in",
+    [POINT_EXPERT_DOWN_IN] = "down_in",
+    [POINT_EXPERT_OUT] = "out",
+    [POINT_Q] = "q",
+    [POINT_K] = "k",
+    [POINT_V] = "v",
+};
+
+const char *model_point_name(enum model_point p) {
+    return point_names[p];
+}
+
+struct grad_var *graph_leaf(struct graph *g, struct model_slot s) {
+    struct model_param *p = model_expert_param(g->m, s.role, s.layer, s.expert);
+    if (!p) return NULL;
+    if (kernel_has_matrix(&p->matrix)) return grad_leaf_packed(g->t, &p->matrix);
+    size_t cols = p->desc.dims[p->desc.rank - 1];
+    return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
+}
+
+struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *y) {
+    const struct model_param *p = model_expert_param(g->m, s.role, s.layer, s.expert);
+    struct model_adapter *d = p ? p->adapter : NULL;
+    if (!d || !x || !y) return y;
+    struct grad_var *a = grad_parameter(g->t, d->a, d->a_grad, &d->a_begun, d->rank, x->cols);
+    struct grad_var *b = grad_parameter(g->t, d->b, d->b_grad, &d->b_begun, y->cols, d->rank);
+    struct grad_var *low = grad_scale(g->t, grad_linear(g->t, x, a, NULL, NULL), d->scale);
+    if (y->value.dtype == DT_F32) return grad_linear(g->t, low, b, NULL, y);
+    return grad_add(g->t, y, grad_linear(g->t, low, b, NULL, NULL));
+}
+
+static bool is_adapted(const struct graph *g, struct model_slot s) {
+    return model_expert_param(g->m, s.role, s.layer, s.expert)->adapter != NULL;
+}
+
+struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h) {
+    const struct grad_map maps[] = {{graph_leaf(g, gate), NULL}, {graph_leaf(g, up), NULL}};
+    enum kernel_act act = g->m->config.act;
+    struct grad_var *y[2];
+    if (!is_adapted(g, gate) && !is_adapted(g, up)) return grad_gated(g->t, act, h, maps[0].w, maps[1].w);
+    grad_linears(g->t, h, 2, maps, y);
+    return grad_glu(g->t, act, graph_adapt(g, gate, h, y[0]), graph_adapt(g, up, h, y[1]));
+}
+
+void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x) {
+    if (!g->tap || !x || g->rc) return;
+    struct grad_mark mark = grad_mark(g->t);
+    seen.x = grad_host_value(g->t, x);
+    seen.cols = x->cols;
+    if (seen.x) g->rc = g->tap(g->tap_ctx, &seen, g->e);
+    grad_rewind(g->t, mark);
+}
