@@ -229,7 +229,7 @@ int main(int argc, char **argv) {
             "ghost:K can be reduced to fewer entries later, and converted to the "
             "other. The output does not depend on how the input is cut into batches, nor on -j.",
         .examples =
-            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > small.kd.rill\n"
+            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > s.kd.rill\n"
             "    the same answers, fewer fields, in a fourth of the bytes of f32\n"
             "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
             "    50 draws a position from the teacher at temperature 2\n"

@@ -354,7 +354,7 @@ int main(int argc, char **argv) {
                     "    each JSON line's \"text\" is a sequence\n"
                     "rill tokenize -m model.rill --chat --chat-template chat.jinja chats.jsonl -o chats.tok.rill\n"
                     "    conversations, to train on the answers only, by a template for a model without one\n"
-                    "rill tokenize -m bert.rill --lines --labels 2 reviews.tsv -o reviews.rill\n"
+                    "rill tokenize -m bert.rill --lines --labels 2 labelled.tsv -o classes.tok.rill\n"
                     "    texts in the first column, classes in the second\n"
                     "rill tokenize -m model.rill --decode < tokens.rill\n"
                     "    the text of a token stream\n",

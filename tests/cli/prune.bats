@@ -34,7 +34,7 @@ setup() {
 
 @test "quantized tensors keep their blocks unless columns or single weights go" {
     rill init -q --layers 3 --hidden 256 --heads 4 --kv-heads 2 --ffn 512 model.rill -o m.rill
-    rill quantize -q --type q4_1 m.rill -o q.rill
+    rill quantize -q --pure --type q4_1 m.rill -o q.rill
     types() { rill ls "$1" | grep -E '(attn|ffn)\.[a-z]+\.weight|embed' | awk '{ print $1 }' | sort | uniq -c | xargs; }
     [ "$(types q.rill)" = "22 q4_1" ]
     rill prune -q --drop-layers 1 q.rill -o layers.rill
