@@ -198,6 +198,8 @@ causal() { ! rill show --meta m.rill | grep -q '"bidirectional"'; }
         check_exit 0 rill tokenize --force -q -m m.rill --lines t.txt -o tok.rill
         check_exit 3 rill generate -m m.rill tok.rill
         assert_stderr_line "$says"
+        # These teach, and learn from masked tokens and labels: labels.bats.
+        [ "$model" != bert ] && [ "$model" != roberta-classes ] || continue
         check_exit 3 rill teacher-infer -m m.rill tok.rill -o kd.rill
         assert_stderr_line "$says"
         check_exit 3 rill teacher-infer -m m.rill --weights stream tok.rill -o kd.rill
