@@ -459,8 +459,8 @@ PLAIN_FN PLAIN(divergence)(const struct kernel_divergence *how, const REAL *t, c
     }
 }
 
-PLAIN_FN PLAIN(label_target)(const struct kernel_label_target *how, uint32_t label, REAL weight, const REAL *x, size_t d,
-                             REAL *value, REAL *dx) {
+PLAIN_FN PLAIN(label_target)(const struct kernel_label_target *how, uint32_t label, REAL weight, const REAL *x,
+                             size_t d, REAL *value, REAL *dx) {
     REAL temperature = (REAL)how->temperature, lse = PLAIN(logsumexp)(x, d, 1 / temperature);
     *value = 0;
     for (size_t i = 0; label != UINT32_MAX && i < d; i++) {

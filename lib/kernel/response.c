@@ -57,8 +57,7 @@ static double label_row(const struct response *c, size_t r) {
 
 static void label_rows(void *ctx, size_t begin, size_t end) {
     const struct response *c = ctx;
-    for (size_t r = begin; r < end; r++)
-        c->value[r] = c->label[r] != UINT32_MAX && counts(c, r) ? label_row(c, r) : 0;
+    for (size_t r = begin; r < end; r++) c->value[r] = c->label[r] != UINT32_MAX && counts(c, r) ? label_row(c, r) : 0;
 }
 
 void kernel_label_target(const struct kernel_label_target *how, const uint32_t *label, const float *row_weight,

@@ -86,8 +86,7 @@ VF vec v_ldexp(vec x, vec n) {
 }
 
 VF vec v_exponent(vec a) {
-    return _mm256_cvtepi32_ps(
-        _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
 }
 
 VF float v_hmax(vec a) {
