@@ -1,13 +1,13 @@
 /* rill calibrate: tokens in, activation statistics of a model out. */
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 #include "lib/stats/stats.h"
 
-static struct run_options how;
+static struct session_options how;
 static uint64_t limit;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream to watch"),
-    RUN_PRECISION(how),
+    SESSION_MODEL(how, "FILE", true, "the model stream to watch"),
+    SESSION_PRECISION(how),
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &limit,
@@ -17,7 +17,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static int collect(struct cli *c, struct run_data *in, struct model *m, struct stats *s, struct err *e) {
+static int collect(struct cli *c, struct session_data *in, struct model *m, struct stats *s, struct err *e) {
     struct grad_tape *tape = NULL;
     struct batch b = {0};
     bool more = true;
@@ -47,11 +47,11 @@ static int collect(struct cli *c, struct run_data *in, struct model *m, struct s
 
 static int run(struct cli *c, struct err *e) {
     struct stream_writer *out;
-    struct run_data in = {0};
+    struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
-    int rc = run_load_model(c, &how, run_hold(&how), &m, NULL, e);
-    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
+    int rc = session_load_model(c, &how, session_hold(&how), &m, NULL, e);
+    if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
     if (!rc) rc = collect(c, &in, m, s, e);
@@ -63,7 +63,7 @@ static int run(struct cli *c, struct err *e) {
         rc = err_nomem(e, "report");
     stats_free(s);
     model_free(m);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 

@@ -2,17 +2,18 @@
 #include <string.h>
 
 #include "lib/distill/distill.h"
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *optimizer_state, *log_path, *checkpoint_path, *resume_path;
-static struct cli_list losses, phases;
+static struct cli_list losses, schedules;
+static const char *now_named; /* the one of --schedule that has no UNTIL; NULL: none */
 static uint64_t epochs, checkpoint_every;
 static struct distill_options o;
-static struct distill_schedule *const schedule = &o.plan.now;
+static struct train_schedule *const schedule = &o.plan.now;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
+    SESSION_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
     {.name = "loss",
      .type = CLI_LIST,
      .to = &losses,
@@ -48,11 +49,14 @@ static const struct cli_option options[] = {
              "then)"},
     {.name = "schedule",
      .type = CLI_LIST,
-     .to = &phases,
-     .arg = "PHASE",
-     .help = "UNTIL:steps=N,warmup=N,lr=RATE,lr-min=RATE: up to step UNTIL the learning rate is that of a run with "
-             "these numbers; may be repeated, in order. --resume with another schedule adds the one before to the "
-             "provenance, so that one command makes the same model from the beginning"},
+     .to = &schedules,
+     .arg = "SCHEDULE",
+     .help =
+         "what follows the warmup: cosine (the default), linear, constant, or wsd[:decay=SHARE], which falls as "
+         "1 - sqrt in the last SHARE of the steps (0.2). May be repeated with UNTIL:[NAME:]steps=N,warmup=N,lr=RATE,"
+         "lr-min=RATE: up to step UNTIL the learning rate is that of a run with these numbers, in order. --resume "
+         "with another schedule adds the one before to the provenance, so that one command makes the same model "
+         "from the beginning"},
     {.name = "epochs",
      .type = CLI_U64,
      .to = &epochs,
@@ -75,7 +79,7 @@ static const struct cli_option options[] = {
      .fallback = "1024",
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
-    RUN_TRAINING_PRECISION(how),
+    SESSION_TRAINING_PRECISION(how),
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.recompute,
@@ -84,7 +88,7 @@ static const struct cli_option options[] = {
              "fraction of the memory; the result is the same to the bit"},
     {.name = "weight-decay",
      .type = CLI_F64,
-     .to = &o.weight_decay,
+     .to = &o.train.weight_decay,
      .arg = "W",
      .fallback = "0.1",
      .min = 0,
@@ -100,7 +104,7 @@ static const struct cli_option options[] = {
      .help = "largest norm of the gradient; 0: any"},
     {.name = "beta1",
      .type = CLI_F64,
-     .to = &o.beta1,
+     .to = &o.train.beta1,
      .arg = "B",
      .fallback = "0.9",
      .min = 0,
@@ -108,7 +112,7 @@ static const struct cli_option options[] = {
      .help = "AdamW's"},
     {.name = "beta2",
      .type = CLI_F64,
-     .to = &o.beta2,
+     .to = &o.train.beta2,
      .arg = "B",
      .fallback = "0.95",
      .min = 0,
@@ -116,7 +120,7 @@ static const struct cli_option options[] = {
      .help = "AdamW's"},
     {.name = "eps",
      .type = CLI_F64,
-     .to = &o.eps,
+     .to = &o.train.eps,
      .arg = "E",
      .fallback = "1e-8",
      .min = 1e-30,
@@ -173,9 +177,9 @@ struct work {
     struct cli *c;
     struct model *student;
     struct trainer *trainer;
-    struct run_data data;
-    struct run_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
-    bool begun;                 /* the data: an epoch after the first one needs it anew */
+    struct session_data data;
+    struct session_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
+    bool begun;                     /* the data: an epoch after the first one needs it anew */
 };
 
 /* Without --steps: as many as the data makes. */
@@ -186,19 +190,22 @@ static int settle_steps(struct cli *c, struct work *w, struct err *e) {
     if (!cli_given(c, "steps")) {
         if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (run_file_again(&w->data.file, STREAM_ANY, &r, e) ||
+        if (session_file_again(&w->data.file, STREAM_ANY, &r, e) ||
             distill_count(r, o.batch_tokens, epochs, &schedule->steps, e))
             return e->code;
     }
-    if (!cli_given(c, "warmup")) schedule->warmup = distill_default_warmup(schedule->steps);
-    if (!cli_given(c, "lr-min")) schedule->lr_min = distill_default_lr_min(schedule->lr);
+    if (!cli_given(c, "warmup")) schedule->warmup = train_default_warmup(schedule->steps);
+    if (!cli_given(c, "lr-min")) schedule->lr_min = train_default_lr_min(schedule);
+    const struct schedule_type *type = train_schedule_type(schedule);
+    if (cli_given(c, "lr-min") && !type->falls)
+        return err_set(e, ERR_USAGE, "--lr-min has no effect with --schedule %s", type->name);
     return 0;
 }
 
 static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     struct work *w = ctx;
     *r = w->data.stream;
-    if (w->begun) return run_file_again(&w->data.file, STREAM_ANY, r, e);
+    if (w->begun) return session_file_again(&w->data.file, STREAM_ANY, r, e);
     w->begun = true;
     return 0;
 }
@@ -228,30 +235,30 @@ static bool stop_wanted(void *ctx) {
     return cli_stop_requested() != 0;
 }
 
-/* The phases of a plan as options: what the provenance remembers. */
-static int remember_plan(struct cli *c, const struct distill_plan *p, bool changed, struct err *e) {
-    char text[DISTILL_MAX_PAST][DISTILL_PHASE_TEXT];
-    const char *words[DISTILL_MAX_PAST];
+/* A plan as options: what the provenance remembers. */
+static int remember_plan(struct cli *c, const struct train_plan *p, bool changed, struct err *e) {
+    char text[TRAIN_MAX_PAST][TRAIN_PHASE_TEXT];
+    const char *words[TRAIN_MAX_PAST + 1];
+    size_t n = 0;
     cJSON *list = cJSON_AddArrayToObject(cli_settings(c), "schedule");
     bool ok = list != NULL;
-    for (size_t i = 0; ok && i < p->n_past; i++) {
-        words[i] = distill_phase_text(&p->past[i], text[i]);
-        ok = cJSON_AddItemToArray(list, cJSON_CreateString(words[i]));
-    }
+    for (size_t i = 0; i < p->n_past; i++) words[n++] = train_phase_text(&p->past[i], text[i]);
+    if (now_named) words[n++] = now_named;
+    for (size_t i = 0; ok && i < n; i++) ok = cJSON_AddItemToArray(list, cJSON_CreateString(words[i]));
     if (!ok) return err_nomem(e, "settings");
-    return changed ? cli_remember(c, "schedule", words, p->n_past, e) : 0;
+    return changed ? cli_remember(c, "schedule", words, n, e) : 0;
 }
 
-static void say_resumed(struct cli *c, const struct distill_plan *p, uint64_t step) {
-    const struct distill_phase *last = p->n_past ? &p->past[p->n_past - 1] : NULL;
-    const struct distill_schedule *now = &p->now;
+static void say_resumed(struct cli *c, const struct train_plan *p, uint64_t step) {
+    const struct train_phase *last = p->n_past ? &p->past[p->n_past - 1] : NULL;
+    const struct train_schedule *now = &p->now;
     unsigned long long at = step;
     if (step < now->steps && last && last->until == step)
         cli_say(c,
                 "%s: after step %llu of %llu the schedule is one of %llu steps, warmup %llu, lr %g to %g: the learning "
                 "rate goes from %g to %g",
                 resume_path, at, (unsigned long long)last->schedule.steps, (unsigned long long)now->steps,
-                (unsigned long long)now->warmup, now->lr, now->lr_min, distill_lr(p, step), distill_lr(p, step + 1));
+                (unsigned long long)now->warmup, now->lr, now->lr_min, train_lr(p, step), train_lr(p, step + 1));
     else if (cli_verbose(c))
         cli_say(c, "%s: at step %llu of %llu", resume_path, at, (unsigned long long)now->steps);
 }
@@ -259,21 +266,21 @@ static void say_resumed(struct cli *c, const struct distill_plan *p, uint64_t st
 /* The checkpoint is no input of the provenance: the recorded command makes the same model without it. */
 static int resume(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
-    struct distill_plan asked = *trainer_plan(w->trainer);
+    struct train_plan asked = *trainer_plan(w->trainer);
     struct distill_progress p;
     if (!resume_path) return remember_plan(c, &asked, false, e);
     if (!strcmp(resume_path, "-") && (!strcmp(how.model, "-") || !strcmp(cli_input_path(c, 0), "-")))
         return err_set(e, ERR_USAGE, "standard input is asked for twice (resume)");
-    run_file_init(&w->checkpoint, resume_path);
-    int rc = run_file_again(&w->checkpoint, STREAM_CHECKPOINT, &r, e);
+    session_file_init(&w->checkpoint, resume_path);
+    int rc = session_file_again(&w->checkpoint, STREAM_CHECKPOINT, &r, e);
     if (!rc) rc = trainer_restore(w->trainer, r, e);
-    run_file_release(&w->checkpoint);
+    session_file_release(&w->checkpoint);
     if (rc) return rc;
     trainer_progress(w->trainer, &p);
-    const struct distill_plan *plan = trainer_plan(w->trainer);
+    const struct train_plan *plan = trainer_plan(w->trainer);
     say_resumed(c, plan, p.step);
     if (!json_put_u64(cli_report(c), "resumed_after_step", p.step)) return err_nomem(e, "report");
-    return remember_plan(c, plan, !distill_plan_equal(plan, &asked), e);
+    return remember_plan(c, plan, !train_plan_equal(plan, &asked), e);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------------- */
@@ -307,18 +314,26 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
     return ok ? 0 : err_nomem(e, "report");
 }
 
+/* --schedule, as often as it is given. */
+static int settle_plan(struct err *e) {
+    bool named = false;
+    for (size_t i = 0; i < schedules.n; i++) {
+        bool before = named;
+        if (train_plan_parse(schedules.items[i], &o.plan, &named, e)) return e->code;
+        if (named && !before) now_named = schedules.items[i];
+    }
+    return 0;
+}
+
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct err *e) {
-    o.precision = run_precision(&how);
-    o.state = dtype_by_name(optimizer_state)->dtype;
+    o.precision = session_precision(&how);
+    o.train.state = dtype_by_name(optimizer_state)->dtype;
     for (size_t i = 0; i < losses.n; i++)
         if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
-    if (phases.n > DISTILL_MAX_PAST) return err_set(e, ERR_USAGE, "--schedule: at most %d phases", DISTILL_MAX_PAST);
-    for (size_t i = 0; i < phases.n; i++)
-        if (distill_phase_parse(phases.items[i], &o.plan.past[i], e)) return e->code;
-    o.plan.n_past = phases.n;
-    if (run_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
-        run_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
+    if (settle_plan(e)) return e->code;
+    if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+        session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         distill_loss_settle(&o.loss, &w->data.format, e) || settle_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
         return e->code;
@@ -372,7 +387,7 @@ static int run(struct cli *c, struct err *e) {
     int rc = distill(c, &w, e);
     trainer_free(w.trainer);
     model_free(w.student);
-    run_data_release(&w.data);
+    session_data_release(&w.data);
     return rc;
 }
 

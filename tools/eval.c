@@ -1,8 +1,8 @@
 /* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
 #include "lib/metrics/metrics.h"
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *protocol, *reference;
 static uint64_t context, stride, max_windows;
 static double fail_above;
@@ -10,8 +10,8 @@ static struct cli_list tasks;
 static bool table;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream to evaluate"),
-    RUN_PRECISION(how),
+    SESSION_MODEL(how, "FILE", true, "the model stream to evaluate"),
+    SESSION_PRECISION(how),
     {.name = "protocol",
      .type = CLI_CHOICE,
      .to = &protocol,
@@ -92,10 +92,10 @@ static void show_perplexity(void *ctx) {
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
     struct perplexity_options o = {
         .context = (uint32_t)context, .stride = (uint32_t)stride, .max_windows = max_windows, .batch_positions = 2048};
-    struct run_data in = {0};
+    struct session_data in = {0};
     int rc = perplexity_protocol_parse(protocol, &o.protocol, e);
     if (!rc) rc = perplexity_choose(&o, v->m, e);
-    if (!rc) rc = run_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc) rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
     if (!rc) rc = perplexity_new(&v->p, v->m, &o, e);
     cli_progress_begin(v->c, "tokens", 0);
     if (!rc) rc = perplexity_read(v->p, in.stream, &in.format, show_perplexity, v, e);
@@ -103,7 +103,7 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     if (!rc) rc = put_result(v, perplexity_json(v->p, e), e);
     if (!rc) *value = perplexity_value(v->p);
     perplexity_free(v->p);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
@@ -115,15 +115,15 @@ static void show_divergence(void *ctx) {
 }
 
 static int eval_reference(struct eval *v, struct err *e) {
-    struct run_data in = {0};
-    int rc = run_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
+    struct session_data in = {0};
+    int rc = session_open_data(v->c, reference, "reference", STREAM_KNOWLEDGE, v->m, &in, e);
     if (!rc && divergence_new(&v->d, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
     cli_progress_begin(v->c, "positions", 0);
     if (!rc) rc = divergence_read(v->d, in.stream, show_divergence, v, e);
     cli_progress_end(v->c);
     if (!rc) rc = put_result(v, divergence_json(v->d, e), e);
     divergence_free(v->d);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
@@ -183,7 +183,7 @@ static int run(struct cli *c, struct err *e) {
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = run_load_model(c, &how, run_hold(&how), &v.m, NULL, e);
+    if (!rc) rc = session_load_model(c, &how, session_hold(&how), &v.m, NULL, e);
     if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);

@@ -1,14 +1,14 @@
 /* rill generate: continues prompts with a model. */
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how = {.auto_int8 = true};
+static struct session_options how = {.auto_int8 = true};
 static uint64_t max_new, top_k, repeat;
 static double temperature, top_p;
 static bool as_text, only_new, past_eos;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream to generate with"),
-    RUN_PRECISION_AUTO_INT8(how),
+    SESSION_MODEL(how, "FILE", true, "the model stream to generate with"),
+    SESSION_PRECISION_AUTO_INT8(how),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,
@@ -123,8 +123,8 @@ static int add_prompts(struct sink *s, struct model_generator *g, const struct k
 }
 
 /* A prompt may be longer than a batch: it waits in the queue until it is whole, or longer than the model's context. */
-static int take_batch(struct sink *s, struct model_generator *g, struct knowledge_rows *rows, const struct run_data *in,
-                      const struct batch *b, struct err *e) {
+static int take_batch(struct sink *s, struct model_generator *g, struct knowledge_rows *rows,
+                      const struct session_data *in, const struct batch *b, struct err *e) {
     int rc = knowledge_decode(rows, &in->format, b, e);
     if (!rc) rc = knowledge_check_context(rows, s->m->config.context, "model", e);
     if (!rc) rc = add_prompts(s, g, rows, e);
@@ -132,7 +132,7 @@ static int take_batch(struct sink *s, struct model_generator *g, struct knowledg
     return rc == ERR_DATA ? err_prefix(e, "%s", stream_reader_name(in->stream)) : rc;
 }
 
-static int generate(struct sink *s, struct run_data *in, struct err *e) {
+static int generate(struct sink *s, struct session_data *in, struct err *e) {
     const struct vocab *v = past_eos ? NULL : s->m->vocab;
     struct model_sampling sampling = {.temperature = temperature,
                                       .top_k = (uint32_t)top_k,
@@ -159,7 +159,7 @@ static int generate(struct sink *s, struct run_data *in, struct err *e) {
     return rc;
 }
 
-static int open_sink(struct sink *s, const struct run_data *in, struct err *e) {
+static int open_sink(struct sink *s, const struct session_data *in, struct err *e) {
     if (as_text && !s->m->vocab) return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", how.model);
     FILE *text;
     if (as_text) return cli_text(s->c, &text, e);
@@ -186,10 +186,10 @@ static int report(const struct sink *s, struct err *e) {
 }
 
 static int run(struct cli *c, struct err *e) {
-    struct run_data in = {0};
+    struct session_data in = {0};
     struct sink s = {.c = c};
-    int rc = run_load_model(c, &how, run_hold(&how), &s.m, NULL, e);
-    if (!rc) rc = run_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
+    int rc = session_load_model(c, &how, session_hold(&how), &s.m, NULL, e);
+    if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
     if (!rc) rc = open_sink(&s, &in, e);
     if (!rc) rc = generate(&s, &in, e);
     if (!rc && s.out) rc = cli_close_output(c, e);
@@ -198,7 +198,7 @@ static int run(struct cli *c, struct err *e) {
     buf_release(&s.lengths);
     buf_release(&s.line);
     model_free(s.m);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 

@@ -2,9 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *encode, *positions;
 static double temperature;
 static bool tsv;
@@ -61,7 +61,7 @@ static const struct cli_option options[] = {
 };
 
 struct work {
-    struct run_data in;
+    struct session_data in;
     struct knowledge_format out;
     struct knowledge_encoder *encoder;
     struct batch batch;
@@ -117,8 +117,8 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
-    int rc = run_load_vocab(c, &how, &w->vocab, e);
-    if (!rc) rc = run_check_vocab(w->vocab, &w->in, "knowledge", e);
+    int rc = session_load_vocab(c, &how, &w->vocab, e);
+    if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
     /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
      * is. */
     struct knowledge_format *f = &w->in.format;
@@ -156,11 +156,11 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};
-    int rc = run_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
+    int rc = session_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
     if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
     knowledge_encoder_free(w.encoder);
     batch_release(&w.batch);
-    run_data_release(&w.in);
+    session_data_release(&w.in);
     vocab_free(w.vocab);
     return rc;
 }

@@ -1,17 +1,17 @@
 /* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
 #include <string.h>
 
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
-static struct run_teacher_options teaching;
+static struct session_options how;
+static struct session_teacher_options teaching;
 static const char *encode, *dtype, *weights;
 static double temperature;
 static bool raw_logits;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
-    RUN_PRECISION(how),
+    SESSION_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
+    SESSION_PRECISION(how),
     {.name = "encode",
      .type = CLI_STRING,
      .to = &encode,
@@ -68,16 +68,16 @@ static const struct cli_option options[] = {
 
 struct work {
     struct cli *c;
-    struct run_teacher *teacher;
+    struct session_teacher *teacher;
     struct knowledge_encoder *encoder;
-    struct run_data tokens;
+    struct session_data tokens;
     struct stream_writer *out;
 };
 
 /* What the knowledge will be: its META, and the encoder behind it. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
-    const struct model *m = run_teacher_model(w->teacher);
+    const struct model *m = session_teacher_model(w->teacher);
     struct knowledge_format out = {.temperature = temperature,
                                    .dtype = dtype_by_name(dtype)->dtype,
                                    .log_probs = !raw_logits,
@@ -101,10 +101,11 @@ static int infer_stream(struct work *w, struct err *e) {
     struct knowledge_format f = {0};
     struct cli *c = w->c;
     teaching.layerwise = !strcmp(weights, "stream");
-    if (knowledge_encoding_parse(encode, &f, e) || run_teacher_open(&w->teacher, c, &how, &teaching, e) ||
-        run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, run_teacher_model(w->teacher), &w->tokens, e) ||
+    if (knowledge_encoding_parse(encode, &f, e) || session_teacher_open(&w->teacher, c, &how, &teaching, e) ||
+        session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, session_teacher_model(w->teacher),
+                          &w->tokens, e) ||
         cli_open_output(c, &w->out, e) ||
-        run_teacher_infer(w->teacher, &w->tokens, 1 / temperature, begin_output, w, e) ||
+        session_teacher_infer(w->teacher, &w->tokens, 1 / temperature, begin_output, w, e) ||
         knowledge_encoder_end(w->encoder, e))
         return e->code;
     struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
@@ -118,8 +119,8 @@ static int run(struct cli *c, struct err *e) {
     struct work w = {.c = c};
     int rc = infer_stream(&w, e);
     knowledge_encoder_free(w.encoder);
-    run_teacher_free(w.teacher);
-    run_data_release(&w.tokens);
+    session_teacher_free(w.teacher);
+    session_data_release(&w.tokens);
     return rc;
 }
 

@@ -1,13 +1,13 @@
 /* rill tokenize: text in, tokens out; with --decode the other way round. */
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static struct run_options how;
+static struct session_options how;
 static const char *field, *bos, *eos, *template_path, *date;
 static bool chat, prompt, lines, drop_last, no_special, no_normalise, decode;
 static uint64_t context, max_tokens, per_batch;
 
 static const struct cli_option options[] = {
-    RUN_MODEL(how, "FILE", true, "the model stream whose vocabulary to use"),
+    SESSION_MODEL(how, "FILE", true, "the model stream whose vocabulary to use"),
     {.name = "lines",
      .type = CLI_FLAG,
      .to = &lines,
@@ -118,7 +118,7 @@ static const struct cli_option options[] = {
 struct job {
     struct cli *cli;
     struct cli_file *in;
-    struct run_chat *chat;
+    struct session_chat *chat;
     struct stream_writer *out;
     uint64_t bytes;
 };
@@ -166,7 +166,7 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
                      : lines ? CORPUS_LINES
                              : CORPUS_WHOLE,
         .field = field,
-        .compose = run_chat_compose,
+        .compose = session_chat_compose,
         .mask = chat && !prompt,
         .context = (uint32_t)context,
         .drop_last = drop_last,
@@ -177,9 +177,9 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
     /* A template writes these itself. */
     corpus_choose_specials(&o, v, chat && !strcmp(bos, "auto") ? "never" : bos,
                            chat && !strcmp(eos, "auto") ? "never" : eos);
-    const struct run_chat_options how_chat = {
+    const struct session_chat_options how_chat = {
         .path = template_path, .field = field, .date = date, .add_generation_prompt = prompt};
-    int rc = chat ? run_chat_open(&j.chat, c, v, &how_chat, e) : 0;
+    int rc = chat ? session_chat_open(&j.chat, c, v, &how_chat, e) : 0;
     o.compose_ctx = j.chat;
     if (!rc) rc = cli_open_file(c, cli_input_path(c, 0), "text", &j.in, e);
     if (!rc) rc = cli_open_output(c, &j.out, e);
@@ -191,7 +191,7 @@ static int encode(struct cli *c, const struct vocab *v, struct err *e) {
         if (totals.stopped) cli_file_stop(j.in);
         if (rc == ERR_DATA) err_prefix(e, "%s", cli_file_name(j.in));
     }
-    run_chat_free(j.chat);
+    session_chat_free(j.chat);
     if (!rc) rc = cli_close_output(c, e);
     return rc ? rc : report(c, &totals, e);
 }
@@ -212,15 +212,15 @@ static int decode_batch(struct cli *c, const struct vocab *v, const struct corpu
 }
 
 static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
-    struct run_data in = {0};
+    struct session_data in = {0};
     struct corpus_decoding d = {.skip_special = no_special};
     struct batch b = {0};
     struct buf text = {0};
     FILE *out;
     bool more = true;
-    int rc = run_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
+    int rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, NULL, &in, e);
     if (!rc) rc = cli_text(c, &out, e);
-    if (!rc) rc = run_check_vocab(v, &in, "tokens", e);
+    if (!rc) rc = session_check_vocab(v, &in, "tokens", e);
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
         rc = corpus_decoding(stream_reader_meta(in.stream), &d,
                              e); /* of the batch's segment: each was made in its way */
@@ -228,13 +228,13 @@ static int decode_stream(struct cli *c, const struct vocab *v, struct err *e) {
     }
     batch_release(&b);
     buf_release(&text);
-    run_data_release(&in);
+    session_data_release(&in);
     return rc;
 }
 
 static int run(struct cli *c, struct err *e) {
     struct vocab *v = NULL;
-    int rc = run_load_vocab(c, &how, &v, e);
+    int rc = session_load_vocab(c, &how, &v, e);
     if (!rc) rc = decode ? decode_stream(c, v, e) : encode(c, v, e);
     vocab_free(v);
     return rc;

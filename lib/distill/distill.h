@@ -1,6 +1,6 @@
 /*
  * distill: trains a student on a knowledge stream. Forward KL with temperature on each encoding (Hinton et al. 2015, with the T^2
- * factor) plus cross-entropy on the labels; AdamW, linear warmup, cosine decay, clipping by global norm, gradient accumulation.
+ * factor) plus cross-entropy on the labels; optimizers and schedules of lib/train, clipping by global norm, gradient accumulation.
  *
  * What a run computes depends on the sequences of the data and on the options alone, never on how the stream was cut into batches:
  *   - An optimizer step takes whole sequences, in order, until it has at least `batch_tokens` positions; the last step of an epoch
@@ -8,9 +8,6 @@
  *   - Within a step, forward and backward run over as many whole sequences as fit `micro_tokens` positions, but at least one.
  *   - Losses are means over the labelled positions of the step: the last position of a sequence counts neither for the
  *     cross-entropy nor for the KL, so that the two speak of the same positions.
- *
- * Weight decay pulls on matrices only. Norms and biases are left alone, and so is the embedding (a tied head with it): the
- * row of a rare token gets no gradient for thousands of steps, in which decay alone would move it.
  */
 #ifndef RILL_DISTILL_H
 #define RILL_DISTILL_H
@@ -18,6 +15,7 @@
 #include "lib/base/base.h"
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
+#include "lib/train/train.h"
 
 /* kl_weight * T^2 * KL(teacher || student) + ce_weight * CE(labels), the KL at temperature T. Begin with {0}. */
 struct distill_loss {
@@ -40,56 +38,17 @@ int distill_loss_settle(struct distill_loss *l, const struct knowledge_format *f
  */
 const char *distill_kl_name(const struct knowledge_format *f);
 
-/* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
-
-#define DISTILL_MAX_LR 10.0
-
-struct distill_schedule {
-    double lr, lr_min;      /* at the end of the warmup, and at the last step */
-    uint64_t warmup, steps; /* optimizer steps, 0 <= warmup <= steps, steps >= 1 */
-};
-/* Linear to lr at step `warmup`, then half a cosine to lr_min at step `steps`. Steps count from 1. */
-double distill_schedule_lr(const struct distill_schedule *s, uint64_t step);
-bool distill_schedule_equal(const struct distill_schedule *a, const struct distill_schedule *b);
-/* Of a schedule that states no more than its steps and its peak: a tenth of either, but at most 100 steps of warmup. */
-uint64_t distill_default_warmup(uint64_t steps);
-double distill_default_lr_min(double lr);
-
-/* A run may be continued with another schedule. Then a step has the rate that this schedule has at the step's number, as if the
- * run had followed it from the beginning: nothing is stretched, and there is no second warmup. */
-struct distill_phase {
-    uint64_t until; /* the last step of the phase */
-    struct distill_schedule schedule;
-};
-#define DISTILL_MAX_PAST 32
-struct distill_plan {
-    struct distill_phase past[DISTILL_MAX_PAST]; /* `until` goes up */
-    size_t n_past;
-    struct distill_schedule now; /* of the steps after the last phase */
-};
-double distill_lr(const struct distill_plan *p, uint64_t step);
-bool distill_plan_equal(const struct distill_plan *a, const struct distill_plan *b);
-/* ERR_USAGE for a plan that cannot be. */
-int distill_plan_check(const struct distill_plan *p, struct err *e) MUST_CHECK;
-/* `step` steps have followed `before`, the rest is to follow p: makes p the plan of them all, in its shortest form. */
-int distill_plan_continue(struct distill_plan *p, const struct distill_plan *before, uint64_t step,
-                          struct err *e) MUST_CHECK;
-/* "UNTIL:steps=N,warmup=N,lr=RATE,lr-min=RATE" and back, digit by digit. Returns out. */
-int distill_phase_parse(const char *text, struct distill_phase *p, struct err *e) MUST_CHECK;
-#define DISTILL_PHASE_TEXT 192
-char *distill_phase_text(const struct distill_phase *p, char out[DISTILL_PHASE_TEXT]);
-
 /* ---- the trainer -------------------------------------------------------------------------------------------------------- */
 
 struct distill_options {
     struct distill_loss loss; /* settled */
-    struct distill_plan plan;
-    uint64_t batch_tokens;                        /* positions per optimizer step, at least */
-    uint64_t micro_tokens;                        /* positions per forward and backward, at most (but one sequence) */
-    double weight_decay, beta1, beta2, eps, clip; /* clip 0: none */
-    enum dtype precision;                         /* of the tape: DT_F32 or DT_BF16 */
-    enum dtype state; /* of AdamW's moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
-    bool recompute;   /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
+    struct train_plan plan;
+    struct train_options train; /* optimizer */
+    uint64_t batch_tokens;      /* positions per optimizer step, at least */
+    uint64_t micro_tokens;      /* positions per forward and backward, at most (but one sequence) */
+    double clip;                /* largest norm of the gradient; 0: any */
+    enum dtype precision;       /* of the tape: DT_F32 or DT_BF16 */
+    bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 
 /* Steps that `epochs` passes over a tokens or knowledge stream make. Reads it to the end once, lengths only. ERR_DATA when it holds
@@ -135,9 +94,9 @@ struct distill_progress {
 };
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
 /* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
-const struct distill_plan *trainer_plan(const struct trainer *t);
+const struct train_plan *trainer_plan(const struct trainer *t);
 
-/* Where the memory goes, in bytes: the model's, AdamW's, and the largest need of a step so far (struct grad_memory). */
+/* Where the memory goes, in bytes: the model's, the optimizer's, and the largest need of a step so far (struct grad_memory). */
 struct distill_memory {
     double weights, gradients, optimizer;
     double values, value_gradients, scratch;
@@ -149,8 +108,8 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m);
  * time. A resumed run gives the same bytes as an uninterrupted one.
  *
  * trainer_restore comes before any data. ERR_DATA unless all is the same that these bytes depend on: the student that the run
- * began with (its configuration and all weights), the data, the loss, the cut into batches and micro-batches, precision and the
- * numbers of AdamW. The plan alone may differ: it holds from the next step on (distill_plan_continue). ERR_USAGE when the
+ * began with (its configuration and all weights), the data, the loss, the cut into batches and micro-batches, precision and what
+ * lib/train is told. The plan alone may differ: it holds from the next step on (train_plan_continue). ERR_USAGE when the
  * checkpoint is past the plan's last step.
  *
  * Afterwards the data is fed from the beginning of the epoch, and trainer_feed skips what was trained on, checked against a

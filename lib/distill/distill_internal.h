@@ -15,7 +15,7 @@ struct trainer {
     struct distill_options o;
     struct knowledge_format format;
     struct grad_tape *tape;
-    struct kernel_array *m1, *m2; /* AdamW's moments of each parameter, [n_params] */
+    struct param_set set; /* the model's parameters */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -43,11 +43,6 @@ struct trainer {
     struct distill_progress progress;
     struct buf dense, row_weight, row_loss; /* of one block of positions */
 };
-
-/* How much decay does this parameter get? */
-static inline bool trainer_decays(enum model_role role) {
-    return model_role_is_matrix(role) && role != ROLE_EMBED;
-}
 
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */
 void trainer_use_seq(struct trainer *t, size_t i);

@@ -7,24 +7,10 @@
 
 /* ---- making -------------------------------------------------------------------------------------------------------- */
 
-static int alloc_moments(struct trainer *t, struct err *e) {
-    size_t n = t->m->n_params;
-    t->m1 = mem_array(n, sizeof *t->m1, e);
-    t->m2 = t->m1 ? mem_array(n, sizeof *t->m2, e) : NULL;
-    if (!t->m2) return e->code;
-    for (size_t i = 0; i < n; i++) {
-        size_t size = kernel_array_bytes(t->o.state, 1), count = t->m->params[i].n;
-        t->m1[i] = (struct kernel_array){t->o.state, mem_array(count, size, e)};
-        t->m2[i] = (struct kernel_array){t->o.state, t->m1[i].data ? mem_array(count, size, e) : NULL};
-        if (!t->m2[i].data) return err_prefix(e, "moments of '%s'", t->m->params[i].desc.name);
-    }
-    return 0;
-}
-
 static int check_options(const struct distill_options *o, struct err *e) {
     if (!o->batch_tokens || !o->micro_tokens)
         return err_set(e, ERR_USAGE, "the numbers of batch tokens and micro-batch tokens are at least 1");
-    return distill_plan_check(&o->plan, e);
+    return train_plan_check(&o->plan, e);
 }
 
 /* Configuration and weights. */
@@ -44,12 +30,13 @@ static int digest_student(const struct model *m, struct digest *out, struct err 
 }
 
 static int begin(struct trainer *t, struct err *e) {
-    struct distill_plan none = {0};
+    struct train_plan none = {0};
     t->seen = digest_new(e);
     if (!t->seen) return e->code;
     t->saved.seen = digest_get(t->seen);
-    if (distill_plan_continue(&t->o.plan, &none, 0, e) || digest_student(t->m, &t->student, e) || alloc_moments(t, e) ||
-        model_enable_grad(t->m, e) || grad_tape_new(&t->tape, true, t->o.precision, e))
+    if (train_plan_continue(&t->o.plan, &none, 0, e) || digest_student(t->m, &t->student, e) ||
+        train_add_model(&t->set, t->m, e) || param_set_begin(&t->set, e) ||
+        grad_tape_new(&t->tape, true, t->o.precision, e))
         return e->code;
     grad_recompute(t->tape, t->o.recompute);
     return 0;
@@ -64,6 +51,7 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
     if (!t) return e->code;
     t->m = m;
     t->o = *o;
+    param_set_init(&t->set, &o->train);
     t->format = fitted;
     if (begin(t, e)) {
         trainer_free(t);
@@ -80,12 +68,7 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
 
 void trainer_free(struct trainer *t) {
     if (!t) return;
-    for (size_t i = 0; i < t->m->n_params; i++) {
-        if (t->m1) mem_free(t->m1[i].data);
-        if (t->m2) mem_free(t->m2[i].data);
-    }
-    mem_free(t->m1);
-    mem_free(t->m2);
+    param_set_release(&t->set);
     grad_tape_free(t->tape);
     knowledge_rows_release(&t->rows);
     digest_free(t->seen);
@@ -97,14 +80,12 @@ void trainer_free(struct trainer *t) {
 
 void trainer_memory(const struct trainer *t, struct distill_memory *m) {
     struct grad_memory tape = grad_memory(t->tape);
-    double parameters = (double)model_parameters(&t->m->config) * sizeof(float);
-    *m =
-        (struct distill_memory){.weights = parameters,
-                                .gradients = parameters,
-                                .optimizer = 2 * parameters / sizeof(float) * (double)kernel_array_bytes(t->o.state, 1),
-                                .values = (double)tape.values,
-                                .value_gradients = (double)tape.gradients,
-                                .scratch = (double)tape.scratch};
+    *m = (struct distill_memory){.weights = (double)model_parameters(&t->m->config) * sizeof(float),
+                                 .gradients = (double)param_set_elements(&t->set) * sizeof(float),
+                                 .optimizer = (double)param_set_state_bytes(&t->set),
+                                 .values = (double)tape.values,
+                                 .value_gradients = (double)tape.gradients,
+                                 .scratch = (double)tape.scratch};
 }
 
 /* ---- data ------------------------------------------------------------------------------------------------------------ */
@@ -211,7 +192,7 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     while (t->step_positions < t->o.batch_tokens) {
         uint64_t enough = t->o.batch_tokens - t->step_positions;
         size_t n_positions,
-            n_seqs = knowledge_run(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
+            n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
@@ -225,7 +206,7 @@ void trainer_progress(const struct trainer *t, struct distill_progress *p) {
     *p = t->progress;
 }
 
-const struct distill_plan *trainer_plan(const struct trainer *t) {
+const struct train_plan *trainer_plan(const struct trainer *t) {
     return &t->o.plan;
 }
 

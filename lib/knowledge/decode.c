@@ -309,8 +309,8 @@ void knowledge_clear(struct knowledge_rows *k) {
     k->viewed = NULL;
 }
 
-size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
-                     size_t *n_positions) {
+size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
+                           size_t *n_positions) {
     size_t whole = knowledge_whole_seqs(k), i = first;
     for (*n_positions = 0; i < whole; i++) {
         if (i > first && *n_positions + k->lengths[i] > fit) return i - first;

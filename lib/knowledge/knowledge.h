@@ -163,12 +163,12 @@ int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, co
 /* Forgets all, also the beginning of an open sequence: for those who take batches as they come. */
 void knowledge_clear(struct knowledge_rows *k);
 /*
- * The next run of whole sequences, from number `first` of the queue on: as many as fit `fit` positions, but at least one,
- * and none behind the one that reaches `enough`. 0 while what has come does not tell; `last`: no more will. Runs depend on
- * the sequences alone, not on the batches that brought them.
+ * The number of sequences of the next forward pass, counted from sequence `first` of the queue: as many whole ones as fit
+ * into `fit` positions, but at least one, and none after the one that reaches `enough`. 0 while that depends on sequences
+ * still to come; `last`: none will. Passes depend on the sequences alone, not on the batches that brought them.
  */
-size_t knowledge_run(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
-                     size_t *n_positions);
+size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
+                           size_t *n_positions);
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);

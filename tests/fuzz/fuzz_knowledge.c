@@ -110,7 +110,7 @@ static void use_rows(struct knowledge_rows *k, const struct knowledge_format *f)
     struct buf text = {0};
     size_t positions;
     check_rows(k, f);
-    size_t n = knowledge_run(k, 0, 7, 100, true, &positions);
+    size_t n = knowledge_next_pass(k, 0, 7, 100, true, &positions);
     if (knowledge_tsv_rows(&(struct knowledge_tsv){.top = 3}, &text, k, f, 0, k->n_positions, &e)) abort();
     buf_release(&text);
     knowledge_drop(k, f, n);

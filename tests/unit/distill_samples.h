@@ -31,16 +31,13 @@ static inline struct model *student_new(bool tied, uint64_t seed) {
 
 static inline struct distill_options options_of(const char *loss, const struct knowledge_format *f) {
     struct err e;
-    struct distill_options o = {.plan.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 8},
-                                .batch_tokens = 40,
-                                .micro_tokens = 1000,
-                                .weight_decay = 0.1,
-                                .beta1 = 0.9,
-                                .beta2 = 0.95,
-                                .eps = 1e-8,
-                                .clip = 1,
-                                .precision = DT_F32,
-                                .state = DT_F32};
+    struct distill_options o = {
+        .plan.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 8},
+        .batch_tokens = 40,
+        .micro_tokens = 1000,
+        .train = {.weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .state = DT_F32},
+        .clip = 1,
+        .precision = DT_F32};
     char copy[200], *save = NULL;
     snprintf(copy, sizeof copy, "%s", loss);
     for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))

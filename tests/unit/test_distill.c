@@ -233,7 +233,7 @@ static void accumulated_gradients_add_up(void **state) {
     struct distill_options o = options_of("ce", &plain);
     struct distill_progress p, q;
     o.batch_tokens = 80;
-    o.eps = 1;
+    o.train.eps = 1;
     o.plan.now.lr = 0.5;
     int fd = tokens_file(&s, 100);
     struct buf a = trained(fd, &o, &plain, &p);
@@ -254,9 +254,9 @@ static void bf16_learns_as_f32(void **state) {
     int fd = tokens_file(&s, 100);
     for (o.plan.now.steps = 5; o.plan.now.steps <= 35; o.plan.now.steps += 10) {
         struct distill_progress f32, bf16;
-        o.precision = o.state = DT_F32;
+        o.precision = o.train.state = DT_F32;
         struct buf a = trained(fd, &o, &plain, &f32);
-        o.precision = o.state = DT_BF16;
+        o.precision = o.train.state = DT_BF16;
         struct buf b = trained(fd, &o, &plain, &bf16);
         assert_int_equal(f32.step, bf16.step);
         if (fabs(bf16.ce / f32.ce - 1) > 0.01)
@@ -296,71 +296,6 @@ static void counted_steps_are_the_steps_taken(void **state) {
         close(fd);
     }
     sample_free(&s);
-}
-
-static void the_schedule_is_linear_then_a_cosine(void **state) {
-    (void)state;
-    struct distill_plan p = {.now = {.lr = 1, .lr_min = 0.1, .warmup = 4, .steps = 12}};
-    assert_true(distill_lr(&p, 1) == 0.25 && distill_lr(&p, 2) == 0.5 && distill_lr(&p, 4) == 1);
-    assert_true(fabs(distill_lr(&p, 8) - 0.55) < 1e-12 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
-    p.now.warmup = 0;
-    assert_true(distill_lr(&p, 1) == 1 && fabs(distill_lr(&p, 12) - 0.1) < 1e-12);
-    p.now.steps = 1;
-    assert_true(distill_lr(&p, 1) == 1);
-    assert_int_equal(distill_default_warmup(9), 0);
-    assert_int_equal(distill_default_warmup(999), 99);
-    assert_int_equal(distill_default_warmup(5000), 100);
-    assert_true(distill_default_lr_min(1e-3) == 1e-4);
-}
-
-static void a_plan_is_what_its_steps_followed(void **state) {
-    (void)state;
-    struct err e;
-    const struct distill_schedule a = {1, 0.1, 4, 12}, b = {0.5, 0.05, 0, 20};
-    struct distill_plan p = {.now = b}, before = {.now = a}, again;
-    OK(distill_plan_continue(&p, &before, 6, &e));
-    assert_int_equal(p.n_past, 1);
-    assert_true(distill_lr(&p, 6) == distill_schedule_lr(&a, 6) && distill_lr(&p, 7) == distill_schedule_lr(&b, 7));
-    again = p; /* the same once more, from before and from after its change */
-    OK(distill_plan_continue(&again, &p, 3, &e));
-    assert_true(distill_plan_equal(&again, &p));
-    OK(distill_plan_continue(&again, &p, 9, &e));
-    assert_true(distill_plan_equal(&again, &p));
-    again = (struct distill_plan){.now = a}; /* back to the first: a phase in the middle */
-    OK(distill_plan_continue(&again, &p, 9, &e));
-    assert_int_equal(again.n_past, 2);
-    assert_true(again.past[0].until == 6 && again.past[1].until == 9);
-    assert_true(distill_schedule_equal(&again.past[1].schedule, &b));
-    again = (struct distill_plan){.now = a}; /* nothing has been taken of the other one */
-    OK(distill_plan_continue(&again, &p, 6, &e));
-    assert_int_equal(again.n_past, 0);
-    before = (struct distill_plan){.now = a, .n_past = 1, .past = {{0, b}}};
-    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
-    before.past[0].until = 13;
-    assert_int_equal(distill_plan_check(&before, &e), ERR_USAGE);
-    before.past[0].until = 12;
-    OK(distill_plan_check(&before, &e));
-    for (uint64_t i = 0; i <= DISTILL_MAX_PAST; i++) { /* changed at each step */
-        before = p;
-        p.now.lr = (double)i / 100;
-        assert_int_equal(distill_plan_continue(&p, &before, 7 + i, &e), i + 1 < DISTILL_MAX_PAST ? 0 : ERR_USAGE);
-        if (i + 1 >= DISTILL_MAX_PAST) break;
-    }
-}
-
-static void a_phase_reads_back(void **state) {
-    (void)state;
-    struct err e;
-    char text[DISTILL_PHASE_TEXT], twice[DISTILL_PHASE_TEXT];
-    const double rates[] = {0, 1e-4, 0.1, 1.0 / 3, 2.5e-300, 10};
-    for (size_t i = 0; i < COUNT_OF(rates); i++) {
-        struct distill_phase p = {7 + i, {rates[i], rates[i] / 7, 3, 1000000}}, q;
-        OK(distill_phase_parse(distill_phase_text(&p, text), &q, &e));
-        assert_true(q.until == p.until && distill_schedule_equal(&q.schedule, &p.schedule));
-        assert_string_equal(distill_phase_text(&q, twice), text);
-    }
-    const struct distill_phase p = {30, {0.01, 0.001, 3, 60}};
-    assert_string_equal(distill_phase_text(&p, text), "30:steps=60,warmup=3,lr=0.01,lr-min=0.001");
 }
 
 /* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
@@ -527,9 +462,6 @@ int main(void) {
         cmocka_unit_test(accumulated_gradients_add_up),
         cmocka_unit_test(bf16_learns_as_f32),
         cmocka_unit_test(counted_steps_are_the_steps_taken),
-        cmocka_unit_test(the_schedule_is_linear_then_a_cosine),
-        cmocka_unit_test(a_plan_is_what_its_steps_followed),
-        cmocka_unit_test(a_phase_reads_back),
         cmocka_unit_test(decay_leaves_embedding_and_norms_alone),
         cmocka_unit_test(last_positions_do_not_teach),
         cmocka_unit_test(the_student_learns),

@@ -31,10 +31,10 @@ static int restore(struct trainer *t, int fd, struct err *e) {
 
 static void assert_same_run(struct trainer *a, struct trainer *b) {
     for (size_t i = 0; i < a->m->n_params; i++) {
-        size_t n = a->m->params[i].n * sizeof(float), moments = kernel_array_bytes(a->o.state, a->m->params[i].n);
+        size_t n = a->m->params[i].n * sizeof(float), moments = kernel_array_bytes(a->o.train.state, a->m->params[i].n);
         assert_memory_equal(a->m->params[i].value, b->m->params[i].value, n);
-        assert_memory_equal(a->m1[i].data, b->m1[i].data, moments);
-        assert_memory_equal(a->m2[i].data, b->m2[i].data, moments);
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++)
+            assert_memory_equal(a->set.params[i].moments[k].data, b->set.params[i].moments[k].data, moments);
     }
     assert_int_equal(a->progress.step, b->progress.step);
     assert_int_equal(a->progress.epoch, b->progress.epoch);
@@ -87,7 +87,7 @@ static void check_resumed(enum dtype precision, enum dtype moments) {
     struct run r;
     run_init(&r);
     r.o.precision = precision;
-    r.o.state = moments;
+    r.o.train.state = moments;
     struct trainer *whole = run_begin(&r, 1);
     OK(train_to(whole, r.fd, r.o.plan.now.steps, &e));
     assert_true(whole->progress.epoch >= 1); /* the data is read more than once */
@@ -149,13 +149,13 @@ static void other_options_are_refused(void **state) {
     struct run r;
     run_init(&r);
     int fd = checkpoint_at(&r, 3);
-    r.o.weight_decay = 0.02;
+    r.o.train.weight_decay = 0.02;
     struct trainer *t = run_begin(&r, 1);
     assert_int_equal(restore(t, fd, &e), ERR_DATA);
     assert_string_equal(e.msg, "checkpoint: the checkpoint was made with weight-decay 0.10000000000000001, this run "
                                "has 0.02");
     run_end(t);
-    r.o.weight_decay = 0.1;
+    r.o.train.weight_decay = 0.1;
     r.f.temperature = 2;
     t = run_begin(&r, 1);
     assert_int_equal(restore(t, fd, &e), ERR_DATA);
@@ -172,7 +172,7 @@ static void other_schedules_go_on(void **state) {
     struct run r;
     run_init(&r);
     int fd = checkpoint_at(&r, 3), fd2;
-    r.o.plan.now = (struct distill_schedule){.lr = 0.004, .lr_min = 0.002, .warmup = 0, .steps = 12};
+    r.o.plan.now = (struct train_schedule){.lr = 0.004, .lr_min = 0.002, .warmup = 0, .steps = 12};
     struct trainer *t = run_begin(&r, 1);
     OK(restore(t, fd, &e));
     assert_int_equal(trainer_plan(t)->n_past, 1);
@@ -192,7 +192,7 @@ static void other_schedules_go_on(void **state) {
     assert_same_run(whole, t);
     run_end(whole);
     run_end(t);
-    r.o.plan = (struct distill_plan){.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 2}};
+    r.o.plan = (struct train_plan){.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 2}};
     t = run_begin(&r, 1); /* fewer than it has taken */
     assert_int_equal(restore(t, fd, &e), ERR_USAGE);
     assert_string_equal(e.msg, "checkpoint: the checkpoint is at step 3, this run has 2");

@@ -234,16 +234,13 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     struct stream_reader *r;
     struct batch b = {0};
     struct knowledge_format read;
-    struct distill_options o = {.plan.now = {.lr = 1e-2, .steps = 6},
-                                .batch_tokens = 20,
-                                .micro_tokens = 1000,
-                                .weight_decay = 0.1,
-                                .beta1 = 0.9,
-                                .beta2 = 0.95,
-                                .eps = 1e-2,
-                                .clip = 1,
-                                .precision = precision,
-                                .state = DT_F32};
+    struct distill_options o = {
+        .plan.now = {.lr = 1e-2, .steps = 6},
+        .batch_tokens = 20,
+        .micro_tokens = 1000,
+        .train = {.weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-2, .state = DT_F32},
+        .clip = 1,
+        .precision = precision};
     bool more = true, stepped;
     int fd;
     OK(distill_loss_parse("kl", &o.loss, &e));

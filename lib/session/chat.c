@@ -1,8 +1,8 @@
-/* Conversations into documents: a vocabulary's chat template, or one from a file, as what corpus_encode composes with. */
+/* Renders conversations into documents for corpus_encode, by the chat template of the vocabulary or of a file. */
 #include "lib/chat/chat.h"
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-struct run_chat {
+struct session_chat {
     struct chat_template *template;
     struct chat_options options;
     struct chat_special special[4];
@@ -23,7 +23,8 @@ static int read_file(struct cli *c, const char *path, struct buf *out, struct er
     return rc;
 }
 
-static int open_template(struct run_chat *t, struct cli *c, const struct vocab *v, const char *path, struct err *e) {
+static int open_template(struct session_chat *t, struct cli *c, const struct vocab *v, const char *path,
+                         struct err *e) {
     struct buf text = {0};
     if (!path && !v->chat_template)
         return err_set(e, ERR_DATA, "the model has no chat template (--chat-template FILE names one)");
@@ -36,8 +37,8 @@ static int open_template(struct run_chat *t, struct cli *c, const struct vocab *
     return rc;
 }
 
-/* The vocabulary's special tokens are variables of templates. */
-static int add_special(struct run_chat *t, const struct vocab *v, const char *name, uint32_t id, struct err *e) {
+/* Templates see the vocabulary's special tokens as variables. */
+static int add_special(struct session_chat *t, const struct vocab *v, const char *name, uint32_t id, struct err *e) {
     if (id == TOKEN_NONE) return 0;
     const char *text = arena_strndup(&t->memory, (const char *)v->tokens[id].bytes, v->tokens[id].n_bytes, e);
     if (!text) return e->code;
@@ -46,9 +47,9 @@ static int add_special(struct run_chat *t, const struct vocab *v, const char *na
     return 0;
 }
 
-int run_chat_open(struct run_chat **out, struct cli *c, const struct vocab *v, const struct run_chat_options *o,
-                  struct err *e) {
-    struct run_chat *t = mem_zalloc(sizeof *t, e);
+int session_chat_open(struct session_chat **out, struct cli *c, const struct vocab *v,
+                      const struct session_chat_options *o, struct err *e) {
+    struct session_chat *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->field = o->field ? o->field : "messages";
     t->answers = !o->add_generation_prompt;
@@ -61,21 +62,21 @@ int run_chat_open(struct run_chat **out, struct cli *c, const struct vocab *v, c
     if (!rc) rc = add_special(t, v, "unk_token", v->unk, e);
     if (!rc) rc = open_template(t, c, v, o->path, e);
     if (rc)
-        run_chat_free(t);
+        session_chat_free(t);
     else
         *out = t;
     return rc;
 }
 
-void run_chat_free(struct run_chat *t) {
+void session_chat_free(struct session_chat *t) {
     if (!t) return;
     chat_template_free(t->template);
     arena_release(&t->memory);
     mem_free(t);
 }
 
-int run_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e) {
-    const struct run_chat *t = ctx;
+int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e) {
+    const struct session_chat *t = ctx;
     struct chat_text out = {0};
     int rc = chat_render(t->template, line, n, t->field, t->answers, &t->options, &out, e);
     if (!rc) rc = buf_append(text, out.text.data, out.text.len, e);

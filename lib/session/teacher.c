@@ -1,89 +1,90 @@
 /*
- * A teacher over a stream of tokens. Sequences are gathered in a queue and cut into forward passes, which depend on the
- * sequences alone; passes are gathered into blocks, of one pass when the model is in memory.
+ * Runs a teacher over a stream of tokens. Sequences are queued and cut into forward passes, which depend on the sequences
+ * alone; passes are gathered into blocks. A model that is in memory has one pass per block.
  */
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-/* One forward pass, of sequences that lie one behind the other in the queue. */
+/* One forward pass over consecutive sequences of the queue. */
 struct pass {
     size_t n_seqs, n_positions;
 };
 
-struct run_teacher {
+struct session_teacher {
     struct cli *c;
-    const struct run_options *options;
-    struct run_teacher_options how;
-    struct run_file file;
+    const struct session_options *options;
+    struct session_teacher_options how;
+    struct session_file file;
     struct model *model;               /* in memory, or ... */
     struct model_layerwise *layerwise; /* ... layer by layer */
     struct digest digest;
     struct grad_tape *scratch;
 
-    /* While it runs. */
-    struct knowledge_format format; /* of the tokens, with the teacher's vocabulary where they name none */
+    /* The state of session_teacher_infer. */
+    struct knowledge_format format; /* of the tokens; the teacher's vocabulary size where they state none */
     struct knowledge_rows rows;
     struct batch batch;
     struct buf passes, inputs;    /* struct pass; struct model_input */
-    size_t n_seqs, n_positions;   /* of the queue, cut into passes so far */
+    size_t n_seqs, n_positions;   /* at the head of the queue, already cut into passes */
     struct knowledge_encoder *to; /* the caller's; NULL: not ready yet */
-    run_teacher_ready *ready;
+    session_teacher_ready *ready;
     void *ctx;
     double inv_temperature;
 };
 
 /* ---- opening --------------------------------------------------------------------------------------------------------- */
 
-/* Positions whose hidden states take an eighth of the memory that is left. */
+/* As many positions as have hidden states that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden) {
     uint64_t n = mem_left() / 8 / (hidden * sizeof(float));
     return n ? n : 1;
 }
 
 static int read_again(void *ctx, struct stream_reader **out, struct err *e) {
-    return run_file_again(ctx, STREAM_MODEL, out, e);
+    return session_file_again(ctx, STREAM_MODEL, out, e);
 }
 
-static int open_layerwise(struct run_teacher *t, const struct run_options *o, struct err *e) {
+static int open_layerwise(struct session_teacher *t, const struct session_options *o, struct err *e) {
     struct stream_reader *r;
-    run_file_init(&t->file, o->model);
+    session_file_init(&t->file, o->model);
     bool pipe = !t->file.is_file;
     if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, run_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
     if (!t->how.block_tokens)
-        t->how.block_tokens = pipe ? UINT64_MAX : default_block(run_teacher_model(t)->config.hidden);
+        t->how.block_tokens = pipe ? UINT64_MAX : default_block(session_teacher_model(t)->config.hidden);
     return 0;
 }
 
-int run_teacher_open(struct run_teacher **out, struct cli *c, const struct run_options *o,
-                     const struct run_teacher_options *how, struct err *e) {
-    struct run_teacher *t = mem_zalloc(sizeof *t, e);
+int session_teacher_open(struct session_teacher **out, struct cli *c, const struct session_options *o,
+                         const struct session_teacher_options *how, struct err *e) {
+    struct session_teacher *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->c = c;
     t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
-    int rc = how->layerwise ? open_layerwise(t, o, e) : run_load_model(c, o, run_hold(o), &t->model, &t->digest, e);
-    if (!rc) rc = model_check_next_token(&run_teacher_model(t)->config, e);
-    if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(run_teacher_model(t)), e);
+    int rc =
+        how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
+    if (!rc) rc = model_check_next_token(&session_teacher_model(t)->config, e);
+    if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
-        run_teacher_free(t);
+        session_teacher_free(t);
     else
         *out = t;
     return rc;
 }
 
-const struct model *run_teacher_model(const struct run_teacher *t) {
+const struct model *session_teacher_model(const struct session_teacher *t) {
     return t->layerwise ? model_layerwise_model(t->layerwise) : t->model;
 }
 
-void run_teacher_free(struct run_teacher *t) {
+void session_teacher_free(struct session_teacher *t) {
     if (!t) return;
     model_layerwise_free(t->layerwise);
     model_free(t->model);
-    run_file_release(&t->file);
+    session_file_release(&t->file);
     grad_tape_free(t->scratch);
     knowledge_rows_release(&t->rows);
     batch_release(&t->batch);
@@ -95,22 +96,22 @@ void run_teacher_free(struct run_teacher *t) {
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
-    const struct run_teacher *t = ctx;
-    (void)first, (void)vocab; /* they come in order */
+    const struct session_teacher *t = ctx;
+    (void)first, (void)vocab; /* rows come in order */
     int rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
     cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
     return rc;
 }
 
 static void layer_done(void *ctx, uint32_t layers) {
-    const struct run_teacher *t = ctx;
+    const struct session_teacher *t = ctx;
     uint64_t done = t->to ? knowledge_encoder_counts(t->to).positions : 0;
-    cli_progress(t->c, done, "layer %u of %u for the next %zu", layers, run_teacher_model(t)->config.n_layers,
+    cli_progress(t->c, done, "layer %u of %u for the next %zu", layers, session_teacher_model(t)->config.n_layers,
                  t->n_positions);
 }
 
-/* The passes of the queue as inputs of the model. */
-static int lay_out_inputs(struct run_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
+/* The queue's passes as inputs of the model. */
+static int lay_out_inputs(struct session_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
     int rc = 0;
@@ -127,24 +128,24 @@ static int lay_out_inputs(struct run_teacher *t, const struct model_input **in, 
     return rc;
 }
 
-/* All of the teacher has been read now. */
-static int make_encoder(struct run_teacher *t, struct err *e) {
+/* Called once the whole teacher has been read. */
+static int make_encoder(struct session_teacher *t, struct err *e) {
     if (t->layerwise) {
         t->digest = model_layerwise_digest(t->layerwise);
-        if (run_put_precision(t->c, t->options, run_teacher_model(t), e)) return e->code;
+        if (session_put_precision(t->c, t->options, session_teacher_model(t), e)) return e->code;
     }
     return t->ready(t->ctx, t->digest, &t->to, e);
 }
 
-/* The encoder, made when it is first needed, is told what comes. */
-static int announce(struct run_teacher *t, struct err *e) {
+/* Creates the encoder on first use and announces the next batch to it. */
+static int announce(struct session_teacher *t, struct err *e) {
     struct stream_batch head = {
         .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
     if (!t->to && make_encoder(t, e)) return e->code;
     return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
 }
 
-static int infer_block(struct run_teacher *t, struct err *e) {
+static int infer_block(struct session_teacher *t, struct err *e) {
     const struct model_input *in;
     size_t n;
     if (!t->n_seqs) return 0;
@@ -161,10 +162,10 @@ static int infer_block(struct run_teacher *t, struct err *e) {
 }
 
 /* All passes that are complete in the queue, and all blocks of them. */
-static int infer_queue(struct run_teacher *t, bool last, struct err *e) {
+static int infer_queue(struct session_teacher *t, bool last, struct err *e) {
     uint64_t fit = t->how.batch_tokens;
     struct pass p;
-    while ((p.n_seqs = knowledge_run(&t->rows, t->n_seqs, fit, fit, last, &p.n_positions)) > 0) {
+    while ((p.n_seqs = knowledge_next_pass(&t->rows, t->n_seqs, fit, fit, last, &p.n_positions)) > 0) {
         if (buf_append(&t->passes, &p, sizeof p, e)) return e->code;
         t->n_seqs += p.n_seqs;
         t->n_positions += p.n_positions;
@@ -173,12 +174,12 @@ static int infer_queue(struct run_teacher *t, bool last, struct err *e) {
     return last ? infer_block(t, e) : 0;
 }
 
-int run_teacher_infer(struct run_teacher *t, struct run_data *tokens, double inv_temperature, run_teacher_ready *ready,
-                      void *ctx, struct err *e) {
-    const struct model_config *config = &run_teacher_model(t)->config;
+int session_teacher_infer(struct session_teacher *t, struct session_data *tokens, double inv_temperature,
+                          session_teacher_ready *ready, void *ctx, struct err *e) {
+    const struct model_config *config = &session_teacher_model(t)->config;
     bool more = true;
     t->format = tokens->format;
-    t->format.vocab_size = model_n_tokens(run_teacher_model(t));
+    t->format.vocab_size = model_n_tokens(session_teacher_model(t));
     t->inv_temperature = inv_temperature;
     t->ready = ready;
     t->ctx = ctx;

@@ -1,43 +1,43 @@
-/* The model that a program was told to take, whole or its vocabulary alone. */
+/* Loads the model that --model names, or only its vocabulary, and resolves --precision. */
 #include <string.h>
 #include <sys/stat.h>
 
-#include "lib/run/run.h"
+#include "lib/session/session.h"
 
-static const char *chosen(const struct run_options *o) {
+static const char *chosen(const struct session_options *o) {
     if (strcmp(o->precision, "auto") != 0) return o->precision;
     return !kernel_has_bf16() ? "f32" : o->auto_int8 ? "int8" : "bf16";
 }
 
-enum dtype run_precision(const struct run_options *o) {
+enum dtype session_precision(const struct session_options *o) {
     return strcmp(chosen(o), "f32") != 0 ? DT_BF16 : DT_F32;
 }
 
-int run_put_precision(struct cli *c, const struct run_options *o, const struct model *m, struct err *e) {
+int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m, struct err *e) {
     const char *name = chosen(o);
     if (!strcmp(name, "int8") && !m->n_int8) {
         if (!strcmp(o->precision, "int8"))
             return err_set(e, ERR_USAGE, "%s: no weights are quantized, which --precision int8 is for (rill quantize)",
                            strcmp(o->model, "-") != 0 ? o->model : "standard input");
-        name = "bf16"; /* of what is not quantized */
+        name = "bf16"; /* for weights that are not quantized */
     }
     bool ok = json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
     return ok ? 0 : err_nomem(e, "report");
 }
 
-enum model_hold run_hold(const struct run_options *o) {
+enum model_hold session_hold(const struct session_options *o) {
     if (!strcmp(chosen(o), "int8")) return HOLD_INT8;
-    return run_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
+    return session_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
 }
 
-int run_load_model(struct cli *c, const struct run_options *o, enum model_hold hold, struct model **out,
-                   struct digest *digest, struct err *e) {
+int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
+                       struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
     if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, r, hold, e)) return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;
-    return run_put_precision(c, o, *out, e);
+    return session_put_precision(c, o, *out, e);
 }
 
 static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, struct err *e) {
@@ -50,7 +50,7 @@ static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, st
     return vocab_unpack(v, item.bytes, item.n_bytes, e) ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
 }
 
-int run_load_vocab(struct cli *c, const struct run_options *o, struct vocab **out, struct err *e) {
+int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) {
     struct stat st;
     struct stream_map *m;
     const void *bytes = NULL;

@@ -1,0 +1,142 @@
+/*
+ * session: what programs that take a model share: the options that name the model and its precision, loading it, the
+ * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
+ *
+ *     static struct session_options how;
+ *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
+ *     ...
+ *     struct session_data d = {0};
+ *     session_load_model(c, &how, &m, NULL, e), session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &d, e)
+ *     while (!knowledge_read(d.stream, &d.format, &batch, &more, e) && more) ...
+ */
+#ifndef RILL_SESSION_H
+#define RILL_SESSION_H
+
+#include "lib/base/base.h"
+#include "lib/cli/cli.h"
+#include "lib/knowledge/knowledge.h"
+#include "lib/model/model.h"
+
+/* ---- the model ------------------------------------------------------------------------------------------------------ */
+
+struct session_options {
+    const char *model;     /* NULL: not given */
+    const char *precision; /* "auto", "int8", "bf16" or "f32" */
+    bool auto_int8;        /* auto is int8 for quantized weights where it else is bf16 */
+};
+
+/* A row of the program's option table: -m, --model. `o` is the program's struct session_options. */
+#define SESSION_MODEL(o, placeholder, must, text)                                                                      \
+    {                                                                                                                  \
+        .name = "model", .letter = 'm', .type = CLI_STRING, .to = &(o).model, .arg = (placeholder),                    \
+        .required = (must), .completes_files = true, .help = (text)                                                    \
+    }
+
+/* Rows for --precision: of inference; of inference where o.auto_int8 is set; of training, which has no int8. */
+#define SESSION_PRECISION(o) SESSION_PRECISION_OF(o, "auto|int8|bf16|f32", SESSION_INT8_HELP SESSION_AUTO_HELP)
+#define SESSION_PRECISION_AUTO_INT8(o)                                                                                 \
+    SESSION_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                      \
+                         SESSION_INT8_HELP                                                                             \
+                         "auto: int8 where products of bf16 take no longer than those of f32 (AVX-512, AMX), "         \
+                         "if weights are quantized, and bf16 if none are; ")
+#define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
+#define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
+#define SESSION_INT8_HELP                                                                                              \
+    "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
+    "to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
+#define SESSION_PRECISION_OF(o, names, text)                                                                           \
+    {                                                                                                                  \
+        .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
+        .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"                       \
+    }
+/* The precision of the tape on this machine: DT_BF16 or DT_F32. */
+enum dtype session_precision(const struct session_options *o);
+/* Records the resolved precision in report and provenance, once all weights of `m` have been loaded; session_load_model
+ * calls it. ERR_USAGE: int8 was asked for, and no weights are quantized. */
+int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
+                          struct err *e) MUST_CHECK;
+/* The weight format for inference in that precision. */
+enum model_hold session_hold(const struct session_options *o);
+
+/* Opens and reads the model; messages name its file. Records the resolved precision. *digest (NULL: not wanted) is the
+ * digest of its stream. The caller frees *out. */
+int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
+                       struct digest *digest, struct err *e) MUST_CHECK;
+/* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
+ * The caller frees *out. */
+int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;
+
+/* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
+
+/* A stream that can be read several times if it is a regular file. Begin with {0}. */
+struct session_file {
+    bool is_file;
+    const char *path, *name; /* from here on private */
+    struct stream_reader *again;
+    int fd;
+};
+/* Looks at what the path leads to. Call it before anything reads from standard input. */
+void session_file_init(struct session_file *f, const char *path);
+/* A second reader from the beginning, in addition to the cli's, which the provenance needs. Valid until the next call. */
+int session_file_again(struct session_file *f, enum stream_kind expect, struct stream_reader **out,
+                       struct err *e) MUST_CHECK;
+void session_file_release(struct session_file *f);
+
+/* Begin with {0}. */
+struct session_data {
+    struct stream_reader *stream; /* the cli's */
+    struct knowledge_format format;
+    struct session_file file; /* to read it again */
+};
+/* Opens the data with cli_open_stream and reads its description. ERR_DATA unless `m` (NULL: not checked) and the data
+ * have the same vocabulary; knowledge_read checks that it stays the same. */
+int session_open_data(struct cli *c, const char *path, const char *role, enum stream_kind expect, const struct model *m,
+                      struct session_data *d, struct err *e) MUST_CHECK;
+/* The same check for a vocabulary without its model. `what`: the data's name in the message. */
+int session_check_vocab(const struct vocab *v, const struct session_data *d, const char *what,
+                        struct err *e) MUST_CHECK;
+void session_data_release(struct session_data *d);
+
+/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT -------------------------------------------------- */
+
+struct session_chat_options {
+    const char *path;  /* of a template; NULL: the vocabulary's */
+    const char *field; /* of the messages; NULL: "messages" */
+    const char *date;  /* "YYYY-MM-DD", or NULL: templates have no date */
+    bool add_generation_prompt;
+};
+struct session_chat;
+/* ERR_DATA: no template, or one that cannot be parsed. ERR_USAGE: o->date is not a date. */
+int session_chat_open(struct session_chat **out, struct cli *c, const struct vocab *v,
+                      const struct session_chat_options *o, struct err *e) MUST_CHECK;
+void session_chat_free(struct session_chat *t); /* NULL is fine */
+/* A corpus_compose whose ctx is a struct session_chat: renders one conversation; the spans are its answers. */
+int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
+                         struct err *e) MUST_CHECK;
+
+/* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
+
+struct session_teacher_options {
+    /* The weights are read layer by layer, once for each block of positions; else they stay in memory. */
+    bool layerwise;
+    /* Most positions of a forward pass; a longer sequence is a pass of its own. */
+    uint64_t batch_tokens;
+    /* Fewest positions of a block, except the last; 0: as many as an eighth of the free memory holds states of. */
+    uint64_t block_tokens;
+};
+struct session_teacher;
+/* Opens the model of `o`, which must outlive the teacher. A layerwise teacher has been read up to its tensors, any other
+ * completely. */
+int session_teacher_open(struct session_teacher **out, struct cli *c, const struct session_options *o,
+                         const struct session_teacher_options *how, struct err *e) MUST_CHECK;
+/* Its configuration and vocabulary. */
+const struct model *session_teacher_model(const struct session_teacher *t);
+/* Called once, before the first logits, when the teacher's digest is known. Returns the encoder that takes them. */
+typedef int session_teacher_ready(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e);
+/* Runs over all tokens of the stream with a progress bar. Logits go into the encoder at `inv_temperature`; the bytes do
+ * not depend on layerwise or block_tokens. */
+int session_teacher_infer(struct session_teacher *t, struct session_data *tokens, double inv_temperature,
+                          session_teacher_ready *ready, void *ctx, struct err *e) MUST_CHECK;
+void session_teacher_free(struct session_teacher *t); /* NULL is fine */
+
+#endif

@@ -1,0 +1,148 @@
+/*
+ * train: what training needs whatever is trained for: parameters and their optimizer state, learning-rate schedules, and their part
+ * of a checkpoint. It knows nothing of data, knowledge or losses.
+ *
+ *     struct param_set s = {0};
+ *     param_set_init(&s, &options)
+ *     train_add_model(&s, model), param_set_add(&s, ...)      any number of owners: a student, projectors, peers
+ *     param_set_begin(&s)
+ *     for each step: gradients, then train_gradient_norm and train_step
+ *     param_set_release(&s)
+ *
+ * README.md says how an optimizer or a schedule is added. Results do not depend on the number of threads.
+ */
+#ifndef RILL_TRAIN_H
+#define RILL_TRAIN_H
+
+#include "lib/base/base.h"
+#include "lib/model/model.h"
+
+/* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
+
+#define TRAIN_MAX_LR 10.0
+
+struct train_schedule {
+    double lr, lr_min;                /* at the end of the warmup, and at the last step */
+    uint64_t warmup, steps;           /* optimizer steps, 0 <= warmup <= steps, steps >= 1 */
+    const struct schedule_type *type; /* NULL: the table's first row, cosine */
+    double decay;                     /* share of the steps in which the rate falls, of a type that has_decay */
+};
+struct schedule_type {
+    const char *name, *summary;
+    bool falls;     /* to lr_min; else lr_min has no part in it */
+    bool has_decay; /* takes the key decay=SHARE */
+    /* What is left of the way from lr_min to lr at a step after the warmup: 1 is lr, 0 lr_min. */
+    double (*height)(const struct train_schedule *s, uint64_t step);
+};
+extern const struct schedule_type train_schedules[]; /* ends with a NULL name; the first one is the default */
+#define TRAIN_DECAY 0.2                              /* default share */
+
+const struct schedule_type *train_schedule_type(const struct train_schedule *s);
+/* Linear to lr at step `warmup`, then as the type says to step `steps`. Steps count from 1. */
+double train_schedule_lr(const struct train_schedule *s, uint64_t step);
+bool train_schedule_equal(const struct train_schedule *a, const struct train_schedule *b);
+/* Of a schedule that states no more than its steps and its peak: a tenth of either, but at most 100 steps of warmup. */
+uint64_t train_default_warmup(uint64_t steps);
+double train_default_lr_min(const struct train_schedule *s);
+
+/* A run may be continued with another schedule. Then a step has the rate that this schedule has at the step's number, as if the
+ * run had followed it from the beginning: nothing is stretched, and there is no second warmup. */
+struct train_phase {
+    uint64_t until; /* the last step of the phase */
+    struct train_schedule schedule;
+};
+#define TRAIN_MAX_PAST 32
+struct train_plan {
+    struct train_phase past[TRAIN_MAX_PAST]; /* `until` goes up */
+    size_t n_past;
+    struct train_schedule now; /* of the steps after the last phase */
+};
+double train_lr(const struct train_plan *p, uint64_t step);
+bool train_plan_equal(const struct train_plan *a, const struct train_plan *b);
+/* ERR_USAGE for a plan that cannot be. */
+int train_plan_check(const struct train_plan *p, struct err *e) MUST_CHECK;
+/* `step` steps have followed `before`, the rest is to follow p: makes p the plan of them all, in its shortest form. */
+int train_plan_continue(struct train_plan *p, const struct train_plan *before, uint64_t step, struct err *e) MUST_CHECK;
+/* What --schedule says, one way for the run's own schedule and for those that came before:
+ *     NAME[:decay=SHARE]                                              p->now; its other numbers are left as they are
+ *     UNTIL:[NAME:]steps=N,warmup=N,lr=RATE[,lr-min=RATE][,decay=SHARE]   one more in p->past; no NAME: cosine
+ * *now (begins false): p->now has been named. ERR_USAGE. */
+int train_plan_parse(const char *text, struct train_plan *p, bool *now, struct err *e) MUST_CHECK;
+/* A past phase as it is read, digit by digit. Returns out. */
+#define TRAIN_PHASE_TEXT 256
+char *train_phase_text(const struct train_phase *p, char out[TRAIN_PHASE_TEXT]);
+/* The members of META: "schedule" and "past". */
+bool train_plan_put(cJSON *to, const struct train_plan *p);
+int train_plan_get(const cJSON *from, struct train_plan *p, struct err *e) MUST_CHECK;
+
+/* ---- parameters -------------------------------------------------------------------------------------------------------- */
+
+struct train_options {
+    const struct optimizer_type *optimizer; /* NULL: the table's first row, adamw */
+    double weight_decay;
+    double beta1, beta2, eps; /* of AdamW */
+    enum dtype state;         /* of moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
+};
+
+#define TRAIN_MAX_MOMENTS 2
+struct param {
+    const char *name; /* valid UTF-8, unique in the set; the owner's, as long as the set */
+    float *value;     /* [rows][cols], the owner's; a vector has one row */
+    float *grad;      /* of the same shape */
+    bool *grad_begun; /* is there a gradient? (grad_parameter) */
+    uint64_t rows, cols;
+    bool matrix; /* inside a layer: from activations to activations */
+    bool decays; /* weight decay pulls on it */
+    /* the set's: */
+    uint64_t n, stream;                     /* elements; a digest of the name, by which moments are rounded */
+    const struct optimizer_type *optimizer; /* whose step it takes */
+    struct kernel_array moments[TRAIN_MAX_MOMENTS];
+};
+struct param_set {
+    struct train_options o;
+    struct param *params; /* [n], in the order in which they were added */
+    size_t n, capacity;
+};
+
+void param_set_init(struct param_set *s, const struct train_options *o);
+/* Adds what the owner says of `p`. */
+int param_set_add(struct param_set *s, const struct param *p, struct err *e) MUST_CHECK;
+/* All parameters of a model in f32, in stream order, which get gradients. Decay pulls on matrices but for the embedding (a tied head
+ * with it): the row of a rare token gets no gradient for thousands of steps, in which decay alone would move it. */
+int train_add_model(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
+/* All parameters are there: moments of zero. */
+int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
+void param_set_release(struct param_set *s);
+uint64_t param_set_elements(const struct param_set *s);
+uint64_t param_set_state_bytes(const struct param_set *s); /* of moments */
+
+/* Norm of scale * gradient over all parameters. One that had no part in the step gets a gradient of zeros first. */
+double train_gradient_norm(struct param_set *s, double scale);
+/* Step number `step` (from 1) of all parameters along scale * gradient; afterwards there is no gradient. */
+void train_step(struct param_set *s, uint64_t step, double lr, double scale);
+
+/* ---- optimizers: a table (optimizer.c) ------------------------------------------------------------------------------------ */
+
+struct train_update {
+    const struct train_options *o;
+    uint64_t step;
+    double lr, scale; /* of this parameter; of its gradient */
+    double decay;
+};
+struct optimizer_type {
+    const char *name, *summary, *source;
+    const char *moments[TRAIN_MAX_MOMENTS]; /* suffixes of its moments in a checkpoint: NAME.m */
+    void (*step)(const struct train_update *u, struct param *p);
+};
+extern const struct optimizer_type train_optimizers[]; /* ends with a NULL name; the first one is the default */
+
+/* ---- checkpoint (state.c) -------------------------------------------------------------------------------------------------- */
+
+/* Options that the bytes of a run depend on, under the names of the command line's options. */
+bool train_options_put(cJSON *to, const struct train_options *o);
+/* Tensors NAME (f32) and NAME.m, NAME.v of every parameter, in order. ERR_DATA when a value is not finite. */
+int train_save(const struct param_set *s, struct stream_writer *w, struct err *e) MUST_CHECK;
+/* The same tensors, the next ones of the stream; ERR_DATA names the first that is missing, or another. */
+int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) MUST_CHECK;
+
+#endif
