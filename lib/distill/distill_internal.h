@@ -15,7 +15,12 @@ struct trainer {
     struct distill_options o;
     struct knowledge_format format;
     struct grad_tape *tape;
-    struct param_set set; /* the model's parameters */
+    struct param_set set;    /* the model's parameters, and those of losses */
+    struct loss_list losses; /* bound */
+
+    /* The points of the student that losses want, then those of the exits; the teacher's. */
+    struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
+    struct grad_tape *teacher_tape;
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -38,27 +43,37 @@ struct trainer {
 
     /* The step under way: sums over its labelled positions so far. */
     uint64_t step_positions, step_labelled, step_first_seq;
-    double step_kl, step_ce;
 
     struct distill_progress progress;
-    struct buf dense, row_weight, row_loss; /* of one block of positions */
+    struct buf row_weight, starts; /* of a micro-batch */
 };
 
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */
 void trainer_use_seq(struct trainer *t, size_t i);
 /* Forward and backward over `n_seqs` sequences from used_seqs on: gradients and sums of the step grow. */
 int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
+/* The values of the step's losses into t->progress; before the first step, their names. */
+void trainer_note_losses(struct trainer *t);
 /* The gradients of the step into the weights. */
 int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
+
+/* ---- teacher.c: a teacher in the process ---------------------------------------------------------------------------- */
+
+/* Is there one that fits the student? ERR_DATA. */
+int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) MUST_CHECK;
+const struct model *teacher_model(const struct distill_teacher *d); /* NULL: none */
+/* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
+int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
+                    struct err *e) MUST_CHECK;
 
 /* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
 
 struct step_log {
     const char *path;
-    const char *kl; /* what the loss kl is called; NULL: there is no teacher */
-    int fd;         /* -1: there is no log */
-    bool regular;   /* a file that can be cut; else a pipe or a device */
-    bool begun;     /* cut to `keep`, and has its line of names */
+    const struct distill_progress *names; /* of the columns: the trainer's */
+    int fd;                               /* -1: there is no log */
+    bool regular;                         /* a file that can be cut; else a pipe or a device */
+    bool begun;                           /* cut to `keep`, and has its line of names */
     uint64_t keep;
 };
 /* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its place in it. */

@@ -136,10 +136,28 @@ struct grad_head {
 bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss, void *ctx);
 
 /*
+ * Several heads over the same rows, each on its own hidden states h [n][*] with as many columns of logits: exits of a model, and
+ * a teacher beside it. The callback gets a block of all of them, logits[i] and dlogits[i], as `loss` of grad_head does; a head whose
+ * tape does not record, or that is constant, has no dlogits. Errors are noted in the first head's tape. Heads of one weight and
+ * tape should share the variable: it is packed once. Memory: a block of each head.
+ */
+#define GRAD_MAX_HEADS 16
+struct grad_head_input {
+    struct grad_tape *t;
+    struct grad_var *h;
+    struct grad_head head;
+};
+typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
+                              const struct kernel_array *dlogits, struct err *e);
+bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx);
+
+/*
  * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; no data when
  * none is wanted (v is constant or depends on constants only, or the tape does not record) or memory is out.
  */
 struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v);
+/* Adds g [rows][cols] to it. */
+void grad_add_to(struct grad_tape *t, struct grad_var *v, const float *g);
 
 /* Walks back from what grad_head and grad_of have put into gradients, and forgets the record. Failures: grad_error. */
 void grad_backward(struct grad_tape *t);

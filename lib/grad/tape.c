@@ -232,6 +232,11 @@ struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v) {
     return v ? node_sum(t, node_of(v)) : kernel_f32(NULL);
 }
 
+void grad_add_to(struct grad_tape *t, struct grad_var *v, const float *g) {
+    struct kernel_array to = grad_of(t, v);
+    if (to.data) kernel_add(to, kernel_f32(g), var_size(v));
+}
+
 struct kernel_array node_open(struct grad_tape *t, struct grad_node *v) {
     enum dtype dtype = v->var.grad.dtype;
     bool fresh;

@@ -329,6 +329,13 @@ struct kernel_rank {
 void kernel_rank(const struct kernel_rank *how, const uint64_t *offset, const uint32_t *ids, const float *probs,
                  const float *row_weight, const float *x, size_t rows, size_t d, double *value, float *dx);
 
+/* Features x [rows][d] against a teacher's t, row by row: sums of row_weight[r] times the mean of (x - t)^2, or 1 - cos(x, t), which
+ * is 1 for a row of zeros. dx (NULL, or [rows][d]) receives weight times the gradient. */
+double kernel_rows_mse(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                       float *dx);
+double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                          float *dx);
+
 /* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {
     float lr, beta1, beta2, eps, weight_decay;

@@ -498,6 +498,31 @@ PLAIN_FN PLAIN(rank)(const struct kernel_rank *how, const uint32_t *ids, const R
     *value = pairs > 0 ? sum / pairs : 0;
 }
 
+/* ---- features ---- */
+
+__attribute__((unused)) static REAL PLAIN(rows_mse)(REAL weight, const REAL *t, const REAL *row_weight, const REAL *x,
+                                                    size_t rows, size_t d, REAL *dx) {
+    REAL sum = 0;
+    for (size_t i = 0; i < rows * d; i++) {
+        sum += row_weight[i / d] * (x[i] - t[i]) * (x[i] - t[i]) / (REAL)d;
+        dx[i] = weight * row_weight[i / d] * 2 * (x[i] - t[i]) / (REAL)d;
+    }
+    return sum;
+}
+
+__attribute__((unused)) static REAL PLAIN(rows_cosine)(REAL weight, const REAL *t, const REAL *row_weight,
+                                                       const REAL *x, size_t rows, size_t d, REAL *dx) {
+    REAL sum = 0;
+    for (size_t r = 0; r < rows; r++) {
+        REAL xx = 0, tt = 0, xt = 0;
+        for (size_t i = r * d; i < (r + 1) * d; i++) xx += x[i] * x[i], tt += t[i] * t[i], xt += x[i] * t[i];
+        sum += row_weight[r] * (1 - xt / (REAL)sqrt(xx * tt));
+        for (size_t i = r * d; i < (r + 1) * d; i++)
+            dx[i] = -weight * row_weight[r] * (t[i] - xt / xx * x[i]) / (REAL)sqrt(xx * tt);
+    }
+    return sum;
+}
+
 /* ---- AdamW ---- */
 
 PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, const REAL *g, size_t n) {

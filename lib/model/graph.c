@@ -3,9 +3,17 @@
 
 #include <stdlib.h>
 
-static const char *const point_names[POINT_COUNT] = {
-    [POINT_EMBED] = "embed",     [POINT_ATTN_IN] = "attn_in", [POINT_O_IN] = "o_in",       [POINT_FFN_IN] = "ffn_in",
-    [POINT_DOWN_IN] = "down_in", [POINT_LAYER] = "layer",     [POINT_HEAD_IN] = "head_in",
+static const char *const point_names[POINT_ALL] = {
+    [POINT_EMBED] = "embed",
+    [POINT_ATTN_IN] = "attn_in",
+    [POINT_O_IN] = "o_in",
+    [POINT_FFN_IN] = "ffn_in",
+    [POINT_DOWN_IN] = "down_in",
+    [POINT_LAYER] = "layer",
+    [POINT_HEAD_IN] = "head_in",
+    [POINT_Q] = "q",
+    [POINT_K] = "k",
+    [POINT_V] = "v",
 };
 
 const char *model_point_name(enum model_point p) {
@@ -26,6 +34,55 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     const float *value = grad_value(g->t, x);
     if (value) g->rc = g->tap(g->tap_ctx, point, layer, value, x->rows, x->cols, g->e);
     grad_rewind(g->t, mark);
+}
+
+/* ---- wanted points ------------------------------------------------------------------------------------------------- */
+
+/* The variable at a point, for whoever wants it; in place of the copy's memory when there is one (prepare_copies). */
+static void want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    for (size_t i = 0; x && i < g->n_wants; i++) {
+        struct model_want *w = &g->wants[i];
+        if (w->point != point || w->layer != layer) continue;
+        if (w->var)
+            kernel_convert(w->var->value, x->value, x->rows * x->cols);
+        else
+            w->var = x;
+    }
+}
+
+/* A point at the end of a segment. Without a record the next segment takes its memory over. */
+static void want_outside(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    for (size_t i = 0; x && !grad_records(g->t) && i < g->n_wants; i++)
+        if (g->wants[i].point == point && g->wants[i].layer == layer)
+            g->wants[i].var = grad_scratch(g->t, x->rows, x->cols, DT_F32);
+    want(g, point, layer, x);
+}
+
+/* Is a point inside this layer wanted? Without a record, memory that outlives the layer is taken for its copy. */
+static bool prepare_copies(struct graph *g, uint32_t layer) {
+    bool inside = false;
+    for (size_t i = 0; i < g->n_wants; i++) {
+        struct model_want *w = &g->wants[i];
+        if (w->layer != layer || w->point == POINT_LAYER || w->point == POINT_EMBED || w->point == POINT_HEAD_IN)
+            continue;
+        inside = true;
+        if (!grad_records(g->t))
+            w->var = grad_scratch(g->t, g->in.n_positions, model_point_cols(&g->m->config, w->point, layer), DT_F32);
+    }
+    return inside;
+}
+
+static int check_wants(const struct graph *g) {
+    const struct model_config *c = &g->m->config;
+    for (size_t i = 0; i < g->n_wants; i++) {
+        const struct model_want *w = &g->wants[i];
+        bool one = w->point == POINT_EMBED || w->point == POINT_HEAD_IN;
+        if (w->point == POINT_COUNT || w->point >= POINT_ALL || w->layer >= (one ? 1 : c->n_layers))
+            return err_set(g->e, ERR_DATA, "point '%s' of layer %u is wanted, and the model has %u layers",
+                           w->point < POINT_ALL && w->point != POINT_COUNT ? model_point_name(w->point) : "?", w->layer,
+                           c->n_layers);
+    }
+    return 0;
 }
 
 /* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
@@ -98,6 +155,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
     tap(g, POINT_ATTN_IN, layer, h);
+    want(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -105,8 +163,12 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     grad_linears(g->t, h, 3, maps, y);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
+    want(g, POINT_Q, layer, q);
+    want(g, POINT_K, layer, k);
+    want(g, POINT_V, layer, y[2]);
     struct grad_var *a = attend(g, layer, q, k, y[2]);
     tap(g, POINT_O_IN, layer, a);
+    want(g, POINT_O_IN, layer, a);
     return a;
 }
 
@@ -115,11 +177,13 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
     const struct model_config *c = &g->m->config;
     struct grad_var *y, *up = leaf(g, ROLE_UP, layer);
     tap(g, POINT_FFN_IN, layer, h);
+    want(g, POINT_FFN_IN, layer, h);
     if (c->ffn_kind == FFN_GATED)
         y = grad_gated(g->t, c->act, h, leaf(g, ROLE_GATE, layer), up);
     else
         y = grad_activate(g->t, c->act, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL));
     tap(g, POINT_DOWN_IN, layer, y);
+    want(g, POINT_DOWN_IN, layer, y);
     return y;
 }
 
@@ -199,7 +263,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     struct layer_run *run = ctx;
     struct graph g = *run->g;
     g.t = t;
-    if (run->seen) g.tap = NULL;
+    if (run->seen) g.tap = NULL, g.n_wants = 0;
     struct grad_var *y = transformer_layer(&g, run->layer, x);
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
@@ -235,6 +299,7 @@ struct grad_var *graph_embed(struct graph *g) {
         x = grad_add(g->t, x, look_up(g, ROLE_POSITION_EMBED, g->position, c->position_offset));
     if (c->embed_norm) x = norm(g, ROLE_EMBED_NORM, 0, x, DT_F32);
     tap(g, POINT_EMBED, 0, x);
+    want_outside(g, POINT_EMBED, 0, x);
     return g->rc ? NULL : x;
 }
 
@@ -242,7 +307,10 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     struct layer_run *run = grad_alloc(g->t, sizeof *run);
     if (!run) return NULL;
     *run = (struct layer_run){g, layer, false};
-    return grad_segment(g->t, x, run_layer, run);
+    bool inside = prepare_copies(g, layer);
+    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL : grad_segment(g->t, x, run_layer, run);
+    want_outside(g, POINT_LAYER, layer, x);
+    return x;
 }
 
 /* The first row of each sequence, through the pooler if there is one. */
@@ -274,6 +342,7 @@ struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
     }
     h = grad_scale(g->t, h, model_factor(c->logit_scale));
     tap(g, POINT_HEAD_IN, 0, h);
+    want_outside(g, POINT_HEAD_IN, 0, h);
     return g->rc ? NULL : h;
 }
 
@@ -281,13 +350,17 @@ int graph_failure(const struct graph *g) {
     return g->rc ? g->rc : grad_error(g->t, g->e);
 }
 
-struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
-                                    struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
-    struct graph *g = graph_begin(m, t, in, caches, fn, ctx, e);
+static struct grad_var *run_graph(struct graph *g) {
     struct grad_var *x = g ? graph_embed(g) : NULL;
-    for (uint32_t i = 0; x && i < m->config.n_layers; i++) x = graph_layer(g, i, x);
+    for (uint32_t i = 0; x && i < g->m->config.n_layers; i++) x = graph_layer(g, i, x);
     struct grad_var *h = g ? graph_norm(g, x) : NULL;
     if (g && !h) graph_failure(g);
+    return h;
+}
+
+struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                    struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
+    struct grad_var *h = run_graph(graph_begin(m, t, in, caches, fn, ctx, e));
     if (!h) return NULL;
     for (size_t s = 0; caches && s < in->n_seqs; s++) caches[s]->length += in->lengths[s];
     return h;
@@ -296,6 +369,31 @@ struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const 
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *fn,
                              void *ctx, struct err *e) {
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
+}
+
+struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                  struct model_want *wants, size_t n_wants, struct err *e) {
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    if (!g) return NULL;
+    for (size_t i = 0; i < n_wants; i++) wants[i].var = NULL;
+    g->wants = wants;
+    g->n_wants = n_wants;
+    struct grad_var *h = check_wants(g) ? NULL : run_graph(g);
+    g->n_wants = 0; /* the caller's array is not looked at when layers run again */
+    return h;
+}
+
+struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
+                            struct err *e) {
+    const struct model_config *c = &m->config;
+    if (c->no_final_norm && model_factor(c->logit_scale) != 1) { /* grad_scale would take over x */
+        err_set(e, ERR_DATA, "a model without a final norm that scales its hidden states has no exits");
+        return NULL;
+    }
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    struct grad_var *h = g && x ? graph_norm(g, x) : NULL;
+    if (g && !h) graph_failure(g);
+    return h;
 }
 
 size_t model_output_rows(const struct model_config *c, const struct model_input *in) {

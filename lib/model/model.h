@@ -166,9 +166,15 @@ enum model_point {
     POINT_DOWN_IN, /* input of down [ffn] */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
-    POINT_COUNT    /* in a role: its input cannot be watched */
+    POINT_COUNT,   /* of those that are watched by taps; in a role: its input cannot be watched */
+    /* For model_want alone: queries and keys as attention takes them, rotated, and values. */
+    POINT_Q, /* [n_heads * head_dim] */
+    POINT_K, /* [n_kv_heads * head_dim] */
+    POINT_V, /* [n_kv_heads * head_dim] */
+    POINT_ALL
 };
 const char *model_point_name(enum model_point p); /* "attn_in" */
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer);
 
 /* In stream order. */
 enum model_role {
@@ -379,6 +385,22 @@ typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const f
  * training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
+/*
+ * Points of the graph that the caller takes part in: wants[i].var becomes the variable at a point, for losses that read its value and
+ * add to its gradient (grad_of, before grad_backward). A layer whose inner points are wanted is kept whole by grad_recompute. On a
+ * tape that does not record a var is a copy in f32. A point of layer numbers from 0 up; embed and head_in are of layer 0. ERR_DATA
+ * when there is no such point.
+ */
+struct model_want {
+    enum model_point point;
+    uint32_t layer;
+    struct grad_var *var; /* OUT */
+};
+struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                  struct model_want *wants, size_t n_wants, struct err *e);
+/* What the head reads, made of a layer's output x (POINT_LAYER) as of the last one's: the input of an exit's head. NULL on failure. */
+struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
+                            struct err *e);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
 /* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
@@ -428,6 +450,11 @@ int model_layerwise_run(struct model_layerwise *l, struct grad_tape *scratch, co
 /* Logits of the same inputs, one after another; `first` counts through the block. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset; and the model, which holds
+ * the weights of the head until the next run (model_logits_head). NULL on failure. */
+struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
+                                        const struct model_input *in, struct err *e);
+struct model *model_layerwise_held(struct model_layerwise *l);
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
 
 /* ---- generation: KV cache, many sequences at once ----------------------------------------------------------------------------------------------- */

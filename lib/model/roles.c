@@ -187,11 +187,18 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
 
 enum model_axis model_point_axis(enum model_point p) {
     switch (p) {
-    case POINT_O_IN: return AXIS_QUERY;
+    case POINT_O_IN:
+    case POINT_Q: return AXIS_QUERY;
+    case POINT_K:
+    case POINT_V: return AXIS_KEY;
     case POINT_DOWN_IN: return AXIS_FFN;
     case POINT_HEAD_IN: return AXIS_EMBED;
     default: return AXIS_HIDDEN;
     }
+}
+
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
+    return model_axis_size(c, model_point_axis(p), layer);
 }
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */

@@ -57,6 +57,7 @@ struct train_plan {
     size_t n_past;
     struct train_schedule now; /* of the steps after the last phase */
 };
+const struct train_schedule *train_schedule_at(const struct train_plan *p, uint64_t step); /* that the step follows */
 double train_lr(const struct train_plan *p, uint64_t step);
 bool train_plan_equal(const struct train_plan *a, const struct train_plan *b);
 /* ERR_USAGE for a plan that cannot be. */

@@ -1,0 +1,79 @@
+/* A micro-batch: forward through the student and who teaches it, losses, and backward. */
+#include "lib/distill/distill_internal.h"
+
+/* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and the teacher. */
+struct micro {
+    struct trainer *t;
+    struct grad_head_input heads[2 + LOSS_MAX_EXITS];
+    size_t n_heads, live; /* live: the teacher's, or 0 */
+};
+
+static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
+                 const struct kernel_array *dlogits, struct err *e) {
+    struct micro *m = ctx;
+    struct trainer *t = m->t;
+    struct loss_rows r = {.rows = rows,
+                          .vocab = vocab,
+                          .first = first,
+                          .at = t->used_positions,
+                          .data = &t->rows,
+                          .format = &t->format,
+                          .final = logits[0],
+                          .exits = logits + 1,
+                          .live = m->live ? logits[m->live] : NULL,
+                          .final_slope = dlogits[0],
+                          .exit_slopes = dlogits + 1};
+    return loss_list_block(&t->losses, &r, e);
+}
+
+/* The student's heads: all have the weight of the last one, and the norm before it. */
+static int make_heads(struct trainer *t, const struct model_input *in, struct grad_var *h, struct micro *m,
+                      struct err *e) {
+    struct grad_head head = model_logits_head(t->m, t->tape);
+    m->heads[m->n_heads++] = (struct grad_head_input){t->tape, h, head};
+    for (size_t i = 0; i < t->o.n_exits; i++) {
+        struct grad_var *x = model_exit(t->m, t->tape, in, t->wants[t->losses.n_student + i].var, e);
+        if (!x) return e->code;
+        m->heads[m->n_heads++] = (struct grad_head_input){t->tape, x, head};
+    }
+    return 0;
+}
+
+static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
+    struct loss_points p = {.t = t->tape, .in = in, .student = t->wants, .of_teacher = t->teacher_wants};
+    if (!t->losses.on_points) return 0;
+    t->row_weight.len = t->starts.len = 0;
+    if (buf_reserve(&t->row_weight, in->n_positions * sizeof(float), e) ||
+        buf_reserve(&t->starts, (in->n_seqs + 1) * sizeof(uint32_t), e))
+        return e->code;
+    float *row_weight = (float *)t->row_weight.data;
+    uint32_t *starts = (uint32_t *)t->starts.data;
+    for (size_t i = 0; i < in->n_positions; i++) {
+        row_weight[i] = t->rows.labels[t->used_positions + i] == UINT32_MAX ? 0 : 1;
+        p.labelled += row_weight[i];
+    }
+    starts[0] = 0;
+    for (size_t s = 0; s < in->n_seqs; s++) starts[s + 1] = starts[s] + in->lengths[s];
+    p.row_weight = row_weight;
+    p.starts = starts;
+    return loss_list_points(&t->losses, &p, e);
+}
+
+int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
+    struct micro m = {.t = t};
+    struct model_input in = {.n_positions = n_positions,
+                             .n_seqs = n_seqs,
+                             .tokens = t->rows.tokens + t->used_positions,
+                             .lengths = t->rows.lengths + t->used_seqs};
+    grad_reset(t->tape);
+    struct grad_var *h = model_graph_want(t->m, t->tape, &in, t->wants, t->losses.n_student + t->o.n_exits, e);
+    if (!h || make_heads(t, &in, h, &m, e)) return e->code;
+    if (t->teacher_tape) {
+        if (teacher_forward(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
+    }
+    if (run_points(t, &in, e)) return e->code;
+    for (size_t i = 0; i < n_positions; i++) t->step_labelled += t->rows.labels[t->used_positions + i] != UINT32_MAX;
+    if (grad_heads(m.n_heads, m.heads, block, &m)) grad_backward(t->tape);
+    return grad_error(t->tape, e);
+}

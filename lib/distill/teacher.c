@@ -1,0 +1,46 @@
+/* A teacher beside the student: each micro-batch goes through it too, and nothing that it says is kept. */
+#include <string.h>
+
+#include "lib/distill/distill_internal.h"
+
+const struct model *teacher_model(const struct distill_teacher *d) {
+    return d->layerwise ? model_layerwise_model(d->layerwise) : d->model;
+}
+
+int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) {
+    const struct model *m = teacher_model(d);
+    char ours[DIGEST_TEXT_SIZE], theirs[DIGEST_TEXT_SIZE];
+    if (!m) return 0;
+    if (model_check_next_token(&m->config, e)) return err_prefix(e, "the teacher");
+    digest_text(student->vocab_digest, ours);
+    digest_text(m->vocab_digest, theirs);
+    if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)
+        return err_set(e, ERR_DATA, "student and teacher disagree: vocabulary %s against %s", ours, theirs);
+    if (model_n_tokens(student) != model_n_tokens(m))
+        return err_set(e, ERR_DATA, "student and teacher disagree: %u tokens against %u", model_n_tokens(student),
+                       model_n_tokens(m));
+    return 0;
+}
+
+static int forward_resident(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
+    grad_reset(t->teacher_tape);
+    *h = model_graph_want(t->o.teacher.model, t->teacher_tape, in, t->teacher_wants, t->losses.n_of_teacher, e);
+    return *h ? 0 : e->code;
+}
+
+static int forward_layerwise(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
+    struct model_layerwise *l = t->o.teacher.layerwise;
+    if (model_layerwise_run(l, t->teacher_tape, in, 1, NULL, NULL, e)) return e->code;
+    *h = model_layerwise_hidden(l, t->teacher_tape, in, e);
+    return *h ? 0 : e->code;
+}
+
+int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
+    const struct distill_teacher *d = &t->o.teacher;
+    struct grad_var *h;
+    if (d->layerwise ? forward_layerwise(t, in, &h, e) : forward_resident(t, in, &h, e))
+        return err_prefix(e, "the teacher");
+    struct model *m = d->layerwise ? model_layerwise_held(d->layerwise) : d->model;
+    *out = (struct grad_head_input){t->teacher_tape, h, model_logits_head(m, t->teacher_tape)};
+    return 0;
+}

@@ -1,0 +1,145 @@
+/* Losses on points inside the model: what they want, layer maps, projectors. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/losses/losses_internal.h"
+
+/* ---- wishes -------------------------------------------------------------------------------------------------------------- */
+
+static int want(struct loss_point *points, size_t *n, enum model_point p, uint32_t layer, struct err *e) {
+    for (size_t i = 0; i < *n; i++)
+        if (points[i].point == p && points[i].layer == layer) return 0;
+    if (*n == LOSS_MAX_POINTS) return err_set(e, ERR_USAGE, "the losses want more than %d points", LOSS_MAX_POINTS);
+    points[(*n)++] = (struct loss_point){p, layer};
+    return 0;
+}
+
+int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) {
+    return want(s->list->student, &s->list->n_student, p, layer, e);
+}
+
+int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
+                      struct err *e) {
+    if (!loss_teacher_layers(s, l, p, e)) return e->code;
+    return want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+}
+
+uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
+    if (s->live) return s->live->n_layers;
+    err_set(e, ERR_DATA, "the loss %s needs %s of a teacher, which the data does not have: give --teacher MODEL",
+            l->type->name, model_point_name(p));
+    return 0;
+}
+
+uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    return model_point_cols(s->live, p, layer);
+}
+
+/* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
+
+static int bad_map(const char *text, struct err *e) {
+    return err_set(e, ERR_USAGE, "map=%.40s: expected last, uniform, or S:T+S:T... of at most %d layers", text,
+                   LOSS_MAX_PAIRS);
+}
+
+static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *p,
+                      struct err *e) {
+    char *teacher = strchr(text, ':');
+    uint64_t s, t;
+    if (teacher) *teacher++ = 0;
+    if (!teacher || !parse_u64(text, &s) || !parse_u64(teacher, &t)) return bad_map(text, e);
+    if (s >= student_layers || t >= teacher_layers)
+        return err_set(e, ERR_USAGE, "map=%s:%s: the student has %u layers and the teacher %u, both numbered from 0",
+                       text, teacher, student_layers, teacher_layers);
+    *p = (struct loss_pair){(uint32_t)s, (uint32_t)t};
+    return 0;
+}
+
+int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
+                   size_t *n, struct err *e) {
+    char copy[64], *save = NULL;
+    *n = 0;
+    if (!strcmp(text, "last")) {
+        pairs[(*n)++] = (struct loss_pair){student_layers - 1, teacher_layers - 1};
+        return 0;
+    }
+    if (!strcmp(text, "uniform")) {
+        if (student_layers > LOSS_MAX_PAIRS) return bad_map(text, e);
+        for (uint64_t i = 0; i < student_layers; i++) {
+            uint64_t t = ((i + 1) * teacher_layers + student_layers - 1) / student_layers - 1;
+            pairs[(*n)++] = (struct loss_pair){(uint32_t)i, (uint32_t)t};
+        }
+        return 0;
+    }
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *p = strtok_r(copy, "+", &save); p; p = strtok_r(NULL, "+", &save))
+        if (*n == LOSS_MAX_PAIRS || parse_pair(p, student_layers, teacher_layers, &pairs[(*n)++], e))
+            return *n == LOSS_MAX_PAIRS ? bad_map(text, e) : e->code;
+    return *n ? 0 : bad_map(text, e);
+}
+
+/* ---- projectors ------------------------------------------------------------------------------------------------------------- */
+
+int loss_projector_new(struct loss_projector *p, const struct loss *l, const char *what, uint32_t number, size_t in,
+                       size_t out, struct param_set *own, struct err *e) {
+    *p = (struct loss_projector){.in = in, .out = out};
+    snprintf(p->name, sizeof p->name, "losses.%s.%s.%u.weight", l->column, what, number);
+    p->value = mem_array(in * out, sizeof *p->value, e);
+    p->grad = p->value ? mem_array(in * out, sizeof *p->grad, e) : NULL;
+    if (!p->grad) return e->code;
+    struct rng r = rng_init(digest_bytes(p->name, strlen(p->name)).lo, 0);
+    for (size_t i = 0; i < in * out; i++) p->value[i] = (float)(rng_normal(&r) / sqrt((double)in));
+    struct param param = {.name = p->name,
+                          .value = p->value,
+                          .grad = p->grad,
+                          .grad_begun = &p->begun,
+                          .rows = out,
+                          .cols = in,
+                          .decays = true};
+    return param_set_add(own, &param, e);
+}
+
+void loss_projector_release(struct loss_projector *p) {
+    mem_free(p->value);
+    mem_free(p->grad);
+    *p = (struct loss_projector){.in = 0};
+}
+
+struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, struct grad_var *x) {
+    return grad_linear(t, x, grad_parameter(t, p->value, p->grad, &p->begun, p->out, p->in), NULL, NULL);
+}
+
+/* ---- over a micro-batch ------------------------------------------------------------------------------------------------------- */
+
+struct grad_var *loss_student_point(const struct loss_points *p, enum model_point point, uint32_t layer) {
+    for (size_t i = 0; i < p->list->n_student; i++)
+        if (p->student[i].point == point && p->student[i].layer == layer) return p->student[i].var;
+    return NULL;
+}
+
+int loss_teacher_point(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
+                       size_t *cols, struct err *e) {
+    for (size_t i = 0; p->of_teacher && i < p->list->n_of_teacher; i++) {
+        const struct model_want *w = &p->of_teacher[i];
+        if (w->point != point || w->layer != layer || !w->var) continue;
+        *rows = w->var->value.data; /* a copy in f32: the teacher's tape does not record */
+        *cols = w->var->cols;
+        return 0;
+    }
+    if (p->field) return p->field(p->ctx, point, layer, rows, cols, e);
+    return err_set(e, ERR_DATA, "the teacher has no point %s of layer %u", model_point_name(point), layer);
+}
+
+int loss_list_points(struct loss_list *l, struct loss_points *p, struct err *e) {
+    p->list = l;
+    for (size_t i = 0; i < l->n; i++) {
+        struct loss *item = &l->items[i];
+        if (!item->type->points) continue;
+        p->weight = item->weight;
+        p->sum = 0;
+        if (item->type->points(item, p, e)) return e->code;
+        item->sum += p->sum;
+    }
+    return 0;
+}
