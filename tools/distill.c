@@ -6,8 +6,9 @@
 
 static struct session_options how, teacher_how = {.role = "teacher"};
 static const char *teacher_weights, *exits;
-static const char *optimizer_state, *log_path, *checkpoint_path, *resume_path;
-static struct cli_list losses, schedules;
+static const char *optimizer, *optimizer_state, *log_path, *checkpoint_path, *resume_path, *start_path, *lora;
+static struct cli_list losses, schedules, group_texts, frozen;
+static struct train_group groups[TRAIN_MAX_GROUPS];
 static const char *now_named; /* the one of --schedule that has no UNTIL; NULL: none */
 static uint64_t epochs, checkpoint_every;
 static struct distill_options o;
@@ -126,7 +127,49 @@ static struct cli_option options[] = {
      .fallback = "0.1",
      .min = 0,
      .max = 1,
-     .help = "AdamW's, on matrices but for the embedding"},
+     .help = "decoupled, on matrices but for the embedding"},
+    {.name = "optimizer",
+     .type = CLI_STRING,
+     .to = &optimizer,
+     .arg = "NAME",
+     .fallback = "adamw",
+     .help = "adamw, or muon[:momentum=B] (0.95): momentum made orthogonal for matrices inside layers, AdamW for the "
+             "rest; its steps have the size of AdamW's, so that one --lr serves both"},
+    {.name = "ema",
+     .type = CLI_F64,
+     .to = &o.train.ema,
+     .arg = "DECAY",
+     .fallback = "0",
+     .min = 0,
+     .max = 0.9999999,
+     .help = "write the exponential average of the weights over the steps instead of the last ones; its decay is "
+             "(1 + step) / (10 + step) while that is less. 0: the last weights"},
+    {.name = "group",
+     .type = CLI_LIST,
+     .to = &group_texts,
+     .arg = "GROUP",
+     .help = "GLOB:lr=FACTOR,decay=W: parameters of these names (rill ls) learn at FACTOR times the rate, with weight "
+             "decay W whatever they are; may be repeated, the first that fits holds. --log has the gradient's norm of "
+             "each group"},
+    {.name = "freeze",
+     .type = CLI_LIST,
+     .to = &frozen,
+     .arg = "GLOB",
+     .help = "leave parameters of these names as they are; they take no gradients and no optimizer state. May be "
+             "repeated"},
+    {.name = "lora",
+     .type = CLI_STRING,
+     .to = &lora,
+     .arg = "RANK",
+     .needs = {"!mup"},
+     .help = "RANK[:alpha=A,target=GLOB]: train low-rank adapters of the matrices of layers alone (of these names), "
+             "which count A / RANK times (A is RANK) and are added to the weights in the end; --group and --freeze "
+             "name them NAME.lora_a and NAME.lora_b"},
+    {.name = "mup",
+     .type = CLI_FLAG,
+     .to = &o.train.mup,
+     .help = "rates and decay of hidden matrices by how much wider they are than those of the base that init --mup "
+             "named: a rate that is right for the base is right for the student"},
     {.name = "clip",
      .type = CLI_F64,
      .to = &o.clip,
@@ -142,7 +185,7 @@ static struct cli_option options[] = {
      .fallback = "0.9",
      .min = 0,
      .max = 0.999999,
-     .help = "AdamW's"},
+     .help = "of AdamW"},
     {.name = "beta2",
      .type = CLI_F64,
      .to = &o.train.beta2,
@@ -150,7 +193,7 @@ static struct cli_option options[] = {
      .fallback = "0.95",
      .min = 0,
      .max = 0.999999,
-     .help = "AdamW's"},
+     .help = "of AdamW"},
     {.name = "eps",
      .type = CLI_F64,
      .to = &o.train.eps,
@@ -158,13 +201,13 @@ static struct cli_option options[] = {
      .fallback = "1e-8",
      .min = 1e-30,
      .max = 1,
-     .help = "AdamW's"},
+     .help = "of AdamW"},
     {.name = "optimizer-state",
      .type = CLI_CHOICE,
      .to = &optimizer_state,
      .choices = "f32|bf16",
      .fallback = "f32",
-     .help = "of AdamW's two moments; bf16, rounded up or down at random, takes half their memory"},
+     .help = "of the optimizer's moments; bf16, rounded up or down at random, takes half their memory"},
     {.name = "log",
      .type = CLI_STRING,
      .to = &log_path,
@@ -174,7 +217,9 @@ static struct cli_option options[] = {
      .transient = true,
      .help =
          "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
-         "tokens; --resume goes on after the checkpoint's line, and what came after it is cut off"},
+         "tokens, the gradient noise scale (labelled positions in a batch at which noise and gradient weigh the same, "
+         "from steps of several passes; nan: not known), and norms of each --group; --resume goes on after the "
+         "checkpoint's line, and what came after it is cut off"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &checkpoint_path,
@@ -203,6 +248,13 @@ static struct cli_option options[] = {
      .help = "go on from a checkpoint, with the same student, data and options: the result is the same to the bit. "
              "--steps, --epochs, --warmup, --lr and --lr-min may be others: from the next step on the learning rate is "
              "that which a run with these has at that step"},
+    {.name = "start-state",
+     .type = CLI_STRING,
+     .to = &start_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .help = "begin with the optimizer's moments from this checkpoint of another run, of other data or from other "
+             "weights"},
     {0},
 };
 
@@ -297,6 +349,14 @@ static void say_resumed(struct cli *c, const struct train_plan *p, uint64_t step
         cli_say(c, "%s: at step %llu of %llu", resume_path, at, (unsigned long long)now->steps);
 }
 
+/* Another run's checkpoint is one. */
+static int start(struct cli *c, struct work *w, struct err *e) {
+    struct stream_reader *r;
+    if (!start_path) return 0;
+    if (cli_open_stream(c, start_path, "start-state", STREAM_CHECKPOINT, &r, e)) return e->code;
+    return trainer_start(w->trainer, r, e);
+}
+
 /* The checkpoint is no input of the provenance: the recorded command makes the same model without it. */
 static int resume(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
@@ -387,16 +447,31 @@ static int open_teacher(struct cli *c, struct work *w, struct err *e) {
     return 0;
 }
 
+/* What lib/train is told. */
+static int settle_training(struct err *e) {
+    struct train_options *t = &o.train;
+    t->state = dtype_by_name(optimizer_state)->dtype;
+    if (train_optimizer_parse(optimizer, t, e) || (lora && train_lora_parse(lora, &t->lora, e))) return e->code;
+    if (group_texts.n > TRAIN_MAX_GROUPS) return err_set(e, ERR_USAGE, "--group: at most %d", TRAIN_MAX_GROUPS);
+    for (size_t i = 0; i < group_texts.n; i++)
+        if (train_group_parse(group_texts.items[i], &groups[i], e)) return e->code;
+    t->groups = groups;
+    t->n_groups = group_texts.n;
+    t->frozen = frozen.items;
+    t->n_frozen = frozen.n;
+    return settle_plan(e);
+}
+
 /* Everything that can be wrong is found out before the first step. */
 static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = session_precision(&how);
-    o.train.state = dtype_by_name(optimizer_state)->dtype;
     for (size_t i = 0; i < losses.n; i++)
         if (loss_list_add(&o.losses, losses.items[i], e)) return e->code;
-    if (settle_plan(e) || parse_exits(e)) return e->code;
+    if (settle_training(e) || parse_exits(e)) return e->code;
     if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        open_teacher(c, w, e) || settle_steps(c, w, e) || trainer_new(&w->trainer, w->student, &o, &w->data.format, e))
+        open_teacher(c, w, e) || settle_steps(c, w, e) ||
+        trainer_new(&w->trainer, w->student, &o, &w->data.format, e) || start(c, w, e))
         return e->code;
     return resume(c, w, e);
 }
@@ -439,7 +514,8 @@ static int train(struct cli *c, struct work *w, struct err *e) {
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
-    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e)) return e->code;
+    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e) || trainer_finish(w->trainer, e))
+        return e->code;
     return model_save(w->student, writer, 0, e) ? e->code : cli_close_output(c, e);
 }
 
@@ -488,8 +564,8 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW, linear warmup, "
-            "cosine decay, clipping by the gradient's norm. The result depends on the data's sequences and the "
+            "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW or Muon, linear "
+            "warmup, a schedule, clipping by the gradient's norm. The result depends on the data's sequences and the "
             "options, not on how the stream is cut into batches, nor on -j.\n\n"
             "Losses are means over the positions that have a next token and, where the data has a mask (tokenize "
             "--chat), "

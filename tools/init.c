@@ -4,7 +4,7 @@
 
 static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context;
 static double theta, eps;
-static const char *arch;
+static const char *arch, *mup;
 static bool untied;
 
 static const struct cli_option options[] = {
@@ -88,6 +88,15 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &untied,
      .help = "an output matrix of its own rather than the embedding's"},
+    {.name = "mup",
+     .type = CLI_STRING,
+     .to = &mup,
+     .arg = "BASE",
+     .completes_files = true,
+     .help =
+         "scale initial weights by how much wider this student is than the model BASE (muP, Yang et al. 2022), whose "
+         "depth and vocabulary it should share: with distill --mup, a learning rate tuned on BASE then serves this "
+         "student"},
     {0},
 };
 
@@ -117,6 +126,19 @@ static int configure(const struct cli *c, struct model_config *config, const str
     return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
 }
 
+/* The widths of the base. */
+static int read_base(struct cli *c, struct model_mup *base, struct err *e) {
+    struct stream_reader *r;
+    struct model_head head = {0};
+    struct stream_item item;
+    if (!mup) return 0;
+    int rc = cli_open_stream(c, mup, "mup", STREAM_MODEL, &r, e);
+    if (!rc) rc = model_head_read(r, &head, &item, e);
+    if (!rc) model_mup_of(&head.config, base);
+    model_head_release(&head);
+    return rc;
+}
+
 static void say(void *c, const char *message) {
     cli_say(c, "%s", message);
 }
@@ -128,14 +150,16 @@ static int run(struct cli *c, struct err *e) {
     struct model_config config;
     struct stream_item item;
     struct model *m = NULL;
+    struct model_mup base;
     struct arena a = {0};
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
     if (!rc) rc = configure(c, &config, &like, &a, e);
+    if (!rc) rc = read_base(c, &base, e);
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
-    if (!rc) rc = model_init(&m, &config, like.vocab.data, like.vocab.len, cli_seed(c), e);
+    if (!rc) rc = model_init_mup(&m, &config, mup ? &base : NULL, like.vocab.data, like.vocab.len, cli_seed(c), e);
     if (!rc) rc = model_save(m, out, DT_F32, e);
     if (!rc) rc = cli_close_output(c, e);
     if (!rc) {

@@ -42,7 +42,7 @@ static bool put_same(cJSON *to, const struct trainer *t) {
            json_put_f64(to, "data-temperature", t->format.temperature) && put_losses(to, &t->losses) &&
            put_heads(to, o) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "clip", o->clip) &&
-           json_put_str(to, "precision", dtype_info(o->precision)->name) && train_options_put(to, &o->train);
+           json_put_str(to, "precision", dtype_info(o->precision)->name) && train_options_put(to, &t->set);
 }
 
 /* An option as it was then and is now; one that is not there was not in use. */
@@ -92,7 +92,16 @@ static bool put_progress(cJSON *meta, const struct distill_progress *p) {
     return json_put_u64(meta, "step", p->step) && json_put_u64(meta, "epoch", p->epoch) &&
            json_put_u64(meta, "positions", p->positions) && put_values(meta, p) &&
            json_put_f64(meta, "loss", p->loss) && json_put_f64(meta, "lr", p->lr) &&
-           json_put_f64(meta, "grad_norm", p->grad_norm) && json_put_u64(meta, "first_seq", p->first_seq);
+           json_put_f64(meta, "grad_norm", p->grad_norm) && json_put_u64(meta, "first_seq", p->first_seq) &&
+           json_put_f64(meta, "noise_trace", p->noise.trace) && json_put_f64(meta, "noise_square", p->noise.square);
+}
+
+static bool put_group_norms(cJSON *meta, const struct trainer *t) {
+    cJSON *list = cJSON_AddArrayToObject(meta, "group_norms");
+    bool ok = list != NULL;
+    for (size_t i = 0; ok && i <= t->o.train.n_groups; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(t->progress.group_norm[i]));
+    return ok;
 }
 
 /* What decides over the bits of training; products of integers have no part in it. */
@@ -108,7 +117,8 @@ static bool put_meta(cJSON *meta, const struct trainer *t) {
     char backend[BACKEND_TEXT];
     bool ok = json_put_str(meta, "kind", stream_kind_name(STREAM_CHECKPOINT)) && put_progress(meta, &t->progress) &&
               json_put_u64(meta, "sequences", t->saved.sequences) && put_digest(meta, "seen", t->saved.seen) &&
-              json_put_u64(meta, "data_sequences", t->data_sequences) &&
+              json_put_u64(meta, "data_sequences", t->data_sequences) && put_group_norms(meta, t) &&
+              json_put_u64(meta, "optimizer_updates", t->set.updates + t->progress.step) &&
               json_put_str(meta, "backend", backend_text(backend));
     if (ok && t->data_known) ok = put_digest(meta, "data_digest", t->data_digest);
     cJSON *same = ok && train_plan_put(meta, &t->o.plan) ? cJSON_AddObjectToObject(meta, "options") : NULL;
@@ -138,7 +148,11 @@ static int get_progress(const cJSON *meta, struct distill_progress *p, struct er
     const struct {
         const char *key;
         double *to;
-    } numbers[] = {{"loss", &p->loss}, {"lr", &p->lr}, {"grad_norm", &p->grad_norm}};
+    } numbers[] = {{"loss", &p->loss},
+                   {"lr", &p->lr},
+                   {"grad_norm", &p->grad_norm},
+                   {"noise_trace", &p->noise.trace},
+                   {"noise_square", &p->noise.square}};
     const cJSON *values = cJSON_GetObjectItemCaseSensitive(meta, "losses");
     for (size_t i = 0; i < COUNT_OF(whole); i++)
         if (json_get_u64(meta, whole[i].key, 0, JSON_MAX_INTEGER, whole[i].to, e)) return e->code;
@@ -146,6 +160,22 @@ static int get_progress(const cJSON *meta, struct distill_progress *p, struct er
         if (json_get_f64(meta, numbers[i].key, -1e300, 1e300, numbers[i].to, e)) return e->code;
     for (size_t i = 0; i < p->n_losses; i++)
         if (json_get_f64(values, p->losses[i].name, -1e300, 1e300, &p->losses[i].value, e)) return e->code;
+    return 0;
+}
+
+static int get_group_norms(struct trainer *t, const cJSON *meta, struct err *e) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(meta, "group_norms"), *item = list ? list->child : NULL;
+    if (cJSON_GetArraySize(list) != (int)t->o.train.n_groups + 1)
+        return err_set(e, ERR_DATA, "META has no \"group_norms\" of its groups");
+    for (size_t i = 0; item; i++, item = item->next) t->progress.group_norm[i] = item->valuedouble;
+    return 0;
+}
+
+/* Updates that the moments have had, some of them in another run. */
+static int get_updates(struct trainer *t, const cJSON *meta, struct err *e) {
+    uint64_t updates = t->progress.step;
+    if (json_opt_u64(meta, "optimizer_updates", t->progress.step, JSON_MAX_INTEGER, &updates, e)) return e->code;
+    t->set.updates = updates - t->progress.step;
     return 0;
 }
 
@@ -175,7 +205,7 @@ static int read_meta(struct trainer *t, const cJSON *meta, struct err *e) {
     const cJSON *options = cJSON_GetObjectItemCaseSensitive(meta, "options");
     if (!cJSON_IsObject(options)) return err_set(e, ERR_DATA, "META has no \"options\"");
     if (check_same(options, t, e) || get_progress(meta, &t->progress, e) || get_data(t, meta, e) ||
-        train_plan_get(meta, &before, e))
+        get_group_norms(t, meta, e) || get_updates(t, meta, e) || train_plan_get(meta, &before, e))
         return e->code;
     if (t->progress.step > before.now.steps)
         return err_set(e, ERR_DATA, "\"step\" is past the last one of its schedule");

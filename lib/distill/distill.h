@@ -84,8 +84,10 @@ struct distill_progress {
     } losses[LOSS_MAX];
     size_t n_losses;
     double loss;
-    double lr, grad_norm; /* before clipping */
-    uint64_t first_seq;   /* number of the first sequence of the last step */
+    double lr, grad_norm;                    /* before clipping */
+    double group_norm[1 + TRAIN_MAX_GROUPS]; /* of each group of options.train, the rest first */
+    struct train_noise noise;                /* of the steps so far that had several passes, while there is a log */
+    uint64_t first_seq;                      /* number of the first sequence of the last step */
 };
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
 /* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
@@ -113,7 +115,11 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m);
  * long as it has not, the data may have grown at its end.
  */
 int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) MUST_CHECK;
+/* Before any data: the optimizer's moments from another run's checkpoint (train_start). */
+int trainer_start(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
 int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* After the last step: makes the model what is to be saved (param_set_finish). */
+int trainer_finish(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
 /* ---- a whole run ------------------------------------------------------------------------------------------------------ */

@@ -43,6 +43,9 @@ struct trainer {
 
     /* The step under way: sums over its labelled positions so far. */
     uint64_t step_positions, step_labelled, step_first_seq;
+    bool watch_noise;        /* of the gradient, for the log */
+    double first_square;     /* sum of squares of the gradient of the step's first pass ... */
+    uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
 
     struct distill_progress progress;
     struct buf row_weight, starts; /* of a micro-batch */
@@ -71,9 +74,10 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
 struct step_log {
     const char *path;
     const struct distill_progress *names; /* of the columns: the trainer's */
-    int fd;                               /* -1: there is no log */
-    bool regular;                         /* a file that can be cut; else a pipe or a device */
-    bool begun;                           /* cut to `keep`, and has its line of names */
+    const struct train_options *groups;
+    int fd;       /* -1: there is no log */
+    bool regular; /* a file that can be cut; else a pipe or a device */
+    bool begun;   /* cut to `keep`, and has its line of names */
     uint64_t keep;
 };
 /* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its place in it. */

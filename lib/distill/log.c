@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -13,16 +14,25 @@
 
 #include "lib/distill/distill_internal.h"
 
-static int put_names(struct buf *b, const struct distill_progress *p, struct err *e) {
+static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
+    const struct distill_progress *p = l->names;
     int rc = buf_printf(b, e, "step\t");
     for (size_t i = 0; i < p->n_losses && !rc; i++) rc = buf_printf(b, e, "%s\t", p->losses[i].name);
-    return rc ? rc : buf_printf(b, e, "lr\tgrad_norm\ttokens\n");
+    if (!rc) rc = buf_printf(b, e, "lr\tgrad_norm\ttokens\tnoise_scale");
+    for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
+        rc = buf_printf(b, e, "\tgrad_norm:%s", i ? l->groups->groups[i - 1].glob : "rest");
+    return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
-static int put_line(struct buf *b, const struct distill_progress *p, struct err *e) {
+static int put_line(struct buf *b, const struct step_log *l, const struct distill_progress *p, struct err *e) {
     int rc = buf_printf(b, e, "%" PRIu64 "\t", p->step);
     for (size_t i = 0; i < p->n_losses && !rc; i++) rc = buf_printf(b, e, "%.6g\t", p->losses[i].value);
-    return rc ? rc : buf_printf(b, e, "%.6g\t%.6g\t%" PRIu64 "\n", p->lr, p->grad_norm, p->positions);
+    if (!rc) rc = buf_printf(b, e, "%.6g\t%.6g\t%" PRIu64 "\t", p->lr, p->grad_norm, p->positions);
+    double noise = train_noise_scale(&p->noise);
+    if (!rc) rc = isnan(noise) ? buf_append(b, "nan", 3, e) : buf_printf(b, e, "%.6g", noise);
+    for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
+        rc = buf_printf(b, e, "\t%.6g", p->group_norm[i]);
+    return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
 /* ---- the place of a restored run --------------------------------------------------------------------------------------- */
@@ -81,8 +91,8 @@ static int find_place(const char *path, const struct buf *file, uint64_t step, c
 static int look(struct step_log *l, const struct distill_progress *p, struct err *e) {
     struct buf file = {0}, names = {0}, line = {0};
     int rc = read_file(l->path, &file, e);
-    if (!rc) rc = put_names(&names, p, e);
-    if (!rc) rc = put_line(&line, p, e);
+    if (!rc) rc = put_names(&names, l, e);
+    if (!rc) rc = put_line(&line, l, p, e);
     if (!rc) rc = find_place(l->path, &file, p->step, &names, &line, &l->keep, e);
     buf_release(&file);
     buf_release(&names);
@@ -94,7 +104,7 @@ static int look(struct step_log *l, const struct distill_progress *p, struct err
 
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
     struct stat st;
-    *l = (struct step_log){.path = path, .fd = -1, .names = &t->progress};
+    *l = (struct step_log){.path = path, .fd = -1, .names = &t->progress, .groups = &t->o.train};
     if (!path) return 0;
     l->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
     if (l->fd < 0 || fstat(l->fd, &st)) return err_sys(e, errno, "%s", path);
@@ -107,13 +117,12 @@ static int write_text(const struct step_log *l, const struct buf *text, struct e
 }
 
 static int begin(struct step_log *l, struct err *e) {
-    const struct distill_progress *p = l->names;
     struct buf names = {0};
     if (l->begun) return 0;
     if (l->regular && ftruncate(l->fd, (off_t)l->keep)) return err_sys(e, errno, "%s", l->path);
     l->begun = true;
     if (l->keep) return 0;
-    int rc = put_names(&names, p, e);
+    int rc = put_names(&names, l, e);
     if (!rc) rc = write_text(l, &names, e);
     buf_release(&names);
     return rc;
@@ -123,7 +132,7 @@ int step_log_put(struct step_log *l, const struct distill_progress *p, struct er
     struct buf line = {0};
     if (l->fd < 0) return 0;
     int rc = begin(l, e);
-    if (!rc) rc = put_line(&line, p, e);
+    if (!rc) rc = put_line(&line, l, p, e);
     if (!rc) rc = write_text(l, &line, e);
     buf_release(&line);
     return rc;

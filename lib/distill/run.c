@@ -91,6 +91,7 @@ int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
     struct run r = {.t = t, .d = d, .started = now(), .started_positions = t->progress.positions, .log.fd = -1};
     d->stopped = false;
     trainer_stop_when(t, stopped, &r);
+    t->watch_noise = d->log != NULL;
     int rc = check_epoch(t, d->epochs, e);
     if (!rc) rc = step_log_open(&r.log, d->log, t, e);
     if (!rc) rc = run_epochs(&r, e);

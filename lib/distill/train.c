@@ -65,8 +65,11 @@ static int begin(struct trainer *t, struct err *e) {
     t->seen = digest_new(e);
     if (!t->seen) return e->code;
     t->saved.seen = digest_get(t->seen);
-    if (train_plan_continue(&t->o.plan, &none, 0, e) || digest_student(t->m, &t->student, e) ||
-        train_add_model(&t->set, t->m, e) || bind_losses(t, e) || param_set_begin(&t->set, e) ||
+    struct train_options how = t->o.train;
+    how.precision = t->o.precision;
+    if (param_set_init(&t->set, &how, e) || train_plan_continue(&t->o.plan, &none, 0, e) ||
+        digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
+        param_set_begin(&t->set, e) ||
         grad_tape_new(&t->tape, true, t->o.precision, e))
         return e->code;
     const struct model *teacher = teacher_model(&t->o.teacher);
@@ -85,7 +88,6 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
     if (!t) return e->code;
     t->m = m;
     t->o = *o;
-    param_set_init(&t->set, &o->train);
     t->format = fitted;
     if (begin(t, e)) {
         trainer_free(t);
@@ -221,6 +223,10 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
         return err_set(e, ERR_DATA, "step %llu: the loss is not finite (sequences %llu to %llu; lower --lr?)", step,
                        first, (unsigned long long)t->rows.seqs[t->used_seqs + n_seqs - 1]);
     for (size_t i = 0; i < n_seqs; i++) trainer_use_seq(t, t->used_seqs);
+    if (t->watch_noise && !t->step_positions && n_positions < t->o.batch_tokens) {
+        t->first_square = train_gradient_square(&t->set);
+        t->first_labelled = t->step_labelled;
+    }
     t->step_positions += n_positions;
     return 0;
 }
@@ -248,6 +254,14 @@ void trainer_progress(const struct trainer *t, struct distill_progress *p) {
 
 const struct loss_list *trainer_losses(const struct trainer *t) {
     return &t->losses;
+}
+
+int trainer_start(struct trainer *t, struct stream_reader *r, struct err *e) {
+    return train_start(&t->set, r, e);
+}
+
+int trainer_finish(struct trainer *t, struct err *e) {
+    return param_set_finish(&t->set, e);
 }
 
 const struct train_plan *trainer_plan(const struct trainer *t) {

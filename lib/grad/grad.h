@@ -104,7 +104,7 @@ struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct gra
 /* factor x, in the memory of x unless that is a leaf: for results whose value no other operation's way back reads (embeddings,
  * linear maps, norms). */
 struct grad_var *grad_scale(struct grad_tape *t, struct grad_var *x, float factor);
-/* x + y in f32, which x is in; y has any type. In a segment of a tape that does not record, it may take over the memory of x. */
+/* x + y in the type of x; y has any type. In a segment of a tape that does not record, it may take over the memory of x. */
 struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_var *y);
 /* x, or x widened: for the residual stream, and for hidden states that the head takes. */
 struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x);

@@ -124,11 +124,11 @@ static void add_backward(struct grad_tape *t, struct grad_op *op) {
 
 struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_var *y) {
     if (!x || !y || t->error.code) return NULL;
-    if (!same_shape(x, y) || x->value.dtype != DT_F32)
-        return tape_fail(t, ERR_DATA, "add: [%zu, %zu] and [%zu, %zu], the first in f32", x->rows, x->cols, y->rows,
-                         y->cols);
+    if (!same_shape(x, y))
+        return tape_fail(t, ERR_DATA, "add: [%zu, %zu] and [%zu, %zu]", x->rows, x->cols, y->rows, y->cols);
     bool over = t->bare && !node_of(x)->is_leaf, wanted = node_wanted(x) || node_wanted(y);
-    struct grad_node *out = over ? tape_result_in(t, x, wanted) : tape_result(t, x->rows, x->cols, DT_F32, wanted);
+    struct grad_node *out =
+        over ? tape_result_in(t, x, wanted) : tape_result(t, x->rows, x->cols, x->value.dtype, wanted);
     if (!out) return NULL;
     if (!over) kernel_convert(out->var.value, x->value, var_size(x));
     kernel_add(out->var.value, y->value, var_size(x));

@@ -19,7 +19,7 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     struct grad_node *out = op->out[0];
     size_t mark = grad_mark(t);
     struct grad_var *again = o->run(o->ctx, t, &o->x->var);
-    if (again) {
+    if (node_wanted(again)) { /* else it is of constants */
         struct grad_node *y = node_of(again);
         y->buffer = out->buffer;
         y->var.grad = out->var.grad;

@@ -117,6 +117,45 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
+/* ---- momentum ---- */
+
+struct momentum {
+    const struct simd *v;
+    const struct kernel_momentum *how;
+    float *u;
+    struct kernel_array m;
+    const float *g;
+};
+
+/* beta x + (1 - beta) g, g scaled */
+static void blend(const struct momentum *c, float *x, size_t at, size_t n) {
+    c->v->scale(x, n, c->how->beta);
+    c->v->axpy(x, (1 - c->how->beta) * c->how->grad_scale, c->g + at, n);
+}
+
+static void momentum_piece(void *ctx, size_t begin, size_t end) {
+    const struct momentum *c = ctx;
+    float room[WIDENED];
+    uint32_t random[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        array_get(c->v, c->m, i, n, room);
+        float *m = array_room(c->m, i, room);
+        blend(c, m, i, n);
+        memcpy(c->u + i, m, n * sizeof *m);
+        blend(c, c->u + i, i, n);
+        if (c->m.dtype == DT_F32) continue;
+        c->v->random(random, c->how->step, c->how->stream, i / 4, (n + 63) / 64);
+        c->v->to_bf16_random((uint16_t *)c->m.data + i, m, random, 0, n);
+    }
+}
+
+void kernel_momentum(const struct kernel_momentum *o, float *u, struct kernel_array m, const float *g, size_t n) {
+    kernel_split(n, PIECE, momentum_piece, &(struct momentum){simd(), o, u, m, g});
+}
+
+/* ---- AdamW ---- */
+
 /*
  * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
  * root.

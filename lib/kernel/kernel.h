@@ -351,6 +351,16 @@ struct kernel_adamw {
 void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m, struct kernel_array v, const float *g,
                   size_t n);
 
+/*
+ * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'. u is f32; m
+ * in bf16 is rounded at random like the first moment of kernel_adamw.
+ */
+struct kernel_momentum {
+    float beta, grad_scale;
+    uint64_t step, stream;
+};
+void kernel_momentum(const struct kernel_momentum *o, float *u, struct kernel_array m, const float *g, size_t n);
+
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
 /* Sequences of lengths[i] rows one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */

@@ -536,6 +536,14 @@ PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, c
     }
 }
 
+PLAIN_FN PLAIN(momentum)(const struct kernel_momentum *o, REAL *u, REAL *m, const REAL *g, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        REAL part = (1 - (REAL)o->beta) * (g[i] * (REAL)o->grad_scale);
+        m[i] = (REAL)o->beta * m[i] + part;
+        u[i] = (REAL)o->beta * m[i] + part;
+    }
+}
+
 /* A moment as bf16: up or down at random, by the 16 bits that belong to element i. */
 __attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t step, uint64_t stream, size_t i,
                                                               bool second) {

@@ -97,6 +97,19 @@ static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t lay
     return grad_layernorm(g->t, x, w, b, c->norm_eps, out);
 }
 
+/* y of an input x and this weight, and what its adapter adds: y + scale (x a^T) b^T. */
+static struct grad_var *adapt(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
+                              struct grad_var *y) {
+    struct model_param *p = model_param(g->m, role, layer);
+    struct model_adapter *d = p ? p->adapter : NULL;
+    if (!d || !x || !y) return y;
+    struct grad_var *a = grad_parameter(g->t, d->a, d->a_grad, &d->a_begun, d->rank, x->cols);
+    struct grad_var *b = grad_parameter(g->t, d->b, d->b_grad, &d->b_begun, y->cols, d->rank);
+    struct grad_var *low = grad_scale(g->t, grad_linear(g->t, x, a, NULL, NULL), d->scale);
+    if (y->value.dtype == DT_F32) return grad_linear(g->t, low, b, NULL, y);
+    return grad_add(g->t, y, grad_linear(g->t, low, b, NULL, NULL));
+}
+
 /* What a part of the layer reads: norm(x), or x where norms come later. */
 static struct grad_var *before(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
     if (!model_has_role(&g->m->config, role)) return x;
@@ -110,9 +123,9 @@ static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_va
     bool plain = c->norm_place == NORM_PRE || c->norm_place == NORM_POST;
     struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
     if (plain && model_factor(c->residual_scale) == 1) {
-        x = grad_linear(g->t, y, weight, bias, x);
+        x = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, x));
     } else {
-        y = grad_linear(g->t, y, weight, bias, NULL);
+        y = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, NULL));
         if (!plain) y = norm(g, post, layer, y, grad_precision(g->t));
         x = grad_add(g->t, x, grad_scale(g->t, y, model_factor(c->residual_scale)));
     }
@@ -161,6 +174,7 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
     struct grad_var *y[3];
     grad_linears(g->t, h, 3, maps, y);
+    for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
     want(g, POINT_Q, layer, q);
@@ -172,16 +186,31 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     return a;
 }
 
+static bool adapted(const struct graph *g, enum model_role role, uint32_t layer) {
+    return model_param(g->m, role, layer)->adapter != NULL;
+}
+
+static struct grad_var *adapted_gate(struct graph *g, uint32_t layer, struct grad_var *h) {
+    const struct grad_map maps[] = {{leaf(g, ROLE_GATE, layer), NULL}, {leaf(g, ROLE_UP, layer), NULL}};
+    struct grad_var *y[2];
+    grad_linears(g->t, h, 2, maps, y);
+    struct grad_var *gate = adapt(g, ROLE_GATE, layer, h, y[0]), *up = adapt(g, ROLE_UP, layer, h, y[1]);
+    return grad_glu(g->t, g->m->config.act, gate, up);
+}
+
 /* act(gate h) * up h, or act(up h) */
 static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
     struct grad_var *y, *up = leaf(g, ROLE_UP, layer);
     tap(g, POINT_FFN_IN, layer, h);
     want(g, POINT_FFN_IN, layer, h);
-    if (c->ffn_kind == FFN_GATED)
+    if (c->ffn_kind == FFN_GATED && !adapted(g, ROLE_GATE, layer) && !adapted(g, ROLE_UP, layer))
         y = grad_gated(g->t, c->act, h, leaf(g, ROLE_GATE, layer), up);
+    else if (c->ffn_kind == FFN_GATED)
+        y = adapted_gate(g, layer, h);
     else
-        y = grad_activate(g->t, c->act, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL));
+        y = grad_activate(g->t, c->act,
+                          adapt(g, ROLE_UP, layer, h, grad_linear(g->t, h, up, leaf(g, ROLE_UP_BIAS, layer), NULL)));
     tap(g, POINT_DOWN_IN, layer, y);
     want(g, POINT_DOWN_IN, layer, y);
     return y;

@@ -188,36 +188,45 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
     return rc;
 }
 
-/* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. */
-static float init_scale(const struct model_config *c, enum model_role role) {
-    return model_role_info(role)->to_residual ? (float)(0.02 / sqrt(2.0 * c->n_layers)) : 0.02f;
+/* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. `base` NULL: no muP. */
+static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
+    const struct model_role_info *role = model_role_info(s.role);
+    double scale = role->kind == KIND_GAIN   ? 1
+                   : role->kind == KIND_BIAS ? 0
+                   : role->to_residual       ? 0.02 / sqrt(2.0 * c->n_layers)
+                                             : 0.02;
+    if (base && model_mup_is_hidden(s.role)) scale /= sqrt(model_mup_width(c, base, role->cols, s.layer));
+    if (base) scale *= model_mup_factor(c, base, s);
+    return (float)scale;
 }
 
-int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
-               struct err *e) {
+static int init_param(struct model *m, size_t i, const struct model_mup *base, uint64_t seed, struct err *e) {
+    struct model_slot slot = model_slot_at(&m->config, i);
+    struct model_param *p = &m->params[i];
+    char name[TENSOR_MAX_NAME + 1];
+    uint64_t dims[2];
+    unsigned rank = model_slot_shape(&m->config, slot, dims);
+    struct tensor_desc d;
+    if (tensor_desc_init(&d, model_slot_name(slot, name), DT_F32, rank, dims, e) || param_alloc(p, slot, &d, e))
+        return e->code;
+    struct rng rng = rng_init(seed, i);
+    enum model_role_kind kind = model_role_info(slot.role)->kind;
+    float scale = init_scale(&m->config, base, slot);
+    for (uint64_t k = 0; k < p->n; k++)
+        p->value[k] = kind == KIND_GAIN || kind == KIND_BIAS ? scale : scale * (float)rng_normal(&rng);
+    return 0;
+}
+
+int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
+                   size_t n_vocab, uint64_t seed, struct err *e) {
     struct model *m = NULL;
     int rc = model_config_check(c, e);
+    if (!rc && base) rc = model_mup_check(c, e);
     if (!rc) rc = model_new(&m, c, HOLD_F32, vocab, n_vocab, e);
-    for (size_t i = 0; !rc && i < m->n_params; i++) {
-        struct model_slot slot = model_slot_at(c, i);
-        char name[TENSOR_MAX_NAME + 1];
-        uint64_t dims[2];
-        unsigned rank = model_slot_shape(c, slot, dims);
-        struct tensor_desc d;
-        rc = tensor_desc_init(&d, model_slot_name(slot, name), DT_F32, rank, dims, e);
-        if (!rc) rc = param_alloc(&m->params[i], slot, &d, e);
-        if (rc) break;
-        struct model_param *p = &m->params[i];
-        struct rng rng = rng_init(seed, i);
-        enum model_role_kind kind = model_role_info(slot.role)->kind;
-        for (uint64_t k = 0; k < p->n; k++)
-            p->value[k] = kind == KIND_GAIN   ? 1.0f
-                          : kind == KIND_BIAS ? 0.0f
-                                              : init_scale(c, slot.role) * (float)rng_normal(&rng);
-    }
+    for (size_t i = 0; !rc && i < m->n_params; i++) rc = init_param(m, i, base, seed, e);
     if (!rc) {
         m->meta = cJSON_CreateObject();
-        if (!m->meta) rc = err_nomem(e, "model description");
+        if (!m->meta || (base && !model_mup_put(m->meta, base))) rc = err_nomem(e, "model description");
     }
     if (rc)
         model_free(m);
@@ -226,19 +235,27 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
     return rc;
 }
 
+int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
+               struct err *e) {
+    return model_init_mup(out, c, NULL, vocab, n_vocab, seed, e);
+}
+
 static int need_f32(const struct model *m, const char *what, struct err *e) {
     if (m->hold == HOLD_F32) return 0;
     return err_set(e, ERR_USAGE, "packed weights are for inference, not for %s", what);
 }
 
 int model_enable_grad(struct model *m, struct err *e) {
-    if (need_f32(m, "training", e)) return e->code;
-    for (size_t i = 0; i < m->n_params; i++) {
-        if (m->params[i].grad) continue;
-        m->params[i].grad = mem_array(m->params[i].n, sizeof(float), e);
-        if (!m->params[i].grad) return err_prefix(e, "gradient of '%s'", m->params[i].desc.name);
-    }
+    for (size_t i = 0; i < m->n_params; i++)
+        if (model_enable_grad_of(m, i, e)) return e->code;
     return 0;
+}
+
+int model_enable_grad_of(struct model *m, size_t i, struct err *e) {
+    struct model_param *p = &m->params[i];
+    if (need_f32(m, "training", e)) return e->code;
+    if (!p->grad) p->grad = mem_array(p->n, sizeof(float), e);
+    return p->grad ? 0 : err_prefix(e, "gradient of '%s'", p->desc.name);
 }
 
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer) {

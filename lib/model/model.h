@@ -238,6 +238,7 @@ enum model_axis {
     AXIS_POSITION,
     AXIS_TYPE,
     AXIS_CLASSES,
+    AXIS_COUNT
 };
 enum model_role_kind {
     KIND_MATRIX, /* multiplies activations, or is the embedding: what pruning and quantization work on */
@@ -283,6 +284,29 @@ bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
 
+/* ---- maximal update parametrization (mup.c) --------------------------------------------------------------------------------
+ *
+ * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against a base with
+ * which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and learns with Adam at 1 / w times
+ * the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of the width of a head: by their symmetry (lemma
+ * J.1) these factors lie in the value and the rate of the last norm and of q, so that a model computes as any other of its
+ * architecture. At the base's widths all of this is 1.
+ */
+struct model_mup {
+    uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
+};
+void model_mup_of(const struct model_config *base, struct model_mup *out);
+bool model_mup_put(cJSON *meta, const struct model_mup *m);                            /* "mup" */
+int model_mup_get(const cJSON *meta, struct model_mup *out, struct err *e) MUST_CHECK; /* ERR_DATA: it has none */
+bool model_mup_is_hidden(enum model_role role);
+/* How many times as wide as in the base. */
+double model_mup_width(const struct model_config *c, const struct model_mup *base, enum model_axis axis,
+                       uint32_t layer);
+/* The factor of logits or scores that lies in this slot: its initial values and its rate are so many times as large. */
+double model_mup_factor(const struct model_config *c, const struct model_mup *base, struct model_slot s);
+/* ERR_USAGE: it has no norm before the head that could take the factor. */
+int model_mup_check(const struct model_config *c, struct err *e) MUST_CHECK;
+
 /* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
 
 struct model_head {
@@ -319,14 +343,23 @@ enum model_hold {
     HOLD_INT8, /* as HOLD_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
 };
 
+/* A low-rank addition to a matrix W [out][in] (Hu et al. 2022, "LoRA"): the model computes with W + scale b a. lib/train's. */
+struct model_adapter {
+    uint32_t rank;
+    float scale;
+    float *a, *b, *a_grad, *b_grad; /* [rank][in], [out][rank] */
+    bool a_begun, b_begun;
+};
+
 struct model_param {
     struct model_slot slot;
-    struct tensor_desc desc;     /* as stored: type and shape */
-    float *value;                /* f32, [rows][cols]; NULL for a packed matrix, which is ... */
-    struct kernel_panels panels; /* ... here, in memory owned by the model; data is NULL otherwise */
-    float *grad;                 /* NULL until model_enable_grad */
-    bool grad_begun;             /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
-    uint64_t n;                  /* elements */
+    struct tensor_desc desc;       /* as stored: type and shape */
+    float *value;                  /* f32, [rows][cols]; NULL for a packed matrix, which is ... */
+    struct kernel_panels panels;   /* ... here, in memory owned by the model; data is NULL otherwise */
+    float *grad;                   /* NULL until model_enable_grad */
+    bool grad_begun;               /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
+    uint64_t n;                    /* elements */
+    struct model_adapter *adapter; /* of a matrix inside a layer; NULL: none. The owner's, who takes it away again */
 };
 
 struct model {
@@ -356,7 +389,12 @@ uint32_t model_n_tokens(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
 int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
                struct err *e) MUST_CHECK;
+/* The same with the deviations of muP, and META says so. */
+int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
+                   size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
 int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters, held in f32 */
+int model_enable_grad_of(struct model *m, size_t i,
+                         struct err *e) MUST_CHECK; /* of params[i] alone; others stay constant */
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized ones in f32: say

@@ -181,6 +181,7 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
     case AXIS_TYPE: return c->token_types;
     case AXIS_CLASSES: return c->classes;
+    case AXIS_COUNT: break;
     }
     return 0;
 }

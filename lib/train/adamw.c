@@ -12,3 +12,8 @@ void adamw_step(const struct train_update *u, struct param *p) {
                                .stream = p->stream};
     kernel_adamw(&how, p->value, p->moments[0], p->moments[1], p->grad, p->n);
 }
+
+/* Adam's steps have the size of the rate, whatever the gradient's: a wider sum of inputs moves more. */
+double adamw_mup(const struct param *p) {
+    return 1 / p->col_width;
+}

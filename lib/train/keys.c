@@ -4,8 +4,16 @@
 
 #include "lib/train/train_internal.h"
 
+bool train_glob_copy(char out[TRAIN_GLOB_TEXT], const char *text, size_t n) {
+    if (!n || n >= TRAIN_GLOB_TEXT || !name_valid(text, n)) return false;
+    memcpy(out, text, n);
+    out[n] = 0;
+    return true;
+}
+
 static bool parse_value(const char *value, struct train_key *k) {
     double number;
+    if (k->text) return train_glob_copy(k->text, value, strlen(value));
     if (k->whole) return parse_u64(value, k->whole) && (double)*k->whole >= k->least && (double)*k->whole <= k->most;
     if (!parse_f64(value, &number) || !(number >= k->least && number <= k->most)) return false;
     *k->number = number;

@@ -4,15 +4,25 @@
 
 #include "lib/train/train_internal.h"
 
-void param_set_init(struct param_set *s, const struct train_options *o) {
+#define MAX_FROZEN 32 /* bits of `used` */
+
+int param_set_init(struct param_set *s, const struct train_options *o, struct err *e) {
     *s = (struct param_set){.o = *o};
     if (!s->o.optimizer) s->o.optimizer = &train_optimizers[0];
+    if (o->n_groups > TRAIN_MAX_GROUPS) return err_set(e, ERR_USAGE, "--group: at most %d", TRAIN_MAX_GROUPS);
+    if (o->n_frozen > MAX_FROZEN) return err_set(e, ERR_USAGE, "--freeze: at most %d", MAX_FROZEN);
+    return 0;
 }
 
 void param_set_release(struct param_set *s) {
-    for (size_t i = 0; i < s->n; i++)
+    for (size_t i = 0; i < s->n; i++) {
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) mem_free(s->params[i].moments[k].data);
+        mem_free(s->params[i].average);
+    }
+    lora_release(s);
     mem_free(s->params);
+    mem_free(s->scratch);
+    arena_release(&s->memory);
     *s = (struct param_set){0};
 }
 
@@ -31,33 +41,48 @@ static int grow(struct param_set *s, struct err *e) {
 }
 
 int param_set_add(struct param_set *s, const struct param *p, struct err *e) {
-    if (grow(s, e)) return e->code;
+    const struct optimizer_type *type = s->o.optimizer;
+    char *name = arena_strdup(&s->memory, p->name, e);
+    if (!name || grow(s, e)) return e->code;
     struct param *own = &s->params[s->n++];
     *own = *p;
+    own->name = name;
     own->n = p->rows * p->cols;
-    own->stream = digest_bytes(p->name, strlen(p->name)).lo;
-    own->optimizer = s->o.optimizer;
+    own->stream = digest_bytes(name, strlen(name)).lo;
+    own->optimizer = !type->takes || type->takes(p) ? type : &train_optimizers[0];
+    own->average = NULL;
     memset(own->moments, 0, sizeof own->moments);
     return 0;
 }
 
-static struct param of_model(struct model_param *p) {
+/* `base` NULL: not asked for. */
+static struct param of_model(const struct model *m, struct model_param *p, const struct model_mup *base) {
     const struct model_role_info *role = model_role_info(p->slot.role);
     uint64_t cols = p->desc.dims[p->desc.rank - 1];
-    return (struct param){.name = p->desc.name,
-                          .value = p->value,
-                          .grad = p->grad,
-                          .grad_begun = &p->grad_begun,
-                          .rows = p->n / cols,
-                          .cols = cols,
-                          .matrix = role->kind == KIND_MATRIX && role->in_layer,
-                          .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
+    struct param out = {.name = p->desc.name,
+                        .value = p->value,
+                        .grad = p->grad,
+                        .grad_begun = &p->grad_begun,
+                        .rows = p->n / cols,
+                        .cols = cols,
+                        .matrix = role->kind == KIND_MATRIX && role->in_layer,
+                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
+    if (base) out.factor = model_mup_factor(&m->config, base, p->slot);
+    if (base && model_mup_is_hidden(p->slot.role)) {
+        out.row_width = model_mup_width(&m->config, base, role->rows, p->slot.layer);
+        out.col_width = model_mup_width(&m->config, base, role->cols, p->slot.layer);
+    }
+    return out;
 }
 
 int train_add_model(struct param_set *s, struct model *m, struct err *e) {
-    if (model_enable_grad(m, e)) return e->code;
+    struct model_mup base;
+    if (s->o.lora.rank) return lora_add(s, m, e);
+    if (s->o.mup && model_mup_get(m->meta, &base, e)) return e->code;
     for (size_t i = 0; i < m->n_params; i++) {
-        struct param p = of_model(&m->params[i]);
+        if (param_set_freezes(s, m->params[i].desc.name)) continue;
+        if (model_enable_grad_of(m, i, e)) return e->code;
+        struct param p = of_model(m, &m->params[i], s->o.mup ? &base : NULL);
         if (param_set_add(s, &p, e)) return e->code;
     }
     return 0;
@@ -68,13 +93,39 @@ static int begin(struct param_set *s, struct param *p, struct err *e) {
         p->moments[k] = (struct kernel_array){s->o.state, mem_array(p->n, kernel_array_bytes(s->o.state, 1), e)};
         if (!p->moments[k].data) return err_prefix(e, "moments of '%s'", p->name);
     }
+    if (!(s->o.ema > 0)) return 0;
+    p->average = mem_array(p->n, sizeof *p->average, e);
+    if (!p->average) return err_prefix(e, "average of '%s'", p->name);
+    kernel_copy(p->average, p->value, p->n);
     return 0;
 }
 
 int param_set_begin(struct param_set *s, struct err *e) {
-    for (size_t i = 0; i < s->n; i++)
-        if (begin(s, &s->params[i], e)) return e->code;
-    return 0;
+    bool taken = false;
+    if (!s->n) return err_set(e, ERR_USAGE, "--freeze leaves no parameter to train");
+    if (groups_begin(s, e)) return e->code;
+    for (size_t i = 0; i < s->n; i++) {
+        struct param *p = &s->params[i];
+        size_t scratch = p->optimizer->scratch ? p->optimizer->scratch(&s->o, p) : 0;
+        if (scratch > s->scratch_bytes) s->scratch_bytes = scratch;
+        taken = taken || p->optimizer == s->o.optimizer;
+        if (begin(s, p, e)) return e->code;
+    }
+    if (!taken)
+        return err_set(e, ERR_USAGE, "--optimizer %s: nothing that is trained is a matrix inside a layer",
+                       s->o.optimizer->name);
+    s->scratch = s->scratch_bytes ? mem_alloc(s->scratch_bytes, e) : NULL;
+    return s->scratch_bytes && !s->scratch ? err_prefix(e, "scratch of %s", s->o.optimizer->name) : 0;
+}
+
+int param_set_finish(struct param_set *s, struct err *e) {
+    for (size_t i = 0; i < s->n; i++) {
+        struct param *p = &s->params[i];
+        if (p->average) kernel_copy(p->value, p->average, p->n);
+    }
+    int rc = lora_merge(s, e);
+    lora_release(s);
+    return rc;
 }
 
 uint64_t param_set_elements(const struct param_set *s) {
@@ -84,10 +135,13 @@ uint64_t param_set_elements(const struct param_set *s) {
 }
 
 uint64_t param_set_state_bytes(const struct param_set *s) {
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && s->params[i].moments[k].data; k++)
-            bytes += kernel_array_bytes(s->o.state, s->params[i].n);
+    uint64_t bytes = s->scratch_bytes;
+    for (size_t i = 0; i < s->n; i++) {
+        const struct param *p = &s->params[i];
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->moments[k].data; k++)
+            bytes += kernel_array_bytes(s->o.state, p->n);
+        if (p->average) bytes += p->n * sizeof *p->average;
+    }
     return bytes;
 }
 
@@ -95,20 +149,37 @@ uint64_t param_set_state_bytes(const struct param_set *s) {
 
 double train_gradient_norm(struct param_set *s, double scale) {
     double sum = 0;
+    memset(s->group_square, 0, sizeof s->group_square);
     for (size_t i = 0; i < s->n; i++) {
         struct param *p = &s->params[i];
         if (!*p->grad_begun) kernel_fill(p->grad, p->n, 0);
         *p->grad_begun = true;
-        sum += kernel_sum_squares(p->grad, p->n);
+        double square = kernel_sum_squares(p->grad, p->n);
+        s->group_square[p->group] += square;
+        sum += square;
     }
     return sqrt(sum) * scale;
+}
+
+double train_gradient_square(const struct param_set *s) {
+    double sum = 0;
+    for (size_t i = 0; i < s->n; i++)
+        if (*s->params[i].grad_begun) sum += kernel_sum_squares(s->params[i].grad, s->params[i].n);
+    return sum;
+}
+
+static void average(struct param_set *s, struct param *p, uint64_t step) {
+    double ramp = (1 + (double)step) / (10 + (double)step), d = s->o.ema < ramp ? s->o.ema : ramp;
+    kernel_scale(kernel_f32(p->average), p->n, (float)d);
+    kernel_axpy(p->average, (float)(1 - d), p->value, p->n);
 }
 
 void train_step(struct param_set *s, uint64_t step, double lr, double scale) {
     for (size_t i = 0; i < s->n; i++) {
         struct param *p = &s->params[i];
-        struct train_update u = {&s->o, step, lr, scale, p->decays ? s->o.weight_decay : 0};
+        struct train_update u = {&s->o, s->updates + step, lr * p->lr, scale, p->decay, s->scratch};
         p->optimizer->step(&u, p);
         *p->grad_begun = false;
+        if (p->average) average(s, p, step);
     }
 }

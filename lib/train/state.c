@@ -4,19 +4,62 @@
 
 #include "lib/train/train_internal.h"
 
-bool train_options_put(cJSON *to, const struct train_options *o) {
-    return json_put_f64(to, "weight-decay", o->weight_decay) && json_put_f64(to, "beta1", o->beta1) &&
-           json_put_f64(to, "beta2", o->beta2) && json_put_f64(to, "eps", o->eps) &&
-           json_put_str(to, "optimizer-state", dtype_info(o->state)->name);
+static bool put_list(cJSON *to, const char *key, const struct train_options *o, bool frozen) {
+    struct buf text = {0};
+    struct err e;
+    size_t n = frozen ? o->n_frozen : o->n_groups;
+    int rc = 0;
+    for (size_t i = 0; i < n && !rc; i++) {
+        const struct train_group *g = frozen ? NULL : &o->groups[i];
+        if (frozen)
+            rc = buf_printf(&text, &e, "%s%s", i ? " " : "", o->frozen[i]);
+        else if (g->has_decay)
+            rc = buf_printf(&text, &e, "%s%s:lr=%.17g,decay=%.17g", i ? " " : "", g->glob, g->lr, g->decay);
+        else
+            rc = buf_printf(&text, &e, "%s%s:lr=%.17g", i ? " " : "", g->glob, g->lr);
+    }
+    if (!rc && n) rc = buf_append(&text, "", 1, &e);
+    bool ok = !rc && (!n || json_put_str(to, key, (char *)text.data));
+    buf_release(&text);
+    return ok;
+}
+
+static bool put_lora(cJSON *to, const struct train_lora *l) {
+    char text[TRAIN_GLOB_TEXT + 80];
+    if (!l->rank) return true;
+    snprintf(text, sizeof text, "%llu:alpha=%.17g,target=%s", (unsigned long long)l->rank, l->alpha, l->target);
+    return json_put_str(to, "lora", text);
+}
+
+static bool put_start(cJSON *to, const struct param_set *s) {
+    char text[DIGEST_TEXT_SIZE];
+    if (!s->started) return true;
+    digest_text(s->start, text);
+    return json_put_str(to, "start-state", text);
+}
+
+/* Moments are stored as they are, so their type must be the same. */
+bool train_options_put(cJSON *to, const struct param_set *s) {
+    const struct train_options *o = &s->o;
+    bool ok = json_put_f64(to, "weight-decay", o->weight_decay) && json_put_f64(to, "beta1", o->beta1) &&
+              json_put_f64(to, "beta2", o->beta2) && json_put_f64(to, "eps", o->eps) &&
+              json_put_str(to, "optimizer-state", dtype_info(o->state)->name);
+    if (ok && o->optimizer != &train_optimizers[0]) ok = json_put_str(to, "optimizer", o->optimizer->name);
+    if (ok && o->optimizer->put) ok = o->optimizer->put(to, o);
+    if (ok && o->ema > 0) ok = json_put_f64(to, "ema", o->ema);
+    if (ok && o->mup) ok = json_put_str(to, "mup", "on");
+    return ok && put_list(to, "group", o, false) && put_list(to, "freeze", o, true) && put_lora(to, &o->lora) &&
+           put_start(to, s);
 }
 
 /* ---- the tensors of a parameter ------------------------------------------------------------------------------------ */
 
-/* Part 0 is the value, part 1 + k moment k. False: it has no such part. */
-#define PARTS (1 + TRAIN_MAX_MOMENTS)
+/* Part 0 is the value, part 1 + k moment k, the last one the average. False: it has no such part. */
+#define PARTS (2 + TRAIN_MAX_MOMENTS)
 static bool part_of(const struct param *p, size_t part, struct kernel_array *data, const char **suffix) {
-    *data = part ? p->moments[part - 1] : kernel_f32(p->value);
-    *suffix = part ? p->optimizer->moments[part - 1] : NULL;
+    bool moment = part > 0 && part < PARTS - 1;
+    *data = moment ? p->moments[part - 1] : kernel_f32(part ? p->average : p->value);
+    *suffix = moment ? p->optimizer->moments[part - 1] : part ? "ema" : NULL;
     return data->data != NULL;
 }
 
@@ -80,4 +123,76 @@ int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
             if (part_desc(&s->params[i], data, suffix, &d, e) || read_tensor(r, &d, data.data, e)) return e->code;
         }
     return 0;
+}
+
+/* ---- another run's moments ------------------------------------------------------------------------------------------ */
+
+/* The moment that a tensor is; NULL: it is none of this set. */
+static struct kernel_array *find_moment(const struct param_set *s, const struct tensor_desc *d, struct err *e) {
+    struct kernel_array data;
+    struct tensor_desc own;
+    const char *suffix;
+    for (size_t i = 0; i < s->n; i++) {
+        struct param *p = &s->params[i];
+        size_t n = strlen(p->name);
+        if (strncmp(d->name, p->name, n) != 0 || d->name[n] != '.') continue;
+        for (size_t part = 1; part < PARTS - 1; part++) {
+            if (!part_of(p, part, &data, &suffix) || strcmp(d->name + n + 1, suffix) != 0) continue;
+            if (part_desc(p, data, suffix, &own, e)) return NULL;
+            if (tensor_same_shape(d, &own) && (d->dtype == DT_F32 || d->dtype == DT_BF16)) return &p->moments[part - 1];
+            err_set(e, ERR_DATA, "tensor '%s' is not of the shape of this run's", d->name);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+static int start_moment(struct param_set *s, struct stream_reader *r, const struct tensor_desc *d, struct buf *room,
+                        struct digest_state *digest, size_t *taken, struct err *e) {
+    e->code = 0;
+    struct kernel_array *to = find_moment(s, d, e);
+    if (!to) return e->code;
+    room->len = 0;
+    if (stream_load_tensor(r, room, e) || check_finite(d, room->data, e)) return e->code;
+    kernel_convert(*to, (struct kernel_array){d->dtype, room->data}, tensor_elems(d));
+    digest_update(digest, room->data, room->len);
+    ++*taken;
+    return 0;
+}
+
+/* Updates that they have had, of the same optimizer. */
+static int start_meta(struct param_set *s, const cJSON *meta, struct err *e) {
+    const cJSON *options = cJSON_GetObjectItemCaseSensitive(meta, "options");
+    const char *name = train_optimizers[0].name;
+    if (json_get_u64(meta, "step", 0, JSON_MAX_INTEGER, &s->updates, e) ||
+        json_opt_u64(meta, "optimizer_updates", 0, JSON_MAX_INTEGER, &s->updates, e) ||
+        json_opt_str(options, "optimizer", &name, e))
+        return e->code;
+    if (!strcmp(name, s->o.optimizer->name)) return 0;
+    return err_set(e, ERR_DATA, "the state is of %.40s, this run has %s", name, s->o.optimizer->name);
+}
+
+static int start(struct param_set *s, struct stream_reader *r, struct digest_state *digest, struct buf *room,
+                 struct err *e) {
+    struct stream_item item;
+    size_t wanted = 0, taken = 0;
+    int rc = start_meta(s, stream_reader_meta(r), e);
+    while (!rc && !(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF)
+        if (item.type == ITEM_TENSOR) rc = start_moment(s, r, &item.desc, room, digest, &taken, e);
+    if (rc) return rc;
+    for (size_t i = 0; i < s->n; i++)
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) wanted += s->params[i].moments[k].data != NULL;
+    if (taken == wanted) return 0;
+    return err_set(e, ERR_DATA, "it has %zu of the %zu moments of this run's parameters", taken, wanted);
+}
+
+int train_start(struct param_set *s, struct stream_reader *r, struct err *e) {
+    struct buf room = {0};
+    struct digest_state *digest = digest_new(e);
+    int rc = digest ? start(s, r, digest, &room, e) : e->code;
+    if (!rc) s->start = digest_get(digest);
+    s->started = !rc;
+    buf_release(&room);
+    digest_free(digest);
+    return rc ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
 }

@@ -76,74 +76,156 @@ char *train_phase_text(const struct train_phase *p, char out[TRAIN_PHASE_TEXT]);
 bool train_plan_put(cJSON *to, const struct train_plan *p);
 int train_plan_get(const cJSON *from, struct train_plan *p, struct err *e) MUST_CHECK;
 
-/* ---- parameters -------------------------------------------------------------------------------------------------------- */
+/* ---- options ----------------------------------------------------------------------------------------------------------- */
+
+/* Parameters whose names a pattern fits (fnmatch), and what is said of them: "GLOB:lr=FACTOR,decay=W". A parameter is in the first
+ * group that fits; what a group leaves out is as for all. */
+#define TRAIN_MAX_GROUPS 16
+#define TRAIN_GLOB_TEXT  128
+struct train_group {
+    char glob[TRAIN_GLOB_TEXT];
+    double lr;    /* factor of the learning rate */
+    double decay; /* weight decay of all its parameters, if has_decay */
+    bool has_decay;
+};
+int train_group_parse(const char *text, struct train_group *g, struct err *e) MUST_CHECK;
+
+/* Low-rank adapters (Hu et al. 2022): of matrices inside layers whose names fit. "RANK[:alpha=A,target=GLOB]" */
+struct train_lora {
+    uint64_t rank; /* 0: none */
+    double alpha;  /* the product counts alpha / rank times */
+    char target[TRAIN_GLOB_TEXT];
+};
+int train_lora_parse(const char *text, struct train_lora *l, struct err *e) MUST_CHECK;
 
 struct train_options {
     const struct optimizer_type *optimizer; /* NULL: the table's first row, adamw */
     double weight_decay;
-    double beta1, beta2, eps; /* of AdamW */
-    enum dtype state;         /* of moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
+    double beta1, beta2, eps;         /* of AdamW */
+    double momentum;                  /* of Muon */
+    enum dtype state;                 /* of moments: DT_F32, or DT_BF16 rounded at random (kernel_adamw) */
+    enum dtype precision;             /* of an optimizer's matrix products */
+    double ema;                       /* decay of the average of the weights; 0: none is kept */
+    const struct train_group *groups; /* [n_groups], the caller's, as long as the set */
+    size_t n_groups;
+    const char *const *frozen; /* [n_frozen] patterns: what they fit is not trained; the caller's */
+    size_t n_frozen;
+    struct train_lora lora;
+    bool mup; /* learning rates and decay by the widths of the model and of its base (model_mup) */
 };
+
+/* ---- parameters -------------------------------------------------------------------------------------------------------- */
 
 #define TRAIN_MAX_MOMENTS 2
 struct param {
-    const char *name; /* valid UTF-8, unique in the set; the owner's, as long as the set */
+    const char *name; /* valid UTF-8, unique in the set; copied */
     float *value;     /* [rows][cols], the owner's; a vector has one row */
     float *grad;      /* of the same shape */
     bool *grad_begun; /* is there a gradient? (grad_parameter) */
     uint64_t rows, cols;
-    bool matrix; /* inside a layer: from activations to activations */
-    bool decays; /* weight decay pulls on it */
+    bool matrix;                 /* inside a layer: from activations to activations */
+    bool decays;                 /* weight decay pulls on it */
+    double row_width, col_width; /* of muP, a hidden matrix: how much wider than in the base; else 0 */
+    double factor;               /* of muP: model_mup_factor; 0: 1 */
     /* the set's: */
     uint64_t n, stream;                     /* elements; a digest of the name, by which moments are rounded */
     const struct optimizer_type *optimizer; /* whose step it takes */
+    size_t group;                           /* 0: in none, else 1 + its number */
+    double lr, decay;                       /* factor of the rate; weight decay */
     struct kernel_array moments[TRAIN_MAX_MOMENTS];
+    float *average; /* of the values, exponential; NULL: none */
 };
 struct param_set {
     struct train_options o;
     struct param *params; /* [n], in the order in which they were added */
     size_t n, capacity;
+    uint64_t updates;    /* that the moments have had before step 1 (train_start) */
+    struct digest start; /* of the moments of train_start, if `started` */
+    bool started;
+    double group_square
+        [1 + TRAIN_MAX_GROUPS]; /* of train_gradient_norm: sums of squares of each group's gradients; 0: the rest */
+    uint32_t used;              /* bits: patterns of `frozen` that fitted something */
+    void *scratch;              /* of the optimizers */
+    size_t scratch_bytes;
+    struct arena memory;
+    struct model *adapted; /* has adapters, which are this set's; NULL: none */
 };
 
-void param_set_init(struct param_set *s, const struct train_options *o);
+/* Of options that were parsed; ERR_USAGE when there are too many patterns. */
+int param_set_init(struct param_set *s, const struct train_options *o, struct err *e) MUST_CHECK;
+/* Does --freeze name it? Asked before memory for a gradient is taken; a frozen parameter is not added. */
+bool param_set_freezes(struct param_set *s, const char *name);
 /* Adds what the owner says of `p`. */
 int param_set_add(struct param_set *s, const struct param *p, struct err *e) MUST_CHECK;
-/* All parameters of a model in f32, in stream order, which get gradients. Decay pulls on matrices but for the embedding (a tied head
- * with it): the row of a rare token gets no gradient for thousands of steps, in which decay alone would move it. */
+/* All parameters of a model in f32 that are not frozen, in stream order, which get gradients; with options.lora its new adapters
+ * instead, NAME.lora_a and NAME.lora_b, and the model's own values stay as they are until param_set_finish. Decay pulls on matrices
+ * but for the embedding (a tied head with it): the row of a rare token gets no gradient for thousands of steps, in which decay alone
+ * would move it. */
 int train_add_model(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* All parameters are there: moments of zero. */
+/* All parameters are there: groups, moments of zero. ERR_USAGE when nothing is trained, or a pattern or the optimizer has no
+ * parameter. */
 int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
+/* Training is over: values become their averages (options.ema), adapters are added to their matrices and gone. The set is then
+ * good for param_set_release only. ERR_DATA when a matrix is not finite. */
+int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
 uint64_t param_set_elements(const struct param_set *s);
-uint64_t param_set_state_bytes(const struct param_set *s); /* of moments */
+uint64_t param_set_state_bytes(const struct param_set *s); /* of moments, averages and scratch */
 
-/* Norm of scale * gradient over all parameters. One that had no part in the step gets a gradient of zeros first. */
+/* Norm of scale * gradient over all parameters, and group_square. One that had no part in the step gets a gradient of zeros first. */
 double train_gradient_norm(struct param_set *s, double scale);
-/* Step number `step` (from 1) of all parameters along scale * gradient; afterwards there is no gradient. */
+/* Sum of squares of the gradients so far. */
+double train_gradient_square(const struct param_set *s);
+/* Step number `step` (from 1) of all parameters along scale * gradient; afterwards there is no gradient. The average moves to
+ * d average + (1 - d) value, d = min(options.ema, (1 + step) / (10 + step)), so that it forgets the first weights. */
 void train_step(struct param_set *s, uint64_t step, double lr, double scale);
+
+/*
+ * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1): the batch size at which
+ * noise and gradient weigh the same, in labelled positions, from a part of a batch against all of it.
+ */
+struct train_noise {
+    double trace, square; /* of the gradient's covariance; of the true gradient: running means */
+};
+/* |mean gradient|^2 over n_part positions of the batch, and over its n. Nothing is learned when they are the same. */
+void train_noise_add(struct train_noise *z, double part, double n_part, double all, double n);
+double train_noise_scale(const struct train_noise *z); /* NAN: not known (yet) */
 
 /* ---- optimizers: a table (optimizer.c) ------------------------------------------------------------------------------------ */
 
 struct train_update {
     const struct train_options *o;
-    uint64_t step;
+    uint64_t step;    /* of the moments */
     double lr, scale; /* of this parameter; of its gradient */
     double decay;
+    void *scratch;
 };
 struct optimizer_type {
     const char *name, *summary, *source;
     const char *moments[TRAIN_MAX_MOMENTS]; /* suffixes of its moments in a checkpoint: NAME.m */
+    /* All but step may be NULL: takes every parameter (others are the first row's); has no keys; needs no scratch. */
+    bool (*takes)(const struct param *p);
+    bool (*parse)(const char *members, struct train_options *o); /* "key=value,..." or NULL; sets defaults */
+    bool (*put)(cJSON *to, const struct train_options *o);       /* what a checkpoint compares */
+    size_t (*scratch)(const struct train_options *o, const struct param *p); /* bytes */
+    double (*mup)(
+        const struct param *p); /* factor of the rate of a wider matrix inside a layer (Yang et al. 2022, table 8) */
     void (*step)(const struct train_update *u, struct param *p);
 };
 extern const struct optimizer_type train_optimizers[]; /* ends with a NULL name; the first one is the default */
+/* "NAME[:key=value,...]" */
+int train_optimizer_parse(const char *text, struct train_options *o, struct err *e) MUST_CHECK;
 
 /* ---- checkpoint (state.c) -------------------------------------------------------------------------------------------------- */
 
-/* Options that the bytes of a run depend on, under the names of the command line's options. */
-bool train_options_put(cJSON *to, const struct train_options *o);
-/* Tensors NAME (f32) and NAME.m, NAME.v of every parameter, in order. ERR_DATA when a value is not finite. */
+/* Options that the bytes of a run depend on, under the names of the command line's options; those not in use are absent. */
+bool train_options_put(cJSON *to, const struct param_set *s);
+/* Tensors NAME (f32), NAME.m, NAME.v and NAME.ema, those it has, of every parameter in order. ERR_DATA when a value is not finite. */
 int train_save(const struct param_set *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* The same tensors, the next ones of the stream; ERR_DATA names the first that is missing, or another. */
 int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* Before the first step: moments from the checkpoint of another run, of any weights and data, which must have them of all
+ * parameters, by name and shape, and of the same optimizer. Their type may differ. */
+int train_start(struct param_set *s, struct stream_reader *r, struct err *e) MUST_CHECK;
 
 #endif

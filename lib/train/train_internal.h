@@ -4,18 +4,41 @@
 
 #include "lib/train/train.h"
 
-/* One key of "key=value,key=value": a number from `least` to `most`, or a whole one. */
+/* One key of "key=value,key=value": a number from `least` to `most`, a whole one, or a text of at most TRAIN_GLOB_TEXT - 1 bytes. */
 struct train_key {
     const char *name;
     double least, most;
-    double *number; /* one of the two is where it goes */
+    double *number; /* one of the three is where it goes */
     uint64_t *whole;
+    char *text;
     bool given; /* OUT */
 };
 /* Reads the members; false when one is unknown, said twice or out of its range. NULL: no members. */
 bool train_keys_parse(const char *members, struct train_key *keys, size_t n);
+/* The text before the last colon of GLOB:members, and the members; false: too long, or empty. */
+bool train_glob_copy(char out[TRAIN_GLOB_TEXT], const char *text, size_t n);
 
-/* The optimizers' rows are made of these. */
+/* ---- the optimizers' rows are made of these ---- */
+
 void adamw_step(const struct train_update *u, struct param *p);
+double adamw_mup(const struct param *p);
+
+bool muon_takes(const struct param *p);
+bool muon_parse(const char *members, struct train_options *o);
+bool muon_put(cJSON *to, const struct train_options *o);
+size_t muon_scratch(const struct train_options *o, const struct param *p);
+double muon_mup(const struct param *p);
+void muon_step(const struct train_update *u, struct param *p);
+
+/* Rates and decays of all parameters (group.c). ERR_USAGE when a pattern has none. */
+int groups_begin(struct param_set *s, struct err *e) MUST_CHECK;
+
+/* ---- adapters (lora.c) ---- */
+
+/* Adapters of the model's matrices that options.lora names, and their parameters. */
+int lora_add(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
+/* Adds them to the weights. */
+int lora_merge(struct param_set *s, struct err *e) MUST_CHECK;
+void lora_release(struct param_set *s);
 
 #endif

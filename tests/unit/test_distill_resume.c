@@ -30,12 +30,17 @@ static int restore(struct trainer *t, int fd, struct err *e) {
 }
 
 static void assert_same_run(struct trainer *a, struct trainer *b) {
-    for (size_t i = 0; i < a->m->n_params; i++) {
-        size_t n = a->m->params[i].n * sizeof(float), moments = kernel_array_bytes(a->o.train.state, a->m->params[i].n);
-        assert_memory_equal(a->m->params[i].value, b->m->params[i].value, n);
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++)
-            assert_memory_equal(a->set.params[i].moments[k].data, b->set.params[i].moments[k].data, moments);
+    for (size_t i = 0; i < a->m->n_params; i++)
+        assert_memory_equal(a->m->params[i].value, b->m->params[i].value, a->m->params[i].n * sizeof(float));
+    assert_int_equal(a->set.n, b->set.n);
+    for (size_t i = 0; i < a->set.n; i++) {
+        const struct param *p = &a->set.params[i], *q = &b->set.params[i];
+        assert_memory_equal(p->value, q->value, p->n * sizeof(float));
+        if (p->average) assert_memory_equal(p->average, q->average, p->n * sizeof(float));
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++)
+            assert_memory_equal(p->moments[k].data, q->moments[k].data, kernel_array_bytes(a->o.train.state, p->n));
     }
+    assert_memory_equal(a->progress.group_norm, b->progress.group_norm, sizeof a->progress.group_norm);
     assert_int_equal(a->progress.step, b->progress.step);
     assert_int_equal(a->progress.epoch, b->progress.epoch);
     assert_int_equal(a->progress.positions, b->progress.positions);
@@ -79,17 +84,20 @@ static void run_end(struct trainer *t) {
     model_free(m);
 }
 
-/* Weights that are lost before the restore: all of them come from the checkpoint. */
+/* Weights that are lost before the restore: all that are trained come from the checkpoint. */
 static void spoil(struct trainer *t) {
-    for (size_t i = 0; i < t->m->n_params; i++) t->m->params[i].value[0] += 1;
+    for (size_t i = 0; i < t->set.n; i++) {
+        t->set.params[i].value[0] += 1;
+        if (t->set.params[i].average) t->set.params[i].average[0] += 1;
+    }
 }
 
-static void check_resumed(enum dtype precision, enum dtype moments) {
+static void check_resumed(enum dtype precision, const struct train_options *how) {
     struct err e;
     struct run r;
     run_init(&r);
     r.o.precision = precision;
-    r.o.train.state = moments;
+    r.o.train = *how;
     struct trainer *whole = run_begin(&r, 1);
     OK(train_to(whole, r.fd, r.o.plan.now.steps, &e));
     assert_true(whole->progress.epoch >= 1); /* the data is read more than once */
@@ -111,8 +119,82 @@ static void check_resumed(enum dtype precision, enum dtype moments) {
 
 static void resumed_runs_end_in_the_same_bytes(void **state) {
     (void)state;
-    check_resumed(DT_F32, DT_F32);
-    check_resumed(DT_BF16, DT_BF16);
+    struct knowledge_format f = format_of("sample:20", VOCAB);
+    struct train_options how = options_of("kl", &f).train;
+    check_resumed(DT_F32, &how);
+    how.state = DT_BF16;
+    check_resumed(DT_BF16, &how);
+}
+
+static void so_do_those_with_all_of_lib_train(void **state) {
+    (void)state;
+    struct err e;
+    struct knowledge_format f = format_of("sample:20", VOCAB);
+    struct train_options how = options_of("kl", &f).train;
+    struct train_group groups[2];
+    const char *const frozen[] = {"embed*"};
+    OK(train_optimizer_parse("muon", &how, &e));
+    OK(train_group_parse("*.ffn.*:lr=0.5", &groups[0], &e));
+    OK(train_group_parse("*norm*:decay=0.1", &groups[1], &e));
+    how.ema = 0.9, how.groups = groups, how.n_groups = 2, how.frozen = frozen, how.n_frozen = 1;
+    check_resumed(DT_F32, &how);
+    how.state = DT_BF16;
+    check_resumed(DT_BF16, &how);
+    how = options_of("kl", &f).train;
+    how.ema = 0.9;
+    OK(train_lora_parse("2:target=*.attn.*", &how.lora, &e));
+    check_resumed(DT_F32, &how);
+    how.state = DT_BF16;
+    check_resumed(DT_BF16, &how);
+}
+
+static int start(struct trainer *t, int fd, struct err *e) {
+    struct stream_reader *r;
+    lseek(fd, 0, SEEK_SET);
+    int rc = stream_reader_open(&r, fd, "state", STREAM_CHECKPOINT, e);
+    if (!rc) rc = trainer_start(t, r, e);
+    stream_reader_free(r);
+    return rc;
+}
+
+/* A second run with the moments of a first: from its end on, and resumed, it counts updates on. */
+static void another_runs_moments_begin_a_run(void **state) {
+    (void)state;
+    struct err e;
+    struct run r;
+    run_init(&r);
+    struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 2), *whole, *cold = run_begin(&r, 2);
+    OK(train_to(first, r.fd, 5, &e));
+    int fd = save(first), middle;
+    OK(start(second, fd, &e));
+    for (size_t i = 0; i < second->set.n; i++) {
+        const struct param *p = &second->set.params[i];
+        assert_memory_equal(p->moments[1].data, first->set.params[i].moments[1].data, p->n * sizeof(float));
+    }
+    assert_int_equal(second->set.updates, 5);
+    OK(train_to(second, r.fd, 3, &e));
+    middle = save(second);
+    OK(train_to(second, r.fd, 6, &e));
+    assert_int_equal(restore(cold, middle, &e), ERR_DATA); /* is of a run that had begun otherwise */
+    assert_non_null(strstr(e.msg, "made with start-state xxh3:"));
+    whole = run_begin(&r, 2);
+    OK(start(whole, fd, &e));
+    OK(restore(whole, middle, &e));
+    assert_int_equal(whole->set.updates, 5);
+    OK(train_to(whole, r.fd, 6, &e));
+    assert_same_run(second, whole);
+    run_end(whole);
+    r.o.train.optimizer = &train_optimizers[1];
+    whole = run_begin(&r, 1);
+    assert_int_equal(start(whole, fd, &e), ERR_DATA);
+    assert_string_equal(e.msg, "state: the state is of adamw, this run has muon");
+    run_end(whole);
+    run_end(first);
+    run_end(second);
+    run_end(cold);
+    close(fd);
+    close(middle);
+    run_release(&r);
 }
 
 /* Saving and restoring does not disturb the run that is saved. */
@@ -360,6 +442,8 @@ static void cut_checkpoints_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(resumed_runs_end_in_the_same_bytes),
+        cmocka_unit_test(so_do_those_with_all_of_lib_train),
+        cmocka_unit_test(another_runs_moments_begin_a_run),
         cmocka_unit_test(saving_changes_nothing),
         cmocka_unit_test(other_options_are_refused),
         cmocka_unit_test(other_data_is_refused),

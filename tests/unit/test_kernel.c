@@ -444,6 +444,49 @@ static void test_adamw_rounded(void **state) {
     parallel_set_threads(parallel_default_threads());
 }
 
+struct momentum {
+    struct kernel_momentum how;
+    size_t n;
+    const float *g;
+};
+
+static void run_momentum(void *ctx, float *out) { /* u, m */
+    const struct momentum *c = ctx;
+    kernel_momentum(&c->how, out, kernel_f32(out + c->n), c->g, c->n);
+}
+
+/* Four roundings in m, seven in u; then moments in bf16, which are rounded as AdamW's first one. */
+static void test_momentum(void **state) {
+    (void)state;
+    struct rng r = rng_init(13, 1);
+    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
+        size_t n = lengths[i];
+        struct pair s = normals(&r, 2 * n, 1), g = normals(&r, n, 1);
+        double *tolerance = take(2 * n, sizeof *tolerance);
+        for (size_t j = 0; j < n; j++) {
+            set(s, n + j, bf16_to_f32(f32_to_bf16(s.f[n + j])));
+            tolerance[j] = 8 * U * (fabs(s.d[n + j]) + fabs(g.d[j]));
+            tolerance[n + j] = 5 * U * (fabs(s.d[n + j]) + fabs(g.d[j]));
+        }
+        float *start = copy_f32(s.f + n, n);
+        struct momentum c = {{0.95f, 0.37f, 12345678901, 5 + i}, n, g.f};
+        plain64_momentum(&c.how, s.d, s.d + n, g.d, n);
+        check_kernel("momentum", run_momentum, &c, 2 * n, s.f, s.d, tolerance);
+        EACH_PATH(path) {
+            float *m = copy_f32(start, n), *u = take(n, sizeof *u), *hu = take(n, sizeof *hu);
+            uint16_t *hm = take(n, sizeof *hm);
+            for (size_t j = 0; j < n; j++) hm[j] = f32_to_bf16(start[j]);
+            kernel_momentum(&c.how, u, kernel_f32(m), g.f, n);
+            kernel_momentum(&c.how, hu, (struct kernel_array){DT_BF16, hm}, g.f, n);
+            assert_memory_equal(u, hu, n * sizeof *u);
+            for (size_t j = 0; j < n; j++)
+                if (hm[j] != plain32_round_randomly(m[j], c.how.step, c.how.stream, j, false))
+                    fail_msg("%s: momentum of element %zu of %zu", path, j, n);
+        }
+        arena_reset(&memory);
+    }
+}
+
 /*
  * The mean of many roundings of x is x: each is x's lower neighbour plus a unit with probability p, so over n of them
  * the mean is off by sqrt(p (1 - p) / n) of a unit, five times which has a chance of 6e-7 - and the draws are fixed.
@@ -507,6 +550,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_swiglu, release_memory),
         cmocka_unit_test_teardown(test_adamw, release_memory),
         cmocka_unit_test_teardown(test_adamw_rounded, release_memory),
+        cmocka_unit_test_teardown(test_momentum, release_memory),
         cmocka_unit_test_teardown(test_random_rounding_is_fair, release_memory),
         cmocka_unit_test_teardown(test_kth_abs, release_memory),
     };

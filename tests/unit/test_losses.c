@@ -64,7 +64,7 @@ static int bind(struct loss_list *l, const char *texts, const struct loss_settin
     if (!m) m = student_new(true, 1);
     s.student = &m->config;
     *l = (struct loss_list){0};
-    param_set_init(&own, &(struct train_options){.state = DT_F32});
+    OK(param_set_init(&own, &(struct train_options){.state = DT_F32}, e));
     snprintf(copy, sizeof copy, "%s", texts);
     for (char *t = strtok_r(copy, " ", &save); t && !rc; t = strtok_r(NULL, " ", &save)) rc = loss_list_add(l, t, e);
     if (!rc) rc = loss_list_bind(l, &s, &own, e);
