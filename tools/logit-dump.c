@@ -1,11 +1,13 @@
 /* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+#include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/session/session.h"
 
 static struct session_options how;
-static const char *encode, *positions;
+static const char *encode, *positions, *field_dtype;
+static struct cli_list drop;
 static double temperature;
 static bool tsv;
 static uint64_t top;
@@ -18,15 +20,27 @@ static const struct cli_option options[] = {
      .fallback = "sample:50",
      .needs = {"!tsv"},
      .help =
-         "topk:K keeps the K largest probabilities, ghost:K adds the rest as one pseudo-token, sample:N keeps N random "
-         "draws, an unbiased estimate for all tokens"},
+         "topk:K keeps the K largest probabilities, topp:P as few as have the share P, ghost:K adds the rest as one "
+         "pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; keep leaves what there is"},
+    {.name = "drop",
+     .type = CLI_LIST,
+     .to = &drop,
+     .arg = "FIELD",
+     .needs = {"!tsv"},
+     .help = "leave out fields by name or pattern (hidden.3, 'attention.*', response)"},
+    {.name = "field-dtype",
+     .type = CLI_CHOICE,
+     .to = &field_dtype,
+     .choices = "bf16|int8|f32",
+     .needs = {"!tsv"},
+     .help = "store what was tapped in this type (teacher-infer --tap); int8 has a scale for each row"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
      .arg = "T",
      .min = 0.01,
      .max = 1000,
-     .needs = {"!tsv"},
+     .needs = {"!tsv", "!encode=keep"},
      .help =
          "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
     {.name = "tsv",
@@ -70,12 +84,44 @@ struct work {
 
 /* ---- encoding -------------------------------------------------------------------------------------------------- */
 
+static int choose_response(struct cli *c, struct work *w, struct err *e) {
+    if (!strcmp(encode, "keep")) return 0;
+    if (knowledge_encoding_parse(encode, &w->out, e)) return e->code;
+    if (cli_given(c, "temperature")) w->out.temperature = temperature;
+    return knowledge_check_encode(&w->in.format, &w->out, e);
+}
+
+/* A pattern that names nothing is a mistake. */
+static int drop_fields(struct knowledge_format *f, const char *pattern, struct err *e) {
+    uint32_t kept = 0;
+    bool response = f->encoding && !fnmatch(pattern, "response", 0);
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        if (fnmatch(pattern, f->fields[i].name, 0) != 0) f->fields[kept++] = f->fields[i];
+    if (kept == f->n_fields && !response) return err_set(e, ERR_USAGE, "--drop %s: there is no such field", pattern);
+    f->n_fields = kept;
+    if (response) f->encoding = KNOW_NONE;
+    return 0;
+}
+
+static int choose_fields(struct knowledge_format *f, struct err *e) {
+    enum dtype dtype = DT_BF16;
+    bool sampled = false;
+    if (field_dtype && !f->n_fields) return err_set(e, ERR_USAGE, "--field-dtype: nothing was tapped");
+    for (size_t i = 0; i < drop.n; i++)
+        if (drop_fields(f, drop.items[i], e)) return e->code;
+    if (field_dtype && session_field_dtype(field_dtype, &dtype, e)) return e->code;
+    for (uint32_t i = 0; i < f->n_fields; i++) {
+        if (field_dtype) f->fields[i].dtype = dtype;
+        sampled |= f->fields[i].sampled;
+    }
+    if (!sampled) f->tap_positions = 0;
+    return 0;
+}
+
 static int begin(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
     w->out = w->in.format;
-    if (knowledge_encoding_parse(encode, &w->out, e)) return e->code;
-    if (cli_given(c, "temperature")) w->out.temperature = temperature;
-    if (knowledge_check_encode(&w->in.format, &w->out, e)) return e->code;
+    if (choose_response(c, w, e) || choose_fields(&w->out, e)) return e->code;
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in.stream), true);
     int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
     if (!rc) rc = cli_open_output(c, &writer, e);
@@ -182,12 +228,16 @@ int main(int argc, char **argv) {
             "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
             "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
             "that.\n\n"
-            "What was kept as topk:K or ghost:K can be cut to fewer entries later, and one be made the other. The "
+            "What teacher-infer --tap has added goes on, but for --drop. What was kept as topk:K or ghost:K can be cut "
+            "to fewer entries later, and one be made the other. The "
             "output does not depend on how the input is cut into batches, nor on -j.",
-        .examples = "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
-                    "    50 draws a position from the teacher at temperature 2\n"
-                    "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
-                    "    what the teacher expects after positions 100 to 109\n",
+        .examples =
+            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > small.kd.rill\n"
+            "    the same answers, fewer fields, in a fourth of the bytes of f32\n"
+            "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
+            "    50 draws a position from the teacher at temperature 2\n"
+            "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
+            "    what the teacher expects after positions 100 to 109\n",
         .options = options,
         .run = run,
     };

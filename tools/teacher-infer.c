@@ -1,4 +1,5 @@
 /* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/session/session.h"
@@ -7,7 +8,9 @@ static struct session_options how;
 static struct session_teacher_options teaching;
 static const char *encode, *dtype, *weights;
 static double temperature;
-static bool raw_logits;
+static bool raw_logits, dry_run;
+static struct cli_list taps;
+static uint64_t tap_positions;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
@@ -17,8 +20,24 @@ static const struct cli_option options[] = {
      .to = &encode,
      .arg = "ENC",
      .fallback = "dense",
-     .help = "what to keep of each position: dense is everything, topk:K, ghost:K and sample:N are as in logit-dump, "
-             "without the way of dense logits through a pipe"},
+     .help = "what to keep of each position: dense is everything, topk:K, ghost:K, topp:P and sample:N are as in "
+             "logit-dump, without the way of dense logits through a pipe; none: nothing, only what is tapped"},
+    {.name = "tap", .type = CLI_LIST, .to = &taps, .arg = "POINT", .help = SESSION_TAP_HELP},
+    {.name = "tap-positions",
+     .type = CLI_U64,
+     .to = &tap_positions,
+     .arg = "N",
+     .min = 1,
+     .max = UINT32_MAX,
+     .needs = {"tap"},
+     .help =
+         "keep what is tapped at N random positions of each sequence, the same ones for all points, by the seed; of "
+         "a shorter sequence at all of them"},
+    {.name = "dry-run",
+     .type = CLI_FLAG,
+     .to = &dry_run,
+     .help = "run nothing: print how many bytes a token and in all each field would take, for these tokens, before "
+             "compression. Of draws and of top-p it is an estimate"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -71,41 +90,49 @@ struct work {
     struct session_teacher *teacher;
     struct knowledge_encoder *encoder;
     struct session_data tokens;
+    struct knowledge_format format; /* of the output */
     struct stream_writer *out;
 };
 
-/* What the knowledge will be: its META, and the encoder behind it. */
+/* What the knowledge will be. The digest of the teacher is not known yet. */
+static int choose_format(struct work *w, struct err *e) {
+    const struct model *m = session_teacher_model(w->teacher);
+    struct knowledge_format *f = &w->format;
+    *f = w->tokens.format;
+    f->temperature = temperature;
+    f->dtype = dtype_by_name(dtype)->dtype;
+    f->log_probs = !raw_logits;
+    bool none = !strcmp(encode, "none");
+    if (!none && knowledge_encoding_parse(encode, f, e)) return e->code;
+    if (none && !taps.n) return err_set(e, ERR_USAGE, "--encode none needs --tap: there is nothing to keep");
+    f->target = model_predicts(&m->config);
+    f->vocab_size = model_n_tokens(m);
+    if (f->target == TARGET_SEQUENCE) f->classes = m->config.classes;
+    f->tap_positions = (uint32_t)tap_positions;
+    for (size_t i = 0; i < taps.n; i++)
+        if (session_tap_parse(taps.items[i], &m->config, f->tap_positions, f, e)) return e->code;
+    if (m->vocab) digest_text(m->vocab_digest, f->vocab);
+    return session_teacher_tap(w->teacher, f, cli_seed(w->c), e);
+}
+
+/* META, and the encoder behind it. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
-    const struct model *m = session_teacher_model(w->teacher);
-    struct knowledge_format out = {.temperature = temperature,
-                                   .dtype = dtype_by_name(dtype)->dtype,
-                                   .log_probs = !raw_logits,
-                                   .vocab_size = model_n_tokens(m)};
-    if (knowledge_encoding_parse(encode, &out, e)) return e->code;
-    digest_text(teacher, out.teacher);
-    if (m->vocab)
-        digest_text(m->vocab_digest, out.vocab);
-    else
-        memcpy(out.vocab, w->tokens.format.vocab, sizeof out.vocab);
+    digest_text(teacher, w->format.teacher);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->tokens.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &out, e) : err_nomem(e, "META");
+    int rc = meta ? knowledge_meta_put(meta, &w->format, e) : err_nomem(e, "META");
     if (!rc) rc = stream_write_meta(w->out, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, w->out, &out, cli_seed(w->c), e);
+    if (!rc) rc = knowledge_encoder_new(&w->encoder, w->out, &w->format, cli_seed(w->c), e);
     *encoder = w->encoder;
     cJSON_Delete(meta);
     return rc;
 }
 
-static int infer_stream(struct work *w, struct err *e) {
-    struct knowledge_format f = {0};
+static int infer(struct work *w, struct err *e) {
     struct cli *c = w->c;
-    teaching.layerwise = !strcmp(weights, "stream");
-    if (knowledge_encoding_parse(encode, &f, e) || session_teacher_open(&w->teacher, c, &how, &teaching, e) ||
-        session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, session_teacher_model(w->teacher),
-                          &w->tokens, e) ||
-        cli_open_output(c, &w->out, e) ||
-        session_teacher_infer(w->teacher, &w->tokens, 1 / temperature, begin_output, w, e) ||
+    double inv_temperature = w->format.encoding ? 1 / temperature : 0;
+    if (cli_open_output(c, &w->out, e) ||
+        session_teacher_infer(w->teacher, &w->tokens, inv_temperature, begin_output, w, e) ||
         knowledge_encoder_end(w->encoder, e))
         return e->code;
     struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
@@ -113,6 +140,25 @@ static int infer_stream(struct work *w, struct err *e) {
         !json_put_u64(cli_report(c), "teacher_bytes", n.bytes))
         return err_nomem(e, "report");
     return cli_close_output(c, e);
+}
+
+static int print_sizes(struct work *w, struct err *e) {
+    FILE *out;
+    if (cli_text(w->c, &out, e)) return e->code;
+    return session_print_sizes(&w->format, w->tokens.stream, out, e);
+}
+
+static int infer_stream(struct work *w, struct err *e) {
+    struct cli *c = w->c;
+    struct knowledge_format f = {0};
+    teaching.layerwise = !strcmp(weights, "stream");
+    if ((strcmp(encode, "none") != 0 && knowledge_encoding_parse(encode, &f, e)) ||
+        session_teacher_open(&w->teacher, c, &how, &teaching, e) ||
+        session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, session_teacher_model(w->teacher),
+                          &w->tokens, e) ||
+        choose_format(w, e))
+        return e->code;
+    return dry_run ? print_sizes(w, e) : infer(w, e);
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -133,7 +179,8 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .seeded = true,
-        .seed_needs = {"encode=sample:N"},
+        .stream_needs = "!dry-run",
+        .seed_needs = {"encode=sample:N|tap-positions"},
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "

@@ -196,6 +196,12 @@ struct kernel_attention {
  */
 void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
                       struct kernel_array k, struct kernel_array v);
+/*
+ * The probabilities themselves, of queries [first, first + n) of sequence `seq`: p [n][n_heads][length of the sequence] f32, 0 where
+ * a query sees no key. q and k in f32.
+ */
+void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n, float *p,
+                              const float *q, const float *k);
 /* Recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). dk and dv are sums and stay f32. */
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
                                struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,

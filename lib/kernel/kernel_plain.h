@@ -247,6 +247,20 @@ PLAIN_FN PLAIN(attention)(const struct kernel_attention *a, REAL *y, REAL *lse, 
             }
 }
 
+PLAIN_FN PLAIN(attention_weights)(const struct kernel_attention *a, size_t seq, size_t first, size_t n, REAL *p,
+                                  const REAL *q, const REAL *k) {
+    size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads, begin, end;
+    size_t length = a->starts[seq + 1] - a->starts[seq];
+    for (size_t i = first; i < first + n; i++)
+        for (size_t h = 0; h < a->n_heads; h++, p += length) {
+            PLAIN(attention_range)(a, i, length, &begin, &end);
+            size_t at = ((a->starts[seq] + i) * a->n_heads + h) * d,
+                   key = (a->starts[seq] + begin) * ld + h / group * d;
+            PLAIN(fill)(p, length, 0);
+            PLAIN(attention_row)(a, p + begin, NULL, q + at, k + key, ld, end - begin);
+        }
+}
+
 /* p: scratch twice as long as the longest sequence. */
 PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, REAL *dk, REAL *dv, const REAL *dy,
                                    const REAL *q, const REAL *k, const REAL *v, REAL *p) {

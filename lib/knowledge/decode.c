@@ -1,38 +1,52 @@
 /* Batches of knowledge into rows that a loss can read. What arrives is not trusted: every value is checked here, once. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/knowledge/knowledge_internal.h"
 
-#define SUM_SLACK 1e-3 /* above 1 that the probabilities of a row may come to */
-
-/* One growing array per field of struct knowledge_rows. */
-enum { SEQS, LENGTHS, TOKENS, LABELS, OFFSET, IDS, PROBS, REST, DENSE, MASK };
-
-static void set_pointers(struct knowledge_rows *k, const struct knowledge_format *f) {
-    k->seqs = (void *)k->memory[SEQS].data;
-    k->lengths = (void *)k->memory[LENGTHS].data;
-    k->tokens = (void *)k->memory[TOKENS].data;
-    k->labels = (void *)k->memory[LABELS].data;
-    k->mask = k->memory[MASK].data;
-    k->offset = (void *)k->memory[OFFSET].data;
-    k->ids = (void *)k->memory[IDS].data;
-    k->probs = (void *)k->memory[PROBS].data;
-    k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[REST].data : NULL;
-    k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[DENSE].data;
+static void set_feature_counts(struct knowledge_rows *k) {
+    for (size_t i = 0; i < k->n_fields; i++) {
+        struct knowledge_feature *x = &k->fields[i];
+        const struct knowledge_field *field = x->field;
+        x->n_rows = field->per == PER_PAIR ? k->memory[MEM_PAIR_LENGTHS].len / sizeof(uint32_t)
+                                           : x->stored.values.len / knowledge_vector_bytes(field->dtype, field->cols);
+    }
 }
 
-/* n more bytes at the end of a buffer; NULL when memory is out. */
-static void *extend(struct buf *b, size_t n, struct err *e) {
+static void set_pointers(struct knowledge_rows *k, const struct knowledge_format *f) {
+    k->seqs = (void *)k->memory[MEM_SEQS].data;
+    k->lengths = (void *)k->memory[MEM_LENGTHS].data;
+    k->tokens = (void *)k->memory[MEM_TOKENS].data;
+    k->labels = (void *)k->memory[MEM_LABELS].data;
+    k->mask = k->memory[MEM_MASK].data;
+    k->types = k->memory[MEM_TYPES].len ? k->memory[MEM_TYPES].data : NULL;
+    k->offset = (void *)k->memory[MEM_OFFSET].data;
+    k->ids = (void *)k->memory[MEM_IDS].data;
+    k->probs = (void *)k->memory[MEM_PROBS].data;
+    k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[MEM_REST].data : NULL;
+    k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[MEM_DENSE].data;
+    k->sampled = f->tap_positions ? (void *)k->memory[MEM_SAMPLED].data : NULL;
+    k->pair_lengths = knowledge_has_pairs(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
+    k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
+    set_feature_counts(k);
+}
+
+void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
     if (buf_reserve(b, n, e)) return NULL;
     b->len += n;
     return b->data + b->len - n;
 }
 
+uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i) {
+    if (dtype == DT_U8) return ((const uint8_t *)data)[i];
+    return dtype == DT_U16 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
+}
+
 /* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
 
 static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens, uint64_t n, struct err *e) {
-    uint32_t vocab = knowledge_columns(f);
+    uint32_t vocab = f->n_used ? f->n_used : f->vocab_size;
     for (uint64_t i = 0; vocab && i < n; i++)
         if (tokens[i] >= vocab)
             return err_set(e, ERR_DATA, "position %llu of the batch: token %u of a vocabulary of %u",
@@ -46,7 +60,7 @@ static int append_lengths(struct knowledge_rows *k, const struct stream_batch *h
     uint32_t first = 0;
     if (!k->n_seqs) k->first_pos = head->first_pos;
     if (k->open && k->n_seqs) {
-        uint32_t *last = (uint32_t *)k->memory[LENGTHS].data + k->n_seqs - 1;
+        uint32_t *last = (uint32_t *)k->memory[MEM_LENGTHS].data + k->n_seqs - 1;
         if (*last + (uint64_t)lengths[0] > UINT32_MAX)
             return err_set(e, ERR_DATA, "sequence %llu has more than 2^32 positions",
                            (unsigned long long)head->first_seq);
@@ -55,208 +69,252 @@ static int append_lengths(struct knowledge_rows *k, const struct stream_batch *h
     }
     for (uint32_t i = first; i < head->n_seqs; i++) {
         uint64_t seq = head->first_seq + i;
-        if (buf_append(&k->memory[SEQS], &seq, sizeof seq, e) ||
-            buf_append(&k->memory[LENGTHS], &lengths[i], sizeof lengths[i], e))
+        if (buf_append(&k->memory[MEM_SEQS], &seq, sizeof seq, e) ||
+            buf_append(&k->memory[MEM_LENGTHS], &lengths[i], sizeof lengths[i], e))
             return e->code;
     }
     k->n_seqs += head->n_seqs - first;
     return 0;
 }
 
-static int append_mask(struct knowledge_rows *k, const struct batch *b, struct err *e) {
-    const struct tensor *t = batch_find(b, BATCH_MASK);
+/* One byte for each position, at most `most`; `missing` where the batch has no such tensor. */
+static int append_bytes(struct knowledge_rows *k, int to, const struct batch *b, const char *name, uint8_t most,
+                        uint8_t missing, struct err *e) {
+    const struct tensor *t = batch_find(b, name);
     uint64_t n = b->head.n_positions;
-    uint8_t *mask = extend(&k->memory[MASK], n, e);
-    if (!mask) return e->code;
-    memset(mask, 1, n);
+    uint8_t *bytes = knowledge_extend(&k->memory[to], n, e);
+    if (!bytes) return e->code;
+    memset(bytes, missing, n);
     if (!t) return 0;
-    if (batch_need(b, BATCH_MASK, DT_U8, 1, &n, &t, e)) return e->code;
-    memcpy(mask, t->data, n);
+    if (batch_need(b, name, DT_U8, 1, &n, &t, e)) return e->code;
+    memcpy(bytes, t->data, n);
     for (uint64_t i = 0; i < n; i++)
-        if (mask[i] > 1)
-            return err_set(e, ERR_DATA, "position %llu of the batch: the mask is %u, expected 0 or 1",
-                           (unsigned long long)i, mask[i]);
+        if (bytes[i] > most)
+            return err_set(e, ERR_DATA, "position %llu of the batch: the %s is %u, expected %s", (unsigned long long)i,
+                           name, bytes[i], most == 1 ? "0 or 1" : "a small number");
     return 0;
+}
+
+/* Token types, once a batch has them: those before it have none, which is 0. */
+static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
+    struct buf *types = &k->memory[MEM_TYPES];
+    if (!types->len && !batch_find(b, BATCH_TYPES)) return 0;
+    size_t before = k->n_positions - types->len;
+    uint8_t *zeros = before ? knowledge_extend(types, before, e) : NULL;
+    if (before && !zeros) return e->code;
+    if (before) memset(zeros, 0, before);
+    return append_bytes(k, MEM_TYPES, b, BATCH_TYPES, KNOWLEDGE_MAX_TYPE, 0, e);
 }
 
 /* A position's label is the token behind it, if the mask lets it be one; the last position of a piece gets its own when
  * the next piece arrives. */
-static void set_labels(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
-                       bool joined) {
-    const uint32_t *tokens = (void *)k->memory[TOKENS].data;
-    const uint8_t *mask = k->memory[MASK].data;
-    uint32_t *labels = (void *)k->memory[LABELS].data;
+static int next_labels(struct knowledge_rows *k, const struct batch *b, bool joined, struct err *e) {
+    const struct stream_batch *head = &b->head;
+    const uint32_t *lengths = batch_lengths(b), *tokens = (void *)k->memory[MEM_TOKENS].data;
+    if (append_bytes(k, MEM_MASK, b, BATCH_MASK, 1, 1, e) ||
+        !knowledge_extend(&k->memory[MEM_LABELS], head->n_positions * sizeof *k->labels, e))
+        return e->code;
+    const uint8_t *mask = k->memory[MEM_MASK].data;
+    uint32_t *labels = (void *)k->memory[MEM_LABELS].data;
     size_t at = k->n_positions;
     if (joined) labels[at - 1] = mask[at] ? tokens[at] : UINT32_MAX;
     for (uint32_t i = 0; i < head->n_seqs; i++) {
         for (uint32_t t = 0; t + 1 < lengths[i]; t++, at++) labels[at] = mask[at + 1] ? tokens[at + 1] : UINT32_MAX;
         labels[at++] = UINT32_MAX;
     }
+    return 0;
+}
+
+/* Labels that the stream holds, n of them below `most` (0: any), or none. */
+static int stored_labels(struct knowledge_rows *k, const struct batch *b, uint64_t n, uint32_t most, struct err *e) {
+    const struct tensor *t = batch_find(b, BATCH_LABELS);
+    uint32_t *labels = knowledge_extend(&k->memory[MEM_LABELS], n * sizeof *labels, e);
+    if (!labels || append_bytes(k, MEM_MASK, b, BATCH_MASK, 1, 1, e)) return e->code;
+    memset(labels, 0xFF, n * sizeof *labels);
+    if (!t) return 0;
+    if (batch_need(b, BATCH_LABELS, DT_U32, 1, &n, &t, e)) return e->code;
+    memcpy(labels, t->data, n * sizeof *labels);
+    for (uint64_t i = 0; most && i < n; i++)
+        if (labels[i] != UINT32_MAX && labels[i] >= most)
+            return err_set(e, ERR_DATA, "label %llu of the batch is %u: expected one below %u", (unsigned long long)i,
+                           labels[i], most);
+    return 0;
+}
+
+static int append_labels(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool joined,
+                         struct err *e) {
+    if (f->target == TARGET_NEXT) return next_labels(k, b, joined, e);
+    if (f->target == TARGET_SEQUENCE) return stored_labels(k, b, knowledge_ended(&b->head), f->classes, e);
+    return stored_labels(k, b, b->head.n_positions, f->n_used ? f->n_used : f->vocab_size, e);
 }
 
 /* ---- entries ------------------------------------------------------------------------------------------------------------ */
 
-/* The sparse tensors of a batch, as stored. */
-struct stored {
-    const struct knowledge_format *f;
-    const void *n, *ids, *values;
-    uint64_t total;
-};
-
-static uint32_t number_at(enum dtype dtype, const void *data, uint64_t i) {
-    if (dtype == DT_U8) return ((const uint8_t *)data)[i];
-    return dtype == DT_U16 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
-}
-
-static int find_stored(struct stored *s, const struct knowledge_format *f, const struct batch *b, struct err *e) {
-    bool top = knowledge_is_top(f);
-    enum dtype counts = knowledge_count_type(f);
-    const struct tensor *n, *ids, *values;
-    if (batch_need(b, "teacher.n", counts, 1, &b->head.n_positions, &n, e)) return e->code;
-    if (batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &ids, e)) return e->code;
-    if (batch_need(b, top ? "teacher.logprobs" : "teacher.counts", top ? DT_F16 : counts, 1, ids->desc.dims, &values,
-                   e))
-        return e->code;
-    if (values->desc.dims[0] != ids->desc.dims[0])
-        return err_set(e, ERR_DATA, "\"teacher.ids\" and \"%s\" differ in length", values->desc.name);
-    *s = (struct stored){f, n->data, ids->data, values->data, ids->desc.dims[0]};
-    return 0;
-}
-
-static int check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
-                     struct err *e) {
+int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
+                        struct err *e) {
+    uint32_t cols = knowledge_stored_columns(f);
+    if (!k->seen.len) {
+        void *fresh = knowledge_extend(&k->seen, cols * sizeof(uint32_t), e);
+        if (!fresh) return e->code;
+        memset(fresh, 0, k->seen.len);
+    }
     uint32_t *seen = (void *)k->seen.data;
     if (++k->stamp == 0) {
         memset(seen, 0, k->seen.len);
         k->stamp = 1;
     }
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= f->vocab_size)
-            return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], f->vocab_size);
+        if (ids[i] >= cols) return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], cols);
         if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u comes twice", ids[i]);
         seen[ids[i]] = k->stamp;
-        if (f->encoding == KNOW_SAMPLE && i && ids[i] < ids[i - 1])
-            return err_set(e, ERR_DATA, "entries %u and %u are not in ascending order", ids[i - 1], ids[i]);
     }
     return 0;
 }
 
-static int read_top(const struct stored *s, uint64_t at, size_t n, float *probs, float *rest, struct err *e) {
-    double sum = 0;
-    float before = 0;
-    for (size_t i = 0; i < n; i++) {
-        float v = f16_to_f32(((const uint16_t *)s->values)[at + i]);
-        if (!(v <= before) || isinf(v))
-            return err_set(e, ERR_DATA, "log-probability %g after %g: expected descending ones, at most 0", v, before);
-        before = v;
-        probs[i] = (float)exp(v);
-        sum += exp(v);
-    }
-    if (sum > 1 + SUM_SLACK) return err_set(e, ERR_DATA, "the probabilities sum to %g", sum);
-    *rest = sum < 1 ? (float)(1 - sum) : 0;
-    return 0;
+int knowledge_end_row(struct knowledge_rows *k, struct err *e) {
+    uint64_t end = k->memory[MEM_IDS].len / sizeof(uint32_t);
+    return buf_append(&k->memory[MEM_OFFSET], &end, sizeof end, e);
 }
 
-static int read_counts(const struct stored *s, uint64_t at, size_t n, float *probs, struct err *e) {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t count = number_at(knowledge_count_type(s->f), s->values, at + i);
-        if (!count) return err_set(e, ERR_DATA, "an entry that was never drawn");
-        sum += count;
-        probs[i] = (float)count / (float)s->f->n;
-    }
-    if (sum != s->f->n)
-        return err_set(e, ERR_DATA, "the counts sum to %llu: expected %u draws", (unsigned long long)sum, s->f->n);
-    return 0;
-}
-
-/* One position's entries, from `at` of the stored ones to the end of the arrays. */
-static int append_row(struct knowledge_rows *k, const struct stored *s, uint64_t at, size_t n, struct err *e) {
-    const struct knowledge_format *f = s->f;
-    float rest = 0;
-    if (n < 1 || n > f->n || n > s->total - at)
-        return err_set(e, ERR_DATA, "%zu entries: expected 1 to %u, %llu are left", n, f->n,
-                       (unsigned long long)(s->total - at));
-    uint32_t *ids = extend(&k->memory[IDS], n * sizeof *ids, e);
-    float *probs = ids ? extend(&k->memory[PROBS], n * sizeof *probs, e) : NULL;
-    if (!probs) return e->code;
-    for (size_t i = 0; i < n; i++) ids[i] = number_at(knowledge_id_type(f), s->ids, at + i);
-    if (check_ids(k, f, ids, n, e)) return e->code;
-    if (f->encoding == KNOW_SAMPLE) return read_counts(s, at, n, probs, e);
-    if (read_top(s, at, n, probs, &rest, e)) return e->code;
-    return f->encoding == KNOW_GHOST ? buf_append(&k->memory[REST], &rest, sizeof rest, e) : 0;
-}
-
-static int append_sparse(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
-                         struct err *e) {
-    struct stored s = {0};
-    uint64_t at = 0;
-    if (find_stored(&s, f, b, e)) return e->code;
-    if (!k->seen.len) {
-        void *seen = extend(&k->seen, f->vocab_size * sizeof(uint32_t), e);
-        if (!seen) return e->code;
-        memset(seen, 0, k->seen.len);
-    }
-    for (uint64_t r = 0; r < b->head.n_positions; r++) {
-        uint32_t n = number_at(knowledge_count_type(f), s.n, r);
-        if (append_row(k, &s, at, n, e)) return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
-        at += n;
-        uint64_t end = k->memory[IDS].len / sizeof(uint32_t);
-        if (buf_append(&k->memory[OFFSET], &end, sizeof end, e)) return e->code;
-    }
-    if (at != s.total)
-        return err_set(e, ERR_DATA, "\"teacher.n\" sums to %llu: expected the %llu entries of \"teacher.ids\"",
-                       (unsigned long long)at, (unsigned long long)s.total);
-    return 0;
-}
-
-/* Rows without entries. */
-static int append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
-    uint64_t *offset = extend(&k->memory[OFFSET], n * sizeof *offset, e);
+int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
+    uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
     if (!offset) return e->code;
     memset(offset, 0, n * sizeof *offset);
     return 0;
 }
 
-static int find_dense(const struct knowledge_format *f, const struct batch *b, const struct tensor **t, struct err *e) {
-    return batch_need(b, "teacher.logits", f->dtype, 2, (uint64_t[]){b->head.n_positions, f->vocab_size}, t, e);
+/* ---- fields ------------------------------------------------------------------------------------------------------------- */
+
+static int begin_fields(struct knowledge_rows *k, const struct knowledge_format *f, struct err *e) {
+    if (k->n_fields || !f->n_fields) return 0;
+    k->fields = mem_array(f->n_fields, sizeof *k->fields, e);
+    if (!k->fields) return e->code;
+    k->n_fields = f->n_fields;
+    for (size_t i = 0; i < k->n_fields; i++) k->fields[i].field = &f->fields[i];
+    return 0;
 }
 
-static int check_dense(const struct knowledge_format *f, const struct tensor *t, struct err *e) {
-    uint64_t n = tensor_elems(&t->desc), bad = tensor_first_nonfinite(f->dtype, t->data, n);
-    if (bad == n) return 0;
-    return err_set(e, ERR_DATA, "position %llu of the batch: the value of token %llu is not finite",
-                   (unsigned long long)(bad / f->vocab_size), (unsigned long long)(bad % f->vocab_size));
-}
-
-static int append_dense(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
-                        struct err *e) {
+/* Which positions of the batch are sampled: as flags, and counted. */
+static int append_sampled(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t;
-    if (find_dense(f, b, &t, e)) return e->code;
-    if (view)
-        k->viewed = t->data;
-    else if (check_dense(f, t, e) || buf_append(&k->memory[DENSE], t->data, t->n_bytes, e))
+    uint64_t n = b->head.n_positions, zero = 0;
+    struct buf *sums = &k->memory[MEM_SAMPLED], *flags = &k->memory[MEM_FLAGS];
+    if (batch_need(b, "teacher.positions", DT_U32, 1, &zero, &t, e)) return e->code;
+    flags->len = 0;
+    uint8_t *flag = knowledge_extend(flags, n, e);
+    if (!flag || (!sums->len && buf_append(sums, &zero, sizeof zero, e))) return e->code;
+    memset(flag, 0, n);
+    const uint32_t *at = t->data;
+    for (uint64_t i = 0; i < t->desc.dims[0]; i++) {
+        if (at[i] >= n || (i && at[i] <= at[i - 1]))
+            return err_set(e, ERR_DATA, "\"teacher.positions\" has %u: expected positions of the batch, ascending",
+                           at[i]);
+        flag[at[i]] = 1;
+    }
+    uint64_t *sum = knowledge_extend(sums, n * sizeof *sum, e);
+    if (!sum) return e->code;
+    for (uint64_t i = 0; i < n; i++) sum[i] = sum[(ptrdiff_t)i - 1] + flag[i];
+    return 0;
+}
+
+/* The rows that fields of pairs have in this batch: those of the sequences that end in it. *from: the first of them. */
+static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                               size_t *from, struct err *e) {
+    const uint32_t *lengths = batch_lengths(b);
+    const uint8_t *sampled = NULL;
+    uint64_t at = 0, ended = knowledge_ended(&b->head);
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        if (f->fields[i].per == PER_PAIR && f->fields[i].sampled) sampled = k->memory[MEM_FLAGS].data;
+    *from = k->memory[MEM_PAIR_LENGTHS].len / sizeof(uint32_t);
+    for (uint32_t i = 0; i < b->head.n_seqs; at += lengths[i++])
+        if (knowledge_pairs_step(&k->pairs, lengths[i], sampled ? sampled + at : NULL, e) ||
+            (i < ended && knowledge_pairs_end(&k->pairs, f, &k->memory[MEM_PAIR_LENGTHS], e)))
+            return e->code;
+    return 0;
+}
+
+/* A weight is a probability. */
+static int check_weights(const struct knowledge_field *field, const void *data, uint64_t n, struct err *e) {
+    for (uint64_t i = 0; i < n; i++) {
+        float v;
+        tensor_to_f32(field->dtype, (const unsigned char *)data + i * dtype_row_bytes(field->dtype, 1), &v, 1);
+        if (!(v >= 0)) return err_set(e, ERR_DATA, "tensor 'teacher.%s': a weight is %g", field->name, v);
+    }
+    return 0;
+}
+
+static int append_scales(struct knowledge_feature *x, const struct batch *b, uint64_t vectors, struct err *e) {
+    const struct tensor *t;
+    char name[KNOWLEDGE_FIELD_NAME + 16];
+    snprintf(name, sizeof name, "teacher.%s.scale", x->field->name);
+    if (batch_need(b, name, DT_F32, 1, &vectors, &t, e)) return e->code;
+    for (uint64_t i = 0; i < vectors; i++) {
+        float v = ((const float *)t->data)[i];
+        if (!(v >= 0) || isinf(v)) return err_set(e, ERR_DATA, "tensor '%s': a scale is %g", name, v);
+    }
+    return buf_append(&x->stored.scales, t->data, t->n_bytes, e);
+}
+
+/* The field's tensors of the batch. pairs: number of the first row of the batch in the queue. */
+static int append_field(struct knowledge_rows *k, struct knowledge_feature *x, const struct batch *b, size_t pairs,
+                        struct err *e) {
+    const struct knowledge_field *field = x->field;
+    const struct tensor *t;
+    char name[KNOWLEDGE_FIELD_NAME + 16];
+    const uint64_t *sampled = (void *)(k->memory[MEM_SAMPLED].data + k->memory[MEM_SAMPLED].len);
+    uint64_t rows = b->head.n_positions, values = 0, dims[2];
+    if (field->sampled) rows = sampled[-1] - sampled[-1 - (ptrdiff_t)b->head.n_positions];
+    if (field->per == PER_SEQUENCE) rows = knowledge_ended(&b->head);
+    if (field->per == PER_PAIR) {
+        const uint32_t *lengths = (void *)k->memory[MEM_PAIR_LENGTHS].data;
+        size_t end = k->memory[MEM_PAIR_LENGTHS].len / sizeof *lengths;
+        rows = end - pairs;
+        for (size_t i = pairs; i < end; i++) values += (uint64_t)lengths[i] * field->heads;
+    }
+    bool pair = field->per == PER_PAIR;
+    dims[0] = pair ? values : rows;
+    dims[1] = field->cols;
+    snprintf(name, sizeof name, "teacher.%s", field->name);
+    if (batch_need(b, name, field->dtype, pair ? 1 : 2, dims, &t, e)) return e->code;
+    if (t->desc.dims[0] != dims[0]) /* 0 would match any */
+        return err_set(e, ERR_DATA, "tensor '%s' has %llu rows: expected %llu", name,
+                       (unsigned long long)t->desc.dims[0], (unsigned long long)dims[0]);
+    uint64_t n = tensor_elems(&t->desc);
+    if (field->dtype != DT_I8 && tensor_first_nonfinite(field->dtype, t->data, n) < n)
+        return err_set(e, ERR_DATA, "tensor '%s': a value is not finite", name);
+    if (pair && check_weights(field, t->data, n, e)) return e->code;
+    if (buf_append(&x->stored.values, t->data, t->n_bytes, e)) return e->code;
+    return field->dtype == DT_I8 ? append_scales(x, b, rows * field->codec->vectors(field), e) : 0;
+}
+
+static int append_fields(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                         struct err *e) {
+    size_t pairs = 0;
+    if (begin_fields(k, f, e) || (f->tap_positions && append_sampled(k, b, e)) ||
+        (knowledge_has_pairs(f) && append_pair_lengths(k, f, b, &pairs, e)))
         return e->code;
-    return append_empty(k, b->head.n_positions, e);
+    for (size_t i = 0; i < k->n_fields; i++)
+        if (append_field(k, &k->fields[i], b, pairs, e)) return e->code;
+    return 0;
 }
 
 /* ---- the queue ------------------------------------------------------------------------------------------------------------- */
 
 static int append_batch(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
                         struct err *e) {
+    const struct knowledge_response_codec *codec = knowledge_response_codec(f->encoding);
     const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
     uint64_t n = b->head.n_positions;
+    uint64_t rows = f->target == TARGET_SEQUENCE ? knowledge_ended(&b->head) : n;
     bool joined = k->open && k->n_seqs;
     if (knowledge_cursor_step(&k->cursor, &b->head, lengths, e) || check_tokens(f, tokens, n, e)) return e->code;
-    if (!k->memory[OFFSET].len && append_empty(k, 1, e)) return e->code;
-    if (append_lengths(k, &b->head, lengths, e) || buf_append(&k->memory[TOKENS], tokens, n * sizeof *tokens, e))
+    if (!k->memory[MEM_OFFSET].len && knowledge_append_empty(k, 1, e)) return e->code;
+    if (append_lengths(k, &b->head, lengths, e) || buf_append(&k->memory[MEM_TOKENS], tokens, n * sizeof *tokens, e) ||
+        append_labels(k, f, b, joined, e) || append_types(k, b, e) || append_fields(k, f, b, e))
         return e->code;
-    if (append_mask(k, b, e) || !extend(&k->memory[LABELS], n * sizeof *k->labels, e)) return e->code;
-    set_labels(k, &b->head, lengths, joined);
     k->open = k->cursor.open;
     k->n_positions += n;
-    if (knowledge_is_sparse(f)) return append_sparse(k, f, b, e);
-    return f->encoding == KNOW_DENSE ? append_dense(k, f, b, view, e) : append_empty(k, n, e);
+    return codec ? codec->decode(k, f, b, rows, view, e) : knowledge_append_empty(k, rows, e);
 }
 
 static int in_batch(const struct batch *b, struct err *e) {
@@ -281,11 +339,6 @@ int knowledge_view(struct knowledge_rows *k, const struct knowledge_format *f, c
     return decode(k, f, b, true, e);
 }
 
-int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) {
-    const struct tensor *t;
-    return find_dense(f, b, &t, e) || check_dense(f, t, e) ? in_batch(b, e) : 0;
-}
-
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) {
     return knowledge_cursor_end(&k->cursor, e);
 }
@@ -304,8 +357,9 @@ int knowledge_check_context(const struct knowledge_rows *k, uint32_t context, co
 }
 
 void knowledge_clear(struct knowledge_rows *k) {
-    for (size_t i = 0; i < COUNT_OF(k->memory); i++) k->memory[i].len = 0;
-    k->n_positions = k->n_seqs = 0;
+    for (size_t i = 0; i < MEM_QUEUE; i++) k->memory[i].len = 0;
+    for (size_t i = 0; i < k->n_fields; i++) k->fields[i].stored.values.len = k->fields[i].stored.scales.len = 0;
+    k->n_positions = k->n_seqs = k->n_rows = 0;
     k->viewed = NULL;
 }
 
@@ -326,29 +380,60 @@ static void drop_front(struct buf *b, size_t n) {
     memmove(b->data, b->data + n, b->len);
 }
 
+/* Rows of fields that belong to the first n_seqs sequences, n positions. */
+static void drop_fields(struct knowledge_rows *k, size_t n_seqs, size_t n) {
+    size_t pairs = 0, first;
+    uint64_t weights = 0;
+    for (size_t i = 0; i < k->n_fields; i++) {
+        struct knowledge_feature *x = &k->fields[i];
+        const struct knowledge_field *field = x->field;
+        size_t rows = knowledge_feature_span(k, i, 0, n_seqs, &first), vectors = field->codec->vectors(field);
+        uint64_t values = (uint64_t)rows * field->cols;
+        if (field->per == PER_PAIR) {
+            for (pairs = 0, weights = 0; pairs < rows; pairs++) weights += k->pair_lengths[pairs];
+            values = weights * field->heads;
+        }
+        drop_front(&x->stored.values, knowledge_vector_bytes(field->dtype, values));
+        drop_front(&x->stored.scales, rows * vectors * knowledge_scale_bytes(field->dtype));
+    }
+    if (k->pair_lengths) drop_front(&k->memory[MEM_PAIR_LENGTHS], pairs * sizeof *k->pair_lengths);
+    if (!k->sampled) return;
+    uint64_t before = k->sampled[n];
+    drop_front(&k->memory[MEM_SAMPLED], n * sizeof *k->sampled);
+    for (size_t i = 0; i <= k->n_positions - n; i++) k->sampled[i] -= before;
+}
+
 void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, size_t n_seqs) {
     if (!n_seqs) return;
     size_t n = 0;
     for (size_t i = 0; i < n_seqs; i++) n += k->lengths[i];
-    uint64_t entries = k->offset[n];
-    drop_front(&k->memory[SEQS], n_seqs * sizeof *k->seqs);
-    drop_front(&k->memory[LENGTHS], n_seqs * sizeof *k->lengths);
-    drop_front(&k->memory[TOKENS], n * sizeof *k->tokens);
-    drop_front(&k->memory[LABELS], n * sizeof *k->labels);
-    drop_front(&k->memory[MASK], n);
-    drop_front(&k->memory[OFFSET], n * sizeof *k->offset);
-    drop_front(&k->memory[IDS], entries * sizeof *k->ids);
-    drop_front(&k->memory[PROBS], entries * sizeof *k->probs);
-    if (f->encoding == KNOW_GHOST) drop_front(&k->memory[REST], n * sizeof *k->rest);
-    if (f->encoding == KNOW_DENSE) drop_front(&k->memory[DENSE], n * dtype_row_bytes(f->dtype, f->vocab_size));
+    size_t rows = f->target == TARGET_SEQUENCE ? n_seqs : n;
+    uint64_t entries = k->offset[rows];
+    drop_fields(k, n_seqs, n);
+    drop_front(&k->memory[MEM_SEQS], n_seqs * sizeof *k->seqs);
+    drop_front(&k->memory[MEM_LENGTHS], n_seqs * sizeof *k->lengths);
+    drop_front(&k->memory[MEM_TOKENS], n * sizeof *k->tokens);
+    drop_front(&k->memory[MEM_LABELS], rows * sizeof *k->labels);
+    drop_front(&k->memory[MEM_MASK], n);
+    if (k->types) drop_front(&k->memory[MEM_TYPES], n);
+    drop_front(&k->memory[MEM_OFFSET], rows * sizeof *k->offset);
+    drop_front(&k->memory[MEM_IDS], entries * sizeof *k->ids);
+    drop_front(&k->memory[MEM_PROBS], entries * sizeof *k->probs);
+    if (f->encoding == KNOW_GHOST) drop_front(&k->memory[MEM_REST], rows * sizeof *k->rest);
+    if (f->encoding == KNOW_DENSE)
+        drop_front(&k->memory[MEM_DENSE], rows * dtype_row_bytes(f->dtype, knowledge_stored_columns(f)));
     k->first_pos = 0;
     k->n_seqs -= n_seqs;
     k->n_positions -= n;
-    for (size_t i = 0; i <= k->n_positions; i++) k->offset[i] -= entries;
+    set_pointers(k, f);
+    for (size_t i = 0; i <= k->n_rows; i++) k->offset[i] -= entries;
 }
 
 void knowledge_rows_release(struct knowledge_rows *k) {
     for (size_t i = 0; i < COUNT_OF(k->memory); i++) buf_release(&k->memory[i]);
+    for (size_t i = 0; i < k->n_fields; i++) knowledge_part_release(&k->fields[i].stored);
+    mem_free(k->fields);
+    buf_release(&k->pairs.open);
     buf_release(&k->seen);
     *k = (struct knowledge_rows){0};
 }
@@ -369,12 +454,13 @@ static void load_row(void *ctx, size_t r, int thread) {
     const struct dense_job *j = ctx;
     size_t d = knowledge_columns(j->f);
     (void)thread;
-    tensor_to_f32(j->f->dtype, j->from + r * dtype_row_bytes(j->f->dtype, j->f->vocab_size), j->to + r * d, d);
+    tensor_to_f32(j->f->dtype, j->from + r * dtype_row_bytes(j->f->dtype, knowledge_stored_columns(j->f)),
+                  j->to + r * d, d);
 }
 
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
                           float *out) {
-    size_t skip = first * dtype_row_bytes(f->dtype, f->vocab_size);
+    size_t skip = first * dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
     struct dense_job j = {f, (const unsigned char *)k->dense + skip, out};
     parallel_for(rows, load_row, &j);
 }

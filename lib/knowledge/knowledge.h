@@ -37,23 +37,79 @@
 #include "lib/kernel/kernel.h"
 #include "lib/stream/stream.h"
 
-/* KNOW_NONE: labels only, a plain token stream. */
-enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE };
+/* How the response is encoded. KNOW_NONE: there is none. Without fields the stream is then one of plain tokens. */
+enum knowledge_encoding { KNOW_NONE, KNOW_DENSE, KNOW_TOPK, KNOW_GHOST, KNOW_SAMPLE, KNOW_TOPP };
 
 #define KNOWLEDGE_MAX_N     65535
 #define KNOWLEDGE_MAX_VOCAB (1u << 24)
 
+/* ---- fields: what a stream holds of a teacher beside its response --------------------------------------------------- */
+
+#define KNOWLEDGE_MAX_FIELDS 128
+#define KNOWLEDGE_MAX_COLS   (1u << 20)
+#define KNOWLEDGE_FIELD_NAME 32
+
+enum knowledge_per {
+    PER_POSITION, /* a row of `cols` values for each position */
+    PER_SEQUENCE, /* ... for each sequence */
+    PER_PAIR, /* for each position and head the weights of the positions that it attends to: see knowledge_feature_pairs */
+};
+const char *knowledge_per_name(enum knowledge_per per); /* "position" */
+
+struct knowledge_codec;
+struct knowledge_field {
+    char name[KNOWLEDGE_FIELD_NAME]; /* "hidden.11": unique in the stream; the tensor in a batch is teacher.hidden.11 */
+    char point[16];                  /* where in the teacher: "embed", "hidden", "attention", "q", "k", "v", "pooled" */
+    uint32_t layer;                  /* 0 for points outside layers */
+    enum knowledge_per per;
+    const struct knowledge_codec *codec;
+    enum dtype dtype; /* f32, bf16, or i8 with a scale for each row */
+    uint32_t cols;    /* values in a row; of pairs: in all heads */
+    uint32_t heads;   /* that a row consists of: attention, q, k, v; else 0 */
+    bool sampled;     /* only of the stream's sampled positions (tap_positions) */
+    bool causal;      /* pairs: a position attends to itself and those before it, and no others are stored */
+};
+
 struct knowledge_format {
     enum knowledge_encoding encoding;
-    uint32_t n;                   /* k, or number of draws; 0 for dense */
-    double temperature;           /* that the distribution was taken at (dense logits: 1, not yet applied) */
-    enum dtype dtype;             /* dense only */
-    bool log_probs;               /* dense only: normalised log-probabilities rather than logits */
-    uint32_t vocab_size;          /* columns of the teacher's logits; 0: a token stream that does not say */
+    uint32_t n;         /* k, number of draws, or of top-p the most entries; 0 for dense */
+    double p;           /* of top-p: the share that the entries have at least */
+    double temperature; /* that the distribution was taken at (dense logits: 1, not yet applied) */
+    enum dtype dtype;   /* dense only */
+    bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
+    enum stream_target target;
+    uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
+    uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
     uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
     char vocab[DIGEST_TEXT_SIZE]; /* "" when the stream names none */
     char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
+    uint32_t tap_positions; /* of each sequence that sampled fields have rows of, at most; 0: no field is sampled */
+    uint32_t n_fields;
+    struct knowledge_field fields[KNOWLEDGE_MAX_FIELDS];
 };
+/* Number of the field of that point and layer, or -1. */
+long knowledge_field_find(const struct knowledge_format *f, const char *point, uint32_t layer);
+/* Adds a field, which is named after its point and layer, or its point alone where layer is KNOWLEDGE_NO_LAYER. `field` has
+ * all but name and codec. ERR_USAGE: it is there already, there are too many, or its values cannot be stored so. */
+#define KNOWLEDGE_NO_LAYER UINT32_MAX
+int knowledge_field_add(struct knowledge_format *f, const struct knowledge_field *field, struct err *e) MUST_CHECK;
+/* Bytes that a sequence of `length` positions takes, of them `sampled` ones: in a field, and in the response, which is an upper
+ * bound for top-p and draws. */
+double knowledge_field_bytes(const struct knowledge_field *field, uint64_t length, uint64_t sampled);
+double knowledge_response_bytes(const struct knowledge_format *f, uint64_t length);
+/* Which positions of a sequence are sampled: `n` of them, or all of a shorter one, the same for the same seed, number of the
+ * sequence and length. chosen [length] becomes 1 or 0. Selection sampling: Knuth, TAOCP vol. 2, 3.4.2, algorithm S. */
+void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, uint8_t *chosen);
+
+/* Rows of a field as a batch stores them, collected by whoever runs the teacher. Begin with {0}. */
+struct knowledge_part {
+    struct buf values, scales;
+};
+/* Appends n vectors x [n][length] of a field: its rows, or of pairs the heads of a position, as long as what it attends to.
+ * ERR_DATA when a value is not finite. */
+int knowledge_part_add(struct knowledge_part *p, const struct knowledge_field *field, size_t n, size_t length,
+                       const float *x, struct err *e) MUST_CHECK;
+void knowledge_part_release(struct knowledge_part *p);
 
 /* "topk:50", "ghost:20", "sample:50", "dense" set encoding and n. ERR_USAGE says what there is. */
 int knowledge_encoding_parse(const char *text, struct knowledge_format *f, struct err *e) MUST_CHECK;
@@ -73,6 +129,9 @@ uint32_t knowledge_columns(const struct knowledge_format *f);
  * and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
+/* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
+int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns,
+                         struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
@@ -84,9 +143,12 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
  *
  *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
  *     for each batch of input:
- *         knowledge_encoder_begin(k, head, tokens, mask, lengths)  announces positions
- *         knowledge_encoder_rows(k, n, logits, ...) ...        gives them their rows, in any number of pieces
+ *         knowledge_encoder_begin(k, input)                    announces positions
+ *         knowledge_encoder_field(k, i, part) ...              gives them their rows of each field
+ *         knowledge_encoder_rows(k, n, logits, ...) ...        ... and of the response, in any number of pieces
  *     knowledge_encoder_end(k)
+ *
+ * Without a response knowledge_encoder_rows is called with NULL for the rows.
  *
  * Sparse batches are closed at the end of the sequence in which they reach 4096 positions or 16 MiB (at the latest after 16
  * times that), dense ones at the number of positions, a power of two, that fits 16 MiB: memory is constant. The draws of
@@ -95,18 +157,32 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 struct knowledge_encoder;
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) MUST_CHECK;
-/* Copies the head, tokens, mask (NULL: all 1) and lengths of positions to come. ERR_DATA when they do not continue what came before. */
-int knowledge_encoder_begin(struct knowledge_encoder *k, const struct stream_batch *head, const uint32_t *tokens,
-                            const uint8_t *mask, const uint32_t *lengths, struct err *e) MUST_CHECK;
-/* The next rows [rows][vocab]: the teacher's distribution is softmax(x * inv_temperature). ERR_DATA names the
- * position that is not finite (or not within f16). */
+/* Positions to come. */
+struct knowledge_input {
+    struct stream_batch head;
+    const uint32_t *tokens, *lengths; /* [n_positions], [n_seqs] */
+    const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
+    const uint32_t *
+        labels; /* TARGET_MASKED: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
+    const uint8_t *types;   /* token types, [n_positions]; NULL: all 0 */
+    const uint8_t *sampled; /* [n_positions], where fields are sampled */
+};
+/* Copies them. ERR_DATA when they do not continue what came before. */
+int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_input *in, struct err *e) MUST_CHECK;
+/* Rows of field number i of what was announced, in order and in any pieces, each before the response's rows of its positions; of
+ * sequences and pairs those of the sequences that end in it. */
+int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct knowledge_part *part,
+                            struct err *e) MUST_CHECK;
+/* The next rows [rows][columns] of the response, of positions or (TARGET_SEQUENCE) of sequences that end: the teacher's distribution
+ * is softmax(x * inv_temperature). ERR_DATA names the position that is not finite (or not within f16). NULL x where there is no response. */
 int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float *x, double inv_temperature,
                            struct err *e) MUST_CHECK;
 /* The same for rows that are sparse already. topk and ghost: probabilities, descending, at least as many as the vocabulary
  * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
-/* A batch of a stream of another format, all three at once; whether that can be, knowledge_check_encode says. */
+/* A batch of a stream of another format, all of it at once: whether that can be, knowledge_check_encode says. A response of the very
+ * same format is left as it is. The encoder's fields are some of the batch's, in any type. */
 int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_format *from, const struct batch *b,
                             struct err *e) MUST_CHECK;
 /* Writes what is left. ERR_DATA when the last sequence is open. */
@@ -127,6 +203,16 @@ struct knowledge_cursor {
 };
 
 /* Begin with {0}. Pointers lead into `memory` and are valid until the next call. */
+#define KNOWLEDGE_MEMORIES 16
+struct knowledge_feature;
+/*
+ * The rows of fields of pairs come with the batch in which their sequence ends, because how long they are may depend on
+ * its length. This counts on: positions of an open sequence that will have a row. Private.
+ */
+struct knowledge_pairs {
+    struct buf open; /* u32: (sampled) positions of the sequence so far */
+    uint64_t at;     /* positions of it so far */
+};
 struct knowledge_rows {
     size_t n_positions, n_seqs;
     bool open;          /* the last sequence goes on in a batch to come: it is not whole yet */
@@ -134,18 +220,34 @@ struct knowledge_rows {
     uint64_t *seqs;     /* [n_seqs] numbers of the sequences in their stream */
     uint32_t *lengths;  /* [n_seqs] */
     uint32_t *tokens;   /* [n_positions] */
-    uint32_t *labels;   /* [n_positions], UINT32_MAX on the last position of a sequence and before a masked token */
-    uint8_t *mask;      /* [n_positions], 1: the token may be a label. All 1 where the stream has no mask */
-    uint64_t *offset;   /* [n_positions + 1], entries of each position; no entries for KNOW_NONE and KNOW_DENSE */
+    uint32_t *
+        labels; /* [n_rows], UINT32_MAX where there is none: next: on the last position of a sequence and before a masked
+                         * token; masked: where the token was left as it is. (TARGET_SEQUENCE: [n_seqs]; an open one has none yet) */
+    uint8_t *mask;    /* [n_positions], 1: the token may be a label. All 1 where the stream has no mask */
+    uint64_t *offset; /* [n_rows + 1], entries of each row; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
-    float *rest;        /* ghost: probability outside the entries; NULL otherwise */
-    const void *dense;  /* KNOW_DENSE: [n_positions][vocab_size] of the format's type; see knowledge_dense_rows */
-    const void *viewed; /* private, as what follows: dense rows that are a batch's */
-    struct buf memory[10];
+    float *rest;       /* ghost: probability outside the entries; NULL otherwise */
+    const void *dense; /* KNOW_DENSE: [n_rows][stored columns] of the format's type; see knowledge_dense_rows */
+    uint8_t *types;    /* [n_positions] token types; NULL: the stream has none, all are 0 */
+    uint64_t *sampled; /* [n_positions + 1]: sampled positions before each; NULL: no field is sampled */
+    uint32_t
+        *pair_lengths; /* of each row of a field of pairs: positions that it has a weight for; NULL: there is none */
+    size_t n_rows;     /* of the response: n_positions, or (TARGET_SEQUENCE) whole sequences */
+    size_t n_fields;
+    struct knowledge_feature *fields; /* [n_fields], in the order of the format's */
+    const void *viewed;               /* private, as what follows: dense rows that are a batch's */
+    struct buf memory[KNOWLEDGE_MEMORIES];
     struct buf seen;
     uint32_t stamp;
     struct knowledge_cursor cursor;
+    struct knowledge_pairs pairs;
+};
+/* A field's rows in the queue, as stored. */
+struct knowledge_feature {
+    const struct knowledge_field *field; /* of the format that was decoded with first, which must live as long */
+    size_t n_rows;                       /* of pairs: a row for each (sampled) position, with all of its heads */
+    struct knowledge_part stored;
 };
 /*
  * Appends a batch. Checks everything: shapes, tokens and ids below the vocabulary, distinct entries in order, counts that
@@ -172,6 +274,43 @@ size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
+
+/*
+ * Which rows a field has of whole sequences [first, first + n) of the queue: their number, and that of the first one. A
+ * sampled field's rows are those of the positions p with sampled[p + 1] > sampled[p], in order.
+ */
+size_t knowledge_feature_span(const struct knowledge_rows *k, size_t field, size_t first_seq, size_t n_seqs,
+                              size_t *first_row);
+/* Rows [first, first + rows) of a field of positions or sequences, in f32 [rows][cols]. */
+void knowledge_feature_rows(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, float *out);
+/* Rows [first, first + rows) of a field of pairs, those of one sequence of `length` positions or some of them: [rows][heads][length],
+ * 0 where nothing is attended to. */
+void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, size_t length,
+                             float *out);
+/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue. */
+static inline size_t knowledge_first_row(const struct knowledge_format *f, size_t seq, size_t position) {
+    return f->target == TARGET_SEQUENCE ? seq : position;
+}
+
+/* ---- where training rows come from ---------------------------------------------------------------------------------------- */
+
+/*
+ * Anything that gives rows to a trainer, batch after batch: a stream today. `next` appends to the queue whole sequences or
+ * pieces of them, as knowledge_decode does; *more = false at the end, when nothing was appended.
+ */
+struct knowledge_source {
+    int (*next)(void *ctx, struct knowledge_rows *k, bool *more, struct err *e);
+    void *ctx;
+    const struct knowledge_format *format; /* of the rows */
+};
+/* A stream of batches as a source; it and the format (fitted to the student) live as long as the source. Begin with {0}. */
+struct knowledge_stream {
+    struct stream_reader *r;
+    const struct knowledge_format *meta, *format; /* as META says, and as rows are decoded */
+    struct batch batch;
+};
+struct knowledge_source knowledge_stream_source(struct knowledge_stream *s);
+void knowledge_stream_release(struct knowledge_stream *s);
 
 /* Of a dense format: values as stored times this are logits at `temperature`. */
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature);
@@ -206,7 +345,9 @@ struct knowledge_tsv {
  * the entries shown, and the `top` most probable entries as "id:probability", or "id:piece:probability" when there is
  * a `spell`, which also adds a column of pieces behind token and label. All at the temperature of the knowledge. Of
  * draws the same columns have their share in the draws, 0 for a label that was not drawn, and are named so:
- * frequency, frequency_rank, frequency_rest, drawn.
+ * frequency, frequency_rank, frequency_rest, drawn. A row of TARGET_SEQUENCE is a sequence, whose first token is shown. Then
+ * comes a column for each field: the root mean square of its row, or of pairs the position with the largest weight in
+ * the mean over heads, as "position:weight".
  */
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) MUST_CHECK;

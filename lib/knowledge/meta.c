@@ -8,81 +8,63 @@
 #define MIN_TEMPERATURE 0.01
 #define MAX_TEMPERATURE 1000.0
 
-static const struct {
-    const char *name;
-    enum knowledge_encoding encoding;
-} encodings[] = {
-    {"dense", KNOW_DENSE},
-    {"topk", KNOW_TOPK},
-    {"ghost", KNOW_GHOST},
-    {"sample", KNOW_SAMPLE},
-};
+/* ---- writing ------------------------------------------------------------------------------------------------------------- */
 
-static const char *encoding_name(enum knowledge_encoding encoding) {
-    for (size_t i = 0; i < COUNT_OF(encodings); i++)
-        if (encodings[i].encoding == encoding) return encodings[i].name;
-    return "none";
-}
+/* What this file alone has a say in. "knowledge" is what streams of rill 1.0 have in place of "fields". */
+static const char *const ours[] = {"kind",    "vocab",   "vocab_size", "knowledge",    "target",
+                                   "classes", "teacher", "fields",     "tap_positions"};
 
-static bool encoding_find(const char *name, size_t len, enum knowledge_encoding *out) {
-    for (size_t i = 0; i < COUNT_OF(encodings); i++)
-        if (strlen(encodings[i].name) == len && !memcmp(encodings[i].name, name, len)) {
-            *out = encodings[i].encoding;
-            return true;
-        }
-    return false;
-}
-
-int knowledge_encoding_parse(const char *text, struct knowledge_format *f, struct err *e) {
-    enum knowledge_encoding encoding = KNOW_NONE;
-    size_t name_len = strcspn(text, ":");
-    const char *number = text[name_len] == ':' ? text + name_len + 1 : NULL;
-    uint64_t n = 0;
-    if (!encoding_find(text, name_len, &encoding))
-        return err_set(e, ERR_USAGE, "unknown encoding \"%s\": expected topk:K, ghost:K, sample:N or dense", text);
-    if (encoding == KNOW_DENSE) {
-        if (number) return err_set(e, ERR_USAGE, "encoding \"%s\": dense takes no number", text);
-    } else if (!number || !parse_u64(number, &n) || n < 1 || n > KNOWLEDGE_MAX_N) {
-        return err_set(e, ERR_USAGE, "encoding \"%s\": expected %s:N with N from 1 to %d", text,
-                       encoding_name(encoding), KNOWLEDGE_MAX_N);
+static bool put_response(cJSON *list, const struct knowledge_format *f) {
+    const struct knowledge_response_codec *codec = knowledge_response_codec(f->encoding);
+    cJSON *o = cJSON_CreateObject();
+    if (!o || !cJSON_AddItemToArray(list, o)) {
+        cJSON_Delete(o);
+        return false;
     }
-    f->encoding = encoding;
-    f->n = (uint32_t)n;
-    return 0;
+    enum knowledge_per per = f->target == TARGET_SEQUENCE ? PER_SEQUENCE : PER_POSITION;
+    return json_put_str(o, "name", KNOWLEDGE_RESPONSE) && json_put_str(o, "per", knowledge_per_name(per)) &&
+           json_put_str(o, "codec", codec->name) && codec->describe(o, f) &&
+           json_put_f64(o, "temperature", f->temperature);
 }
 
-char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_t size) {
-    if (knowledge_is_sparse(f))
-        snprintf(out, size, "%s:%u", encoding_name(f->encoding), f->n);
-    else
-        snprintf(out, size, "%s", encoding_name(f->encoding));
-    return out;
+static bool put_field(cJSON *list, const struct knowledge_field *field) {
+    cJSON *o = cJSON_CreateObject();
+    if (!o || !cJSON_AddItemToArray(list, o)) {
+        cJSON_Delete(o);
+        return false;
+    }
+    bool ok = json_put_str(o, "name", field->name) && json_put_str(o, "per", knowledge_per_name(field->per)) &&
+              json_put_str(o, "codec", field->codec->name) &&
+              json_put_str(o, "dtype", dtype_info(field->dtype)->name) && json_put_str(o, "point", field->point);
+    if (ok && field->layer != KNOWLEDGE_NO_LAYER) ok = json_put_u64(o, "layer", field->layer);
+    ok = ok && json_put_u64(o, "cols", field->cols);
+    if (ok && field->heads) ok = json_put_u64(o, "heads", field->heads);
+    if (ok && field->sampled) ok = json_put_bool(o, "sampled", true);
+    return ok && (field->per != PER_PAIR || json_put_bool(o, "causal", field->causal));
 }
 
 static bool put_members(cJSON *meta, const struct knowledge_format *f) {
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "kind");
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "vocab");
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "vocab_size");
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "knowledge");
-    bool ok = json_put_str(meta, "kind", stream_kind_name(f->encoding ? STREAM_KNOWLEDGE : STREAM_TOKENS));
+    bool knows = f->encoding || f->n_fields;
+    for (size_t i = 0; i < COUNT_OF(ours); i++) cJSON_DeleteItemFromObjectCaseSensitive(meta, ours[i]);
+    bool ok = json_put_str(meta, "kind", stream_kind_name(knows ? STREAM_KNOWLEDGE : STREAM_TOKENS));
     if (f->vocab[0]) ok = ok && json_put_str(meta, "vocab", f->vocab);
     if (f->vocab_size) ok = ok && json_put_u64(meta, "vocab_size", f->vocab_size);
-    if (!f->encoding || !ok) return ok;
-
-    cJSON *o = cJSON_AddObjectToObject(meta, "knowledge");
-    ok = o && json_put_str(o, "encoding", encoding_name(f->encoding));
-    if (f->encoding == KNOW_DENSE)
-        ok = ok && json_put_str(o, "dtype", dtype_info(f->dtype)->name) && json_put_bool(o, "log_probs", f->log_probs);
-    else
-        ok = ok && json_put_u64(o, "n", f->n);
-    ok = ok && json_put_f64(o, "temperature", f->temperature);
-    if (f->teacher[0]) ok = ok && json_put_str(o, "teacher", f->teacher);
+    if (f->target != TARGET_NEXT || knows) ok = ok && json_put_str(meta, "target", stream_target_name(f->target));
+    if (f->classes) ok = ok && json_put_u64(meta, "classes", f->classes);
+    if (!knows || !ok) return ok;
+    if (f->teacher[0]) ok = json_put_str(meta, "teacher", f->teacher);
+    if (f->tap_positions) ok = ok && json_put_u64(meta, "tap_positions", f->tap_positions);
+    cJSON *list = ok ? cJSON_AddArrayToObject(meta, "fields") : NULL;
+    ok = list && (!f->encoding || put_response(list, f));
+    for (uint32_t i = 0; ok && i < f->n_fields; i++) ok = put_field(list, &f->fields[i]);
     return ok;
 }
 
 int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err *e) {
     return put_members(meta, f) ? 0 : err_nomem(e, "META of knowledge");
 }
+
+/* ---- reading ------------------------------------------------------------------------------------------------------------- */
 
 /* An optional digest into a fixed field. */
 static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT_SIZE], struct err *e) {
@@ -95,51 +77,146 @@ static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT
     return 0;
 }
 
-static int get_dense(const cJSON *o, struct knowledge_format *f, struct err *e) {
+/* The response, whose codec stands under `key`. */
+static int get_response(const cJSON *o, const char *key, struct knowledge_format *f, struct err *e) {
     const char *name;
-    if (json_get_str(o, "dtype", &name, e) || json_get_bool(o, "log_probs", &f->log_probs, e)) return e->code;
-    const struct dtype_info *info = dtype_by_name(name);
-    if (!info || (info->dtype != DT_F32 && info->dtype != DT_F16 && info->dtype != DT_BF16))
-        return err_set(e, ERR_DATA, "dense knowledge of type \"%.40s\": expected f32, f16 or bf16", name);
-    f->dtype = info->dtype;
-    if (!f->log_probs && f->temperature != 1)
-        return err_set(e, ERR_DATA, "logits at temperature %g: only log-probabilities have one", f->temperature);
+    if (!knowledge_stored_columns(f))
+        return err_set(e, ERR_DATA, "META of knowledge has no \"%s\"",
+                       f->target == TARGET_SEQUENCE ? "classes" : "vocab_size");
+    if (json_get_str(o, key, &name, e)) return e->code;
+    const struct knowledge_response_codec *codec = knowledge_response_codec_find(name, strlen(name));
+    if (!codec) return err_set(e, ERR_DATA, "unknown encoding \"%.40s\": made by a newer version?", name);
+    f->encoding = codec->encoding;
+    if (json_get_f64(o, "temperature", MIN_TEMPERATURE, MAX_TEMPERATURE, &f->temperature, e)) return e->code;
+    return codec->read(o, f, e);
+}
+
+/* A stream of rill 1.0 has nothing but a response. */
+static int get_old(const cJSON *o, struct knowledge_format *f, struct err *e) {
+    if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "META has no \"fields\"");
+    return get_digest(o, "teacher", f->teacher, e) ? e->code : get_response(o, "encoding", f, e);
+}
+
+static int get_per(const cJSON *o, enum knowledge_per *per, struct err *e) {
+    const char *name;
+    if (json_get_str(o, "per", &name, e)) return e->code;
+    for (*per = 0; *per <= PER_PAIR; ++*per)
+        if (!strcmp(name, knowledge_per_name(*per))) return 0;
+    return err_set(e, ERR_DATA, "a field per \"%.40s\": made by a newer version?", name);
+}
+
+static int get_row_shape(const cJSON *o, struct knowledge_field *field, struct err *e) {
+    const char *dtype, *codec;
+    uint64_t layer = KNOWLEDGE_NO_LAYER, cols, heads = 0;
+    if (json_get_str(o, "codec", &codec, e) || json_get_str(o, "dtype", &dtype, e) ||
+        json_opt_u64(o, "layer", 0, 65535, &layer, e) || json_get_u64(o, "cols", 1, KNOWLEDGE_MAX_COLS, &cols, e) ||
+        json_opt_u64(o, "heads", 1, KNOWLEDGE_MAX_COLS, &heads, e) || get_per(o, &field->per, e))
+        return e->code;
+    const struct dtype_info *info = dtype_by_name(dtype);
+    if (!info || knowledge_codec_find(codec) != knowledge_codec_of(field->per))
+        return err_set(e, ERR_DATA, "codec \"%.40s\" of type \"%.40s\": made by a newer version?", codec, dtype);
+    field->dtype = info->dtype;
+    field->layer = (uint32_t)layer;
+    field->cols = (uint32_t)cols;
+    field->heads = (uint32_t)heads;
     return 0;
 }
 
-static int get_members(const cJSON *meta, struct knowledge_format *f, struct err *e) {
-    const cJSON *o = cJSON_GetObjectItemCaseSensitive(meta, "knowledge");
-    const char *name;
-    uint64_t n = 0;
-    if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "META has no \"knowledge\"");
-    if (!f->vocab_size) return err_set(e, ERR_DATA, "META of knowledge has no \"vocab_size\"");
-    if (json_get_str(o, "encoding", &name, e)) return e->code;
-    if (!encoding_find(name, strlen(name), &f->encoding))
-        return err_set(e, ERR_DATA, "unknown encoding \"%.40s\": made by a newer version?", name);
-    if (json_get_f64(o, "temperature", MIN_TEMPERATURE, MAX_TEMPERATURE, &f->temperature, e)) return e->code;
-    if (get_digest(o, "teacher", f->teacher, e)) return e->code;
-    if (f->encoding == KNOW_DENSE) return get_dense(o, f, e);
-    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
-    f->n = (uint32_t)n;
+static int get_flags(const cJSON *o, struct knowledge_field *field, struct err *e) {
+    if (cJSON_HasObjectItem(o, "sampled") && json_get_bool(o, "sampled", &field->sampled, e)) return e->code;
+    return field->per == PER_PAIR ? json_get_bool(o, "causal", &field->causal, e) : 0;
+}
+
+static int get_field(const cJSON *o, const char *name, struct knowledge_format *f, struct err *e) {
+    struct knowledge_field field = {0};
+    const char *point;
+    if (json_get_str(o, "point", &point, e) || get_row_shape(o, &field, e) || get_flags(o, &field, e)) return e->code;
+    if (strlen(point) >= sizeof field.point) return err_set(e, ERR_DATA, "point \"%.40s\": too long", point);
+    memcpy(field.point, point, strlen(point) + 1);
+    if (knowledge_field_check(&field, e) || knowledge_field_add(f, &field, e)) return e->code = ERR_DATA;
+    if (strcmp(name, field.name) != 0)
+        return err_set(e, ERR_DATA, "its name is \"%s\": expected \"%s\"", name, field.name);
     return 0;
+}
+
+/* All fields of pairs share their rows, and all sampled ones their positions. */
+static int check_fields(const struct knowledge_format *f, struct err *e) {
+    const struct knowledge_field *first = NULL;
+    for (uint32_t i = 0; i < f->n_fields; i++) {
+        const struct knowledge_field *field = &f->fields[i];
+        if (field->sampled && !f->tap_positions)
+            return err_set(e, ERR_DATA, "the field %s is sampled, and META has no \"tap_positions\"", field->name);
+        if (field->per != PER_PAIR) continue;
+        if (first && (first->causal != field->causal || first->sampled != field->sampled))
+            return err_set(e, ERR_DATA, "the fields %s and %s are of other positions", first->name, field->name);
+        first = field;
+    }
+    return 0;
+}
+
+static int get_fields(const cJSON *meta, struct knowledge_format *f, struct err *e) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(meta, "fields"), *o;
+    const char *name;
+    uint64_t positions = 0;
+    if (!list) return get_old(cJSON_GetObjectItemCaseSensitive(meta, "knowledge"), f, e);
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is no array");
+    if (get_digest(meta, "teacher", f->teacher, e) || json_opt_u64(meta, "tap_positions", 1, UINT32_MAX, &positions, e))
+        return e->code;
+    f->tap_positions = (uint32_t)positions;
+    cJSON_ArrayForEach(o, list) {
+        if (json_get_str(o, "name", &name, e)) return err_prefix(e, "\"fields\"");
+        bool response = !strcmp(name, KNOWLEDGE_RESPONSE);
+        if (response && f->encoding) return err_set(e, ERR_DATA, "\"fields\" has two responses");
+        if (response ? get_response(o, "codec", f, e) : get_field(o, name, f, e))
+            return err_prefix(e, "field \"%.40s\"", name);
+    }
+    if (!f->encoding && !f->n_fields) return err_set(e, ERR_DATA, "\"fields\" is empty");
+    return check_fields(f, e);
+}
+
+static int get_target(const cJSON *meta, struct knowledge_format *f, struct err *e) {
+    const char *name = stream_target_name(TARGET_NEXT);
+    uint64_t classes = 0;
+    if (json_opt_str(meta, "target", &name, e) || json_opt_u64(meta, "classes", 1, KNOWLEDGE_MAX_VOCAB, &classes, e))
+        return e->code;
+    f->classes = (uint32_t)classes;
+    for (f->target = TARGET_NEXT; f->target <= TARGET_SEQUENCE; f->target++)
+        if (!strcmp(name, stream_target_name(f->target))) return 0;
+    return err_set(e, ERR_DATA, "target \"%.40s\": made by a newer version?", name);
 }
 
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) {
     const char *name;
     enum stream_kind kind;
     uint64_t vocab_size = 0;
-    *f = (struct knowledge_format){.temperature = 1};
+    memset(f, 0, sizeof *f);
+    f->temperature = 1;
     if (json_get_str(meta, "kind", &name, e) || stream_kind_parse(name, &kind, e)) return e->code;
     if (kind != STREAM_TOKENS && kind != STREAM_KNOWLEDGE)
         return err_set(e, ERR_DATA, "a %s stream: expected tokens or knowledge", stream_kind_name(kind));
-    if (get_digest(meta, "vocab", f->vocab, e)) return e->code;
+    if (get_digest(meta, "vocab", f->vocab, e) || get_target(meta, f, e)) return e->code;
     if (json_opt_u64(meta, "vocab_size", 1, KNOWLEDGE_MAX_VOCAB, &vocab_size, e)) return e->code;
     f->vocab_size = (uint32_t)vocab_size;
-    return kind == STREAM_KNOWLEDGE ? get_members(meta, f, e) : 0;
+    return kind == STREAM_KNOWLEDGE ? get_fields(meta, f, e) : 0;
 }
 
 uint32_t knowledge_columns(const struct knowledge_format *f) {
-    return f->n_used ? f->n_used : f->vocab_size;
+    return f->n_used ? f->n_used : knowledge_stored_columns(f);
+}
+
+static int fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) {
+    if (f->classes > classes || (f->encoding && f->classes != classes))
+        return err_set(e, ERR_DATA, "data of %u classes, the model has %u", f->classes, classes);
+    f->classes = classes;
+    return 0;
+}
+
+int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns, struct err *e) {
+    if (f->target == TARGET_NEXT && !f->encoding) f->target = target; /* plain tokens: there is no label yet */
+    if (f->target != target)
+        return err_set(e, ERR_DATA, "the target of the data is \"%s\", that of the model \"%s\"",
+                       stream_target_name(f->target), stream_target_name(target));
+    return target == TARGET_SEQUENCE ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
 }
 
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
@@ -161,7 +238,20 @@ static bool same_tokens(const struct knowledge_format *a, const struct knowledge
     return !strcmp(a->vocab, b->vocab) && (a->vocab_size == b->vocab_size || padding_alone);
 }
 
+static bool same_fields(const struct knowledge_format *a, const struct knowledge_format *b) {
+    if (a->n_fields != b->n_fields || a->tap_positions != b->tap_positions) return false;
+    for (uint32_t i = 0; i < a->n_fields; i++) {
+        const struct knowledge_field *x = &a->fields[i], *y = &b->fields[i];
+        if (strcmp(x->name, y->name) != 0 || x->per != y->per || x->dtype != y->dtype || x->cols != y->cols ||
+            x->heads != y->heads || x->sampled != y->sampled || x->causal != y->causal)
+            return false;
+    }
+    return true;
+}
+
 static bool same_format(const struct knowledge_format *a, const struct knowledge_format *b) {
+    if (a->target != b->target || a->p != b->p || !same_fields(a, b)) return false;
+    if (a->target == TARGET_SEQUENCE && a->encoding && a->classes != b->classes) return false;
     return a->encoding == b->encoding && a->n == b->n && a->temperature == b->temperature && a->dtype == b->dtype &&
            a->log_probs == b->log_probs && same_tokens(a, b);
 }
@@ -172,6 +262,10 @@ static int check_segment(const struct knowledge_format *f, const struct stream_r
     if (knowledge_meta_get(stream_reader_meta(r), &now, e)) return err_prefix(e, "%s", stream_reader_name(r));
     if (same_format(f, &now)) return 0;
     char was[64], is[64];
+    if (!same_fields(f, &now) || f->target != now.target)
+        return err_set(e, ERR_DATA, "%s: the segments disagree: first %u fields and target %s, then %u others and %s",
+                       stream_reader_name(r), f->n_fields, stream_target_name(f->target), now.n_fields,
+                       stream_target_name(now.target));
     knowledge_encoding_text(f, was, sizeof was);
     knowledge_encoding_text(&now, is, sizeof is);
     return err_set(
@@ -201,20 +295,23 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to, struct err *e) {
     char was[64], want[64];
+    uint32_t columns = knowledge_stored_columns(from);
     knowledge_encoding_text(from, was, sizeof was);
     knowledge_encoding_text(to, want, sizeof want);
     if (to->encoding == KNOW_NONE || to->encoding == KNOW_DENSE)
         return err_set(e, ERR_USAGE, "encoding \"%s\" is not for this: teacher-infer writes it", want);
     if (from->encoding == KNOW_NONE)
         return err_set(e, ERR_DATA, "a plain token stream has no teacher to encode (put teacher-infer before)");
-    if (knowledge_is_top(to) && to->n > from->vocab_size)
-        return err_set(e, ERR_DATA, "%s of a vocabulary of %u tokens", want, from->vocab_size);
+    if (knowledge_is_top(to) && to->encoding != KNOW_TOPP && to->n > columns)
+        return err_set(e, ERR_DATA, "%s of a vocabulary of %u tokens", want, columns);
     if (from->encoding == KNOW_DENSE) return knowledge_check_temperature(from, to->temperature, e);
     if (from->encoding == KNOW_SAMPLE || to->encoding == KNOW_SAMPLE)
         return err_set(e, ERR_DATA,
                        "%s cannot become %s: draws are made from the whole distribution (encode the teacher's "
-                       "dense output)",
+                       "dense output; --encode keep leaves it as it is)",
                        was, want);
-    if (to->n > from->n) return err_set(e, ERR_DATA, "%s cannot become %s: the further entries are gone", was, want);
+    bool fewer = from->encoding == KNOW_TOPP ? to->encoding == KNOW_TOPP && to->p <= from->p
+                                             : to->encoding != KNOW_TOPP && to->n <= from->n;
+    if (!fewer) return err_set(e, ERR_DATA, "%s cannot become %s: the further entries are gone", was, want);
     return knowledge_check_temperature(from, to->temperature, e);
 }

@@ -84,24 +84,69 @@ static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct 
     if (rest < 0.5e-6) rest = 0; /* what is left is f32's rounding */
     if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
     for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, t, &row->entries[i], i == 0, e);
-    return rc ? rc : buf_printf(out, e, "\n");
+    return rc;
+}
+
+/* Where a row of the table is: its sequence, the first position of that in the queue, and the row's. */
+struct place {
+    size_t seq, begin, position;
+};
+
+/* A field's row of this place, shown as its root mean square; "-" where it has none. Of pairs, the position that has the
+ * largest weight in the mean over heads, and the weight. */
+static int put_field(struct buf *out, const struct knowledge_rows *k, size_t i, const struct place *at,
+                     struct buf *memory, struct err *e) {
+    const struct knowledge_field *field = k->fields[i].field;
+    size_t first, rows = knowledge_feature_span(k, i, at->seq, 1, &first), length = k->lengths[at->seq];
+    bool pairs = field->per == PER_PAIR, whole = at->seq < knowledge_whole_seqs(k);
+    bool here = field->per == PER_SEQUENCE ? at->position == at->begin : whole || !pairs;
+    if (field->per == PER_PAIR && at->seq == 0 && k->first_pos) here = false; /* its beginning is gone */
+    if (field->sampled) {
+        here = here && k->sampled[at->position + 1] > k->sampled[at->position];
+        first += k->sampled[at->position] - k->sampled[at->begin];
+    } else if (field->per != PER_SEQUENCE)
+        first += at->position - at->begin;
+    if (!here || !rows) return buf_printf(out, e, "\t-");
+    size_t cols = pairs ? field->heads * length : field->cols, best = 0;
+    memory->len = 0;
+    if (buf_reserve(memory, cols * sizeof(float), e)) return e->code;
+    float *x = (float *)memory->data;
+    double sum = 0;
+    if (!pairs) {
+        knowledge_feature_rows(k, i, first, 1, x);
+        for (size_t c = 0; c < cols; c++) sum += (double)x[c] * x[c];
+        return buf_printf(out, e, "\t%.4g", sqrt(sum / (double)cols));
+    }
+    knowledge_feature_pairs(k, i, first, 1, length, x);
+    for (size_t h = 1; h < field->heads; h++)
+        for (size_t c = 0; c < length; c++) x[c] += x[h * length + c];
+    for (size_t c = 0; c < length; c++)
+        if (x[c] > x[best]) best = c;
+    return buf_printf(out, e, "\t%zu:%.4g", best, x[best] / (float)field->heads);
 }
 
 int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const struct knowledge_rows *k,
                        const struct knowledge_format *f, size_t first, size_t rows, struct err *e) {
     struct buf memory = {0};
     int rc = 0;
-    size_t seq = 0, begin = 0; /* the sequence of the row, and its first position */
+    struct place at = {0};
+    bool sequences = f->target == TARGET_SEQUENCE;
+    struct knowledge_tsv labels = *t;
+    if (sequences) labels.spell = NULL; /* classes are no tokens */
     for (size_t r = first; r < first + rows && !rc; r++) {
         struct row row = {0};
-        while (r - begin >= k->lengths[seq]) begin += k->lengths[seq++];
+        while (sequences ? at.seq < r : r - at.begin >= k->lengths[at.seq]) at.begin += k->lengths[at.seq++];
+        at.position = sequences ? at.begin : r;
         rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, t->top, &memory, e)
                                        : load_sparse(&row, k, f, r, t->top, &memory, e);
         if (!rc)
-            rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[seq], r - begin + (seq ? 0 : k->first_pos));
-        if (!rc) rc = put_token(out, t, k->tokens[r], e);
-        if (!rc) rc = put_token(out, t, k->labels[r], e);
-        if (!rc) rc = put_row(out, t, &row, e);
+            rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[at.seq],
+                            at.position - at.begin + (at.seq ? 0 : k->first_pos));
+        if (!rc) rc = put_token(out, t, k->tokens[at.position], e);
+        if (!rc) rc = put_token(out, &labels, k->labels[r], e);
+        if (!rc) rc = put_row(out, &labels, &row, e);
+        for (size_t i = 0; !rc && i < k->n_fields; i++) rc = put_field(out, k, i, &at, &memory, e);
+        if (!rc) rc = buf_printf(out, e, "\n");
     }
     buf_release(&memory);
     return rc;
@@ -121,15 +166,17 @@ struct table {
 
 static void print_head(struct table *p) {
     bool pieces = p->t->spell != NULL, draws = p->f->encoding == KNOW_SAMPLE;
-    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s\n", pieces ? "piece\t" : "",
-            pieces ? "label_piece\t" : "",
+    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s", pieces ? "piece\t" : "", pieces && p->f->target != TARGET_SEQUENCE ? "label_piece\t" : "",
             draws ? "frequency\tfrequency_rank\tfrequency_rest\tdrawn" : "probability\trank\trest\ttop");
+    for (uint32_t i = 0; i < p->f->n_fields; i++) fprintf(p->out, "\t%s", p->f->fields[i].name);
+    fputc('\n', p->out);
 }
 
 static int print_batch(struct table *p, const struct batch *b, struct err *e) {
     if (knowledge_decode(&p->rows, p->f, b, e)) return e->code;
     /* The label of an open sequence's last position is yet to come. */
-    uint64_t end = p->base + p->rows.n_positions - p->rows.open;
+    bool sequences = p->f->target == TARGET_SEQUENCE;
+    uint64_t end = p->base + (sequences ? p->rows.n_rows : p->rows.n_positions - p->rows.open);
     uint64_t stop = end < p->next ? p->next : end - p->next < p->left ? end : p->next + p->left;
     p->text.len = 0;
     if (stop > p->next && knowledge_tsv_rows(p->t, &p->text, &p->rows, p->f, p->next - p->base, stop - p->next, e))
@@ -137,9 +184,9 @@ static int print_batch(struct table *p, const struct batch *b, struct err *e) {
     if (p->text.len) fwrite(p->text.data, 1, p->text.len, p->out);
     p->left -= stop - p->next;
     p->next = stop;
-    size_t before = p->rows.n_positions;
+    size_t before = p->rows.n_rows;
     knowledge_drop(&p->rows, p->f, knowledge_whole_seqs(&p->rows));
-    p->base += before - p->rows.n_positions;
+    p->base += before - p->rows.n_rows;
     return 0;
 }
 

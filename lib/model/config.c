@@ -368,6 +368,15 @@ int model_config_check(const struct model_config *c, struct err *e) {
     return 0;
 }
 
+enum stream_target model_predicts(const struct model_config *c) {
+    if (c->output == OUTPUT_CLASSES) return TARGET_SEQUENCE;
+    return c->output == OUTPUT_MASKED_LM ? TARGET_MASKED : TARGET_NEXT;
+}
+
+int model_check_head(const struct model_config *c, struct err *e) {
+    return model_predicts(c) != TARGET_NEXT ? 0 : model_check_next_token(c, e);
+}
+
 int model_check_next_token(const struct model_config *c, struct err *e) {
     switch (c->output) {
     case OUTPUT_NONE:

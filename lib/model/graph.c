@@ -146,20 +146,23 @@ static struct grad_var *rotate(struct graph *g, uint32_t layer, struct grad_var 
                      which == ROPE_LOCAL ? g->m->local_inv_freq : g->m->inv_freq);
 }
 
-static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
-                               struct grad_var *v) {
-    const struct model_config *c = &g->m->config;
+struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer) {
     const struct model_layer *l = &c->layers[layer];
-    struct kernel_attention shape = {.n_heads = l->n_heads,
+    return (struct kernel_attention){.n_heads = l->n_heads,
                                      .n_kv_heads = l->n_kv_heads,
                                      .head_dim = c->head_dim,
-                                     .n_seqs = g->in.n_seqs,
-                                     .starts = g->starts,
                                      .scale = c->attn_scale != 0 ? c->attn_scale
                                                                  : 1.0f / __builtin_sqrtf((float)c->head_dim),
                                      .bidirectional = c->bidirectional,
                                      .window = l->window,
                                      .softcap = c->attn_softcap};
+}
+
+static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
+                               struct grad_var *v) {
+    struct kernel_attention shape = model_attention_shape(&g->m->config, layer);
+    shape.n_seqs = g->in.n_seqs;
+    shape.starts = g->starts;
     if (!g->caches) return grad_attention(g->t, q, k, v, &shape);
     return q && k && v ? graph_attend_cached(g, layer, q, k, v, &shape) : NULL;
 }
@@ -177,6 +180,9 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
+    tap(g, POINT_Q, layer, q);
+    tap(g, POINT_K, layer, k);
+    tap(g, POINT_V, layer, y[2]);
     want(g, POINT_Q, layer, q);
     want(g, POINT_K, layer, k);
     want(g, POINT_V, layer, y[2]);
@@ -423,6 +429,10 @@ struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct m
     struct grad_var *h = g && x ? graph_norm(g, x) : NULL;
     if (g && !h) graph_failure(g);
     return h;
+}
+
+uint32_t model_columns(const struct model *m) {
+    return m->config.output == OUTPUT_CLASSES ? m->config.classes : model_n_tokens(m);
 }
 
 size_t model_output_rows(const struct model_config *c, const struct model_input *in) {

@@ -18,6 +18,8 @@ struct model_layerwise {
     struct model_tensors tensors;
 
     struct buf states; /* of the block, [n_positions][hidden] */
+    model_tap *tap;
+    void *tap_ctx;
 };
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
@@ -142,7 +144,7 @@ static struct model_input next_pass(const struct model_input *in, size_t *seq, s
 static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct model_input *part, size_t first,
                     int64_t layer, struct err *e) {
     grad_reset(t);
-    struct graph *g = graph_begin(l->m, t, part, NULL, NULL, NULL, e);
+    struct graph *g = graph_begin(l->m, t, part, NULL, l->tap, l->tap_ctx, e);
     if (!g) return e->code;
     struct grad_var *x =
         layer < 0 ? graph_embed(g) : graph_layer(g, (uint32_t)layer, take_states(l, t, first, part->n_positions));
@@ -216,14 +218,16 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
     const struct model_config *c = &l->m->config;
     struct shifted s = {fn, ctx, 0};
     size_t position = 0;
-    if (c->output == OUTPUT_NONE) return model_no_head(e);
+    if (fn && c->output == OUTPUT_NONE) return model_no_head(e);
     for (size_t i = 0; i < n; position += in[i].n_positions, s.first += model_output_rows(c, &in[i++])) {
         grad_reset(t);
-        struct graph *g = graph_begin(l->m, t, &in[i], NULL, NULL, NULL, e);
+        struct graph *g = graph_begin(l->m, t, &in[i], NULL, l->tap, l->tap_ctx, e);
         if (!g) return e->code;
         struct grad_var *h = graph_norm(g, take_states(l, t, position, in[i].n_positions));
+        if (!h) return graph_failure(g);
+        if (!fn) continue;
         struct grad_head head = model_logits_head(l->m, t);
-        if (!h || !grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
+        if (!grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
     }
     return 0;
 }
@@ -260,6 +264,11 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, e
     else
         *out = l;
     return rc;
+}
+
+void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx) {
+    l->tap = tap;
+    l->tap_ctx = ctx;
 }
 
 const struct model *model_layerwise_model(const struct model_layerwise *l) {

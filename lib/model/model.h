@@ -166,8 +166,8 @@ enum model_point {
     POINT_DOWN_IN, /* input of down [ffn] */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
-    POINT_COUNT,   /* of those that are watched by taps; in a role: its input cannot be watched */
-    /* For model_want alone: queries and keys as attention takes them, rotated, and values. */
+    POINT_COUNT,   /* of those that are inputs of a role; in a role: its input cannot be watched */
+    /* Queries and keys as attention takes them, rotated, and values. */
     POINT_Q, /* [n_heads * head_dim] */
     POINT_K, /* [n_kv_heads * head_dim] */
     POINT_V, /* [n_kv_heads * head_dim] */
@@ -414,6 +414,7 @@ struct model_input {
     const uint32_t *types;   /* [n_positions] token types, or NULL: all 0 */
 };
 
+/* Watches a forward pass: called with the values at each point, in the order in which they are computed. */
 typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                       struct err *e);
 
@@ -439,6 +440,8 @@ struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const st
 /* What the head reads, made of a layer's output x (POINT_LAYER) as of the last one's: the input of an exit's head. NULL on failure. */
 struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
                             struct err *e);
+/* Heads, mask, scale and cap of a layer's attention; the sequences are the caller's to add. */
+struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
 /* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
@@ -451,6 +454,13 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t);
 /* ERR_DATA unless its logits are of the next token, and of what comes before it alone: what generation, perplexity and
  * distillation stand on. Says what the model is instead. */
 int model_check_next_token(const struct model_config *c, struct err *e) MUST_CHECK;
+
+/* What its logits are of. Of a model without a head: TARGET_NEXT, by which nothing is meant. */
+enum stream_target model_predicts(const struct model_config *c);
+/* Columns of its logits: model_n_tokens or classes. */
+uint32_t model_columns(const struct model *m);
+/* ERR_DATA unless it has logits that say something: a head, and not of tokens that it sees. */
+int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
  * model_output_rows; `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of
@@ -485,7 +495,11 @@ struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the
 /* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may be NULL. */
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                         model_layer_fn *progress, void *ctx, struct err *e) MUST_CHECK;
-/* Logits of the same inputs, one after another; `first` counts through the block. */
+/* `tap` watches the passes of all runs to come: layer after layer, and in each the positions of the block in order, some sequences at a
+ * time. */
+void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
+/* Logits of the same inputs, one after another; `first` counts through the block. fn NULL: what the head reads is made, for a tap, and
+ * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 /* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset; and the model, which holds

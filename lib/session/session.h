@@ -12,6 +12,8 @@
 #ifndef RILL_SESSION_H
 #define RILL_SESSION_H
 
+#include <stdio.h>
+
 #include "lib/base/base.h"
 #include "lib/cli/cli.h"
 #include "lib/knowledge/knowledge.h"
@@ -116,6 +118,40 @@ void session_chat_free(struct session_chat *t); /* NULL is fine */
 int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
                          struct err *e) MUST_CHECK;
 
+/* ---- taps: fields of what flows through a teacher ---------------------------------------------------------------------- */
+
+/* Adds to the format the fields that --tap asks for: "POINT[:LAYERS][:dtype=TYPE]", the point embed, hidden, attention, q, k, v or
+ * output, layers as "3,5-7", "all" or "last", which is what a point of layers has without them. ERR_USAGE. */
+int session_tap_parse(const char *text, const struct model_config *c, uint32_t tap_positions,
+                      struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* "bf16", "int8" or "f32". ERR_USAGE. */
+int session_field_dtype(const char *name, enum dtype *out, struct err *e) MUST_CHECK;
+/* For --help: what --tap takes. */
+#define SESSION_TAP_HELP                                                                                               \
+    "keep more of the teacher than its answers, as POINT[:LAYERS][:dtype=bf16|int8|f32]: embed (the embedding), "      \
+    "hidden (a layer's output), attention (its probabilities), q, k, v (as attention takes them) or output (what "     \
+    "the head reads). LAYERS are numbers from 0 and ranges, 3,5-7, or all, or last, the default"
+
+/* Collects the rows of fields of a block of sequences, and hands them over to an encoder. */
+struct session_taps;
+/* The format, whose fields are of this configuration, must outlive it. */
+int session_taps_new(struct session_taps **out, const struct model_config *c, const struct knowledge_format *f,
+                     uint64_t seed, struct err *e) MUST_CHECK;
+/* The next block: lengths [n_seqs] and numbers of its sequences. They must live until session_taps_give. */
+int session_taps_begin(struct session_taps *t, const uint32_t *lengths, const uint64_t *seqs, size_t n_seqs,
+                       struct err *e) MUST_CHECK;
+/* Which positions of it are sampled; NULL: fields are not. */
+const uint8_t *session_taps_sampled(const struct session_taps *t);
+model_tap session_taps_see; /* ctx is the struct session_taps */
+/* Hands over what it has seen since it last did. */
+int session_taps_give(struct session_taps *t, struct knowledge_encoder *k, struct err *e) MUST_CHECK;
+void session_taps_free(struct session_taps *t); /* NULL is fine */
+
+/* Prints what a stream of this format would take for the sequences of `tokens`, which is read to its end: a line for the response and
+ * each field with bytes a token and in all, and their sum. */
+int session_print_sizes(const struct knowledge_format *f, struct stream_reader *tokens, FILE *out,
+                        struct err *e) MUST_CHECK;
+
 /* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
 
 struct session_teacher_options {
@@ -133,10 +169,13 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
                          const struct session_teacher_options *how, struct err *e) MUST_CHECK;
 /* Its configuration and vocabulary. */
 const struct model *session_teacher_model(const struct session_teacher *t);
+/* The fields of this format are tapped in the run to come; it must outlive the teacher. */
+int session_teacher_tap(struct session_teacher *t, const struct knowledge_format *f, uint64_t seed,
+                        struct err *e) MUST_CHECK;
 /* Called once, before the first logits, when the teacher's digest is known. Returns the encoder that takes them. */
 typedef int session_teacher_ready(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e);
-/* Runs over all tokens of the stream with a progress bar. Logits go into the encoder at `inv_temperature`; the bytes do
- * not depend on layerwise or block_tokens. */
+/* Runs over all tokens of the stream with a progress bar. Logits go into the encoder at `inv_temperature` (0: none are made, for
+ * an encoder without a response), and rows of tapped fields; the bytes do not depend on layerwise or block_tokens. */
 int session_teacher_infer(struct session_teacher *t, struct session_data *tokens, double inv_temperature,
                           session_teacher_ready *ready, void *ctx, struct err *e) MUST_CHECK;
 /* The model that it was opened as, for whoever runs it otherwise: one of the two, the session_teacher's. */

@@ -4,6 +4,8 @@
  */
 #include "lib/session/session.h"
 
+#define TYPICAL_LENGTH 512 /* of a sequence, for the size of attention */
+
 /* One forward pass over consecutive sequences of the queue. */
 struct pass {
     size_t n_seqs, n_positions;
@@ -23,9 +25,13 @@ struct session_teacher {
     struct knowledge_format format; /* of the tokens; the teacher's vocabulary size where they state none */
     struct knowledge_rows rows;
     struct batch batch;
-    struct buf passes, inputs;    /* struct pass; struct model_input */
-    size_t n_seqs, n_positions;   /* at the head of the queue, already cut into passes */
-    struct knowledge_encoder *to; /* the caller's; NULL: not ready yet */
+    struct buf passes, inputs;          /* struct pass; struct model_input */
+    struct buf types;                   /* u32, of the queue, for the inputs */
+    struct session_taps *taps;          /* NULL: nothing is tapped */
+    const struct knowledge_format *out; /* what is */
+    bool answers;                       /* logits are asked for */
+    size_t n_seqs, n_positions;         /* at the head of the queue, already cut into passes */
+    struct knowledge_encoder *to;       /* the caller's; NULL: not ready yet */
     session_teacher_ready *ready;
     void *ctx;
     double inv_temperature;
@@ -33,9 +39,12 @@ struct session_teacher {
 
 /* ---- opening --------------------------------------------------------------------------------------------------------- */
 
-/* As many positions as have hidden states that fit an eighth of the free memory. */
-static uint64_t default_block(uint32_t hidden) {
-    uint64_t n = mem_left() / 8 / (hidden * sizeof(float));
+/* As many positions as have hidden states and tapped rows that fit an eighth of the free memory. */
+static uint64_t default_block(uint32_t hidden, const struct knowledge_format *taps) {
+    double bytes = hidden * sizeof(float);
+    for (uint32_t i = 0; taps && i < taps->n_fields; i++)
+        bytes += knowledge_field_bytes(&taps->fields[i], TYPICAL_LENGTH, taps->tap_positions) / TYPICAL_LENGTH;
+    uint64_t n = (uint64_t)((double)mem_left() / 8 / bytes);
     return n ? n : 1;
 }
 
@@ -52,8 +61,6 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
         return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
                        stream_reader_name(r));
     if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
-    if (!t->how.block_tokens)
-        t->how.block_tokens = pipe ? UINT64_MAX : default_block(session_teacher_model(t)->config.hidden);
     return 0;
 }
 
@@ -67,7 +74,6 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
     int rc =
         how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
-    if (!rc) rc = model_check_next_token(&session_teacher_model(t)->config, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
         session_teacher_free(t);
@@ -95,15 +101,26 @@ void session_teacher_free(struct session_teacher *t) {
     batch_release(&t->batch);
     buf_release(&t->passes);
     buf_release(&t->inputs);
+    buf_release(&t->types);
+    session_taps_free(t->taps);
     mem_free(t);
+}
+
+int session_teacher_tap(struct session_teacher *t, const struct knowledge_format *f, uint64_t seed, struct err *e) {
+    if (!f->n_fields) return 0;
+    t->out = f;
+    if (session_taps_new(&t->taps, &session_teacher_model(t)->config, f, seed, e)) return e->code;
+    if (t->layerwise) model_layerwise_tap(t->layerwise, session_taps_see, t->taps);
+    return 0;
 }
 
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     const struct session_teacher *t = ctx;
-    (void)first, (void)vocab; /* rows come in order */
-    int rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
+    (void)first, (void)vocab;                                    /* rows come in order */
+    int rc = t->taps ? session_taps_give(t->taps, t->to, e) : 0; /* what was seen since the logits before */
+    if (!rc) rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
     cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
     return rc;
 }
@@ -119,12 +136,17 @@ static void layer_done(void *ctx, uint32_t layers) {
 static int lay_out_inputs(struct session_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
-    int rc = 0;
+    size_t at = 0, n_types = t->rows.types ? t->n_positions : 0;
+    int rc = buf_reserve(&t->types, n_types * sizeof(uint32_t), e);
+    uint32_t *types = !rc && n_types ? (uint32_t *)t->types.data : NULL;
+    for (size_t i = 0; types && i < n_types; i++) types[i] = t->rows.types[i];
     *n = t->passes.len / sizeof *p;
-    t->inputs.len = 0;
+    t->inputs.len = t->types.len = 0;
     for (size_t i = 0; !rc && i < *n; i++) {
         struct model_input one = {
             .n_positions = p[i].n_positions, .n_seqs = p[i].n_seqs, .tokens = tokens, .lengths = lengths};
+        if (types) one.types = types + at;
+        at += p[i].n_positions;
         rc = buf_append(&t->inputs, &one, sizeof one, e);
         tokens += p[i].n_positions;
         lengths += p[i].n_seqs;
@@ -144,10 +166,16 @@ static int make_encoder(struct session_teacher *t, struct err *e) {
 
 /* Creates the encoder on first use and announces the next batch to it. */
 static int announce(struct session_teacher *t, struct err *e) {
-    struct stream_batch head = {
-        .first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs};
+    struct knowledge_input in = {
+        .head = {.first_seq = t->rows.seqs[0], .n_positions = t->n_positions, .n_seqs = (uint32_t)t->n_seqs},
+        .tokens = t->rows.tokens,
+        .lengths = t->rows.lengths,
+        .mask = t->rows.mask,
+        .labels = t->rows.labels,
+        .types = t->rows.types};
+    if (t->taps) in.sampled = session_taps_sampled(t->taps);
     if (!t->to && make_encoder(t, e)) return e->code;
-    return knowledge_encoder_begin(t->to, &head, t->rows.tokens, t->rows.mask, t->rows.lengths, e);
+    return knowledge_encoder_begin(t->to, &in, e);
 }
 
 static int infer_block(struct session_teacher *t, struct err *e) {
@@ -155,11 +183,17 @@ static int infer_block(struct session_teacher *t, struct err *e) {
     size_t n;
     if (!t->n_seqs) return 0;
     int rc = lay_out_inputs(t, &in, &n, e);
+    if (!rc && t->taps) rc = session_taps_begin(t->taps, t->rows.lengths, t->rows.seqs, t->n_seqs, e);
     if (!rc && t->layerwise) rc = model_layerwise_run(t->layerwise, t->scratch, in, n, layer_done, t, e);
     if (!rc) rc = announce(t, e);
-    if (!rc && t->layerwise) rc = model_layerwise_logits(t->layerwise, t->scratch, in, n, put_logits, t, e);
+    model_logits_fn *fn = t->answers ? put_logits : NULL;
+    if (!rc && t->layerwise) rc = model_layerwise_logits(t->layerwise, t->scratch, in, n, fn, t, e);
     for (size_t i = 0; !rc && !t->layerwise && i < n; i++)
-        rc = model_infer(t->model, t->scratch, &in[i], NULL, NULL, put_logits, t, e);
+        rc = model_infer(t->model, t->scratch, &in[i], t->taps ? session_taps_see : NULL, t->taps, fn, t, e);
+    if (!rc && !fn) rc = session_taps_give(t->taps, t->to, e);
+    if (!rc && !fn)
+        rc =
+            knowledge_encoder_rows(t->to, t->format.target == TARGET_SEQUENCE ? t->n_seqs : t->n_positions, NULL, 0, e);
     if (rc) return rc;
     knowledge_drop(&t->rows, &t->format, t->n_seqs);
     t->n_seqs = t->n_positions = t->passes.len = 0;
@@ -183,8 +217,14 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
                           session_teacher_ready *ready, void *ctx, struct err *e) {
     const struct model_config *config = &session_teacher_model(t)->config;
     bool more = true;
+    t->answers = inv_temperature > 0;
+    if (t->answers && model_check_head(config, e)) return e->code;
     t->format = tokens->format;
+    if (knowledge_fit_target(&t->format, model_predicts(config), model_columns(session_teacher_model(t)), e))
+        return e->code;
     t->format.vocab_size = model_n_tokens(session_teacher_model(t));
+    if (!t->how.block_tokens)
+        t->how.block_tokens = t->file.is_file ? default_block(config->hidden, t->out) : UINT64_MAX;
     t->inv_temperature = inv_temperature;
     t->ready = ready;
     t->ctx = ctx;

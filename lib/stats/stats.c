@@ -77,6 +77,7 @@ void stats_free(struct stats *s) {
 static int collect_point(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
                          struct err *e) {
     struct stats *s = ctx;
+    if (point >= POINT_COUNT) return 0; /* no input of a matrix */
     struct point_sums *sums = point_of(s, point, layer);
     if (cols != sums->cols)
         return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, cols);

@@ -12,6 +12,11 @@ const char *stream_kind_name(enum stream_kind kind) {
 }
 
 /* The name may come from a file, and the message goes to a terminal. */
+const char *stream_target_name(enum stream_target target) {
+    static const char *const names[] = {"next", "masked", "sequence"};
+    return names[target];
+}
+
 int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) {
     for (size_t i = STREAM_MODEL; i < COUNT_OF(kinds); i++)
         if (!strcmp(name, kinds[i])) {

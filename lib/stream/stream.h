@@ -36,6 +36,14 @@ enum stream_kind {
 const char *stream_kind_name(enum stream_kind kind);
 int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) MUST_CHECK;
 
+/* What the labels of a data stream are, and so what a model's logits are of ("target"; absent: next). */
+enum stream_target {
+    TARGET_NEXT,   /* at each position the next token */
+    TARGET_MASKED, /* at each position the token there, before it was masked: tensor `labels`, one for each position */
+    TARGET_SEQUENCE, /* of each sequence its class: tensor `labels`, one for each sequence that ends in the batch */
+};
+const char *stream_target_name(enum stream_target target);
+
 enum stream_codec {
     CODEC_RAW = 0,
     CODEC_ZSTD = 1,
@@ -179,6 +187,11 @@ int batch_write(struct stream_writer *w, const struct stream_batch *head, const 
 #define BATCH_MASK "mask"
 int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask,
                      struct err *e) MUST_CHECK;
+/* Further tensors that a batch of tokens may have. */
+#define BATCH_LABELS                                                                                                   \
+    "labels" /* u32: of positions (masked language models) or of sequences that end in the batch (classes); UINT32_MAX: none */
+#define BATCH_TYPES                                                                                                    \
+    "types" /* u8 [n_positions]: token types of models that tell two texts apart; without it all are 0 */
 /* The next batch with all its tensors. *more = false at the end of the stream (which has then been verified). Checks
  * that `lengths` (u32 [n_seqs]) and `tokens` (u32 [n_positions]) are there and agree with the head. Begin with {0}. */
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;

@@ -86,7 +86,8 @@ static inline int encode_sample(const struct sample *s, const struct knowledge_f
     for (size_t at = 0; !rc && at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         struct stream_batch head = cut_batch(s, at, n, lengths);
-        rc = knowledge_encoder_begin(k, &head, s->tokens + at, NULL, lengths, e);
+        rc = knowledge_encoder_begin(
+            k, &(struct knowledge_input){.head = head, .tokens = s->tokens + at, .lengths = lengths}, e);
         for (size_t i = 0; !rc && i < n; i += block) {
             size_t rows = piece_of(n - i, block);
             memcpy(x, s->logits + (at + i) * s->vocab, rows * s->vocab * sizeof *x);

@@ -104,6 +104,24 @@ static double *joined(size_t n, const double *x, size_t m, const double *y, size
     return all;
 }
 
+/* The probabilities, of a part of the queries. */
+static void check_weights(struct batch *b) {
+    const struct kernel_attention *a = &b->a;
+    for (size_t s = 0; s < a->n_seqs; s++) {
+        size_t length = a->starts[s + 1] - a->starts[s], first = length / 3, n = length - first;
+        size_t size = n * a->n_heads * length;
+        double *want = calloc(size, sizeof *want);
+        float *got = calloc(size, sizeof *got);
+        plain64_attention_weights(a, s, first, n, want, b->q.d, b->k.d);
+        kernel_attention_weights(a, s, first, n, got, b->q.f, b->k.f);
+        for (size_t i = 0; i < size; i++)
+            if (!(fabs(got[i] - want[i]) <= 2e-4 * want[i] + 1e-12))
+                fail_msg("weight %zu of sequence %zu: %g, expected %g", i, s, got[i], want[i]);
+        free(want);
+        free(got);
+    }
+}
+
 static void check_batch(struct batch *b) {
     struct bounds t = bounds_of(b);
     size_t rows = b->n * b->a.n_heads;
@@ -121,6 +139,7 @@ static void check_batch(struct batch *b) {
     for (size_t i = 0; i < want.n; i++)
         tolerance[i] += 4 * U * (fabs(want.d[i]) + 1e-2) * (double)(b->longest / 40 + 2);
     check_kernel("attention backward", run_backward, b, want.n, NULL, want.d, tolerance);
+    check_weights(b);
 }
 
 static void test_attention(void **state) {

@@ -324,7 +324,8 @@ static void fewer_entries_from_more(void **state) {
     OK(knowledge_meta_put(meta, &few, &e));
     OK(stream_write_meta(w, meta, &e));
     OK(knowledge_encoder_new(&enc, w, &few, 0, &e));
-    OK(knowledge_encoder_begin(enc, &head, k.tokens, k.mask, k.lengths, &e));
+    struct knowledge_input in = {.head = head, .tokens = k.tokens, .lengths = k.lengths, .mask = k.mask};
+    OK(knowledge_encoder_begin(enc, &in, &e));
     OK(knowledge_encoder_entries(enc, k.n_positions, k.offset, k.ids, k.probs, &e));
     OK(knowledge_encoder_end(enc, &e));
     OK(stream_writer_finish(w, NULL, &e));

@@ -136,7 +136,7 @@ static void missing_tensors_are_named(void **state) {
     stream_writer_free(w);
     lseek(fd, 0, SEEK_SET);
     assert_int_equal(decode_all(fd, &k, &f, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "teacher.n"));
+    assert_non_null(strstr(e.msg, "teacher.draws"));
     knowledge_rows_release(&k);
 }
 
@@ -150,12 +150,13 @@ static void descriptions_are_checked(void **state) {
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":" SAMPLE "}", NULL},
         {"{\"kind\":\"tokens\"}", NULL},
         {"{\"kind\":\"model\"}", "expected tokens or knowledge"},
-        {"{\"kind\":\"knowledge\",\"vocab_size\":8}", "no \"knowledge\""},
+        {"{\"kind\":\"knowledge\",\"vocab_size\":8}", "no \"fields\""},
         {"{\"kind\":\"knowledge\",\"knowledge\":" SAMPLE "}", "vocab_size"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":99999999,\"knowledge\":" SAMPLE "}", "vocab_size"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":0,\"knowledge\":" SAMPLE "}", "vocab_size"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"vocab\":\"xxh3:12\",\"knowledge\":" SAMPLE "}", "no digest"},
-        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topp\"}}", "unknown encoding"},
+        {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"top\",\"temperature\":1}}",
+         "unknown encoding"},
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topk\",\"temperature\":1}}", "\"n\""},
         {"{\"kind\":\"knowledge\",\"vocab_size\":8,\"knowledge\":{\"encoding\":\"topk\",\"n\":0,\"temperature\":1}}",
          "n"},

@@ -21,7 +21,9 @@ static int encode_masked(const struct sample *s, const struct knowledge_format *
     for (size_t at = 0; at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         struct stream_batch head = cut_batch(s, at, n, lengths);
-        OK(knowledge_encoder_begin(k, &head, s->tokens + at, mask ? mask + at : NULL, lengths, &e));
+        struct knowledge_input in = {
+            .head = head, .tokens = s->tokens + at, .lengths = lengths, .mask = mask ? mask + at : NULL};
+        OK(knowledge_encoder_begin(k, &in, &e));
         OK(knowledge_encoder_rows(k, n, s->logits + at * s->vocab, 1 / f->temperature, &e));
     }
     OK(knowledge_encoder_end(k, &e));

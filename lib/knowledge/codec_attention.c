@@ -1,0 +1,22 @@
+/*
+ * attention: for each position and head the weights of the positions that it attends to. Of a causal teacher these are
+ * the position itself and those before it: a triangle, the rest is not stored. The rows of a sequence stand one after another,
+ * each with its heads side by side, in the batch in which the sequence ends.
+ */
+#include "lib/knowledge/knowledge_internal.h"
+
+static int check(const struct knowledge_field *field, struct err *e) {
+    if (field->heads && field->cols == field->heads) return 0;
+    return err_set(e, ERR_DATA, "attention of %u heads and %u columns: expected one for each head", field->heads,
+                   field->cols);
+}
+
+static uint32_t vectors(const struct knowledge_field *field) {
+    return field->heads;
+}
+
+static uint64_t vector_length(const struct knowledge_field *field, uint64_t at, uint64_t length) {
+    return field->causal ? at + 1 : length;
+}
+
+const struct knowledge_codec knowledge_codec_attention = {"attention", check, vectors, vector_length};

@@ -1,0 +1,275 @@
+/* Taps: which points of a teacher become fields, and collecting their rows while a block of sequences goes through it. */
+#include <string.h>
+
+#include "lib/session/session.h"
+
+#define WEIGHT_FLOATS ((size_t)1 << 22) /* of attention that are made at a time, unless one position has more */
+
+/* ---- names ---------------------------------------------------------------------------------------------------------------- */
+
+static const struct point {
+    const char *name;
+    enum model_point point; /* that is watched; of attention, where queries come by */
+    bool in_layer;
+    enum knowledge_per per;
+} points[] = {
+    {"embed", POINT_EMBED, false, PER_POSITION},
+    {"hidden", POINT_LAYER, true, PER_POSITION},
+    {"attention", POINT_Q, true, PER_PAIR},
+    {"q", POINT_Q, true, PER_POSITION},
+    {"k", POINT_K, true, PER_POSITION},
+    {"v", POINT_V, true, PER_POSITION},
+    {"output", POINT_HEAD_IN, false, PER_POSITION},
+};
+
+static const struct point *point_named(const char *name, size_t len) {
+    for (size_t i = 0; i < COUNT_OF(points); i++)
+        if (strlen(points[i].name) == len && !memcmp(points[i].name, name, len)) return &points[i];
+    return NULL;
+}
+
+static bool parse_dtype(const char *name, enum dtype *dtype) {
+    static const struct {
+        const char *name;
+        enum dtype dtype;
+    } all[] = {{"bf16", DT_BF16}, {"int8", DT_I8}, {"f32", DT_F32}};
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        if (!strcmp(all[i].name, name)) {
+            *dtype = all[i].dtype;
+            return true;
+        }
+    return false;
+}
+
+int session_field_dtype(const char *name, enum dtype *out, struct err *e) {
+    return parse_dtype(name, out) ? 0
+                                  : err_set(e, ERR_USAGE, "a field of type \"%s\": expected bf16, int8 or f32", name);
+}
+
+/* One field for a layer, or for a point outside layers. */
+static int add_field(const struct point *p, const struct model_config *c, uint32_t layer, enum dtype dtype,
+                     uint32_t tap_positions, struct knowledge_format *f, struct err *e) {
+    struct knowledge_field field = {.layer = p->in_layer ? layer : KNOWLEDGE_NO_LAYER,
+                                    .per = p->per,
+                                    .dtype = dtype,
+                                    .sampled = tap_positions != 0,
+                                    .causal = p->per == PER_PAIR && !c->bidirectional};
+    memcpy(field.point, p->name, strlen(p->name) + 1);
+    if (p->point == POINT_Q) field.heads = c->layers[layer].n_heads;
+    if (p->point == POINT_K || p->point == POINT_V) field.heads = c->layers[layer].n_kv_heads;
+    field.cols = p->per == PER_PAIR ? field.heads : (uint32_t)model_point_cols(c, p->point, p->in_layer ? layer : 0);
+    return knowledge_field_add(f, &field, e);
+}
+
+/* "3,5-7", "all" or "last", of length len. */
+static int add_layers(const char *text, size_t len, const struct point *p, const struct model_config *c,
+                      enum dtype dtype, uint32_t tap_positions, struct knowledge_format *f, struct err *e) {
+    char copy[256], *save = NULL;
+    uint64_t first = c->n_layers - 1, last = first;
+    if (len >= sizeof copy) return err_set(e, ERR_USAGE, "--tap %s: a list of layers too long", p->name);
+    memcpy(copy, text, len);
+    copy[len] = 0;
+    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        char *dash = strchr(item, '-');
+        if (!strcmp(item, "all"))
+            first = 0, last = c->n_layers - 1;
+        else if (!strcmp(item, "last"))
+            first = last = c->n_layers - 1;
+        else {
+            if (dash) *dash++ = 0;
+            if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last)
+                return err_set(e, ERR_USAGE, "--tap %s: \"%.*s\" is no list of layers", p->name, (int)len, text);
+            if (last >= c->n_layers)
+                return err_set(e, ERR_USAGE, "--tap %s: layer %llu of a teacher of %u, which are numbered from 0",
+                               p->name, (unsigned long long)last, c->n_layers);
+        }
+        for (uint64_t l = first; l <= last; l++)
+            if (add_field(p, c, (uint32_t)l, dtype, tap_positions, f, e)) return e->code;
+    }
+    return 0;
+}
+
+int session_tap_parse(const char *text, const struct model_config *c, uint32_t tap_positions,
+                      struct knowledge_format *f, struct err *e) {
+    static const char dtype_key[] = "dtype=";
+    const char *layers = NULL;
+    size_t len = strcspn(text, ":"), layers_len = 0;
+    const struct point *p = point_named(text, len);
+    enum dtype dtype = DT_BF16;
+    if (!p)
+        return err_set(e, ERR_USAGE, "--tap %s: expected embed, hidden, attention, q, k, v or output, and layers",
+                       text);
+    for (const char *s = text + len; *s;) {
+        size_t n = strcspn(++s, ":");
+        if (!strncmp(s, dtype_key, sizeof dtype_key - 1)) {
+            char name[8] = "";
+            if (n - (sizeof dtype_key - 1) < sizeof name)
+                memcpy(name, s + sizeof dtype_key - 1, n + 1 - sizeof dtype_key);
+            if (!parse_dtype(name, &dtype)) return err_set(e, ERR_USAGE, "--tap %s: dtype is bf16, int8 or f32", text);
+        } else if (layers || !n || !p->in_layer)
+            return err_set(e, ERR_USAGE, "--tap %s: expected POINT%s[:dtype=TYPE]", text,
+                           p->in_layer ? "[:LAYERS]" : "");
+        else
+            layers = s, layers_len = n;
+        s += n;
+    }
+    if (!p->in_layer) return add_field(p, c, 0, dtype, tap_positions, f, e);
+    return add_layers(layers ? layers : "last", layers ? layers_len : 4, p, c, dtype, tap_positions, f, e);
+}
+
+/* ---- collecting ------------------------------------------------------------------------------------------------------------ */
+
+/* A field, and how much of the block it has seen. */
+struct tapped {
+    const struct point *point;
+    uint32_t layer;
+    size_t seq, at; /* index of the next sequence, number of its first position in the block */
+    struct knowledge_part part;
+    struct buf queries; /* of attention, until the keys come by */
+};
+
+struct session_taps {
+    const struct model_config *c;
+    const struct knowledge_format *f;
+    uint64_t seed;
+    const uint32_t *lengths;
+    size_t n_seqs;
+    struct buf sampled; /* u8, one for each position of the block */
+    struct buf weights;
+    struct tapped fields[KNOWLEDGE_MAX_FIELDS];
+};
+
+int session_taps_new(struct session_taps **out, const struct model_config *c, const struct knowledge_format *f,
+                     uint64_t seed, struct err *e) {
+    struct session_taps *t = mem_zalloc(sizeof *t, e);
+    if (!t) return e->code;
+    t->c = c;
+    t->f = f;
+    t->seed = seed;
+    for (uint32_t i = 0; i < f->n_fields; i++) {
+        t->fields[i].point = point_named(f->fields[i].point, strlen(f->fields[i].point));
+        t->fields[i].layer = f->fields[i].layer == KNOWLEDGE_NO_LAYER ? 0 : f->fields[i].layer;
+    }
+    *out = t;
+    return 0;
+}
+
+void session_taps_free(struct session_taps *t) {
+    if (!t) return;
+    for (uint32_t i = 0; i < t->f->n_fields; i++) {
+        knowledge_part_release(&t->fields[i].part);
+        buf_release(&t->fields[i].queries);
+    }
+    buf_release(&t->sampled);
+    buf_release(&t->weights);
+    mem_free(t);
+}
+
+int session_taps_begin(struct session_taps *t, const uint32_t *lengths, const uint64_t *seqs, size_t n_seqs,
+                       struct err *e) {
+    uint8_t *flags;
+    t->lengths = lengths;
+    t->n_seqs = n_seqs;
+    t->sampled.len = 0;
+    for (uint32_t i = 0; i < t->f->n_fields; i++) {
+        struct tapped *x = &t->fields[i];
+        x->seq = x->at = x->part.values.len = x->part.scales.len = 0;
+    }
+    for (size_t i = 0; t->f->tap_positions && i < n_seqs; i++) {
+        if (buf_reserve(&t->sampled, lengths[i], e)) return e->code;
+        flags = t->sampled.data + t->sampled.len;
+        knowledge_sample_positions(t->seed, seqs[i], t->f->tap_positions, lengths[i], flags);
+        t->sampled.len += lengths[i];
+    }
+    return 0;
+}
+
+const uint8_t *session_taps_sampled(const struct session_taps *t) {
+    return t->f->tap_positions ? t->sampled.data : NULL;
+}
+
+/* Moves on by whole sequences of `rows` positions together. */
+static void advance(struct session_taps *t, struct tapped *x, size_t rows) {
+    for (size_t n = 0; n < rows && x->seq < t->n_seqs; x->seq++) n += t->lengths[x->seq];
+    x->at += rows;
+}
+
+static int see_rows(struct session_taps *t, uint32_t i, const float *x, size_t rows, size_t cols, struct err *e) {
+    const struct knowledge_field *field = &t->f->fields[i];
+    struct tapped *to = &t->fields[i];
+    int rc = 0;
+    if (!field->sampled) rc = knowledge_part_add(&to->part, field, rows, cols, x, e);
+    for (size_t r = 0; field->sampled && !rc && r < rows; r++)
+        if (t->sampled.data[to->at + r]) rc = knowledge_part_add(&to->part, field, 1, cols, x + r * cols, e);
+    advance(t, to, rows);
+    return rc;
+}
+
+/* The weights of `n` positions of a sequence, from number `first` of it on: those that are kept, each as long as it is. */
+static int keep_weights(struct session_taps *t, uint32_t i, size_t first, size_t n, size_t length, struct err *e) {
+    const struct knowledge_field *field = &t->f->fields[i];
+    const float *p = (const float *)t->weights.data;
+    struct tapped *to = &t->fields[i];
+    for (size_t r = 0; r < n; r++, p += field->heads * length) {
+        if (field->sampled && !t->sampled.data[to->at + first + r]) continue;
+        size_t seen = field->causal ? first + r + 1 : length;
+        for (uint32_t h = 0; h < field->heads; h++)
+            if (knowledge_part_add(&to->part, field, 1, seen, p + h * length, e)) return e->code;
+    }
+    return 0;
+}
+
+static int see_keys(struct session_taps *t, uint32_t i, const float *k, size_t rows, size_t cols, struct err *e) {
+    struct tapped *to = &t->fields[i];
+    struct kernel_attention shape = model_attention_shape(t->c, to->layer);
+    const float *q = (const float *)to->queries.data;
+    for (size_t done = 0; done < rows;) {
+        size_t length = t->lengths[to->seq], row = shape.n_heads * length;
+        size_t step = WEIGHT_FLOATS / row ? WEIGHT_FLOATS / row : 1;
+        uint32_t starts[2] = {0, (uint32_t)length};
+        shape.n_seqs = 1;
+        shape.starts = starts;
+        t->weights.len = 0;
+        if (step > length) step = length;
+        if (buf_reserve(&t->weights, step * row * sizeof(float), e)) return e->code;
+        for (size_t first = 0; first < length; first += step) {
+            size_t n = length - first < step ? length - first : step;
+            kernel_attention_weights(&shape, 0, first, n, (float *)t->weights.data,
+                                     q + done * shape.n_heads * shape.head_dim, k + done * cols);
+            if (keep_weights(t, i, first, n, length, e)) return e->code;
+        }
+        done += length;
+        advance(t, to, length);
+    }
+    return 0;
+}
+
+static int keep_queries(struct tapped *x, const float *q, size_t n, struct err *e) {
+    x->queries.len = 0;
+    return buf_append(&x->queries, q, n * sizeof *q, e);
+}
+
+int session_taps_see(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                     struct err *e) {
+    struct session_taps *t = ctx;
+    for (uint32_t i = 0; i < t->f->n_fields; i++) {
+        struct tapped *to = &t->fields[i];
+        bool pairs = to->point->per == PER_PAIR;
+        int rc = 0;
+        if (to->layer != layer) continue;
+        if (pairs && point == POINT_Q) rc = keep_queries(to, x, rows * cols, e);
+        if (pairs && point == POINT_K) rc = see_keys(t, i, x, rows, cols, e);
+        if (!pairs && point == to->point->point) rc = see_rows(t, i, x, rows, cols, e);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+int session_taps_give(struct session_taps *t, struct knowledge_encoder *k, struct err *e) {
+    for (uint32_t i = 0; i < t->f->n_fields; i++) {
+        struct knowledge_part *part = &t->fields[i].part;
+        if (knowledge_encoder_field(k, i, part, e)) return e->code;
+        part->values.len = part->scales.len = 0;
+    }
+    return 0;
+}

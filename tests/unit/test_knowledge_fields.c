@@ -1,0 +1,199 @@
+/* Fields of a knowledge stream: there and back in each type, however batches are cut, sampled or not. */
+#include "tests/unit/knowledge_samples.h"
+
+#define VOCAB 11
+#define COLS  6
+#define HEADS 3
+
+/* What a teacher would say: a value of row r and column c of a field, made up. */
+static float value_of(size_t field, size_t row, size_t col) {
+    uint32_t word[4];
+    philox(field + 1, row, col, word);
+    return (float)((int32_t)word[0] % 1000) / 250;
+}
+
+static struct knowledge_field field_of(const char *point, uint32_t layer, enum knowledge_per per, enum dtype dtype,
+                                       bool sampled) {
+    struct knowledge_field x = {.layer = layer, .per = per, .dtype = dtype, .cols = COLS, .sampled = sampled};
+    snprintf(x.point, sizeof x.point, "%s", point);
+    if (per == PER_PAIR) x.cols = x.heads = HEADS;
+    return x;
+}
+
+static void add_fields(struct knowledge_format *f, bool sampled, bool causal, enum dtype pairs) {
+    struct err e;
+    struct knowledge_field all[] = {
+        field_of("embed", KNOWLEDGE_NO_LAYER, PER_POSITION, DT_F32, false),
+        field_of("hidden", 0, PER_POSITION, DT_BF16, sampled),
+        field_of("hidden", 7, PER_POSITION, DT_I8, sampled),
+        field_of("pooled", KNOWLEDGE_NO_LAYER, PER_SEQUENCE, DT_F32, false),
+        field_of("attention", 1, PER_PAIR, pairs, sampled),
+    };
+    f->tap_positions = sampled ? 4 : 0;
+    for (size_t i = 0; i < COUNT_OF(all); i++) {
+        all[i].causal = causal;
+        OK(knowledge_field_add(f, &all[i], &e));
+    }
+}
+
+/* Rows of field i of positions [from, from + n) of the sample as the teacher would collect them. */
+static void collect(const struct sample *s, const struct knowledge_format *f, size_t i, size_t from, size_t n,
+                    const uint8_t *sampled, struct knowledge_part *part) {
+    struct err e;
+    const struct knowledge_field *field = &f->fields[i];
+    float x[HEADS * 64];
+    size_t begin = 0;
+    for (size_t q = 0; q < s->n_seqs; begin += s->lengths[q++]) {
+        size_t length = s->lengths[q], end = begin + length;
+        bool ends = end > from && end <= from + n;
+        for (size_t p = begin; p < end; p++) {
+            bool here = field->per == PER_POSITION ? p >= from && p < from + n : ends;
+            if (!here || (field->sampled && !sampled[p])) continue;
+            size_t cols = field->per != PER_PAIR ? COLS : field->causal ? p - begin + 1 : length;
+            size_t vectors = field->per == PER_PAIR ? HEADS : 1;
+            for (size_t c = 0; c < vectors * cols; c++)
+                x[c] = field->per == PER_PAIR ? fabsf(value_of(i, p, c)) : value_of(i, p, c);
+            if (field->per != PER_SEQUENCE || p == begin) OK(knowledge_part_add(part, field, vectors, cols, x, &e));
+        }
+    }
+}
+
+static uint8_t *sample_flags(const struct sample *s, const struct knowledge_format *f) {
+    uint8_t *flags = calloc(s->n_positions, 1);
+    size_t at = 0;
+    for (size_t q = 0; q < s->n_seqs; at += s->lengths[q++])
+        knowledge_sample_positions(5, q, f->tap_positions, s->lengths[q], flags + at);
+    return flags;
+}
+
+/* Announced `cut` positions at a time. */
+static struct buf encode_fields(const struct sample *s, const struct knowledge_format *f, size_t cut) {
+    struct err e;
+    struct knowledge_encoder *k;
+    struct stream_writer *w;
+    uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
+    uint8_t *flags = sample_flags(s, f);
+    cJSON *meta = cJSON_CreateObject();
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
+    OK(knowledge_meta_put(meta, f, &e));
+    OK(stream_write_meta(w, meta, &e));
+    OK(knowledge_encoder_new(&k, w, f, 3, &e));
+    for (size_t at = 0; at < s->n_positions; at += cut) {
+        size_t n = piece_of(s->n_positions - at, cut);
+        struct knowledge_input in = {
+            .head = cut_batch(s, at, n, lengths), .tokens = s->tokens + at, .lengths = lengths};
+        if (f->tap_positions) in.sampled = flags + at;
+        OK(knowledge_encoder_begin(k, &in, &e));
+        for (uint32_t i = 0; i < f->n_fields; i++) {
+            struct knowledge_part part = {0};
+            collect(s, f, i, at, n, flags, &part);
+            OK(knowledge_encoder_field(k, i, &part, &e));
+            knowledge_part_release(&part);
+        }
+        OK(knowledge_encoder_rows(k, n, f->encoding ? s->logits + at * VOCAB : NULL, 1, &e));
+    }
+    OK(knowledge_encoder_end(k, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    knowledge_encoder_free(k);
+    stream_writer_free(w);
+    cJSON_Delete(meta);
+    free(lengths);
+    free(flags);
+    return contents(fd);
+}
+
+static double tolerance_of(const struct knowledge_field *field, float most) {
+    return field->dtype == DT_F32 ? 0 : field->dtype == DT_BF16 ? 0x1p-8 * most : most / 254 * 1.001;
+}
+
+static void check_value(const struct knowledge_field *field, float got, float want) {
+    if (fabsf(got - want) > tolerance_of(field, 4)) fail_msg("%s: %g, expected %g", field->name, got, want);
+}
+
+/* Every row of the queue, whose first sequence is number `seq` of the sample. */
+static void check_rows(const struct sample *s, const struct knowledge_rows *k, size_t seq) {
+    size_t first, begin = 0, at = 0;
+    for (size_t q = 0; q < seq; q++) begin += s->lengths[q];
+    for (size_t q = 0; q < k->n_seqs; at += k->lengths[q], begin += k->lengths[q++]) {
+        for (size_t i = 0; i < k->n_fields; i++) {
+            const struct knowledge_field *field = k->fields[i].field;
+            size_t rows = knowledge_feature_span(k, i, q, 1, &first), row = first, length = k->lengths[q];
+            float x[HEADS * 64];
+            for (size_t p = 0; p < length; p++) {
+                if (field->per == PER_SEQUENCE && p) break;
+                if (field->sampled && k->sampled[at + p + 1] == k->sampled[at + p]) continue;
+                if (field->per != PER_PAIR) {
+                    knowledge_feature_rows(k, i, row++, 1, x);
+                    for (size_t c = 0; c < COLS; c++) check_value(field, x[c], value_of(i, begin + p, c));
+                    continue;
+                }
+                size_t n = field->causal ? p + 1 : length;
+                knowledge_feature_pairs(k, i, row++, 1, length, x);
+                for (size_t h = 0; h < HEADS; h++)
+                    for (size_t c = 0; c < length; c++)
+                        check_value(field, x[h * length + c], c < n ? fabsf(value_of(i, begin + p, h * n + c)) : 0);
+            }
+            assert_int_equal(row - first, rows);
+        }
+    }
+}
+
+/* Batch after batch, dropping what is whole now and then. */
+static void check_stream(const struct sample *s, const struct buf *bytes) {
+    struct err e;
+    struct stream_reader *r;
+    struct batch b = {0};
+    struct knowledge_rows k = {0};
+    struct knowledge_format f;
+    bool more;
+    size_t seq = 0;
+    int fd = file_of(bytes->data, bytes->len);
+    OK(stream_reader_open(&r, fd, "in", STREAM_KNOWLEDGE, &e));
+    OK(knowledge_meta_get(stream_reader_meta(r), &f, &e));
+    for (;;) {
+        OK(knowledge_read(r, &f, &b, &more, &e));
+        if (!more) break;
+        OK(knowledge_decode(&k, &f, &b, &e));
+        size_t whole = knowledge_whole_seqs(&k);
+        if (whole < 3 || k.open) continue;
+        check_rows(s, &k, seq);
+        knowledge_drop(&k, &f, whole / 2);
+        seq += whole / 2;
+        check_rows(s, &k, seq);
+    }
+    OK(knowledge_decode_end(&k, &e));
+    check_rows(s, &k, seq);
+    assert_int_equal(seq + k.n_seqs, s->n_seqs);
+    knowledge_rows_release(&k);
+    batch_release(&b);
+    stream_reader_free(r);
+    close(fd);
+}
+
+/* In all of their forms; the bytes do not depend on how positions were announced. */
+static void fields_come_back(void **state) {
+    (void)state;
+    static const char *const encodings[] = {"sample:10", "dense", NULL};
+    static const enum dtype pairs[] = {DT_F32, DT_BF16, DT_I8};
+    struct sample s = sample_new(90, 60, VOCAB, 12);
+    for (int i = 0; i < 12; i++) {
+        struct knowledge_format f = {.temperature = 1, .dtype = DT_F32, .vocab_size = VOCAB};
+        if (encodings[i % 3]) f = format_of(encodings[i % 3], VOCAB);
+        add_fields(&f, i & 1, i & 2, pairs[i / 4]);
+        struct buf a = encode_fields(&s, &f, s.n_positions), b = encode_fields(&s, &f, 7);
+        assert_int_equal(a.len, b.len);
+        assert_memory_equal(a.data, b.data, a.len);
+        check_stream(&s, &a);
+        buf_release(&a);
+        buf_release(&b);
+    }
+    sample_free(&s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fields_come_back),
+    };
+    return cmocka_run_group_tests_name("knowledge_fields", tests, NULL, NULL);
+}
