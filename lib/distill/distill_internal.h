@@ -21,6 +21,7 @@ struct trainer {
     /* The points of the student that losses want, then those of the exits; the teacher's. */
     struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
     struct grad_tape *teacher_tape;
+    struct buf *teacher_taps; /* [n_of_teacher] of a teacher layer by layer: rows of its points in f32 */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -48,7 +49,7 @@ struct trainer {
     uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
 
     struct distill_progress progress;
-    struct buf row_weight, starts; /* of a micro-batch */
+    struct buf row_weight, starts, field; /* of a micro-batch */
 };
 
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */
@@ -68,6 +69,11 @@ const struct model *teacher_model(const struct distill_teacher *d); /* NULL: non
 /* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
 int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
                     struct err *e) MUST_CHECK;
+
+int teacher_prepare(struct trainer *t, struct err *e) MUST_CHECK; /* its tape, and where its points go */
+void teacher_release(struct trainer *t);
+/* A point of the teacher beside the student, of the last pass; false: it has none. */
+bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
 
 /* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
 

@@ -39,8 +39,30 @@ static int make_heads(struct trainer *t, const struct model_input *in, struct gr
     return 0;
 }
 
+/* A point of the teacher beside the student, or the rows of a field of the data for this micro-batch. */
+struct asked {
+    struct trainer *t;
+    size_t n_seqs;
+};
+
+static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e) {
+    const struct asked *a = ctx;
+    struct trainer *t = a->t;
+    size_t first;
+    if (teacher_point(t, p, layer, rows, cols)) return 0;
+    long field = knowledge_field_find(&t->format, loss_field_name(p), layer);
+    size_t n = knowledge_feature_span(&t->rows, (size_t)field, t->used_seqs, a->n_seqs, &first);
+    *cols = t->format.fields[field].cols;
+    t->field.len = 0;
+    if (buf_reserve(&t->field, n * *cols * sizeof(float), e)) return e->code;
+    knowledge_feature_rows(&t->rows, (size_t)field, first, n, (float *)t->field.data);
+    *rows = (const float *)t->field.data;
+    return 0;
+}
+
 static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
-    struct loss_points p = {.t = t->tape, .in = in, .student = t->wants, .of_teacher = t->teacher_wants};
+    struct asked asked = {t, in->n_seqs};
+    struct loss_points p = {.t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .ctx = &asked};
     if (!t->losses.on_points) return 0;
     t->row_weight.len = t->starts.len = 0;
     if (buf_reserve(&t->row_weight, in->n_positions * sizeof(float), e) ||

@@ -22,6 +22,50 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     return 0;
 }
 
+/* ---- its points ------------------------------------------------------------------------------------------------------ */
+
+/* Layer by layer: the rows of a point come in order, some sequences at a time. */
+static int tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+               struct err *e) {
+    struct trainer *t = ctx;
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++)
+        if (t->losses.of_teacher[i].point == point && t->losses.of_teacher[i].layer == layer)
+            return buf_append(&t->teacher_taps[i], x, rows * cols * sizeof *x, e);
+    return 0;
+}
+
+int teacher_prepare(struct trainer *t, struct err *e) {
+    const struct distill_teacher *d = &t->o.teacher;
+    size_t n = t->losses.n_of_teacher;
+    if (!teacher_model(d)) return 0;
+    if (grad_tape_new(&t->teacher_tape, false, model_precision(teacher_model(d)), e)) return e->code;
+    if (!d->layerwise || !n) return 0;
+    if (!(t->teacher_taps = mem_array(n, sizeof *t->teacher_taps, e))) return e->code;
+    memset(t->teacher_taps, 0, n * sizeof *t->teacher_taps);
+    model_layerwise_tap(d->layerwise, tap, t);
+    return 0;
+}
+
+void teacher_release(struct trainer *t) {
+    for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) buf_release(&t->teacher_taps[i]);
+    if (t->teacher_taps) model_layerwise_tap(t->o.teacher.layerwise, NULL, NULL);
+    mem_free(t->teacher_taps);
+    grad_tape_free(t->teacher_tape);
+}
+
+bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols) {
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++) {
+        const struct model_want *w = &t->teacher_wants[i];
+        if (w->point != p || w->layer != layer) continue;
+        *cols = model_point_cols(&teacher_model(&t->o.teacher)->config, p, layer);
+        *rows = t->teacher_taps ? (const float *)t->teacher_taps[i].data : w->var->value.data;
+        return true;
+    }
+    return false;
+}
+
+/* ---- a forward pass ---------------------------------------------------------------------------------------------------- */
+
 static int forward_resident(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
     grad_reset(t->teacher_tape);
     *h = model_graph_want(t->o.teacher.model, t->teacher_tape, in, t->teacher_wants, t->losses.n_of_teacher, e);
@@ -30,6 +74,7 @@ static int forward_resident(struct trainer *t, const struct model_input *in, str
 
 static int forward_layerwise(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
     struct model_layerwise *l = t->o.teacher.layerwise;
+    for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) t->teacher_taps[i].len = 0;
     if (model_layerwise_run(l, t->teacher_tape, in, 1, NULL, NULL, e)) return e->code;
     *h = model_layerwise_hidden(l, t->teacher_tape, in, e);
     return *h ? 0 : e->code;

@@ -72,8 +72,7 @@ static int begin(struct trainer *t, struct err *e) {
         param_set_begin(&t->set, e) ||
         grad_tape_new(&t->tape, true, t->o.precision, e))
         return e->code;
-    const struct model *teacher = teacher_model(&t->o.teacher);
-    if (teacher && grad_tape_new(&t->teacher_tape, false, model_precision(teacher), e)) return e->code;
+    if (teacher_prepare(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);
     return 0;
 }
@@ -105,13 +104,14 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
 void trainer_free(struct trainer *t) {
     if (!t) return;
     param_set_release(&t->set);
+    teacher_release(t);
     loss_list_release(&t->losses);
     grad_tape_free(t->tape);
-    grad_tape_free(t->teacher_tape);
     knowledge_rows_release(&t->rows);
     digest_free(t->seen);
     buf_release(&t->row_weight);
     buf_release(&t->starts);
+    buf_release(&t->field);
     mem_free(t);
 }
 

@@ -7,6 +7,7 @@ const char *loss_kl_name(const struct knowledge_format *f) {
     static const char *const names[] = {[KNOW_NONE] = NULL,
                                         [KNOW_DENSE] = "kl",
                                         [KNOW_TOPK] = "kl_truncated",
+                                        [KNOW_TOPP] = "kl_truncated",
                                         [KNOW_GHOST] = "kl_lower_bound",
                                         [KNOW_SAMPLE] = "teacher_ce"};
     return names[f->encoding];
@@ -15,7 +16,7 @@ const char *loss_kl_name(const struct knowledge_format *f) {
 /* It differs from the kernel's sum by what the student has no part in. */
 double loss_kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl) {
     double mass;
-    if (target->dense || (f->encoding != KNOW_TOPK && f->encoding != KNOW_SAMPLE)) return kl;
+    if (target->dense || !target->ids || target->rest) return kl;
     double t_ln_t = knowledge_t_ln_t(target, r, &mass);
     return kl - (f->encoding == KNOW_SAMPLE ? t_ln_t : mass > 0 ? mass * log(mass) : 0);
 }
@@ -48,7 +49,7 @@ const struct loss_type loss_kl = {
     .keys = keys,
     .encodings = LOSS_ON_ALL,
     .on_sparse =
-        "topk: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; sample: unbiased",
+        "topk, topp: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; sample: unbiased",
     .prepare = prepare,
     .logits = logits,
 };

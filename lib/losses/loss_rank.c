@@ -44,7 +44,7 @@ static const struct loss_key logistic_keys[] = {
     {"margin", LOSS_NUMBER, "M", "0", 0, 1e3, "by which a logit should be larger"},
     {0}};
 
-#define ON_SPARSE "topk, ghost: of the first K entries, exactly; sample: refused, counts of draws are no order"
+#define ON_SPARSE "topk, topp, ghost: of the first K entries, exactly; sample: refused, counts of draws are no order"
 
 const struct loss_type loss_hinge = {
     .name = "hinge",
@@ -54,7 +54,7 @@ const struct loss_type loss_hinge = {
         "Herbrich, Graepel, Obermayer 2000, Large margin rank boundaries for ordinal regression, equation 7.7; for "
         "distillation Reddi et al. 2021, RankDistil, section 4",
     .keys = hinge_keys,
-    .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON(KNOW_TOPK) | LOSS_ON(KNOW_GHOST),
+    .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = ON_SPARSE,
     .logits = hinge,
 };
@@ -67,7 +67,7 @@ const struct loss_type loss_logistic = {
         "Burges et al. 2005, Learning to rank using gradient descent (RankNet), equation 3 with a target of 1; for "
         "distillation Reddi et al. 2021, RankDistil, section 4",
     .keys = logistic_keys,
-    .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON(KNOW_TOPK) | LOSS_ON(KNOW_GHOST),
+    .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = ON_SPARSE,
     .logits = logistic,
 };

@@ -42,7 +42,8 @@ struct loss_key {
 
 /* Encodings of the teacher's answer, as bits of loss_type.encodings. Teachers in the process count as dense. */
 #define LOSS_ON(encoding) (1u << (encoding))
-#define LOSS_ON_ALL       (LOSS_ON(KNOW_DENSE) | LOSS_ON(KNOW_TOPK) | LOSS_ON(KNOW_GHOST) | LOSS_ON(KNOW_SAMPLE))
+#define LOSS_ON_TOP       (LOSS_ON(KNOW_TOPK) | LOSS_ON(KNOW_TOPP) | LOSS_ON(KNOW_GHOST))
+#define LOSS_ON_ALL       (LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP | LOSS_ON(KNOW_SAMPLE))
 #define LOSS_ON_PARTITION (LOSS_ON(KNOW_DENSE) | LOSS_ON(KNOW_GHOST))
 
 struct loss;
@@ -111,6 +112,9 @@ double loss_number(const struct loss *l, const char *key);
 const char *loss_words(const struct loss *l, const char *key);
 bool loss_given(const struct loss *l, const char *key);
 
+/* What a field of that point is called: "hidden" for POINT_LAYER; NULL: no field has it. */
+const char *loss_field_name(enum model_point p);
+
 /* A point that a loss wants: of the student, or of the teacher. */
 struct loss_point {
     enum model_point point;
@@ -165,6 +169,7 @@ void loss_list_end_step(struct loss_list *l, double labelled);
  *   dense   kl              KL(teacher || student)
  *   ghost   kl_lower_bound  the same with the tokens outside the entries taken as one on both sides: at most kl
  *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S, S = sum t; that is S KL(entries / S || student)
+ *   topp    kl_truncated    likewise
  *   sample  teacher_ce      -sum t ln p, unbiased: kl plus the teacher's entropy, which draws do not tell
  * NULL: plain tokens, no teacher.
  */
@@ -210,7 +215,8 @@ float *loss_block_scratch(struct loss_block *b, struct err *e);
 int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) MUST_CHECK;
 int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
                       struct err *e) MUST_CHECK;
-/* Of the teacher that serves points: its number of layers, and columns at a point. 0 and *e when there is none. */
+/* Of the teacher that serves points, which is the data where it has the field, else the live one: its number of layers (of the data: up
+ * to the last one of that point), and columns at a point. 0 and *e when there is none. */
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e);
 uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer);
 
@@ -247,9 +253,9 @@ struct loss_points {
     double weight;           /* of the gradient: 0 means none is wanted */
     double sum; /* OUT: the value, over labelled positions: a loss that is no sum of them gives labelled * value */
     /* The trainer's: */
-    const struct model_want *student, *of_teacher; /* as loss_list has them */
-    /* Teacher's rows that are not in its graph: of a field of the data, f32 [n_positions][cols], valid until the next call. */
-    int (*field)(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e);
+    const struct model_want *student; /* [n_student] as the list has them */
+    /* Rows of a point of the teacher that was wanted, f32 [n_positions][*cols], valid until the next call. */
+    int (*teacher)(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e);
     void *ctx;
     struct loss_list *list;
 };

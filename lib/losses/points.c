@@ -19,21 +19,57 @@ int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t
     return want(s->list->student, &s->list->n_student, p, layer, e);
 }
 
+const char *loss_field_name(enum model_point p) {
+    static const char *const names[POINT_ALL] = {
+        [POINT_EMBED] = "embed", [POINT_LAYER] = "hidden", [POINT_Q] = "q", [POINT_K] = "k", [POINT_V] = "v"};
+    return names[p];
+}
+
+/* The layers of a point in the data: 1 + the last one; 0: none. */
+static uint32_t layers_in_data(const struct knowledge_format *f, enum model_point p) {
+    const char *name = loss_field_name(p);
+    uint32_t layers = 0;
+    for (size_t i = 0; name && i < f->n_fields; i++)
+        if (!strcmp(f->fields[i].point, name) && f->fields[i].layer + 1 > layers) layers = f->fields[i].layer + 1;
+    return layers;
+}
+
+static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    const char *name = loss_field_name(p);
+    long i = name ? knowledge_field_find(s->data, name, layer) : -1;
+    return i < 0 ? NULL : &s->data->fields[i];
+}
+
+static int no_point(const struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
+    const char *name = loss_field_name(p);
+    if (!name)
+        return err_set(e, ERR_DATA, "the loss %s needs %s of a teacher beside the student: give --teacher MODEL",
+                       l->type->name, model_point_name(p));
+    return err_set(e, ERR_DATA,
+                   "the loss %s needs %s.%u of a teacher: add it to the data (teacher-infer --tap %s:%u), or give --teacher "
+                   "MODEL",
+                   l->type->name, name, layer, name, layer);
+}
+
 int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
                       struct err *e) {
-    if (!loss_teacher_layers(s, l, p, e)) return e->code;
-    return want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+    const struct knowledge_field *f = field_of(s, p, layer);
+    if (!f && !s->live) return no_point(l, p, layer, e);
+    if (f && (f->sampled || f->per != PER_POSITION))
+        return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
+                       l->type->name, f->name);
+    return f ? 0 : want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
 }
 
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
-    if (s->live) return s->live->n_layers;
-    err_set(e, ERR_DATA, "the loss %s needs %s of a teacher, which the data does not have: give --teacher MODEL",
-            l->type->name, model_point_name(p));
-    return 0;
+    uint32_t layers = s->live ? s->live->n_layers : layers_in_data(s->data, p);
+    if (!layers) no_point(l, p, 0, e);
+    return layers;
 }
 
 uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer) {
-    return model_point_cols(s->live, p, layer);
+    const struct knowledge_field *f = field_of(s, p, layer);
+    return f ? f->cols : model_point_cols(s->live, p, layer);
 }
 
 /* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
@@ -120,15 +156,7 @@ struct grad_var *loss_student_point(const struct loss_points *p, enum model_poin
 
 int loss_teacher_point(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
                        size_t *cols, struct err *e) {
-    for (size_t i = 0; p->of_teacher && i < p->list->n_of_teacher; i++) {
-        const struct model_want *w = &p->of_teacher[i];
-        if (w->point != point || w->layer != layer || !w->var) continue;
-        *rows = w->var->value.data; /* a copy in f32: the teacher's tape does not record */
-        *cols = w->var->cols;
-        return 0;
-    }
-    if (p->field) return p->field(p->ctx, point, layer, rows, cols, e);
-    return err_set(e, ERR_DATA, "the teacher has no point %s of layer %u", model_point_name(point), layer);
+    return p->teacher(p->ctx, point, layer, rows, cols, e);
 }
 
 int loss_list_points(struct loss_list *l, struct loss_points *p, struct err *e) {

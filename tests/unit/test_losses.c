@@ -64,7 +64,7 @@ static int bind(struct loss_list *l, const char *texts, const struct loss_settin
     if (!m) m = student_new(true, 1);
     s.student = &m->config;
     *l = (struct loss_list){0};
-    OK(param_set_init(&own, &(struct train_options){.state = DT_F32}, e));
+    if (param_set_init(&own, &(struct train_options){.state = DT_F32}, e)) return e->code;
     snprintf(copy, sizeof copy, "%s", texts);
     for (char *t = strtok_r(copy, " ", &save); t && !rc; t = strtok_r(NULL, " ", &save)) rc = loss_list_add(l, t, e);
     if (!rc) rc = loss_list_bind(l, &s, &own, e);
@@ -111,7 +111,7 @@ static void what_cannot_be_served_is_refused(void **state) {
         {"skl", {.data = &sample}, ERR_DATA, "dense, ghost"},
         {"ab", {.data = &ghost}, ERR_DATA, "knowledge in dense "},
         {"mse", {.data = &ghost}, ERR_DATA, "knowledge in dense "},
-        {"hinge", {.data = &sample}, ERR_DATA, "dense, topk, ghost"},
+        {"hinge", {.data = &sample}, ERR_DATA, "dense, topk, topp, ghost"},
         {"logistic", {.data = &topk}, 0, ""},
         {"tfkd smooth:label=s", {.data = &plain}, 0, ""},
         {"kl:temperature=3", {.data = &sample}, ERR_DATA, "temperature"},
@@ -126,7 +126,7 @@ static void what_cannot_be_served_is_refused(void **state) {
         {"kl kl:at=exits,teacher=final", {.data = &dense, .exits = exits, .n_exits = 1}, 0, ""},
         {"kl kl:at=2", {.data = &dense, .exits = exits, .n_exits = 1}, ERR_USAGE, "after 2 layers"},
         {"kl", {.data = &dense, .exits = exits, .n_exits = 1}, ERR_USAGE, "--exit has no effect"},
-        {"hidden", {.data = &dense}, ERR_DATA, "--teacher"},
+        {"hidden", {.data = &dense}, ERR_DATA, "--tap hidden:"},
         {"hidden", {.data = &plain, .live = &teacher}, 0, ""},
         {"hidden:projector=none", {.data = &plain, .live = &teacher}, ERR_USAGE, "projector=linear"},
         {"hidden:map=2:0", {.data = &plain, .live = &teacher}, ERR_USAGE, "numbered from 0"},
