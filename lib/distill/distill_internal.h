@@ -20,7 +20,7 @@ struct trainer {
 
     /* The points of the student that losses want, then those of the exits; the teacher's. */
     struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
-    struct grad_tape *teacher_tape;
+    struct grad_tape *teacher_tape, *ema_tape; /* of the model's averages, where they teach; NULL: they do not */
     struct buf *teacher_taps; /* [n_of_teacher] of a teacher layer by layer: rows of its points in f32 */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
@@ -72,6 +72,9 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
 
 int teacher_prepare(struct trainer *t, struct err *e) MUST_CHECK; /* its tape, and where its points go */
 void teacher_release(struct trainer *t);
+/* The student's averages: their hidden states and head on t->ema_tape. */
+int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
+                        struct err *e) MUST_CHECK;
 /* A point of the teacher beside the student, of the last pass; false: it has none. */
 bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
 

@@ -1,11 +1,11 @@
 /* A micro-batch: forward through the student and who teaches it, losses, and backward. */
 #include "lib/distill/distill_internal.h"
 
-/* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and the teacher. */
+/* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and teachers in the process. */
 struct micro {
     struct trainer *t;
-    struct grad_head_input heads[2 + LOSS_MAX_EXITS];
-    size_t n_heads, live; /* live: the teacher's, or 0 */
+    struct grad_head_input heads[3 + LOSS_MAX_EXITS];
+    size_t n_heads, live, ema; /* live, ema: the teachers', or 0 */
 };
 
 static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
@@ -21,6 +21,7 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *cons
                           .final = logits[0],
                           .exits = logits + 1,
                           .live = m->live ? logits[m->live] : NULL,
+                          .ema = m->ema ? logits[m->ema] : NULL,
                           .final_slope = dlogits[0],
                           .exit_slopes = dlogits + 1};
     return loss_list_block(&t->losses, &r, e);
@@ -93,6 +94,10 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
     if (t->teacher_tape) {
         if (teacher_forward(t, &in, &m.heads[m.n_heads], e)) return e->code;
         if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
+    }
+    if (t->ema_tape) {
+        if (teacher_forward_ema(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        m.ema = m.n_heads++;
     }
     if (run_points(t, &in, e)) return e->code;
     for (size_t i = 0; i < n_positions; i++) t->step_labelled += t->rows.labels[t->used_positions + i] != UINT32_MAX;

@@ -37,6 +37,8 @@ static int tap(void *ctx, enum model_point point, uint32_t layer, const float *x
 int teacher_prepare(struct trainer *t, struct err *e) {
     const struct distill_teacher *d = &t->o.teacher;
     size_t n = t->losses.n_of_teacher;
+    if (loss_list_uses(&t->losses, LOSS_TEACHER_EMA) && grad_tape_new(&t->ema_tape, false, t->o.precision, e))
+        return e->code;
     if (!teacher_model(d)) return 0;
     if (grad_tape_new(&t->teacher_tape, false, model_precision(teacher_model(d)), e)) return e->code;
     if (!d->layerwise || !n) return 0;
@@ -51,6 +53,7 @@ void teacher_release(struct trainer *t) {
     if (t->teacher_taps) model_layerwise_tap(t->o.teacher.layerwise, NULL, NULL);
     mem_free(t->teacher_taps);
     grad_tape_free(t->teacher_tape);
+    grad_tape_free(t->ema_tape);
 }
 
 bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols) {
@@ -88,4 +91,13 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
     struct model *m = d->layerwise ? model_layerwise_held(d->layerwise) : d->model;
     *out = (struct grad_head_input){t->teacher_tape, h, model_logits_head(m, t->teacher_tape)};
     return 0;
+}
+
+int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
+    grad_reset(t->ema_tape);
+    train_use_averages(&t->set, t->m, true);
+    struct grad_var *h = model_graph(t->m, t->ema_tape, in, NULL, NULL, e);
+    *out = (struct grad_head_input){t->ema_tape, h, model_logits_head(t->m, t->ema_tape)};
+    train_use_averages(&t->set, t->m, false);
+    return h ? 0 : e->code;
 }

@@ -44,6 +44,7 @@ static int bind_losses(struct trainer *t, struct err *e) {
     struct loss_setting s = {.student = &t->m->config,
                              .data = &t->format,
                              .live = teacher ? &teacher->config : NULL,
+                             .ema = t->o.train.ema > 0,
                              .exits = t->o.exits,
                              .n_exits = t->o.n_exits};
     *l = t->o.losses;

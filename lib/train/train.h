@@ -169,6 +169,9 @@ int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
  * good for param_set_release only. ERR_DATA when a matrix is not finite. */
 int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
+/* The model with its averages in place of its weights, and back: for a forward pass that no gradient goes through. Pointers change, not
+ * numbers, so variables that were made of the weights before keep them. */
+void train_use_averages(const struct param_set *s, struct model *m, bool on);
 uint64_t param_set_elements(const struct param_set *s);
 uint64_t param_set_state_bytes(const struct param_set *s); /* of moments, averages and scratch */
 
