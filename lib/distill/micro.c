@@ -46,7 +46,8 @@ struct asked {
     size_t n_seqs;
 };
 
-static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e) {
+static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
+                        struct err *e) {
     const struct asked *a = ctx;
     struct trainer *t = a->t;
     size_t first;

@@ -45,10 +45,11 @@ static int no_point(const struct loss *l, enum model_point p, uint32_t layer, st
     if (!name)
         return err_set(e, ERR_DATA, "the loss %s needs %s of a teacher beside the student: give --teacher MODEL",
                        l->type->name, model_point_name(p));
-    return err_set(e, ERR_DATA,
-                   "the loss %s needs %s.%u of a teacher: add it to the data (teacher-infer --tap %s:%u), or give --teacher "
-                   "MODEL",
-                   l->type->name, name, layer, name, layer);
+    return err_set(
+        e, ERR_DATA,
+        "the loss %s needs %s.%u of a teacher: add it to the data (teacher-infer --tap %s:%u), or give --teacher "
+        "MODEL",
+        l->type->name, name, layer, name, layer);
 }
 
 int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
