@@ -269,7 +269,7 @@ struct work {
 };
 
 /* Without --steps: as many as the data makes. */
-static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+static int resolve_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
@@ -296,7 +296,7 @@ static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     return 0;
 }
 
-/* ---- checkpoints --------------------------------------------------------------------------------------------------------- */
+/* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
 static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     struct cli *c = ((struct work *)ctx)->c;
@@ -377,7 +377,7 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     return remember_plan(c, plan, !train_plan_equal(plan, &asked), e);
 }
 
-/* ---- the run ------------------------------------------------------------------------------------------------------------- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
@@ -468,9 +468,9 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     for (size_t i = 0; i < losses.n; i++)
         if (loss_list_add(&o.losses, losses.items[i], e)) return e->code;
     if (settle_training(e) || parse_exits(e)) return e->code;
-    if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+    if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        open_teacher(c, w, e) || settle_steps(c, w, e) ||
+        open_teacher(c, w, e) || resolve_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e) || start(c, w, e))
         return e->code;
     return resume(c, w, e);

@@ -8,7 +8,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- what must be the same ------------------------------------------------------------------------------------------- */
+/* ---- what must be the same --------------------------------------------------------------------------------------- */
 
 /* Each loss by its name in the log. */
 static bool put_losses(cJSON *to, const struct loss_list *l) {
@@ -132,12 +132,12 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     return rc ? rc : train_save(&t->set, w, e);
 }
 
-/* ---- restoring --------------------------------------------------------------------------------------------------------- */
+/* ---- restoring --------------------------------------------------------------------------------------------------- */
 
 static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
     const char *text;
     if (json_get_str(o, key, &text, e)) return e->code;
-    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is not a digest: \"%.80s\"", key, text);
 }
 
 static int get_progress(const cJSON *meta, struct distill_progress *p, struct err *e) {

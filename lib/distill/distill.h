@@ -49,7 +49,7 @@ int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epoch
 /*
  *     trainer_new
  *     for each epoch:
- *         for each batch: trainer_feed, then trainer_step(last = false) until it has taken no step
+ *         until there is no more: trainer_feed, then trainer_step(last = false) until it has taken no step
  *         trainer_step(last = true) until it has taken no step; trainer_end_epoch
  *
  * and between any two of these calls: trainer_progress, trainer_save.
@@ -60,8 +60,10 @@ struct trainer;
  * is not what the losses need (loss_list_bind). */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
-/* Queues one batch of the stream (its data is copied). */
-int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) MUST_CHECK;
+/* The format of the rows that the trainer is fed: what it was made with, fitted to the student. */
+const struct knowledge_format *trainer_format(const struct trainer *t);
+/* Queues the next rows of the source, whose format is trainer_format. *more = false: there are none. */
+int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) MUST_CHECK;
 /* Works on what is queued until it has taken an optimizer step or needs more data; `last`: there is no more in this epoch.
  * ERR_DATA names the step when a loss or gradient is not finite: the weights are then those of the step before. When the
  * trainer was told to stop, it returns between two micro-batches without having taken the step. */
@@ -122,7 +124,7 @@ int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) M
 int trainer_finish(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
-/* ---- a whole run ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 struct distill_run {
     uint64_t epochs; /* times the data is read, at most */

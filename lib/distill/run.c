@@ -7,7 +7,6 @@
 struct run {
     struct trainer *t;
     struct distill_run *d;
-    struct batch batch;
     struct step_log log;
     bool saved; /* the state as it is */
     double started;
@@ -20,7 +19,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- after a step -------------------------------------------------------------------------------------------------- */
+/* ---- after a step ------------------------------------------------------------------------------------------------ */
 
 static int save(struct run *r, struct err *e) {
     if (step_log_sync(&r->log, e) || r->d->save(r->d->ctx, r->t, e)) return e->code;
@@ -40,7 +39,7 @@ static int after_step(struct run *r, struct err *e) {
     return wanted || p->step % d->save_every == 0 ? save(r, e) : 0;
 }
 
-/* ---- the data into steps --------------------------------------------------------------------------------------------- */
+/* ---- the data into steps ----------------------------------------------------------------------------------------- */
 
 /* To be stopped is asked for once and then remembered: both ways to it must agree. */
 static bool stopped(void *ctx) {
@@ -60,12 +59,12 @@ static int take_steps(struct run *r, bool last, struct err *e) {
     return 0;
 }
 
-static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
+static int run_epoch(struct run *r, const struct knowledge_source *data, struct err *e) {
     for (bool more = true; !done(r);) {
         /* Ctrl-C in a pipeline ends the one who writes the data, too: its cut stream is no news then. */
-        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return stopped(r) ? 0 : e->code;
+        if (trainer_feed(r->t, data, &more, e)) return stopped(r) ? 0 : e->code;
         if (!more) break;
-        if (trainer_feed(r->t, &r->batch, e) || take_steps(r, false, e)) return e->code;
+        if (take_steps(r, false, e)) return e->code;
     }
     if (done(r)) return 0;
     if (take_steps(r, true, e)) return e->code;
@@ -74,10 +73,15 @@ static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
 }
 
 static int run_epochs(struct run *r, struct err *e) {
-    struct stream_reader *data;
-    for (uint64_t epoch = r->t->progress.epoch; epoch < r->d->epochs && !done(r); epoch++)
-        if (r->d->open(r->d->ctx, &data, e) || run_epoch(r, data, e)) return e->code;
-    return 0;
+    struct knowledge_stream data = {.meta = &r->d->format, .format = trainer_format(r->t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
+    int rc = 0;
+    for (uint64_t epoch = r->t->progress.epoch; !rc && epoch < r->d->epochs && !done(r); epoch++) {
+        rc = r->d->open(r->d->ctx, &data.r, e);
+        if (!rc) rc = run_epoch(r, &source, e);
+    }
+    knowledge_stream_release(&data);
+    return rc;
 }
 
 /* A model trained for longer than was asked for would be called what it is not. */
@@ -98,7 +102,6 @@ int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
     if (!rc && d->save && !r.saved) rc = save(&r, e);
     if (!rc) rc = step_log_end(&r.log, e);
     trainer_stop_when(t, NULL, NULL);
-    batch_release(&r.batch);
     step_log_release(&r.log);
     return rc;
 }

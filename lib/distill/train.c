@@ -5,7 +5,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- making -------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
 static int check_options(const struct distill_options *o, struct err *e) {
     if (!o->batch_tokens || !o->micro_tokens)
@@ -79,10 +79,9 @@ static int begin(struct trainer *t, struct err *e) {
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
-    if (check_options(o, e) || model_check_next_token(&m->config, e) || teacher_check(&o->teacher, m, e))
-        return e->code;
+    if (check_options(o, e) || model_check_head(&m->config, e) || teacher_check(&o->teacher, m, e)) return e->code;
     struct knowledge_format fitted = *f;
-    if (knowledge_fit(&fitted, model_n_tokens(m), e)) return e->code;
+    if (knowledge_fit_target(&fitted, model_predicts(&m->config), model_columns(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->m = m;
@@ -125,28 +124,11 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m) {
                                  .scratch = (double)tape.scratch};
 }
 
-/* ---- data ------------------------------------------------------------------------------------------------------------ */
-
-/* Tokens and what the teacher says of them, as it is stored. Probabilities of top-k are left out: they have been through exp,
- * whose last bit may be another on another machine; ids in order and the tokens tell data apart. */
-static void digest_positions(struct trainer *t, size_t first, size_t n) {
-    const struct knowledge_rows *k = &t->rows;
-    const struct knowledge_format *f = &t->format;
-    digest_update(t->seen, k->tokens + first, n * sizeof *k->tokens);
-    if (f->encoding == KNOW_DENSE) {
-        size_t row = dtype_row_bytes(f->dtype, f->vocab_size);
-        digest_update(t->seen, (const unsigned char *)k->dense + first * row, n * row);
-    } else if (f->encoding != KNOW_NONE) {
-        uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
-        digest_update(t->seen, k->ids + from, entries * sizeof *k->ids);
-        if (f->encoding == KNOW_SAMPLE) digest_update(t->seen, k->probs + from, entries * sizeof *k->probs);
-    }
-}
+/* ---- data -------------------------------------------------------------------------------------------------------- */
 
 void trainer_use_seq(struct trainer *t, size_t i) {
     uint32_t n = t->rows.lengths[i];
-    digest_update(t->seen, &n, sizeof n);
-    digest_positions(t, t->used_positions, n);
+    knowledge_digest_seq(t->seen, &t->rows, &t->format, i, t->used_positions);
     t->used_seqs++;
     t->used_positions += n;
     t->sequences++;
@@ -163,10 +145,15 @@ static int skip_trained(struct trainer *t, struct err *e) {
     return 0;
 }
 
-int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
+const struct knowledge_format *trainer_format(const struct trainer *t) {
+    return &t->format;
+}
+
+int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) {
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     t->used_seqs = t->used_positions = 0;
-    if (knowledge_decode(&t->rows, &t->format, b, e)) return e->code;
+    if (from->next(from->ctx, &t->rows, more, e)) return e->code;
+    if (!*more) return 0;
     if (t->data_sequences && t->sequences + t->rows.n_seqs > t->data_sequences)
         return err_set(e, ERR_DATA, "the data has grown: it ended after %" PRIu64 " sequences when it was read before",
                        t->data_sequences);
@@ -207,7 +194,7 @@ int trainer_end_epoch(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 static void begin_step(struct trainer *t, uint64_t first_seq) {
     uint64_t step = t->progress.step + 1;
@@ -268,7 +255,7 @@ const struct train_plan *trainer_plan(const struct trainer *t) {
     return &t->o.plan;
 }
 
-/* ---- counting ------------------------------------------------------------------------------------------------------------ */
+/* ---- counting ---------------------------------------------------------------------------------------------------- */
 
 /* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
 struct counter {

@@ -1,7 +1,7 @@
 /* The probabilities of attention, for those who want to see them: nothing else makes an array of them. */
 #include <math.h>
 
-#include "lib/kernel/attention_internal.h"
+#include "lib/kernel/attention_block.h"
 
 #define QUERIES 32 /* in a task */
 
@@ -16,7 +16,7 @@ struct weights {
 /* Scores of a query into probabilities, in place. */
 static void softmax_row(const struct weights *w, float *row, size_t query) {
     const struct kernel_attention *a = w->a;
-    struct block b = {.length = w->length, .first = query, .n = 1};
+    struct attention_block b = {.length = w->length, .first = query, .n = 1};
     struct keys see = visible(a, &b, 0, 0, w->length);
     size_t seen = see.end - see.begin;
     float *x = row + see.begin;

@@ -283,7 +283,7 @@ static void decay_leaves_embedding_and_norms_alone(void **state) {
     close(fd);
 }
 
-/* The distribution behind the last token of a sequence has no label to stand beside, and teaches nothing. */
+/* The distribution after the last token of a sequence has no label to stand beside, and teaches nothing. */
 static void last_positions_do_not_teach(void **state) {
     (void)state;
     struct err e;
