@@ -93,7 +93,8 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
                              .tokens = t->rows.tokens + t->used_positions,
                              .lengths = t->rows.lengths + t->used_seqs,
                              .types = t->rows.types ? t->rows.types + t->used_positions : NULL};
-    size_t rows = model_output_rows(&t->m->config, &in), at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions);
+    size_t rows = model_output_rows(&t->m->config, &in),
+           at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions);
     grad_reset(t->tape);
     struct grad_var *h = model_graph_want(t->m, t->tape, &in, t->wants, t->losses.n_student + t->o.n_exits, e);
     if (!h || make_heads(t, &in, h, &m, e)) return e->code;

@@ -19,8 +19,8 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)
         return err_set(e, ERR_DATA, "student and teacher disagree: vocabulary %s against %s", ours, theirs);
     if (model_columns(student) != model_columns(m))
-        return err_set(e, ERR_DATA, "student and teacher disagree: %u columns of logits against %u", model_columns(student),
-                       model_columns(m));
+        return err_set(e, ERR_DATA, "student and teacher disagree: %u columns of logits against %u",
+                       model_columns(student), model_columns(m));
     return 0;
 }
 
