@@ -72,7 +72,7 @@ static int check_same(const cJSON *theirs, const struct trainer *t, struct err *
     return rc;
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------------------------ */
+/* ---- saving ------------------------------------------------------------------------------------------------------ */
 
 static bool put_digest(cJSON *to, const char *key, struct digest d) {
     char text[DIGEST_TEXT_SIZE];
@@ -189,7 +189,8 @@ static int get_data(struct trainer *t, const cJSON *meta, struct err *e) {
     return t->data_known ? get_digest(meta, "data_digest", &t->data_digest, e) : 0;
 }
 
-/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an uninterrupted one. */
+/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an
+ * uninterrupted one. */
 static int check_backend(const cJSON *meta, struct err *e) {
     char now[BACKEND_TEXT];
     const char *then;

@@ -41,9 +41,13 @@ struct distill_options {
     bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 
-/* Steps that `epochs` passes over a tokens or knowledge stream make. Reads it to the end once, lengths only. ERR_DATA when it holds
- * no sequences. */
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps,
+/* What an epoch of a tokens or knowledge stream makes. */
+struct distill_extent {
+    uint64_t steps, positions;
+    uint64_t passes, largest_pass; /* forward and backward; positions in the largest one */
+};
+/* Reads the stream to its end once, lengths only. ERR_DATA when it holds no sequences. */
+int distill_count(struct stream_reader *r, const struct distill_options *o, struct distill_extent *x,
                   struct err *e) MUST_CHECK;
 
 /*
@@ -143,10 +147,36 @@ struct distill_run {
     void (*stepped)(void *ctx, const struct distill_progress *p, double tokens_per_second); /* NULL: nobody watches */
     void *ctx;
     double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
+    double seconds;           /* OUT: from the first step to the last */
+    bool has_kl;              /* OUT: a loss is kl, on the last head; of the first one: */
+    double first_kl, last_kl; /* OUT: its value at this run's first step and at its last */
+    double mean_context;      /* OUT: positions that a position has attended to, itself included, on average */
     bool stopped;             /* OUT: by stop_wanted */
 };
 /* The loop above, from where the trainer is to the last step of the plan or the end of the last epoch. ERR_USAGE when a restored
  * trainer is past that epoch. */
 int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CHECK;
+
+/* ---- what it takes (forecast.c) ---------------------------------------------------------------------------------- */
+
+struct distill_forecast {
+    uint64_t steps;
+    double positions, passes;
+    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints */
+    struct distill_memory memory;
+    double peak_bytes;       /* of the whole process */
+    double model_bytes;      /* of the result, before a codec */
+    double checkpoint_bytes; /* of one checkpoint's tensors */
+};
+/* Instead of distill_run: measures a pass and an update, warm, and multiplies. The trainer and its model are then
+ * good for trainer_free and model_free only. `x` is of r's data. */
+int distill_predict(struct trainer *t, struct distill_run *r, const struct distill_extent *x,
+                    struct distill_forecast *f, struct err *e) MUST_CHECK;
+/* Arithmetic that the model needs for a trained position, layers that run again not counted (the numerator of
+ * "model FLOPs utilization", Chowdhery et al. 2022, appendix B). */
+double distill_flops(const struct trainer *t, double mean_context);
+/* What this machine does at most, in a second, of a large product of matrices in that precision; takes a quarter
+ * of one. */
+int distill_peak(enum dtype precision, double *flops, struct err *e) MUST_CHECK;
 
 #endif

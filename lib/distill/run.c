@@ -1,5 +1,6 @@
 /* A whole run: the data, as often as it is to be read, into steps, with the log and the times to save. */
 #include <inttypes.h>
+#include <string.h>
 #include <time.h>
 
 #include "lib/distill/distill_internal.h"
@@ -8,12 +9,13 @@ struct run {
     struct trainer *t;
     struct distill_run *d;
     struct step_log log;
-    bool saved; /* the state as it is */
+    bool saved;     /* the state as it is */
+    uint64_t steps; /* of this run */
     double started;
     uint64_t started_positions;
 };
 
-static double now(void) {
+double trainer_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -27,11 +29,21 @@ static int save(struct run *r, struct err *e) {
     return 0;
 }
 
+static void note_kl(struct run *r) {
+    const struct loss_list *l = &r->t->losses;
+    size_t i = 0;
+    while (i < l->n && (strcmp(l->items[i].type->name, "kl") != 0 || l->items[i].at != LOSS_AT_FINAL)) i++;
+    r->d->has_kl = i < l->n;
+    if (r->d->has_kl) r->d->last_kl = l->items[i].value;
+    if (!r->steps++) r->d->first_kl = r->d->last_kl;
+}
+
 static int after_step(struct run *r, struct err *e) {
     struct distill_run *d = r->d;
     const struct distill_progress *p = &r->t->progress;
+    note_kl(r);
     r->saved = false;
-    d->tokens_per_second = (double)(p->positions - r->started_positions) / (now() - r->started);
+    d->tokens_per_second = (double)(p->positions - r->started_positions) / (trainer_now() - r->started);
     if (d->stepped) d->stepped(d->ctx, p, d->tokens_per_second);
     if (step_log_put(&r->log, p, e)) return e->code;
     if (!d->save) return 0;
@@ -92,13 +104,16 @@ static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) 
 }
 
 int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
-    struct run r = {.t = t, .d = d, .started = now(), .started_positions = t->progress.positions, .log.fd = -1};
+    struct run r = {.t = t, .d = d, .started = trainer_now(), .started_positions = t->progress.positions, .log.fd = -1};
     d->stopped = false;
     trainer_stop_when(t, stopped, &r);
     t->watch_noise = d->log != NULL;
     int rc = check_epoch(t, d->epochs, e);
     if (!rc) rc = step_log_open(&r.log, d->log, t, e);
     if (!rc) rc = run_epochs(&r, e);
+    double positions = (double)(t->progress.positions - r.started_positions + t->step_positions);
+    d->seconds = trainer_now() - r.started;
+    d->mean_context = positions > 0 ? t->contexts / positions : 0;
     if (!rc && d->save && !r.saved) rc = save(&r, e);
     if (!rc) rc = step_log_end(&r.log, e);
     trainer_stop_when(t, NULL, NULL);

@@ -209,7 +209,11 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
     if (!isfinite(loss_list_total(&t->losses, 1)))
         return err_set(e, ERR_DATA, "step %llu: the loss is not finite (sequences %llu to %llu; lower --lr?)", step,
                        first, (unsigned long long)t->rows.seqs[t->used_seqs + n_seqs - 1]);
-    for (size_t i = 0; i < n_seqs; i++) trainer_use_seq(t, t->used_seqs);
+    for (size_t i = 0; i < n_seqs; i++) {
+        double n = t->rows.lengths[t->used_seqs];
+        t->contexts += n * (n + 1) / 2;
+        trainer_use_seq(t, t->used_seqs);
+    }
     if (t->watch_noise && !t->step_positions && n_positions < t->o.batch_tokens) {
         t->first_square = train_gradient_square(&t->set);
         t->first_labelled = t->step_labelled;
@@ -253,45 +257,4 @@ int trainer_finish(struct trainer *t, struct err *e) {
 
 const struct train_plan *trainer_plan(const struct trainer *t) {
     return &t->o.plan;
-}
-
-/* ---- counting ---------------------------------------------------------------------------------------------------- */
-
-/* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
-struct counter {
-    uint64_t batch_tokens, pending, open, steps;
-};
-
-static void count_batch(struct counter *c, const struct stream_batch *head, const uint32_t *lengths) {
-    for (uint32_t i = 0; i < head->n_seqs; i++) {
-        uint64_t n = lengths[i] + c->open;
-        c->open = i + 1 == head->n_seqs && (head->flags & BATCH_CONTINUES) ? n : 0;
-        if (c->open) break;
-        c->pending += n;
-        if (c->pending < c->batch_tokens) continue;
-        c->pending = 0;
-        c->steps++;
-    }
-}
-
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps, struct err *e) {
-    struct counter c = {.batch_tokens = batch_tokens};
-    struct stream_batch head = {0};
-    struct stream_item item;
-    struct buf lengths = {0};
-    int rc;
-    while (!(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
-        if (item.type == ITEM_BATCH) head = item.batch;
-        if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths") != 0) continue;
-        lengths.len = 0;
-        rc = stream_load_tensor(r, &lengths, e);
-        if (rc) break;
-        if (item.desc.dtype == DT_U32 && lengths.len == head.n_seqs * sizeof(uint32_t))
-            count_batch(&c, &head, (const uint32_t *)lengths.data); /* what is wrong, training will say */
-    }
-    buf_release(&lengths);
-    if (rc) return rc;
-    c.steps += c.pending > 0; /* the last step of an epoch takes what is left */
-    if (!c.steps) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
-    return u64_mul(c.steps, epochs, steps) ? 0 : err_set(e, ERR_USAGE, "too many epochs");
 }

@@ -361,8 +361,8 @@ void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m,
                   size_t n);
 
 /*
- * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'. u is f32; m
- * in bf16 is rounded at random like the first moment of kernel_adamw.
+ * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'.
+ * u is f32; m in bf16 is rounded at random like the first moment of kernel_adamw.
  */
 struct kernel_momentum {
     float beta, grad_scale;

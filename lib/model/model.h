@@ -286,13 +286,13 @@ bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
 
-/* ---- maximal update parametrization (mup.c) --------------------------------------------------------------------------------
+/* ---- maximal update parametrization (mup.c) -----------------------------------------------------------------------
  *
- * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against a base with
- * which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and learns with Adam at 1 / w times
- * the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of the width of a head: by their symmetry (lemma
- * J.1) these factors lie in the value and the rate of the last norm and of q, so that a model computes as any other of its
- * architecture. At the base's widths all of this is 1.
+ * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against
+ * a base with which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and
+ * learns with Adam at 1 / w times the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of
+ * the width of a head: by their symmetry (lemma J.1) these factors lie in the value and the rate of the last norm and of
+ * q, so that a model computes as any other of its architecture. At the base's widths all of this is 1.
  */
 struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
@@ -309,7 +309,7 @@ double model_mup_factor(const struct model_config *c, const struct model_mup *ba
 /* ERR_USAGE: it has no norm before the head that could take the factor. */
 int model_mup_check(const struct model_config *c, struct err *e) MUST_CHECK;
 
-/* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
+/* ---- the head of a model stream: what a one-pass filter needs before the tensors --------------------------------- */
 
 struct model_head {
     struct model_config config;
@@ -398,9 +398,10 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
 /* The same with the deviations of muP, and META says so. */
 int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
                    size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
-int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters, held in f32 */
-int model_enable_grad_of(struct model *m, size_t i,
-                         struct err *e) MUST_CHECK; /* of params[i] alone; others stay constant */
+/* Zeroed gradients for all parameters, which are in WEIGHTS_F32. */
+int model_enable_grad(struct model *m, struct err *e) MUST_CHECK;
+/* Of params[i] alone: the others stay constant. */
+int model_enable_grad_of(struct model *m, size_t i, struct err *e) MUST_CHECK;
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
