@@ -9,7 +9,7 @@
 #     FILE.tok.rill      from FILE.txt         tokens, packed into sequences of CONTEXT
 #     FILE.kd.rill       from FILE.tok.rill    the teacher's distributions
 #     FILE.stats.rill    from FILE.tok.rill    the teacher's activations
-#     FILE.TYPE.rill     from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, q4_k, q4_0, ...)
+#     FILE.TYPE.rill     from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, iq4_xs, q4_0, ...)
 #     FILE.gguf          from FILE.rill        for llama.cpp
 #     FILE.eval.json     from FILE.rill        perplexity on EVAL (a .tok.rill)
 #
@@ -21,7 +21,7 @@ TEACHER ?= teacher.rill
 CONTEXT ?= 512
 ENCODE ?= sample:50
 EVAL ?= eval.tok.rill
-RILL_TYPES ?= q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0 bf16 f16
+RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s q2_k bf16 f16
 
 .DELETE_ON_ERROR:
 .SECONDARY: # what one rule makes for the next is kept: make would delete the models that it has just judged

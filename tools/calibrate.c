@@ -22,7 +22,7 @@ static int collect(struct cli *c, struct session_data *in, struct model *m, stru
     struct batch b = {0};
     bool more = true;
     const char *name = stream_reader_name(in->stream);
-    int rc = grad_tape_new(&tape, false, model_precision(m), e);
+    int rc = grad_tape_new(&tape, kernel_cpu(), false, model_precision(m), e);
     cli_progress_begin(c, "tokens", limit);
     while (!rc && more && (!limit || stats_positions(s) < limit)) {
         rc = knowledge_read(in->stream, &in->format, &b, &more, e);

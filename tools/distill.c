@@ -441,7 +441,7 @@ static int report_speed(struct cli *c, const struct work *w, const struct distil
     double positions = r->tokens_per_second * r->seconds, flops = distill_flops(w->trainer, r->mean_context), peak;
     double fell = r->first_kl - r->last_kl;
     if (!cli_given(c, "report")) return 0;
-    if (distill_peak(o.precision, &peak, e)) return e->code;
+    if (distill_peak(kernel_cpu(), o.precision, &peak, e)) return e->code;
     bool ok = json_put_f64(to, "training_seconds", r->seconds) && json_put_f64(to, "flops_per_token", flops) &&
               json_put_f64(to, "peak_flops", peak) &&
               json_put_f64(to, "share_of_peak", flops * r->tokens_per_second / peak) &&

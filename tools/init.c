@@ -197,7 +197,8 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
-    if (!rc) rc = model_init_mup(&m, &config, mup ? &base : NULL, like.vocab.data, like.vocab.len, cli_seed(c), e);
+    const struct model_mup *widths = mup ? &base : NULL;
+    if (!rc) rc = model_init_mup(&m, kernel_cpu(), &config, widths, like.vocab.data, like.vocab.len, cli_seed(c), e);
     if (!rc) rc = model_save(m, out, DT_F32, e);
     if (!rc) rc = cli_close_output(c, e);
     if (!rc) {

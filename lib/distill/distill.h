@@ -177,6 +177,6 @@ int distill_predict(struct trainer *t, struct distill_run *r, const struct disti
 double distill_flops(const struct trainer *t, double mean_context);
 /* What this machine does at most, in a second, of a large product of matrices in that precision; takes a quarter
  * of one. */
-int distill_peak(enum dtype precision, double *flops, struct err *e) MUST_CHECK;
+int distill_peak(struct kernel_device *d, enum dtype precision, double *flops, struct err *e) MUST_CHECK;
 
 #endif

@@ -11,29 +11,34 @@
 #define SIDE 512
 
 /* Best of some products of two [SIDE][SIDE] matrices, as layers multiply them. */
-int distill_peak(enum dtype precision, double *flops, struct err *e) {
-    size_t n = (size_t)SIDE * SIDE, panel_bytes = kernel_panels_bytes(SIDE, SIDE);
-    float *memory = mem_array(3 * n, sizeof *memory, e);
-    void *packed = memory ? mem_alloc(panel_bytes, e) : NULL;
+static double peak_of(struct kernel_array memory, struct kernel_array packed, enum dtype precision) {
+    size_t n = (size_t)SIDE * SIDE;
+    struct kernel_array a = memory, b = kernel_part(memory, n), c = kernel_part(memory, 2 * n);
+    struct kernel_matrix stored = kernel_matrix_of(b, SIDE, SIDE);
     double best = 0;
-    if (packed) {
-        float *a = memory, *b = memory + n, *c = memory + 2 * n;
-        uint16_t *a16 = (uint16_t *)(void *)a;
-        struct kernel_panels panels = kernel_pack_nt(packed, SIDE, SIDE, DT_F32, b);
-        for (double begin = trainer_now(), last = begin; last - begin < ENOUGH_SECONDS / 2;) {
-            if (precision == DT_BF16)
-                kernel_multiply(SIDE, DT_BF16, a16, &panels, NULL, DT_F32, c);
-            else
-                kernel_matmul_nt(SIDE, SIDE, SIDE, a, b, 0, c);
-            double now = trainer_now(), rate = 2.0 * SIDE * SIDE * SIDE / (now - last);
-            if (rate > best) best = rate;
-            last = now;
-        }
+    kernel_fill(memory, 3 * n, 0);
+    struct kernel_matrix matrix = kernel_pack_nt(packed, &stored);
+    for (double begin = trainer_now(), last = begin; last - begin < ENOUGH_SECONDS / 2;) {
+        if (precision == DT_BF16)
+            kernel_multiply(SIDE, kernel_typed(a, DT_BF16), &matrix, NULL, c);
+        else
+            kernel_matmul_nt(SIDE, SIDE, SIDE, a, b, 0, c);
+        double now = trainer_now(), rate = 2.0 * SIDE * SIDE * SIDE / (now - last);
+        if (rate > best) best = rate;
+        last = now;
     }
-    mem_free(packed);
-    mem_free(memory);
-    *flops = best;
-    return packed ? 0 : e->code;
+    return best;
+}
+
+int distill_peak(struct kernel_device *d, enum dtype precision, double *flops, struct err *e) {
+    size_t packed_bytes = kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_F32, SIDE, SIDE);
+    struct kernel_array memory = kernel_alloc(d, DT_F32, (uint64_t)3 * SIDE * SIDE, e), packed = kernel_none(DT_U8);
+    if (kernel_has_data(memory)) packed = kernel_alloc(d, DT_U8, packed_bytes, e);
+    bool ok = kernel_has_data(packed);
+    *flops = ok ? peak_of(memory, packed, precision) : 0;
+    kernel_free(d, packed);
+    kernel_free(d, memory);
+    return ok ? 0 : e->code;
 }
 
 /* Forward is a product with each matrix; backward one for its input, and one for it if it is trained. Of
@@ -44,7 +49,7 @@ double distill_flops(const struct trainer *t, double mean_context) {
     for (size_t i = 0; i < t->m->n_params; i++) {
         const struct model_param *p = &t->m->params[i];
         if (p->slot.role == ROLE_EMBED ? !c->tied : !model_role_is_matrix(p->slot.role)) continue;
-        flops += (p->grad ? 6.0 : 4.0) * (double)p->n;
+        flops += (kernel_has_data(p->grad) ? 6.0 : 4.0) * (double)p->n;
         if (p->adapter) flops += 6.0 * p->adapter->rank * (double)(p->desc.dims[0] + p->desc.dims[1]);
     }
     for (uint32_t i = 0; i < c->n_layers; i++)

@@ -8,7 +8,7 @@ struct micro {
     size_t n_heads, live, ema; /* live, ema: the teachers', or 0 */
 };
 
-static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
+static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
                  const struct kernel_array *dlogits, struct err *e) {
     struct micro *m = ctx;
     struct trainer *t = m->t;
@@ -20,8 +20,8 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *cons
                           .format = &t->format,
                           .final = logits[0],
                           .exits = logits + 1,
-                          .live = m->live ? logits[m->live] : NULL,
-                          .ema = m->ema ? logits[m->ema] : NULL,
+                          .live = m->live ? logits[m->live] : kernel_none(DT_F32),
+                          .ema = m->ema ? logits[m->ema] : kernel_none(DT_F32),
                           .final_slope = dlogits[0],
                           .exit_slopes = dlogits + 1};
     return loss_list_block(&t->losses, &r, e);

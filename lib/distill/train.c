@@ -21,7 +21,8 @@ static int digest_student(const struct model *m, struct digest *out, struct err 
     cJSON_Delete(config);
     if (s) {
         digest_update(s, text, strlen(text));
-        for (size_t i = 0; i < m->n_params; i++) digest_update(s, m->params[i].value, m->params[i].n * sizeof(float));
+        for (size_t i = 0; i < m->n_params; i++)
+            digest_update(s, model_host_value(&m->params[i]), m->params[i].n * sizeof(float));
         *out = digest_get(s);
     }
     mem_free(text);
@@ -70,7 +71,7 @@ static int begin(struct trainer *t, struct err *e) {
     how.precision = t->o.precision;
     if (param_set_init(&t->set, &how, e) || train_plan_continue(&t->o.plan, &none, 0, e) ||
         digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
-        param_set_begin(&t->set, e) || grad_tape_new(&t->tape, true, t->o.precision, e))
+        param_set_begin(&t->set, e) || grad_tape_new(&t->tape, t->m->device, true, t->o.precision, e))
         return e->code;
     if (teacher_prepare(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);

@@ -31,12 +31,17 @@ struct grad_var {
     struct kernel_array value, grad;
 };
 
-int grad_tape_new(struct grad_tape **out, bool record, enum dtype precision, struct err *e) MUST_CHECK;
+/* Its memory is the device's. */
+int grad_tape_new(struct grad_tape **out, struct kernel_device *device, bool record, enum dtype precision,
+                  struct err *e) MUST_CHECK;
 void grad_tape_free(struct grad_tape *t);
 void grad_reset(struct grad_tape *t); /* forgets the graph, keeps the memory */
 /* Position in the memory of values; rewinding gives back all that was made since, which nothing recorded may need. */
-size_t grad_mark(const struct grad_tape *t);
-void grad_rewind(struct grad_tape *t, size_t mark);
+struct grad_mark {
+    size_t values, notes;
+};
+struct grad_mark grad_mark(const struct grad_tape *t);
+void grad_rewind(struct grad_tape *t, struct grad_mark mark);
 /* 0, or the first failure since the last reset. */
 int grad_error(const struct grad_tape *t, struct err *e) MUST_CHECK;
 
@@ -49,22 +54,24 @@ struct grad_memory grad_memory(const struct grad_tape *t);
 bool grad_records(const struct grad_tape *t);
 enum dtype grad_precision(const struct grad_tape *t);
 
-/* n bytes that live as long as the graph (positions, sequence starts); a var without history, for values made outside
+/* n bytes of host memory that live as long as the graph (positions, sequence starts); a var without history, for values made outside
  * the tape (generation from a cache). NULL on failure, as operations. */
 void *grad_alloc(struct grad_tape *t, size_t n);
 struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype);
-/* The value in f32: where it is, or a copy with the lifetime of the graph. NULL on failure or for NULL. */
-const float *grad_value(struct grad_tape *t, const struct grad_var *v);
+/* The value in f32 for the host to read (kernel_host): where it is, or a copy with the lifetime of the graph. NULL on failure or for NULL. */
+const float *grad_host_value(struct grad_tape *t, const struct grad_var *v);
 
-/* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
-struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
+/* Leaves. The memory is the caller's and must outlive the tape's use of it; they are f32; grad without data: constant. */
+struct grad_var *grad_leaf(struct grad_tape *t, struct kernel_array value, struct kernel_array grad, size_t rows,
+                           size_t cols);
 /* One whose gradient need not be cleared: while *begun is false, what comes first overwrites it and makes *begun
  * true. Leaves of one matrix share it. */
-struct grad_var *grad_parameter(struct grad_tape *t, float *value, float *grad, bool *begun, size_t rows, size_t cols);
+struct grad_var *grad_parameter(struct grad_tape *t, struct kernel_array value, struct kernel_array grad, bool *begun,
+                                size_t rows, size_t cols);
 
 /* A constant matrix [n][k] that is packed, for grad_embed, grad_linear(s) and grad_head of a tape in bf16 that does
- * not record. Its value has no data. The panels are copied, what they point to is the caller's. */
-struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w);
+ * not record. Its value has no data. Its memory is the caller's. */
+struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_matrix *w);
 
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
@@ -128,7 +135,7 @@ void grad_recompute(struct grad_tape *t, bool on);
  * the memory of the logits (unless they are capped), no data when nothing is to be learned. It keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
  */
-typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits,
+typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
                             struct kernel_array dlogits, struct err *e);
 struct grad_head {
     struct grad_var *w, *bias; /* bias [1][vocab], or NULL */
@@ -148,8 +155,8 @@ struct grad_head_input {
     struct grad_var *h;
     struct grad_head head;
 };
-typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
-                              const struct kernel_array *dlogits, struct err *e);
+typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab,
+                              const struct kernel_array *logits, const struct kernel_array *dlogits, struct err *e);
 bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx);
 
 /*

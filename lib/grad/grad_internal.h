@@ -7,19 +7,20 @@
 /* ---- memory filled from the front and given back to a mark (stack.c) ---- */
 
 struct grad_block {
-    unsigned char *data;
-    size_t size, before; /* before: sizes of the blocks in front of it */
+    struct kernel_array memory; /* bytes */
+    size_t size, before;        /* before: sizes of the blocks in front of it */
 };
 
 struct grad_stack {
+    struct kernel_device *device;
     struct grad_block *blocks;
     size_t n_blocks, max_blocks;
     size_t block, used; /* the position: bytes used of blocks[block] */
     size_t peak;        /* the furthest position so far */
 };
 
-/* n objects of `size` bytes, 64-byte aligned; NULL and *e when memory is out. */
-void *stack_take(struct grad_stack *s, size_t n, size_t size, struct err *e);
+/* n objects of `size` bytes as an array of this type, 64-byte aligned; no data and *e when memory is out. */
+struct kernel_array stack_take(struct grad_stack *s, enum dtype dtype, size_t n, size_t size, struct err *e);
 size_t stack_mark(const struct grad_stack *s);
 void stack_rewind(struct grad_stack *s, size_t mark);
 size_t stack_held(const struct grad_stack *s); /* bytes */
@@ -29,7 +30,7 @@ void stack_release(struct grad_stack *s);
 
 /* Memory of a gradient. Two variables may share one as long as neither writes (see node_pass_on). */
 struct grad_buffer {
-    void *data;
+    struct kernel_array data; /* bytes */
     size_t bytes;
     int users;
     struct grad_buffer *next_free;
@@ -41,7 +42,7 @@ struct grad_node {
     bool wanted;                 /* it depends on a parameter that wants a gradient */
     bool is_leaf;                /* value and gradient are the caller's */
     bool *begun;                 /* of a leaf, or NULL: does the gradient hold anything yet? */
-    struct kernel_panels panels; /* of a packed leaf; else data is NULL */
+    struct kernel_matrix matrix; /* of a packed leaf */
     struct grad_buffer *buffer;
 };
 
@@ -59,6 +60,8 @@ struct grad_tape {
     enum dtype precision;
     /* Apart, because a segment that is run again gives its values back while gradients and what is outside stay. */
     struct grad_stack values, gradients, scratch;
+    /* In host memory: the record goes with the values, what describes gradients with those. */
+    struct grad_stack notes, gradient_notes;
     struct grad_op *last; /* newest first */
     struct grad_buffer *free_buffers;
     struct err error; /* code 0: none */
@@ -67,17 +70,19 @@ struct grad_tape {
 /* Notes the first failure. Returns NULL, for `return tape_fail(...)`. */
 void *tape_fail(struct grad_tape *t, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-/* Memory for values and the record, and for the time of one operation: the caller marks and rewinds t->scratch. NULL
- * with the failure noted. */
+/* Memory; none, with the failure noted, when it is out. n objects on the host, for the record; n elements of a value; and
+ * for the time of one operation n elements, or a matrix [n][k] packed in bf16: the caller marks and rewinds t->scratch. */
 void *tape_alloc(struct grad_tape *t, size_t n, size_t size);
-void *tape_scratch(struct grad_tape *t, size_t n, size_t size);
+struct kernel_array tape_value(struct grad_tape *t, enum dtype dtype, size_t n);
+struct kernel_array tape_scratch(struct grad_tape *t, enum dtype dtype, size_t n);
+struct kernel_array tape_scratch_matrix(struct grad_tape *t, size_t n, size_t k);
 
 static inline struct grad_node *node_of(struct grad_var *v) {
     return (struct grad_node *)v;
 }
 
 static inline bool node_packed(const struct grad_var *v) {
-    return ((const struct grad_node *)v)->panels.data != NULL;
+    return kernel_has_matrix(&((const struct grad_node *)v)->matrix);
 }
 
 static inline bool node_wanted(const struct grad_var *v) {

@@ -12,83 +12,86 @@ struct head {
     struct grad_node *h, *w, *bias;
     float softcap;
     size_t hidden, vocab;
-    struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
-    uint16_t *h16;                          /* h */
-    struct kernel_array dlogits;            /* the gradient of a block of logits */
-    void *h_scratch;                        /* panels of a block of h */
-    float *logits, *dh, *dw, *db;
-    bool add_dh, add_dw; /* to what is there */
-    size_t mark;         /* of the tape's scratch */
+    struct kernel_matrix forward, backward; /* w and its transposition, in bf16 only */
+    struct kernel_array h16;                /* h in bf16 */
+    struct kernel_array packed_h;           /* memory for a block of h, packed */
+    struct kernel_array logits, dlogits;    /* of a block */
+    struct kernel_array dh, dw, db;         /* no data: not wanted */
+    bool add_dh, add_dw;                    /* to what is there */
+    bool packed, packed_back;               /* forward and backward are in the tape's scratch, packed */
+    size_t mark;                            /* of the tape's scratch */
 };
 
 static void block_logits(const struct head *c, size_t first, size_t rows) {
-    struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
-    const float *bias = c->bias ? c->bias->var.value.data : NULL;
+    struct kernel_array bias = c->bias ? c->bias->var.value : kernel_none(DT_F32);
     if (c->t->precision == DT_BF16) {
         struct kernel_epilogue how = {.bias = bias};
-        kernel_multiply(rows, DT_BF16, c->h16 + first * c->hidden, &c->forward, &how, DT_F32, c->logits);
+        kernel_multiply(rows, kernel_part(c->h16, first * c->hidden), &c->forward, &how, c->logits);
     } else {
-        kernel_matmul_nt(rows, c->vocab, c->hidden, h.data, c->w->var.value.data, 0, c->logits);
-        if (bias) kernel_add_bias(c->logits, bias, rows, c->vocab);
+        struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
+        kernel_matmul_nt(rows, c->vocab, c->hidden, h, c->w->var.value, 0, c->logits);
+        if (c->bias) kernel_add_bias(c->logits, bias, rows, c->vocab);
     }
     if (c->softcap > 0) kernel_softcap(c->logits, c->logits, rows * c->vocab, c->softcap);
 }
 
 /* dh [+]= dlogits w, dw [+]= dlogits^T h, which later blocks add to */
 static void block_gradients(struct head *c, size_t first, size_t rows) {
-    struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
-    float *dh = c->dh ? c->dh + first * c->hidden : NULL;
+    struct kernel_array dh = kernel_part(c->dh, first * c->hidden);
+    bool with_dh = kernel_has_data(c->dh), with_dw = kernel_has_data(c->dw);
     if (c->softcap > 0) kernel_softcap_backward(c->dlogits, c->logits, rows * c->vocab, c->softcap);
-    if (c->db) kernel_sum_rows(c->db, c->dlogits, rows, c->vocab);
+    if (kernel_has_data(c->db)) kernel_sum_rows(c->db, c->dlogits, rows, c->vocab);
     if (c->t->precision == DT_F32) {
-        const float *dlogits = c->dlogits.data;
-        if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, dlogits, c->w->var.value.data, c->add_dh, dh);
-        if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, dlogits, h.data, c->add_dw, c->dw);
+        struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
+        if (with_dh) kernel_matmul_nn(rows, c->hidden, c->vocab, c->dlogits, c->w->var.value, c->add_dh, dh);
+        if (with_dw) kernel_matmul_tn(c->vocab, c->hidden, rows, c->dlogits, h, c->add_dw, c->dw);
         c->add_dw = true;
         return;
     }
     struct kernel_epilogue to_dh = {.accumulate = c->add_dh}, to_dw = {.accumulate = c->add_dw};
-    if (dh) kernel_multiply(rows, DT_BF16, c->dlogits.data, &c->backward, &to_dh, DT_F32, dh);
-    if (!c->dw) return;
-    struct kernel_panels panels = kernel_pack_nn(c->h_scratch, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    kernel_multiply_tn(c->vocab, DT_BF16, c->dlogits.data, &panels, &to_dw, DT_F32, c->dw);
+    if (with_dh) kernel_multiply(rows, c->dlogits, &c->backward, &to_dh, dh);
+    if (!with_dw) return;
+    struct kernel_array h = kernel_part(c->h16, first * c->hidden);
+    struct kernel_matrix packed = kernel_pack_nn(c->packed_h, c->hidden, rows, h);
+    kernel_multiply_tn(c->vocab, c->dlogits, &packed, &to_dw, c->dw);
     c->add_dw = true;
 }
 
 /* Scratch, and in bf16 the weight packed once for all blocks. */
 static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     struct grad_tape *t = c->t;
-    const struct kernel_panels *panels = &c->w->panels;
+    bool packed_leaf = node_packed(&c->w->var);
     uint64_t n;
     if (!u64_mul(rows, c->vocab, &n))
         return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
-    bool learns = c->dh || c->dw || c->db;
-    c->logits = tape_scratch(t, n, sizeof *c->logits);
-    c->dlogits = kernel_f32(learns ? c->logits : NULL);
-    if (learns && c->softcap > 0 && t->precision == DT_F32) c->dlogits.data = tape_scratch(t, n, sizeof(float));
+    bool learns = kernel_has_data(c->dh) || kernel_has_data(c->dw) || kernel_has_data(c->db);
+    c->logits = tape_scratch(t, DT_F32, n);
+    c->dlogits = learns ? c->logits : kernel_none(DT_F32);
+    if (learns && c->softcap > 0 && t->precision == DT_F32) c->dlogits = tape_scratch(t, DT_F32, n);
     if (t->precision == DT_F32) return !t->error.code;
-    c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
-    if (!c->h16) return false;
-    kernel_convert((struct kernel_array){DT_BF16, c->h16}, c->h->var.value, var_size(&c->h->var));
-    c->forward = *panels;
+    c->h16 = tape_scratch(t, DT_BF16, var_size(&c->h->var));
+    if (!kernel_has_data(c->h16)) return false;
+    kernel_convert(c->h16, c->h->var.value, var_size(&c->h->var));
+    c->forward = packed_leaf ? c->w->matrix : kernel_matrix_of(c->w->var.value, c->vocab, c->hidden);
     /* What is packed is so for good; quantized blocks are packed once for all blocks of rows, if there are several. */
-    if (panels->packed || (panels->data && c->h->var.rows <= rows)) return c->logits;
-    size_t bytes = kernel_panels_bytes(c->vocab, c->hidden);
-    bool again = shared && (shared->backward.data || !c->dh); /* packed for another head before */
-    void *forward = again ? NULL : tape_scratch(t, bytes, 1);
-    void *backward = !again && c->dh ? tape_scratch(t, bytes, 1) : NULL;
-    if (learns) c->dlogits = (struct kernel_array){DT_BF16, tape_scratch(t, n, sizeof(uint16_t))};
-    if (c->dw) c->h_scratch = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
+    if (packed_leaf && (kernel_is_packed(&c->forward) || c->h->var.rows <= rows)) return true;
+    bool back = kernel_has_data(c->dh);
+    bool again = shared && (shared->packed_back || !back); /* packed for another head before */
+    struct kernel_array forward = kernel_none(DT_BF16), backward = kernel_none(DT_BF16);
+    if (!again) forward = tape_scratch_matrix(t, c->vocab, c->hidden);
+    if (!again && back) backward = tape_scratch_matrix(t, c->vocab, c->hidden);
+    if (learns) c->dlogits = tape_scratch(t, DT_BF16, n);
+    if (kernel_has_data(c->dw)) c->packed_h = tape_scratch_matrix(t, c->hidden, rows);
     if (t->error.code) return false;
+    c->packed = true;
+    c->packed_back = again ? shared->packed_back : back;
     if (again) {
         c->forward = shared->forward;
         c->backward = shared->backward;
         return true;
     }
-    const void *w = panels->data ? panels->data : c->w->var.value.data;
-    enum dtype type = panels->data ? panels->dtype : DT_F32;
-    c->forward = kernel_pack_nt(forward, c->vocab, c->hidden, type, w);
-    if (c->dh) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, type, w); /* never of quantized blocks */
+    if (back) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, c->w->var.value);
+    c->forward = kernel_pack_nt(forward, &c->forward);
     return true;
 }
 
@@ -109,9 +112,9 @@ static bool begin(struct head *c, const struct grad_head_input *in) {
     c->mark = stack_mark(&t->scratch);
     if (c->h->wanted && h->grad.dtype != DT_F32)
         return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
-    if (c->h->wanted) c->dh = node_target(t, c->h, &fresh).data, c->add_dh = !fresh;
-    if (c->w->wanted) c->dw = node_target(t, c->w, &fresh).data, c->add_dw = !fresh;
-    if (node_wanted(bias)) c->db = node_sum(t, c->bias).data;
+    if (c->h->wanted) c->dh = node_target(t, c->h, &fresh), c->add_dh = !fresh;
+    if (c->w->wanted) c->dw = node_target(t, c->w, &fresh), c->add_dw = !fresh;
+    if (node_wanted(bias)) c->db = node_sum(t, c->bias);
     return !t->error.code;
 }
 
@@ -124,8 +127,7 @@ static bool heads_failed(const struct head *c, size_t n) {
 
 static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block *loss, void *ctx) {
     size_t all = c[0].h->var.rows;
-    float *logits[GRAD_MAX_HEADS];
-    struct kernel_array dlogits[GRAD_MAX_HEADS];
+    struct kernel_array logits[GRAD_MAX_HEADS], dlogits[GRAD_MAX_HEADS];
     for (size_t i = 0; i < n; i++) logits[i] = c[i].logits, dlogits[i] = c[i].dlogits;
     for (size_t first = 0; first < all; first += most) {
         size_t rows = all - first < most ? all - first : most;
@@ -134,7 +136,7 @@ static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block 
         int code = loss(ctx, first, rows, c[0].vocab, logits, dlogits, &e);
         if (code != 0) return tape_fail(c[0].t, code, "%s", e.msg);
         for (size_t i = 0; i < n; i++)
-            if (c[i].dlogits.data) block_gradients(&c[i], first, rows);
+            if (kernel_has_data(c[i].dlogits)) block_gradients(&c[i], first, rows);
     }
     return true;
 }
@@ -157,7 +159,7 @@ bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block
     for (size_t i = 0; ok && i < n; i++) {
         const struct head *shared = NULL;
         for (size_t j = 0; !shared && j < i; j++)
-            if (c[j].w == c[i].w && c[j].t == c[i].t && c[j].forward.data) shared = &c[j];
+            if (c[j].w == c[i].w && c[j].t == c[i].t && c[j].packed) shared = &c[j];
         ok = prepare(&c[i], shared, most);
     }
     ok = ok && !heads_failed(c, n) && run_blocks(c, n, most, loss, ctx);
@@ -172,7 +174,7 @@ struct single {
     void *ctx;
 };
 
-static int single_block(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
+static int single_block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
                         const struct kernel_array *dlogits, struct err *e) {
     const struct single *s = ctx;
     return s->loss(s->ctx, first, rows, vocab, logits[0], dlogits[0], e);

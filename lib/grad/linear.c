@@ -18,73 +18,74 @@ static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i)
     size_t n = y->rows, out = y->cols, in = x->var.cols;
     bool fresh;
     if (x->wanted) {
-        float *dx = node_target(t, x, &fresh).data;
-        if (dx) kernel_matmul_nn(n, in, out, y->grad.data, w->var.value.data, fresh ? 0 : 1, dx);
+        struct kernel_array dx = node_target(t, x, &fresh);
+        if (kernel_has_data(dx)) kernel_matmul_nn(n, in, out, y->grad, w->var.value, fresh ? 0 : 1, dx);
     }
     if (w->wanted) {
-        float *dw = node_target(t, w, &fresh).data;
-        if (dw) kernel_matmul_tn(out, in, n, y->grad.data, x->var.value.data, fresh ? 0 : 1, dw);
+        struct kernel_array dw = node_target(t, w, &fresh);
+        if (kernel_has_data(dw)) kernel_matmul_tn(out, in, n, y->grad, x->var.value, fresh ? 0 : 1, dw);
     }
 }
 
 /* dx = dy W, rounded to bf16 where x is one, else added up in f32 over the maps of x. */
 static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const struct grad_node *w, size_t rows,
-                                const uint16_t *dy) {
+                                struct kernel_array dy) {
     struct kernel_epilogue how = {0};
     struct kernel_array dx;
     bool fresh = true, sums = x->var.grad.dtype == DT_F32;
-    void *scratch = tape_scratch(t, kernel_panels_bytes(w->var.cols, w->var.rows), 1);
+    struct kernel_array memory = tape_scratch_matrix(t, w->var.cols, w->var.rows);
     dx = sums ? node_target(t, x, &fresh) : node_open(t, x);
     if (t->error.code) return;
     how.accumulate = !fresh;
-    struct kernel_panels panels = kernel_pack_nn(scratch, w->var.cols, w->var.rows, DT_F32, w->var.value.data);
-    kernel_multiply(rows, DT_BF16, dy, &panels, &how, dx.dtype, dx.data);
+    struct kernel_matrix packed = kernel_pack_nn(memory, w->var.cols, w->var.rows, w->var.value);
+    kernel_multiply(rows, dy, &packed, &how, dx);
     if (!sums) node_close(t, x, dx);
 }
 
-/* dw += dy^T x with the panels of x. */
-static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, const uint16_t *dy,
-                                 const struct kernel_panels *x) {
+/* dw += dy^T x, which is packed. */
+static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, struct kernel_array dy,
+                                 const struct kernel_matrix *x) {
     bool fresh;
     struct kernel_array dw = node_target(t, w, &fresh);
     if (t->error.code) return;
     struct kernel_epilogue how = {.accumulate = !fresh};
-    kernel_multiply_tn(w->var.rows, DT_BF16, dy, x, &how, DT_F32, dw.data);
+    kernel_multiply_tn(w->var.rows, dy, x, &how, dw);
 }
 
 /* What is multiplied twice is rounded once, into scratch; a gradient in bf16 is read in place. */
-static const uint16_t *rounded_gradient(struct grad_tape *t, const struct grad_var *y) {
-    if (y->grad.dtype == DT_BF16) return y->grad.data;
-    uint16_t *dy = tape_scratch(t, var_size(y), sizeof *dy);
-    if (dy) kernel_to_bf16(dy, y->grad.data, var_size(y));
+static struct kernel_array rounded_gradient(struct grad_tape *t, const struct grad_var *y) {
+    if (y->grad.dtype == DT_BF16) return y->grad;
+    struct kernel_array dy = tape_scratch(t, DT_BF16, var_size(y));
+    if (kernel_has_data(dy)) kernel_convert(dy, y->grad, var_size(y));
     return dy;
 }
 
-static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i, const struct kernel_panels *x) {
+static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i, const struct kernel_matrix *x) {
     size_t mark = stack_mark(&t->scratch), rows = o->x->var.rows;
-    const uint16_t *dy = rounded_gradient(t, &o->op.out[i]->var);
+    struct kernel_array dy = rounded_gradient(t, &o->op.out[i]->var);
+    bool ready = kernel_has_data(dy);
     size_t with_dy = stack_mark(&t->scratch);
-    if (dy && o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, rows, dy);
+    if (ready && o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, rows, dy);
     stack_rewind(&t->scratch, with_dy);
-    if (dy && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, dy, x);
+    if (ready && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, dy, x);
     stack_rewind(&t->scratch, mark);
 }
 
-/* Panels of x for dw, which all its maps share. */
-static struct kernel_panels pack_input(struct grad_tape *t, const struct linear_op *o) {
+/* x packed for dw, which all its maps share. */
+static struct kernel_matrix pack_input(struct grad_tape *t, const struct linear_op *o) {
     const struct grad_var *x = &o->x->var;
     bool wanted = false;
     for (size_t i = 0; i < o->op.n_out; i++) wanted = wanted || o->map[i].w->wanted;
-    void *scratch = wanted ? tape_scratch(t, kernel_panels_bytes(x->cols, x->rows), 1) : NULL;
-    if (!scratch) return (struct kernel_panels){0};
-    return kernel_pack_nn(scratch, x->cols, x->rows, x->value.dtype, x->value.data);
+    struct kernel_array memory = wanted ? tape_scratch_matrix(t, x->cols, x->rows) : kernel_none(DT_BF16);
+    if (!kernel_has_data(memory)) return (struct kernel_matrix){0};
+    return kernel_pack_nn(memory, x->cols, x->rows, x->value);
 }
 
 static void linear_backward(struct grad_tape *t, struct grad_op *op) {
     struct linear_op *o = (struct linear_op *)op;
     size_t mark = stack_mark(&t->scratch);
     bool bf16 = t->precision == DT_BF16;
-    struct kernel_panels x = bf16 ? pack_input(t, o) : (struct kernel_panels){0};
+    struct kernel_matrix x = bf16 ? pack_input(t, o) : (struct kernel_matrix){0};
     if (o->residual) node_pass_on(t, o->residual, op->out[0]);
     for (size_t i = op->n_out; i-- > 0 && !t->error.code;) {
         const struct grad_node *y = op->out[i];
@@ -95,8 +96,8 @@ static void linear_backward(struct grad_tape *t, struct grad_op *op) {
         else
             map_backward_f32(t, o, i);
         if (!bias || !bias->wanted || t->error.code) continue;
-        float *db = node_sum(t, bias).data;
-        if (db) kernel_sum_rows(db, y->var.grad, y->var.rows, y->var.cols);
+        struct kernel_array db = node_sum(t, bias);
+        if (kernel_has_data(db)) kernel_sum_rows(db, y->var.grad, y->var.rows, y->var.cols);
     }
     stack_rewind(&t->scratch, mark);
 }
@@ -118,8 +119,8 @@ static bool shapes_fit(struct grad_tape *t, const struct grad_var *x, const stru
 
 static void multiply_f32(struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
                          const struct grad_var *residual) {
-    kernel_matmul_nt(x->rows, m->w->rows, x->cols, x->value.data, m->w->value.data, 0, y->value.data);
-    if (m->bias) kernel_add_bias(y->value.data, m->bias->value.data, x->rows, m->w->rows);
+    kernel_matmul_nt(x->rows, m->w->rows, x->cols, x->value, m->w->value, 0, y->value);
+    if (m->bias) kernel_add_bias(y->value, m->bias->value, x->rows, m->w->rows);
     if (residual) kernel_add(y->value, residual->value, var_size(residual));
 }
 
@@ -127,24 +128,23 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
  * as it is read. */
 #define MANY_ROWS 128
 
-static struct kernel_panels packed_weight(struct grad_tape *t, const struct grad_var *w, size_t rows) {
-    struct kernel_panels panels = {.n = w->rows, .k = w->cols, .dtype = DT_F32, .data = w->value.data};
-    if (node_packed(w)) return ((const struct grad_node *)w)->panels;
-    if (rows <= MANY_ROWS) return panels;
-    void *scratch = tape_scratch(t, kernel_panels_bytes(w->rows, w->cols), 1);
-    return scratch ? kernel_pack_nt(scratch, w->rows, w->cols, DT_F32, w->value.data) : panels;
+static struct kernel_matrix packed_weight(struct grad_tape *t, const struct grad_var *w, size_t rows) {
+    if (node_packed(w)) return ((const struct grad_node *)w)->matrix;
+    struct kernel_matrix stored = kernel_matrix_of(w->value, w->rows, w->cols);
+    if (rows <= MANY_ROWS) return stored;
+    struct kernel_array memory = tape_scratch_matrix(t, w->rows, w->cols);
+    return kernel_has_data(memory) ? kernel_pack_nt(memory, &stored) : stored;
 }
 
 static void multiply_bf16(struct grad_tape *t, struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
                           const struct grad_var *residual, const struct grad_var *gate, enum kernel_act act) {
     size_t mark = stack_mark(&t->scratch);
-    struct kernel_panels w = packed_weight(t, m->w, x->rows);
-    struct kernel_epilogue how = {.bias = m->bias ? m->bias->value.data : NULL,
-                                  .residual = residual ? residual->value.data : NULL,
-                                  .gate = gate ? gate->value.data : NULL,
-                                  .act = act};
-    if (!t->error.code)
-        kernel_multiply(x->rows, x->value.dtype, x->value.data, &w, &how, y->value.dtype, y->value.data);
+    struct kernel_matrix w = packed_weight(t, m->w, x->rows);
+    struct kernel_epilogue how = {.act = act};
+    if (m->bias) how.bias = m->bias->value;
+    if (residual) how.residual = residual->value;
+    if (gate) how.gate = gate->value;
+    if (!t->error.code) kernel_multiply(x->rows, x->value, &w, &how, y->value);
     stack_rewind(&t->scratch, mark);
 }
 

@@ -4,8 +4,8 @@
 struct norm_op {
     struct grad_op op;
     struct grad_node *x, *w, *b;
-    size_t rows, d; /* what is normalised: rows of x, or the heads of its rows */
-    float *kept;    /* [rows] 1 / rms, or [rows][2] mean and 1 / deviation */
+    size_t rows, d;           /* what is normalised: rows of x, or the heads of its rows */
+    struct kernel_array kept; /* f32 [rows] 1 / rms, or [rows][2] mean and 1 / deviation */
 };
 
 static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
@@ -13,7 +13,7 @@ static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
     const struct grad_var *y = &op->out[0]->var;
     struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
     if (t->error.code) return;
-    kernel_rmsnorm_backward(dx, dw.data, y->grad, o->x->var.value, o->w->var.value.data, o->kept, o->rows, o->d);
+    kernel_rmsnorm_backward(dx, dw, y->grad, o->x->var.value, o->w->var.value, o->kept, o->rows, o->d);
 }
 
 /* RMSNorm of pieces of d elements of x, whose result and its gradient have these types. */
@@ -24,8 +24,8 @@ static struct grad_var *rmsnorm(struct grad_tape *t, struct grad_var *x, struct 
     size_t rows = var_size(x) / d;
     y->var.grad.dtype = gradient;
     struct norm_op *o = tape_record(t, sizeof *o, rmsnorm_backward, 1, &y);
-    float *inv = o ? tape_alloc(t, rows, sizeof *inv) : NULL;
-    kernel_rmsnorm(y->var.value, inv, x->value, w->value.data, rows, d, eps);
+    struct kernel_array inv = o ? tape_value(t, DT_F32, rows) : kernel_none(DT_F32);
+    kernel_rmsnorm(y->var.value, inv, x->value, w->value, rows, d, eps);
     if (o) {
         o->x = node_of(x);
         o->w = node_of(w);
@@ -54,9 +54,9 @@ static void layernorm_backward(struct grad_tape *t, struct grad_op *op) {
     struct norm_op *o = (struct norm_op *)op;
     const struct grad_var *y = &op->out[0]->var;
     struct kernel_array dx = node_sum(t, o->x), dw = node_sum(t, o->w);
-    float *db = o->b ? node_sum(t, o->b).data : NULL;
+    struct kernel_array db = o->b ? node_sum(t, o->b) : kernel_none(DT_F32);
     if (t->error.code) return;
-    kernel_layernorm_backward(dx, dw.data, db, y->grad, o->x->var.value, o->w->var.value.data, o->kept, o->rows, o->d);
+    kernel_layernorm_backward(dx, dw, db, y->grad, o->x->var.value, o->w->var.value, o->kept, o->rows, o->d);
 }
 
 struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
@@ -69,8 +69,9 @@ struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct 
     if (!y) return NULL;
     y->var.grad.dtype = DT_F32; /* several linear maps add to it */
     struct norm_op *o = tape_record(t, sizeof *o, layernorm_backward, 1, &y);
-    float *moments = o ? tape_alloc(t, 2 * x->rows, sizeof *moments) : NULL;
-    kernel_layernorm(y->var.value, moments, x->value, w->value.data, b ? b->value.data : NULL, x->rows, x->cols, eps);
+    struct kernel_array moments = o ? tape_value(t, DT_F32, 2 * x->rows) : kernel_none(DT_F32);
+    kernel_layernorm(y->var.value, moments, x->value, w->value, b ? b->value : kernel_none(DT_F32), x->rows, x->cols,
+                     eps);
     if (o) {
         o->x = node_of(x);
         o->w = node_of(w);

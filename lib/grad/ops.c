@@ -13,8 +13,8 @@ struct embed_op {
 static void embed_backward(struct grad_tape *t, struct grad_op *op) {
     struct embed_op *o = (struct embed_op *)op;
     struct kernel_array g = node_sum(t, o->table);
-    if (g.data)
-        kernel_scatter_add(g.data, op->out[0]->var.grad.data, o->ids, op->out[0]->var.rows, op->out[0]->var.cols);
+    if (kernel_has_data(g))
+        kernel_scatter_add(g, op->out[0]->var.grad, o->ids, op->out[0]->var.rows, op->out[0]->var.cols);
 }
 
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n) {
@@ -25,9 +25,9 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
     struct grad_node *out = tape_result(t, n, table->cols, DT_F32, node_wanted(table));
     if (!out) return NULL;
     if (node_packed(table))
-        kernel_panels_gather(out->var.value.data, &node_of(table)->panels, ids, n);
+        kernel_matrix_gather(out->var.value, &node_of(table)->matrix, ids, n);
     else
-        kernel_gather(out->var.value.data, table->value.data, ids, n, table->cols);
+        kernel_gather(out->var.value, table->value, ids, n, table->cols);
     struct embed_op *o = tape_record(t, sizeof *o, embed_backward, 1, &out);
     uint32_t *copy = o ? tape_alloc(t, n, sizeof *ids) : NULL;
     if (copy) {
@@ -52,7 +52,7 @@ struct rope_op {
 static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);
-    if (!dy.data) return;
+    if (!kernel_has_data(dy)) return;
     kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->dims, o->position, o->inv_freq, -1);
     node_pass_on(t, o->x, op->out[0]);
 }
@@ -87,7 +87,7 @@ struct attention_op {
     struct grad_op op;
     struct grad_node *q, *k, *v;
     struct kernel_attention shape;
-    float *lse;
+    struct kernel_array lse;
 };
 
 /* dk and dv are summed in f32: in place, or in scratch and then rounded. */
@@ -97,13 +97,13 @@ static void attention_backward(struct grad_tape *t, struct grad_op *op) {
     size_t mark = stack_mark(&t->scratch), n = var_size(&o->k->var);
     struct kernel_array dq = node_open(t, o->q), dk = node_open(t, o->k), dv = node_open(t, o->v);
     bool round = dk.dtype != DT_F32;
-    float *sum_k = round ? tape_scratch(t, n, sizeof *sum_k) : dk.data;
-    float *sum_v = round ? tape_scratch(t, n, sizeof *sum_v) : dv.data;
+    struct kernel_array sum_k = round ? tape_scratch(t, DT_F32, n) : dk,
+                        sum_v = round ? tape_scratch(t, DT_F32, n) : dv;
     if (!t->error.code) {
         kernel_attention_backward(&o->shape, dq, sum_k, sum_v, y->grad, y->value, o->lse, o->q->var.value,
                                   o->k->var.value, o->v->var.value);
-        if (round) kernel_convert(dk, kernel_f32(sum_k), n);
-        if (round) kernel_convert(dv, kernel_f32(sum_v), n);
+        if (round) kernel_convert(dk, sum_k, n);
+        if (round) kernel_convert(dv, sum_v, n);
         node_close(t, o->q, dq);
         node_close(t, o->k, dk);
         node_close(t, o->v, dv);
@@ -134,7 +134,7 @@ struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct 
         tape_result(t, q->rows, q->cols, q->value.dtype, node_wanted(q) || node_wanted(k) || node_wanted(v));
     if (!out) return NULL;
     struct attention_op *o = tape_record(t, sizeof *o, attention_backward, 1, &out);
-    float *lse = o ? tape_alloc(t, q->rows * shape->n_heads, sizeof *lse) : NULL;
+    struct kernel_array lse = o ? tape_value(t, DT_F32, q->rows * shape->n_heads) : kernel_none(DT_F32);
     kernel_attention(shape, out->var.value, lse, q->value, k->value, v->value);
     if (o) {
         o->q = node_of(q);

@@ -88,7 +88,7 @@ struct scale_op {
 static void scale_backward(struct grad_tape *t, struct grad_op *op) {
     struct scale_op *o = (struct scale_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);
-    if (!dy.data) return;
+    if (!kernel_has_data(dy)) return;
     kernel_scale(dy, var_size(&op->out[0]->var), o->factor);
     node_pass_on(t, o->x, op->out[0]);
 }

@@ -17,14 +17,14 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     struct segment_op *o = (struct segment_op *)op;
     struct grad_op *before = t->last;
     struct grad_node *out = op->out[0];
-    size_t mark = grad_mark(t);
+    struct grad_mark mark = grad_mark(t);
     struct grad_var *again = o->run(o->ctx, t, &o->x->var);
     if (node_wanted(again)) { /* else it is of constants */
         struct grad_node *y = node_of(again);
         y->buffer = out->buffer;
         y->var.grad = out->var.grad;
         out->buffer = NULL;
-        out->var.grad.data = NULL;
+        out->var.grad = kernel_none(out->var.grad.dtype);
         tape_walk(t, before);
     }
     t->last = before;
@@ -34,7 +34,7 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
 /* Runs without a record and keeps only the result, in `slot`. */
 static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx, struct grad_var *slot) {
     bool record = t->record, bare = t->bare;
-    size_t mark = grad_mark(t);
+    struct grad_mark mark = grad_mark(t);
     t->record = false;
     t->bare = slot == x;
     struct grad_var *y = run(ctx, t, x);
@@ -43,7 +43,7 @@ static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, voi
     if (!y) return false;
     if (y->rows != slot->rows || y->cols != slot->cols)
         return tape_fail(t, ERR_DATA, "segment: [%zu, %zu] of [%zu, %zu]", y->rows, y->cols, slot->rows, slot->cols);
-    if (y->value.data != slot->value.data) kernel_convert(slot->value, y->value, var_size(y));
+    if (!kernel_same_data(y->value, slot->value)) kernel_convert(slot->value, y->value, var_size(y));
     grad_rewind(t, mark);
     return true;
 }

@@ -19,28 +19,28 @@ static int add_block(struct grad_stack *s, size_t need, struct err *e) {
     }
     size_t held = stack_held(s), size = held > MIN_BLOCK ? held : MIN_BLOCK;
     if (size < need) size = need;
-    unsigned char *data = mem_alloc(size, e);
-    if (!data && size > need) data = mem_alloc(size = need, e);
-    if (!data) return e->code;
-    s->blocks[s->n_blocks++] = (struct grad_block){data, size, held};
+    struct kernel_array memory = kernel_alloc(s->device, DT_U8, size, e);
+    if (!kernel_has_data(memory) && size > need) memory = kernel_alloc(s->device, DT_U8, size = need, e);
+    if (!kernel_has_data(memory)) return e->code;
+    s->blocks[s->n_blocks++] = (struct grad_block){memory, size, held};
     return 0;
 }
 
-void *stack_take(struct grad_stack *s, size_t n, size_t size, struct err *e) {
+struct kernel_array stack_take(struct grad_stack *s, enum dtype dtype, size_t n, size_t size, struct err *e) {
     uint64_t bytes;
     if (!u64_mul(n, size, &bytes) || !u64_align(bytes ? bytes : 1, ALIGN, &bytes)) {
         err_set(e, ERR_IO, "out of memory: %zu objects of %zu bytes", n, size);
-        return NULL;
+        return kernel_none(dtype);
     }
     while (s->block < s->n_blocks && bytes > s->blocks[s->block].size - s->used) {
         s->block++;
         s->used = 0;
     }
-    if (s->block == s->n_blocks && add_block(s, bytes, e)) return NULL;
-    void *p = s->blocks[s->block].data + s->used;
+    if (s->block == s->n_blocks && add_block(s, bytes, e)) return kernel_none(dtype);
+    struct kernel_array a = kernel_typed(kernel_part(s->blocks[s->block].memory, s->used), dtype);
     s->used += bytes;
     if (stack_mark(s) > s->peak) s->peak = stack_mark(s);
-    return p;
+    return a;
 }
 
 size_t stack_mark(const struct grad_stack *s) {
@@ -57,7 +57,7 @@ size_t stack_held(const struct grad_stack *s) {
 }
 
 void stack_release(struct grad_stack *s) {
-    for (size_t i = 0; i < s->n_blocks; i++) mem_free(s->blocks[i].data);
+    for (size_t i = 0; i < s->n_blocks; i++) kernel_free(s->device, s->blocks[i].memory);
     mem_free(s->blocks);
-    *s = (struct grad_stack){0};
+    *s = (struct grad_stack){.device = s->device};
 }

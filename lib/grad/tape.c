@@ -19,44 +19,62 @@ void *tape_fail(struct grad_tape *t, int code, const char *fmt, ...) {
 
 /* ---- memory ---- */
 
-static void *take(struct grad_tape *t, struct grad_stack *from, size_t n, size_t size) {
+static struct kernel_array take(struct grad_tape *t, struct grad_stack *from, enum dtype dtype, size_t n, size_t size) {
     struct err e;
-    if (t->error.code) return NULL;
-    void *p = stack_take(from, n, size, &e);
-    return p ? p : tape_fail(t, e.code, "%s", e.msg);
+    if (t->error.code) return kernel_none(dtype);
+    struct kernel_array a = stack_take(from, dtype, n, size, &e);
+    if (!kernel_has_data(a)) tape_fail(t, e.code, "%s", e.msg);
+    return a;
+}
+
+static void *take_note(struct grad_tape *t, struct grad_stack *from, size_t n, size_t size) {
+    return kernel_host(take(t, from, DT_U8, n, size), n * size);
 }
 
 void *tape_alloc(struct grad_tape *t, size_t n, size_t size) {
-    return take(t, &t->values, n, size);
+    return take_note(t, &t->notes, n, size);
 }
 
-void *tape_scratch(struct grad_tape *t, size_t n, size_t size) {
-    return take(t, &t->scratch, n, size);
+struct kernel_array tape_value(struct grad_tape *t, enum dtype dtype, size_t n) {
+    return take(t, &t->values, dtype, n, kernel_array_bytes(dtype, 1));
+}
+
+struct kernel_array tape_scratch(struct grad_tape *t, enum dtype dtype, size_t n) {
+    return take(t, &t->scratch, dtype, n, kernel_array_bytes(dtype, 1));
+}
+
+struct kernel_array tape_scratch_matrix(struct grad_tape *t, size_t n, size_t k) {
+    return take(t, &t->scratch, DT_U8, kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k), 1);
 }
 
 void *grad_alloc(struct grad_tape *t, size_t n) {
     return tape_alloc(t, n, 1);
 }
 
-size_t grad_mark(const struct grad_tape *t) {
-    return stack_mark(&t->values);
+struct grad_mark grad_mark(const struct grad_tape *t) {
+    return (struct grad_mark){stack_mark(&t->values), stack_mark(&t->notes)};
 }
 
-void grad_rewind(struct grad_tape *t, size_t mark) {
-    stack_rewind(&t->values, mark);
+void grad_rewind(struct grad_tape *t, struct grad_mark mark) {
+    stack_rewind(&t->values, mark.values);
+    stack_rewind(&t->notes, mark.notes);
 }
 
 struct grad_memory grad_memory(const struct grad_tape *t) {
-    return (struct grad_memory){t->values.peak, t->gradients.peak, t->scratch.peak};
+    return (struct grad_memory){t->values.peak + t->notes.peak, t->gradients.peak + t->gradient_notes.peak,
+                                t->scratch.peak};
 }
 
 /* ---- the tape ---- */
 
-int grad_tape_new(struct grad_tape **out, bool record, enum dtype precision, struct err *e) {
-    *out = mem_zalloc(sizeof **out, e);
-    if (!*out) return e->code;
-    (*out)->record = record;
-    (*out)->precision = precision;
+int grad_tape_new(struct grad_tape **out, struct kernel_device *device, bool record, enum dtype precision,
+                  struct err *e) {
+    struct grad_tape *t = *out = mem_zalloc(sizeof *t, e);
+    if (!t) return e->code;
+    t->record = record;
+    t->precision = precision;
+    t->values.device = t->gradients.device = t->scratch.device = device;
+    t->notes.device = t->gradient_notes.device = kernel_cpu();
     return 0;
 }
 
@@ -77,6 +95,8 @@ void grad_tape_free(struct grad_tape *t) {
     stack_release(&t->values);
     stack_release(&t->gradients);
     stack_release(&t->scratch);
+    stack_release(&t->notes);
+    stack_release(&t->gradient_notes);
     mem_free(t);
 }
 
@@ -84,6 +104,8 @@ void grad_reset(struct grad_tape *t) {
     stack_rewind(&t->values, 0);
     stack_rewind(&t->gradients, 0);
     stack_rewind(&t->scratch, 0);
+    stack_rewind(&t->notes, 0);
+    stack_rewind(&t->gradient_notes, 0);
     t->last = NULL;
     t->free_buffers = NULL;
     t->error.code = 0;
@@ -100,28 +122,30 @@ static struct grad_node *new_node(struct grad_tape *t, size_t rows, size_t cols)
     return v;
 }
 
-struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols) {
+struct grad_var *grad_leaf(struct grad_tape *t, struct kernel_array value, struct kernel_array grad, size_t rows,
+                           size_t cols) {
     struct grad_node *v = new_node(t, rows, cols);
     if (!v) return NULL;
-    v->var.value = kernel_f32(value);
-    v->var.grad = kernel_f32(grad);
-    v->wanted = grad != NULL;
+    v->var.value = value;
+    v->var.grad = grad;
+    v->wanted = kernel_has_data(grad);
     v->is_leaf = true;
     return &v->var;
 }
 
-struct grad_var *grad_parameter(struct grad_tape *t, float *value, float *grad, bool *begun, size_t rows, size_t cols) {
+struct grad_var *grad_parameter(struct grad_tape *t, struct kernel_array value, struct kernel_array grad, bool *begun,
+                                size_t rows, size_t cols) {
     struct grad_var *v = grad_leaf(t, value, grad, rows, cols);
     if (v) node_of(v)->begun = begun;
     return v;
 }
 
-struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w) {
+struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_matrix *w) {
     if (t->precision != DT_BF16 || t->record)
         return tape_fail(t, ERR_USAGE, "packed weights are for inference in bf16, which this tape is not made for");
     struct grad_node *v = new_node(t, w->n, w->k);
     if (!v) return NULL;
-    v->panels = *w;
+    v->matrix = *w;
     v->is_leaf = true;
     return &v->var;
 }
@@ -131,11 +155,14 @@ struct grad_var *grad_scratch(struct grad_tape *t, size_t rows, size_t cols, enu
     return v ? &v->var : NULL;
 }
 
-const float *grad_value(struct grad_tape *t, const struct grad_var *v) {
-    if (!v || v->value.dtype == DT_F32) return v ? v->value.data : NULL;
-    float *copy = tape_alloc(t, var_size(v), sizeof *copy);
-    if (copy) kernel_convert(kernel_f32(copy), v->value, var_size(v));
-    return copy;
+const float *grad_host_value(struct grad_tape *t, const struct grad_var *v) {
+    if (!v) return NULL;
+    struct kernel_array x = v->value;
+    if (x.dtype != DT_F32) {
+        x = tape_value(t, DT_F32, var_size(v));
+        if (kernel_has_data(x)) kernel_convert(x, v->value, var_size(v));
+    }
+    return kernel_host(x, var_size(v));
 }
 
 struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, enum dtype dtype, bool wanted) {
@@ -144,9 +171,9 @@ struct grad_node *tape_result(struct grad_tape *t, size_t rows, size_t cols, enu
     if (!v) return NULL;
     if (!u64_mul(rows, cols, &n)) return tape_fail(t, ERR_IO, "out of memory: a matrix of [%zu, %zu]", rows, cols);
     v->wanted = wanted && t->record;
-    v->var.value = (struct kernel_array){dtype, tape_alloc(t, n, kernel_array_bytes(dtype, 1))};
-    v->var.grad = (struct kernel_array){dtype, NULL};
-    return v->var.value.data ? v : NULL;
+    v->var.value = tape_value(t, dtype, n);
+    v->var.grad = kernel_none(dtype);
+    return kernel_has_data(v->var.value) ? v : NULL;
 }
 
 struct grad_node *tape_result_in(struct grad_tape *t, const struct grad_var *of, bool wanted) {
@@ -154,7 +181,7 @@ struct grad_node *tape_result_in(struct grad_tape *t, const struct grad_var *of,
     if (!v) return NULL;
     v->wanted = wanted && t->record;
     v->var.value = of->value;
-    v->var.grad = (struct kernel_array){of->grad.dtype, NULL};
+    v->var.grad = kernel_none(of->grad.dtype);
     return v;
 }
 
@@ -180,14 +207,14 @@ static bool take_buffer(struct grad_tape *t, struct grad_node *v) {
         b = *at;
         *at = b->next_free;
     } else {
-        b = take(t, &t->gradients, 1, sizeof *b);
-        void *data = take(t, &t->gradients, bytes, 1);
-        if (!b || !data) return false;
+        b = take_note(t, &t->gradient_notes, 1, sizeof *b);
+        struct kernel_array data = take(t, &t->gradients, DT_U8, bytes, 1);
+        if (!b || !kernel_has_data(data)) return false;
         *b = (struct grad_buffer){.data = data, .bytes = bytes};
     }
     b->users = 1;
     v->buffer = b;
-    v->var.grad.data = b->data;
+    v->var.grad = kernel_typed(b->data, v->var.grad.dtype);
     return true;
 }
 
@@ -195,7 +222,7 @@ static void drop_buffer(struct grad_tape *t, struct grad_node *v) {
     struct grad_buffer *b = v->buffer;
     if (!b) return;
     v->buffer = NULL;
-    v->var.grad.data = NULL;
+    v->var.grad = kernel_none(v->var.grad.dtype);
     if (--b->users > 0) return;
     b->next_free = t->free_buffers;
     t->free_buffers = b;
@@ -210,7 +237,7 @@ struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *
     } else if (v->buffer->users > 1) { /* another variable still reads it: write to a copy */
         struct grad_buffer *shared = v->buffer;
         struct kernel_array from = v->var.grad;
-        v->var.grad.data = NULL;
+        v->var.grad = kernel_none(from.dtype);
         if (take_buffer(t, v)) {
             kernel_convert(v->var.grad, from, var_size(&v->var));
             shared->users--;
@@ -221,42 +248,41 @@ struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *
 
 struct kernel_array node_sum(struct grad_tape *t, struct grad_node *v) {
     bool fresh;
-    if (!v->wanted) return (struct kernel_array){v->var.grad.dtype, NULL};
+    if (!v->wanted) return kernel_none(v->var.grad.dtype);
     struct kernel_array g = node_target(t, v, &fresh);
-    /* zeros of any type; memory comes in multiples of 64 bytes */
-    if (g.data && fresh) kernel_fill(g.data, (kernel_array_bytes(g.dtype, var_size(&v->var)) + 3) / sizeof(float), 0);
+    if (kernel_has_data(g) && fresh) kernel_fill(g, var_size(&v->var), 0);
     return g;
 }
 
 struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v) {
-    return v ? node_sum(t, node_of(v)) : kernel_f32(NULL);
+    return v ? node_sum(t, node_of(v)) : kernel_none(DT_F32);
 }
 
 void grad_add_to(struct grad_tape *t, struct grad_var *v, const float *g) {
     struct kernel_array to = grad_of(t, v);
-    if (to.data) kernel_add(to, kernel_f32(g), var_size(v));
+    if (kernel_has_data(to)) kernel_add(to, kernel_f32(g), var_size(v));
 }
 
 struct kernel_array node_open(struct grad_tape *t, struct grad_node *v) {
     enum dtype dtype = v->var.grad.dtype;
     bool fresh;
     if (v->wanted && !v->is_leaf && !v->buffer) return node_target(t, v, &fresh);
-    return (struct kernel_array){dtype, tape_scratch(t, var_size(&v->var), kernel_array_bytes(dtype, 1))};
+    return tape_scratch(t, dtype, var_size(&v->var));
 }
 
 void node_close(struct grad_tape *t, struct grad_node *v, struct kernel_array contribution) {
-    if (!v->wanted || t->error.code || v->var.grad.data == contribution.data) return;
+    if (!v->wanted || t->error.code || kernel_same_data(v->var.grad, contribution)) return;
     bool fresh;
     struct kernel_array g = node_target(t, v, &fresh);
-    if (g.data && fresh) kernel_convert(g, contribution, var_size(&v->var));
-    if (g.data && !fresh) kernel_add(g, contribution, var_size(&v->var));
+    if (kernel_has_data(g) && fresh) kernel_convert(g, contribution, var_size(&v->var));
+    if (kernel_has_data(g) && !fresh) kernel_add(g, contribution, var_size(&v->var));
 }
 
 void node_pass_on(struct grad_tape *t, struct grad_node *to, struct grad_node *from) {
     if (!to->wanted) return;
     if (to->is_leaf || to->buffer || to->var.grad.dtype != from->var.grad.dtype) {
         struct kernel_array g = node_sum(t, to);
-        if (g.data) kernel_add(g, from->var.grad, var_size(&from->var));
+        if (kernel_has_data(g)) kernel_add(g, from->var.grad, var_size(&from->var));
         return;
     }
     to->buffer = from->buffer;

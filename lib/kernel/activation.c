@@ -5,7 +5,7 @@
 struct activation {
     const struct simd *v;
     const struct simd_act *act;
-    struct kernel_array y, x, dx, dy;
+    struct view y, x, dx, dy;
 };
 
 static void activate_piece(void *ctx, size_t begin, size_t end) {
@@ -20,7 +20,8 @@ static void activate_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_activate(enum kernel_act act, struct kernel_array y, struct kernel_array x, size_t n) {
     const struct simd *v = simd();
-    kernel_split(n, PIECE, activate_piece, &(struct activation){.v = v, .act = &v->act[act], .y = y, .x = x});
+    kernel_split(n, PIECE, activate_piece,
+                 &(struct activation){.v = v, .act = &v->act[act], .y = view_of(y), .x = view_of(x)});
 }
 
 static void activate_backward_piece(void *ctx, size_t begin, size_t end) {
@@ -37,7 +38,7 @@ static void activate_backward_piece(void *ctx, size_t begin, size_t end) {
 void kernel_activate_backward(enum kernel_act act, struct kernel_array dx, struct kernel_array dy,
                               struct kernel_array x, size_t n) {
     const struct simd *v = simd();
-    struct activation c = {.v = v, .act = &v->act[act], .x = x, .dx = dx, .dy = dy};
+    struct activation c = {.v = v, .act = &v->act[act], .x = view_of(x), .dx = view_of(dx), .dy = view_of(dy)};
     kernel_split(n, PIECE, activate_backward_piece, &c);
 }
 
@@ -46,7 +47,7 @@ void kernel_activate_backward(enum kernel_act act, struct kernel_array dx, struc
 struct glu {
     const struct simd *v;
     const struct simd_act *act;
-    struct kernel_array y, dgate, dup, dy, gate, up;
+    struct view y, dgate, dup, dy, gate, up;
 };
 
 static void glu_piece(void *ctx, size_t begin, size_t end) {
@@ -68,7 +69,8 @@ static void glu_piece(void *ctx, size_t begin, size_t end) {
 void kernel_glu(enum kernel_act act, struct kernel_array y, struct kernel_array gate, struct kernel_array up,
                 size_t n) {
     const struct simd *v = simd();
-    kernel_split(n, PIECE, glu_piece, &(struct glu){.v = v, .act = &v->act[act], .y = y, .gate = gate, .up = up});
+    kernel_split(n, PIECE, glu_piece,
+                 &(struct glu){.v = v, .act = &v->act[act], .y = view_of(y), .gate = view_of(gate), .up = view_of(up)});
 }
 
 static bool all_bf16(const struct glu *c) {
@@ -98,7 +100,13 @@ static void glu_backward_piece(void *ctx, size_t begin, size_t end) {
 void kernel_glu_backward(enum kernel_act act, struct kernel_array dgate, struct kernel_array dup,
                          struct kernel_array dy, struct kernel_array gate, struct kernel_array up, size_t n) {
     const struct simd *v = simd();
-    struct glu c = {.v = v, .act = &v->act[act], .dgate = dgate, .dup = dup, .dy = dy, .gate = gate, .up = up};
+    struct glu c = {.v = v,
+                    .act = &v->act[act],
+                    .dgate = view_of(dgate),
+                    .dup = view_of(dup),
+                    .dy = view_of(dy),
+                    .gate = view_of(gate),
+                    .up = view_of(up)};
     kernel_split(n, PIECE, glu_backward_piece, &c);
 }
 
@@ -108,7 +116,7 @@ struct softcap {
     const struct simd *v;
     float *y;
     const float *x, *capped;
-    struct kernel_array dx;
+    struct view dx;
     float cap;
 };
 
@@ -117,8 +125,9 @@ static void softcap_piece(void *ctx, size_t begin, size_t end) {
     c->v->softcap(c->y + begin, c->x + begin, end - begin, c->cap, 1 / c->cap);
 }
 
-void kernel_softcap(float *y, const float *x, size_t n, float cap) {
-    kernel_split(n, PIECE, softcap_piece, &(struct softcap){.v = simd(), .y = y, .x = x, .cap = cap});
+void kernel_softcap(struct kernel_array y, struct kernel_array x, size_t n, float cap) {
+    kernel_split(n, PIECE, softcap_piece,
+                 &(struct softcap){.v = simd(), .y = host_f32(y), .x = host_f32(x), .cap = cap});
 }
 
 static void softcap_backward_piece(void *ctx, size_t begin, size_t end) {
@@ -132,6 +141,7 @@ static void softcap_backward_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_softcap_backward(struct kernel_array dx, const float *y, size_t n, float cap) {
-    kernel_split(n, PIECE, softcap_backward_piece, &(struct softcap){.v = simd(), .capped = y, .dx = dx, .cap = cap});
+void kernel_softcap_backward(struct kernel_array dx, struct kernel_array y, size_t n, float cap) {
+    kernel_split(n, PIECE, softcap_backward_piece,
+                 &(struct softcap){.v = simd(), .capped = host_f32(y), .dx = view_of(dx), .cap = cap});
 }

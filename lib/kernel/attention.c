@@ -43,11 +43,17 @@ static void forward_task(void *ctx, size_t i, int thread) {
         forward_block_f32(f, &b);
 }
 
-void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
-                      struct kernel_array k, struct kernel_array v) {
-    struct forward f = {.a = a, .v = simd(), .y = y, .lse = lse, .q = q, .k = k, .values = v};
+void kernel_attention(const struct kernel_attention *a, struct kernel_array y, struct kernel_array lse,
+                      struct kernel_array q, struct kernel_array k, struct kernel_array v) {
+    struct forward f = {.a = a,
+                        .v = simd(),
+                        .y = view_of(y),
+                        .lse = host_f32(lse),
+                        .q = view_of(q),
+                        .k = view_of(k),
+                        .values = view_of(v)};
     size_t longest = 0;
-    f.is_bf16 = attention_is_bf16(f.v, a, q, k, v);
+    f.is_bf16 = attention_is_bf16(f.v, a, view_of(q), view_of(k), view_of(v));
     f.cut = f.is_bf16 ? cut_for(a, FORWARD_FLOATS, FORWARD_ROWS) : cut_for(a, ROWS_FLOATS, MAX_ROWS);
     for (size_t s = 0; s < a->n_seqs; s++)
         if (a->starts[s + 1] - a->starts[s] > longest) longest = a->starts[s + 1] - a->starts[s];
@@ -87,9 +93,12 @@ static void backward_task(void *ctx, size_t i, int thread) {
     }
 }
 
-void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
-                               struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
-                               struct kernel_array k, struct kernel_array v) {
-    struct backward w = {a, simd(), dq, dy, y, q, k, v, dk, dv, lse, cut_for(a, ROWS_FLOATS, MAX_ROWS)};
+void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, struct kernel_array dk,
+                               struct kernel_array dv, struct kernel_array dy, struct kernel_array y,
+                               struct kernel_array lse, struct kernel_array q, struct kernel_array k,
+                               struct kernel_array v) {
+    struct backward w = {
+        a,          simd(),     view_of(dq),  view_of(dy),  view_of(y),    view_of(q),
+        view_of(k), view_of(v), host_f32(dk), host_f32(dv), host_f32(lse), cut_for(a, ROWS_FLOATS, MAX_ROWS)};
     parallel_for(a->n_seqs * a->n_kv_heads, backward_task, &w);
 }

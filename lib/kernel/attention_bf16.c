@@ -10,8 +10,8 @@
 #define LD     (MAX_ROWS + 32)                /* of transposed rows: no power of two */
 #define PANELS (ROWS_FLOATS + PANEL * WIDEST) /* elements of a block of queries as panels */
 
-bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
-                       struct kernel_array k, struct kernel_array values) {
+bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct view q, struct view k,
+                       struct view values) {
     return v->bf16 != &bf16_widened && q.dtype == DT_BF16 && k.dtype == DT_BF16 && values.dtype == DT_BF16 &&
            a->head_dim % PANEL == 0 && a->head_dim <= WIDEST;
 }
@@ -42,7 +42,7 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
 
 /* Prefetches a row of queries: they are too far apart for the hardware prefetcher. */
 static inline __attribute__((always_inline)) void
-fetch_row(const struct kernel_attention *a, const struct attention_block *b, struct kernel_array from, size_t r) {
+fetch_row(const struct kernel_attention *a, const struct attention_block *b, struct view from, size_t r) {
     enum { ROWS_AHEAD = 8 };
     if (r + ROWS_AHEAD >= b->heads * b->n) return;
     const uint16_t *row = (const uint16_t *)from.data + query_at(a, b, r + ROWS_AHEAD);
@@ -51,7 +51,7 @@ fetch_row(const struct kernel_attention *a, const struct attention_block *b, str
 
 /* Rows of a block of queries, made contiguous. */
 static void copy_rows(const struct kernel_attention *a, const struct attention_block *b, uint16_t *to,
-                      struct kernel_array from) {
+                      struct view from) {
     for (size_t r = 0; r < b->heads * b->n; r++) {
         fetch_row(a, b, from, r);
         memcpy(to + r * a->head_dim, (const uint16_t *)from.data + query_at(a, b, r), a->head_dim * sizeof *to);
@@ -59,9 +59,9 @@ static void copy_rows(const struct kernel_attention *a, const struct attention_b
 }
 
 /* Panels of keys (or values) as columns: for scores, q k^T. */
-static void panels_transposed(const struct kernel_attention *a, const struct attention_block *b, struct kernel_array k,
+static void panels_transposed(const struct kernel_attention *a, const struct attention_block *b, struct view k,
                               size_t from, size_t keys, uint16_t *to) {
-    struct kernel_panels all = {.k = a->n_kv_heads * a->head_dim, .dtype = DT_BF16, .data = k.data};
+    struct panels all = {.k = a->n_kv_heads * a->head_dim, .dtype = DT_BF16, .data = k.data};
     make_panels(to, &all, b->start + from, keys, b->kv_head * a->head_dim, a->head_dim);
 }
 
@@ -76,8 +76,8 @@ static void panels_plain(const struct simd *v, const uint16_t *x, size_t ld, siz
                     r + 1 < n ? x + (r + 1) * ld + j : zeros, PANEL);
 }
 
-static const uint16_t *key_rows(const struct kernel_attention *a, const struct attention_block *b,
-                                struct kernel_array k, size_t from) {
+static const uint16_t *key_rows(const struct kernel_attention *a, const struct attention_block *b, struct view k,
+                                size_t from) {
     return (const uint16_t *)k.data + key_at(a, b, from);
 }
 

@@ -66,7 +66,7 @@ static inline struct keys visible(const struct kernel_attention *a, const struct
 struct forward {
     const struct kernel_attention *a;
     const struct simd *v;
-    struct kernel_array y, q, k, values;
+    struct view y, q, k, values;
     float *lse;
     bool is_bf16;
     struct cut cut;
@@ -76,15 +76,15 @@ struct forward {
 struct backward {
     const struct kernel_attention *a;
     const struct simd *v;
-    struct kernel_array dq, dy, y, q, k, values;
+    struct view dq, dy, y, q, k, values;
     float *dk, *dv;
     const float *lse;
     struct cut cut;
 };
 
 /* Can these operands be multiplied as they are? */
-bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct kernel_array q,
-                       struct kernel_array k, struct kernel_array values);
+bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct view q, struct view k,
+                       struct view values);
 void forward_block_f32(const struct forward *f, const struct attention_block *b);
 void forward_block_bf16(const struct forward *f, const struct attention_block *b);
 void backward_block_f32(const struct backward *w, const struct attention_block *b);

@@ -19,9 +19,9 @@ size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity) {
 }
 
 /* The keys of a head, or its values. */
-static struct kernel_array rows_of(const struct kernel_attention *a, const struct kernel_cache *c, size_t kv_head,
-                                   bool values) {
-    return kernel_part(c->memory, (2 * kv_head + values) * c->capacity * a->head_dim);
+static struct view rows_of(const struct kernel_attention *a, const struct kernel_cache *c, size_t kv_head,
+                           bool values) {
+    return view_part(view_of(c->memory), (2 * kv_head + values) * c->capacity * a->head_dim);
 }
 
 /* ---- appending ---- */
@@ -29,7 +29,7 @@ static struct kernel_array rows_of(const struct kernel_attention *a, const struc
 struct append {
     const struct kernel_attention *a;
     struct kernel_cache *caches;
-    struct kernel_array k, v;
+    struct view k, v;
 };
 
 static void append_task(void *ctx, size_t s, int thread) {
@@ -40,8 +40,8 @@ static void append_task(void *ctx, size_t s, int thread) {
     (void)thread;
     for (size_t h = 0; h < p->a->n_kv_heads; h++)
         for (int values = 0; values < 2; values++) {
-            char *to = kernel_part(rows_of(p->a, c, h, values), c->length * d).data;
-            const char *from = kernel_part(values ? p->v : p->k, (p->a->starts[s] * p->a->n_kv_heads + h) * d).data;
+            char *to = view_part(rows_of(p->a, c, h, values), c->length * d).data;
+            const char *from = view_part(values ? p->v : p->k, (p->a->starts[s] * p->a->n_kv_heads + h) * d).data;
             for (size_t i = 0; i < n; i++) memcpy(to + i * row, from + i * p->a->n_kv_heads * row, row);
         }
     c->length += n;
@@ -49,7 +49,7 @@ static void append_task(void *ctx, size_t s, int thread) {
 
 void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *caches, struct kernel_array k,
                          struct kernel_array v) {
-    parallel_for(a->n_seqs, append_task, &(struct append){a, caches, k, v});
+    parallel_for(a->n_seqs, append_task, &(struct append){a, caches, view_of(k), view_of(v)});
 }
 
 /* ---- attending ---- */
@@ -57,7 +57,7 @@ void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *
 struct decode {
     const struct kernel_attention *a;
     const struct simd *v;
-    struct kernel_array y, q;
+    struct view y, q;
     const struct kernel_cache *caches;
     size_t parts;     /* of a group */
     size_t stretches; /* of the longest sequence */
@@ -102,7 +102,7 @@ static float *partial(const struct decode *c, size_t seq, size_t head, size_t st
 struct heads {
     const struct decode *c;
     size_t n, d;
-    struct kernel_array q;
+    struct view q;
     float wide_q[HEADS * KERNEL_MAX_HEAD_DIM]; /* when bf16 is multiplied in f32 */
     float scratch[KEYS_FLOATS];
     float s[HEADS * KEYS], m[HEADS], y[HEADS * KERNEL_MAX_HEAD_DIM];
@@ -114,13 +114,13 @@ static size_t keys_in_block(const struct heads *t) {
 }
 
 /* A block of rows in f32. */
-static const float *wide_rows(struct heads *t, struct kernel_array rows, size_t n) {
+static const float *wide_rows(struct heads *t, struct view rows, size_t n) {
     if (rows.dtype == DT_F32) return rows.data;
     t->c->v->from_bf16(t->scratch, rows.data, n * t->d);
     return t->scratch;
 }
 
-static void scores(struct heads *t, struct kernel_array keys, size_t n, const void *next) {
+static void scores(struct heads *t, struct view keys, size_t n, const void *next) {
     const struct simd *v = t->c->v;
     if (keys.dtype == DT_BF16 && v->decode_dots) {
         v->decode_dots(t->s, KEYS, t->q.data, t->n, keys.data, n, t->d, next);
@@ -149,7 +149,7 @@ static void weigh(struct heads *t, size_t n) {
     }
 }
 
-static void mix(struct heads *t, struct kernel_array values, size_t n, const void *next) {
+static void mix(struct heads *t, struct view values, size_t n, const void *next) {
     const struct simd *v = t->c->v;
     if (values.dtype == DT_BF16 && v->decode_mix) {
         v->decode_mix(t->y, t->s, KEYS, t->n, values.data, n, t->d, next);
@@ -161,17 +161,17 @@ static void mix(struct heads *t, struct kernel_array values, size_t n, const voi
 
 static void attend(struct heads *t, const struct kernel_cache *cache, size_t kv_head, size_t begin, const void *next) {
     const struct kernel_attention *a = t->c->a;
-    struct kernel_array keys = rows_of(a, cache, kv_head, false), values = rows_of(a, cache, kv_head, true);
+    struct view keys = rows_of(a, cache, kv_head, false), values = rows_of(a, cache, kv_head, true);
     size_t d = t->d, end = smaller(begin + STRETCH, cache->length), first = first_key(a, cache);
     if (t->q.dtype != DT_F32 && !t->c->v->decode_dots) t->c->v->from_bf16(t->wide_q, t->q.data, t->n * d);
     memset(t->y, 0, t->n * d * sizeof *t->y);
     for (size_t h = 0; h < t->n; h++) t->m[h] = -INFINITY, t->l[h] = 0;
     for (size_t from = begin > first ? begin : first, n; from < end; from += n) {
         n = smaller(keys_in_block(t), end - from);
-        struct kernel_array value = kernel_part(values, from * d);
-        scores(t, kernel_part(keys, from * d), n, value.data);
+        struct view value = view_part(values, from * d);
+        scores(t, view_part(keys, from * d), n, value.data);
         weigh(t, n);
-        mix(t, value, n, from + n == cache->length ? next : kernel_part(keys, (from + n) * d).data);
+        mix(t, value, n, from + n == cache->length ? next : view_part(keys, (from + n) * d).data);
     }
 }
 
@@ -206,7 +206,7 @@ static void decode_task(void *ctx, size_t i, int thread) {
     t.c = c;
     t.n = smaller(HEADS, group - part * HEADS);
     t.d = d;
-    t.q = kernel_part(c->q, at);
+    t.q = view_part(c->q, at);
     attend(&t, cache, kv_head, stretch * STRETCH, keys_after(c, seq, kv_head, part));
     if (stretches_of(cache) - first_stretch(c->a, cache) == 1) {
         finish(c, t.y, t.l, t.n, at);
@@ -241,8 +241,9 @@ static void join_task(void *ctx, size_t i, int thread) {
 }
 
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
-                             const struct kernel_cache *caches, float *scratch) {
-    struct decode c = {.a = a, .v = simd(), .y = y, .q = q, .caches = caches, .scratch = scratch};
+                             const struct kernel_cache *caches, struct kernel_array scratch) {
+    struct decode c = {
+        .a = a, .v = simd(), .y = view_of(y), .q = view_of(q), .caches = caches, .scratch = host_f32(scratch)};
     c.parts = (a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS;
     c.stretches = longest(a, caches);
     parallel_for(a->n_seqs * a->n_kv_heads * c.parts * c.stretches, decode_task, &c);

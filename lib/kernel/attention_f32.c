@@ -6,12 +6,12 @@
 
 #include "lib/kernel/attention_block.h"
 
-static void widen(const struct simd *v, float *to, struct kernel_array from, size_t at, size_t d) {
+static void widen(const struct simd *v, float *to, struct view from, size_t at, size_t d) {
     v->from_bf16(to, (const uint16_t *)from.data + at, d);
 }
 
 static void pack(const struct simd *v, const struct kernel_attention *a, const struct attention_block *b, float *to,
-                 struct kernel_array from, float factor) {
+                 struct view from, float factor) {
     for (size_t r = 0; r < b->heads * b->n; r++) {
         float *row = to + r * a->head_dim;
         size_t at = query_at(a, b, r);
@@ -21,12 +21,12 @@ static void pack(const struct simd *v, const struct kernel_attention *a, const s
 }
 
 /* Keys, or values, in a block: as many as KEYS, but no more than fit when they must be widened. */
-static size_t keys_in_block(const struct kernel_attention *a, struct kernel_array k) {
+static size_t keys_in_block(const struct kernel_attention *a, struct view k) {
     return k.dtype == DT_F32 ? KEYS : smaller(KEYS, KEYS_FLOATS / a->head_dim);
 }
 
 /* Rows of keys or values from `at` on as f32, *ld apart. */
-static const float *key_rows(const struct simd *v, const struct kernel_attention *a, struct kernel_array k, size_t at,
+static const float *key_rows(const struct simd *v, const struct kernel_attention *a, struct view k, size_t at,
                              size_t keys, float *scratch, size_t *ld) {
     size_t stride = a->n_kv_heads * a->head_dim;
     *ld = k.dtype == DT_F32 ? stride : a->head_dim;

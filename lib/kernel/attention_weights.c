@@ -42,9 +42,9 @@ static void weights_task(void *ctx, size_t i, int thread) {
     for (size_t r = 0; r < n; r++) softmax_row(w, p + r * ldp, w->first + at + r);
 }
 
-void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n, float *p,
-                              const float *q, const float *k) {
+void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
+                              struct kernel_array p, struct kernel_array q, struct kernel_array k) {
     size_t start = a->starts[seq];
-    struct weights w = {a, simd(), start, a->starts[seq + 1] - start, first, n, p, q, k};
+    struct weights w = {a, simd(), start, a->starts[seq + 1] - start, first, n, host_f32(p), host_f32(q), host_f32(k)};
     parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
 }

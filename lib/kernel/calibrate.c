@@ -1,6 +1,6 @@
 /* Sums over activations. Columns are cut into pieces of a fixed width, so that each sum has one order whatever the
  * threads. */
-#include "lib/kernel/kernel.h"
+#include "lib/kernel/kernel_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -31,8 +31,8 @@ static void col_sums_piece(void *ctx, size_t i, int thread) {
         }
 }
 
-void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d) {
-    struct col_job j = {.sum_abs = sum_abs, .sum_sq = sum_sq, .x = x, .rows = rows, .d = d};
+void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows, size_t d) {
+    struct col_job j = {.sum_abs = sum_abs, .sum_sq = sum_sq, .x = host_f32(x), .rows = rows, .d = d};
     parallel_for(pieces(d), col_sums_piece, &j);
 }
 
@@ -52,8 +52,8 @@ static void seq_mean_piece(void *ctx, size_t i, int thread) {
     }
 }
 
-void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d) {
-    struct col_job j = {.sum_sq = out, .x = x, .lengths = lengths, .rows = n_seqs, .d = d};
+void kernel_seq_mean_abs_sq(double *out, struct kernel_array x, const uint32_t *lengths, size_t n_seqs, size_t d) {
+    struct col_job j = {.sum_sq = out, .x = host_f32(x), .lengths = lengths, .rows = n_seqs, .d = d};
     parallel_for(pieces(d), seq_mean_piece, &j);
 }
 
@@ -79,14 +79,14 @@ static void cosine_piece(void *ctx, size_t i, int thread) {
     }
 }
 
-double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d) {
+double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d) {
     /* Row pieces in rounds of a fixed number, so that the partial sums need no allocation. */
     enum { ROUND = 64 };
     double total = 0;
     for (size_t first = 0; first < rows; first += ROUND * ROWS) {
         double sum[ROUND] = {0};
         size_t n = rows - first < ROUND * ROWS ? rows - first : ROUND * ROWS;
-        struct cosine_job j = {x + first * d, y + first * d, n, d, sum};
+        struct cosine_job j = {host_f32(x) + first * d, host_f32(y) + first * d, n, d, sum};
         parallel_for((n + ROWS - 1) / ROWS, cosine_piece, &j);
         for (size_t i = 0; i < ROUND; i++) total += sum[i];
     }

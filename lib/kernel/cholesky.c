@@ -116,7 +116,7 @@ bool kernel_inverse_factor(float *u, float *h, size_t n, size_t *at) {
         f.first = (f.last - 1) / BLOCK * BLOCK;
         if (!factor_block(&f, at)) return false;
     }
-    kernel_fill(u, n * n, 0);
+    kernel_fill(kernel_f32(u), n * n, 0);
     for (f.last = n; f.last > 0; f.last = f.first) {
         f.first = (f.last - 1) / BLOCK * BLOCK;
         invert_block(&f);

@@ -10,29 +10,30 @@ struct vectors {
     float a;
 };
 
-static void fill_piece(void *ctx, size_t begin, size_t end) {
-    const struct vectors *c = ctx;
-    c->v->fill(c->y + begin, end - begin, c->a);
-}
-
-void kernel_fill(float *y, size_t n, float value) {
-    kernel_split(n, PIECE, fill_piece, &(struct vectors){simd(), y, NULL, value});
-}
-
 static void copy_piece(void *ctx, size_t begin, size_t end) {
     const struct vectors *c = ctx;
     memcpy(c->y + begin, c->x + begin, (end - begin) * sizeof(float));
 }
 
-void kernel_copy(float *y, const float *x, size_t n) {
-    kernel_split(n, PIECE, copy_piece, &(struct vectors){NULL, y, x, 0});
-}
-
 struct arrays {
     const struct simd *v;
-    struct kernel_array y, x;
+    struct view y, x;
     float a;
 };
+
+static void fill_piece(void *ctx, size_t begin, size_t end) {
+    const struct arrays *c = ctx;
+    float scratch[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) {
+        n = smaller(WIDENED, end - i);
+        c->v->fill(array_target(c->y, i, scratch), n, c->a);
+        array_put(c->v, c->y, i, n, scratch);
+    }
+}
+
+void kernel_fill(struct kernel_array y, size_t n, float value) {
+    kernel_split(n, PIECE, fill_piece, &(struct arrays){.v = simd(), .y = view_of(y), .a = value});
+}
 
 static void scale_piece(void *ctx, size_t begin, size_t end) {
     const struct arrays *c = ctx;
@@ -46,7 +47,7 @@ static void scale_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_scale(struct kernel_array y, size_t n, float a) {
-    kernel_split(n, PIECE, scale_piece, &(struct arrays){.v = simd(), .y = y, .a = a});
+    kernel_split(n, PIECE, scale_piece, &(struct arrays){.v = simd(), .y = view_of(y), .a = a});
 }
 
 static void add_piece(void *ctx, size_t begin, size_t end) {
@@ -61,18 +62,18 @@ static void add_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_add(struct kernel_array y, struct kernel_array x, size_t n) {
-    kernel_split(n, PIECE, add_piece, &(struct arrays){.v = simd(), .y = y, .x = x});
+    kernel_split(n, PIECE, add_piece, &(struct arrays){.v = simd(), .y = view_of(y), .x = view_of(x)});
 }
 
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n) {
     if (x.dtype == DT_F32 && y.dtype == DT_F32)
-        kernel_copy(y.data, x.data, n);
+        kernel_split(n, PIECE, copy_piece, &(struct vectors){NULL, host_of(y), host_of(x), 0});
     else if (x.dtype == DT_F32)
-        kernel_to_bf16(y.data, x.data, n);
+        to_bf16(host_of(y), host_of(x), n);
     else if (y.dtype == DT_F32)
-        kernel_from_bf16(y.data, x.data, n);
+        from_bf16(host_of(y), host_of(x), n);
     else
-        memcpy(y.data, x.data, kernel_array_bytes(x.dtype, n));
+        memcpy(host_of(y), host_of(x), kernel_array_bytes(x.dtype, n));
 }
 
 static void axpy_piece(void *ctx, size_t begin, size_t end) {
@@ -80,41 +81,8 @@ static void axpy_piece(void *ctx, size_t begin, size_t end) {
     c->v->axpy(c->y + begin, c->a, c->x + begin, end - begin);
 }
 
-void kernel_axpy(float *y, float a, const float *x, size_t n) {
-    kernel_split(n, PIECE, axpy_piece, &(struct vectors){simd(), y, x, a});
-}
-
-/* ---- AdamW ---- */
-
-struct adamw {
-    const struct simd *v;
-    const struct kernel_adamw *how;
-    float step_size, root_correction;
-    float *w;
-    struct kernel_array m, v2;
-    const float *g;
-};
-
-static void adamw_piece(void *ctx, size_t begin, size_t end) {
-    const struct adamw *c = ctx;
-    c->v->adamw(c->how, c->step_size, c->root_correction, c->w + begin, (float *)c->m.data + begin,
-                (float *)c->v2.data + begin, c->g + begin, end - begin);
-}
-
-/* Moments in bf16: widened, then rounded with random bits that are a function of step, tensor and element. */
-static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
-    const struct adamw *c = ctx;
-    float m[WIDENED], v[WIDENED];
-    uint32_t random[WIDENED];
-    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, but the last */
-        n = smaller(WIDENED, end - i);
-        array_get(c->v, c->m, i, n, m);
-        array_get(c->v, c->v2, i, n, v);
-        c->v->adamw(c->how, c->step_size, c->root_correction, c->w + i, m, v, c->g + i, n);
-        c->v->random(random, c->how->step, c->how->stream, i / 4, (n + 63) / 64);
-        c->v->to_bf16_random((uint16_t *)c->m.data + i, m, random, 0, n);
-        c->v->to_bf16_random((uint16_t *)c->v2.data + i, v, random, 16, n);
-    }
+void kernel_axpy(struct kernel_array y, float a, struct kernel_array x, size_t n) {
+    kernel_split(n, PIECE, axpy_piece, &(struct vectors){simd(), host_f32(y), host_f32(x), a});
 }
 
 /* ---- momentum ---- */
@@ -123,7 +91,7 @@ struct momentum {
     const struct simd *v;
     const struct kernel_momentum *how;
     float *u;
-    struct kernel_array m;
+    struct view m;
     const float *g;
 };
 
@@ -150,20 +118,52 @@ static void momentum_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_momentum(const struct kernel_momentum *o, float *u, struct kernel_array m, const float *g, size_t n) {
-    kernel_split(n, PIECE, momentum_piece, &(struct momentum){simd(), o, u, m, g});
+void kernel_momentum(const struct kernel_momentum *o, struct kernel_array u, struct kernel_array m,
+                     struct kernel_array g, size_t n) {
+    kernel_split(n, PIECE, momentum_piece, &(struct momentum){simd(), o, host_f32(u), view_of(m), host_f32(g)});
 }
 
 /* ---- AdamW ---- */
+
+struct adamw {
+    const struct simd *v;
+    const struct kernel_adamw *how;
+    float step_size, root_correction;
+    float *w;
+    struct view m, v2;
+    const float *g;
+};
+
+static void adamw_piece(void *ctx, size_t begin, size_t end) {
+    const struct adamw *c = ctx;
+    c->v->adamw(c->how, c->step_size, c->root_correction, c->w + begin, (float *)c->m.data + begin,
+                (float *)c->v2.data + begin, c->g + begin, end - begin);
+}
+
+/* Moments in bf16: widened, then rounded with random bits that are a function of step, tensor and element. */
+static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
+    const struct adamw *c = ctx;
+    float m[WIDENED], v[WIDENED];
+    uint32_t random[WIDENED];
+    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, but the last */
+        n = smaller(WIDENED, end - i);
+        array_get(c->v, c->m, i, n, m);
+        array_get(c->v, c->v2, i, n, v);
+        c->v->adamw(c->how, c->step_size, c->root_correction, c->w + i, m, v, c->g + i, n);
+        c->v->random(random, c->how->step, c->how->stream, i / 4, (n + 63) / 64);
+        c->v->to_bf16_random((uint16_t *)c->m.data + i, m, random, 0, n);
+        c->v->to_bf16_random((uint16_t *)c->v2.data + i, v, random, 16, n);
+    }
+}
 
 /*
  * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
  * root.
  */
-void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m, struct kernel_array v, const float *g,
-                  size_t n) {
+void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
+                  struct kernel_array g, size_t n) {
     double t = (double)o->step;
-    struct adamw c = {.v = simd(), .how = o, .w = w, .m = m, .v2 = v, .g = g};
+    struct adamw c = {.v = simd(), .how = o, .w = host_f32(w), .m = view_of(m), .v2 = view_of(v), .g = host_f32(g)};
     c.step_size = (float)(o->lr / (1 - pow(o->beta1, t)));
     c.root_correction = (float)(1 / sqrt(1 - pow(o->beta2, t)));
     kernel_split(n, PIECE, m.dtype == DT_F32 ? adamw_piece : adamw_rounded_piece, &c);

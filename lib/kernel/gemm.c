@@ -55,7 +55,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
     if (m == 0 || n == 0) return;
     if (k == 0) {
         if (beta == 0)
-            kernel_fill(c, m * n, 0);
+            kernel_fill(kernel_f32(c), m * n, 0);
         else
             kernel_scale(kernel_f32(c), m * n, beta);
         return;
@@ -79,19 +79,23 @@ static void run_dots(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
     if (m > FEW_ROWS) {
-        product(GEMM_NT, m, n, k, a, b, beta, c);
+        product(GEMM_NT, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
         return;
     }
-    struct product_f32 p = {.v = simd(), .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
+    struct product_f32 p = {
+        .v = simd(), .m = m, .n = n, .k = k, .a = host_f32(a), .b = host_f32(b), .beta = beta, .c = host_f32(c)};
     kernel_split(n, DOTS, run_dots, &p);
 }
 
-void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
-    product(GEMM_NN, m, n, k, a, b, beta, c);
+void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
+    product(GEMM_NN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }
 
-void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
-    product(GEMM_TN, m, n, k, a, b, beta, c);
+void kernel_matmul_tn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c) {
+    product(GEMM_TN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }

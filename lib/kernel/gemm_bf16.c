@@ -26,7 +26,7 @@ struct product_bf16 {
     const void *a;
     bool transposed; /* a is [k][m]: its rows are transposed, a strip of k at a time */
     size_t lda;      /* of rows that can be read in place: bf16, padded; else 0 */
-    const struct kernel_panels *b;
+    const struct panels *b;
     struct result c;
     bool in_place; /* sums are made in c: it is f32 and nothing is added at the end */
     size_t tile_m, tile_n, tiles_n, strip_k;
@@ -141,15 +141,15 @@ static void run_strip(const struct tile *t) {
 static void transpose_rows(struct tile *t, uint16_t *to) {
     const struct product_bf16 *p = t->p;
     size_t at = t->first * p->m + t->row, padding = round_up(t->count, 32) - t->count;
-    struct kernel_array a = {p->a_type, (void *)p->a};
-    transpose_to_bf16(to, TRANSPOSED_LD, p->a_type, kernel_part(a, at).data, p->m, t->count, t->rows);
+    struct view a = {p->a_type, (void *)p->a};
+    transpose_to_bf16(to, TRANSPOSED_LD, p->a_type, view_part(a, at).data, p->m, t->count, t->rows);
     for (size_t i = 0; padding && i < t->rows; i++) memset(to + i * TRANSPOSED_LD + t->count, 0, padding * sizeof *to);
     t->transposed = to;
 }
 
 static void run_tile(void *ctx, size_t i, int thread) {
     const struct product_bf16 *p = ctx;
-    const struct kernel_panels *b = p->b;
+    const struct panels *b = p->b;
     (void)thread;
     _Alignas(64) uint16_t strip[STRIP], a_room[MAX_BLOCK * MAX_ROW_STRIDE];
     _Alignas(64) float sums[SUMS];
@@ -257,20 +257,28 @@ static void multiply(struct product_bf16 *p) {
         run_rounded(p);
 }
 
-static struct result result_of(const struct kernel_panels *b, const struct kernel_epilogue *how, enum dtype type,
-                               void *c) {
-    return (struct result){.how = how ? *how : (struct kernel_epilogue){0}, .type = type, .data = c, .n = b->n};
+static void multiply_into(struct kernel_array a, bool transposed, size_t m, const struct kernel_matrix *b,
+                          const struct kernel_epilogue *how, struct kernel_array c) {
+    static const struct kernel_epilogue plain;
+    if (!how) how = &plain;
+    struct panels panels = panels_of(b);
+    struct epilogue end = {how->accumulate, host_f32(how->bias), host_f32(how->residual), host_of(how->gate), how->act};
+    multiply(&(struct product_bf16){.m = m,
+                                    .a_type = a.dtype,
+                                    .a = host_of(a),
+                                    .transposed = transposed,
+                                    .b = &panels,
+                                    .c = {.how = end, .type = c.dtype, .data = host_of(c), .n = b->n}});
 }
 
-void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                     const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(&(struct product_bf16){.m = m, .a_type = a_type, .a = a, .b = b, .c = result_of(b, how, c_type, c)});
+void kernel_multiply(size_t m, struct kernel_array a, const struct kernel_matrix *b, const struct kernel_epilogue *how,
+                     struct kernel_array c) {
+    multiply_into(a, false, m, b, how, c);
 }
 
-void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                        const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(&(struct product_bf16){
-        .m = m, .a_type = a_type, .a = a, .transposed = true, .b = b, .c = result_of(b, how, c_type, c)});
+void kernel_multiply_tn(size_t m, struct kernel_array a, const struct kernel_matrix *b,
+                        const struct kernel_epilogue *how, struct kernel_array c) {
+    multiply_into(a, true, m, b, how, c);
 }
 
 /* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */

@@ -30,7 +30,7 @@ struct product_int8 {
     size_t m;
     enum dtype a_type;
     const void *a;
-    const struct kernel_panels *b;
+    const struct panels *b;
     struct result c;
     size_t group_rows, first, rows; /* the current rows */
     struct rounded rounded;         /* all of them, when a is not NULL; else a tile rounds what it needs */
@@ -44,7 +44,7 @@ static void round_row(const struct product_int8 *p, size_t row, size_t block, si
                       struct rounded to) {
     enum { AT_ONCE = 16 };
     float scratch[AT_ONCE * BLOCK];
-    struct kernel_array a = {p->a_type, (void *)p->a};
+    struct view a = {p->a_type, (void *)p->a};
     size_t groups = BLOCK / p->form->group;
     for (size_t i = 0; i < blocks; i += AT_ONCE) {
         size_t n = smaller(AT_ONCE, blocks - i);
@@ -109,7 +109,7 @@ static void multiply_chunk(const struct product_int8 *p, size_t first, size_t ro
 
 static void run_tile(void *ctx, size_t i, int thread) {
     const struct product_int8 *p = ctx;
-    const struct kernel_panels *b = p->b;
+    const struct panels *b = p->b;
     (void)thread;
     _Alignas(64) float sums[TILE_M * PANEL];
     size_t row = i / p->tiles_n * p->tile_m, rows = smaller(p->tile_m, p->rows - row);
@@ -143,7 +143,7 @@ static void multiply_rows(struct product_int8 *p) {
     parallel_for(tiles_m * p->tiles_n, run_tile, p);
 }
 
-void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c) {
+void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct panels *b, const struct result *c) {
     uint32_t integers[SCRATCH / 4];
     float d[SCRATCH / BLOCK];
     union extra_int8 extra[SCRATCH / 16];

@@ -27,25 +27,75 @@ struct kernel_backend kernel_backend(void);
 /* Are products of bf16 at least about as fast as those of f32 on the path in use? */
 bool kernel_has_bf16(void);
 
-/* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------ */
+/* ---- devices and their memory ------------------------------------------------------------------------------------ */
 /*
- * Results of layers. Arithmetic is in f32 whatever the type: a kernel widens a piece, computes in f32, and rounds the
- * result once.
+ * Tensor data is in memory of a device and is dereferenced in lib/kernel only. There is one device, the CPU, whose
+ * buffers are host memory; README.md says what another one brings. Host memory are: small inputs (ids, positions, starts
+ * of sequences, frequencies, targets of the loss), results for the caller (ids, sums in f64), and all that the sections
+ * "on the host" at the end work on.
+ */
+struct kernel_device;
+struct kernel_buffer; /* memory of a device; opaque */
+struct kernel_device *kernel_cpu(void);
+
+/*
+ * Elements in a buffer. Results of layers are f32 or bf16; arithmetic is in f32 whatever the type: a kernel widens a
+ * piece, computes in f32, and rounds the result once. Functions take f32 and bf16 unless they say f32.
  */
 struct kernel_array {
-    enum dtype dtype; /* DT_F32 or DT_BF16 */
-    void *data;
+    enum dtype dtype;
+    /* the device's: */
+    struct kernel_buffer *buffer; /* NULL: no data */
+    size_t offset;                /* in bytes */
 };
-static inline struct kernel_array kernel_f32(const float *x) { /* which kernels that read do not write to */
-    return (struct kernel_array){DT_F32, (void *)x};
+/* n elements, uninitialised and 64-byte aligned; DT_U8 for memory that kernel_typed or a matrix gives a type. No data, and
+ * *e, when memory is out. */
+struct kernel_array kernel_alloc(struct kernel_device *d, enum dtype dtype, uint64_t n, struct err *e) MUST_CHECK;
+void kernel_free(struct kernel_device *d, struct kernel_array a); /* all that kernel_alloc gave; no data is fine */
+static inline struct kernel_array kernel_none(enum dtype dtype) {
+    return (struct kernel_array){dtype, NULL, 0};
 }
+static inline bool kernel_has_data(struct kernel_array a) {
+    return a.buffer != NULL;
+}
+static inline bool kernel_same_data(struct kernel_array a, struct kernel_array b) {
+    return a.buffer == b.buffer && a.offset == b.offset;
+}
+/* Of n elements of f32, bf16, f16 or bytes. */
 static inline size_t kernel_array_bytes(enum dtype dtype, size_t n) {
-    return n * (dtype == DT_BF16 ? sizeof(uint16_t) : sizeof(float));
+    return n * (dtype == DT_F32 ? sizeof(float) : dtype == DT_U8 ? 1 : sizeof(uint16_t));
+}
+/* The same memory with elements of another type. */
+static inline struct kernel_array kernel_typed(struct kernel_array a, enum dtype dtype) {
+    a.dtype = dtype;
+    return a;
 }
 /* The array from element `at` on. */
 static inline struct kernel_array kernel_part(struct kernel_array a, size_t at) {
-    return (struct kernel_array){a.dtype, (char *)a.data + kernel_array_bytes(a.dtype, at)};
+    a.offset += kernel_array_bytes(a.dtype, at);
+    return a;
 }
+
+/* Host memory as an array of the CPU; NULL: no data. Kernels do not write to arrays that they read. */
+static inline struct kernel_array kernel_host_array(enum dtype dtype, const void *x) {
+    return (struct kernel_array){dtype, (struct kernel_buffer *)(uintptr_t)x, 0};
+}
+static inline struct kernel_array kernel_f32(const float *x) {
+    return kernel_host_array(DT_F32, x);
+}
+static inline struct kernel_array kernel_bf16(const uint16_t *x) {
+    return kernel_host_array(DT_BF16, x);
+}
+/*
+ * n elements for the host to read: where they are if that is host memory (the CPU's is); another device downloads them to
+ * memory of its own that is valid until the next call for the same buffer. NULL for no data. What the host writes there
+ * need not reach the array: that takes kernel_upload.
+ */
+void *kernel_host(struct kernel_array a, size_t n);
+/* n elements from and to host memory, in the array's type. */
+void kernel_upload(struct kernel_array y, const void *host, size_t n);
+void kernel_download(void *host, struct kernel_array x, size_t n);
+
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n); /* y = x */
 
 /* ---- activation functions, of layers and of a product's epilogue ------------------------------------------------- */
@@ -60,12 +110,15 @@ enum kernel_act {
     KERNEL_ACTS
 };
 
-/* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
+/* ---- matrix products in f32. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
 /* A row of c has the same bits whatever rows are beside it, but for products of up to four rows, which are dot
  * products. nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
-void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
-void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
-void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
+void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c);
+void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c);
+void kernel_matmul_tn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
+                      struct kernel_array c);
 
 /* ---- matrix products in bf16, sums in f32 ------------------------------------------------------------------------ */
 /*
@@ -73,54 +126,74 @@ void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float 
  * exact in f32; an element of a product is summed in an order that depends on k only, never on m, n or the threads.
  * Paths with bf16 instructions take subnormal numbers for zero, others do not.
  */
-void kernel_to_bf16(uint16_t *y, const float *x, size_t n);
-void kernel_from_bf16(float *y, const uint16_t *x, size_t n);
-
 /*
- * The right-hand matrix of a product: n columns of k elements, which is a weight matrix [n][k] as models store it.
+ * The right-hand matrix of a product: n columns of k elements, which is a weight matrix [n][k] as models store it. A
+ * device chooses how it is packed: what follows n and k is its own. The CPU has three forms:
  *
- * Packed: bf16 as the micro-kernels read it, panels [n/32][k/2][32][2] with n and k rounded up to multiples of 32 and
- * zeros there; `data` holds kernel_panels_bytes(n, k), 64-byte aligned, and is filled by one of the two functions below.
- * Not packed: `data` is the matrix [n][k] itself in `dtype`, any floating or quantized type (k a whole number of
- * blocks), any alignment. A product then makes panels of a strip of it at a time, in scratch, and shares them among the
- * rows of a block: with many rows that costs little, with few the matrix is still read once.
+ * Stored: the matrix [n][k] itself, in any floating or quantized type (k a whole number of blocks), any alignment. A
+ * product then packs a strip of it at a time, in scratch, and shares it among the rows of a block: with many rows that
+ * costs little, with few the matrix is still read once.
  *
- * Packed for products of integers: quantized blocks as panels of their codes, kernel_panels_int8_bytes(dtype, n, k); `packed`,
- * and `dtype` is the quantized type. Codes and scales stay what they are. a is rounded in blocks of 32 along k to
- * d q, q = nearest integer to x / d, d = max |x| / 127, and
+ * Packed in bf16: as the micro-kernels read it, panels [n/32][k/2][32][2] with n and k rounded up to multiples of 32 and
+ * zeros there.
+ *
+ * Packed for products of integers: quantized blocks as panels of their codes; codes and scales stay what they are. a is
+ * rounded in blocks of 32 along k to d q, q = nearest integer to x / d, d = max |x| / 127, and
  *
  *     sum over groups of a scale in order of k:    (sum of codes times q, exact) scale d [+ min (d sum of q)]
  *
- * with each operation in f32 rounded on its own: an element has the same bits for any m, n, threads and CPU. A block of a
- * that is below 2^-120 counts as zeros; one with a number that is not finite makes NaN.
+ * with each operation in f32 rounded on its own: an element has the same bits for any m, n, threads and CPU. A block of
+ * a that is below 2^-120 counts as zeros; one with a number that is not finite makes NaN.
  */
-struct kernel_panels {
+enum kernel_packing { KERNEL_STORED, KERNEL_PACKED_BF16, KERNEL_PACKED_INT8 };
+struct kernel_matrix {
     size_t n, k;
-    bool packed;
-    enum dtype dtype; /* of a matrix that is not packed */
-    const void *data; /* the caller's */
+    /* the device's: */
+    enum kernel_packing packing;
+    enum dtype dtype; /* of what it was made of, or DT_BF16 */
+    struct kernel_buffer *buffer;
+    size_t offset;
 };
 #define KERNEL_PANEL 32 /* columns */
-size_t kernel_panels_bytes(size_t n, size_t k);
-/* Fills memory and describes it. nt: from [n][k] in any floating or quantized type; nn: from [k][n], DT_F32 or DT_BF16.
- * A part of the rows of [n][k], from a multiple of KERNEL_PANEL on, may be packed alone, to its place: memory +
- * kernel_panels_bytes(first row, k). */
-struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b);
-struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b);
-size_t kernel_panels_int8_bytes(enum dtype type, size_t n, size_t k);
-/* From [n][k] in a quantized type, k a whole number of blocks. */
-struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dtype type, const void *blocks);
+static inline bool kernel_has_matrix(const struct kernel_matrix *b) {
+    return b->buffer != NULL;
+}
+static inline bool kernel_is_packed(const struct kernel_matrix *b) {
+    return b->packing != KERNEL_STORED;
+}
+/* Its memory, for kernel_free. */
+static inline struct kernel_array kernel_matrix_memory(const struct kernel_matrix *b) {
+    return (struct kernel_array){DT_U8, b->buffer, b->offset};
+}
+/* A matrix that is stored in b, [n][k]. */
+struct kernel_matrix kernel_matrix_of(struct kernel_array b, size_t n, size_t k);
+/* Memory that a matrix [n][k] of this type takes. */
+size_t kernel_matrix_bytes(enum kernel_packing packing, enum dtype type, size_t n, size_t k);
+/* One in the memory of an array of any type, 64-byte aligned, to be filled: in order, by rows of [n][k] from multiples of
+ * KERNEL_PANEL on. Those are host memory in `type`, which is the matrix's own unless it is packed in bf16. */
+struct kernel_matrix kernel_matrix_in(struct kernel_array memory, enum kernel_packing packing, enum dtype type,
+                                      size_t n, size_t k);
+void kernel_matrix_fill(const struct kernel_matrix *b, size_t first, size_t rows, enum dtype type, const void *host);
+/* Packed in bf16 into memory of kernel_matrix_bytes: a stored matrix, or the transpose of b [k][n] in f32 or bf16. */
+struct kernel_matrix kernel_pack_nt(struct kernel_array memory, const struct kernel_matrix *b);
+struct kernel_matrix kernel_pack_nn(struct kernel_array memory, size_t n, size_t k, struct kernel_array b);
+/* Its first n columns. */
+static inline struct kernel_matrix kernel_matrix_columns(const struct kernel_matrix *b, size_t n) {
+    struct kernel_matrix part = *b;
+    part.n = n;
+    return part;
+}
 /* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32,
- * and as rounded to bf16 only where the panels are. */
-void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids);
+ * and as rounded to bf16 only where the matrix is. */
+void kernel_matrix_gather(struct kernel_array y, const struct kernel_matrix *b, const uint32_t *ids, size_t n_ids);
 
 /* How the sums are finished: c = [c +] sums [+ bias] [+ residual], rounded to c's type. {0}: c = sums. */
 struct kernel_epilogue {
-    bool accumulate;       /* DT_F32 only */
-    const float *bias;     /* [n] */
-    const float *residual; /* [m][n]; may be c */
-    const uint16_t
-        *gate; /* [m][n], DT_BF16 only, without residual; may be c: c = act(gate) * c, as kernel_glu of both */
+    bool accumulate;              /* DT_F32 only */
+    struct kernel_array bias;     /* f32 [n] */
+    struct kernel_array residual; /* f32 [m][n]; may be c */
+    /* bf16 [m][n], without residual; may be c, which is bf16: c = act(gate) * c, as kernel_glu of both */
+    struct kernel_array gate;
     enum kernel_act act;
 };
 /*
@@ -130,46 +203,46 @@ struct kernel_epilogue {
  *     dx = dy W        kernel_multiply(dy, pack_nn(W))
  *     dW += dy^T x     kernel_multiply_tn(dy, pack_nn(x), accumulate)
  */
-void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                     const struct kernel_epilogue *how, enum dtype c_type, void *c);
+void kernel_multiply(size_t m, struct kernel_array a, const struct kernel_matrix *b, const struct kernel_epilogue *how,
+                     struct kernel_array c);
 /* The same of a[k][m] transposed; b is packed in bf16. a is transposed a tile at a time, in the cache. */
-void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
-                        const struct kernel_epilogue *how, enum dtype c_type, void *c);
+void kernel_multiply_tn(size_t m, struct kernel_array a, const struct kernel_matrix *b,
+                        const struct kernel_epilogue *how, struct kernel_array c);
 
 /* ---- element by element ------------------------------------------------------------------------------------------ */
-void kernel_fill(float *y, size_t n, float value);
-void kernel_copy(float *y, const float *x, size_t n);
+void kernel_fill(struct kernel_array y, size_t n, float value);
 void kernel_scale(struct kernel_array y, size_t n, float a);
-void kernel_add(struct kernel_array y, struct kernel_array x, size_t n);  /* y += x */
-void kernel_axpy(float *y, float a, const float *x, size_t n);            /* y += a x */
-void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d); /* every row += bias */
+void kernel_add(struct kernel_array y, struct kernel_array x, size_t n);                      /* y += x */
+void kernel_axpy(struct kernel_array y, float a, struct kernel_array x, size_t n);            /* y += a x */
+void kernel_add_bias(struct kernel_array y, struct kernel_array bias, size_t rows, size_t d); /* every row += bias */
 /* y[d] += sum over rows: the bias gradient */
-void kernel_sum_rows(float *y, struct kernel_array x, size_t rows, size_t d);
-double kernel_sum_squares(const float *x, size_t n);
-double kernel_dot(const float *x, const float *y, size_t n);
+void kernel_sum_rows(struct kernel_array y, struct kernel_array x, size_t rows, size_t d);
+double kernel_sum_squares(struct kernel_array x, size_t n);
+double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n);
 
 /* ---- embedding --------------------------------------------------------------------------------------------------- */
 /* y[i] = table[ids[i]] */
-void kernel_gather(float *y, const float *table, const uint32_t *ids, size_t n, size_t d);
+void kernel_gather(struct kernel_array y, struct kernel_array table, const uint32_t *ids, size_t n, size_t d);
 /* table[ids[i]] += dy[i], in order of i */
-void kernel_scatter_add(float *table, const float *dy, const uint32_t *ids, size_t n, size_t d);
+void kernel_scatter_add(struct kernel_array table, struct kernel_array dy, const uint32_t *ids, size_t n, size_t d);
 
 /* ---- RMSNorm (Zhang and Sennrich 2019, eq. 4) -------------------------------------------------------------------- */
-/* y = x / sqrt(mean(x^2) + eps) * w; inv [rows] keeps 1 / rms for backward (or NULL) */
-void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, const float *w, size_t rows, size_t d,
-                    float eps);
-/* dx +=, dw +=; dx.data or dw may be NULL */
-void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
-                             const float *w, const float *inv, size_t rows, size_t d);
+/* y = x / sqrt(mean(x^2) + eps) * w; inv [rows], if it has data, keeps 1 / rms for backward */
+void kernel_rmsnorm(struct kernel_array y, struct kernel_array inv, struct kernel_array x, struct kernel_array w,
+                    size_t rows, size_t d, float eps);
+/* dx +=, dw +=; either without data: not wanted */
+void kernel_rmsnorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array dy,
+                             struct kernel_array x, struct kernel_array w, struct kernel_array inv, size_t rows,
+                             size_t d);
 
 /* ---- LayerNorm (Ba et al. 2016) ---------------------------------------------------------------------------------- */
-/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; moments [rows][2] keeps mean and 1 / deviation for backward (or
- * NULL); b may be NULL */
-void kernel_layernorm(struct kernel_array y, float *moments, struct kernel_array x, const float *w, const float *b,
-                      size_t rows, size_t d, float eps);
-/* dx +=, dw +=, db +=; each may be NULL (dx.data) */
-void kernel_layernorm_backward(struct kernel_array dx, float *dw, float *db, struct kernel_array dy,
-                               struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d);
+/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; moments [rows][2] keeps mean and 1 / deviation for backward ; b and moments may have no data */
+void kernel_layernorm(struct kernel_array y, struct kernel_array moments, struct kernel_array x, struct kernel_array w,
+                      struct kernel_array b, size_t rows, size_t d, float eps);
+/* dx +=, dw +=, db +=; each may have no data */
+void kernel_layernorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array db,
+                               struct kernel_array dy, struct kernel_array x, struct kernel_array w,
+                               struct kernel_array moments, size_t rows, size_t d);
 
 /* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + dims/2) ------------------ */
 /*
@@ -194,18 +267,19 @@ struct kernel_attention {
  * q [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim] -> y [n][n_heads][head_dim]; lse [n][n_heads]: log-sum-exp
  * of the scaled scores, for backward, or NULL. Blocked with online softmax: no n x n matrix is ever whole in memory.
  */
-void kernel_attention(const struct kernel_attention *a, struct kernel_array y, float *lse, struct kernel_array q,
-                      struct kernel_array k, struct kernel_array v);
+void kernel_attention(const struct kernel_attention *a, struct kernel_array y, struct kernel_array lse,
+                      struct kernel_array q, struct kernel_array k, struct kernel_array v);
 /*
  * The probabilities themselves, of queries [first, first + n) of sequence `seq`: p [n][n_heads][length of the sequence] f32, 0 where
  * a query sees no key. q and k in f32.
  */
-void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n, float *p,
-                              const float *q, const float *k);
+void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
+                              struct kernel_array p, struct kernel_array q, struct kernel_array k);
 /* Recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). dk and dv are sums and stay f32. */
-void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, float *dk, float *dv,
-                               struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
-                               struct kernel_array k, struct kernel_array v);
+void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, struct kernel_array dk,
+                               struct kernel_array dv, struct kernel_array dy, struct kernel_array y,
+                               struct kernel_array lse, struct kernel_array q, struct kernel_array k,
+                               struct kernel_array v);
 
 /* ---- attention of generation: one query per sequence against its cache of keys and values ----------------- */
 /* Of one sequence in one layer. Only attention_decode.c knows their layout. */
@@ -223,7 +297,7 @@ void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *
  * be 0. */
 size_t kernel_attention_decode_scratch(const struct kernel_attention *a, const struct kernel_cache *caches);
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
-                             const struct kernel_cache *caches, float *scratch);
+                             const struct kernel_cache *caches, struct kernel_array scratch);
 
 /* ---- activation functions ---------------------------------------------------------------------------------------- */
 /* y = act(x); y may be x. dx = dy act'(x). */
@@ -236,27 +310,28 @@ void kernel_glu(enum kernel_act act, struct kernel_array y, struct kernel_array 
 void kernel_glu_backward(enum kernel_act act, struct kernel_array dgate, struct kernel_array dup,
                          struct kernel_array dy, struct kernel_array gate, struct kernel_array up, size_t n);
 /* y = cap tanh(x / cap); y may be x. dx *= 1 - (y / cap)^2: the gradient of y becomes that of x. */
-void kernel_softcap(float *y, const float *x, size_t n, float cap);
-void kernel_softcap_backward(struct kernel_array dx, const float *y, size_t n, float cap);
+void kernel_softcap(struct kernel_array y, struct kernel_array x, size_t n, float cap);
+void kernel_softcap_backward(struct kernel_array dx, struct kernel_array y, size_t n, float cap);
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 /* Both of x * inv_temperature. */
-void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature);
-void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float inv_temperature); /* y may be x */
-/* y in any floating type = log-softmax of x * inv_temperature, or x as it is when not `log_probs`; not in place.
- * Returns the first row of y with a value that is not finite, or rows. */
-size_t kernel_store_logits(enum dtype type, void *y, const float *x, size_t rows, size_t d, float inv_temperature,
-                           bool log_probs);
-void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d); /* first of equals */
+void kernel_logsumexp(float *lse, struct kernel_array x, size_t rows, size_t d, float inv_temperature);
+void kernel_log_softmax(struct kernel_array y, struct kernel_array x, size_t rows, size_t d,
+                        float inv_temperature); /* y may be x */
+/* host_y in any floating type = log-softmax of x * inv_temperature, or x as it is when not `log_probs`; not in place.
+ * Returns the first row of it with a value that is not finite, or rows. */
+size_t kernel_store_logits(enum dtype type, void *host_y, struct kernel_array x, size_t rows, size_t d,
+                           float inv_temperature, bool log_probs);
+void kernel_argmax(uint32_t *index, struct kernel_array x, size_t rows, size_t d); /* first of equals */
 /* The k <= d largest of each row, descending, ties by lower index, NaN as -infinity: ids, values [rows][k]. */
-void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size_t d, size_t k);
+void kernel_topk(uint32_t *ids, float *values, struct kernel_array x, size_t rows, size_t d, size_t k);
 /*
  * n draws with replacement from softmax(x * inv_temperature) for each row, from uniforms u [rows][n] in [0,1) by
  * inversion in f64: ids [rows][n] ascending (duplicates adjacent). x is DT_F32, DT_F16 or DT_BF16. Returns the first
  * row with a value that is not finite, or rows: minus infinity is never drawn, anything else makes the row's draws
  * meaningless.
  */
-size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
+size_t kernel_sample(uint32_t *ids, const double *u, struct kernel_array x, size_t rows, size_t d, size_t n,
                      float inv_temperature);
 
 /*
@@ -269,7 +344,7 @@ size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void
  * dx (no data, x itself, or apart from x) [rows][d] receives the gradient of sum_r row_weight[r] * loss[r], rounded when
  * it is DT_BF16; row_weight NULL: 1. kl, ce [rows] (or NULL) receive the two terms in f64 without any of the weights and without T^2.
  */
-struct kernel_target {
+struct kernel_target {      /* host memory, as knowledge comes */
     const uint64_t *offset; /* [rows + 1] */
     const uint32_t *ids;
     const float *probs;
@@ -281,7 +356,7 @@ struct kernel_loss {
     float temperature, kl_weight, ce_weight;
 };
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
-                         const float *x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx);
+                         struct kernel_array x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx);
 
 /*
  * Divergences of one teacher distribution t a row from the student's p = softmax(x / T), sums over tokens of
@@ -357,8 +432,8 @@ struct kernel_adamw {
  * right (a change smaller than half a unit would always be lost otherwise): the f32 bits plus 16 random ones, cut off.
  * Element i takes word i / 16 % 4 of philox(step, stream, i / 64 * 16 + i % 16), m its lower half and v its upper.
  */
-void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m, struct kernel_array v, const float *g,
-                  size_t n);
+void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
+                  struct kernel_array g, size_t n);
 
 /*
  * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'.
@@ -368,16 +443,18 @@ struct kernel_momentum {
     float beta, grad_scale;
     uint64_t step, stream;
 };
-void kernel_momentum(const struct kernel_momentum *o, float *u, struct kernel_array m, const float *g, size_t n);
+void kernel_momentum(const struct kernel_momentum *o, struct kernel_array u, struct kernel_array m,
+                     struct kernel_array g, size_t n);
 
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
-void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
+void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows,
+                     size_t d); /* per column, += */
 /* Contiguous sequences of lengths[i] rows: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
-void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d);
+void kernel_seq_mean_abs_sq(double *out, struct kernel_array x, const uint32_t *lengths, size_t n_seqs, size_t d);
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
-double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
+double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 
-/* ---- second-order methods: the factor of an inverse, and error feedback -------------------------------------------- */
+/* ---- on the host: second-order methods, the factor of an inverse, and error feedback -------------------------------------------- */
 
 /*
  * u [n][n], upper triangular with zeros below the diagonal: u^T u = h^-1, for a symmetric positive definite h [n][n], of which
@@ -413,7 +490,7 @@ void kernel_feedback(const struct kernel_feedback *f, float *w, float *scratch, 
 /* y [cols][rows] = x [rows][cols] transposed */
 void kernel_transpose(float *y, const float *x, size_t rows, size_t cols);
 
-/* ---- norms of weights, for pruning ------------------------------------------------------------------------------- */
+/* ---- on the host: norms of weights, for pruning ------------------------------------------------------------------------------- */
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d);  /* sum of squares of each row */
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d);  /* of each column, += */
 void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d); /* sum |x| of each column, += */

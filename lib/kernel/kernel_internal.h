@@ -9,6 +9,40 @@
 
 #include "lib/kernel/kernel.h"
 
+/* ---- arrays in host memory: what the loops of the CPU work on ------------------------------------------------------- */
+
+struct view {
+    enum dtype dtype;
+    void *data;
+};
+static inline void *host_of(struct kernel_array a) {
+    return a.buffer ? (char *)a.buffer + a.offset : NULL;
+}
+static inline float *host_f32(struct kernel_array a) {
+    return host_of(a);
+}
+static inline struct view view_of(struct kernel_array a) {
+    return (struct view){a.dtype, host_of(a)};
+}
+static inline struct view view_part(struct view a, size_t at) {
+    return (struct view){a.dtype, (char *)a.data + kernel_array_bytes(a.dtype, at)};
+}
+
+/* A right-hand matrix in host memory. */
+struct panels {
+    size_t n, k;
+    bool packed;
+    enum dtype dtype; /* packed: DT_BF16, or a quantized type for products of integers */
+    const void *data;
+};
+static inline struct panels panels_of(const struct kernel_matrix *b) {
+    const char *data = b->buffer ? (const char *)b->buffer + b->offset : NULL;
+    return (struct panels){b->n, b->k, b->packing != KERNEL_STORED, b->dtype, data};
+}
+
+void to_bf16(uint16_t *y, const float *x, size_t n);
+void from_bf16(float *y, const uint16_t *x, size_t n);
+
 /* ---- matrix products on one thread ------------------------------------------------------------------------------- */
 
 enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
@@ -100,7 +134,12 @@ void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, 
 
 /* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2
  * rounded up to 16][PANEL][2], padded with zeros, contiguous. */
-void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count);
+void make_panels(uint16_t *to, const struct panels *b, size_t col, size_t cols, size_t first, size_t count);
+
+/* Packs [n][k] of any floating or quantized type, or the transpose of b [k][n] in f32 or bf16. */
+size_t panels_bytes(size_t n, size_t k);
+void pack_nt(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b);
+void pack_nn(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b);
 
 /* ---- products of 8-bit integers on one thread -------------------------------------------------------------------- */
 
@@ -116,8 +155,10 @@ struct chunk_int8 {
     const uint8_t *end;
 };
 struct chunk_int8 chunk_at(const struct quant_form *f, const uint8_t *p, size_t blocks);
+size_t panels_int8_bytes(enum dtype type, size_t n, size_t k);
+void pack_int8(uint8_t *to, size_t n, size_t k, enum dtype type, const void *blocks);
 size_t panel_int8_bytes(const struct quant_form *f, size_t k);
-void int8_column(float *y, const struct kernel_panels *b, size_t col);
+void int8_column(float *y, const struct panels *b, size_t col);
 
 /* What a group of elements of an activation adds besides the product of codes: -offset times their sum, in the
  * integers; or their sum times their scale, to be multiplied with the minimum. */
@@ -168,8 +209,15 @@ void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to);
 
 /* ---- the result of a product (gemm_result.c) --------------------------------------------------------------------- */
 
+/* kernel_epilogue in host memory. */
+struct epilogue {
+    bool accumulate;
+    const float *bias, *residual;
+    const uint16_t *gate;
+    enum kernel_act act;
+};
 struct result {
-    struct kernel_epilogue how;
+    struct epilogue how;
     enum dtype type;
     void *data;
     size_t n; /* columns */
@@ -185,7 +233,7 @@ void result_begin(const struct result *c, const struct part *x);
 void result_finish(const struct result *c, const struct part *x);
 
 /* c = a b for panels of quantized blocks. */
-void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c);
+void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct panels *b, const struct result *c);
 
 /* What a layer does with one activation function; backward of y = act(x) and of y = act(gate) up. */
 struct simd_act {
@@ -359,16 +407,16 @@ static inline size_t piece_rows(size_t d) {
 #define WIDENED 1024 /* elements that are widened at a time: some arrays of them fit into the first cache */
 
 /* n <= WIDENED elements from `at` on: in place, or widened into `scratch`. */
-static inline const float *array_get(const struct simd *v, struct kernel_array a, size_t at, size_t n, float *scratch) {
+static inline const float *array_get(const struct simd *v, struct view a, size_t at, size_t n, float *scratch) {
     if (a.dtype == DT_F32) return (const float *)a.data + at;
     v->from_bf16(scratch, (const uint16_t *)a.data + at, n);
     return scratch;
 }
 /* Where to write elements from `at` on before array_put rounds them: the array itself when it is f32. */
-static inline float *array_target(struct kernel_array a, size_t at, float *scratch) {
+static inline float *array_target(struct view a, size_t at, float *scratch) {
     return a.dtype == DT_F32 ? (float *)a.data + at : scratch;
 }
-static inline void array_put(const struct simd *v, struct kernel_array a, size_t at, size_t n, const float *scratch) {
+static inline void array_put(const struct simd *v, struct view a, size_t at, size_t n, const float *scratch) {
     if (a.dtype != DT_F32) v->to_bf16((uint16_t *)a.data + at, scratch, n);
 }
 

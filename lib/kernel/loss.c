@@ -19,7 +19,7 @@ struct loss {
     const float *row_weight, *x;
     size_t d;
     double *kl, *ce;
-    struct kernel_array dx;
+    struct view dx;
 };
 
 /* Sums of a row, from the first pass. */
@@ -164,7 +164,7 @@ static void differentiate(const struct loss *c, const struct row *w, float weigh
     struct coefficients g = coefficients_of(c, w, weight);
     float part[CHUNK];
     if (g.kl == 0 && g.ce == 0) {
-        memset(kernel_part(c->dx, at).data, 0, kernel_array_bytes(c->dx.dtype, c->d));
+        memset(view_part(c->dx, at).data, 0, kernel_array_bytes(c->dx.dtype, c->d));
         return;
     }
     for (size_t i = 0, n; i < c->d; i += n) {
@@ -190,7 +190,7 @@ static void loss_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
-                         const float *x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx) {
-    struct loss c = {simd(), how, target, row_weight, x, d, kl, ce, dx};
+                         struct kernel_array x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx) {
+    struct loss c = {simd(), how, target, row_weight, host_f32(x), d, kl, ce, view_of(dx)};
     kernel_split(rows, piece_rows(d), loss_rows, &c);
 }

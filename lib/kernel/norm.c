@@ -5,7 +5,7 @@
 
 struct norm {
     const struct simd *v;
-    struct kernel_array y, x, dx, dy;
+    struct view y, x, dx, dy;
     float *kept, *dw;
     const float *w, *b, *moments; /* what was kept */
     size_t rows, d;
@@ -62,8 +62,8 @@ static void dw_strip(void *ctx, size_t begin, size_t end) {
     }
 }
 
-static void norm_backward(const struct norm_rows *how, struct kernel_array dx, float *dw, struct kernel_array dy,
-                          struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d) {
+static void norm_backward(const struct norm_rows *how, struct view dx, float *dw, struct view dy, struct view x,
+                          const float *w, const float *moments, size_t rows, size_t d) {
     _Alignas(64) float sums[NORM_SUMS];
     struct norm c = {.v = simd(),
                      .y = dy,
@@ -118,9 +118,17 @@ static void rmsnorm_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, const float *w, size_t rows, size_t d,
-                    float eps) {
-    struct norm c = {.v = simd(), .y = y, .x = x, .dx = x, .dy = y, .kept = inv, .w = w, .d = d, .eps = eps};
+void kernel_rmsnorm(struct kernel_array y, struct kernel_array inv, struct kernel_array x, struct kernel_array w,
+                    size_t rows, size_t d, float eps) {
+    struct norm c = {.v = simd(),
+                     .y = view_of(y),
+                     .x = view_of(x),
+                     .dx = view_of(x),
+                     .dy = view_of(y),
+                     .kept = host_f32(inv),
+                     .w = host_f32(w),
+                     .d = d,
+                     .eps = eps};
     kernel_split(rows, piece_rows(d), rmsnorm_piece, &c);
 }
 
@@ -156,10 +164,11 @@ static void rmsnorm_dw_row(const struct norm *c, size_t r, size_t col, size_t n,
     }
 }
 
-void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
-                             const float *w, const float *inv, size_t rows, size_t d) {
+void kernel_rmsnorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array dy,
+                             struct kernel_array x, struct kernel_array w, struct kernel_array inv, size_t rows,
+                             size_t d) {
     static const struct norm_rows how = {rmsnorm_dx_row, rmsnorm_dw_row};
-    norm_backward(&how, dx, dw, dy, x, w, inv, rows, d);
+    norm_backward(&how, view_of(dx), host_f32(dw), view_of(dy), view_of(x), host_f32(w), host_f32(inv), rows, d);
 }
 
 /* ---- LayerNorm ---- */
@@ -199,10 +208,18 @@ static void layernorm_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_layernorm(struct kernel_array y, float *moments, struct kernel_array x, const float *w, const float *b,
-                      size_t rows, size_t d, float eps) {
-    struct norm c = {
-        .v = simd(), .y = y, .x = x, .dx = x, .dy = y, .kept = moments, .w = w, .b = b, .d = d, .eps = eps};
+void kernel_layernorm(struct kernel_array y, struct kernel_array moments, struct kernel_array x, struct kernel_array w,
+                      struct kernel_array b, size_t rows, size_t d, float eps) {
+    struct norm c = {.v = simd(),
+                     .y = view_of(y),
+                     .x = view_of(x),
+                     .dx = view_of(x),
+                     .dy = view_of(y),
+                     .kept = host_f32(moments),
+                     .w = host_f32(w),
+                     .b = host_f32(b),
+                     .d = d,
+                     .eps = eps};
     kernel_split(rows, piece_rows(d), layernorm_piece, &c);
 }
 
@@ -242,9 +259,10 @@ static void layernorm_dw_row(const struct norm *c, size_t r, size_t col, size_t 
     }
 }
 
-void kernel_layernorm_backward(struct kernel_array dx, float *dw, float *db, struct kernel_array dy,
-                               struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d) {
+void kernel_layernorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array db,
+                               struct kernel_array dy, struct kernel_array x, struct kernel_array w,
+                               struct kernel_array moments, size_t rows, size_t d) {
     static const struct norm_rows how = {layernorm_dx_row, layernorm_dw_row};
-    norm_backward(&how, dx, dw, dy, x, w, moments, rows, d);
-    if (db) kernel_sum_rows(db, dy, rows, d);
+    norm_backward(&how, view_of(dx), host_f32(dw), view_of(dy), view_of(x), host_f32(w), host_f32(moments), rows, d);
+    if (kernel_has_data(db)) kernel_sum_rows(db, dy, rows, d);
 }

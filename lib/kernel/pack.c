@@ -19,7 +19,7 @@ static void to_bf16_piece(void *ctx, size_t begin, size_t end) {
     c->v->to_bf16(c->h + begin, c->f_in + begin, end - begin);
 }
 
-void kernel_to_bf16(uint16_t *y, const float *x, size_t n) {
+void to_bf16(uint16_t *y, const float *x, size_t n) {
     kernel_split(n, PIECE, to_bf16_piece, &(struct convert){.v = simd(), .h = y, .f_in = x});
 }
 
@@ -28,7 +28,7 @@ static void from_bf16_piece(void *ctx, size_t begin, size_t end) {
     c->v->from_bf16(c->f + begin, c->h_in + begin, end - begin);
 }
 
-void kernel_from_bf16(float *y, const uint16_t *x, size_t n) {
+void from_bf16(float *y, const uint16_t *x, size_t n) {
     kernel_split(n, PIECE, from_bf16_piece, &(struct convert){.v = simd(), .f = y, .h_in = x});
 }
 
@@ -55,14 +55,14 @@ struct pack_rows {
     size_t row_bytes, block_elems, block_bytes;
 };
 
-static struct pack_rows rows_of(const struct kernel_panels *b) {
+static struct pack_rows rows_of(const struct panels *b) {
     const struct dtype_info *type = dtype_info(b->dtype);
     return (struct pack_rows){simd(),           b->dtype, b->data, dtype_row_bytes(b->dtype, b->k), type->block_elems,
                               type->block_bytes};
 }
 
 /* n elements in whole blocks. Quantized elements are those of tensor_to_f32, rounded. */
-static void to_bf16(const struct pack_rows *b, uint16_t *to, const unsigned char *from, size_t n) {
+static void round_blocks(const struct pack_rows *b, uint16_t *to, const unsigned char *from, size_t n) {
     enum { STEP = 256 };
     if (b->type == DT_BF16) {
         memcpy(to, from, n * sizeof *to);
@@ -107,7 +107,7 @@ static void make_panel(const struct pack_rows *b, uint16_t *to, size_t col, size
                 size_t filled = half + i < cols ? n : 0;
                 if (filled) {
                     prefetch(from + LANES * b->row_bytes, bytes);
-                    to_bf16(b, row, from, n);
+                    round_blocks(b, row, from, n);
                 }
                 if (filled < padded) memset(row + filled, 0, (padded - filled) * sizeof *row);
             }
@@ -116,20 +116,20 @@ static void make_panel(const struct pack_rows *b, uint16_t *to, size_t col, size
     }
 }
 
-void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count) {
+void make_panels(uint16_t *to, const struct panels *b, size_t col, size_t cols, size_t first, size_t count) {
     struct pack_rows rows = rows_of(b);
     for (size_t j = 0; j < cols; j += PANEL)
         make_panel(&rows, to + j * round_up(count, 32), col + j, smaller(PANEL, cols - j), first, count);
 }
 
-size_t kernel_panels_bytes(size_t n, size_t k) {
+size_t panels_bytes(size_t n, size_t k) {
     return round_up(n, PANEL) * round_up(k, 32) * sizeof(uint16_t);
 }
 
 struct packing_bf16 {
     const struct simd *v;
     uint16_t *to;
-    struct kernel_panels b; /* not packed */
+    struct panels b; /* not packed */
 };
 
 static void pack_nt_task(void *ctx, size_t i, int thread) {
@@ -139,10 +139,9 @@ static void pack_nt_task(void *ctx, size_t i, int thread) {
     make_panels(p->to + col * round_up(p->b.k, 32), &p->b, col, smaller(PANEL, p->b.n - col), 0, p->b.k);
 }
 
-struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
-    struct packing_bf16 p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+void pack_nt(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
+    struct packing_bf16 p = {simd(), to, {.n = n, .k = k, .dtype = type, .data = b}};
     parallel_for((n + PANEL - 1) / PANEL, pack_nt_task, &p);
-    return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
 }
 
 /* ---- panels from [k][n]: two rows give the pairs ---- */
@@ -183,10 +182,9 @@ static void pack_nn_task(void *ctx, size_t i, int thread) {
     }
 }
 
-struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
-    struct packing_bf16 p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+void pack_nn(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
+    struct packing_bf16 p = {simd(), to, {.n = n, .k = k, .dtype = type, .data = b}};
     if (n && k) parallel_for(((n - 1) / NN_COLS + 1) * ((k - 1) / NN_ROWS + 1), pack_nn_task, &p);
-    return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
 }
 
 /* ---- transposition ---- */
@@ -219,35 +217,4 @@ void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, 
             v->transpose_bf16(y + c * ldy + r, ldy, rounded, T_COLS, n, width);
         }
     }
-}
-
-/* ---- one column back ---- */
-
-struct gathering {
-    float *y;
-    const struct kernel_panels *b;
-    const uint32_t *ids;
-};
-
-static void gather_piece(void *ctx, size_t begin, size_t end) {
-    const struct gathering *g = ctx;
-    const struct kernel_panels *b = g->b;
-    for (size_t i = begin; i < end; i++) {
-        size_t id = g->ids[i];
-        float *y = g->y + i * b->k;
-        if (b->packed && b->dtype != DT_BF16) {
-            int8_column(y, b, id);
-            continue;
-        }
-        if (!b->packed) {
-            tensor_to_f32(b->dtype, (const unsigned char *)b->data + id * dtype_row_bytes(b->dtype, b->k), y, b->k);
-            continue;
-        }
-        const uint16_t *x = (const uint16_t *)b->data + id / PANEL * PANEL * round_up(b->k, 32) + id % PANEL * 2;
-        for (size_t p = 0; p < b->k; p++) y[p] = bf16_to_f32(x[p / 2 * (2 * PANEL) + p % 2]);
-    }
-}
-
-void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids) {
-    kernel_split(n_ids, piece_rows(b->k), gather_piece, &(struct gathering){y, b, ids});
 }

@@ -57,7 +57,7 @@ size_t panel_int8_bytes(const struct quant_form *f, size_t k) {
            (k % INT8_CHUNK ? chunk_bytes(f, k % INT8_CHUNK / 32) : 0);
 }
 
-size_t kernel_panels_int8_bytes(enum dtype type, size_t n, size_t k) {
+size_t panels_int8_bytes(enum dtype type, size_t n, size_t k) {
     return (n + PANEL - 1) / PANEL * panel_int8_bytes(quant_form(type), k);
 }
 
@@ -138,7 +138,7 @@ static void pack_panel(void *ctx, size_t i, int thread) {
     }
 }
 
-struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dtype type, const void *blocks) {
+void pack_int8(uint8_t *to, size_t n, size_t k, enum dtype type, const void *blocks) {
     const struct dtype_info *info = dtype_info(type);
     struct packing_int8 p = {.v = simd(),
                              .form = quant_form(type),
@@ -147,11 +147,10 @@ struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dty
                              .block = info->block_elems,
                              .block_bytes = info->block_bytes,
                              .row_bytes = dtype_row_bytes(type, k),
-                             .to = memory,
+                             .to = to,
                              .from = blocks};
     p.panel_bytes = panel_int8_bytes(p.form, k);
     parallel_for((n + PANEL - 1) / PANEL, pack_panel, &p);
-    return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = type, .data = memory};
 }
 
 /* ---- and back ---- */
@@ -172,7 +171,7 @@ static int code_at(const struct quant_form *f, const struct chunk_int8 *c, size_
 }
 
 /* With the bits of tensor_to_f32. */
-void int8_column(float *y, const struct kernel_panels *b, size_t col) {
+void int8_column(float *y, const struct panels *b, size_t col) {
     const struct quant_form *f = quant_form(b->dtype);
     const uint8_t *p = (const uint8_t *)b->data + col / PANEL * panel_int8_bytes(f, b->k);
     col %= PANEL;

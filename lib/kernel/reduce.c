@@ -20,8 +20,8 @@ static void sum_part(void *ctx, size_t begin, size_t end) {
     c->part[begin / c->length] = c->v->dot(c->x + begin, c->y + begin, end - begin);
 }
 
-double kernel_dot(const float *x, const float *y, size_t n) {
-    struct sum c = {.v = simd(), .x = x, .y = y};
+double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n) {
+    struct sum c = {.v = simd(), .x = host_f32(x), .y = host_f32(y)};
     c.length = (n / PARTS / PIECE + 1) * PIECE;
     kernel_split(n, c.length, sum_part, &c);
     double total = 0;
@@ -29,7 +29,7 @@ double kernel_dot(const float *x, const float *y, size_t n) {
     return total;
 }
 
-double kernel_sum_squares(const float *x, size_t n) {
+double kernel_sum_squares(struct kernel_array x, size_t n) {
     return kernel_dot(x, x, n);
 }
 
@@ -47,7 +47,7 @@ struct columns {
     float *out;
     const float *x;
     size_t rows, d;
-    struct kernel_array typed; /* instead of x: acc_typed */
+    struct view typed; /* instead of x: acc_typed */
 };
 
 static void sum_strip(void *ctx, size_t begin, size_t end) {
@@ -75,8 +75,8 @@ static void acc_abs(const struct columns *c, float *sum, size_t row, size_t begi
     c->v->abs_acc(sum, c->x + row * c->d + begin, n);
 }
 
-void kernel_sum_rows(float *y, struct kernel_array x, size_t rows, size_t d) {
-    struct columns c = {.v = simd(), .acc = acc_typed, .out = y, .rows = rows, .d = d, .typed = x};
+void kernel_sum_rows(struct kernel_array y, struct kernel_array x, size_t rows, size_t d) {
+    struct columns c = {.v = simd(), .acc = acc_typed, .out = host_f32(y), .rows = rows, .d = d, .typed = view_of(x)};
     kernel_split(d, COLUMNS, sum_strip, &c);
 }
 
@@ -116,8 +116,8 @@ static void add_bias_piece(void *ctx, size_t begin, size_t end) {
     for (size_t r = begin; r < end; r++) c->v->add(c->out + r * c->d, c->x, c->d);
 }
 
-void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d) {
-    kernel_split(rows, piece_rows(d), add_bias_piece, &(struct weight_rows){simd(), y, bias, d});
+void kernel_add_bias(struct kernel_array y, struct kernel_array bias, size_t rows, size_t d) {
+    kernel_split(rows, piece_rows(d), add_bias_piece, &(struct weight_rows){simd(), host_f32(y), host_f32(bias), d});
 }
 
 /* ---- the k-th smallest magnitude ---- */

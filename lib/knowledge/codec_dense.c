@@ -31,8 +31,8 @@ static int encode(struct knowledge_encoder *k, size_t rows, struct logits x, flo
     struct buf *to = &k->response[0];
     size_t bytes = rows * dtype_row_bytes(f->dtype, cols);
     if (buf_reserve(to, bytes, e)) return e->code;
-    size_t bad = kernel_store_logits(f->dtype, to->data + to->len, (const void *)x.data, rows, cols, inv_temperature,
-                                     f->log_probs);
+    size_t bad = kernel_store_logits(f->dtype, to->data + to->len, kernel_host_array(x.type, x.data), rows, cols,
+                                     inv_temperature, f->log_probs);
     if (bad < rows)
         return knowledge_fail_at_row(k, bad, e,
                                      f->dtype == DT_F16 ? "the teacher's output is not finite, or too large for f16"

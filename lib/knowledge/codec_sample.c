@@ -156,7 +156,7 @@ static int encode_block(struct knowledge_encoder *k, size_t first, size_t rows, 
     uint32_t *ids = (void *)k->scratch[0].data, *counts = (void *)k->scratch[2].data;
     double *u = (void *)k->scratch[1].data;
     for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->drawn + first + r);
-    size_t bad = kernel_sample(ids, u, x.type, x.data, rows, cols, n, inv_temperature);
+    size_t bad = kernel_sample(ids, u, kernel_host_array(x.type, x.data), rows, cols, n, inv_temperature);
     if (bad < rows) return knowledge_fail_at_row(k, first + bad, e, knowledge_not_finite);
     for (size_t r = 0; r < rows; r++) {
         uint32_t *row = ids + r * n; /* ascending: equal draws are neighbours, and are counted in place */

@@ -89,8 +89,8 @@ static int find_top(struct knowledge_encoder *k, size_t rows, const float *x, fl
     uint32_t *ids = (void *)k->scratch[0].data;
     float *lse = (void *)k->scratch[1].data, *values = lse + rows;
     double *logprobs = (void *)k->scratch[2].data;
-    kernel_logsumexp(lse, x, rows, d, inv_temperature);
-    kernel_topk(ids, values, x, rows, d, n);
+    kernel_logsumexp(lse, kernel_f32(x), rows, d, inv_temperature);
+    kernel_topk(ids, values, kernel_f32(x), rows, d, n);
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < n; i++) logprobs[r * n + i] = (double)values[r * n + i] * inv_temperature - lse[r];
     return 0;

@@ -476,7 +476,7 @@ void knowledge_target(const struct knowledge_rows *k, const struct knowledge_for
     if (f->encoding != KNOW_DENSE) return;
     float inv_temperature = (float)knowledge_inv_temperature(f, temperature);
     knowledge_dense_rows(k, f, first, rows, scratch);
-    kernel_log_softmax(scratch, scratch, rows, knowledge_columns(f), inv_temperature);
+    kernel_log_softmax(kernel_f32(scratch), kernel_f32(scratch), rows, knowledge_columns(f), inv_temperature);
     out->dense = scratch;
 }
 

@@ -48,8 +48,9 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     float *x = (float *)(entries + n), *values = x + d;
     uint32_t *ids = (void *)(values + n);
     knowledge_dense_rows(k, f, r, 1, x);
-    kernel_log_softmax(x, x, 1, d, 1); /* logits are at temperature 1, log-probabilities at their own */
-    kernel_topk(ids, values, x, 1, d, n);
+    kernel_log_softmax(kernel_f32(x), kernel_f32(x), 1, d,
+                       1); /* logits are at temperature 1, log-probabilities at their own */
+    kernel_topk(ids, values, kernel_f32(x), 1, d, n);
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){ids[i], expf(values[i])};
     uint32_t label = k->labels[r];
     *row = (struct row){.entries = entries, .n = n, .known = label < d};

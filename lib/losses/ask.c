@@ -6,13 +6,17 @@ float *loss_reserve(struct buf *b, size_t n, struct err *e) {
     return buf_reserve(b, n * sizeof(float), e) ? NULL : (float *)b->data;
 }
 
-static const float *in_process(const struct loss_block *b) {
+static struct kernel_array rows_in_process(const struct loss_block *b) {
     switch (b->loss->teacher) {
     case LOSS_TEACHER_LIVE: return b->of->live;
     case LOSS_TEACHER_EMA: return b->of->ema;
     case LOSS_TEACHER_FINAL: return b->of->final;
-    default: return NULL;
+    default: return kernel_none(DT_F32);
     }
+}
+
+static const float *in_process(const struct loss_block *b) {
+    return kernel_host(rows_in_process(b), b->rows * b->vocab);
 }
 
 float *loss_block_scratch(struct loss_block *b, struct err *e) {
@@ -22,16 +26,16 @@ float *loss_block_scratch(struct loss_block *b, struct err *e) {
 /* Losses that follow one another mostly share teacher and temperature: its softmax is made once. */
 int loss_block_target(struct loss_block *b, double temperature, struct kernel_target *out, struct err *e) {
     struct loss_list *l = b->list;
-    const float *logits = in_process(b);
+    struct kernel_array logits = rows_in_process(b);
     enum loss_teacher teacher = b->loss->teacher;
     size_t at = b->of->at + b->of->first;
-    bool dense = logits || b->of->format->encoding == KNOW_DENSE;
+    bool dense = kernel_has_data(logits) || b->of->format->encoding == KNOW_DENSE;
     bool made = dense && l->dense_temperature == temperature && l->dense_of == teacher;
     float *rows = NULL;
     if (dense && !(rows = made ? (float *)l->dense.data : loss_reserve(&l->dense, b->rows * b->vocab, e)))
         return e->code;
-    if (logits) {
-        if (!made) kernel_log_softmax(rows, logits, b->rows, b->vocab, (float)(1 / temperature));
+    if (kernel_has_data(logits)) {
+        if (!made) kernel_log_softmax(kernel_f32(rows), logits, b->rows, b->vocab, (float)(1 / temperature));
         *out = (struct kernel_target){.dense = rows, .label = b->labels};
     } else if (made) {
         *out = (struct kernel_target){.dense = rows, .label = b->labels};

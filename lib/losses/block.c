@@ -23,16 +23,16 @@ static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t he
                        struct err *e) {
     struct kernel_array slope = head ? r->exit_slopes[head - 1] : r->final_slope;
     size_t n = r->rows * r->vocab;
-    float *dlogits = slope.data ? loss_reserve(&l->dlogits, n, e) : NULL;
-    if (slope.data && !dlogits) return e->code;
-    if (dlogits) kernel_fill(dlogits, n, 0);
+    float *dlogits = kernel_has_data(slope) ? loss_reserve(&l->dlogits, n, e) : NULL;
+    if (kernel_has_data(slope) && !dlogits) return e->code;
+    if (dlogits) kernel_fill(kernel_f32(dlogits), n, 0);
     for (size_t i = 0; i < l->n; i++) {
         struct loss *item = &l->items[i];
         double share = share_of(l, item, head);
         if (share == 0) continue;
         struct loss_block b = *common;
         b.loss = item;
-        b.logits = head ? r->exits[head - 1] : r->final;
+        b.logits = kernel_host(head ? r->exits[head - 1] : r->final, n);
         b.weight = (float)(item->weight * share);
         b.dlogits = item->weight != 0 ? dlogits : NULL;
         if (item->type->logits(item, &b, e)) return e->code;

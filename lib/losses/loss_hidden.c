@@ -5,7 +5,7 @@
 
 struct hidden {
     struct loss_pair pairs[LOSS_MAX_PAIRS];
-    struct loss_projector projectors[LOSS_MAX_PAIRS]; /* value NULL: none */
+    struct loss_projector projectors[LOSS_MAX_PAIRS]; /* value without data: none */
     size_t n;
 };
 
@@ -41,8 +41,8 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
     const float *teacher;
     size_t cols;
     if (loss_teacher_point(p, POINT_LAYER, h->pairs[i].teacher, &teacher, &cols, e)) return e->code;
-    if (h->projectors[i].value) y = loss_project(p->t, &h->projectors[i], y);
-    const float *x = grad_value(p->t, y);
+    if (kernel_has_data(h->projectors[i].value)) y = loss_project(p->t, &h->projectors[i], y);
+    const float *x = grad_host_value(p->t, y);
     float *dx = x && p->weight != 0 ? grad_alloc(p->t, y->rows * cols * sizeof *dx) : NULL;
     if (!x || (p->weight != 0 && !dx)) return grad_error(p->t, e);
     double share = 1 / (double)h->n;

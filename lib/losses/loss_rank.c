@@ -11,7 +11,7 @@ static int entries(struct loss_block *b, size_t k, struct kernel_target *t, stru
     float *values = ids ? arena_array(a, b->rows * k, sizeof *values, e) : NULL;
     uint64_t *offset = values ? arena_array(a, b->rows + 1, sizeof *offset, e) : NULL;
     if (!offset) return e->code;
-    kernel_topk(ids, values, t->dense, b->rows, b->vocab, k);
+    kernel_topk(ids, values, kernel_f32(t->dense), b->rows, b->vocab, k);
     for (size_t r = 0; r <= b->rows; r++) offset[r] = r * k;
     *t = (struct kernel_target){.offset = offset, .ids = ids, .probs = values};
     return 0;

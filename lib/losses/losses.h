@@ -178,12 +178,13 @@ const char *loss_kl_name(const struct knowledge_format *f);
 /* ---- losses on logits ---------------------------------------------------------------------------------------------------- */
 
 /* Rows [first, first + rows) of a micro-batch whose first position is `at` in the queue: logits of the last head, the exits, and teachers
- * in the process (NULL: none). */
+ * in the process (no data: none). */
 struct loss_rows {
     size_t rows, vocab, first, at;
     const struct knowledge_rows *data;
     const struct knowledge_format *format;
-    float *final, *const *exits, *live, *ema;
+    struct kernel_array final, live, ema;
+    const struct kernel_array *exits;       /* [n_exits] */
     struct kernel_array final_slope;        /* where the gradients go, as grad_heads says */
     const struct kernel_array *exit_slopes; /* [n_exits] */
 };
@@ -192,7 +193,7 @@ int loss_list_block(struct loss_list *l, const struct loss_rows *r, struct err *
 /* What loss_type.logits gets: one head's rows. */
 struct loss_block {
     size_t rows, vocab;
-    const float *logits;
+    const float *logits; /* host's view */
     const uint32_t *labels;  /* UINT32_MAX: none */
     const float *row_weight; /* 1 where there is a label, else 0 */
     float weight;            /* of the gradient */
@@ -234,7 +235,8 @@ int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_l
 /* A learned linear map [out][in] of a loss, begun with normal(0, 1 / in) by a seed of its name: "losses.LABEL.WHAT.N". */
 struct loss_projector {
     char name[96];
-    float *value, *grad;
+    struct kernel_device *device; /* of the parameters it is trained with */
+    struct kernel_array value, grad; /* f32; no data: no map */
     bool begun;
     size_t in, out;
 };

@@ -122,11 +122,16 @@ int loss_projector_new(struct loss_projector *p, const struct loss *l, const cha
                        size_t out, struct param_set *own, struct err *e) {
     *p = (struct loss_projector){.in = in, .out = out};
     snprintf(p->name, sizeof p->name, "losses.%s.%s.%u.weight", l->column, what, number);
-    p->value = mem_array(in * out, sizeof *p->value, e);
-    p->grad = p->value ? mem_array(in * out, sizeof *p->grad, e) : NULL;
-    if (!p->grad) return e->code;
+    p->device = own->device ? own->device : kernel_cpu();
+    p->value = kernel_alloc(p->device, DT_F32, in * out, e);
+    if (!kernel_has_data(p->value)) return e->code;
+    p->grad = kernel_alloc(p->device, DT_F32, in * out, e);
+    float *host = kernel_has_data(p->grad) ? mem_array(in * out, sizeof *host, e) : NULL;
+    if (!host) return e->code;
     struct rng r = rng_init(digest_bytes(p->name, strlen(p->name)).lo, 0);
-    for (size_t i = 0; i < in * out; i++) p->value[i] = (float)(rng_normal(&r) / sqrt((double)in));
+    for (size_t i = 0; i < in * out; i++) host[i] = (float)(rng_normal(&r) / sqrt((double)in));
+    kernel_upload(p->value, host, in * out);
+    mem_free(host);
     struct param param = {.name = p->name,
                           .value = p->value,
                           .grad = p->grad,
@@ -138,8 +143,8 @@ int loss_projector_new(struct loss_projector *p, const struct loss *l, const cha
 }
 
 void loss_projector_release(struct loss_projector *p) {
-    mem_free(p->value);
-    mem_free(p->grad);
+    kernel_free(p->device, p->value);
+    kernel_free(p->device, p->grad);
     *p = (struct loss_projector){.in = 0};
 }
 

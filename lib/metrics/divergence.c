@@ -62,7 +62,7 @@ int divergence_new(struct divergence **out, struct model *m, const struct knowle
     d->as = as;
     /* Dense rows can be brought to any temperature; sparse ones are compared at their own. */
     d->temperature = f->encoding == KNOW_DENSE ? 1 : f->temperature;
-    int rc = grad_tape_new(&d->tape, false, model_precision(m), e);
+    int rc = grad_tape_new(&d->tape, m->device, false, model_precision(m), e);
     if (rc)
         divergence_free(d);
     else
@@ -159,7 +159,7 @@ static int reserve_block(struct divergence *d, size_t rows, size_t vocab, struct
     return rc || !dense ? rc : buf_reserve(&d->reference, rows * vocab * sizeof(float), e);
 }
 
-static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     struct divergence *d = ctx;
     struct kernel_loss how = {.temperature = (float)d->temperature, .kl_weight = 1, .ce_weight = 1};
     struct kernel_target target;
@@ -169,9 +169,9 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     double *kl = buf_f64(&d->losses), *ce = kl + rows;
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
     knowledge_target(&d->rows, &d->as, d->temperature, d->row + first, rows, reference, &target);
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
-    kernel_argmax(top, logits, rows, vocab);
-    if (reference) kernel_argmax(reference_top, reference, rows, vocab);
+    kernel_distill_loss(&how, &target, NULL, kernel_f32(host_logits), rows, vocab, kl, ce, kernel_none(DT_F32));
+    kernel_argmax(top, kernel_f32(host_logits), rows, vocab);
+    if (reference) kernel_argmax(reference_top, kernel_f32(reference), rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};
     for (size_t r = 0; !rc && r < rows; r++) {
         if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->row + first + r, e);

@@ -32,7 +32,7 @@ int labelling_new(struct labelling **out, struct model *m, const struct knowledg
     int rc = knowledge_fit_target(&l->as, target, model_columns(m), e);
     if (!rc && classes) l->truth = mem_array(3 * n, sizeof *l->truth, e);
     if (!rc && classes && !l->truth) rc = e->code;
-    if (!rc) rc = grad_tape_new(&l->tape, false, model_precision(m), e);
+    if (!rc) rc = grad_tape_new(&l->tape, m->device, false, model_precision(m), e);
     if (rc) {
         labelling_free(l);
         return rc;
@@ -61,7 +61,7 @@ static void add(struct labelling *l, uint32_t label, uint32_t top, double nll) {
     l->both[label] += top == label;
 }
 
-static int score_block(void *ctx, size_t first, size_t rows, size_t columns, float *logits, struct err *e) {
+static int score_block(void *ctx, size_t first, size_t rows, size_t columns, float *host_logits, struct err *e) {
     struct labelling *l = ctx;
     struct kernel_loss how = {.temperature = 1, .ce_weight = 1};
     struct kernel_target target = {.label = l->rows.labels + l->row + first};
@@ -70,8 +70,8 @@ static int score_block(void *ctx, size_t first, size_t rows, size_t columns, flo
         return e->code;
     double *nll = buf_f64(&l->losses);
     uint32_t *top = buf_u32(&l->tops);
-    kernel_argmax(top, logits, rows, columns);
-    kernel_distill_loss(&how, &target, NULL, logits, rows, columns, NULL, nll, kernel_f32(NULL));
+    kernel_argmax(top, kernel_f32(host_logits), rows, columns);
+    kernel_distill_loss(&how, &target, NULL, kernel_f32(host_logits), rows, columns, NULL, nll, kernel_none(DT_F32));
     for (size_t r = 0; r < rows; r++) {
         if (target.label[r] == UINT32_MAX) continue;
         if (!isfinite(nll[r])) return err_set(e, ERR_DATA, "the model gives no finite probabilities");

@@ -11,7 +11,7 @@ uint32_t metrics_prefix_token(const struct model *m) {
 int scorer_init(struct scorer *s, struct model *m, struct err *e) {
     *s = (struct scorer){.m = m};
     int rc = model_check_next_token(&m->config, e);
-    return rc ? rc : grad_tape_new(&s->tape, false, model_precision(m), e);
+    return rc ? rc : grad_tape_new(&s->tape, m->device, false, model_precision(m), e);
 }
 
 void scorer_release(struct scorer *s) {
@@ -37,12 +37,13 @@ int scorer_add(struct scorer *s, const uint32_t *tokens, const uint32_t *labels,
     return rc ? rc : buf_append(&s->lengths, &length, sizeof length, e);
 }
 
-static int score_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int score_block(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     (void)e;
     struct scorer *s = ctx;
     struct kernel_loss how = {.temperature = 1, .ce_weight = 1};
     struct kernel_target target = {.label = buf_u32(&s->labels) + first};
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, buf_f64(&s->nll) + first, kernel_f32(NULL));
+    kernel_distill_loss(&how, &target, NULL, kernel_f32(host_logits), rows, vocab, NULL, buf_f64(&s->nll) + first,
+                        kernel_none(DT_F32));
     return 0;
 }
 

@@ -29,15 +29,15 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
     kernel_cache_append(shape, caches, k->value, v->value);
     struct kernel_attention part = *shape;
     part.n_seqs = decoded;
-    float *scratch = grad_alloc(g->t, kernel_attention_decode_scratch(&part, caches) * sizeof *scratch);
+    struct grad_var *scratch = grad_scratch(g->t, 1, kernel_attention_decode_scratch(&part, caches), DT_F32);
     if (!scratch) return NULL;
-    kernel_attention_decode(&part, y->value, q->value, caches, scratch);
+    kernel_attention_decode(&part, y->value, q->value, caches, scratch->value);
     if (decoded == n) return y;
     part.n_seqs = n - decoded;
     part.starts = starts;
     for (size_t i = 0; i <= part.n_seqs; i++) starts[i] = g->starts[decoded + i] - (uint32_t)decoded;
     size_t first = decoded * q->cols, first_kv = decoded * k->cols;
-    kernel_attention(&part, kernel_part(y->value, first), NULL, kernel_part(q->value, first),
+    kernel_attention(&part, kernel_part(y->value, first), kernel_none(DT_F32), kernel_part(q->value, first),
                      kernel_part(k->value, first_kv), kernel_part(v->value, first_kv));
     return y;
 }

@@ -51,8 +51,8 @@ static size_t length_of(const struct sequence *s) {
     return s->tokens.len / sizeof(uint32_t);
 }
 
-static void sequence_free(struct sequence *s) {
-    mem_free(s->cache.memory.data);
+static void sequence_free(const struct model_generator *g, struct sequence *s) {
+    kernel_free(g->m->device, s->cache.memory);
     buf_release(&s->tokens);
     mem_free(s);
 }
@@ -66,7 +66,7 @@ static size_t capacity_for(const struct model_generator *g, const struct sequenc
 /* Nothing more is made for it: its cache is free for others. */
 static void finish_sequence(struct model_generator *g, struct sequence *s) {
     g->cache_bytes -= s->cache.capacity * g->position_bytes;
-    mem_free(s->cache.memory.data);
+    kernel_free(g->m->device, s->cache.memory);
     s->cache = (struct kv_cache){0};
     s->done = true;
 }
@@ -80,7 +80,7 @@ static int deliver_done(struct model_generator *g, struct err *e) {
         rc = g->deliver(g->ctx, s->number, tokens, s->n_prompt, tokens + s->n_prompt, s->n_made, e);
         g->first = s->next;
         if (!g->first) g->last = NULL;
-        sequence_free(s);
+        sequence_free(g, s);
     }
     return rc;
 }
@@ -90,8 +90,9 @@ static int deliver_done(struct model_generator *g, struct err *e) {
 /* Takes the next sequence that waits into flight. */
 static int begin_sequence(struct model_generator *g, size_t capacity, uint64_t bytes, struct err *e) {
     struct sequence *s = g->waiting;
-    s->cache.memory = (struct kernel_array){model_precision(g->m), mem_alloc(bytes, e)};
-    if (!s->cache.memory.data) return err_prefix(e, "key/value cache of %zu positions", capacity);
+    uint64_t n = capacity * kv_width(&g->m->config, g->m->config.n_layers); /* bytes has been checked */
+    s->cache.memory = kernel_alloc(g->m->device, model_precision(g->m), n, e);
+    if (!kernel_has_data(s->cache.memory)) return err_prefix(e, "key/value cache of %zu positions", capacity);
     s->cache.capacity = capacity;
     g->cache_bytes += bytes;
     g->flight[g->n_flight++] = s;
@@ -142,8 +143,8 @@ static bool is_end(const struct model_sampling *how, uint32_t id) {
 }
 
 /* Samples a token for each sequence in flight; those that are done leave it. */
-static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                       struct err *e) {
+static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                       struct kernel_array dlogits, struct err *e) {
     struct model_generator *g = ctx;
     const struct model_sampling *how = &g->sampler.how;
     uint32_t ids[MAX_FLIGHT];
@@ -226,7 +227,7 @@ int model_generator_new(struct model_generator **out, struct model *m, const str
     g->position_bytes = kernel_array_bytes(model_precision(m), kv_width(&m->config, m->config.n_layers));
     int rc = model_check_next_token(&m->config, e);
     if (!rc) rc = sampler_init(&g->sampler, how, model_n_tokens(m), e);
-    if (!rc) rc = grad_tape_new(&g->t, false, model_precision(m), e);
+    if (!rc) rc = grad_tape_new(&g->t, m->device, false, model_precision(m), e);
     if (rc)
         model_generator_free(g);
     else
@@ -257,7 +258,7 @@ int model_generator_add(struct model_generator *g, uint64_t seq, const uint32_t 
     s->done = g->sampler.how.max_new == 0;
     rc = buf_append(&s->tokens, prompt, n * sizeof *prompt, e);
     if (rc) {
-        sequence_free(s);
+        sequence_free(g, s);
         return rc;
     }
     if (g->last)
@@ -284,7 +285,7 @@ void model_generator_free(struct model_generator *g) {
     while (g->first) {
         struct sequence *s = g->first;
         g->first = s->next;
-        sequence_free(s);
+        sequence_free(g, s);
     }
     grad_tape_free(g->t);
     sampler_release(&g->sampler);

@@ -23,15 +23,15 @@ const char *model_point_name(enum model_point p) {
 static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t layer) {
     struct model_param *p = model_param(g->m, role, layer);
     if (!p) return NULL;
-    if (p->panels.data) return grad_leaf_packed(g->t, &p->panels);
+    if (kernel_has_matrix(&p->matrix)) return grad_leaf_packed(g->t, &p->matrix);
     size_t cols = p->desc.dims[p->desc.rank - 1];
     return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
 }
 
 static void tap(struct graph *g, enum model_point point, uint32_t layer, const struct grad_var *x) {
     if (!g->tap || !x || g->rc) return;
-    size_t mark = grad_mark(g->t);
-    const float *value = grad_value(g->t, x);
+    struct grad_mark mark = grad_mark(g->t);
+    const float *value = grad_host_value(g->t, x);
     if (value) g->rc = g->tap(g->tap_ctx, point, layer, value, x->rows, x->cols, g->e);
     grad_rewind(g->t, mark);
 }
@@ -441,7 +441,7 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
 }
 
 /* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
- * matrix is held (panels hold some rows each, the last one partly used). Nothing is ever added to their gradient,
+ * matrix is stored (packed, the last panel is partly used). Nothing is ever added to their gradient,
  * which model_enable_grad zeroed. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
@@ -451,9 +451,8 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     struct model_param *b = model_param(m, classes ? ROLE_CLASSIFIER_BIAS : ROLE_HEAD_BIAS, 0);
     struct grad_head head = {.softcap = c->logit_softcap};
     size_t n = classes ? c->classes : model_n_tokens(m);
-    if (p->panels.data) {
-        struct kernel_panels tokens = p->panels;
-        tokens.n = n;
+    if (kernel_has_matrix(&p->matrix)) {
+        struct kernel_matrix tokens = kernel_matrix_columns(&p->matrix, n);
         head.w = grad_leaf_packed(t, &tokens);
     } else
         head.w = grad_parameter(t, p->value, p->grad, &p->grad_begun, n, p->desc.dims[1]);
@@ -467,11 +466,11 @@ struct logits_reader {
     void *ctx;
 };
 
-static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     const struct logits_reader *r = ctx;
     (void)dlogits;
-    return r->fn(r->ctx, first, rows, vocab, logits, e);
+    return r->fn(r->ctx, first, rows, vocab, kernel_host(logits, rows * vocab), e);
 }
 
 int model_no_head(struct err *e) {

@@ -118,7 +118,7 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
 /* An embedding that is needed again as the head. */
 static int load_tied_head(struct model_layerwise *l, struct err *e) {
     const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
-    if (!l->m->config.tied || embed->value || embed->panels.data) return 0;
+    if (!l->m->config.tied || kernel_has_data(embed->value) || kernel_has_matrix(&embed->matrix)) return 0;
     int rc = begin_reading(l, e);
     return rc ? rc : load_next(l, e);
 }
@@ -133,12 +133,12 @@ static size_t hidden(const struct model_layerwise *l) {
 static struct grad_var *take_states(const struct model_layerwise *l, const struct buf *states, struct grad_tape *t,
                                     size_t first, size_t rows) {
     struct grad_var *x = grad_scratch(t, rows, hidden(l), DT_F32);
-    if (x) kernel_copy(x->value.data, (const float *)states->data + first * hidden(l), rows * hidden(l));
+    if (x) kernel_upload(x->value, (const float *)states->data + first * hidden(l), rows * hidden(l));
     return x;
 }
 
 static void put_states(const struct model_layerwise *l, struct buf *states, size_t first, const struct grad_var *x) {
-    kernel_copy((float *)states->data + first * hidden(l), x->value.data, x->rows * x->cols);
+    kernel_download((float *)states->data + first * hidden(l), x->value, x->rows * x->cols);
 }
 
 /* Positions in one pass through a layer: what is between two layers is small beside the weights then. */
@@ -303,11 +303,11 @@ struct shifted {
     size_t first;
 };
 
-static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     const struct shifted *s = ctx;
     (void)dlogits; /* nothing is learned */
-    return s->fn(s->ctx, s->first + first, rows, vocab, logits, e);
+    return s->fn(s->ctx, s->first + first, rows, vocab, kernel_host(logits, rows * vocab), e);
 }
 
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
@@ -344,8 +344,8 @@ struct model *model_layerwise_held(struct model_layerwise *l) {
 
 /* ---- the interface --------------------------------------------------------------------------------------------------- */
 
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_weight_format format,
-                        model_again_fn *again, void *again_ctx, struct err *e) {
+int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
+                        enum model_weight_format format, model_again_fn *again, void *again_ctx, struct err *e) {
     struct model_head head = {0};
     struct model_layerwise *l = mem_zalloc(sizeof *l, e);
     if (!l) return e->code;
@@ -353,7 +353,7 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, e
     l->again = again;
     l->again_ctx = again_ctx;
     int rc = model_head_read(r, &head, &l->item, e);
-    if (!rc && model_new(&l->m, &head.config, format, head.vocab.data, head.vocab.len, e))
+    if (!rc && model_new(&l->m, device, &head.config, format, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
     model_head_release(&head);
     if (rc)

@@ -14,11 +14,12 @@ static int frequencies(struct model *m, const struct model_rope *r, double **out
     return 0;
 }
 
-int model_new(struct model **out, const struct model_config *c, enum model_weight_format format, const void *vocab,
-              size_t n_vocab, struct err *e) {
+int model_new(struct model **out, struct kernel_device *device, const struct model_config *c,
+              enum model_weight_format format, const void *vocab, size_t n_vocab, struct err *e) {
     struct model *m = mem_zalloc(sizeof *m, e);
     if (!m) return e->code;
     *out = m;
+    m->device = device;
     m->format = format;
     int rc = model_config_copy(&m->config, c, &m->memory, e);
     if (rc) return rc;
@@ -42,14 +43,14 @@ int model_new(struct model **out, const struct model_config *c, enum model_weigh
     return 0;
 }
 
-static int param_alloc(struct model_param *p, struct model_slot slot, const struct tensor_desc *d, struct err *e) {
-    uint64_t bytes;
+static int param_alloc(const struct model *m, struct model_param *p, struct model_slot slot,
+                       const struct tensor_desc *d, struct err *e) {
     p->slot = slot;
     p->desc = *d;
     p->n = tensor_elems(d);
-    if (!u64_mul(p->n, sizeof *p->value, &bytes)) bytes = UINT64_MAX;
-    p->value = mem_alloc(bytes, e); /* not zeroed: an untrusted size costs nothing until its data arrive */
-    return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
+    /* not zeroed: an untrusted size costs nothing until its data arrive */
+    p->value = kernel_alloc(m->device, DT_F32, p->n, e);
+    return kernel_has_data(p->value) ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
 /* ---- taking tensors from a stream: in parts that stay in the cache between reading, checking and converting ------ */
@@ -64,86 +65,73 @@ static int take_part(struct model_tensors *t, uint64_t n, struct err *e) {
     return rc ? rc : model_tensors_part(t, t->data.data, n, e);
 }
 
-static int load_f32(struct model_param *p, struct model_tensors *t, struct err *e) {
+static int load_f32(const struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const uint64_t most = PART_BYTES / sizeof(float);
-    int rc = param_alloc(p, t->slot, &t->desc, e);
+    bool same = t->desc.dtype == DT_F32;
+    struct buf wide = {0};
+    int rc = param_alloc(m, p, t->slot, &t->desc, e);
+    if (!rc && !same) rc = buf_reserve(&wide, (most < p->n ? most : p->n) * sizeof(float), e);
     for (uint64_t at = 0, n; !rc && at < p->n; at += n) {
         n = p->n - at < most ? p->n - at : most;
-        bool same = t->desc.dtype == DT_F32;
-        rc = same ? model_tensors_part(t, p->value + at, n, e) : take_part(t, n, e);
-        if (!rc && !same) tensor_to_f32(t->desc.dtype, t->data.data, p->value + at, n);
+        rc = take_part(t, n, e);
+        if (!rc && !same) tensor_to_f32(t->desc.dtype, t->data.data, (float *)wide.data, n);
+        if (!rc) kernel_upload(kernel_part(p->value, at), same ? t->data.data : wide.data, n);
     }
-    return rc;
-}
-
-static int load_blocks(struct model_param *p, struct model_tensors *t, struct err *e) {
-    const struct dtype_info *type = dtype_info(t->desc.dtype);
-    const uint64_t most = PART_BYTES * type->block_elems;
-    unsigned char *to = (unsigned char *)p->panels.data;
-    int rc = 0;
-    for (uint64_t at = 0, n; !rc && at < p->n; at += n) {
-        n = p->n - at < most ? p->n - at : most;
-        rc = model_tensors_part(t, to + at / type->block_elems * type->block_bytes, n, e);
-    }
+    buf_release(&wide);
     return rc;
 }
 
 /* Rows of the weight are columns of the product: each part makes whole panels. */
-static int load_panels(struct model_param *p, struct model_tensors *t, struct err *e) {
+static int fill_matrix(const struct kernel_matrix *b, struct model_tensors *t, struct err *e) {
     enum dtype type = t->desc.dtype;
-    bool integers = p->panels.dtype != DT_BF16;
-    size_t k = p->panels.k, rows = PART_BYTES / dtype_row_bytes(type, k) / KERNEL_PANEL * KERNEL_PANEL;
-    unsigned char *to = (unsigned char *)p->panels.data;
+    size_t rows = PART_BYTES / dtype_row_bytes(type, b->k) / KERNEL_PANEL * KERNEL_PANEL;
     int rc = 0;
     if (rows == 0) rows = KERNEL_PANEL;
-    for (size_t at = 0, n; !rc && at < p->panels.n; at += n) {
-        n = p->panels.n - at < rows ? p->panels.n - at : rows;
-        rc = take_part(t, (uint64_t)n * k, e);
-        if (!rc && integers)
-            (void)kernel_pack_int8(to + kernel_panels_int8_bytes(type, at, k), n, k, type, t->data.data);
-        else if (!rc)
-            (void)kernel_pack_nt(to + kernel_panels_bytes(at, k), n, k, type, t->data.data);
+    for (size_t at = 0, n; !rc && at < b->n; at += n) {
+        n = b->n - at < rows ? b->n - at : rows;
+        rc = take_part(t, (uint64_t)n * b->k, e);
+        if (!rc) kernel_matrix_fill(b, at, n, type, t->data.data);
     }
     return rc;
 }
 
-/* Blocks that are not packed for integers stay as they are: a product makes panels of them as it goes. */
+/* Blocks that are not packed for integers stay as they are: a product packs them as it goes. */
 static int load_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
-    bool quantized = dtype_info(d->dtype)->is_quantized;
-    bool integers = quantized && m->format == WEIGHTS_INT8 && quant_form(d->dtype);
-    size_t bytes = integers    ? kernel_panels_int8_bytes(d->dtype, n, k)
-                   : quantized ? tensor_bytes(d)
-                               : kernel_panels_bytes(n, k);
-    void *memory = mem_alloc(bytes, e);
-    if (!memory) return err_prefix(e, "tensor '%s'", d->name);
+    bool quantized = dtype_info(d->dtype)->is_quantized,
+         integers = quantized && m->format == WEIGHTS_INT8 && quant_form(d->dtype);
+    enum kernel_packing packing = integers ? KERNEL_PACKED_INT8 : quantized ? KERNEL_STORED : KERNEL_PACKED_BF16;
+    size_t bytes = kernel_matrix_bytes(packing, d->dtype, n, k);
+    struct kernel_array memory = kernel_alloc(m->device, DT_U8, bytes, e);
+    if (!kernel_has_data(memory)) return err_prefix(e, "tensor '%s'", d->name);
     *p = (struct model_param){.slot = t->slot, .desc = *d, .n = tensor_elems(d)};
-    p->panels = (struct kernel_panels){n, k, integers || !quantized, quantized ? d->dtype : DT_BF16, memory};
+    p->matrix = kernel_matrix_in(memory, packing, d->dtype, n, k);
     m->n_int8 += integers;
-    return p->panels.packed ? load_panels(p, t, e) : load_blocks(p, t, e);
+    return fill_matrix(&p->matrix, t, e);
 }
 
 int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
     int rc = model_tensors_open(t, more, e);
     if (rc || !*more) return rc;
     struct model_param *p = &m->params[model_slot_index(&m->config, t->slot)];
-    return m->format != WEIGHTS_F32 && model_role_is_matrix(t->slot.role) ? load_packed(m, p, t, e) : load_f32(p, t, e);
+    return m->format != WEIGHTS_F32 && model_role_is_matrix(t->slot.role) ? load_packed(m, p, t, e)
+                                                                          : load_f32(m, p, t, e);
 }
 
-static void param_release(struct model_param *p) {
-    mem_free(p->value);
-    mem_free((void *)p->panels.data);
-    mem_free(p->grad);
+static void param_release(const struct model *m, struct model_param *p) {
+    kernel_free(m->device, p->value);
+    kernel_free(m->device, kernel_matrix_memory(&p->matrix));
+    kernel_free(m->device, p->grad);
     *p = (struct model_param){0};
 }
 
 void model_drop(struct model *m, struct model_slot s) {
-    param_release(&m->params[model_slot_index(&m->config, s)]);
+    param_release(m, &m->params[model_slot_index(&m->config, s)]);
 }
 
 void model_drop_all(struct model *m) {
-    for (size_t i = 0; i < m->n_params; i++) param_release(&m->params[i]);
+    for (size_t i = 0; i < m->n_params; i++) param_release(m, &m->params[i]);
 }
 
 void model_free(struct model *m) {
@@ -164,7 +152,8 @@ uint32_t model_n_tokens(const struct model *m) {
     return m->vocab ? m->vocab->n_unpadded : m->config.vocab_size;
 }
 
-int model_load(struct model **out, struct stream_reader *r, enum model_weight_format format, struct err *e) {
+int model_load(struct model **out, struct kernel_device *device, struct stream_reader *r,
+               enum model_weight_format format, struct err *e) {
     struct model_head head = {0};
     struct model_tensors tensors;
     struct stream_item item;
@@ -172,7 +161,7 @@ int model_load(struct model **out, struct stream_reader *r, enum model_weight_fo
     bool more = true;
     int rc = model_head_read(r, &head, &item, e);
     if (!rc) {
-        rc = model_new(&m, &head.config, format, head.vocab.data, head.vocab.len, e);
+        rc = model_new(&m, device, &head.config, format, head.vocab.data, head.vocab.len, e);
         if (rc) rc = err_prefix(e, "%s", stream_reader_name(r));
     }
     if (m) model_tensors_begin(&tensors, r, &m->config, &item);
@@ -201,29 +190,36 @@ static float init_scale(const struct model_config *c, const struct model_mup *ba
     return (float)scale;
 }
 
+static void fill_param(const struct model_config *c, const struct model_mup *base, struct model_param *p,
+                       struct rng rng) {
+    enum model_role_kind kind = model_role_info(p->slot.role)->kind;
+    float scale = init_scale(c, base, p->slot), x[1024];
+    for (uint64_t at = 0, n; at < p->n; at += n) {
+        n = p->n - at < COUNT_OF(x) ? p->n - at : COUNT_OF(x);
+        for (uint64_t k = 0; k < n; k++)
+            x[k] = kind == KIND_GAIN || kind == KIND_BIAS ? scale : scale * (float)rng_normal(&rng);
+        kernel_upload(kernel_part(p->value, at), x, n);
+    }
+}
+
 static int init_param(struct model *m, size_t i, const struct model_mup *base, uint64_t seed, struct err *e) {
     struct model_slot slot = model_slot_at(&m->config, i);
-    struct model_param *p = &m->params[i];
     char name[TENSOR_MAX_NAME + 1];
     uint64_t dims[2];
     unsigned rank = model_slot_shape(&m->config, slot, dims);
     struct tensor_desc d;
-    if (tensor_desc_init(&d, model_slot_name(slot, name), DT_F32, rank, dims, e) || param_alloc(p, slot, &d, e))
-        return e->code;
-    struct rng rng = rng_init(seed, i);
-    enum model_role_kind kind = model_role_info(slot.role)->kind;
-    float scale = init_scale(&m->config, base, slot);
-    for (uint64_t k = 0; k < p->n; k++)
-        p->value[k] = kind == KIND_GAIN || kind == KIND_BIAS ? scale : scale * (float)rng_normal(&rng);
-    return 0;
+    int rc = tensor_desc_init(&d, model_slot_name(slot, name), DT_F32, rank, dims, e);
+    if (!rc) rc = param_alloc(m, &m->params[i], slot, &d, e);
+    if (!rc) fill_param(&m->config, base, &m->params[i], rng_init(seed, i));
+    return rc;
 }
 
-int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
-                   size_t n_vocab, uint64_t seed, struct err *e) {
+int model_init_mup(struct model **out, struct kernel_device *device, const struct model_config *c,
+                   const struct model_mup *base, const void *vocab, size_t n_vocab, uint64_t seed, struct err *e) {
     struct model *m = NULL;
     int rc = model_config_check(c, e);
     if (!rc && base) rc = model_mup_check(c, e);
-    if (!rc) rc = model_new(&m, c, WEIGHTS_F32, vocab, n_vocab, e);
+    if (!rc) rc = model_new(&m, device, c, WEIGHTS_F32, vocab, n_vocab, e);
     for (size_t i = 0; !rc && i < m->n_params; i++) rc = init_param(m, i, base, seed, e);
     if (!rc) {
         m->meta = cJSON_CreateObject();
@@ -236,9 +232,9 @@ int model_init_mup(struct model **out, const struct model_config *c, const struc
     return rc;
 }
 
-int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
-               struct err *e) {
-    return model_init_mup(out, c, NULL, vocab, n_vocab, seed, e);
+int model_init(struct model **out, struct kernel_device *device, const struct model_config *c, const void *vocab,
+               size_t n_vocab, uint64_t seed, struct err *e) {
+    return model_init_mup(out, device, c, NULL, vocab, n_vocab, seed, e);
 }
 
 static int need_f32(const struct model *m, const char *what, struct err *e) {
@@ -255,8 +251,11 @@ int model_enable_grad(struct model *m, struct err *e) {
 int model_enable_grad_of(struct model *m, size_t i, struct err *e) {
     struct model_param *p = &m->params[i];
     if (need_f32(m, "training", e)) return e->code;
-    if (!p->grad) p->grad = mem_array(p->n, sizeof(float), e);
-    return p->grad ? 0 : err_prefix(e, "gradient of '%s'", p->desc.name);
+    if (kernel_has_data(p->grad)) return 0;
+    p->grad = kernel_alloc(m->device, DT_F32, p->n, e);
+    if (!kernel_has_data(p->grad)) return err_prefix(e, "gradient of '%s'", p->desc.name);
+    kernel_fill(p->grad, p->n, 0);
+    return 0;
 }
 
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer) {
@@ -268,15 +267,16 @@ struct model_param *model_param(const struct model *m, enum model_role role, uin
 static int save_param(const struct model_param *p, struct stream_writer *w, enum dtype dtype, struct buf *scratch,
                       struct err *e) {
     struct tensor_desc d = p->desc;
+    const float *value = model_host_value(p);
     d.dtype = dtype;
     if (dtype == DT_F32) {
-        uint64_t bad = tensor_first_nonfinite(DT_F32, p->value, p->n);
-        if (bad == p->n) return stream_write_tensor(w, &d, NULL, p->value, e);
+        uint64_t bad = tensor_first_nonfinite(DT_F32, value, p->n);
+        if (bad == p->n) return stream_write_tensor(w, &d, NULL, value, e);
         return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d.name, (unsigned long long)bad);
     }
     scratch->len = 0;
     int rc = buf_reserve(scratch, tensor_bytes(&d), e);
-    if (!rc) rc = tensor_from_f32_checked(dtype, p->value, scratch->data, p->n, NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(dtype, value, scratch->data, p->n, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", d.name);
     return stream_write_tensor(w, &d, NULL, scratch->data, e);
 }

@@ -353,16 +353,16 @@ enum model_weight_format {
 struct model_adapter {
     uint32_t rank;
     float scale;
-    float *a, *b, *a_grad, *b_grad; /* [rank][in], [out][rank] */
+    struct kernel_array a, b, a_grad, b_grad; /* f32 [rank][in], [out][rank]; a gradient without data: constant */
     bool a_begun, b_begun;
 };
 
 struct model_param {
     struct model_slot slot;
     struct tensor_desc desc;       /* as stored: type and shape */
-    float *value;                  /* f32, [rows][cols]; NULL for a packed matrix, which is ... */
-    struct kernel_panels panels;   /* ... here, in memory owned by the model; data is NULL otherwise */
-    float *grad;                   /* NULL until model_enable_grad */
+    struct kernel_array value;     /* f32, [rows][cols]; no data for a packed matrix, which is ... */
+    struct kernel_matrix matrix;   /* ... here; both in memory owned by the model */
+    struct kernel_array grad;      /* no data until model_enable_grad */
     bool grad_begun;               /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
     uint64_t n;                    /* elements */
     struct model_adapter *adapter; /* of a matrix inside a layer; NULL: none. The owner's, who takes it away again */
@@ -370,6 +370,7 @@ struct model_param {
 
 struct model {
     struct model_config config;
+    struct kernel_device *device; /* where its parameters are */
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
@@ -384,7 +385,8 @@ struct model {
 };
 
 /* Reads a whole stream (also from a pipe). The reader is at its end afterwards. */
-int model_load(struct model **out, struct stream_reader *r, enum model_weight_format format, struct err *e) MUST_CHECK;
+int model_load(struct model **out, struct kernel_device *device, struct stream_reader *r,
+               enum model_weight_format format, struct err *e) MUST_CHECK;
 /* The precision that inference with this model has: DT_BF16 when its weights are packed (products of integers stand
  * among those of bf16), else DT_F32. For grad_tape_new. */
 enum dtype model_precision(const struct model *m);
@@ -393,17 +395,25 @@ enum dtype model_precision(const struct model *m);
  * Without a vocabulary, nothing tells: all rows. */
 uint32_t model_n_tokens(const struct model *m);
 /* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
-int model_init(struct model **out, const struct model_config *c, const void *vocab, size_t n_vocab, uint64_t seed,
-               struct err *e) MUST_CHECK;
+int model_init(struct model **out, struct kernel_device *device, const struct model_config *c, const void *vocab,
+               size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
 /* The same with the deviations of muP, and META says so. */
-int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
-                   size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
+int model_init_mup(struct model **out, struct kernel_device *device, const struct model_config *c,
+                   const struct model_mup *base, const void *vocab, size_t n_vocab, uint64_t seed,
+                   struct err *e) MUST_CHECK;
 /* Zeroed gradients for all parameters, which are in WEIGHTS_F32. */
 int model_enable_grad(struct model *m, struct err *e) MUST_CHECK;
 /* Of params[i] alone: the others stay constant. */
 int model_enable_grad_of(struct model *m, size_t i, struct err *e) MUST_CHECK;
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
+/* Its elements, and their gradient, for the host to read (kernel_host); of WEIGHTS_F32, and after model_enable_grad. */
+static inline float *model_host_value(const struct model_param *p) {
+    return kernel_host(p->value, p->n);
+}
+static inline float *model_host_grad(const struct model_param *p) {
+    return kernel_host(p->grad, p->n);
+}
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
  * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
@@ -422,7 +432,7 @@ struct model_input {
 };
 
 /* Watches a forward pass: called with the values at each point, in the order in which they are computed. */
-typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+typedef int model_tap(void *ctx, enum model_point point, uint32_t layer, const float *host_x, size_t rows, size_t cols,
                       struct err *e);
 
 /* The graph up to what the head reads, [model_output_rows][embed_dim]; NULL on failure (grad_error): the normalised
@@ -470,9 +480,9 @@ uint32_t model_columns(const struct model *m);
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
- * model_output_rows; `vocab` columns: model_n_tokens, or classes); logits may be overwritten. Memory: activations of
+ * model_output_rows; `vocab` columns: model_n_tokens, or classes); host_logits may be overwritten. Memory: activations of
  * the batch and one block. */
-typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
+typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
@@ -483,7 +493,7 @@ int model_infer(struct model *m, struct grad_tape *scratch, const struct model_i
  * the head (the layer-wise offloading of FlexGen, Sheng et al. 2023, with the block as large as memory allows). The operations, and so
  * the numbers to the bit, are those of model_infer for the same inputs.
  *
- *     model_layerwise_new(&l, reader, again, ctx)
+ *     model_layerwise_new(&l, device, reader, format, again, ctx)
  *     for each block: model_layerwise_run(l, scratch, inputs, n), then model_layerwise_logits(l, scratch, inputs, n, fn, ctx)
  *
  * The first run reads `reader` to its end. Each further one, and the head of a model that is tied, reads the stream again through
@@ -494,8 +504,9 @@ typedef int model_again_fn(void *ctx, struct stream_reader **out, struct err *e)
 /* Layers done of this block; for a progress bar. */
 typedef void model_layer_fn(void *ctx, uint32_t layers);
 struct model_layerwise;
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_weight_format format,
-                        model_again_fn *again, void *again_ctx, struct err *e) MUST_CHECK;
+int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
+                        enum model_weight_format format, model_again_fn *again, void *again_ctx,
+                        struct err *e) MUST_CHECK;
 /* Configuration and vocabulary; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */

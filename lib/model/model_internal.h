@@ -78,8 +78,8 @@ void model_tensors_release(struct model_tensors *t);
 /* ---- loading and dropping weights (load.c) ----------------------------------------------------------------------- */
 
 /* A model without weights. On failure too *out is what model_free takes. */
-int model_new(struct model **out, const struct model_config *c, enum model_weight_format format, const void *vocab,
-              size_t n_vocab, struct err *e) MUST_CHECK;
+int model_new(struct model **out, struct kernel_device *device, const struct model_config *c,
+              enum model_weight_format format, const void *vocab, size_t n_vocab, struct err *e) MUST_CHECK;
 /* Loads the next tensor of a stream in m->format, converting it in parts. */
 int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
 void model_drop(struct model *m, struct model_slot s);

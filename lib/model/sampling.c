@@ -66,7 +66,7 @@ static size_t nucleus(const struct candidates *c, size_t n, double lse, double t
 }
 
 /* top-p is taken within top-k and of its mass, as Hugging Face's logits warpers chain them. */
-static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, const float *logits, double u) {
+static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, struct kernel_array logits, double u) {
     size_t k = s->how.top_k;
     kernel_topk(c->ids, c->values, logits, 1, s->vocab, k);
     if (s->how.top_p >= 1) return draw_among(c, k, u);
@@ -77,7 +77,7 @@ static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, 
 }
 
 /* The nucleus is mostly small: few candidates first, more when their mass is not enough. */
-static uint32_t draw_top_p(const struct sampler *s, const struct candidates *c, const float *logits, double u) {
+static uint32_t draw_top_p(const struct sampler *s, const struct candidates *c, struct kernel_array logits, double u) {
     float lse;
     kernel_logsumexp(&lse, logits, 1, s->vocab, (float)c->inv_t);
     for (size_t n = NUCLEUS;; n *= 8) {
@@ -91,25 +91,25 @@ static uint32_t draw_top_p(const struct sampler *s, const struct candidates *c, 
 struct draw {
     const struct sampler *s;
     uint32_t *ids;
-    const float *logits;
+    struct kernel_array logits;
     const double *u;
 };
 
 static void draw_row(void *ctx, size_t r, int thread) {
     const struct draw *d = ctx;
     const struct sampler *s = d->s;
-    const float *logits = d->logits + r * s->vocab;
+    struct kernel_array logits = kernel_part(d->logits, r * s->vocab);
     size_t at = (size_t)thread * s->vocab;
     struct candidates c = {s->ids + at, s->values + at, 1 / s->how.temperature};
     d->ids[r] = s->how.top_k ? draw_top_k(s, &c, logits, d->u[r]) : draw_top_p(s, &c, logits, d->u[r]);
 }
 
-void sampler_draw(const struct sampler *s, uint32_t *ids, const float *logits, const double *u, size_t rows) {
+void sampler_draw(const struct sampler *s, uint32_t *ids, struct kernel_array logits, const double *u, size_t rows) {
     struct draw d = {s, ids, logits, u};
     if (s->how.temperature <= 0)
         kernel_argmax(ids, logits, rows, s->vocab);
     else if (!needs_candidates(s))
-        kernel_sample(ids, u, DT_F32, logits, rows, s->vocab, 1, (float)(1 / s->how.temperature));
+        kernel_sample(ids, u, logits, rows, s->vocab, 1, (float)(1 / s->how.temperature));
     else
         parallel_for(rows, draw_row, &d);
 }

@@ -121,7 +121,7 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
         how.begin = m->begin, how.decide = m->decide, how.ctx = m->ctx;
         kernel_transpose(columns, w, rows, f->n);
         for (size_t i = 0; i < f->n; i++)
-            if (f->dead[i]) kernel_fill(columns + i * rows, rows, 0);
+            if (f->dead[i]) kernel_fill(kernel_f32(columns + i * rows), rows, 0);
         if (f->order) place_columns(f, places, columns, rows, false);
         kernel_feedback(&how, places, scratch, loss);
         if (f->order) place_columns(f, places, columns, rows, true);
@@ -136,8 +136,8 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
 int obs_solve(const struct obs_factor *f, const float *b, float *w, size_t rows, struct err *e) {
     float *half = mem_array(rows, f->n * sizeof *half, e);
     if (!half) return e->code;
-    kernel_matmul_nt(rows, f->n, f->n, b, f->u, 0, half); /* b u^T */
-    kernel_matmul_nn(rows, f->n, f->n, half, f->u, 0, w);
+    kernel_matmul_nt(rows, f->n, f->n, kernel_f32(b), kernel_f32(f->u), 0, kernel_f32(half)); /* b u^T */
+    kernel_matmul_nn(rows, f->n, f->n, kernel_f32(half), kernel_f32(f->u), 0, kernel_f32(w));
     mem_free(half);
     return 0;
 }

@@ -37,7 +37,7 @@ static int keep_rows(struct prune_layer *l, enum model_role role, const uint32_t
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
     float *to = spare(l, role, n * cols, e);
     if (!to || prune_keep_blocks(&l->tensor[role], keep, n, e)) return e->code;
-    kernel_gather(to, values(l, role), keep, n, cols);
+    kernel_gather(kernel_f32(to), kernel_f32(values(l, role)), keep, n, cols);
     d->dims[0] = n;
     swap_spare(l, role);
     return 0;

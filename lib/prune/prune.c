@@ -82,7 +82,8 @@ static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
             buf_release(&kept);
             return rc;
         }
-        kernel_gather((float *)kept.data, (const float *)p->one.tensor[s.role].data.data, p->plan.kept_tokens, n, cols);
+        kernel_gather(kernel_f32((float *)kept.data), kernel_f32((const float *)p->one.tensor[s.role].data.data),
+                      p->plan.kept_tokens, n, cols);
         d->dims[0] = n;
         buf_release(&p->one.tensor[s.role].data);
         p->one.tensor[s.role].data = kept;

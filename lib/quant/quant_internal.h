@@ -1,4 +1,8 @@
-/* Private to lib/quant: what the plan asks of mixtures, rules and its text. */
+/*
+ * Private to lib/quant: what the plan asks of mixtures, rules and its text.
+ *
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, quantize.
+ */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
 

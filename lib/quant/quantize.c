@@ -122,7 +122,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
                            .cols = cols,
                            .row_bytes = dtype_row_bytes(t->to, cols),
                            .importance = importance};
-    double error = 0, power = kernel_sum_squares(x, n);
+    double error = 0, power = kernel_sum_squares(kernel_f32(x), n);
     rc = quantize_rows(&job, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     t->rmse = sqrt(error / (double)n);

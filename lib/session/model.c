@@ -41,7 +41,8 @@ int session_load_model(struct cli *c, const struct session_options *o, enum mode
                        struct model **out, struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
-    if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) || model_load(out, r, format, e))
+    if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) ||
+        model_load(out, kernel_cpu(), r, format, e))
         return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;

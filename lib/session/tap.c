@@ -234,8 +234,9 @@ static int see_keys(struct session_taps *t, uint32_t i, const float *k, size_t r
         if (buf_reserve(&t->weights, step * row * sizeof(float), e)) return e->code;
         for (size_t first = 0; first < length; first += step) {
             size_t n = length - first < step ? length - first : step;
-            kernel_attention_weights(&shape, 0, first, n, (float *)t->weights.data,
-                                     q + done * shape.n_heads * shape.head_dim, k + done * cols);
+            kernel_attention_weights(&shape, 0, first, n, kernel_f32((float *)t->weights.data),
+                                     kernel_f32(q + done * shape.n_heads * shape.head_dim),
+                                     kernel_f32(k + done * cols));
             if (keep_weights(t, i, first, n, length, e)) return e->code;
         }
         done += length;

@@ -59,7 +59,8 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+    if (model_layerwise_new(&t->layerwise, kernel_cpu(), r, session_weight_format(o), pipe ? NULL : read_again,
+                            &t->file, e))
         return e->code;
     return 0;
 }
@@ -74,7 +75,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
     int rc = how->layerwise ? open_layerwise(t, o, e)
                             : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
-    if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
+    const struct model *m = rc ? NULL : session_teacher_model(t);
+    if (!rc) rc = grad_tape_new(&t->scratch, m->device, false, model_precision(m), e);
     if (rc)
         session_teacher_free(t);
     else
@@ -115,11 +117,11 @@ int session_teacher_tap(struct session_teacher *t, const struct knowledge_format
 
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
-static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     const struct session_teacher *t = ctx;
     (void)first, (void)vocab;                                    /* rows come in order */
     int rc = t->taps ? session_taps_give(t->taps, t->to, e) : 0; /* what was seen since the logits before */
-    if (!rc) rc = knowledge_encoder_rows(t->to, rows, logits, t->inv_temperature, e);
+    if (!rc) rc = knowledge_encoder_rows(t->to, rows, host_logits, t->inv_temperature, e);
     cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
     return rc;
 }

@@ -74,11 +74,12 @@ void stats_free(struct stats *s) {
 
 /* ---- collecting ------------------------------------------------------------------------------------------------ */
 
-static int collect_point(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
-                         struct err *e) {
+static int collect_point(void *ctx, enum model_point point, uint32_t layer, const float *host_x, size_t rows,
+                         size_t cols, struct err *e) {
     struct stats *s = ctx;
     if (point >= POINT_COUNT) return 0; /* no input of a matrix */
     struct point_sums *sums = point_of(s, point, layer);
+    struct kernel_array x = kernel_f32(host_x);
     if (cols != sums->cols)
         return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, cols);
     kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], x, rows, cols);
@@ -86,10 +87,10 @@ static int collect_point(void *ctx, enum model_point point, uint32_t layer, cons
     if (point != POINT_EMBED && point != POINT_LAYER) return 0;
     /* The residual stream: this layer's output is the next one's input. */
     if (point == POINT_LAYER)
-        s->influence[layer] += kernel_cosine_distance_sum((const float *)s->previous.data, x, rows, cols);
+        s->influence[layer] += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data), x, rows, cols);
     s->previous.len = 0;
-    int rc = buf_reserve(&s->previous, rows * cols * sizeof *x, e);
-    if (!rc) kernel_copy((float *)s->previous.data, x, rows * cols);
+    int rc = buf_reserve(&s->previous, rows * cols * sizeof *host_x, e);
+    if (!rc) memcpy(s->previous.data, host_x, rows * cols * sizeof *host_x);
     return rc;
 }
 

@@ -20,21 +20,31 @@ int train_lora_parse(const char *text, struct train_lora *l, struct err *e) {
     return err_set(e, ERR_USAGE, "--lora \"%.80s\": expected RANK[:alpha=A,target=GLOB], RANK from 1 to 4096", text);
 }
 
+static void fill_normal(struct kernel_array y, uint64_t size, uint64_t in, struct rng rng) {
+    float x[1024];
+    for (uint64_t at = 0, n; at < size; at += n) {
+        n = size - at < COUNT_OF(x) ? size - at : COUNT_OF(x);
+        for (uint64_t i = 0; i < n; i++) x[i] = (float)(rng_normal(&rng) / sqrt((double)in));
+        kernel_upload(kernel_part(y, at), x, n);
+    }
+}
+
 /* a is normal with the deviation 1 / sqrt(in), b zero: training begins at the model as it is. */
-int lora_attach(struct model_param *p, const struct train_lora *l, struct err *e) {
+int lora_attach(struct kernel_device *device, struct model_param *p, const struct train_lora *l, struct err *e) {
     struct model_adapter *d = p->adapter = mem_zalloc(sizeof *d, e);
     if (!d) return e->code;
     uint64_t out = p->desc.dims[0], in = p->desc.dims[1];
     uint64_t shorter = out < in ? out : in;
     d->rank = (uint32_t)(l->rank < shorter ? l->rank : shorter);
     d->scale = (float)(l->alpha / (double)l->rank);
-    float **parts[] = {&d->a, &d->a_grad, &d->b, &d->b_grad};
+    struct kernel_array *parts[] = {&d->a, &d->a_grad, &d->b, &d->b_grad};
     for (size_t i = 0; i < COUNT_OF(parts); i++) {
-        *parts[i] = mem_array((i < 2 ? in : out) * d->rank, sizeof(float), e);
-        if (!*parts[i]) return err_prefix(e, "adapter of '%s'", p->desc.name);
+        uint64_t n = (i < 2 ? in : out) * d->rank;
+        *parts[i] = kernel_alloc(device, DT_F32, n, e);
+        if (!kernel_has_data(*parts[i])) return err_prefix(e, "adapter of '%s'", p->desc.name);
+        kernel_fill(*parts[i], n, 0);
     }
-    struct rng rng = rng_init(0, digest_bytes(p->desc.name, strlen(p->desc.name)).lo);
-    for (uint64_t i = 0; i < in * d->rank; i++) d->a[i] = (float)(rng_normal(&rng) / sqrt((double)in));
+    fill_normal(d->a, in * d->rank, in, rng_init(0, digest_bytes(p->desc.name, strlen(p->desc.name)).lo));
     return 0;
 }
 
@@ -45,9 +55,9 @@ int lora_merge(struct param_set *s, struct err *e) {
         struct model_adapter *d = p->adapter;
         if (!d) continue;
         uint64_t out = p->desc.dims[0], in = p->desc.dims[1];
-        kernel_scale(kernel_f32(d->b), out * d->rank, d->scale);
+        kernel_scale(d->b, out * d->rank, d->scale);
         kernel_matmul_nn(out, in, d->rank, d->b, d->a, 1, p->value);
-        if (tensor_first_nonfinite(DT_F32, p->value, p->n) < p->n)
+        if (tensor_first_nonfinite(DT_F32, model_host_value(p), p->n) < p->n)
             return err_set(e, ERR_DATA, "tensor '%s' with its adapter is not finite", p->desc.name);
     }
     return 0;
@@ -57,8 +67,8 @@ void lora_release(struct param_set *s) {
     for (size_t i = 0; s->adapted && i < s->adapted->n_params; i++) {
         struct model_adapter *d = s->adapted->params[i].adapter;
         if (!d) continue;
-        float *parts[] = {d->a, d->a_grad, d->b, d->b_grad};
-        for (size_t k = 0; k < COUNT_OF(parts); k++) mem_free(parts[k]);
+        const struct kernel_array parts[] = {d->a, d->a_grad, d->b, d->b_grad};
+        for (size_t k = 0; k < COUNT_OF(parts); k++) kernel_free(s->adapted->device, parts[k]);
         mem_free(d);
         s->adapted->params[i].adapter = NULL;
     }

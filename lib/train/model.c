@@ -19,9 +19,9 @@ static int add_part(struct param_set *s, const struct model_param *p, bool secon
                          .cols = second ? d->rank : p->desc.dims[1],
                          .decays = true};
     if (!param_set_freezes(s, name)) return param_set_add(s, &part, e);
-    float **grad = second ? &d->b_grad : &d->a_grad; /* a constant */
-    mem_free(*grad);
-    *grad = NULL;
+    struct kernel_array *grad = second ? &d->b_grad : &d->a_grad; /* a constant */
+    kernel_free(s->device, *grad);
+    *grad = kernel_none(DT_F32);
     return 0;
 }
 
@@ -33,7 +33,7 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
         struct model_param *p = &m->params[i];
         const struct model_role_info *role = model_role_info(p->slot.role);
         if (role->kind != KIND_MATRIX || !role->in_layer || fnmatch(l->target, p->desc.name, 0) != 0) continue;
-        if (lora_attach(p, l, e) || add_part(s, p, false, e) || add_part(s, p, true, e)) return e->code;
+        if (lora_attach(s->device, p, l, e) || add_part(s, p, false, e) || add_part(s, p, true, e)) return e->code;
     }
     if (s->n > before) return 0;
     return err_set(e, ERR_USAGE, "--lora: no matrix of a layer that is trained is called \"%s\"", l->target);
@@ -63,6 +63,7 @@ static struct param of_model(const struct model *m, struct model_param *p, const
 
 int train_add_model(struct param_set *s, struct model *m, struct err *e) {
     struct model_mup base;
+    s->device = m->device;
     if (s->o.lora.rank) return add_adapters(s, m, e);
     if (s->o.mup && model_mup_get(m->meta, &base, e)) return e->code;
     for (size_t i = 0; i < m->n_params; i++) {

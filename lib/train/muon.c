@@ -31,10 +31,10 @@ bool muon_put(cJSON *to, const struct train_options *o) {
 
 struct work {
     bool bf16;
-    size_t rows, cols, side; /* side: the shorter of the two */
-    float *x, *y;            /* [rows][cols] */
-    float *gram, *poly;      /* [side][side] */
-    void *panels;
+    size_t rows, cols, side;        /* side: the shorter of the two */
+    struct kernel_array x, y;       /* f32 [rows][cols] */
+    struct kernel_array gram, poly; /* f32 [side][side] */
+    struct kernel_array packed;     /* the right-hand matrix of a product, in bf16 */
 };
 
 static size_t larger(size_t a, size_t b) {
@@ -45,39 +45,44 @@ static size_t aligned(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
-static size_t panel_bytes(size_t rows, size_t cols) {
-    size_t side = rows < cols ? rows : cols;
-    return larger(kernel_panels_bytes(side, side),
-                  larger(kernel_panels_bytes(rows, cols), kernel_panels_bytes(cols, rows)));
+static size_t packed_bytes(size_t n, size_t k) {
+    return kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_F32, n, k);
 }
 
 size_t muon_scratch(const struct train_options *o, const struct param *p) {
     size_t side = p->rows < p->cols ? p->rows : p->cols;
     return 2 * aligned(p->n * sizeof(float)) + 2 * aligned(side * side * sizeof(float)) +
-           (o->precision == DT_BF16 ? panel_bytes(p->rows, p->cols) : 0);
+           (o->precision == DT_BF16 ? larger(packed_bytes(side, side),
+                                             larger(packed_bytes(p->rows, p->cols), packed_bytes(p->cols, p->rows)))
+                                    : 0);
 }
 
 static struct work lay_out(const struct train_update *u, const struct param *p) {
     struct work w = {.bf16 = u->o->precision == DT_BF16, .rows = p->rows, .cols = p->cols};
     w.side = w.rows < w.cols ? w.rows : w.cols;
     size_t matrix = aligned(p->n * sizeof(float)), square = aligned(w.side * w.side * sizeof(float));
-    char *at = u->scratch;
-    w.x = (float *)(void *)at;
-    w.y = (float *)(void *)(at + matrix);
-    w.gram = (float *)(void *)(at + 2 * matrix);
-    w.poly = (float *)(void *)(at + 2 * matrix + square);
-    w.panels = at + 2 * matrix + 2 * square;
+    w.x = kernel_typed(u->scratch, DT_F32);
+    w.y = kernel_typed(kernel_part(u->scratch, matrix), DT_F32);
+    w.gram = kernel_typed(kernel_part(u->scratch, 2 * matrix), DT_F32);
+    w.poly = kernel_typed(kernel_part(u->scratch, 2 * matrix + square), DT_F32);
+    w.packed = kernel_part(u->scratch, 2 * matrix + 2 * square);
     return w;
 }
 
+static struct kernel_matrix pack_nt(const struct work *w, size_t n, size_t k, struct kernel_array b) {
+    struct kernel_matrix stored = kernel_matrix_of(b, n, k);
+    return kernel_pack_nt(w->packed, &stored);
+}
+
 /* c[m][n] = a[m][k] b[n][k]^T */
-static void multiply_nt(const struct work *w, size_t m, size_t n, size_t k, const float *a, const float *b, float *c) {
+static void multiply_nt(const struct work *w, size_t m, size_t n, size_t k, struct kernel_array a,
+                        struct kernel_array b, struct kernel_array c) {
     if (!w->bf16) {
         kernel_matmul_nt(m, n, k, a, b, 0, c);
         return;
     }
-    struct kernel_panels panels = kernel_pack_nt(w->panels, n, k, DT_F32, b);
-    kernel_multiply(m, DT_F32, a, &panels, NULL, DT_F32, c);
+    struct kernel_matrix packed = pack_nt(w, n, k, b);
+    kernel_multiply(m, a, &packed, NULL, c);
 }
 
 /* The Gram matrix over the longer side: X X^T, or X^T X. */
@@ -87,14 +92,14 @@ static void gram(const struct work *w) {
     } else if (!w->bf16) {
         kernel_matmul_tn(w->cols, w->cols, w->rows, w->x, w->x, 0, w->gram);
     } else {
-        struct kernel_panels panels = kernel_pack_nn(w->panels, w->cols, w->rows, DT_F32, w->x);
-        kernel_multiply_tn(w->cols, DT_F32, w->x, &panels, NULL, DT_F32, w->gram);
+        struct kernel_matrix packed = kernel_pack_nn(w->packed, w->cols, w->rows, w->x);
+        kernel_multiply_tn(w->cols, w->x, &packed, NULL, w->gram);
     }
 }
 
 /* y = a x + poly x, or a x + x poly; poly is symmetric. */
 static void apply(const struct work *w) {
-    kernel_copy(w->y, w->x, w->rows * w->cols);
+    kernel_convert(w->y, w->x, w->rows * w->cols);
     if (!w->bf16 && w->rows <= w->cols) {
         kernel_matmul_nn(w->rows, w->cols, w->rows, w->poly, w->x, A, w->y);
     } else if (!w->bf16) {
@@ -102,10 +107,10 @@ static void apply(const struct work *w) {
     } else {
         struct kernel_epilogue add = {.accumulate = true};
         bool wide = w->rows <= w->cols;
-        kernel_scale(kernel_f32(w->y), w->rows * w->cols, A);
-        struct kernel_panels panels = wide ? kernel_pack_nn(w->panels, w->cols, w->rows, DT_F32, w->x)
-                                           : kernel_pack_nt(w->panels, w->cols, w->cols, DT_F32, w->poly);
-        kernel_multiply(w->rows, DT_F32, wide ? w->poly : w->x, &panels, &add, DT_F32, w->y);
+        kernel_scale(w->y, w->rows * w->cols, A);
+        struct kernel_matrix packed =
+            wide ? kernel_pack_nn(w->packed, w->cols, w->rows, w->x) : pack_nt(w, w->cols, w->cols, w->poly);
+        kernel_multiply(w->rows, wide ? w->poly : w->x, &packed, &add, w->y);
     }
 }
 
@@ -113,14 +118,14 @@ static void apply(const struct work *w) {
 static void orthogonalize(struct work *w) {
     size_t n = w->rows * w->cols, square = w->side * w->side;
     double norm = sqrt(kernel_sum_squares(w->x, n));
-    kernel_scale(kernel_f32(w->x), n, (float)(1 / (norm > 1e-7 ? norm : 1e-7)));
+    kernel_scale(w->x, n, (float)(1 / (norm > 1e-7 ? norm : 1e-7)));
     for (int i = 0; i < ROUNDS; i++) {
         gram(w);
         multiply_nt(w, w->side, w->side, w->side, w->gram, w->gram, w->poly);
-        kernel_scale(kernel_f32(w->poly), square, C);
+        kernel_scale(w->poly, square, C);
         kernel_axpy(w->poly, B, w->gram, square);
         apply(w);
-        float *x = w->x;
+        struct kernel_array x = w->x;
         w->x = w->y;
         w->y = x;
     }
@@ -131,7 +136,7 @@ void muon_step(const struct train_update *u, struct param *p) {
     struct kernel_momentum how = {(float)u->o->momentum, (float)u->scale, u->step, p->stream};
     kernel_momentum(&how, w.x, p->moments[0], p->grad, p->n);
     orthogonalize(&w);
-    kernel_scale(kernel_f32(p->value), p->n, (float)(1 - u->lr * u->decay));
+    kernel_scale(p->value, p->n, (float)(1 - u->lr * u->decay));
     kernel_axpy(p->value, (float)(-u->lr * 0.2 * sqrt((double)larger(p->rows, p->cols))), w.x, p->n);
 }
 

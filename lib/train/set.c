@@ -7,7 +7,7 @@
 #define MAX_FROZEN 32 /* bits of `used` */
 
 int param_set_init(struct param_set *s, const struct train_options *o, struct err *e) {
-    *s = (struct param_set){.o = *o};
+    *s = (struct param_set){.o = *o, .device = kernel_cpu()};
     if (!s->o.optimizer) s->o.optimizer = &train_optimizers[0];
     if (o->n_groups > TRAIN_MAX_GROUPS) return err_set(e, ERR_USAGE, "--group: at most %d", TRAIN_MAX_GROUPS);
     if (o->n_frozen > MAX_FROZEN) return err_set(e, ERR_USAGE, "--freeze: at most %d", MAX_FROZEN);
@@ -16,12 +16,12 @@ int param_set_init(struct param_set *s, const struct train_options *o, struct er
 
 void param_set_release(struct param_set *s) {
     for (size_t i = 0; i < s->n; i++) {
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) mem_free(s->params[i].moments[k].data);
-        mem_free(s->params[i].average);
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k]);
+        kernel_free(s->device, s->params[i].average);
     }
     lora_release(s);
     mem_free(s->params);
-    mem_free(s->scratch);
+    kernel_free(s->device, s->scratch);
     arena_release(&s->memory);
     *s = (struct param_set){0};
 }
@@ -50,20 +50,21 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) {
     own->n = p->rows * p->cols;
     own->stream = digest_bytes(name, strlen(name)).lo;
     own->optimizer = !type->takes || type->takes(p) ? type : &train_optimizers[0];
-    own->average = NULL;
+    own->average = kernel_none(DT_F32);
     memset(own->moments, 0, sizeof own->moments);
     return 0;
 }
 
 static int begin(struct param_set *s, struct param *p, struct err *e) {
     for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++) {
-        p->moments[k] = (struct kernel_array){s->o.state, mem_array(p->n, kernel_array_bytes(s->o.state, 1), e)};
-        if (!p->moments[k].data) return err_prefix(e, "moments of '%s'", p->name);
+        p->moments[k] = kernel_alloc(s->device, s->o.state, p->n, e);
+        if (!kernel_has_data(p->moments[k])) return err_prefix(e, "moments of '%s'", p->name);
+        kernel_fill(p->moments[k], p->n, 0);
     }
     if (!(s->o.ema > 0)) return 0;
-    p->average = mem_array(p->n, sizeof *p->average, e);
-    if (!p->average) return err_prefix(e, "average of '%s'", p->name);
-    kernel_copy(p->average, p->value, p->n);
+    p->average = kernel_alloc(s->device, DT_F32, p->n, e);
+    if (!kernel_has_data(p->average)) return err_prefix(e, "average of '%s'", p->name);
+    kernel_convert(p->average, p->value, p->n);
     return 0;
 }
 
@@ -81,14 +82,15 @@ int param_set_begin(struct param_set *s, struct err *e) {
     if (!taken)
         return err_set(e, ERR_USAGE, "--optimizer %s: nothing that is trained is a matrix inside a layer",
                        s->o.optimizer->name);
-    s->scratch = s->scratch_bytes ? mem_alloc(s->scratch_bytes, e) : NULL;
-    return s->scratch_bytes && !s->scratch ? err_prefix(e, "scratch of %s", s->o.optimizer->name) : 0;
+    if (!s->scratch_bytes) return 0;
+    s->scratch = kernel_alloc(s->device, DT_U8, s->scratch_bytes, e);
+    return kernel_has_data(s->scratch) ? 0 : err_prefix(e, "scratch of %s", s->o.optimizer->name);
 }
 
 int param_set_finish(struct param_set *s, struct err *e) {
     for (size_t i = 0; i < s->n; i++) {
         struct param *p = &s->params[i];
-        if (p->average) kernel_copy(p->value, p->average, p->n);
+        if (kernel_has_data(p->average)) kernel_convert(p->value, p->average, p->n);
     }
     int rc = lora_merge(s, e);
     lora_release(s);
@@ -96,17 +98,17 @@ int param_set_finish(struct param_set *s, struct err *e) {
 }
 
 /* Puts one of the two in the place of the other, wherever it is in the model. */
-static void exchange(struct model_param *m, const float *from, float *to) {
+static void exchange(struct model_param *m, struct kernel_array from, struct kernel_array to) {
     struct model_adapter *d = m->adapter;
-    if (m->value == from) m->value = to;
-    if (d && d->a == from) d->a = to;
-    if (d && d->b == from) d->b = to;
+    if (kernel_same_data(m->value, from)) m->value = to;
+    if (d && kernel_same_data(d->a, from)) d->a = to;
+    if (d && kernel_same_data(d->b, from)) d->b = to;
 }
 
 void train_use_averages(const struct param_set *s, struct model *m, bool on) {
     for (size_t i = 0; i < s->n; i++) {
         const struct param *p = &s->params[i];
-        for (size_t k = 0; p->average && k < m->n_params; k++)
+        for (size_t k = 0; kernel_has_data(p->average) && k < m->n_params; k++)
             exchange(&m->params[k], on ? p->value : p->average, on ? p->average : p->value);
     }
 }
@@ -125,9 +127,9 @@ uint64_t param_set_saved_bytes(const struct param_set *s) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < s->n; i++) {
         const struct param *p = &s->params[i];
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->moments[k].data; k++)
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && kernel_has_data(p->moments[k]); k++)
             bytes += kernel_array_bytes(s->o.state, p->n);
-        if (p->average) bytes += p->n * sizeof *p->average;
+        if (kernel_has_data(p->average)) bytes += kernel_array_bytes(DT_F32, p->n);
     }
     return bytes;
 }
@@ -157,7 +159,7 @@ double train_gradient_square(const struct param_set *s) {
 
 static void average(struct param_set *s, struct param *p, uint64_t step) {
     double ramp = (1 + (double)step) / (10 + (double)step), d = s->o.ema < ramp ? s->o.ema : ramp;
-    kernel_scale(kernel_f32(p->average), p->n, (float)d);
+    kernel_scale(p->average, p->n, (float)d);
     kernel_axpy(p->average, (float)(1 - d), p->value, p->n);
 }
 
@@ -167,6 +169,6 @@ void train_step(struct param_set *s, uint64_t step, double lr, double scale) {
         struct train_update u = {&s->o, s->updates + step, lr * p->lr, scale, p->decay, s->scratch};
         p->optimizer->step(&u, p);
         *p->grad_begun = false;
-        if (p->average) average(s, p, step);
+        if (kernel_has_data(p->average)) average(s, p, step);
     }
 }

@@ -58,9 +58,9 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
 #define PARTS (2 + TRAIN_MAX_MOMENTS)
 static bool part_of(const struct param *p, size_t part, struct kernel_array *data, const char **suffix) {
     bool moment = part > 0 && part < PARTS - 1;
-    *data = moment ? p->moments[part - 1] : kernel_f32(part ? p->average : p->value);
+    *data = moment ? p->moments[part - 1] : part ? p->average : p->value;
     *suffix = moment ? p->optimizer->moments[part - 1] : part ? "ema" : NULL;
-    return data->data != NULL;
+    return kernel_has_data(*data);
 }
 
 static int part_desc(const struct param *p, struct kernel_array data, const char *suffix, struct tensor_desc *d,
@@ -85,9 +85,9 @@ static int save_param(const struct param *p, struct stream_writer *w, struct err
     const char *suffix;
     for (size_t part = 0; part < PARTS; part++) {
         if (!part_of(p, part, &data, &suffix)) continue;
-        if (part_desc(p, data, suffix, &d, e) || check_finite(&d, data.data, e) ||
-            stream_write_tensor(w, &d, NULL, data.data, e))
-            return e->code;
+        if (part_desc(p, data, suffix, &d, e)) return e->code;
+        const void *host = kernel_host(data, p->n);
+        if (check_finite(&d, host, e) || stream_write_tensor(w, &d, NULL, host, e)) return e->code;
     }
     return 0;
 }
@@ -99,7 +99,7 @@ int train_save(const struct param_set *s, struct stream_writer *w, struct err *e
 }
 
 /* The next tensor must be this one. */
-static int read_tensor(struct stream_reader *r, const struct tensor_desc *d, void *data, struct err *e) {
+static int read_tensor(struct stream_reader *r, const struct tensor_desc *d, struct buf *data, struct err *e) {
     struct stream_item item;
     char found[128], wanted[128];
     do {
@@ -110,19 +110,27 @@ static int read_tensor(struct stream_reader *r, const struct tensor_desc *d, voi
         return err_set(e, ERR_DATA, "tensor '%s' %s: expected '%s' %s of the student", item.desc.name,
                        tensor_shape_text(&item.desc, found, sizeof found), d->name,
                        tensor_shape_text(d, wanted, sizeof wanted));
-    return stream_read_tensor(r, data, tensor_bytes(d), e);
+    return stream_load_tensor(r, data, e);
 }
 
-int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
+static int restore_param(const struct param *p, struct stream_reader *r, struct buf *host, struct err *e) {
     struct kernel_array data;
     struct tensor_desc d;
     const char *suffix;
-    for (size_t i = 0; i < s->n; i++)
-        for (size_t part = 0; part < PARTS; part++) {
-            if (!part_of(&s->params[i], part, &data, &suffix)) continue;
-            if (part_desc(&s->params[i], data, suffix, &d, e) || read_tensor(r, &d, data.data, e)) return e->code;
-        }
+    for (size_t part = 0; part < PARTS; part++) {
+        if (!part_of(p, part, &data, &suffix)) continue;
+        if (part_desc(p, data, suffix, &d, e) || read_tensor(r, &d, host, e)) return e->code;
+        kernel_upload(data, host->data, p->n);
+    }
     return 0;
+}
+
+int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
+    struct buf host = {0};
+    int rc = 0;
+    for (size_t i = 0; !rc && i < s->n; i++) rc = restore_param(&s->params[i], r, &host, e);
+    buf_release(&host);
+    return rc;
 }
 
 /* ---- another run's moments --------------------------------------------------------------------------------------- */
@@ -154,7 +162,7 @@ static int start_moment(struct param_set *s, struct stream_reader *r, const stru
     if (!to) return e->code;
     room->len = 0;
     if (stream_load_tensor(r, room, e) || check_finite(d, room->data, e)) return e->code;
-    kernel_convert(*to, (struct kernel_array){d->dtype, room->data}, tensor_elems(d));
+    kernel_convert(*to, kernel_host_array(d->dtype, room->data), tensor_elems(d));
     digest_update(digest, room->data, room->len);
     ++*taken;
     return 0;
@@ -181,7 +189,7 @@ static int start(struct param_set *s, struct stream_reader *r, struct digest_sta
         if (item.type == ITEM_TENSOR) rc = start_moment(s, r, &item.desc, room, digest, &taken, e);
     if (rc) return rc;
     for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) wanted += s->params[i].moments[k].data != NULL;
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) wanted += kernel_has_data(s->params[i].moments[k]);
     if (taken == wanted) return 0;
     return err_set(e, ERR_DATA, "it has %zu of the %zu moments of this run's parameters", taken, wanted);
 }

@@ -118,10 +118,10 @@ struct train_options {
 
 #define TRAIN_MAX_MOMENTS 2
 struct param {
-    const char *name; /* valid UTF-8, unique in the set; copied */
-    float *value;     /* [rows][cols], the owner's; a vector has one row */
-    float *grad;      /* of the same shape */
-    bool *grad_begun; /* is there a gradient? (grad_parameter) */
+    const char *name;          /* valid UTF-8, unique in the set; copied */
+    struct kernel_array value; /* f32 [rows][cols], the owner's; a vector has one row */
+    struct kernel_array grad;  /* of the same shape */
+    bool *grad_begun;          /* is there a gradient? (grad_parameter) */
     uint64_t rows, cols;
     bool matrix;                 /* inside a layer: from activations to activations */
     bool decays;                 /* weight decay pulls on it */
@@ -133,19 +133,20 @@ struct param {
     size_t group;                           /* 0: in none, else 1 + its number */
     double lr, decay;                       /* factor of the rate; weight decay */
     struct kernel_array moments[TRAIN_MAX_MOMENTS];
-    float *average; /* of the values, exponential; NULL: none */
+    struct kernel_array average; /* f32, of the values, exponential; no data: none */
 };
 struct param_set {
     struct train_options o;
-    struct param *params; /* [n], in the order in which they were added */
+    struct kernel_device *device; /* of moments, averages and scratch: that of the models, or the CPU */
+    struct param *params;         /* [n], in the order in which they were added */
     size_t n, capacity;
     uint64_t updates;    /* that the moments have had before step 1 (train_start) */
     struct digest start; /* of the moments of train_start, if `started` */
     bool started;
     double group_square
-        [1 + TRAIN_MAX_GROUPS]; /* of train_gradient_norm: sums of squares of each group's gradients; 0: the rest */
-    uint32_t used;              /* bits: patterns of `frozen` that fitted something */
-    void *scratch;              /* of the optimizers */
+        [1 + TRAIN_MAX_GROUPS];  /* of train_gradient_norm: sums of squares of each group's gradients; 0: the rest */
+    uint32_t used;               /* bits: patterns of `frozen` that fitted something */
+    struct kernel_array scratch; /* DT_U8, of the optimizers */
     size_t scratch_bytes;
     struct arena memory;
     struct model *adapted; /* has adapters, which are this set's; NULL: none */
@@ -169,7 +170,7 @@ int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
  * set is then good for param_set_release only. ERR_DATA when a matrix is not finite. */
 int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
-/* The model with its averages in place of its weights, and back: for a forward pass that no gradient goes through. Pointers change, not
+/* The model with its averages in place of its weights, and back: for a forward pass that no gradient goes through. Places change, not
  * numbers, so variables that were made of the weights before keep them. */
 void train_use_averages(const struct param_set *s, struct model *m, bool on);
 uint64_t param_set_elements(const struct param_set *s);
@@ -205,7 +206,7 @@ struct train_update {
     uint64_t step;    /* of the moments */
     double lr, scale; /* of this parameter; of its gradient */
     double decay;
-    void *scratch;
+    struct kernel_array scratch; /* DT_U8 */
 };
 struct optimizer_type {
     const char *name, *summary, *source;

@@ -37,7 +37,8 @@ int groups_begin(struct param_set *s, struct err *e) MUST_CHECK;
 /* ---- adapters (lora.c) ---- */
 
 /* An adapter for this matrix. */
-int lora_attach(struct model_param *p, const struct train_lora *l, struct err *e) MUST_CHECK;
+int lora_attach(struct kernel_device *device, struct model_param *p, const struct train_lora *l,
+                struct err *e) MUST_CHECK;
 /* Adds all of the set to the weights. */
 int lora_merge(struct param_set *s, struct err *e) MUST_CHECK;
 void lora_release(struct param_set *s);

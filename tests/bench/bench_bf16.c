@@ -29,7 +29,7 @@ struct operands {
     float *a, *b, *c;
     uint16_t *a16;
     void *memory;
-    struct kernel_panels panels;
+    struct kernel_matrix panels;
 };
 
 static void run_f32(const struct product *s, struct operands *o) {
@@ -38,14 +38,15 @@ static void run_f32(const struct product *s, struct operands *o) {
 
 static void run_multiply(const struct product *s, struct operands *o) {
     if (s->form == TN)
-        kernel_multiply_tn(s->m, DT_BF16, o->a16, &o->panels, NULL, DT_F32, o->c);
+        kernel_multiply_tn(s->m, kernel_bf16(o->a16), &o->panels, NULL, kernel_f32(o->c));
     else
-        kernel_multiply(s->m, DT_BF16, o->a16, &o->panels, NULL, DT_F32, o->c);
+        kernel_multiply(s->m, kernel_bf16(o->a16), &o->panels, NULL, kernel_f32(o->c));
 }
 
 static void run_pack(const struct product *s, struct operands *o) {
-    o->panels = s->form == NT ? kernel_pack_nt(o->memory, s->n, s->k, DT_F32, o->b)
-                              : kernel_pack_nn(o->memory, s->n, s->k, DT_F32, o->b);
+    struct kernel_matrix stored = kernel_matrix_of(kernel_f32(o->b), s->n, s->k);
+    o->panels = s->form == NT ? kernel_pack_nt(kernel_bf16(o->memory), &stored)
+                              : kernel_pack_nn(kernel_bf16(o->memory), s->n, s->k, kernel_f32(o->b));
 }
 
 typedef void run_fn(const struct product *s, struct operands *o);
@@ -56,8 +57,8 @@ static void bench_product(const struct product *s, int threads) {
     struct operands o = {.a = bench_numbers(s->m * s->k), .b = bench_numbers(s->n * s->k)};
     o.c = bench_array(s->m * s->n, sizeof *o.c);
     o.a16 = bench_array(s->m * s->k, sizeof *o.a16);
-    o.memory = bench_array(kernel_panels_bytes(s->n, s->k), 1);
-    kernel_to_bf16(o.a16, o.a, s->m * s->k);
+    o.memory = bench_array(kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, s->n, s->k), 1);
+    kernel_convert(kernel_bf16(o.a16), kernel_f32(o.a), s->m * s->k);
     double gflop = 2e-9 * (double)s->m * (double)s->n * (double)s->k, best[PARTS] = {1e9, 1e9, 1e9}, limit = 0;
     for (int run = 0; run < (gflop < 1 ? 40 : gflop < 8 ? 20 : 6); run++) {
         for (int i = 0; i < PARTS; i++) {
@@ -85,21 +86,22 @@ static void bench_product(const struct product *s, int threads) {
 /* ---- quantized weights: from their blocks, and packed for products of integers ---- */
 
 static void bench_quantized_type(size_t m, size_t n, size_t k, enum dtype type, const float *weights, const uint16_t *a,
-                                 const struct kernel_panels *bf16, float *c) {
+                                 const struct kernel_matrix *bf16, float *c) {
     struct err e;
-    size_t bytes = kernel_panels_int8_bytes(type, n, k);
+    size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_INT8, type, n, k);
     void *rows = bench_array(dtype_row_bytes(type, n * k), 1), *memory = bench_array(bytes, 1);
     if (tensor_from_f32(type, weights, rows, n * k, NULL, &e)) exit(1);
-    struct kernel_panels blocks = {.n = n, .k = k, .dtype = type, .data = rows}, int8;
+    struct kernel_matrix blocks = kernel_matrix_of(kernel_host_array(type, rows), n, k);
+    struct kernel_matrix int8 = kernel_matrix_in(kernel_host_array(type, memory), KERNEL_PACKED_INT8, type, n, k);
     double packing = bench_now();
-    int8 = kernel_pack_int8(memory, n, k, type, rows);
+    kernel_matrix_fill(&int8, 0, n, type, rows);
     packing = bench_now() - packing;
-    const struct kernel_panels *const forms[] = {bf16, &blocks, &int8};
+    const struct kernel_matrix *const forms[] = {bf16, &blocks, &int8};
     double best[COUNT_OF(forms)] = {1e9, 1e9, 1e9}, ns = 1e9 / ((double)n * (double)k);
     for (int run = 0; run < (m < 64 ? 20 : 8); run++)
         for (size_t i = 0; i < COUNT_OF(forms); i++) {
             double t = bench_now();
-            kernel_multiply(m, DT_BF16, a, forms[i], NULL, DT_F32, c);
+            kernel_multiply(m, kernel_bf16(a), forms[i], NULL, kernel_f32(c));
             t = bench_now() - t;
             if (t < best[i]) best[i] = t;
         }
@@ -114,9 +116,10 @@ static void bench_quantized_type(size_t m, size_t n, size_t k, enum dtype type, 
 static void bench_quantized(size_t m, size_t n, size_t k, int threads) {
     float *b = bench_numbers(n * k), *c = bench_array(m * n, sizeof *c);
     uint16_t *a = bench_array(m * k, sizeof *a);
-    void *memory = bench_array(kernel_panels_bytes(n, k), 1);
-    kernel_to_bf16(a, b, m * k < n * k ? m * k : n * k);
-    struct kernel_panels packed = kernel_pack_nt(memory, n, k, DT_F32, b);
+    void *memory = bench_array(kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k), 1);
+    kernel_convert(kernel_bf16(a), kernel_f32(b), m * k < n * k ? m * k : n * k);
+    struct kernel_matrix stored = kernel_matrix_of(kernel_f32(b), n, k);
+    struct kernel_matrix packed = kernel_pack_nt(kernel_bf16(memory), &stored);
     printf("quantized weights, %zu x %zu x %zu, %d threads\n", m, n, k, threads);
     for (size_t i = 0; dtype_at(i); i++)
         if (dtype_at(i)->is_quantized) bench_quantized_type(m, n, k, dtype_at(i)->dtype, b, a, &packed, c);

@@ -67,20 +67,20 @@ struct work {
 };
 
 static void run_lse(struct work *w) {
-    kernel_logsumexp(w->y, w->x, ROWS, VOCAB, 1);
+    kernel_logsumexp(w->y, kernel_f32(w->x), ROWS, VOCAB, 1);
 }
 static void run_topk(struct work *w) {
-    kernel_topk(w->ids, w->y, w->x, ROWS, VOCAB, 50);
+    kernel_topk(w->ids, w->y, kernel_f32(w->x), ROWS, VOCAB, 50);
 }
 static void run_sample(struct work *w) {
-    kernel_sample(w->ids, w->u, DT_F32, w->x, ROWS, VOCAB, 50, 1);
+    kernel_sample(w->ids, w->u, kernel_f32(w->x), ROWS, VOCAB, 50, 1);
 }
 
 static void run_loss_dense(struct work *w) {
     static const struct kernel_loss how = {1, 1, 0};
     double kl[ROWS];
     struct kernel_target t = {.dense = w->z};
-    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, NULL, kernel_f32(w->dx));
+    kernel_distill_loss(&how, &t, NULL, kernel_f32(w->x), ROWS, VOCAB, kl, NULL, kernel_f32(w->dx));
 }
 
 static void run_loss_sparse(struct work *w) {
@@ -91,17 +91,18 @@ static void run_loss_sparse(struct work *w) {
     for (uint64_t i = 0; i <= ROWS; i++) offset[i] = i * 12;
     for (uint32_t i = 0; i < ROWS * 12; i++) w->ids[i] = i % 12 * 1000, w->y[i] = 1.0f / 12;
     struct kernel_target t = {.offset = offset, .ids = w->ids, .probs = w->y, .label = label};
-    kernel_distill_loss(&how, &t, NULL, w->x, ROWS, VOCAB, kl, ce, kernel_f32(w->dx));
+    kernel_distill_loss(&how, &t, NULL, kernel_f32(w->x), ROWS, VOCAB, kl, ce, kernel_f32(w->dx));
 }
 
 static void run_attention(struct work *w) {
     struct kernel_array x = kernel_f32(w->x);
-    kernel_attention(&w->attention, kernel_f32(w->y), w->z, x, x, kernel_part(x, HIDDEN));
+    kernel_attention(&w->attention, kernel_f32(w->y), kernel_f32(w->z), x, x, kernel_part(x, HIDDEN));
 }
 
 static void run_attention_backward(struct work *w) {
     struct kernel_array x = kernel_f32(w->x);
-    kernel_attention_backward(&w->attention, kernel_f32(w->dx), w->dy, w->dz, x, x, w->z, x, x, x);
+    kernel_attention_backward(&w->attention, kernel_f32(w->dx), kernel_f32(w->dy), kernel_f32(w->dz), x, x,
+                              kernel_f32(w->z), x, x, x);
 }
 
 static void run_swiglu(struct work *w) {
@@ -112,11 +113,12 @@ static void run_swiglu_backward(struct work *w) {
                         kernel_f32(w->z), N * FFN);
 }
 static void run_rmsnorm(struct work *w) {
-    kernel_rmsnorm(kernel_f32(w->y), w->dy, kernel_f32(w->x), w->z, N, HIDDEN, 1e-5f);
+    kernel_rmsnorm(kernel_f32(w->y), kernel_f32(w->dy), kernel_f32(w->x), kernel_f32(w->z), N, HIDDEN, 1e-5f);
 }
 
 static void run_rmsnorm_backward(struct work *w) {
-    kernel_rmsnorm_backward(kernel_f32(w->dx), w->dz, kernel_f32(w->y), kernel_f32(w->x), w->z, w->dy, N, HIDDEN);
+    kernel_rmsnorm_backward(kernel_f32(w->dx), kernel_f32(w->dz), kernel_f32(w->y), kernel_f32(w->x), kernel_f32(w->z),
+                            kernel_f32(w->dy), N, HIDDEN);
 }
 
 static void run_rope(struct work *w) {
@@ -125,13 +127,13 @@ static void run_rope(struct work *w) {
 
 static void run_adamw(struct work *w) {
     static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10, 0};
-    kernel_adamw(&how, w->dx, kernel_f32(w->dy), kernel_f32(w->dz), w->x, (size_t)ROWS * VOCAB);
+    kernel_adamw(&how, kernel_f32(w->dx), kernel_f32(w->dy), kernel_f32(w->dz), kernel_f32(w->x), (size_t)ROWS * VOCAB);
 }
 
 static void run_adamw_bf16(struct work *w) {
     static const struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10, 0};
-    struct kernel_array m = {DT_BF16, w->dy}, v = {DT_BF16, w->dz};
-    kernel_adamw(&how, w->dx, m, v, w->x, (size_t)ROWS * VOCAB);
+    struct kernel_array m = kernel_host_array(DT_BF16, w->dy), v = kernel_host_array(DT_BF16, w->dz);
+    kernel_adamw(&how, kernel_f32(w->dx), m, v, kernel_f32(w->x), (size_t)ROWS * VOCAB);
 }
 
 static const struct {

@@ -56,7 +56,7 @@ float *bench_numbers(size_t n) {
 }
 
 void bench_multiply_f32(const struct product *p, const float *a, const float *b, float *c) {
-    if (p->form == NT) kernel_matmul_nt(p->m, p->n, p->k, a, b, 0, c);
-    if (p->form == NN) kernel_matmul_nn(p->m, p->n, p->k, a, b, 0, c);
-    if (p->form == TN) kernel_matmul_tn(p->m, p->n, p->k, a, b, 0, c);
+    if (p->form == NT) kernel_matmul_nt(p->m, p->n, p->k, kernel_f32(a), kernel_f32(b), 0, kernel_f32(c));
+    if (p->form == NN) kernel_matmul_nn(p->m, p->n, p->k, kernel_f32(a), kernel_f32(b), 0, kernel_f32(c));
+    if (p->form == TN) kernel_matmul_tn(p->m, p->n, p->k, kernel_f32(a), kernel_f32(b), 0, kernel_f32(c));
 }

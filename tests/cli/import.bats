@@ -178,10 +178,10 @@ END
 }
 
 @test "messages name the file and the key" {
-    sed -i 's/LlamaForCausalLM/GemmaForCausalLM/' hf/config.json
+    sed -i 's/LlamaForCausalLM/MambaForCausalLM/' hf/config.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: config.json: architecture 'GemmaForCausalLM' is not supported (LlamaForCausalLM, *"
-    sed -i 's/GemmaForCausalLM/LlamaForCausalLM/; s/"hidden_size": 64/"hidden_size": "64"/' hf/config.json
+    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM, *"
+    sed -i 's/MambaForCausalLM/LlamaForCausalLM/; s/"hidden_size": 64/"hidden_size": "64"/' hf/config.json
     check_exit 3 rill import hf
     assert_stderr_line "hf: config.json: json: key \"hidden_size\" is a string, expected a whole number"
     sed -i 's/"hidden_size": "64"/"hidden_size": 32/' hf/config.json

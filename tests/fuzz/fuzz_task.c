@@ -44,7 +44,7 @@ static struct model *make_model(void) {
     tokens[EOS] = (struct token){(const unsigned char *)"</s>", 4, TOKEN_SPECIAL | TOKEN_ADDED, 0};
     must(vocab_new(&v, &spec, &e) == 0 && vocab_pack(v, &packed, &e) == 0);
     vocab_free(v);
-    must(model_init(&m, &config, packed.data, packed.len, 1, &e) == 0);
+    must(model_init(&m, kernel_cpu(), &config, packed.data, packed.len, 1, &e) == 0);
     buf_release(&packed);
     return m;
 }

@@ -64,14 +64,14 @@ struct rows {
     float lse[POSITIONS];
 };
 
-static int look(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int look(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     struct rows *r = ctx;
     uint32_t best[POSITIONS];
     (void)e;
-    kernel_argmax(best, logits, rows, vocab);
-    kernel_logsumexp(r->lse + first, logits, rows, vocab, 1);
+    kernel_argmax(best, kernel_f32(host_logits), rows, vocab);
+    kernel_logsumexp(r->lse + first, kernel_f32(host_logits), rows, vocab, 1);
     for (size_t i = 0; i < rows; i++) {
-        const float *row = logits + i * vocab;
+        const float *row = host_logits + i * vocab;
         size_t at = first + i;
         r->differ += best[i] != r->top[at * TOP];
         for (size_t k = 0; k < TOP; k++)
@@ -91,7 +91,7 @@ static double compare(enum model_weight_format format, struct rows *r) {
     *r = (struct rows){.ids = wanted("ids", POSITIONS * sizeof *r->ids),
                        .top = wanted("top_ids", POSITIONS * TOP * sizeof *r->top),
                        .logits = wanted("top_logits", POSITIONS * TOP * sizeof *r->logits)};
-    OK(grad_tape_new(&t, false, model_precision(m), &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
     OK(model_infer(m, t, &(struct model_input){POSITIONS, 1, r->ids, &length}, NULL, NULL, look, r, &e));
     grad_tape_free(t);
     model_free(m);

@@ -67,10 +67,10 @@ static float *states_of(struct model *m) {
     struct err e;
     struct grad_tape *t;
     float *states = mem_array(in.n_positions * HIDDEN, sizeof *states, &e);
-    OK(grad_tape_new(&t, false, model_precision(m), &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
     struct grad_var *h = model_graph(m, t, &in, NULL, NULL, &e);
     if (!h) fail_msg("%s", e.msg);
-    memcpy(states, grad_value(t, h), in.n_positions * HIDDEN * sizeof *states);
+    memcpy(states, grad_host_value(t, h), in.n_positions * HIDDEN * sizeof *states);
     grad_tape_free(t);
     return states;
 }

@@ -79,8 +79,8 @@ static void logits_are_transformers(void **state) {
     for (size_t r = 0; r < 8; r++)
         for (size_t k = 0; k < vocab; k++)
             worst_full = fmax(worst_full, fabs((double)ours[rows[r] * vocab + k] - full[r * vocab + k]));
-    kernel_argmax(found, ours, POSITIONS, vocab);
-    kernel_logsumexp(ours_lse, ours, POSITIONS, vocab, 1);
+    kernel_argmax(found, kernel_f32(ours), POSITIONS, vocab);
+    kernel_logsumexp(ours_lse, kernel_f32(ours), POSITIONS, vocab, 1);
     for (size_t i = 0; i < POSITIONS; i++) worst_lse = fmax(worst_lse, fabs((double)ours_lse[i] - lse[i]));
     printf("largest difference of logits: %.2e over the 64 largest of %d rows, %.2e over 8 whole rows; of log-sum-exp "
            "%.2e\n",

@@ -5,6 +5,9 @@ each of 512 positions (libllama by llama_logits.c, against `rill teacher-infer -
 1e-3 of each other; and perplexity by llama-perplexity's protocol over CHUNKS windows of 512 tokens, within 0.1%. Of MiniLM: hidden states
 and sentence vectors against transformers with the tanh form of GELU, which is the one that llama.cpp has, and as it is.
 
+llama-perplexity takes "<unk>", of which WikiText is full, for text, and `rill tokenize` for the special token, as transformers and
+llama-tokenize do. So both get the text without the brackets.
+
 ggml's GELU from a table in half precision (see compare_llama_cpp.py) is in Gemma's and MiniLM's numbers, unless --exact.
 
 Versions: as in compare_llama_cpp.py. Run, with MODELS holding smollm2.gguf, gemma3-270m.gguf and minilm:
@@ -97,11 +100,13 @@ if __name__ == "__main__":
     transformers.logging.disable_progress_bar()
     ok = True
     with tempfile.TemporaryDirectory() as work:
+        plain = os.path.join(work, "text.txt")
+        open(plain, "wb").write(open(a.text, "rb").read().replace(b"<unk>", b"unk"))
         runner = build_runner(a.source, a.build, without_table(a.source, a.build) if a.exact else a.build, work)
         for name in "smollm2.gguf", "gemma3-270m.gguf":
             model, gguf = exported(os.path.join(a.models, name), work)
-            n, other, clearly = first_tokens(runner, model, gguf, a.text, work)
-            ours, theirs = perplexities(model, gguf, a.text, a.build, a.chunks, work)
+            n, other, clearly = first_tokens(runner, model, gguf, plain, work)
+            ours, theirs = perplexities(model, gguf, plain, a.build, a.chunks, work)
             ok = ok and clearly == 0 and abs(ours / theirs - 1) < 1e-3
             print(f"{name:20} {other} of {n} first tokens differ ({clearly} of them clearly); perplexity {ours:.4f}, llama.cpp "
                   f"{theirs:.4f}: {100 * (ours / theirs - 1):+.4f}%", flush=True)

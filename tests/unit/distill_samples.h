@@ -23,9 +23,10 @@ static inline struct model *student_new(bool tied, uint64_t seed) {
                              .rope.theta = 10000,
                              .layers = layers};
     struct model *m;
-    OK(model_init(&m, &c, NULL, 0, seed, &e));
+    OK(model_init(&m, kernel_cpu(), &c, NULL, 0, seed, &e));
     struct model_param *p = model_param(m, tied ? ROLE_EMBED : ROLE_HEAD, 0);
-    for (uint64_t i = 0; i < p->n; i++) p->value[i] *= 10; /* logits away from 0, so that no loss is near uniform */
+    for (uint64_t i = 0; i < p->n; i++)
+        model_host_value(p)[i] *= 10; /* logits away from 0, so that no loss is near uniform */
     return m;
 }
 
@@ -90,7 +91,7 @@ static inline struct buf trained(int fd, const struct distill_options *o, const 
     OK(train_on(t, fd, o->plan.now.steps, &e));
     if (p) trainer_progress(t, p);
     for (size_t i = 0; i < m->n_params; i++)
-        OK(buf_append(&weights, m->params[i].value, m->params[i].n * sizeof(float), &e));
+        OK(buf_append(&weights, model_host_value(&m->params[i]), m->params[i].n * sizeof(float), &e));
     trainer_free(t);
     model_free(m);
     return weights;

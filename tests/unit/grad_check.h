@@ -53,13 +53,13 @@ static void run_tape(const struct function *f, struct example *x, struct grad_ta
         float before = x->how == ADD ? BEFORE : x->how == OVERWRITE ? NAN : 0;
         for (size_t j = 0; j < x->in[i].n; j++) x->grad[i][j] = before;
         x->begun[i] = x->how != OVERWRITE;
-        in[i] = grad_parameter(t, x->in[i].f, x->grad[i], &x->begun[i], f->rows[i], f->cols[i]);
+        in[i] = grad_parameter(t, kernel_f32(x->in[i].f), kernel_f32(x->grad[i]), &x->begun[i], f->rows[i], f->cols[i]);
     }
     struct grad_var *out = f->build(f, t, in);
     if (grad_error(t, &e) != 0) fail_msg("%s: %s", f->name, e.msg);
     if (!f->is_loss) {
-        memcpy(y, out->value.data, n_out * sizeof *y);
-        float *g = grad_of(t, out).data;
+        memcpy(y, host_of(out->value), n_out * sizeof *y);
+        float *g = host_of(grad_of(t, out));
         for (size_t i = 0; i < n_out; i++) g[i] += (float)x->c[i];
     }
     grad_backward(t);
@@ -123,7 +123,7 @@ static inline void check_function(const struct function *f, uint64_t seed) {
         x.in[i] = normals(&r, f->rows[i] * f->cols[i], 0.7);
         x.grad[i] = take(x.in[i].n, sizeof(float));
     }
-    assert_int_equal(grad_tape_new(&t, true, DT_F32, &e), 0);
+    assert_int_equal(grad_tape_new(&t, kernel_cpu(), true, DT_F32, &e), 0);
     grad_recompute(t, f->recompute);
     parallel_set_threads(1);
     run_tape(f, &x, t, y);

@@ -39,10 +39,10 @@ static inline struct model *byte_model(uint32_t context, uint64_t seed, bool bos
     c.vocab_size = BYTE_VOCAB;
     c.context = context;
     struct model *m;
-    OK(model_init(&m, &c, packed.data, packed.len, seed, &e));
+    OK(model_init(&m, kernel_cpu(), &c, packed.data, packed.len, seed, &e));
     for (size_t i = 0; i < m->n_params; i++)
         if (model_role_is_matrix(m->params[i].slot.role))
-            for (uint64_t k = 0; k < m->params[i].n; k++) m->params[i].value[k] *= 6;
+            for (uint64_t k = 0; k < m->params[i].n; k++) model_host_value(&m->params[i])[k] *= 6;
     buf_release(&packed);
     arena_release(&a);
     return m;

@@ -31,10 +31,10 @@ static inline struct model_config sample_config(struct arena *a) {
 static inline struct model *sample_model(const struct model_config *c, uint64_t seed) {
     struct err e;
     struct model *m;
-    OK(model_init(&m, c, NULL, 0, seed, &e));
+    OK(model_init(&m, kernel_cpu(), c, NULL, 0, seed, &e));
     for (size_t i = 0; i < m->n_params; i++)
         if (model_role_is_matrix(m->params[i].slot.role))
-            for (uint64_t k = 0; k < m->params[i].n; k++) m->params[i].value[k] *= 6;
+            for (uint64_t k = 0; k < m->params[i].n; k++) model_host_value(&m->params[i])[k] *= 6;
     return m;
 }
 
@@ -55,7 +55,7 @@ static inline int load_model_as(const struct buf *b, enum model_weight_format fo
     int fd = file_of(b->data, b->len);
     int rc = stream_reader_open(&r, fd, "model.rill", STREAM_MODEL, e);
     if (!rc) {
-        rc = model_load(out, r, format, e);
+        rc = model_load(out, kernel_cpu(), r, format, e);
         stream_reader_free(r);
     }
     close(fd);
@@ -85,9 +85,9 @@ static inline void sample_tokens(uint32_t *tokens, size_t n, uint32_t vocab, uin
 struct all_logits {
     float *x; /* [n_positions][vocab] */
 };
-static inline int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static inline int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     (void)e;
-    memcpy(((struct all_logits *)ctx)->x + first * vocab, logits, rows * vocab * sizeof(float));
+    memcpy(((struct all_logits *)ctx)->x + first * vocab, host_logits, rows * vocab * sizeof(float));
     return 0;
 }
 static inline float *logits_of(struct model *m, const struct model_input *in) {
@@ -95,7 +95,7 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     struct grad_tape *t;
     struct all_logits all = {mem_array(in->n_positions * m->config.vocab_size, sizeof(float), &e)};
     assert_non_null(all.x);
-    OK(grad_tape_new(&t, false, model_precision(m), &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
     OK(model_infer(m, t, in, NULL, NULL, keep_logits, &all, &e));
     grad_tape_free(t);
     return all.x;
@@ -105,7 +105,7 @@ static inline struct stats *stats_of(struct model *m, const struct model_input *
     struct err e;
     struct stats *s;
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     OK(stats_new(&s, &m->config, NULL, &e));
     OK(stats_collect(s, m, t, in, &e));
     grad_tape_free(t);

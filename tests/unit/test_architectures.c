@@ -101,14 +101,14 @@ static size_t output_size(const struct model *m, const struct expected *x) {
 static void check_hidden(const char *what, struct model *m, const struct expected *x, double tolerance) {
     struct err e;
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, model_precision(m), &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
     struct grad_var *h = model_graph(m, t, &x->in, NULL, NULL, &e);
     if (!h) fail_msg("%s: %s", what, e.msg);
-    check_logits(what, grad_value(t, h), x->logits, output_size(m, x), tolerance);
+    check_logits(what, grad_host_value(t, h), x->logits, output_size(m, x), tolerance);
     if (m->config.pooler) {
         struct grad_var *p = model_pooled(m, t, &x->in, h, &e);
         assert_non_null(x->pooled);
-        check_logits(what, grad_value(t, p), x->pooled, p->rows * p->cols, tolerance);
+        check_logits(what, grad_host_value(t, p), x->pooled, p->rows * p->cols, tolerance);
     }
     grad_tape_free(t);
 }
@@ -142,8 +142,8 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
     struct all_logits parts = {mem_array(n, sizeof(float), &e)};
     int fd = file_of(stream->data, stream->len);
     OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
-    OK(model_layerwise_new(&l, r, WEIGHTS_F32, NULL, NULL, &e));
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, NULL, NULL, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     if (model_layerwise_run(l, t, &x->in, 1, NULL, NULL, &e)) fail_msg("%s: %s", name, e.msg);
     OK(model_layerwise_logits(l, t, &x->in, 1, keep_logits, &parts, &e));
     if (memcmp(whole, parts.x, n * sizeof *whole) != 0) fail_msg("%s: layer by layer gives other bits", name);
@@ -185,7 +185,7 @@ static void check_decoding(const char *name, struct model *m) {
     memcpy(tokens + PROMPT, made.tokens, NEW * sizeof *tokens);
     length = PROMPT + NEW;
     float *logits = logits_of(m, &whole);
-    kernel_argmax(best, logits, PROMPT + NEW, m->config.vocab_size);
+    kernel_argmax(best, kernel_f32(logits), PROMPT + NEW, m->config.vocab_size);
     if (memcmp(best + PROMPT - 1, made.tokens, NEW * sizeof *best) != 0)
         fail_msg("%s: from the cache other tokens are chosen", name);
     mem_free(logits);
@@ -199,8 +199,8 @@ struct labels {
     double total;
 };
 
-static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     struct labels *l = ctx;
     struct kernel_loss how = {1, 0, 1};
     struct kernel_target target = {.label = l->label + first};
@@ -249,7 +249,7 @@ static float *foreign_gradient(struct model *m, const struct arch_tensors *names
         struct model_param *p = &m->params[i];
         if (!arch_place(names, NULL, &m->config, p->slot, &place) || strcmp(place.name, of.name) != 0) continue;
         uint64_t rows = p->desc.dims[0], cols = p->desc.rank == 2 ? p->desc.dims[1] : 1;
-        arch_scatter(&place, DT_F32, rows, cols, p->grad, g);
+        arch_scatter(&place, DT_F32, rows, cols, model_host_grad(p), g);
     }
     return g;
 }
@@ -289,11 +289,11 @@ static double learn_labels(struct model *m, struct grad_tape *t, const struct ex
 /* The sum of hidden states times weights. */
 static double learn_weights(struct grad_tape *t, struct grad_var *h, const float *weights) {
     double total = 0;
-    const float *value = grad_value(t, h);
-    struct kernel_array g = grad_of(t, h);
+    const float *value = grad_host_value(t, h);
+    float *g = kernel_host(grad_of(t, h), h->rows * h->cols);
     for (size_t i = 0; i < h->rows * h->cols; i++) {
         total += (double)value[i] * weights[i];
-        ((float *)g.data)[i] += weights[i];
+        g[i] += weights[i];
     }
     return total;
 }
@@ -312,7 +312,7 @@ static void check_gradients(const char *model, const struct buf *stream, struct 
     const struct arch *arch;
     OK(arch_of_config(&m->config, &arch, &e));
     OK(model_enable_grad(m, &e));
-    OK(grad_tape_new(&t, true, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), true, DT_F32, &e));
     grad_recompute(t, recompute);
     struct grad_var *h = model_graph(m, t, &x->in, NULL, NULL, &e);
     if (!h) fail_msg("%s: %s", model, e.msg);

@@ -6,9 +6,9 @@
 
 /* ---- losses ------------------------------------------------------------------------------------------------------------- */
 
-static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
+static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     (void)e;
-    memcpy((float *)ctx + first * vocab, logits, rows * vocab * sizeof *logits);
+    memcpy((float *)ctx + first * vocab, host_logits, rows * vocab * sizeof *host_logits);
     return 0;
 }
 
@@ -51,7 +51,7 @@ static void check_loss(const char *encoding, double temperature) {
     struct grad_tape *tape;
     struct model_input in = {s.n_positions, s.n_seqs, s.tokens, s.lengths};
     float *logits = malloc(s.n_positions * VOCAB * sizeof *logits);
-    OK(grad_tape_new(&tape, false, DT_F32, &e));
+    OK(grad_tape_new(&tape, kernel_cpu(), false, DT_F32, &e));
     OK(model_infer(m, tape, &in, NULL, NULL, copy_logits, logits, &e));
     double kl = 0, ce = 0, n = 0, p[VOCAB];
     for (size_t r = 0; r < s.n_positions; r++) {
@@ -272,7 +272,8 @@ static void decay_leaves_embedding_and_norms_alone(void **state) {
     OK(train_on(t, fd, 4, &e));
     for (size_t i = 0; i < m->n_params; i++) {
         enum model_role role = m->params[i].slot.role;
-        bool same = !memcmp(m->params[i].value, before->params[i].value, m->params[i].n * sizeof(float));
+        bool same = !memcmp(model_host_value(&m->params[i]), model_host_value(&before->params[i]),
+                            m->params[i].n * sizeof(float));
         assert_int_equal(same, !model_role_is_matrix(role) || role == ROLE_EMBED);
     }
     trainer_free(t);
@@ -369,7 +370,7 @@ static void a_loss_that_is_no_number_is_an_error(void **state) {
     int fd = tokens_file(&s, 100);
     OK(trainer_new(&t, m, &o, &plain, &e));
     OK(train_on(t, fd, 2, &e));
-    m->params[3].value[5] = NAN;
+    model_host_value(&m->params[3])[5] = NAN;
     trainer_free(t);
     OK(trainer_new(&t, m, &o, &plain, &e));
     assert_int_equal(train_on(t, fd, 2, &e), ERR_DATA);

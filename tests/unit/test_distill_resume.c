@@ -29,16 +29,22 @@ static int restore(struct trainer *t, int fd, struct err *e) {
     return rc;
 }
 
+static void assert_same_array(struct kernel_array a, struct kernel_array b, size_t n) {
+    assert_int_equal(a.dtype, b.dtype);
+    assert_true(kernel_has_data(a) == kernel_has_data(b));
+    if (kernel_has_data(a)) assert_memory_equal(kernel_host(a, n), kernel_host(b, n), kernel_array_bytes(a.dtype, n));
+}
+
 static void assert_same_run(struct trainer *a, struct trainer *b) {
     for (size_t i = 0; i < a->m->n_params; i++)
-        assert_memory_equal(a->m->params[i].value, b->m->params[i].value, a->m->params[i].n * sizeof(float));
+        assert_memory_equal(model_host_value(&a->m->params[i]), model_host_value(&b->m->params[i]),
+                            a->m->params[i].n * sizeof(float));
     assert_int_equal(a->set.n, b->set.n);
     for (size_t i = 0; i < a->set.n; i++) {
         const struct param *p = &a->set.params[i], *q = &b->set.params[i];
-        assert_memory_equal(p->value, q->value, p->n * sizeof(float));
-        if (p->average) assert_memory_equal(p->average, q->average, p->n * sizeof(float));
-        for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++)
-            assert_memory_equal(p->moments[k].data, q->moments[k].data, kernel_array_bytes(a->o.train.state, p->n));
+        assert_same_array(p->value, q->value, p->n);
+        assert_same_array(p->average, q->average, p->n);
+        for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) assert_same_array(p->moments[k], q->moments[k], p->n);
     }
     assert_memory_equal(a->progress.group_norm, b->progress.group_norm, sizeof a->progress.group_norm);
     assert_int_equal(a->progress.step, b->progress.step);
@@ -87,8 +93,9 @@ static void run_end(struct trainer *t) {
 /* Weights that are lost before the restore: all that are trained come from the checkpoint. */
 static void spoil(struct trainer *t) {
     for (size_t i = 0; i < t->set.n; i++) {
-        t->set.params[i].value[0] += 1;
-        if (t->set.params[i].average) t->set.params[i].average[0] += 1;
+        const struct param *p = &t->set.params[i];
+        *(float *)kernel_host(p->value, p->n) += 1;
+        if (kernel_has_data(p->average)) *(float *)kernel_host(p->average, p->n) += 1;
     }
 }
 
@@ -169,7 +176,7 @@ static void another_runs_moments_begin_a_run(void **state) {
     OK(start(second, fd, &e));
     for (size_t i = 0; i < second->set.n; i++) {
         const struct param *p = &second->set.params[i];
-        assert_memory_equal(p->moments[1].data, first->set.params[i].moments[1].data, p->n * sizeof(float));
+        assert_same_array(p->moments[1], first->set.params[i].moments[1], p->n);
     }
     assert_int_equal(second->set.updates, 5);
     OK(train_to(second, r.fd, 3, &e));

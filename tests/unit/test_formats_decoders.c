@@ -291,7 +291,8 @@ static void assert_same_values(const struct buf *a, const struct buf *b) {
     OK(load_model_as(b, WEIGHTS_F32, &y, &e));
     assert_int_equal(x->n_params, y->n_params);
     for (size_t i = 0; i < x->n_params; i++)
-        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+        assert_memory_equal(model_host_value(&x->params[i]), model_host_value(&y->params[i]),
+                            x->params[i].n * sizeof(float));
     model_free(x);
     model_free(y);
 }

@@ -359,7 +359,7 @@ static void a_gguf_has_no_rows_before_the_first_position(void **state) {
     const float *rows = data;
     size_t missing = 2 * (size_t)m->config.hidden;
     for (size_t i = 0; i < missing; i++) assert_true(rows[i] == 0);
-    assert_memory_equal(rows + missing, table->value + missing, (table->n - missing) * sizeof *rows);
+    assert_memory_equal(rows + missing, model_host_value(table) + missing, (table->n - missing) * sizeof *rows);
     foreign_close(f);
     model_free(m);
     buf_release(&gguf);

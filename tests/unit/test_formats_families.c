@@ -281,7 +281,7 @@ static int make_gguf(const struct vocab *v, struct buf *gguf, struct err *refusa
     c.layers[1] = c.layers[0];
     c.vocab_size = v->n_tokens;
     OK(vocab_pack(v, &packed, &e));
-    OK(model_init(&m, &c, packed.data, packed.len, 7, &e));
+    OK(model_init(&m, kernel_cpu(), &c, packed.data, packed.len, 7, &e));
     struct buf model = saved_model(m, DT_F32);
     int rc = export_gguf(&model, gguf, refusal);
     model_free(m);

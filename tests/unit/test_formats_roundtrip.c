@@ -141,14 +141,16 @@ static void test_import_converts(void **state) {
     OK(load_model(&a, &x, &e));
     OK(load_model(&f32, &y, &e));
     for (size_t i = 0; i < x->n_params; i++)
-        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+        assert_memory_equal(model_host_value(&x->params[i]), model_host_value(&y->params[i]),
+                            x->params[i].n * sizeof(float));
     model_free(x);
     model_free(y);
     OK(load_model(&b, &x, &e));
     OK(load_model(&bf16, &y, &e));
     for (size_t i = 0; i < x->n_params; i++) {
         assert_int_equal(x->params[i].desc.dtype, DT_BF16);
-        assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));
+        assert_memory_equal(model_host_value(&x->params[i]), model_host_value(&y->params[i]),
+                            x->params[i].n * sizeof(float));
     }
     model_free(x);
     model_free(y);
@@ -166,7 +168,7 @@ static struct buf made_model(const struct model_config *c, const struct vocab *v
     struct buf packed = {0};
     struct model *m;
     if (v) OK(vocab_pack(v, &packed, &e));
-    OK(model_init(&m, c, packed.data, packed.len, 7, &e));
+    OK(model_init(&m, kernel_cpu(), c, packed.data, packed.len, 7, &e));
     struct buf b = saved_model(m, dtype);
     model_free(m);
     buf_release(&packed);
@@ -461,7 +463,7 @@ static void test_quantized_tensors(void **state) {
         struct model *m;
         bool wide = t->block_elems == 256;
         c.hidden = 256; /* rows of o and down are narrower: those stay f32 when blocks are */
-        OK(model_init(&m, &c, NULL, 0, 3, &e));
+        OK(model_init(&m, kernel_cpu(), &c, NULL, 0, 3, &e));
         int fd = memory_file();
         OK(stream_writer_open(&w, fd, "model", NULL, &e));
         OK(model_head_write(w, &c, NULL, 0, NULL, &e));
@@ -470,7 +472,7 @@ static void test_quantized_tensors(void **state) {
             bool fits = model_role_is_matrix(m->params[p].slot.role) && (!wide || tensor_row_elems(&d) == 256);
             d.dtype = fits ? t->dtype : DT_F32;
             unsigned char *packed = malloc(tensor_bytes(&d));
-            OK(tensor_from_f32(d.dtype, m->params[p].value, packed, m->params[p].n, NULL, &e));
+            OK(tensor_from_f32(d.dtype, model_host_value(&m->params[p]), packed, m->params[p].n, NULL, &e));
             OK(stream_write_tensor(w, &d, NULL, packed, &e));
             free(packed);
         }
@@ -492,8 +494,8 @@ static void test_weights_that_do_not_fit(void **state) {
     struct model *m;
     struct model_config c = sample_config(&a);
     c.layers[1] = c.layers[0];
-    OK(model_init(&m, &c, NULL, 0, 3, &e));
-    m->params[3].value[5] = 1e6f;
+    OK(model_init(&m, kernel_cpu(), &c, NULL, 0, 3, &e));
+    model_host_value(&m->params[3])[5] = 1e6f;
     struct buf model = saved_model(m, DT_F32);
     int fd;
     struct stream_map *map = map_of(&model, &fd);

@@ -33,8 +33,8 @@ static void compare(const char *model, const char *golden) {
     }
     if (!(worst <= 2e-5 * scale)) fail_msg("%s: off by %g of %g", model, worst, scale);
     uint32_t a[GOLDEN_POSITIONS], b[GOLDEN_POSITIONS];
-    kernel_argmax(a, ours, GOLDEN_POSITIONS, vocab);
-    kernel_argmax(b, theirs, GOLDEN_POSITIONS, vocab);
+    kernel_argmax(a, kernel_f32(ours), GOLDEN_POSITIONS, vocab);
+    kernel_argmax(b, kernel_f32(theirs), GOLDEN_POSITIONS, vocab);
     assert_memory_equal(a, b, sizeof a);
     mem_free(tokens);
     mem_free(all);

@@ -209,8 +209,8 @@ static uint32_t label_of(size_t row) {
     return row % 5 == 3 ? UINT32_MAX : (uint32_t)(row * 7 % VOCAB);
 }
 
-static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     struct head_loss *l = ctx;
     (void)e;
     uint64_t offset[513];
@@ -260,7 +260,7 @@ static struct head_loss make_head_loss(int kind, float temperature, size_t rows)
     memcpy(l.probs, (float[]){0.5f, 0.25f, 0.125f}, sizeof l.probs);
     l.rest = 0.125f;
     for (size_t i = 0; i < VOCAB; i++) l.dense[i] = (float)rng_normal(&r);
-    kernel_log_softmax(l.dense, l.dense, 1, VOCAB, 1);
+    kernel_log_softmax(kernel_f32(l.dense), kernel_f32(l.dense), 1, VOCAB, 1);
     for (size_t i = 0; i < rows; i++) l.weight[i] = (float)rng_f64(&r);
     return l;
 }

@@ -46,15 +46,16 @@ static void check_linear(bool with_residual) {
     float *dr = take(N * OUT, sizeof *dr);
     double *want = take(N * OUT, sizeof *want), *bound = take(N * OUT, sizeof *bound);
     struct grad_tape *t = new_tape(DT_BF16, true);
-    struct grad_var *rest = with_residual ? grad_leaf(t, residual.f, dr, N, OUT) : NULL;
-    struct grad_var *y = grad_linear(t, grad_leaf(t, x.f, dx, N, IN), grad_leaf(t, w.f, dw, OUT, IN),
-                                     grad_leaf(t, bias.f, db, 1, OUT), rest);
+    struct grad_var *rest = with_residual ? grad_leaf(t, kernel_f32(residual.f), kernel_f32(dr), N, OUT) : NULL;
+    struct grad_var *y = grad_linear(t, grad_leaf(t, kernel_f32(x.f), kernel_f32(dx), N, IN),
+                                     grad_leaf(t, kernel_f32(w.f), kernel_f32(dw), OUT, IN),
+                                     grad_leaf(t, kernel_f32(bias.f), kernel_f32(db), 1, OUT), rest);
     assert_non_null(y);
     assert_int_equal(y->value.dtype, with_residual ? DT_F32 : DT_BF16);
     plain64_multiply(N, OUT, IN, x.d, w.d, 0, bias.d, with_residual ? residual.d : NULL, want);
     plain64_multiply(N, OUT, IN, magnitudes(x), magnitudes(w), 0, magnitudes(bias),
                      with_residual ? magnitudes(residual) : NULL, bound);
-    check("linear: value", grad_value(t, y), want, bound, N * OUT);
+    check("linear: value", grad_host_value(t, y), want, bound, N * OUT);
 
     kernel_add(grad_of(t, y), kernel_f32(dy.f), N * OUT);
     finish(t);
@@ -84,11 +85,11 @@ struct linear_loss {
 };
 
 /* A loss whose gradient is given: what is made of it is then two products. */
-static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                       struct err *e) {
+static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                       struct kernel_array dlogits, struct err *e) {
     struct linear_loss *l = ctx;
     (void)e;
-    memcpy((float *)l->logits_seen + first * vocab, logits, rows * vocab * sizeof *logits);
+    kernel_download((float *)l->logits_seen + first * vocab, logits, rows * vocab);
     kernel_convert(dlogits, kernel_f32(l->dlogits + first * vocab), rows * vocab);
     return 0;
 }
@@ -100,8 +101,9 @@ static void test_head(void **state) {
     float *dh = take(ROWS * HIDDEN, sizeof *dh), *dw = take(VOCAB * HIDDEN, sizeof *dw);
     struct linear_loss l = {take(ROWS * VOCAB, sizeof(float)), c.f};
     struct grad_tape *t = new_tape(DT_BF16, true);
-    assert_true(grad_head(t, grad_leaf(t, h.f, dh, ROWS, HIDDEN),
-                          &(struct grad_head){.w = grad_leaf(t, w.f, dw, VOCAB, HIDDEN)}, linear_loss, &l));
+    assert_true(grad_head(t, grad_leaf(t, kernel_f32(h.f), kernel_f32(dh), ROWS, HIDDEN),
+                          &(struct grad_head){.w = grad_leaf(t, kernel_f32(w.f), kernel_f32(dw), VOCAB, HIDDEN)},
+                          linear_loss, &l));
     finish(t);
     check_product("head: logit", l.logits_seen, plain64_matmul_nt, ROWS, VOCAB, HIDDEN, h, w);
     check_product("head: gradient of h", dh, plain64_matmul_nn, ROWS, HIDDEN, VOCAB, c, w);
@@ -139,8 +141,8 @@ static struct grad_var *layer(void *ctx, struct grad_tape *t, struct grad_var *x
     return grad_linear(t, grad_gated(t, ACT_SILU, h, p[GATE], p[UP]), p[DOWN], NULL, x);
 }
 
-static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                      struct err *e) {
+static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                      struct kernel_array dlogits, struct err *e) {
     static const struct kernel_loss how = {1, 0, 1};
     struct decoder *d = ctx;
     double ce[POSITIONS];
@@ -180,7 +182,8 @@ static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
     for (size_t i = 0; i < PARAMETERS; i++) {
         begun[i] = how != OVERWRITTEN;
         memset(d->grad[i], begun[i] ? 0 : 0xff, shapes[i][0] * shapes[i][1] * sizeof(float)); /* or NaN */
-        d->p[i] = grad_parameter(t, d->value[i], d->grad[i], &begun[i], shapes[i][0], shapes[i][1]);
+        d->p[i] =
+            grad_parameter(t, kernel_f32(d->value[i]), kernel_f32(d->grad[i]), &begun[i], shapes[i][0], shapes[i][1]);
     }
     struct grad_var *x = grad_embed(t, d->p[EMBED], d->ids, POSITIONS);
     for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, layer, d);
@@ -256,8 +259,8 @@ static void test_memory(void **state) {
     size_t used[2];
     for (int i = 0; i < 2; i++) {
         struct grad_tape *t = new_tape(i ? DT_BF16 : DT_F32, true);
-        struct grad_var *v =
-            grad_rmsnorm(t, grad_leaf(t, x, NULL, 64, 512), grad_leaf(t, w, dw, 1, 512), 1, grad_precision(t));
+        struct grad_var *v = grad_rmsnorm(t, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 64, 512),
+                                          grad_leaf(t, kernel_f32(w), kernel_f32(dw), 1, 512), 1, grad_precision(t));
         for (int k = 0; k < 30; k++) v = grad_glu(t, ACT_SILU, v, v);
         assert_non_null(v);
         used[i] = grad_memory(t).values;
@@ -272,7 +275,8 @@ static void test_head_wants_f32(void **state) {
     float x[8] = {0};
     struct err e;
     struct grad_tape *t = new_tape(DT_BF16, true);
-    struct grad_var *a = grad_leaf(t, x, NULL, 2, 4), *w = grad_leaf(t, x, NULL, 2, 4);
+    struct grad_var *a = grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4),
+                    *w = grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4);
     assert_false(grad_head(t, grad_linear(t, a, w, NULL, NULL), &(struct grad_head){.w = w}, label_loss, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
     grad_tape_free(t);

@@ -132,8 +132,8 @@ enum { VOCAB = 9, ROWS = 6 };
 
 static const uint32_t labels[ROWS] = {3, 0, 8, 8, 1, 5};
 
-static int cross_entropy(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-                         struct err *e) {
+static int cross_entropy(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                         struct kernel_array dlogits, struct err *e) {
     double ce[ROWS], *total = ctx;
     struct kernel_loss how = {1, 0, 1};
     struct kernel_target target = {.label = labels + first};

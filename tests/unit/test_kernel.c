@@ -12,9 +12,12 @@ struct product {
 
 static void run_product(void *ctx, float *c) {
     const struct product *p = ctx;
-    if (p->form == GEMM_NT) kernel_matmul_nt(p->m, p->n, p->k, p->a, p->b, p->beta, c);
-    if (p->form == GEMM_NN) kernel_matmul_nn(p->m, p->n, p->k, p->a, p->b, p->beta, c);
-    if (p->form == GEMM_TN) kernel_matmul_tn(p->m, p->n, p->k, p->a, p->b, p->beta, c);
+    if (p->form == GEMM_NT)
+        kernel_matmul_nt(p->m, p->n, p->k, kernel_f32(p->a), kernel_f32(p->b), p->beta, kernel_f32(c));
+    if (p->form == GEMM_NN)
+        kernel_matmul_nn(p->m, p->n, p->k, kernel_f32(p->a), kernel_f32(p->b), p->beta, kernel_f32(c));
+    if (p->form == GEMM_TN)
+        kernel_matmul_tn(p->m, p->n, p->k, kernel_f32(p->a), kernel_f32(p->b), p->beta, kernel_f32(c));
 }
 
 static void plain_product(const struct product *p, const double *a, const double *b, double *c) {
@@ -54,14 +57,14 @@ static void test_matrix_products(void **state) {
 static void test_empty_products(void **state) {
     (void)state;
     float c[4] = {1, 2, 3, 4}, x[1] = {0};
-    kernel_matmul_nn(0, 4, 1, x, x, 0, c);
-    kernel_matmul_tn(4, 0, 1, x, x, 0, c);
+    kernel_matmul_nn(0, 4, 1, kernel_f32(x), kernel_f32(x), 0, kernel_f32(c));
+    kernel_matmul_tn(4, 0, 1, kernel_f32(x), kernel_f32(x), 0, kernel_f32(c));
     assert_true(c[0] == 1 && c[3] == 4);
-    kernel_matmul_nn(2, 2, 0, x, x, 2, c);
+    kernel_matmul_nn(2, 2, 0, kernel_f32(x), kernel_f32(x), 2, kernel_f32(c));
     assert_true(c[0] == 2 && c[3] == 8);
-    kernel_matmul_nt(2, 2, 0, x, x, 2, c);
+    kernel_matmul_nt(2, 2, 0, kernel_f32(x), kernel_f32(x), 2, kernel_f32(c));
     assert_true(c[0] == 4 && c[3] == 16);
-    kernel_matmul_nn(2, 2, 0, x, x, 0, c);
+    kernel_matmul_nn(2, 2, 0, kernel_f32(x), kernel_f32(x), 0, kernel_f32(c));
     assert_true(c[0] == 0 && c[3] == 0);
 }
 
@@ -72,10 +75,10 @@ static void test_beta_zero_ignores_nan(void **state) {
     EACH_PATH(path) {
         float c[36];
         for (int i = 0; i < 36; i++) c[i] = NAN;
-        kernel_matmul_nn(6, 6, 1, a, b, 0, c);
+        kernel_matmul_nn(6, 6, 1, kernel_f32(a), kernel_f32(b), 0, kernel_f32(c));
         for (int i = 0; i < 36; i++) assert_true(c[i] == a[i / 6]);
         c[0] = NAN;
-        kernel_matmul_nt(1, 1, 6, a, b, 0, c);
+        kernel_matmul_nt(1, 1, 6, kernel_f32(a), kernel_f32(b), 0, kernel_f32(c));
         assert_true(c[0] == 21);
     }
 }
@@ -94,18 +97,18 @@ enum { FILL, COPY, SCALE, ADD, AXPY, ADD_BIAS, SUM_ROWS, COL_NORMS, COL_ABS, ROW
 static void run_vectors(void *ctx, float *y) {
     const struct vectors *c = ctx;
     switch (c->which) {
-    case FILL: kernel_fill(y, c->n, 2.5f); break;
-    case COPY: kernel_copy(y, c->x, c->n); break;
+    case FILL: kernel_fill(kernel_f32(y), c->n, 2.5f); break;
+    case COPY: kernel_convert(kernel_f32(y), kernel_f32(c->x), c->n); break;
     case SCALE: kernel_scale(kernel_f32(y), c->n, -1.7f); break;
     case ADD: kernel_add(kernel_f32(y), kernel_f32(c->x), c->n); break;
-    case AXPY: kernel_axpy(y, 0.3f, c->x, c->n); break;
-    case ADD_BIAS: kernel_add_bias(y, c->x, c->rows, c->n); break;
-    case SUM_ROWS: kernel_sum_rows(y, kernel_f32(c->x), c->rows, c->n); break;
+    case AXPY: kernel_axpy(kernel_f32(y), 0.3f, kernel_f32(c->x), c->n); break;
+    case ADD_BIAS: kernel_add_bias(kernel_f32(y), kernel_f32(c->x), c->rows, c->n); break;
+    case SUM_ROWS: kernel_sum_rows(kernel_f32(y), kernel_f32(c->x), c->rows, c->n); break;
     case COL_NORMS: kernel_col_norms2(y, c->x, c->rows, c->n); break;
     case COL_ABS: kernel_col_abs_sum(y, c->x, c->rows, c->n); break;
     case ROW_NORMS: kernel_row_norms2(y, c->x, c->rows, c->n); break;
-    case GATHER: kernel_gather(y, c->x, c->ids, c->rows, c->n); break;
-    case SCATTER: kernel_scatter_add(y, c->x, c->ids, c->rows, c->n); break;
+    case GATHER: kernel_gather(kernel_f32(y), kernel_f32(c->x), c->ids, c->rows, c->n); break;
+    case SCATTER: kernel_scatter_add(kernel_f32(y), kernel_f32(c->x), c->ids, c->rows, c->n); break;
     case SWIGLU: kernel_glu(ACT_SILU, kernel_f32(y), kernel_f32(c->x), kernel_f32(c->x2), c->n); break;
     default: fail();
     }
@@ -180,8 +183,8 @@ static void test_dot_is_exact_in_f64(void **state) {
             double got[2], squares[2];
             for (int threads = 1; threads <= 4; threads += 3) {
                 parallel_set_threads(threads);
-                got[threads / 4] = kernel_dot(x.f, y.f, n);
-                squares[threads / 4] = kernel_sum_squares(x.f, n);
+                got[threads / 4] = kernel_dot(kernel_f32(x.f), kernel_f32(y.f), n);
+                squares[threads / 4] = kernel_sum_squares(kernel_f32(x.f), n);
             }
             assert_true(fabs(got[0] - want) <= ((double)n + 64) * 0x1p-53 * terms);
             assert_true(fabs(squares[0] / (n ? plain64_dot(x.d, x.d, n) : 1) - (n ? 1 : 0)) <= (double)n * 0x1p-52);
@@ -227,7 +230,8 @@ struct norm {
 
 static void run_rmsnorm(void *ctx, float *out) {
     const struct norm *c = ctx;
-    kernel_rmsnorm(kernel_f32(out), out + c->rows * c->d, kernel_f32(c->x), c->w, c->rows, c->d, c->eps);
+    kernel_rmsnorm(kernel_f32(out), kernel_f32(out + c->rows * c->d), kernel_f32(c->x), kernel_f32(c->w), c->rows, c->d,
+                   c->eps);
 }
 
 /* out: dx [rows][d], dw [d] */
@@ -235,8 +239,9 @@ static void run_rmsnorm_backward(void *ctx, float *out) {
     const struct norm *c = ctx;
     float *y = take(c->rows * c->d, sizeof *y), *inv = take(c->rows, sizeof *inv);
     struct kernel_array x = kernel_f32(c->x);
-    kernel_rmsnorm(kernel_f32(y), inv, x, c->w, c->rows, c->d, c->eps);
-    kernel_rmsnorm_backward(kernel_f32(out), out + c->rows * c->d, kernel_f32(c->dy), x, c->w, inv, c->rows, c->d);
+    kernel_rmsnorm(kernel_f32(y), kernel_f32(inv), x, kernel_f32(c->w), c->rows, c->d, c->eps);
+    kernel_rmsnorm_backward(kernel_f32(out), kernel_f32(out + c->rows * c->d), kernel_f32(c->dy), x, kernel_f32(c->w),
+                            kernel_f32(inv), c->rows, c->d);
 }
 
 static void check_rmsnorm(struct rng *r, size_t rows, size_t d, double scale) {
@@ -371,7 +376,7 @@ struct adamw {
 
 static void run_adamw(void *ctx, float *out) { /* w, m, v */
     const struct adamw *c = ctx;
-    kernel_adamw(&c->how, out, kernel_f32(out + c->n), kernel_f32(out + 2 * c->n), c->g, c->n);
+    kernel_adamw(&c->how, kernel_f32(out), kernel_f32(out + c->n), kernel_f32(out + 2 * c->n), kernel_f32(c->g), c->n);
 }
 
 /* About 4 roundings in m, 5 in v, and 12 in the step, which is at most lr m / (c1 sqrt(v)). */
@@ -424,14 +429,14 @@ static void test_adamw_rounded(void **state) {
         struct kernel_adamw how = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.37f, 12345678901, 5 + i};
         EACH_PATH(path) {
             float *m = copy_f32(moments[0], n), *v = copy_f32(moments[1], n), *w = copy_f32(start, n);
-            kernel_adamw(&how, w, kernel_f32(m), kernel_f32(v), g, n);
+            kernel_adamw(&how, kernel_f32(w), kernel_f32(m), kernel_f32(v), kernel_f32(g), n);
             for (int threads = 1; threads <= 4; threads += 3) {
                 uint16_t *hm = take(n, sizeof *hm), *hv = take(n, sizeof *hv);
                 float *hw = copy_f32(start, n);
                 memcpy(hm, before[0], n * sizeof *hm);
                 memcpy(hv, before[1], n * sizeof *hv);
                 parallel_set_threads(threads);
-                kernel_adamw(&how, hw, (struct kernel_array){DT_BF16, hm}, (struct kernel_array){DT_BF16, hv}, g, n);
+                kernel_adamw(&how, kernel_f32(hw), kernel_bf16(hm), kernel_bf16(hv), kernel_f32(g), n);
                 assert_memory_equal(w, hw, n * sizeof *w);
                 for (size_t j = 0; j < n; j++)
                     if (hm[j] != plain32_round_randomly(m[j], how.step, how.stream, j, false) ||
@@ -452,7 +457,7 @@ struct momentum {
 
 static void run_momentum(void *ctx, float *out) { /* u, m */
     const struct momentum *c = ctx;
-    kernel_momentum(&c->how, out, kernel_f32(out + c->n), c->g, c->n);
+    kernel_momentum(&c->how, kernel_f32(out), kernel_f32(out + c->n), kernel_f32(c->g), c->n);
 }
 
 /* Four roundings in m, seven in u; then moments in bf16, which are rounded as AdamW's first one. */
@@ -476,8 +481,8 @@ static void test_momentum(void **state) {
             float *m = copy_f32(start, n), *u = take(n, sizeof *u), *hu = take(n, sizeof *hu);
             uint16_t *hm = take(n, sizeof *hm);
             for (size_t j = 0; j < n; j++) hm[j] = f32_to_bf16(start[j]);
-            kernel_momentum(&c.how, u, kernel_f32(m), g.f, n);
-            kernel_momentum(&c.how, hu, (struct kernel_array){DT_BF16, hm}, g.f, n);
+            kernel_momentum(&c.how, kernel_f32(u), kernel_f32(m), kernel_f32(g.f), n);
+            kernel_momentum(&c.how, kernel_f32(hu), kernel_bf16(hm), kernel_f32(g.f), n);
             assert_memory_equal(u, hu, n * sizeof *u);
             for (size_t j = 0; j < n; j++)
                 if (hm[j] != plain32_round_randomly(m[j], c.how.step, c.how.stream, j, false))
@@ -502,7 +507,7 @@ static void test_random_rounding_is_fair(void **state) {
         for (size_t i = 0; i < N; i++)
             g[i] = (float)(2 * x - 1), hm[i] = f32_to_bf16(1), hv[i] = 0; /* m = x after it */
         struct kernel_adamw how = {0, 0.5f, 0.5f, 1, 0, 1, 3, s};
-        kernel_adamw(&how, w, (struct kernel_array){DT_BF16, hm}, (struct kernel_array){DT_BF16, hv}, g, N);
+        kernel_adamw(&how, kernel_f32(w), kernel_bf16(hm), kernel_bf16(hv), kernel_f32(g), N);
         for (size_t i = 0; i < N; i++) {
             double got = bf16_to_f32(hm[i]);
             assert_true(got == 1 || got == 1 + 0x1p-7);

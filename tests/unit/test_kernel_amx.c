@@ -189,12 +189,12 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
     struct err e;
     uint16_t *a = mem_alloc(a_size * sizeof *a, &e);
     float *c = mem_alloc(c_size * sizeof *c, &e), *b = take(n * k, sizeof *b), *one = mem_alloc(n * sizeof *one, &e);
-    uint16_t *panels = mem_alloc(kernel_panels_bytes(n, k), &e);
+    uint16_t *panels = mem_alloc(panels_bytes(n, k), &e);
     assert_true(a && c && one && panels);
     for (size_t i = 0; i < a_size; i++) a[i] = f32_to_bf16((float)rng_normal(r));
     for (size_t i = 0; i < n * k; i++) b[i] = bf16_to_f32(f32_to_bf16((float)rng_normal(r)));
     for (size_t i = 0; i < c_size; i++) c[i] = accumulate ? (float)rng_normal(r) : NAN;
-    kernel_pack_nt(panels, n, k, DT_F32, b);
+    pack_nt(panels, n, k, DT_F32, b);
     float *before = copy_f32(c, c_size);
     micro->begin();
     struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc};

@@ -13,22 +13,22 @@ struct twin {
 };
 
 static struct twin empty(size_t n) {
-    return (struct twin){kernel_f32(take(n, sizeof(float))), {DT_BF16, take(n + 1, sizeof(uint16_t))}, n};
+    return (struct twin){kernel_f32(take(n, sizeof(float))), kernel_bf16(take(n + 1, sizeof(uint16_t))), n};
 }
 
 static struct twin numbers(struct rng *r, size_t n) {
     struct twin t = empty(n);
-    uint16_t *h = t.bf16.data;
+    uint16_t *h = host_of(t.bf16);
     for (size_t i = 0; i < n; i++) {
         h[i] = f32_to_bf16((float)rng_normal(r));
-        ((float *)t.f32.data)[i] = bf16_to_f32(h[i]);
+        ((float *)host_of(t.f32))[i] = bf16_to_f32(h[i]);
     }
     return t;
 }
 
 static void check_rounded(const char *what, const char *path, struct twin t) {
-    const float *want = t.f32.data;
-    const uint16_t *got = t.bf16.data;
+    const float *want = host_of(t.f32);
+    const uint16_t *got = host_of(t.bf16);
     for (size_t i = 0; i < t.n; i++)
         if (got[i] != f32_to_bf16(want[i]))
             fail_msg("%s, %s: element %zu is %.9g, should be %.9g rounded", what, path, i, (double)bf16_to_f32(got[i]),
@@ -45,14 +45,15 @@ static void test_norm_and_gate(void **state) {
         float *w = normals(&r, d, 1).f, *inv = take(2 * rows, sizeof *inv), *dw = take(2 * d, sizeof *dw);
         EACH_PATH(path) {
             struct twin x = numbers(&r, n), dy = numbers(&r, n), up = numbers(&r, n), y = empty(n), dup = empty(n);
-            kernel_rmsnorm(y.f32, inv, x.f32, w, rows, d, 1e-5f);
-            kernel_rmsnorm(y.bf16, inv + rows, x.bf16, w, rows, d, 1e-5f);
+            kernel_rmsnorm(y.f32, kernel_f32(inv), x.f32, kernel_f32(w), rows, d, 1e-5f);
+            kernel_rmsnorm(y.bf16, kernel_f32(inv + rows), x.bf16, kernel_f32(w), rows, d, 1e-5f);
             assert_memory_equal(inv, inv + rows, rows * sizeof *inv);
             check_rounded("rmsnorm", path, y);
             struct twin dx = numbers(&r, n); /* is added to */
             memset(dw, 0, 2 * d * sizeof *dw);
-            kernel_rmsnorm_backward(dx.f32, dw, dy.f32, x.f32, w, inv, rows, d);
-            kernel_rmsnorm_backward(dx.bf16, dw + d, dy.bf16, x.bf16, w, inv, rows, d);
+            kernel_rmsnorm_backward(dx.f32, kernel_f32(dw), dy.f32, x.f32, kernel_f32(w), kernel_f32(inv), rows, d);
+            kernel_rmsnorm_backward(dx.bf16, kernel_f32(dw + d), dy.bf16, x.bf16, kernel_f32(w), kernel_f32(inv), rows,
+                                    d);
             assert_memory_equal(dw, dw + d, d * sizeof *dw);
             check_rounded("rmsnorm backward", path, dx);
             kernel_glu(ACT_SILU, y.f32, x.f32, up.f32, n);
@@ -74,26 +75,26 @@ static void test_mixed_types(void **state) {
     struct rng r = rng_init(32, 1);
     float *w = normals(&r, D, 1).f, *inv = take(2 * ROWS, sizeof *inv);
     struct twin x = numbers(&r, N), y = empty(N), z = numbers(&r, N);
-    kernel_rmsnorm(y.f32, inv, x.f32, w, ROWS, D, 1e-5f);
-    kernel_rmsnorm(y.bf16, inv + ROWS, x.f32, w, ROWS, D, 1e-5f);
+    kernel_rmsnorm(y.f32, kernel_f32(inv), x.f32, kernel_f32(w), ROWS, D, 1e-5f);
+    kernel_rmsnorm(y.bf16, kernel_f32(inv + ROWS), x.f32, kernel_f32(w), ROWS, D, 1e-5f);
     for (size_t i = 0; i < ROWS; i++) /* a mean in f64, added up in another order */
         assert_true(fabsf(inv[i] - inv[ROWS + i]) <= 2 * U * inv[i]);
     for (size_t i = 0; i < N; i++) {
-        float want = ((float *)y.f32.data)[i];
-        assert_true(fabsf(bf16_to_f32(((uint16_t *)y.bf16.data)[i]) - want) <= (0x1p-8f + 4 * U) * fabsf(want));
+        float want = ((float *)host_of(y.f32))[i];
+        assert_true(fabsf(bf16_to_f32(((uint16_t *)host_of(y.bf16))[i]) - want) <= (0x1p-8f + 4 * U) * fabsf(want));
     }
     kernel_convert(y.bf16, x.f32, N);
-    assert_memory_equal(y.bf16.data, x.bf16.data, N * sizeof(uint16_t));
+    assert_memory_equal(host_of(y.bf16), host_of(x.bf16), N * sizeof(uint16_t));
     kernel_convert(y.f32, z.bf16, N);
-    assert_memory_equal(y.f32.data, z.f32.data, N * sizeof(float));
+    assert_memory_equal(host_of(y.f32), host_of(z.f32), N * sizeof(float));
     kernel_convert(y.bf16, z.bf16, N);
-    assert_memory_equal(y.bf16.data, z.bf16.data, N * sizeof(uint16_t));
+    assert_memory_equal(host_of(y.bf16), host_of(z.bf16), N * sizeof(uint16_t));
     kernel_add(y.f32, x.bf16, N);
     kernel_add(y.bf16, x.f32, N);
     check_rounded("add", "mixed", y);
     float *sums = take(2 * D, sizeof *sums);
-    kernel_sum_rows(sums, x.f32, ROWS, D);
-    kernel_sum_rows(sums + D, x.bf16, ROWS, D);
+    kernel_sum_rows(kernel_f32(sums), x.f32, ROWS, D);
+    kernel_sum_rows(kernel_f32(sums + D), x.bf16, ROWS, D);
     assert_memory_equal(sums, sums + D, D * sizeof *sums);
 }
 
@@ -182,7 +183,8 @@ struct bounds {
 
 static struct bounds attention_bounds(const struct kernel_attention *a, struct twin q, struct twin k, struct twin v,
                                       struct twin dy, struct twin y, const float *lse) {
-    const float *fq = q.f32.data, *fk = k.f32.data, *fv = v.f32.data, *fdy = dy.f32.data, *fy = y.f32.data;
+    const float *fq = host_of(q.f32), *fk = host_of(k.f32), *fv = host_of(v.f32), *fdy = host_of(dy.f32),
+                *fy = host_of(y.f32);
     struct bounds b = {take(q.n, sizeof(double)), take(k.n, sizeof(double)), take(k.n, sizeof(double))};
     size_t d = a->head_dim, group = a->n_heads / a->n_kv_heads;
     for (size_t s = 0; s < a->n_seqs; s++)
@@ -227,22 +229,23 @@ static void test_attention(void **state) {
         struct bounds b = {0};
         EACH_PATH(path) {
             bool rounds = kernel_has_bf16() && a.head_dim % 32 == 0;
-            kernel_attention(&a, y.f32, lse + rows, q.bf16, k.bf16, v.bf16); /* generation reads it so */
-            kernel_attention(&a, y.bf16, lse + rows, q.bf16, k.bf16, v.bf16);
+            kernel_attention(&a, y.f32, kernel_f32(lse + rows), q.bf16, k.bf16, v.bf16); /* generation reads it so */
+            kernel_attention(&a, y.bf16, kernel_f32(lse + rows), q.bf16, k.bf16, v.bf16);
             check_rounded("attention to f32", path, y);
-            kernel_attention(&a, y.f32, lse, q.f32, k.f32, v.f32);
+            kernel_attention(&a, y.f32, kernel_f32(lse), q.f32, k.f32, v.f32);
             if (!rounds) {
                 assert_memory_equal(lse, lse + rows, rows * sizeof *lse);
                 check_rounded("attention", path, y);
             }
             for (size_t j = 0; j < rows; j++) check_near("log-sum-exp", path, lse[rows + j], lse[j], 1e-4);
             for (size_t j = 0; j < q_size; j++)
-                check_near("attention", path, bf16_to_f32(((uint16_t *)y.bf16.data)[j]), ((float *)y.f32.data)[j],
-                           2.1 * UH * 4.5); /* |v| < 4.5 */
+                check_near("attention", path, bf16_to_f32(((uint16_t *)host_of(y.bf16))[j]),
+                           ((float *)host_of(y.f32))[j], 2.1 * UH * 4.5); /* |v| < 4.5 */
             kernel_convert(y.f32, y.bf16, q_size);
-            kernel_attention_backward(&a, dq.f32, dk, dv, dy.f32, y.f32, lse, q.f32, k.f32, v.f32);
-            kernel_attention_backward(&a, dq.bf16, dk + kv_size, dv + kv_size, dy.bf16, y.bf16, lse, q.bf16, k.bf16,
-                                      v.bf16);
+            kernel_attention_backward(&a, dq.f32, kernel_f32(dk), kernel_f32(dv), dy.f32, y.f32, kernel_f32(lse), q.f32,
+                                      k.f32, v.f32);
+            kernel_attention_backward(&a, dq.bf16, kernel_f32(dk + kv_size), kernel_f32(dv + kv_size), dy.bf16, y.bf16,
+                                      kernel_f32(lse), q.bf16, k.bf16, v.bf16);
             if (!rounds) {
                 check_rounded("attention backward", path, dq);
                 assert_memory_equal(dk, dk + kv_size, kv_size * sizeof *dk);
@@ -251,8 +254,8 @@ static void test_attention(void **state) {
             }
             if (!b.dq) b = attention_bounds(&a, q, k, v, dy, y, lse);
             for (size_t j = 0; j < q_size; j++) {
-                float want = ((float *)dq.f32.data)[j];
-                check_near("dq", path, bf16_to_f32(((uint16_t *)dq.bf16.data)[j]), want,
+                float want = ((float *)host_of(dq.f32))[j];
+                check_near("dq", path, bf16_to_f32(((uint16_t *)host_of(dq.bf16))[j]), want,
                            b.dq[j] + UH * fabsf(want) + 1e-5);
             }
             for (size_t j = 0; j < kv_size; j++) {
@@ -278,15 +281,16 @@ static void test_attention_bits(void **state) {
         struct twin y[2] = {empty(N * H * D), empty(N * H * D)}, dq[2] = {empty(N * H * D), empty(N * H * D)};
         for (int i = 0; i < 2; i++) {
             parallel_set_threads(i ? 4 : 1);
-            kernel_attention(&a, y[i].bf16, lse, q.bf16, k.bf16, v.bf16);
-            kernel_attention_backward(&a, dq[i].bf16, sums + 2 * i * N * D, sums + (2 * i + 1) * N * D, dy.bf16,
-                                      y[i].bf16, lse, q.bf16, k.bf16, v.bf16);
+            kernel_attention(&a, y[i].bf16, kernel_f32(lse), q.bf16, k.bf16, v.bf16);
+            kernel_attention_backward(&a, dq[i].bf16, kernel_f32(sums + 2 * i * N * D),
+                                      kernel_f32(sums + (2 * i + 1) * N * D), dy.bf16, y[i].bf16, kernel_f32(lse),
+                                      q.bf16, k.bf16, v.bf16);
         }
-        assert_memory_equal(y[0].bf16.data, y[1].bf16.data, N * H * D * sizeof(uint16_t));
-        assert_memory_equal(dq[0].bf16.data, dq[1].bf16.data, N * H * D * sizeof(uint16_t));
+        assert_memory_equal(host_of(y[0].bf16), host_of(y[1].bf16), N * H * D * sizeof(uint16_t));
+        assert_memory_equal(host_of(dq[0].bf16), host_of(dq[1].bf16), N * H * D * sizeof(uint16_t));
         assert_memory_equal(sums, sums + 2 * N * D, 2 * N * D * sizeof *sums);
-        kernel_attention(&cut, y[1].bf16, lse, q.bf16, k.bf16, v.bf16);
-        assert_memory_equal(y[0].bf16.data, y[1].bf16.data, KEPT * H * D * sizeof(uint16_t));
+        kernel_attention(&cut, y[1].bf16, kernel_f32(lse), q.bf16, k.bf16, v.bf16);
+        assert_memory_equal(host_of(y[0].bf16), host_of(y[1].bf16), KEPT * H * D * sizeof(uint16_t));
     }
     parallel_set_threads(parallel_default_threads());
 }
@@ -299,12 +303,61 @@ static void test_wide_heads(void **state) {
     struct kernel_attention a = {1, 1, D, 1, starts, 0.03f};
     struct rng r = rng_init(35, 1);
     struct twin q = numbers(&r, N * D), k = numbers(&r, N * D), v = numbers(&r, N * D), y = empty(N * D);
-    kernel_attention(&a, y.f32, NULL, q.f32, k.f32, v.f32);
-    kernel_attention(&a, y.bf16, NULL, q.bf16, k.bf16, v.bf16);
+    kernel_attention(&a, y.f32, kernel_none(DT_F32), q.f32, k.f32, v.f32);
+    kernel_attention(&a, y.bf16, kernel_none(DT_F32), q.bf16, k.bf16, v.bf16);
     for (size_t i = 0; i < N * D;
          i++) { /* values around 1: half a unit of bf16, 2^-8, and f32's (N + D) U of the terms */
-        float want = ((float *)y.f32.data)[i], got = bf16_to_f32(((uint16_t *)y.bf16.data)[i]);
+        float want = ((float *)host_of(y.f32))[i], got = bf16_to_f32(((uint16_t *)host_of(y.bf16))[i]);
         assert_true(fabsf(got - want) <= 0x1p-8f * fabsf(want) + 5 * (N + D) * (float)U);
+    }
+}
+
+/* Memory of a device: what goes up comes back, parts begin where they should, and what cannot be is an error. */
+static void test_memory(void **state) {
+    (void)state;
+    struct err e;
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_U8};
+    const unsigned char sent[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        size_t size = kernel_array_bytes(types[i], 1), n = sizeof sent / size;
+        unsigned char back[12] = {0};
+        struct kernel_array a = kernel_alloc(kernel_cpu(), types[i], n, &e);
+        assert_true(kernel_has_data(a) && a.dtype == types[i]);
+        kernel_upload(a, sent, n);
+        kernel_download(back, a, n);
+        assert_memory_equal(back, sent, sizeof sent);
+        assert_memory_equal(kernel_host(kernel_part(a, 1), n - 1), sent + size, sizeof sent - size);
+        assert_true(kernel_same_data(kernel_typed(a, DT_U8), a) && !kernel_same_data(kernel_part(a, 1), a));
+        kernel_free(kernel_cpu(), a);
+    }
+    struct kernel_array none = kernel_alloc(kernel_cpu(), DT_F32, UINT64_MAX / 2, &e);
+    assert_false(kernel_has_data(none));
+    assert_int_equal(e.code, ERR_IO);
+    assert_null(kernel_host(kernel_none(DT_F32), 0));
+    kernel_free(kernel_cpu(), none);
+}
+
+/* A matrix that is filled in parts is that which is made at once, whatever its packing. */
+static void test_matrix_in_parts(void **state) {
+    (void)state;
+    enum { N = 100, K = 96 };
+    struct err e;
+    struct rng r = rng_init(41, 1);
+    float *w = normals(&r, N * K, 1).f;
+    unsigned char *blocks = take(dtype_row_bytes(DT_Q8_0, N * K), 1);
+    assert_int_equal(tensor_from_f32(DT_Q8_0, w, blocks, N * K, NULL, &e), 0);
+    for (int packing = KERNEL_STORED; packing <= KERNEL_PACKED_INT8; packing++) {
+        size_t bytes = kernel_matrix_bytes((enum kernel_packing)packing, DT_Q8_0, N, K);
+        struct kernel_matrix made[2];
+        for (int parts = 0; parts < 2; parts++) {
+            struct kernel_array memory_of = kernel_host_array(DT_U8, take(bytes, 1));
+            made[parts] = kernel_matrix_in(memory_of, (enum kernel_packing)packing, DT_Q8_0, N, K);
+            for (size_t at = 0, n; at < N; at += n) {
+                n = !parts ? N : N - at < 2 * KERNEL_PANEL ? N - at : 2 * KERNEL_PANEL;
+                kernel_matrix_fill(&made[parts], at, n, DT_Q8_0, blocks + dtype_row_bytes(DT_Q8_0, at * K));
+            }
+        }
+        assert_memory_equal(host_of(kernel_matrix_memory(&made[0])), host_of(kernel_matrix_memory(&made[1])), bytes);
     }
 }
 
@@ -317,6 +370,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_attention, release_memory),
         cmocka_unit_test_teardown(test_attention_bits, release_memory),
         cmocka_unit_test_teardown(test_wide_heads, release_memory),
+        cmocka_unit_test_teardown(test_memory, release_memory),
+        cmocka_unit_test_teardown(test_matrix_in_parts, release_memory),
     };
     return cmocka_run_group_tests_name("kernel arrays", tests, NULL, NULL);
 }

@@ -85,15 +85,15 @@ static struct bounds bounds_of(const struct batch *b) {
 static void run_forward(void *ctx, float *out) {
     const struct batch *b = ctx;
     struct kernel_array q = kernel_f32(b->q.f), k = kernel_f32(b->k.f), v = kernel_f32(b->v.f);
-    kernel_attention(&b->a, kernel_f32(out), NULL, q, k, v);
-    kernel_attention(&b->a, kernel_f32(out), out + b->q_size, q, k, v);
+    kernel_attention(&b->a, kernel_f32(out), kernel_none(DT_F32), q, k, v);
+    kernel_attention(&b->a, kernel_f32(out), kernel_f32(out + b->q_size), q, k, v);
 }
 
 static void run_backward(void *ctx, float *out) {
     const struct batch *b = ctx;
-    kernel_attention_backward(&b->a, kernel_f32(out), out + b->q_size, out + b->q_size + b->kv_size,
-                              kernel_f32(b->dy.f), kernel_f32(b->y_f32), b->lse_f32, kernel_f32(b->q.f),
-                              kernel_f32(b->k.f), kernel_f32(b->v.f));
+    kernel_attention_backward(&b->a, kernel_f32(out), kernel_f32(out + b->q_size),
+                              kernel_f32(out + b->q_size + b->kv_size), kernel_f32(b->dy.f), kernel_f32(b->y_f32),
+                              kernel_f32(b->lse_f32), kernel_f32(b->q.f), kernel_f32(b->k.f), kernel_f32(b->v.f));
 }
 
 static double *joined(size_t n, const double *x, size_t m, const double *y, size_t l, const double *z) {
@@ -113,7 +113,7 @@ static void check_weights(struct batch *b) {
         double *want = calloc(size, sizeof *want);
         float *got = calloc(size, sizeof *got);
         plain64_attention_weights(a, s, first, n, want, b->q.d, b->k.d);
-        kernel_attention_weights(a, s, first, n, got, b->q.f, b->k.f);
+        kernel_attention_weights(a, s, first, n, kernel_f32(got), kernel_f32(b->q.f), kernel_f32(b->k.f));
         for (size_t i = 0; i < size; i++)
             if (!(fabs(got[i] - want[i]) <= 2e-4 * want[i] + 1e-12))
                 fail_msg("weight %zu of sequence %zu: %g, expected %g", i, s, got[i], want[i]);
@@ -203,11 +203,11 @@ static void test_nothing_leaks(void **state) {
     float *before = take(b.q_size, sizeof *before), *after = take(b.q_size, sizeof *after);
     EACH_PATH(path) {
         struct kernel_array q = kernel_f32(b.q.f);
-        kernel_attention(&b.a, kernel_f32(before), NULL, q, kernel_f32(b.k.f), kernel_f32(b.v.f));
+        kernel_attention(&b.a, kernel_f32(before), kernel_none(DT_F32), q, kernel_f32(b.k.f), kernel_f32(b.v.f));
         float *k = copy_f32(b.k.f, b.kv_size), *v = copy_f32(b.v.f, b.kv_size);
         for (size_t i = 150 * 2 * 16; i < b.kv_size; i++) k[i] = 1e3f, v[i] = -1e3f;
         for (size_t i = 0; i < 30 * 2 * 16; i++) k[i] = -7, v[i] = 7;
-        kernel_attention(&b.a, kernel_f32(after), NULL, q, kernel_f32(k), kernel_f32(v));
+        kernel_attention(&b.a, kernel_f32(after), kernel_none(DT_F32), q, kernel_f32(k), kernel_f32(v));
         size_t from = 30 * 4 * 16, to = 150 * 4 * 16;
         assert_memory_equal(before + from, after + from, (to - from) * sizeof *before);
         assert_memory_not_equal(before + to, after + to, (b.q_size - to) * sizeof *before);
@@ -260,7 +260,7 @@ static void fill_caches(const struct batch *b, struct decode *c, enum dtype type
 
 static void run_decode(void *ctx, float *y) {
     const struct decode *c = ctx;
-    kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches, c->scratch);
+    kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches, kernel_f32(c->scratch));
 }
 
 /* In company, alone and rounded to bf16: the same numbers. */
@@ -268,15 +268,16 @@ static void check_company(const struct decode *c, size_t row) {
     float *together = take(SEQS * row, sizeof *together), *alone = take(row, sizeof *alone);
     uint16_t *rounded = take(SEQS * row, sizeof *rounded), *want = take(SEQS * row, sizeof *want);
     EACH_PATH(path) {
-        kernel_attention_decode(&c->a, kernel_f32(together), c->q, c->caches, c->scratch);
+        kernel_attention_decode(&c->a, kernel_f32(together), c->q, c->caches, kernel_f32(c->scratch));
         struct kernel_attention one = c->a;
         one.n_seqs = 1;
         for (size_t s = 0; s < SEQS; s++) {
-            kernel_attention_decode(&one, kernel_f32(alone), kernel_part(c->q, s * row), &c->caches[s], c->scratch);
+            kernel_attention_decode(&one, kernel_f32(alone), kernel_part(c->q, s * row), &c->caches[s],
+                                    kernel_f32(c->scratch));
             assert_memory_equal(together + s * row, alone, row * sizeof *alone);
         }
-        kernel_attention_decode(&c->a, (struct kernel_array){DT_BF16, rounded}, c->q, c->caches, c->scratch);
-        kernel_to_bf16(want, together, SEQS * row);
+        kernel_attention_decode(&c->a, kernel_bf16(rounded), c->q, c->caches, kernel_f32(c->scratch));
+        kernel_convert(kernel_bf16(want), kernel_f32(together), SEQS * row);
         assert_memory_equal(rounded, want, SEQS * row * sizeof *want);
     }
 }

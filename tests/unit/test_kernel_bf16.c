@@ -35,11 +35,11 @@ static void test_conversions(void **state) {
     EACH_PATH(path) {
         for (size_t n = 0; n <= N; n = n < 40 ? n + 1 : n * 7) {
             memset(y, 0x5a, N * sizeof *y);
-            kernel_to_bf16(y, x, n);
+            kernel_convert(kernel_bf16(y), kernel_f32(x), n);
             for (size_t i = 0; i < n; i++) assert_int_equal(y[i], f32_to_bf16(x[i]));
             if (n < N) assert_int_equal(y[n], 0x5a5a);
             back[n < N ? n : 0] = 7;
-            kernel_from_bf16(back, y, n);
+            kernel_convert(kernel_f32(back), kernel_bf16(y), n);
             for (size_t i = 0; i < n; i++) assert_true((isnan(x[i]) && isnan(back[i])) || back[i] == bf16_to_f32(y[i]));
             if (n < N) assert_true(back[n] == 7);
         }
@@ -61,27 +61,30 @@ struct product {
     struct kernel_epilogue how;
 };
 
-static struct kernel_panels panels_of(const struct product *p) {
+static struct kernel_matrix matrix_of(const struct product *p) {
     bool f32 = p->source == NT_F32 || p->source == NN_F32 || p->source == ROWS_F32;
     enum dtype type = p->rows ? p->rows : f32 ? DT_F32 : DT_BF16;
-    if (p->source >= ROWS_F32) return (struct kernel_panels){.n = p->n, .k = p->k, .dtype = type, .data = p->b};
+    struct kernel_array from = kernel_host_array(type, p->b);
+    struct kernel_matrix stored = kernel_matrix_of(from, p->n, p->k);
+    if (p->source >= ROWS_F32) return stored;
     struct err e;
-    void *memory_of_panels = arena_alloc(&memory, kernel_panels_bytes(p->n, p->k), &e);
-    assert_non_null(memory_of_panels);
-    memset(memory_of_panels, 0xff, kernel_panels_bytes(p->n, p->k)); /* NaN, where packing forgets a place */
-    return p->source == NN_F32 || p->source == NN_BF16 ? kernel_pack_nn(memory_of_panels, p->n, p->k, type, p->b)
-                                                       : kernel_pack_nt(memory_of_panels, p->n, p->k, type, p->b);
+    size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, p->n, p->k);
+    void *packed = arena_alloc(&memory, bytes, &e);
+    assert_non_null(packed);
+    memset(packed, 0xff, bytes); /* NaN, where packing forgets a place */
+    return p->source == NN_F32 || p->source == NN_BF16 ? kernel_pack_nn(kernel_bf16(packed), p->n, p->k, from)
+                                                       : kernel_pack_nt(kernel_bf16(packed), &stored);
 }
 
 static void run_product(void *ctx, float *c) {
     const struct product *p = ctx;
-    struct kernel_panels b = panels_of(p);
+    struct kernel_matrix b = matrix_of(p);
     uint16_t *h = p->c_type == DT_BF16 ? take(p->m * p->n, sizeof *h) : NULL;
     void *to = h ? (void *)h : (void *)c;
     if (p->transposed)
-        kernel_multiply_tn(p->m, p->a_type, p->a, &b, &p->how, p->c_type, to);
+        kernel_multiply_tn(p->m, kernel_host_array(p->a_type, p->a), &b, &p->how, kernel_host_array(p->c_type, to));
     else
-        kernel_multiply(p->m, p->a_type, p->a, &b, &p->how, p->c_type, to);
+        kernel_multiply(p->m, kernel_host_array(p->a_type, p->a), &b, &p->how, kernel_host_array(p->c_type, to));
     if (!h) return;
     for (size_t i = 0; i < p->m * p->n; i++) c[i] = bf16_to_f32(h[i]);
 }
@@ -96,10 +99,11 @@ static void check_product(struct product *p, struct pair a, struct pair b, struc
     double *tolerance = magnitudes(c), *want = take(n, sizeof *want);
     memcpy(want, c.d, n * sizeof *want);
     double beta = p->how.accumulate;
-    plain64_multiply(p->m, p->n, p->k, magnitudes(a), magnitudes(b), beta, p->how.bias ? magnitudes(bias) : NULL,
-                     p->how.residual ? magnitudes(residual) : NULL, tolerance);
-    plain64_multiply(p->m, p->n, p->k, a.d, b.d, beta, p->how.bias ? bias.d : NULL, p->how.residual ? residual.d : NULL,
-                     want);
+    plain64_multiply(p->m, p->n, p->k, magnitudes(a), magnitudes(b), beta,
+                     kernel_has_data(p->how.bias) ? magnitudes(bias) : NULL,
+                     kernel_has_data(p->how.residual) ? magnitudes(residual) : NULL, tolerance);
+    plain64_multiply(p->m, p->n, p->k, a.d, b.d, beta, kernel_has_data(p->how.bias) ? bias.d : NULL,
+                     kernel_has_data(p->how.residual) ? residual.d : NULL, want);
     for (size_t i = 0; i < n; i++) {
         tolerance[i] *= (double)(p->k + 3) * U;
         if (p->c_type == DT_BF16) tolerance[i] += 0x1p-8 * (fabs(want[i]) + tolerance[i]);
@@ -114,22 +118,24 @@ static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned va
     p.c_type = variant & 2 ? DT_BF16 : DT_F32;
     p.transposed = variant & 32;
     p.source = (enum source)(variant % (p.transposed ? ROWS_F32 : SOURCES)); /* packed, when a is transposed */
-    const float *a_lies = a.f;
+    const float *a_as_read = a.f;
     if (p.transposed) {
         float *t = take(m * k, sizeof *t);
         plain32_transpose(t, a.f, m, k);
-        a_lies = t;
+        a_as_read = t;
     }
-    p.a = variant & 1 ? (const void *)a_lies : rounded(a_lies, m * k);
-    p.how = (struct kernel_epilogue){p.c_type == DT_F32 && variant & 4, variant & 8 ? bias.f : NULL,
-                                     variant & 16 ? residual.f : NULL, NULL};
-    const float *lies = b.f;
+    p.a = variant & 1 ? (const void *)a_as_read : rounded(a_as_read, m * k);
+    p.how = (struct kernel_epilogue){.accumulate = p.c_type == DT_F32 && variant & 4,
+                                     .bias = kernel_f32(variant & 8 ? bias.f : NULL),
+                                     .residual = kernel_f32(variant & 16 ? residual.f : NULL)};
+    const float *b_as_read = b.f;
     if (p.source == NN_F32 || p.source == NN_BF16) {
         float *t = take(n * k, sizeof *t);
         plain32_transpose(t, b.f, n, k);
-        lies = t;
+        b_as_read = t;
     }
-    p.b = p.source == NT_F32 || p.source == NN_F32 || p.source == ROWS_F32 ? (const void *)lies : rounded(lies, n * k);
+    p.b = p.source == NT_F32 || p.source == NN_F32 || p.source == ROWS_F32 ? (const void *)b_as_read
+                                                                           : rounded(b_as_read, n * k);
     check_product(&p, a, b, c, bias, residual);
     arena_reset(&memory);
 }
@@ -167,16 +173,15 @@ static void test_gated_products(void **state) {
         uint16_t *want = take(m * n, sizeof *want), *got = take(m * n + 1, sizeof *got);
         struct product p = {.m = m, .n = n, .k = k, .b = b.f, .source = NT_F32};
         EACH_PATH(path) {
-            struct kernel_panels panels = panels_of(&p);
-            struct kernel_epilogue how = {.bias = i % 2 ? bias.f : NULL};
-            kernel_multiply(m, DT_BF16, x, &panels, &how, DT_BF16, up);
-            kernel_glu(ACT_SILU, (struct kernel_array){DT_BF16, want}, (struct kernel_array){DT_BF16, g},
-                       (struct kernel_array){DT_BF16, up}, m * n);
+            struct kernel_matrix panels = matrix_of(&p);
+            struct kernel_epilogue how = {.bias = kernel_f32(i % 2 ? bias.f : NULL)};
+            kernel_multiply(m, kernel_bf16(x), &panels, &how, kernel_bf16(up));
+            kernel_glu(ACT_SILU, kernel_bf16(want), kernel_bf16(g), kernel_bf16(up), m * n);
             for (int in_place = 0; in_place < 2; in_place++) {
                 memcpy(got, g, m * n * sizeof *got);
                 got[m * n] = 0x5a5a;
-                how.gate = in_place ? got : g;
-                kernel_multiply(m, DT_BF16, x, &panels, &how, DT_BF16, got);
+                how.gate = kernel_bf16(in_place ? got : g);
+                kernel_multiply(m, kernel_bf16(x), &panels, &how, kernel_bf16(got));
                 assert_memory_equal(got, want, m * n * sizeof *got);
                 assert_int_equal(got[m * n], 0x5a5a);
             }
@@ -194,10 +199,10 @@ static void test_rounding_without_memory(void **state) {
     struct product p = {.m = M, .n = N, .k = K, .b = b.f, .source = NT_F32};
     float *with = take(M * N, sizeof *with), *without = take(M * N, sizeof *without);
     EACH_PATH(path) {
-        struct kernel_panels panels = panels_of(&p);
-        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, with);
+        struct kernel_matrix panels = matrix_of(&p);
+        kernel_multiply(M, kernel_f32(a.f), &panels, NULL, kernel_f32(with));
         mem_fail_at(1);
-        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, without);
+        kernel_multiply(M, kernel_f32(a.f), &panels, NULL, kernel_f32(without));
         mem_fail_at(0);
         assert_memory_equal(with, without, M * N * sizeof *with);
     }
@@ -208,16 +213,17 @@ static void test_empty_products(void **state) {
     (void)state;
     float c[4] = {1, 2, 3, 4}, bias[2] = {10, 20};
     uint16_t x[1] = {0};
-    struct kernel_panels none = {.packed = true, .dtype = DT_BF16, .data = x};
-    kernel_multiply(4, DT_BF16, x, &none, NULL, DT_F32, c);
+    struct kernel_matrix none = kernel_matrix_in(kernel_bf16(x), KERNEL_PACKED_BF16, DT_BF16, 0, 0);
+    kernel_multiply(4, kernel_bf16(x), &none, NULL, kernel_f32(c));
     none.n = 2;
-    kernel_multiply(0, DT_BF16, x, &none, NULL, DT_F32, c);
+    kernel_multiply(0, kernel_bf16(x), &none, NULL, kernel_f32(c));
     assert_true(c[0] == 1 && c[3] == 4);
-    kernel_multiply(2, DT_BF16, x, &none, &(struct kernel_epilogue){.accumulate = true, .bias = bias}, DT_F32, c);
+    kernel_multiply(2, kernel_bf16(x), &none, &(struct kernel_epilogue){.accumulate = true, .bias = kernel_f32(bias)},
+                    kernel_f32(c));
     assert_true(c[0] == 11 && c[3] == 24);
-    kernel_multiply(2, DT_BF16, x, &none, NULL, DT_F32, c);
+    kernel_multiply(2, kernel_bf16(x), &none, NULL, kernel_f32(c));
     assert_true(c[0] == 0 && c[3] == 0);
-    assert_int_equal(kernel_panels_bytes(33, 1), 64 * 32 * 2);
+    assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, 33, 1), 64 * 32 * 2);
 }
 
 /* A row of c does not depend on how many rows there are: what a decoder computes token by token is what it computed of the
@@ -231,10 +237,10 @@ static void test_rows_do_not_depend_on_each_other(void **state) {
     struct product p = {.m = M, .n = N, .k = K, .b = b.f, .source = NT_F32};
     float *all = take(M * N, sizeof *all), *one = take(N, sizeof *one);
     EACH_PATH(path) {
-        struct kernel_panels panels = panels_of(&p), rows = {.n = N, .k = K, .dtype = DT_F32, .data = b.f};
-        kernel_multiply(M, DT_BF16, h, &panels, NULL, DT_F32, all);
+        struct kernel_matrix panels = matrix_of(&p), rows = kernel_matrix_of(kernel_f32(b.f), N, K);
+        kernel_multiply(M, kernel_bf16(h), &panels, NULL, kernel_f32(all));
         for (size_t row = 0; row < M; row += 19) {
-            kernel_multiply(1, DT_F32, a.f + row * K, row % 2 ? &rows : &panels, NULL, DT_F32, one);
+            kernel_multiply(1, kernel_f32(a.f + row * K), row % 2 ? &rows : &panels, NULL, kernel_f32(one));
             assert_memory_equal(one, all + row * N, N * sizeof *one);
         }
     }
@@ -301,8 +307,8 @@ static void test_gather(void **state) {
     float y[COUNT_OF(ids) * K];
     for (int source = NT_F32; source <= ROWS_F32; source += ROWS_F32) {
         struct product p = {.n = N, .k = K, .b = b.f, .source = (enum source)source};
-        struct kernel_panels panels = panels_of(&p);
-        kernel_panels_gather(y, &panels, ids, COUNT_OF(ids));
+        struct kernel_matrix panels = matrix_of(&p);
+        kernel_matrix_gather(kernel_f32(y), &panels, ids, COUNT_OF(ids));
         for (size_t i = 0; i < COUNT_OF(y); i++) assert_true(y[i] == b.f[ids[i / K] * K + i % K]);
     }
 }

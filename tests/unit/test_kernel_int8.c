@@ -51,12 +51,14 @@ static struct weights random_weights(struct rng *r, const struct dtype_info *typ
     return w;
 }
 
-static struct kernel_panels pack(const struct weights *w) {
-    size_t bytes = kernel_panels_int8_bytes(w->type->dtype, w->n, w->k);
-    unsigned char *room = take(bytes + 64, 1);
-    memset(room, 0xff, bytes + 64);
-    struct kernel_panels p = kernel_pack_int8(room, w->n, w->k, w->type->dtype, w->blocks);
-    for (size_t i = 0; i < 64; i++) assert_int_equal(room[bytes + i], 0xff);
+static struct kernel_matrix pack(const struct weights *w) {
+    enum dtype type = w->type->dtype;
+    size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_INT8, type, w->n, w->k);
+    unsigned char *to = take(bytes + 64, 1);
+    memset(to, 0xff, bytes + 64);
+    struct kernel_matrix p = kernel_matrix_in(kernel_host_array(type, to), KERNEL_PACKED_INT8, type, w->n, w->k);
+    kernel_matrix_fill(&p, 0, w->n, type, w->blocks);
+    for (size_t i = 0; i < 64; i++) assert_int_equal(to[bytes + i], 0xff);
     return p;
 }
 
@@ -72,11 +74,11 @@ static void check_bits(const struct weights *w, size_t m, const float *a) {
     float *want = take(m * w->n, sizeof *want), *got = take(m * w->n + 1, sizeof *got);
     plain32_multiply_int8(m, w->n, w->k, w->group, a, w->codes, w->scale, w->min, want);
     EACH_PATH(path) {
-        struct kernel_panels panels = pack(w);
+        struct kernel_matrix panels = pack(w);
         for (int threads = 1; threads <= 3; threads += 2) {
             parallel_set_threads(threads);
             for (size_t i = 0; i <= m * w->n; i++) got[i] = -7;
-            kernel_multiply(m, DT_F32, a, &panels, NULL, DT_F32, got);
+            kernel_multiply(m, kernel_f32(a), &panels, NULL, kernel_f32(got));
             assert_bits(path, w, m, got, want);
             assert_true(got[m * w->n] == -7);
         }
@@ -126,8 +128,8 @@ static void test_value(void **state) {
         struct pair a = normals(&r, M * K, 1);
         for (size_t i = 0; i < M * K; i++) set(a, i, a.d[i] * pow(10, (double)(i / 64 % 7) - 3));
         float *got = take(M * N, sizeof *got);
-        struct kernel_panels panels = pack(&w);
-        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, got);
+        struct kernel_matrix panels = pack(&w);
+        kernel_multiply(M, kernel_f32(a.f), &panels, NULL, kernel_f32(got));
         for (size_t i = 0; i < M * N; i++) {
             double want = 0, tolerance = 0;
             for (size_t p = 0; p < K; p++) {
@@ -187,8 +189,8 @@ static void test_hostile_activations(void **state) {
     a.f[7 * K + 50] = NAN;
     check_bits(&w, M, a.f);
     EACH_PATH(path) {
-        struct kernel_panels panels = pack(&w);
-        kernel_multiply(M, DT_F32, a.f, &panels, NULL, DT_F32, got);
+        struct kernel_matrix panels = pack(&w);
+        kernel_multiply(M, kernel_f32(a.f), &panels, NULL, kernel_f32(got));
         for (size_t i = 0; i < M * N; i++) assert_int_equal(isnan(got[i]) != 0, i / N >= 6);
     }
 }
@@ -206,24 +208,24 @@ static void test_types_and_epilogue(void **state) {
     for (size_t i = 0; i < M * K; i++) h[i] = f32_to_bf16(a.f[i]), a.f[i] = bf16_to_f32(h[i]);
     plain32_multiply_int8(M, N, K, w.group, a.f, w.codes, w.scale, w.min, sums);
     EACH_PATH(path) {
-        struct kernel_panels panels = pack(&w);
-        struct kernel_epilogue how = {.bias = bias.f, .residual = residual.f};
-        kernel_multiply(M, DT_BF16, h, &panels, &how, DT_F32, got);
-        kernel_multiply(M, DT_BF16, h, &panels, &how, DT_BF16, made);
+        struct kernel_matrix panels = pack(&w);
+        struct kernel_epilogue how = {.bias = kernel_f32(bias.f), .residual = kernel_f32(residual.f)};
+        kernel_multiply(M, kernel_bf16(h), &panels, &how, kernel_f32(got));
+        kernel_multiply(M, kernel_bf16(h), &panels, &how, kernel_bf16(made));
         for (size_t i = 0; i < M * N; i++) {
             assert_true(got[i] == sums[i] + bias.f[i % N] + residual.f[i]);
             assert_int_equal(made[i], f32_to_bf16(got[i]));
         }
         uint16_t gate[M * N], gated[M * N];
         for (size_t i = 0; i < M * N; i++) gate[i] = f32_to_bf16(c.f[i]);
-        kernel_multiply(M, DT_BF16, h, &panels, &(struct kernel_epilogue){.gate = gate}, DT_BF16, gated);
-        kernel_multiply(M, DT_BF16, h, &panels, NULL, DT_BF16, made);
-        kernel_glu(ACT_SILU, (struct kernel_array){DT_BF16, made}, (struct kernel_array){DT_BF16, gate},
-                   (struct kernel_array){DT_BF16, made}, M * N);
+        kernel_multiply(M, kernel_bf16(h), &panels, &(struct kernel_epilogue){.gate = kernel_bf16(gate)},
+                        kernel_bf16(gated));
+        kernel_multiply(M, kernel_bf16(h), &panels, NULL, kernel_bf16(made));
+        kernel_glu(ACT_SILU, kernel_bf16(made), kernel_bf16(gate), kernel_bf16(made), M * N);
         assert_memory_equal(gated, made, M * N * sizeof *made);
         /* accumulate: the sum begins with c, so it is not c + sum to the bit */
         memcpy(got, c.f, M * N * sizeof *got);
-        kernel_multiply(M, DT_BF16, h, &panels, &(struct kernel_epilogue){.accumulate = true}, DT_F32, got);
+        kernel_multiply(M, kernel_bf16(h), &panels, &(struct kernel_epilogue){.accumulate = true}, kernel_f32(got));
         for (size_t i = 0; i < M * N; i++)
             assert_true(fabsf(got[i] - (c.f[i] + sums[i])) <= U * (K / 32 + 2) * (fabsf(c.f[i]) + 60));
     }
@@ -232,16 +234,17 @@ static void test_types_and_epilogue(void **state) {
 static void test_empty(void **state) {
     (void)state;
     float c[4] = {1, 2, 3, 4}, bias[2] = {10, 20};
-    struct kernel_panels none = kernel_pack_int8(c, 0, 0, DT_Q8_0, c);
-    kernel_multiply(4, DT_F32, c, &none, NULL, DT_F32, c);
+    struct kernel_matrix none = kernel_matrix_in(kernel_f32(c), KERNEL_PACKED_INT8, DT_Q8_0, 0, 0);
+    kernel_multiply(4, kernel_f32(c), &none, NULL, kernel_f32(c));
     none.n = 2;
-    kernel_multiply(0, DT_F32, c, &none, NULL, DT_F32, c);
+    kernel_multiply(0, kernel_f32(c), &none, NULL, kernel_f32(c));
     assert_true(c[0] == 1 && c[3] == 4);
-    kernel_multiply(2, DT_F32, c, &none, &(struct kernel_epilogue){.bias = bias}, DT_F32, c);
+    kernel_multiply(2, kernel_f32(c), &none, &(struct kernel_epilogue){.bias = kernel_f32(bias)}, kernel_f32(c));
     assert_true(c[0] == 10 && c[3] == 20);
-    assert_int_equal(kernel_panels_int8_bytes(DT_Q8_0, 33, 32), 2 * 32 * 34);
-    assert_int_equal(kernel_panels_int8_bytes(DT_Q4_0, 32, 288), 9 * 32 * 18);
-    assert_int_equal(kernel_panels_int8_bytes(DT_Q4_K, 32, 512), 2 * 32 * (144 + 4)); /* factors in 8 bits, not 6 */
+    assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q8_0, 33, 32), 2 * 32 * 34);
+    assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q4_0, 32, 288), 9 * 32 * 18);
+    assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q4_K, 32, 512),
+                     2 * 32 * (144 + 4)); /* factors in 8 bits, not 6 */
 }
 
 /* Every element comes back with the bits it had. */
@@ -253,8 +256,8 @@ static void test_gather(void **state) {
     float *y = take(COUNT_OF(ids) * K, sizeof *y);
     for (size_t t = 0; quantized(t); t++) {
         struct weights w = random_weights(&r, quantized(t), N, K);
-        struct kernel_panels panels = pack(&w);
-        kernel_panels_gather(y, &panels, ids, COUNT_OF(ids));
+        struct kernel_matrix panels = pack(&w);
+        kernel_matrix_gather(kernel_f32(y), &panels, ids, COUNT_OF(ids));
         for (size_t i = 0; i < COUNT_OF(ids) * K; i++) assert_true(y[i] == w.values[ids[i / K] * K + i % K]);
     }
 }

@@ -15,7 +15,8 @@ struct norm {
 /* out: y [rows][d], moments [rows][2] */
 static void run_layernorm(void *ctx, float *out) {
     const struct norm *c = ctx;
-    kernel_layernorm(kernel_f32(out), out + c->rows * c->d, kernel_f32(c->x), c->w, c->b, c->rows, c->d, EPS);
+    kernel_layernorm(kernel_f32(out), kernel_f32(out + c->rows * c->d), kernel_f32(c->x), kernel_f32(c->w),
+                     kernel_f32(c->b), c->rows, c->d, EPS);
 }
 
 /* out: dx [rows][d], dw [d], db [d] */
@@ -23,9 +24,10 @@ static void run_layernorm_backward(void *ctx, float *out) {
     const struct norm *c = ctx;
     size_t n = c->rows * c->d;
     float *y = take(n, sizeof *y), *moments = take(2 * c->rows, sizeof *moments);
-    kernel_layernorm(kernel_f32(y), moments, kernel_f32(c->x), c->w, c->b, c->rows, c->d, EPS);
-    kernel_layernorm_backward(kernel_f32(out), out + n, out + n + c->d, kernel_f32(c->dy), kernel_f32(c->x), c->w,
-                              moments, c->rows, c->d);
+    kernel_layernorm(kernel_f32(y), kernel_f32(moments), kernel_f32(c->x), kernel_f32(c->w), kernel_f32(c->b), c->rows,
+                     c->d, EPS);
+    kernel_layernorm_backward(kernel_f32(out), kernel_f32(out + n), kernel_f32(out + n + c->d), kernel_f32(c->dy),
+                              kernel_f32(c->x), kernel_f32(c->w), kernel_f32(moments), c->rows, c->d);
 }
 
 /*
@@ -166,19 +168,19 @@ static void test_bf16(void **state) {
     uint16_t *x16 = take(N, sizeof *x16), *dy16 = take(N, sizeof *dy16), *got = take(N, sizeof *got),
              *want = take(N, sizeof *want);
     float *wide = take(N, sizeof *wide);
-    kernel_to_bf16(x16, x.f, N);
-    kernel_to_bf16(dy16, dy.f, N);
-    kernel_from_bf16(x.f, x16, N);
-    kernel_from_bf16(dy.f, dy16, N);
-    struct kernel_array bx = {DT_BF16, x16}, bdy = {DT_BF16, dy16}, to = {DT_BF16, got};
+    kernel_convert(kernel_bf16(x16), kernel_f32(x.f), N);
+    kernel_convert(kernel_bf16(dy16), kernel_f32(dy.f), N);
+    kernel_convert(kernel_f32(x.f), kernel_bf16(x16), N);
+    kernel_convert(kernel_f32(dy.f), kernel_bf16(dy16), N);
+    struct kernel_array bx = kernel_bf16(x16), bdy = kernel_bf16(dy16), to = kernel_bf16(got);
     EACH_PATH(path)
     for (int act = 0; act < KERNEL_ACTS; act++) {
         kernel_activate((enum kernel_act)act, kernel_f32(wide), kernel_f32(x.f), N);
-        kernel_to_bf16(want, wide, N);
+        kernel_convert(kernel_bf16(want), kernel_f32(wide), N);
         kernel_activate((enum kernel_act)act, to, bx, N);
         assert_memory_equal(got, want, N * sizeof *want);
         kernel_activate_backward((enum kernel_act)act, kernel_f32(wide), kernel_f32(dy.f), kernel_f32(x.f), N);
-        kernel_to_bf16(want, wide, N);
+        kernel_convert(kernel_bf16(want), kernel_f32(wide), N);
         kernel_activate_backward((enum kernel_act)act, to, bdy, bx, N);
         assert_memory_equal(got, want, N * sizeof *want);
     }
@@ -188,13 +190,13 @@ static void test_bf16(void **state) {
 
 static void run_softcap(void *ctx, float *y) {
     const struct activation *c = ctx;
-    kernel_softcap(y, c->x, c->n, 30);
+    kernel_softcap(kernel_f32(y), kernel_f32(c->x), c->n, 30);
 }
 static void run_softcap_backward(void *ctx, float *dx) {
     const struct activation *c = ctx;
     float *y = take(c->n, sizeof *y);
-    kernel_softcap(y, c->x, c->n, 30);
-    kernel_softcap_backward(kernel_f32(dx), y, c->n, 30);
+    kernel_softcap(kernel_f32(y), kernel_f32(c->x), c->n, 30);
+    kernel_softcap_backward(kernel_f32(dx), kernel_f32(y), c->n, 30);
 }
 
 static void test_softcap(void **state) {

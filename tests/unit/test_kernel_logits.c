@@ -64,13 +64,13 @@ struct rows {
 
 static void run_logsumexp(void *ctx, float *out) {
     const struct rows *c = ctx;
-    kernel_logsumexp(out, c->x, c->rows, c->d, c->inv_temperature);
+    kernel_logsumexp(out, kernel_f32(c->x), c->rows, c->d, c->inv_temperature);
 }
 
 static void run_log_softmax(void *ctx, float *out) {
     const struct rows *c = ctx;
     if (c->in_place) memcpy(out, c->x, c->rows * c->d * sizeof *out);
-    kernel_log_softmax(out, c->in_place ? out : c->x, c->rows, c->d, c->inv_temperature);
+    kernel_log_softmax(kernel_f32(out), kernel_f32(c->in_place ? out : c->x), c->rows, c->d, c->inv_temperature);
 }
 
 /*
@@ -124,8 +124,8 @@ static void check_topk(const float *x, size_t rows, size_t d, size_t k) {
     uint32_t *order = take(d, sizeof *order), *ids = take(rows * k, sizeof *ids), *best = take(rows, sizeof *best);
     float *values = take(rows * k, sizeof *values);
     EACH_PATH(path) {
-        kernel_topk(ids, values, x, rows, d, k);
-        kernel_argmax(best, x, rows, d);
+        kernel_topk(ids, values, kernel_f32(x), rows, d, k);
+        kernel_argmax(best, kernel_f32(x), rows, d);
         for (size_t row = 0; row < rows; row++) {
             sort_values = x + row * d;
             for (uint32_t i = 0; i < d; i++) order[i] = i;
@@ -167,7 +167,7 @@ static int compare_f64(const void *a, const void *b) {
 static void check_draws(const struct pair *x, size_t d, size_t n, double *u, float inv_temperature) {
     uint32_t *ids = take(n, sizeof *ids);
     EACH_PATH(path) {
-        kernel_sample(ids, u, DT_F32, x->f, 1, d, n, inv_temperature);
+        kernel_sample(ids, u, kernel_f32(x->f), 1, d, n, inv_temperature);
         double *sorted = take(n, sizeof *sorted), slack = (3 * log((double)d) + 22) * U;
         memcpy(sorted, u, n * sizeof *sorted);
         qsort(sorted, n, sizeof *sorted, compare_f64);
@@ -204,7 +204,7 @@ static void test_sample_skips_impossible_tokens(void **state) {
     double u[4] = {0, 1 - 0x1p-53, 0.2, 0.9};
     uint32_t ids[4];
     EACH_PATH(path) {
-        kernel_sample(ids, u, DT_F32, x, 1, 5, 4, 1);
+        kernel_sample(ids, u, kernel_f32(x), 1, 5, 4, 1);
         assert_int_equal(ids[0], 1);
         assert_int_equal(ids[1], 1);
         assert_int_equal(ids[2], 3);
@@ -217,13 +217,13 @@ static void test_sample_skips_impossible_tokens(void **state) {
     for (size_t i = 0; i < D; i++) row[i] = i < 3000 ? -300 : i < 5000 || i > 5009 ? -INFINITY : 3;
     double v[3] = {0, 0.55, 1 - 0x1p-53};
     EACH_PATH(path) {
-        kernel_sample(ids, v, DT_F32, row, 1, D, 3, 1);
+        kernel_sample(ids, v, kernel_f32(row), 1, D, 3, 1);
         assert_int_equal(ids[0], 5000);
         assert_int_equal(ids[1], 5005);
         assert_int_equal(ids[2], 5009);
     }
     for (size_t i = 0; i < D; i++) row[i] = NAN; /* nonsense stays inside */
-    kernel_sample(ids, v, DT_F32, row, 1, D, 3, 1);
+    kernel_sample(ids, v, kernel_f32(row), 1, D, 3, 1);
     assert_true(ids[0] < D && ids[1] < D && ids[2] < D);
 }
 
@@ -239,7 +239,7 @@ static void test_sample_is_unbiased(void **state) {
     uint32_t *ids = take(ROWS * N, sizeof *ids);
     for (size_t i = 0; i < ROWS; i++) memcpy(x + i * D, one.f, D * sizeof *x);
     for (size_t i = 0; i < ROWS * N; i++) u[i] = rng_f64(&r);
-    kernel_sample(ids, u, DT_F32, x, ROWS, D, N, 1);
+    kernel_sample(ids, u, kernel_f32(x), ROWS, D, N, 1);
     plain64_log_softmax(p, one.d, D, 1);
     size_t count[D] = {0};
     for (size_t i = 0; i < ROWS * N; i++) count[ids[i]]++;
@@ -266,8 +266,8 @@ static void test_sample_of_halves(void **state) {
         assert_int_equal(tensor_from_f32(types[i], x.f, h, ROWS * D, NULL, &e), 0);
         tensor_to_f32(types[i], h, x.f, ROWS * D);
         EACH_PATH(path) {
-            assert_int_equal(kernel_sample(want, u, DT_F32, x.f, ROWS, D, N, 0.9f), ROWS);
-            assert_int_equal(kernel_sample(got, u, types[i], h, ROWS, D, N, 0.9f), ROWS);
+            assert_int_equal(kernel_sample(want, u, kernel_f32(x.f), ROWS, D, N, 0.9f), ROWS);
+            assert_int_equal(kernel_sample(got, u, kernel_host_array(types[i], h), ROWS, D, N, 0.9f), ROWS);
             assert_memory_equal(got, want, ROWS * N * sizeof *got);
         }
     }
@@ -276,9 +276,9 @@ static void test_sample_of_halves(void **state) {
             size_t first = 2 * D + (i / 3 == 0 ? 0 : i / 3 == 1 ? 2049 : D - 1), second = 4 * D + 17;
             float kept[2] = {x.f[first], x.f[second]};
             x.f[first] = x.f[second] = bad[i % 3];
-            assert_int_equal(kernel_sample(got, u, DT_F32, x.f, ROWS, D, N, 1), 2);
+            assert_int_equal(kernel_sample(got, u, kernel_f32(x.f), ROWS, D, N, 1), 2);
             x.f[first] = kept[0];
-            assert_int_equal(kernel_sample(got, u, DT_F32, x.f, ROWS, D, N, 1), 4);
+            assert_int_equal(kernel_sample(got, u, kernel_f32(x.f), ROWS, D, N, 1), 4);
             x.f[second] = kept[1];
         }
 }
@@ -327,10 +327,10 @@ static void test_store(void **state) {
             enum dtype type = types[i / 2];
             bool log_probs = i % 2;
             size_t bytes = dtype_row_bytes(type, ROWS * D);
-            if (log_probs) kernel_log_softmax(y, x.f, ROWS, D, 0.8f);
+            if (log_probs) kernel_log_softmax(kernel_f32(y), kernel_f32(x.f), ROWS, D, 0.8f);
             assert_int_equal(tensor_from_f32(type, log_probs ? y : x.f, want, ROWS * D, NULL, &e), 0);
             got[bytes] = 0x5a;
-            assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, log_probs), ROWS);
+            assert_int_equal(kernel_store_logits(type, got, kernel_f32(x.f), ROWS, D, 0.8f, log_probs), ROWS);
             if (type == DT_F16 && log_probs)
                 check_stored_f16((const uint16_t *)(void *)got, &x, ROWS, D, 0.8f);
             else
@@ -342,12 +342,12 @@ static void test_store(void **state) {
                 x.f[2 * D - 1] = bad[j];
                 /* the largest logit is a log-probability of 0; in more than f16 it is finite */
                 size_t first = bad[j] == 65520 && (log_probs || type != DT_F16) ? ROWS : 1;
-                assert_int_equal(kernel_store_logits(type, got, x.f, ROWS, D, 0.8f, log_probs), first);
+                assert_int_equal(kernel_store_logits(type, got, kernel_f32(x.f), ROWS, D, 0.8f, log_probs), first);
                 x.f[2 * D - 1] = kept;
             }
         }
     x.f[0] = 65519; /* rounds to the largest there is */
-    assert_int_equal(kernel_store_logits(DT_F16, got, x.f, ROWS, D, 1, false), ROWS);
+    assert_int_equal(kernel_store_logits(DT_F16, got, kernel_f32(x.f), ROWS, D, 1, false), ROWS);
 }
 
 /* The bits do not depend on the threads. */
@@ -362,8 +362,8 @@ static void test_rows_are_thread_independent(void **state) {
     float *values = take(2 * ROWS * K, sizeof *values);
     for (size_t i = 0; i < 2; i++) {
         parallel_set_threads(i ? 4 : 1);
-        kernel_sample(ids + i * ROWS * N, u, DT_F32, x.f, ROWS, D, N, 0.8f);
-        kernel_topk(top + i * ROWS * K, values + i * ROWS * K, x.f, ROWS, D, K);
+        kernel_sample(ids + i * ROWS * N, u, kernel_f32(x.f), ROWS, D, N, 0.8f);
+        kernel_topk(top + i * ROWS * K, values + i * ROWS * K, kernel_f32(x.f), ROWS, D, K);
     }
     parallel_set_threads(parallel_default_threads());
     assert_memory_equal(ids, ids + ROWS * N, ROWS * N * sizeof *ids);

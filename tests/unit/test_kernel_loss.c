@@ -58,7 +58,7 @@ static void make_sparse(struct rng *r, struct batch *b) {
 static void make_dense(struct rng *r, struct batch *b) {
     float *logt = take(b->rows * b->d, sizeof *logt);
     for (size_t i = 0; i < b->rows * b->d; i++) logt[i] = (float)(3 * rng_normal(r));
-    kernel_log_softmax(logt, logt, b->rows, b->d, 1);
+    kernel_log_softmax(kernel_f32(logt), kernel_f32(logt), b->rows, b->d, 1);
     for (size_t i = 0; i < b->rows * b->d; i++) {
         if (i % 11 == 5) logt[i] = -INFINITY;
         b->t[i] = exp(logt[i]);
@@ -147,8 +147,8 @@ static void run_loss(void *ctx, float *out) {
     const float *x = b->where == IN_PLACE ? out : b->x.f;
     struct kernel_array dx = kernel_f32(out);
     if (b->where == IN_PLACE) memcpy(out, b->x.f, n * sizeof *out);
-    if (b->where == ROUNDED) dx = (struct kernel_array){DT_BF16, take(n, sizeof(uint16_t))};
-    kernel_distill_loss(&b->how, &b->target, b->row_weight, x, b->rows, b->d, kl, ce, dx);
+    if (b->where == ROUNDED) dx = kernel_bf16(take(n, sizeof(uint16_t)));
+    kernel_distill_loss(&b->how, &b->target, b->row_weight, kernel_f32(x), b->rows, b->d, kl, ce, dx);
     if (b->where == ROUNDED) kernel_convert(kernel_f32(out), dx, n);
     for (size_t i = 0; i < b->rows; i++) {
         if (fabs(kl[i] - b->kl[i]) > b->kl_tolerance[i] || fabs(ce[i] - b->ce[i]) > b->ce_tolerance[i])
@@ -211,7 +211,7 @@ static void test_gradients_sum_to_zero(void **state) {
             enum { ROWS = 11, D = 500 };
             struct batch b = make_batch(&r, kind, ROWS, D, hows[i]);
             float *dx = take(ROWS * D, sizeof *dx);
-            kernel_distill_loss(&b.how, &b.target, NULL, b.x.f, ROWS, D, NULL, NULL, kernel_f32(dx));
+            kernel_distill_loss(&b.how, &b.target, NULL, kernel_f32(b.x.f), ROWS, D, NULL, NULL, kernel_f32(dx));
             for (size_t row = 0; row < ROWS; row++) {
                 double sum = 0, terms = 0;
                 for (size_t j = 0; j < D; j++) sum += dx[row * D + j], terms += fabs((double)dx[row * D + j]);
@@ -234,7 +234,8 @@ static void test_ghost_of_impossible_tokens(void **state) {
         float x[D], dx[D];
         double kl, ce;
         for (size_t i = 0; i < D; i++) x[i] = i == 7 ? 1e4f : -1e4f;
-        kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &target, NULL, x, 1, D, &kl, &ce, kernel_f32(dx));
+        kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &target, NULL, kernel_f32(x), 1, D, &kl, &ce,
+                            kernel_f32(dx));
         assert_true(isfinite(kl) && kl > 30 && ce == 2e4);
         for (size_t i = 0; i < D; i++) assert_true(isfinite(dx[i]));
         assert_true(fabs(dx[7] - (1 - 0.5 + 1)) < 1e-6 && fabs(dx[3] + 1) < 1e-6);
@@ -247,11 +248,12 @@ static void test_optional_parts(void **state) {
     float x[5] = {1, 2, 3, 4, 5}, dx[5] = {9, 9, 9, 9, 9};
     double kl = 7, ce = 7;
     struct kernel_target nothing = {0};
-    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &nothing, NULL, x, 1, 5, &kl, &ce, kernel_f32(dx));
+    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &nothing, NULL, kernel_f32(x), 1, 5, &kl, &ce, kernel_f32(dx));
     assert_true(kl == 0 && ce == 0 && dx[0] == 0 && dx[4] == 0);
     uint32_t label = 4;
     struct kernel_target labelled = {.label = &label};
-    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &labelled, NULL, x, 1, 5, NULL, &ce, kernel_f32(NULL));
+    kernel_distill_loss(&(struct kernel_loss){1, 1, 1}, &labelled, NULL, kernel_f32(x), 1, 5, NULL, &ce,
+                        kernel_none(DT_F32));
     assert_true(fabs(ce - (plain64_logsumexp((double[]){1, 2, 3, 4, 5}, 5, 1) - 5)) < 1e-6);
 }
 
@@ -273,7 +275,7 @@ static void test_sampled_targets_are_unbiased(void **state) {
         memcpy(x + i * D, student.f, D * sizeof *x);
         for (size_t j = 0; j < N; j++) u[i * N + j] = rng_f64(&r);
     }
-    kernel_sample(ids, u, DT_F32, z, ROWS, D, N, 1);
+    kernel_sample(ids, u, kernel_f32(z), ROWS, D, N, 1);
     size_t at = 0; /* equal draws of a row become one entry */
     for (size_t i = 0; i < ROWS; i++) {
         for (size_t j = 0; j < N; j++) {
@@ -288,7 +290,7 @@ static void test_sampled_targets_are_unbiased(void **state) {
     }
     struct kernel_target target = {.offset = offset, .ids = ids, .probs = probs};
     struct kernel_loss how = {1, 1, 0};
-    kernel_distill_loss(&how, &target, NULL, x, ROWS, D, NULL, NULL, kernel_f32(x));
+    kernel_distill_loss(&how, &target, NULL, kernel_f32(x), ROWS, D, NULL, NULL, kernel_f32(x));
     for (size_t i = 0; i < ROWS * D; i++) mean[i % D] += (double)x[i] / ROWS;
     bool in_k[D] = {0};
     plain64_log_softmax(t, teacher.d, D, 1);

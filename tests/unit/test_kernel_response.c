@@ -43,8 +43,8 @@ static void choose_teacher(struct rng *r, struct rows *b, bool dense) {
     float *probs = take(ROWS * d, sizeof *probs), *rest = take(ROWS, sizeof *rest),
           *logt = take(ROWS * d, sizeof *logt);
     for (size_t i = 0; i < ROWS * d; i++) logt[i] = (float)rng_normal(r) * 2;
-    if (!dense) kernel_topk(ids, probs, logt, ROWS, d, k); /* of which only ids are used */
-    kernel_log_softmax(logt, logt, ROWS, d, 1);
+    if (!dense) kernel_topk(ids, probs, kernel_f32(logt), ROWS, d, k); /* of which only ids are used */
+    kernel_log_softmax(kernel_f32(logt), kernel_f32(logt), ROWS, d, 1);
     for (size_t i = 0; i < ROWS; i++) {
         rest[i] = 1;
         offset[i + 1] = offset[i] + k;
@@ -191,7 +191,7 @@ static void test_others(void **state) {
         b.value = take(ROWS, sizeof(double));
         b.dx = take(n, sizeof(double));
         double *tolerance = take(n, sizeof *tolerance);
-        kernel_topk(b.ids, b.probs, b.z.f, ROWS, b.d, b.k);
+        kernel_topk(b.ids, b.probs, kernel_f32(b.z.f), ROWS, b.d, b.k);
         for (size_t j = 0; j < ROWS; j++) {
             b.row_weight[j] = j == 5 ? 0 : 0.5f + (float)j;
             b.label[j] = j == 2 ? UINT32_MAX : (uint32_t)rng_below(&r, b.d);

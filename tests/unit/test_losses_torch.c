@@ -86,7 +86,7 @@ static void run_case(struct golden *g, const char *text, bool ghost) {
                                  .vocab_size = (uint32_t)g->vocab};
     struct knowledge_rows k = {
         .labels = g->labels, .dense = g->z, .offset = g->offset, .ids = g->ids, .probs = g->probs};
-    struct loss_rows r = {.rows = g->rows, .vocab = g->vocab, .data = &k, .format = &f, .final = g->x};
+    struct loss_rows r = {.rows = g->rows, .vocab = g->vocab, .data = &k, .format = &f, .final = kernel_f32(g->x)};
     double *value = numbers(g->f, "value", 1), *gradient = numbers(g->f, "gradient", g->rows * g->vocab);
     float *dx = calloc(g->rows * g->vocab, sizeof *dx);
     for (size_t i = 0; i <= g->rows; i++) g->offset[i] = ghost ? i * g->k : 0;
@@ -141,9 +141,9 @@ static void run_points(struct golden *g, const char *text, float *h, const float
     OK(loss_list_add(&l, text, &e));
     OK(loss_list_bind(&l, &(struct loss_setting){.student = &student, .data = &plain, .live = &of}, &own, &e));
     assert_int_equal(own.n, 1);
-    memcpy(own.params[0].value, w, g->out * g->in * sizeof *w);
-    OK(grad_tape_new(&tape, true, DT_F32, &e));
-    struct model_want want = {POINT_LAYER, 0, grad_leaf(tape, h, grad, g->rows, g->in)};
+    kernel_upload(own.params[0].value, w, g->out * g->in);
+    OK(grad_tape_new(&tape, kernel_cpu(), true, DT_F32, &e));
+    struct model_want want = {POINT_LAYER, 0, grad_leaf(tape, kernel_f32(h), kernel_f32(grad), g->rows, g->in)};
     struct points x = {t, g->out};
     for (size_t i = 0; i < g->rows; i++) row_weight[i] = g->labels[i] == UINT32_MAX ? 0 : 1;
     struct loss_points p = {
@@ -155,7 +155,7 @@ static void run_points(struct golden *g, const char *text, float *h, const float
     loss_list_end_step(&l, 3);
     check_value(text, &l.items[0], value);
     check(text, "gradient of the states", grad, dh, g->rows * g->in);
-    check(text, "gradient of the map", own.params[0].grad, dw, g->out * g->in);
+    check(text, "gradient of the map", kernel_host(own.params[0].grad, g->out * g->in), dw, g->out * g->in);
     grad_tape_free(tape);
     loss_list_release(&l);
     param_set_release(&own);

@@ -396,7 +396,7 @@ static void data_that_cannot_be_scored(void **state) {
     t.n = t.lengths[0] = 7;
     fails_on("not enough", m, &t, PPL_GPTQ);
     t.n = t.lengths[0] = 12;
-    model_param(m, ROLE_NORM, 0)->value[3] = NAN;
+    model_host_value(model_param(m, ROLE_NORM, 0))[3] = NAN;
     fails_on("no finite probability", m, &t, PPL_GPTQ);
     text_free(&t);
     model_free(m);

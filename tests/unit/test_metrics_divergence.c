@@ -53,7 +53,7 @@ static struct pair pair_new(size_t n_seqs, uint32_t longest) {
     struct rng r = rng_init(9, 9);
     for (size_t i = 0; i < p.student->n_params; i++)
         for (uint64_t k = 0; k < p.student->params[i].n; k++)
-            p.student->params[i].value[k] += 0.01f * (float)rng_normal(&r);
+            model_host_value(&p.student->params[i])[k] += 0.01f * (float)rng_normal(&r);
     p.mine = mem_array(p.s.n_positions * p.s.vocab, sizeof(float), &e);
     make_plausible(p.teacher, &p.s);
     fill_logits(p.teacher, &p.s, p.s.logits);
@@ -517,7 +517,7 @@ static void what_cannot_be_compared(void **state) {
     longer.tokens = mem_array(17, sizeof(uint32_t), &e);
     longer.logits = mem_array((size_t)17 * BYTE_VOCAB, sizeof(float), &e);
     fails(m, &longer, &f, "context");
-    model_param(m, ROLE_NORM, 0)->value[0] = NAN;
+    model_host_value(model_param(m, ROLE_NORM, 0))[0] = NAN;
     fails(m, &s, &f, "sequence 0, position 0: the model gives no finite");
     sample_free(&s);
     sample_free(&other);

@@ -156,9 +156,9 @@ static struct buf doctored(const struct model *m, int (*what)(size_t i)) {
         if (how == 1) continue;
         struct tensor_desc d = m->params[i].desc;
         if (how == 3) d.dims[0]--;
-        if (how == 4) m->params[i].value[5] = NAN;
-        OK(stream_write_tensor(w, &d, NULL, m->params[i].value, &e));
-        if (how == 4) m->params[i].value[5] = 0;
+        if (how == 4) model_host_value(&m->params[i])[5] = NAN;
+        OK(stream_write_tensor(w, &d, NULL, model_host_value(&m->params[i]), &e));
+        if (how == 4) model_host_value(&m->params[i])[5] = 0;
     }
     OK(stream_writer_finish(w, NULL, &e));
     stream_writer_free(w);
@@ -208,7 +208,7 @@ static void a_model_with_a_flaw_is_refused_by_name(void **state) {
 /* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------------------ */
 
 static const float *weight(const struct model *m, enum model_role role, uint32_t layer) {
-    return model_param(m, role, layer)->value;
+    return model_host_value(model_param(m, role, layer));
 }
 
 static void plain_norm(double *y, const double *x, const float *w, size_t d, double eps) {
@@ -301,7 +301,8 @@ static void forward_equals_the_plain_one(void **state) {
         struct model *m = sample_model(&c, 3);
         for (size_t i = 0; i < m->n_params; i++) /* biases and norms that matter */
             if (!model_role_is_matrix(m->params[i].slot.role))
-                for (uint64_t j = 0; j < m->params[i].n; j++) m->params[i].value[j] += 0.1f * (float)(j % 7);
+                for (uint64_t j = 0; j < m->params[i].n; j++)
+                    model_host_value(&m->params[i])[j] += 0.1f * (float)(j % 7);
         const uint32_t lengths[] = {1, 17, 9};
         uint32_t tokens[27];
         sample_tokens(tokens, 27, c.vocab_size, 5);
@@ -368,9 +369,9 @@ static void compare_packed(const struct model_config *c, enum dtype type, enum m
     /* One copy, as stored or packed; none in f32. */
     struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
     bool quantized = dtype_info(type)->is_quantized;
-    assert_null(embed->value);
-    assert_int_equal(embed->panels.packed, !quantized || format == WEIGHTS_INT8);
-    assert_int_equal(embed->panels.dtype, quantized ? type : DT_BF16);
+    assert_false(kernel_has_data(embed->value));
+    assert_int_equal(kernel_is_packed(&embed->matrix), !quantized || format == WEIGHTS_INT8);
+    assert_int_equal(embed->matrix.dtype, quantized ? type : DT_BF16);
     assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == c->tied);
     assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
     mem_free(x);
@@ -431,7 +432,7 @@ static void bad_input_is_refused(void **state) {
     struct model *m = sample_model(&c, 3);
     struct grad_tape *t;
     uint32_t tokens[70] = {0};
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     struct {
         struct model_input in;
         uint32_t lengths[2], token;
@@ -510,9 +511,9 @@ static void layer_by_layer_nothing_changes(void **state) {
             struct stream_reader *r;
             struct grad_tape *t;
             struct model_layerwise *l;
-            OK(grad_tape_new(&t, false, model_precision(m), &e));
+            OK(grad_tape_new(&t, kernel_cpu(), false, model_precision(m), &e));
             OK(read_again(&first, &r, &e));
-            OK(model_layerwise_new(&l, r, format, pipe ? NULL : read_again, &again, &e));
+            OK(model_layerwise_new(&l, kernel_cpu(), r, format, pipe ? NULL : read_again, &again, &e));
             assert_int_equal(model_layerwise_model(l)->config.tied, tied);
             size_t blocks = pipe ? 1 : 2, from = 0;
             for (size_t b = 0; b < blocks; b++) {
@@ -568,10 +569,9 @@ static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, stru
     struct visitor *v = ctx;
     struct model *m = model_layerwise_weights(l);
     assert_int_equal(layer, v->next++);
-    assert_non_null(layer < 0 ? model_param(m, ROLE_EMBED, 0)->value
-                              : model_param(m, layer < v->n_layers ? ROLE_DOWN : ROLE_NORM,
-                                            layer < v->n_layers ? (uint32_t)layer : 0)
-                                    ->value);
+    enum model_role last = layer < 0 ? ROLE_EMBED : layer < v->n_layers ? ROLE_DOWN : ROLE_NORM;
+    uint32_t of = layer >= 0 && layer < v->n_layers ? (uint32_t)layer : 0;
+    assert_true(kernel_has_data(model_param(m, last, of)->value));
     if (layer > 0)
         memcpy(v->out[0] + (layer - 1) * v->rows * v->hidden, model_layerwise_states(l, STATES_NOW),
                v->rows * v->hidden * sizeof(float));
@@ -581,7 +581,7 @@ static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, stru
     for (v->which = STATES_NOW; v->which <= STATES_DENSE; v->which++)
         if (model_layerwise_watch(l, v->which, add_input, v, e)) return e->code;
     if (layer == 0)
-        kernel_scale(kernel_f32(model_param(m, ROLE_DOWN, 0)->value), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
+        kernel_scale(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
     return 0;
 }
 
@@ -607,18 +607,19 @@ static void layers_change_on_the_way(void **state) {
     size_t n = (size_t)c.n_layers * 14 * c.hidden;
     float *expected[2], *got = mem_array(2 * n, sizeof *got, &e);
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     for (int dense = 1; dense >= 0; dense--) {
         expected[dense] = mem_array(n, sizeof(float), &e);
         if (!dense)
-            kernel_scale(kernel_f32(model_param(m, ROLE_DOWN, 0)->value), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
+            kernel_scale(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n,
+                         0.5f);
         OK(model_infer(m, t, &in, keep_layer, expected[dense], NULL, NULL, &e));
     }
     struct reread first = {&bytes, .times = 0};
     struct stream_reader *r;
     struct model_layerwise *l;
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, WEIGHTS_F32, NULL, NULL, &e));
+    OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, NULL, NULL, &e));
     struct visitor v = {.n_layers = c.n_layers, .hidden = c.hidden, .rows = 14, .next = -1, .out = {got, got + n}};
     struct model_changes how = {true, visit_layer, &v};
     OK(model_layerwise_change(l, t, &in, 1, &how, &e));
@@ -650,16 +651,16 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
     struct stream_reader *r;
     struct grad_tape *t;
     struct model_layerwise *l;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     cut.len -= 2000;
     struct reread first = {&cut, .times = 0}, again = {&others, .times = 0};
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, WEIGHTS_F32, read_again, &again, &e));
+    OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, read_again, &again, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     model_layerwise_free(l);
     first.bytes = &bytes;
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, WEIGHTS_F32, read_again, &again, &e));
+    OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, read_again, &again, &e));
     OK(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     assert_string_equal(e.msg, "model.rill: changed while it was read");
@@ -682,7 +683,7 @@ static void a_value_beyond_f16_is_refused(void **state) {
     struct model *m = sample_model(&c, 1);
     struct stream_writer *w;
     int to = memory_file();
-    model_param(m, ROLE_UP, 1)->value[7] = 70000;
+    model_host_value(model_param(m, ROLE_UP, 1))[7] = 70000;
     int rc = stream_writer_open(&w, to, "out.rill", NULL, &e);
     assert_int_equal(rc, 0);
     assert_int_equal(model_save(m, w, DT_F16, &e), ERR_DATA);

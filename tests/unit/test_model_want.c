@@ -20,7 +20,7 @@ static double value_at(struct model *m, struct model_want w) {
     struct grad_tape *t = new_tape(DT_F32, false);
     double sum = 0;
     assert_non_null(model_graph_want(m, t, &in, &w, 1, &e));
-    for (size_t i = 0; i < w.var->rows * w.var->cols; i++) sum += coefficient(i) * ((float *)w.var->value.data)[i];
+    for (size_t i = 0; i < w.var->rows * w.var->cols; i++) sum += coefficient(i) * grad_host_value(t, w.var)[i];
     grad_tape_free(t);
     return sum;
 }
@@ -33,7 +33,7 @@ static void gradients(struct model *m, struct model_want w, bool recompute) {
     grad_recompute(t, recompute);
     OK(model_enable_grad(m, &e));
     for (size_t i = 0; i < m->n_params; i++) {
-        memset(m->params[i].grad, 0, m->params[i].n * sizeof(float));
+        kernel_fill(m->params[i].grad, m->params[i].n, 0);
         m->params[i].grad_begun = true;
     }
     assert_non_null(model_graph_want(m, t, &in, &w, 1, &e));
@@ -47,6 +47,10 @@ static void gradients(struct model *m, struct model_want w, bool recompute) {
     grad_tape_free(t);
 }
 
+static const float *grad_of_param(const struct model *m, size_t i) {
+    return kernel_host(m->params[i].grad, m->params[i].n);
+}
+
 static void gradients_enter_at_points(void **state) {
     (void)state;
     for (size_t p = 0; p < COUNT_OF(all); p++) {
@@ -55,16 +59,22 @@ static void gradients_enter_at_points(void **state) {
         gradients(again, all[p], true);
         double along = 0, norm = 0;
         for (size_t i = 0; i < m->n_params; i++) {
-            assert_memory_equal(m->params[i].grad, again->params[i].grad, m->params[i].n * sizeof(float));
-            for (size_t k = 0; k < m->params[i].n; k++) norm += pow(m->params[i].grad[k], 2);
+            const float *g = grad_of_param(m, i);
+            assert_memory_equal(g, grad_of_param(again, i), m->params[i].n * sizeof(float));
+            for (size_t k = 0; k < m->params[i].n; k++) norm += pow(g[k], 2);
         }
         assert_true(norm > 0);
         /* a step along the gradient */
         double up, down, step = 1e-3 / sqrt(norm);
         for (int sign = 1; sign >= -1; sign -= 2) {
-            for (size_t i = 0; i < m->n_params; i++)
-                for (size_t k = 0; k < m->params[i].n; k++)
-                    m->params[i].value[k] = again->params[i].value[k] + (float)(sign * step * m->params[i].grad[k]);
+            for (size_t i = 0; i < m->n_params; i++) {
+                struct model_param *moved = &m->params[i];
+                const float *g = grad_of_param(m, i), *from = kernel_host(again->params[i].value, moved->n);
+                float *to = malloc(moved->n * sizeof *to);
+                for (size_t k = 0; k < moved->n; k++) to[k] = from[k] + (float)(sign * step * g[k]);
+                kernel_upload(moved->value, to, moved->n);
+                free(to);
+            }
             *(sign > 0 ? &up : &down) = value_at(m, all[p]);
         }
         along = (up - down) / (2 * step);
@@ -106,24 +116,26 @@ struct both {
     double *logits; /* [3] sums of each head's */
 };
 
-static int losses(void *ctx, size_t first, size_t rows, size_t vocab, float *const *logits,
+static int losses(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
                   const struct kernel_array *dlogits, struct err *e) {
     struct both *b = ctx;
     (void)first, (void)e;
-    assert_null(dlogits[2].data);
+    assert_false(kernel_has_data(dlogits[2]));
+    size_t n = rows * vocab;
     for (size_t h = 0; h < 3; h++)
-        for (size_t i = 0; i < rows * vocab; i++) b->logits[h] += logits[h][i];
-    pattern(logits[1], rows * vocab, 0.5, dlogits[1]);
-    pattern(logits[0], rows * vocab, 1, dlogits[0]);
+        for (size_t i = 0; i < n; i++) b->logits[h] += ((float *)kernel_host(logits[h], n))[i];
+    pattern(kernel_host(logits[1], n), n, 0.5, dlogits[1]);
+    pattern(kernel_host(logits[0], n), n, 1, dlogits[0]);
     return 0;
 }
 
-static int one(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
-               struct err *e) {
+static int one(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array host_logits,
+               struct kernel_array dlogits, struct err *e) {
+    const float *logits = kernel_host(host_logits, rows * vocab);
     double *sum = ctx;
     (void)first, (void)e;
     for (size_t i = 0; i < rows * vocab; i++) sum[0] += logits[i];
-    if (dlogits.data) pattern(logits, rows * vocab, sum[1], dlogits);
+    if (kernel_has_data(dlogits)) pattern(logits, rows * vocab, sum[1], dlogits);
     return 0;
 }
 
@@ -139,13 +151,13 @@ static void heads_at_once_are_heads_one_by_one(void **state) {
         for (int way = 0; way < 2; way++) {
             struct grad_tape *t = new_tape(bf16 ? DT_BF16 : DT_F32, true), *apart = new_tape(DT_F32, false);
             dw[way] = take(TOKENS * HIDDEN, sizeof(float));
-            struct grad_var *hs[2], *wv = grad_leaf(t, w.f, dw[way], TOKENS, HIDDEN);
+            struct grad_var *hs[2], *wv = grad_leaf(t, kernel_f32(w.f), kernel_f32(dw[way]), TOKENS, HIDDEN);
             for (int i = 0; i < 2; i++) {
                 dh[way][i] = take(ROWS * HIDDEN, sizeof(float));
-                hs[i] = grad_leaf(t, h[i].f, dh[way][i], ROWS, HIDDEN);
+                hs[i] = grad_leaf(t, kernel_f32(h[i].f), kernel_f32(dh[way][i]), ROWS, HIDDEN);
             }
-            struct grad_var *ho = grad_leaf(apart, h[2].f, NULL, ROWS, HIDDEN),
-                            *wo = grad_leaf(apart, other.f, NULL, TOKENS, HIDDEN);
+            struct grad_var *ho = grad_leaf(apart, kernel_f32(h[2].f), kernel_none(DT_F32), ROWS, HIDDEN),
+                            *wo = grad_leaf(apart, kernel_f32(other.f), kernel_none(DT_F32), TOKENS, HIDDEN);
             if (way == 0) {
                 struct grad_head_input heads[] = {{t, hs[0], {.w = wv}}, {t, hs[1], {.w = wv}}, {apart, ho, {.w = wo}}};
                 struct both b = {sums[0]};
@@ -174,8 +186,9 @@ static void heads_must_agree(void **state) {
     struct err e;
     float x[12] = {0};
     (void)state;
-    struct grad_var *h = grad_leaf(t, x, NULL, 2, 2), *w = grad_leaf(t, x, NULL, 3, 2),
-                    *v = grad_leaf(t, x, NULL, 4, 2);
+    struct kernel_array at = kernel_f32(x), none = kernel_none(DT_F32);
+    struct grad_var *h = grad_leaf(t, at, none, 2, 2), *w = grad_leaf(t, at, none, 3, 2),
+                    *v = grad_leaf(t, at, none, 4, 2);
     struct grad_head_input heads[] = {{t, h, {.w = w}}, {t, h, {.w = v}}};
     assert_false(grad_heads(2, heads, losses, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);

@@ -18,10 +18,10 @@ static struct model *even_model(bool tied) {
     struct model_config c;
     OK(model_config_copy(&c, &bytes->config, &a, &e));
     c.tied = tied;
-    OK(model_init(&m, &c, bytes->vocab_bytes.data, bytes->vocab_bytes.len, 5, &e));
+    OK(model_init(&m, kernel_cpu(), &c, bytes->vocab_bytes.data, bytes->vocab_bytes.len, 5, &e));
     for (size_t i = 0; i < m->n_params; i++)
         if (model_role_is_matrix(m->params[i].slot.role))
-            for (uint64_t k = 0; k < m->params[i].n; k++) m->params[i].value[k] *= 6;
+            for (uint64_t k = 0; k < m->params[i].n; k++) model_host_value(&m->params[i])[k] *= 6;
     model_free(bytes);
     arena_release(&a);
     return m;
@@ -42,10 +42,10 @@ static struct model *padded_model(const struct model *even, uint32_t rows) {
     OK(vocab_pack(v, &packed, &e));
     OK(model_config_copy(&c, &even->config, &a, &e));
     c.vocab_size = rows;
-    OK(model_init(&m, &c, packed.data, packed.len, 99, &e));
+    OK(model_init(&m, kernel_cpu(), &c, packed.data, packed.len, 99, &e));
     for (size_t i = 0; i < m->n_params; i++) {
-        memcpy(m->params[i].value, even->params[i].value, even->params[i].n * sizeof(float));
-        for (uint64_t k = even->params[i].n; k < m->params[i].n; k++) m->params[i].value[k] *= 200;
+        memcpy(model_host_value(&m->params[i]), model_host_value(&even->params[i]), even->params[i].n * sizeof(float));
+        for (uint64_t k = even->params[i].n; k < m->params[i].n; k++) model_host_value(&m->params[i])[k] *= 200;
     }
     assert_int_equal(model_n_tokens(m), BYTE_VOCAB);
     assert_true(digest_equal(m->vocab_digest, even->vocab_digest));
@@ -106,7 +106,7 @@ static void padding_is_no_input(void **state) {
     struct grad_tape *t;
     uint32_t tokens[] = {5, BYTE_VOCAB}, length = 2;
     struct model_input in = {2, 1, tokens, &length};
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     assert_int_equal(model_infer(m, t, &in, NULL, NULL, NULL, NULL, &e), ERR_DATA);
     assert_string_equal(e.msg, "token 258 at position 1 of sequence 0 is outside the vocabulary of 258");
     grad_tape_free(t);
@@ -282,13 +282,13 @@ static void trained_as_without_padding(void **state) {
         for (size_t p = 0; p < even->n_params; p++) {
             const struct model_param *a = &even->params[p], *b = &padded->params[p], *c = &before->params[p];
             for (uint64_t k = 0; k < a->n; k++)
-                if (fabsf(a->value[k] - b->value[k]) > 1e-5f)
+                if (fabsf(model_host_value(a)[k] - model_host_value(b)[k]) > 1e-5f)
                     fail_msg("case %zu, %s: element %zu is %g, expected %g", i, b->desc.name, (size_t)k,
-                             (double)b->value[k], (double)a->value[k]);
+                             (double)model_host_value(b)[k], (double)model_host_value(a)[k]);
             for (uint64_t k = a->n; k < b->n; k++) {
                 bool decays = b->slot.role == ROLE_HEAD;
-                float most = decays ? 0.01f * fabsf(c->value[k]) : 0;
-                assert_true(fabsf(b->value[k] - c->value[k]) <= most);
+                float most = decays ? 0.01f * fabsf(model_host_value(c)[k]) : 0;
+                assert_true(fabsf(model_host_value(b)[k] - model_host_value(c)[k]) <= most);
             }
         }
         sample_free(&s);

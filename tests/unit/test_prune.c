@@ -53,7 +53,7 @@ static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     struct model_config c = sample_config(&a);
     struct model *m = sample_model(&c, 1), *p;
     struct prune_report r;
-    float *same = model_param(m, ROLE_UP, 0)->value; /* a tensor full of ties */
+    float *same = model_host_value(model_param(m, ROLE_UP, 0)); /* a tensor full of ties */
     for (uint64_t i = 0; i < model_param(m, ROLE_UP, 0)->n; i++) same[i] = i % 2 ? 0.5f : -0.5f;
     for (int head = 0; head < 2; head++) {
         struct prune_options o = {.sparsity = 0.37, .prune_head = head};
@@ -66,12 +66,12 @@ static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
             uint64_t zeros = 0;
             float largest_gone = 0, smallest_kept = INFINITY;
             for (uint64_t k = 0; k < before->n; k++) {
-                float w = fabsf(before->value[k]);
-                if (after->value[k] == 0) {
+                float w = fabsf(model_host_value(before)[k]);
+                if (model_host_value(after)[k] == 0) {
                     zeros++;
                     largest_gone = fmaxf(largest_gone, w);
                 } else {
-                    assert_true(after->value[k] == before->value[k]);
+                    assert_true(model_host_value(after)[k] == model_host_value(before)[k]);
                     smallest_kept = fminf(smallest_kept, w);
                 }
             }
@@ -96,8 +96,8 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     struct model_config c = sample_config(&a);
     struct model *m = sample_model(&c, 1), *p;
     struct prune_report r;
-    kernel_fill(model_param(m, ROLE_O, 0)->value, model_param(m, ROLE_O, 0)->n, 0);
-    kernel_fill(model_param(m, ROLE_DOWN, 0)->value, model_param(m, ROLE_DOWN, 0)->n, 0);
+    kernel_fill(kernel_f32(model_host_value(model_param(m, ROLE_O, 0))), model_param(m, ROLE_O, 0)->n, 0);
+    kernel_fill(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n, 0);
     float *before = sample_logits(m), *after;
     /* By number ... */
     uint32_t drop[] = {0};
@@ -127,11 +127,11 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
 /* ---- channels and heads ------------------------------------------------------------------------------------------------------ */
 
 static void fill_rows(struct model_param *p, uint32_t first, uint32_t n, float v) {
-    kernel_fill(p->value + first * p->desc.dims[1], n * p->desc.dims[1], v);
+    kernel_fill(kernel_f32(model_host_value(p) + first * p->desc.dims[1]), n * p->desc.dims[1], v);
 }
 static void scale_cols(struct model_param *p, uint32_t first, uint32_t n, float v) {
     for (uint64_t r = 0; r < p->desc.dims[0]; r++)
-        for (uint32_t c = first; c < first + n; c++) p->value[r * p->desc.dims[1] + c] *= v;
+        for (uint32_t c = first; c < first + n; c++) model_host_value(p)[r * p->desc.dims[1] + c] *= v;
 }
 
 /* Channels whose weights are zero are found, and taking them out changes nothing. */
@@ -180,14 +180,14 @@ static void idle_head_groups_go_first(void **state) {
     fill_rows(model_param(m, ROLE_K, 0), 0, 16, 0);
     fill_rows(model_param(m, ROLE_V, 0), 0, 16, 0);
     scale_cols(model_param(m, ROLE_O, 0), 0, 32, 0);
-    for (uint32_t i = 0; i < 32; i++) model_param(m, ROLE_V_BIAS, 0)->value[i] = (float)i;
+    for (uint32_t i = 0; i < 32; i++) model_host_value(model_param(m, ROLE_V_BIAS, 0))[i] = (float)i;
     float *before = sample_logits(m), *after;
     struct prune_options o = {.kv_heads = {.n = 1}};
     OK(pruned(m, &o, &p, &r, &e));
     assert_int_equal(p->config.layers[0].n_kv_heads, 1);
     assert_int_equal(p->config.layers[0].n_heads, 2);
     assert_int_equal(p->config.layers[1].n_heads, 2);
-    assert_true(model_param(p, ROLE_V_BIAS, 0)->value[0] == 16);
+    assert_true(model_host_value(model_param(p, ROLE_V_BIAS, 0))[0] == 16);
     after = sample_logits(p);
     assert_close(before, after, 24 * c.vocab_size, 1e-6);
     prune_report_release(&r);
@@ -215,8 +215,8 @@ static void activations_decide_where_there_are_statistics(void **state) {
     struct prune_options o = {.ffn = {.n = 34}, .score = PRUNE_BY_STATS, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
     /* Layer 1 had 64 channels: exactly its 30 idle ones went. */
-    assert_memory_equal(model_param(p, ROLE_UP, 1)->value, model_param(m, ROLE_UP, 1)->value + 30 * 64,
-                        34 * 64 * sizeof(float));
+    assert_memory_equal(model_host_value(model_param(p, ROLE_UP, 1)),
+                        model_host_value(model_param(m, ROLE_UP, 1)) + 30 * 64, 34 * 64 * sizeof(float));
     after = sample_logits(p);
     prune_report_release(&r);
     model_free(p);
@@ -272,7 +272,7 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     struct model *m, *p;
     struct prune_report r;
     c.vocab_size = 263;
-    OK(model_init(&m, &c, vocab.data, vocab.len, 3, &e));
+    OK(model_init(&m, kernel_cpu(), &c, vocab.data, vocab.len, 3, &e));
     struct text_ids ids = {0};
     OK(text_encode(m->vocab, "the thing", 9, NULL, &ids, &e));
     assert_int_equal(ids.n, 4); /* the, space, th, ing */

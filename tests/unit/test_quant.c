@@ -402,7 +402,7 @@ static void what_a_type_cannot_hold_is_refused(void **state) {
     struct arena a = {0};
     struct model_config c = wide_config(&a);
     struct model *m = sample_model(&c, 1);
-    model_param(m, ROLE_DOWN, 1)->value[3 * 288 + 5] = -70000;
+    model_host_value(model_param(m, ROLE_DOWN, 1))[3 * 288 + 5] = -70000;
     struct buf in = saved_model(m, DT_F32), out;
     struct quant_options o = {0};
     struct seen seen = {0};
@@ -523,7 +523,7 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     struct model *m = sample_model(&c, 1), *back[2];
     for (uint32_t i = 0; i < c.vocab_size; i++) /* channels of very different size reach the matrices */
         for (uint32_t k = 0; k < c.hidden; k++)
-            model_param(m, ROLE_EMBED, 0)->value[i * c.hidden + k] *= k % 16 ? 0.05f : 2;
+            model_host_value(model_param(m, ROLE_EMBED, 0))[i * c.hidden + k] *= k % 16 ? 0.05f : 2;
     struct stats *s = sample_stats(m, 60, 2);
     struct buf in = saved_model(m, DT_F32), out;
     double error[2] = {0};
@@ -536,7 +536,7 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
         OK(load_model(&out, &back[with], &e));
         const struct model_param *q = model_param(m, ROLE_Q, 0), *p = model_param(back[with], ROLE_Q, 0);
         for (uint64_t i = 0; i < q->n; i++) {
-            double d = q->value[i] - p->value[i];
+            double d = model_host_value(q)[i] - model_host_value(p)[i];
             error[with] += d * d * stats_sum_sq(s, POINT_ATTN_IN, 0)[i % c.hidden];
         }
         buf_release(&out);

@@ -60,7 +60,7 @@ static void sums_are_the_plain_sums(void **state) {
     struct model_input in = {30, 3, tokens, lengths};
     struct stats *s = stats_of(m, &in);
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     assert_int_equal(stats_positions(s), 30);
     assert_int_equal(stats_sequences(s), 3);
     for (uint32_t layer = 0; layer < 2; layer++)

@@ -25,7 +25,7 @@ static struct model *student(uint32_t width, bool mup, bool tied) {
     struct model_mup widths;
     base.hidden = 32, base.head_dim = 16, base.layers = narrow;
     model_mup_of(&base, &widths);
-    OK(model_init_mup(&m, &c, mup ? &widths : NULL, NULL, 0, 7, &e));
+    OK(model_init_mup(&m, kernel_cpu(), &c, mup ? &widths : NULL, NULL, 0, 7, &e));
     return m;
 }
 
@@ -56,7 +56,7 @@ static struct sizes sizes_of(struct model *m) {
     struct model_input in = {.n_positions = 8, .n_seqs = 2, .tokens = tokens, .lengths = lengths};
     struct sizes s = {0, 0};
     struct grad_tape *t;
-    OK(grad_tape_new(&t, false, DT_F32, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
     OK(model_infer(m, t, &in, see, &s, see_logits, &s, &e));
     grad_tape_free(t);
     return s;
@@ -105,7 +105,8 @@ static void the_base_is_as_without(void **state) {
     (void)state;
     struct model *a = student(32, true, true), *b = student(32, false, true);
     for (size_t i = 0; i < a->n_params; i++)
-        assert_memory_equal(a->params[i].value, b->params[i].value, a->params[i].n * sizeof(float));
+        assert_memory_equal(model_host_value(&a->params[i]), model_host_value(&b->params[i]),
+                            a->params[i].n * sizeof(float));
     struct err e;
     struct distill_options o = options_of("ce", &plain);
     struct param_set s;

@@ -69,8 +69,8 @@ static void check_case(const cJSON *all, const cJSON *one, size_t optimizer, enu
     OK(param_set_init(&s, &o, &e));
     float *grad = mem_array(n, sizeof *grad, &e);
     struct param p = {.name = "w",
-                      .value = w,
-                      .grad = grad,
+                      .value = kernel_f32(w),
+                      .grad = kernel_f32(grad),
                       .grad_begun = &begun,
                       .rows = rows,
                       .cols = cols,
@@ -92,7 +92,8 @@ static void check_case(const cJSON *all, const cJSON *one, size_t optimizer, enu
     double off = distance(w, cJSON_GetObjectItem(want, "w"), n, 1);
     if (off > tolerance) fail_msg("%s [%zu, %zu]: a weight is off by %g", type->name, rows, cols, off);
     for (size_t k = 0; k < TRAIN_MAX_MOMENTS && type->moments[k]; k++)
-        assert_true(distance(s.params[0].moments[k].data, cJSON_GetObjectItem(want, type->moments[k]), n, 1) < 1e-6);
+        assert_true(
+            distance(kernel_host(s.params[0].moments[k], n), cJSON_GetObjectItem(want, type->moments[k]), n, 1) < 1e-6);
     param_set_release(&s);
     mem_free(w);
     mem_free(grad);
@@ -136,6 +137,10 @@ static void end(struct fixture *f) {
     arena_release(&f->memory);
 }
 
+static const float *values(struct kernel_array a, size_t n) {
+    return kernel_host(a, n);
+}
+
 static struct param *find(struct fixture *f, const char *name) {
     for (size_t i = 0; i < f->s.n; i++)
         if (!strcmp(f->s.params[i].name, name)) return &f->s.params[i];
@@ -147,7 +152,8 @@ static void step(struct fixture *f, uint64_t number) {
     for (size_t i = 0; i < f->s.n; i++) {
         struct param *p = &f->s.params[i];
         struct rng r = rng_init(number, p->stream);
-        for (uint64_t k = 0; k < p->n; k++) p->grad[k] = (float)rng_normal(&r);
+        float *grad = kernel_host(p->grad, p->n);
+        for (uint64_t k = 0; k < p->n; k++) grad[k] = (float)rng_normal(&r);
         *p->grad_begun = true;
     }
     train_gradient_norm(&f->s, 1);
@@ -168,16 +174,16 @@ static void groups_are_told_apart_by_name(void **state) {
     begin(&f, &o, 0);
     assert_null(find(&f, "embed.weight"));
     assert_null(find(&f, "layers.0.ffn.up.weight"));
-    assert_null(model_param(f.m, ROLE_EMBED, 0)->grad);
+    assert_false(kernel_has_data(model_param(f.m, ROLE_EMBED, 0)->grad));
     const struct param *q = find(&f, "layers.1.attn.q.weight"), *norm = find(&f, "layers.1.attn_norm.weight");
     const struct param *up = find(&f, "layers.1.ffn.up.weight"), *head = find(&f, "head.weight");
     assert_true(q->group == 1 && q->lr == 0.5 && q->decay == 0.1);
     assert_true(norm->group == 2 && norm->lr == 2 && norm->decay == 0.3);
     assert_true(up->group == 3 && up->lr == 0 && head->group == 0 && head->lr == 1);
     struct buf before = {0};
-    OK(buf_append(&before, up->value, up->n * sizeof(float), &e));
+    OK(buf_append(&before, values(up->value, up->n), up->n * sizeof(float), &e));
     step(&f, 1);
-    assert_memory_equal(before.data, up->value, before.len); /* a rate of 0 */
+    assert_memory_equal(before.data, values(up->value, up->n), before.len); /* a rate of 0 */
     double sum = 0;
     for (size_t i = 0; i < 4; i++) sum += f.s.group_square[i];
     for (size_t i = 0; i < f.s.n; i++) *f.s.params[i].grad_begun = true;
@@ -209,16 +215,16 @@ static void an_average_is_what_is_written(void **state) {
     o.ema = 0.25;
     begin(&f, &o, 0);
     struct param *q = find(&f, "layers.0.attn.q.weight");
-    double want = q->value[7];
+    double want = values(q->value, q->n)[7];
     for (uint64_t i = 1; i <= 5; i++) {
         double ramp = (1 + (double)i) / (10 + (double)i), d = ramp < 0.25 ? ramp : 0.25;
         step(&f, i);
-        want = d * want + (1 - d) * q->value[7];
+        want = d * want + (1 - d) * values(q->value, q->n)[7];
     }
-    assert_true(fabs(q->average[7] - want) < 1e-6 && fabs(q->value[7] - want) > 1e-4);
-    float average = q->average[7];
+    float average = values(q->average, q->n)[7];
+    assert_true(fabs(average - want) < 1e-6 && fabs(values(q->value, q->n)[7] - want) > 1e-4);
     OK(param_set_finish(&f.s, &e));
-    assert_true(model_param(f.m, ROLE_Q, 0)->value[7] == average);
+    assert_true(model_host_value(model_param(f.m, ROLE_Q, 0))[7] == average);
     end(&f);
 }
 
@@ -236,7 +242,7 @@ static float *logits_in(struct model *m, enum dtype precision) {
     struct model_input in = {.n_positions = 8, .n_seqs = 2, .tokens = tokens, .lengths = lengths};
     struct grad_tape *t;
     float *out = mem_array(8 * 97, sizeof *out, &e);
-    OK(grad_tape_new(&t, false, precision, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), false, precision, &e));
     OK(model_infer(m, t, &in, NULL, NULL, copy_logits, out, &e));
     grad_tape_free(t);
     return out;
@@ -266,8 +272,8 @@ static void adapters_are_what_is_merged(void **state) {
     assert_memory_equal(before, same, 8 * 97 * sizeof(float));
     for (uint64_t i = 1; i <= 4; i++) step(&f, i);
     const struct model_param *q = model_param(f.m, ROLE_Q, 1);
-    assert_memory_equal(q->value, model_param(plain.m, ROLE_Q, 1)->value, q->n * sizeof(float));
-    assert_null(q->grad);
+    assert_memory_equal(model_host_value(q), model_host_value(model_param(plain.m, ROLE_Q, 1)), q->n * sizeof(float));
+    assert_false(kernel_has_data(q->grad));
     float *adapted = logits_in(f.m, DT_F32), *rounded = logits_in(f.m, DT_BF16);
     OK(param_set_finish(&f.s, &e));
     assert_null(q->adapter);
