@@ -39,10 +39,12 @@ static int tap(void *ctx, enum model_point point, uint32_t layer, const float *x
 int teacher_prepare(struct trainer *t, struct err *e) {
     const struct distill_teacher *d = &t->o.teacher;
     size_t n = t->losses.n_of_teacher;
-    if (loss_list_uses(&t->losses, LOSS_TEACHER_EMA) && grad_tape_new(&t->ema_tape, t->m->device, false, t->o.precision, e))
+    if (loss_list_uses(&t->losses, LOSS_TEACHER_EMA) &&
+        grad_tape_new(&t->ema_tape, t->m->device, false, t->o.precision, e))
         return e->code;
     if (!teacher_model(d)) return 0;
-    if (grad_tape_new(&t->teacher_tape, teacher_model(d)->device, false, model_precision(teacher_model(d)), e)) return e->code;
+    if (grad_tape_new(&t->teacher_tape, teacher_model(d)->device, false, model_precision(teacher_model(d)), e))
+        return e->code;
     if (!d->layerwise || !n) return 0;
     if (!(t->teacher_taps = mem_array(n, sizeof *t->teacher_taps, e))) return e->code;
     memset(t->teacher_taps, 0, n * sizeof *t->teacher_taps);

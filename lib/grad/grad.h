@@ -155,8 +155,8 @@ struct grad_head_input {
     struct grad_var *h;
     struct grad_head head;
 };
-typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab,
-                              const struct kernel_array *logits, const struct kernel_array *dlogits, struct err *e);
+typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
+                              const struct kernel_array *dlogits, struct err *e);
 bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx);
 
 /*

@@ -7,7 +7,8 @@ static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     float *dx = b->dlogits ? loss_block_scratch(b, e) : NULL;
     (void)l;
     if (b->dlogits && !dx) return e->code;
-    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, NULL, b->values, kernel_f32(dx));
+    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, NULL, b->values,
+                        kernel_f32(dx));
     if (dx) kernel_add(kernel_f32(b->dlogits), kernel_f32(dx), b->rows * b->vocab);
     return 0;
 }

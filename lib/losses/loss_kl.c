@@ -33,7 +33,8 @@ static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     float *dx = b->dlogits ? loss_block_scratch(b, e) : NULL;
     if ((b->dlogits && !dx) || loss_block_target(b, loss_temperature(l), &target, e)) return e->code;
     target.label = NULL;
-    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, b->values, NULL, kernel_f32(dx));
+    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, b->values, NULL,
+                        kernel_f32(dx));
     if (dx) kernel_add(kernel_f32(b->dlogits), kernel_f32(dx), b->rows * b->vocab);
     for (size_t r = 0; r < b->rows; r++) b->values[r] = loss_kl_value(b->of->format, &target, r, b->values[r]);
     return 0;

@@ -193,7 +193,7 @@ int loss_list_block(struct loss_list *l, const struct loss_rows *r, struct err *
 /* What loss_type.logits gets: one head's rows. */
 struct loss_block {
     size_t rows, vocab;
-    const float *logits; /* host's view */
+    const float *logits;     /* host's view */
     const uint32_t *labels;  /* UINT32_MAX: none */
     const float *row_weight; /* 1 where there is a label, else 0 */
     float weight;            /* of the gradient */
@@ -235,7 +235,7 @@ int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_l
 /* A learned linear map [out][in] of a loss, begun with normal(0, 1 / in) by a seed of its name: "losses.LABEL.WHAT.N". */
 struct loss_projector {
     char name[96];
-    struct kernel_device *device; /* of the parameters it is trained with */
+    struct kernel_device *device;    /* of the parameters it is trained with */
     struct kernel_array value, grad; /* f32; no data: no map */
     bool begun;
     size_t in, out;
