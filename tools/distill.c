@@ -5,7 +5,8 @@
 #include "lib/distill/distill.h"
 #include "lib/session/session.h"
 
-static struct session_options how;
+static struct session_options how, teacher_how = {.role = "teacher"};
+static const char *teacher_weights, *exits;
 static const char *optimizer, *optimizer_state, *log_path, *checkpoint_path, *resume_path, *start_path, *lora;
 static struct cli_list losses, schedules, group_texts, frozen;
 static struct train_group groups[TRAIN_MAX_GROUPS];
@@ -16,14 +17,46 @@ static bool plan_only;
 static struct distill_options o;
 static struct train_schedule *const schedule = &o.plan.now;
 
-static const struct cli_option options[] = {
+static void print_losses(FILE *out);
+
+static struct cli_option options[] = {
     SESSION_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
-    {.name = "loss",
-     .type = CLI_LIST,
-     .to = &losses,
-     .arg = "LOSS",
-     .help = "kl:weight=W,temperature=T (against the teacher, times T^2) or ce:weight=W (against the tokens); may be "
-             "repeated, the losses are added. Default: kl, at the knowledge's temperature; ce for plain tokens"},
+    {.name = "loss", .type = CLI_LIST, .to = &losses, .arg = "LOSS"}, /* choices and help: the table's, see main */
+    {.name = "list-losses",
+     .type = CLI_FLAG,
+     .prints = print_losses,
+     .help = "show every loss: its formula, where it comes from, its keys, and what the data must have"},
+    {.name = "teacher",
+     .type = CLI_STRING,
+     .to = &teacher_how.model,
+     .arg = "MODEL",
+     .completes_files = true,
+     .help = "a teacher that runs beside the student, a model stream, quantized or not: the data may then be plain "
+             "tokens, and "
+             "any loss may ask it"},
+    {.name = "teacher-precision",
+     .type = CLI_CHOICE,
+     .to = &teacher_how.precision,
+     .choices = "auto|int8|bf16|f32",
+     .fallback = "auto",
+     .needs = {"teacher"},
+     .help = "of the teacher's activations and products, as teacher-infer --precision"},
+    {.name = "teacher-weights",
+     .type = CLI_CHOICE,
+     .to = &teacher_weights,
+     .choices = "resident|stream",
+     .fallback = "resident",
+     .needs = {"teacher"},
+     .help = "stream: the teacher is read layer by layer for each --micro-tokens positions, and memory holds one "
+             "layer; for losses on "
+             "logits"},
+    {.name = "exit",
+     .type = CLI_STRING,
+     .to = &exits,
+     .arg = "LAYERS",
+     .help = "N,N,...: further heads after that many layers, with the norm and weights of the last one, for losses "
+             "with at=exits or "
+             "at=N; the saved model is as without them"},
     {.name = "lr",
      .type = CLI_F64,
      .to = &o.plan.now.lr,
@@ -249,6 +282,7 @@ static const struct cli_option options[] = {
 struct work {
     struct cli *c;
     struct model *student;
+    struct session_teacher *teacher; /* beside the student; NULL: none */
     struct trainer *trainer;
     struct session_data data;
     struct distill_extent extent;   /* of an epoch; steps 0: not counted */
@@ -385,6 +419,16 @@ static void say_memory(struct cli *c, const struct trainer *t) {
             m.scratch / 1e6);
 }
 
+/* The losses with all their keys. */
+static bool put_losses(cJSON *settings, const struct loss_list *l) {
+    cJSON *list = cJSON_AddArrayToObject(settings, "loss");
+    bool ok = list != NULL;
+    char text[LOSS_TEXT];
+    for (size_t i = 0; ok && i < l->n; i++)
+        ok = l->items[i].measured || cJSON_AddItemToArray(list, cJSON_CreateString(loss_text(&l->items[i], text)));
+    return ok;
+}
+
 static bool put_cost(cJSON *to, double seconds, double positions) {
     double cost = price * seconds / 3600;
     return !(price > 0) || (json_put_f64(to, "cost", cost) &&
@@ -392,20 +436,18 @@ static bool put_cost(cJSON *to, double seconds, double positions) {
 }
 
 /* How fast it was, of what the machine can do; the machine is asked only when there is a report. */
-static int report_speed(struct cli *c, const struct work *w, const struct distill_run *r,
-                        const struct distill_progress *p, struct err *e) {
+static int report_speed(struct cli *c, const struct work *w, const struct distill_run *r, struct err *e) {
     cJSON *to = cli_report(c);
     double positions = r->tokens_per_second * r->seconds, flops = distill_flops(w->trainer, r->mean_context), peak;
-    double fell = r->first_kl - p->kl;
-    bool teacher = distill_kl_name(&w->data.format) != NULL;
+    double fell = r->first_kl - r->last_kl;
     if (!cli_given(c, "report")) return 0;
     if (distill_peak(kernel_cpu(), o.precision, &peak, e)) return e->code;
     bool ok = json_put_f64(to, "training_seconds", r->seconds) && json_put_f64(to, "flops_per_token", flops) &&
               json_put_f64(to, "peak_flops", peak) &&
               json_put_f64(to, "share_of_peak", flops * r->tokens_per_second / peak) &&
               put_cost(to, r->seconds, positions);
-    if (ok && teacher) ok = json_put_f64(to, "recovered", fell);
-    if (ok && teacher && price > 0)
+    if (ok && r->has_kl) ok = json_put_f64(to, "recovered", fell);
+    if (ok && r->has_kl && price > 0)
         ok = json_put_f64_or_null(to, "cost_per_unit_recovered", fell > 0 ? price * r->seconds / 3600 / fell : NAN);
     return ok ? 0 : err_nomem(e, "report");
 }
@@ -413,15 +455,11 @@ static int report_speed(struct cli *c, const struct work *w, const struct distil
 static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
                   struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
-    const char *teacher = distill_kl_name(&w->data.format);
-    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
-              (!teacher || json_put_f64(to, teacher, p->kl)) && json_put_f64(to, "ce", p->ce) &&
-              json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-              json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
-              json_put_f64(settings, "lr-min", schedule->lr_min) &&
-              json_put_f64(settings, "kl-weight", o.loss.kl_weight) &&
-              json_put_f64(settings, "ce-weight", o.loss.ce_weight) &&
-              json_put_f64(settings, "temperature", o.loss.temperature);
+    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions);
+    for (size_t i = 0; ok && i < p->n_losses; i++) ok = json_put_f64(to, p->losses[i].name, p->losses[i].value);
+    ok = ok && json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
+         json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
+         json_put_f64(settings, "lr-min", schedule->lr_min) && put_losses(settings, trainer_losses(w->trainer));
     return ok ? 0 : err_nomem(e, "report");
 }
 
@@ -433,6 +471,28 @@ static int resolve_plan(struct err *e) {
         if (train_plan_parse(schedules.items[i], &o.plan, &named, e)) return e->code;
         if (named && !before) now_named = schedules.items[i];
     }
+    return 0;
+}
+
+static int parse_exits(struct err *e) {
+    char copy[256], *save = NULL;
+    uint64_t n;
+    if (!exits) return 0;
+    snprintf(copy, sizeof copy, "%s", exits);
+    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
+        if (o.n_exits == LOSS_MAX_EXITS || !parse_u64(s, &n) || n > MODEL_MAX_LAYERS)
+            return err_set(e, ERR_USAGE, "--exit %.80s: expected at most %d numbers of layers, N,N,...", exits,
+                           LOSS_MAX_EXITS);
+        o.exits[o.n_exits++] = (uint32_t)n;
+    }
+    return o.n_exits ? 0 : err_set(e, ERR_USAGE, "--exit: no number of layers");
+}
+
+static int open_teacher(struct cli *c, struct work *w, struct err *e) {
+    struct session_teacher_options teaching = {.layerwise = !strcmp(teacher_weights, "stream"), .batch_tokens = 1};
+    if (!teacher_how.model) return 0;
+    if (session_teacher_open(&w->teacher, c, &teacher_how, &teaching, e)) return e->code;
+    session_teacher_parts(w->teacher, &o.teacher.model, &o.teacher.layerwise);
     return 0;
 }
 
@@ -455,11 +515,11 @@ static int resolve_training(struct err *e) {
 static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = session_precision(&how);
     for (size_t i = 0; i < losses.n; i++)
-        if (distill_loss_parse(losses.items[i], &o.loss, e)) return e->code;
-    if (resolve_training(e)) return e->code;
+        if (loss_list_add(&o.losses, losses.items[i], e)) return e->code;
+    if (resolve_training(e) || parse_exits(e)) return e->code;
     if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        distill_loss_resolve(&o.loss, &w->data.format, e) || resolve_steps(c, w, e) ||
+        open_teacher(c, w, e) || resolve_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e) || start(c, w, e))
         return e->code;
     return resume(c, w, e);
@@ -498,7 +558,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step,
                 (unsigned long long)schedule->steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report_speed(c, w, &training, &p, e) ? e->code : report(c, w, &p, training.tokens_per_second, e);
+    return report_speed(c, w, &training, e) ? e->code : report(c, w, &p, training.tokens_per_second, e);
 }
 
 /* --plan: a line of JSON instead of a model. */
@@ -544,9 +604,35 @@ static int run(struct cli *c, struct err *e) {
     struct work w = {.c = c};
     int rc = distill(c, &w, e);
     trainer_free(w.trainer);
+    session_teacher_free(w.teacher);
     model_free(w.student);
     session_data_release(&w.data);
     return rc;
+}
+
+static void print_keys(FILE *out, const struct loss_key *keys) {
+    for (const struct loss_key *k = keys; k->name; k++) {
+        fprintf(out, "    %s=%s  %s", k->name, k->arg, k->help);
+        if (k->fallback) fprintf(out, " (default: %s)", k->fallback);
+        fputc('\n', out);
+    }
+}
+
+static void print_losses(FILE *out) {
+    char needs[128];
+    for (size_t i = 0; loss_types[i]; i++) {
+        const struct loss_type *t = loss_types[i];
+        fprintf(out, "%s: %s\n  formula: %s\n  source:  %s\n  needs:   %s\n", t->name, t->summary, t->formula,
+                t->source, loss_needs_text(t, needs, sizeof needs));
+        if (t->on_sparse) fprintf(out, "  sparse:  %s\n", t->on_sparse);
+        if (t->keys[0].name) fprintf(out, "  keys:\n");
+        print_keys(out, t->keys);
+        fputc('\n', out);
+    }
+    fputs("every loss also has\n", out);
+    print_keys(out, loss_common_keys);
+    fputs("every loss on logits also has\n", out);
+    print_keys(out, loss_logits_keys);
 }
 
 int main(int argc, char **argv) {
@@ -597,5 +683,10 @@ int main(int argc, char **argv) {
         .options = options,
         .run = run,
     };
+    for (struct cli_option *option = options; option->name; option++) {
+        if (strcmp(option->name, "loss") != 0) continue;
+        option->choices = loss_names();
+        option->help = loss_help();
+    }
     return cli_main(&program, argc, argv);
 }

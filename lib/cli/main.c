@@ -31,7 +31,9 @@ static int act(const struct cli *c, struct err *e) {
     const struct cli_program *p = c->program;
     FILE *out = text_open(STDOUT_FILENO);
     if (!out) return err_nomem(e, "text output");
-    if (strcmp(name, "help") == 0)
+    if (c->args.action->prints)
+        c->args.action->prints(out);
+    else if (strcmp(name, "help") == 0)
         help_text(out, p, &c->args);
     else if (strcmp(name, "version") == 0)
         put_version(out, p->name, c->verbose || asks_more(c));

@@ -10,6 +10,28 @@
 
 /* ---- what must be the same --------------------------------------------------------------------------------------- */
 
+/* Each loss by its name in the log. */
+static bool put_losses(cJSON *to, const struct loss_list *l) {
+    char key[LOSS_NAME + 8], text[LOSS_TEXT];
+    bool ok = true;
+    for (size_t i = 0; ok && i < l->n; i++) {
+        if (l->items[i].measured) continue; /* no bytes depend on it */
+        snprintf(key, sizeof key, "loss %s", l->items[i].column);
+        ok = json_put_str(to, key, loss_text(&l->items[i], text));
+    }
+    return ok;
+}
+
+static bool put_heads(cJSON *to, const struct distill_options *o) {
+    bool ok = true;
+    char key[16];
+    for (size_t i = 0; ok && i < o->n_exits; i++) {
+        snprintf(key, sizeof key, "exit %zu", i + 1);
+        ok = json_put_u64(to, key, o->exits[i]);
+    }
+    return ok;
+}
+
 /* All that the bytes of a run depend on but the plan, under the names of the options where there are any. */
 static bool put_same(cJSON *to, const struct trainer *t) {
     const struct distill_options *o = &t->o;
@@ -17,9 +39,8 @@ static bool put_same(cJSON *to, const struct trainer *t) {
     digest_text(t->student, student);
     knowledge_encoding_text(&t->format, encoding, sizeof encoding);
     return json_put_str(to, "student", student) && json_put_str(to, "encoding", encoding) &&
-           json_put_f64(to, "data-temperature", t->format.temperature) &&
-           json_put_f64(to, "kl-weight", o->loss.kl_weight) && json_put_f64(to, "ce-weight", o->loss.ce_weight) &&
-           json_put_f64(to, "temperature", o->loss.temperature) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
+           json_put_f64(to, "data-temperature", t->format.temperature) && put_losses(to, &t->losses) &&
+           put_heads(to, o) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "clip", o->clip) &&
            json_put_str(to, "precision", dtype_info(o->precision)->name) && train_options_put(to, &t->set);
 }
@@ -59,11 +80,18 @@ static bool put_digest(cJSON *to, const char *key, struct digest d) {
     return json_put_str(to, key, text);
 }
 
+static bool put_values(cJSON *meta, const struct distill_progress *p) {
+    cJSON *values = cJSON_AddObjectToObject(meta, "losses");
+    bool ok = values != NULL;
+    for (size_t i = 0; ok && i < p->n_losses; i++) ok = json_put_f64(values, p->losses[i].name, p->losses[i].value);
+    return ok;
+}
+
 /* The last step as it was: the log is known by it, and the report of a run that has no step left to take says it. */
 static bool put_progress(cJSON *meta, const struct distill_progress *p) {
     return json_put_u64(meta, "step", p->step) && json_put_u64(meta, "epoch", p->epoch) &&
-           json_put_u64(meta, "positions", p->positions) && json_put_f64(meta, "kl", p->kl) &&
-           json_put_f64(meta, "ce", p->ce) && json_put_f64(meta, "loss", p->loss) && json_put_f64(meta, "lr", p->lr) &&
+           json_put_u64(meta, "positions", p->positions) && put_values(meta, p) &&
+           json_put_f64(meta, "loss", p->loss) && json_put_f64(meta, "lr", p->lr) &&
            json_put_f64(meta, "grad_norm", p->grad_norm) && json_put_u64(meta, "first_seq", p->first_seq) &&
            json_put_f64(meta, "noise_trace", p->noise.trace) && json_put_f64(meta, "noise_square", p->noise.square);
 }
@@ -120,17 +148,18 @@ static int get_progress(const cJSON *meta, struct distill_progress *p, struct er
     const struct {
         const char *key;
         double *to;
-    } numbers[] = {{"kl", &p->kl},
-                   {"ce", &p->ce},
-                   {"loss", &p->loss},
+    } numbers[] = {{"loss", &p->loss},
                    {"lr", &p->lr},
                    {"grad_norm", &p->grad_norm},
                    {"noise_trace", &p->noise.trace},
                    {"noise_square", &p->noise.square}};
+    const cJSON *values = cJSON_GetObjectItemCaseSensitive(meta, "losses");
     for (size_t i = 0; i < COUNT_OF(whole); i++)
         if (json_get_u64(meta, whole[i].key, 0, JSON_MAX_INTEGER, whole[i].to, e)) return e->code;
     for (size_t i = 0; i < COUNT_OF(numbers); i++)
         if (json_get_f64(meta, numbers[i].key, -1e300, 1e300, numbers[i].to, e)) return e->code;
+    for (size_t i = 0; i < p->n_losses; i++)
+        if (json_get_f64(values, p->losses[i].name, -1e300, 1e300, &p->losses[i].value, e)) return e->code;
     return 0;
 }
 

@@ -1,47 +1,37 @@
 /*
- * distill: trains a student on a knowledge stream. Forward KL with temperature on each encoding (Hinton et al. 2015, with the T^2
- * factor) plus cross-entropy on the labels; optimizers and schedules of lib/train, clipping by global norm, gradient accumulation.
+ * distill: trains a student on a knowledge stream, or on tokens with a teacher beside it. Losses of lib/losses, optimizers and
+ * schedules of lib/train, clipping by global norm, gradient accumulation.
  *
  * What a run computes depends on the sequences of the data and on the options alone, never on how the stream was cut into batches:
  *   - An optimizer step takes whole sequences, in order, until it has at least `batch_tokens` positions; the last step of an epoch
  *     takes what is left.
  *   - Within a step, forward and backward run over as many whole sequences as fit `micro_tokens` positions, but at least one.
- *   - Losses are means over the labelled positions of the step: the last position of a sequence counts neither for the
- *     cross-entropy nor for the KL, so that the two speak of the same positions.
+ *   - Losses are means over the labelled positions of the step: the last position of a sequence counts for none of them, so that
+ *     all speak of the same positions.
  */
 #ifndef RILL_DISTILL_H
 #define RILL_DISTILL_H
 
 #include "lib/base/base.h"
 #include "lib/knowledge/knowledge.h"
+#include "lib/losses/losses.h"
 #include "lib/model/model.h"
 #include "lib/train/train.h"
 
-/* kl_weight * T^2 * KL(teacher || student) + ce_weight * CE(labels), the KL at temperature T. Begin with {0}. */
-struct distill_loss {
-    bool kl, ce;                              /* named so far */
-    double kl_weight, ce_weight, temperature; /* temperature 0: that of the knowledge */
-};
-/* "kl:weight=1,temperature=2" or "ce:weight=0.1"; members may be left out. ERR_USAGE for what is unknown or named twice. */
-int distill_loss_parse(const char *text, struct distill_loss *l, struct err *e) MUST_CHECK;
-/* Fills in defaults (kl alone, or ce on a plain token stream) and checks that the knowledge can serve this loss. */
-int distill_loss_resolve(struct distill_loss *l, const struct knowledge_format *f, struct err *e) MUST_CHECK;
-
-/*
- * What the loss kl is called where its value is reported. A name means one number, whatever the encoding; all are at
- * least 0, and differ from what is minimised by what the student has no part in at most:
- *   dense   kl              KL(teacher || student)
- *   ghost   kl_lower_bound  the same with the tokens outside the entries taken as one on both sides: at most kl
- *   topk    kl_truncated    of the entries alone: sum t ln(t / p) - S ln S, S = sum t; that is S KL(entries / S || student)
- *   sample  teacher_ce      -sum t ln p, unbiased: kl plus the teacher's entropy, which draws do not tell
- * NULL: plain tokens, no teacher. `ce` means the same for all.
- */
-const char *distill_kl_name(const struct knowledge_format *f);
-
 /* ---- the trainer -------------------------------------------------------------------------------------------------------- */
 
+/* A teacher that runs beside the student: one of the two, the caller's, as long as the trainer. {0}: none. */
+struct distill_teacher {
+    struct model *model;
+    struct model_layerwise *layerwise; /* its weights go by once for each micro-batch */
+};
+
 struct distill_options {
-    struct distill_loss loss; /* resolved */
+    struct loss_list losses; /* as they were added; the trainer binds a copy */
+    struct distill_teacher teacher;
+    uint32_t
+        exits[LOSS_MAX_EXITS]; /* [n_exits] layers before each, ascending: heads of their own for losses at=exits */
+    size_t n_exits;
     struct train_plan plan;
     struct train_options train; /* optimizer */
     uint64_t batch_tokens;      /* positions per optimizer step, at least */
@@ -69,8 +59,9 @@ int distill_count(struct stream_reader *r, const struct distill_options *o, stru
  * and between any two of these calls: trainer_progress, trainer_save.
  */
 struct trainer;
-/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit), or when its logits are
- * not of the next token (model_check_next_token), which all knowledge is about. */
+/* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit), when its logits are
+ * not of the next token (model_check_next_token), which all knowledge is about, when the teacher has another vocabulary, or when there
+ * is not what the losses need (loss_list_bind). */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* The format of the rows that the trainer is fed: what it was made with, fitted to the student. */
@@ -91,10 +82,14 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx);
 struct distill_progress {
     uint64_t step, epoch; /* steps taken, epochs completed */
     uint64_t positions;   /* trained on, all epochs */
-    /* Of the last step, means over its labelled positions: the loss kl as distill_kl_name says, at T, without weight
-     * or T^2 (0 without a teacher); -ln p of the labels, at temperature 1; and the sum of both with their weights and
-     * T^2. */
-    double kl, ce, loss;
+    /* Of the last step, means over its labelled positions: each loss without its weight or T^2, in the order of the list, and the
+     * sum of all with them. */
+    struct {
+        char name[LOSS_NAME];
+        double value;
+    } losses[LOSS_MAX];
+    size_t n_losses;
+    double loss;
     double lr, grad_norm;                    /* before clipping */
     double group_norm[1 + TRAIN_MAX_GROUPS]; /* of each group of options.train, the rest first */
     struct train_noise noise;                /* of the steps so far that had several passes, while there is a log */
@@ -103,6 +98,7 @@ struct distill_progress {
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
 /* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
 const struct train_plan *trainer_plan(const struct trainer *t);
+const struct loss_list *trainer_losses(const struct trainer *t); /* bound; the trainer's */
 
 /* Where the memory goes, in bytes: the model's, the optimizer's, and the largest need of a step so far (struct grad_memory). */
 struct distill_memory {
@@ -139,7 +135,7 @@ struct distill_run {
     struct knowledge_format format;
     /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
-    /* A file that gets a line for each step (step, the loss kl if there is a teacher, ce, lr, gradient norm, positions), after a line
+    /* A file that gets a line for each step (step, each loss, lr, gradient norm, positions), after a line
      * of names; NULL: none. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
      * it is the log of another run. Nothing in the file changes before the first step is taken. */
     const char *log;
@@ -152,7 +148,8 @@ struct distill_run {
     void *ctx;
     double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
     double seconds;           /* OUT: from the first step to the last */
-    double first_kl;          /* OUT: the loss kl of this run's first step */
+    bool has_kl;              /* OUT: a loss is kl, on the last head; of the first one: */
+    double first_kl, last_kl; /* OUT: its value at this run's first step and at its last */
     double mean_context;      /* OUT: positions that a position has attended to, itself included, on average */
     bool stopped;             /* OUT: by stop_wanted */
 };

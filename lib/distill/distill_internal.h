@@ -15,7 +15,13 @@ struct trainer {
     struct distill_options o;
     struct knowledge_format format;
     struct grad_tape *tape;
-    struct param_set set; /* the model's parameters */
+    struct param_set set;    /* the model's parameters, and those of losses */
+    struct loss_list losses; /* bound */
+
+    /* The points of the student that losses want, then those of the exits; the teacher's. */
+    struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
+    struct grad_tape *teacher_tape, *ema_tape; /* of the model's averages, where they teach; NULL: they do not */
+    struct buf *teacher_taps; /* [n_of_teacher] of a teacher layer by layer: rows of its points in f32 */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -38,14 +44,13 @@ struct trainer {
 
     /* The step under way: sums over its labelled positions so far. */
     uint64_t step_positions, step_labelled, step_first_seq;
-    double step_kl, step_ce;
     bool watch_noise;        /* of the gradient, for the log */
     double first_square;     /* sum of squares of the gradient of the step's first pass ... */
     uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
     double contexts;         /* positions that those used since the trainer was made or restored have attended to */
 
     struct distill_progress progress;
-    struct buf dense, row_weight, row_loss; /* of one block of positions */
+    struct buf row_weight, starts, field; /* of a micro-batch */
 };
 
 double trainer_now(void); /* seconds, monotonic */
@@ -53,14 +58,33 @@ double trainer_now(void); /* seconds, monotonic */
 void trainer_use_seq(struct trainer *t, size_t i);
 /* Forward and backward over `n_seqs` sequences from used_seqs on: gradients and sums of the step grow. */
 int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
+/* The values of the step's losses into t->progress; before the first step, their names. */
+void trainer_note_losses(struct trainer *t);
 /* The gradients of the step into the weights. */
 int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
 
-/* ---- log.c: the lines of the steps ------------------------------------------------------------------------------- */
+/* ---- teacher.c: a teacher in the process ---------------------------------------------------------------------------- */
+
+/* Is there one that fits the student? ERR_DATA. */
+int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) MUST_CHECK;
+const struct model *teacher_model(const struct distill_teacher *d); /* NULL: none */
+/* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
+int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
+                    struct err *e) MUST_CHECK;
+
+int teacher_prepare(struct trainer *t, struct err *e) MUST_CHECK; /* its tape, and where its points go */
+void teacher_release(struct trainer *t);
+/* The student's averages: their hidden states and head on t->ema_tape. */
+int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
+                        struct err *e) MUST_CHECK;
+/* A point of the teacher beside the student, of the last pass; false: it has none. */
+bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
+
+/* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
 
 struct step_log {
     const char *path;
-    const char *kl; /* what the loss kl is called; NULL: there is no teacher */
+    const struct distill_progress *names; /* of the columns: the trainer's */
     const struct train_options *groups;
     int fd;       /* -1: there is no log */
     bool regular; /* a file that can be cut; else a pipe or a device */

@@ -15,8 +15,10 @@
 #include "lib/distill/distill_internal.h"
 
 static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
-    int rc =
-        buf_printf(b, e, "step\t%s%sce\tlr\tgrad_norm\ttokens\tnoise_scale", l->kl ? l->kl : "", l->kl ? "\t" : "");
+    const struct distill_progress *p = l->names;
+    int rc = buf_printf(b, e, "step\t");
+    for (size_t i = 0; i < p->n_losses && !rc; i++) rc = buf_printf(b, e, "%s\t", p->losses[i].name);
+    if (!rc) rc = buf_printf(b, e, "lr\tgrad_norm\ttokens\tnoise_scale");
     for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
         rc = buf_printf(b, e, "\tgrad_norm:%s", i ? l->groups->groups[i - 1].glob : "rest");
     return rc ? rc : buf_append(b, "\n", 1, e);
@@ -24,8 +26,8 @@ static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
 
 static int put_line(struct buf *b, const struct step_log *l, const struct distill_progress *p, struct err *e) {
     int rc = buf_printf(b, e, "%" PRIu64 "\t", p->step);
-    if (!rc && l->kl) rc = buf_printf(b, e, "%.6g\t", p->kl);
-    if (!rc) rc = buf_printf(b, e, "%.6g\t%.6g\t%.6g\t%" PRIu64 "\t", p->ce, p->lr, p->grad_norm, p->positions);
+    for (size_t i = 0; i < p->n_losses && !rc; i++) rc = buf_printf(b, e, "%.6g\t", p->losses[i].value);
+    if (!rc) rc = buf_printf(b, e, "%.6g\t%.6g\t%" PRIu64 "\t", p->lr, p->grad_norm, p->positions);
     double noise = train_noise_scale(&p->noise);
     if (!rc) rc = isnan(noise) ? buf_append(b, "nan", 3, e) : buf_printf(b, e, "%.6g", noise);
     for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
@@ -102,7 +104,7 @@ static int look(struct step_log *l, const struct distill_progress *p, struct err
 
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
     struct stat st;
-    *l = (struct step_log){.path = path, .fd = -1, .kl = distill_kl_name(&t->format), .groups = &t->o.train};
+    *l = (struct step_log){.path = path, .fd = -1, .names = &t->progress, .groups = &t->o.train};
     if (!path) return 0;
     l->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
     if (l->fd < 0 || fstat(l->fd, &st)) return err_sys(e, errno, "%s", path);

@@ -1,7 +1,17 @@
 /* Gradients into weights: the mean over the step, clipping, the optimizer. */
 #include <math.h>
+#include <string.h>
 
 #include "lib/distill/distill_internal.h"
+
+void trainer_note_losses(struct trainer *t) {
+    struct distill_progress *p = &t->progress;
+    p->n_losses = t->losses.n;
+    for (size_t i = 0; i < p->n_losses; i++) {
+        memcpy(p->losses[i].name, t->losses.items[i].column, sizeof p->losses[i].name);
+        p->losses[i].value = t->losses.items[i].value;
+    }
+}
 
 /* What the log says of the gradient. */
 static void note_gradient(struct trainer *t, double norm, double labelled, double scale) {
@@ -26,13 +36,11 @@ int trainer_update(struct trainer *t, struct err *e) {
     p->lr = train_lr(&t->o.plan, p->step);
     train_step(&t->set, p->step, p->lr, scale);
 
-    const struct distill_loss *l = &t->o.loss;
-    p->kl = t->step_kl / labelled;
-    p->ce = t->step_ce / labelled;
-    p->loss = l->kl_weight * l->temperature * l->temperature * p->kl + l->ce_weight * p->ce;
+    p->loss = loss_list_total(&t->losses, labelled);
+    loss_list_end_step(&t->losses, labelled);
+    trainer_note_losses(t);
     p->positions += t->step_positions;
     p->first_seq = t->step_first_seq;
-    t->step_kl = t->step_ce = 0;
     t->step_positions = t->step_labelled = 0;
     t->saved = (struct place){t->sequences, digest_get(t->seen)};
     return 0;

@@ -1,5 +1,6 @@
 /* A whole run: the data, as often as it is to be read, into steps, with the log and the times to save. */
 #include <inttypes.h>
+#include <string.h>
 #include <time.h>
 
 #include "lib/distill/distill_internal.h"
@@ -28,10 +29,19 @@ static int save(struct run *r, struct err *e) {
     return 0;
 }
 
+static void note_kl(struct run *r) {
+    const struct loss_list *l = &r->t->losses;
+    size_t i = 0;
+    while (i < l->n && (strcmp(l->items[i].type->name, "kl") != 0 || l->items[i].at != LOSS_AT_FINAL)) i++;
+    r->d->has_kl = i < l->n;
+    if (r->d->has_kl) r->d->last_kl = l->items[i].value;
+    if (!r->steps++) r->d->first_kl = r->d->last_kl;
+}
+
 static int after_step(struct run *r, struct err *e) {
     struct distill_run *d = r->d;
     const struct distill_progress *p = &r->t->progress;
-    if (!r->steps++) d->first_kl = p->kl;
+    note_kl(r);
     r->saved = false;
     d->tokens_per_second = (double)(p->positions - r->started_positions) / (trainer_now() - r->started);
     if (d->stepped) d->stepped(d->ctx, p, d->tokens_per_second);

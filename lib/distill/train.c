@@ -30,6 +30,38 @@ static int digest_student(const struct model *m, struct digest *out, struct err 
     return s ? 0 : e->code;
 }
 
+static int check_exits(const struct trainer *t, struct err *e) {
+    for (size_t i = 0; i < t->o.n_exits; i++)
+        if (!t->o.exits[i] || t->o.exits[i] >= t->m->config.n_layers || (i && t->o.exits[i] <= t->o.exits[i - 1]))
+            return err_set(e, ERR_USAGE, "an exit after %u layers: expected ascending numbers from 1 to %u",
+                           t->o.exits[i], t->m->config.n_layers - 1);
+    return 0;
+}
+
+/* The losses against what there is; and the points that they want, as the graphs take them. */
+static int bind_losses(struct trainer *t, struct err *e) {
+    const struct model *teacher = teacher_model(&t->o.teacher);
+    struct loss_list *l = &t->losses;
+    struct loss_setting s = {.student = &t->m->config,
+                             .data = &t->format,
+                             .live = teacher ? &teacher->config : NULL,
+                             .ema = t->o.train.ema > 0,
+                             .exits = t->o.exits,
+                             .n_exits = t->o.n_exits};
+    *l = t->o.losses;
+    if (check_exits(t, e) || loss_list_bind(l, &s, &t->set, e)) return e->code;
+    if (teacher && !loss_list_uses(l, LOSS_TEACHER_LIVE) && !l->n_of_teacher)
+        return err_set(e, ERR_USAGE, "--teacher has no effect: no loss asks it (teacher=live)");
+    for (size_t i = 0; i < l->n_student; i++)
+        t->wants[i] = (struct model_want){.point = l->student[i].point, .layer = l->student[i].layer};
+    for (size_t i = 0; i < t->o.n_exits; i++)
+        t->wants[l->n_student + i] = (struct model_want){.point = POINT_LAYER, .layer = t->o.exits[i] - 1};
+    for (size_t i = 0; i < l->n_of_teacher; i++)
+        t->teacher_wants[i] = (struct model_want){.point = l->of_teacher[i].point, .layer = l->of_teacher[i].layer};
+    trainer_note_losses(t);
+    return 0;
+}
+
 static int begin(struct trainer *t, struct err *e) {
     struct train_plan none = {0};
     t->seen = digest_new(e);
@@ -38,16 +70,17 @@ static int begin(struct trainer *t, struct err *e) {
     struct train_options how = t->o.train;
     how.precision = t->o.precision;
     if (param_set_init(&t->set, &how, e) || train_plan_continue(&t->o.plan, &none, 0, e) ||
-        digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || param_set_begin(&t->set, e) ||
-        grad_tape_new(&t->tape, t->m->device, true, t->o.precision, e))
+        digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
+        param_set_begin(&t->set, e) || grad_tape_new(&t->tape, t->m->device, true, t->o.precision, e))
         return e->code;
+    if (teacher_prepare(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);
     return 0;
 }
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
-    if (check_options(o, e) || model_check_head(&m->config, e)) return e->code;
+    if (check_options(o, e) || model_check_head(&m->config, e) || teacher_check(&o->teacher, m, e)) return e->code;
     struct knowledge_format fitted = *f;
     if (knowledge_fit_target(&fitted, model_predicts(&m->config), model_columns(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);
@@ -71,12 +104,14 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
 void trainer_free(struct trainer *t) {
     if (!t) return;
     param_set_release(&t->set);
+    teacher_release(t);
+    loss_list_release(&t->losses);
     grad_tape_free(t->tape);
     knowledge_rows_release(&t->rows);
     digest_free(t->seen);
-    buf_release(&t->dense);
     buf_release(&t->row_weight);
-    buf_release(&t->row_loss);
+    buf_release(&t->starts);
+    buf_release(&t->field);
     mem_free(t);
 }
 
@@ -162,12 +197,17 @@ int trainer_end_epoch(struct trainer *t, struct err *e) {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------- */
 
+static void begin_step(struct trainer *t, uint64_t first_seq) {
+    uint64_t step = t->progress.step + 1;
+    t->step_first_seq = first_seq;
+    loss_list_begin_step(&t->losses, step, train_schedule_at(&t->o.plan, step)->steps);
+}
+
 static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
     unsigned long long first = t->rows.seqs[t->used_seqs], step = t->progress.step + 1;
-    if (!t->step_positions) t->step_first_seq = first;
+    if (!t->step_positions) begin_step(t, first);
     if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
-    double loss = t->o.loss.kl_weight * t->step_kl + t->o.loss.ce_weight * t->step_ce;
-    if (!isfinite(loss))
+    if (!isfinite(loss_list_total(&t->losses, 1)))
         return err_set(e, ERR_DATA, "step %llu: the loss is not finite (sequences %llu to %llu; lower --lr?)", step,
                        first, (unsigned long long)t->rows.seqs[t->used_seqs + n_seqs - 1]);
     for (size_t i = 0; i < n_seqs; i++) {
@@ -202,6 +242,10 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
 
 void trainer_progress(const struct trainer *t, struct distill_progress *p) {
     *p = t->progress;
+}
+
+const struct loss_list *trainer_losses(const struct trainer *t) {
+    return &t->losses;
 }
 
 int trainer_start(struct trainer *t, struct stream_reader *r, struct err *e) {

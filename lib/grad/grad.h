@@ -112,8 +112,7 @@ struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct gra
 /* factor x, in the memory of x unless that is a leaf: for results whose value no other operation's way back reads
  * (embeddings, linear maps, norms). */
 struct grad_var *grad_scale(struct grad_tape *t, struct grad_var *x, float factor);
-/* x + y in the type of x; y has any type. In a segment of a tape that does not record, it may take over the memory of
- * x. */
+/* x + y in the type of x; y has any type. In a segment of a tape that does not record, it may take over the memory of x. */
 struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_var *y);
 /* x, or x widened: for the residual stream, and for hidden states that the head takes. */
 struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x);
@@ -170,10 +169,28 @@ struct grad_head {
 bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss, void *ctx);
 
 /*
- * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; no data
- * when none is wanted (v is constant or depends on constants only, or the tape does not record) or memory is out.
+ * Several heads over the same rows, each on its own hidden states h [n][*] with as many columns of logits: exits of a model, and
+ * a teacher beside it. The callback gets a block of all of them, logits[i] and dlogits[i], as `loss` of grad_head does; a head whose
+ * tape does not record, or that is constant, has no dlogits. Errors are noted in the first head's tape. Heads of one weight and
+ * tape should share the variable: it is packed once. Memory: a block of each head.
+ */
+#define GRAD_MAX_HEADS 16
+struct grad_head_input {
+    struct grad_tape *t;
+    struct grad_var *h;
+    struct grad_head head;
+};
+typedef int grad_losses_block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
+                              const struct kernel_array *dlogits, struct err *e);
+bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx);
+
+/*
+ * The gradient of v, for the caller to ADD to before grad_backward: a loss on hidden states. Zeros at first; no data when
+ * none is wanted (v is constant or depends on constants only, or the tape does not record) or memory is out.
  */
 struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v);
+/* Adds g [rows][cols] to it. */
+void grad_add_to(struct grad_tape *t, struct grad_var *v, const float *g);
 
 /* Walks back from what grad_head and grad_of have put into gradients, and forgets the record. Failures: grad_error. */
 void grad_backward(struct grad_tape *t);

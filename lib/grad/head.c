@@ -18,8 +18,8 @@ struct head {
     struct kernel_array logits, dlogits;    /* of a block */
     struct kernel_array dh, dw, db;         /* no data: not wanted */
     bool add_dh, add_dw;                    /* to what is there */
-    grad_loss_block *loss;
-    void *ctx;
+    bool packed, packed_back;               /* forward and backward are in the tape's scratch, packed */
+    size_t mark;                            /* of the tape's scratch */
 };
 
 static void block_logits(const struct head *c, size_t first, size_t rows) {
@@ -57,17 +57,8 @@ static void block_gradients(struct head *c, size_t first, size_t rows) {
     c->add_dw = true;
 }
 
-static bool head_block(struct head *c, size_t first, size_t rows) {
-    struct err e;
-    block_logits(c, first, rows);
-    int code = c->loss(c->ctx, first, rows, c->vocab, c->logits, c->dlogits, &e);
-    if (code != 0) return tape_fail(c->t, code, "%s", e.msg);
-    if (kernel_has_data(c->dlogits)) block_gradients(c, first, rows);
-    return true;
-}
-
 /* Scratch, and in bf16 the weight packed once for all blocks. */
-static bool prepare(struct head *c, size_t rows) {
+static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     struct grad_tape *t = c->t;
     bool packed_leaf = node_packed(&c->w->var);
     uint64_t n;
@@ -84,42 +75,114 @@ static bool prepare(struct head *c, size_t rows) {
     c->forward = packed_leaf ? c->w->matrix : kernel_matrix_of(c->w->var.value, c->vocab, c->hidden);
     /* What is packed is so for good; quantized blocks are packed once for all blocks of rows, if there are several. */
     if (packed_leaf && (kernel_is_packed(&c->forward) || c->h->var.rows <= rows)) return true;
-    struct kernel_array forward = tape_scratch_matrix(t, c->vocab, c->hidden), backward = kernel_none(DT_BF16);
-    if (kernel_has_data(c->dh)) backward = tape_scratch_matrix(t, c->vocab, c->hidden);
+    bool back = kernel_has_data(c->dh);
+    bool again = shared && (shared->packed_back || !back); /* packed for another head before */
+    struct kernel_array forward = kernel_none(DT_BF16), backward = kernel_none(DT_BF16);
+    if (!again) forward = tape_scratch_matrix(t, c->vocab, c->hidden);
+    if (!again && back) backward = tape_scratch_matrix(t, c->vocab, c->hidden);
     if (learns) c->dlogits = tape_scratch(t, DT_BF16, n);
     if (kernel_has_data(c->dw)) c->packed_h = tape_scratch_matrix(t, c->hidden, rows);
     if (t->error.code) return false;
-    if (kernel_has_data(c->dh)) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, c->w->var.value);
+    c->packed = true;
+    c->packed_back = again ? shared->packed_back : back;
+    if (again) {
+        c->forward = shared->forward;
+        c->backward = shared->backward;
+        return true;
+    }
+    if (back) c->backward = kernel_pack_nn(backward, c->hidden, c->vocab, c->w->var.value);
     c->forward = kernel_pack_nt(forward, &c->forward);
     return true;
 }
 
-bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss,
-               void *ctx) {
-    struct grad_var *w = head->w, *bias = head->bias;
+/* One head, and where its gradients go. */
+static bool begin(struct head *c, const struct grad_head_input *in) {
+    struct grad_tape *t = in->t;
+    struct grad_var *h = in->h, *w = in->head.w, *bias = in->head.bias;
+    bool fresh;
     if (!h || !w || t->error.code) return false;
     if (h->cols != w->cols)
         return tape_fail(t, ERR_DATA, "head: input of %zu, weight [%zu, %zu]", h->cols, w->rows, w->cols);
     if (bias && (bias->rows != 1 || bias->cols != w->rows))
         return tape_fail(t, ERR_DATA, "head: bias [%zu, %zu] for %zu logits", bias->rows, bias->cols, w->rows);
-    struct head c = {.t = t, .h = node_of(h), .w = node_of(w), .softcap = head->softcap, .loss = loss, .ctx = ctx};
-    c.bias = bias ? node_of(bias) : NULL;
-    c.hidden = w->cols;
-    c.vocab = w->rows;
-    size_t most = t->record ? HEAD_ROWS : FORWARD_ROWS;
-    size_t mark = stack_mark(&t->scratch), rows = h->rows < most ? h->rows : most;
-    if (c.h->wanted && h->grad.dtype != DT_F32)
+    *c = (struct head){.t = t, .h = node_of(h), .w = node_of(w), .softcap = in->head.softcap};
+    c->bias = bias ? node_of(bias) : NULL;
+    c->hidden = w->cols;
+    c->vocab = w->rows;
+    c->mark = stack_mark(&t->scratch);
+    if (c->h->wanted && h->grad.dtype != DT_F32)
         return tape_fail(t, ERR_DATA, "head: hidden states in f32 wanted (see grad_rmsnorm)");
-    bool fresh;
-    if (c.h->wanted) c.dh = node_target(t, c.h, &fresh), c.add_dh = !fresh;
-    if (c.w->wanted) c.dw = node_target(t, c.w, &fresh), c.add_dw = !fresh;
-    if (node_wanted(bias)) c.db = node_sum(t, c.bias);
-    if (t->error.code) return false;
-    bool ok = prepare(&c, rows);
-    for (size_t first = 0; ok && first < h->rows; first += rows) {
-        if (h->rows - first < rows) rows = h->rows - first;
-        ok = head_block(&c, first, rows);
+    if (c->h->wanted) c->dh = node_target(t, c->h, &fresh), c->add_dh = !fresh;
+    if (c->w->wanted) c->dw = node_target(t, c->w, &fresh), c->add_dw = !fresh;
+    if (node_wanted(bias)) c->db = node_sum(t, c->bias);
+    return !t->error.code;
+}
+
+/* The errors of further tapes are the first one's. */
+static bool heads_failed(const struct head *c, size_t n) {
+    for (size_t i = 1; i < n; i++)
+        if (c[i].t->error.code && c[i].t != c[0].t) tape_fail(c[0].t, c[i].t->error.code, "%s", c[i].t->error.msg);
+    return c[0].t->error.code;
+}
+
+static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block *loss, void *ctx) {
+    size_t all = c[0].h->var.rows;
+    struct kernel_array logits[GRAD_MAX_HEADS], dlogits[GRAD_MAX_HEADS];
+    for (size_t i = 0; i < n; i++) logits[i] = c[i].logits, dlogits[i] = c[i].dlogits;
+    for (size_t first = 0; first < all; first += most) {
+        size_t rows = all - first < most ? all - first : most;
+        struct err e;
+        for (size_t i = 0; i < n; i++) block_logits(&c[i], first, rows);
+        int code = loss(ctx, first, rows, c[0].vocab, logits, dlogits, &e);
+        if (code != 0) return tape_fail(c[0].t, code, "%s", e.msg);
+        for (size_t i = 0; i < n; i++)
+            if (kernel_has_data(c[i].dlogits)) block_gradients(&c[i], first, rows);
     }
-    stack_rewind(&t->scratch, mark);
+    return true;
+}
+
+bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx) {
+    struct head c[GRAD_MAX_HEADS] = {0};
+    size_t begun = 0, most = heads[0].t->record ? HEAD_ROWS : FORWARD_ROWS;
+    struct grad_tape *t = heads[0].t;
+    bool ok = n <= GRAD_MAX_HEADS;
+    if (!ok) return tape_fail(t, ERR_USAGE, "%zu heads: at most %d", n, GRAD_MAX_HEADS);
+    if (heads[0].h && heads[0].h->rows < most) most = heads[0].h->rows;
+    for (; ok && begun < n; begun++) {
+        c[begun].t = heads[begun].t;
+        c[begun].mark = stack_mark(&c[begun].t->scratch);
+        ok = begin(&c[begun], &heads[begun]);
+        if (ok && (c[begun].vocab != c[0].vocab || c[begun].h->var.rows != c[0].h->var.rows))
+            ok = tape_fail(t, ERR_DATA, "heads of [%zu, %zu] and [%zu, %zu] logits", c[0].h->var.rows, c[0].vocab,
+                           c[begun].h->var.rows, c[begun].vocab);
+    }
+    for (size_t i = 0; ok && i < n; i++) {
+        const struct head *shared = NULL;
+        for (size_t j = 0; !shared && j < i; j++)
+            if (c[j].w == c[i].w && c[j].t == c[i].t && c[j].packed) shared = &c[j];
+        ok = prepare(&c[i], shared, most);
+    }
+    ok = ok && !heads_failed(c, n) && run_blocks(c, n, most, loss, ctx);
+    heads_failed(c, begun);
+    for (size_t i = begun; i-- > 0;) stack_rewind(&c[i].t->scratch, c[i].mark);
     return ok;
+}
+
+/* A single head's callback. */
+struct single {
+    grad_loss_block *loss;
+    void *ctx;
+};
+
+static int single_block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
+                        const struct kernel_array *dlogits, struct err *e) {
+    const struct single *s = ctx;
+    return s->loss(s->ctx, first, rows, vocab, logits[0], dlogits[0], e);
+}
+
+bool grad_head(struct grad_tape *t, struct grad_var *h, const struct grad_head *head, grad_loss_block *loss,
+               void *ctx) {
+    struct grad_head_input in = {t, h, *head};
+    struct single s = {loss, ctx};
+    return grad_heads(1, &in, single_block, &s);
 }

@@ -258,6 +258,11 @@ struct kernel_array grad_of(struct grad_tape *t, struct grad_var *v) {
     return v ? node_sum(t, node_of(v)) : kernel_none(DT_F32);
 }
 
+void grad_add_to(struct grad_tape *t, struct grad_var *v, const float *g) {
+    struct kernel_array to = grad_of(t, v);
+    if (kernel_has_data(to)) kernel_add(to, kernel_f32(g), var_size(v));
+}
+
 struct kernel_array node_open(struct grad_tape *t, struct grad_node *v) {
     enum dtype dtype = v->var.grad.dtype;
     bool fresh;

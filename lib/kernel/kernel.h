@@ -391,6 +391,68 @@ struct kernel_loss {
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
                          struct kernel_array x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx);
 
+/*
+ * Divergences of one teacher distribution t a row from the student's p = softmax(x / T), sums over tokens of
+ *   KL              a t ln(t / p) + b p ln(p / t)
+ *   SKEW            t ln(t / m), m = a t + (1 - a) p
+ *   SKEW_REVERSE    p ln(p / m), m = (1 - a) t + a p
+ *   JENSEN_SHANNON  a t ln(t / m) + (1 - a) p ln(p / m), m = a t + (1 - a) p
+ *   VARIATION       |t - p| / 2
+ *   ALPHA_BETA      -(t^a p^b - a / (a + b) t^(a + b) - b / (a + b) p^(a + b)) / (a b); a, b > 0
+ *   ADAPTIVE        KL with a = g_head / (g_head + g_tail) and b = 1 - a, both taken as constants: g are sums of |t - p| over the head,
+ *                   which is the fewest tokens of highest t that have a mass of at least `a`, ties by lower index, and over the rest
+ * The target is dense, or entries with a `rest`: then the tokens outside the entries are one token on both sides, and `rest`
+ * is taken to be at least 1e-6, below which rounding decides; entries are in descending order for ADAPTIVE. Without T^2.
+ * value [rows] receives the sums; infinity where p has mass and t none, and the divergence is infinite then. dx (NULL, or [rows][d] in
+ * f32) gets weight * row_weight[r] * the gradient added; row_weight NULL: 1.
+ */
+enum kernel_divergence_kind {
+    DIVERGENCE_KL,
+    DIVERGENCE_SKEW,
+    DIVERGENCE_SKEW_REVERSE,
+    DIVERGENCE_JENSEN_SHANNON,
+    DIVERGENCE_VARIATION,
+    DIVERGENCE_ALPHA_BETA,
+    KERNEL_DIVERGENCES,
+    DIVERGENCE_ADAPTIVE = KERNEL_DIVERGENCES /* made of the first one */
+};
+struct kernel_divergence {
+    enum kernel_divergence_kind kind;
+    float temperature, a, b, weight;
+};
+void kernel_divergence(const struct kernel_divergence *how, const struct kernel_target *target, const float *row_weight,
+                       const float *x, size_t rows, size_t d, double *value, float *dx);
+
+/* Targets without a teacher: `own` of the label, `other` of each further token. -sum t ln p of p = softmax(x / T), less the
+ * teacher's entropy when `divergence`. value, dx and weights as above, the gradient times T^2; rows without a label have none. */
+struct kernel_label_target {
+    float temperature, own, other, weight;
+    bool divergence;
+};
+void kernel_label_target(const struct kernel_label_target *how, const uint32_t *label, const float *row_weight,
+                         const float *x, size_t rows, size_t d, double *value, float *dx);
+
+/* Mean over the tokens of (x - z)^2, or of the same less their means over the row; z [rows][d]. value, dx, row_weight as above. */
+void kernel_logit_mse(bool centred, float weight, const float *z, const float *row_weight, const float *x, size_t rows,
+                      size_t d, double *value, float *dx);
+
+/* Mean over the pairs of entries (i, j) of a row with t_i > t_j of a function of the student's y = x_i - x_j: max(0, margin - y), or
+ * ln(1 + e^(margin - y)) when `logistic`. Entries as in kernel_target, of which at most `most` count, the first ones. */
+struct kernel_rank {
+    bool logistic;
+    float margin, weight;
+    size_t most;
+};
+void kernel_rank(const struct kernel_rank *how, const uint64_t *offset, const uint32_t *ids, const float *probs,
+                 const float *row_weight, const float *x, size_t rows, size_t d, double *value, float *dx);
+
+/* Features x [rows][d] against a teacher's t, row by row: sums of row_weight[r] times the mean of (x - t)^2, or 1 - cos(x, t), which
+ * is 1 for a row of zeros. dx (NULL, or [rows][d]) receives weight times the gradient. */
+double kernel_rows_mse(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                       float *dx);
+double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                          float *dx);
+
 /* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {
     float lr, beta1, beta2, eps, weight_decay;

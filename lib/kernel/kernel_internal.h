@@ -255,6 +255,17 @@ struct simd_act {
  * Loops over contiguous floats, single-threaded, written once in simd_body.h over an abstract vector and compiled for
  * each path. n may be any number, 0 included; pointers need no alignment. y may be x where both are named.
  */
+/*
+ * Elements of a row of logits against log-probabilities of the teacher, with log p = (x - m) s - c: the terms f of the divergence,
+ * and p df/dp. dx NULL: adds their sums over the elements to `sums`. Else adds factor (p df/dp - p mean) to dx, whose gradient with
+ * respect to logits that is when mean is the sum of p df/dp over the row.
+ */
+struct divergence_pass {
+    float m, s, c;
+    float a, b; /* of struct kernel_divergence */
+    float mean, factor;
+};
+
 struct simd {
     const char *name;
     gemm_fn *gemm;
@@ -344,6 +355,9 @@ struct simd {
     /* dx = a exp((x - m) s) + b exp(x - m) - c exp(logt); b 0 and logt NULL leave their terms out */
     void (*loss_gradient)(float *dx, const float *x, const float *logt, size_t n, float m, float s, float a, float b,
                           float c);
+    /* One divergence of a row: see struct divergence_pass. */
+    void (*divergence[KERNEL_DIVERGENCES])(const struct divergence_pass *o, const float *logt, const float *x, size_t n,
+                                           double sums[2], float *dx);
     /* Words of philox(seed, stream, counter + i) for i < 16 blocks, a counter a lane: out[(i / 16 * 4 + word) * 16 +
      * i % 16]. */
     void (*random)(uint32_t *out, uint64_t seed, uint64_t stream, uint64_t counter, size_t blocks);

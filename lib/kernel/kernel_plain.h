@@ -473,6 +473,147 @@ PLAIN_FN PLAIN(distill_loss)(const struct kernel_loss *how, const REAL *t, const
     }
 }
 
+/* A term f of a divergence between t and p, and df/dp, from the definition (kernel_divergence). */
+__attribute__((unused)) static REAL PLAIN(divergence_term)(enum kernel_divergence_kind kind, REAL a, REAL b, REAL t,
+                                                           REAL p, REAL *slope) {
+    REAL m, f;
+    switch (kind) {
+    case DIVERGENCE_SKEW:
+        m = a * t + (1 - a) * p;
+        *slope = -t * (1 - a) / m;
+        return t > 0 ? t * (REAL)log(t / m) : 0;
+    case DIVERGENCE_SKEW_REVERSE:
+        m = (1 - a) * t + a * p;
+        *slope = (REAL)log(p / m) + 1 - p * a / m;
+        return p * (REAL)log(p / m);
+    case DIVERGENCE_JENSEN_SHANNON:
+        m = a * t + (1 - a) * p;
+        f = a * (t > 0 ? t * (REAL)log(t / m) : 0) + (1 - a) * p * (REAL)log(p / m);
+        *slope = -a * t * (1 - a) / m + (1 - a) * ((REAL)log(p / m) + 1 - p * (1 - a) / m);
+        return f;
+    case DIVERGENCE_VARIATION: *slope = (REAL)((p > t) - (p < t)) / 2; return (REAL)fabs(p - t) / 2;
+    case DIVERGENCE_ALPHA_BETA:
+        *slope = -((REAL)pow(t, a) * (REAL)pow(p, b - 1) - (REAL)pow(p, a + b - 1)) / a;
+        return -((REAL)pow(t, a) * (REAL)pow(p, b) - a / (a + b) * (REAL)pow(t, a + b) -
+                 b / (a + b) * (REAL)pow(p, a + b)) /
+               (a * b);
+    default:
+        *slope = -a * t / p + (b != 0 ? b * ((REAL)log(p / t) + 1) : 0);
+        return a * (t > 0 ? t * (REAL)log(t / p) : 0) + (b != 0 ? b * p * (REAL)log(p / t) : 0);
+    }
+}
+
+/* Shares of forward and reverse KL: head are the fewest most probable of the n - n_rest first of t with a mass of mu. */
+__attribute__((unused)) static void PLAIN(divergence_adapt)(REAL mu, const REAL *t, const REAL *p, size_t n, bool rest,
+                                                            REAL *a, REAL *b) {
+    REAL mass = 0, head = 0, all = 0, last = INFINITY;
+    size_t last_i = 0, entries = rest ? n - 1 : n;
+    for (size_t i = 0; i < n; i++) all += (REAL)fabs(t[i] - p[i]);
+    for (size_t k = 0; k < entries && mass < mu; k++) { /* the next one in descending order, ties by index */
+        size_t best = n;
+        for (size_t i = 0; i < entries; i++) {
+            bool later = t[i] < last || (t[i] == last && (k == 0 || i > last_i));
+            if (later && (best == n || t[i] > t[best])) best = i;
+        }
+        if (best == n) break;
+        last = t[last_i = best];
+        mass += last;
+        head += (REAL)fabs(t[best] - p[best]);
+    }
+    *a = head / all;
+    *b = 1 - *a;
+}
+
+/*
+ * One row of a divergence over a partition of its tokens into n classes: of[i] is token i's, t [n] the teacher's mass of each. Each
+ * token a class of its own is the dense case; `rest`: the last one are the tokens outside the entries. p [n] is scratch.
+ */
+PLAIN_FN PLAIN(divergence)(const struct kernel_divergence *how, const REAL *t, const size_t *of, size_t n, bool rest,
+                           REAL weight, const REAL *x, size_t d, REAL *p, REAL *value, REAL *dx) {
+    REAL temperature = (REAL)how->temperature, lse = PLAIN(logsumexp)(x, d, 1 / temperature), mean = 0, slope;
+    REAL a = (REAL)how->a, b = (REAL)how->b;
+    enum kernel_divergence_kind kind = how->kind;
+    for (size_t i = 0; i < n; i++) p[i] = 0;
+    for (size_t i = 0; i < d; i++) p[of[i]] += (REAL)exp(x[i] / temperature - lse);
+    if (kind == DIVERGENCE_ADAPTIVE) {
+        PLAIN(divergence_adapt)((REAL)how->a, t, p, n, rest, &a, &b);
+        kind = DIVERGENCE_KL;
+    }
+    *value = 0;
+    for (size_t i = 0; i < n; i++) {
+        *value += PLAIN(divergence_term)(kind, a, b, t[i], p[i], &slope);
+        mean += p[i] * slope;
+    }
+    for (size_t i = 0; i < d; i++) {
+        PLAIN(divergence_term)(kind, a, b, t[of[i]], p[of[i]], &slope);
+        dx[i] += (REAL)how->weight * weight * (REAL)exp(x[i] / temperature - lse) * (slope - mean) / temperature;
+    }
+}
+
+PLAIN_FN PLAIN(label_target)(const struct kernel_label_target *how, uint32_t label, REAL weight, const REAL *x,
+                             size_t d, REAL *value, REAL *dx) {
+    REAL temperature = (REAL)how->temperature, lse = PLAIN(logsumexp)(x, d, 1 / temperature);
+    *value = 0;
+    for (size_t i = 0; label != UINT32_MAX && i < d; i++) {
+        REAL t = (REAL)(i == label ? how->own : how->other), lp = x[i] / temperature - lse;
+        *value += -t * lp + (how->divergence && t > 0 ? t * (REAL)log(t) : 0);
+        dx[i] += (REAL)how->weight * weight * temperature * ((REAL)exp(lp) - t);
+    }
+}
+
+PLAIN_FN PLAIN(logit_mse)(bool centred, REAL weight, const REAL *z, const REAL *x, size_t d, REAL *value, REAL *dx) {
+    REAL shift = 0, sum = 0;
+    for (size_t i = 0; centred && i < d; i++) shift += (x[i] - z[i]) / (REAL)d;
+    for (size_t i = 0; i < d; i++) {
+        REAL y = x[i] - z[i] - shift;
+        sum += y * y;
+        dx[i] += 2 * weight * y / (REAL)d;
+    }
+    *value = sum / (REAL)d;
+}
+
+PLAIN_FN PLAIN(rank)(const struct kernel_rank *how, const uint32_t *ids, const REAL *t, size_t k, REAL weight,
+                     const REAL *x, REAL *value, REAL *dx) {
+    REAL pairs = 0, sum = 0;
+    for (size_t i = 0; i < k; i++)
+        for (size_t j = 0; j < k; j++) pairs += t[i] > t[j];
+    for (size_t i = 0; i < k; i++)
+        for (size_t j = 0; j < k; j++) {
+            REAL u = (REAL)how->margin - (x[ids[i]] - x[ids[j]]);
+            if (!(t[i] > t[j])) continue;
+            sum += how->logistic ? (REAL)log1p(exp(u)) : u > 0 ? u : 0;
+            REAL step = (REAL)how->weight * weight / pairs * (how->logistic ? 1 / (1 + (REAL)exp(-u)) : u > 0);
+            dx[ids[i]] -= step;
+            dx[ids[j]] += step;
+        }
+    *value = pairs > 0 ? sum / pairs : 0;
+}
+
+/* ---- features ---- */
+
+__attribute__((unused)) static REAL PLAIN(rows_mse)(REAL weight, const REAL *t, const REAL *row_weight, const REAL *x,
+                                                    size_t rows, size_t d, REAL *dx) {
+    REAL sum = 0;
+    for (size_t i = 0; i < rows * d; i++) {
+        sum += row_weight[i / d] * (x[i] - t[i]) * (x[i] - t[i]) / (REAL)d;
+        dx[i] = weight * row_weight[i / d] * 2 * (x[i] - t[i]) / (REAL)d;
+    }
+    return sum;
+}
+
+__attribute__((unused)) static REAL PLAIN(rows_cosine)(REAL weight, const REAL *t, const REAL *row_weight,
+                                                       const REAL *x, size_t rows, size_t d, REAL *dx) {
+    REAL sum = 0;
+    for (size_t r = 0; r < rows; r++) {
+        REAL xx = 0, tt = 0, xt = 0;
+        for (size_t i = r * d; i < (r + 1) * d; i++) xx += x[i] * x[i], tt += t[i] * t[i], xt += x[i] * t[i];
+        sum += row_weight[r] * (1 - xt / (REAL)sqrt(xx * tt));
+        for (size_t i = r * d; i < (r + 1) * d; i++)
+            dx[i] = -weight * row_weight[r] * (t[i] - xt / xx * x[i]) / (REAL)sqrt(xx * tt);
+    }
+    return sum;
+}
+
 /* ---- AdamW ---- */
 
 PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, const REAL *g, size_t n) {

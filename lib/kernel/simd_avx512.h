@@ -76,6 +76,9 @@ VF vec v_round(vec a) {
 VF vec v_ldexp(vec x, vec n) {
     return _mm512_scalef_ps(x, n);
 }
+VF vec v_exponent(vec a) {
+    return _mm512_getexp_ps(a);
+}
 VF float v_hmax(vec a) {
     return _mm512_reduce_max_ps(a);
 }

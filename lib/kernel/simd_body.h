@@ -10,6 +10,7 @@
  *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
  *   v_max v_min(a, b)     b where either is NaN
  *   v_round               to the nearest integer; v_ldexp(x, n) = x 2^n for integral n in [-150, 128]
+ *   v_exponent(x)         floor(log2 x) of a positive normal number
  *   v_hmax v_hsum         over the lanes, in a fixed order
  *   v_above(a, b)         bit i: is a > b in lane i?
  *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; padded with zeros) d_muladd(a, b, c) = a b + c
@@ -395,6 +396,8 @@ FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n,
         loss_gradient(dx, x, logt, n, m, s, a, b, c, false, false);
 }
 
+#include "lib/kernel/simd_divergence.h"
+
 /* ---- bf16 ---- */
 
 static inline SIMD_TARGET vec load_bf16(const uint16_t *p, size_t left) {
@@ -674,6 +677,12 @@ const struct simd SIMD_TABLE = {
     .mix_rows = op_mix_rows,
     .kl_dense = op_kl_dense,
     .loss_gradient = op_loss_gradient,
+    .divergence = {[DIVERGENCE_KL] = op_divergence_kl,
+                   [DIVERGENCE_SKEW] = op_divergence_skew,
+                   [DIVERGENCE_SKEW_REVERSE] = op_divergence_skew_reverse,
+                   [DIVERGENCE_JENSEN_SHANNON] = op_divergence_jensen_shannon,
+                   [DIVERGENCE_VARIATION] = op_divergence_variation,
+                   [DIVERGENCE_ALPHA_BETA] = op_divergence_alpha_beta},
     .random = op_random,
     .to_bf16_random = op_to_bf16_random,
     .adamw = op_adamw,

@@ -85,6 +85,10 @@ static inline vec v_ldexp(vec x, vec n) {
     return x * (vec)((half + 127) << 23) * (vec)((k - half + 127) << 23);
 }
 
+static inline vec v_exponent(vec a) {
+    return __builtin_convertvector(((ivec)a >> 23) - 127, vec);
+}
+
 static inline float max2(float a, float b) {
     return a > b ? a : b;
 }

@@ -11,7 +11,56 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     if (x) graph_tap(g, (struct model_seen){.point = point, .layer = layer, .rows = x->rows}, x);
 }
 
-/* ---- the parts of a layer ---------------------------------------------------------------------------------------- */
+/* ---- wanted points ------------------------------------------------------------------------------------------------- */
+
+/* The variable at a point, for whoever wants it; in place of the copy's memory when there is one (prepare_copies). */
+static void want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    for (size_t i = 0; x && i < g->n_wants; i++) {
+        struct model_want *w = &g->wants[i];
+        if (w->point != point || w->layer != layer) continue;
+        if (w->var)
+            kernel_convert(w->var->value, x->value, x->rows * x->cols);
+        else
+            w->var = x;
+    }
+}
+
+/* A point at the end of a segment. Without a record the next segment takes its memory over. */
+static void want_outside(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    for (size_t i = 0; x && !grad_records(g->t) && i < g->n_wants; i++)
+        if (g->wants[i].point == point && g->wants[i].layer == layer)
+            g->wants[i].var = grad_scratch(g->t, x->rows, x->cols, DT_F32);
+    want(g, point, layer, x);
+}
+
+/* Is a point inside this layer wanted? Without a record, memory that outlives the layer is taken for its copy. */
+static bool prepare_copies(struct graph *g, uint32_t layer) {
+    bool inside = false;
+    for (size_t i = 0; i < g->n_wants; i++) {
+        struct model_want *w = &g->wants[i];
+        if (w->layer != layer || w->point == POINT_LAYER || w->point == POINT_EMBED || w->point == POINT_HEAD_IN)
+            continue;
+        inside = true;
+        if (!grad_records(g->t))
+            w->var = grad_scratch(g->t, g->in.n_positions, model_point_cols(&g->m->config, w->point, layer), DT_F32);
+    }
+    return inside;
+}
+
+static int check_wants(const struct graph *g) {
+    const struct model_config *c = &g->m->config;
+    for (size_t i = 0; i < g->n_wants; i++) {
+        const struct model_want *w = &g->wants[i];
+        bool one = w->point == POINT_EMBED || w->point == POINT_HEAD_IN;
+        if (w->point == POINT_COUNT || w->point >= POINT_ALL || w->layer >= (one ? 1 : c->n_layers))
+            return err_set(g->e, ERR_DATA, "point '%s' of layer %u is wanted, and the model has %u layers",
+                           w->point < POINT_ALL && w->point != POINT_COUNT ? model_point_name(w->point) : "?", w->layer,
+                           c->n_layers);
+    }
+    return 0;
+}
+
+/* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
 
 /* The norm whose weight has this role; its bias, if it has one, is the next role. */
 static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
@@ -97,6 +146,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
     tap(g, POINT_ATTN_IN, layer, h);
+    want(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -108,8 +158,12 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     tap(g, POINT_Q, layer, q);
     tap(g, POINT_K, layer, k);
     tap(g, POINT_V, layer, y[2]);
+    want(g, POINT_Q, layer, q);
+    want(g, POINT_K, layer, k);
+    want(g, POINT_V, layer, y[2]);
     struct grad_var *a = attend(g, layer, q, k, y[2]);
     tap(g, POINT_O_IN, layer, a);
+    want(g, POINT_O_IN, layer, a);
     return a;
 }
 
@@ -124,6 +178,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
                           adapt(g, ROLE_UP, layer, h,
                                 grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
     tap(g, POINT_DOWN_IN, layer, y);
+    want(g, POINT_DOWN_IN, layer, y);
     return y;
 }
 
@@ -150,6 +205,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
     tap(g, POINT_FFN_IN, layer, h);
+    want(g, POINT_FFN_IN, layer, h);
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
@@ -162,6 +218,7 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
         tap(g, POINT_FFN_IN, layer, h2);
+        want(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }
@@ -223,7 +280,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     struct layer_run *run = ctx;
     struct graph g = *run->g;
     g.t = t;
-    if (run->seen) g.tap = NULL;
+    if (run->seen) g.tap = NULL, g.n_wants = 0;
     struct grad_var *y = transformer_layer(&g, run->layer, x);
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
@@ -260,6 +317,7 @@ struct grad_var *graph_embed(struct graph *g) {
         x = grad_add(g->t, x, look_up(g, ROLE_POSITION_EMBED, g->position, c->position_offset));
     if (c->embed_norm) x = norm(g, ROLE_EMBED_NORM, 0, x, DT_F32);
     tap(g, POINT_EMBED, 0, x);
+    want_outside(g, POINT_EMBED, 0, x);
     return g->rc ? NULL : x;
 }
 
@@ -267,7 +325,10 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     struct layer_run *run = grad_alloc(g->t, sizeof *run);
     if (!run) return NULL;
     *run = (struct layer_run){g, layer, false};
-    return grad_segment(g->t, x, run_layer, run);
+    bool inside = prepare_copies(g, layer);
+    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL : grad_segment(g->t, x, run_layer, run);
+    want_outside(g, POINT_LAYER, layer, x);
+    return x;
 }
 
 /* The first row of each sequence, through the pooler if there is one. */
@@ -299,6 +360,7 @@ struct grad_var *graph_norm(struct graph *g, struct grad_var *x) {
     }
     h = grad_scale(g->t, h, model_factor(c->logit_scale));
     tap(g, POINT_HEAD_IN, 0, h);
+    want_outside(g, POINT_HEAD_IN, 0, h);
     return g->rc ? NULL : h;
 }
 
@@ -306,13 +368,17 @@ int graph_failure(const struct graph *g) {
     return g->rc ? g->rc : grad_error(g->t, g->e);
 }
 
-struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
-                                    struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
-    struct graph *g = graph_begin(m, t, in, caches, fn, ctx, e);
+static struct grad_var *run_graph(struct graph *g) {
     struct grad_var *x = g ? graph_embed(g) : NULL;
-    for (uint32_t i = 0; x && i < m->config.n_layers; i++) x = graph_layer(g, i, x);
+    for (uint32_t i = 0; x && i < g->m->config.n_layers; i++) x = graph_layer(g, i, x);
     struct grad_var *h = g ? graph_norm(g, x) : NULL;
     if (g && !h) graph_failure(g);
+    return h;
+}
+
+struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                    struct kv_cache *const *caches, model_tap *fn, void *ctx, struct err *e) {
+    struct grad_var *h = run_graph(graph_begin(m, t, in, caches, fn, ctx, e));
     if (!h) return NULL;
     for (size_t s = 0; caches && s < in->n_seqs; s++) caches[s]->length += in->lengths[s];
     return h;
@@ -321,6 +387,31 @@ struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const 
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *fn,
                              void *ctx, struct err *e) {
     return model_graph_cached(m, t, in, NULL, fn, ctx, e);
+}
+
+struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                  struct model_want *wants, size_t n_wants, struct err *e) {
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    if (!g) return NULL;
+    for (size_t i = 0; i < n_wants; i++) wants[i].var = NULL;
+    g->wants = wants;
+    g->n_wants = n_wants;
+    struct grad_var *h = check_wants(g) ? NULL : run_graph(g);
+    g->n_wants = 0; /* the caller's array is not looked at when layers run again */
+    return h;
+}
+
+struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
+                            struct err *e) {
+    const struct model_config *c = &m->config;
+    if (c->no_final_norm && model_factor(c->logit_scale) != 1) { /* grad_scale would take over x */
+        err_set(e, ERR_DATA, "a model without a final norm that scales its hidden states has no exits");
+        return NULL;
+    }
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    struct grad_var *h = g && x ? graph_norm(g, x) : NULL;
+    if (g && !h) graph_failure(g);
+    return h;
 }
 
 uint32_t model_columns(const struct model *m) {

@@ -328,7 +328,20 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
     return 0;
 }
 
-/* ---- the interface ----------------------------------------------------------------------------------------------- */
+struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in,
+                                        struct err *e) {
+    grad_reset(t);
+    struct graph *g = graph_begin(l->m, t, in, NULL, NULL, NULL, e);
+    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, 0, in->n_positions)) : NULL;
+    if (g && !h) graph_failure(g);
+    return h;
+}
+
+struct model *model_layerwise_held(struct model_layerwise *l) {
+    return l->m;
+}
+
+/* ---- the interface --------------------------------------------------------------------------------------------------- */
 
 int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
                         enum model_weight_format format, model_again_fn *again, void *again_ctx, struct err *e) {

@@ -484,6 +484,22 @@ typedef int model_tap(void *ctx, const struct model_seen *seen, struct err *e);
  * training graph. */
 struct grad_var *model_graph(struct model *m, struct grad_tape *t, const struct model_input *in, model_tap *tap,
                              void *ctx, struct err *e);
+/*
+ * Points of the graph that the caller takes part in: wants[i].var becomes the variable at a point, for losses that read its value and
+ * add to its gradient (grad_of, before grad_backward). A layer whose inner points are wanted is kept whole by grad_recompute. On a
+ * tape that does not record a var is a copy in f32. A point of layer numbers from 0 up; embed and head_in are of layer 0. ERR_DATA
+ * when there is no such point.
+ */
+struct model_want {
+    enum model_point point;
+    uint32_t layer;
+    struct grad_var *var; /* OUT */
+};
+struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const struct model_input *in,
+                                  struct model_want *wants, size_t n_wants, struct err *e);
+/* What the head reads, made of a layer's output x (POINT_LAYER) as of the last one's: the input of an exit's head. NULL on failure. */
+struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
+                            struct err *e);
 /* Heads, mask, scale and cap of a layer's attention; the sequences are the caller's to add. */
 struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
@@ -548,6 +564,11 @@ void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
  * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset; and the model, which holds
+ * the weights of the head until the next run (model_logits_head). NULL on failure. */
+struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
+                                        const struct model_input *in, struct err *e);
+struct model *model_layerwise_held(struct model_layerwise *l);
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
 
 /*

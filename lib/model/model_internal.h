@@ -25,6 +25,8 @@ struct graph {
     size_t n_decoded;               /* sequences, the first ones, whose caches hold something */
     model_tap *tap;
     void *tap_ctx;
+    struct model_want *wants; /* [n_wants] */
+    size_t n_wants;
     struct err *e;
     int rc;
 };

@@ -1,4 +1,5 @@
 /* Loads the model that --model names, or only its vocabulary, and resolves --precision. */
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -7,6 +8,10 @@
 static const char *chosen(const struct session_options *o) {
     if (strcmp(o->precision, "auto") != 0) return o->precision;
     return !kernel_has_bf16() ? "f32" : o->auto_int8 ? "int8" : "bf16";
+}
+
+const char *session_role(const struct session_options *o) {
+    return o->role ? o->role : "model";
 }
 
 enum dtype session_precision(const struct session_options *o) {
@@ -21,7 +26,9 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
                            strcmp(o->model, "-") != 0 ? o->model : "standard input");
         name = "bf16"; /* for weights that are not quantized */
     }
-    bool ok = json_put_str(cli_report(c), "precision", name) && json_put_str(cli_settings(c), "precision", name);
+    char key[32] = "precision";
+    if (o->role) snprintf(key, sizeof key, "%s-precision", o->role);
+    bool ok = json_put_str(cli_report(c), key, name) && json_put_str(cli_settings(c), key, name);
     return ok ? 0 : err_nomem(e, "report");
 }
 
@@ -34,7 +41,8 @@ int session_load_model(struct cli *c, const struct session_options *o, enum mode
                        struct model **out, struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
-    if (cli_open_stream(c, o->model, "model", STREAM_MODEL, &r, e) || model_load(out, kernel_cpu(), r, format, e))
+    if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) ||
+        model_load(out, kernel_cpu(), r, format, e))
         return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;

@@ -25,6 +25,7 @@
 struct session_options {
     const char *model;     /* NULL: not given */
     const char *precision; /* "auto", "int8", "bf16" or "f32" */
+    const char *role;      /* in the provenance; NULL: "model". Another's precision is reported as ROLE-precision */
     bool auto_int8;        /* auto is int8 for quantized weights where it else is bf16 */
 };
 
@@ -59,6 +60,7 @@ enum dtype session_precision(const struct session_options *o);
  * calls it. ERR_USAGE: int8 was asked for, and no weights are of a type for it. */
 int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
                           struct err *e) MUST_CHECK;
+const char *session_role(const struct session_options *o); /* "model" without one */
 /* The weight format for inference in that precision. */
 enum model_weight_format session_weight_format(const struct session_options *o);
 
@@ -180,6 +182,8 @@ typedef int session_teacher_ready(void *ctx, struct digest teacher, struct knowl
  * an encoder without a response), and rows of tapped fields; the bytes do not depend on layerwise or block_tokens. */
 int session_teacher_infer(struct session_teacher *t, struct session_data *tokens, double inv_temperature,
                           session_teacher_ready *ready, void *ctx, struct err *e) MUST_CHECK;
+/* The model that it was opened as, for whoever runs it otherwise: one of the two, the session_teacher's. */
+void session_teacher_parts(struct session_teacher *t, struct model **model, struct model_layerwise **layerwise);
 void session_teacher_free(struct session_teacher *t); /* NULL is fine */
 
 #endif

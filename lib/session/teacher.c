@@ -55,7 +55,7 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     struct stream_reader *r;
     session_file_init(&t->file, o->model);
     bool pipe = !t->file.is_file;
-    if (cli_open_stream(t->c, o->model, "model", STREAM_MODEL, &r, e)) return e->code;
+    if (cli_open_stream(t->c, o->model, session_role(o), STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
         return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
@@ -86,6 +86,11 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
 
 const struct model *session_teacher_model(const struct session_teacher *t) {
     return t->layerwise ? model_layerwise_model(t->layerwise) : t->model;
+}
+
+void session_teacher_parts(struct session_teacher *t, struct model **model, struct model_layerwise **layerwise) {
+    *model = t->model;
+    *layerwise = t->layerwise;
 }
 
 void session_teacher_free(struct session_teacher *t) {

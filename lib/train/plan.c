@@ -5,10 +5,14 @@
 
 #include "lib/train/train_internal.h"
 
-double train_lr(const struct train_plan *p, uint64_t step) {
+const struct train_schedule *train_schedule_at(const struct train_plan *p, uint64_t step) {
     size_t i = 0;
     while (i < p->n_past && p->past[i].until < step) i++;
-    return train_schedule_lr(i < p->n_past ? &p->past[i].schedule : &p->now, step);
+    return i < p->n_past ? &p->past[i].schedule : &p->now;
+}
+
+double train_lr(const struct train_plan *p, uint64_t step) {
+    return train_schedule_lr(train_schedule_at(p, step), step);
 }
 
 static int check_schedule(const struct train_schedule *s, struct err *e) {

@@ -97,6 +97,22 @@ int param_set_finish(struct param_set *s, struct err *e) {
     return rc;
 }
 
+/* Puts one of the two in the place of the other, wherever it is in the model. */
+static void exchange(struct model_param *m, struct kernel_array from, struct kernel_array to) {
+    struct model_adapter *d = m->adapter;
+    if (kernel_same_data(m->value, from)) m->value = to;
+    if (d && kernel_same_data(d->a, from)) d->a = to;
+    if (d && kernel_same_data(d->b, from)) d->b = to;
+}
+
+void train_use_averages(const struct param_set *s, struct model *m, bool on) {
+    for (size_t i = 0; i < s->n; i++) {
+        const struct param *p = &s->params[i];
+        for (size_t k = 0; kernel_has_data(p->average) && k < m->n_params; k++)
+            exchange(&m->params[k], on ? p->value : p->average, on ? p->average : p->value);
+    }
+}
+
 uint64_t param_set_elements(const struct param_set *s) {
     uint64_t n = 0;
     for (size_t i = 0; i < s->n; i++) n += s->params[i].n;

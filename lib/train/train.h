@@ -57,6 +57,7 @@ struct train_plan {
     size_t n_past;
     struct train_schedule now; /* of the steps after the last phase */
 };
+const struct train_schedule *train_schedule_at(const struct train_plan *p, uint64_t step); /* that the step follows */
 double train_lr(const struct train_plan *p, uint64_t step);
 bool train_plan_equal(const struct train_plan *a, const struct train_plan *b);
 /* ERR_USAGE for a plan that cannot be. */
@@ -169,6 +170,9 @@ int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
  * set is then good for param_set_release only. ERR_DATA when a matrix is not finite. */
 int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
+/* The model with its averages in place of its weights, and back: for a forward pass that no gradient goes through. Places change, not
+ * numbers, so variables that were made of the weights before keep them. */
+void train_use_averages(const struct param_set *s, struct model *m, bool on);
 uint64_t param_set_elements(const struct param_set *s);
 uint64_t param_set_saved_bytes(const struct param_set *s); /* of moments and averages */
 uint64_t param_set_state_bytes(const struct param_set *s); /* ... and scratch */

@@ -327,7 +327,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     train corpus.kd.rill >c
     assert_same a b
     assert_differ a c
-    for loss in mse kl:weight kl:weight=x kl:temperature=0 ce:temperature=2 kl:weight=-1 kl:weight=0; do
+    for loss in entropy kl:weight kl:weight=x kl:temperature=0 ce:temperature=2 kl:weight=-1 kl:weight=0; do
         check_exit 2 train --loss $loss corpus.kd.rill
         assert_stderr_line "*"
     done

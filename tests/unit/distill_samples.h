@@ -41,10 +41,17 @@ static inline struct distill_options options_of(const char *loss, const struct k
         .precision = DT_F32};
     char copy[200], *save = NULL;
     snprintf(copy, sizeof copy, "%s", loss);
-    for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save))
-        OK(distill_loss_parse(l, &o.loss, &e));
-    OK(distill_loss_resolve(&o.loss, f, &e));
+    for (char *l = strtok_r(copy, " ", &save); l; l = strtok_r(NULL, " ", &save)) OK(loss_list_add(&o.losses, l, &e));
+    (void)f;
     return o;
+}
+
+/* The value of a loss, by its name in the log. */
+static inline double value_of(const struct distill_progress *p, const char *name) {
+    for (size_t i = 0; i < p->n_losses; i++)
+        if (!strcmp(p->losses[i].name, name)) return p->losses[i].value;
+    fail_msg("no loss %s", name);
+    return 0;
 }
 
 /* Feeds a stream to the end of the schedule or the data. Stops after `limit` steps. Leaves fd open, at its beginning. */

@@ -50,7 +50,9 @@ static void assert_same_run(struct trainer *a, struct trainer *b) {
     assert_int_equal(a->progress.step, b->progress.step);
     assert_int_equal(a->progress.epoch, b->progress.epoch);
     assert_int_equal(a->progress.positions, b->progress.positions);
-    assert_true(a->progress.kl == b->progress.kl && a->progress.ce == b->progress.ce);
+    assert_int_equal(a->progress.n_losses, b->progress.n_losses);
+    for (size_t i = 0; i < a->progress.n_losses; i++)
+        assert_true(a->progress.losses[i].value == b->progress.losses[i].value);
 }
 
 /* The fixture: some three steps of data, in batches that end inside sequences. */

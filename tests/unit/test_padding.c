@@ -242,9 +242,8 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
         .precision = precision};
     bool more = true, stepped;
     int fd;
-    OK(distill_loss_parse("kl", &o.loss, &e));
-    OK(distill_loss_parse("ce:weight=0.5", &o.loss, &e));
-    OK(distill_loss_resolve(&o.loss, f, &e));
+    OK(loss_list_add(&o.losses, "kl", &e));
+    OK(loss_list_add(&o.losses, "ce:weight=0.5", &e));
     OK(encode_sample(s, f, 1, 50, 20, &fd, &e));
     OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
     OK(knowledge_meta_get(stream_reader_meta(r), &read, &e));

@@ -1,0 +1,113 @@
+/* A micro-batch: forward through the student and who teaches it, losses, and backward. */
+#include "lib/distill/distill_internal.h"
+
+/* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and teachers in the process. */
+struct micro {
+    struct trainer *t;
+    struct grad_head_input heads[3 + LOSS_MAX_EXITS];
+    size_t n_heads, live, ema; /* live, ema: the teachers', or 0 */
+};
+
+static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
+                 const struct kernel_array *dlogits, struct err *e) {
+    struct micro *m = ctx;
+    struct trainer *t = m->t;
+    struct loss_rows r = {.rows = rows,
+                          .vocab = vocab,
+                          .first = first,
+                          .at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions),
+                          .data = &t->rows,
+                          .format = &t->format,
+                          .final = logits[0],
+                          .exits = logits + 1,
+                          .live = m->live ? logits[m->live] : kernel_none(DT_F32),
+                          .ema = m->ema ? logits[m->ema] : kernel_none(DT_F32),
+                          .final_slope = dlogits[0],
+                          .exit_slopes = dlogits + 1};
+    return loss_list_block(&t->losses, &r, e);
+}
+
+/* The student's heads: all have the weight of the last one, and the norm before it. */
+static int make_heads(struct trainer *t, const struct model_input *in, struct grad_var *h, struct micro *m,
+                      struct err *e) {
+    struct grad_head head = model_logits_head(t->m, t->tape);
+    m->heads[m->n_heads++] = (struct grad_head_input){t->tape, h, head};
+    for (size_t i = 0; i < t->o.n_exits; i++) {
+        struct grad_var *x = model_exit(t->m, t->tape, in, t->wants[t->losses.n_student + i].var, e);
+        if (!x) return e->code;
+        m->heads[m->n_heads++] = (struct grad_head_input){t->tape, x, head};
+    }
+    return 0;
+}
+
+/* A point of the teacher beside the student, or the rows of a field of the data for this micro-batch. */
+struct asked {
+    struct trainer *t;
+    size_t n_seqs;
+};
+
+static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
+                        struct err *e) {
+    const struct asked *a = ctx;
+    struct trainer *t = a->t;
+    size_t first;
+    if (teacher_point(t, p, layer, rows, cols)) return 0;
+    long field = knowledge_field_find(&t->format, loss_field_name(p), layer);
+    size_t n = knowledge_feature_span(&t->rows, (size_t)field, t->used_seqs, a->n_seqs, &first);
+    *cols = t->format.fields[field].cols;
+    t->field.len = 0;
+    if (buf_reserve(&t->field, n * *cols * sizeof(float), e)) return e->code;
+    knowledge_feature_rows(&t->rows, (size_t)field, first, n, (float *)t->field.data);
+    *rows = (const float *)t->field.data;
+    return 0;
+}
+
+static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
+    struct asked asked = {t, in->n_seqs};
+    struct loss_points p = {.t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .ctx = &asked};
+    if (!t->losses.on_points) return 0;
+    t->row_weight.len = t->starts.len = 0;
+    if (buf_reserve(&t->row_weight, in->n_positions * sizeof(float), e) ||
+        buf_reserve(&t->starts, (in->n_seqs + 1) * sizeof(uint32_t), e))
+        return e->code;
+    float *row_weight = (float *)t->row_weight.data;
+    uint32_t *starts = (uint32_t *)t->starts.data;
+    for (size_t s = 0, i = 0; s < in->n_seqs; s++)
+        for (uint32_t k = 0; k < in->lengths[s]; k++, i++) { /* a label of a sequence counts for all of its positions */
+            bool whole = t->format.target == TARGET_SEQUENCE;
+            uint32_t label = t->rows.labels[whole ? t->used_seqs + s : t->used_positions + i];
+            row_weight[i] = label == UINT32_MAX ? 0 : whole ? 1 / (float)in->lengths[s] : 1;
+            p.labelled += row_weight[i];
+        }
+    starts[0] = 0;
+    for (size_t s = 0; s < in->n_seqs; s++) starts[s + 1] = starts[s] + in->lengths[s];
+    p.row_weight = row_weight;
+    p.starts = starts;
+    return loss_list_points(&t->losses, &p, e);
+}
+
+int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
+    struct micro m = {.t = t};
+    struct model_input in = {.n_positions = n_positions,
+                             .n_seqs = n_seqs,
+                             .tokens = t->rows.tokens + t->used_positions,
+                             .lengths = t->rows.lengths + t->used_seqs,
+                             .types = t->rows.types ? t->rows.types + t->used_positions : NULL};
+    size_t rows = model_output_rows(&t->m->config, &in),
+           at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions);
+    grad_reset(t->tape);
+    struct grad_var *h = model_graph_want(t->m, t->tape, &in, t->wants, t->losses.n_student + t->o.n_exits, e);
+    if (!h || make_heads(t, &in, h, &m, e)) return e->code;
+    if (t->teacher_tape) {
+        if (teacher_forward(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
+    }
+    if (t->ema_tape) {
+        if (teacher_forward_ema(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        m.ema = m.n_heads++;
+    }
+    if (run_points(t, &in, e)) return e->code;
+    for (size_t i = 0; i < rows; i++) t->step_labelled += t->rows.labels[at + i] != UINT32_MAX;
+    if (grad_heads(m.n_heads, m.heads, block, &m)) grad_backward(t->tape);
+    return grad_error(t->tape, e);
+}

@@ -1,0 +1,107 @@
+/* A teacher beside the student: each micro-batch goes through it too, and nothing that it says is kept. */
+#include <string.h>
+
+#include "lib/distill/distill_internal.h"
+
+const struct model *teacher_model(const struct distill_teacher *d) {
+    return d->layerwise ? model_layerwise_model(d->layerwise) : d->model;
+}
+
+int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) {
+    const struct model *m = teacher_model(d);
+    char ours[DIGEST_TEXT_SIZE], theirs[DIGEST_TEXT_SIZE];
+    if (!m) return 0;
+    if (model_check_head(&m->config, e)) return err_prefix(e, "the teacher");
+    if (model_predicts(&m->config) != model_predicts(&student->config))
+        return err_set(e, ERR_DATA, "student and teacher do not predict the same: next tokens, masked ones or classes");
+    digest_text(student->vocab_digest, ours);
+    digest_text(m->vocab_digest, theirs);
+    if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)
+        return err_set(e, ERR_DATA, "student and teacher disagree: vocabulary %s against %s", ours, theirs);
+    if (model_columns(student) != model_columns(m))
+        return err_set(e, ERR_DATA, "student and teacher disagree: %u columns of logits against %u",
+                       model_columns(student), model_columns(m));
+    return 0;
+}
+
+/* ---- its points ------------------------------------------------------------------------------------------------------ */
+
+/* Layer by layer: the rows of a point come in order, some sequences at a time. */
+static int tap(void *ctx, const struct model_seen *s, struct err *e) {
+    struct trainer *t = ctx;
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++)
+        if (t->losses.of_teacher[i].point == s->point && t->losses.of_teacher[i].layer == s->layer)
+            return buf_append(&t->teacher_taps[i], s->x, s->rows * s->cols * sizeof *s->x, e);
+    return 0;
+}
+
+int teacher_prepare(struct trainer *t, struct err *e) {
+    const struct distill_teacher *d = &t->o.teacher;
+    size_t n = t->losses.n_of_teacher;
+    if (loss_list_uses(&t->losses, LOSS_TEACHER_EMA) &&
+        grad_tape_new(&t->ema_tape, t->m->device, false, t->o.precision, e))
+        return e->code;
+    if (!teacher_model(d)) return 0;
+    if (grad_tape_new(&t->teacher_tape, teacher_model(d)->device, false, model_precision(teacher_model(d)), e))
+        return e->code;
+    if (!d->layerwise || !n) return 0;
+    if (!(t->teacher_taps = mem_array(n, sizeof *t->teacher_taps, e))) return e->code;
+    memset(t->teacher_taps, 0, n * sizeof *t->teacher_taps);
+    model_layerwise_tap(d->layerwise, tap, t);
+    return 0;
+}
+
+void teacher_release(struct trainer *t) {
+    for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) buf_release(&t->teacher_taps[i]);
+    if (t->teacher_taps) model_layerwise_tap(t->o.teacher.layerwise, NULL, NULL);
+    mem_free(t->teacher_taps);
+    grad_tape_free(t->teacher_tape);
+    grad_tape_free(t->ema_tape);
+}
+
+bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols) {
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++) {
+        const struct model_want *w = &t->teacher_wants[i];
+        if (w->point != p || w->layer != layer) continue;
+        *cols = model_point_cols(&teacher_model(&t->o.teacher)->config, p, layer);
+        *rows = t->teacher_taps ? (const float *)t->teacher_taps[i].data
+                                : kernel_host(w->var->value, w->var->rows * w->var->cols);
+        return true;
+    }
+    return false;
+}
+
+/* ---- a forward pass ---------------------------------------------------------------------------------------------------- */
+
+static int forward_resident(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
+    grad_reset(t->teacher_tape);
+    *h = model_graph_want(t->o.teacher.model, t->teacher_tape, in, t->teacher_wants, t->losses.n_of_teacher, e);
+    return *h ? 0 : e->code;
+}
+
+static int forward_layerwise(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
+    struct model_layerwise *l = t->o.teacher.layerwise;
+    for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) t->teacher_taps[i].len = 0;
+    if (model_layerwise_run(l, t->teacher_tape, in, 1, NULL, NULL, e)) return e->code;
+    *h = model_layerwise_hidden(l, t->teacher_tape, in, e);
+    return *h ? 0 : e->code;
+}
+
+int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
+    const struct distill_teacher *d = &t->o.teacher;
+    struct grad_var *h;
+    if (d->layerwise ? forward_layerwise(t, in, &h, e) : forward_resident(t, in, &h, e))
+        return err_prefix(e, "the teacher");
+    struct model *m = d->layerwise ? model_layerwise_held(d->layerwise) : d->model;
+    *out = (struct grad_head_input){t->teacher_tape, h, model_logits_head(m, t->teacher_tape)};
+    return 0;
+}
+
+int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
+    grad_reset(t->ema_tape);
+    train_use_averages(&t->set, t->m, true);
+    struct grad_var *h = model_graph(t->m, t->ema_tape, in, NULL, NULL, e);
+    *out = (struct grad_head_input){t->ema_tape, h, model_logits_head(t->m, t->ema_tape)};
+    train_use_averages(&t->set, t->m, false);
+    return h ? 0 : e->code;
+}

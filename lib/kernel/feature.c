@@ -1,0 +1,87 @@
+/* Losses between rows of features, and their gradients. */
+#include <math.h>
+
+#include "lib/kernel/kernel_internal.h"
+
+struct feature {
+    const struct simd *v;
+    float weight;
+    const float *t, *row_weight, *x;
+    size_t d;
+    float *dx;
+    double *sums; /* of pieces, in order */
+};
+
+#define ROWS 8 /* of a piece */
+
+static double mse_row(const struct feature *c, const float *x, const float *t, double weight, float *dx) {
+    double sum = 0, scale = 2 * weight / (double)c->d;
+    for (size_t i = 0; i < c->d; i++) {
+        double y = (double)x[i] - t[i];
+        sum += y * y;
+        if (dx) dx[i] = (float)(scale * y);
+    }
+    return sum / (double)c->d;
+}
+
+/* d(1 - cos)/dx = (cos x / |x| - t / |t|) / |x| */
+static double cosine_row(const struct feature *c, const float *x, const float *t, double weight, float *dx) {
+    double xx = c->v->dot(x, x, c->d), tt = c->v->dot(t, t, c->d), xt = c->v->dot(x, t, c->d);
+    double length = sqrt(xx * tt), cosine = length > 0 ? xt / length : 0;
+    double of_x = length > 0 ? weight * cosine / xx : 0, of_t = length > 0 ? weight / length : 0;
+    for (size_t i = 0; dx && i < c->d; i++) dx[i] = (float)(of_x * x[i] - of_t * t[i]);
+    return 1 - cosine;
+}
+
+static void rows_of(const struct feature *c, size_t begin, size_t end,
+                    double (*row)(const struct feature *, const float *, const float *, double, float *)) {
+    double sum = 0;
+    for (size_t r = begin; r < end; r++) {
+        double weight = c->row_weight ? c->row_weight[r] : 1;
+        float *dx = c->dx ? c->dx + r * c->d : NULL;
+        if (weight != 0)
+            sum += weight * row(c, c->x + r * c->d, c->t + r * c->d, weight * c->weight, dx);
+        else if (dx)
+            memset(dx, 0, c->d * sizeof *dx);
+    }
+    c->sums[begin / ROWS] = sum;
+}
+
+static void mse_rows(void *ctx, size_t begin, size_t end) {
+    rows_of(ctx, begin, end, mse_row);
+}
+
+static void cosine_rows(void *ctx, size_t begin, size_t end) {
+    rows_of(ctx, begin, end, cosine_row);
+}
+
+/* Pieces of some rows at a time, so that their sums need no memory from outside. */
+static double sum_rows(struct feature *c, size_t rows, split_body *body) {
+    enum { PIECES = 256 };
+    double sums[PIECES], total = 0;
+    c->v = simd();
+    for (size_t at = 0; at < rows; at += PIECES * ROWS) {
+        struct feature part = *c;
+        part.sums = sums;
+        size_t n = smaller(PIECES * ROWS, rows - at);
+        part.x += at * c->d;
+        part.t += at * c->d;
+        if (c->dx) part.dx += at * c->d;
+        if (c->row_weight) part.row_weight += at;
+        kernel_split(n, ROWS, body, &part);
+        for (size_t i = 0; i < (n + ROWS - 1) / ROWS; i++) total += sums[i];
+    }
+    return total;
+}
+
+double kernel_rows_mse(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                       float *dx) {
+    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
+    return sum_rows(&c, rows, mse_rows);
+}
+
+double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                          float *dx) {
+    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
+    return sum_rows(&c, rows, cosine_rows);
+}

@@ -1,0 +1,19 @@
+/* Reverse Kullback-Leibler divergence, which seeks one mode of the teacher. */
+#include "lib/losses/losses_internal.h"
+
+static int logits(struct loss *l, struct loss_block *b, struct err *e) {
+    return loss_divergence(l, b, DIVERGENCE_KL, 0, 1, e);
+}
+
+static const struct loss_key keys[] = {LOSS_TEMPERATURE, {0}};
+
+const struct loss_type loss_rkl = {
+    .name = "rkl",
+    .summary = "reverse KL of the teacher from the student",
+    .formula = "sum_i p_i ln(p_i / t_i); without T^2",
+    .source = "Gu, Dong, Wei, Huang 2024, MiniLLM, equation 1 (token by token, on the data)",
+    .keys = keys,
+    .encodings = LOSS_ON_PARTITION,
+    .on_sparse = "ghost: over its entries and the rest as one token, a lower bound by the data processing inequality",
+    .logits = logits,
+};

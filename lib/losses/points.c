@@ -1,0 +1,179 @@
+/* Losses on points inside the model: what they want, layer maps, projectors. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/losses/losses_internal.h"
+
+/* ---- wishes -------------------------------------------------------------------------------------------------------------- */
+
+static int want(struct loss_point *points, size_t *n, enum model_point p, uint32_t layer, struct err *e) {
+    for (size_t i = 0; i < *n; i++)
+        if (points[i].point == p && points[i].layer == layer) return 0;
+    if (*n == LOSS_MAX_POINTS) return err_set(e, ERR_USAGE, "the losses want more than %d points", LOSS_MAX_POINTS);
+    points[(*n)++] = (struct loss_point){p, layer};
+    return 0;
+}
+
+int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) {
+    return want(s->list->student, &s->list->n_student, p, layer, e);
+}
+
+const char *loss_field_name(enum model_point p) {
+    static const char *const names[POINT_ALL] = {
+        [POINT_EMBED] = "embed", [POINT_LAYER] = "hidden", [POINT_Q] = "q", [POINT_K] = "k", [POINT_V] = "v"};
+    return names[p];
+}
+
+/* The layers of a point in the data: 1 + the last one; 0: none. */
+static uint32_t layers_in_data(const struct knowledge_format *f, enum model_point p) {
+    const char *name = loss_field_name(p);
+    uint32_t layers = 0;
+    for (size_t i = 0; name && i < f->n_fields; i++)
+        if (!strcmp(f->fields[i].point, name) && f->fields[i].layer + 1 > layers) layers = f->fields[i].layer + 1;
+    return layers;
+}
+
+static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    const char *name = loss_field_name(p);
+    long i = name ? knowledge_field_find(s->data, name, layer) : -1;
+    return i < 0 ? NULL : &s->data->fields[i];
+}
+
+static int no_point(const struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
+    const char *name = loss_field_name(p);
+    if (!name)
+        return err_set(e, ERR_DATA, "the loss %s needs %s of a teacher beside the student: give --teacher MODEL",
+                       l->type->name, model_point_name(p));
+    return err_set(
+        e, ERR_DATA,
+        "the loss %s needs %s.%u of a teacher: add it to the data (teacher-infer --tap %s:%u), or give --teacher "
+        "MODEL",
+        l->type->name, name, layer, name, layer);
+}
+
+int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
+                      struct err *e) {
+    const struct knowledge_field *f = field_of(s, p, layer);
+    if (!f && !s->live) return no_point(l, p, layer, e);
+    if (f && (f->sampled || f->per != PER_POSITION))
+        return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
+                       l->type->name, f->name);
+    return f ? 0 : want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+}
+
+uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
+    uint32_t layers = s->live ? s->live->n_layers : layers_in_data(s->data, p);
+    if (!layers) no_point(l, p, 0, e);
+    return layers;
+}
+
+uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    const struct knowledge_field *f = field_of(s, p, layer);
+    return f ? f->cols : model_point_cols(s->live, p, layer);
+}
+
+/* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
+
+static int bad_map(const char *text, struct err *e) {
+    return err_set(e, ERR_USAGE, "map=%.40s: expected last, uniform, or S:T+S:T... of at most %d layers", text,
+                   LOSS_MAX_PAIRS);
+}
+
+static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *p,
+                      struct err *e) {
+    char *teacher = strchr(text, ':');
+    uint64_t s, t;
+    if (teacher) *teacher++ = 0;
+    if (!teacher || !parse_u64(text, &s) || !parse_u64(teacher, &t)) return bad_map(text, e);
+    if (s >= student_layers || t >= teacher_layers)
+        return err_set(e, ERR_USAGE, "map=%s:%s: the student has %u layers and the teacher %u, both numbered from 0",
+                       text, teacher, student_layers, teacher_layers);
+    *p = (struct loss_pair){(uint32_t)s, (uint32_t)t};
+    return 0;
+}
+
+int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
+                   size_t *n, struct err *e) {
+    char copy[64], *save = NULL;
+    *n = 0;
+    if (!strcmp(text, "last")) {
+        pairs[(*n)++] = (struct loss_pair){student_layers - 1, teacher_layers - 1};
+        return 0;
+    }
+    if (!strcmp(text, "uniform")) {
+        if (student_layers > LOSS_MAX_PAIRS) return bad_map(text, e);
+        for (uint64_t i = 0; i < student_layers; i++) {
+            uint64_t t = ((i + 1) * teacher_layers + student_layers - 1) / student_layers - 1;
+            pairs[(*n)++] = (struct loss_pair){(uint32_t)i, (uint32_t)t};
+        }
+        return 0;
+    }
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *p = strtok_r(copy, "+", &save); p; p = strtok_r(NULL, "+", &save))
+        if (*n == LOSS_MAX_PAIRS || parse_pair(p, student_layers, teacher_layers, &pairs[(*n)++], e))
+            return *n == LOSS_MAX_PAIRS ? bad_map(text, e) : e->code;
+    return *n ? 0 : bad_map(text, e);
+}
+
+/* ---- projectors ------------------------------------------------------------------------------------------------------------- */
+
+int loss_projector_new(struct loss_projector *p, const struct loss *l, const char *what, uint32_t number, size_t in,
+                       size_t out, struct param_set *own, struct err *e) {
+    *p = (struct loss_projector){.in = in, .out = out};
+    snprintf(p->name, sizeof p->name, "losses.%s.%s.%u.weight", l->column, what, number);
+    p->device = own->device ? own->device : kernel_cpu();
+    p->value = kernel_alloc(p->device, DT_F32, in * out, e);
+    if (!kernel_has_data(p->value)) return e->code;
+    p->grad = kernel_alloc(p->device, DT_F32, in * out, e);
+    float *host = kernel_has_data(p->grad) ? mem_array(in * out, sizeof *host, e) : NULL;
+    if (!host) return e->code;
+    struct rng r = rng_init(digest_bytes(p->name, strlen(p->name)).lo, 0);
+    for (size_t i = 0; i < in * out; i++) host[i] = (float)(rng_normal(&r) / sqrt((double)in));
+    kernel_upload(p->value, host, in * out);
+    mem_free(host);
+    struct param param = {.name = p->name,
+                          .value = p->value,
+                          .grad = p->grad,
+                          .grad_begun = &p->begun,
+                          .rows = out,
+                          .cols = in,
+                          .decays = true};
+    return param_set_add(own, &param, e);
+}
+
+void loss_projector_release(struct loss_projector *p) {
+    kernel_free(p->device, p->value);
+    kernel_free(p->device, p->grad);
+    *p = (struct loss_projector){.in = 0};
+}
+
+struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, struct grad_var *x) {
+    return grad_linear(t, x, grad_parameter(t, p->value, p->grad, &p->begun, p->out, p->in), NULL, NULL);
+}
+
+/* ---- over a micro-batch ------------------------------------------------------------------------------------------------------- */
+
+struct grad_var *loss_student_point(const struct loss_points *p, enum model_point point, uint32_t layer) {
+    for (size_t i = 0; i < p->list->n_student; i++)
+        if (p->student[i].point == point && p->student[i].layer == layer) return p->student[i].var;
+    return NULL;
+}
+
+int loss_teacher_point(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
+                       size_t *cols, struct err *e) {
+    return p->teacher(p->ctx, point, layer, rows, cols, e);
+}
+
+int loss_list_points(struct loss_list *l, struct loss_points *p, struct err *e) {
+    p->list = l;
+    for (size_t i = 0; i < l->n; i++) {
+        struct loss *item = &l->items[i];
+        if (!item->type->points) continue;
+        p->weight = item->weight;
+        p->sum = 0;
+        if (item->type->points(item, p, e)) return e->code;
+        item->sum += p->sum;
+    }
+    return 0;
+}

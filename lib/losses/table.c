@@ -1,0 +1,64 @@
+/* The table of losses, and what help says of it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/losses/losses_internal.h"
+
+const struct loss_type *const loss_types[] = {
+    &loss_kl, &loss_rkl,    &loss_skl,  &loss_srkl, &loss_jsd,   &loss_akl,      &loss_tvd,    &loss_ab,
+    &loss_ce, &loss_smooth, &loss_tfkd, &loss_mse,  &loss_hinge, &loss_logistic, &loss_hidden, NULL,
+};
+
+const struct loss_key loss_common_keys[] = {
+    {"weight", LOSS_WORDS, "W", "1",
+     .help = "of the loss in the sum; A..B goes from A at the first step to B at the last"},
+    {"label", LOSS_WORDS, "NAME", NULL, .help = "its name in log and report, where a loss is given more than once"},
+    {0}};
+
+const struct loss_key loss_logits_keys[] = {
+    {"at", LOSS_WORDS, "final|exits|N", "final",
+     .help = "which head of the student: the last, the mean over all of --exit, or the one after N layers"},
+    {"teacher", LOSS_CHOICE, "data|live|final|ema", NULL,
+     .help = "who teaches: the data, --teacher, the student's own last head, or the mean of its weights (--ema); "
+             "without it, the data, or --teacher where the data is tokens"},
+    {0}};
+
+const struct loss_type *loss_type_by_name(const char *name) {
+    for (size_t i = 0; loss_types[i]; i++)
+        if (!strcmp(loss_types[i]->name, name)) return loss_types[i];
+    return NULL;
+}
+
+const char *loss_names(void) {
+    static char text[256];
+    size_t n = 0;
+    for (size_t i = 0; loss_types[i] && n < sizeof text; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", i ? "|" : "", loss_types[i]->name);
+    return text;
+}
+
+const char *loss_help(void) {
+    return "NAME:key=value,... All have weight=W, or weight=A..B from the first step to the last, and label=NAME; "
+           "--list-losses "
+           "shows the others' keys. The losses are added. Default: kl, at the data's temperature; ce for plain tokens "
+           "without "
+           "--teacher";
+}
+
+char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {
+    static const struct {
+        enum knowledge_encoding encoding;
+        const char *name;
+    } encodings[] = {{KNOW_DENSE, "dense"},
+                     {KNOW_TOPK, "topk"},
+                     {KNOW_TOPP, "topp"},
+                     {KNOW_GHOST, "ghost"},
+                     {KNOW_SAMPLE, "sample"}};
+    size_t n = 0;
+    out[0] = 0;
+    for (size_t i = 0; i < COUNT_OF(encodings) && n < size; i++)
+        if (t->encodings & LOSS_ON(encodings[i].encoding))
+            n += (size_t)snprintf(out + n, size - n, "%s%s", n ? ", " : "", encodings[i].name);
+    if (!n) snprintf(out, size, "%s", t->points ? "points of a teacher" : "tokens");
+    return out;
+}
