@@ -49,7 +49,7 @@ struct trainer {
     uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
 
     struct distill_progress progress;
-    struct buf row_weight, starts, field; /* of a micro-batch */
+    struct buf row_weight, starts, field, sampled; /* of a micro-batch */
 };
 
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */

@@ -113,6 +113,7 @@ void trainer_free(struct trainer *t) {
     buf_release(&t->row_weight);
     buf_release(&t->starts);
     buf_release(&t->field);
+    buf_release(&t->sampled);
     mem_free(t);
 }
 
