@@ -71,7 +71,7 @@ struct cli_option {
     enum cli_writes writes; /* of a CLI_STRING */
     const char *continues;  /* the option that may name the same file as input (a state that is continued) */
     bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
-    /* Of a CLI_FLAG: like --help, it ends parsing, prints this, and the program ends. */
+    /* Of a CLI_FLAG without `to`: like --help it ends parsing, this is printed, and the program ends. */
     void (*prints)(FILE *out);
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
     const char *help;

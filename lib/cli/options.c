@@ -15,7 +15,6 @@ const char *option_arg(const struct cli_option *o) {
     return o->arg ? o->arg : "VALUE";
 }
 bool option_is_action(const struct cli_option *o) {
-    if (o->prints) return true;
     return o->type == CLI_FLAG && !o->to;
 }
 bool option_is_hidden(const struct cli_option *o) {

@@ -134,7 +134,7 @@ cJSON *prov_settings(struct cli *c) {
     bool ok = s != NULL;
     for (size_t i = 0; ok && i < c->args.n_own; i++) {
         const struct cli_option *o = &c->args.rows[i];
-        if (o->transient) continue;
+        if (o->transient || option_is_action(o)) continue;
         const char *text = NULL;
         switch (o->type) {
         case CLI_FLAG: ok = json_put_bool(s, o->name, *(bool *)o->to); break;

@@ -50,7 +50,8 @@ struct asked {
     uint8_t *sampled; /* [n_positions], or NULL */
 };
 
-static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e) {
+static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
+                        struct err *e) {
     const struct asked *a = ctx;
     struct trainer *t = a->t;
     size_t first;

@@ -70,8 +70,7 @@ static int begin(struct trainer *t, struct err *e) {
     how.precision = t->o.precision;
     if (param_set_init(&t->set, &how, e) || train_plan_continue(&t->o.plan, &none, 0, e) ||
         digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
-        param_set_begin(&t->set, e) ||
-        grad_tape_new(&t->tape, true, t->o.precision, e))
+        param_set_begin(&t->set, e) || grad_tape_new(&t->tape, true, t->o.precision, e))
         return e->code;
     if (teacher_prepare(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);

@@ -166,7 +166,8 @@ struct table {
 
 static void print_head(struct table *p) {
     bool pieces = p->t->spell != NULL, draws = p->f->encoding == KNOW_SAMPLE;
-    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s", pieces ? "piece\t" : "", pieces && p->f->target != TARGET_SEQUENCE ? "label_piece\t" : "",
+    fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s", pieces ? "piece\t" : "",
+            pieces && p->f->target != TARGET_SEQUENCE ? "label_piece\t" : "",
             draws ? "frequency\tfrequency_rank\tfrequency_rest\tdrawn" : "probability\trank\trest\ttop");
     for (uint32_t i = 0; i < p->f->n_fields; i++) fprintf(p->out, "\t%s", p->f->fields[i].name);
     fputc('\n', p->out);

@@ -48,8 +48,8 @@ const struct loss_type loss_kl = {
     .source = "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network, section 2",
     .keys = keys,
     .encodings = LOSS_ON_ALL,
-    .on_sparse =
-        "topk, topp: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; sample: unbiased",
+    .on_sparse = "topk, topp: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; "
+                 "sample: unbiased",
     .prepare = prepare,
     .logits = logits,
 };

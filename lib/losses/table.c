@@ -57,7 +57,11 @@ char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {
     static const struct {
         enum knowledge_encoding encoding;
         const char *name;
-    } encodings[] = {{KNOW_DENSE, "dense"}, {KNOW_TOPK, "topk"}, {KNOW_TOPP, "topp"}, {KNOW_GHOST, "ghost"}, {KNOW_SAMPLE, "sample"}};
+    } encodings[] = {{KNOW_DENSE, "dense"},
+                     {KNOW_TOPK, "topk"},
+                     {KNOW_TOPP, "topp"},
+                     {KNOW_GHOST, "ghost"},
+                     {KNOW_SAMPLE, "sample"}};
     size_t n = 0;
     out[0] = 0;
     for (size_t i = 0; i < COUNT_OF(encodings) && n < size; i++)

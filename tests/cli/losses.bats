@@ -1,87 +1,113 @@
 #!/usr/bin/env bats
-# Every loss of the table, from the table: it runs on what it says it needs, and is refused without. The values are the unit tests' business.
+# rill distill: its table of losses, exits, and teachers in the process. Values and gradients are the unit tests' business.
 load common
 
-setup_file() {
-    make_inputs
-    cd "$INPUTS" || return
-    rill init -q --layers 4 --hidden 32 --heads 4 --kv-heads 2 --ffn 64 model.rill -o big.rill
-    rill init -q --layers 2 --hidden 32 --heads 4 --kv-heads 2 --ffn 64 --seed 2 model.rill -o small.rill
-    rill teacher-infer -q -m big.rill tokens.rill -o answers.rill
-    rill teacher-infer -q -m big.rill --tap embed --tap hidden:all --tap attention:all --tap q:all --tap k:all --tap v:all \
-        tokens.rill -o all.rill
-}
+setup_file() { make_inputs; }
 setup() {
     enter_temp
-    need rill-init
-    cp "$INPUTS"/{big,small,answers,all,tokens}.rill .
+    need rill-tokenize
+    cp "$INPUTS"/*.rill .
+    rill init -q --layers 3 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 model.rill -o three.rill
+    rill init -q --layers 4 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 --seed 3 model.rill -o like.rill
 }
-train() { rill distill -q --no-provenance -m small.rill --batch-tokens 64 --micro-tokens 64 --steps 2 "$@"; }
-# "NAME: what it needs" of every loss
-needs() { rill distill --list-losses | awk '/^[a-z0-9]+: / { name = $1 } /^  needs: / { sub(/^  needs: */, ""); print name, $0 }'; }
-on_points() { needs | sed -n 's/^\([a-z0-9]*\): \(.*\) of a teacher (.*/\1 \2/p'; }
+train() { rill distill -q --no-provenance -m three.rill --precision f32 --batch-tokens 32 --micro-tokens 32 --lr 0.01 --steps 6 --epochs 9 "$@"; }
+names() { rill distill --list-losses | sed -n 's/^\([a-z0-9]*\): .*/\1/p'; }
 
-@test "every loss of the table takes two steps on the fields that it names" {
-    needs | cut -d: -f1 >names
-    [ "$(wc -l <names)" -ge 30 ]
-    while read -r name; do
-        train --loss "$name" --log "$name.tsv" all.rill >trained.rill
-        awk -F'\t' -v f="$name" 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == f) c = i }
-            NR > 1 && c && $c + 0 != $c { exit 1 } END { exit NR != 3 }' "$name.tsv"
-        assert_differ small.rill trained.rill
-    done <names
-}
-
-@test "a loss on points is refused without a field, with the name of what to add; with it alone it runs" {
-    on_points >points
-    [ "$(wc -l <points)" -ge 15 ]
-    while read -r name fields; do
-        check_exit 3 train --loss "$name" answers.rill
-        assert_stderr_line "*the loss $name needs *teacher-infer --tap *--teacher MODEL*"
-        [ -z "$out" ]
-        taps=()
-        for field in ${fields//,/}; do
-            taps+=(--tap "$field$([ "$field" = embed ] || echo :all)")
-        done
-        rill teacher-infer -q --encode none -m big.rill "${taps[@]}" tokens.rill -o own.rill --force
-        train --loss "$name" own.rill >trained.rill
-    done <points
+@test "the table is shown, and is what help, completion and the page know" {
+    check_exit 0 rill distill --list-losses
+    [ "$(grep -c '^  formula: ' <<<"$out")" = "$(names | wc -l)" ]
+    [ "$(grep -c '^  source: ' <<<"$out")" = "$(names | wc -l)" ]
+    for name in $(names); do
+        rill distill --help-bash | grep -E -- '^ +--loss\)' | grep -qw "$name"
+        rill distill --help-options | grep -E '^--loss ' | grep -qw "$name"
+    done
+    "$ROOT/tests/reference/make-loss-list" --print "$RILL_BIN/rill" >list
+    sed -n '/losses: begin/,/losses: end/p' "$ROOT/lib/losses/README.md" | grep '^|' >page
+    assert_same list page
 }
 
-@test "a teacher beside the student says the same as its fields" {
-    on_points >points
-    while read -r name _; do
-        for from in all.rill "--teacher big.rill tokens.rill"; do
-            # shellcheck disable=SC2086
-            train --precision f32 --loss "$name" --log log.tsv $from >/dev/null
-            sed -n 2p log.tsv | cut -f2 >>values
-        done
-        awk 'NR == 1 { a = $1 } END { d = $1 - a; exit !(d * d <= 4e-4 * a * a) }' values || { echo "$name"; cat values; return 1; }
-        rm values
-    done <points
+@test "every loss trains with a teacher beside the student, and has its column" {
+    for name in $(names); do
+        rm -f log.tsv
+        case $name in
+        ce | smooth | tfkd) set -- ;;
+        pkd | tinybert | minilm) set -- --teacher like.rill ;; # widths or heads are to be the student's
+        *) set -- --teacher teacher.rill ;;
+        esac
+        train "$@" --loss "$name" --log log.tsv tokens.rill >trained || fail "$name"
+        [ "$(head -1 log.tsv | cut -f2)" = "$name" ] || fail "$(head -1 log.tsv)"
+        rill check -q trained
+    done
 }
 
-@test "relations of positions that are sampled, and of sequences" {
-    rill teacher-infer -q -m big.rill --encode none --tap hidden:all --tap-positions 4 tokens.rill -o some.rill
-    for loss in sp cc pkt rkd irg crd nst at fsp pkd; do train --loss "$loss" some.rill >/dev/null; done
-    for loss in sp cc pkt rkd irg crd pkd; do train --loss "$loss:per=sequence" all.rill >/dev/null; done
-    check_exit 3 train --loss hidden some.rill
-    assert_stderr_line "*needs hidden.* of all positions, and the data has some*"
+@test "a teacher in the process gives the bytes of dense knowledge, and so does one that is streamed" {
+    rill teacher-infer -q -m teacher.rill --precision f32 --dtype f32 --logits --tap hidden:all:dtype=f32 tokens.rill -o dense.rill
+    for how in "--loss kl" "--loss kl:temperature=2 --loss ce:weight=0.1" "--loss jsd --loss mse:centred=no,weight=0.1" \
+        "--loss kl --loss hidden:weight=0.1,map=2:0+0:1,projector=linear"; do
+        # shellcheck disable=SC2086
+        train $how dense.rill >offline
+        # shellcheck disable=SC2086
+        train $how --teacher teacher.rill --teacher-precision f32 tokens.rill >live
+        # shellcheck disable=SC2086
+        train $how --teacher teacher.rill --teacher-precision f32 --teacher-weights stream --recompute tokens.rill >streamed
+        assert_same offline live
+        assert_same offline streamed
+    done
 }
 
-@test "what does not fit is refused before training" {
-    rill init -q --layers 2 --hidden 48 --heads 3 --kv-heads 3 --ffn 64 "$INPUTS/model.rill" -o odd.rill
-    odd() { rill distill -q -m odd.rill --steps 1 "$@" all.rill; }
-    check_exit 2 odd --loss pkd
-    assert_stderr_line "*the loss pkd: widths of 48 and 32*"
-    check_exit 2 odd --loss minilm
-    assert_stderr_line "*3 heads of the student against 4 of the teacher*minilm2*"
-    odd --loss minilm2 >/dev/null
-    odd --loss sp --loss rkd --loss hidden --loss fsp >/dev/null
-    check_exit 2 train --loss minilm2:heads=5 all.rill
-    assert_stderr_line "*heads=5 does not divide*"
-    check_exit 2 train --loss fsp:map=last all.rill
-    check_exit 2 train --loss sp:map=first all.rill
-    check_exit 3 train --loss tinybert:of=scores all.rill
-    assert_stderr_line "*scores are of a teacher beside the student*"
+@test "exits learn, threads and recomputation change nothing, and the model is as without them" {
+    how="--exit 1,2 --loss ce --loss kl:at=exits,teacher=final --loss ce:at=1,label=first,weight=0.5"
+    # shellcheck disable=SC2086
+    train $how --log log.tsv -j 1 tokens.rill >one
+    # shellcheck disable=SC2086
+    train $how -j 2 --recompute tokens.rill >two
+    assert_same one two
+    head -1 log.tsv | grep -q "^step	ce	kl_exits	first	lr"
+    awk -F'\t' 'NR == 2 { first = $4 } END { exit !($4 < first) }' log.tsv
+    [ "$(rill ls one | wc -l)" = "$(rill ls three.rill | wc -l)" ]
+}
+
+@test "projectors, averages and scheduled weights resume bit by bit" {
+    how="--teacher teacher.rill --ema 0.9 --loss kl:weight=1..0.2 --loss hidden:weight=0.1,projector=linear --loss rkl:teacher=ema,label=mean"
+    # shellcheck disable=SC2086
+    train $how --log whole.tsv tokens.rill >whole
+    # shellcheck disable=SC2086
+    train $how --checkpoint run.ck --checkpoint-every 2 --log log.tsv tokens.rill >again
+    assert_same whole again
+    rill ls run.ck | grep -q 'losses.hidden.projector.0.weight'
+    if rill ls whole | grep -q projector; then fail "the projector is in the model"; fi
+    # half of the way, and on
+    half() {
+        # shellcheck disable=SC2086
+        rill distill -q --no-provenance -m three.rill --precision f32 --batch-tokens 32 --micro-tokens 32 --lr 0.01 --warmup 0 \
+            --schedule constant --epochs 9 ${how/1..0.2/1} "$@" tokens.rill
+    }
+    half --steps 6 >whole
+    half --steps 3 --checkpoint half.ck >/dev/null
+    half --steps 6 --resume half.ck >resumed
+    assert_same whole resumed
+    check_exit 3 train --teacher teacher.rill --ema 0.9 --loss kl --resume run.ck tokens.rill
+    assert_stderr "*the checkpoint was made with loss kl kl:weight=1..0.2*"
+}
+
+@test "what cannot be served is refused before training, and says what to add" {
+    check_exit 3 train --loss rkl corpus.kd.rill
+    assert_stderr_line "the loss rkl is not defined for sample:50: it needs knowledge in dense, ghost (teacher-infer --encode), or --teacher"
+    check_exit 3 train --loss kl tokens.rill
+    assert_stderr "*--teacher MODEL*"
+    check_exit 3 train --loss hidden corpus.kd.rill
+    assert_stderr "*teacher-infer --tap hidden:LAYERS*"
+    check_exit 2 train --loss kl:teacher=live corpus.kd.rill
+    check_exit 2 train --loss ce --teacher teacher.rill tokens.rill
+    assert_stderr_line "--teacher has no effect: no loss asks it (teacher=live)"
+    check_exit 2 train --exit 1 --loss ce tokens.rill
+    check_exit 2 train --exit 3 --loss ce:at=exits tokens.rill
+    check_exit 2 train --exit 2,1 --loss ce:at=exits tokens.rill
+    check_exit 2 train --exit x --loss ce:at=exits tokens.rill
+    check_exit 2 train --loss kl --loss kl dense.kd.rill
+    assert_stderr "*label=*"
+    check_exit 2 train --loss entropy dense.kd.rill
+    assert_stderr "*expected one of kl|rkl*"
+    check_exit 3 train --loss mse:centred=no dense.kd.rill
+    assert_stderr "*teacher-infer --logits*"
 }

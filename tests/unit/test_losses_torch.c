@@ -66,7 +66,8 @@ static void check(const char *text, const char *what, const float *got, const do
     for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
     for (size_t i = 0; i < n; i++)
         if (fabs(got[i] - want[i]) > TOLERANCE * largest)
-            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i], largest);
+            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i],
+                     largest);
 }
 
 static void check_value(const char *text, const struct loss *l, const double *want) {
@@ -84,7 +85,8 @@ static void run_case(struct golden *g, const char *text, bool ghost) {
                                  .temperature = 1,
                                  .dtype = DT_F32,
                                  .vocab_size = (uint32_t)g->vocab};
-    struct knowledge_rows k = {.labels = g->labels, .dense = g->z, .offset = g->offset, .ids = g->ids, .probs = g->probs};
+    struct knowledge_rows k = {
+        .labels = g->labels, .dense = g->z, .offset = g->offset, .ids = g->ids, .probs = g->probs};
     struct loss_rows r = {.rows = g->rows, .vocab = g->vocab, .data = &k, .format = &f, .final = g->x};
     double *value = numbers(g->f, "value", 1), *gradient = numbers(g->f, "gradient", g->rows * g->vocab);
     float *dx = calloc(g->rows * g->vocab, sizeof *dx);

@@ -6,8 +6,8 @@ enum { N = 11 };
 static const uint32_t tokens[N] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5}, lengths[2] = {6, 5};
 static const struct model_input in = {N, 2, tokens, lengths, NULL};
 
-static const struct model_want all[] = {{POINT_EMBED, 0},   {POINT_ATTN_IN, 0}, {POINT_Q, 1},     {POINT_K, 1},
-                                        {POINT_V, 0},       {POINT_O_IN, 1},    {POINT_FFN_IN, 0}, {POINT_DOWN_IN, 1},
+static const struct model_want all[] = {{POINT_EMBED, 0}, {POINT_ATTN_IN, 0}, {POINT_Q, 1},      {POINT_K, 1},
+                                        {POINT_V, 0},     {POINT_O_IN, 1},    {POINT_FFN_IN, 0}, {POINT_DOWN_IN, 1},
                                         {POINT_LAYER, 0}, {POINT_LAYER, 1},   {POINT_HEAD_IN, 0}};
 
 static double coefficient(size_t i) {
@@ -174,7 +174,8 @@ static void heads_must_agree(void **state) {
     struct err e;
     float x[12] = {0};
     (void)state;
-    struct grad_var *h = grad_leaf(t, x, NULL, 2, 2), *w = grad_leaf(t, x, NULL, 3, 2), *v = grad_leaf(t, x, NULL, 4, 2);
+    struct grad_var *h = grad_leaf(t, x, NULL, 2, 2), *w = grad_leaf(t, x, NULL, 3, 2),
+                    *v = grad_leaf(t, x, NULL, 4, 2);
     struct grad_head_input heads[] = {{t, h, {.w = w}}, {t, h, {.w = v}}};
     assert_false(grad_heads(2, heads, losses, NULL));
     assert_int_equal(grad_error(t, &e), ERR_DATA);
