@@ -56,7 +56,7 @@ static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const flo
     struct trainer *t = a->t;
     size_t first;
     if (teacher_point(t, p, layer, rows, cols)) return 0;
-    size_t field = (size_t)knowledge_field_find(&t->format, loss_field_name(p), layer);
+    size_t field = (size_t)loss_field_find(&t->format, p, layer);
     size_t n = knowledge_feature_span(&t->rows, field, t->used_seqs, a->n_seqs, &first);
     size_t n_positions = a->in->n_positions;
     *cols = t->format.fields[field].cols;

@@ -117,6 +117,8 @@ bool loss_given(const struct loss *l, const char *key);
 
 /* What a field of that point is called: "hidden" for POINT_LAYER; NULL: no field has it. */
 const char *loss_field_name(enum model_point p);
+/* The number of the field of a point, or -1. */
+long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer);
 
 /* A point that a loss wants: of the student, or of the teacher. */
 struct loss_point {

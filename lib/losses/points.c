@@ -34,9 +34,13 @@ static uint32_t layers_in_data(const struct knowledge_format *f, enum model_poin
     return layers;
 }
 
-static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer) {
     const char *name = loss_field_name(p);
-    long i = name ? knowledge_field_find(s->data, name, layer) : -1;
+    return name ? knowledge_field_find(f, name, p == POINT_EMBED ? KNOWLEDGE_NO_LAYER : layer) : -1;
+}
+
+static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    long i = loss_field_find(s->data, p, layer);
     return i < 0 ? NULL : &s->data->fields[i];
 }
 
