@@ -208,8 +208,9 @@ demo: deps ## read, teach, prune, distill, quantize and judge a model; MODEL=PAT
 # ---- the source -------------------------------------------------------------------------------------------------------
 
 .PHONY: check-deps
-check-deps: ## fail on an include that is not an arrow of the architecture
+check-deps: $(LIB_OBJ) ## fail on an include that is not an arrow of the architecture, and on cycles between files of a module
 	@tests/check-deps
+	@tests/check-cycles $(LIB_OBJ)
 
 CLANG_FORMAT ?= $(firstword $(foreach p,clang-format-14 clang-format,$(if $(shell command -v $p),$p)))
 .PHONY: format

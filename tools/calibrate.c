@@ -50,7 +50,7 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
-    int rc = session_load_model(c, &how, session_hold(&how), &m, NULL, e);
+    int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
@@ -76,11 +76,9 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Runs a model over a token stream and sums up what flows into its matrices: |x|, x^2 and "
-                       "per-sequence means of every "
-                       "channel, and the block influence of every layer.\n"
-                       "The result feeds prune (--stats) and quantize (--stats). Statistics are sums: `cat "
-                       "a.stats.rill b.stats.rill` "
+        .description = "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
+                       "per-sequence means of every channel, and the block influence of every layer.\nThe result feeds "
+                       "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
                        "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
                     "tokens.rill\n",

@@ -1,4 +1,4 @@
-/* rill cat: streams behind each other, whole or in part, encoded anew or as they are. */
+/* rill cat: concatenates streams, whole or in part, encoded anew or as they are. */
 #include <fnmatch.h>
 
 #include "lib/cli/cli.h"
@@ -16,11 +16,11 @@ static const struct cli_option options[] = {
     {.name = "merge",
      .type = CLI_FLAG,
      .to = &merge,
-     .help = "make one segment of data streams that have the same description, with sequences numbered through"},
+     .help = "make one segment of data streams that have the same description, with consecutive sequence numbers"},
     {0},
 };
 
-/* All that match are remembered, not the first alone. */
+/* Keeps all that match, not only the first. */
 static bool matches(const struct cli_list *globs, bool *used, const char *name) {
     bool any = false;
     for (size_t i = 0; i < globs->n; i++)
@@ -29,7 +29,7 @@ static bool matches(const struct cli_list *globs, bool *used, const char *name) 
 }
 
 struct chosen {
-    bool *selected, *dropped; /* has each GLOB named a tensor? */
+    bool *selected, *dropped; /* which GLOBs have matched a tensor */
 };
 
 static bool keep(void *ctx, const char *name) {
@@ -41,7 +41,7 @@ static bool keep(void *ctx, const char *name) {
 static int check_used(const char *option, const struct cli_list *globs, const bool *used, struct err *e) {
     for (size_t i = 0; i < globs->n; i++)
         if (!used[i])
-            return err_set(e, ERR_USAGE, "--%s '%s': no tensor has such a name (rill ls shows which there are)", option,
+            return err_set(e, ERR_USAGE, "--%s '%s': no tensor has such a name (rill ls lists them)", option,
                            globs->items[i]);
     return 0;
 }
@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Writes the segments of its inputs one behind the other. Tensors are passed on as they are stored, unless "
+            "Writes the segments of its inputs one after the other. Tensors are passed on as they are stored, unless "
             "--codec is given; then they are decoded and encoded anew. The system's cat joins streams too; "
             "this one "
             "verifies what it copies, and says so in the provenance.\n\n"

@@ -15,7 +15,7 @@ static const struct cli_option options[] = {
 
 enum { PIECE = 1 << 20 };
 
-/* In pieces: what is compressed is decoded, which no checksum vouches for. */
+/* In pieces. Compressed data is decoded, too: its checksum does not cover that. */
 static int check_tensor(struct stream_reader *r, const struct tensor_desc *d, unsigned char *piece, struct err *e) {
     const struct dtype_info *t = dtype_info(d->dtype);
     size_t want = PIECE / t->block_bytes * t->block_bytes, got = 1;
@@ -94,10 +94,9 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that compressed "
-            "data decodes, and that the sequences of batches follow each other. Says OK with the totals and the "
-            "digest of the content, a line for each; -q says nothing.\n\n"
-            "The exit code is 3 when a stream is damaged, cut or otherwise malformed, and 4 when --finite finds "
-            "a value that is not.",
+            "data decodes, and that the sequences of batches follow each other. Prints OK with the totals and the "
+            "digest of the content, a line for each stream; nothing with -q.\n\nThe exit code is 3 when a stream is "
+            "damaged, cut or otherwise malformed, and 4 when --finite finds a value that is not.",
         .examples = "rill check model.rill\n"
                     "    is this file whole?\n"
                     "rill check -q --finite model.rill\n"

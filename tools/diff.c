@@ -29,7 +29,7 @@ static const struct cli_option options[] = {
 struct comparison {
     struct cli *cli;
     FILE *out;
-    bool tolerant; /* a limit was given: what it says is asked, and no more */
+    bool tolerant; /* a limit was given: only it decides */
     uint64_t pairs, different, outside;
 };
 
@@ -82,7 +82,7 @@ static int put_pair(void *ctx, const struct stream_pair *p, struct err *e) {
     return 0;
 }
 
-/* What differs in two descriptions, leaf by leaf; NULL is absent. */
+/* The differences of two descriptions, leaf by leaf; NULL is absent. */
 static int put_meta(struct comparison *k, const char *path, const cJSON *a, const cJSON *b, struct err *e) {
     const cJSON *x;
     char deeper[512];

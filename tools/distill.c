@@ -1,4 +1,5 @@
 /* rill distill: trains a student on what a teacher says. */
+#include <math.h>
 #include <string.h>
 
 #include "lib/distill/distill.h"
@@ -11,6 +12,8 @@ static struct cli_list losses, schedules, group_texts, frozen;
 static struct train_group groups[TRAIN_MAX_GROUPS];
 static const char *now_named; /* the one of --schedule that has no UNTIL; NULL: none */
 static uint64_t epochs, checkpoint_every;
+static double price;
+static bool plan_only;
 static struct distill_options o;
 static struct train_schedule *const schedule = &o.plan.now;
 
@@ -215,6 +218,7 @@ static struct cli_option options[] = {
      .completes_files = true,
      .writes = CLI_APPENDS,
      .transient = true,
+     .needs = {"!plan"},
      .help =
          "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
          "tokens, the gradient noise scale (labelled positions in a batch at which noise and gradient weigh the same, "
@@ -228,6 +232,7 @@ static struct cli_option options[] = {
      .writes = CLI_REPLACES,
      .continues = "resume",
      .transient = true,
+     .needs = {"!plan"},
      .help = "keep the state of the run here: every --checkpoint-every steps, at the end, on SIGUSR1, and on SIGINT or "
              "SIGTERM, which end the program then"},
     {.name = "checkpoint-every",
@@ -255,6 +260,22 @@ static struct cli_option options[] = {
      .completes_files = true,
      .help = "begin with the optimizer's moments from this checkpoint of another run, of other data or from other "
              "weights"},
+    {.name = "plan",
+     .type = CLI_FLAG,
+     .to = &plan_only,
+     .help = "train nothing and print a line of JSON: seconds, memory and bytes that the run will take, from one pass "
+             "and one update that are measured, and tokens a second"},
+    {.name = "price",
+     .type = CLI_F64,
+     .to = &price,
+     .arg = "PER_HOUR",
+     .min = 0,
+     .max = 1e6,
+     .needs = {"report|plan"},
+     .transient = true,
+     .help =
+         "what the machine costs an hour: --report and --plan then state the cost of the run and of a million tokens, "
+         "--report also that of a unit of the loss kl, by how much it fell from the first step to the last"},
     {0},
 };
 
@@ -264,21 +285,26 @@ struct work {
     struct session_teacher *teacher; /* beside the student; NULL: none */
     struct trainer *trainer;
     struct session_data data;
+    struct distill_extent extent;   /* of an epoch; steps 0: not counted */
     struct session_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
     bool begun;                     /* the data: an epoch after the first one needs it anew */
 };
 
 /* Without --steps: as many as the data makes. */
-static int settle_steps(struct cli *c, struct work *w, struct err *e) {
+static int resolve_steps(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     if (epochs > 1 && !w->data.file.is_file)
         return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)epochs);
     if (!cli_given(c, "steps")) {
         if (!w->data.file.is_file)
             return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
-        if (session_file_again(&w->data.file, STREAM_ANY, &r, e) ||
-            distill_count(r, o.batch_tokens, epochs, &schedule->steps, e))
-            return e->code;
+    }
+    if (plan_only && !w->data.file.is_file)
+        return err_set(e, ERR_USAGE, "--plan reads the data twice, which a pipe cannot give");
+    if (!cli_given(c, "steps") || plan_only) {
+        if (session_file_again(&w->data.file, STREAM_ANY, &r, e) || distill_count(r, &o, &w->extent, e)) return e->code;
+        if (!cli_given(c, "steps") && !u64_mul(w->extent.steps, epochs, &schedule->steps))
+            return err_set(e, ERR_USAGE, "too many epochs");
     }
     if (!cli_given(c, "warmup")) schedule->warmup = train_default_warmup(schedule->steps);
     if (!cli_given(c, "lr-min")) schedule->lr_min = train_default_lr_min(schedule);
@@ -296,7 +322,7 @@ static int open_data(void *ctx, struct stream_reader **r, struct err *e) {
     return 0;
 }
 
-/* ---- checkpoints --------------------------------------------------------------------------------------------------------- */
+/* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
 static int save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     struct cli *c = ((struct work *)ctx)->c;
@@ -377,7 +403,7 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     return remember_plan(c, plan, !train_plan_equal(plan, &asked), e);
 }
 
-/* ---- the run ------------------------------------------------------------------------------------------------------------- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
@@ -403,6 +429,29 @@ static bool put_losses(cJSON *settings, const struct loss_list *l) {
     return ok;
 }
 
+static bool put_cost(cJSON *to, double seconds, double positions) {
+    double cost = price * seconds / 3600;
+    return !(price > 0) || (json_put_f64(to, "cost", cost) &&
+                            json_put_f64_or_null(to, "cost_per_million_tokens", cost / positions * 1e6));
+}
+
+/* How fast it was, of what the machine can do; the machine is asked only when there is a report. */
+static int report_speed(struct cli *c, const struct work *w, const struct distill_run *r, struct err *e) {
+    cJSON *to = cli_report(c);
+    double positions = r->tokens_per_second * r->seconds, flops = distill_flops(w->trainer, r->mean_context), peak;
+    double fell = r->first_kl - r->last_kl;
+    if (!cli_given(c, "report")) return 0;
+    if (distill_peak(o.precision, &peak, e)) return e->code;
+    bool ok = json_put_f64(to, "training_seconds", r->seconds) && json_put_f64(to, "flops_per_token", flops) &&
+              json_put_f64(to, "peak_flops", peak) &&
+              json_put_f64(to, "share_of_peak", flops * r->tokens_per_second / peak) &&
+              put_cost(to, r->seconds, positions);
+    if (ok && r->has_kl) ok = json_put_f64(to, "recovered", fell);
+    if (ok && r->has_kl && price > 0)
+        ok = json_put_f64_or_null(to, "cost_per_unit_recovered", fell > 0 ? price * r->seconds / 3600 / fell : NAN);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
 static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
                   struct err *e) {
     cJSON *to = cli_report(c), *settings = cli_settings(c);
@@ -415,7 +464,7 @@ static int report(struct cli *c, const struct work *w, const struct distill_prog
 }
 
 /* --schedule, as often as it is given. */
-static int settle_plan(struct err *e) {
+static int resolve_plan(struct err *e) {
     bool named = false;
     for (size_t i = 0; i < schedules.n; i++) {
         bool before = named;
@@ -448,7 +497,7 @@ static int open_teacher(struct cli *c, struct work *w, struct err *e) {
 }
 
 /* What lib/train is told. */
-static int settle_training(struct err *e) {
+static int resolve_training(struct err *e) {
     struct train_options *t = &o.train;
     t->state = dtype_by_name(optimizer_state)->dtype;
     if (train_optimizer_parse(optimizer, t, e) || (lora && train_lora_parse(lora, &t->lora, e))) return e->code;
@@ -459,7 +508,7 @@ static int settle_training(struct err *e) {
     t->n_groups = group_texts.n;
     t->frozen = frozen.items;
     t->n_frozen = frozen.n;
-    return settle_plan(e);
+    return resolve_plan(e);
 }
 
 /* Everything that can be wrong is found out before the first step. */
@@ -467,10 +516,10 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = session_precision(&how);
     for (size_t i = 0; i < losses.n; i++)
         if (loss_list_add(&o.losses, losses.items[i], e)) return e->code;
-    if (settle_training(e) || parse_exits(e)) return e->code;
-    if (session_load_model(c, &how, HOLD_F32, &w->student, NULL, e) ||
+    if (resolve_training(e) || parse_exits(e)) return e->code;
+    if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
-        open_teacher(c, w, e) || settle_steps(c, w, e) ||
+        open_teacher(c, w, e) || resolve_steps(c, w, e) ||
         trainer_new(&w->trainer, w->student, &o, &w->data.format, e) || start(c, w, e))
         return e->code;
     return resume(c, w, e);
@@ -509,13 +558,45 @@ static int train(struct cli *c, struct work *w, struct err *e) {
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step,
                 (unsigned long long)schedule->steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report(c, w, &p, training.tokens_per_second, e);
+    return report_speed(c, w, &training, e) ? e->code : report(c, w, &p, training.tokens_per_second, e);
+}
+
+/* --plan: a line of JSON instead of a model. */
+static int predict(struct cli *c, struct work *w, struct err *e) {
+    struct distill_run training = {.epochs = epochs, .format = w->data.format, .open = open_data, .ctx = w};
+    struct distill_forecast f;
+    FILE *out;
+    if (cli_text(c, &out, e) || distill_predict(w->trainer, &training, &w->extent, &f, e)) return e->code;
+    const struct {
+        const char *key;
+        double value;
+    } rows[] = {{"steps", (double)f.steps},
+                {"positions", f.positions},
+                {"passes", f.passes},
+                {"training_seconds", f.seconds},
+                {"tokens_per_second", f.tokens_per_second},
+                {"peak_memory_bytes", f.peak_bytes},
+                {"weights_bytes", f.memory.weights},
+                {"gradients_bytes", f.memory.gradients},
+                {"optimizer_bytes", f.memory.optimizer},
+                {"activations_bytes", f.memory.values + f.memory.value_gradients},
+                {"scratch_bytes", f.memory.scratch},
+                {"model_bytes", f.model_bytes},
+                {"checkpoint_bytes", f.checkpoint_bytes}};
+    cJSON *line = cJSON_CreateObject();
+    bool ok = line != NULL;
+    for (size_t i = 0; ok && i < COUNT_OF(rows); i++) ok = json_put_f64(line, rows[i].key, rows[i].value);
+    ok = ok && put_cost(line, f.seconds, f.positions);
+    int rc = ok ? cli_result(c, line, e) : err_nomem(e, "plan");
+    cJSON_Delete(line);
+    return rc;
 }
 
 static int distill(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
-    if (prepare(c, w, e) || cli_open_output(c, &writer, e) || train(c, w, e) || trainer_finish(w->trainer, e))
-        return e->code;
+    if (prepare(c, w, e)) return e->code;
+    if (plan_only) return predict(c, w, e);
+    if (cli_open_output(c, &writer, e) || train(c, w, e) || trainer_finish(w->trainer, e)) return e->code;
     return model_save(w->student, writer, 0, e) ? e->code : cli_close_output(c, e);
 }
 
@@ -562,6 +643,8 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!plan",
+        .writes_text = true,
         .threaded = true,
         .description =
             "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW or Muon, linear "
@@ -592,7 +675,11 @@ int main(int argc, char **argv) {
             "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
             "    a state to resume from every 100 steps\n"
             "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > b.rill\n"
-            "    a second epoch after the first, of which run.ck is the state\n",
+            "    a second epoch after the first, of which run.ck is the state\n"
+            "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
+            "    adapters of the attention's matrices, averaged over the steps\n"
+            "rill distill -m student.rill --epochs 3 --plan --price 1.2 corpus.kd.rill\n"
+            "    what three epochs would take and cost\n",
         .options = options,
         .run = run,
     };

@@ -1,4 +1,4 @@
-/* rill eval: how good is a model? Perplexity, divergence from a reference, tasks. */
+/* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/metrics/metrics.h"
 #include "lib/session/session.h"
 
@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored behind which context, see above"},
+     .help = "which tokens are scored after which context, see above"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -69,10 +69,11 @@ struct eval {
     struct model *m;
     cJSON *results; /* array; belongs to the report */
     struct perplexity *p;
+    struct labelling *l;
     struct divergence *d;
 };
 
-/* Takes the result over. */
+/* Takes ownership of the result. */
 static int put_result(struct eval *v, cJSON *result, struct err *e) {
     if (!result) return e->code;
     if (!cJSON_AddItemToArray(v->results, result)) {
@@ -82,7 +83,7 @@ static int put_result(struct eval *v, cJSON *result, struct err *e) {
     return table ? 0 : cli_result(v->c, result, e);
 }
 
-/* ---- perplexity ------------------------------------------------------------------------------------------------------------ */
+/* ---- perplexity -------------------------------------------------------------------------------------------------- */
 
 static void show_perplexity(void *ctx) {
     const struct eval *v = ctx;
@@ -107,6 +108,33 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     return rc;
 }
 
+/* ---- masked tokens and classes ------------------------------------------------------------------------------------------- */
+
+static void show_labels(void *ctx) {
+    const struct eval *v = ctx;
+    if (labelling_scored(v->l))
+        cli_progress(v->c, labelling_scored(v->l), "perplexity %.4g", labelling_perplexity(v->l));
+}
+
+/* The model is one of masked tokens, or a classifier: its data holds the labels, and no protocol is needed. */
+static int eval_labels(struct eval *v, double *value, struct err *e) {
+    static const char *const unused[] = {"protocol", "context", "stride", "max-windows"};
+    struct session_data in = {0};
+    for (size_t i = 0; i < COUNT_OF(unused); i++)
+        if (cli_given(v->c, unused[i]))
+            return err_set(e, ERR_USAGE, "--%s is for models that predict the next token", unused[i]);
+    int rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc && labelling_new(&v->l, v->m, &in.format, e)) rc = err_prefix(e, "%s", stream_reader_name(in.stream));
+    cli_progress_begin(v->c, "labels", 0);
+    if (!rc) rc = labelling_read(v->l, in.stream, show_labels, v, e);
+    cli_progress_end(v->c);
+    if (!rc) rc = put_result(v, labelling_json(v->l, e), e);
+    if (!rc) *value = labelling_perplexity(v->l);
+    labelling_free(v->l);
+    session_data_release(&in);
+    return rc;
+}
+
 /* ---- divergence ------------------------------------------------------------------------------------------------------------- */
 
 static void show_divergence(void *ctx) {
@@ -127,7 +155,7 @@ static int eval_reference(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
+/* ---- tasks ------------------------------------------------------------------------------------------------------- */
 
 static int feed_task(struct eval *v, struct cli_file *f, struct task *t, struct err *e) {
     char text[1 << 14];
@@ -163,9 +191,9 @@ static int eval_tasks(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------------------ */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
-/* With --reference or --task there may be none. */
+/* With --reference or --task there need not be a stream. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }
@@ -183,8 +211,9 @@ static int run(struct cli *c, struct err *e) {
     struct eval v = {.c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     double perplexity = 0;
     int rc = v.results ? check_usage(c, e) : err_nomem(e, "results");
-    if (!rc) rc = session_load_model(c, &how, session_hold(&how), &v.m, NULL, e);
-    if (!rc && wants_tokens(c)) rc = eval_tokens(&v, &perplexity, e);
+    if (!rc) rc = session_load_model(c, &how, session_weight_format(&how), &v.m, NULL, e);
+    bool next = !rc && model_predicts(&v.m->config) == TARGET_NEXT;
+    if (!rc && wants_tokens(c)) rc = next ? eval_tokens(&v, &perplexity, e) : eval_labels(&v, &perplexity, e);
     if (!rc && reference) rc = eval_reference(&v, e);
     if (!rc && tasks.n) rc = eval_tasks(&v, e);
     if (!rc && table) rc = cli_table(c, v.results, e);
@@ -205,30 +234,27 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that goes with the number, "
-            "for they are not comparable. The stream is standard input; with --reference or --task, which can be all "
-            "there is to do, only if that is a file (< FILE), a pipe is then named: -.\n"
-            "  gptq       one text in disjoint windows, all but a window's first token scored\n"
-            "  llama      the same windows, BOS first, only the second half scored (llama.cpp)\n"
-            "  sliding    windows that overlap, each token scored once (Hugging Face)\n"
-            "  sequences  each sequence for itself, all but its first token\n"
-            "  documents  each sequence a document behind BOS, also per word and byte (lm-eval)\n"
-            "\n"
-            "--reference compares with a teacher, as llama.cpp does. A key means the same whatever the encoding of the "
-            "knowledge; what an encoding cannot tell is bounded under another key, or left out:\n"
-            "  all           perplexity of all labels, at temperature 1\n"
-            "  dense         kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n"
-            "                delta_p\n"
-            "  topk, ghost   same_top, labels_known (labels among the entries), and bounds:\n"
-            "                kld_lower_bound, perplexity_reference_lower_bound,\n"
-            "                ln_ratio_upper_bound, delta_p_lower_bound, delta_p_upper_bound\n"
-            "  sample        cross_entropy: kld plus the teacher's entropy\n"
-            "Dense knowledge is compared at temperature 1, other knowledge at its own: tempered_ goes before keys of "
-            "another one, and what needs the teacher at 1 is left out.\n"
-            "\n"
-            "--task files hold minimal pairs (sentence_good, sentence_bad) or questions (context, choices, answer), "
-            "one JSON object a line. acc compares log-probabilities, acc_norm, acc_bytes and acc_tokens divide them "
-            "by length first; _low and _high bound Wilson's 95% interval.",
+            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that is printed with it, "
+            "because protocols are not comparable. The stream is standard input; with --reference or --task, which do "
+            "not need one, only if it is a file (< FILE); name a pipe with -.\n  gptq       one text in disjoint "
+            "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "
+            "half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once (Hugging Face)\n  "
+            "sequences  each sequence on its own, all but its first token\n  documents  each sequence a document after "
+            "BOS, also per word and byte (lm-eval)\n\nA masked language model is evaluated on tokens that were masked "
+            "(tokenize --mask-rate), by perplexity and accuracy over them, a classifier on texts with classes "
+            "(tokenize --labels), by accuracy and F1; neither has a protocol.\n\n--reference compares with a teacher, "
+            "as llama.cpp does. A key "
+            "means the same whatever the encoding of the knowledge; what an encoding does not determine is bounded "
+            "under another key, or left out:\n  all           perplexity of all labels, at temperature 1\n  dense      "
+            "   kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost "
+            "  same_top, labels_known (labels among the entries), and bounds:\n                kld_lower_bound, "
+            "perplexity_reference_lower_bound,\n                ln_ratio_upper_bound, delta_p_lower_bound, "
+            "delta_p_upper_bound\n  sample        cross_entropy: kld plus the teacher's entropy\nDense knowledge is "
+            "compared at temperature 1, other knowledge at its own: keys at another temperature begin with tempered_, "
+            "and what needs the teacher at 1 is left out.\n\n--task files hold minimal pairs (sentence_good, "
+            "sentence_bad) or questions (context, choices, answer), one JSON object a line. acc compares "
+            "log-probabilities, acc_norm, acc_bytes and acc_tokens divide them by length first; _low and _high bound "
+            "Wilson's 95% interval.",
         .examples =
             "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
             "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"

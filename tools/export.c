@@ -5,6 +5,7 @@
 
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
+#include "lib/stats/stats.h"
 
 static const char *to, *dtype_name, *tensor, *name;
 
@@ -13,11 +14,11 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &to,
      .arg = "FORMAT",
-     .choices = "gguf|safetensors|npy",
+     .choices = "gguf|safetensors|npy|imatrix",
      .required = true,
      .help =
          "gguf: one file for llama.cpp. safetensors: a folder for Hugging Face's transformers. npy: a folder of one "
-         "file for each tensor"},
+         "file for each tensor. imatrix: statistics for llama-quantize"},
     {.name = "dtype",
      .type = CLI_CHOICE,
      .to = &dtype_name,
@@ -63,7 +64,7 @@ static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
     return safetensors_export(m, cli_output_path(c), type ? type->dtype : 0, e);
 }
 
-/* A pipe on stdin becomes a temporary file without a name, which can be read at random and vanishes with the
+/* A pipe on stdin is copied to a temporary file without a name, which allows random access and vanishes with the
  * process. */
 static int spool_stdin(struct err *e) {
     static char block[1 << 20];
@@ -84,7 +85,23 @@ static int spool_stdin(struct err *e) {
     return rc;
 }
 
+static const double *sums_of(void *ctx, struct model_slot s, uint64_t *cols) {
+    return stats_input_sq(ctx, s, cols);
+}
+
+static int write_imatrix(struct cli *c, struct err *e) {
+    struct stream_reader *in;
+    struct stats *s = NULL;
+    int fd, rc = cli_open_stream(c, cli_input_path(c, 0), "stats", STREAM_STATS, &in, e);
+    if (!rc) rc = stats_load(&s, in, e);
+    if (!rc) rc = cli_binary(c, &fd, e);
+    if (!rc) rc = imatrix_write(stats_config(s), sums_of, s, stats_positions(s), stats_sequences(s), fd, e);
+    stats_free(s);
+    return rc;
+}
+
 static int run(struct cli *c, struct err *e) {
+    if (strcmp(to, "imatrix") == 0) return write_imatrix(c, e);
     enum stream_kind kind = strcmp(to, "npy") == 0 ? STREAM_ANY : STREAM_MODEL;
     struct stream_map *m;
     int rc = check_usage(c, e);
@@ -110,10 +127,13 @@ int main(int argc, char **argv) {
             "A folder must not exist yet, --force or not, and appears complete or not at all. A model whose layers "
             "differ, "
             "as pruning leaves them, has no place in Hugging Face's config.json; in GGUF it is of architecture deci, "
-            "which llama.cpp computes like llama with a shape for each layer.",
-        .examples = "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
-                    "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n    for transformers\n"
-                    "rill export --to npy --tensor norm.weight model.rill > norm.npy\n    one tensor, for NumPy\n",
+            "which llama.cpp computes like llama with a shape for each layer.\n"
+            "--to imatrix takes statistics, as calibrate writes them, instead of a model.",
+        .examples =
+            "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
+            "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n    for transformers\n"
+            "rill export --to npy --tensor norm.weight model.rill > norm.npy\n    one tensor, for NumPy\n"
+            "rill export --to imatrix model.stats.rill -o model.imatrix.gguf\n    statistics, for llama-quantize\n",
         .options = options,
         .run = run,
     };

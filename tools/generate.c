@@ -112,7 +112,7 @@ static void step_done(void *ctx, const struct model_generated *sum) {
     cli_progress(s->c, sum->made, "%llu sequences done", (unsigned long long)s->seqs);
 }
 
-/* Each prompt that is whole, `repeat` times. Sequences are counted through, also where `cat` begins from 0 again. */
+/* Adds each complete prompt `repeat` times. Sequences are counted through, also where `cat` starts from 0 again. */
 static int add_prompts(struct sink *s, struct model_generator *g, const struct knowledge_rows *rows, struct err *e) {
     const uint32_t *prompt = rows->tokens, *lengths = rows->lengths;
     int rc = 0;
@@ -122,7 +122,8 @@ static int add_prompts(struct sink *s, struct model_generator *g, const struct k
     return rc;
 }
 
-/* A prompt may be longer than a batch: it waits in the queue until it is whole, or longer than the model's context. */
+/* A prompt may be longer than a batch, and waits in the queue until it is complete, or longer than the model's
+ * context. */
 static int take_batch(struct sink *s, struct model_generator *g, struct knowledge_rows *rows,
                       const struct session_data *in, const struct batch *b, struct err *e) {
     int rc = knowledge_decode(rows, &in->format, b, e);
@@ -164,7 +165,7 @@ static int open_sink(struct sink *s, const struct session_data *in, struct err *
     FILE *text;
     if (as_text) return cli_text(s->c, &text, e);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are texts of their own now */
+    cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are independent texts now */
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
     int rc = meta ? cli_open_output(s->c, &s->out, e) : err_nomem(e, "description");
     if (!rc) rc = stream_write_meta(s->out, meta, e);
@@ -176,7 +177,7 @@ static double rate(uint64_t n, double seconds) {
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-/* Speeds are of steps that take prompts, and of those that do not; 0: there was none. */
+/* Speeds of steps that take prompts, and of those that do not; 0: there were none. */
 static int report(const struct sink *s, struct err *e) {
     cJSON *to = cli_report(s->c);
     bool ok = json_put_u64(to, "sequences", s->seqs) && json_put_u64(to, "new_tokens", s->sum.made) &&
@@ -188,7 +189,7 @@ static int report(const struct sink *s, struct err *e) {
 static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct sink s = {.c = c};
-    int rc = session_load_model(c, &how, session_hold(&how), &s.m, NULL, e);
+    int rc = session_load_model(c, &how, session_weight_format(&how), &s.m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "prompts", STREAM_TOKENS, s.m, &in, e);
     if (!rc) rc = open_sink(&s, &in, e);
     if (!rc) rc = generate(&s, &in, e);

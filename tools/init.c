@@ -1,8 +1,8 @@
-/* rill init: a fresh student, its weights random, its vocabulary that of another model. */
+/* rill init: makes an untrained student with random weights and the vocabulary of another model. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 
-static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context;
+static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, context, rotary_dims, window, window_pattern;
 static double theta, eps;
 static const char *arch, *mup;
 static bool untied;
@@ -67,7 +67,7 @@ static const struct cli_option options[] = {
      .to = &arch,
      .arg = "NAME",
      .fallback = "llama",
-     .help = "architecture: a decoder of those that help architectures lists"},
+     .help = "architecture, one of those that help architectures lists; an encoder gets a masked-LM head"},
     {.name = "rope-theta",
      .type = CLI_F64,
      .to = &theta,
@@ -76,6 +76,32 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1e12,
      .help = "base of the rotary frequencies"},
+    {.name = "rotary-dims",
+     .type = CLI_U64,
+     .to = &rotary_dims,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help =
+         "how many dimensions of a head rotate, the first ones; 0: as the architecture has it, a quarter in gpt_neox, "
+         "half in phi, all in others"},
+    {.name = "window",
+     .type = CLI_U64,
+     .to = &window,
+     .arg = "N",
+     .fallback = "0",
+     .max = UINT32_MAX,
+     .help = "positions that attention sees, its own included; 0: all before it"},
+    {.name = "window-pattern",
+     .type = CLI_U64,
+     .to = &window_pattern,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_LAYERS,
+     .needs = {"window"},
+     .help = "every N-th layer sees all positions all the same; 1: all have the window; 0: as the architecture has it, "
+             "2 in "
+             "gemma2, 6 in gemma3, 1 in others"},
     {.name = "norm-eps",
      .type = CLI_F64,
      .to = &eps,
@@ -83,11 +109,8 @@ static const struct cli_option options[] = {
      .fallback = "1e-05",
      .min = 0,
      .max = 0.1,
-     .help = "epsilon of the norms"},
-    {.name = "untied",
-     .type = CLI_FLAG,
-     .to = &untied,
-     .help = "an output matrix of its own rather than the embedding's"},
+     .help = "epsilon of the norms (distilbert's is 1e-12 unless this is given)"},
+    {.name = "untied", .type = CLI_FLAG, .to = &untied, .help = "a separate output matrix instead of the embedding"},
     {.name = "mup",
      .type = CLI_STRING,
      .to = &mup,
@@ -100,28 +123,43 @@ static const struct cli_option options[] = {
     {0},
 };
 
+/* Options that the architecture has no place for. */
+static int check_options(const struct cli *c, const struct model_config *config, struct err *e) {
+    if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))
+        return err_set(e, ERR_USAGE, "--rope-theta has no effect with --arch %s, which learns its positions", arch);
+    if (config->positions != POSITIONS_ROTARY && rotary_dims)
+        return err_set(e, ERR_USAGE, "--rotary-dims has no effect with --arch %s, which learns its positions", arch);
+    return 0;
+}
+
+static void set_windows(struct model_config *config) {
+    uint64_t n = window_pattern ? window_pattern : arch_window_pattern(arch);
+    for (uint32_t i = 0; i < config->n_layers; i++)
+        config->layers[i].window = n > 1 && (i + 1) % n == 0 ? 0 : (uint32_t)window;
+}
+
 static int configure(const struct cli *c, struct model_config *config, const struct model_head *like, struct arena *a,
                      struct err *e) {
     if (!kv_heads) kv_heads = heads;
     if (!head_dim && hidden % heads)
-        return err_set(e, ERR_USAGE, "hidden size %llu is no multiple of %llu heads: give --head-dim",
+        return err_set(e, ERR_USAGE, "hidden size %llu is not a multiple of %llu heads: give --head-dim",
                        (unsigned long long)hidden, (unsigned long long)heads);
     if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
-    if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))
-        return err_set(e, ERR_USAGE, "--rope-theta has no effect with --arch %s, which learns its positions", arch);
+    if (check_options(c, config, e)) return e->code;
     config->n_layers = (uint32_t)layers;
     config->hidden = (uint32_t)hidden;
     config->context = (uint32_t)context;
     config->head_dim = (uint32_t)(head_dim ? head_dim : hidden / heads);
     config->tied = !untied && config->output != OUTPUT_NONE;
     config->vocab_size = like->config.vocab_size;
-    config->norm_eps = (float)eps;
-    if (config->positions == POSITIONS_ROTARY) config->rope.theta = theta;
+    if (config->norm_eps == 0 || cli_given(c, "norm-eps")) config->norm_eps = (float)eps;
+    if (config->positions == POSITIONS_ROTARY) config->rope.theta = theta, config->rope.dims = (uint32_t)rotary_dims;
     config->layers = arena_array(a, layers, sizeof *config->layers, e);
     if (!config->layers) return e->code;
     for (uint32_t i = 0; i < layers; i++)
         config->layers[i] =
             (struct model_layer){.n_heads = (uint32_t)heads, .n_kv_heads = (uint32_t)kv_heads, .ffn = (uint32_t)ffn};
+    set_windows(config);
     arch_complete(config);
     return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
 }

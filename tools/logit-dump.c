@@ -1,4 +1,4 @@
-/* rill logit-dump: makes what a teacher says small enough to keep, or shows some of it as a table. */
+/* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
 #include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
@@ -53,7 +53,7 @@ static const struct cli_option options[] = {
      .arg = "FIRST:N",
      .fallback = "0:20",
      .needs = {"tsv"},
-     .help = "N positions from number FIRST of the stream on; it stops reading behind them"},
+     .help = "N positions from number FIRST of the stream on; it stops reading after them"},
     {.name = "top",
      .type = CLI_U64,
      .to = &top,
@@ -158,15 +158,14 @@ static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     return cli_close_output(c, e);
 }
 
-/* ---- a table
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- a table ----------------------------------------------------------------------------------------------------- */
 
 static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
-    int rc = session_load_vocab(c, &how, &w->vocab, e);
+    int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* Padding of a teacher that had no vocabulary is not shown; what is encoded with its share in it is shown as it
-     * is. */
+    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
+     * unchanged. */
     struct knowledge_format *f = &w->in.format;
     bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
     return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
@@ -197,8 +196,7 @@ static int print_table(struct cli *c, struct work *w, struct err *e) {
     return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
 }
 
-/* ---- the program
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the program ------------------------------------------------------------------------------------------------- */
 
 static int run(struct cli *c, struct err *e) {
     struct work w = {0};
@@ -224,13 +222,12 @@ int main(int argc, char **argv) {
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
         .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws "
-            "(sample:N) are unbiased: on average the student is taught the whole distribution, from some 3 bytes for "
-            "each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K mends most of "
-            "that.\n\n"
-            "What teacher-infer --tap has added goes on, but for --drop. What was kept as topk:K or ghost:K can be cut "
-            "to fewer entries later, and one be made the other. The "
-            "output does not depend on how the input is cut into batches, nor on -j.",
+            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
+            "are unbiased: on average the student is taught the whole distribution, from some 2 bytes for each "
+            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
+            "that.\n\nFields of teacher-infer --tap are passed on, except those of --drop. Knowledge in topk:K or "
+            "ghost:K can be reduced to fewer entries later, and converted to the "
+            "other. The output does not depend on how the input is cut into batches, nor on -j.",
         .examples =
             "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > small.kd.rill\n"
             "    the same answers, fewer fields, in a fourth of the bytes of f32\n"

@@ -1,7 +1,8 @@
-/* rill ls: what is in a stream, one line for each part. */
+/* rill ls: lists what is in a stream, one line for each part. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
+#include "lib/text/text.h"
 
 static bool as_json, batches;
 
@@ -9,7 +10,7 @@ static const struct cli_option options[] = {
     {.name = "batches",
      .type = CLI_FLAG,
      .to = &batches,
-     .help = "list every batch of a data stream, rather than what all of them hold together"},
+     .help = "list every batch of a data stream, rather than their totals"},
     {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each part"},
     {0},
 };
@@ -23,6 +24,7 @@ struct line {
 
 struct list {
     FILE *out;
+    bool facts; /* their line has no end yet */
     struct stream_reader *in;
     struct line *names; /* of the segment's batches: [BATCH_MAX_TENSORS] */
     size_t n_names;
@@ -33,14 +35,32 @@ static double percent(uint64_t part, uint64_t whole) {
     return whole ? 100.0 * (double)part / (double)whole : 100;
 }
 
-static int put_meta(const struct list *l, const struct stream_item *item, struct err *e) {
+static int put_meta(struct list *l, const struct stream_item *item, struct err *e) {
     if (as_json) {
         cJSON *j = cJSON_CreateObject(), *meta = cJSON_Duplicate(item->json, true);
         return cli_put_json(l->out, j, json_put_str(j, "type", "segment") && cJSON_AddItemToObject(j, "meta", meta), e);
     }
     cli_put_facts(l->out, item->json);
-    fputc('\n', l->out);
+    l->facts = true;
     return 0;
+}
+
+/* The tokens that end a generation, beside the facts. A vocabulary that cannot be read is for check to refuse. */
+static int put_vocab(const struct list *l, const struct stream_item *item, struct err *e) {
+    uint32_t ends[TEXT_MAX_ENDS + 1], n = 0;
+    if (vocab_read_ends(item->bytes, item->n_bytes, ends, &n, e)) return 0;
+    cJSON *j = cJSON_CreateObject();
+    bool ok = j && (!as_json || (json_put_str(j, "type", "vocabulary") && json_put_u64(j, "bytes", item->n_bytes)));
+    cJSON *list = ok ? cJSON_AddArrayToObject(j, "ends") : NULL;
+    ok = list != NULL;
+    for (uint32_t i = 0; ok && i < n; i++) {
+        cJSON *x = cJSON_CreateNumber(ends[i]);
+        ok = x && cJSON_AddItemToArray(list, x);
+    }
+    if (as_json) return cli_put_json(l->out, j, ok, e);
+    if (ok) cli_put_facts(l->out, j);
+    cJSON_Delete(j);
+    return ok ? 0 : err_nomem(e, "vocabulary");
 }
 
 static int put_line(const struct list *l, const struct line *x, const cJSON *attrs, struct err *e) {
@@ -79,7 +99,7 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
                         e);
 }
 
-/* Adds to the line of that name; the first dimension counts through all batches. False: too many names. */
+/* Adds to the line of that name; the first dimension is summed over batches. False: too many names. */
 static bool add_to_name(struct list *l, const struct line *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;
@@ -137,6 +157,9 @@ static int put_totals(const struct list *l, struct err *e) {
 }
 
 static int put_item(struct list *l, const struct stream_item *item, struct err *e) {
+    if (item->type == ITEM_VOCAB) return put_vocab(l, item, e);
+    if (l->facts) fputc('\n', l->out);
+    l->facts = false;
     switch (item->type) {
     case ITEM_META: return put_meta(l, item, e);
     case ITEM_BATCH: return put_batch(l, &item->batch, e);
@@ -172,11 +195,12 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_text = true,
         .description =
-            "Prints the kind and the plain facts of each segment, a line for each tensor (element type, shape, bytes, "
-            "what share of them is stored, codec, name) and the totals with the digest of the content, "
-            "which the provenance and the file's name are no part of. Tensors in batches are summed up by name: their "
-            "first dimension counts through all batches.\n\n"
-            "In a regular file the data is jumped over and not verified; check does that.",
+            "Prints the kind and the plain facts of each segment, a line for each tensor (element type, "
+            "shape, bytes, what share of them is stored, codec, name) and the totals with the digest of the "
+            "content, which does not cover the provenance or the file's name. Numbers of each layer are "
+            "shown as 5x512,0 (five times 512, then 0); ends lists the tokens that end a text. Tensors in "
+            "batches are summed up by name: their first dimension counts through all batches.\n\nIn a regular "
+            "file the data is skipped and not verified; use check for that.",
         .examples = "rill ls model.rill\n"
                     "    the tensors of a model\n"
                     "rill ls --json model.rill\n"

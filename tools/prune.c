@@ -1,4 +1,4 @@
-/* rill prune: takes weights out of a model, one pass. */
+/* rill prune: takes weights out of a model, in one pass. */
 #include "lib/prune/prune.h"
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
@@ -22,7 +22,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &prune_head,
      .needs = {"sparsity"},
-     .help = "in the embedding and the output matrix too"},
+     .help = "also in the embedding and the output matrix"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
@@ -61,7 +61,7 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .help =
          "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-         "tokens; \"padding\": keep all tokens, only the rows of the embedding behind the last one go (a file of that "
+         "tokens; \"padding\": keep all tokens, only the rows of the embedding after the last one go (a file of that "
          "name is ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
@@ -79,9 +79,8 @@ static const struct cli_option options[] = {
      .choices = "auto|weights|activations",
      .fallback = "auto",
      .needs = {"ffn|kv-heads", "!score=activations|stats"},
-     .help = "what makes a channel or head good: the norm of its weights, or its activations in --stats; auto: "
-             "activations when there "
-             "are statistics"},
+     .help = "how channels and heads are ranked: by the norm of their weights, or their activations in --stats; auto: "
+             "activations when there are statistics"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
@@ -92,13 +91,13 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* "3,10-14" into numbers. */
+/* Parses "3,10-14". */
 static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *e) {
     for (const char *s = text; s && *s;) {
         char item[32];
         size_t len = strcspn(s, ",");
         if (len == 0 || len >= sizeof item)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is no list of layers", text);
+            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
         memcpy(item, s, len);
         item[len] = 0;
         char *dash = strchr(item, '-');
@@ -106,7 +105,7 @@ static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *
         if (dash) *dash++ = 0;
         if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
             last >= MODEL_MAX_LAYERS)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is no list of layers", text);
+            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
         for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
         s += len;
         if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "--drop-layers: '%s' ends in a comma", text);
@@ -137,7 +136,7 @@ static bool asked(const struct cli_amount *a) {
     return a->n || a->share > 0;
 }
 
-/* --vocab names a stream, unless it is the word for what needs none. */
+/* --vocab names a stream, except "padding", which needs none. */
 static bool reads_tokens(void) {
     return vocab_path && strcmp(vocab_path, "padding") != 0;
 }
@@ -205,13 +204,13 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Structured pruning makes a smaller dense model that any program can run: fewer layers, "
-                       "narrower feed-forward "
-                       "parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
-                       "keeps the shapes.\n"
-                       "What goes is chosen by the norms of the weights, or by the statistics that calibrate made of "
-                       "this model. Several "
-                       "kinds may be asked for at once. Train the result with distill to win back what was lost.",
+        .description =
+            "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
+            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
+            "keeps the shapes.\nWhat is removed is chosen by the norms of the weights, or by calibrate's statistics of "
+            "this model. Several kinds may be combined. Train the result with distill to recover what was lost.\n"
+            "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
+            "(ffn.down and attn.o) or single weights become zero.",
         .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
                     "that matter most\n"
                     "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"

@@ -1,4 +1,5 @@
-/* rill recipe: a Makefile that rebuilds a file from what its provenance says. */
+/* rill recipe: prints the Makefile that rebuilds a file, from its provenance. */
+#include "lib/recipe/recipe.h"
 #include "lib/cli/cli.h"
 
 static const char *target;
@@ -12,15 +13,15 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* Without --target: the name it was written under, when the operand still has it (in whatever folder); else the operand. */
+/* Without --target: the name it was written under if the operand still has that name, in any folder; else the operand. */
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     FILE *out;
     const char *path = cli_input_path(c, 0), *name = target;
     if (cli_open_stream(c, path, "stdin", STREAM_ANY, &r, e) || stream_drain(r, e)) return e->code;
-    if (!name && cli_operands(c)) name = cli_recipe_name(stream_reader_prov(r), path);
+    if (!name && cli_operands(c)) name = recipe_target(stream_reader_prov(r), path);
     if (cli_text(c, &out, e)) return e->code;
-    if (cli_recipe(stream_reader_prov(r), name, out, e)) return err_prefix(e, "%s", stream_reader_name(r));
+    if (recipe_write(stream_reader_prov(r), name, out, e)) return err_prefix(e, "%s", stream_reader_name(r));
     return 0;
 }
 
@@ -32,17 +33,13 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description =
-            "Every stream carries an entry for each program that had a part in it, with its arguments and the digests "
-            "of "
-            "its inputs. From these entries recipe prints rules: a file that was written under a name is a target, "
-            "steps that were joined by pipes are one pipeline, and what no rill program wrote (texts, model folders) "
-            "is "
-            "a prerequisite that must be there, with its digest in a comment.\n\n"
-            "Run the Makefile in the folder where the commands were run. The same version of the programs gives the "
-            "same "
-            "bytes. A file made with --no-provenance has no recipe.\n\n"
-            "Read a Makefile before you run it when the file came from somebody else.",
+        .description = "Every stream carries an entry for each program that took part in making it, with its arguments "
+                       "and the digests of its inputs. From these entries recipe prints rules: a file that was written "
+                       "under a name is a target, steps that were joined by pipes are one pipeline, and what no rill "
+                       "program wrote (texts, model folders) is a prerequisite that must exist, with its digest in a "
+                       "comment.\n\nRun the Makefile in the folder where the commands were run. The same version of "
+                       "the programs gives the same bytes. A file made with --no-provenance has no recipe.\n\nRead a "
+                       "Makefile before you run it when the file came from somebody else.",
         .examples = "rill recipe student.rill > Makefile\n"
                     "    what made student.rill, as rules\n"
                     "rill recipe student.rill | make -f - -n\n"

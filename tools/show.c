@@ -1,4 +1,4 @@
-/* rill show: the values of tensors, and what else a stream says, as text. */
+/* rill show: prints values of tensors, and everything else in a stream, as text. */
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
@@ -40,7 +40,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &histogram,
      .needs = {"!meta", "!prov", "!vocab", "!tsv"},
-     .help = "show how the values are spread"},
+     .help = "show a histogram of the values"},
     {.name = "tsv",
      .type = CLI_FLAG,
      .to = &tsv,
@@ -65,7 +65,7 @@ enum { PIECE = 1 << 14, BINS = 20, BAR = 50 };
 struct view {
     FILE *out;
     struct tensor_desc desc;
-    struct buf data;  /* for --histogram, the whole tensor as encoded: it is gone through twice */
+    struct buf data;  /* for --histogram, which takes two passes, the whole tensor as encoded */
     struct buf first; /* the first values, as f32 */
     float x[PIECE];
     struct tensor_summary summary;
@@ -77,7 +77,7 @@ static const float *first_values(const struct view *v, size_t *n) {
     return (const float *)(const void *)v->first.data;
 }
 
-/* Elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
+/* Reads elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
     uint64_t left = tensor_elems(&v->desc) - at;
     *n = left < PIECE ? (size_t)left : PIECE;
@@ -91,7 +91,7 @@ static void put_tsv(struct view *v, uint64_t at, size_t n) {
     for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
 }
 
-/* The n values of v->x, from element `at` on, to where they are wanted. */
+/* Passes on the n values of v->x, from element `at` on. */
 static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     if (tsv) {
         put_tsv(v, at, n);
@@ -102,7 +102,7 @@ static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     return keep ? buf_append(&v->first, v->x, keep * sizeof *v->x, e) : 0;
 }
 
-/* Goes through the values, or as many of them as are asked for, a piece at a time. What is shown of a chunk was verified. */
+/* Reads the values, or as many as are asked for, piece by piece. Everything shown has been verified. */
 static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
     bool all = tsv || stats || histogram;
     size_t n = 1;
@@ -209,13 +209,13 @@ static int put_roles(struct view *v, const struct vocab *x, struct err *e) {
     fprintf(v->out, "%" PRIu32 " tokens, %" PRIu32 " merges, %s%s, identity %s\n", x->n_tokens, x->n_merges,
             bytes ? "cut as " : "", bytes ? text_pre_name(x->pre) : text_kind_name(x->kind), digest);
     int rc = put_role(v, x, x->add_bos ? "bos (in front of a text)" : "bos", x->bos, e);
-    if (!rc) rc = put_role(v, x, x->add_eos ? "eos (behind a text)" : "eos", x->eos, e);
+    if (!rc) rc = put_role(v, x, x->add_eos ? "eos (after a text)" : "eos", x->eos, e);
     for (uint32_t i = 0; !rc && i < x->n_ends; i++) rc = put_role(v, x, "end", x->ends[i], e);
     if (!rc) rc = put_role(v, x, "pad", x->pad, e);
     return rc ? rc : put_role(v, x, "unk", x->unk, e);
 }
 
-/* What cannot be read is shown as far as its bytes go. */
+/* Unreadable records are shown as far as possible. */
 static int show_vocab(struct view *v, const struct stream_item *item, struct err *e) {
     char digest[DIGEST_TEXT_SIZE];
     struct vocab *x;
@@ -232,7 +232,7 @@ static int show_vocab(struct view *v, const struct stream_item *item, struct err
     return rc;
 }
 
-/* Each step once, in however many segments it is. */
+/* Each step once, however many segments it is in. */
 static int show_prov(struct view *v, const struct stream_reader *r, struct err *e) {
     const cJSON *entry;
     cJSON_ArrayForEach(entry, stream_reader_prov(r)) {
@@ -252,13 +252,13 @@ static int show_item(struct cli *c, struct view *v, struct stream_reader *r, con
     return show_tensor(v, r, item, e);
 }
 
-/* A tensor or a batch that was asked for, and is not there, is a mistake in the question. */
+/* A tensor or batch that was asked for but does not exist is an error. */
 static int check_found(const struct cli *c, const struct view *v, uint64_t batches, struct err *e) {
     if (v->found) return 0;
     if (cli_given(c, "batch") && batches <= batch)
         return err_set(e, ERR_USAGE, "--batch %" PRIu64 ": there are %" PRIu64 " batches", batch, batches);
     if (cli_given(c, "tensor"))
-        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls shows which there are)", glob);
+        return err_set(e, ERR_USAGE, "--tensor '%s': no tensor has such a name (rill ls lists them)", glob);
     return 0;
 }
 
@@ -291,10 +291,10 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description = "Prints the first values of each tensor; with --stats or --histogram a summary instead. "
-                       "Quantized values are "
-                       "shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\n"
-                       "What is not shown is not verified when the input is a regular file; check does that.",
+        .description =
+            "Prints the first values of each tensor; with --stats or --histogram a summary instead. Quantized values "
+            "are shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\nIn a "
+            "regular file, data that is not shown is not verified; use check for that.",
         .examples = "rill show --tensor 'layers.0.*' --stats model.rill\n"
                     "    range, mean and deviation of the first layer's tensors\n"
                     "rill show --tensor norm.weight --tsv model.rill > norm.tsv\n"

@@ -1,4 +1,4 @@
-/* rill teacher-infer: runs a teacher over tokens and writes what it says about each position, whole. */
+/* rill teacher-infer: runs a teacher over tokens and writes its distribution at each position. */
 #include <stdio.h>
 #include <string.h>
 
@@ -21,7 +21,7 @@ static const struct cli_option options[] = {
      .arg = "ENC",
      .fallback = "dense",
      .help = "what to keep of each position: dense is everything, topk:K, ghost:K, topp:P and sample:N are as in "
-             "logit-dump, without the way of dense logits through a pipe; none: nothing, only what is tapped"},
+             "logit-dump, without sending dense logits through a pipe; none: nothing, only what is tapped"},
     {.name = "tap", .type = CLI_LIST, .to = &taps, .arg = "POINT", .help = SESSION_TAP_HELP},
     {.name = "tap-positions",
      .type = CLI_U64,
@@ -45,6 +45,7 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 0.01,
      .max = 1000,
+     .needs = {"!encode=none", "!dry-run"},
      .help = "of the distribution that is encoded"},
     {.name = "dtype",
      .type = CLI_CHOICE,
@@ -56,7 +57,7 @@ static const struct cli_option options[] = {
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
-     .needs = {"encode=dense", "!temperature"},
+     .needs = {"encode=dense", "!temperature", "!dry-run"},
      .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
     {.name = "batch-tokens",
      .type = CLI_U64,
@@ -65,13 +66,13 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .max = 1 << 24,
-     .help = "positions in one forward pass, at most (but a whole sequence); memory grows with it"},
+     .help = "positions in one forward pass, at most, unless a sequence is longer; memory grows with it"},
     {.name = "weights",
      .type = CLI_CHOICE,
      .to = &weights,
      .choices = "resident|stream",
      .fallback = "resident",
-     .help = "stream: the model goes by layer by layer, once for each block of tokens, and memory holds one layer; for "
+     .help = "stream: the model is read layer by layer, once for each block of tokens, and memory holds one layer; for "
              "teachers larger than memory. The output is the same"},
     {.name = "block-tokens",
      .type = CLI_U64,
@@ -115,7 +116,7 @@ static int choose_format(struct work *w, struct err *e) {
     return session_teacher_tap(w->teacher, f, cli_seed(w->c), e);
 }
 
-/* META, and the encoder behind it. */
+/* Writes the META of the knowledge and creates its encoder. */
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
     digest_text(teacher, w->format.teacher);
@@ -180,25 +181,30 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .seeded = true,
         .stream_needs = "!dry-run",
-        .seed_needs = {"encode=sample:N|tap-positions"},
+        .seed_needs = {"encode=sample:N|tap-positions", "!dry-run"},
         .threaded = true,
         .description =
             "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
-            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of "
-            "49152): --encode makes it small here, logit-dump behind a pipe. Memory does not grow with the "
-            "stream. Log-probabilities lose least where the probability is: for SmolLM2-135M, rounding them to f16 "
-            "costs a KL divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds "
-            "none.\n\n"
-            "A teacher larger than memory is read once for each block of tokens (--weights stream), or once in all "
-            "from a pipe.\n\n"
-            "Tokens and teacher must name the same vocabulary; a sequence may not be longer than the teacher's "
-            "context.",
+            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of 49152): "
+            "--encode makes it small here, or pipe it into logit-dump. Memory does not grow with the stream. Rounding "
+            "log-probabilities costs probable tokens the least precision: for SmolLM2-135M, rounding to f16 costs a KL "
+            "divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds none.\n\nA teacher "
+            "larger than memory is read once for each block of tokens (--weights stream), or once in all from a "
+            "pipe.\n\n--tap keeps more than answers: rows of hidden states, attention or q, k and v, in fields of "
+            "their own, for the losses that compare them. --dry-run prints first how large that becomes. A masked "
+            "language model answers at each position of masked tokens (tokenize --mask-rate), a classifier once for "
+            "each sequence (tokenize --labels).\n\nTokens and teacher must name the same vocabulary; a sequence may "
+            "not be longer than the "
+            "teacher's context.",
         .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"
-                    "    50 draws a position: some 50 bytes instead of 98 KB\n"
+                    "    50 draws a position: some 30 bytes instead of 98 KB\n"
                     "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
                     "    the same in two steps, by way of log-probabilities in f16\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
+                    "rill teacher-infer -m teacher.rill --encode sample:50 --tap hidden:all --tap-positions 4 "
+                    "tokens.rill -o tapped.kd.rill\n"
+                    "    the hidden states of four positions of each sequence besides\n"
                     "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
                     "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",

@@ -1,5 +1,5 @@
 /*
- * base: what every other module stands on. Errors as values, memory with checked sizes, growable bytes, strict JSON,
+ * base: what every other module builds on. Errors as values, memory with checked sizes, growable bytes, strict JSON,
  * digests, descriptors, outputs that appear whole, counter-based random numbers, a deterministic parallel loop and log
  * lines.
  *
@@ -46,10 +46,10 @@ struct err {
 /* Fills *e and returns code, so that `return err_set(e, ERR_DATA, ...)` is the idiom. */
 int err_set(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-/* Puts "PREFIX: " before the message already in *e: the way up adds the file, the record, the tensor. Returns e->code. */
+/* Puts "PREFIX: " before the message already in *e: callers add the file, the record, the tensor. Returns e->code. */
 int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
-/* As err_set with ERR_IO, and ": strerror(errnum)" behind the message. */
+/* As err_set with ERR_IO, and ": strerror(errnum)" after the message. */
 int err_sys(struct err *e, int errnum, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 /* ---- checked integer arithmetic: every size from outside goes through these before it allocates ---------------- */
@@ -86,8 +86,9 @@ void mem_free(void *p);
 void mem_set_limit(uint64_t bytes);
 uint64_t mem_left(void);
 uint64_t mem_address_space(void); /* what RLIMIT_AS alone leaves; UINT64_MAX: no limit */
-uint64_t mem_in_use(void);        /* by mem_alloc and what stands on it */
-/* ERR_IO, "N MB of memory are needed and M MB are left", if so many bytes do not fit: for what grows in steps or is made of many. */
+uint64_t mem_in_use(void);        /* by mem_alloc and everything built on it */
+/* ERR_IO ("N MB of memory are needed and M MB are left") if so many bytes do not fit. For callers that allocate in
+ * steps or many parts. */
 int mem_check(uint64_t bytes, struct err *e) MUST_CHECK;
 /* For tests: the n-th allocation from now on fails, once. 0 turns it off. Tests go through all n until nothing fails. */
 void mem_fail_at(uint64_t n);
@@ -107,7 +108,7 @@ char *arena_printf(struct arena *a, struct err *e, const char *fmt, ...) MUST_CH
 void arena_reset(struct arena *a);   /* forgets all objects, keeps one block for reuse */
 void arena_release(struct arena *a); /* gives everything back; the arena is empty and usable again */
 
-/* ---- growable bytes: `struct buf b = {0};`, then buf_*, then buf_release -------------------------------------------- */
+/* ---- growable bytes: `struct buf b = {0};`, then buf_*, then buf_release ----------------------------------------- */
 
 struct buf {
     unsigned char *data; /* owned; 64-byte aligned; not NUL-terminated (buf_printf appends no NUL either) */
@@ -126,13 +127,13 @@ bool utf8_valid(const char *s, size_t n);
 /* A name fit for tensors, records and options: 1..1024 bytes of valid UTF-8 without control characters. */
 bool name_valid(const char *s, size_t n);
 
-/* What a file or a command line says, on its way to a terminal or into a text: it may neither move the cursor, start a
- * line, nor change the order in which a line is read. Control and format characters (but the joiners, which words and
- * emoji need) and line separators become \n, \t, \r or the \u1234 of JSON, bytes that are not UTF-8 become \x9b; the
- * rest stays, backslashes too. Text that is escaped stays as it is when it is escaped again. */
+/* Escapes text from a file or a command line for a terminal or a text, so that it can neither move the cursor, start
+ * a line, nor change the direction of reading. Control and format characters (but the joiners, which words and emoji
+ * need) and line separators become \n, \t, \r or the \u1234 of JSON, bytes that are not UTF-8 become \x9b; the rest
+ * stays, backslashes too. Text that is escaped stays as it is when it is escaped again. */
 #define ESCAPE_MAX 13 /* bytes that one character can become, with a NUL */
-/* Of the first character of s[0..n), n > 0: how many bytes it takes up goes into *took, what to show into out, with a
- * NUL. True when that differs. */
+/* The first character of s[0..n), n > 0: *took is its length in bytes, `out` gets what to show, with a NUL. True if
+ * the two differ. */
 bool escape_char(const char *s, size_t n, size_t *took, char out[ESCAPE_MAX]);
 /* Of all of s[0..n), as far as it fits: whole characters, and a NUL. Returns the length. `out` may not overlap s. */
 size_t escape_text(char *out, size_t size, const char *s, size_t n);
@@ -158,7 +159,8 @@ cJSON *json_parse(const char *text, size_t len, struct err *e) MUST_CHECK;
 /* Canonical text: keys in the order they were added, no white space, numbers in the shortest form that reads back.
  * Refuses (ERR_DATA) what json_parse would: NaN, infinities, duplicate keys, invalid UTF-8. Free with mem_free. */
 char *json_text(const cJSON *value, struct err *e) MUST_CHECK;
-/* The same value as text to be shown: what escape_char escapes is written as \u. Not canonical: for no file of ours. */
+/* The same value as text for people, in which the characters that escape_char escapes are written as \u. Not
+ * canonical: never written to a file. */
 char *json_text_shown(const cJSON *value, struct err *e) MUST_CHECK;
 int json_get_u64(const cJSON *object, const char *key, uint64_t min, uint64_t max, uint64_t *out,
                  struct err *e) MUST_CHECK;
@@ -172,19 +174,19 @@ int json_opt_u64(const cJSON *object, const char *key, uint64_t min, uint64_t ma
 int json_opt_f64(const cJSON *object, const char *key, double min, double max, double *out, struct err *e) MUST_CHECK;
 int json_opt_str(const cJSON *object, const char *key, const char **out, struct err *e) MUST_CHECK;
 int json_opt_bool(const cJSON *object, const char *key, bool *out, struct err *e) MUST_CHECK;
-/* Add to an object; false when memory is out (the caller reports once, at the end, with err_nomem) or when a u64 is
+/* Add to an object; false when out of memory (the caller reports once, at the end, with err_nomem) or when a u64 is
  * above JSON_MAX_INTEGER. They do not look for a key that is already there; json_text does. */
 bool json_put_u64(cJSON *object, const char *key, uint64_t v);
 bool json_put_f64(cJSON *object, const char *key, double v);
 bool json_put_float(cJSON *object, const char *key,
-                    double v); /* a whole number with a point, "30.0": for readers to which 30
-                                                                * is no float */
-bool json_put_f64_or_null(cJSON *object, const char *key, double v); /* null: v is not finite, which JSON cannot say */
+                    double v); /* a whole number with a point, "30.0": for readers that would take 30 for an integer */
+bool json_put_f64_or_null(cJSON *object, const char *key, double v); /* null when v is not finite: JSON has no such
+ * number */
 bool json_put_str(cJSON *object, const char *key, const char *v);
 bool json_put_bool(cJSON *object, const char *key, bool v);
 int err_nomem(struct err *e, const char *what); /* "out of memory: WHAT", ERR_IO */
 
-/* ---- digests: XXH3-128, written "xxh3:" + 32 hex digits ----------------------------------------------------------------- */
+/* ---- digests: XXH3-128, written "xxh3:" + 32 hex digits ---------------------------------------------------------- */
 
 #define DIGEST_TEXT_SIZE 38 /* with the NUL */
 struct digest {
@@ -295,7 +297,7 @@ void parallel_set_threads(int n); /* >= 1; default: the cores this process may u
 int parallel_threads(void);
 int parallel_default_threads(void);
 
-/* ---- log: the library never prints; lib/cli installs a sink ----------------------------------------------------------------------- */
+/* ---- log: the library never prints; lib/cli installs a sink ------------------------------------------------------ */
 
 enum log_level { LOG_WARN, LOG_INFO, LOG_DEBUG };
 typedef void log_sink(void *ctx, enum log_level level, const char *line);

@@ -1,4 +1,9 @@
-/* Private to lib/base: the memory budget, and which sanitizer this build carries (gcc and clang say it differently). */
+/*
+ * Private to lib/base: the memory budget, and which sanitizer this build carries (gcc and clang say it differently).
+ *
+ * Order of files, each calling only those before it: string, err, budget, mem, buf, digest, fd, json_scan, json,
+ * json_text, log, rng, parallel, out.
+ */
 #ifndef RILL_BASE_INTERNAL_H
 #define RILL_BASE_INTERNAL_H
 

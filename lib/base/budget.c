@@ -8,7 +8,7 @@
 
 #include "lib/base/base_internal.h"
 
-static atomic_uint_fast64_t chosen; /* by mem_set_limit; 0: nothing was */
+static atomic_uint_fast64_t chosen; /* by mem_set_limit; 0: no limit */
 static atomic_uint_fast64_t in_use;
 
 void budget_take(uint64_t bytes) {
@@ -21,7 +21,7 @@ uint64_t mem_in_use(void) {
     return atomic_load_explicit(&in_use, memory_order_relaxed);
 }
 
-/* The number behind `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
+/* The number after `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
 static bool number_in(const char *path, const char *key, uint64_t *out) {
     char line[256];
     bool found = false;
@@ -50,7 +50,7 @@ static uint64_t available(void) {
     return sysinfo(&s) == 0 ? (uint64_t)s.freeram * s.mem_unit : UINT64_MAX;
 }
 
-/* What the control group `dir` leaves: its limit without what is in use, of which caches of files can be dropped. */
+/* What the control group `dir` leaves: its limit minus what is in use, of which file caches can be dropped. */
 static uint64_t group_leaves(const char *dir, const char *limit_name, const char *use_name, const char *cache) {
     char path[4096 + 64];
     uint64_t limit, use = 0, dropped = 0;

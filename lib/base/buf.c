@@ -9,7 +9,7 @@ int buf_reserve(struct buf *b, size_t extra, struct err *e) {
     if (b->cap - b->len >= extra && b->data) return 0;
     uint64_t need;
     if (!u64_add(b->len, extra, &need) || need > PTRDIFF_MAX)
-        return err_set(e, ERR_IO, "out of memory: %zu bytes behind %zu", extra, b->len);
+        return err_set(e, ERR_IO, "out of memory: %zu bytes after %zu", extra, b->len);
     /* Doubling keeps appending linear; from 1 GiB on, half as much again keeps the waste bounded. */
     size_t cap = b->cap < 64 ? 64 : b->cap < ((size_t)1 << 30) ? 2 * b->cap : b->cap + b->cap / 2;
     if (cap < need) cap = need;

@@ -21,7 +21,7 @@ struct digest digest_bytes(const void *data, size_t n) {
 }
 
 struct digest_state *digest_new(struct err *e) {
-    struct digest_state *s = mem_zalloc(sizeof *s, e); /* zeroed: XXH3 wants a fresh state so */
+    struct digest_state *s = mem_zalloc(sizeof *s, e); /* XXH3 wants a zeroed state */
     if (s) XXH3_128bits_reset(&s->xxh);
     return s;
 }

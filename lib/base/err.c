@@ -5,8 +5,8 @@
 
 #include "lib/base/base.h"
 
-/* The text, escaped, as the message. `wanted`: its length before it was cut to sizeof e->msg; of a UTF-8 sequence that
- * was cut in two nothing remains. */
+/* Sets the escaped text as the message. `wanted`: its length before it was cut to sizeof e->msg; a UTF-8 sequence
+ * that was cut in two is dropped. */
 static void put_message(struct err *e, const char *text, size_t wanted) {
     size_t n = strlen(text), start = n;
     if (wanted >= sizeof e->msg) {
@@ -32,7 +32,7 @@ int err_set(struct err *e, int code, const char *fmt, ...) {
     return e->code = code;
 }
 
-/* The message as it was, behind what the caller put in its place. */
+/* Puts a prefix before the old message. */
 static void append_message(struct err *e, const char *rest) {
     char text[sizeof e->msg];
     int n = snprintf(text, sizeof text, "%s: %s", e->msg, rest);

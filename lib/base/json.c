@@ -23,7 +23,7 @@ static const cJSON *find_duplicate_of_few(const cJSON *object) {
     return NULL;
 }
 
-/* Open addressing in a table at most half full. The seed is an address, so that no file can aim at collisions. */
+/* Open addressing in a table at most half full. The seed is an address, so that no file can provoke collisions. */
 static int find_duplicate_of_many(const cJSON *object, size_t n, const cJSON **found, struct err *e) {
     size_t size = 64;
     while (size < 2 * n) size *= 2;
@@ -70,7 +70,7 @@ int json_check_tree(const cJSON *value, int depth, struct err *e) {
 cJSON *json_parse(const char *text, size_t len, struct err *e) {
     if (json_scan(text, len, e) != 0) return NULL;
     cJSON *value = cJSON_ParseWithLength(text, len);
-    if (!value) { /* the text is sound, so it is memory */
+    if (!value) { /* the text is valid, so it can only be out of memory */
         err_set(e, ERR_IO, "out of memory: json of %zu bytes", len);
         return NULL;
     }
@@ -97,7 +97,7 @@ static const char *kind_of(const cJSON *item) {
 static const cJSON *find(const cJSON *object, const char *key, bool optional, int *rc, struct err *e) {
     *rc = 0;
     if (!cJSON_IsObject(object)) {
-        *rc = err_set(e, ERR_DATA, "json: looking for \"%s\" in %s, which is no object", key, kind_of(object));
+        *rc = err_set(e, ERR_DATA, "json: looking for \"%s\" in %s, which is not an object", key, kind_of(object));
         return NULL;
     }
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);

@@ -68,7 +68,7 @@ static int scan_hex4(struct scan *s) {
     return v;
 }
 
-/* Behind "\u". A NUL would end the C string early, half a surrogate pair is no character. */
+/* After "\u". A NUL would end the C string early, and half a surrogate pair is not a character. */
 static bool scan_unicode_escape(struct scan *s) {
     int c = scan_hex4(s);
     if (c < 0) return fail(s, "expected four hexadecimal digits");
@@ -119,7 +119,7 @@ static bool scan_scalar(struct scan *s) {
     }
 }
 
-/* Closes as many containers as close here, up to a comma (true: another value follows) or the end of the outermost
+/* Closes all containers that end here, up to a comma (true: another value follows) or the end of the outermost
  * (*depth 0). */
 static bool scan_closings(struct scan *s, const char *closer, int *depth) {
     while (*depth > 0) {
@@ -157,7 +157,7 @@ static bool scan_value(struct scan *s) {
 }
 
 int json_scan(const char *text, size_t len, struct err *e) {
-    if (!len) text = ""; /* an empty buffer is NULL, which no offset may be added to */
+    if (!len) text = ""; /* an empty buffer is NULL, to which no offset may be added */
     struct scan s = {.begin = text, .at = text, .end = text + len};
     skip_space(&s);
     if (scan_value(&s)) {

@@ -85,7 +85,7 @@ static int put_members(struct buf *b, const cJSON *container, bool is_object, st
     return rc ? rc : put(b, is_object ? "}" : "]", e);
 }
 
-/* "30.0", the only text that is put as it is: of json_put_float. */
+/* "30.0", the only raw text in the tree: json_put_float adds it */
 static bool is_float(const char *text) {
     text += *text == '-';
     size_t digits = strspn(text, "0123456789");
@@ -103,26 +103,26 @@ static int put_value(struct buf *b, const cJSON *value, struct err *e) {
     return err_set(e, ERR_DATA, "json: a value to be written is of no JSON type");
 }
 
-/* Outside of strings canonical text is printable ASCII, so whatever is escaped stands in a string. */
+/* Outside strings canonical text is printable ASCII, so whatever is escaped is inside a string. */
 char *json_text_shown(const cJSON *value, struct err *e) {
     char *text = json_text(value, e);
     if (!text) return NULL;
-    size_t n = strlen(text), room = 6 * n + 1; /* \u007f of one byte */
-    char *shown = mem_alloc(room, e);
-    if (shown) escape_text(shown, room, text, n);
+    size_t n = strlen(text), size = 6 * n + 1; /* \u007f of one byte */
+    char *shown = mem_alloc(size, e);
+    if (shown) escape_text(shown, size, text, n);
     mem_free(text);
     return shown;
 }
 
 char *json_text(const cJSON *value, struct err *e) {
-    /* What json_parse would refuse is not written either. */
+    /* What json_parse would refuse is not written. */
     if (json_check_tree(value, 1, e) != 0) return NULL;
     locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (!c) {
         err_nomem(e, "the C locale");
         return NULL;
     }
-    locale_t before = uselocale(c); /* of this thread only: a decimal point is a point */
+    locale_t before = uselocale(c); /* of this thread only: with a decimal point */
     struct buf b = {0};
     int rc = put_value(&b, value, e);
     if (!rc) rc = buf_append(&b, "", 1, e);

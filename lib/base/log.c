@@ -1,11 +1,11 @@
-/* Log lines, handed to whoever installed a sink. */
+/* Log lines, passed to whoever installed a sink. */
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 
 #include "lib/base/base.h"
 
-/* Lines come from any thread, and a sink need not be able to bear two at once. */
+/* Lines come from any thread, and a sink need not be thread-safe. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static log_sink *installed;
 static void *installed_ctx;

@@ -112,7 +112,7 @@ static struct arena_block *add_block(struct arena *a, size_t need, struct err *e
 
 void *arena_alloc(struct arena *a, size_t size, struct err *e) {
     size_t align = size >= ALIGN ? ALIGN : 16;
-    if (size > PTRDIFF_MAX - 4 * ALIGN) { /* so that nothing below wraps */
+    if (size > PTRDIFF_MAX - 4 * ALIGN) { /* so that nothing below overflows */
         err_set(e, ERR_IO, "out of memory: %zu bytes", size);
         return NULL;
     }

@@ -62,8 +62,7 @@ static void forget_temporary(const char *name) {
         if (temporary[i].name == name) temporary[i].name = NULL;
 }
 
-/* Makes the file or folder of p->tmp's pattern; between that and its place in the list no signal may end the
- * program. */
+/* Creates the file or folder of p->tmp's pattern. Until it is in the list no signal may end the program. */
 static int make_temporary(struct out_place *p, bool folder, int *fd, struct err *e) {
     sigset_t all, old;
     size_t slot = 0;
@@ -141,7 +140,7 @@ static int refuse_folder(const char *path, struct err *e) {
     return err_set(e, ERR_USAGE, "%s exists (a folder is not replaced: remove it, or name another)", path);
 }
 
-/* A rename at the end must not fail for a reason that is there now. */
+/* Checks now that the rename at the end can succeed. */
 static int check_replaceable(const struct out_place *p, const struct stat *st, struct err *e) {
     struct stat folder;
     struct statx x;
@@ -158,8 +157,8 @@ static int check_replaceable(const struct out_place *p, const struct stat *st, s
     return 0;
 }
 
-/* *in_place: a device or a FIFO, of which there is nothing to rename and nothing to be lost. Else *mode is the mode
- * of the file to be replaced, or -1, and p->target is set. */
+/* *in_place: a device or a FIFO, which is written directly. Else *mode is the mode of the file to be replaced, or
+ * -1, and p->target is set. */
 static int find_file(struct out_place *p, bool overwrite, bool *in_place, long *mode, struct err *e) {
     struct stat st, again;
     size_t n = strlen(p->path);
@@ -190,7 +189,7 @@ static void place_release(struct out_place *p) {
     *p = (struct out_place){0};
 }
 
-/* So that the new name survives a power cut too. Best effort: not every file system lets a folder be synced. */
+/* So that the new name survives a power failure. Best effort: not every file system can sync a folder. */
 static void sync_folder(const char *target) {
     char folder[PATH_MAX];
     int n = folder_length(target);
@@ -213,7 +212,7 @@ static int make_file(struct out_file *f, long mode, struct err *e) {
     f->place.tmp = temporary_name(f->place.target, e);
     if (!f->place.tmp || make_temporary(&f->place, false, &f->fd, e)) return e->code;
     if (fchmod(f->fd, mode >= 0 ? (mode_t)mode : 0666 & ~file_mode_mask())) {
-        /* a file system without modes: what it gave will do */
+        /* a file system without modes */
     }
     return 0;
 }

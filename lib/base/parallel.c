@@ -45,7 +45,7 @@ static void relax(void) {
 #endif
 }
 
-/* One thread's part: pieces of the range until there are none. */
+/* One thread's part: takes pieces of the range until none are left. */
 static void run_share(int thread) {
     inside = true;
     my_thread = thread;
@@ -82,7 +82,8 @@ static void *work(void *arg) {
     return NULL;
 }
 
-/* As many workers as asked for, or as the system gives: the loop is the same with fewer. Signals are for the main thread. */
+/* Starts as many workers as asked for, or as the system allows: the result is the same with fewer. Signals are for
+ * the main thread. */
 static void hire(int workers) {
     sigset_t all, before;
     sigfillset(&all);
@@ -108,7 +109,7 @@ static void open_loop(size_t n, parallel_body *body, void *ctx, int threads) {
     pool.body = body;
     pool.ctx = ctx;
     pool.n = n;
-    /* Some 16 pieces each: enough to even out unequal bodies, few enough that the counter costs nothing. */
+    /* About 16 pieces per thread: enough to balance unequal bodies, few enough that the counter costs nothing. */
     pool.chunk = n / ((size_t)threads * 16);
     if (pool.chunk < 1) pool.chunk = 1;
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
@@ -120,7 +121,7 @@ static void open_loop(size_t n, parallel_body *body, void *ctx, int threads) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* Nobody joins any more; waits for those who did. */
+/* Closes the loop and waits for those who joined. */
 static void close_loop(void) {
     pthread_mutex_lock(&pool.lock);
     pool.open = false;

@@ -133,7 +133,7 @@ static bool is_decimal(const char *s) {
 
 bool parse_f64(const char *s, double *out) {
     if (!is_decimal(s)) return false;
-    locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* a constant of libc's: costs nothing, cannot fail */
+    locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* a constant of libc: costs nothing, cannot fail */
     if (!c) return false;
     double v = strtod_l(s, NULL, c);
     freelocale(c);

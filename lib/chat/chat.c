@@ -71,7 +71,7 @@ static int render(struct conversation *c, size_t n, bool prompt, struct buf *out
     struct frame root = {.parent = NULL};
     r.frame = &root;
     out->len = spans->len = 0;
-    bool ok = define_all(&r, c, &messages, prompt) && chat_run(&r, c->t->body);
+    bool ok = define_all(&r, c, &messages, prompt) && chat_execute(&r, c->t->body);
     arena_release(&r.memory);
     return ok ? 0 : e->code;
 }
@@ -106,7 +106,7 @@ static size_t find_text(const struct buf *text, size_t from, struct str what, bo
     return found;
 }
 
-/* What a message says in the end: its content, behind any thoughts in it. */
+/* What a message says in the end: its content, after any thoughts in it. */
 static struct str last_words(struct render *r, const struct value *message) {
     const struct value *v = dict_get(r, message->dict, STR("content"));
     struct str s = v && v->kind == V_STR ? v->s : STR("");

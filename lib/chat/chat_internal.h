@@ -1,10 +1,22 @@
-/* What the files of lib/chat share: tokens, the syntax tree, values, and a rendering under way. */
+/*
+ * What the files of lib/chat share: tokens, the syntax tree, values, and the state of a rendering. The files in order; each
+ * calls only those before it:
+ *     lex                                      template to tokens
+ *     value, json, operator, arguments         values, their text, operators, arguments of calls
+ *     method, builtin                          methods, attributes and functions; filters and tests
+ *     parse                                    tokens to syntax tree
+ *     eval, statement                          expressions, statements
+ *     chat                                     a conversation rendered
+ */
 #ifndef RILL_CHAT_INTERNAL_H
 #define RILL_CHAT_INTERNAL_H
 
 #include <string.h>
 
 #include "lib/chat/chat.h"
+
+struct render;
+struct call_args;
 
 struct str {
     const char *p; /* not NUL-terminated */
@@ -18,8 +30,7 @@ static inline bool str_is(struct str a, const char *text) {
     return a.n == strlen(text) && (!a.n || memcmp(a.p, text, a.n) == 0);
 }
 
-/* ---- tokens (lex.c)
- * ---------------------------------------------------------------------------------------------- */
+/* ---- tokens (lex.c) ---------------------------------------------------------------------------------------------- */
 
 enum token_type {
     T_TEXT,  /* outside tags */
@@ -46,8 +57,7 @@ int chat_lex(struct arena *memory, struct str source, struct chat_token **out, s
 /* Appends a code point as UTF-8 (1 to 4 bytes) and returns its length. */
 size_t chat_put_utf8(char *to, uint32_t c);
 
-/* ---- the syntax tree (parse.c)
- * ------------------------------------------------------------------------------------- */
+/* ---- the syntax tree (parse.c) ----------------------------------------------------------------------------------- */
 
 enum node_type {
     /* expressions */
@@ -110,8 +120,7 @@ struct chat_template {
 };
 int chat_parse(struct chat_template *t, struct chat_token *tokens, struct err *e) MUST_CHECK;
 
-/* ---- values (value.c)
- * ---------------------------------------------------------------------------------------------- */
+/* ---- values (value.c) -------------------------------------------------------------------------------------------- */
 
 enum kind { V_UNDEFINED, V_NONE, V_BOOL, V_INT, V_FLOAT, V_STR, V_LIST, V_DICT, V_LOOP, V_MACRO, V_FUNCTION, V_METHOD };
 struct value {
@@ -144,6 +153,8 @@ struct loop {
 struct macro {
     const struct node *node;
     struct frame *frame; /* it was defined in */
+    /* statement.c's: evaluating a call executes the macro's statements */
+    bool (*call)(struct render *r, const struct macro *m, const struct call_args *a, struct value *out);
 };
 struct method {
     struct value self;
@@ -163,8 +174,7 @@ static inline struct value undefined_value(struct str what) {
     return (struct value){.kind = V_UNDEFINED, .s = what};
 }
 
-/* ---- a rendering
- * ------------------------------------------------------------------------------------------------- */
+/* ---- a rendering ------------------------------------------------------------------------------------------------- */
 
 struct frame { /* variables of a scope */
     struct dict vars;
@@ -254,8 +264,9 @@ bool chat_has_function(const struct render *r, struct str name);
 bool chat_binary(struct render *r, struct str op, const struct value *a, const struct value *b, struct value *out);
 bool chat_compare(struct render *r, struct str op, const struct value *a, const struct value *b, bool *out);
 bool chat_slice(struct render *r, const struct value *v, const struct value part[3], struct value *out);
+/* The items printed, `between` them. */
+bool chat_join(struct render *r, const struct list *items, struct str between, struct value *out);
 bool chat_eval(struct render *r, const struct node *n, struct value *out); /* eval.c */
-bool chat_run(struct render *r, const struct node *body);                  /* run.c */
-bool chat_call_macro(struct render *r, const struct macro *m, const struct call_args *a, struct value *out);
+bool chat_execute(struct render *r, const struct node *body);              /* statement.c */
 
 #endif

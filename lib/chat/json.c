@@ -14,7 +14,7 @@ static uint32_t read_hex(const char *p) {
     return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-/* From behind the quote. A character takes no more bytes than its escape. */
+/* From after the quote. A character takes no more bytes than its escape. */
 static bool read_string(struct render *r, const char **at, struct value *out) {
     const char *p = *at, *end = p;
     while (*end != '"') end += *end == '\\' ? 2 : 1;

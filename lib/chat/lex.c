@@ -71,7 +71,7 @@ static int hex_value(const char *p, size_t n, const char *end, uint32_t *out) {
     return 0;
 }
 
-/* One escape behind its backslash, as in Python's string literals; an unknown one stays as it is. */
+/* One escape after its backslash, as in Python's string literals; an unknown one stays as it is. */
 static int unescape(struct lexer *x, const char **at, const char *end, char **to) {
     static const char from[] = "abfnrtv\\'\"", into[] = "\a\b\f\n\r\t\v\\'\"";
     char c = *(*at)++;
@@ -162,7 +162,7 @@ static int lex_operator(struct lexer *x, int *brackets) {
     return rc;
 }
 
-/* From behind the opening of a tag to behind its end, {close}. */
+/* From after the opening of a tag to after its end, {close}. */
 static int lex_tag(struct lexer *x, const char *close, enum token_type type) {
     for (int brackets = 0; x->p < x->end;) {
         size_t left = (size_t)(x->end - x->p);
@@ -220,7 +220,7 @@ static const char *find_tag(const struct lexer *x) {
     return p + 1 < x->end ? p : x->end;
 }
 
-/* What of text[0..n) stays in front of a tag: `sign` is - or + behind its opening. */
+/* What of text[0..n) stays in front of a tag: `sign` is - or + after its opening. */
 static size_t text_kept(const struct lexer *x, const char *text, size_t n, char kind, char sign) {
     size_t kept = n;
     while (kept && is_space(text[kept - 1]) && (sign == '-' || text[kept - 1] != '\n')) kept--;

@@ -197,9 +197,9 @@ static bool str_capitalize(struct render *r, const struct method *m, const struc
 }
 
 static bool str_join(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
+    struct list *items;
     if (a->n != 1) return chat_fail(r, "join takes one list");
-    const struct call_args between = {.args = &m->self, .n = 1};
-    return chat_filter(r, STR("join"), &a->args[0], &between, out);
+    return value_items(r, &a->args[0], &items) && chat_join(r, items, m->self.s, out);
 }
 
 static bool str_find(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {

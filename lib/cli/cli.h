@@ -65,12 +65,12 @@ struct cli_option {
     double min, max; /* both 0: the type's own range */
     bool required;
     bool completes_files;
-    /* What must hold for the option to have an effect, clauses (lib/cli/needs.c): "tsv" with that option only, "!tsv"
-     * without it only, "codec=zstd|codec=planes". Given beside others, it is refused; help says so. */
+    /* Clauses that must hold for the option to have an effect (lib/cli/needs.c): "tsv" only with that option, "!tsv"
+     * only without it, "codec=zstd|codec=planes". Otherwise the option is refused; help says so. */
     const char *needs[CLI_MAX_NEEDS];
     enum cli_writes writes; /* of a CLI_STRING */
-    const char *continues;  /* the option that may name the same file as input (a state that is continued) */
-    bool transient;         /* changes nothing in the output (a log, a checkpoint): not remembered in the provenance */
+    const char *continues;  /* the option that may name the same file as its input (a state that is continued) */
+    bool transient;         /* changes nothing in the output (a log, a checkpoint): not recorded in the provenance */
     /* Of a CLI_FLAG without `to`: like --help it ends parsing, this is printed, and the program ends. */
     void (*prints)(FILE *out);
     /* NULL: hidden. One or more sentences, lower case first letter, no full stop at the end of the last */
@@ -84,13 +84,14 @@ struct cli_program {
     const char *operands;           /* "[FILE]", "FILE...", "" */
     int min_operands, max_operands; /* max -1: any number */
     bool reads_stdin;               /* with no operand: read stdin; with a terminal there, print usage and exit 2 */
-    /* "reference|task": ... but with one of these options only if it is a file (< FILE): something else, a terminal or the open
-     * pipe of a build machine, is not waited for. It is named then, as "-" */
+    /* "reference|task": with one of these options, standard input is read only if it is a file (< FILE): a terminal,
+     * or the open pipe of a build machine, would be waited for. To read it then, name it: "-" */
     const char *stdin_unless;
     bool writes_stream;       /* has -o, --force, --codec, --level, --no-provenance */
     bool writes_text;         /* has -o, --force for text or foreign files */
     const char *stream_needs; /* "!tsv": a clause, without which the output is no stream: for --codec and --level */
-    /* What else --force allows in this program (its whole help text), which the provenance then keeps; NULL: no more */
+    /* what else --force allows in this program (its whole help text); the provenance then records it. NULL: nothing
+     * else */
     const char *force_help;
     bool (*makes_folder)(void); /* asked once the options are known: is -o the name of a folder? NULL: never */
     bool seeded;                /* has --seed */
@@ -117,7 +118,7 @@ bool cli_given(const struct cli *c, const char *option); /* said on the command 
 bool cli_verbose(const struct cli *c);
 bool cli_quiet(const struct cli *c);
 bool cli_wants_stdin(const struct cli *c); /* reads_stdin, stdin_unless and the operands say so */
-/* A regular file, which can be opened again: `path`, or standard input ("-") while nothing of it has been read. */
+/* A regular file, which can be opened again: `path`, or standard input ("-") while nothing has been read from it. */
 bool cli_is_file(const char *path);
 
 /* ---- input: streams and other files. Names appear in messages as the user wrote them; "-" is `standard input` --------- */
@@ -132,15 +133,15 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
 struct cli_file;
 int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_file **out, struct err *e) MUST_CHECK;
 int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK; /* *got 0: end */
-/* Takes no more of a pipe, which may never end: its digest is then of what was read. The rest of a file is still read at
- * the end, for a digest of the whole. */
+/* Stops reading a pipe, which may never end: its digest covers what was read. A file is still read to its end, for a
+ * digest of the whole. */
 void cli_file_stop(struct cli_file *f);
 const char *cli_file_name(const struct cli_file *f);
 uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); for progress */
 /* A folder or file that library code opened itself (import): recorded by path and digest. */
 int cli_note_input(struct cli *c, const char *path, const char *role, struct digest digest, struct err *e) MUST_CHECK;
 
-/* ---- output ----------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------ */
 
 /* The program's stream: stdout, or -o FILE under a temporary name in the same folder until cli_main has seen run()
  * succeed. Refuses a terminal without --force. One per program. */
@@ -156,7 +157,8 @@ int cli_binary(struct cli *c, int *fd, struct err *e) MUST_CHECK;
 const char *cli_output_path(const struct cli *c);
 /* A result on the program's text output: a flat object as one line of canonical JSON, flushed. */
 int cli_result(struct cli *c, const cJSON *object, struct err *e) MUST_CHECK;
-/* An array of flat objects as an aligned table: neighbours with the same keys under one head, others a line for each member. */
+/* An array of flat objects as an aligned table: consecutive objects with the same keys share a head, others get a
+ * line for each member. */
 int cli_table(struct cli *c, const cJSON *objects, struct err *e) MUST_CHECK;
 /* A further output under a final name given by an option (checkpoints): temporary name now, rename on _commit. */
 struct cli_out_file;
@@ -166,61 +168,59 @@ int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
 
 /* ---- signals: any that ends a program removes its temporary files first ---------------------------------------- */
 
-/* From here on the first SIGINT or SIGTERM is a wish: run() finishes what it must and returns. When it returns an
- * error, the program dies of the signal after its message, as others do at once. A second one kills. What the parent
- * had ignored stays ignored. */
+/* From here on the first SIGINT or SIGTERM is a request: run() finishes what it must and returns. If it returns an
+ * error, the program prints its message and dies of the signal. A second signal kills it. A signal that the parent
+ * ignored stays ignored. */
 void cli_catch_stop(void);
 int cli_stop_requested(void); /* the signal, or 0 */
-/* SIGUSR1 no longer kills but is noted. */
+/* From here on SIGUSR1 is recorded instead of killing the program. */
 void cli_catch_usr1(void);
 bool cli_take_usr1(void); /* has one come since the last call? */
 
-/* ---- progress and report ---------------------------------------------------------------------------------------------------- */
+/* ---- progress and report ----------------------------------------------------------------------------------------- */
 
 /* A bar with rate and time left on stderr when it is a terminal (or --progress=always); total 0: unknown, a counter. */
 void cli_progress_begin(struct cli *c, const char *unit, uint64_t total);
 void cli_progress(struct cli *c, uint64_t done, const char *note_fmt, ...) PRINTF_LIKE(3, 4); /* note_fmt NULL: none */
 void cli_progress_end(struct cli *c);
-/* The object that --report writes, and that goes nowhere else; add what was done. Also in it: settings, seconds, peak memory. */
+/* The object that --report writes and nothing else shows; add what was done. It also has settings, seconds, peak
+ * memory. */
 cJSON *cli_report(struct cli *c);
 /* A line on stderr ("rill NAME: ..."), for notes that the user should see unless -q. */
 void cli_say(struct cli *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
-/* Effective settings that go into the provenance beside argv, as json (what defaults resolved to). Add before
+/* Effective settings, as JSON, that the provenance records beside argv (what defaults resolved to). Add before
  * cli_close_output. */
 cJSON *cli_settings(struct cli *c);
-/* The command that the provenance remembers has these values of a repeatable option (its long name) instead of those that were given:
- * for a program that found out otherwise what would make the same bytes. The values are copied. */
+/* Makes the recorded command have these values of a repeatable option (its long name) instead of those given, for a
+ * program that determined otherwise what makes the same bytes. The values are copied. */
 int cli_remember(struct cli *c, const char *option, const char *const *values, size_t n, struct err *e) MUST_CHECK;
 
-/* ---- what people and programs read ---------------------------------------------------------------------------------- */
+/* ---- what people and programs read ------------------------------------------------------------------------------- */
 
-/* Writes what a file or a command line says (a name, a path), escaped by escape_text. */
+/* Writes text from a file or a command line (a name, a path), escaped by escape_text. */
 void cli_put(FILE *out, const char *text);
 /* Writes text that is the result itself (generate --text, tokenize --decode) to cli_text's place: as it is, but to a
  * terminal everything is escaped except line ends and tabs. */
 int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) MUST_CHECK;
-/* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: everything that was added to it, was (else
- * memory is out). */
+/* Writes j as a line of JSON, by json_text_shown, and frees it. `complete`: every addition to it succeeded (else out
+ * of memory). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
-/* The plain facts of an object on one line, as "  key=value", those of objects in it too: "  of.key=value" where the object
- * before has that key. Lists are left out. */
+/* The plain facts of an object on one line as "  key=value", including those of nested objects: "  of.key=value" if
+ * the object before has the same key. Lists of numbers are "5,5,0", equal neighbours with a count: "5x512,0". Other lists
+ * are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
-/* ---- what the programs rill and rill-recipe are made of ------------------------------------------------------------ */
+/* ---- the program rill ------------------------------------------------------------ */
 
-/* The candidate a mistyped word most probably means (one begins with it, or few letters differ), or NULL. */
+/* The candidate that a mistyped word most probably means (a prefix, or few letters differ), or NULL. */
 const char *cli_nearest(const char *word, const char *const *names, size_t n);
-/* What `rill help NAME` tells besides the programs: a page that is printed from a registry. */
+/* A page that `rill help NAME` prints from a registry, in addition to the programs. */
 struct cli_topic {
     const char *name, *summary;
     void (*print)(FILE *out);
 };
-/* `rill NAME ...`: finds and becomes rill-NAME; lists the programs when there is no NAME. topics end with a NULL name. */
+/* `rill NAME ...`: finds rill-NAME and execs it; lists the programs when there is no NAME. topics end with a NULL
+ * name. */
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);
-/* Writes the Makefile that rebuilds a file from its provenance entries (oldest first). `target` is the file's name, or
- * NULL for the one it was written under. */
-int cli_recipe(const cJSON *entries, const char *target, FILE *out, struct err *e) MUST_CHECK;
-/* The target for a file found at `path`: NULL (the name it was written under) when only the folder differs, else path. */
-const char *cli_recipe_name(const cJSON *entries, const char *path);
 
 #endif

@@ -1,7 +1,7 @@
 /*
  * dispatch: `rill NAME ...` becomes rill-NAME, found beside this program, in ../libexec/rill, or on PATH, so that a
- * program written by someone else joins by its name alone. (`eval` is a shell builtin and `import` is ImageMagick's:
- * hence one prefix for all.)
+ * third-party program needs nothing but its name. (`eval` is a shell builtin and `import` is ImageMagick's: hence one
+ * prefix for all.)
  */
 #include <dirent.h>
 #include <errno.h>
@@ -37,7 +37,7 @@ static void say(const char *text) {
     (void)fd_write(STDERR_FILENO, line, n);
 }
 
-/* ---- finding ---------------------------------------------------------------------------------------------------------- */
+/* ---- finding ----------------------------------------------------------------------------------------------------- */
 
 static int add_folder(struct programs *p, const char *path, size_t length, struct err *e) {
     if (p->n_folders == MAX_FOLDERS || length == 0) return 0;
@@ -113,9 +113,10 @@ static int find_programs(struct programs *p, struct err *e) {
     return 0;
 }
 
-/* ---- listing ------------------------------------------------------------------------------------------------------------ */
+/* ---- listing ----------------------------------------------------------------------------------------------------- */
 
-/* What a program of ours prints for a hidden option. Others are not run: nobody knows what they would do. */
+/* The output of one of our programs for a hidden option. Other programs are not run: we cannot know what they would
+ * do. */
 static void copy_answer(const char *path, const char *option, FILE *out) {
     char line[512];
     int fd[2];
@@ -199,7 +200,7 @@ static void print_man(const struct programs *p, FILE *f) {
     fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 static int unknown_program(const struct programs *p, const char *name) {
     char text[512];
@@ -212,7 +213,7 @@ static int unknown_program(const struct programs *p, const char *name) {
     return 2;
 }
 
-/* Becomes rill-NAME with the given arguments; returns only when that fails. */
+/* Execs rill-NAME with the given arguments; returns only on failure. */
 static int become(const struct programs *p, const char *name, char **argv) {
     char text[PATH_MAX + 200];
     for (size_t i = 0; i < p->n; i++) {
@@ -226,7 +227,7 @@ static int become(const struct programs *p, const char *name, char **argv) {
     return unknown_program(p, name);
 }
 
-/* What rill itself says. */
+/* The help of rill itself. */
 static int answer(const struct programs *p, const char *option, bool verbose) {
     struct err e;
     FILE *out = text_open(STDOUT_FILENO);

@@ -8,7 +8,7 @@
 #define WIDTH       80
 #define TEXT_COLUMN 27
 
-/* ---- what both say about an option --------------------------------------------------------------------------------- */
+/* ---- what both say about an option ------------------------------------------------------------------------------- */
 
 /* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
 static void option_facts(const struct cli_option *o, char *out, size_t size) {
@@ -34,9 +34,9 @@ static void option_facts(const struct cli_option *o, char *out, size_t size) {
     if (o->fallback && n < size) snprintf(out + n, size - n, "%sdefault: %s", n ? "; " : "", o->fallback);
 }
 
-/* ---- --help ------------------------------------------------------------------------------------------------------------ */
+/* ---- --help ------------------------------------------------------------------------------------------------------ */
 
-/* Words of `text` filled to WIDTH from `column` on, the first line beginning there already. */
+/* Fills the words of `text` to WIDTH; the first line starts at `column` already. */
 static void fill(FILE *f, const char *text, int column) {
     int at = column;
     for (const char *s = text; *s;) {
@@ -138,9 +138,9 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
                "or mismatched input, 4 a check asked for did not hold.\n");
 }
 
-/* ---- --help-man ------------------------------------------------------------------------------------------------------------ */
+/* ---- --help-man -------------------------------------------------------------------------------------------------- */
 
-/* Text for a roff line: no escapes, no control line, each sentence on a line of its own as mandoc likes it. */
+/* Text for a roff line: no escapes, no control lines, one sentence per line as mandoc wants it. */
 static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
     for (size_t i = 0; i < n; i++) {
         bool first = i == 0 || (sentences && s[i - 1] == '\n');
@@ -276,7 +276,7 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
     fputs(".Sh SEE ALSO\n.Xr rill 1\n", f);
 }
 
-/* ---- --help-bash ---------------------------------------------------------------------------------------------------------------- */
+/* ---- --help-bash ------------------------------------------------------------------------------------------------- */
 
 static void bash_case(FILE *f, const struct cli_option *o) {
     fputs("    ", f);
@@ -315,7 +315,7 @@ void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
             name, p->name);
 }
 
-/* ---- --help-options ------------------------------------------------------------------------------------------------- */
+/* ---- --help-options ---------------------------------------------------------------------------------------------- */
 
 /* One line for each option: letter, name, type, range or choices, default, and what it needs. A test compares them with
  * what was released. */

@@ -1,6 +1,6 @@
 /*
- * input: streams, maps and foreign files, each noted for the provenance. What a program leaves unread is read at the
- * end, because the digest is of the whole and a cut must be noticed.
+ * input: streams, maps and foreign files, each recorded for the provenance. The rest that a program did not read is
+ * read at the end, because the digest covers the whole and truncation must be noticed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,8 +29,8 @@ static int add_input(struct cli *c, const char *role, struct cli_input **out, st
 /* `path` lives as long as the cli. */
 static int name_input(struct cli *c, struct cli_input *in, const char *path, struct err *e) {
     const char *name;
-    if (prov_name(&c->arena, path, &name, e)) return e->code;
-    in->path = prov_path(name);
+    if (names_recorded(&c->arena, path, &name, e)) return e->code;
+    in->path = names_in_json(name);
     return 0;
 }
 
@@ -38,7 +38,7 @@ static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
     if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is asked for twice (%s)", in->role);
     c->stdin_taken = true;
     in->is_stdin = true;
-    return prov_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
+    return names_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
 }
 
 static int check_kind_of_file(struct cli *c, int fd, const char *name, struct err *e) {
@@ -48,7 +48,7 @@ static int check_kind_of_file(struct cli *c, int fd, const char *name, struct er
     return check_not_output(c, &st, name, e);
 }
 
-/* Operands are asked too: they are inputs that a program may open after its output. */
+/* Checks operands too: a program may open them after its output. */
 int check_inputs_not_output(struct cli *c, struct err *e) {
     struct stat st;
     for (size_t i = 0; i < c->args.n_operands; i++)
@@ -61,7 +61,7 @@ int check_inputs_not_output(struct cli *c, struct err *e) {
     return 0;
 }
 
-/* Opens, notes path and role, gives descriptor and name for messages. */
+/* Opens the input, records path and role, returns the descriptor and a name for messages. */
 static int open_input(struct cli *c, const char *path, const char *role, struct cli_input **out, int *fd,
                       const char **name, struct err *e) {
     struct cli_input *in;
@@ -79,12 +79,6 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
     }
     *out = in;
     return check_kind_of_file(c, *fd, *name, e);
-}
-
-bool cli_is_file(const char *path) {
-    struct stat st;
-    if (!is_dash(path)) return stat(path, &st) == 0 && S_ISREG(st.st_mode);
-    return fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode) && lseek(STDIN_FILENO, 0, SEEK_CUR) == 0;
 }
 
 int cli_open_stream(struct cli *c, const char *path, const char *role, enum stream_kind expect,
@@ -108,7 +102,7 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
     if (add_input(c, role, &in, e)) return e->code;
     if (is_dash(path)) {
         if (take_stdin(c, in, e)) return e->code;
-        path = "/dev/stdin"; /* a regular file can be opened anew through it, and the message names it otherwise */
+        path = "/dev/stdin"; /* opens a regular file again; messages still say standard input */
     } else {
         const char *copy = arena_strdup(&c->arena, path, e);
         if (!copy || name_input(c, in, copy, e)) return e->code;

@@ -1,6 +1,5 @@
 /*
- * needs: which options have an effect beside which others. A row of the option table says it in clauses, all of which
- * must hold when the option is given; one check refuses what would be ignored, and help says the same.
+ * needs: which options have an effect only with or without others. A row of the option table has clauses, all of which must hold when the option is given; one check refuses options that would be ignored, and help prints the same clauses.
  *
  *     clause = term { "|" term }            one of them holds
  *     term   = ["!"] NAME ["=" VALUE]
@@ -19,7 +18,7 @@ struct term {
     char name[32], value[48]; /* value "": none */
 };
 
-/* The first term of *s, which moves on; false at the clause's end. */
+/* Reads the next term of *s and advances it; false at the end of the clause. */
 static bool next_term(const char **s, struct term *t) {
     if (!**s) return false;
     size_t n = strcspn(*s, "|");
@@ -89,7 +88,7 @@ static void add_option(struct words *w, const char *name, const char *value) {
     if (*value) add(w, " "), add(w, value);
 }
 
-/* "--a, --b VALUE or --c": the terms that are negated, or are not, but for those of the option itself. */
+/* "--a, --b VALUE or --c": the negated terms, or the others, without those about the option itself. */
 static size_t add_terms(struct words *w, const char *clause, const char *self, bool negated, const char *last) {
     struct term t;
     size_t total = 0, i = 0;
@@ -103,7 +102,7 @@ static size_t add_terms(struct words *w, const char *clause, const char *self, b
     return total;
 }
 
-/* The value of the option itself that a clause is for, "": any. */
+/* The value of the option itself that a clause applies to; "": any. */
 static struct term of_self(const char *clause, const char *self) {
     struct term t;
     for (const char *s = clause; next_term(&s, &t);)
@@ -147,7 +146,7 @@ void needs_describe(const struct cli_option *o, char *out, size_t size) {
         const char *clause = o->needs[k];
         size_t wants = add_terms(NULL, clause, o->name, false, ""), beside = add_terms(NULL, clause, o->name, true, "");
         struct term self = of_self(clause, o->name);
-        if (!wants && !*self.value && beside == 1) continue; /* below, together */
+        if (!wants && !*self.value && beside == 1) continue; /* printed together below */
         if (!first) add(&w, "; ");
         first = false;
         if (*self.value) add(&w, self.value), add(&w, " ");

@@ -1,6 +1,6 @@
 /*
- * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no
- * repetition, any order; the nearest option's name in every refusal.
+ * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no repetition,
+ * any order; every error names the nearest option.
  */
 #include <ctype.h>
 #include <math.h>
@@ -21,7 +21,7 @@ bool option_is_hidden(const struct cli_option *o) {
     return !o->help;
 }
 
-/* ---- nearest name -------------------------------------------------------------------------------------------------- */
+/* ---- nearest name ------------------------------------------------------------------------------------------------ */
 
 /* Damerau-Levenshtein distance (optimal string alignment); `limit` + 1 when a word is too long to be compared. */
 static size_t edit_distance(const char *a, const char *b, size_t limit) {
@@ -50,7 +50,7 @@ const char *cli_nearest(const char *word, const char *const *names, size_t n) {
     const char *best = NULL;
     size_t length = strlen(word), limit = length / 3 + 1, found = limit + 1;
     for (size_t i = 0; i < n; i++) {
-        /* An abbreviation is no spelling mistake, yet the same help is wanted. */
+        /* An abbreviation is not a spelling mistake, but the same hint helps. */
         size_t d = length > 1 && strncmp(names[i], word, length) == 0 ? 1 : edit_distance(word, names[i], limit);
         if (d < found && d < strlen(names[i])) found = d, best = names[i];
     }
@@ -67,10 +67,10 @@ static int unknown_option(const struct cli_args *a, const char *written, const c
         if (!option_is_hidden(&a->rows[i])) names[n++] = a->rows[i].name;
     const char *near = cli_nearest(word, names, n);
     if (near) return err_set(e, ERR_USAGE, "unknown option %.80s (did you mean --%s?)", written, near);
-    return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists what there is)", written);
+    return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists the options)", written);
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------------ */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static int bad_choice(const struct cli_option *o, const char *text, struct err *e) {
     char all[512];
@@ -84,11 +84,12 @@ static int bad_choice(const struct cli_option *o, const char *text, struct err *
     }
     const char *near = cli_nearest(text, names, n);
     if (near)
-        return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s (did you mean %s?)", o->name, text, o->choices, near);
-    return err_set(e, ERR_USAGE, "--%s: '%.80s' is none of %s", o->name, text, o->choices);
+        return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s (did you mean %s?)", o->name, text, o->choices,
+                       near);
+    return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s", o->name, text, o->choices);
 }
 
-/* *out is the table's own copy of the choice, so that programs may compare pointers' text for ever. */
+/* *out points into the table, so that programs may keep the pointer. */
 static int set_choice(const struct cli_option *o, const char *text, struct err *e) {
     size_t length = strlen(text);
     for (const char *s = o->choices; *s;) {
@@ -102,7 +103,7 @@ static int set_choice(const struct cli_option *o, const char *text, struct err *
     return bad_choice(o, text, e);
 }
 
-/* "50%" is 0.5. False: no percentage. */
+/* "50%" is 0.5. False if it is not a percentage. */
 static bool parse_percentage(const char *text, double *out) {
     char number[64];
     size_t n = strlen(text);
@@ -139,7 +140,7 @@ static int set_number(const struct cli_option *o, const char *text, struct err *
                                : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
-    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not say it */
+    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not store it */
         return err_set(e, ERR_USAGE, "--%s: %.80s is above %llu", o->name, text, (unsigned long long)JSON_MAX_INTEGER);
     if ((has_min && v < o->min) || (has_max && v > o->max)) {
         if (has_max)
@@ -159,7 +160,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     case CLI_STRING: *(const char **)o->to = text; return 0;
     case CLI_CHOICE: return set_choice(o, text, e);
     case CLI_LIST: {
-        struct cli_list *list = o->to; /* room for all of argv was made by args_parse */
+        struct cli_list *list = o->to; /* args_parse has made room for all of argv */
         list->items[list->n++] = text;
         return 0;
     }
@@ -171,7 +172,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------------------------------- */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 struct parse {
     struct cli_args *a;
@@ -196,7 +197,7 @@ static void keep(struct parse *p, const char *token) {
     p->a->kept[p->a->n_kept++] = token;
 }
 
-/* The same of a word that is the name of a file, or ends with it: `file` points into it. NULL: it is none. */
+/* The same for a word that is or ends with the name of a file: `file` points into it. NULL: it has none. */
 static void keep_file(struct parse *p, const char *token, const char *file) {
     p->a->kept_file[p->a->n_kept] = file ? (size_t)(file - token) + 1 : 0;
     keep(p, token);
@@ -223,7 +224,7 @@ static int take(struct parse *p, size_t i, const char *value) {
     }
     if (p->a->values[i].given && o->type != CLI_LIST) return err_set(p->e, ERR_USAGE, "--%s is given twice", o->name);
     if (o->type == CLI_LIST && !p->a->values[i].given)
-        ((struct cli_list *)o->to)->n = 0; /* what is said replaces the default */
+        ((struct cli_list *)o->to)->n = 0; /* the first value given replaces the default */
     p->a->values[i].given = true;
     return set_value(o, value, p->e);
 }
@@ -245,7 +246,7 @@ static int parse_long(struct parse *p, const char *token) {
     return take(p, (size_t)i, value);
 }
 
-/* -j4, -j 4, -qv. What is kept is spelled out, because a bundle may mix what changes the result with what does not. */
+/* -j4, -j 4, -qv. The record spells them out, because a bundle may mix options that change the result with others. */
 static int parse_letters(struct parse *p, const char *token) {
     static const char spelled[][3] = {"-h", "-V", "-v", "-q", "-o", "-j", "-m", "-n"};
     for (const char *s = token + 1; *s; s++) {
@@ -303,13 +304,13 @@ int args_check(const struct cli_args *a, const struct cli_program *p, struct err
     return needs_check(a, e);
 }
 
-static int set_defaults(struct cli_args *a, struct arena *arena, size_t room, struct err *e) {
+static int set_defaults(struct cli_args *a, struct arena *arena, size_t n_words, struct err *e) {
     for (size_t i = 0; i < a->n_rows; i++) {
         struct cli_option *o = &a->rows[i];
         if (o->type == CLI_LIST) {
             struct cli_list *list = o->to;
             list->n = 0;
-            list->items = arena_array(arena, room, sizeof *list->items, e);
+            list->items = arena_array(arena, n_words, sizeof *list->items, e);
             if (!list->items) return e->code;
         }
         if (o->fallback && set_value(o, o->fallback, e)) return err_prefix(e, "default of --%s", o->name);
@@ -321,8 +322,8 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
                size_t n_common, int argc, char **argv, struct err *e) {
     static const struct cli_option none[] = {{0}};
     const struct cli_option *own = p->options ? p->options : none;
-    size_t room = 1;
-    for (int i = 1; i < argc; i++) room += 1 + strlen(argv[i]); /* -abc is kept as three words */
+    size_t n_words = 1;
+    for (int i = 1; i < argc; i++) n_words += 1 + strlen(argv[i]); /* -abc is kept as three words */
     *a = (struct cli_args){0};
     while (own[a->n_own].name) a->n_own++;
     a->n_rows = a->n_own + n_common;
@@ -330,24 +331,24 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     if (!a->rows) return e->code;
     a->values = arena_array(arena, a->n_rows + 1, sizeof *a->values, e);
     if (!a->values) return e->code;
-    a->operands = arena_array(arena, room, sizeof *a->operands, e);
+    a->operands = arena_array(arena, n_words, sizeof *a->operands, e);
     if (!a->operands) return e->code;
-    a->kept = arena_array(arena, room, sizeof *a->kept, e);
+    a->kept = arena_array(arena, n_words, sizeof *a->kept, e);
     if (!a->kept) return e->code;
-    a->kept_file = arena_array(arena, room, sizeof *a->kept_file, e);
+    a->kept_file = arena_array(arena, n_words, sizeof *a->kept_file, e);
     if (!a->kept_file) return e->code;
     memcpy(a->rows, own, a->n_own * sizeof *own);
     if (n_common) memcpy(a->rows + a->n_own, common, n_common * sizeof *common);
-    if (set_defaults(a, arena, room, e)) return e->code;
+    if (set_defaults(a, arena, n_words, e)) return e->code;
 
     struct parse parse = {.a = a, .argc = argc, .at = 1, .argv = argv, .e = e};
     keep(&parse, p->name);
     return parse_all(&parse);
 }
 
-/* ---- what the provenance remembers ---------------------------------------------------------------------------------------- */
+/* ---- what the provenance remembers ------------------------------------------------------------------------------- */
 
-/* Number of words of `kept` from i on that are this long option with its value; 0: it is another. */
+/* Number of words of `kept` from i on that make up this long option and its value; 0: another option. */
 static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {
     const char *word = a->kept[i];
     size_t length = strlen(option);

@@ -6,66 +6,21 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- output files ---------------------------------------------------------------------------------------------- */
+/* ---- the program's output ---------------------------------------------------------------------------------------- */
 
-int output_file_create(struct cli *c, const char *path, bool overwrite, struct cli_out_file **out, struct err *e) {
-    struct cli_out_file *f = arena_array(&c->arena, 1, sizeof *f, e);
-    if (!f) return e->code;
-    f->file = OUT_FILE_NONE;
-    f->next = c->out_files;
-    c->out_files = f;
-    if (out_file_create(&f->file, path, overwrite, e)) return e->code;
-    *out = f;
-    return 0;
-}
-
-void output_files_release(struct cli *c) {
-    for (struct cli_out_file *f = c->out_files; f; f = f->next) out_file_release(&f->file);
-    c->out_files = NULL;
-}
-
-int cli_create(struct cli *c, const char *path, bool overwrite, int *fd, struct cli_out_file **out, struct err *e) {
-    if (output_file_create(c, path, overwrite, out, e)) return e->code;
-    *fd = (*out)->file.fd;
-    return 0;
-}
-
-int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) {
-    (void)c;
-    return out_file_commit(&f->file, e);
-}
-
-/* ---- the program's output -------------------------------------------------------------------------------------------------- */
-
-bool output_is_stdout(const struct cli *c) {
-    return !c->output_path || strcmp(c->output_path, "-") == 0;
-}
-
-const char *cli_output_path(const struct cli *c) {
-    return output_is_stdout(c) ? NULL : c->output_path;
-}
-
-const char *output_name(const struct cli *c) {
-    return output_is_stdout(c) ? "standard output" : c->output_path;
-}
-
-int output_fd(const struct cli *c) {
-    return c->output ? c->output->file.fd : STDOUT_FILENO;
-}
-
-/* What the recipe will call the output: the same whether -o FILE or > FILE, because the recipe uses one or the other
- * and the bytes must not differ. A file that is only appended to has other contents than ours: no name then. */
+/* The name of the output in the recipe: the same for -o FILE and > FILE, because the recipe uses one of them and the
+ * bytes must not differ. A file that is appended to has other contents as well, so it gets no name. */
 static int record_output(struct cli *c, struct err *e) {
     const char *name;
     if (!output_is_stdout(c)) {
         if (!c->output->file.place.target) return 0;
-        if (prov_relative(&c->arena, c->output->file.place.target, &name, e)) return e->code;
-        c->recorded_output = prov_path(name);
+        if (names_relative(&c->arena, c->output->file.place.target, &name, e)) return e->code;
+        c->recorded_output = names_in_json(name);
         return 0;
     }
     struct stat st;
     if (fstat(STDOUT_FILENO, &st) == 0 && S_ISREG(st.st_mode) && st.st_size != 0) return 0;
-    return prov_fd_path(&c->arena, STDOUT_FILENO, &c->recorded_output, e);
+    return names_fd_path(&c->arena, STDOUT_FILENO, &c->recorded_output, e);
 }
 
 static int open_place(struct cli *c, bool binary, int *fd, struct err *e) {
@@ -73,7 +28,7 @@ static int open_place(struct cli *c, bool binary, int *fd, struct err *e) {
         *fd = STDOUT_FILENO;
         if (check_inputs_not_output(c, e)) return e->code;
     } else {
-        if (output_file_create(c, c->output_path, c->force, &c->output, e)) return e->code;
+        if (file_out_create(c, c->output_path, c->force, &c->output, e)) return e->code;
         *fd = c->output->file.fd;
     }
     if (binary && !c->force && isatty(*fd))
@@ -105,7 +60,7 @@ int cli_close_output(struct cli *c, struct err *e) {
 int cli_text(struct cli *c, FILE **out, struct err *e) {
     int fd;
     if (!c->text) {
-        /* results on the terminal and a bar on the same terminal do not mix */
+        /* results and a progress bar on the same terminal do not mix */
         if (output_is_stdout(c) && isatty(STDOUT_FILENO))
             c->progress.enabled &= strcmp(c->progress_mode, "always") == 0;
         if (open_place(c, false, &fd, e)) return e->code;
@@ -114,6 +69,25 @@ int cli_text(struct cli *c, FILE **out, struct err *e) {
     }
     *out = c->text;
     return 0;
+}
+
+/* Documents keep their lines and columns. A character that is split between two batches is shown as bytes. */
+static void put_document(FILE *out, const char *text, size_t n) {
+    char shown[ESCAPE_MAX];
+    for (size_t took; n; text += took, n -= took) {
+        escape_char(text, n, &took, shown);
+        fputs(*text == '\n' ? "\n" : *text == '\t' ? "\t" : shown, out);
+    }
+}
+
+int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) {
+    FILE *out;
+    if (cli_text(c, &out, e)) return e->code;
+    if (isatty(output_fd(c)))
+        put_document(out, text, n);
+    else if (n)
+        fwrite(text, 1, n, out);
+    return ferror(out) ? err_sys(e, errno, "%s", output_name(c)) : 0;
 }
 
 int cli_binary(struct cli *c, int *fd, struct err *e) {
@@ -134,7 +108,7 @@ int output_commit(struct cli *c, struct err *e) {
 }
 
 void output_abort(struct cli *c, const char *why) {
-    /* Into a temporary file nobody will read, there is no need. */
+    /* not needed in a temporary file that nobody will read */
     bool seen = !c->output || !c->output->file.place.tmp;
     if (c->writer_open && seen && !c->hands_off) stream_writer_abort(c->writer, why);
     c->writer_open = false;

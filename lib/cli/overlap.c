@@ -1,6 +1,6 @@
 /*
- * overlap: what can be known about the outputs before the work begins is known then. Each can be written where its
- * option says, no two are the same file, and none is a file that is read.
+ * overlap: checks the outputs before the work begins. Each can be written where its option says, no two are the same
+ * file, and none is a file that is read.
  */
 #include <errno.h>
 #include <string.h>
@@ -49,14 +49,14 @@ static bool is_file(const struct stat *st, const struct out_id *id) {
     return id->known && id->file && S_ISREG(st->st_mode) && st->st_dev == id->file_dev && st->st_ino == id->file;
 }
 
-/* Of a folder that is read, its files may be. */
+/* Files in a folder that is an input are inputs, too. */
 static bool is_in_folder(const struct stat *st, const struct out_id *id) {
     return id->known && id->file && S_ISDIR(st->st_mode) && st->st_dev == id->dev && st->st_ino == id->folder;
 }
 
 static int refuse_input(const struct named *n, const struct stat *st, const char *input, struct err *e) {
     if (!is_file(st, &n->id) && !is_in_folder(st, &n->id)) return 0;
-    return err_set(e, ERR_USAGE, "--%s %s would replace %s, which is read", n->option->name, n->path, input);
+    return err_set(e, ERR_USAGE, "--%s %s would replace %s, which is an input", n->option->name, n->path, input);
 }
 
 static int check_path(const struct named *n, const char *input, struct err *e) {
@@ -64,7 +64,7 @@ static int check_path(const struct named *n, const char *input, struct err *e) {
     return input && stat(input, &st) == 0 ? refuse_input(n, &st, input, e) : 0;
 }
 
-/* Whoever says -o FILE --force for a file that is read wants it replaced, and it is, when it has been read. */
+/* -o FILE --force on an input is allowed: it is replaced after it has been read. */
 static int check_inputs(const struct cli *c, const struct named *n, struct err *e) {
     struct stat st;
     if (n->option->writes == CLI_RESULT) return 0;

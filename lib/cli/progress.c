@@ -54,7 +54,7 @@ static void short_time(double seconds, char out[24]) {
         snprintf(out, 24, "%lu:%02lu", s / 60, s % 60);
 }
 
-/* Built in a buffer of its own, then cut to the terminal's width: a wrapped line cannot be wiped. */
+/* Built in a buffer of its own, then cut to the terminal's width: a wrapped line cannot be erased. */
 void progress_format(const struct progress *p, double seconds, int width, char *out, size_t size) {
     char done[16], total[16], rate[16], left[24], bar[24], line[512];
     int n = 0;
@@ -87,7 +87,7 @@ static int terminal_width(void) {
 }
 
 static void put(const char *text, size_t n) {
-    (void)fd_write(STDERR_FILENO, text, n); /* a bar that cannot be shown is no reason to stop */
+    (void)fd_write(STDERR_FILENO, text, n); /* failing to show a bar is no reason to stop */
 }
 
 static void draw(struct cli *c, const struct timespec *now) {
@@ -141,7 +141,7 @@ void cli_progress_end(struct cli *c) {
     if (!p->running) return;
     if (p->terminal) {
         progress_hide(c);
-    } else { /* lines in a log: the last one says how it ended */
+    } else { /* in a log, the last line says how it ended */
         clock_gettime(CLOCK_MONOTONIC, &now);
         draw(c, &now);
     }

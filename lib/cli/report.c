@@ -9,17 +9,10 @@
 #include "lib/cli/cli_internal.h"
 #include "lib/kernel/kernel.h"
 
-cJSON *cli_report(struct cli *c) {
-    return c->report;
-}
-cJSON *cli_settings(struct cli *c) {
-    return c->settings;
-}
-
-/* Early, so that a folder that is not there is known before an hour of work. */
+/* Early, so that a missing folder is noticed before an hour of work. */
 int report_begin(struct cli *c, struct err *e) {
     if (!c->report_path) return 0;
-    return output_file_create(c, c->report_path, true, &c->report_file, e);
+    return file_out_create(c, c->report_path, true, &c->report_file, e);
 }
 
 static double seconds_since(const struct timespec *start) {
@@ -38,7 +31,7 @@ static double seconds_of(struct timeval t) {
     return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
 }
 
-/* What computed: another CPU path's results differ in their last bits. */
+/* Which code ran: results of another CPU path differ in the last bits. */
 static bool put_backend(cJSON *o) {
     struct kernel_backend b = kernel_backend();
     cJSON *to = cJSON_AddObjectToObject(o, "backend");
@@ -59,10 +52,10 @@ static int put_command(cJSON *o, struct cli *c, struct err *e) {
     cJSON *argv = cJSON_AddArrayToObject(o, "argv");
     for (int i = 0; argv && i < c->argc; i++) {
         const char *word;
-        if (prov_utf8(&c->arena, c->argv[i], &word, e)) return e->code;
+        if (names_utf8(&c->arena, c->argv[i], &word, e)) return e->code;
         if (!cJSON_AddItemToArray(argv, cJSON_CreateString(word))) return err_nomem(e, "report");
     }
-    return argv && put_item(o, "settings", prov_settings(c)) &&
+    return argv && put_item(o, "settings", settings_json(c)) &&
                    put_item(o, "resolved", cJSON_Duplicate(c->settings, true))
                ? 0
                : err_nomem(e, "report");
@@ -106,7 +99,7 @@ static int fill_report(struct cli *c, cJSON *o, int code, const char *message, s
               json_put_u64(o, "exit_code", (uint64_t)cli_exit_code(code));
     if (ok && message && *message) {
         const char *text;
-        if (prov_utf8(&c->arena, message, &text, e)) return e->code;
+        if (names_utf8(&c->arena, message, &text, e)) return e->code;
         ok = json_put_str(o, "message", text);
     }
     if (!ok) return err_nomem(e, "report");
@@ -124,7 +117,7 @@ static int write_report(struct cli *c, const char *text, struct err *e) {
     return rc ? rc : out_file_sync(&c->report_file->file, e);
 }
 
-/* Written and synced here; named, by report_commit, when the output has its name. */
+/* Writes and syncs; report_commit renames it, when the output has its name. */
 int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     if (!c->report_file || c->report_file->file.fd < 0 || !c->report) return 0;
     cJSON *o = cJSON_CreateObject();
@@ -151,7 +144,7 @@ int report_commit(struct cli *c, struct err *e) {
     return c->report_file ? out_file_commit(&c->report_file->file, e) : 0;
 }
 
-/* It was written to say that all went well, and then something did not. */
+/* Removes a report of success after a later step has failed. */
 void report_retract(struct cli *c) {
     if (!c->report_file || c->report_file->file.fd >= 0) return;
     const struct out_file *f = &c->report_file->file;

@@ -1,16 +1,16 @@
 /*
  * signals: every signal that would end the program removes its temporary files first; the program still dies of it, so
- * that a shell sees what happened. A program may ask to be told of SIGINT, SIGTERM and SIGUSR1 instead.
- * Worker threads block all signals (lib/base/parallel.c): handlers run in the main thread.
+ * that the shell sees the signal. A program may handle SIGINT, SIGTERM and SIGUSR1 itself. Worker threads block all
+ * signals (lib/base/parallel.c): handlers run in the main thread.
  */
 #include <signal.h>
 
 #include "lib/cli/cli_internal.h"
 
-static volatile sig_atomic_t stop_signal;    /* the wish to stop, 0: none */
-static volatile sig_atomic_t usr1_requested; /* SIGUSR1 since it was last taken */
+static volatile sig_atomic_t stop_signal;    /* the signal that asked to stop; 0: none */
+static volatile sig_atomic_t usr1_requested; /* SIGUSR1 has come since cli_take_usr1 */
 
-/* The parent sees the signal, as if we had not been here. Blocked while its handler runs, it ends us when that
+/* Re-raises the signal for the parent to see. It is blocked while its handler runs and takes effect when that
  * returns. */
 static void die_of(int sig) {
     out_remove_temporaries();
@@ -30,7 +30,8 @@ static void note_usr1(int sig) {
     usr1_requested = 1;
 }
 
-/* What is ignored on purpose (nohup, background jobs) stays so, and a sanitizer or profiler keeps its handler. */
+/* A signal that is ignored on purpose (nohup, background jobs) stays ignored, and a sanitizer or profiler keeps its
+ * handler. */
 static void catch_signal(int sig, void (*handler)(int), void (*instead_of)(int)) {
     struct sigaction sa = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
     if (sigaction(sig, NULL, &old) || old.sa_flags & SA_SIGINFO || old.sa_handler != instead_of) return;

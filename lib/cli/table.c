@@ -1,6 +1,6 @@
 /*
- * table: results, flat JSON objects, as lines for programs and as a table for people. A run of objects with the same keys
- * becomes rows under one head; an object on its own is turned on its side, a line for each member.
+ * table: results, flat JSON objects, as lines for programs and as a table for people. Consecutive objects with the same
+ * keys become rows under one head; a single object becomes a line for each member.
  */
 #include <errno.h>
 #include <math.h>
@@ -9,7 +9,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* At once, for the next result may be hours away. */
+/* Flushes: the next result may be hours away. */
 static int flush_text(const struct cli *c, FILE *f, struct err *e) {
     bool to_file = c->output_path && strcmp(c->output_path, "-") != 0;
     if (fflush(f) == 0 && !ferror(f)) return 0;
@@ -26,11 +26,11 @@ int cli_result(struct cli *c, const cJSON *object, struct err *e) {
     return flush_text(c, f, e);
 }
 
-/* ---- cells ------------------------------------------------------------------------------------------------------------------ */
+/* ---- cells ------------------------------------------------------------------------------------------------------- */
 
 #define CELL_SIZE 256
 
-/* Whole numbers in full, others to six digits: the table is for reading, the JSON lines have them all. */
+/* Whole numbers in full, others with six digits: the table is for reading, the JSON lines have all digits. */
 static void cell_text(const cJSON *v, char out[CELL_SIZE]) {
     if (cJSON_IsNumber(v)) {
         double x = v->valuedouble;
@@ -53,7 +53,7 @@ static void put_cell(FILE *f, const char *text, int width, bool right, bool last
     fprintf(f, "%*s%s%*s%s", right ? pad : 0, "", text, right || last ? 0 : pad, "", last ? "\n" : "  ");
 }
 
-/* ---- tables ------------------------------------------------------------------------------------------------------------------ */
+/* ---- tables ------------------------------------------------------------------------------------------------------ */
 
 static bool same_keys(const cJSON *a, const cJSON *b) {
     const cJSON *x = a->child, *y = b->child;
@@ -73,7 +73,7 @@ static void put_sideways(FILE *f, const cJSON *object) {
     }
 }
 
-/* Of member i in the objects [first, end), and its key. */
+/* Over member i of the objects [first, end), and its key. */
 static int column_width(const cJSON *first, const cJSON *end, int i) {
     char cell[CELL_SIZE];
     int width = characters(cJSON_GetArrayItem(first, i)->string);
@@ -86,7 +86,7 @@ static int column_width(const cJSON *first, const cJSON *end, int i) {
 
 #define MAX_COLUMNS 128
 
-/* Numbers stand to the right of their column, the rest to the left. */
+/* Numbers are aligned to the right of their column, the rest to the left. */
 static void put_rows(FILE *f, const cJSON *first, const cJSON *end) {
     char cell[CELL_SIZE];
     int width[MAX_COLUMNS], n = cJSON_GetArraySize(first), i = 0;

@@ -1,4 +1,4 @@
-/* text: what people and programs read. */
+/* Prints text for people and JSON for programs, escaped where it comes from outside. */
 #include <errno.h>
 #include <stdint.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@ FILE *text_open(int fd) {
     return f;
 }
 
-/* fclose alone reports only its own failure, not that of an earlier write. */
+/* fclose alone reports only its own failure, not an earlier one. */
 int text_close(FILE *f, const char *name, struct err *e) {
     bool failed = fflush(f) != 0 || ferror(f);
     int saved = errno;
@@ -34,27 +34,8 @@ void cli_put(FILE *out, const char *text) {
     }
 }
 
-/* Documents have lines and columns of their own. A character that a batch cuts in two is shown as its bytes. */
-static void put_document(FILE *out, const char *text, size_t n) {
-    char shown[ESCAPE_MAX];
-    for (size_t took; n; text += took, n -= took) {
-        escape_char(text, n, &took, shown);
-        fputs(*text == '\n' ? "\n" : *text == '\t' ? "\t" : shown, out);
-    }
-}
-
-int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) {
-    FILE *out;
-    if (cli_text(c, &out, e)) return e->code;
-    if (isatty(output_fd(c)))
-        put_document(out, text, n);
-    else if (n)
-        fwrite(text, 1, n, out);
-    return ferror(out) ? err_sys(e, errno, "%s", output_name(c)) : 0;
-}
-
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
-    complete = complete && j; /* a NULL is a duplicate that found no memory */
+    complete = complete && j; /* a NULL is a duplicate that ran out of memory */
     char *text = complete ? json_text_shown(j, e) : NULL;
     if (text) fprintf(out, "%s\n", text);
     cJSON_Delete(j);
@@ -73,8 +54,8 @@ static void put_fact(FILE *out, const char *of, const char *key, const char *val
     cli_put(out, value);
 }
 
-/* Has the object just before `object` in `parent` that key, too, as rope and local_rope have theta? A few keys are enough:
- * a hostile file may have millions. */
+/* Does the object before `object` in `parent` have that key, too, as rope and local_rope have theta? Looks at a few
+ * keys only: a hostile file may have millions. */
 static bool is_repeated(const cJSON *parent, const cJSON *object, const char *key) {
     if (!parent || object == parent->child) return false;
     const cJSON *x = cJSON_IsObject(object->prev) ? object->prev->child : NULL;
@@ -83,14 +64,36 @@ static bool is_repeated(const cJSON *parent, const cJSON *object, const char *ke
     return false;
 }
 
-/* What has lines of its own or is long is no plain fact. */
+static void put_number(FILE *out, double v) {
+    fprintf(out, "%.10g", v);
+}
+
+/* "5,3,0", equal neighbours with a count: "5x512,0". False if it is not a list of at most 4096 numbers. */
+static bool put_list(FILE *out, const char *of, const char *key, const cJSON *list) {
+    size_t n = 0;
+    for (const cJSON *x = list->child; x; x = x->next)
+        if (!cJSON_IsNumber(x) || ++n > 4096) return false;
+    if (!n) return false;
+    put_fact(out, of, key, "");
+    for (const cJSON *x = list->child, *next; x; x = next) {
+        size_t run = 0;
+        for (next = x; next && next->valuedouble == x->valuedouble; next = next->next) run++;
+        if (run > 1) fprintf(out, "%zux", run);
+        put_number(out, x->valuedouble);
+        if (next) fputc(',', out);
+    }
+    return true;
+}
+
+/* Multi-line or long text is not a plain fact. */
 static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
     const cJSON *x;
     char number[32];
     cJSON_ArrayForEach(x, object) {
         if (!name_valid(x->string, strlen(x->string))) continue;
         const char *of = is_repeated(parent, object, x->string) ? object->string : NULL;
-        if (cJSON_IsObject(x)) put_facts(out, object, x); /* as deep as json_parse allows */
+        if (cJSON_IsObject(x)) put_facts(out, object, x); /* the depth is limited by json_parse */
+        if (cJSON_IsArray(x)) put_list(out, of, x->string, x);
         if (cJSON_IsString(x) && name_valid(x->valuestring, strlen(x->valuestring)))
             put_fact(out, of, x->string, x->valuestring);
         if (cJSON_IsNumber(x)) {

@@ -8,7 +8,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- what must be the same ------------------------------------------------------------------------------------------- */
+/* ---- what must be the same --------------------------------------------------------------------------------------- */
 
 /* Each loss by its name in the log. */
 static bool put_losses(cJSON *to, const struct loss_list *l) {
@@ -72,7 +72,7 @@ static int check_same(const cJSON *theirs, const struct trainer *t, struct err *
     return rc;
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------------------------ */
+/* ---- saving ------------------------------------------------------------------------------------------------------ */
 
 static bool put_digest(cJSON *to, const char *key, struct digest d) {
     char text[DIGEST_TEXT_SIZE];
@@ -132,12 +132,12 @@ int trainer_save(struct trainer *t, struct stream_writer *w, struct err *e) {
     return rc ? rc : train_save(&t->set, w, e);
 }
 
-/* ---- restoring --------------------------------------------------------------------------------------------------------- */
+/* ---- restoring --------------------------------------------------------------------------------------------------- */
 
 static int get_digest(const cJSON *o, const char *key, struct digest *d, struct err *e) {
     const char *text;
     if (json_get_str(o, key, &text, e)) return e->code;
-    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+    return digest_parse(text, d) ? 0 : err_set(e, ERR_DATA, "\"%s\" is not a digest: \"%.80s\"", key, text);
 }
 
 static int get_progress(const cJSON *meta, struct distill_progress *p, struct err *e) {
@@ -189,7 +189,8 @@ static int get_data(struct trainer *t, const cJSON *meta, struct err *e) {
     return t->data_known ? get_digest(meta, "data_digest", &t->data_digest, e) : 0;
 }
 
-/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an uninterrupted one. */
+/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an
+ * uninterrupted one. */
 static int check_backend(const cJSON *meta, struct err *e) {
     char now[BACKEND_TEXT];
     const char *then;

@@ -41,15 +41,19 @@ struct distill_options {
     bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 
-/* Steps that `epochs` passes over a tokens or knowledge stream make. Reads it to the end once, lengths only. ERR_DATA when it holds
- * no sequences. */
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps,
+/* What an epoch of a tokens or knowledge stream makes. */
+struct distill_extent {
+    uint64_t steps, positions;
+    uint64_t passes, largest_pass; /* forward and backward; positions in the largest one */
+};
+/* Reads the stream to its end once, lengths only. ERR_DATA when it holds no sequences. */
+int distill_count(struct stream_reader *r, const struct distill_options *o, struct distill_extent *x,
                   struct err *e) MUST_CHECK;
 
 /*
  *     trainer_new
  *     for each epoch:
- *         for each batch: trainer_feed, then trainer_step(last = false) until it has taken no step
+ *         until there is no more: trainer_feed, then trainer_step(last = false) until it has taken no step
  *         trainer_step(last = true) until it has taken no step; trainer_end_epoch
  *
  * and between any two of these calls: trainer_progress, trainer_save.
@@ -60,8 +64,10 @@ struct trainer;
  * is not what the losses need (loss_list_bind). */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
-/* Queues one batch of the stream (its data is copied). */
-int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) MUST_CHECK;
+/* The format of the rows that the trainer is fed: what it was made with, fitted to the student. */
+const struct knowledge_format *trainer_format(const struct trainer *t);
+/* Queues the next rows of the source, whose format is trainer_format. *more = false: there are none. */
+int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) MUST_CHECK;
 /* Works on what is queued until it has taken an optimizer step or needs more data; `last`: there is no more in this epoch.
  * ERR_DATA names the step when a loss or gradient is not finite: the weights are then those of the step before. When the
  * trainer was told to stop, it returns between two micro-batches without having taken the step. */
@@ -122,7 +128,7 @@ int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) M
 int trainer_finish(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
-/* ---- a whole run ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 struct distill_run {
     uint64_t epochs; /* times the data is read, at most */
@@ -141,10 +147,36 @@ struct distill_run {
     void (*stepped)(void *ctx, const struct distill_progress *p, double tokens_per_second); /* NULL: nobody watches */
     void *ctx;
     double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
+    double seconds;           /* OUT: from the first step to the last */
+    bool has_kl;              /* OUT: a loss is kl, on the last head; of the first one: */
+    double first_kl, last_kl; /* OUT: its value at this run's first step and at its last */
+    double mean_context;      /* OUT: positions that a position has attended to, itself included, on average */
     bool stopped;             /* OUT: by stop_wanted */
 };
 /* The loop above, from where the trainer is to the last step of the plan or the end of the last epoch. ERR_USAGE when a restored
  * trainer is past that epoch. */
 int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CHECK;
+
+/* ---- what it takes (forecast.c) ---------------------------------------------------------------------------------- */
+
+struct distill_forecast {
+    uint64_t steps;
+    double positions, passes;
+    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints */
+    struct distill_memory memory;
+    double peak_bytes;       /* of the whole process */
+    double model_bytes;      /* of the result, before a codec */
+    double checkpoint_bytes; /* of one checkpoint's tensors */
+};
+/* Instead of distill_run: measures a pass and an update, warm, and multiplies. The trainer and its model are then
+ * good for trainer_free and model_free only. `x` is of r's data. */
+int distill_predict(struct trainer *t, struct distill_run *r, const struct distill_extent *x,
+                    struct distill_forecast *f, struct err *e) MUST_CHECK;
+/* Arithmetic that the model needs for a trained position, layers that run again not counted (the numerator of
+ * "model FLOPs utilization", Chowdhery et al. 2022, appendix B). */
+double distill_flops(const struct trainer *t, double mean_context);
+/* What this machine does at most, in a second, of a large product of matrices in that precision; takes a quarter
+ * of one. */
+int distill_peak(enum dtype precision, double *flops, struct err *e) MUST_CHECK;
 
 #endif

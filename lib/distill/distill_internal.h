@@ -47,11 +47,13 @@ struct trainer {
     bool watch_noise;        /* of the gradient, for the log */
     double first_square;     /* sum of squares of the gradient of the step's first pass ... */
     uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
+    double contexts;         /* positions that those used since the trainer was made or restored have attended to */
 
     struct distill_progress progress;
     struct buf row_weight, starts, field, sampled; /* of a micro-batch */
 };
 
+double trainer_now(void); /* seconds, monotonic */
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */
 void trainer_use_seq(struct trainer *t, size_t i);
 /* Forward and backward over `n_seqs` sequences from used_seqs on: gradients and sums of the step grow. */
@@ -89,7 +91,8 @@ struct step_log {
     bool begun;   /* cut to `keep`, and has its line of names */
     uint64_t keep;
 };
-/* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its place in it. */
+/* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its
+ * place in it. */
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) MUST_CHECK;
 int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) MUST_CHECK;
 /* To disk: a checkpoint must not outlive its log. */

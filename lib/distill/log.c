@@ -35,7 +35,7 @@ static int put_line(struct buf *b, const struct step_log *l, const struct distil
     return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
-/* ---- the place of a restored run --------------------------------------------------------------------------------------- */
+/* ---- the place of a restored run --------------------------------------------------------------------------------- */
 
 static int read_file(const char *path, struct buf *b, struct err *e) {
     ssize_t n = 1;
@@ -100,7 +100,7 @@ static int look(struct step_log *l, const struct distill_progress *p, struct err
     return rc;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) {
     struct stat st;

@@ -17,7 +17,7 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, float *cons
     struct loss_rows r = {.rows = rows,
                           .vocab = vocab,
                           .first = first,
-                          .at = t->used_positions,
+                          .at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions),
                           .data = &t->rows,
                           .format = &t->format,
                           .final = logits[0],
@@ -114,10 +114,13 @@ static int run_points(struct trainer *t, const struct model_input *in, struct er
         return e->code;
     float *row_weight = (float *)t->row_weight.data;
     uint32_t *starts = (uint32_t *)t->starts.data;
-    for (size_t i = 0; i < in->n_positions; i++) {
-        row_weight[i] = t->rows.labels[t->used_positions + i] == UINT32_MAX ? 0 : 1;
-        p.labelled += row_weight[i];
-    }
+    for (size_t s = 0, i = 0; s < in->n_seqs; s++)
+        for (uint32_t k = 0; k < in->lengths[s]; k++, i++) { /* a label of a sequence counts for all of its positions */
+            bool whole = t->format.target == TARGET_SEQUENCE;
+            uint32_t label = t->rows.labels[whole ? t->used_seqs + s : t->used_positions + i];
+            row_weight[i] = label == UINT32_MAX ? 0 : whole ? 1 / (float)in->lengths[s] : 1;
+            p.labelled += row_weight[i];
+        }
     starts[0] = 0;
     for (size_t s = 0; s < in->n_seqs; s++) starts[s + 1] = starts[s] + in->lengths[s];
     p.row_weight = row_weight;
@@ -130,7 +133,10 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
     struct model_input in = {.n_positions = n_positions,
                              .n_seqs = n_seqs,
                              .tokens = t->rows.tokens + t->used_positions,
-                             .lengths = t->rows.lengths + t->used_seqs};
+                             .lengths = t->rows.lengths + t->used_seqs,
+                             .types = t->rows.types ? t->rows.types + t->used_positions : NULL};
+    size_t rows = model_output_rows(&t->m->config, &in),
+           at = knowledge_first_row(&t->format, t->used_seqs, t->used_positions);
     grad_reset(t->tape);
     struct grad_var *h = model_graph_want(t->m, t->tape, &in, t->wants, t->losses.n_student + t->o.n_exits, e);
     if (!h || make_heads(t, &in, h, &m, e)) return e->code;
@@ -143,7 +149,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
         m.ema = m.n_heads++;
     }
     if (run_points(t, &in, e)) return e->code;
-    for (size_t i = 0; i < n_positions; i++) t->step_labelled += t->rows.labels[t->used_positions + i] != UINT32_MAX;
+    for (size_t i = 0; i < rows; i++) t->step_labelled += t->rows.labels[at + i] != UINT32_MAX;
     if (grad_heads(m.n_heads, m.heads, block, &m)) grad_backward(t->tape);
     return grad_error(t->tape, e);
 }

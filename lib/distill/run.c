@@ -1,5 +1,6 @@
 /* A whole run: the data, as often as it is to be read, into steps, with the log and the times to save. */
 #include <inttypes.h>
+#include <string.h>
 #include <time.h>
 
 #include "lib/distill/distill_internal.h"
@@ -7,20 +8,20 @@
 struct run {
     struct trainer *t;
     struct distill_run *d;
-    struct batch batch;
     struct step_log log;
-    bool saved; /* the state as it is */
+    bool saved;     /* the state as it is */
+    uint64_t steps; /* of this run */
     double started;
     uint64_t started_positions;
 };
 
-static double now(void) {
+double trainer_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- after a step -------------------------------------------------------------------------------------------------- */
+/* ---- after a step ------------------------------------------------------------------------------------------------ */
 
 static int save(struct run *r, struct err *e) {
     if (step_log_sync(&r->log, e) || r->d->save(r->d->ctx, r->t, e)) return e->code;
@@ -28,11 +29,21 @@ static int save(struct run *r, struct err *e) {
     return 0;
 }
 
+static void note_kl(struct run *r) {
+    const struct loss_list *l = &r->t->losses;
+    size_t i = 0;
+    while (i < l->n && (strcmp(l->items[i].type->name, "kl") != 0 || l->items[i].at != LOSS_AT_FINAL)) i++;
+    r->d->has_kl = i < l->n;
+    if (r->d->has_kl) r->d->last_kl = l->items[i].value;
+    if (!r->steps++) r->d->first_kl = r->d->last_kl;
+}
+
 static int after_step(struct run *r, struct err *e) {
     struct distill_run *d = r->d;
     const struct distill_progress *p = &r->t->progress;
+    note_kl(r);
     r->saved = false;
-    d->tokens_per_second = (double)(p->positions - r->started_positions) / (now() - r->started);
+    d->tokens_per_second = (double)(p->positions - r->started_positions) / (trainer_now() - r->started);
     if (d->stepped) d->stepped(d->ctx, p, d->tokens_per_second);
     if (step_log_put(&r->log, p, e)) return e->code;
     if (!d->save) return 0;
@@ -40,7 +51,7 @@ static int after_step(struct run *r, struct err *e) {
     return wanted || p->step % d->save_every == 0 ? save(r, e) : 0;
 }
 
-/* ---- the data into steps --------------------------------------------------------------------------------------------- */
+/* ---- the data into steps ----------------------------------------------------------------------------------------- */
 
 /* To be stopped is asked for once and then remembered: both ways to it must agree. */
 static bool stopped(void *ctx) {
@@ -60,12 +71,12 @@ static int take_steps(struct run *r, bool last, struct err *e) {
     return 0;
 }
 
-static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
+static int run_epoch(struct run *r, const struct knowledge_source *data, struct err *e) {
     for (bool more = true; !done(r);) {
         /* Ctrl-C in a pipeline ends the one who writes the data, too: its cut stream is no news then. */
-        if (knowledge_read(data, &r->d->format, &r->batch, &more, e)) return stopped(r) ? 0 : e->code;
+        if (trainer_feed(r->t, data, &more, e)) return stopped(r) ? 0 : e->code;
         if (!more) break;
-        if (trainer_feed(r->t, &r->batch, e) || take_steps(r, false, e)) return e->code;
+        if (take_steps(r, false, e)) return e->code;
     }
     if (done(r)) return 0;
     if (take_steps(r, true, e)) return e->code;
@@ -74,10 +85,15 @@ static int run_epoch(struct run *r, struct stream_reader *data, struct err *e) {
 }
 
 static int run_epochs(struct run *r, struct err *e) {
-    struct stream_reader *data;
-    for (uint64_t epoch = r->t->progress.epoch; epoch < r->d->epochs && !done(r); epoch++)
-        if (r->d->open(r->d->ctx, &data, e) || run_epoch(r, data, e)) return e->code;
-    return 0;
+    struct knowledge_stream data = {.meta = &r->d->format, .format = trainer_format(r->t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
+    int rc = 0;
+    for (uint64_t epoch = r->t->progress.epoch; !rc && epoch < r->d->epochs && !done(r); epoch++) {
+        rc = r->d->open(r->d->ctx, &data.r, e);
+        if (!rc) rc = run_epoch(r, &source, e);
+    }
+    knowledge_stream_release(&data);
+    return rc;
 }
 
 /* A model trained for longer than was asked for would be called what it is not. */
@@ -88,17 +104,19 @@ static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) 
 }
 
 int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
-    struct run r = {.t = t, .d = d, .started = now(), .started_positions = t->progress.positions, .log.fd = -1};
+    struct run r = {.t = t, .d = d, .started = trainer_now(), .started_positions = t->progress.positions, .log.fd = -1};
     d->stopped = false;
     trainer_stop_when(t, stopped, &r);
     t->watch_noise = d->log != NULL;
     int rc = check_epoch(t, d->epochs, e);
     if (!rc) rc = step_log_open(&r.log, d->log, t, e);
     if (!rc) rc = run_epochs(&r, e);
+    double positions = (double)(t->progress.positions - r.started_positions + t->step_positions);
+    d->seconds = trainer_now() - r.started;
+    d->mean_context = positions > 0 ? t->contexts / positions : 0;
     if (!rc && d->save && !r.saved) rc = save(&r, e);
     if (!rc) rc = step_log_end(&r.log, e);
     trainer_stop_when(t, NULL, NULL);
-    batch_release(&r.batch);
     step_log_release(&r.log);
     return rc;
 }

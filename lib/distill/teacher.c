@@ -11,14 +11,16 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     const struct model *m = teacher_model(d);
     char ours[DIGEST_TEXT_SIZE], theirs[DIGEST_TEXT_SIZE];
     if (!m) return 0;
-    if (model_check_next_token(&m->config, e)) return err_prefix(e, "the teacher");
+    if (model_check_head(&m->config, e)) return err_prefix(e, "the teacher");
+    if (model_predicts(&m->config) != model_predicts(&student->config))
+        return err_set(e, ERR_DATA, "student and teacher do not predict the same: next tokens, masked ones or classes");
     digest_text(student->vocab_digest, ours);
     digest_text(m->vocab_digest, theirs);
     if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)
         return err_set(e, ERR_DATA, "student and teacher disagree: vocabulary %s against %s", ours, theirs);
-    if (model_n_tokens(student) != model_n_tokens(m))
-        return err_set(e, ERR_DATA, "student and teacher disagree: %u tokens against %u", model_n_tokens(student),
-                       model_n_tokens(m));
+    if (model_columns(student) != model_columns(m))
+        return err_set(e, ERR_DATA, "student and teacher disagree: %u columns of logits against %u",
+                       model_columns(student), model_columns(m));
     return 0;
 }
 

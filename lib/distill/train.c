@@ -5,7 +5,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- making -------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
 static int check_options(const struct distill_options *o, struct err *e) {
     if (!o->batch_tokens || !o->micro_tokens)
@@ -79,10 +79,9 @@ static int begin(struct trainer *t, struct err *e) {
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
-    if (check_options(o, e) || model_check_next_token(&m->config, e) || teacher_check(&o->teacher, m, e))
-        return e->code;
+    if (check_options(o, e) || model_check_head(&m->config, e) || teacher_check(&o->teacher, m, e)) return e->code;
     struct knowledge_format fitted = *f;
-    if (knowledge_fit(&fitted, model_n_tokens(m), e)) return e->code;
+    if (knowledge_fit_target(&fitted, model_predicts(&m->config), model_columns(m), e)) return e->code;
     struct trainer *t = mem_zalloc(sizeof *t, e);
     if (!t) return e->code;
     t->m = m;
@@ -126,28 +125,11 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m) {
                                  .scratch = (double)tape.scratch};
 }
 
-/* ---- data ------------------------------------------------------------------------------------------------------------ */
-
-/* Tokens and what the teacher says of them, as it is stored. Probabilities of top-k are left out: they have been through exp,
- * whose last bit may be another on another machine; ids in order and the tokens tell data apart. */
-static void digest_positions(struct trainer *t, size_t first, size_t n) {
-    const struct knowledge_rows *k = &t->rows;
-    const struct knowledge_format *f = &t->format;
-    digest_update(t->seen, k->tokens + first, n * sizeof *k->tokens);
-    if (f->encoding == KNOW_DENSE) {
-        size_t row = dtype_row_bytes(f->dtype, f->vocab_size);
-        digest_update(t->seen, (const unsigned char *)k->dense + first * row, n * row);
-    } else if (f->encoding != KNOW_NONE) {
-        uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
-        digest_update(t->seen, k->ids + from, entries * sizeof *k->ids);
-        if (f->encoding == KNOW_SAMPLE) digest_update(t->seen, k->probs + from, entries * sizeof *k->probs);
-    }
-}
+/* ---- data -------------------------------------------------------------------------------------------------------- */
 
 void trainer_use_seq(struct trainer *t, size_t i) {
     uint32_t n = t->rows.lengths[i];
-    digest_update(t->seen, &n, sizeof n);
-    digest_positions(t, t->used_positions, n);
+    knowledge_digest_seq(t->seen, &t->rows, &t->format, i, t->used_positions);
     t->used_seqs++;
     t->used_positions += n;
     t->sequences++;
@@ -164,10 +146,15 @@ static int skip_trained(struct trainer *t, struct err *e) {
     return 0;
 }
 
-int trainer_feed(struct trainer *t, const struct batch *b, struct err *e) {
+const struct knowledge_format *trainer_format(const struct trainer *t) {
+    return &t->format;
+}
+
+int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) {
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     t->used_seqs = t->used_positions = 0;
-    if (knowledge_decode(&t->rows, &t->format, b, e)) return e->code;
+    if (from->next(from->ctx, &t->rows, more, e)) return e->code;
+    if (!*more) return 0;
     if (t->data_sequences && t->sequences + t->rows.n_seqs > t->data_sequences)
         return err_set(e, ERR_DATA, "the data has grown: it ended after %" PRIu64 " sequences when it was read before",
                        t->data_sequences);
@@ -208,7 +195,7 @@ int trainer_end_epoch(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 static void begin_step(struct trainer *t, uint64_t first_seq) {
     uint64_t step = t->progress.step + 1;
@@ -223,7 +210,11 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
     if (!isfinite(loss_list_total(&t->losses, 1)))
         return err_set(e, ERR_DATA, "step %llu: the loss is not finite (sequences %llu to %llu; lower --lr?)", step,
                        first, (unsigned long long)t->rows.seqs[t->used_seqs + n_seqs - 1]);
-    for (size_t i = 0; i < n_seqs; i++) trainer_use_seq(t, t->used_seqs);
+    for (size_t i = 0; i < n_seqs; i++) {
+        double n = t->rows.lengths[t->used_seqs];
+        t->contexts += n * (n + 1) / 2;
+        trainer_use_seq(t, t->used_seqs);
+    }
     if (t->watch_noise && !t->step_positions && n_positions < t->o.batch_tokens) {
         t->first_square = train_gradient_square(&t->set);
         t->first_labelled = t->step_labelled;
@@ -267,45 +258,4 @@ int trainer_finish(struct trainer *t, struct err *e) {
 
 const struct train_plan *trainer_plan(const struct trainer *t) {
     return &t->o.plan;
-}
-
-/* ---- counting ------------------------------------------------------------------------------------------------------------ */
-
-/* Lengths of whole sequences, one after the other, into steps: trainer_step's rule. */
-struct counter {
-    uint64_t batch_tokens, pending, open, steps;
-};
-
-static void count_batch(struct counter *c, const struct stream_batch *head, const uint32_t *lengths) {
-    for (uint32_t i = 0; i < head->n_seqs; i++) {
-        uint64_t n = lengths[i] + c->open;
-        c->open = i + 1 == head->n_seqs && (head->flags & BATCH_CONTINUES) ? n : 0;
-        if (c->open) break;
-        c->pending += n;
-        if (c->pending < c->batch_tokens) continue;
-        c->pending = 0;
-        c->steps++;
-    }
-}
-
-int distill_count(struct stream_reader *r, uint64_t batch_tokens, uint64_t epochs, uint64_t *steps, struct err *e) {
-    struct counter c = {.batch_tokens = batch_tokens};
-    struct stream_batch head = {0};
-    struct stream_item item;
-    struct buf lengths = {0};
-    int rc;
-    while (!(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
-        if (item.type == ITEM_BATCH) head = item.batch;
-        if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths") != 0) continue;
-        lengths.len = 0;
-        rc = stream_load_tensor(r, &lengths, e);
-        if (rc) break;
-        if (item.desc.dtype == DT_U32 && lengths.len == head.n_seqs * sizeof(uint32_t))
-            count_batch(&c, &head, (const uint32_t *)lengths.data); /* what is wrong, training will say */
-    }
-    buf_release(&lengths);
-    if (rc) return rc;
-    c.steps += c.pending > 0; /* the last step of an epoch takes what is left */
-    if (!c.steps) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(r));
-    return u64_mul(c.steps, epochs, steps) ? 0 : err_set(e, ERR_USAGE, "too many epochs");
 }

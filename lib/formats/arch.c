@@ -1,17 +1,17 @@
-/* The registry: all architectures that are known. Adding one: lib/model/README.md. */
+/* The registry of architectures. How to add one: lib/model/README.md. */
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {
-    &arch_llama,   &arch_mistral, &arch_qwen2, &arch_qwen3,      &arch_phi,     &arch_phi3,
-    &arch_smollm3, &arch_minicpm, &arch_olmo2, &arch_gpt2,       &arch_opt,     &arch_gpt_neox,
-    &arch_gemma2,  &arch_gemma3,  &arch_bert,  &arch_distilbert, &arch_roberta,
+    &arch_llama,   &arch_mistral, &arch_ministral, &arch_qwen2,      &arch_qwen3,   &arch_phi,         &arch_phi3,
+    &arch_smollm3, &arch_minicpm, &arch_olmo2,     &arch_gpt2,       &arch_opt,     &arch_gpt_neox,    &arch_gemma,
+    &arch_gemma2,  &arch_gemma3,  &arch_bert,      &arch_distilbert, &arch_roberta, &arch_xlm_roberta, &arch_camembert,
 };
 
 const struct arch *arch_at(size_t i) {
     return i < COUNT_OF(registry) ? registry[i] : NULL;
 }
 
-/* ---- by name ------------------------------------------------------------------------------------------------------ */
+/* ---- by name ----------------------------------------------------------------------------------------------------- */
 
 static const char *name_of(const struct arch *a) {
     return a->name;
@@ -113,21 +113,42 @@ int arch_traits(const char *name, struct model_config *out, struct err *e) {
     const struct arch *a = NULL;
     int rc = arch_of_config(&(struct model_config){.arch = name}, &a, e);
     if (rc) return rc;
-    if (!generates(a))
-        return err_set(e, ERR_DATA,
-                       "architecture '%s' is an encoder: a new model is for distill, which trains decoders", a->name);
     *out = a->traits;
     out->arch = a->name;
     out->rope.theta = a->traits.positions == POSITIONS_ROTARY ? a->hf.theta : 0;
+    if (!a->hf.numbers->eps) out->norm_eps = (float)a->hf.eps;
     return 0;
+}
+
+/* Pairs are rotated, so of an odd number one fewer. */
+static uint32_t rotary_dims(const struct arch *a, const struct model_config *c) {
+    uint32_t dims = c->rope.dims;
+    if (!dims && a->hf.partial_rotary != 0) {
+        dims = (uint32_t)(c->head_dim * a->hf.partial_rotary) / 2 * 2;
+        if (!dims) dims = 2;
+    }
+    return dims == c->head_dim ? 0 : dims;
 }
 
 void arch_complete(struct model_config *c) {
     const struct arch *a = by_name(c->arch);
-    if (a && a->complete) a->complete(c);
+    if (!a) return;
+    if (c->positions == POSITIONS_ROTARY) c->rope.dims = rotary_dims(a, c);
+    if (a->complete) a->complete(c);
 }
 
-/* ---- what is written ---------------------------------------------------------------------------------------------- */
+uint32_t arch_window_pattern(const char *name) {
+    const struct arch *a = by_name(name);
+    return a ? a->window_pattern : 0;
+}
+
+int arch_check_rotation(const struct arch *a, const struct model_config *c, struct err *e) {
+    if (!c->rope.dims || a->hf.partial_rotary != 0) return 0;
+    return err_set(e, ERR_DATA, "%u of the %u dimensions of a head are rotated, and a %s rotates all", c->rope.dims,
+                   c->head_dim, a->name);
+}
+
+/* ---- what is written --------------------------------------------------------------------------------------------- */
 
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {

@@ -1,6 +1,7 @@
 /*
- * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): encoders with norms after the
- * sums. The class says what is made of the hidden states: nothing, logits of masked tokens, or of classes.
+ * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT, which differ from it in their tokenizers,
+ * and DistilBERT (Sanh et al. 2019): encoders with norms after the sums. The class determines the output: hidden states,
+ * logits of masked tokens, of classes of sequences or tokens, or of where an answer begins and ends.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -48,6 +49,11 @@ static const struct hf_key keys[] = {
         LINEAR(ROLE_DOWN, base "encoder.layer.#.output.dense"),                                                        \
         LAYER_NORM(ROLE_FFN_POST_NORM, base "encoder.layer.#.output.LayerNorm")
 
+#define ANSWERS                                                                                                        \
+    {ROLE_CLASSIFIER, "qa_outputs.weight", OF_SPAN}, {                                                                 \
+        ROLE_CLASSIFIER_BIAS, "qa_outputs.bias", OF_SPAN                                                               \
+    }
+
 /* The decoder's bias is another name of predictions.bias while its weight is one of the embedding's. */
 static const struct arch_tensor bert_tensors[] = {
     ENCODER("bert."),
@@ -57,6 +63,7 @@ static const struct arch_tensor bert_tensors[] = {
     {ROLE_HEAD, "cls.predictions.decoder.weight", 0},
     {ROLE_HEAD_BIAS, "cls.predictions.decoder.bias", OF_UNTIED},
     {ROLE_HEAD_BIAS, "cls.predictions.bias", 0},
+    ANSWERS,
     LINEAR(ROLE_CLASSIFIER, "classifier"),
 };
 static const char *const bert_unread[] = {"cls.", "pooler.", NULL};
@@ -72,7 +79,10 @@ static const struct arch_tensor roberta_tensors[] = {
     {ROLE_HEAD, "lm_head.decoder.weight", 0},
     {ROLE_HEAD_BIAS, "lm_head.decoder.bias", OF_UNTIED},
     {ROLE_HEAD_BIAS, "lm_head.bias", 0},
-    LINEAR(ROLE_CLASSIFIER, "classifier.out_proj"),
+    {ROLE_CLASSIFIER, "classifier.out_proj.weight", OF_CLASSES},
+    {ROLE_CLASSIFIER_BIAS, "classifier.out_proj.bias", OF_CLASSES},
+    ANSWERS,
+    LINEAR(ROLE_CLASSIFIER, "classifier"),
 };
 static const char *const roberta_unread[] = {"lm_head.", "pooler.", NULL};
 
@@ -92,11 +102,12 @@ static const struct arch_tensor distilbert_tensors[] = {
     LINEAR(ROLE_TRANSFORM_NORM, "vocab_layer_norm"),
     LINEAR(ROLE_HEAD, "vocab_projector"),
     LINEAR(ROLE_POOLER, "pre_classifier"),
+    ANSWERS,
     LINEAR(ROLE_CLASSIFIER, "classifier"),
 };
 static const char *const distilbert_unread[] = {"vocab_transform.", "vocab_layer_norm.", "vocab_projector.", NULL};
 
-/* llama.cpp's bert is all of them. Its classifier is the pooler and what comes after it. */
+/* For llama.cpp all three are bert. Its classifier consists of the pooler and what follows it. */
 #define GGUF_ENCODER                                                                                                   \
     LINEAR(ROLE_ATTN_POST_NORM, "blk.#.attn_output_norm"), LINEAR(ROLE_FFN_POST_NORM, "blk.#.layer_output_norm"),      \
         {ROLE_POOLER, "cls.weight", OF_CLASSES}, {ROLE_POOLER_BIAS, "cls.bias", OF_CLASSES},                           \
@@ -121,14 +132,14 @@ static int read_types(struct model_config *c, const cJSON *json, struct err *e) 
     return rc;
 }
 
-/* What follows from the output that the class has. */
+/* Settings that follow from the output of the class. */
 static void set_output(struct model_config *c, bool pooler) {
     c->head_bias = c->output == OUTPUT_MASKED_LM;
     c->pooler = pooler;
 }
 
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
-    set_output(c, c->output != OUTPUT_MASKED_LM);
+    set_output(c, c->output == OUTPUT_NONE || c->output == OUTPUT_CLASSES);
     int rc = need_width(json, numbers.ffn, e);
     return rc ? rc : read_types(c, json, e);
 }
@@ -157,7 +168,7 @@ static int check(const struct model_config *c, struct err *e) {
 
 static int check_gelu(const struct model_config *c, struct err *e) {
     if (c->output != OUTPUT_MASKED_LM || c->act == ACT_GELU) return 0;
-    return err_set(e, ERR_DATA, "\"hidden_act\": RobertaForMaskedLM has gelu in its head, and the layers have %s",
+    return err_set(e, ERR_DATA, "\"hidden_act\": the masked-LM head of a %s has gelu, and the layers have %s", c->arch,
                    hf_act_name(c->act));
 }
 
@@ -240,7 +251,7 @@ static const struct gguf_key gguf_keys[] = {
     {"classifier.output_labels", GGUF_READ, 0, NULL},
 };
 
-/* What is left to whoever runs the encoder: hidden states are the same with any. */
+/* Left to the program that runs the encoder: hidden states do not depend on it. */
 static int read_pooling(const struct gguf_file *g, const char *prefix, struct err *e) {
     static const char *const names[] = {NULL, "mean", "cls", "last"};
     char key[64];
@@ -279,7 +290,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     c->output = classifier ? OUTPUT_CLASSES : OUTPUT_NONE;
     set_output(c, classifier && raw_table_find(&g->tensors, "cls.weight"));
     if (classifier && (classifier->rank != 2 || classifier->dims[0] < 1 || classifier->dims[0] > MODEL_MAX_DIM))
-        return err_set(e, ERR_DATA, "tensor '%s' is no matrix with a row for each class", classifier->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is not a matrix with a row for each class", classifier->name);
     c->classes = classifier ? (uint32_t)classifier->dims[0] : 0;
     int rc = need_not_causal(g, prefix, e);
     if (!rc) rc = read_token_types(c, g, e);
@@ -296,7 +307,7 @@ static int gguf_read_roberta(struct model_config *c, const struct gguf_file *g, 
 
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_key_bool(h, ".attention.causal", false);
-    gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp wants one without a table, too */
+    gguf_key_u32(h, TYPES_KEY, c->token_types ? c->token_types : 1); /* llama.cpp requires one even without a table */
     if (c->position_offset) gguf_key_u32(h, OFFSET_KEY, c->position_offset);
     if (c->output == OUTPUT_CLASSES) gguf_key_u32(h, ".pooling_type", POOLING_RANK);
 }
@@ -304,8 +315,11 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 static int gguf_check(const struct model_config *c, struct err *e) {
     if (c->output == OUTPUT_MASKED_LM)
         return err_set(e, ERR_DATA,
-                       "a masked-LM head, which llama.cpp's bert has not (its encoder alone: import it with "
+                       "a masked-LM head, which llama.cpp's bert does not have (its encoder alone: import it with "
                        "\"architectures\": [\"BertModel\"] or its like in config.json)");
+    if (c->output == OUTPUT_TOKEN_CLASSES || c->output == OUTPUT_SPAN)
+        return err_set(e, ERR_DATA, "logits of %s for each token, which llama.cpp's bert has not",
+                       c->output == OUTPUT_SPAN ? "an answer's ends" : "classes");
     if (c->output == OUTPUT_CLASSES && c->pooler && c->pooler_act != ACT_TANH)
         return err_set(e, ERR_DATA, "a classifier with %s, where llama.cpp's bert has tanh",
                        hf_act_name(c->pooler_act));
@@ -328,7 +342,9 @@ const struct arch arch_bert = {
     .hf = {.classes = {{"BertModel", "bert", OUTPUT_NONE},
                        {"BertForMaskedLM", "bert", OUTPUT_MASKED_LM},
                        {"BertForPreTraining", "bert", OUTPUT_MASKED_LM},
-                       {"BertForSequenceClassification", "bert", OUTPUT_CLASSES}},
+                       {"BertForSequenceClassification", "bert", OUTPUT_CLASSES},
+                       {"BertForTokenClassification", "bert", OUTPUT_TOKEN_CLASSES},
+                       {"BertForQuestionAnswering", "bert", OUTPUT_SPAN}},
            .keys = keys,
            .n_keys = COUNT_OF(keys),
            .numbers = &numbers,
@@ -348,31 +364,41 @@ const struct arch arch_bert = {
              .check = gguf_check},
 };
 
-const struct arch arch_roberta = {
-    .name = "roberta",
-    .models = "RoBERTa",
-    .traits = {TRAITS, .token_types = 1, .position_offset = 2, .pooler_act = ACT_TANH},
-    .hf = {.classes = {{"RobertaModel", "roberta", OUTPUT_NONE},
-                       {"RobertaForMaskedLM", "roberta", OUTPUT_MASKED_LM},
-                       {"RobertaForSequenceClassification", "roberta", OUTPUT_CLASSES}},
-           .keys = keys,
-           .n_keys = COUNT_OF(keys),
-           .numbers = &numbers,
-           .eps = 1e-12,
-           .tied = true,
-           .tensors = {roberta_tensors, COUNT_OF(roberta_tensors), "roberta."},
-           .unread = roberta_unread,
-           .read = roberta_read,
-           .write = roberta_write,
-           .check = roberta_check},
-    .gguf = {.names = {{"bert", false}},
-             .keys = gguf_keys,
-             .n_keys = COUNT_OF(gguf_keys),
-             .tensors = {gguf_roberta_tensors, COUNT_OF(gguf_roberta_tensors), NULL},
-             .read = gguf_read_roberta,
-             .write = gguf_write,
-             .check = gguf_check},
-};
+/* One model under three names of classes and of its type. */
+#define ROBERTA(label, who, class, type)                                                                               \
+    {                                                                                                                  \
+        .name = label, .models = who,                                                                                  \
+        .traits = {TRAITS, .token_types = 1, .position_offset = 2, .pooler_act = ACT_TANH},                            \
+        .hf = {.classes = {{class "Model", type, OUTPUT_NONE},                                                         \
+                           {class "ForMaskedLM", type, OUTPUT_MASKED_LM},                                              \
+                           {class "ForSequenceClassification", type, OUTPUT_CLASSES},                                  \
+                           {class "ForTokenClassification", type, OUTPUT_TOKEN_CLASSES},                               \
+                           {class "ForQuestionAnswering", type, OUTPUT_SPAN}},                                         \
+               .keys = keys,                                                                                           \
+               .n_keys = COUNT_OF(keys),                                                                               \
+               .numbers = &numbers,                                                                                    \
+               .eps = 1e-12,                                                                                           \
+               .tied = true,                                                                                           \
+               .tensors = {roberta_tensors, COUNT_OF(roberta_tensors), "roberta."},                                    \
+               .unread = roberta_unread,                                                                               \
+               .read = roberta_read,                                                                                   \
+               .write = roberta_write,                                                                                 \
+               .check = roberta_check},                                                                                \
+        .gguf = {                                                                                                      \
+            .names = {{"bert", false}},                                                                                \
+            .keys = gguf_keys,                                                                                         \
+            .n_keys = COUNT_OF(gguf_keys),                                                                             \
+            .tensors = {gguf_roberta_tensors, COUNT_OF(gguf_roberta_tensors), NULL},                                   \
+            .read = gguf_read_roberta,                                                                                 \
+            .write = gguf_write,                                                                                       \
+            .check = gguf_check                                                                                        \
+        }                                                                                                              \
+    }
+
+const struct arch arch_roberta = ROBERTA("roberta", "RoBERTa", "Roberta", "roberta");
+const struct arch arch_xlm_roberta =
+    ROBERTA("xlm_roberta", "XLM-RoBERTa, BGE-M3, multilingual E5", "XLMRoberta", "xlm-roberta");
+const struct arch arch_camembert = ROBERTA("camembert", "CamemBERT", "Camembert", "camembert");
 
 const struct arch arch_distilbert = {
     .name = "distilbert",
@@ -380,7 +406,9 @@ const struct arch arch_distilbert = {
     .traits = {TRAITS, .pooler_act = ACT_RELU},
     .hf = {.classes = {{"DistilBertModel", "distilbert", OUTPUT_NONE},
                        {"DistilBertForMaskedLM", "distilbert", OUTPUT_MASKED_LM},
-                       {"DistilBertForSequenceClassification", "distilbert", OUTPUT_CLASSES}},
+                       {"DistilBertForSequenceClassification", "distilbert", OUTPUT_CLASSES},
+                       {"DistilBertForTokenClassification", "distilbert", OUTPUT_TOKEN_CLASSES},
+                       {"DistilBertForQuestionAnswering", "distilbert", OUTPUT_SPAN}},
            .keys = distilbert_keys,
            .n_keys = COUNT_OF(distilbert_keys),
            .numbers = &distilbert_numbers,

@@ -1,7 +1,7 @@
 /*
- * Gemma 2 (Gemma Team 2024) and the text model of Gemma 3 (2025): norms before and after each part whose weights are stored less 1,
- * embeddings times sqrt(hidden), a scale of the scores that is not the head's, layers that take turns between a window and the whole
- * context. Gemma 2 caps scores and logits; Gemma 3 norms q and k instead, and rotates layers with a window by a base of their own.
+ * Gemma (Gemma Team 2024): norms whose weights are stored less 1, embeddings times sqrt(hidden). Gemma 2 (2024) and the text model of
+ * Gemma 3 (2025) have norms after each part, too, a scale of the scores that is not the head's, and layers that take turns between a
+ * window and the whole context. Gemma 2 caps scores and logits; Gemma 3 norms q and k instead, and rotates layers with a window by a base of their own.
  */
 #include <math.h>
 
@@ -21,6 +21,20 @@
     }
 
 static const struct arch_tensor gemma2_tensors[] = {TENSORS};
+static const struct arch_tensor gemma_tensors[] = {
+    {ROLE_EMBED, "model.embed_tokens.weight", 0},
+    NORM(ATTN_NORM, "input_layernorm"),
+    {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0},
+    {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},
+    {ROLE_V, "model.layers.#.self_attn.v_proj.weight", 0},
+    {ROLE_O, "model.layers.#.self_attn.o_proj.weight", 0},
+    NORM(FFN_NORM, "post_attention_layernorm"),
+    {ROLE_GATE, "model.layers.#.mlp.gate_proj.weight", 0},
+    {ROLE_UP, "model.layers.#.mlp.up_proj.weight", 0},
+    {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0},
+    {ROLE_NORM, "model.norm.weight", MINUS_ONE},
+    {ROLE_HEAD, "lm_head.weight", 0},
+};
 static const struct arch_tensor gemma3_tensors[] = {TENSORS, NORM(Q_NORM, "self_attn.q_norm"),
                                                     NORM(K_NORM, "self_attn.k_norm")};
 
@@ -42,9 +56,25 @@ static const struct hf_key gemma3_keys[] = {KEYS, HF_KEY("sliding_window_pattern
                                             HF_KEY("rope_local_base_freq", HF_READ),
                                             HF_KEY("_sliding_window_pattern", HF_READ)};
 
+/* Gemma 3 of 4B and more sees pictures. Its projection of them and their tokens say nothing of the language model. */
+static const struct hf_key gemma3_whole_keys[] = {
+    HF_KEY("text_config", HF_READ),       HF_KEY("vision_config", HF_READ),   HF_KEY("mm_tokens_per_image", HF_READ),
+    HF_KEY("image_token_index", HF_READ), HF_KEY("boi_token_index", HF_READ), HF_KEY("eoi_token_index", HF_READ),
+    HF_KEY("image_token_id", HF_READ),    HF_KEY("boi_token_id", HF_READ),    HF_KEY("eoi_token_id", HF_READ),
+};
+/* The first names are those of files, the second those of transformers 4.52 to 4.57 in memory, which some saved. */
+static const struct hf_whole gemma3_whole = {
+    .class = "Gemma3ForConditionalGeneration",
+    .model_type = "gemma3",
+    .keys = gemma3_whole_keys,
+    .n_keys = COUNT_OF(gemma3_whole_keys),
+    .names = {{"language_model.", ""}, {"model.language_model.", "model."}},
+    .others = {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."},
+};
+
 /* ---- what both read and write ------------------------------------------------------------------------------------ */
 
-/* Scores are scaled by 1 / sqrt(scalar), a whole number. 0: the scale is none of these. */
+/* Scores are scaled by 1 / sqrt(scalar), where scalar is a whole number. 0: the scale has no such form. */
 static uint32_t scalar_of(const struct model_config *c) {
     if (c->attn_scale == 0) return c->head_dim;
     double scalar = rint(1 / ((double)c->attn_scale * (double)c->attn_scale));
@@ -59,7 +89,7 @@ static bool is_null(const cJSON *json, const char *key) {
     return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, key));
 }
 
-/* null: none; absent: what the class says. */
+/* null: none; absent: the default of the class */
 static int read_softcap(float *cap, const cJSON *json, const char *key, double fallback, struct err *e) {
     double v = is_null(json, key) ? 0 : fallback;
     int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
@@ -85,7 +115,7 @@ static int read_windows(struct model_config *c, const cJSON *json, uint64_t patt
     return rc;
 }
 
-/* Embeddings are scaled by the root of the hidden size, which no key of a file says. */
+/* Embeddings are scaled by the root of the hidden size, which no key in the file states. */
 static void complete(struct model_config *c) {
     c->embed_scale = sqrtf((float)c->hidden);
 }
@@ -132,7 +162,8 @@ static int hf_check_both(const struct model_config *c, struct err *e) {
     return rc;
 }
 
-/* llama.cpp knows the scale of the scores by the number of layers: the largest model has the hidden size by its heads. */
+/* llama.cpp derives the scale of the scores from the number of layers: the largest model uses the hidden size
+ * divided by its heads. */
 static uint32_t gguf_scalar(const struct model_config *c, uint32_t layers_27b) {
     return c->n_layers == layers_27b ? c->hidden / c->layers[0].n_heads : c->head_dim;
 }
@@ -163,6 +194,80 @@ static int gguf_read_softcap(float *cap, const struct gguf_file *g, const char *
     *cap = (float)v;
     return rc;
 }
+
+/* ---- Gemma 1 ----------------------------------------------------------------------------------------------------- */
+
+static const struct hf_key gemma_keys[] = {
+    HF_KEY("hidden_act", HF_READ),
+    HF_KEY_TEXT("hidden_activation", HF_TEXT, "gelu_pytorch_tanh"), /* of an older class, which had its own default */
+    HF_KEY("attention_bias", HF_OFF),
+    HF_KEY("use_bidirectional_attention", HF_OFF),
+    HF_KEY("sliding_window", HF_OFF),
+    HF_KEY("layer_types", HF_OFF),
+};
+
+/* The official files say "gelu" and mean its tanh form, and so transformers takes it. */
+static int gemma_read(struct model_config *c, const cJSON *json, struct err *e) {
+    complete(c);
+    int rc = hf_read_act(c, json, "hidden_act", "gelu_pytorch_tanh", e);
+    if (c->act == ACT_GELU) c->act = ACT_GELU_TANH;
+    return rc;
+}
+
+static bool gemma_write(cJSON *json, const struct model_config *c) {
+    const char *act = c->act == ACT_GELU_TANH ? "gelu_pytorch_tanh" : hf_act_name(c->act);
+    return json_put_str(json, "hidden_act", act) && json_put_bool(json, "attention_bias", false);
+}
+
+static int gemma_check(const struct model_config *c, struct err *e) {
+    int rc = hf_check_both(c, e);
+    if (!rc && c->act == ACT_GELU)
+        rc = err_set(e, ERR_DATA, "the exact GELU: transformers takes the tanh form for a gemma that says gelu");
+    if (!rc && c->attn_scale != 0)
+        rc = err_set(e, ERR_DATA, "scores of a gemma are scaled by 1 / sqrt(%u), and not by %g", c->head_dim,
+                     (double)c->attn_scale);
+    return rc;
+}
+
+static const struct gguf_key gemma_gguf_keys[] = {{"hidden_activation", GGUF_OFF, 0, NULL}};
+
+static int gemma_gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                           struct err *e) {
+    (void)g, (void)prefix, (void)a, (void)e;
+    complete(c);
+    return 0;
+}
+
+static int gemma_gguf_check(const struct model_config *c, struct err *e) {
+    int rc = gguf_check_both(c, 0, e);
+    if (!rc && !c->tied) rc = err_set(e, ERR_DATA, "a gemma with a head of its own: llama.cpp takes the embedding");
+    return rc;
+}
+
+const struct arch arch_gemma = {
+    .name = "gemma",
+    .models = "Gemma 1, CodeGemma",
+    .traits = {.act = ACT_GELU_TANH},
+    .complete = complete,
+    .hf = {.classes = {{"GemmaForCausalLM", "gemma"}},
+           .keys = gemma_keys,
+           .n_keys = COUNT_OF(gemma_keys),
+           .numbers = &numbers,
+           .eps = 1e-6,
+           .theta = 10000,
+           .kv_heads = 16,
+           .head_dim = 256,
+           .tied = true,
+           .tensors = {gemma_tensors, COUNT_OF(gemma_tensors), "model."},
+           .read = gemma_read,
+           .write = gemma_write,
+           .check = gemma_check},
+    .gguf = {.names = {{"gemma", false}},
+             .keys = gemma_gguf_keys,
+             .n_keys = COUNT_OF(gemma_gguf_keys),
+             .read = gemma_gguf_read,
+             .check = gemma_gguf_check},
+};
 
 /* ---- Gemma 2 ----------------------------------------------------------------------------------------------------- */
 
@@ -219,12 +324,14 @@ const struct arch arch_gemma2 = {
     .models = "Gemma 2",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .attn_softcap = 50, .logit_softcap = 30},
     .complete = complete,
+    .window_pattern = 2,
     .hf = {.classes = {{"Gemma2ForCausalLM", "gemma2"}},
            .keys = gemma2_keys,
            .n_keys = COUNT_OF(gemma2_keys),
            .numbers = &numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 4,
            .head_dim = 256,
            .tied = true,
@@ -243,7 +350,7 @@ const struct arch arch_gemma2 = {
 
 /* ---- Gemma 3 ----------------------------------------------------------------------------------------------------- */
 
-/* Layers with a window have the local rotation; where none has a window there is no such rotation. */
+/* Layers with a window have the local rotation; without any such layer it does not exist. */
 static void set_rotations(struct model_config *c) {
     bool any = false;
     for (uint32_t i = 0; i < c->n_layers; i++) {
@@ -251,6 +358,12 @@ static void set_rotations(struct model_config *c) {
         any = any || c->layers[i].window;
     }
     if (!any) c->local_rope = (struct model_rope){.theta = 0};
+}
+
+static void gemma3_complete(struct model_config *c) {
+    complete(c);
+    c->local_rope.theta = 10000;
+    set_rotations(c);
 }
 
 static int gemma3_read(struct model_config *c, const cJSON *json, struct err *e) {
@@ -317,7 +430,8 @@ const struct arch arch_gemma3 = {
     .name = "gemma3",
     .models = "Gemma 3 (text)",
     .traits = {.norm_place = NORM_SANDWICH, .act = ACT_GELU_TANH, .qk_norm = QK_NORM_HEADS},
-    .complete = complete,
+    .complete = gemma3_complete,
+    .window_pattern = 6,
     .hf = {.classes = {{"Gemma3ForCausalLM", "gemma3_text"}},
            .keys = gemma3_keys,
            .n_keys = COUNT_OF(gemma3_keys),
@@ -325,9 +439,14 @@ const struct arch arch_gemma3 = {
            .eps = 1e-6,
            .theta = 1e6,
            .local_theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 4,
            .head_dim = 256,
+           .vocab = 262208,
+           .context = 131072,
+           .heads = 8,
            .tied = true,
+           .whole = &gemma3_whole,
            .tensors = {gemma3_tensors, COUNT_OF(gemma3_tensors), "model."},
            .read = gemma3_read,
            .write = write_both,

@@ -1,4 +1,4 @@
-/* GPT-2 (Radford et al. 2019; DistilGPT2) and what was trained with its class, as Cerebras-GPT (Dey et al. 2023). */
+/* GPT-2 (Radford et al. 2019; DistilGPT2) and models trained with its class, such as Cerebras-GPT (Dey et al. 2023). */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -40,7 +40,7 @@ static const struct hf_numbers numbers = {.layers = "n_layer",
                                           .act = "activation_function",
                                           .ffn_follows = true};
 
-/* Conv1D has [in][out], so q, k and v lie side by side in it. */
+/* Conv1D is [in][out], so q, k and v are column blocks of one matrix. */
 #define QKV (TRANSPOSED | FUSED_ROWS)
 static const struct arch_tensor tensors[] = {
     {ROLE_EMBED, "transformer.wte.weight", 0},
@@ -65,7 +65,7 @@ static const struct arch_tensor tensors[] = {
     {ROLE_NORM_BIAS, "transformer.ln_f.bias", 0},
     {ROLE_HEAD, "lm_head.weight", 0},
 };
-static const char *const masks[] = {".attn.bias", ".attn.masked_bias", NULL}; /* that attention is causal */
+static const char *const masks[] = {".attn.bias", ".attn.masked_bias", NULL}; /* the causal mask */
 
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
     bool scaled = true;

@@ -50,7 +50,7 @@ static const struct arch_tensor tensors[] = {
     {ROLE_HEAD, "embed_out.weight", 0},
     {ROLE_HEAD, "lm_head.weight", 0},
 };
-static const char *const masks[] = {".attention.bias", ".attention.masked_bias", NULL}; /* that attention is causal */
+static const char *const masks[] = {".attention.bias", ".attention.masked_bias", NULL}; /* the causal mask */
 
 /*
  * The rotation's base and share have names of their own at the top level, "rotary_emb_base" and "rotary_pct", which

@@ -11,23 +11,25 @@
 
 /* ---- tensors (arch_tensors.c) ---------------------------------------------------------------------------------- */
 
-/* How a tensor of a file becomes that of a role. Flags; 0: it is the same. */
+/* How to get the tensor of a role from a tensor of the file. Flags; 0: it is the same. */
 enum {
     FUSED_ROWS = 1,  /* several roles one after another as rows, in the order of the table: [q; k; v] */
     FUSED_HEADS = 2, /* several roles head by head: q, k, v of head 0, of head 1 ... (GPT-NeoX) */
     TRANSPOSED = 4,  /* [in][out], as GPT-2's Conv1D has it */
     MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
-    FROM_FIRST = 16, /* a table of positions without the rows before that of the first (position_offset) */
-    /* Not how it lies, but whose name it is: */
-    OF_CLASSES = 32, /* of classifiers only (OUTPUT_CLASSES) */
+    FROM_FIRST = 16, /* a table of positions without the rows before position_offset */
+    /* Not the layout, but which models have the tensor: */
+    OF_CLASSES = 32, /* of classifiers of sequences only (OUTPUT_CLASSES) */
     OF_UNTIED = 64,  /* of models whose head is not the embedding */
+    OF_SPAN = 128,   /* of models that find answers only (OUTPUT_SPAN) */
 };
 struct arch_tensor {
     enum model_role role;
-    const char *name; /* '#' stands for the number of the layer */
+    const char *name; /* '#' stands for the layer's number */
     unsigned layout;
 };
-/* A table of them. A role may stand in it several times: import takes the first whose name the file has, export the first. */
+/* A table of tensors. A role may occur several times: import takes the first name that the file has, export the
+ * first. */
 struct arch_tensors {
     const struct arch_tensor *items;
     size_t n;
@@ -38,14 +40,16 @@ struct arch_tensors {
 /* GGUF's names, which all architectures share but for their own table, which is asked first. */
 extern const struct arch_tensors gguf_common_tensors;
 
+struct arch;
+
 /* ---- Hugging Face ---------------------------------------------------------------------------------------------- */
 
-/* Keys under which config.json has the numbers; NULL: the architecture has none, and the default holds. */
+/* Keys of config.json for the numbers; NULL: the architecture has none, and the default holds. */
 struct hf_numbers {
     const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
     bool ffn_follows; /* the feed-forward width is 4 x hidden when it is absent */
 };
-/* Names of tensors that Llama gave to many: entries of a table of struct arch_tensor. */
+/* Tensor names that many architectures share with Llama: entries of a table of struct arch_tensor. */
 #define HF_LLAMA_TENSORS                                                                                               \
     {ROLE_EMBED, "model.embed_tokens.weight", 0}, {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},        \
         {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0}, {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},  \
@@ -64,26 +68,46 @@ extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_si
 
 struct hf_class {
     const char *class, *model_type;
-    enum model_output output; /* what the class makes of the hidden states */
+    enum model_output output; /* the output of the class */
+};
+/*
+ * A class whose config.json has that of a language model in "text_config", and whose file has its tensors under names of their own
+ * beside those of other parts (pictures). Import takes the language model (hf_part.c).
+ */
+struct hf_whole {
+    const char *class, *model_type;
+    const struct hf_key *keys; /* beside "text_config" */
+    size_t n_keys;
+    struct {
+        const char *from, *to;
+    } names[4];            /* beginnings of names: "language_model." of the file is "" of the part; ends with NULL */
+    const char *others[5]; /* beginnings of names of the other parts; ends with NULL */
 };
 struct hf_side {
     struct hf_class
-        classes[6]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
+        classes[7]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
                                  * with NULL */
     const struct hf_key *keys; /* of its own, which win over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta;     /* when config.json does not say */
-    double local_theta;    /* the same of a rotation that sliding layers have for themselves; 0: they have not */
-    double partial_rotary; /* the share of a head that rotates when config.json does not say; 0: always all of it */
-    uint32_t kv_heads, head_dim; /* when config.json has no such key; 0: as many as heads, and hidden / heads */
-    bool tied;                   /* when "tie_word_embeddings" is absent */
+    double eps, theta;  /* default of config.json */
+    double local_theta; /* the same for a separate rotation of sliding layers; 0: they have none */
+    enum hf_windows {
+        NO_WINDOWS,
+        ONE_WINDOW,   /* the same in all layers */
+        LAYER_WINDOWS /* in the layers that "layer_types" names */
+    } windows;
+    double partial_rotary;       /* the share of a head that rotates, by default; 0: always all of it */
+    uint32_t kv_heads, head_dim; /* default if config.json has no such key; 0: as many as heads, and hidden / heads */
+    uint32_t vocab, context, heads; /* default if config.json has no such key; 0: the key is required */
+    bool tied;                      /* default of "tie_word_embeddings" */
     struct arch_tensors tensors;
     /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
      * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
     const char *const *unread;
-    /* The rest of config.json, after the numbers, the rotation, the layers and the output of the class; and what to
-     * write of it. NULL: nothing. */
+    const struct hf_whole *whole; /* the multimodal class that this is the language model of; or NULL */
+    /* Reads the rest of config.json, after the numbers, the rotation, the layers and the output of the class; and
+     * writes it. NULL: nothing. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
     bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
@@ -91,7 +115,7 @@ struct hf_side {
     int (*check)(const struct model_config *c, struct err *e);
 };
 
-/* For tables of keys: features that a class has not, of which nobody else would say that they are ignored. */
+/* For tables of keys: features that a class does not have, which nothing else would report as ignored. */
 #define HF_NO_ROTARY                                                                                                   \
     HF_KEY("rope_theta", HF_OFF), HF_KEY("rope_scaling", HF_OFF), HF_KEY("rope_parameters", HF_OFF),                   \
         HF_KEY("partial_rotary_factor", HF_OFF)
@@ -104,9 +128,9 @@ struct hf_side {
 /* For their read, write and check. */
 int hf_check_plain_heads(const struct model_config *c,
                          struct err *e) MUST_CHECK; /* ERR_DATA: not as HF_PLAIN_HEADS says */
-/* The share of a head that rotates; readers take the whole part of its product with the head size. */
+/* The share of a head that rotates; readers truncate its product with the head size. */
 double hf_rotary_share(const struct model_config *c);
-int hf_act_of_name(const char *name, uint32_t *act); /* negative: there is none */
+int hf_act_of_name(const char *name, uint32_t *act); /* negative: unknown */
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
                 struct err *e) MUST_CHECK;
 const char *hf_act_name(uint32_t act);
@@ -118,7 +142,7 @@ bool hf_put_layer_types(cJSON *json, const struct model_config *c);
 int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK;
 bool hf_put_attention_bias(cJSON *json, const struct model_config *c);
 bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role); /* for hf_side.zeros */
-/* The window of "sliding_window", `absent` where the key is; 0: none, or one that is never felt. */
+/* The window of "sliding_window", or `absent` without the key; 0: none, or one that never takes effect. */
 int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
                    struct err *e) MUST_CHECK;
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
@@ -127,6 +151,10 @@ bool qwen_put_window(cJSON *json, const struct model_config *c);
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
+/* ERR_DATA: some layers have a window, or another one, and some have not. */
+int arch_uniform_window(const struct model_config *c, struct err *e) MUST_CHECK;
+/* ERR_DATA: heads rotate in part, in an architecture whose heads rotate whole. */
+int arch_check_rotation(const struct arch *a, const struct model_config *c, struct err *e) MUST_CHECK;
 /* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
 int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
@@ -134,13 +162,13 @@ int arch_one_window(const struct model_config *c, uint32_t *window, struct err *
 
 struct gguf_name {
     const char *name;
-    bool interleaved; /* rotary pairs lie side by side in q and k */
+    bool interleaved; /* q and k have the two rows of a rotary pair side by side */
 };
 /* What the loader of an architecture in llama.cpp does not know. */
 enum {
     LACKS_O_BIAS = 1,
     LACKS_LLAMA3 = 2,     /* the tensor rope_freqs.weight */
-    LACKS_HEAD_WIDTH = 4, /* other than makes all heads as wide as the residual stream */
+    LACKS_HEAD_WIDTH = 4, /* requires all heads together to be as wide as the residual stream */
     LACKS_TIED = 8,
 };
 struct gguf_side {
@@ -148,7 +176,7 @@ struct gguf_side {
         names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
     struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
     bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
-    bool windows;                                       /* llama.cpp gives it windows, which read and write know */
+    bool windows;                                       /* llama.cpp gives it windows, which read and write handle */
     unsigned lacks;                                     /* LACKS_... */
     const struct gguf_key *keys;                        /* of its own */
     size_t n_keys;
@@ -175,36 +203,38 @@ void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint3
 
 struct arch {
     const char *name;                         /* the label in streams */
-    const char *models;                       /* who is of it, for help */
+    const char *models;                       /* models of this architecture, for help */
     struct model_config traits;               /* what every model of it computes, without shapes */
-    void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing does */
+    void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing */
+    uint32_t window_pattern;                  /* see arch_window_pattern */
     struct hf_side hf;
     struct gguf_side gguf;
 };
 
-extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3, arch_phi;
+extern const struct arch arch_llama, arch_mistral, arch_ministral, arch_qwen2, arch_qwen3, arch_phi3, arch_smollm3,
+    arch_phi;
 extern const struct arch arch_minicpm, arch_olmo2;
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
-extern const struct arch arch_gemma2, arch_gemma3;
-extern const struct arch arch_bert, arch_distilbert, arch_roberta;
+extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
+extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */
 int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) MUST_CHECK;
-int arch_class_unknown(const char *class, struct err *e); /* the refusal, which names those that are known; ERR_DATA */
+int arch_class_unknown(const char *class, struct err *e); /* the error that names those that are known; ERR_DATA */
 int arch_gguf_unknown(const char *name, struct err *e);
 const struct arch *arch_by_gguf(const char *name, const struct gguf_name **spelled); /* NULL: unknown */
-/* They give the class as well, of a model_type the first that has it. */
+/* Also return the class; for a model_type the first that has it. */
 const struct arch *arch_by_class(const char *name, const struct hf_class **class);
 const struct arch *arch_by_model_type(const char *type, const struct hf_class **class);
 /* The class that holds this configuration's output; NULL: none. */
 const struct hf_class *arch_class(const struct arch *a, const struct model_config *c);
-/* What GGUF calls a model of this configuration; NULL: nothing. */
+/* What GGUF calls a model of this configuration; NULL: it has no name for it. */
 const struct gguf_name *arch_gguf_name(const struct arch *a, const struct model_config *c);
 
 /* ---- a tensor of a role in a file ------------------------------------------------------------------------------- */
 
-/* Where it is, or how export writes it. */
+/* Where the tensor is in the file, or how export writes it. */
 struct arch_place {
     const struct arch_tensor *tensor;
     const struct arch_tensors *table;
@@ -219,7 +249,7 @@ struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_t
                              struct arch_place *place);
 /* The row of the table that gives the role this name; NULL: none does. */
 const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name);
-/* Do models such as this one have it (OF_CLASSES, OF_UNTIED)? */
+/* Do models like this one have it (OF_CLASSES, OF_UNTIED)? */
 bool arch_is_of(const struct model_config *c, const struct arch_tensor *t);
 /* Export: false when the architecture has no name for the role. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
@@ -230,12 +260,12 @@ bool arch_place_apart(const struct arch_place *p, const struct model_config *c, 
 /* The shape that the file's tensor has, for this slot's configuration. */
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
                             uint64_t dims[2]);
-/* Does the data lie as the slot has it? Then it begins at this byte of the file's tensor; else it is to be rearranged. */
+/* Is the data laid out as in the slot? Then it starts at this byte of the file's tensor; else it must be rearranged. */
 bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset);
-/* The slot's tensor from the file's, both of `dtype`: to[rows][cols]. MINUS_ONE is left to the caller. */
+/* Rearranges the file's tensor into the slot's, both of `dtype`: to[rows][cols]. MINUS_ONE is left to the caller. */
 void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                  void *to);
-/* And back: into its part of the file's tensor. */
+/* The reverse: writes its part of the file's tensor. */
 void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                   void *to);
 

@@ -10,7 +10,7 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* transformers' Llama knows no window, so nobody means one that would be felt. */
+/* transformers' Llama has no window; one that would take effect is refused. */
 static int refuse_window(const struct model_config *c, const cJSON *json, struct err *e) {
     const cJSON *types = hf_member(json, "layer_types");
     uint64_t window = 0;
@@ -63,7 +63,7 @@ const struct arch arch_llama = {
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
 };
 
-/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ---------------------------- */
+/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ------------------------- */
 
 static const struct hf_key mistral_keys[] = {
     HF_KEY("attention_bias", HF_OFF),
@@ -74,6 +74,29 @@ static int mistral_read(struct model_config *c, const cJSON *json, struct err *e
     return hf_read_uniform_window(c, json, 4096, e);
 }
 
+/* ---- Ministral: a window in the layers that "layer_types" names, or in all of them ----------------------------------- */
+
+static bool ministral_write(cJSON *json, const struct model_config *c) {
+    return hf_put_uniform_window(json, c) && hf_put_layer_types(json, c);
+}
+
+const struct arch arch_ministral = {
+    .name = "ministral",
+    .models = "Ministral 8B",
+    .hf = {.classes = {{"MinistralForCausalLM", "ministral"}},
+           .keys = mistral_keys,
+           .n_keys = COUNT_OF(mistral_keys),
+           .numbers = &hf_llama_numbers,
+           .eps = 1e-6,
+           .theta = 10000,
+           .windows = LAYER_WINDOWS,
+           .kv_heads = 8,
+           .tensors = {tensors, COUNT_OF(tensors), "model."},
+           .read = mistral_read,
+           .write = ministral_write},
+    .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}},
+};
+
 const struct arch arch_mistral = {
     .name = "mistral",
     .models = "Mistral 7B",
@@ -83,6 +106,7 @@ const struct arch arch_mistral = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = ONE_WINDOW,
            .kv_heads = 8,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,

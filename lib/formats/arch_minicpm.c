@@ -33,7 +33,7 @@ static double logit_unit(const struct model_config *c) {
     return 1.0 / c->hidden;
 }
 
-/* The factor that `key` makes, times `unit`. */
+/* The factor that `key` implies, times `unit`. */
 static int read_factor(const cJSON *json, const char *key, double unit, float *out, struct err *e) {
     double v = 1;
     int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
@@ -66,12 +66,12 @@ static bool write(cJSON *json, const struct model_config *c) {
            put_factor(json, "dim_model_base", model_factor(c->logit_scale), logit_unit(c));
 }
 
-/* A new model has no factors to make up for. */
+/* A new model needs no such factors. */
 static void complete(struct model_config *c) {
     c->embed_scale = c->residual_scale = c->logit_scale = 1;
 }
 
-/* ---- GGUF: the factors themselves, of the logits its inverse ------------------------------------------------------ */
+/* ---- GGUF: the factors themselves, of the logits its inverse ----------------------------------------------------- */
 
 static const struct gguf_key gguf_keys[] = {
     {"embedding_scale", GGUF_READ, 0, NULL},

@@ -1,4 +1,5 @@
-/* OLMo 2 (OLMo team 2025): Llama with its norms on what each part of a layer adds, and on all heads of q and of k as one row. */
+/* OLMo 2 (OLMo team 2025): Llama with norms on the output of each part of a layer, and on all heads of q and of k
+ * together. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {

@@ -1,5 +1,5 @@
 /*
- * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in parallel behind one
+ * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in parallel after one
  * LayerNorm, a rotation of a part of each head, biases everywhere.
  */
 #include "lib/formats/arch_internal.h"

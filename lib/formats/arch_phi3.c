@@ -41,7 +41,7 @@ static const struct gguf_key gguf_keys[] = {
     {"attention.sliding_window", GGUF_READ, 0, NULL},
 };
 
-/* q, k and v may also lie apart, as they must when they are quantized in different types. */
+/* q, k and v may also be separate, as they must be when they have different quantized types. */
 static const struct arch_tensor gguf_tensors[] = {
     {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS},
     {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
@@ -66,7 +66,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     return rc;
 }
 
-/* 0 is said, too: older versions of llama.cpp give a phi3 that says nothing a window of their own. */
+/* 0 is written, too: older versions of llama.cpp give a phi3 without the key a window. */
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     uint32_t window = config_window(c);
     gguf_key_u32(h, ".attention.sliding_window", window);
@@ -87,6 +87,7 @@ const struct arch arch_phi3 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-5,
            .theta = 10000,
+           .windows = ONE_WINDOW,
            .partial_rotary = 1,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
@@ -99,5 +100,6 @@ const struct arch arch_phi3 = {
              .n_keys = COUNT_OF(gguf_keys),
              .tensors = {gguf_tensors, COUNT_OF(gguf_tensors), NULL},
              .read = gguf_read,
-             .write = gguf_write},
+             .write = gguf_write,
+             .check = arch_uniform_window},
 };

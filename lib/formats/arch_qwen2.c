@@ -58,6 +58,7 @@ const struct arch arch_qwen2 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 32,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = qwen_read_window,

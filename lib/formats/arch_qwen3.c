@@ -30,6 +30,7 @@ const struct arch arch_qwen3 = {
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 10000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 32,
            .head_dim = 128,
            .tensors = {tensors, COUNT_OF(tensors), "model."},

@@ -17,6 +17,11 @@ static uint32_t rope_of(uint32_t layer, uint64_t interval) {
 }
 
 /* "no_rope_layers" has 1 for layers that do rotate, and may be longer than the model. */
+/* Every 4th layer of a new model does not rotate. */
+static void complete(struct model_config *c) {
+    for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].rope = rope_of(i, 4);
+}
+
 static int read_list(struct model_config *c, const cJSON *list, struct err *e) {
     uint32_t n = 0;
     if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"no_rope_layers\" is not a list");
@@ -38,7 +43,7 @@ static int read_rope(struct model_config *c, const cJSON *json, struct err *e) {
     return 0;
 }
 
-/* Where no list says which, the layers that do not rotate have the window. */
+/* Without a list, the layers that do not rotate have the window. */
 static int read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint32_t window;
     bool use = false, given;
@@ -77,7 +82,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return ok && (!window || json_put_u64(json, "sliding_window", window));
 }
 
-/* ---- GGUF: which layers do not rotate is no key; llama.cpp knows it ----------------------------------------------- */
+/* ---- GGUF: which layers do not rotate is no key; llama.cpp knows it ---------------------------------------------- */
 
 #define GGUF_INTERVAL 4
 
@@ -104,12 +109,14 @@ static int gguf_check(const struct model_config *c, struct err *e) {
 const struct arch arch_smollm3 = {
     .name = "smollm3",
     .models = "SmolLM3",
+    .complete = complete,
     .hf = {.classes = {{"SmolLM3ForCausalLM", "smollm3"}},
            .keys = keys,
            .n_keys = COUNT_OF(keys),
            .numbers = &hf_llama_numbers,
            .eps = 1e-6,
            .theta = 2000000,
+           .windows = LAYER_WINDOWS,
            .kv_heads = 4,
            .tied = true,
            .tensors = {tensors, COUNT_OF(tensors), "model."},

@@ -1,9 +1,9 @@
-/* Tensors of roles in foreign files: their names, and how several of them lie in one. */
+/* Maps roles to tensors of foreign files: names, and how several roles share one tensor. */
 #include "lib/formats/arch_internal.h"
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* Those that GGUF has for all architectures; some converters fuse q, k and v. */
+/* The names that GGUF has for all architectures; some converters fuse q, k and v. */
 static const struct arch_tensor gguf_tensors[] = {
     {ROLE_EMBED, "token_embd.weight", 0},
     {ROLE_POSITION_EMBED, "position_embd.weight", 0},
@@ -64,10 +64,11 @@ static uint64_t rows_of(const struct model_config *c, enum model_role role, uint
 
 bool arch_is_of(const struct model_config *c, const struct arch_tensor *t) {
     if ((t->layout & OF_CLASSES) && c->output != OUTPUT_CLASSES) return false;
+    if ((t->layout & OF_SPAN) && c->output != OUTPUT_SPAN) return false;
     return !(t->layout & OF_UNTIED) || !c->tied;
 }
 
-/* Where the role lies among those that share its tensor. */
+/* The place of the role among those that share its tensor. */
 static void locate(const struct model_config *c, struct model_slot s, struct arch_place *p) {
     p->first = 0;
     p->total = 0;

@@ -1,4 +1,4 @@
-/* A tokenizer on its way from a foreign file to vocab_new: pieces in the draft's own arena, merges found by their
+/* Collects a tokenizer from a foreign file for vocab_new: pieces in the draft's own arena, merges found by their
  * text. */
 #include "lib/formats/formats_internal.h"
 
@@ -59,7 +59,7 @@ int draft_unspell(const struct vocab *spec, struct span text, struct buf *out, s
 /* ---- merges ---- */
 
 static int no_such_token(uint32_t rank, struct span piece, struct err *e) {
-    return err_set(e, ERR_DATA, "merge %u: '%.*s' is no token", rank, piece.n > 200 ? 200 : (int)piece.n, piece.s);
+    return err_set(e, ERR_DATA, "merge %u: '%.*s' is not a token", rank, piece.n > 200 ? 200 : (int)piece.n, piece.s);
 }
 
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) {
@@ -91,7 +91,7 @@ int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, s
     if (to->left == TOKEN_NONE) return no_such_token(rank, left, e);
     if (to->right == TOKEN_NONE) return no_such_token(rank, right, e);
     if (to->result == TOKEN_NONE)
-        return err_set(e, ERR_DATA, "merge %u: '%.*s' + '%.*s' give no token", rank, left.n > 200 ? 200 : (int)left.n,
+        return err_set(e, ERR_DATA, "merge %u: '%.*s' + '%.*s' make no token", rank, left.n > 200 ? 200 : (int)left.n,
                        left.s, right.n > 200 ? 200 : (int)right.n, right.s);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* What all exporters share: a model stream opened as configuration, vocabulary and tensors by role. */
+/* Opens a model stream for exporters: configuration, vocabulary and tensors by role. */
 #include "lib/formats/formats_internal.h"
 
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) {
@@ -22,7 +22,7 @@ void export_release(struct export_source *x) {
     buf_release(&x->stored);
     buf_release(&x->values);
     buf_release(&x->made);
-    buf_release(&x->turned);
+    buf_release(&x->altered);
     buf_release(&x->fused);
     arena_release(&x->memory);
     *x = (struct export_source){0};
@@ -37,7 +37,7 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
     int rc = stream_map_entry(x->map, *number, entry, e);
     const struct dtype_info *type = rc ? NULL : dtype_info(entry->desc.dtype);
     if (!rc && !type->is_float && !type->is_quantized)
-        rc = err_set(e, ERR_DATA, "tensor '%s' holds %s, which is no weight", name, type->name);
+        rc = err_set(e, ERR_DATA, "tensor '%s' holds %s, which is not a weight", name, type->name);
     return rc ? rc : model_slot_check(&x->config, s, &entry->desc, e);
 }
 

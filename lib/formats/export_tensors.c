@@ -1,11 +1,11 @@
-/* The tensors of a model as a foreign file has them: one of each slot, or several slots fused in one. */
+/* Lays out the tensors of a foreign file: one for each slot, or several slots fused in one. */
 #include "lib/formats/arch_internal.h"
 
 static bool is_fused(const struct arch_place *p) {
     return (p->tensor->layout & (FUSED_ROWS | FUSED_HEADS)) != 0;
 }
 
-/* The tensor of this name in the list, that a slot joins; NULL: there is none yet. */
+/* The tensor of this name in the list, which the slot joins; NULL: there is none yet. */
 static struct out_tensor *joined(struct out_tensors *t, const struct arch_place *p) {
     for (size_t i = t->n; is_fused(p) && i-- > 0;)
         if (strcmp(t->items[i].name, p->name) == 0) return &t->items[i];
@@ -37,7 +37,7 @@ static int check_alike(struct export_source *x, struct model_slot s, const struc
     return rc;
 }
 
-/* Where the slot goes: apart from others that are quantized in another type, if the format has a name for that. */
+/* Where the slot goes: separate from others of another quantized type, if the format has a name for that. */
 static int find_place(const struct out_tensors *t, struct export_source *x, struct model_slot s,
                       const struct arch_tensors *own, const struct arch_tensors *common, struct arch_place *p,
                       struct err *e) {
@@ -71,7 +71,7 @@ static int add_slot(struct out_tensors *t, struct export_source *x, struct model
         to->rank = arch_foreign_shape(&x->config, s, &place, to->dims);
     }
     if (to->stored != stored) {
-        /* Types that differ meet in the one that holds both. */
+        /* Types that differ are converted to one that holds both. */
         if (!t->by_value && (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized))
             return err_set(e, ERR_DATA,
                            "tensor '%s' is of type %s, but shares '%s' with others of type %s, which need one type "
@@ -124,11 +124,11 @@ static int interleave(struct export_source *x, struct model_slot s, uint64_t row
                       const void **data, struct err *e) {
     const struct model_layer *l = &x->config.layers[s.layer];
     uint32_t heads = model_role_info(s.role)->rows == AXIS_QUERY ? l->n_heads : l->n_kv_heads;
-    x->turned.len = 0;
-    int rc = buf_reserve(&x->turned, rows * row_bytes, e);
+    x->altered.len = 0;
+    int rc = buf_reserve(&x->altered, rows * row_bytes, e);
     if (rc) return rc;
-    rows_interleave(x->turned.data, *data, rows, row_bytes, heads);
-    *data = x->turned.data;
+    rows_interleave(x->altered.data, *data, rows, row_bytes, heads);
+    *data = x->altered.data;
     return 0;
 }
 
@@ -147,11 +147,11 @@ static int slot_data(struct export_source *x, const struct out_tensor *t, size_t
     if (interleaved && slot_is_rotary(s)) return interleave(x, s, d->dims[0], dtype_row_bytes(as, cols), data, e);
     if (!minus_one) return 0;
     uint64_t n = tensor_elems(d);
-    x->turned.len = x->made.len = 0;
-    rc = buf_reserve(&x->turned, n * sizeof(float), e);
+    x->altered.len = x->made.len = 0;
+    rc = buf_reserve(&x->altered, n * sizeof(float), e);
     if (!rc) rc = buf_reserve(&x->made, n * dtype_info(as)->block_bytes, e);
     if (rc) return rc;
-    float *values = (void *)x->turned.data;
+    float *values = (void *)x->altered.data;
     for (uint64_t k = 0; k < n; k++) values[k] = ((const float *)*data)[k] - 1;
     *data = values;
     if (as == DT_F32) return 0;

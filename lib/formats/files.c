@@ -1,4 +1,4 @@
-/* A foreign file as read-only memory. */
+/* Maps a foreign file into memory, read-only. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-/* Opening a foreign model whatever its format, and handing out its tensors by role. */
+/* Opens a foreign model of any format and returns its tensors by role. */
 #include <sys/stat.h>
 
 #include "lib/formats/arch_internal.h"
@@ -45,7 +45,7 @@ static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_
 static int check_type(const struct raw_tensor *t, struct model_slot s, const struct arch_place *p, struct err *e) {
     const struct dtype_info *type = dtype_info(t->dtype);
     if (!type->is_float && !type->is_quantized)
-        return err_set(e, ERR_DATA, "tensor '%s' is of type %s, which is no weight", t->name, type->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is of type %s, which is not a weight", t->name, type->name);
     if (type->is_quantized && !model_role_is_matrix(s.role) && model_role_info(s.role)->kind != KIND_TABLE)
         return err_set(e, ERR_DATA, "tensor '%s' is a vector of type %s, which is not supported", t->name, type->name);
     if (type->is_quantized && (p->tensor->layout & TRANSPOSED))
@@ -65,8 +65,8 @@ static int check_shape(const struct foreign_model *f, struct model_slot s, const
                    tensor_shape_text(&have, found, sizeof found), tensor_shape_text(&want, expected, sizeof expected));
 }
 
-/* The description of a slot's tensor under Rill's name; messages have the file's. Weights that 1 is added to become f32, in which
- * no digit of them is lost. */
+/* The description of a slot's tensor under Rill's name; messages have the file's. Weights to which 1 is added become
+ * f32, which keeps all their digits. */
 static int describe(const struct foreign_model *f, struct model_slot s, const struct raw_tensor *t,
                     const struct arch_place *p, struct tensor_desc *d, struct err *e) {
     char name[TENSOR_MAX_NAME + 1];
@@ -90,7 +90,7 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
-/* Buffers that follow from the configuration, which is what counts. */
+/* Buffers that follow from the configuration, which is authoritative. */
 static const char *const derived[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
                                       "embeddings.position_ids"};
 
@@ -118,8 +118,8 @@ static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
     return false;
 }
 
-/* Of a head that the class does not read; but not a second value of a role that the model has, which other models
- * read. */
+/* Tensors of a head that the class does not read; but not a second value of a role that the model has, which other
+ * models read. */
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
     for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {
@@ -132,8 +132,7 @@ static bool is_unread(const struct foreign_model *f, const char *name) {
     return false;
 }
 
-/* A tensor that no role asks for was trained for something: it is refused unless it is known to say nothing, or is a
- * bias of zeros. */
+/* A tensor without a role is refused, unless it is known to have no effect, or is a bias of zeros. */
 static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
     if (is_derived(f->source, t->name) || repeats(f, t)) return 0;
     if (!ends_with(t->name, ".bias"))
@@ -147,8 +146,8 @@ static int check_leftover(const struct foreign_model *f, const struct raw_tensor
     return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
 }
 
-/* config.json may tie the head to the embedding although training has made two of them: as in transformers, what the
- * weights say counts. Heads of the same bits are one. */
+/* config.json may tie the head to the embedding although training has made them differ: as in transformers, the
+ * weights decide. A head of the same bits is tied. */
 static void resolve_tie(struct foreign_model *f) {
     struct arch_place place;
     struct model_config untied = f->config;
@@ -165,7 +164,7 @@ static void resolve_tie(struct foreign_model *f) {
     log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
 }
 
-/* A bias on o that is zero in all layers says nothing: an export to a class that always has one put it there. */
+/* A bias of zeros on o in all layers has no effect: an export to a class that always has one put it there. */
 static void drop_zero_biases(struct foreign_model *f) {
     const struct foreign_source *x = f->source;
     struct arch_place place;
@@ -185,7 +184,7 @@ static void drop_absent_pooler(struct foreign_model *f) {
         f->config.pooler = find_slot(f, (struct model_slot){.role = ROLE_POOLER}, &place) != NULL;
 }
 
-/* Leaves out what the class does not read, and says so once. */
+/* Leaves out what the class does not read, and reports it once. */
 static void drop_unread(struct foreign_model *f) {
     const char *first = NULL;
     size_t n = 0;
@@ -215,7 +214,7 @@ static int check_slot(struct foreign_model *f, struct model_slot s, struct err *
     return 0;
 }
 
-/* Everything is there and of the right shape before anybody begins to write. */
+/* Checks that everything is there and has the right shape before anything is written. */
 static int check_tensors(struct foreign_model *f, struct err *e) {
     int rc = 0;
     resolve_tie(f);
@@ -231,14 +230,15 @@ static int check_tensors(struct foreign_model *f, struct err *e) {
 
 /* ---- opening ---- */
 
-/* The draft becomes the vocabulary: as many tokens as the embedding has rows. */
+/* Turns the draft into the vocabulary: as many tokens as the embedding has rows. */
 static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e) {
     int rc = draft_pad(spec, f->config.vocab_size, e);
     if (!rc) rc = draft_finish(spec, &f->vocab, e);
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 
-/* The tokenizer that was asked for, or the source's own: `own` is its tokenizer's file, else the GGUF has the keys. */
+/* The tokenizer that was asked for, or the source's own: `own` is the file of its tokenizer, else the GGUF has the
+ * keys. */
 static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const char *own,
                       const struct foreign_options *o, struct err *e) {
     const char *path = o && o->tokenizer ? o->tokenizer : own;
@@ -334,8 +334,8 @@ int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uin
     return rc;
 }
 
-/* A folder, FOLDER/x.safetensors or x.gguf: told apart by what is there, then by the first bytes, never by the
- * name alone. */
+/* A folder, FOLDER/x.safetensors or x.gguf: recognised by its files, then by the first bytes, never by the name
+ * alone. */
 static int open_path(struct foreign_model *f, const char *path, const struct foreign_options *o, struct err *e) {
     struct stat st;
     if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return open_hf(f, path, NULL, o, e);
@@ -365,7 +365,7 @@ int foreign_open(struct foreign_model **out, const char *path, const struct fore
 
 /* ---- one tensor ---- */
 
-/* Headers of odd length leave tensors where no float may be read from. */
+/* Headers of odd length leave tensors at addresses that floats cannot be read from. */
 #define ALIGNMENT 16
 
 static bool is_aligned(const void *p) {
@@ -377,11 +377,11 @@ static uint32_t heads_of(const struct model_config *c, struct model_slot s) {
     return model_role_info(s.role)->rows == AXIS_QUERY ? l->n_heads : l->n_kv_heads;
 }
 
-/* The slot's data in two rooms of scratch memory, of which the one that *data is not in may be written to. */
-struct rooms {
+/* The slot's data in two buffers of scratch memory; the one that *data is not in may be written to. */
+struct scratch_pair {
     struct buf *first, *second;
 };
-static void *other_room(struct rooms *r, uint64_t n, struct err *e) {
+static void *other_scratch(struct scratch_pair *r, uint64_t n, struct err *e) {
     struct buf *b = r->first;
     r->first = r->second;
     r->second = b;
@@ -389,8 +389,9 @@ static void *other_room(struct rooms *r, uint64_t n, struct err *e) {
     return buf_reserve(b, n, e) ? NULL : b->data;
 }
 
-static int add_one(const struct raw_tensor *t, uint64_t n, struct rooms *rooms, const void **data, struct err *e) {
-    float *values = other_room(rooms, n * sizeof *values, e);
+static int add_one(const struct raw_tensor *t, uint64_t n, struct scratch_pair *scratch, const void **data,
+                   struct err *e) {
+    float *values = other_scratch(scratch, n * sizeof *values, e);
     if (!values) return e->code;
     tensor_to_f32(t->dtype, *data, values, n);
     for (uint64_t i = 0; i < n; i++) values[i] += 1;
@@ -402,7 +403,7 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
                    struct err *e) {
     struct foreign_source *source = f->source;
     struct arch_place place;
-    struct rooms rooms = {&source->scratch, &source->spare};
+    struct scratch_pair scratch = {&source->scratch, &source->spare};
     if (model_slot_index(&f->config, s) < 0) return err_set(e, ERR_USAGE, "this model has no such tensor");
     const struct raw_tensor *t = find_slot(f, s, &place);
     if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing", place.name);
@@ -412,7 +413,7 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
     bool plain = arch_lies_plain(&place, t->dtype, cols, &offset);
     *data = t->data + offset;
     if (!plain || !is_aligned(*data)) {
-        void *to = other_room(&rooms, rows * row_bytes, e);
+        void *to = other_scratch(&scratch, rows * row_bytes, e);
         if (!to) return e->code;
         if (plain)
             memcpy(to, *data, rows * row_bytes);
@@ -421,10 +422,10 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
         *data = to;
     }
     if (source->interleaved && slot_is_rotary(s)) {
-        void *to = other_room(&rooms, rows * row_bytes, e);
+        void *to = other_scratch(&scratch, rows * row_bytes, e);
         if (!to) return e->code;
         rows_split(to, *data, rows, row_bytes, heads_of(&f->config, s));
         *data = to;
     }
-    return place.tensor->layout & MINUS_ONE ? add_one(t, rows * cols, &rooms, data, e) : 0;
+    return place.tensor->layout & MINUS_ONE ? add_one(t, rows * cols, &scratch, data, e) : 0;
 }

@@ -1,6 +1,6 @@
 /*
- * formats: import from and export to what others read. Foreign files are hostile until checked: every count, offset and
- * size is verified before it drives an allocation or an access.
+ * formats: imports and exports models in the formats of other programs. Foreign files are hostile until checked: every
+ * count, offset and size is verified before it drives an allocation or an access.
  */
 #ifndef RILL_FORMATS_H
 #define RILL_FORMATS_H
@@ -21,7 +21,7 @@ struct foreign_model {
     struct foreign_source *source;
     struct arena memory;
 };
-/* What to do about the tokenizer, when not what the source says. NULL stands for all zero. */
+/* The tokenizer, if not the source's own. NULL means all zero. */
 struct foreign_options {
     bool no_tokenizer;     /* leave it out, also one that could not be read */
     const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
@@ -32,7 +32,7 @@ struct foreign_options {
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
                  struct err *e) MUST_CHECK;
 /* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized
- * blocks stay as they are; desc tells the type. Slots whose rows must be reordered (GGUF's q and k) are. */
+ * blocks stay as they are; desc has the type. Rows that must be reordered (GGUF's q and k) are. */
 int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_desc *d, const void **data,
                    struct err *e) MUST_CHECK;
 /* All of it as a model stream, which the caller ends. dtype: f32, f16 or bf16 for all tensors, 0 leaves them as
@@ -46,16 +46,18 @@ void foreign_close(struct foreign_model *f);
 
 /* What export writes for: transformers (safetensors) and llama.cpp (gguf). */
 enum model_target { TARGET_TRANSFORMERS, TARGET_LLAMA_CPP, TARGET_COUNT };
-/* ERR_DATA when the program refuses a model of this shape, with the condition that does not hold. Export asks before it
- * writes; target_warnings tells whoever asks for the shape. */
+/* ERR_DATA when the program cannot load a model of this shape, with the condition that fails. Export checks before
+ * it writes; programs that change shapes call target_warnings. */
 int target_check(enum model_target t, const struct model_config *c, struct err *e) MUST_CHECK;
 /* Calls `warn` with a line for each program that will not load `c`, but would have loaded `before` (NULL: a new model). */
 void target_warnings(const struct model_config *before, const struct model_config *c, model_warn_fn *warn, void *ctx);
 
-/* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one type of blocks. */
+/* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one quantized type. */
 bool target_fuses_qkv(const struct model_config *c);
+/* llama.cpp's name of a tensor; false: it has none. `out` has TENSOR_MAX_NAME + 1 bytes. */
+bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out);
 
-/* ---- architectures (arch.c) ---------------------------------------------------------------------------------------- */
+/* ---- architectures (arch.c) -------------------------------------------------------------------------------------- */
 
 /* The i-th that is known, for help; false past the end. The strings are static. */
 struct arch_summary {
@@ -65,11 +67,14 @@ struct arch_summary {
     bool generates;    /* a causal language model */
 };
 bool arch_summary(size_t i, struct arch_summary *out);
-/* A configuration of this architecture without shapes, for a model made anew. ERR_DATA for an encoder, and for an unknown
- * one with the names of those that are known. */
+/* A configuration of this architecture without shapes, for a new model; norm_eps is 0 unless the architecture has only
+ * one. ERR_DATA for an unknown one, with the names of those that are known. */
 int arch_traits(const char *name, struct model_config *out, struct err *e) MUST_CHECK;
-/* Sets what follows from the shapes, when the caller has set these. */
+/* Sets what follows from the shapes, which the caller has set: factors, which layers rotate and how, and how much of a
+ * head if rope.dims is 0. */
 void arch_complete(struct model_config *c);
+/* Of the layers of a new model all but each N-th have the window, if any has one. 0: all have it. */
+uint32_t arch_window_pattern(const char *name);
 
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
@@ -82,10 +87,28 @@ int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) M
  * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load
  * the shape (target_check): layers that differ, for one. */
 int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
-/* One tensor to fd as .npy; what NumPy has no type for (bf16, quantized) becomes f32. `m` may be of any kind. */
+/* One tensor to fd as .npy; types that NumPy does not have (bf16, quantized) become f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */
 int npy_export_all(struct stream_map *m, const char *folder, struct err *e) MUST_CHECK;
+
+/* ---- llama.cpp's importance matrix (imatrix.c) ------------------------------------------------------------------- */
+
+struct imatrix;
+/* Is a file that begins so one, a GGUF, or by its name the older .dat? */
+bool imatrix_is(const char *path, const void *begin, size_t n);
+/* Takes the bytes of the whole file. ERR_DATA: another GGUF, sums that are none, importance by experts. */
+int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) MUST_CHECK;
+void imatrix_free(struct imatrix *m);
+/* The mean square of what each column of a slot's matrix was multiplied with, into out [cols]; *found: it is there. ERR_DATA
+ * on another number of columns. `imatrix` is a struct imatrix *: the function serves as quant's importance. */
+int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
+                       bool *found, struct err *e) MUST_CHECK;
+/* Writes one of sums of squares over `positions` positions in `sequences` sequences: `sums` gives those of the input of a
+ * slot's matrix, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
+typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols);
+int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx, uint64_t positions,
+                  uint64_t sequences, int fd, struct err *e) MUST_CHECK;
 
 /* tokenizer.json alone (Hugging Face `tokenizers`), for tests and for --tokenizer. */
 int hf_tokenizer_read(struct vocab **out, const void *json, size_t n, const void *config_json, size_t n_config,

@@ -23,7 +23,8 @@ struct mapped_file {
     const unsigned char *data; /* NULL when size is 0 */
     uint64_t size;
 };
-/* A regular file, read-only. ERR_IO. Whoever shortens it while we read gets us killed by SIGBUS, as with any mmap. */
+/* Maps a regular file, read-only. ERR_IO. As with any mmap, a file that is truncated while we read kills us by
+ * SIGBUS. */
 int mapped_file_open(struct mapped_file *m, const char *path, struct err *e) MUST_CHECK;
 void mapped_file_close(struct mapped_file *m);
 bool file_exists(const char *path);
@@ -40,7 +41,7 @@ int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
 /* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
 
 struct raw_tensor {
-    const char *name; /* the file's own name for it, in the table's arena */
+    const char *name; /* its name in the file, in the table's arena */
     enum dtype dtype;
     unsigned rank;
     uint64_t dims[TENSOR_MAX_RANK]; /* row-major whatever the file's order */
@@ -58,7 +59,7 @@ int raw_table_sort(struct raw_table *t, struct err *e) MUST_CHECK;
 struct raw_tensor *raw_table_find(const struct raw_table *t, const char *name);
 void raw_table_release(struct raw_table *t);
 /* Bytes of a tensor of these dimensions by checked arithmetic; ERR_DATA on overflow, a zero dimension or a row
- * that is no whole number of blocks. */
+ * that is not a whole number of blocks. */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) MUST_CHECK;
 
 /* ---- GGUF (gguf_read.c: structure; gguf_keys.c, gguf_model.c: meaning) ------------------------------------------- */
@@ -117,7 +118,7 @@ int gguf_opt_u64(const struct gguf_file *g, const char *key, uint64_t min, uint6
 int gguf_opt_f64(const struct gguf_file *g, const char *key, double min, double max, double *out,
                  struct err *e) MUST_CHECK;
 int gguf_opt_bool(const struct gguf_file *g, const char *key, bool *out, struct err *e) MUST_CHECK;
-/* A copy with a NUL in the arena; ERR_DATA when it is no UTF-8 or holds a NUL. */
+/* A copy with a NUL in the arena; ERR_DATA when it is not UTF-8 or holds a NUL. */
 int gguf_opt_str(const struct gguf_file *g, const char *key, struct arena *a, const char **out,
                  struct err *e) MUST_CHECK;
 /* An array of exactly this element type, or NULL without error when there is no such key. */
@@ -129,10 +130,10 @@ struct arch_tensors;
 struct gguf_name;
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
                    struct err *e) MUST_CHECK;
-/* What a key below the architecture's name may say (gguf_keys.c). */
+/* What a key below the architecture's name may be (gguf_keys.c). */
 enum gguf_rule {
     GGUF_READ,    /* code reads and checks it */
-    GGUF_INERT,   /* changes nothing here */
+    GGUF_INERT,   /* has no effect here */
     GGUF_OFF,     /* false, 0 or empty: "not used" */
     GGUF_NUMBER,  /* this number, or 0 for "not set" */
     GGUF_TEXT,    /* this text */
@@ -148,7 +149,7 @@ struct gguf_key {
 /* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
  * is not known; or the file is no model (general.type). */
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
-                    struct arena *a, struct err *e) MUST_CHECK;
+                    struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
                      struct arena *a, struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
@@ -157,14 +158,14 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
 uint32_t gguf_token_type(const struct vocab *v, uint32_t id);
 bool gguf_type_says_all(const struct vocab *v, uint32_t id);
 
-/* gguf_kinds.c: a value of tokenizer.ggml.model, and what llama.cpp takes for granted with it. */
+/* gguf_kinds.c: a value of tokenizer.ggml.model, and what llama.cpp assumes with it. */
 struct gguf_kind {
     const char *model;
     enum text_kind kind;
     uint32_t bos, eos, unk, pad;
     bool prefix, add_bos, add_eos;
 };
-#define GGUF_STEPS_KEY "rill.tokenizer.steps"              /* text_steps_pack: what GGUF's own keys say less exactly */
+#define GGUF_STEPS_KEY "rill.tokenizer.steps"              /* text_steps_pack: exact, where GGUF's own keys are not */
 const struct gguf_kind *gguf_find_kind(const char *model); /* NULL: not known */
 const struct gguf_kind *gguf_kind_of(const struct vocab *v);
 /* The text of a piece in tokenizer.ggml.tokens, appended, and the piece of a text; flags and kind are there. */
@@ -175,12 +176,13 @@ int gguf_read_steps(const struct gguf_file *g, const struct gguf_kind *k, struct
 int gguf_read_scores(const struct gguf_file *g, struct vocab *spec, struct err *e) MUST_CHECK;
 /* ERR_DATA when llama.cpp would encode otherwise; scores: [n_tokens], those to write. */
 int gguf_check_kind(const struct vocab *v, float *scores, struct arena *a, struct err *e) MUST_CHECK;
-/* What the keys say of the steps of a vocabulary that gguf_check_kind let pass, BPE of characters or unigram. */
+/* The keys for the steps of a vocabulary that gguf_check_kind has accepted, BPE of characters or unigram. */
 void gguf_spacing(const struct vocab *v, bool *prefix, bool *extra, struct span *charsmap);
-/* Does llama.cpp end a generation with a token of this text, whatever the keys say? */
+/* Does llama.cpp end a generation at a token of this text, whatever the keys say? */
 bool gguf_text_ends(const void *text, size_t n);
 #define GGUF_ENDS_KEY "tokenizer.ggml.eos_token_ids" /* all ends of a generation: of Ollama's converter and ours */
-/* The head of a GGUF in the making (gguf_header.c). One failed put makes all further ones do nothing: rc is asked for once. */
+/* The header of a GGUF under construction (gguf_header.c). After one failed put all others do nothing: check rc
+ * once. */
 struct gguf_header {
     struct buf bytes;
     uint64_t n_keys;
@@ -206,17 +208,18 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
 extern const char *const gguf_general_keys[];
 
 /* general.file_type from the types of all tensors (gguf_label.c). Begin with {0}. */
-struct gguf_label {
-    uint64_t elems[2][16]; /* of the matrices of layers by type; [1]: where the type may be a fallback */
-    bool v_or_down[2][16], o[16];
+#define GGUF_LABEL_DTYPES 128
+struct gguf_label { /* by dtype, of the matrices of layers; [1]: where the type may be a fallback */
+    uint64_t elems[2][GGUF_LABEL_DTYPES];
+    bool v_or_down[2][GGUF_LABEL_DTYPES], o[GGUF_LABEL_DTYPES], q[GGUF_LABEL_DTYPES];
     enum dtype outside; /* of embedding or head */
 };
 bool gguf_has_weights_of(enum dtype dtype); /* does llama.cpp? */
 void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems);
 uint32_t gguf_label_file_type(const struct gguf_label *l);
 
-/* Finds the llama3 scaling behind the factors of rope_freqs.weight, [model_rope_dims / 2]; when *c has one already,
- * checks it against them. ERR_DATA when there is none. */
+/* Finds the parameters of llama3 scaling from the factors of rope_freqs.weight, [model_rope_dims / 2]; when *c has
+ * them already, checks them against the factors. ERR_DATA when there are none. */
 int gguf_rope_recover(struct model_config *c, const float *factors, struct err *e) MUST_CHECK;
 /* The factors by which this configuration divides the plain frequencies, [model_rope_dims / 2]. */
 int rope_factors(const struct model_config *c, float *factors, struct err *e) MUST_CHECK;
@@ -229,12 +232,12 @@ const char *safetensors_dtype_name(enum dtype dtype); /* "BF16", or NULL */
 int safetensors_parse(struct raw_table *t, const unsigned char *data, uint64_t n, struct arena *a,
                       struct err *e) MUST_CHECK;
 
-/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
+/* ---- Hugging Face (hf_keys.c, hf_rope.c, hf_part.c, hf_config.c, hf_tokenizer_*.c, hf_tokens.c, hf_read.c) ---------------- */
 
 /* A member; null stands for absent everywhere in these files. */
 const cJSON *hf_member(const cJSON *object, const char *key);
 
-/* What a key of config.json may say. */
+/* What a key of config.json may be. */
 enum hf_rule {
     HF_READ,   /* anything: code reads and checks it */
     HF_SAME,   /* another name of key `text`: the same value */
@@ -248,7 +251,7 @@ struct hf_key {
     enum hf_rule rule;
     double number;
     const char *text;
-    bool alone; /* HF_SAME: may stand without the key it is another name of */
+    bool alone; /* HF_SAME: may occur without the key that it duplicates */
 };
 #define HF_KEY(n, r)                                                                                                   \
     { .name = n, .rule = r }
@@ -256,9 +259,9 @@ struct hf_key {
     { .name = n, .rule = r, .text = t }
 #define HF_KEY_NUMBER(n, v)                                                                                            \
     { .name = n, .rule = HF_NUMBER, .number = v }
-/* Every key of config.json against the keys of its class (`own`, which win) and those common to all. ERR_DATA names the
- * key that asks for something that Rill does not compute, that contradicts another, or that is not known and not null,
- * false or empty. */
+/* Checks every key of config.json against the keys of its class (`own`, which win) and the common ones. ERR_DATA
+ * names a key that asks for something that Rill does not compute, that contradicts another, or that is not known and
+ * not null, false or empty. */
 int hf_check_keys(const cJSON *json, const struct hf_key *own, size_t n_own, struct err *e) MUST_CHECK;
 
 /* The rotary settings, from rope_scaling, rope_parameters, rope_theta and partial_rotary_factor. */
@@ -268,13 +271,17 @@ struct hf_rope {
     double factor, low_freq, high_freq; /* 0 where the scaling has none */
     uint32_t original_context;
 };
-/* Theta and the share are those of `defaults` where none is said. ERR_DATA names both homes of a setting when they disagree. */
+/* Theta and the share default to `defaults`. ERR_DATA names both places of a setting when they disagree. */
 int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
 /* The same where layers of sliding attention have a rotation of their own: "rope_local_base_freq" (transformers 4), or an object
  * for each type of layer in rope_parameters (5). */
 int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
                       double default_sliding, struct err *e) MUST_CHECK;
 
+/* A class with several parts (hf_part.c): *config becomes that of its language model, and *part true. Then the tensors take the
+ * names that they have in the language model alone; those of other parts are marked as used, with a warning. */
+int hf_config_part(cJSON **config, bool *part, struct err *e) MUST_CHECK;
+int hf_tensors_part(const struct model_config *c, struct raw_table *t, struct arena *a, struct err *e) MUST_CHECK;
 /* config.json. */
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
 /* ERR_DATA: transformers cannot load this shape; names what, and what can express it. */
@@ -286,7 +293,7 @@ extern const struct hf_split {
     enum text_pre pre;
     const char *regex;
 } hf_splits[];
-/* The text of a folder's files about its tokenizer; {NULL, 0}: there is no such file. */
+/* The texts of a folder's tokenizer files; {NULL, 0}: there is no such file. */
 struct hf_tokenizer_files {
     struct span tokenizer;          /* tokenizer.json, or else ... */
     struct span vocab, merges;      /* ... vocab.json and merges.txt, or ... */
@@ -338,7 +345,7 @@ int spm_steps(struct vocab *spec, struct span charsmap, bool remove_extra, bool 
 struct hf_token_files {
     const char *base; /* the file that the draft comes from, for messages */
     const cJSON *config, *map, *added;
-    const cJSON *defaults; /* roles that the class has where no file says otherwise */
+    const cJSON *defaults; /* roles that the class has by default */
 };
 int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint32_t n_pieces, uint32_t n_rows,
                    struct err *e) MUST_CHECK;
@@ -354,22 +361,22 @@ int draft_tokens(struct vocab *spec, uint64_t n, struct err *e) MUST_CHECK;
 int draft_pad(struct vocab *spec, uint32_t n, struct err *e) MUST_CHECK;
 /* Token `id` gets these bytes (copied) and flags. ERR_DATA: not 1 to TEXT_MAX_PIECE bytes. */
 int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, uint32_t flags, struct err *e) MUST_CHECK;
-/* One more token that ends a generation, if it is none yet. ERR_DATA: too many. */
+/* One more token that ends a generation, unless it is one already. ERR_DATA: too many. */
 int draft_add_end(struct vocab *spec, uint32_t id, struct err *e) MUST_CHECK;
 /* One more step (a and b are copied). ERR_DATA: too many. */
 int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b,
                struct err *e) MUST_CHECK;
 /* The bytes of a piece as files spell it, appended: byte-level spelling undone, anything else as it is. */
 int draft_unspell(const struct vocab *spec, struct span text, struct buf *out, struct err *e) MUST_CHECK;
-/* Room for n merges. *pieces (the caller frees it) is the vocabulary without them, in which their ids are found:
- * all else of the draft must be there. */
+/* Space for n merges. *pieces (the caller frees it) is the vocabulary without them, to look up ids: the rest of the
+ * draft must be complete. */
 int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct err *e) MUST_CHECK;
 /* Merge number `rank` from the spelling of its two halves. */
 int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span left, struct span right,
                 struct buf *scratch, struct err *e) MUST_CHECK;
-/* The draft becomes a vocabulary. */
+/* Turns the draft into a vocabulary. */
 int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) MUST_CHECK;
-/* Flags that a pre-tokenizer implies where a file does not say them. */
+/* Flags that a pre-tokenizer implies by default. */
 bool pre_implies_nfc(enum text_pre pre);
 bool pre_implies_ignore_merges(enum text_pre pre);
 
@@ -392,7 +399,7 @@ void spellings_release(struct spellings *s);
 
 /* ---- names by role (names.c) ----------------------------------------------------------------------------------- */
 
-/* Is this a q or k row order that GGUF's llama architecture permutes? */
+/* Does GGUF's llama architecture permute the rows of q or k of this role? */
 bool slot_is_rotary(struct model_slot s);
 /* rows of n_bytes each, `heads` heads: half-split order to interleaved pairs (export) and back (import). */
 void rows_interleave(unsigned char *to, const unsigned char *from, uint64_t rows, uint64_t row_bytes, uint32_t heads);
@@ -431,7 +438,7 @@ struct export_source {
     struct vocab *vocab; /* NULL: the stream has none */
     struct arena memory;
     struct buf stored, values, made; /* scratch of export_data, */
-    struct buf turned, fused;        /* and of out_tensor_data */
+    struct buf altered, fused;       /* and of out_tensor_data */
 };
 /* Reads the head and checks it against the tensors. export_release in any case. */
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) MUST_CHECK;

@@ -1,4 +1,4 @@
-/* The head of a GGUF in memory: keys and descriptions of tensors. */
+/* Builds the header of a GGUF in memory: keys and descriptions of tensors. */
 #include "lib/formats/formats_internal.h"
 
 void gguf_put_bytes(struct gguf_header *h, const void *data, size_t n) {

@@ -1,5 +1,5 @@
 /*
- * The keys of a GGUF below the architecture's name ("llama."): what each may say. Names and defaults are those of
+ * Checks the keys of a GGUF below the architecture's name ("llama."): what each may be. Names and defaults are those of
  * llama.cpp (src/llama-arch.cpp, src/llama-model.cpp). A key that is not in the table may change what the model
  * computes, so it is refused unless it is false, 0 or empty.
  */
@@ -31,7 +31,7 @@ static const struct gguf_key common_keys[] = {
     {"rope.scaling.attn_factor", GGUF_NUMBER, 1, NULL},
     {"rope.scaling.yarn_attn_factor", GGUF_NUMBER, 1, NULL},
     {"rope.scaling.yarn_ext_factor", GGUF_NUMBER, -1, NULL},
-    {"rope.scaling.yarn_beta_fast", GGUF_INERT, 0, NULL}, /* for yarn, which is refused, as the next four */
+    {"rope.scaling.yarn_beta_fast", GGUF_INERT, 0, NULL}, /* for yarn, which is refused, like the next four */
     {"rope.scaling.yarn_beta_slow", GGUF_INERT, 0, NULL},
     {"rope.scaling.yarn_log_multiplier", GGUF_INERT, 0, NULL},
     {"rope.scaling.original_context_length", GGUF_INERT, 0, NULL},
@@ -115,7 +115,7 @@ static int check_key(const struct gguf_file *g, const struct gguf_kv *kv, const 
         if (says_nothing(kv)) return 0;
         return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported", kv->key);
     case GGUF_NUMBER:
-        /* a flag that is false was set, and to false */
+        /* the false flag was given explicitly */
         if (as_number(kv, &v) && (v == key->number || (v == 0 && kv->type != GGUF_BOOL))) return 0;
         return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported (only %g is)", kv->key,
                        key->number);
@@ -134,12 +134,9 @@ static const struct gguf_key *find_key(const struct gguf_key *keys, size_t n, co
 }
 
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
-                    struct arena *a, struct err *e) {
-    const char *type = "model";
+                    struct err *e) {
     size_t n = strlen(prefix);
-    int rc = gguf_opt_str(g, "general.type", a, &type, e);
-    if (!rc && strcmp(type, "model") != 0)
-        rc = err_set(e, ERR_DATA, "key 'general.type': '%.64s' is not supported (model is)", type);
+    int rc = 0;
     for (size_t i = 0; i < g->n_kv && !rc; i++) {
         const struct gguf_kv *kv = &g->kv[i];
         if (strncmp(kv->key, prefix, n) != 0 || kv->key[n] != '.') continue;

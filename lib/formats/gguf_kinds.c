@@ -53,7 +53,7 @@ static int get_wordpiece(const struct token *t, struct span text, struct buf *ou
     return rc ? rc : buf_append(out, text.s, text.n, e);
 }
 
-/* `from` becomes `to`: llama.cpp looks for user-defined tokens in the text as it stands, where a space is a space. */
+/* Replaces `from` by `to`: llama.cpp looks for user-defined tokens in the raw text, in which a space is a space. */
 static int swap_spaces(const char *text, size_t n, const char *from, const char *to, struct buf *out, struct err *e) {
     size_t n_from = strlen(from);
     int rc = 0;
@@ -89,7 +89,7 @@ static int read_charsmap(const struct gguf_file *g, struct span *map, struct err
     const struct gguf_kv *kv = gguf_find(g, "tokenizer.ggml.precompiled_charsmap");
     if (!kv) return 0;
     if (!kv->is_array || (kv->type != GGUF_U8 && kv->type != GGUF_I8))
-        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.precompiled_charsmap' is no array of bytes");
+        return err_set(e, ERR_DATA, "key 'tokenizer.ggml.precompiled_charsmap' is not an array of bytes");
     *map = (struct span){(const char *)kv->data, kv->n};
     return 0;
 }
@@ -163,7 +163,7 @@ static int check_bert(const struct vocab *v, struct err *e) {
     return is_step(m, "##", "") ? 0 : refuse(e, "marks the inside of a word otherwise than with '##'");
 }
 
-/* How the space in front of a text gets there. */
+/* How the space before a text is added. */
 struct spacing {
     bool replaces, prefix, once, extra;
     const struct text_step *charsmap;
@@ -198,7 +198,7 @@ static int check_spaces(const struct vocab *v, struct spacing *s, struct err *e)
     return s->replaces ? 0 : refuse(e, "leaves spaces as they are");
 }
 
-/* Scores under which the pieces join in the order of the merges; ERR_DATA when there are none. */
+/* Scores by which the pieces merge in the order of the merges; ERR_DATA when there are none. */
 static int scores_of_merges(const struct vocab *v, float *scores, struct arena *a, struct err *e) {
     struct vocab plain = *v;
     struct merge *derived;

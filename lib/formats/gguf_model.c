@@ -1,10 +1,15 @@
-/* What the keys of a GGUF say about the model. formats/gguf.md has the table of keys. */
+/* Reads the configuration of a model from the keys of a GGUF. formats/gguf.md has the table of keys. */
 #include "lib/formats/arch_internal.h"
 
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
                    struct err *e) {
-    const char *text = NULL;
-    int rc = gguf_opt_str(g, "general.architecture", a, &text, e);
+    const char *text = NULL, *type = "model";
+    int rc = gguf_opt_str(g, "general.type", a, &type, e);
+    if (!rc && !strcmp(type, "imatrix"))
+        rc = err_set(e, ERR_DATA, "an importance matrix, no model: quantize --stats reads it as it is");
+    else if (!rc && strcmp(type, "model") != 0)
+        rc = err_set(e, ERR_DATA, "key 'general.type': '%.64s' is not supported (model is)", type);
+    if (!rc) rc = gguf_opt_str(g, "general.architecture", a, &text, e);
     if (rc) return rc;
     if (!text) return err_set(e, ERR_DATA, "key 'general.architecture' is missing");
     *out = arch_by_gguf(text, name);
@@ -56,7 +61,8 @@ static int read_layers(const struct gguf_file *g, const char *prefix, struct mod
     return 0;
 }
 
-/* The head size is said, or follows from the first layer; values use all of it, and the rotation does unless it may be partial. */
+/* The head size is stated, or follows from the first layer; values use all of it, and so does the rotation unless it
+ * may be partial. */
 static int read_head_dim(const struct gguf_file *g, const char *prefix, bool partial, struct model_config *c,
                          struct err *e) {
     char key[KEY_SIZE];
@@ -107,10 +113,10 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
 
 /* ---- rotary positions ---- */
 
-#define LLAMA_CPP_THETA 10000 /* where a file says none, whatever the architecture */
+#define LLAMA_CPP_THETA 10000 /* the default of all architectures */
 
-/* A number in full beside the f32 that other programs read (export writes it where f32 would round). They are two
- * homes of one value, so they must round to the same. */
+/* A number in full beside the f32 that other programs read (export writes it where f32 would round). Both must round
+ * to the same. */
 static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
                       double *out, struct err *e) {
     double exact = 0;
@@ -160,7 +166,7 @@ static int read_scaling(const struct gguf_file *g, const char *prefix, struct mo
                       &c->rope.factor, e);
 }
 
-/* What our own export says about the factors in rope_freqs.weight, which GGUF has no keys for. */
+/* What our export states about the factors in rope_freqs.weight, for which GGUF has no keys. */
 static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, struct err *e) {
     uint64_t original = 0;
     int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
@@ -210,21 +216,6 @@ static int read_rope(const struct gguf_file *g, const struct arch *arch, const c
     return rc;
 }
 
-/* ---- activation ---- */
-
-int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
-                  struct err *e) {
-    char key[KEY_SIZE];
-    const char *name = NULL;
-    int rc = gguf_opt_str(g, arch_key(key, prefix, "hidden_activation"), a, &name, e);
-    if (rc || !name || !hf_act_of_name(name, &c->act)) return rc;
-    return err_set(e, ERR_DATA, "key '%s': '%.64s' is not supported", key, name);
-}
-
-void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual) {
-    if (c->act != usual) gguf_key_string(h, ".hidden_activation", hf_act_name(c->act));
-}
-
 /* ---- the whole ---- */
 
 /* llama-gguf-split's parts have the keys of the whole in the first one only, and tensors in all. */
@@ -241,7 +232,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     if (!embed) return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is missing");
     uint64_t rows = embed->rank == 2 ? embed->dims[0] : 0, said = rows;
     if (rows < 1 || rows > MODEL_MAX_VOCAB)
-        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is no matrix of 1 to %u rows", MODEL_MAX_VOCAB);
+        return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is not a matrix of 1 to %u rows", MODEL_MAX_VOCAB);
     char key[KEY_SIZE];
     int rc = gguf_opt_u64(g, arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
     if (!rc && said != rows)
@@ -251,7 +242,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     return rc;
 }
 
-/* Our export of an architecture that only another name can express: of qwen2 as deci. */
+/* Our export of an architecture under another name: qwen2 as deci. */
 static int read_own_arch(const struct gguf_file *g, const struct arch **arch, const char *prefix, struct arena *a,
                          struct err *e) {
     const char *name = NULL;
@@ -268,7 +259,7 @@ static int read_own_arch(const struct gguf_file *g, const struct arch **arch, co
     return 0;
 }
 
-/* Biases that a family has or not are there or not. */
+/* Optional biases of a family are found by their tensors. */
 static bool has_tensor(const struct gguf_file *g, const char *name, const char *fused) {
     return raw_table_find(&g->tensors, name) || raw_table_find(&g->tensors, fused);
 }
@@ -277,7 +268,7 @@ int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const c
                      struct arena *a, struct err *e) {
     *c = (struct model_config){.n_layers = 0};
     int rc = check_split(g, e);
-    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, a, e);
+    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, e);
     if (!rc) rc = read_own_arch(g, &arch, prefix, a, e);
     if (rc) return rc;
     *c = arch->traits;

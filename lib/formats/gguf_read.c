@@ -64,7 +64,7 @@ static int take_type(struct cursor *c, const char *key, enum gguf_type *out, str
     return 0;
 }
 
-/* The n elements of a value: the cursor moves behind them. A string takes 8 bytes at least, which bounds n too. */
+/* The n elements of a value; moves the cursor after them. A string takes at least 8 bytes, which bounds n too. */
 static int take_elements(struct cursor *c, const struct gguf_kv *kv, struct err *e) {
     uint64_t size = kv->type == GGUF_STRING ? 8 : type_bytes[kv->type], bytes;
     if (!u64_mul(kv->n, size, &bytes) || bytes > left(c))
@@ -131,18 +131,6 @@ static int take_kvs(struct cursor *c, struct gguf_file *g, uint64_t n, struct ar
 /* ---- tensors ---- */
 
 /* Types that exist but that Rill does not read, so that the message can name them. */
-static const char *unsupported_type_name(int32_t type) {
-    static const struct {
-        int32_t type;
-        const char *name;
-    } names[] = {{15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-                 {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},  {29, "IQ1_M"},
-                 {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
-    for (size_t i = 0; i < COUNT_OF(names); i++)
-        if (names[i].type == type) return names[i].name;
-    return "unknown";
-}
-
 static int take_dims(struct cursor *c, struct raw_tensor *t, struct err *e) {
     uint32_t rank;
     int rc = take(c, &rank, sizeof rank, "a tensor description", e);
@@ -161,9 +149,7 @@ static int take_dtype(struct cursor *c, struct raw_tensor *t, struct err *e) {
     int rc = take(c, &type, sizeof type, "a tensor description", e);
     if (rc) return rc;
     const struct dtype_info *info = dtype_by_ggml(type);
-    if (!info)
-        return err_set(e, ERR_DATA, "tensor '%s' is of GGUF type %d (%s), which is not supported", t->name, type,
-                       unsupported_type_name(type));
+    if (!info) return err_set(e, ERR_DATA, "tensor '%s' is of GGUF type %d, which is not supported", t->name, type);
     t->dtype = info->dtype;
     return 0;
 }
@@ -186,7 +172,7 @@ static int take_tensor(struct cursor *c, struct gguf_file *g, uint64_t *running,
     if (!rc) rc = raw_tensor_size(t, &t->n_bytes, e);
     if (rc) return rc;
     if (offset != *running)
-        return err_set(e, ERR_DATA, "tensor '%s' is at offset %llu, expected %llu (behind the tensor before it)",
+        return err_set(e, ERR_DATA, "tensor '%s' is at offset %llu, expected %llu (after the tensor before it)",
                        t->name, (unsigned long long)offset, (unsigned long long)*running);
     uint64_t end;
     if (!u64_add(*running, t->n_bytes, &end) || !u64_align(end, g->alignment, running))
@@ -206,7 +192,7 @@ static int take_tensors(struct cursor *c, struct gguf_file *g, uint64_t n, struc
     return rc;
 }
 
-/* Descriptions are complete; now the data must be there, all of it, and nothing behind it. */
+/* After the descriptions: all of the data must be there, and nothing after it. */
 static int place_data(struct cursor *c, struct gguf_file *g, struct err *e) {
     if (!u64_align(c->at, g->alignment, &g->data_offset)) return err_set(e, ERR_DATA, "the header's size overflows");
     uint64_t running = g->data_offset, end;
@@ -219,7 +205,7 @@ static int place_data(struct cursor *c, struct gguf_file *g, struct err *e) {
         if (!u64_align(end, g->alignment, &running)) return err_set(e, ERR_DATA, "offsets overflow");
     }
     if (c->end > running) /* writers pad the last tensor, or do not */
-        return err_set(e, ERR_DATA, "%llu bytes behind the last tensor", (unsigned long long)(c->end - running));
+        return err_set(e, ERR_DATA, "%llu bytes after the last tensor", (unsigned long long)(c->end - running));
     return 0;
 }
 
@@ -234,7 +220,7 @@ static int take_version(struct cursor *c, struct gguf_file *g, struct err *e) {
     if (rc) return rc;
     if (g->version == __builtin_bswap32(2) || g->version == __builtin_bswap32(3))
         return err_set(e, ERR_DATA, "a big-endian GGUF file, which is not supported");
-    if (g->version != 2 && g->version != 3) /* 3 allowed for big-endian files and changed nothing else */
+    if (g->version != 2 && g->version != 3) /* 3 allowed big-endian files and changed nothing else */
         return err_set(e, ERR_DATA, "GGUF version %u, expected 2 or 3", g->version);
     return 0;
 }

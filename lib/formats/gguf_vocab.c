@@ -1,4 +1,4 @@
-/* The tokenizer of a GGUF: pieces, their types, merges as text; gguf_kinds.c has what differs by kind. */
+/* Reads the tokenizer of a GGUF: pieces, their types, merges as text; gguf_kinds.c has what differs by kind. */
 #include "lib/formats/formats_internal.h"
 
 /* GGUF's token types. */
@@ -65,7 +65,7 @@ static int read_flags(const struct gguf_file *g, struct vocab *spec, struct err 
     const struct gguf_kv *types, *flags;
     int rc = token_array(g, "tokenizer.ggml.token_type", GGUF_I32, spec->n_tokens, &types, e);
     if (!rc)
-        rc = token_array(g, "rill.tokenizer.flags", GGUF_U32, spec->n_tokens, &flags, e); /* types do not say all */
+        rc = token_array(g, "rill.tokenizer.flags", GGUF_U32, spec->n_tokens, &flags, e); /* types are not sufficient */
     if (rc) return rc;
     for (uint32_t i = 0; i < spec->n_tokens; i++) {
         uint64_t v = types || flags ? UINT64_MAX : TYPE_NORMAL;
@@ -151,8 +151,8 @@ static int read_pre(const struct gguf_file *g, struct vocab *spec, struct err *e
     return rc ? err_prefix(e, "key 'tokenizer.ggml.pre'") : 0;
 }
 
-/* tokenizer.ggml.unknown_token_id is no more than a name: llama.cpp leaves out bytes without a token, as
- * `tokenizers` does unless the BPE model itself has an unk_token. That one has a key of our own. */
+/* tokenizer.ggml.unknown_token_id is only a name: llama.cpp drops bytes without a token, as `tokenizers` does unless
+ * the BPE model itself has an unk_token. Our key states that one. */
 static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) {
     bool bytes = k->kind == TEXT_BYTE_BPE, bert = k->kind == TEXT_WORDPIECE;
     const struct {
@@ -173,13 +173,13 @@ static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct
     return 0;
 }
 
-/* The list of all ends, where a file has it, or the tokens whose text says so; and in any case those with a key. */
+/* The list of all ends where a file has it, else the tokens whose text is an end; in any case those with a key. */
 static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     const struct gguf_kv *list = gguf_find(g, GGUF_ENDS_KEY);
     uint64_t id;
     int rc = 0;
-    if (list && !list->is_array) return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' is no array");
+    if (list && !list->is_array) return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' is not an array");
     for (size_t i = 0; i < COUNT_OF(keys) && !rc; i++) {
         id = TOKEN_NONE;
         rc = gguf_opt_u64(g, keys[i], 0, spec->n_tokens - 1, &id, e);
@@ -187,7 +187,7 @@ static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *
     }
     for (uint64_t i = 0; list && i < list->n && !rc; i++) {
         if (!gguf_kv_u64(list, i, &id) || id >= spec->n_tokens)
-            return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' has an id that is no token");
+            return err_set(e, ERR_DATA, "key '" GGUF_ENDS_KEY "' has an id that is not a token");
         rc = draft_add_end(spec, (uint32_t)id, e);
     }
     for (uint32_t i = 0; !list && i < spec->n_tokens && !rc; i++)
@@ -231,7 +231,7 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
     if (!rc) rc = read_pieces(g, spec, &scratch, e);
     if (!rc && !bytes) rc = gguf_read_scores(g, spec, e);
     if (!rc) rc = read_settings(g, k, spec, e);
-    /* Others write merges that llama.cpp does not look at; only ours are exact. */
+    /* Other programs write merges that llama.cpp ignores; only ours are exact. */
     if (!rc && (bytes || (k->kind == TEXT_CHAR_BPE && gguf_find(g, GGUF_STEPS_KEY))))
         rc = read_merges(g, spec, &scratch, e);
     buf_release(&scratch);

@@ -7,10 +7,19 @@ int arch_one_window(const struct model_config *c, uint32_t *window, struct err *
         uint32_t w = c->layers[i].window;
         if (w && *window && w != *window)
             return err_set(e, ERR_DATA,
-                           "layer %u has a window of %u positions, layers before it %u: only one length can be said", i,
-                           w, *window);
+                           "layer %u has a window of %u positions, layers before it %u: the format has only one length",
+                           i, w, *window);
         if (w) *window = w;
     }
+    return 0;
+}
+
+int arch_uniform_window(const struct model_config *c, struct err *e) {
+    for (uint32_t i = 1; i < c->n_layers; i++)
+        if (c->layers[i].window != c->layers[0].window)
+            return err_set(e, ERR_DATA,
+                           "layer %u has a window of %u positions, layer 0 of %u (0: all): a %s has one for all", i,
+                           c->layers[i].window, c->layers[0].window, c->arch);
     return 0;
 }
 
@@ -40,7 +49,7 @@ int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const c
         bool slides = in_pattern(pattern, i);
         uint64_t v;
         if (kv && !flag_of(kv, kv->is_array ? i : 0, &v))
-            rc = err_set(e, ERR_DATA, "key '%s', layer %u: no flag and no whole number", key, i);
+            rc = err_set(e, ERR_DATA, "key '%s', layer %u: neither a flag nor a whole number", key, i);
         else if (kv)
             slides = kv->is_array ? v != 0 : in_pattern(v < UINT32_MAX ? (uint32_t)v : UINT32_MAX, i);
         c->layers[i].window = slides ? (uint32_t)length : 0;

@@ -63,7 +63,7 @@ static int put_general(struct gguf_header *h, const struct out *o, const char *n
     gguf_key_u32(h, "general.file_type", file_type);
     if (quantized) gguf_key_u32(h, "general.quantization_version", 2);
     gguf_key_u32(h, "general.alignment", ALIGNMENT);
-    /* A name that leads back to another architecture needs ours beside it. */
+    /* A name that is read back as another architecture needs a key with ours. */
     const struct gguf_name *spelled;
     if (arch_by_gguf(arch, &spelled) != o->arch) gguf_key_string(h, "rill.architecture", c->arch);
     return h->rc;
@@ -88,7 +88,7 @@ static bool fits_f32(double v) {
     return (double)(float)v == v;
 }
 
-/* GGUF's numbers are f32, and llama3's parameters have no keys at all: what would be lost goes into keys of our own. */
+/* GGUF's numbers are f32, and llama3's parameters have no keys at all: keys of our own keep what would be lost. */
 static void put_rope(struct gguf_header *h, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return;
     gguf_key_f32(h, ".rope.freq_base", c->rope.theta);
@@ -126,7 +126,7 @@ static void put_model(struct gguf_header *h, const struct out *o) {
     put_rope(h, c);
     gguf_key_u32(h, ".vocab_size", c->vocab_size);
     if (o->arch->gguf.write) o->arch->gguf.write(h, c);
-    if (c->output != OUTPUT_CLASSES) return;
+    if (!c->classes) return;
     gguf_key_array(h, ".classifier.output_labels", GGUF_STRING, c->classes);
     for (uint32_t i = 0; i < c->classes; i++) {
         char own[LABEL_SIZE];
@@ -137,7 +137,7 @@ static void put_model(struct gguf_header *h, const struct out *o) {
 
 /* ---- keys of the tokenizer ---- */
 
-/* Unused tokens need a text of their own, too. No two ids can get the same one. */
+/* Unused tokens need unique texts, too. */
 static void put_placeholder(struct gguf_header *h, uint32_t id, const struct spellings *taken, struct buf *scratch) {
     char start[32];
     snprintf(start, sizeof start, "[PAD%u", id);
@@ -208,7 +208,7 @@ static bool texts_say_all(const struct vocab *v) {
     return n == v->n_ends;
 }
 
-/* llama.cpp knows the end of a text, of a turn and of a message; all of them stand in a list. */
+/* llama.cpp knows the end of a text, of a turn and of a message; the list has them all. */
 static void put_ends(struct gguf_header *h, const struct vocab *v) {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     size_t k = 0;
@@ -243,7 +243,7 @@ static void put_settings(struct gguf_header *h, const struct vocab *v) {
     if (v->chat_template) gguf_key_string(h, "tokenizer.chat_template", v->chat_template);
 }
 
-/* What the other kinds than byte-level BPE have: scores, the steps as llama.cpp's keys and as our own. */
+/* The keys of kinds other than byte-level BPE: scores, and the steps as llama.cpp's keys and as our own. */
 static void put_kind(struct gguf_header *h, const struct vocab *v, const float *scores) {
     struct span charsmap = {0};
     struct buf steps = {0};

@@ -1,18 +1,12 @@
 /*
- * config.json of Hugging Face's classes: what all have in common, reading and writing; arch_*.c have the rest.
- * formats/huggingface.md has the table of keys.
+ * Reads and writes config.json of Hugging Face's classes: what all have in common; arch_*.c have the rest, and
+ * formats/huggingface.md the table of keys.
  */
-#include <math.h>
-
 #include "lib/formats/arch_internal.h"
-
-const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_size",  "num_attention_heads",
-                                            "num_key_value_heads",     "head_dim",     "intermediate_size",
-                                            "max_position_embeddings", "rms_norm_eps", "hidden_act"};
 
 /* ---- which class ---- */
 
-/* transformers goes by model_type, everybody else by the class: they must be of one kind. */
+/* transformers uses model_type, other programs the class: they must agree. */
 static int read_arch(const cJSON *json, const struct arch **out, const struct hf_class **class, struct err *e) {
     const cJSON *list = hf_member(json, "architectures");
     const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
@@ -76,20 +70,22 @@ static int read_rope(const cJSON *json, const struct arch *arch, struct model_co
     return 0;
 }
 
-static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct model_config *c, struct model_layer *l,
+static int read_numbers(const cJSON *json, const struct hf_side *side, struct model_config *c, struct model_layer *l,
                         struct err *e) {
+    const struct hf_numbers *n = side->numbers;
     const struct {
         const char *key;
         uint64_t max;
-        uint32_t *to;
-    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers},
-                   {n->hidden, MODEL_MAX_DIM, &c->hidden},
-                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size},
-                   {n->context, UINT32_MAX, &c->context},
-                   {n->heads, MODEL_MAX_DIM, &l->n_heads}};
+        uint32_t *to, absent;
+    } numbers[] = {{n->layers, MODEL_MAX_LAYERS, &c->n_layers, 0},
+                   {n->hidden, MODEL_MAX_DIM, &c->hidden, 0},
+                   {"vocab_size", MODEL_MAX_VOCAB, &c->vocab_size, side->vocab},
+                   {n->context, UINT32_MAX, &c->context, side->context},
+                   {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
-        uint64_t v = 0;
-        int rc = json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
+        uint64_t v = numbers[i].absent;
+        int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
+                   : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
@@ -100,7 +96,7 @@ static int read_numbers(const cJSON *json, const struct hf_numbers *n, struct mo
     return rc;
 }
 
-/* A key that is absent means the class's default; null: that it follows from the others. */
+/* An absent key means the default of the class; null means derived from the others. */
 static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, uint64_t *out, struct err *e) {
     if (!key) return 0;
     if (absent && !cJSON_GetObjectItemCaseSensitive(json, key)) *out = absent;
@@ -121,127 +117,6 @@ static int read_heads(const cJSON *json, const struct arch *arch, struct model_c
     return 0;
 }
 
-/* ---- activations: transformers' names; the first of a kind is what is written ---- */
-
-static const struct {
-    const char *name;
-    enum kernel_act act;
-} acts[] = {{"silu", ACT_SILU},
-            {"swish", ACT_SILU},
-            {"gelu", ACT_GELU},
-            {"gelu_python", ACT_GELU},
-            {"gelu_new", ACT_GELU_TANH},
-            {"gelu_pytorch_tanh", ACT_GELU_TANH},
-            {"gelu_fast", ACT_GELU_TANH},
-            {"gelu_accurate", ACT_GELU_TANH},
-            {"quick_gelu", ACT_GELU_QUICK},
-            {"relu", ACT_RELU},
-            {"relu2", ACT_RELU_SQUARED},
-            {"tanh", ACT_TANH}};
-
-int hf_act_of_name(const char *name, uint32_t *act) {
-    for (size_t i = 0; i < COUNT_OF(acts); i++)
-        if (strcmp(acts[i].name, name) == 0) {
-            *act = acts[i].act;
-            return 0;
-        }
-    return ERR_DATA;
-}
-
-int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback, struct err *e) {
-    const char *name = fallback;
-    int rc = json_opt_str(json, key, &name, e);
-    if (rc || !hf_act_of_name(name, &c->act)) return rc;
-    return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported", key, name);
-}
-
-const char *hf_act_name(uint32_t act) {
-    for (size_t i = 0; i < COUNT_OF(acts); i++)
-        if (acts[i].act == act) return acts[i].name;
-    return "silu";
-}
-
-/* ---- windows ---- */
-
-int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given, struct err *e) {
-    const cJSON *list = hf_member(json, "layer_types");
-    uint32_t n = 0;
-    *given = list != NULL;
-    if (!list) return 0;
-    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"layer_types\" is not a list");
-    for (const cJSON *x = list->child; x; x = x->next, n++) {
-        const char *type = cJSON_GetStringValue(x);
-        bool sliding = type && strcmp(type, "sliding_attention") == 0;
-        if (!sliding && (!type || strcmp(type, "full_attention") != 0))
-            return err_set(e, ERR_DATA, "\"layer_types\": '%.64s' is not supported", type ? type : "(no text)");
-        if (n < c->n_layers) c->layers[n].window = sliding ? window : 0;
-    }
-    if (n != c->n_layers)
-        return err_set(e, ERR_DATA, "\"layer_types\" has %u entries, but \"num_hidden_layers\" is %u", n, c->n_layers);
-    return 0;
-}
-
-bool hf_put_layer_types(cJSON *json, const struct model_config *c) {
-    cJSON *list = cJSON_AddArrayToObject(json, "layer_types");
-    for (uint32_t i = 0; list && i < c->n_layers; i++) {
-        cJSON *x = cJSON_CreateString(c->layers[i].window ? "sliding_attention" : "full_attention");
-        if (x && cJSON_AddItemToArray(list, x)) continue;
-        cJSON_Delete(x);
-        return false;
-    }
-    return list != NULL;
-}
-
-int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window, struct err *e) {
-    uint64_t v = cJSON_GetObjectItemCaseSensitive(json, "sliding_window") ? 0 : absent;
-    int rc = json_opt_u64(json, "sliding_window", 0, JSON_MAX_INTEGER, &v, e);
-    *window = v < c->context ? (uint32_t)v : 0;
-    return rc;
-}
-
-int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) {
-    uint32_t window;
-    bool given, use = true;
-    int rc = hf_read_window(c, json, absent, &window, e);
-    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
-    if (!rc) rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (rc) return rc;
-    if (!use && window)
-        return err_set(
-            e, ERR_DATA,
-            "\"use_sliding_window\" is false, but this class takes its \"sliding_window\" of %u all the same", window);
-    for (uint32_t i = 0; i < c->n_layers && !given; i++) c->layers[i].window = window;
-    return 0;
-}
-
-bool hf_put_uniform_window(cJSON *json, const struct model_config *c) {
-    uint32_t window = config_window(c);
-    return window ? json_put_u64(json, "sliding_window", window)
-                  : cJSON_AddNullToObject(json, "sliding_window") != NULL;
-}
-
-uint32_t config_window(const struct model_config *c) {
-    uint32_t window = 0;
-    for (uint32_t i = 0; i < c->n_layers && !window; i++) window = c->layers[i].window;
-    return window;
-}
-
-/* ---- biases of attention ---- */
-
-int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) {
-    int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);
-    c->o_bias = c->qkv_bias;
-    return rc;
-}
-
-bool hf_put_attention_bias(cJSON *json, const struct model_config *c) {
-    return json_put_bool(json, "attention_bias", c->qkv_bias || c->o_bias);
-}
-
-bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role) {
-    return c->qkv_bias && role == ROLE_O_BIAS;
-}
-
 /* ---- reading ---- */
 
 /* "id2label" names the classes; without it there are "num_labels", or 2. */
@@ -254,7 +129,8 @@ static int read_classes(const cJSON *json, struct model_config *c, struct err *e
         return err_set(e, ERR_DATA, "\"id2label\" names %llu classes, but \"num_labels\" is %llu",
                        (unsigned long long)n, (unsigned long long)said);
     c->classes = (uint32_t)said;
-    return 0;
+    if (c->output != OUTPUT_SPAN || said == 2) return 0;
+    return err_set(e, ERR_DATA, "\"num_labels\" or \"id2label\": %u, where an answer has 2 ends", c->classes);
 }
 
 static bool predicts_tokens(const struct model_config *c) {
@@ -265,16 +141,16 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
                       struct err *e) {
     struct model_layer layer = {0};
     double eps = arch->hf.eps;
-    int rc = read_numbers(json, arch->hf.numbers, c, &layer, e);
+    int rc = read_numbers(json, &arch->hf, c, &layer, e);
     if (!rc) rc = read_heads(json, arch, c, &layer, e);
     if (!rc) rc = read_rope(json, arch, c, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
     if (!rc) rc = json_opt_bool(json, "tie_word_embeddings", &c->tied, e);
-    if (!rc && c->output == OUTPUT_CLASSES) rc = read_classes(json, c, e);
+    if (!rc && c->output >= OUTPUT_CLASSES) rc = read_classes(json, c, e);
     if (rc) return rc;
-    if (!predicts_tokens(c)) c->tied = false; /* no head that could be */
+    if (!predicts_tokens(c)) c->tied = false; /* there is no head to tie */
     c->norm_eps = (float)eps;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -308,49 +184,34 @@ static int check_uniform(const struct arch *arch, const struct model_config *c, 
             return err_set(
                 e, ERR_DATA,
                 "layer %u has %u heads, %u key/value heads and a feed-forward width of %u, layer 0 has %u, %u and "
-                "%u: Hugging Face's config.json cannot say that%s",
+                "%u: Hugging Face's config.json cannot express that%s",
                 i, b->n_heads, b->n_kv_heads, b->ffn, a->n_heads, a->n_kv_heads, a->ffn,
                 arch_gguf_name(arch, c) ? ", GGUF can (--to gguf)" : "");
     }
     return 0;
 }
 
-int hf_check_plain_heads(const struct model_config *c, struct err *e) {
-    const struct model_layer *l = &c->layers[0];
-    if (l->n_heads == l->n_kv_heads && (uint64_t)l->n_heads * c->head_dim == c->hidden) return 0;
-    return err_set(e, ERR_DATA,
-                   "%u heads of %u with %u key/value heads and a hidden size of %u: heads of %s fill the hidden size, "
-                   "and each has a key/value head",
-                   l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
-}
-
-/* A field of type float, and JSON's 0 is an integer. */
-static int check_eps(const struct arch *arch, const struct model_config *c, struct err *e) {
-    if (c->norm_eps != 0) return 0;
-    return err_set(e, ERR_DATA, "norm epsilon 0: transformers does not take the integer 0 for %s",
-                   arch->hf.numbers->eps ? arch->hf.numbers->eps : "it");
+/* A window that the class would not give to the layer. */
+static int check_windows(const struct arch *arch, const struct model_config *c, struct err *e) {
+    uint32_t window;
+    if (arch->hf.windows == ONE_WINDOW) return arch_uniform_window(c, e);
+    if (arch->hf.windows == LAYER_WINDOWS) return arch_one_window(c, &window, e);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].window)
+            return err_set(e, ERR_DATA, "layer %u sees %u positions only, and a %s of transformers has no such window",
+                           i, c->layers[i].window, arch->name);
+    return 0;
 }
 
 int hf_config_check(const struct model_config *c, struct err *e) {
     const struct arch *arch;
     int rc = arch_of_config(c, &arch, e);
     if (!rc) rc = check_uniform(arch, c, e);
-    if (!rc) rc = check_eps(arch, c, e);
+    if (!rc) rc = check_windows(arch, c, e);
+    if (!rc) rc = arch_check_rotation(arch, c, e);
     if (!rc && !arch_class(arch, c))
         rc = err_set(e, ERR_DATA, "transformers has no class of %s with such an output", arch->name);
     return rc || !arch->hf.check ? rc : arch->hf.check(c, e);
-}
-
-bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope) {
-    if (rope->scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, key) != NULL;
-    cJSON *r = cJSON_AddObjectToObject(o, key);
-    bool ok = r && json_put_str(r, "rope_type", rope->scaling == ROPE_LINEAR ? "linear" : "llama3") &&
-              json_put_f64(r, "factor", rope->factor);
-    if (ok && rope->scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) &&
-             json_put_f64(r, "high_freq_factor", rope->high_freq) &&
-             json_put_u64(r, "original_max_position_embeddings", rope->original_context);
-    return ok;
 }
 
 static const char *torch_name(enum dtype dtype) {
@@ -358,12 +219,17 @@ static const char *torch_name(enum dtype dtype) {
 }
 
 static bool put_id(cJSON *o, const char *key, uint32_t id) {
-    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has a say in it */
+    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has written it */
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 
 static bool put_number(cJSON *o, const char *key, uint64_t v) {
     return !key || json_put_u64(o, key, v);
+}
+
+/* A field of type float, for which transformers takes 0.0, and not the integer 0. */
+static bool put_eps(cJSON *o, const char *key, float eps) {
+    return !key || (eps == 0 ? json_put_float(o, key, 0) : json_put_f64(o, key, model_shortest_float(eps)));
 }
 
 static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model_config *c) {
@@ -372,14 +238,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
            put_number(o, n->ffn, l->ffn) && put_number(o, n->layers, c->n_layers) &&
            put_number(o, n->heads, l->n_heads) && put_number(o, n->kv_heads, l->n_kv_heads) &&
            put_number(o, n->head_dim, c->head_dim) && put_number(o, n->context, c->context) &&
-           (!n->eps || json_put_f64(o, n->eps, model_shortest_float(c->norm_eps))) &&
-           (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
-}
-
-double hf_rotary_share(const struct model_config *c) {
-    uint32_t dims = model_rope_dims(c, &c->rope);
-    double share = (double)dims / c->head_dim;
-    return (uint32_t)(c->head_dim * share) < dims ? nextafter(share, 1) : share;
+           put_eps(o, n->eps, c->norm_eps) && (!n->act || json_put_str(o, n->act, hf_act_name(c->act)));
 }
 
 static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {

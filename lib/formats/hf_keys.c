@@ -1,7 +1,7 @@
 /*
- * The keys of config.json: what each may say. A class of models has a table of its own, asked first, for keys that are
- * its own or mean something else in it; the tables here hold for all. A key in none of them may change what the model
- * computes, so it is refused unless it is null, false or empty.
+ * Checks the keys of config.json: what each may be. A class of models has a table of its own, asked first, for keys
+ * that are its own or mean something else in it; the tables here hold for all. A key in none of them may change what
+ * the model computes, so it is refused unless it is null, false or empty.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -124,7 +124,7 @@ static const struct hf_key common_keys[] = {
     HF_KEY("transformers_weights", HF_OFF),
 };
 
-/* Training, generation, bookkeeping: nothing that a forward pass asks for. */
+/* Training, generation, bookkeeping: no effect on a forward pass. */
 static const char *const inert_keys[] = {
     /* transformers */
     "dtype", "transformers_version", "transformers.js_config", "name_or_path", "_commit_hash", "attn_implementation",

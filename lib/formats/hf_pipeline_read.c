@@ -1,6 +1,6 @@
 /*
- * The normalizer, pre_tokenizer and decoder of a tokenizer.json as steps of a vocabulary. What is not known is refused
- * by name: a tokenizer that is nearly right is wrong in silence.
+ * The normalizer, pre_tokenizer and decoder of a tokenizer.json as steps of a vocabulary. Unknown steps are refused by
+ * name: a nearly right tokenizer would be silently wrong.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -51,7 +51,7 @@ static int read_each(struct vocab *spec, const cJSON *list, read_part *part, str
 
 /* ---- patterns ---- */
 
-/* A regular expression that means no more than its own text. */
+/* A regular expression that matches only its own text. */
 static bool is_literal(const char *regex) {
     return !strpbrk(regex, "\\^$.|?*+()[]{}");
 }
@@ -157,7 +157,7 @@ int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) {
 
 static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
 
-/* What is put in front: "prepend_scheme", or in files from before 2024 "add_prefix_space". */
+/* The text put in front: "prepend_scheme", or in files from before 2024 "add_prefix_space". */
 static int read_scheme(const cJSON *x, uint32_t *flags, struct err *e) {
     static const char *const names[] = {"never", "first", "always"};
     const char *replacement = METASPACE_TEXT;

@@ -1,4 +1,4 @@
-/* The steps of a vocabulary as the normalizer, pre_tokenizer and decoder of a tokenizer.json. */
+/* Writes the steps of a vocabulary as the normalizer, pre_tokenizer and decoder of a tokenizer.json. */
 #include "lib/formats/formats_internal.h"
 
 /* ---- JSON that is built in one breath: a failed allocation is reported once, at the end ------------------------ */
@@ -10,7 +10,7 @@ cJSON *hf_typed(const char *type) {
     return NULL;
 }
 
-/* Takes the child in any case. */
+/* Takes ownership of the child in any case. */
 bool hf_put(cJSON *parent, const char *key, cJSON *child) {
     bool ok =
         parent && child && (key ? cJSON_AddItemToObject(parent, key, child) : cJSON_AddItemToArray(parent, child));
@@ -24,7 +24,7 @@ static cJSON *keep(cJSON *o, bool ok) {
     return NULL;
 }
 
-/* a and b end with a zero byte: steps_copy saw to it, and text they are. */
+/* a and b are NUL-terminated text: steps_copy has made sure. */
 static const char *text_of(const unsigned char *bytes) {
     return bytes ? (const char *)bytes : "";
 }
@@ -101,13 +101,13 @@ static bool put_normalizer(cJSON *list, const struct text_step *s) {
     }
 }
 
-/* A prefix at the start alone is Metaspace's to put, which leaves out the one before a space: where none is there. */
+/* A prefix only at the start is left to Metaspace, which omits it before a space. */
 static bool is_metaspace(const struct vocab *v) {
     const struct text_step *p = vocab_find_step(v, NORM_PREPEND);
     return p && p->arg && vocab_find_step(v, NORM_SPACES);
 }
 
-/* A list of steps: none is null, one stands alone. Takes the list in any case. */
+/* A list of steps: an empty one is null, a single step stands alone. Takes ownership of the list in any case. */
 static bool put_list(cJSON *root, const char *key, const char *list_key, cJSON *list) {
     int n = cJSON_GetArraySize(list);
     cJSON *x = NULL;

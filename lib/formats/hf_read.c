@@ -1,4 +1,4 @@
-/* A Hugging Face folder: config.json, one or many .safetensors, the tokenizer's files, generation_config.json. */
+/* Reads a Hugging Face folder: config.json, one or many .safetensors, the tokenizer's files, generation_config.json. */
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"
@@ -47,7 +47,7 @@ static int by_file_and_tensor(const void *a, const void *b) {
     return order ? order : strcmp(x->tensor, y->tensor);
 }
 
-/* A shard is a file of this folder: a name with a slash could lead anywhere. */
+/* A shard must be in this folder: a name with a slash could lead anywhere. */
 static int read_index(const cJSON *map, struct indexed *out, struct err *e) {
     for (const cJSON *x = map->child; x; x = x->next, out++) {
         const char *file = cJSON_GetStringValue(x);
@@ -58,7 +58,7 @@ static int read_index(const cJSON *map, struct indexed *out, struct err *e) {
     return 0;
 }
 
-/* The n tensors of one shard: those of the file, no more and no fewer. */
+/* The n tensors of one shard must be exactly those of the file. */
 static int add_shard(struct foreign_model *f, const char *folder, const struct indexed *part, size_t n, struct err *e) {
     const char *path = path_join(&f->memory, folder, part->file, e);
     size_t first = f->source->tensors.n;
@@ -100,7 +100,7 @@ static int add_shards(struct foreign_model *f, const char *folder, struct err *e
     return rc;
 }
 
-/* transformers adds an adapter to the weights beside it without being asked. */
+/* transformers adds an adapter beside the weights without being asked. */
 static int check_adapter(struct foreign_model *f, const char *folder, struct err *e) {
     const char *path = path_join(&f->memory, folder, "adapter_config.json", e);
     if (!path) return e->code;
@@ -114,7 +114,9 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     int rc = check_adapter(f, folder, e);
     if (!rc) rc = read_json(f, folder, "config.json", &f->source->hf_config, e);
     if (rc) return rc;
-    rc = hf_config_read(&f->config, f->source->hf_config, &f->memory, e);
+    bool part;
+    rc = hf_config_part(&f->source->hf_config, &part, e);
+    if (!rc) rc = hf_config_read(&f->config, f->source->hf_config, &f->memory, e);
     if (rc) return err_prefix(e, "config.json");
     const char *whole = path_join(&f->memory, folder, "model.safetensors", e);
     if (!whole) return e->code;
@@ -124,6 +126,7 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     if (!weights && !file_exists(index))
         return err_set(e, ERR_DATA, "neither model.safetensors nor %s is there", INDEX_NAME);
     rc = weights ? add_weights(f, weights, e) : add_shards(f, folder, e);
+    if (!rc && part) rc = hf_tensors_part(&f->config, &f->source->tensors, &f->memory, e);
     return rc ? rc : raw_table_sort(&f->source->tensors, e);
 }
 
@@ -171,7 +174,7 @@ static int each_id(const struct foreign_model *f, const cJSON *config, const cha
         double v = cJSON_IsNumber(x) ? x->valuedouble : -2;
         if (v == -1) continue; /* how some say "none" */
         if (!(v >= 0 && v < (double)f->config.vocab_size) || v != (double)(uint32_t)v)
-            return err_set(e, ERR_DATA, "%s: \"%s\" is no token of the model", file, key);
+            return err_set(e, ERR_DATA, "%s: \"%s\" is not a token of the model", file, key);
         rc = fn(ctx, (uint32_t)v, e);
     }
     return rc;
@@ -228,7 +231,7 @@ static int read_tokenizer_files(struct foreign_model *f, const char *path, struc
     if (binary && m->size > MAX_JSON_BYTES) return err_set(e, ERR_DATA, "%s: more than 256 MiB", path);
     if (legacy) rc = read_beside(f, path, "merges.txt", &files->merges, e);
     if (!rc && legacy && !files->merges.s)
-        return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is no tokenizer");
+        return err_set(e, ERR_DATA, "vocab.json without merges.txt (or a tokenizer.json) is not a tokenizer");
     if (!rc) rc = read_beside(f, path, HF_CONFIG_FILE, &files->config, e);
     if (!rc) rc = read_beside(f, path, HF_MAP_FILE, &files->map, e);
     if (!rc) rc = read_beside(f, path, HF_ADDED_FILE, &files->added, e);
@@ -248,7 +251,7 @@ static bool is_id(const cJSON *x, uint32_t id) {
     return cJSON_IsNull(x) || (cJSON_IsNumber(x) && x->valuedouble == (double)id);
 }
 
-/* What says nothing new is dropped, so that an export with only such keys comes back as it was. The ends are in the
+/* Keys that add nothing are dropped, so that an export with only such keys imports as it was. The ends are in the
  * vocabulary, where pruning renumbers them. */
 static void drop_known(cJSON *generation, const struct vocab *v) {
     const struct {
@@ -272,7 +275,7 @@ static int put_extra(struct foreign_model *f, const char *key, cJSON *item, stru
     return err_nomem(e, "description");
 }
 
-/* transformers notes where a model came from: the name of a repository, or a path that says nothing to others. */
+/* transformers records where a model came from: the name of a repository, or a path that means nothing elsewhere. */
 static int read_name(struct foreign_model *f, struct err *e) {
     const char *name = NULL;
     int rc = json_opt_str(f->source->hf_config, "_name_or_path", &name, e);

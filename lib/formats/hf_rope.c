@@ -1,6 +1,6 @@
 /*
- * The rotary settings of config.json, which have two homes: "rope_scaling" with "rope_theta" beside it (transformers 4)
- * and "rope_parameters" with everything inside (transformers 5). transformers 5.24 takes `rope_scaling or
+ * The rotary settings of config.json, which have two places: "rope_scaling" with "rope_theta" beside it (transformers
+ * 4) and "rope_parameters" with everything inside (transformers 5). transformers 5.24 takes `rope_scaling or
  * rope_parameters`, fills a missing theta from the top level and a missing original context from the context
  * (modeling_rope_utils.py, convert_rope_params_to_dict); version 4 reads rope_scaling alone. So a file that says
  * different things in both is a different model to each, and is refused.
@@ -27,7 +27,7 @@ static const struct {
     {"type", ANY_TYPE, 0},
     {"rope_theta", ANY_TYPE, 0},
     {"partial_rotary_factor", ANY_TYPE, 0},
-    {"original_max_position_embeddings", ANY_TYPE, 0}, /* llama3 reads it; it scales nothing in the others */
+    {"original_max_position_embeddings", ANY_TYPE, 0}, /* llama3 reads it; in others it scales nothing */
     {"finetuned", ANY_TYPE, 0},
     {"factor", LINEAR | LLAMA3, 1},
     {"low_freq_factor", LLAMA3, 0},
@@ -65,7 +65,7 @@ static int read_type(const cJSON *home, const char **name, unsigned *type, enum 
     return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear and llama3 are)", *name);
 }
 
-/* A number that may stand at the top level and in the home, which must then agree; *out is left alone when it stands in
+/* A number that may be at the top level and in its object, which must then agree; *out is unchanged if it is in
  * neither. */
 static int read_shared(const cJSON *json, const cJSON *home, const char *key, double min, double max, double *out,
                        struct err *e) {
@@ -80,7 +80,7 @@ static int read_shared(const cJSON *json, const cJSON *home, const char *key, do
     return 0;
 }
 
-/* A home that does not say the original context means the context, whatever the top level says. */
+/* Without the original context in the object it is the context, whatever the top level says. */
 static int read_original(struct hf_rope *r, const cJSON *json, const cJSON *home, struct err *e) {
     static const char key[] = "original_max_position_embeddings";
     uint64_t original = 0, above = 0;
@@ -101,7 +101,7 @@ static int read_llama3(struct hf_rope *r, const cJSON *json, const cJSON *home, 
     return rc ? rc : read_original(r, json, home, e);
 }
 
-/* All that a home says; NULL: neither is there, only the top level speaks. */
+/* All settings of an object; NULL: there is none, only the top level counts. */
 static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, const struct hf_rope *defaults,
                      struct err *e) {
     const char *name = "default";
@@ -116,7 +116,7 @@ static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, co
     return rc;
 }
 
-/* The object under `key`, NULL when it is absent, null or empty, as Python's `or` sees it. */
+/* The object under `key`; NULL when it is absent, null or empty, which Python's `or` treats alike. */
 static int find_home(const cJSON *json, const char *key, const cJSON **home, struct err *e) {
     const cJSON *x = hf_member(json, key);
     *home = NULL;
@@ -165,9 +165,9 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
     return rc ? rc : read_homes(r, json, scaling, parameters, defaults, e);
 }
 
-/* ---- two rotations ------------------------------------------------------------------------------------------------- */
+/* ---- two rotations ----------------------------------------------------------------------------------------------- */
 
-/* What "rope_parameters" says of layers of sliding attention, or "rope_local_base_freq" beside it. */
+/* The rotation of sliding layers from "rope_parameters", or "rope_local_base_freq" beside it. */
 static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {
     const char *name = "default";
     unsigned type = DEFAULT;
@@ -191,7 +191,7 @@ static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home,
 static int check_layer_types(const cJSON *parameters, struct err *e) {
     for (const cJSON *x = parameters ? parameters->child : NULL; x; x = x->next)
         if (strcmp(x->string, "full_attention") != 0 && strcmp(x->string, "sliding_attention") != 0)
-            return err_set(e, ERR_DATA, "rope_parameters: \"%.100s\" is no type of layer", x->string);
+            return err_set(e, ERR_DATA, "rope_parameters: \"%.100s\" is not a layer type", x->string);
     return 0;
 }
 

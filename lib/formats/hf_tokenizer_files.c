@@ -1,7 +1,7 @@
 /*
- * The files of a folder about its tokenizer, put together: tokenizer.json (hf_tokenizer_read.c), or vocab.json and
- * merges.txt, or a SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare
- * (hf_tokens.c), and what else tokenizer_config.json says.
+ * Combines the tokenizer files of a folder: tokenizer.json (hf_tokenizer_read.c), or vocab.json and merges.txt, or a
+ * SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare (hf_tokens.c), and
+ * what else tokenizer_config.json says.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -24,7 +24,7 @@ static int config_template(struct vocab *spec, const cJSON *config, struct err *
     return spec->chat_template ? 0 : e->code;
 }
 
-/* What is put around a text: tokenizer.json says it, whatever this file does (so transformers since version 5). */
+/* The tokens put around a text come from tokenizer.json, whatever this file says (so transformers since version 5). */
 static int config_added(bool *add, const cJSON *config, const char *key, bool decided, struct err *e) {
     bool wanted = *add;
     int rc = json_opt_bool(config, key, &wanted, e);
@@ -46,7 +46,7 @@ static int read_config(struct vocab *spec, const cJSON *config, bool decided, st
     return rc ? err_prefix(e, HF_CONFIG_FILE) : 0;
 }
 
-/* Python reads it as text, line ends and all. */
+/* Python reads it as text and translates line ends. */
 static int read_template_file(struct vocab *spec, struct span t, struct err *e) {
     size_t at = t.s ? text_bom(t.s, t.n) : 0;
     if (!t.s || at == t.n) return 0;
@@ -79,7 +79,7 @@ static const struct hf_class {
      "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":\"<|endoftext|>\",\"unk_token\":\"<|endoftext|>\"}"},
 };
 
-/* A model of one of these types has its class, whatever tokenizer_config.json calls it. */
+/* A model of one of these types has its class, whatever tokenizer_config.json names. */
 static int find_class(const cJSON *config, const cJSON *model_config, const struct hf_class **out, struct err *e) {
     const char *type = cJSON_GetStringValue(hf_member(model_config, "model_type"));
     const char *name = cJSON_GetStringValue(hf_member(config, "tokenizer_class"));
@@ -196,7 +196,7 @@ static int read_words(struct vocab *spec, struct span text, struct err *e) {
         uint64_t length = end ? (uint64_t)(end - text.s) - at : text.n - at;
         size_t used = text_line_length(text.s + at, length);
         rc = utf8_valid(text.s + at, used) ? draft_piece(spec, id, text.s + at, used, 0, e)
-                                           : err_set(e, ERR_DATA, "line %u is no UTF-8", id + 1);
+                                           : err_set(e, ERR_DATA, "line %u is not UTF-8", id + 1);
         at += length + 1;
     }
     return rc;

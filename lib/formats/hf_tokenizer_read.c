@@ -21,8 +21,7 @@ const struct hf_split hf_splits[] = {
     {0, NULL},
 };
 
-/* A prefix space is for the first of two steps to put there, which other steps than Split and Digits do not come
- * before. */
+/* A prefix space is added by the first of two steps only; steps other than Split and Digits do not come before it. */
 static bool is_byte_level(const cJSON *x, bool use_regex, bool prefix) {
     return hf_is_type(x, "ByteLevel") && (prefix || !hf_flag(x, "add_prefix_space", true)) &&
            hf_flag(x, "use_regex", true) == use_regex;
@@ -76,7 +75,7 @@ static bool has_byte_level(const cJSON *x) {
 
 /* ---- model: pieces ---- */
 
-/* Which kind it is. Files from before 2021 say no type; they have merges. */
+/* Finds the kind. Files from before 2021 have no type; they have merges. */
 static int read_kind(struct vocab *spec, const cJSON *root, struct err *e) {
     const cJSON *model = hf_member(root, "model");
     if (!cJSON_IsObject(model)) return err_set(e, ERR_DATA, "model: \"model\" is missing");
@@ -107,7 +106,7 @@ static int check_bpe(struct vocab *spec, const cJSON *model, struct err *e) {
     return rc;
 }
 
-/* Ids may be in any order and have holes, but not so large that the table outgrows the text it came from. */
+/* Ids may be in any order and have gaps, but must not make the table larger than the text justifies. */
 static int read_id(const cJSON *number, uint64_t limit, uint32_t *id, struct err *e) {
     double v = cJSON_IsNumber(number) ? number->valuedouble : -1;
     if (!(v >= 0 && v < (double)limit) || v != (double)(uint64_t)v)
@@ -133,7 +132,7 @@ static int count_ids(const cJSON *vocab, const cJSON *added, uint64_t limit, uin
     return 0;
 }
 
-/* Added tokens are text as it stands; when the model lists one as well, it must be under the same id. */
+/* Added tokens match raw text; if the model lists one as well, the ids must be equal. */
 static int read_added_token(struct vocab *spec, const cJSON *x, struct err *e) {
     const char *content;
     int rc = json_get_str(x, "content", &content, e);
@@ -263,13 +262,13 @@ static int read_wordpiece(struct vocab *spec, const cJSON *model, struct err *e)
     return draft_step(spec, MODEL_WORDPIECE, (uint32_t)most, span_of(prefix), (struct span){0}, e);
 }
 
-/* The BPE model's own unk_token, for bytes without a token. The one in tokenizer_config.json is no more than a name. */
+/* The BPE model's own unk_token, for bytes without a token. The one in tokenizer_config.json is only a name. */
 static int read_unk(struct vocab *spec, const cJSON *model, struct err *e) {
     const char *unk = NULL;
     int rc = json_opt_str(model, "unk_token", &unk, e);
     if (rc || !unk) return rc;
     const cJSON *id = cJSON_GetObjectItemCaseSensitive(hf_member(model, "vocab"), unk);
-    if (!id) return err_set(e, ERR_DATA, "\"unk_token\": '%.100s' is no token", unk);
+    if (!id) return err_set(e, ERR_DATA, "\"unk_token\": '%.100s' is not a token", unk);
     spec->unk = (uint32_t)id->valuedouble;
     return 0;
 }
@@ -312,7 +311,7 @@ static uint32_t find_added(const struct vocab *spec, const char *content) {
     return TOKEN_NONE;
 }
 
-/* [special] A [special]: the one before is the BOS, the one behind the EOS. */
+/* [special] A [special]: the first is BOS, the last EOS. */
 static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
     const cJSON *single = hf_member(x, "single");
     bool seen_text = false;
@@ -339,7 +338,7 @@ static int read_pair(struct vocab *spec, const cJSON *x, const char *key, uint32
     const char *name = cJSON_IsArray(pair) ? cJSON_GetStringValue(pair->child) : NULL;
     *role = name ? find_added(spec, name) : TOKEN_NONE;
     return *role == TOKEN_NONE
-               ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is no added token", hf_type(x), key)
+               ? err_set(e, ERR_DATA, "post_processor '%.64s': \"%s\" is not an added token", hf_type(x), key)
                : 0;
 }
 
@@ -358,7 +357,7 @@ static int read_post_processor(struct vocab *spec, const cJSON *x, struct err *e
             rc = hf_is_type(y, "Sequence") ? hf_refuse(e, "nested post_processor", y) : read_post_processor(spec, y, e);
         return rc;
     }
-    if (hf_is_type(x, "ByteLevel")) return 0; /* about offsets only */
+    if (hf_is_type(x, "ByteLevel")) return 0; /* concerns offsets only */
     if (hf_is_type(x, "BertProcessing") || hf_is_type(x, "RobertaProcessing")) return read_cls_sep(spec, x, e);
     return hf_is_type(x, "TemplateProcessing") ? read_template(spec, x, e) : hf_refuse(e, "post_processor", x);
 }

@@ -1,6 +1,6 @@
 /*
  * tokenizer.json and tokenizer_config.json that behave as the vocabulary does. Added tokens are listed in the model's
- * vocabulary as well: `tokenizers` would otherwise number them itself, one behind the other, and holes would shift
+ * vocabulary as well: `tokenizers` would otherwise number them itself, consecutively, and holes would shift
  * them.
  */
 #include "lib/formats/formats_internal.h"
@@ -16,7 +16,7 @@ static cJSON *byte_level(bool prefix, bool trim_offsets, bool use_regex) {
     return NULL;
 }
 
-/* { "type": "Sequence", KEY: [first, second] }. Takes both in any case. */
+/* { "type": "Sequence", KEY: [first, second] }. Takes ownership of both in any case. */
 static cJSON *sequence(const char *key, cJSON *first, cJSON *second) {
     cJSON *o = hf_typed("Sequence"), *list = o ? cJSON_AddArrayToObject(o, key) : NULL;
     bool ok = hf_put(list, NULL, first);
@@ -90,7 +90,7 @@ static cJSON *template_processing(const struct vocab *v, const char *bos, const 
     return NULL;
 }
 
-/* ByteLevel says that nothing is added, which an absent post-processor does not. */
+/* ByteLevel states that nothing is added, which an absent post-processor does not. */
 static cJSON *post_processor(const struct vocab *v, const char *bos, const char *eos) {
     bool byte_bpe = v->kind == TEXT_BYTE_BPE;
     if (!byte_bpe) return bos || eos ? template_processing(v, bos, eos) : cJSON_CreateNull();
@@ -106,7 +106,7 @@ static const char *added_text(struct arena *a, const struct vocab *v, uint32_t i
     const struct token *t = &v->tokens[id];
     if (memchr(t->bytes, 0, t->n_bytes) || !utf8_valid((const char *)t->bytes, t->n_bytes)) {
         err_set(e, ERR_DATA,
-                "token %u: an added token or a piece that is no UTF-8 text cannot be written to tokenizer.json", id);
+                "token %u: an added token or a piece that is not UTF-8 text cannot be written to tokenizer.json", id);
         return NULL;
     }
     return arena_strndup(a, (const char *)t->bytes, t->n_bytes, e);
@@ -162,7 +162,7 @@ static bool put_scored(cJSON *list, const char *text, double score) {
     return false;
 }
 
-/* The unigram model lists pieces by id, up to the last that is not an added one. */
+/* The unigram model lists pieces by id, up to the last that is not an added token. */
 static uint32_t count_listed(const struct vocab *v) {
     uint32_t n = v->n_tokens;
     while (n && (v->tokens[n - 1].flags & (TOKEN_UNUSED | TOKEN_ADDED)) && n - 1 != v->unk) n--;
@@ -195,7 +195,7 @@ static int put_merge(cJSON *list, const struct vocab *v, const struct merge *m, 
                      struct err *e) {
     const char *left = piece_text(a, v, m->left, b, e), *right = left ? piece_text(a, v, m->right, b, e) : NULL;
     if (!right) return e->code;
-    if (strpbrk(left, " \n") || strpbrk(right, " \n")) { /* as a pair: `tokenizers` reads them since 0.20 */
+    if (strpbrk(left, " \n") || strpbrk(right, " \n")) { /* as a pair, which `tokenizers` reads since 0.20 */
         cJSON *pair = cJSON_CreateArray();
         bool ok = hf_put(pair, NULL, cJSON_CreateString(left)) && hf_put(pair, NULL, cJSON_CreateString(right));
         if (!hf_put(list, NULL, pair)) return err_nomem(e, "tokenizer.json");
@@ -305,7 +305,7 @@ static int build_config(cJSON *root, const struct vocab *v, struct arena *a, str
     bool ok = json_put_bool(root, "add_bos_token", v->add_bos) && json_put_bool(root, "add_eos_token", v->add_eos);
     for (size_t i = 0; i < COUNT_OF(tokens) && ok; i++) {
         const char *text;
-        /* A name makes an added token of a piece of the model: that one stands in config.json alone. */
+        /* A named role makes an added token of a piece of the model: such a one is in config.json only. */
         if (tokens[i].id != TOKEN_NONE && !(v->tokens[tokens[i].id].flags & TOKEN_ADDED)) continue;
         int rc = named(v, tokens[i].id, a, &text, e);
         if (rc) return rc;

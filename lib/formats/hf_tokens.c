@@ -36,8 +36,8 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
 
 /* ---- tokens by their text -------------------------------------------------------------------------------------- */
 
-/* Open addressing over the ids of a draft; the seed is an address, so that no file can aim at collisions. A piece of
- * the model and an added token may have the same bytes. */
+/* Open addressing over the ids of a draft; the seed is an address, so that no file can provoke collisions. A piece
+ * of the model and an added token may have the same bytes. */
 struct names {
     uint32_t *slots; /* [mask + 1], TOKEN_NONE: free; at most half full */
     uint64_t mask;
@@ -81,10 +81,10 @@ struct joining {
     struct vocab *spec;
     const struct hf_token_files *files;
     struct names names;
-    uint32_t n_pieces;  /* of the model: the first id that an added token may get */
-    uint32_t max_added; /* the largest id of an added token, TOKEN_NONE: there is none */
-    uint32_t n_rows;    /* of the embedding */
-    uint32_t room;      /* tokens that the draft has room for: all that may be declared */
+    uint32_t n_pieces;   /* of the model: the first id that an added token may get */
+    uint32_t max_added;  /* the largest id of an added token, TOKEN_NONE: there is none */
+    uint32_t n_rows;     /* of the embedding */
+    uint32_t max_tokens; /* size of the draft: how many tokens may be declared */
     struct buf scratch;
 };
 
@@ -93,15 +93,15 @@ struct declared {
     const char *file, *text;
     uint32_t id; /* TOKEN_NONE: the file says none */
     uint32_t flags;
-    bool weak; /* says nothing new about a token that is added already */
+    bool weak; /* adds nothing to a token that is already added */
 };
 
-/* What `tokenizers` numbers the next new token. */
+/* The id that `tokenizers` gives the next new token. */
 static uint32_t next_id(const struct joining *j) {
     return j->max_added != TOKEN_NONE && j->max_added >= j->n_pieces ? j->max_added + 1 : j->n_pieces;
 }
 
-/* The token of that text: an added one, else a piece of the model that is spelled so. */
+/* The token of that text: an added one, else a piece of the model with that spelling. */
 static int find_text(struct joining *j, const char *text, uint32_t *id, struct err *e) {
     struct err not_of_the_alphabet;
     *id = names_find(&j->names, j->spec, text, strlen(text), TOKEN_ADDED);
@@ -147,11 +147,11 @@ static int declare_new(struct joining *j, const struct declared *d, struct err *
         return err_set(e, ERR_DATA, "%s adds '%.100s', but the ids of %s have holes and the next one, %u, is taken",
                        d->file, d->text, j->files->base, id);
     if (d->id == TOKEN_NONE && id >= j->n_rows) {
-        log_line(LOG_WARN, "%s: '%.100s' is no token of %s, and the embedding has no row for it: left out", d->file,
+        log_line(LOG_WARN, "%s: '%.100s' is not a token of %s, and the embedding has no row for it: left out", d->file,
                  d->text, j->files->base);
         return 0;
     }
-    if (id >= j->room) return err_set(e, ERR_DATA, "%s: '%.100s': more tokens than expected", d->file, d->text);
+    if (id >= j->max_tokens) return err_set(e, ERR_DATA, "%s: '%.100s': more tokens than expected", d->file, d->text);
     if (id >= j->spec->n_tokens) j->spec->n_tokens = id + 1;
     return add_token(j, d, id, e);
 }
@@ -174,7 +174,7 @@ static int by_id(const void *a, const void *b) {
 static int read_id(const char *file, const char *text, uint32_t *id, struct err *e) {
     uint64_t v;
     if (!parse_u64(text, &v) || v >= TEXT_MAX_TOKENS)
-        return err_set(e, ERR_DATA, "%s: \"%.40s\" is no id of a token", file, text);
+        return err_set(e, ERR_DATA, "%s: \"%.40s\" is not a token id", file, text);
     *id = (uint32_t)v;
     return 0;
 }
@@ -189,7 +189,7 @@ static int read_decoder_entry(struct declared *d, const cJSON *x, struct err *e)
     return rc ? err_prefix(e, HF_CONFIG_FILE ": added_tokens_decoder: %.40s", x->string) : 0;
 }
 
-/* Is the text that of a *_token or of a further special token? */
+/* Is this the text of a *_token or of another special token? */
 static bool is_named_special(const struct hf_token_files *f, const char *text);
 
 /* "<tool_call>": 151657 */
@@ -263,7 +263,7 @@ static bool is_role(const char *key) {
     return false;
 }
 
-/* image_token and whatever else a model names so: names of this file that the other one does not have. */
+/* image_token and other names of this file that the model defines. */
 static int declare_others(struct joining *j, const cJSON *object, const char *file, const cJSON *but, struct err *e) {
     int rc = 0;
     for (const cJSON *x = object ? object->child : NULL; x && !rc; x = x->next)
@@ -317,9 +317,9 @@ static int set_role(struct joining *j, const char *key, uint32_t *id, struct err
     const char *file;
     const cJSON *x = value_of(j->files, key, &file);
     if (!x) return 0;
-    const char *text = text_of(x); /* declare_named has seen it */
+    const char *text = text_of(x); /* declare_named has checked it */
     uint32_t found = names_find(&j->names, j->spec, text, strlen(text), TOKEN_ADDED);
-    if (found == TOKEN_NONE) return 0; /* left out, and said so */
+    if (found == TOKEN_NONE) return 0; /* left out, and reported */
     if (*id != TOKEN_NONE && *id != found)
         return err_set(e, ERR_DATA, "%s: \"%s\" is '%.100s', but %s puts token %u there", file, key, text,
                        j->files->base, *id);
@@ -342,7 +342,7 @@ static int join(struct joining *j, const cJSON *decoder, struct err *e) {
     int rc = extra > TEXT_MAX_TOKENS - n ? err_set(e, ERR_DATA, "more than %u tokens", TEXT_MAX_TOKENS) : 0;
     if (!rc) rc = draft_pad(spec, n + (uint32_t)extra, e);
     if (rc) return rc;
-    j->room = spec->n_tokens;
+    j->max_tokens = spec->n_tokens;
     spec->n_tokens = n;
     for (uint32_t id = 0; id < n; id++)
         if (spec->tokens[id].flags & TOKEN_ADDED) j->max_added = id;
@@ -372,7 +372,7 @@ int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint3
     const cJSON *decoder = hf_member(f.config, "added_tokens_decoder");
     if (decoder && !cJSON_IsObject(decoder))
         return err_set(e, ERR_DATA, HF_CONFIG_FILE ": \"added_tokens_decoder\" is not an object");
-    if (decoder) f.map = f.added = NULL; /* it has what they say */
+    if (decoder) f.map = f.added = NULL; /* it has the same entries */
     struct joining j = {.spec = spec, .files = &f, .n_pieces = n_pieces, .max_added = TOKEN_NONE, .n_rows = n_rows};
     int rc = check_lists(&f, e);
     if (!rc) rc = join(&j, decoder, e);

@@ -1,4 +1,4 @@
-/* The names of a classifier's classes: META's "labels", a list of texts in the order of its rows. */
+/* Names of a classifier's classes: META's "labels", a list of texts in the order of its rows. */
 #include "lib/formats/arch_internal.h"
 
 static bool add_label(cJSON *list, const char *name) {
@@ -9,7 +9,7 @@ static bool add_label(cJSON *list, const char *name) {
 }
 
 static const char *default_label(uint32_t class, char out[LABEL_SIZE]) {
-    snprintf(out, LABEL_SIZE, "LABEL_%u", class); /* as transformers calls those without a name */
+    snprintf(out, LABEL_SIZE, "LABEL_%u", class); /* transformers' default */
     return out;
 }
 
@@ -21,7 +21,7 @@ static bool says_nothing(const cJSON *list) {
     return true;
 }
 
-/* The list, which is whole or not, goes into META when there is something to it. */
+/* Adds the list to META if it is complete and not empty. */
 static int keep(struct foreign_model *f, cJSON *list, bool ok, struct err *e) {
     if (ok && says_nothing(list)) {
         cJSON_Delete(list);
@@ -35,7 +35,7 @@ static int keep(struct foreign_model *f, cJSON *list, bool ok, struct err *e) {
 
 int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) {
     const cJSON *names = hf_member(config, "id2label");
-    if (f->config.output != OUTPUT_CLASSES || !cJSON_IsObject(names)) return 0;
+    if (!f->config.classes || !cJSON_IsObject(names)) return 0;
     cJSON *list = cJSON_CreateArray();
     bool ok = list != NULL;
     for (uint32_t i = 0; ok && i < f->config.classes; i++) {
@@ -53,7 +53,7 @@ int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) 
 
 int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct err *e) {
     uint64_t at = 0;
-    if (f->config.output != OUTPUT_CLASSES || !kv) return 0;
+    if (!f->config.classes || !kv) return 0;
     if (!kv->is_array || kv->type != GGUF_STRING || kv->n != f->config.classes)
         return err_set(e, ERR_DATA, "key '%s' has no names of %u classes", kv->key, f->config.classes);
     cJSON *list = cJSON_CreateArray();
@@ -64,7 +64,7 @@ int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct e
         if (utf8_valid(s.s, s.n) && !memchr(s.s, 0, s.n)) name = arena_strndup(&f->memory, s.s, s.n, e);
         if (!name) {
             cJSON_Delete(list);
-            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is no text", kv->key, (unsigned long long)i);
+            return err_set(e, ERR_DATA, "key '%s': the name of class %llu is not text", kv->key, (unsigned long long)i);
         }
         ok = add_label(list, name);
     }
@@ -78,7 +78,7 @@ const char *label_of(const cJSON *meta, uint32_t class, char out[LABEL_SIZE]) {
 }
 
 bool labels_to_hf(cJSON *config, const struct model_config *c, const cJSON *meta) {
-    if (c->output != OUTPUT_CLASSES) return true;
+    if (!c->classes) return true;
     cJSON *names = cJSON_AddObjectToObject(config, "id2label"), *ids = cJSON_AddObjectToObject(config, "label2id");
     bool ok = names && ids;
     for (uint32_t i = 0; ok && i < c->classes; i++) {

@@ -53,14 +53,14 @@ int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) 
     struct export_source x = {.map = m};
     struct stream_map_entry entry;
     long i = stream_map_find(m, tensor);
-    if (i < 0) return err_set(e, ERR_USAGE, "no tensor '%s' (rill ls shows which there are)", tensor);
+    if (i < 0) return err_set(e, ERR_USAGE, "no tensor '%s' (rill ls lists them)", tensor);
     int rc = stream_map_entry(m, (size_t)i, &entry, e);
     if (!rc) rc = write_npy(&x, (size_t)i, &entry.desc, fd, e);
     export_release(&x);
     return rc;
 }
 
-/* A tensor's name is a file name when no slash is in it: roles have none, other streams may. */
+/* A tensor's name is a file name unless it has a slash: names of roles have none, other streams may. */
 static int write_file(struct export_source *x, size_t i, struct out_folder *f, struct err *e) {
     struct stream_map_entry entry;
     char name[TENSOR_MAX_NAME + 8];
@@ -68,7 +68,7 @@ static int write_file(struct export_source *x, size_t i, struct out_folder *f, s
     if (rc) return rc;
     snprintf(name, sizeof name, "%s.npy", entry.desc.name);
     if (strchr(name, '/') || name[0] == '.' || strlen(name) > 255)
-        return err_set(e, ERR_DATA, "tensor '%s': its name is no file name (export it alone)", entry.desc.name);
+        return err_set(e, ERR_DATA, "tensor '%s': its name is not a file name (export it alone)", entry.desc.name);
     rc = out_folder_create(f, name, &fd, e);
     if (rc) return rc;
     rc = write_npy(x, i, &entry.desc, fd, e);

@@ -1,4 +1,4 @@
-/* Writing foreign files: whole buffers to descriptors. */
+/* Writes whole buffers of foreign files to descriptors. */
 #include <errno.h>
 
 #include "lib/formats/formats_internal.h"

@@ -1,6 +1,6 @@
 /*
- * Llama 3's rotary scaling as GGUF has it: a factor for each frequency, in a tensor of its own. The parameters behind
- * them are not in the file, so import finds them again, or refuses.
+ * Llama 3's rotary scaling as GGUF has it: a factor for each frequency, in a tensor of its own. The parameters are not
+ * in the file, so import derives them from the factors, or refuses.
  */
 #include <math.h>
 

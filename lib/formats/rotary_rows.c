@@ -1,4 +1,4 @@
-/* The order of rotary rows. */
+/* Converts the order of rotary rows. */
 #include "lib/formats/formats_internal.h"
 
 bool slot_is_rotary(struct model_slot s) {

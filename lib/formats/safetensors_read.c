@@ -41,7 +41,7 @@ static int read_list(const cJSON *entry, const char *key, uint64_t *out, unsigne
         if (*n == max) return err_set(e, ERR_DATA, "\"%s\" has more than %u entries", key, max);
         double v = cJSON_IsNumber(x) ? x->valuedouble : -1;
         if (!(v >= 0 && v <= (double)JSON_MAX_INTEGER) || v != (double)(uint64_t)v)
-            return err_set(e, ERR_DATA, "\"%s\" holds something that is no whole number below 2^53", key);
+            return err_set(e, ERR_DATA, "\"%s\" holds something that is not a whole number below 2^53", key);
         out[(*n)++] = (uint64_t)v;
     }
     return 0;
@@ -125,7 +125,7 @@ static int read_entries(struct raw_table *t, const cJSON *header, struct placed 
 
 static int read_header(struct raw_table *t, const cJSON *header, const unsigned char *data, uint64_t size,
                        struct arena *a, struct err *e) {
-    if (!cJSON_IsObject(header)) return err_set(e, ERR_DATA, "the header is no JSON object");
+    if (!cJSON_IsObject(header)) return err_set(e, ERR_DATA, "the header is not a JSON object");
     size_t n = 0, n_placed = 0;
     for (const cJSON *x = header->child; x; x = x->next) n++;
     int rc = raw_table_reserve(t, n, e);

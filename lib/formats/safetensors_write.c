@@ -1,4 +1,4 @@
-/* A Hugging Face folder: config.json, model.safetensors, the tokenizer's files, generation_config.json. */
+/* Writes a Hugging Face folder: config.json, model.safetensors, the tokenizer's files, generation_config.json. */
 #include <unistd.h>
 
 #include "lib/formats/arch_internal.h"
@@ -10,7 +10,7 @@ struct out {
     unsigned wanted; /* the type that was asked for, or 0 */
 };
 
-/* A quantized tensor is exact in f32; a plain one stays what it is unless a type was asked for. */
+/* A quantized tensor is exact in f32; a plain one keeps its type unless one was asked for. */
 static enum dtype type_in_file(const struct out *o, enum dtype stored) {
     if (o->wanted) return (enum dtype)o->wanted;
     return dtype_info(stored)->is_quantized ? DT_F32 : stored;
@@ -104,8 +104,8 @@ static bool add_number(cJSON *list, uint32_t id) {
     return false;
 }
 
-/* One end of a generation, or a list of several with EOS in front. A list that was imported before vocabularies had more
- * than one stays. */
+/* One end of a generation, or a list of several with EOS first. A list imported before vocabularies had several ends
+ * stays. */
 static bool put_ends(cJSON *o, const struct vocab *v) {
     static const char key[] = "eos_token_id";
     if (v->n_ends < 2) return !v->n_ends || put_id(o, key, v->ends[0]);
@@ -117,7 +117,7 @@ static bool put_ends(cJSON *o, const struct vocab *v) {
     return ok;
 }
 
-/* What was imported, and the ids where it does not say them itself. */
+/* What was imported, with the ids that it lacks. */
 static int write_generation(struct export_source *x, struct out_folder *f, struct err *e) {
     const cJSON *kept = cJSON_GetObjectItemCaseSensitive(x->meta, "generation");
     cJSON *json = cJSON_IsObject(kept) ? cJSON_Duplicate(kept, true) : cJSON_CreateObject();

@@ -1,4 +1,4 @@
-/* The files that a foreign model is read from: mapped for as long as it is open, and in its digest. */
+/* The files of a foreign model: each is mapped as long as the model is open, and added to its digest. */
 #include "lib/formats/formats_internal.h"
 
 int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {

@@ -1,6 +1,6 @@
 /*
  * A SentencePiece model, tokenizer.model or spiece.model: the protocol buffer of sentencepiece_model.proto, read field
- * by field. What the model does beyond what is read here is refused by name.
+ * by field. Anything else that the model does is refused by name.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -177,7 +177,7 @@ static int read_piece(struct vocab *spec, struct proto p, uint32_t id, struct sp
                                      [PIECE_USER_DEFINED] = TOKEN_ADDED | TOKEN_NORMALIZED,
                                      [PIECE_BYTE] = 0};
     if (!utf8_valid((const char *)text.at, (size_t)(text.end - text.at)))
-        return err_set(e, ERR_DATA, "the piece is no UTF-8");
+        return err_set(e, ERR_DATA, "the piece is not UTF-8");
     rc = draft_piece(spec, id, text.at, (size_t)(text.end - text.at), flags[type], e);
     memcpy(&spec->tokens[id].score, &bits, sizeof bits);
     if (type == PIECE_UNKNOWN && s->unk < 0) s->unk = id;

@@ -1,4 +1,4 @@
-/* The tensors of a foreign file, whatever its format: found by name, sizes computed in one place. */
+/* The table of tensors of a foreign file of any format: lookup by name, checked sizes. */
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"
@@ -43,8 +43,8 @@ int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e
     const struct dtype_info *type = dtype_info(r->dtype);
     uint64_t row = r->rank ? r->dims[r->rank - 1] : 1, n = 1;
     if (row % type->block_elems)
-        return err_set(e, ERR_DATA, "tensor '%s': rows of %llu elements are no whole blocks of %u (%s)", r->name,
-                       (unsigned long long)row, type->block_elems, type->name);
+        return err_set(e, ERR_DATA, "tensor '%s': rows of %llu elements are not a whole number of blocks of %u (%s)",
+                       r->name, (unsigned long long)row, type->block_elems, type->name);
     for (unsigned i = 0; i < r->rank; i++) {
         if (r->dims[i] == 0) return err_set(e, ERR_DATA, "tensor '%s': dimension %u is zero", r->name, i);
         if (!u64_mul(n, r->dims[i], &n))

@@ -13,14 +13,14 @@ static int check_lacks(const struct arch *arch, const struct model_config *c, st
     unsigned lacks = arch->gguf.lacks;
     uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
     if ((lacks & LACKS_O_BIAS) && c->o_bias)
-        return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_LLAMA3) && c->rope.scaling == ROPE_LLAMA3)
-        return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_HEAD_WIDTH) && width != c->hidden)
         return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s wants as wide as the %u of the model",
                        c->layers[0].n_heads, c->head_dim, name, c->hidden);
     if ((lacks & LACKS_TIED) && c->tied)
-        return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s has not", name);
+        return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s does not have", name);
     return 0;
 }
 
@@ -41,6 +41,7 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
             return err_set(e, ERR_DATA, "layer %u sees %u positions only, and llama.cpp's %s has no such window", i,
                            c->layers[i].window, arch->gguf.names[0].name);
     rc = check_lacks(arch, c, e);
+    if (!rc) rc = arch_check_rotation(arch, c, e);
     return rc || !arch->gguf.check ? rc : arch->gguf.check(c, e);
 }
 
@@ -67,4 +68,14 @@ bool target_fuses_qkv(const struct model_config *c) {
            arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_Q}, &q) &&
            arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, (struct model_slot){.role = ROLE_V}, &v) &&
            strcmp(q.name, v.name) == 0;
+}
+
+bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out) {
+    const struct arch *arch;
+    struct err e;
+    struct arch_place place;
+    if (arch_of_config(c, &arch, &e) || !arch_place(&arch->gguf.tensors, &gguf_common_tensors, c, s, &place))
+        return false;
+    memcpy(out, place.name, sizeof place.name);
+    return true;
 }

@@ -58,18 +58,19 @@ const float *grad_value(struct grad_tape *t, const struct grad_var *v);
 
 /* Leaves. The memory is the caller's and must outlive the tape's use of it; grad NULL: constant. */
 struct grad_var *grad_leaf(struct grad_tape *t, float *value, float *grad, size_t rows, size_t cols);
-/* One whose gradient need not be cleared: while *begun is false, what comes first overwrites it and makes *begun true. Leaves of
- * one matrix share it. */
+/* One whose gradient need not be cleared: while *begun is false, what comes first overwrites it and makes *begun
+ * true. Leaves of one matrix share it. */
 struct grad_var *grad_parameter(struct grad_tape *t, float *value, float *grad, bool *begun, size_t rows, size_t cols);
 
-/* A constant matrix [n][k] that is packed, for grad_embed, grad_linear(s) and grad_head of a tape in bf16 that does not record. Its
- * value has no data. The panels are copied, what they point to is the caller's. */
+/* A constant matrix [n][k] that is packed, for grad_embed, grad_linear(s) and grad_head of a tape in bf16 that does
+ * not record. Its value has no data. The panels are copied, what they point to is the caller's. */
 struct grad_var *grad_leaf_packed(struct grad_tape *t, const struct kernel_panels *w);
 
 /* ids [n] are copied. */
 struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const uint32_t *ids, size_t n);
-/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. In a segment of
- * a tape that does not record, the result may take over the memory of the residual, which must not be used afterwards. */
+/* x [n][in] times w [out][in] transposed, plus bias [1][out] and residual [n][out] (f32) when they are not NULL. In
+ * a segment of a tape that does not record, the result may take over the memory of the residual, which must not be
+ * used afterwards. */
 struct grad_var *grad_linear(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *bias,
                              struct grad_var *residual);
 /*
@@ -101,8 +102,8 @@ struct grad_var *grad_glu(struct grad_tape *t, enum kernel_act act, struct grad_
 /* The gated unit of the linear maps x gate^T and x up^T, to the same bits; faster where nothing is recorded. */
 struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct grad_var *x, struct grad_var *gate,
                             struct grad_var *up);
-/* factor x, in the memory of x unless that is a leaf: for results whose value no other operation's way back reads (embeddings,
- * linear maps, norms). */
+/* factor x, in the memory of x unless that is a leaf: for results whose value no other operation's way back reads
+ * (embeddings, linear maps, norms). */
 struct grad_var *grad_scale(struct grad_tape *t, struct grad_var *x, float factor);
 /* x + y in the type of x; y has any type. In a segment of a tape that does not record, it may take over the memory of x. */
 struct grad_var *grad_add(struct grad_tape *t, struct grad_var *x, struct grad_var *y);
@@ -122,13 +123,13 @@ void grad_recompute(struct grad_tape *t, bool on);
 
 /*
  * The language-model head and its loss over blocks of positions: logits = h w^T + bias are made for a block, given to
- * `loss`, which writes the gradient of the logits, and dropped. No [n][vocabulary] array is ever whole in memory. `loss`
- * sees rows [first, first + rows) and writes d(total)/d(logits) to `slope`: of the tape's precision, in f32 the memory of
- * the logits (unless they are capped), no data when nothing is to be learned. It keeps its own sums.
+ * `loss`, which writes the gradient of the logits, and dropped. No [n][vocabulary] array is ever whole in memory.
+ * `loss` sees rows [first, first + rows) and writes d(total)/d(logits) to `dlogits`: of the tape's precision, in f32
+ * the memory of the logits (unless they are capped), no data when nothing is to be learned. It keeps its own sums.
  * Gradients of h and w are complete at once (backward adds nothing more); returns false on failure.
  */
 typedef int grad_loss_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits,
-                            struct kernel_array slope, struct err *e);
+                            struct kernel_array dlogits, struct err *e);
 struct grad_head {
     struct grad_var *w, *bias; /* bias [1][vocab], or NULL */
     float softcap; /* > 0: logits become softcap * tanh(logits / softcap); `loss` then must not write to them */

@@ -1,4 +1,4 @@
-/* Private to lib/grad: the tape behind the operations. */
+/* Private to lib/grad: the tape that the operations record on. */
 #ifndef RILL_GRAD_INTERNAL_H
 #define RILL_GRAD_INTERNAL_H
 
@@ -35,17 +35,17 @@ struct grad_buffer {
     struct grad_buffer *next_free;
 };
 
-/* A variable and what the caller does not see of it. */
+/* A variable and its private part. */
 struct grad_node {
     struct grad_var var;         /* first: a grad_var of this tape is cast back */
-    bool wanted;                 /* some parameter below it wants a gradient */
+    bool wanted;                 /* it depends on a parameter that wants a gradient */
     bool is_leaf;                /* value and gradient are the caller's */
-    bool *begun;                 /* of a leaf, or NULL: is there anything in the gradient? */
+    bool *begun;                 /* of a leaf, or NULL: does the gradient hold anything yet? */
     struct kernel_panels panels; /* of a packed leaf; else data is NULL */
     struct grad_buffer *buffer;
 };
 
-/* What an operation leaves for the way back. Extra facts lie behind it, in the operation's own struct. */
+/* What an operation records for backward; the first member of the operation's own struct. */
 struct grad_op {
     void (*backward)(struct grad_tape *t, struct grad_op *op); /* reads out's gradients, adds to the inputs' */
     struct grad_op *previous;
@@ -55,7 +55,7 @@ struct grad_op {
 
 struct grad_tape {
     bool record, recompute;
-    bool bare; /* inside a segment that nobody wants the input of again */
+    bool bare; /* inside a segment whose input may be overwritten */
     enum dtype precision;
     /* Apart, because a segment that is run again gives its values back while gradients and what is outside stay. */
     struct grad_stack values, gradients, scratch;

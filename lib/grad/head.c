@@ -1,7 +1,6 @@
 /*
  * The head: logits for a block of positions, their gradient from the caller's loss, and at once the two products that
- * need it. At a vocabulary of 49152 a block is tens of megabytes instead of gigabytes; README.md has the measurements
- * behind its size.
+ * need it. At a vocabulary of 49152 a block is tens of megabytes instead of gigabytes; README.md has the measurements.
  */
 #include "lib/grad/grad_internal.h"
 
@@ -15,8 +14,8 @@ struct head {
     size_t hidden, vocab;
     struct kernel_panels forward, backward; /* w and its transposition, in bf16 only */
     uint16_t *h16;                          /* h */
-    struct kernel_array slope;              /* the gradient of a block of logits */
-    void *h_room;                           /* panels of a block of h */
+    struct kernel_array dlogits;            /* the gradient of a block of logits */
+    void *h_scratch;                        /* panels of a block of h */
     float *logits, *dh, *dw, *db;
     bool add_dh, add_dw; /* to what is there */
     size_t mark;         /* of the tape's scratch */
@@ -39,20 +38,20 @@ static void block_logits(const struct head *c, size_t first, size_t rows) {
 static void block_gradients(struct head *c, size_t first, size_t rows) {
     struct kernel_array h = kernel_part(c->h->var.value, first * c->hidden);
     float *dh = c->dh ? c->dh + first * c->hidden : NULL;
-    if (c->softcap > 0) kernel_softcap_backward(c->slope, c->logits, rows * c->vocab, c->softcap);
-    if (c->db) kernel_sum_rows(c->db, c->slope, rows, c->vocab);
+    if (c->softcap > 0) kernel_softcap_backward(c->dlogits, c->logits, rows * c->vocab, c->softcap);
+    if (c->db) kernel_sum_rows(c->db, c->dlogits, rows, c->vocab);
     if (c->t->precision == DT_F32) {
-        const float *dlogits = c->slope.data;
+        const float *dlogits = c->dlogits.data;
         if (dh) kernel_matmul_nn(rows, c->hidden, c->vocab, dlogits, c->w->var.value.data, c->add_dh, dh);
         if (c->dw) kernel_matmul_tn(c->vocab, c->hidden, rows, dlogits, h.data, c->add_dw, c->dw);
         c->add_dw = true;
         return;
     }
     struct kernel_epilogue to_dh = {.accumulate = c->add_dh}, to_dw = {.accumulate = c->add_dw};
-    if (dh) kernel_multiply(rows, DT_BF16, c->slope.data, &c->backward, &to_dh, DT_F32, dh);
+    if (dh) kernel_multiply(rows, DT_BF16, c->dlogits.data, &c->backward, &to_dh, DT_F32, dh);
     if (!c->dw) return;
-    struct kernel_panels panels = kernel_pack_nn(c->h_room, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
-    kernel_multiply_tn(c->vocab, DT_BF16, c->slope.data, &panels, &to_dw, DT_F32, c->dw);
+    struct kernel_panels panels = kernel_pack_nn(c->h_scratch, c->hidden, rows, DT_BF16, c->h16 + first * c->hidden);
+    kernel_multiply_tn(c->vocab, DT_BF16, c->dlogits.data, &panels, &to_dw, DT_F32, c->dw);
     c->add_dw = true;
 }
 
@@ -65,8 +64,8 @@ static bool prepare(struct head *c, const struct head *shared, size_t rows) {
         return tape_fail(t, ERR_IO, "out of memory: logits of [%zu, %zu]", rows, c->vocab);
     bool learns = c->dh || c->dw || c->db;
     c->logits = tape_scratch(t, n, sizeof *c->logits);
-    c->slope = kernel_f32(learns ? c->logits : NULL);
-    if (learns && c->softcap > 0 && t->precision == DT_F32) c->slope.data = tape_scratch(t, n, sizeof(float));
+    c->dlogits = kernel_f32(learns ? c->logits : NULL);
+    if (learns && c->softcap > 0 && t->precision == DT_F32) c->dlogits.data = tape_scratch(t, n, sizeof(float));
     if (t->precision == DT_F32) return !t->error.code;
     c->h16 = tape_scratch(t, var_size(&c->h->var), sizeof *c->h16);
     if (!c->h16) return false;
@@ -78,8 +77,8 @@ static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     bool again = shared && (shared->backward.data || !c->dh); /* packed for another head before */
     void *forward = again ? NULL : tape_scratch(t, bytes, 1);
     void *backward = !again && c->dh ? tape_scratch(t, bytes, 1) : NULL;
-    if (learns) c->slope = (struct kernel_array){DT_BF16, tape_scratch(t, n, sizeof(uint16_t))};
-    if (c->dw) c->h_room = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
+    if (learns) c->dlogits = (struct kernel_array){DT_BF16, tape_scratch(t, n, sizeof(uint16_t))};
+    if (c->dw) c->h_scratch = tape_scratch(t, kernel_panels_bytes(c->hidden, rows), 1);
     if (t->error.code) return false;
     if (again) {
         c->forward = shared->forward;
@@ -127,7 +126,7 @@ static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block 
     size_t all = c[0].h->var.rows;
     float *logits[GRAD_MAX_HEADS];
     struct kernel_array dlogits[GRAD_MAX_HEADS];
-    for (size_t i = 0; i < n; i++) logits[i] = c[i].logits, dlogits[i] = c[i].slope;
+    for (size_t i = 0; i < n; i++) logits[i] = c[i].logits, dlogits[i] = c[i].dlogits;
     for (size_t first = 0; first < all; first += most) {
         size_t rows = all - first < most ? all - first : most;
         struct err e;
@@ -135,7 +134,7 @@ static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block 
         int code = loss(ctx, first, rows, c[0].vocab, logits, dlogits, &e);
         if (code != 0) return tape_fail(c[0].t, code, "%s", e.msg);
         for (size_t i = 0; i < n; i++)
-            if (c[i].slope.data) block_gradients(&c[i], first, rows);
+            if (c[i].dlogits.data) block_gradients(&c[i], first, rows);
     }
     return true;
 }

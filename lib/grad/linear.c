@@ -11,7 +11,7 @@ struct linear_op {
 
 /* ---- backward ---- */
 
-/* In f32: products of the matrices as they lie. */
+/* In f32: products of the matrices as they are. */
 static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i) {
     struct grad_node *x = o->x, *w = o->map[i].w;
     const struct grad_var *y = &o->op.out[i]->var;
@@ -33,11 +33,11 @@ static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const 
     struct kernel_epilogue how = {0};
     struct kernel_array dx;
     bool fresh = true, sums = x->var.grad.dtype == DT_F32;
-    void *room = tape_scratch(t, kernel_panels_bytes(w->var.cols, w->var.rows), 1);
+    void *scratch = tape_scratch(t, kernel_panels_bytes(w->var.cols, w->var.rows), 1);
     dx = sums ? node_target(t, x, &fresh) : node_open(t, x);
     if (t->error.code) return;
     how.accumulate = !fresh;
-    struct kernel_panels panels = kernel_pack_nn(room, w->var.cols, w->var.rows, DT_F32, w->var.value.data);
+    struct kernel_panels panels = kernel_pack_nn(scratch, w->var.cols, w->var.rows, DT_F32, w->var.value.data);
     kernel_multiply(rows, DT_BF16, dy, &panels, &how, dx.dtype, dx.data);
     if (!sums) node_close(t, x, dx);
 }
@@ -52,7 +52,7 @@ static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, const
     kernel_multiply_tn(w->var.rows, DT_BF16, dy, x, &how, DT_F32, dw.data);
 }
 
-/* What is multiplied twice is rounded once: where it lies, when it is bf16, or in scratch. */
+/* What is multiplied twice is rounded once, into scratch; a gradient in bf16 is read in place. */
 static const uint16_t *rounded_gradient(struct grad_tape *t, const struct grad_var *y) {
     if (y->grad.dtype == DT_BF16) return y->grad.data;
     uint16_t *dy = tape_scratch(t, var_size(y), sizeof *dy);
@@ -63,9 +63,9 @@ static const uint16_t *rounded_gradient(struct grad_tape *t, const struct grad_v
 static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i, const struct kernel_panels *x) {
     size_t mark = stack_mark(&t->scratch), rows = o->x->var.rows;
     const uint16_t *dy = rounded_gradient(t, &o->op.out[i]->var);
-    size_t behind = stack_mark(&t->scratch);
+    size_t with_dy = stack_mark(&t->scratch);
     if (dy && o->x->wanted) input_gradient_bf16(t, o->x, o->map[i].w, rows, dy);
-    stack_rewind(&t->scratch, behind);
+    stack_rewind(&t->scratch, with_dy);
     if (dy && o->map[i].w->wanted) weight_gradient_bf16(t, o->map[i].w, dy, x);
     stack_rewind(&t->scratch, mark);
 }
@@ -75,9 +75,9 @@ static struct kernel_panels pack_input(struct grad_tape *t, const struct linear_
     const struct grad_var *x = &o->x->var;
     bool wanted = false;
     for (size_t i = 0; i < o->op.n_out; i++) wanted = wanted || o->map[i].w->wanted;
-    void *room = wanted ? tape_scratch(t, kernel_panels_bytes(x->cols, x->rows), 1) : NULL;
-    if (!room) return (struct kernel_panels){0};
-    return kernel_pack_nn(room, x->cols, x->rows, x->value.dtype, x->value.data);
+    void *scratch = wanted ? tape_scratch(t, kernel_panels_bytes(x->cols, x->rows), 1) : NULL;
+    if (!scratch) return (struct kernel_panels){0};
+    return kernel_pack_nn(scratch, x->cols, x->rows, x->value.dtype, x->value.data);
 }
 
 static void linear_backward(struct grad_tape *t, struct grad_op *op) {
@@ -123,16 +123,16 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
     if (residual) kernel_add(y->value, residual->value, var_size(residual));
 }
 
-/* An optimizer step changes a weight between any two products, so it is packed for each: before it, when several tiles of
- * rows will read it, or as it is read. */
+/* Weights change between products, so each product packs its own: beforehand, when several tiles of rows read it, or
+ * as it is read. */
 #define MANY_ROWS 128
 
 static struct kernel_panels packed_weight(struct grad_tape *t, const struct grad_var *w, size_t rows) {
     struct kernel_panels panels = {.n = w->rows, .k = w->cols, .dtype = DT_F32, .data = w->value.data};
     if (node_packed(w)) return ((const struct grad_node *)w)->panels;
     if (rows <= MANY_ROWS) return panels;
-    void *room = tape_scratch(t, kernel_panels_bytes(w->rows, w->cols), 1);
-    return room ? kernel_pack_nt(room, w->rows, w->cols, DT_F32, w->value.data) : panels;
+    void *scratch = tape_scratch(t, kernel_panels_bytes(w->rows, w->cols), 1);
+    return scratch ? kernel_pack_nt(scratch, w->rows, w->cols, DT_F32, w->value.data) : panels;
 }
 
 static void multiply_bf16(struct grad_tape *t, struct grad_var *y, const struct grad_var *x, const struct grad_map *m,
@@ -152,7 +152,7 @@ static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, co
                                      struct grad_var *residual) {
     if (!m->w || !shapes_fit(t, x, m, residual)) return NULL;
     bool wanted = node_wanted(x) || node_wanted(m->w) || node_wanted(m->bias) || node_wanted(residual);
-    /* the product in f32 cannot take the memory of what is added behind it */
+    /* the product in f32 cannot take the memory of what is added after it */
     bool over = residual && t->bare && t->precision == DT_BF16 && !node_of(residual)->is_leaf;
     struct grad_node *y = over ? tape_result_in(t, residual, wanted)
                                : tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
@@ -192,7 +192,8 @@ void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struc
     for (size_t i = 0; i < n; i++) y[i] = ok ? &nodes[i]->var : NULL;
 }
 
-/* Without a way back nothing wants gate or up again: up's product multiplies them as it finishes, in the memory of gate. */
+/* Without a record nothing reads gate or up again: the epilogue of up's product multiplies by the gate, in its
+ * memory. */
 struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct grad_var *x, struct grad_var *gate,
                             struct grad_var *up) {
     struct grad_map maps[2] = {{gate, NULL}, {up, NULL}};

@@ -1,4 +1,5 @@
-/* Embedding, rotary positions, attention: each operation checks shapes, runs forward, and records a function that runs backward. */
+/* Embedding, rotary positions, attention: each operation checks shapes, runs forward, and records a function that
+ * runs backward. */
 #include "lib/grad/grad_internal.h"
 
 /* ---- embedding ---- */
@@ -47,7 +48,7 @@ struct rope_op {
     const double *inv_freq;
 };
 
-/* The gradient is turned back where it lies: after this it is of no other use. */
+/* The gradient is rotated back in place: nothing reads it after this. */
 static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);

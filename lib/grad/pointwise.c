@@ -84,7 +84,7 @@ struct scale_op {
     float factor;
 };
 
-/* The gradient is scaled where it lies: after this it is of no other use. */
+/* The gradient is scaled in place: nothing reads it after this. */
 static void scale_backward(struct grad_tape *t, struct grad_op *op) {
     struct scale_op *o = (struct scale_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);

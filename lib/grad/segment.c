@@ -10,8 +10,8 @@ struct segment_op {
 
 /*
  * Runs forward once more, this time with a record, and goes back through that. The result's gradient moves to the new
- * result as it is and that of x grows where it lies, so every operation finds what it would have found had all been
- * kept: the bits are the same.
+ * result as it is and that of x is added to in place, so every operation sees what it would have seen had all
+ * values been kept: the bits are the same.
  */
 static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     struct segment_op *o = (struct segment_op *)op;
@@ -31,7 +31,7 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     grad_rewind(t, mark);
 }
 
-/* Runs without a record and leaves nothing behind but the result, in `slot`. */
+/* Runs without a record and keeps only the result, in `slot`. */
 static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx, struct grad_var *slot) {
     bool record = t->record, bare = t->bare;
     size_t mark = grad_mark(t);

@@ -1,4 +1,5 @@
-/* Activation functions, gated linear units and soft caps over arrays: pieces of f32, or of bf16 that is widened and rounded. */
+/* Activation functions, gated linear units and soft caps over arrays: pieces of f32, or of bf16 that is widened and
+ * rounded. */
 #include "lib/kernel/kernel_internal.h"
 
 struct activation {
@@ -12,7 +13,7 @@ static void activate_piece(void *ctx, size_t begin, size_t end) {
     float y[WIDENED], x[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        c->act->apply(array_room(c->y, i, y), array_get(c->v, c->x, i, n, x), n);
+        c->act->apply(array_target(c->y, i, y), array_get(c->v, c->x, i, n, x), n);
         array_put(c->v, c->y, i, n, y);
     }
 }
@@ -27,7 +28,8 @@ static void activate_backward_piece(void *ctx, size_t begin, size_t end) {
     float dx[WIDENED], dy[WIDENED], x[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        c->act->backward(array_room(c->dx, i, dx), array_get(c->v, c->dy, i, n, dy), array_get(c->v, c->x, i, n, x), n);
+        c->act->backward(array_target(c->dx, i, dx), array_get(c->v, c->dy, i, n, dy), array_get(c->v, c->x, i, n, x),
+                         n);
         array_put(c->v, c->dx, i, n, dx);
     }
 }
@@ -57,7 +59,8 @@ static void glu_piece(void *ctx, size_t begin, size_t end) {
     }
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        c->act->glu(array_room(c->y, i, y), array_get(c->v, c->gate, i, n, gate), array_get(c->v, c->up, i, n, up), n);
+        c->act->glu(array_target(c->y, i, y), array_get(c->v, c->gate, i, n, gate), array_get(c->v, c->up, i, n, up),
+                    n);
         array_put(c->v, c->y, i, n, y);
     }
 }
@@ -84,7 +87,7 @@ static void glu_backward_piece(void *ctx, size_t begin, size_t end) {
     }
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        c->act->glu_backward(array_room(c->dgate, i, dgate), array_room(c->dup, i, dup),
+        c->act->glu_backward(array_target(c->dgate, i, dgate), array_target(c->dup, i, dup),
                              array_get(c->v, c->dy, i, n, dy), array_get(c->v, c->gate, i, n, gate),
                              array_get(c->v, c->up, i, n, up), n);
         array_put(c->v, c->dgate, i, n, dgate);
@@ -124,7 +127,7 @@ static void softcap_backward_piece(void *ctx, size_t begin, size_t end) {
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
         array_get(c->v, c->dx, i, n, dx);
-        c->v->softcap_backward(array_room(c->dx, i, dx), c->capped + i, n, 1 / c->cap);
+        c->v->softcap_backward(array_target(c->dx, i, dx), c->capped + i, n, 1 / c->cap);
         array_put(c->v, c->dx, i, n, dx);
     }
 }

@@ -1,10 +1,10 @@
 /*
- * Attention over bf16 with the path's products of bf16: blocks and online softmax as in attention.c. Scores, sums and the
- * softmax are f32; probabilities and the gradients of scores are rounded to bf16 where they are multiplied.
+ * Attention over bf16 with the path's products of bf16: blocks and online softmax as in attention_f32.c. Scores, sums
+ * and the softmax are f32; probabilities and the gradients of scores are rounded to bf16 where they are multiplied.
  */
 #include <math.h>
 
-#include "lib/kernel/attention_internal.h"
+#include "lib/kernel/attention_block.h"
 
 #define WIDEST 256                            /* head_dim; a multiple of PANEL */
 #define LD     (MAX_ROWS + 32)                /* of transposed rows: no power of two */
@@ -20,7 +20,7 @@ static size_t padded(size_t n) {
     return (n + PANEL - 1) / PANEL * PANEL;
 }
 
-/* c[rows][n] = [c +] a b: rows of a lie lda apart, b is panels of k, one behind the other. k, n multiples of PANEL. */
+/* c[rows][n] = [c +] a b: rows of a are lda apart, b is contiguous panels of k. k, n multiples of PANEL. */
 static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, const uint16_t *a, size_t lda,
                      const uint16_t *b, bool accumulate, float *c, size_t ldc) {
     const struct micro_bf16 *micro = v->bf16;
@@ -40,17 +40,18 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
     }
 }
 
-/* Asks for a row of queries some rows before it is read: they are too far apart for the hardware to guess. */
-static inline __attribute__((always_inline)) void fetch_row(const struct kernel_attention *a, const struct block *b,
-                                                            struct kernel_array from, size_t r) {
+/* Prefetches a row of queries: they are too far apart for the hardware prefetcher. */
+static inline __attribute__((always_inline)) void
+fetch_row(const struct kernel_attention *a, const struct attention_block *b, struct kernel_array from, size_t r) {
     enum { ROWS_AHEAD = 8 };
     if (r + ROWS_AHEAD >= b->heads * b->n) return;
     const uint16_t *row = (const uint16_t *)from.data + query_at(a, b, r + ROWS_AHEAD);
     for (size_t i = 0; i < a->head_dim; i += 32) __builtin_prefetch(row + i);
 }
 
-/* Rows of a block of queries, one behind the other. */
-static void copy_rows(const struct kernel_attention *a, const struct block *b, uint16_t *to, struct kernel_array from) {
+/* Rows of a block of queries, made contiguous. */
+static void copy_rows(const struct kernel_attention *a, const struct attention_block *b, uint16_t *to,
+                      struct kernel_array from) {
     for (size_t r = 0; r < b->heads * b->n; r++) {
         fetch_row(a, b, from, r);
         memcpy(to + r * a->head_dim, (const uint16_t *)from.data + query_at(a, b, r), a->head_dim * sizeof *to);
@@ -58,14 +59,14 @@ static void copy_rows(const struct kernel_attention *a, const struct block *b, u
 }
 
 /* Panels of keys (or values) as columns: for scores, q k^T. */
-static void panels_across(const struct kernel_attention *a, const struct block *b, struct kernel_array k, size_t from,
-                          size_t keys, uint16_t *to) {
+static void panels_transposed(const struct kernel_attention *a, const struct attention_block *b, struct kernel_array k,
+                              size_t from, size_t keys, uint16_t *to) {
     struct kernel_panels all = {.k = a->n_kv_heads * a->head_dim, .dtype = DT_BF16, .data = k.data};
     make_panels(to, &all, b->start + from, keys, b->kv_head * a->head_dim, a->head_dim);
 }
 
-/* Panels of n <= 256 rows of d that lie ld apart, as they are: for p v. Zeros behind the last row. */
-static void panels_along(const struct simd *v, const uint16_t *x, size_t ld, size_t n, size_t d, uint16_t *to) {
+/* Panels of n <= 256 rows of d, ld apart, not transposed: for p v. Padded with zeros. */
+static void panels_plain(const struct simd *v, const uint16_t *x, size_t ld, size_t n, size_t d, uint16_t *to) {
     static const uint16_t zeros[PANEL];
     size_t k = padded(n), whole = n / 2 * 2;
     for (size_t j = 0; j < d; j += PANEL) v->pair_rows((uint32_t *)(void *)(to + j * k), x + j, ld, n / 2);
@@ -75,8 +76,8 @@ static void panels_along(const struct simd *v, const uint16_t *x, size_t ld, siz
                     r + 1 < n ? x + (r + 1) * ld + j : zeros, PANEL);
 }
 
-static const uint16_t *key_rows(const struct kernel_attention *a, const struct block *b, struct kernel_array k,
-                                size_t from) {
+static const uint16_t *key_rows(const struct kernel_attention *a, const struct attention_block *b,
+                                struct kernel_array k, size_t from) {
     return (const uint16_t *)k.data + key_at(a, b, from);
 }
 
@@ -87,9 +88,9 @@ static void mask_before(float *row, struct keys see) {
 
 /* ---- forward ---- */
 
-/* What each row sees of a block of scores, which are capped and masked. Returns what they are to be multiplied with. */
-static float prepare_scores(const struct forward *f, const struct block *b, size_t from, size_t keys, float *s,
-                            uint32_t *seen) {
+/* Caps and masks a block of scores; seen[r]: how many count in a row. Returns the factor left to apply. */
+static float prepare_scores(const struct forward *f, const struct attention_block *b, size_t from, size_t keys,
+                            float *s, uint32_t *seen) {
     const struct kernel_attention *a = f->a;
     for (size_t r = 0; r < b->heads * b->n; r++) {
         struct keys see = visible(a, b, r, from, keys);
@@ -100,7 +101,7 @@ static float prepare_scores(const struct forward *f, const struct block *b, size
     return a->softcap > 0 ? 1 : a->scale;
 }
 
-void forward_block_bf16(const struct forward *f, const struct block *b) {
+void forward_block_bf16(const struct forward *f, const struct attention_block *b) {
     const struct kernel_attention *a = f->a;
     size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n;
     _Alignas(64) uint16_t q[FORWARD_FLOATS], p[FORWARD_ROWS * KEYS], panels[KEYS * WIDEST];
@@ -116,11 +117,11 @@ void forward_block_bf16(const struct forward *f, const struct block *b) {
     float scale = a->scale;
     for (size_t from = all.begin; from < all.end; from += KEYS) {
         size_t keys = smaller(KEYS, all.end - from), width = padded(keys);
-        panels_across(a, b, f->k, from, keys, panels);
+        panels_transposed(a, b, f->k, from, keys, panels);
         multiply(f->v, rows, d, width, q, d, panels, false, s, KEYS);
         scale = prepare_scores(f, b, from, keys, s, seen);
         f->v->softmax_rows(p, s, rows, KEYS, seen, width, scale, m, l, o, d);
-        panels_along(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
+        panels_plain(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
         multiply(f->v, rows, width, d, p, KEYS, panels, true, o, d);
     }
     if (f->v->bf16->end) f->v->bf16->end();
@@ -141,20 +142,20 @@ struct work {
     _Alignas(64) uint16_t q[ROWS_FLOATS], dy[ROWS_FLOATS]; /* [rows][head_dim] */
     uint16_t q_panels[PANELS], dy_panels[PANELS];
     uint16_t p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS]; /* rounded, */
-    uint16_t across[KEYS * LD];                       /* and one of them transposed */
+    uint16_t transposed[KEYS * LD];                   /* and one of them transposed */
     uint16_t panels[KEYS * WIDEST];                   /* of keys or values */
     float scores[MAX_ROWS * KEYS], dp[MAX_ROWS * KEYS], dq[ROWS_FLOATS];
     float lse[MAX_ROWS], dot[MAX_ROWS]; /* dot = dy . y, the D of algorithm 4 */
 };
 
-static void begin_block(const struct backward *w, const struct block *b, struct work *t) {
+static void begin_block(const struct backward *w, const struct attention_block *b, struct work *t) {
     const struct kernel_attention *a = w->a;
     size_t d = a->head_dim, rows = b->heads * b->n;
     float y[WIDEST], dy[WIDEST];
     copy_rows(a, b, t->q, w->q);
     copy_rows(a, b, t->dy, w->dy);
-    panels_along(w->v, t->q, d, rows, d, t->q_panels);
-    panels_along(w->v, t->dy, d, rows, d, t->dy_panels);
+    panels_plain(w->v, t->q, d, rows, d, t->q_panels);
+    panels_plain(w->v, t->dy, d, rows, d, t->dy_panels);
     memset(t->dq, 0, rows * d * sizeof *t->dq);
     for (size_t r = 0; r < rows; r++) {
         size_t at = query_at(a, b, r);
@@ -167,8 +168,8 @@ static void begin_block(const struct backward *w, const struct block *b, struct 
 }
 
 /* Probabilities from scores, and the gradient of the scores from that of the probabilities. */
-static void softmax_backward(const struct backward *w, const struct block *b, size_t from, size_t keys, size_t width,
-                             struct work *t) {
+static void softmax_backward(const struct backward *w, const struct attention_block *b, size_t from, size_t keys,
+                             size_t width, struct work *t) {
     float scale = w->a->scale;
     for (size_t r = 0; r < b->heads * b->n; r++) {
         struct keys see = visible(w->a, b, r, from, keys);
@@ -178,8 +179,8 @@ static void softmax_backward(const struct backward *w, const struct block *b, si
     }
 }
 
-/* x [rows][width] into t->across [width][rows], with zeros up to a multiple of PANEL. */
-static void turn(const struct simd *v, const uint16_t *x, size_t rows, size_t width, struct work *t) {
+/* x [rows][width] into t->transposed [width][rows], with zeros up to a multiple of PANEL. */
+static void transpose(const struct simd *v, const uint16_t *x, size_t rows, size_t width, struct work *t) {
     static const uint16_t zeros[KEYS];
     _Alignas(64) uint32_t pairs[PANEL / 2 * KEYS];
     for (size_t r = 0; r < rows; r += PANEL) {
@@ -188,29 +189,30 @@ static void turn(const struct simd *v, const uint16_t *x, size_t rows, size_t wi
             v->pair(pairs + i * KEYS, row < rows ? x + row * KEYS : zeros,
                     row + 1 < rows ? x + (row + 1) * KEYS : zeros, width);
         }
-        v->transpose_words((uint32_t *)(void *)(t->across + r), LD / 2, pairs, KEYS, PANEL / 2, width);
+        v->transpose_words((uint32_t *)(void *)(t->transposed + r), LD / 2, pairs, KEYS, PANEL / 2, width);
     }
 }
 
 /* dv += p^T dy, dk += ds^T q, dq += ds k with one block of keys. */
-static void with_keys(const struct backward *w, const struct block *b, size_t from, size_t keys, struct work *t) {
+static void with_keys(const struct backward *w, const struct attention_block *b, size_t from, size_t keys,
+                      struct work *t) {
     const struct kernel_attention *a = w->a;
     size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n, width = padded(keys), k = padded(rows);
     size_t at = key_at(a, b, from);
-    panels_across(a, b, w->k, from, keys, t->panels);
+    panels_transposed(a, b, w->k, from, keys, t->panels);
     multiply(w->v, rows, d, width, t->q, d, t->panels, false, t->scores, KEYS);
-    panels_across(a, b, w->values, from, keys, t->panels);
+    panels_transposed(a, b, w->values, from, keys, t->panels);
     multiply(w->v, rows, d, width, t->dy, d, t->panels, false, t->dp, KEYS);
     softmax_backward(w, b, from, keys, width, t);
-    turn(w->v, t->p, rows, width, t);
-    multiply(w->v, keys, k, d, t->across, LD, t->dy_panels, true, w->dv + at, ld);
-    turn(w->v, t->ds, rows, width, t);
-    multiply(w->v, keys, k, d, t->across, LD, t->q_panels, true, w->dk + at, ld);
-    panels_along(w->v, key_rows(a, b, w->k, from), ld, keys, d, t->panels);
+    transpose(w->v, t->p, rows, width, t);
+    multiply(w->v, keys, k, d, t->transposed, LD, t->dy_panels, true, w->dv + at, ld);
+    transpose(w->v, t->ds, rows, width, t);
+    multiply(w->v, keys, k, d, t->transposed, LD, t->q_panels, true, w->dk + at, ld);
+    panels_plain(w->v, key_rows(a, b, w->k, from), ld, keys, d, t->panels);
     multiply(w->v, rows, width, d, t->ds, KEYS, t->panels, true, t->dq, d);
 }
 
-void backward_block_bf16(const struct backward *w, const struct block *b) {
+void backward_block_bf16(const struct backward *w, const struct attention_block *b) {
     const struct kernel_attention *a = w->a;
     struct work t;
     begin_block(w, b, &t);

@@ -1,15 +1,15 @@
 /*
- * Attention of generation: one query a sequence against its cache. What bounds it is memory, so a key is read once for all
- * heads that share it, in the order in which it lies: the keys of a head one behind the other, then its values
- * [n_kv_heads][2][capacity][head_dim]. Scores are in f32, the softmax is online.
+ * Attention of generation: one query a sequence against its cache. What bounds it is memory, so a key is read once for
+ * all heads that share it, in memory order: the keys of a head, then its values, [n_kv_heads][2][capacity][head_dim].
+ * Scores are in f32, the softmax is online.
  *
- * A (sequence, key head, stretch of its keys) is a task: few sequences, or one, keep many threads busy too. What the stretches
- * of a longer sequence give is put together in their order (Dao et al. 2023, "Flash-Decoding"). Where stretches begin depends
- * on nothing but the position.
+ * A (sequence, key head, stretch of its keys) is a task: few sequences, or one, keep many threads busy too. The results
+ * of a sequence's stretches are combined in order (Dao et al. 2023, "Flash-Decoding"). Where stretches begin depends on
+ * nothing but the position.
  */
 #include <math.h>
 
-#include "lib/kernel/attention_internal.h"
+#include "lib/kernel/attention_block.h"
 
 #define HEADS   8   /* of a group in a task */
 #define STRETCH 512 /* keys in a task; a multiple of KEYS */
@@ -61,8 +61,8 @@ struct decode {
     const struct kernel_cache *caches;
     size_t parts;     /* of a group */
     size_t stretches; /* of the longest sequence */
-    float *
-        scratch; /* [n_seqs][n_heads][stretches] of those that have several: maximum, sum, and [head_dim] what it weighs */
+    /* [n_seqs][n_heads][stretches] of sequences with several: maximum, sum, and the weighted sum of values [head_dim] */
+    float *scratch;
 };
 
 static size_t stretches_of(const struct kernel_cache *c) {
@@ -77,7 +77,7 @@ static size_t first_stretch(const struct kernel_attention *a, const struct kerne
     return first_key(a, c) / STRETCH;
 }
 
-/* What scores are multiplied with in the softmax: the cap takes the scale in. */
+/* Factor of the scores in the softmax: a cap includes the scale. */
 static float softmax_scale(const struct kernel_attention *a) {
     return a->softcap > 0 ? 1 : a->scale;
 }
@@ -104,7 +104,7 @@ struct heads {
     size_t n, d;
     struct kernel_array q;
     float wide_q[HEADS * KERNEL_MAX_HEAD_DIM]; /* when bf16 is multiplied in f32 */
-    float room[KEYS_FLOATS];
+    float scratch[KEYS_FLOATS];
     float s[HEADS * KEYS], m[HEADS], y[HEADS * KERNEL_MAX_HEAD_DIM];
     double l[HEADS];
 };
@@ -116,8 +116,8 @@ static size_t keys_in_block(const struct heads *t) {
 /* A block of rows in f32. */
 static const float *wide_rows(struct heads *t, struct kernel_array rows, size_t n) {
     if (rows.dtype == DT_F32) return rows.data;
-    t->c->v->from_bf16(t->room, rows.data, n * t->d);
-    return t->room;
+    t->c->v->from_bf16(t->scratch, rows.data, n * t->d);
+    return t->scratch;
 }
 
 static void scores(struct heads *t, struct kernel_array keys, size_t n, const void *next) {
@@ -130,7 +130,7 @@ static void scores(struct heads *t, struct kernel_array keys, size_t n, const vo
     for (size_t h = 0; h < t->n; h++) v->dots(t->s + h * KEYS, q + h * t->d, rows, t->d, n, t->d);
 }
 
-/* Scores become weights, and what was summed up shrinks with a new maximum. */
+/* Scores become weights; earlier sums are rescaled to the new maximum. */
 static void weigh(struct heads *t, size_t n) {
     const struct simd *v = t->c->v;
     const struct kernel_attention *a = t->c->a;
@@ -185,7 +185,7 @@ static void finish(const struct decode *c, float *y, const double *l, size_t n, 
         c->v->to_bf16((uint16_t *)c->y.data + at, y, n * d);
 }
 
-/* What a task reads first, if tasks go on as they are counted. */
+/* What the next task reads first, to prefetch. */
 static const void *keys_after(const struct decode *c, size_t seq, size_t kv_head, size_t part) {
     if (part + 1 < c->parts) return rows_of(c->a, &c->caches[seq], kv_head, false).data;
     if (kv_head + 1 < c->a->n_kv_heads) return rows_of(c->a, &c->caches[seq], kv_head + 1, false).data;

@@ -1,7 +1,7 @@
 /* The probabilities of attention, for those who want to see them, and losses on them: nothing else makes an array of them. */
 #include <math.h>
 
-#include "lib/kernel/attention_internal.h"
+#include "lib/kernel/attention_block.h"
 
 #define QUERIES 32 /* in a task */
 
@@ -15,7 +15,7 @@ struct weights {
 };
 
 static struct keys seen_by(const struct weights *w, size_t query) {
-    struct block b = {.length = w->length, .first = query, .n = 1};
+    struct attention_block b = {.length = w->length, .first = query, .n = 1};
     return visible(w->a, &b, 0, 0, w->length);
 }
 

@@ -1,4 +1,5 @@
-/* Sums over activations. Columns are cut into pieces of a fixed width, so that each sum has one order whatever the threads. */
+/* Sums over activations. Columns are cut into pieces of a fixed width, so that each sum has one order whatever the
+ * threads. */
 #include "lib/kernel/kernel.h"
 
 #include <math.h>

@@ -1,7 +1,6 @@
 /*
- * Products of attention in generation for AVX-512: a few queries with many keys and values, which stay bf16 in memory. Scores
- * come by VDPBF16PS, or widened in registers.
- * An element's sum has an order that depends on its length alone.
+ * Products of attention in generation for AVX-512: a few queries with many keys and values, which stay bf16 in memory.
+ * Scores come by VDPBF16PS, or widened in registers. An element's sum has an order that depends on its length alone.
  */
 #if defined(__x86_64__)
 #include "lib/kernel/avx512.h"
@@ -32,7 +31,7 @@ INLINE __m512 fold_lanes(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
 
-/* Asks for n elements from p on, which may lie behind the end of what there is. */
+/* Prefetches n elements from p on, which may be past the end. */
 INLINE void fetch(const uint16_t *p, size_t n) {
     for (size_t i = 0; i < n; i += 32) __builtin_prefetch(p + i);
 }
@@ -57,8 +56,8 @@ INLINE void step_fma(__m512 s[4], const uint16_t *x, const uint16_t *const row[4
     }
 }
 
-/* x with four rows: in each 128 bits four sums, one a row. Then the whole, once with either step: a function may not be inlined
- * into one for a lesser CPU. Behind the last key it is read again, and what comes of that is not stored. */
+/* x with four rows: in each 128 bits four sums, one a row. Then the whole, once with either step: a function may not
+ * be inlined into one for a lesser CPU. Past the last key, that key is read again and the result is not stored. */
 #define DECODE_DOTS(name, TARGET_OF, step)                                                                             \
     static inline __attribute__((always_inline))                                                                       \
     TARGET_OF __m512 name##4(const uint16_t *x, const uint16_t *const row[4], size_t k) {                              \

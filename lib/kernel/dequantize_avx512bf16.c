@@ -1,7 +1,7 @@
 /*
- * Quantized blocks to bf16, with the bits of tensor_to_f32 rounded to bf16. lib/tensor/quantize_*.c describe the blocks.
- * Codes of four and five bits look their value up in vectors of the sixteen or 32 that a scale allows. Conversion rounds two vectors at
- * once; it would flush subnormal numbers, but no f16 scale is so small.
+ * Quantized blocks to bf16, with the bits of tensor_to_f32 rounded to bf16. lib/tensor/quantize_*.c describe the
+ * blocks. Codes of four and five bits look their value up in vectors of the sixteen or 32 that a scale allows.
+ * Conversion rounds two vectors at once; it would flush subnormal numbers, but no f16 scale is so small.
  */
 #if defined(__x86_64__)
 #include "lib/kernel/avx512.h"
@@ -55,7 +55,8 @@ TARGET_BF16 static void q4_1(const uint8_t *p, uint16_t *to, size_t n) {
         store_nibbles(to + i, p + 4, _mm512_add_ps(_mm512_mul_ps(codes, scale_at(p)), scale_at(p + 2)));
 }
 
-/* 32 codes of five bits: nibbles, and a bit above each in a word. The values that a scale allows are 0 to 15, then 16 to 31. */
+/* 32 codes of five bits: nibbles, and a bit above each in a word. The values that a scale allows are 0 to 15, then
+ * 16 to 31. */
 INLINE16 void store_5_bits(uint16_t *to, const uint8_t *top, const uint8_t *p, __m512 lower, __m512 upper) {
     const __m512i nibble = _mm512_set1_epi32(15), bit = _mm512_set1_epi32(16);
     uint32_t tops;
@@ -83,8 +84,8 @@ TARGET_BF16 static void q5_1(const uint8_t *p, uint16_t *to, size_t n) {
     }
 }
 
-/* Sixteen 6-bit numbers in 12 bytes, as unpack_6_bits of quantize_k_affine.c, four at a time: scales in bytes 0 to 7, mins
- * behind them. */
+/* Sixteen 6-bit numbers in 12 bytes, as unpack_6_bits of quantize_k_affine.c, four at a time: scales in bytes 0 to
+ * 7, then mins. */
 static __m128i q4_k_scales(const uint8_t *p) {
     uint32_t a, b, c;
     memcpy(&a, p, 4);
@@ -127,7 +128,8 @@ INLINE16 void store_q6(uint16_t *to, __m512i codes, const float *scale) {
     store_32(to + 32, v[2], v[3]);
 }
 
-/* In each half of 128: 64 bytes of low nibbles, for quarters 0 and 1, then 2 and 3; 32 bytes of top bits, two a quarter. */
+/* In each half of 128: 64 bytes of low nibbles, for quarters 0 and 1, then 2 and 3; 32 bytes of top bits, two a
+ * quarter. */
 TARGET_BF16 static void q6_k(const uint8_t *p, uint16_t *to, size_t n) {
     const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3), bias = _mm512_set1_epi8(32);
     /* shifts of words, for the quarter in the lower and the upper half of a vector */

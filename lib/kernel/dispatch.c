@@ -28,10 +28,11 @@ static bool has_avx512bf16(void) {
 }
 
 /*
- * The CPUs whose VDPBF16PS is slower than two f32 multiply-adds: Intel's from Golden Cove on (Sapphire Rapids, Emerald Rapids;
- * Alder Lake where AVX-512 is on), which start one every two cycles and two of the others every cycle; AMX is what they have
- * for bf16, but a system or hypervisor may hide it. Cooper Lake, the one Intel CPU before them with the instruction, has no
- * AVX512-FP16. By CPUID and not by a clock: one machine must choose alike each time. README.md has the measurement.
+ * The CPUs whose VDPBF16PS is slower than two f32 multiply-adds: Intel's from Golden Cove on (Sapphire Rapids, Emerald
+ * Rapids; Alder Lake where AVX-512 is on), which start one every two cycles and two of the others every cycle; AMX is
+ * what they have for bf16, but a system or hypervisor may hide it. Cooper Lake, the one Intel CPU before them with the
+ * instruction, has no AVX512-FP16. By CPUID and not by a clock: one machine must choose alike each time. README.md has
+ * the measurement.
  */
 static bool has_slow_bf16(void) {
     unsigned a, b, c, d;

@@ -36,12 +36,12 @@ struct arrays {
 
 static void scale_piece(void *ctx, size_t begin, size_t end) {
     const struct arrays *c = ctx;
-    float room[WIDENED];
+    float scratch[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        array_get(c->v, c->y, i, n, room);
-        c->v->scale(array_room(c->y, i, room), n, c->a);
-        array_put(c->v, c->y, i, n, room);
+        array_get(c->v, c->y, i, n, scratch);
+        c->v->scale(array_target(c->y, i, scratch), n, c->a);
+        array_put(c->v, c->y, i, n, scratch);
     }
 }
 
@@ -55,7 +55,7 @@ static void add_piece(void *ctx, size_t begin, size_t end) {
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
         array_get(c->v, c->y, i, n, y_room);
-        c->v->add(array_room(c->y, i, y_room), array_get(c->v, c->x, i, n, x_room), n);
+        c->v->add(array_target(c->y, i, y_room), array_get(c->v, c->x, i, n, x_room), n);
         array_put(c->v, c->y, i, n, y_room);
     }
 }
@@ -140,7 +140,7 @@ static void momentum_piece(void *ctx, size_t begin, size_t end) {
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
         array_get(c->v, c->m, i, n, room);
-        float *m = array_room(c->m, i, room);
+        float *m = array_target(c->m, i, room);
         blend(c, m, i, n);
         memcpy(c->u + i, m, n * sizeof *m);
         blend(c, c->u + i, i, n);

@@ -4,29 +4,50 @@
  */
 #include "lib/kernel/kernel_internal.h"
 
-/* README.md has the measurements behind these. */
+/* README.md has the measurements. */
 #define TILE_M 504
 #define TILE_N 320
 
-struct product {
+struct product_f32 {
     const struct simd *v;
     enum gemm_form form;
     size_t m, n, k;
     const float *a, *b;
+    size_t lda, ldb, ldc; /* floats from one row to the next */
     float beta;
     float *c;
     size_t tile_m, tile_n, tiles_n; /* tiles_n: in a row of tiles */
 };
 
 static void run_tile(void *ctx, size_t i, int thread) {
-    const struct product *p = ctx;
+    const struct product_f32 *p = ctx;
     (void)thread;
     size_t row = i / p->tiles_n * p->tile_m, col = i % p->tiles_n * p->tile_n;
     size_t m = smaller(p->tile_m, p->m - row), n = smaller(p->tile_n, p->n - col);
-    size_t lda = p->form == GEMM_TN ? p->m : p->k, ldb = p->form == GEMM_NT ? p->k : p->n;
-    const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * lda;
-    const float *b = p->form == GEMM_NT ? p->b + col * ldb : p->b + col;
-    p->v->gemm(p->form, m, n, p->k, a, lda, b, ldb, p->beta, p->c + row * p->n + col, p->n);
+    const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * p->lda;
+    const float *b = p->form == GEMM_NT ? p->b + col * p->ldb : p->b + col;
+    p->v->gemm(p->form, m, n, p->k, a, p->lda, b, p->ldb, p->beta, p->c + row * p->ldc + col, p->ldc);
+}
+
+void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+               size_t ldb, float beta, float *c, size_t ldc) {
+    if (m == 0 || n == 0) return;
+    struct product_f32 p = {.v = simd(),
+                            .form = form,
+                            .m = m,
+                            .n = n,
+                            .k = k,
+                            .a = a,
+                            .lda = lda,
+                            .b = b,
+                            .ldb = ldb,
+                            .beta = beta,
+                            .c = c,
+                            .ldc = ldc};
+    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
+    p.tile_n = equal_parts(n, TILE_N, 32);
+    p.tiles_n = (n - 1) / p.tile_n + 1;
+    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
 }
 
 static void product(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, const float *b, float beta,
@@ -39,11 +60,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
             kernel_scale(kernel_f32(c), m * n, beta);
         return;
     }
-    struct product p = {.v = simd(), .form = form, .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
-    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
-    p.tile_n = equal_parts(n, TILE_N, 32);
-    p.tiles_n = (n - 1) / p.tile_n + 1;
-    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    gemm_part(form, m, n, k, a, form == GEMM_TN ? m : k, b, form == GEMM_NT ? k : n, beta, c, n);
 }
 
 /* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
@@ -53,7 +70,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
 #define DOTS     64 /* columns of c in a task */
 
 static void run_dots(void *ctx, size_t begin, size_t end) {
-    const struct product *p = ctx;
+    const struct product_f32 *p = ctx;
     float out[DOTS];
     for (size_t r = 0; r < p->m; r++) {
         float *c = p->c + r * p->n;
@@ -67,7 +84,7 @@ void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float 
         product(GEMM_NT, m, n, k, a, b, beta, c);
         return;
     }
-    struct product p = {.v = simd(), .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
+    struct product_f32 p = {.v = simd(), .m = m, .n = n, .k = k, .a = a, .b = b, .beta = beta, .c = c};
     kernel_split(n, DOTS, run_dots, &p);
 }
 

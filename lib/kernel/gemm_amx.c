@@ -8,8 +8,8 @@
 #include "lib/kernel/kernel_internal.h"
 
 /*
- * Assembler instead of the intrinsics: GCC 12's tell the compiler neither that a tile is loaded from memory nor how much of
- * a configuration is read, so that it may drop the stores before them.
+ * Assembler instead of the intrinsics: GCC 12's tell the compiler neither that a tile is loaded from memory nor how
+ * much of a configuration is read, so that it may drop the stores before them.
  */
 #define AMX_TARGET          __attribute__((target("amx-tile,amx-bf16")))
 #define TILE_CONFIG(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)))

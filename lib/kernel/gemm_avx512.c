@@ -4,7 +4,7 @@
  * that stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
  *
  * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21
- * on Zen 5: AVX2, half the speed). gemm_bf16.c is its like for bf16.
+ * on Zen 5: AVX2, half the speed). gemm_bf16.c does the same for bf16.
  *
  * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or
  * ends.
@@ -22,7 +22,7 @@
 /* ---- packing ---- */
 
 /* to[p * ld + i] = from[i * stride + p] for i < n (zeros up to 16), p < k: rows of the source become columns. */
-TARGET static void pack_across(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
+TARGET static void pack_transposed(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
     for (size_t p = 0; p < k; p += 16) {
         __mmask16 mask = first(k - p);
         __m512 r[16];
@@ -38,7 +38,7 @@ TARGET static void pack_across(float *to, size_t ld, const float *from, size_t s
 }
 
 /* to[p * ld + i] = from[p * stride + i] for i < n (zeros up to 16), p < k. */
-TARGET static void pack_along(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
+TARGET static void pack_plain(float *to, size_t ld, const float *from, size_t stride, size_t n, size_t k) {
     __mmask16 mask = first(n);
     for (size_t p = 0; p < k; p++) _mm512_storeu_ps(to + p * ld, _mm512_maskz_loadu_ps(mask, from + p * stride));
 }
@@ -94,18 +94,18 @@ static micro_fn *const direct_micros[MR + 1] = {EACH_COUNT(DIRECT_ENTRY)};
 
 /* ---- blocks ---- */
 
-/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR]. `across`: b lies [n][k]. */
-static void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool across) {
+/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR]. `transposed`: b is [n][k]. */
+static void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool transposed) {
     for (size_t j = 0; j < n; j += 16) {
         float *panel = to + j / NR * NR * k + j % NR;
-        if (across)
-            pack_across(panel, NR, b + j * ldb, ldb, smaller(16, n - j), k);
+        if (transposed)
+            pack_transposed(panel, NR, b + j * ldb, ldb, smaller(16, n - j), k);
         else
-            pack_along(panel, NR, b + j, ldb, smaller(16, n - j), k);
+            pack_plain(panel, NR, b + j, ldb, smaller(16, n - j), k);
     }
 }
 
-/* Asks for one of n parts of the next panel of a (rows lie apart, too far for the hardware to guess). */
+/* Prefetches one of n parts of the next panel of a (rows are too far apart for the hardware prefetcher). */
 static void prefetch_rows(const float *a, size_t lda, size_t rows, size_t k, size_t part, size_t n) {
     size_t lines = (k + 15) / 16;
     for (size_t r = 0; r < rows; r++)
@@ -113,7 +113,7 @@ static void prefetch_rows(const float *a, size_t lda, size_t rows, size_t k, siz
             __builtin_prefetch(a + r * lda + p * 16, 0, 2);
 }
 
-struct block {
+struct block_f32 {
     enum gemm_form form;
     size_t m, nc, kc;
     const float *a;
@@ -123,25 +123,25 @@ struct block {
 };
 
 /* All rows of c times the columns of one packed block of b. */
-static void multiply_block(const struct block *t, const float *packed_b) {
+static void multiply_block(const struct block_f32 *t, const float *packed_b) {
     _Alignas(64) float packed_a[KC * LA];
     /*
-     * Rows of a are read where they lie, 14 at a time, which costs nothing after the first panel of b: unless they are
+     * Rows of a are read in place, 14 at a time, which costs nothing after the first panel of b: unless they are
      * so far apart that all fall on the same lines of the cache. Columns (TN) are packed.
      */
-    bool across = t->form != GEMM_TN, direct = across && t->lda % 1024 != 0;
+    bool by_rows = t->form != GEMM_TN, direct = by_rows && t->lda % 1024 != 0;
     size_t panels = (t->nc - 1) / NR + 1;
     for (size_t i = 0; i < t->m; i += MR) {
         size_t rows = smaller(MR, t->m - i), next = smaller(MR, t->m - i - rows);
-        const float *a = across ? t->a + i * t->lda : t->a + i;
-        if (!across)
-            pack_along(packed_a, LA, a, t->lda, rows, t->kc);
+        const float *a = by_rows ? t->a + i * t->lda : t->a + i;
+        if (!by_rows)
+            pack_plain(packed_a, LA, a, t->lda, rows, t->kc);
         else if (!direct)
-            pack_across(packed_a, LA, a, t->lda, rows, t->kc);
+            pack_transposed(packed_a, LA, a, t->lda, rows, t->kc);
         micro_fn *multiply = direct ? direct_micros[rows] : packed_micros[rows];
         for (size_t j = 0; j < panels; j++) {
             for (size_t r = 0; r < rows; r++) __builtin_prefetch(t->c + (i + r) * t->ldc + j * NR, 1);
-            if (across) prefetch_rows(a + rows * t->lda, t->lda, next, t->kc, j, panels);
+            if (by_rows) prefetch_rows(a + rows * t->lda, t->lda, next, t->kc, j, panels);
             multiply(t->kc, direct ? a : packed_a, t->lda, packed_b + j * NR * t->kc, t->beta,
                      t->c + i * t->ldc + j * NR, t->ldc, smaller(NR, t->nc - j * NR));
         }
@@ -154,7 +154,7 @@ void gemm_avx512(enum gemm_form form, size_t m, size_t n, size_t k, const float 
     size_t ncs = equal_parts(n, NC, NR), kcs = equal_parts(k, KC, 16);
     for (size_t j = 0; j < n; j += ncs)
         for (size_t p = 0; p < k; p += kcs) {
-            struct block t = {.form = form, .m = m, .nc = smaller(ncs, n - j), .kc = smaller(kcs, k - p)};
+            struct block_f32 t = {.form = form, .m = m, .nc = smaller(ncs, n - j), .kc = smaller(kcs, k - p)};
             pack_b(packed_b, form == GEMM_NT ? b + j * ldb + p : b + p * ldb + j, ldb, t.nc, t.kc, form == GEMM_NT);
             t.a = form == GEMM_TN ? a + p * lda : a + p;
             t.lda = lda;

@@ -1,7 +1,7 @@
 /*
- * The micro-kernel of bf16 for AVX-512 by fused multiply-add in f32: for CPUs without VDPBF16PS, and those where it is the
- * slower of the two (dispatch.c has the table). Rows of a are widened once for all panels, b in registers: the upper half
- * of a pair is an f32 when the lower is masked out, the lower one when it is shifted up.
+ * The micro-kernel of bf16 for AVX-512 by fused multiply-add in f32: for CPUs without VDPBF16PS, and those where it is
+ * the slower of the two (dispatch.c has the table). Rows of a are widened once for all panels, b in registers: the
+ * upper half of a pair is an f32 when the lower is masked out, the lower one when it is shifted up.
  *
  * An element of c is one sum over k in order, each product exact; subnormal numbers count.
  */

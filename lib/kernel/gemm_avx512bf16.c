@@ -1,6 +1,6 @@
 /*
- * The micro-kernel for AVX512-BF16: VDPBF16PS multiplies 32 pairs of bf16 and adds both products of a pair to a lane, the
- * odd one first, each addition rounded to nearest; subnormal inputs and results are zero.
+ * The micro-kernel for AVX512-BF16: VDPBF16PS multiplies 32 pairs of bf16 and adds both products of a pair to a lane,
+ * the odd one first, each addition rounded to nearest; subnormal inputs and results are zero.
  */
 #if defined(__x86_64__)
 #include "lib/kernel/avx512.h"
@@ -10,9 +10,9 @@
 #define AHEAD 4096 /* bytes of b: 32 steps, what a line takes from memory */
 
 /*
- * Fourteen rows want fourteen addresses, more than there are registers. Every third row has a pointer of its own, and
- * those between are one or two strides from it, which an address can say. The compiler would rather have all fourteen and
- * keep half of them in memory: HIDE makes it forget where the pointers come from.
+ * Fourteen rows need fourteen addresses, more than there are registers. Every third row has a pointer of its own, and
+ * those between are one or two strides from it, which an addressing mode can express. The compiler would compute all
+ * fourteen and spill half: HIDE hides from it where the pointers come from.
  */
 #define GROUPS  ((MR + 2) / 3)
 #define HIDE(p) __asm__("" : "+r"(p))

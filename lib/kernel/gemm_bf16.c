@@ -1,39 +1,40 @@
 /*
- * Matrix products in bf16: the frame around the paths' micro-kernels. C is cut into tiles whose size depends on the
- * shape only, a thread makes a whole tile, and every sum goes over k in order: a block of k that is not the first begins
- * with the sums so far, which f32 memory holds exactly. So neither the blocks nor the threads can change a bit.
+ * Matrix products in bf16: tiles and strips around the paths' micro-kernels. C is cut into tiles whose size depends on
+ * the shape only, a thread makes a whole tile, and every sum goes over k in order: a block of k that is not the first
+ * begins with the sums so far, which f32 memory holds exactly. So neither the blocks nor the threads can change a bit.
  */
 #include "lib/kernel/kernel_internal.h"
 
-/* README.md has the measurements behind these. */
-#define STRIP    (256 * 1024)  /* elements of b that a tile uses at a time: 512 KiB of the second cache */
-#define K_MOST   2048          /* of k in a strip, */
-#define K_LONG   512           /* or of a longer k: more columns then share the copies of rows of a */
-#define N_MOST   448           /* columns, */
-#define N_ACROSS 576           /* or where rows are transposed for them and sums made in c */
-#define SUMS     (64 * 1024)   /* of a tile that keeps them apart from c */
-#define GROUP    4             /* panels whose sums are finished while they are in the first cache */
-#define ROUNDED  (32 * 1024)   /* elements of a that are rounded on the stack */
-#define TURNED   (K_LONG + 32) /* stride of rows that were transposed: no power of two, which would share cache lines */
+/* README.md has the measurements. */
+#define STRIP        (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
+#define K_MOST       2048         /* of k in a strip, */
+#define K_LONG       512          /* or of a longer k: more columns then share the copies of rows of a */
+#define N_MOST       448          /* columns, */
+#define N_TRANSPOSED 576          /* or where rows are transposed for them and sums made in c */
+#define SUMS         (64 * 1024)  /* of a tile that keeps them apart from c */
+#define GROUP        4            /* panels whose sums are finished while they are in the first cache */
+#define ROUNDED      (32 * 1024)  /* elements of a that are rounded on the stack */
+#define TRANSPOSED_LD                                                                                                  \
+    (K_LONG + 32) /* stride of rows that were transposed: no power of two, which would share cache lines */
 #define FEW_ROWS 64
 #define FEW_COLS 64
 
-struct product {
+struct product_bf16 {
     const struct simd *v;
     size_t m;
     enum dtype a_type;
     const void *a;
-    bool across; /* a is [k][m]: its rows are transposed, a strip of k at a time */
-    size_t lda;  /* of rows that can be read where they lie: bf16, padded */
+    bool transposed; /* a is [k][m]: its rows are transposed, a strip of k at a time */
+    size_t lda;      /* of rows that can be read in place: bf16, padded; else 0 */
     const struct kernel_panels *b;
     struct result c;
     bool in_place; /* sums are made in c: it is f32 and nothing is added at the end */
     size_t tile_m, tile_n, tiles_n, strip_k;
 };
 
-/* Where a thread is: its tile, the strip of k, and scratch. */
+/* A thread's position: its tile, the strip of k, and scratch. */
 struct tile {
-    const struct product *p;
+    const struct product_bf16 *p;
     const struct micro_bf16 *micro;
     size_t row, rows, col, cols;
     size_t first, count; /* of k, in this strip, */
@@ -41,7 +42,7 @@ struct tile {
     const uint16_t *b;
     size_t stride; /* from panel to panel */
     uint16_t *a_room;
-    const uint16_t *turned; /* the tile's rows of this strip, when they lay across */
+    const uint16_t *transposed; /* the tile's rows of this strip, when a is transposed */
     float *sums;
 };
 
@@ -50,7 +51,7 @@ static size_t round_up(size_t n, size_t unit) {
 }
 
 /* One row's k [at, at + count) as bf16, with zeros up to a multiple of 32. */
-static void copy_row(const struct product *p, uint16_t *to, size_t row, size_t at, size_t count) {
+static void copy_row(const struct product_bf16 *p, uint16_t *to, size_t row, size_t at, size_t count) {
     size_t from = row * p->b->k + at;
     if (p->a_type == DT_BF16)
         memcpy(to, (const uint16_t *)p->a + from, count * sizeof *to);
@@ -59,14 +60,14 @@ static void copy_row(const struct product *p, uint16_t *to, size_t row, size_t a
     memset(to + count, 0, (round_up(count, 32) - count) * sizeof *to);
 }
 
-/* Rows of a, k from `first` on: where they lie, or a copy. (Rows of 4 KiB all fall on the same lines of the first cache; a
+/* Rows of a, k from `first` on: in place, or a copy. (Rows of 4 KiB all fall on the same lines of the first cache; a
  * copy costs more than that.) */
 static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, size_t first, size_t count,
                                  size_t *lda) {
-    const struct product *p = t->p;
-    if (t->turned) {
-        *lda = TURNED;
-        return t->turned + (row - t->row) * TURNED + first - t->first;
+    const struct product_bf16 *p = t->p;
+    if (t->transposed) {
+        *lda = TRANSPOSED_LD;
+        return t->transposed + (row - t->row) * TRANSPOSED_LD + first - t->first;
     }
     *lda = p->lda ? p->lda : MAX_ROW_STRIDE;
     if (p->lda) return (const uint16_t *)p->a + row * p->lda + first;
@@ -100,17 +101,17 @@ static inline __attribute__((always_inline)) void fetch_rows(const void *from, s
         for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(p + j, 1);
 }
 
-/* Asks for what will be read at the end, before the product that takes much longer. */
-static inline __attribute__((always_inline)) void fetch_part(const struct product *p, const struct part *x) {
+/* Prefetches what the end of the tile reads, before the product, which takes much longer. */
+static inline __attribute__((always_inline)) void fetch_part(const struct product_bf16 *p, const struct part *x) {
     size_t n = p->b->n, at = x->row * n + x->col;
     if (p->c.how.residual) fetch_rows(p->c.how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
     if (p->c.how.gate) fetch_rows(p->c.how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
 }
 
-/* A block of rows times a group of panels. Whole panels are summed in c where that is possible, others apart: for this strip
- * alone, or in the tile's own when there are more. */
+/* A block of rows times a group of panels. Whole panels are summed in c where that is possible, others apart: for
+ * this strip alone, or in the tile's own when there are more. */
 static void run_group(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
-    const struct product *p = t->p;
+    const struct product_bf16 *p = t->p;
     bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
     bool accumulate = p->c.how.accumulate || !is_first;
     size_t col = panel * PANEL, cols = smaller(n_panels * PANEL, t->cols - col);
@@ -136,18 +137,18 @@ static void run_strip(const struct tile *t) {
     }
 }
 
-/* The strip of a tile's rows, transposed; zeros behind the end of k. */
-static void turn_rows(struct tile *t, uint16_t *to) {
-    const struct product *p = t->p;
+/* The strip of a tile's rows, transposed; padded with zeros. */
+static void transpose_rows(struct tile *t, uint16_t *to) {
+    const struct product_bf16 *p = t->p;
     size_t at = t->first * p->m + t->row, padding = round_up(t->count, 32) - t->count;
     struct kernel_array a = {p->a_type, (void *)p->a};
-    transpose_to_bf16(to, TURNED, p->a_type, kernel_part(a, at).data, p->m, t->count, t->rows);
-    for (size_t i = 0; padding && i < t->rows; i++) memset(to + i * TURNED + t->count, 0, padding * sizeof *to);
-    t->turned = to;
+    transpose_to_bf16(to, TRANSPOSED_LD, p->a_type, kernel_part(a, at).data, p->m, t->count, t->rows);
+    for (size_t i = 0; padding && i < t->rows; i++) memset(to + i * TRANSPOSED_LD + t->count, 0, padding * sizeof *to);
+    t->transposed = to;
 }
 
 static void run_tile(void *ctx, size_t i, int thread) {
-    const struct product *p = ctx;
+    const struct product_bf16 *p = ctx;
     const struct kernel_panels *b = p->b;
     (void)thread;
     _Alignas(64) uint16_t strip[STRIP], a_room[MAX_BLOCK * MAX_ROW_STRIDE];
@@ -169,7 +170,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
             t.b = strip;
             make_panels(strip, b, t.col, t.cols, t.first, t.count);
         }
-        if (p->across) turn_rows(&t, strip);
+        if (p->transposed) transpose_rows(&t, strip);
         run_strip(&t);
     }
     if (t.micro->end) t.micro->end();
@@ -178,13 +179,14 @@ static void run_tile(void *ctx, size_t i, int thread) {
 /*
  * Tiles: all of k, as many columns as leave the strip of b in the second cache, and rows enough to be worth making that
  * strip. A product with few tiles is cut further, for there may be many threads: rows, or where they are few, columns.
- * An a that lies across wants its strips short, for they are transposed, and many columns, for each tile does so anew.
+ * A transposed a uses short strips of k, which are transposed in the cache, and many columns, because each tile
+ * transposes anew.
  */
-static void cut(struct product *p) {
-    size_t n = p->b->n, block = p->v->bf16->block, least_m = p->across && block < 64 ? 64 : 128;
-    p->strip_k = equal_parts(p->b->k, p->across || p->b->k > K_MOST ? K_LONG : K_MOST, 256);
-    bool apart = !p->in_place || n % PANEL != 0, many = p->across && !apart;
-    p->tile_n = equal_parts(n, many ? N_ACROSS : smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
+static void cut(struct product_bf16 *p) {
+    size_t n = p->b->n, block = p->v->bf16->block, least_m = p->transposed && block < 64 ? 64 : 128;
+    p->strip_k = equal_parts(p->b->k, p->transposed || p->b->k > K_MOST ? K_LONG : K_MOST, 256);
+    bool apart = !p->in_place || n % PANEL != 0, many = p->transposed && !apart;
+    p->tile_n = equal_parts(n, many ? N_TRANSPOSED : smaller(N_MOST, STRIP / p->strip_k / PANEL * PANEL), PANEL);
     p->tile_m = equal_parts(p->m, p->b->packed ? 256 : 2048, block);
     if (apart && p->strip_k < p->b->k) p->tile_m = smaller(p->tile_m, SUMS / p->tile_n / block * block);
     while (p->tile_m > least_m && ((p->m - 1) / p->tile_m + 1) * ((n - 1) / p->tile_n + 1) < 16)
@@ -196,7 +198,7 @@ static void cut(struct product *p) {
 }
 
 /* k = 0: the sums are empty. */
-static void without_sums(const struct product *p) {
+static void without_sums(const struct product_bf16 *p) {
     for (size_t i = 0; i < p->m; i++)
         for (size_t j = 0; j < p->b->n; j += PANEL) {
             float sums[PANEL] = {0};
@@ -207,7 +209,7 @@ static void without_sums(const struct product *p) {
 }
 
 struct rounding {
-    const struct product *p;
+    const struct product_bf16 *p;
     uint16_t *to;
     size_t ld;
 };
@@ -217,19 +219,20 @@ static void round_piece(void *ctx, size_t begin, size_t end) {
     for (size_t i = begin; i < end; i++) copy_row(c->p, c->to + i * c->ld, i, 0, c->p->b->k);
 }
 
-static void run_product(struct product *p) {
+static void run_product(struct product_bf16 *p) {
     cut(p);
     parallel_for(((p->m - 1) / p->tile_m + 1) * p->tiles_n, run_tile, p);
 }
 
-/* Rows that cannot be read where they lie are rounded and padded once, or without memory for it, by each tile that reads them. */
-static void run_rounded(struct product *p) {
-    uint16_t room[ROUNDED], *heap = NULL;
+/* Rows that cannot be read in place are rounded and padded once, or without memory for it, by each tile that reads
+ * them. */
+static void run_rounded(struct product_bf16 *p) {
+    uint16_t scratch[ROUNDED], *heap = NULL;
     struct err e;
     size_t ld = round_up(p->b->k, 32), n = p->m * ld;
     if (n > ROUNDED) heap = mem_alloc(n * sizeof *heap, &e);
-    struct product rounded = *p;
-    rounded.a = heap ? heap : room;
+    struct product_bf16 rounded = *p;
+    rounded.a = heap ? heap : scratch;
     rounded.lda = ld;
     if (heap || n <= ROUNDED) {
         kernel_split(p->m, piece_rows(ld), round_piece, &(struct rounding){p, (uint16_t *)rounded.a, ld});
@@ -239,16 +242,16 @@ static void run_rounded(struct product *p) {
     mem_free(heap);
 }
 
-static void multiply(struct product *p) {
+static void multiply(struct product_bf16 *p) {
     p->v = simd();
     if (p->m == 0 || p->b->n == 0) return;
     p->in_place = p->c.type == DT_F32 && !p->c.how.bias && !p->c.how.residual;
-    if (!p->across && p->a_type == DT_BF16 && p->b->k % 32 == 0) p->lda = p->b->k;
+    if (!p->transposed && p->a_type == DT_BF16 && p->b->k % 32 == 0) p->lda = p->b->k;
     if (p->b->k == 0)
         without_sums(p);
     else if (p->b->packed && p->b->dtype != DT_BF16)
         multiply_int8(p->m, p->a_type, p->a, p->b, &p->c);
-    else if (p->across || p->lda)
+    else if (p->transposed || p->lda)
         run_product(p);
     else
         run_rounded(p);
@@ -261,13 +264,13 @@ static struct result result_of(const struct kernel_panels *b, const struct kerne
 
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(&(struct product){.m = m, .a_type = a_type, .a = a, .b = b, .c = result_of(b, how, c_type, c)});
+    multiply(&(struct product_bf16){.m = m, .a_type = a_type, .a = a, .b = b, .c = result_of(b, how, c_type, c)});
 }
 
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c) {
-    multiply(
-        &(struct product){.m = m, .a_type = a_type, .a = a, .across = true, .b = b, .c = result_of(b, how, c_type, c)});
+    multiply(&(struct product_bf16){
+        .m = m, .a_type = a_type, .a = a, .transposed = true, .b = b, .c = result_of(b, how, c_type, c)});
 }
 
 /* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */

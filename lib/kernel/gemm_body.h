@@ -1,8 +1,8 @@
 /*
  * A matrix product on one thread over the abstract vector of simd_body.h, in the manner of Goto and van de Geijn 2008
  * ("Anatomy of high-performance matrix multiplication"): b is packed in panels of NR columns that stay in the second
- * cache, and a micro-kernel holds MR x NR of c in registers over a block of k. The including file defines SIMD_TARGET, W
- * and the vector's operations. gemm_avx512.c is its like for AVX-512, with more registers.
+ * cache, and a micro-kernel holds MR x NR of c in registers over a block of k. The including file defines SIMD_TARGET,
+ * W and the vector's operations. gemm_avx512.c is the one for AVX-512, with more registers.
  *
  * An element of c is the sum over k in order, by v_fma, in blocks of KC: it does not depend on where a tile begins or
  * ends.
@@ -69,12 +69,12 @@ EACH_COUNT(MICRO)
 #define ENTRY(rows) [rows] = micro_##rows,
 static micro_fn *const micros[MR + 1] = {EACH_COUNT(ENTRY)};
 
-/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR] with zeros behind the end. `across`: b lies [n][k]. */
-static SIMD_TARGET void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool across) {
+/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR] padded with zeros. `transposed`: b is [n][k]. */
+static SIMD_TARGET void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool transposed) {
     for (size_t j = 0; j < n; j += NR, to += NR * k) {
         size_t cols = smaller(NR, n - j);
         if (cols < NR) memset(to, 0, NR * k * sizeof *to);
-        if (across) {
+        if (transposed) {
             for (size_t i = 0; i < cols; i++)
                 for (size_t p = 0; p < k; p++) to[p * NR + i] = b[(j + i) * ldb + p];
         } else {
@@ -90,25 +90,25 @@ static inline __attribute__((always_inline)) SIMD_TARGET void pack_rows(float *t
         for (size_t i = 0; i < rows; i++) to[i] = a[i * row];
 }
 
-static SIMD_TARGET void pack_a(float *to, const float *a, size_t lda, size_t rows, size_t k, bool across) {
+static SIMD_TARGET void pack_a(float *to, const float *a, size_t lda, size_t rows, size_t k, bool by_rows) {
     if (rows < MR)
-        pack_rows(to, a, across ? lda : 1, across ? 1 : lda, rows, k);
-    else if (across)
+        pack_rows(to, a, by_rows ? lda : 1, by_rows ? 1 : lda, rows, k);
+    else if (by_rows)
         pack_rows(to, a, lda, 1, MR, k);
     else
         pack_rows(to, a, 1, lda, MR, k);
 }
 
-/* All m rows of c times the columns of one packed block of b. Rows of a are read where they lie, unless they are so far
+/* All m rows of c times the columns of one packed block of b. Rows of a are read in place, unless they are so far
  * apart that all fall on the same lines of the cache; columns (TN) are packed. */
 static SIMD_TARGET void multiply_block(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda,
                                        const float *b, float beta, float *c, size_t ldc) {
     float packed[KC * MR];
-    bool across = form != GEMM_TN, direct = across && lda % 1024 != 0;
+    bool by_rows = form != GEMM_TN, direct = by_rows && lda % 1024 != 0;
     for (size_t i = 0; i < m; i += MR) {
         size_t rows = smaller(MR, m - i);
-        const float *from = across ? a + i * lda : a + i;
-        if (!direct) pack_a(packed, from, lda, rows, k, across);
+        const float *from = by_rows ? a + i * lda : a + i;
+        if (!direct) pack_a(packed, from, lda, rows, k, by_rows);
         for (size_t j = 0; j < n; j += NR) {
             for (size_t r = 0; r < rows; r++) __builtin_prefetch(c + (i + r) * ldc + j, 1);
             micros[rows](k, direct ? from : packed, direct ? lda : 1, direct ? 1 : MR, b + j * k, beta, c + i * ldc + j,

@@ -1,15 +1,16 @@
 /*
- * Products of 8-bit integers: quantized weights times activations that are rounded to 8 bits in blocks of 32. The sums of a
- * group of elements are exact; what follows is f32, in order of k, each operation rounded on its own. So an element of c has
- * the same bits whatever m, n, the tiles, the threads and the CPU path are.
+ * Products of 8-bit integers: quantized weights times activations that are rounded to 8 bits in blocks of 32. The sums
+ * of a group of elements are exact; what follows is f32, in order of k, each operation rounded on its own. So an
+ * element of c has the same bits whatever m, n, the tiles, the threads and the CPU path are.
  *
- * A tile goes through its panels and the chunks of each; a chunk meets all rows of the tile while it is near.
+ * A tile goes through its panels and the chunks of each; a chunk is multiplied with all rows of the tile while it is in
+ * the cache.
  */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-#define ROOM    (512 * 1024) /* activations that are rounded at a time, in bytes */
+#define SCRATCH (512 * 1024) /* activations that are rounded at a time, in bytes */
 #define TILE_M  192
 #define TILE_N  256
 #define BLOCK   32
@@ -23,7 +24,7 @@ struct rounded {
     union extra_int8 *extra;
 };
 
-struct product {
+struct product_int8 {
     const struct simd *v;
     const struct quant_form *form;
     size_t m;
@@ -31,7 +32,7 @@ struct product {
     const void *a;
     const struct kernel_panels *b;
     struct result c;
-    size_t group_rows, first, rows; /* the rows at hand */
+    size_t group_rows, first, rows; /* the current rows */
     struct rounded rounded;         /* all of them, when a is not NULL; else a tile rounds what it needs */
     size_t tile_m, tile_n, tiles_n, panel_bytes;
 };
@@ -39,40 +40,40 @@ struct product {
 /* ---- activations ---- */
 
 /* Blocks [block, block + blocks) of a row, to be side by side with those of the other rows of its group. */
-static void round_row(const struct product *p, size_t row, size_t block, size_t blocks, size_t stride,
+static void round_row(const struct product_int8 *p, size_t row, size_t block, size_t blocks, size_t stride,
                       struct rounded to) {
     enum { AT_ONCE = 16 };
-    float room[AT_ONCE * BLOCK];
+    float scratch[AT_ONCE * BLOCK];
     struct kernel_array a = {p->a_type, (void *)p->a};
     size_t groups = BLOCK / p->form->group;
     for (size_t i = 0; i < blocks; i += AT_ONCE) {
         size_t n = smaller(AT_ONCE, blocks - i);
-        const float *x = array_get(p->v, a, row * p->b->k + (block + i) * BLOCK, n * BLOCK, room);
+        const float *x = array_get(p->v, a, row * p->b->k + (block + i) * BLOCK, n * BLOCK, scratch);
         p->v->int8->round(x, n, p->form, stride, to.a + i * STEPS * stride, to.d + i * stride,
                           to.extra + i * groups * stride);
     }
 }
 
-/* Where a group of `rows` rows begins among the rounded ones, or the part of it from a block on. */
-static struct rounded rounded_at(const struct product *p, size_t row, size_t rows, size_t block) {
+/* Start of a group of `rows` rounded rows, from a block on. */
+static struct rounded rounded_at(const struct product_int8 *p, size_t row, size_t rows, size_t block) {
     size_t blocks = p->b->k / BLOCK, groups = BLOCK / p->form->group;
     return (struct rounded){p->rounded.a + row * blocks * STEPS + block * STEPS * rows,
                             p->rounded.d + row * blocks + block * rows,
                             p->rounded.extra + (row * blocks + block * rows) * groups};
 }
 
-static size_t rows_of_group(const struct product *p, size_t row) {
+static size_t rows_of_group(const struct product_int8 *p, size_t row) {
     return smaller(p->group_rows, p->rows - row);
 }
 
-static void round_group(const struct product *p, size_t row, size_t rows, size_t block, size_t blocks,
+static void round_group(const struct product_int8 *p, size_t row, size_t rows, size_t block, size_t blocks,
                         struct rounded to) {
     for (size_t i = 0; i < rows; i++)
         round_row(p, p->first + row + i, block, blocks, rows, (struct rounded){to.a + i, to.d + i, to.extra + i});
 }
 
 static void round_groups(void *ctx, size_t begin, size_t end) {
-    const struct product *p = ctx;
+    const struct product_int8 *p = ctx;
     for (size_t i = begin; i < end; i++) {
         size_t row = i * p->group_rows, rows = rows_of_group(p, row);
         round_group(p, row, rows, 0, p->b->k / BLOCK, rounded_at(p, row, rows, 0));
@@ -82,7 +83,7 @@ static void round_groups(void *ctx, size_t begin, size_t end) {
 /* ---- a tile ---- */
 
 /* One chunk of a panel for all rows of a tile. */
-static void multiply_chunk(const struct product *p, size_t first, size_t rows, size_t block, size_t blocks,
+static void multiply_chunk(const struct product_int8 *p, size_t first, size_t rows, size_t block, size_t blocks,
                            const struct chunk_int8 *b, bool accumulate, float *sums) {
     uint32_t a[INT8_CHUNK / 4 * INT8_MAX_ROWS];
     float d[INT8_CHUNK / BLOCK * INT8_MAX_ROWS];
@@ -107,7 +108,7 @@ static void multiply_chunk(const struct product *p, size_t first, size_t rows, s
 }
 
 static void run_tile(void *ctx, size_t i, int thread) {
-    const struct product *p = ctx;
+    const struct product_int8 *p = ctx;
     const struct kernel_panels *b = p->b;
     (void)thread;
     _Alignas(64) float sums[TILE_M * PANEL];
@@ -130,8 +131,8 @@ static void run_tile(void *ctx, size_t i, int thread) {
 
 /* ---- the product ---- */
 
-/* Rounds the rows at hand once, for all tiles, and multiplies them. */
-static void multiply_rows(struct product *p) {
+/* Rounds the current rows once, for all tiles, and multiplies them. */
+static void multiply_rows(struct product_int8 *p) {
     size_t groups = (p->rows - 1) / p->group_rows + 1;
     p->tile_m = equal_parts(p->rows, TILE_M / p->group_rows * p->group_rows, p->group_rows);
     size_t tiles_m = (p->rows - 1) / p->tile_m + 1;
@@ -143,17 +144,18 @@ static void multiply_rows(struct product *p) {
 }
 
 void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b, const struct result *c) {
-    uint32_t integers[ROOM / 4];
-    float d[ROOM / BLOCK];
-    union extra_int8 extra[ROOM / 16];
-    struct product p = {.v = simd(), .form = quant_form(b->dtype), .m = m, .a_type = a_type, .a = a, .b = b, .c = *c};
+    uint32_t integers[SCRATCH / 4];
+    float d[SCRATCH / BLOCK];
+    union extra_int8 extra[SCRATCH / 16];
+    struct product_int8 p = {
+        .v = simd(), .form = quant_form(b->dtype), .m = m, .a_type = a_type, .a = a, .b = b, .c = *c};
     p.panel_bytes = panel_int8_bytes(p.form, b->k);
     p.group_rows = equal_parts(m, p.v->int8->rows, 1);
-    size_t most = ROOM / b->k / p.group_rows * p.group_rows;
+    size_t most = SCRATCH / b->k / p.group_rows * p.group_rows;
     if (most)
         p.rounded = (struct rounded){integers, d, extra};
     else
-        most = m; /* rows too long for the room */
+        most = m; /* rows longer than the scratch */
     for (p.first = 0; p.first < m; p.first += most) {
         p.rows = smaller(most, m - p.first);
         multiply_rows(&p);
@@ -239,8 +241,8 @@ static void unpack_factors(const uint8_t *f16, const int8_t *small, size_t group
 
 void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to) {
     bool in_bytes = t->form->bits == 8;
-    to->codes = in_bytes ? t->b.codes : to->room;
-    if (!in_bytes) unpack_codes(&t->b, t->blocks * STEPS, to->room);
+    to->codes = in_bytes ? t->b.codes : to->scratch;
+    if (!in_bytes) unpack_codes(&t->b, t->blocks * STEPS, to->scratch);
     unpack_factors(t->b.d, t->b.scales, t->b.groups, to->scale);
     if (t->form->has_min) unpack_factors(t->b.min, t->b.mins, t->b.groups, to->min);
 }

@@ -1,6 +1,7 @@
 /*
- * The micro-kernel for AVX2: VPMADDUBSW multiplies 32 unsigned codes by signed activations and adds pairs in 16 bits, which
- * codes of up to 7 bits cannot overflow (2 x 127 x 127 < 2^15); the eighth bit of a code goes a second way (2 x 128 x 127).
+ * The micro-kernel for AVX2: VPMADDUBSW multiplies 32 unsigned codes by signed activations and adds pairs in 16 bits,
+ * which codes of up to 7 bits cannot overflow (2 x 127 x 127 < 2^15); the eighth bit of a code goes a second way (2 x
+ * 128 x 127).
  */
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 /*
- * The micro-kernel for AVX512-VNNI: VPDPBUSD multiplies 64 unsigned codes by signed activations and adds four neighbouring
- * products to a lane, all exactly.
+ * The micro-kernel for AVX512-VNNI: VPDPBUSD multiplies 64 unsigned codes by signed activations and adds four
+ * neighbouring products to a lane, all exactly.
  */
 #if defined(__x86_64__)
 #include <math.h>
@@ -13,7 +13,7 @@
 /* 6 x 2 accumulators in integers, as many in f32; two vectors of b, one broadcast of a: 27 of 32 registers. */
 #define MR    6
 #define STEPS 8    /* in a block; four of k each */
-#define AHEAD 6144 /* bytes of b that are read where they lie */
+#define AHEAD 6144 /* how far b is prefetched, in bytes */
 
 INLINE_VNNI int word_at(const uint32_t *p) {
     int word;
@@ -75,7 +75,7 @@ INLINE_VNNI void add_minima(const int rows, __m512 f0, __m512 f1, const union ex
     }
 }
 
-/* ---- a chunk, as it lies ---- */
+/* ---- a chunk ---- */
 
 /* Codes of two steps, two vectors each: from their nibbles, and the bits above by masks. */
 INLINE_VNNI void two_steps(const int planes, const uint8_t *from, const uint8_t *masks, __m512i codes[4]) {
@@ -113,9 +113,9 @@ INLINE_VNNI void fetch(const void *p) {
     __builtin_prefetch((const uint8_t *)p + AHEAD);
 }
 
-/* rows, planes and groups (in a block) are constants at each call. One row is as fast as memory, which likes to be read from
- * front to back: factors first, then codes (where masks make it two streams anyway, this only costs). More rows have no time
- * for the detour. */
+/* rows, planes and groups (in a block) are constants at each call. One row is bound by memory, which is fastest read
+ * sequentially: factors first, then codes (with masks there are two streams anyway, and this only costs). More rows
+ * are bound by arithmetic and read factors as they need them. */
 INLINE_VNNI void micro(const int rows, const int planes, const int groups, const struct block_int8 *t) {
     const struct chunk_int8 *from = &t->b;
     const uint8_t *codes = from->codes, *masks = from->masks;

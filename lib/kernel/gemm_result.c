@@ -1,4 +1,4 @@
-/* From sums in f32 to the result of a product: what it held before, bias, residual, gate, and its type. */
+/* The epilogue of a product: from sums in f32 to the result, with bias, residual, gate and rounding. */
 #include "lib/kernel/kernel_internal.h"
 
 void result_begin(const struct result *c, const struct part *x) {

@@ -1,13 +1,13 @@
 /*
- * kernel: all arithmetic on tensor data. f32 (activations bf16 too), row-major, no allocation visible to the caller, threaded through
- * parallel_for. Every function here has a plain scalar twin in kernel_plain.h (a template over float and double) that
- * it is tested against; the double instance is what gradients are checked with.
+ * kernel: all arithmetic on tensor data. f32 (activations bf16 too), row-major, no allocation visible to the caller,
+ * threaded through parallel_for. Every function here has a plain scalar twin in kernel_plain.h (a template over float
+ * and double) that it is tested against; the double instance is what gradients are checked with.
  *
  * Results are bit-identical for any number of threads: work is cut into pieces whose size does not depend on it, and
  * reductions go over the pieces in order. On another CPU (or with RILL_CPU=portable) they may differ in the last bits.
  *
- * Shapes: n rows (positions) of d columns unless said otherwise. Sequences lie one behind the other: `starts` is
- * [n_seqs + 1], starts[0] = 0, starts[n_seqs] = n, strictly increasing.
+ * Shapes: n rows (positions) of d columns unless said otherwise. Sequences are contiguous: `starts` is [n_seqs + 1],
+ * starts[0] = 0, starts[n_seqs] = n, strictly increasing.
  */
 #ifndef RILL_KERNEL_H
 #define RILL_KERNEL_H
@@ -27,10 +27,10 @@ struct kernel_backend kernel_backend(void);
 /* Are products of bf16 at least about as fast as those of f32 on the path in use? */
 bool kernel_has_bf16(void);
 
-/* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------- */
+/* ---- activations: f32 or bf16 ------------------------------------------------------------------------------------ */
 /*
- * What a layer makes for another, as it is kept in memory. Arithmetic is in f32 whatever the type: a kernel widens a
- * piece, computes as it does in f32, and rounds the result once.
+ * Results of layers. Arithmetic is in f32 whatever the type: a kernel widens a piece, computes in f32, and rounds the
+ * result once.
  */
 struct kernel_array {
     enum dtype dtype; /* DT_F32 or DT_BF16 */
@@ -48,10 +48,10 @@ static inline struct kernel_array kernel_part(struct kernel_array a, size_t at) 
 }
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n); /* y = x */
 
-/* ---- activation functions, by which products finish and layers bend ------------------------------------------------ */
+/* ---- activation functions, of layers and of a product's epilogue ------------------------------------------------- */
 enum kernel_act {
     ACT_SILU,
-    ACT_GELU,       /* by the normal distribution's own function */
+    ACT_GELU,       /* exact, by erf */
     ACT_GELU_TANH,  /* by its approximation with tanh, "gelu_new", "gelu_pytorch_tanh" */
     ACT_GELU_QUICK, /* x sigmoid(1.702 x) */
     ACT_RELU,
@@ -61,8 +61,8 @@ enum kernel_act {
 };
 
 /* ---- matrix products. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
-/* A row of c has the same bits whatever rows are beside it, but for products of up to four rows, which are dot products.
- * nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
+/* A row of c has the same bits whatever rows are beside it, but for products of up to four rows, which are dot
+ * products. nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
 void kernel_matmul_nt(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_nn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
 void kernel_matmul_tn(size_t m, size_t n, size_t k, const float *a, const float *b, float beta, float *c);
@@ -110,11 +110,11 @@ struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype
 size_t kernel_panels_int8_bytes(enum dtype type, size_t n, size_t k);
 /* From [n][k] in a quantized type, k a whole number of blocks. */
 struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dtype type, const void *blocks);
-/* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32, and as
- * rounded to bf16 only where the panels are. */
+/* y[i][k] = column ids[i] of the matrix, which is row ids[i] of the weights: an embedding that shares them. In f32,
+ * and as rounded to bf16 only where the panels are. */
 void kernel_panels_gather(float *y, const struct kernel_panels *b, const uint32_t *ids, size_t n_ids);
 
-/* What becomes of the sums: c = [c +] sums [+ bias] [+ residual], rounded to c's type. {0}: c = sums. */
+/* How the sums are finished: c = [c +] sums [+ bias] [+ residual], rounded to c's type. {0}: c = sums. */
 struct kernel_epilogue {
     bool accumulate;       /* DT_F32 only */
     const float *bias;     /* [n] */
@@ -132,7 +132,7 @@ struct kernel_epilogue {
  */
 void kernel_multiply(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                      const struct kernel_epilogue *how, enum dtype c_type, void *c);
-/* The same of a[k][m] transposed; b is packed in bf16. Rows of a are turned in the cache, where they are multiplied. */
+/* The same of a[k][m] transposed; b is packed in bf16. a is transposed a tile at a time, in the cache. */
 void kernel_multiply_tn(size_t m, enum dtype a_type, const void *a, const struct kernel_panels *b,
                         const struct kernel_epilogue *how, enum dtype c_type, void *c);
 
@@ -162,9 +162,9 @@ void kernel_rmsnorm(struct kernel_array y, float *inv, struct kernel_array x, co
 void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
                              const float *w, const float *inv, size_t rows, size_t d);
 
-/* ---- LayerNorm (Ba et al. 2016) ------------------------------------------------------------------------------------ */
-/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; moments [rows][2] keeps mean and 1 / deviation for backward (or NULL); b may be
- * NULL */
+/* ---- LayerNorm (Ba et al. 2016) ---------------------------------------------------------------------------------- */
+/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; moments [rows][2] keeps mean and 1 / deviation for backward (or
+ * NULL); b may be NULL */
 void kernel_layernorm(struct kernel_array y, float *moments, struct kernel_array x, const float *w, const float *b,
                       size_t rows, size_t d, float eps);
 /* dx +=, dw +=, db +=; each may be NULL (dx.data) */
@@ -173,8 +173,8 @@ void kernel_layernorm_backward(struct kernel_array dx, float *dw, float *db, str
 
 /* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + dims/2) ------------------ */
 /*
- * The first `dims` (even, <= head_dim) of each head of x [rows][n_heads][head_dim] in place; position[rows]; inv_freq [dims/2],
- * f64 so that long contexts stay exact. sign -1: the inverse = backward.
+ * The first `dims` (even, <= head_dim) of each head of x [rows][n_heads][head_dim] in place; position[rows]; inv_freq
+ * [dims/2], f64 so that long contexts stay exact. sign -1: the inverse = backward.
  */
 void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, size_t dims,
                  const uint32_t *position, const double *inv_freq, int sign);
@@ -226,29 +226,31 @@ void kernel_attention_backward(const struct kernel_attention *a, struct kernel_a
                                struct kernel_array dy, struct kernel_array y, const float *lse, struct kernel_array q,
                                struct kernel_array k, struct kernel_array v);
 
-/* ---- attention of generation: one query a sequence against the keys and values that are kept of it ----------------- */
-/* Of one sequence in one layer. How they lie in memory is known to attention_decode.c alone. */
+/* ---- attention of generation: one query per sequence against its cache of keys and values ----------------- */
+/* Of one sequence in one layer. Only attention_decode.c knows their layout. */
 struct kernel_cache {
     struct kernel_array memory; /* the caller's: kernel_cache_size elements */
-    size_t capacity;            /* positions there is room for */
+    size_t capacity;            /* positions it can hold */
     size_t length;              /* positions it holds */
 };
 size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity);
 /* caches[s] takes rows [starts[s], starts[s + 1]) of k and v [n][n_kv_heads][head_dim], which have its type. */
 void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *caches, struct kernel_array k,
                          struct kernel_array v);
-/* q, y [n_seqs][n_heads][head_dim]; q has the type of the caches, none of which is empty. The starts are not looked at. What
- * a sequence gets does not depend on the others. scratch: as many elements as the first function says, which may be 0. */
+/* q, y [n_seqs][n_heads][head_dim]; q has the type of the caches, none of which is empty. `starts` is not read. A
+ * sequence's result does not depend on the others. scratch: as many elements as the first function says, which may
+ * be 0. */
 size_t kernel_attention_decode_scratch(const struct kernel_attention *a, const struct kernel_cache *caches);
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
                              const struct kernel_cache *caches, float *scratch);
 
-/* ---- activation functions ----------------------------------------------------------------------------------------- */
+/* ---- activation functions ---------------------------------------------------------------------------------------- */
 /* y = act(x); y may be x. dx = dy act'(x). */
 void kernel_activate(enum kernel_act act, struct kernel_array y, struct kernel_array x, size_t n);
 void kernel_activate_backward(enum kernel_act act, struct kernel_array dx, struct kernel_array dy,
                               struct kernel_array x, size_t n);
-/* Gated linear units (Shazeer 2020, "GLU variants"; SwiGLU with ACT_SILU): y = act(gate) * up. The gradients overwrite. */
+/* Gated linear units (Shazeer 2020, "GLU variants"; SwiGLU with ACT_SILU): y = act(gate) * up. Gradients are
+ * overwritten. */
 void kernel_glu(enum kernel_act act, struct kernel_array y, struct kernel_array gate, struct kernel_array up, size_t n);
 void kernel_glu_backward(enum kernel_act act, struct kernel_array dgate, struct kernel_array dup,
                          struct kernel_array dy, struct kernel_array gate, struct kernel_array up, size_t n);
@@ -260,8 +262,8 @@ void kernel_softcap_backward(struct kernel_array dx, const float *y, size_t n, f
 /* Both of x * inv_temperature. */
 void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature);
 void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float inv_temperature); /* y may be x */
-/* y in any floating type = log-softmax of x * inv_temperature, or x as it is when not `log_probs`; not in place. Returns the first
- * row of y with a value that is not finite, or rows. */
+/* y in any floating type = log-softmax of x * inv_temperature, or x as it is when not `log_probs`; not in place.
+ * Returns the first row of y with a value that is not finite, or rows. */
 size_t kernel_store_logits(enum dtype type, void *y, const float *x, size_t rows, size_t d, float inv_temperature,
                            bool log_probs);
 void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d); /* first of equals */
@@ -269,8 +271,9 @@ void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d); /* f
 void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size_t d, size_t k);
 /*
  * n draws with replacement from softmax(x * inv_temperature) for each row, from uniforms u [rows][n] in [0,1) by
- * inversion in f64: ids [rows][n] ascending (duplicates adjacent). x is DT_F32, DT_F16 or DT_BF16. Returns the first row with a
- * value that is not finite, or rows: minus infinity is never drawn, anything else makes the row's draws meaningless.
+ * inversion in f64: ids [rows][n] ascending (duplicates adjacent). x is DT_F32, DT_F16 or DT_BF16. Returns the first
+ * row with a value that is not finite, or rows: minus infinity is never drawn, anything else makes the row's draws
+ * meaningless.
  */
 size_t kernel_sample(uint32_t *ids, const double *u, enum dtype type, const void *x, size_t rows, size_t d, size_t n,
                      float inv_temperature);
@@ -448,8 +451,8 @@ void kernel_adamw(const struct kernel_adamw *o, float *w, struct kernel_array m,
                   size_t n);
 
 /*
- * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'. u is f32; m
- * in bf16 is rounded at random like the first moment of kernel_adamw.
+ * Nesterov's momentum as Muon takes it, with g' = grad_scale g: m = beta m + (1 - beta) g', u = beta m + (1 - beta) g'.
+ * u is f32; m in bf16 is rounded at random like the first moment of kernel_adamw.
  */
 struct kernel_momentum {
     float beta, grad_scale;
@@ -459,10 +462,46 @@ void kernel_momentum(const struct kernel_momentum *o, float *u, struct kernel_ar
 
 /* ---- sums over activations, in f64, for calibration -------------------------------------------------------------- */
 void kernel_col_sums(double *sum_abs, double *sum_sq, const float *x, size_t rows, size_t d); /* per column, += */
-/* Sequences of lengths[i] rows one behind the other: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
+/* Contiguous sequences of lengths[i] rows: out[j] += sum over sequences of (mean |x_j| over its rows)^2. */
 void kernel_seq_mean_abs_sq(double *out, const float *x, const uint32_t *lengths, size_t n_seqs, size_t d);
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(const float *x, const float *y, size_t rows, size_t d);
+
+/* ---- second-order methods: the factor of an inverse, and error feedback -------------------------------------------- */
+
+/*
+ * u [n][n], upper triangular with zeros below the diagonal: u^T u = h^-1, for a symmetric positive definite h [n][n], of which
+ * the upper triangle is read and which is overwritten. (With h = R R^T, R upper triangular, u = R^-1: one factorisation, no
+ * inverse of h.) False when h is not positive definite; *at is then the column where that showed.
+ */
+bool kernel_inverse_factor(float *u, float *h, size_t n, size_t *at);
+
+/*
+ * Optimal Brain Surgeon over the columns of a matrix, all rows at once: GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar
+ * and Alistarh 2023, algorithm 1). Column by column, `decide` says what each row keeps of its value; the error, divided by
+ * u[j][j], is made up for in the columns to come:
+ *
+ *     e = (w[j] - kept) / u[j][j];   w[k] -= e u[j][k] for k > j
+ *
+ * within a block at once, beyond it when the block is done.
+ */
+struct kernel_feedback {
+    size_t rows, cols;
+    const float *u; /* [cols][cols], of kernel_inverse_factor */
+    size_t block;   /* columns */
+    /* Before a block: its columns [n][rows] from number `first` on, as they are now. NULL: nothing. */
+    void (*begin)(void *ctx, size_t first, size_t n, const float *w);
+    /* What n rows from `row` on keep of `column`. w [n] is followed, `rows` floats apart, by the `left` - 1 columns of the block
+     * that come after it, as they are now: for grids that are fitted where a group begins. Called from several threads,
+     * for different rows. */
+    void (*decide)(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept);
+    void *ctx;
+};
+/* w [cols][rows], the matrix transposed, becomes what was kept. scratch [block][rows]. loss [rows] += the sum of e^2 of each row,
+ * which is by how much |w x - kept x|^2 has grown, summed over what u was made from; or NULL. */
+void kernel_feedback(const struct kernel_feedback *f, float *w, float *scratch, double *loss);
+/* y [cols][rows] = x [rows][cols] transposed */
+void kernel_transpose(float *y, const float *x, size_t rows, size_t cols);
 
 /* ---- norms of weights, for pruning ------------------------------------------------------------------------------- */
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d);  /* sum of squares of each row */

@@ -20,7 +20,7 @@ typedef void gemm_fn(enum gemm_form form, size_t m, size_t n, size_t k, const fl
 gemm_fn gemm_avx512;
 #endif
 
-/* ---- products of bf16 on one thread -------------------------------------------------------------------------------- */
+/* ---- products of bf16 on one thread ------------------------------------------------------------------------------ */
 
 #define PANEL       KERNEL_PANEL /* k is padded to multiples of it too */
 #define MAX_BLOCK   128
@@ -44,14 +44,15 @@ struct block_bf16 {
 struct micro_bf16 {
     const char *name;    /* for reports */
     size_t block;        /* most rows, at most MAX_BLOCK; the best number of rows, too */
-    size_t unit;         /* rows that cost what fewer do */
+    size_t unit;         /* row granularity */
     size_t k_block;      /* most of k, a multiple of 32 and at most MAX_K_BLOCK */
     void (*begin)(void); /* around the calls of a task, on its thread, or NULL */
     void (*end)(void);
     void (*multiply)(const struct block_bf16 *t);
 };
 
-/* Rows [row_block(i), row_block(i + 1)) are the i-th of n blocks as equal as can be, for a block of few rows costs more a row. */
+/* Rows [row_block(i), row_block(i + 1)) are the i-th of n blocks as equal as can be, for a block of few rows costs
+ * more a row. */
 static inline size_t row_blocks(const struct micro_bf16 *m, size_t rows) {
     return (rows + m->block - 1) / m->block;
 }
@@ -60,8 +61,8 @@ static inline size_t row_block(const struct micro_bf16 *m, size_t rows, size_t n
     return i == n ? rows : (at + m->unit - 1) / m->unit * m->unit;
 }
 
-/* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop for the
- * type and nothing was done. */
+/* n elements in whole blocks to bf16, with the bits of tensor_to_f32 and rounding; false when the path has no loop
+ * for the type and nothing was done. */
 typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, size_t n);
 
 extern const struct micro_bf16 bf16_widened; /* in f32, by the path's own product */
@@ -72,8 +73,8 @@ bool amx_available(void); /* asks the system for tiles */
 #endif
 
 /* Of attention in generation: n queries x of k elements with `count` keys, out[i * ldo + j] = x[i] . keys[j]; and with
- * their values, y[i] += sum_j p[i * ldp + j] values[j]. Rows lie one behind the other. `next` is where as many rows will be
- * read after these: memory is asked for them meanwhile. */
+ * their values, y[i] += sum_j p[i * ldp + j] values[j]. Rows are contiguous. `next` is where as many rows will be
+ * read after these: they are prefetched. */
 typedef void decode_dots_fn(float *out, size_t ldo, const uint16_t *x, size_t n, const uint16_t *keys, size_t count,
                             size_t k, const uint16_t *next);
 typedef void decode_mix_fn(float *y, const float *p, size_t ldp, size_t n, const uint16_t *values, size_t count,
@@ -97,13 +98,13 @@ transpose_bf16_fn transpose_bf16_avx512;
 /* The same of f32 or bf16, rounded. */
 void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, size_t ldx, size_t rows, size_t cols);
 
-/* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2 rounded up
- * to 16][PANEL][2] with zeros behind the end, one behind the other. */
+/* Panels of columns [col, col + cols) and k [first, first + count) of a matrix that is not packed, each [count/2
+ * rounded up to 16][PANEL][2], padded with zeros, contiguous. */
 void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count);
 
-/* ---- products of 8-bit integers on one thread ------------------------------------------------------------------------ */
+/* ---- products of 8-bit integers on one thread -------------------------------------------------------------------- */
 
-#define INT8_CHUNK  256 /* of k in a part of a panel; pack_int8.c says how it lies */
+#define INT8_CHUNK  256 /* of k in a part of a panel; its layout is in pack_int8.c */
 #define INT8_GROUPS (INT8_CHUNK / 16)
 
 struct chunk_int8 {
@@ -118,8 +119,8 @@ struct chunk_int8 chunk_at(const struct quant_form *f, const uint8_t *p, size_t 
 size_t panel_int8_bytes(const struct quant_form *f, size_t k);
 void int8_column(float *y, const struct kernel_panels *b, size_t col);
 
-/* What a group of elements of an activation adds besides the product of codes: -offset times their sum, in the integers; or
- * their sum times their scale, to be multiplied with the minimum. */
+/* What a group of elements of an activation adds besides the product of codes: -offset times their sum, in the
+ * integers; or their sum times their scale, to be multiplied with the minimum. */
 union extra_int8 {
     int32_t times_offset;
     float times_min;
@@ -137,11 +138,12 @@ struct block_int8 {
     float *c;
 };
 
-/* Blocks of 32 of a row to integers; what belongs to a step of four, a block or a group goes to every stride-th place. */
+/* Blocks of 32 of a row to integers; what belongs to a step of four, a block or a group goes to every stride-th
+ * place. */
 typedef void round_int8_fn(const float *x, size_t blocks, const struct quant_form *f, size_t stride, uint32_t *a,
                            float *d, union extra_int8 *extra);
 
-/* How a path does it: all to the same bits. */
+/* What a path supplies; all give the same bits. */
 struct micro_int8 {
     const char *name; /* for reports */
     size_t rows;      /* most in a block, at most INT8_MAX_ROWS, and the best number */
@@ -158,13 +160,13 @@ extern const struct micro_int8 int8_avx2, int8_vnni;
 
 /* For paths without a better way: a chunk with a byte for each code and an f32 for each factor. */
 struct unpacked_int8 {
-    uint8_t room[INT8_CHUNK * PANEL];
+    uint8_t scratch[INT8_CHUNK * PANEL];
     float scale[INT8_GROUPS * PANEL], min[INT8_GROUPS * PANEL]; /* minima only where the type has some */
-    const uint8_t *codes;                                       /* [k/4][PANEL][4], in the room or where they lie */
+    const uint8_t *codes;                                       /* [k/4][PANEL][4], in scratch or in place */
 };
 void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to);
 
-/* ---- what a product leaves (gemm_result.c) ---------------------------------------------------------------------- */
+/* ---- the result of a product (gemm_result.c) --------------------------------------------------------------------- */
 
 struct result {
     struct kernel_epilogue how;
@@ -178,7 +180,7 @@ struct part {
     float *sums;
     size_t ld;
 };
-/* Sums that are made apart: what the result held before comes first, everything else last. */
+/* Sums in a buffer of their own: begin adds what the result held, finish applies the rest of the epilogue. */
 void result_begin(const struct result *c, const struct part *x);
 void result_finish(const struct result *c, const struct part *x);
 
@@ -194,7 +196,8 @@ struct simd_act {
     void (*glu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
     void (*glu_backward_bf16)(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,
                               const uint16_t *up, size_t n);
-    /* Rows of n: c = act(gate) (sums + bias), rounded before and after it is multiplied; bias may be NULL, gate lies as c. */
+    /* Rows of n: c = act(gate) (sums + bias), rounded before and after it is multiplied; bias may be NULL, gate has
+     * c's layout. */
     void (*finish_glu)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                        const uint16_t *gate);
 };
@@ -244,9 +247,9 @@ struct simd {
     void (*mul_scaled_bf16)(uint16_t *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
     void (*rotate_bf16)(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n);
     void (*pair)(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n); /* y = x | z << 16 */
-    /* y[i][PANEL] = the pairs of rows 2i and 2i + 1, which lie ld apart */
+    /* y[i][PANEL] = the pairs of rows 2i and 2i + 1, ld apart */
     void (*pair_rows)(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs);
-    /* rows of n: c = sums + bias + residual, those that are not NULL; in f32 or rounded. residual lies as c does */
+    /* rows of n: c = sums + bias + residual, those that are not NULL; in f32 or rounded. residual has c's layout */
     void (*finish_f32)(float *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
                        const float *residual);
     void (*finish_bf16)(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld, const float *bias,
@@ -260,14 +263,15 @@ struct simd {
     float (*exp2_sum)(const float *x, size_t n, float m, float s); /* sum 2^((x - m) s), x <= m, sum in f32 */
     void (*exp2_store)(float *y, const float *x, size_t n, float m, float s); /* y = 2^((x - m) s) */
     /*
-     * Online softmax of rows of scores, ld apart, of which the first seen[r] <= width count: p = exp((x - m) s) rounded, and
-     * zeros up to `width`, a multiple of PANEL. m[r] becomes the maximum with what was seen before; l[r] and o[r][d] shrink by
-     * exp((m before - m) s), and l[r] += the sum of the unrounded p, W lanes of which are added up in f32.
+     * Online softmax of rows of scores, ld apart, of which the first seen[r] <= width count: p = exp((x - m) s)
+     * rounded, and zeros up to `width`, a multiple of PANEL. m[r] becomes the maximum with what was seen before; l[r]
+     * and o[r][d] shrink by exp((m before - m) s), and l[r] += the sum of the unrounded p, W lanes of which are added
+     * up in f32.
      */
     void (*softmax_rows)(uint16_t *p, const float *x, size_t rows, size_t ld, const uint32_t *seen, size_t width,
                          float s, float *m, double *l, float *o, size_t d);
-    /* The way back for a row of n <= width scores: p = exp((x - m) s), ds = p (dp - a) s, rounded, and zeros up to `width`, a
-     * multiple of PANEL. */
+    /* The way back for a row of n <= width scores: p = exp((x - m) s), ds = p (dp - a) s, rounded, and zeros up to
+     * `width`, a multiple of PANEL. */
     void (*softmax_backward_bf16)(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
                                   float m, float s, float a);
     void (*affine)(float *y, const float *x, size_t n, float m, float s, float c); /* y = (x - m) s - c */
@@ -288,12 +292,12 @@ struct simd {
     void (*rmsnorm_dx)(float *dx, const float *dy, const float *x, const float *w, float inv, float a, size_t n);
     /* cos and sign * sin of position * inv_freq[n], correct to 0.51 ulp of 1 */
     void (*angles)(float *cosine, float *sine, double position, const double *inv_freq, double sign, size_t n);
-    /* (x1, x2) turned by the angles whose cosines and sines are given */
+    /* (x1, x2) rotated by the angles with these cosines and sines */
     void (*rotate)(float *x1, float *x2, const float *cosine, const float *sine, size_t n);
     /* ds = p (dp - a) */
     void (*softmax_backward)(float *ds, const float *p, const float *dp, float a, size_t n);
 
-    /* out[i] = x . rows[i], for `count` rows of k floats that lie ld apart */
+    /* out[i] = x . rows[i], for `count` rows of k floats, ld apart */
     void (*dots)(float *out, const float *x, const float *rows, size_t ld, size_t count, size_t k);
     /* y[k] += sum_i p[i] rows[i] */
     void (*mix_rows)(float *y, const float *p, const float *rows, size_t ld, size_t count, size_t k);
@@ -306,7 +310,8 @@ struct simd {
     /* One divergence of a row: see struct divergence_pass. */
     void (*divergence[KERNEL_DIVERGENCES])(const struct divergence_pass *o, const float *logt, const float *x, size_t n,
                                            double sums[2], float *dx);
-    /* Words of philox(seed, stream, counter + i) for i < 16 blocks, a counter a lane: out[(i / 16 * 4 + word) * 16 + i % 16]. */
+    /* Words of philox(seed, stream, counter + i) for i < 16 blocks, a counter a lane: out[(i / 16 * 4 + word) * 16 +
+     * i % 16]. */
     void (*random)(uint32_t *out, uint64_t seed, uint64_t stream, uint64_t counter, size_t blocks);
     /* y = the upper half of x + (random >> shift & 0xffff), as integers; finite x */
     void (*to_bf16_random)(uint16_t *y, const float *x, const uint32_t *random, int shift, size_t n);
@@ -338,7 +343,7 @@ static inline size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* The size of equal parts of n, at most `most` and a multiple of `unit`: no thin rest is left over. */
+/* The size of equal parts of n, at most `most` and a multiple of `unit`: no thin remainder is left. */
 static inline size_t equal_parts(size_t n, size_t most, size_t unit) {
     size_t parts = (n - 1) / most + 1;
     return ((n - 1) / parts / unit + 1) * unit;
@@ -349,23 +354,29 @@ static inline size_t piece_rows(size_t d) {
     return d < PIECE ? PIECE / (d ? d : 1) : 1;
 }
 
-/* ---- arrays of f32 or bf16 in the hands of f32 loops ----------------------------------------------------------------- */
+/* ---- arrays of f32 or bf16 for loops over f32 ----------------------------------------------------------------- */
 
 #define WIDENED 1024 /* elements that are widened at a time: some arrays of them fit into the first cache */
 
-/* n <= WIDENED elements from `at` on: where they lie, or widened into `room`. */
-static inline const float *array_get(const struct simd *v, struct kernel_array a, size_t at, size_t n, float *room) {
+/* n <= WIDENED elements from `at` on: in place, or widened into `scratch`. */
+static inline const float *array_get(const struct simd *v, struct kernel_array a, size_t at, size_t n, float *scratch) {
     if (a.dtype == DT_F32) return (const float *)a.data + at;
-    v->from_bf16(room, (const uint16_t *)a.data + at, n);
-    return room;
+    v->from_bf16(scratch, (const uint16_t *)a.data + at, n);
+    return scratch;
 }
-/* Where to leave elements from `at` on, for array_put to round: in the array itself when it is f32. */
-static inline float *array_room(struct kernel_array a, size_t at, float *room) {
-    return a.dtype == DT_F32 ? (float *)a.data + at : room;
+/* Where to write elements from `at` on before array_put rounds them: the array itself when it is f32. */
+static inline float *array_target(struct kernel_array a, size_t at, float *scratch) {
+    return a.dtype == DT_F32 ? (float *)a.data + at : scratch;
 }
-static inline void array_put(const struct simd *v, struct kernel_array a, size_t at, size_t n, const float *room) {
-    if (a.dtype != DT_F32) v->to_bf16((uint16_t *)a.data + at, room, n);
+static inline void array_put(const struct simd *v, struct kernel_array a, size_t at, size_t n, const float *scratch) {
+    if (a.dtype != DT_F32) v->to_bf16((uint16_t *)a.data + at, scratch, n);
 }
+
+/* ---- matrix products of parts of matrices (gemm.c) ---- */
+
+/* As kernel_matmul_nt, _nn and _tn, with rows that lie lda, ldb and ldc floats apart; k is at least 1. */
+void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+               size_t ldb, float beta, float *c, size_t ldc);
 
 /* ---- rows of logits ---------------------------------------------------------------------------------------------- */
 
@@ -373,7 +384,7 @@ static inline void array_put(const struct simd *v, struct kernel_array a, size_t
 #define WEIGHED   128  /* powers of two that are added up in f32 */
 #define ROW_CHUNK 2048 /* floats of a row that are looked at twice: 8 KiB, in the first cache */
 
-/* Makes *first at most r, whichever thread comes when. */
+/* Makes *first at most r, in any order of threads. */
 void first_row(atomic_size_t *first, size_t r);
 
 /* sum = sum exp((x - max) s) */

@@ -14,7 +14,7 @@
 #ifndef RILL_KERNEL_PLAIN_H
 #define RILL_KERNEL_PLAIN_H
 #define PLAIN_FN __attribute__((unused)) static void
-/* Strides that turn one triple loop into all three products: element (i, p) of a lies at a[i * a_row + p * a_col]. */
+/* Strides that make one triple loop all three products: element (i, p) of a is at a[i * a_row + p * a_col]. */
 struct plain_strides {
     size_t a_row, a_col, b_row, b_col;
 };
@@ -66,8 +66,9 @@ __attribute__((unused)) static REAL PLAIN(round_int8)(int *q, const REAL *x) {
 }
 
 /*
- * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes [n][k],
- * scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of quantized blocks.
+ * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes
+ * [n][k], scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of
+ * quantized blocks.
  */
 PLAIN_FN PLAIN(multiply_int8)(size_t m, size_t n, size_t k, size_t group, const REAL *a, const int *codes,
                               const REAL *scale, const REAL *min, REAL *c) {
@@ -215,16 +216,16 @@ __attribute__((unused)) static void PLAIN(attention_range)(const struct kernel_a
 }
 
 /*
- * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. slope: what the cap does to the gradient of a
+ * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. dcap: derivative of the cap for a
  * score (1 without a cap). k points to the first key that is seen, of this head.
  */
-__attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *slope,
+__attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *dcap,
                                                          const REAL *q, const REAL *k, size_t ld, size_t n) {
     REAL max = -INFINITY, sum = 0, cap = (REAL)a->softcap;
     for (size_t j = 0; j < n; j++) {
         p[j] = (REAL)a->scale * PLAIN(dot)(q, k + j * ld, a->head_dim);
         if (cap > 0) p[j] = cap * (REAL)tanh(p[j] / cap);
-        if (slope) slope[j] = cap > 0 ? 1 - p[j] / cap * (p[j] / cap) : 1;
+        if (dcap) dcap[j] = cap > 0 ? 1 - p[j] / cap * (p[j] / cap) : 1;
         if (p[j] > max) max = p[j];
     }
     for (size_t j = 0; j < n; j++) sum += p[j] = (REAL)exp(p[j] - max);
@@ -270,12 +271,12 @@ PLAIN_FN PLAIN(attention_backward)(const struct kernel_attention *a, REAL *dq, R
             for (size_t h = 0; h < a->n_heads; h++) {
                 PLAIN(attention_range)(a, i - a->starts[s], a->starts[s + 1] - a->starts[s], &begin, &end);
                 size_t at = (i * a->n_heads + h) * d, key = (a->starts[s] + begin) * ld + h / group * d;
-                REAL *slope = p + (end - begin), mean = 0; /* sum p dp = dy . y */
-                PLAIN(attention_row)(a, p, slope, q + at, k + key, ld, end - begin);
+                REAL *dcap = p + (end - begin), mean = 0; /* sum p dp = dy . y */
+                PLAIN(attention_row)(a, p, dcap, q + at, k + key, ld, end - begin);
                 for (size_t j = 0; j < end - begin; j++) mean += p[j] * PLAIN(dot)(dy + at, v + key + j * ld, d);
                 for (size_t j = 0; j < end - begin; j++) {
                     size_t kv = key + j * ld;
-                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * slope[j] * (REAL)a->scale;
+                    REAL ds = p[j] * (PLAIN(dot)(dy + at, v + kv, d) - mean) * dcap[j] * (REAL)a->scale;
                     PLAIN(axpy)(dv + kv, p[j], dy + at, d);
                     PLAIN(axpy)(dk + kv, ds, q + at, d);
                     PLAIN(axpy)(dq + at, ds, k + kv, d);
@@ -573,6 +574,37 @@ __attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t 
     philox(step, stream, i / 64 * 16 + i % 16, words);
     memcpy(&bits, &x, sizeof bits);
     return (uint16_t)((bits + (second ? words[i / 16 % 4] >> 16 : words[i / 16 % 4] & 0xffff)) >> 16);
+}
+
+/* ---- second-order methods ---- */
+
+/* u^T u = h^-1 by the textbook: h = R R^T, then R^-1, both column by column. scratch [n][n]. */
+PLAIN_FN PLAIN(inverse_factor)(REAL *u, const REAL *h, size_t n, REAL *r) {
+    for (size_t i = 0; i < n * n; i++) u[i] = r[i] = 0;
+    for (size_t c = n; c-- > 0;)
+        for (size_t i = c + 1; i-- > 0;) {
+            REAL x = h[i * n + c];
+            for (size_t k = c + 1; k < n; k++) x -= r[i * n + k] * r[c * n + k];
+            r[i * n + c] = i == c ? (REAL)sqrt(x) : x / r[c * n + c];
+        }
+    for (size_t c = 0; c < n; c++)
+        for (size_t i = c + 1; i-- > 0;) {
+            REAL x = i == c ? 1 : 0;
+            for (size_t k = i + 1; k <= c; k++) x -= r[i * n + k] * u[k * n + c];
+            u[i * n + c] = x / r[i * n + i];
+        }
+}
+
+/* One row at a time; `keep` is asked for each column. w [rows][cols], not transposed. */
+PLAIN_FN PLAIN(feedback)(REAL *w, const REAL *u, size_t rows, size_t cols, REAL (*keep)(size_t row, size_t col, REAL w),
+                         REAL *loss) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < cols; j++) {
+            REAL kept = keep(r, j, w[r * cols + j]), e = (w[r * cols + j] - kept) / u[j * cols + j];
+            for (size_t k = j + 1; k < cols; k++) w[r * cols + k] -= e * u[j * cols + k];
+            w[r * cols + j] = kept;
+            loss[r] += e * e;
+        }
 }
 
 #undef REAL

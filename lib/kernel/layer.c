@@ -1,4 +1,4 @@
-/* What goes row by row: embedding and rotary positions; norms are in norm.c. */
+/* Embedding and rotary positions; norms are in norm.c. */
 #include "lib/kernel/kernel_internal.h"
 
 /* ---- embedding ---- */
@@ -20,7 +20,7 @@ void kernel_gather(float *y, const float *table, const uint32_t *ids, size_t n, 
     kernel_split(n, piece_rows(d), gather_piece, &(struct embedding){NULL, y, table, ids, n, d});
 }
 
-/* A strip of columns a task: a token that comes up twice meets the same task twice, in order. */
+/* A strip of columns a task: a token that occurs twice is added by one task, in order. */
 static void scatter_strip(void *ctx, size_t begin, size_t end) {
     const struct embedding *c = ctx;
     for (size_t i = 0; i < c->n; i++)
@@ -42,7 +42,7 @@ struct rope {
     int sign;
 };
 
-#define ANGLES 64 /* per step: cosines and sines of a row wait on the stack for all its heads */
+#define ANGLES 64 /* per step: cosines and sines of a row are kept on the stack for all its heads */
 
 static void rope_piece(void *ctx, size_t begin, size_t end) {
     const struct rope *c = ctx;

@@ -1,4 +1,4 @@
-/* Rows of logits: normalise, store, find. A row is walked in chunks that stay in the first cache. */
+/* Rows of logits: normalise, store, find. Rows are read in chunks that stay in the first cache. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -36,7 +36,7 @@ struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t 
     return row_sum(v, x, d, s, add_exact);
 }
 
-struct rows {
+struct rows_f32 {
     const struct simd *v;
     float *out;
     uint32_t *ids;
@@ -46,7 +46,7 @@ struct rows {
 };
 
 static void logsumexp_rows(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct rows_f32 *c = ctx;
     for (size_t r = begin; r < end; r++) {
         struct softmax_sum z = row_softmax_sum(c->v, c->x + r * c->d, c->d, c->s);
         c->out[r] = (float)((double)z.max * c->s + log(z.sum));
@@ -54,12 +54,12 @@ static void logsumexp_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_logsumexp(float *lse, const float *x, size_t rows, size_t d, float inv_temperature) {
-    struct rows c = {.v = simd(), .out = lse, .x = x, .d = d, .s = inv_temperature};
+    struct rows_f32 c = {.v = simd(), .out = lse, .x = x, .d = d, .s = inv_temperature};
     kernel_split(rows, piece_rows(d), logsumexp_rows, &c);
 }
 
 static void log_softmax_rows(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct rows_f32 *c = ctx;
     for (size_t r = begin; r < end; r++) {
         const float *x = c->x + r * c->d;
         struct softmax_sum z = row_softmax_sum(c->v, x, c->d, c->s);
@@ -68,11 +68,11 @@ static void log_softmax_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_log_softmax(float *y, const float *x, size_t rows, size_t d, float inv_temperature) {
-    struct rows c = {.v = simd(), .out = y, .x = x, .d = d, .s = inv_temperature};
+    struct rows_f32 c = {.v = simd(), .out = y, .x = x, .d = d, .s = inv_temperature};
     kernel_split(rows, piece_rows(d), log_softmax_rows, &c);
 }
 
-/* ---- written in the type that they are kept in ---- */
+/* ---- stored in another type ---- */
 
 struct storing {
     const struct simd *v;
@@ -97,9 +97,9 @@ static bool store_f16(const struct storing *c, uint16_t *y, const float *x) {
     return c->v->affine_f16(y, x, c->d, z.max, c->s, (float)log(z.sum));
 }
 
-/* What a chunk becomes is converted and looked at in the first cache. */
+/* A chunk is converted and checked in the first cache. */
 static bool store_any(const struct storing *c, unsigned char *y, const float *x) {
-    float room[ROW_CHUNK];
+    float scratch[ROW_CHUNK];
     struct err unused;
     struct softmax_sum z = {0};
     bool good = true;
@@ -107,8 +107,8 @@ static bool store_any(const struct storing *c, unsigned char *y, const float *x)
     float log_sum = (float)log(z.sum);
     for (size_t i = 0, n; i < c->d; i += n, y += dtype_row_bytes(c->type, n)) {
         n = smaller(ROW_CHUNK, c->d - i);
-        if (c->log_probs) c->v->affine(room, x + i, n, z.max, c->s, log_sum);
-        good = !tensor_from_f32(c->type, c->log_probs ? room : x + i, y, n, NULL, &unused) && good;
+        if (c->log_probs) c->v->affine(scratch, x + i, n, z.max, c->s, log_sum);
+        good = !tensor_from_f32(c->type, c->log_probs ? scratch : x + i, y, n, NULL, &unused) && good;
         good = tensor_first_nonfinite(c->type, y, n) == n && good;
     }
     return good;
@@ -134,7 +134,7 @@ size_t kernel_store_logits(enum dtype type, void *y, const float *x, size_t rows
 /* ---- the largest ---- */
 
 static void argmax_rows(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct rows_f32 *c = ctx;
     for (size_t r = begin; r < end; r++) {
         const float *x = c->x + r * c->d;
         size_t best = 0;
@@ -145,7 +145,7 @@ static void argmax_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_argmax(uint32_t *index, const float *x, size_t rows, size_t d) {
-    struct rows c = {.v = simd(), .ids = index, .x = x, .d = d};
+    struct rows_f32 c = {.v = simd(), .ids = index, .x = x, .d = d};
     kernel_split(rows, piece_rows(d), argmax_rows, &c);
 }
 
@@ -196,7 +196,7 @@ static void topk_row(const struct simd *v, struct heap h, const float *x, size_t
 }
 
 static void topk_rows(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct rows_f32 *c = ctx;
     for (size_t r = begin; r < end; r++) {
         struct heap h = {c->ids + r * c->k, c->out + r * c->k, c->k};
         topk_row(c->v, h, c->x + r * c->d, c->d);
@@ -205,6 +205,6 @@ static void topk_rows(void *ctx, size_t begin, size_t end) {
 
 void kernel_topk(uint32_t *ids, float *values, const float *x, size_t rows, size_t d, size_t k) {
     if (k == 0) return;
-    struct rows c = {.v = simd(), .out = values, .ids = ids, .x = x, .d = d, .k = k};
+    struct rows_f32 c = {.v = simd(), .out = values, .ids = ids, .x = x, .d = d, .k = k};
     kernel_split(rows, piece_rows(d), topk_rows, &c);
 }

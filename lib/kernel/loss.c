@@ -22,7 +22,7 @@ struct loss {
     struct kernel_array dx;
 };
 
-/* One row: what the first pass finds out. */
+/* Sums of a row, from the first pass. */
 struct row {
     const float *x, *dense;
     const uint32_t *ids;
@@ -112,16 +112,17 @@ static void measure(const struct loss *c, size_t r, struct row *w, double *kl, d
 }
 
 /* The factors of a row's gradient, of the two softmaxes and of the target. */
-struct slope {
+struct coefficients {
     double kl, ce;       /* kl_weight T, ce_weight, of this row */
     double outside, b;   /* of exp((x - max) s) and exp(x - max) */
     double inside;       /* of the first, of tokens in K: where there is a ghost. They are computed on their own, not */
     bool ghost, ce_only; /* corrected, for the two factors may differ by many orders of magnitude. */
 };
 
-static struct slope slope_of(const struct loss *c, const struct row *w, float weight) {
-    struct slope g = {.kl = has_teacher(c->target) ? (double)weight * c->how->kl_weight * c->how->temperature : 0,
-                      .ce = w->label != UINT32_MAX ? (double)weight * c->how->ce_weight : 0};
+static struct coefficients coefficients_of(const struct loss *c, const struct row *w, float weight) {
+    struct coefficients g = {.kl =
+                                 has_teacher(c->target) ? (double)weight * c->how->kl_weight * c->how->temperature : 0,
+                             .ce = w->label != UINT32_MAX ? (double)weight * c->how->ce_weight : 0};
     double b = g.ce != 0 ? g.ce / w->z1.sum : 0;
     g.ce_only = g.kl == 0;
     if (g.ce_only) {
@@ -140,9 +141,9 @@ static struct slope slope_of(const struct loss *c, const struct row *w, float we
     return g;
 }
 
-/* Elements [from, from + n) of the row's gradient, apart from x. */
-static void differentiate_part(const struct loss *c, const struct row *w, const struct slope *g, size_t from, size_t n,
-                               float *dx) {
+/* Elements [from, from + n) of the row's gradient, not in place. */
+static void differentiate_part(const struct loss *c, const struct row *w, const struct coefficients *g, size_t from,
+                               size_t n, float *dx) {
     const float *x = w->x + from, *dense = g->ce_only || !w->dense ? NULL : w->dense + from;
     if (g->ce_only)
         c->v->loss_gradient(dx, x, NULL, n, w->z1.max, 1, (float)g->outside, 0, 0);
@@ -158,9 +159,9 @@ static void differentiate_part(const struct loss *c, const struct row *w, const 
     if (g->ce != 0 && w->label >= from && w->label - from < n) dx[w->label - from] -= (float)g->ce;
 }
 
-/* Second pass. A piece is made apart: dx may overwrite x, and is rounded when it is bf16. */
+/* Second pass. A piece goes through a buffer: dx may overwrite x, and is rounded when it is bf16. */
 static void differentiate(const struct loss *c, const struct row *w, float weight, size_t at) {
-    struct slope g = slope_of(c, w, weight);
+    struct coefficients g = coefficients_of(c, w, weight);
     float part[CHUNK];
     if (g.kl == 0 && g.ce == 0) {
         memset(kernel_part(c->dx, at).data, 0, kernel_array_bytes(c->dx.dtype, c->d));

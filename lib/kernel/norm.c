@@ -10,9 +10,13 @@ struct norm {
     const float *w, *b, *moments; /* what was kept */
     size_t rows, d;
     float eps;
-    /* Backward of a row, and of columns [col, col + n) of it to the gradient of w. */
-    void (*dx_row)(const struct norm *c, size_t r, size_t step);
-    void (*dw_row)(const struct norm *c, size_t r, size_t col, size_t n, float *sum);
+    const struct norm_rows *how; /* backward */
+};
+
+/* Backward of a row, and of columns [col, col + n) of it to the gradient of w. */
+struct norm_rows {
+    void (*dx)(const struct norm *c, size_t r, size_t step);
+    void (*dw)(const struct norm *c, size_t r, size_t col, size_t n, float *sum);
 };
 
 /* Columns of a row that are taken at a time: all, unless something must be widened. */
@@ -23,7 +27,7 @@ static size_t row_step(const struct norm *c) {
 
 /*
  * dw = sum over rows. As in reduce.c, rows are summed in blocks and the blocks in order. A task takes a block
- * for dx and dw while its rows are in the cache; sums of as many blocks as fit wait on the stack to be added.
+ * for dx and dw while its rows are in the cache; sums of as many blocks as fit are kept on the stack.
  */
 #define NORM_ROWS 128
 #define NORM_SUMS (32 * 1024)
@@ -42,8 +46,8 @@ static void norm_block(void *ctx, size_t i, int thread) {
     (void)thread;
     if (sum) memset(sum, 0, c->d * sizeof *sum);
     for (size_t r = begin; r < end; r++) {
-        if (c->dx.data) c->dx_row(c, r, row_step(c));
-        if (sum) c->dw_row(c, r, 0, c->d, sum);
+        if (c->dx.data) c->how->dx(c, r, row_step(c));
+        if (sum) c->how->dw(c, r, 0, c->d, sum);
     }
 }
 
@@ -53,32 +57,43 @@ static void dw_strip(void *ctx, size_t begin, size_t end) {
     float sum[COLUMNS];
     for (size_t first = 0; first < c->rows; first += NORM_ROWS) {
         memset(sum, 0, sizeof sum);
-        for (size_t r = first; r < smaller(first + NORM_ROWS, c->rows); r++) c->dw_row(c, r, begin, end - begin, sum);
+        for (size_t r = first; r < smaller(first + NORM_ROWS, c->rows); r++) c->how->dw(c, r, begin, end - begin, sum);
         c->v->add(c->dw + begin, sum, end - begin);
     }
 }
 
-static void norm_backward(const struct norm *c) {
+static void norm_backward(const struct norm_rows *how, struct kernel_array dx, float *dw, struct kernel_array dy,
+                          struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d) {
     _Alignas(64) float sums[NORM_SUMS];
-    size_t d = c->d;
-    bool with_dw = c->dw && d <= NORM_SUMS;
-    size_t blocks = with_dw ? NORM_SUMS / (d ? d : 1) : c->rows / NORM_ROWS + 1;
-    for (size_t first = 0; first < c->rows; first += blocks * NORM_ROWS) {
-        size_t n = smaller(blocks, (c->rows - first - 1) / NORM_ROWS + 1);
-        parallel_for(n, norm_block, &(struct norm_blocks){c, first, with_dw ? sums : NULL});
-        for (size_t i = 0; with_dw && i < n; i++) c->v->add(c->dw, sums + i * d, d);
+    struct norm c = {.v = simd(),
+                     .y = dy,
+                     .x = x,
+                     .dx = dx,
+                     .dy = dy,
+                     .dw = dw,
+                     .w = w,
+                     .moments = moments,
+                     .rows = rows,
+                     .d = d,
+                     .how = how};
+    bool with_dw = dw && d <= NORM_SUMS;
+    size_t blocks = with_dw ? NORM_SUMS / (d ? d : 1) : rows / NORM_ROWS + 1;
+    for (size_t first = 0; first < rows; first += blocks * NORM_ROWS) {
+        size_t n = smaller(blocks, (rows - first - 1) / NORM_ROWS + 1);
+        parallel_for(n, norm_block, &(struct norm_blocks){&c, first, with_dw ? sums : NULL});
+        for (size_t i = 0; with_dw && i < n; i++) c.v->add(dw, sums + i * d, d);
     }
-    if (c->dw && !with_dw) kernel_split(d, COLUMNS, dw_strip, (void *)c);
+    if (dw && !with_dw) kernel_split(d, COLUMNS, dw_strip, &c);
 }
 
 /* ---- RMSNorm ---- */
 
 static float row_inv(const struct norm *c, size_t at, size_t step) {
-    float room[WIDENED];
+    float scratch[WIDENED];
     double sum = 0;
     for (size_t i = 0, n; i < c->d; i += n) {
         n = smaller(step, c->d - i);
-        const float *x = array_get(c->v, c->x, at + i, n, room);
+        const float *x = array_get(c->v, c->x, at + i, n, scratch);
         sum += c->v->dot(x, x, n);
     }
     return (float)(1 / sqrt(sum / (double)c->d + c->eps));
@@ -125,7 +140,7 @@ static void rmsnorm_dx_row(const struct norm *c, size_t r, size_t step) {
     for (size_t i = 0, n; i < c->d; i += n) {
         n = smaller(step, c->d - i);
         array_get(c->v, c->dx, at + i, n, dx);
-        c->v->rmsnorm_dx(array_room(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
+        c->v->rmsnorm_dx(array_target(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
                          array_get(c->v, c->x, at + i, n, x), c->w + i, (float)inv, (float)a, n);
         array_put(c->v, c->dx, at + i, n, dx);
     }
@@ -143,35 +158,25 @@ static void rmsnorm_dw_row(const struct norm *c, size_t r, size_t col, size_t n,
 
 void kernel_rmsnorm_backward(struct kernel_array dx, float *dw, struct kernel_array dy, struct kernel_array x,
                              const float *w, const float *inv, size_t rows, size_t d) {
-    struct norm c = {.v = simd(),
-                     .y = dy,
-                     .x = x,
-                     .dx = dx,
-                     .dy = dy,
-                     .dw = dw,
-                     .w = w,
-                     .moments = inv,
-                     .rows = rows,
-                     .d = d,
-                     .dx_row = rmsnorm_dx_row,
-                     .dw_row = rmsnorm_dw_row};
-    norm_backward(&c);
+    static const struct norm_rows how = {rmsnorm_dx_row, rmsnorm_dw_row};
+    norm_backward(&how, dx, dw, dy, x, w, inv, rows, d);
 }
 
 /* ---- LayerNorm ---- */
 
-/* Mean and 1 / deviation; the squares are of what is left of x without the mean, so that a large mean costs no digits. */
+/* Mean and 1 / deviation; the squares are of what is left of x without the mean, so that a large mean costs no
+ * digits. */
 static void row_moments(const struct norm *c, size_t at, size_t step, float out[2]) {
-    float room[WIDENED], centred[WIDENED];
+    float scratch[WIDENED], centred[WIDENED];
     double sum = 0, squares = 0;
     for (size_t i = 0, n; i < c->d; i += n) {
         n = smaller(step, c->d - i);
-        sum += c->v->sum(array_get(c->v, c->x, at + i, n, room), n);
+        sum += c->v->sum(array_get(c->v, c->x, at + i, n, scratch), n);
     }
     out[0] = (float)(sum / (double)c->d);
     for (size_t i = 0, n; i < c->d; i += n) {
         n = smaller(WIDENED, c->d - i);
-        c->v->affine(centred, array_get(c->v, c->x, at + i, n, room), n, out[0], 1, 0);
+        c->v->affine(centred, array_get(c->v, c->x, at + i, n, scratch), n, out[0], 1, 0);
         squares += c->v->dot(centred, centred, n);
     }
     out[1] = (float)(1 / sqrt(squares / (double)c->d + c->eps));
@@ -186,7 +191,7 @@ static void layernorm_piece(void *ctx, size_t begin, size_t end) {
         row_moments(c, at, step, moments);
         for (size_t i = 0, n; i < c->d; i += n) {
             n = smaller(step, c->d - i);
-            c->v->layernorm(array_room(c->y, at + i, y), array_get(c->v, c->x, at + i, n, x), c->w + i,
+            c->v->layernorm(array_target(c->y, at + i, y), array_get(c->v, c->x, at + i, n, x), c->w + i,
                             c->b ? c->b + i : NULL, moments[0], moments[1], n);
             array_put(c->v, c->y, at + i, n, y);
         }
@@ -221,7 +226,7 @@ static void layernorm_dx_row(const struct norm *c, size_t r, size_t step) {
     for (size_t i = 0, n; i < c->d; i += n) {
         n = smaller(step, c->d - i);
         array_get(c->v, c->dx, at + i, n, dx);
-        c->v->layernorm_dx(array_room(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
+        c->v->layernorm_dx(array_target(c->dx, at + i, dx), array_get(c->v, c->dy, at + i, n, dy),
                            array_get(c->v, c->x, at + i, n, x), c->w + i, mean, inv, a, b, n);
         array_put(c->v, c->dx, at + i, n, dx);
     }
@@ -239,18 +244,7 @@ static void layernorm_dw_row(const struct norm *c, size_t r, size_t col, size_t 
 
 void kernel_layernorm_backward(struct kernel_array dx, float *dw, float *db, struct kernel_array dy,
                                struct kernel_array x, const float *w, const float *moments, size_t rows, size_t d) {
-    struct norm c = {.v = simd(),
-                     .y = dy,
-                     .x = x,
-                     .dx = dx,
-                     .dy = dy,
-                     .dw = dw,
-                     .w = w,
-                     .moments = moments,
-                     .rows = rows,
-                     .d = d,
-                     .dx_row = layernorm_dx_row,
-                     .dw_row = layernorm_dw_row};
-    norm_backward(&c);
+    static const struct norm_rows how = {layernorm_dx_row, layernorm_dw_row};
+    norm_backward(&how, dx, dw, dy, x, w, moments, rows, d);
     if (db) kernel_sum_rows(db, dy, rows, d);
 }

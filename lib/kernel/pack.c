@@ -1,6 +1,6 @@
 /*
- * bf16 and its layouts: conversions, transposition, panels of a right-hand matrix. Everything is made of four loops of the
- * CPU path: to bf16, pairs from two rows, transposition of 32-bit words (pairs), and back from bf16.
+ * bf16 and its layouts: conversions, transposition, panels of a right-hand matrix. Everything is made of four loops of
+ * the CPU path: to bf16, pairs from two rows, transposition of 32-bit words (pairs), and back from bf16.
  */
 #include "lib/kernel/kernel_internal.h"
 
@@ -48,21 +48,21 @@ static size_t round_up(size_t n, size_t unit) {
 #define LD      (K_CHUNK + 32)
 
 /* A matrix that is not packed, in bytes. */
-struct rows {
+struct pack_rows {
     const struct simd *v;
     enum dtype type;
     const unsigned char *data;
     size_t row_bytes, block_elems, block_bytes;
 };
 
-static struct rows rows_of(const struct kernel_panels *b) {
+static struct pack_rows rows_of(const struct kernel_panels *b) {
     const struct dtype_info *type = dtype_info(b->dtype);
-    return (struct rows){simd(),           b->dtype, b->data, dtype_row_bytes(b->dtype, b->k), type->block_elems,
-                         type->block_bytes};
+    return (struct pack_rows){simd(),           b->dtype, b->data, dtype_row_bytes(b->dtype, b->k), type->block_elems,
+                              type->block_bytes};
 }
 
 /* n elements in whole blocks. Quantized elements are those of tensor_to_f32, rounded. */
-static void to_bf16(const struct rows *b, uint16_t *to, const unsigned char *from, size_t n) {
+static void to_bf16(const struct pack_rows *b, uint16_t *to, const unsigned char *from, size_t n) {
     enum { STEP = 256 };
     if (b->type == DT_BF16) {
         memcpy(to, from, n * sizeof *to);
@@ -77,18 +77,18 @@ static void to_bf16(const struct rows *b, uint16_t *to, const unsigned char *fro
     }
 }
 
-/* The hardware's own prefetching begins anew in every page. */
+/* The hardware prefetcher stops at page boundaries. */
 static void prefetch(const unsigned char *p, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-/* Can pairs of bf16 be read where they lie? */
-static bool are_words(const struct rows *b, const unsigned char *from) {
+/* Can pairs of bf16 be read in place? */
+static bool are_words(const struct pack_rows *b, const unsigned char *from) {
     return ((uintptr_t)from | b->row_bytes) % sizeof(uint32_t) == 0;
 }
 
 /* One panel, or the first `cols` columns of it. */
-static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t cols, size_t first, size_t count) {
+static void make_panel(const struct pack_rows *b, uint16_t *to, size_t col, size_t cols, size_t first, size_t count) {
     _Alignas(64) uint16_t rows[LANES * LD];
     for (size_t k = 0; k < count; k += K_CHUNK) {
         size_t n = smaller(K_CHUNK, count - k), padded = round_up(n, 32);
@@ -117,7 +117,7 @@ static void make_panel(const struct rows *b, uint16_t *to, size_t col, size_t co
 }
 
 void make_panels(uint16_t *to, const struct kernel_panels *b, size_t col, size_t cols, size_t first, size_t count) {
-    struct rows rows = rows_of(b);
+    struct pack_rows rows = rows_of(b);
     for (size_t j = 0; j < cols; j += PANEL)
         make_panel(&rows, to + j * round_up(count, 32), col + j, smaller(PANEL, cols - j), first, count);
 }
@@ -126,21 +126,21 @@ size_t kernel_panels_bytes(size_t n, size_t k) {
     return round_up(n, PANEL) * round_up(k, 32) * sizeof(uint16_t);
 }
 
-struct packing {
+struct packing_bf16 {
     const struct simd *v;
     uint16_t *to;
-    struct kernel_panels b; /* as it lies before */
+    struct kernel_panels b; /* not packed */
 };
 
 static void pack_nt_task(void *ctx, size_t i, int thread) {
-    const struct packing *p = ctx;
+    const struct packing_bf16 *p = ctx;
     (void)thread;
     size_t col = i * PANEL;
     make_panels(p->to + col * round_up(p->b.k, 32), &p->b, col, smaller(PANEL, p->b.n - col), 0, p->b.k);
 }
 
 struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
-    struct packing p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+    struct packing_bf16 p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
     parallel_for((n + PANEL - 1) / PANEL, pack_nt_task, &p);
     return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
 }
@@ -151,22 +151,22 @@ struct kernel_panels kernel_pack_nt(void *memory, size_t n, size_t k, enum dtype
 #define NN_ROWS 256
 #define AHEAD   16 /* rows */
 
-/* `cols` elements of row r from column c on, as bf16: where they lie or in `room`; zeros for a row behind the end. */
-static const uint16_t *row_part(const struct simd *v, uint16_t *room, enum dtype type, const void *x, size_t rows,
+/* `cols` elements of row r from column c on, as bf16: in place or in `scratch`; zeros for a row past the end. */
+static const uint16_t *row_part(const struct simd *v, uint16_t *scratch, enum dtype type, const void *x, size_t rows,
                                 size_t cols, size_t r, size_t c, size_t count) {
     if (r >= rows) {
-        memset(room, 0, count * sizeof *room);
-        return room;
+        memset(scratch, 0, count * sizeof *scratch);
+        return scratch;
     }
     if (type == DT_BF16) return (const uint16_t *)x + r * cols + c;
     const float *from = (const float *)x + r * cols + c;
     prefetch((const unsigned char *)(from + AHEAD * cols), count * sizeof *from);
-    v->to_bf16(room, from, count);
-    return room;
+    v->to_bf16(scratch, from, count);
+    return scratch;
 }
 
 static void pack_nn_task(void *ctx, size_t i, int thread) {
-    const struct packing *p = ctx;
+    const struct packing_bf16 *p = ctx;
     (void)thread;
     size_t n = p->b.n, k = p->b.k, padded = round_up(k, 32), strips = (n - 1) / NN_COLS + 1;
     size_t col = i % strips * NN_COLS, first = i / strips * NN_ROWS, cols = smaller(NN_COLS, n - col);
@@ -184,7 +184,7 @@ static void pack_nn_task(void *ctx, size_t i, int thread) {
 }
 
 struct kernel_panels kernel_pack_nn(void *memory, size_t n, size_t k, enum dtype type, const void *b) {
-    struct packing p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
+    struct packing_bf16 p = {simd(), memory, {.n = n, .k = k, .dtype = type, .data = b}};
     if (n && k) parallel_for(((n - 1) / NN_COLS + 1) * ((k - 1) / NN_ROWS + 1), pack_nn_task, &p);
     return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = DT_BF16, .data = memory};
 }

@@ -25,7 +25,7 @@ INLINE __m512i paired(const uint16_t *x, const uint16_t *z, __mmask16 mask) {
     return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, z)), 16));
 }
 
-/* Rows apart by a constant are too far for the hardware to guess. */
+/* Rows are too far apart for the hardware prefetcher. */
 INLINE void prefetch_rows(const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < cols; c += 32) __builtin_prefetch(x + r * ldx + c);

@@ -63,7 +63,7 @@ size_t kernel_panels_int8_bytes(enum dtype type, size_t n, size_t k) {
 
 /* ---- packing ---- */
 
-struct packing {
+struct packing_int8 {
     const struct simd *v;
     const struct quant_form *form;
     size_t n, k, block; /* elements of a block, */
@@ -99,7 +99,7 @@ static void put_f16(const uint8_t *base, size_t i, uint16_t h) {
 }
 
 /* One column's blocks in a chunk: its scales into their place, its codes into a row. */
-static void take_column(const struct packing *p, const struct chunk_int8 *c, size_t col, const uint8_t *from,
+static void take_column(const struct packing_int8 *p, const struct chunk_int8 *c, size_t col, const uint8_t *from,
                         size_t count, uint8_t *codes) {
     const struct quant_form *f = p->form;
     for (size_t k = 0; k < count; k += p->block, from += p->block_bytes) {
@@ -116,7 +116,7 @@ static void take_column(const struct packing *p, const struct chunk_int8 *c, siz
 }
 
 static void pack_panel(void *ctx, size_t i, int thread) {
-    const struct packing *p = ctx;
+    const struct packing_int8 *p = ctx;
     (void)thread;
     _Alignas(64) uint8_t rows[PANEL * INT8_CHUNK], codes[PANEL * INT8_CHUNK];
     uint8_t *to = p->to + i * p->panel_bytes;
@@ -140,15 +140,15 @@ static void pack_panel(void *ctx, size_t i, int thread) {
 
 struct kernel_panels kernel_pack_int8(void *memory, size_t n, size_t k, enum dtype type, const void *blocks) {
     const struct dtype_info *info = dtype_info(type);
-    struct packing p = {.v = simd(),
-                        .form = quant_form(type),
-                        .n = n,
-                        .k = k,
-                        .block = info->block_elems,
-                        .block_bytes = info->block_bytes,
-                        .row_bytes = dtype_row_bytes(type, k),
-                        .to = memory,
-                        .from = blocks};
+    struct packing_int8 p = {.v = simd(),
+                             .form = quant_form(type),
+                             .n = n,
+                             .k = k,
+                             .block = info->block_elems,
+                             .block_bytes = info->block_bytes,
+                             .row_bytes = dtype_row_bytes(type, k),
+                             .to = memory,
+                             .from = blocks};
     p.panel_bytes = panel_int8_bytes(p.form, k);
     parallel_for((n + PANEL - 1) / PANEL, pack_panel, &p);
     return (struct kernel_panels){.n = n, .k = k, .packed = true, .dtype = type, .data = memory};

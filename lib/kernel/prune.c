@@ -1,4 +1,4 @@
-/* What pruning does to tensors: the smallest weights to zero, columns taken out. */
+/* Pruning of tensors: the smallest weights to zero, columns removed. */
 #include "lib/kernel/kernel.h"
 
 #include <math.h>

@@ -63,8 +63,8 @@ static void sum_strip(void *ctx, size_t begin, size_t end) {
 }
 
 static void acc_typed(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
-    float room[COLUMNS];
-    c->v->add(sum, array_get(c->v, c->typed, row * c->d + begin, n, room), n);
+    float scratch[COLUMNS];
+    c->v->add(sum, array_get(c->v, c->typed, row * c->d + begin, n, scratch), n);
 }
 
 static void acc_square(const struct columns *c, float *sum, size_t row, size_t begin, size_t n) {
@@ -92,7 +92,7 @@ void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d) {
 
 /* ---- along the rows ---- */
 
-struct rows {
+struct weight_rows {
     const struct simd *v;
     float *out;
     const float *x;
@@ -100,7 +100,7 @@ struct rows {
 };
 
 static void row_norms_piece(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct weight_rows *c = ctx;
     for (size_t r = begin; r < end; r++) {
         const float *x = c->x + r * c->d;
         c->out[r] = (float)c->v->dot(x, x, c->d);
@@ -108,16 +108,16 @@ static void row_norms_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d) {
-    kernel_split(rows, piece_rows(d), row_norms_piece, &(struct rows){simd(), out, x, d});
+    kernel_split(rows, piece_rows(d), row_norms_piece, &(struct weight_rows){simd(), out, x, d});
 }
 
 static void add_bias_piece(void *ctx, size_t begin, size_t end) {
-    const struct rows *c = ctx;
+    const struct weight_rows *c = ctx;
     for (size_t r = begin; r < end; r++) c->v->add(c->out + r * c->d, c->x, c->d);
 }
 
 void kernel_add_bias(float *y, const float *bias, size_t rows, size_t d) {
-    kernel_split(rows, piece_rows(d), add_bias_piece, &(struct rows){simd(), y, bias, d});
+    kernel_split(rows, piece_rows(d), add_bias_piece, &(struct weight_rows){simd(), y, bias, d});
 }
 
 /* ---- the k-th smallest magnitude ---- */

@@ -1,7 +1,7 @@
 /*
- * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the sum of all. A
- * row is read from memory once, a chunk at a time, which gives the sums of its pieces; those that a draw falls into are walked.
- * Halves are widened a chunk at a time too, so that no row is ever whole in f32.
+ * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the sum of
+ * all. A row is read from memory once, a chunk at a time, which gives the sums of its pieces; those that a draw falls
+ * into are walked. Halves are widened a chunk at a time too, so that no row is ever whole in f32.
  */
 #include <float.h>
 #include <math.h>
@@ -9,7 +9,7 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define PIECES 4096 /* of a row at most: their sums wait on the stack */
+#define PIECES 4096 /* of a row at most: their sums are kept on the stack */
 #define DRAWS  256  /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
 
 struct sampling {
@@ -24,7 +24,7 @@ struct sampling {
     atomic_size_t bad; /* the first row with something that is not finite */
 };
 
-/* What is known of a row. */
+/* Sums of a row. */
 struct weights {
     const unsigned char *x;
     float max;
@@ -32,15 +32,15 @@ struct weights {
 };
 
 /* n <= ROW_CHUNK logits from `at` on. */
-static const float *get(const struct sampling *c, const unsigned char *x, size_t at, size_t n, float *room) {
+static const float *get(const struct sampling *c, const unsigned char *x, size_t at, size_t n, float *scratch) {
     const unsigned char *from = x + dtype_row_bytes(c->type, at);
     if (c->type == DT_F32) return (const float *)(const void *)from;
     const uint16_t *halves = (const uint16_t *)(const void *)from;
     if (c->type == DT_F16)
-        c->v->from_f16(room, halves, n);
+        c->v->from_f16(scratch, halves, n);
     else
-        c->v->from_bf16(room, halves, n);
-    return room;
+        c->v->from_bf16(scratch, halves, n);
+    return scratch;
 }
 
 /* A new maximum: what was weighed before becomes less, or nothing where a walk would find nothing. */
@@ -52,7 +52,7 @@ static void raise(const struct sampling *c, struct weights *w, float max, size_t
 
 /* Returns false when something is not finite. */
 static bool weigh(const struct sampling *c, struct weights *w) {
-    float room[ROW_CHUNK];
+    float scratch[ROW_CHUNK];
     bool finite = true;
     size_t pieces = (c->d - 1) / c->piece + 1;
     w->max = -INFINITY;
@@ -60,7 +60,7 @@ static bool weigh(const struct sampling *c, struct weights *w) {
     memset(w->sum, 0, pieces * sizeof *w->sum);
     for (size_t i = 0; i < c->d; i += ROW_CHUNK) {
         size_t n = smaller(ROW_CHUNK, c->d - i);
-        const float *x = get(c, w->x, i, n, room);
+        const float *x = get(c, w->x, i, n, scratch);
         float top = c->v->max_finite(x, n, &finite);
         if (top > w->max) raise(c, w, top, i / c->piece + 1);
         for (size_t j = 0; j < n && w->max > -INFINITY; j += WEIGHED)
@@ -71,17 +71,17 @@ static bool weigh(const struct sampling *c, struct weights *w) {
 }
 
 /*
- * Gives the draws that fall into a piece, which spans the cumulative weights from `before` to `end`, their ids; returns how many
- * of the sorted thresholds those are. The walk and the piece's sum differ in their last bits: what falls between them goes to
- * the last index with any weight.
+ * Gives the draws that fall into a piece, which spans the cumulative weights from `before` to `end`, their ids; returns
+ * how many of the sorted thresholds those are. The walk and the piece's sum differ in their last bits: what falls
+ * between them goes to the last index with any weight.
  */
 static size_t draw_piece(const struct sampling *c, const struct weights *w, size_t piece, double before, double end,
                          const double *threshold, size_t n, uint32_t *ids) {
-    float room[WEIGHED], e[WEIGHED];
+    float scratch[WEIGHED], e[WEIGHED];
     size_t next = 0, first = piece * c->piece, last = first;
     for (size_t i = first; i < smaller(first + c->piece, c->d); i += WEIGHED) {
         size_t count = smaller(WEIGHED, c->d - i);
-        c->v->exp2_store(e, get(c, w->x, i, count, room), count, w->max, c->s);
+        c->v->exp2_store(e, get(c, w->x, i, count, scratch), count, w->max, c->s);
         for (size_t j = 0; j < count; j++) {
             if (e[j] > 0) last = i + j;
             before += e[j];
@@ -103,7 +103,7 @@ static void draw(const struct sampling *c, const struct weights *w, const double
         if (threshold[next] < end) next += draw_piece(c, w, i, before, end, threshold + next, n - next, ids + next);
         before = end;
     }
-    while (next < n) ids[next++] = 0; /* weights that are no numbers */
+    while (next < n) ids[next++] = 0; /* weights that are NaN */
 }
 
 /* ---- sorting ---- */

@@ -1,6 +1,6 @@
 /*
- * Activation functions and what a layer does with them, over the vector of simd_body.h, which includes this file. A new one is
- * two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
+ * Activation functions and what a layer does with them, over the vector of simd_body.h, which includes this file. A new
+ * one is two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
  */
 
 /* tanh x = (e^2x - 1) / (e^2x + 1), which is 1 in f32 long before e^2x overflows. */
@@ -15,8 +15,8 @@ static inline SIMD_TARGET vec v_step(vec x) {
     return v_max(v_set(0), v_min(v_set(1), v_mul(x, v_set(1e38f))));
 }
 
-/* erfc(x) / 2 for x >= 0 by Chebyshev's fit in t = 1 / (1 + x / 2): relative error 1.2e-7 (Press et al., "Numerical Recipes
- * in C", section 6.2). */
+/* erfc(x) / 2 for x >= 0 by Chebyshev's fit in t = 1 / (1 + x / 2): relative error 1.2e-7 (Press et al., "Numerical
+ * Recipes in C", section 6.2). */
 static inline SIMD_TARGET vec v_half_erfc(vec x) {
     static const float c[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
                               -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};

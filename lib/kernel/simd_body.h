@@ -13,7 +13,7 @@
  *   v_exponent(x)         floor(log2 x) of a positive normal number
  *   v_hmax v_hsum         over the lanes, in a fixed order
  *   v_above(a, b)         bit i: is a > b in lane i?
- *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; zeros behind) d_muladd(a, b, c) = a b + c
+ *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; padded with zeros) d_muladd(a, b, c) = a b + c
  *   d_round d_sum         as above
  *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
  *   d_narrow(d)           to f32
@@ -68,7 +68,8 @@ static inline SIMD_TARGET vec v_expm1(vec x) {
     return v_add(v_ldexp(p, n), v_sub(v_ldexp(one, n), one));
 }
 
-/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN stays NaN. */
+/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN
+ * stays NaN. */
 static inline SIMD_TARGET vec v_exp2(vec x) {
     x = v_max(v_set(-150), x);
     vec n = v_round(x), r = v_sub(x, n), p = v_set(0.001326472731307149f);
@@ -504,7 +505,7 @@ FN bool op_affine_f16(uint16_t *y, const float *x, size_t n, float m, float s, f
 
 /* ---- attention's softmax, one block of scores ---- */
 
-#define SOFTMAX_ROWS 64 /* at a time: their maxima wait on the stack */
+#define SOFTMAX_ROWS 64 /* at a time: their maxima are kept on the stack */
 
 /* New maxima of n rows, and what the old ones' sums are to be multiplied by. */
 static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, const uint32_t *seen, float s, float *m,

@@ -271,7 +271,7 @@ static int array_row(struct knowledge_rows *k, const struct knowledge_format *f,
         uint32_t count = knowledge_number_at(knowledge_count_type(f), a->counts->data, at + i);
         if (id >= knowledge_stored_columns(f))
             return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", id, knowledge_stored_columns(f));
-        if (i && id == before) return err_set(e, ERR_DATA, "entry %u comes twice", id);
+        if (i && id == before) return err_set(e, ERR_DATA, "entry %u occurs twice", id);
         if (i && id < before) return err_set(e, ERR_DATA, "entries %u and %u are not in ascending order", before, id);
         if (!count) return err_set(e, ERR_DATA, "an entry that was never drawn");
         if (put_entry(k, f, id, count, e)) return e->code;

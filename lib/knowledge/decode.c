@@ -1,4 +1,4 @@
-/* Batches of knowledge into rows that a loss can read. What arrives is not trusted: every value is checked here, once. */
+/* Decodes batches of knowledge into rows for a loss. Input is not trusted: every value is checked here, once. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,7 +20,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->tokens = (void *)k->memory[MEM_TOKENS].data;
     k->labels = (void *)k->memory[MEM_LABELS].data;
     k->mask = k->memory[MEM_MASK].data;
-    k->types = k->memory[MEM_TYPES].len ? k->memory[MEM_TYPES].data : NULL;
+    k->types = k->memory[MEM_TYPES].len ? (void *)k->memory[MEM_TYPES].data : NULL;
     k->offset = (void *)k->memory[MEM_OFFSET].data;
     k->ids = (void *)k->memory[MEM_IDS].data;
     k->probs = (void *)k->memory[MEM_PROBS].data;
@@ -30,17 +30,6 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->pair_lengths = knowledge_has_pairs(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
     k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
     set_feature_counts(k);
-}
-
-void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
-    if (buf_reserve(b, n, e)) return NULL;
-    b->len += n;
-    return b->data + b->len - n;
-}
-
-uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i) {
-    if (dtype == DT_U8) return ((const uint8_t *)data)[i];
-    return dtype == DT_U16 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
 }
 
 /* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
@@ -77,33 +66,37 @@ static int append_lengths(struct knowledge_rows *k, const struct stream_batch *h
     return 0;
 }
 
-/* One byte for each position, at most `most`; `missing` where the batch has no such tensor. */
-static int append_bytes(struct knowledge_rows *k, int to, const struct batch *b, const char *name, uint8_t most,
-                        uint8_t missing, struct err *e) {
-    const struct tensor *t = batch_find(b, name);
+static int append_mask(struct knowledge_rows *k, const struct batch *b, struct err *e) {
+    const struct tensor *t = batch_find(b, BATCH_MASK);
     uint64_t n = b->head.n_positions;
-    uint8_t *bytes = knowledge_extend(&k->memory[to], n, e);
-    if (!bytes) return e->code;
-    memset(bytes, missing, n);
+    uint8_t *mask = knowledge_extend(&k->memory[MEM_MASK], n, e);
+    if (!mask) return e->code;
+    memset(mask, 1, n);
     if (!t) return 0;
-    if (batch_need(b, name, DT_U8, 1, &n, &t, e)) return e->code;
-    memcpy(bytes, t->data, n);
+    if (batch_need(b, BATCH_MASK, DT_U8, 1, &n, &t, e)) return e->code;
+    memcpy(mask, t->data, n);
     for (uint64_t i = 0; i < n; i++)
-        if (bytes[i] > most)
-            return err_set(e, ERR_DATA, "position %llu of the batch: the %s is %u, expected %s", (unsigned long long)i,
-                           name, bytes[i], most == 1 ? "0 or 1" : "a small number");
+        if (mask[i] > 1)
+            return err_set(e, ERR_DATA, "position %llu of the batch: the mask is %u, expected 0 or 1",
+                           (unsigned long long)i, mask[i]);
     return 0;
 }
 
 /* Token types, once a batch has them: those before it have none, which is 0. */
 static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
-    struct buf *types = &k->memory[MEM_TYPES];
-    if (!types->len && !batch_find(b, BATCH_TYPES)) return 0;
-    size_t before = k->n_positions - types->len;
-    uint8_t *zeros = before ? knowledge_extend(types, before, e) : NULL;
-    if (before && !zeros) return e->code;
-    if (before) memset(zeros, 0, before);
-    return append_bytes(k, MEM_TYPES, b, BATCH_TYPES, KNOWLEDGE_MAX_TYPE, 0, e);
+    struct buf *to = &k->memory[MEM_TYPES];
+    const struct tensor *t = batch_find(b, BATCH_TYPES);
+    uint64_t n = b->head.n_positions, from = to->len / sizeof(uint32_t);
+    if (!from && !t) return 0;
+    if (t && batch_need(b, BATCH_TYPES, DT_U8, 1, &n, &t, e)) return e->code;
+    uint32_t *types = knowledge_extend(to, (k->n_positions + n - from) * sizeof *types, e);
+    if (!types) return e->code;
+    memset(types, 0, (k->n_positions + n - from) * sizeof *types);
+    types += k->n_positions - from;
+    for (uint64_t i = 0; t && i < n; i++)
+        if ((types[i] = ((const uint8_t *)t->data)[i]) > KNOWLEDGE_MAX_TYPE)
+            return err_set(e, ERR_DATA, "position %llu of the batch: token type %u", (unsigned long long)i, types[i]);
+    return 0;
 }
 
 /* A position's label is the token behind it, if the mask lets it be one; the last position of a piece gets its own when
@@ -111,8 +104,7 @@ static int append_types(struct knowledge_rows *k, const struct batch *b, struct 
 static int next_labels(struct knowledge_rows *k, const struct batch *b, bool joined, struct err *e) {
     const struct stream_batch *head = &b->head;
     const uint32_t *lengths = batch_lengths(b), *tokens = (void *)k->memory[MEM_TOKENS].data;
-    if (append_bytes(k, MEM_MASK, b, BATCH_MASK, 1, 1, e) ||
-        !knowledge_extend(&k->memory[MEM_LABELS], head->n_positions * sizeof *k->labels, e))
+    if (append_mask(k, b, e) || !knowledge_extend(&k->memory[MEM_LABELS], head->n_positions * sizeof *k->labels, e))
         return e->code;
     const uint8_t *mask = k->memory[MEM_MASK].data;
     uint32_t *labels = (void *)k->memory[MEM_LABELS].data;
@@ -129,7 +121,7 @@ static int next_labels(struct knowledge_rows *k, const struct batch *b, bool joi
 static int stored_labels(struct knowledge_rows *k, const struct batch *b, uint64_t n, uint32_t most, struct err *e) {
     const struct tensor *t = batch_find(b, BATCH_LABELS);
     uint32_t *labels = knowledge_extend(&k->memory[MEM_LABELS], n * sizeof *labels, e);
-    if (!labels || append_bytes(k, MEM_MASK, b, BATCH_MASK, 1, 1, e)) return e->code;
+    if (!labels || append_mask(k, b, e)) return e->code;
     memset(labels, 0xFF, n * sizeof *labels);
     if (!t) return 0;
     if (batch_need(b, BATCH_LABELS, DT_U32, 1, &n, &t, e)) return e->code;
@@ -146,41 +138,6 @@ static int append_labels(struct knowledge_rows *k, const struct knowledge_format
     if (f->target == TARGET_NEXT) return next_labels(k, b, joined, e);
     if (f->target == TARGET_SEQUENCE) return stored_labels(k, b, knowledge_ended(&b->head), f->classes, e);
     return stored_labels(k, b, b->head.n_positions, f->n_used ? f->n_used : f->vocab_size, e);
-}
-
-/* ---- entries ------------------------------------------------------------------------------------------------------------ */
-
-int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
-                        struct err *e) {
-    uint32_t cols = knowledge_stored_columns(f);
-    if (!k->seen.len) {
-        void *fresh = knowledge_extend(&k->seen, cols * sizeof(uint32_t), e);
-        if (!fresh) return e->code;
-        memset(fresh, 0, k->seen.len);
-    }
-    uint32_t *seen = (void *)k->seen.data;
-    if (++k->stamp == 0) {
-        memset(seen, 0, k->seen.len);
-        k->stamp = 1;
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= cols) return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], cols);
-        if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u comes twice", ids[i]);
-        seen[ids[i]] = k->stamp;
-    }
-    return 0;
-}
-
-int knowledge_end_row(struct knowledge_rows *k, struct err *e) {
-    uint64_t end = k->memory[MEM_IDS].len / sizeof(uint32_t);
-    return buf_append(&k->memory[MEM_OFFSET], &end, sizeof end, e);
-}
-
-int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
-    uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
-    if (!offset) return e->code;
-    memset(offset, 0, n * sizeof *offset);
-    return 0;
 }
 
 /* ---- fields ------------------------------------------------------------------------------------------------------------- */
@@ -298,7 +255,7 @@ static int append_fields(struct knowledge_rows *k, const struct knowledge_format
     return 0;
 }
 
-/* ---- the queue ------------------------------------------------------------------------------------------------------------- */
+/* ---- the queue --------------------------------------------------------------------------------------------------- */
 
 static int append_batch(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool view,
                         struct err *e) {
@@ -415,7 +372,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     drop_front(&k->memory[MEM_TOKENS], n * sizeof *k->tokens);
     drop_front(&k->memory[MEM_LABELS], rows * sizeof *k->labels);
     drop_front(&k->memory[MEM_MASK], n);
-    if (k->types) drop_front(&k->memory[MEM_TYPES], n);
+    if (k->types) drop_front(&k->memory[MEM_TYPES], n * sizeof *k->types);
     drop_front(&k->memory[MEM_OFFSET], rows * sizeof *k->offset);
     drop_front(&k->memory[MEM_IDS], entries * sizeof *k->ids);
     drop_front(&k->memory[MEM_PROBS], entries * sizeof *k->probs);
@@ -429,6 +386,48 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     for (size_t i = 0; i <= k->n_rows; i++) k->offset[i] -= entries;
 }
 
+/* Probabilities of top entries have been through exp, whose last bit may be another on another machine, and are
+ * left out. */
+static void digest_response(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
+                            size_t first, size_t n) {
+    uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
+    if (f->encoding == KNOW_DENSE) {
+        size_t row = dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
+        digest_update(d, (const unsigned char *)k->dense + first * row, n * row);
+    }
+    if (!knowledge_is_sparse(f)) return;
+    digest_update(d, k->ids + from, entries * sizeof *k->ids);
+    if (f->encoding == KNOW_SAMPLE) digest_update(d, k->probs + from, entries * sizeof *k->probs);
+}
+
+static void digest_fields(struct digest_state *d, const struct knowledge_rows *k, size_t seq) {
+    for (size_t i = 0; i < k->n_fields; i++) {
+        const struct knowledge_feature *x = &k->fields[i];
+        size_t first, n = knowledge_feature_span(k, i, seq, 1, &first);
+        uint64_t at = (uint64_t)first * x->field->cols, values = (uint64_t)n * x->field->cols;
+        if (x->field->per == PER_PAIR) {
+            at = values = 0;
+            for (size_t r = 0; r < first + n; r++)
+                *(r < first ? &at : &values) += (uint64_t)k->pair_lengths[r] * x->field->heads;
+        }
+        size_t scale = knowledge_scale_bytes(x->field->dtype) * x->field->codec->vectors(x->field);
+        digest_update(d, x->stored.values.data + knowledge_vector_bytes(x->field->dtype, at),
+                      knowledge_vector_bytes(x->field->dtype, values));
+        if (scale) digest_update(d, x->stored.scales.data + first * scale, n * scale);
+    }
+}
+
+void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
+                          size_t seq, size_t position) {
+    uint32_t n = k->lengths[seq];
+    size_t first = knowledge_first_row(f, seq, position), rows = f->target == TARGET_SEQUENCE ? 1 : n;
+    digest_update(d, &n, sizeof n);
+    digest_update(d, k->tokens + position, n * sizeof *k->tokens);
+    if (f->target != TARGET_NEXT) digest_update(d, k->labels + first, rows * sizeof *k->labels);
+    digest_response(d, k, f, first, rows);
+    digest_fields(d, k, seq);
+}
+
 void knowledge_rows_release(struct knowledge_rows *k) {
     for (size_t i = 0; i < COUNT_OF(k->memory); i++) buf_release(&k->memory[i]);
     for (size_t i = 0; i < k->n_fields; i++) knowledge_part_release(&k->fields[i].stored);
@@ -438,7 +437,7 @@ void knowledge_rows_release(struct knowledge_rows *k) {
     *k = (struct knowledge_rows){0};
 }
 
-/* ---- for the loss ------------------------------------------------------------------------------------------------------------ */
+/* ---- for the loss ------------------------------------------------------------------------------------------------ */
 
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature) {
     return f->temperature / temperature; /* that of logits is 1 */

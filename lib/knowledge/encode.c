@@ -1,6 +1,6 @@
 /*
- * What a teacher says into batches of knowledge. Three steps that know little of each other: `begin` announces positions,
- * a codec appends entries for a run of rows, and the cutter moves the run's tokens and fields over and closes the batch.
+ * Encodes a teacher's output into batches of knowledge. Three steps: `begin` announces positions, a codec appends entries
+ * for a range of rows, and the cutter adds the tokens and fields of these rows and closes the batch.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -15,8 +15,6 @@
 #define BATCH_OVERDUE   16  /* times that many positions: a sequence so long is cut */
 #define DENSE_BLOCK     64  /* rows in f32 at a time */
 #define TYPICAL_LENGTH  512 /* positions of a sequence, for the size of its attention */
-
-const char knowledge_not_finite[] = "the teacher's output is not finite";
 
 /* ---- where batches are cut --------------------------------------------------------------------------------------- */
 
@@ -43,10 +41,6 @@ static void set_limits(struct knowledge_encoder *k) {
     k->limit = k->target * BATCH_OVERDUE;
 }
 
-static const uint32_t *in_lengths(const struct knowledge_encoder *k) {
-    return (const uint32_t *)k->in_lengths.data;
-}
-
 /* Does the sequence end where the rows announced for it end? */
 static bool ends_here(const struct knowledge_encoder *k, size_t in_seq) {
     return in_seq + 1 < k->in.n_seqs || !(k->in.flags & BATCH_CONTINUES);
@@ -56,7 +50,7 @@ static bool ends_here(const struct knowledge_encoder *k, size_t in_seq) {
 static size_t run_length(const struct knowledge_encoder *k) {
     uint64_t n = 0, collected = k->head.n_positions;
     for (size_t i = k->in_seq; i < k->in.n_seqs; i++) {
-        n += i == k->in_seq ? k->seq_left : in_lengths(k)[i];
+        n += i == k->in_seq ? k->seq_left : knowledge_in_lengths(k)[i];
         if (collected + n >= k->limit) return k->limit - collected;
         if (collected + n >= k->target && ends_here(k, i)) break;
     }
@@ -64,17 +58,6 @@ static size_t run_length(const struct knowledge_encoder *k) {
 }
 
 /* ---- the batch ------------------------------------------------------------------------------------------------------ */
-
-int knowledge_put_tensor(struct knowledge_encoder *k, const char *name, enum dtype dtype, uint64_t rows, uint64_t cols,
-                         const struct buf *b, struct err *e) {
-    struct tensor_desc d;
-    uint64_t dims[2] = {rows, cols};
-    unsigned rank = cols ? 2 : 1;
-    if (!cols) dims[0] = b->len / dtype_row_bytes(dtype, 1);
-    k->counts.bytes += b->len;
-    if (tensor_desc_init(&d, name, dtype, rank, dims, e)) return e->code;
-    return stream_write_tensor(k->w, &d, NULL, b->data, e);
-}
 
 static int put_field(struct knowledge_encoder *k, uint32_t i, struct err *e) {
     const struct knowledge_field *field = &k->format.fields[i];
@@ -183,12 +166,18 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
     return 0;
 }
 
+static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
+    const uint32_t *from = (const uint32_t *)k->in_types.data + k->done;
+    uint8_t *to = knowledge_extend(&k->types, n, e);
+    if (!to) return e->code;
+    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)from[i];
+    return 0;
+}
+
 /* What stands beside the tokens. */
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
-    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) ||
-        buf_append(&k->types, k->in_types.data + k->done, n, e))
-        return e->code;
+    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e)) return e->code;
     if (k->format.target == TARGET_MASKED) return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
     if (k->format.target == TARGET_SEQUENCE && ends)
         return buf_append(&k->labels, labels + k->in_seq, sizeof *labels, e);
@@ -225,7 +214,7 @@ static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
         n -= take;
         if (k->seq_left) break;
         if (ends_here(k, k->in_seq)) k->pos = 0, k->seq++;
-        if (++k->in_seq < k->in.n_seqs) k->seq_left = in_lengths(k)[k->in_seq];
+        if (++k->in_seq < k->in.n_seqs) k->seq_left = knowledge_in_lengths(k)[k->in_seq];
     }
     bool full = k->head.n_positions >= k->limit || (k->head.n_positions >= k->target && k->pos == 0);
     return full ? write_batch(k, k->pos > 0, e) : 0;
@@ -241,58 +230,7 @@ static int take_rest(struct knowledge_encoder *k, size_t keep, struct err *e) {
     return 0;
 }
 
-/* ---- for codecs ------------------------------------------------------------------------------------------------------ */
-
-int knowledge_fail_at_row(const struct knowledge_encoder *k, size_t r, struct err *e, const char *what) {
-    uint64_t seq = k->in_seq, pos = k->pos;
-    if (k->format.target == TARGET_SEQUENCE)
-        return err_set(e, ERR_DATA, "sequence %" PRIu64 ": %s", k->in.first_seq + seq + r, what);
-    for (uint64_t left = k->seq_left; r >= left && seq + 1 < k->in.n_seqs; left = in_lengths(k)[seq]) {
-        r -= left;
-        seq++;
-        pos = 0;
-    }
-    return err_set(e, ERR_DATA, "sequence %" PRIu64 ", position %" PRIu64 ": %s", k->in.first_seq + seq, pos + r, what);
-}
-
-int knowledge_put_number(struct buf *b, enum dtype dtype, uint32_t v, struct err *e) {
-    uint8_t u8 = (uint8_t)v;
-    uint16_t u16 = (uint16_t)v;
-    const void *from = dtype == DT_U8 ? (void *)&u8 : dtype == DT_U16 ? (void *)&u16 : (void *)&v;
-    return buf_append(b, from, dtype_row_bytes(dtype, 1), e);
-}
-
-int knowledge_make_room(struct knowledge_encoder *k, size_t n, const size_t sizes[3], struct err *e) {
-    for (int i = 0; i < 3; i++) {
-        k->scratch[i].len = 0;
-        if (buf_reserve(&k->scratch[i], n * sizes[i], e)) return e->code;
-    }
-    return 0;
-}
-
-struct row_job {
-    const struct knowledge_encoder *k;
-    const float *x;
-    unsigned char *bad;
-};
-
-static void check_row(void *ctx, size_t r, int thread) {
-    const struct row_job *j = ctx;
-    size_t d = knowledge_stored_columns(&j->k->format);
-    (void)thread;
-    j->bad[r] = tensor_first_nonfinite(DT_F32, j->x + r * d, d) < d;
-}
-
-int knowledge_check_rows(struct knowledge_encoder *k, size_t rows, const float *x, struct err *e) {
-    struct buf *flags = &k->scratch[0];
-    flags->len = 0;
-    if (buf_reserve(flags, rows, e)) return e->code;
-    parallel_for(rows, check_row, &(struct row_job){k, x, flags->data});
-    const unsigned char *bad = memchr(flags->data, 1, rows);
-    return bad ? knowledge_fail_at_row(k, (size_t)(bad - flags->data), e, knowledge_not_finite) : 0;
-}
-
-/* ---- the interface --------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) {
@@ -342,7 +280,7 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_
     size_t labels = k->format.target == TARGET_SEQUENCE ? knowledge_ended(head) : n;
     if (copy_in(&k->in_tokens, in->tokens, 0, n * sizeof *in->tokens, e) || copy_in(&k->in_mask, in->mask, 1, n, e) ||
         copy_in(&k->in_lengths, in->lengths, 0, head->n_seqs * sizeof *in->lengths, e) ||
-        copy_in(&k->in_types, in->types, 0, n, e) ||
+        copy_in(&k->in_types, in->types, 0, n * sizeof *in->types, e) ||
         (k->format.target != TARGET_NEXT && copy_in(&k->in_labels, in->labels, 0xFF, labels * sizeof *in->labels, e)) ||
         (k->format.tap_positions && copy_in(&k->in_sampled, in->sampled, 1, n, e)))
         return e->code;

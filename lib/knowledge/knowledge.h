@@ -8,19 +8,18 @@
  * the assistant says in a conversation, 0 where it is only read. Row t has no label when the mask is 0 at t + 1, so that
  * neither a loss nor what is measured on labels counts it. A batch without the tensor is all 1.
  *
- * A knowledge stream is a token stream (tokens, lengths) whose batches also hold, by encoding:
- *   dense          teacher.logits  [n_positions][vocab] f32, f16 or bf16: logits, or log-probabilities at the temperature
- *   topk, ghost    teacher.n [n_positions], teacher.ids [total], teacher.logprobs f16 [total]
- *   sample         teacher.n [n_positions], teacher.ids [total], teacher.counts [total]
- * teacher.n and teacher.counts are u8 when the format's n is at most 255, else u16; ids are u16 when the vocabulary has
- * at most 65536 tokens, else u32. Entries of a position are distinct, in descending order of probability (topk, ghost)
- * or ascending order of id (sample).
+ * That is the target `next`. With `masked` the label of row t is in the tensor `labels`, and so is with `sequence` the class of a
+ * sequence, which then has one row; see stream.h.
+ *
+ * A knowledge stream is a token stream (tokens, lengths) whose batches also hold fields: a response, which is what the teacher
+ * answers, and rows of what flows through it. formats/rill.md lays them out.
  *
  * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
  * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
  * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
  * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
- * where that would lift the sum of a row above 1, all of the row is rounded down instead.
+ * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
+ * least the share p, and is otherwise like topk.
  *
  * sample holds n draws with replacement from the teacher (Anshumann et al., "Sparse logit sampling", 2025, section 3):
  * probability count/n, an unbiased estimate of the distribution, hence of any loss that is linear in it.
@@ -136,7 +135,7 @@ int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, 
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
                    struct err *e) MUST_CHECK;
 
-/* ---- encoding ------------------------------------------------------------------------------------------------------------ */
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
 
 /*
  * Rows of logits in, batches out:
@@ -164,7 +163,7 @@ struct knowledge_input {
     const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
     const uint32_t *
         labels; /* TARGET_MASKED: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
-    const uint8_t *types;   /* token types, [n_positions]; NULL: all 0 */
+    const uint32_t *types;  /* token types, [n_positions]; NULL: all 0 */
     const uint8_t *sampled; /* [n_positions], where fields are sampled */
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
@@ -194,7 +193,7 @@ struct knowledge_counts {
 struct knowledge_counts knowledge_encoder_counts(const struct knowledge_encoder *k);
 void knowledge_encoder_free(struct knowledge_encoder *k); /* NULL is fine */
 
-/* ---- decoding: a queue of whole sequences as the loss wants them ----------------------------------------------------------------- */
+/* ---- decoding: a queue of whole sequences as the loss wants them ------------------------------------------------- */
 
 /* Where a run of batches has come to. */
 struct knowledge_cursor {
@@ -229,7 +228,7 @@ struct knowledge_rows {
     float *probs;
     float *rest;       /* ghost: probability outside the entries; NULL otherwise */
     const void *dense; /* KNOW_DENSE: [n_rows][stored columns] of the format's type; see knowledge_dense_rows */
-    uint8_t *types;    /* [n_positions] token types; NULL: the stream has none, all are 0 */
+    uint32_t *types;   /* [n_positions] token types; NULL: the stream has none, all are 0 */
     uint64_t *sampled; /* [n_positions + 1]: sampled positions before each; NULL: no field is sampled */
     uint32_t
         *pair_lengths; /* of each row of a field of pairs: positions that it has a weight for; NULL: there is none */
@@ -271,6 +270,10 @@ void knowledge_clear(struct knowledge_rows *k);
  */
 size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_t fit, uint64_t enough, bool last,
                            size_t *n_positions);
+/* What a whole sequence of the queue says, into a digest: its tokens and labels, and as it is stored what the teacher says. `position`:
+ * number of its first one. */
+void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
+                          size_t seq, size_t position);
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
@@ -330,7 +333,7 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
 
-/* ---- looking --------------------------------------------------------------------------------------------------------------------- */
+/* ---- looking ----------------------------------------------------------------------------------------------------- */
 
 /* Appends the text of a token, without white space, to `out`; see knowledge_tsv_rows. */
 typedef int knowledge_spell(void *ctx, uint32_t id, struct buf *out, struct err *e);

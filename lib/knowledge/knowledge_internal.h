@@ -1,4 +1,9 @@
-/* What the files of lib/knowledge share: the tables of codecs, the encoder's state, the queue's memory. */
+/*
+ * Shared inside lib/knowledge: the tables of codecs, the encoder's state, the queue's memory.
+ *
+ * Order of files, each calling only those before it: cursor, codec_parts, the codecs (codec_NAME), codec, fields, meta,
+ * decode, encode, source, tsv.
+ */
 #ifndef RILL_KNOWLEDGE_INTERNAL_H
 #define RILL_KNOWLEDGE_INTERNAL_H
 
@@ -19,10 +24,10 @@ struct logits {
 struct knowledge_response_codec {
     const char *name; /* "sample" */
     enum knowledge_encoding encoding;
-    const char *argument; /* what stands behind the colon, for messages: "N"; NULL: nothing does */
+    const char *argument; /* what follows the colon, for messages: "N"; NULL: nothing */
     bool draws_any_type;  /* encode takes logits as a stream holds them, else in f32 */
     unsigned n_tensors;   /* in a batch */
-    /* The text behind the colon into f. False: it is no such argument. */
+    /* Parses the text after the colon into f. False: it is not such an argument. */
     bool (*parse)(const char *argument, struct knowledge_format *f);
     /* "sample:50" into out. */
     void (*text)(const struct knowledge_format *f, char *out, size_t size);
@@ -188,7 +193,12 @@ struct knowledge_encoder {
     uint64_t drawn; /* rows of the response so far: what draws depend on */
 };
 
-/* Room for n values of each size, in scratch memory. */
+static inline const uint32_t *knowledge_in_lengths(const struct knowledge_encoder *k) {
+    return (const uint32_t *)k->in_lengths.data;
+}
+
+/* codec_parts.c, as knowledge_extend to knowledge_number_at above. */
+/* Space for n values of each size, in scratch memory. */
 int knowledge_make_room(struct knowledge_encoder *k, size_t n, const size_t sizes[3], struct err *e) MUST_CHECK;
 /* "sequence 7, position 12: WHAT" for the r-th row from the next one on. */
 int knowledge_fail_at_row(const struct knowledge_encoder *k, size_t r, struct err *e, const char *what);

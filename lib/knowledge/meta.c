@@ -1,10 +1,10 @@
-/* The name of an encoding, and what META says about a stream of knowledge. */
+/* The name of an encoding, and the description of a knowledge stream in META. */
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/knowledge/knowledge_internal.h"
 
-/* Below this range a softmax is a comparison, above it a constant; neither teaches anything. */
+/* Below this range a softmax is an argmax, above it a constant; neither teaches anything. */
 #define MIN_TEMPERATURE 0.01
 #define MAX_TEMPERATURE 1000.0
 
@@ -72,7 +72,7 @@ static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT
     struct digest d;
     if (json_opt_str(object, key, &text, e)) return e->code;
     if (!text) return 0;
-    if (!digest_parse(text, &d)) return err_set(e, ERR_DATA, "\"%s\" is no digest: \"%.80s\"", key, text);
+    if (!digest_parse(text, &d)) return err_set(e, ERR_DATA, "\"%s\" is not a digest: \"%.80s\"", key, text);
     digest_text(d, out);
     return 0;
 }
@@ -232,7 +232,7 @@ int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) 
                    f->vocab_size, n_tokens);
 }
 
-/* How many tokens a plain stream of a named vocabulary announces depends on the padding of the model that made it. */
+/* The number of tokens that a plain stream of a named vocabulary announces depends on the padding of its model. */
 static bool same_tokens(const struct knowledge_format *a, const struct knowledge_format *b) {
     bool padding_alone = a->encoding == KNOW_NONE && a->vocab[0];
     return !strcmp(a->vocab, b->vocab) && (a->vocab_size == b->vocab_size || padding_alone);
@@ -256,7 +256,7 @@ static bool same_format(const struct knowledge_format *a, const struct knowledge
            a->log_probs == b->log_probs && same_tokens(a, b);
 }
 
-/* Teachers may differ: knowledge of several, one after the other, is still one curriculum. */
+/* Teachers may differ: knowledge of several, concatenated, is one curriculum. */
 static int check_segment(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) {
     struct knowledge_format now;
     if (knowledge_meta_get(stream_reader_meta(r), &now, e)) return err_prefix(e, "%s", stream_reader_name(r));

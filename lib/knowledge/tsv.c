@@ -1,4 +1,4 @@
-/* Knowledge as a table, for people. One row at a time: nobody reads so many that speed would matter. */
+/* Prints knowledge as a table. One row at a time: speed does not matter for reading. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@ struct entry {
     float prob;
 };
 
-/* What a row of the table shows of a position. */
+/* The columns of a position. */
 struct row {
     const struct entry *entries; /* by descending probability */
     size_t n;
@@ -33,7 +33,8 @@ static int load_sparse(struct row *row, const struct knowledge_rows *k, const st
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){k->ids[k->offset[r] + i], k->probs[k->offset[r] + i]};
     if (n) qsort(entries, n, sizeof *entries, by_probability);
     *row = (struct row){.entries = entries, .n = n < top ? n : top};
-    row->known = f->encoding == KNOW_SAMPLE && k->labels[r] != UINT32_MAX; /* what was not drawn has the frequency 0 */
+    row->known = f->encoding == KNOW_SAMPLE && k->labels[r] != UINT32_MAX; /* tokens that were not drawn have
+     * frequency 0 */
     for (size_t i = 0; i < n; i++)
         if (entries[i].id == k->labels[r]) row->known = true, row->p_label = entries[i].prob, row->rank = i + 1;
     return 0;
@@ -81,7 +82,7 @@ static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct 
     int rc = row->known ? buf_printf(out, e, "%.4g\t", row->p_label) : buf_printf(out, e, "-\t");
     if (!rc) rc = row->rank ? buf_printf(out, e, "%zu\t", row->rank) : buf_printf(out, e, "-\t");
     for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
-    if (rest < 0.5e-6) rest = 0; /* what is left is f32's rounding */
+    if (rest < 0.5e-6) rest = 0; /* the rest is rounding of f32 */
     if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
     for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, t, &row->entries[i], i == 0, e);
     return rc;
@@ -152,7 +153,7 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
     return rc;
 }
 
-/* ---- a stream ------------------------------------------------------------------------------------------------------ */
+/* ---- a stream ---------------------------------------------------------------------------------------------------- */
 
 struct table {
     const struct knowledge_tsv *t;

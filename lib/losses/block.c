@@ -3,67 +3,6 @@
 
 #include "lib/losses/losses_internal.h"
 
-/* ---- what a loss asks for ----------------------------------------------------------------------------------------------- */
-
-static const float *in_process(const struct loss_block *b) {
-    switch (b->loss->teacher) {
-    case LOSS_TEACHER_LIVE: return b->of->live;
-    case LOSS_TEACHER_EMA: return b->of->ema;
-    case LOSS_TEACHER_FINAL: return b->of->final;
-    default: return NULL;
-    }
-}
-
-static float *reserve(struct buf *b, size_t n, struct err *e) {
-    b->len = 0;
-    return buf_reserve(b, n * sizeof(float), e) ? NULL : (float *)b->data;
-}
-
-float *loss_block_scratch(struct loss_block *b, struct err *e) {
-    return reserve(&b->list->other, b->rows * b->vocab, e);
-}
-
-/* Losses that follow one another mostly share teacher and temperature: its softmax is made once. */
-int loss_block_target(struct loss_block *b, double temperature, struct kernel_target *out, struct err *e) {
-    struct loss_list *l = b->list;
-    const float *logits = in_process(b);
-    enum loss_teacher teacher = b->loss->teacher;
-    size_t at = b->of->at + b->of->first;
-    bool dense = logits || b->of->format->encoding == KNOW_DENSE;
-    bool made = dense && l->dense_temperature == temperature && l->dense_of == teacher;
-    float *rows = NULL;
-    if (dense && !(rows = made ? (float *)l->dense.data : reserve(&l->dense, b->rows * b->vocab, e))) return e->code;
-    if (logits) {
-        if (!made) kernel_log_softmax(rows, logits, b->rows, b->vocab, (float)(1 / temperature));
-        *out = (struct kernel_target){.dense = rows, .label = b->labels};
-    } else if (made) {
-        *out = (struct kernel_target){.dense = rows, .label = b->labels};
-    } else {
-        knowledge_target(b->of->data, b->of->format, temperature, at, b->rows, rows, out);
-    }
-    if (dense) l->dense_temperature = temperature, l->dense_of = teacher;
-    return 0;
-}
-
-int loss_block_logits(struct loss_block *b, const float **out, struct err *e) {
-    float *rows;
-    if ((*out = in_process(b))) return 0;
-    b->list->dense_temperature = 0;
-    if (!(rows = reserve(&b->list->dense, b->rows * b->vocab, e))) return e->code;
-    knowledge_dense_rows(b->of->data, b->of->format, b->of->at + b->of->first, b->rows, rows);
-    *out = rows;
-    return 0;
-}
-
-int loss_divergence(struct loss *l, struct loss_block *b, enum kernel_divergence_kind kind, double first, double second,
-                    struct err *e) {
-    struct kernel_divergence how = {kind, (float)loss_temperature(l), (float)first, (float)second, b->weight};
-    struct kernel_target target;
-    if (loss_block_target(b, loss_temperature(l), &target, e)) return e->code;
-    kernel_divergence(&how, &target, b->row_weight, b->logits, b->rows, b->vocab, b->values, b->dlogits);
-    return 0;
-}
-
 /* ---- one head -------------------------------------------------------------------------------------------------------------- */
 
 static double sum_rows(const double *values, const float *row_weight, size_t rows) {
@@ -84,7 +23,7 @@ static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t he
                        struct err *e) {
     struct kernel_array slope = head ? r->exit_slopes[head - 1] : r->final_slope;
     size_t n = r->rows * r->vocab;
-    float *dlogits = slope.data ? reserve(&l->dlogits, n, e) : NULL;
+    float *dlogits = slope.data ? loss_reserve(&l->dlogits, n, e) : NULL;
     if (slope.data && !dlogits) return e->code;
     if (dlogits) kernel_fill(dlogits, n, 0);
     for (size_t i = 0; i < l->n; i++) {
@@ -134,7 +73,7 @@ static int fused_losses(struct loss_list *l, const struct loss_rows *r, const st
 
 /* Exits first: the last head's gradient may take the place of its logits, which teach the exits. */
 int loss_list_block(struct loss_list *l, const struct loss_rows *r, struct err *e) {
-    float *row_weight = reserve(&l->row_weight, r->rows, e);
+    float *row_weight = loss_reserve(&l->row_weight, r->rows, e);
     l->values.len = 0;
     if (!row_weight || buf_reserve(&l->values, 2 * r->rows * sizeof(double), e)) return e->code;
     struct loss_block common = {.rows = r->rows,

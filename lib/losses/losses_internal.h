@@ -25,6 +25,8 @@ int loss_divergence(struct loss *l, struct loss_block *b, enum kernel_divergence
 double loss_temperature(const struct loss *l);
 /* kl's value from the kernel's sum of t ln(t / p). */
 double loss_kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl);
+/* n floats; what the buffer held is lost. NULL and *e when memory is out. */
+float *loss_reserve(struct buf *b, size_t n, struct err *e);
 /* The index of a type's key, or -1. */
 int loss_key_index(const struct loss_type *t, const char *key);
 

@@ -31,12 +31,6 @@ const struct loss_type *loss_type_by_name(const char *name) {
     return NULL;
 }
 
-int loss_key_index(const struct loss_type *t, const char *key) {
-    for (int i = 0; t->keys[i].name; i++)
-        if (!strcmp(t->keys[i].name, key)) return i;
-    return -1;
-}
-
 const char *loss_names(void) {
     static char text[512];
     size_t n = 0;
@@ -72,24 +66,4 @@ char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {
     else if (!n)
         snprintf(out, size, "tokens");
     return out;
-}
-
-static const struct loss_value *value_of(const struct loss *l, const char *key) {
-    return &l->values[loss_key_index(l->type, key)];
-}
-
-double loss_number(const struct loss *l, const char *key) {
-    return value_of(l, key)->number;
-}
-
-const char *loss_words(const struct loss *l, const char *key) {
-    return value_of(l, key)->text;
-}
-
-bool loss_given(const struct loss *l, const char *key) {
-    return value_of(l, key)->given;
-}
-
-double loss_temperature(const struct loss *l) {
-    return loss_key_index(l->type, "temperature") < 0 ? 1 : loss_number(l, "temperature");
 }

@@ -13,10 +13,10 @@
 struct divergence {
     struct model *m;
     struct knowledge_format f;  /* as META says */
-    struct knowledge_format as; /* as rows are decoded: topk as ghost, which has the same bytes, for the rest */
+    struct knowledge_format as; /* encoding of the decoded rows: topk is treated as ghost, which has the same bytes */
     struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
     struct grad_tape *tape;
-    size_t base;          /* of the rows: where the sequences begin that the model is being given */
+    size_t base, row;     /* positions and rows before those that the model is being given */
     double temperature;   /* at which both are compared; labels are scored at 1 */
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
@@ -30,30 +30,31 @@ struct divergence {
     struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
 };
 
-/* What becomes of the probability that a sparse reference does not have by token. */
+/* What to do with the probability that a sparse reference does not assign to tokens. */
 static const char *const tails[] = {
     [KNOW_NONE] = NULL,
     [KNOW_DENSE] = "none",
     [KNOW_TOPK] = "one pseudo-token: bounds",
     [KNOW_GHOST] = "one pseudo-token: bounds",
     [KNOW_SAMPLE] = "draws: unbiased cross-entropy, no kld",
+    [KNOW_TOPP] = "one pseudo-token: bounds",
 };
 
 static bool is_top(const struct divergence *d) {
-    return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST;
+    return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST || d->f.encoding == KNOW_TOPP;
 }
 
-/* Does the reference say anything about the probability of a label, at temperature 1? */
+/* Does the reference determine a probability of the label at temperature 1? */
 static bool judges_labels(const struct divergence *d) {
     return d->f.encoding != KNOW_SAMPLE && d->temperature == 1;
 }
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
-    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without what a teacher says about them");
+    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
     struct knowledge_format as = *f;
-    if (model_check_next_token(&m->config, e)) return e->code;
-    if (knowledge_fit(&as, model_n_tokens(m), e)) return e->code;
-    if (as.encoding == KNOW_TOPK) as.encoding = KNOW_GHOST;
+    if (model_check_head(&m->config, e)) return e->code;
+    if (knowledge_fit_target(&as, model_predicts(&m->config), model_columns(m), e)) return e->code;
+    if (as.encoding == KNOW_TOPK || as.encoding == KNOW_TOPP) as.encoding = KNOW_GHOST;
     struct divergence *d = mem_zalloc(sizeof *d, e);
     if (!d) return e->code;
     d->m = m;
@@ -78,9 +79,9 @@ void divergence_free(struct divergence *d) {
     mem_free(d);
 }
 
-/* ---- positions -------------------------------------------------------------------------------------------------------------- */
+/* ---- positions --------------------------------------------------------------------------------------------------- */
 
-/* A block of rows as the kernels have left it. */
+/* A block of rows as computed by the kernels. */
 struct block {
     const struct kernel_target *target;
     const double *kl, *ce;
@@ -88,7 +89,7 @@ struct block {
     const float *reference; /* dense: log-probabilities [rows][vocab] */
 };
 
-/* A sum of entries that were rounded to f16 is off by less than this (knowledge_decode allows as much). */
+/* A sum of entries rounded to f16 is off by less than this (the tolerance of knowledge_decode). */
 #define SUM_SLACK 1e-3
 
 /* ln of the reference's probability of the label; from top entries without it, of the most that it can be: no more
@@ -116,7 +117,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     if (!judges_labels(d)) return 0;
     moments_add(&d->nll_reference, -log_prob);
     d->co += before * (-log_prob - d->nll_reference.mean);
-    moments_add(&d->ln_ratio, nll + log_prob); /* its error is that of the difference of the two, covariance included */
+    moments_add(&d->ln_ratio, nll + log_prob); /* the error of the difference of the two, covariance included */
     double delta = exp(-nll) - exp(log_prob);
     moments_add(&d->delta_p, delta);
     moments_add(&d->delta_p_most, known ? delta : exp(-nll));
@@ -124,7 +125,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     return is_top(d) ? 0 : buf_append(&d->delta_ps, &delta, sizeof delta, e);
 }
 
-/* The kernel's sum over the entries, and the rest as one, of t ln(t / p) made what is reported. */
+/* Turns the kernel's sum of t ln(t / p) over the entries, and the rest as one token, into what is reported. */
 static int add_kl(struct divergence *d, const struct block *b, size_t r, struct err *e) {
     const struct kernel_target *t = b->target;
     double kl = b->kl[r], mass;
@@ -133,15 +134,18 @@ static int add_kl(struct divergence *d, const struct block *b, size_t r, struct 
         return 0;
     }
     moments_add(&d->kld, kl);
-    /* sparse entries stand in descending order */
+    /* sparse entries are in descending order */
     uint32_t top = b->reference ? b->reference_top[r] : t->ids[t->offset[r]];
     d->same_top += b->top[r] == top;
     return buf_append(&d->klds, &kl, sizeof kl, e);
 }
 
-/* Names the sequence of row `at` of those that wait. */
+/* Names the sequence of row `at` of the queue. */
 static int not_finite(const struct divergence *d, size_t at, struct err *e) {
     size_t s = 0;
+    if (d->as.target == TARGET_SEQUENCE)
+        return err_set(e, ERR_DATA, "sequence %llu: the model gives no finite probabilities",
+                       (unsigned long long)d->rows.seqs[at]);
     for (; at >= d->rows.lengths[s]; s++) at -= d->rows.lengths[s];
     return err_set(e, ERR_DATA, "sequence %llu, position %zu: the model gives no finite probabilities",
                    (unsigned long long)d->rows.seqs[s], at);
@@ -164,13 +168,13 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     float *reference = d->f.encoding == KNOW_DENSE ? (void *)d->reference.data : NULL;
     double *kl = buf_f64(&d->losses), *ce = kl + rows;
     uint32_t *top = buf_u32(&d->tops), *reference_top = top + rows;
-    knowledge_target(&d->rows, &d->as, d->temperature, d->base + first, rows, reference, &target);
+    knowledge_target(&d->rows, &d->as, d->temperature, d->row + first, rows, reference, &target);
     kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, kl, ce, kernel_f32(NULL));
     kernel_argmax(top, logits, rows, vocab);
     if (reference) kernel_argmax(reference_top, reference, rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};
     for (size_t r = 0; !rc && r < rows; r++) {
-        if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->base + first + r, e);
+        if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->row + first + r, e);
         rc = add_kl(d, &b, r, e);
         if (!rc) rc = add_label(d, &b, r, e);
     }
@@ -178,7 +182,7 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     return rc;
 }
 
-/* ---- sequences ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sequences --------------------------------------------------------------------------------------------------- */
 
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) {
     int rc = knowledge_decode(&d->rows, &d->as, b, e);
@@ -191,6 +195,8 @@ int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) 
             positions += lengths[s + n];
         struct model_input in = {
             .n_positions = positions, .n_seqs = n, .tokens = d->rows.tokens + d->base, .lengths = lengths + s};
+        if (d->rows.types) in.types = d->rows.types + d->base;
+        d->row = knowledge_first_row(&d->as, s, d->base);
         rc = model_infer(d->m, d->tape, &in, NULL, NULL, compare_block, d, e);
         d->base += positions;
     }
@@ -232,7 +238,7 @@ uint64_t divergence_positions(const struct divergence *d) {
     return d->positions;
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 static bool put_percentiles(cJSON *o, const char *key, const struct buf *values) {
     static const struct {

@@ -9,7 +9,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-/* ---- summaries ----------------------------------------------------------------------------------------------------- */
+/* ---- summaries --------------------------------------------------------------------------------------------------- */
 
 /* The q-quantile (q in [0,1]) of n sorted values, linear between neighbours (numpy's default, type 7 of Hyndman and Fan 1996). */
 double metrics_quantile(const double *sorted, size_t n, double q);
@@ -18,6 +18,23 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 
 /* Called after each batch, by the functions that read a stream to its end; messages of those name the stream. */
 typedef void metrics_watch(void *ctx);
+
+/* ---- labels that the data holds: masked tokens, classes of sequences ------------------------------------------------- */
+
+/*
+ * A masked language model on tokens that were masked (tokenize --mask-rate), or a classifier on texts with classes (tokenize
+ * --labels): perplexity and accuracy over the labels; of classes also precision, recall and F1 as unweighted means over the
+ * classes that occur (macro), and those of class 1 where there are two. Does not depend on where batches were cut.
+ */
+struct labelling;
+/* ERR_DATA when the data has no labels for this model. */
+int labelling_new(struct labelling **out, struct model *m, const struct knowledge_format *f, struct err *e) MUST_CHECK;
+int labelling_read(struct labelling *l, struct stream_reader *r, metrics_watch *watch, void *ctx,
+                   struct err *e) MUST_CHECK;
+uint64_t labelling_scored(const struct labelling *l); /* labels so far */
+double labelling_perplexity(const struct labelling *l);
+cJSON *labelling_json(const struct labelling *l, struct err *e) MUST_CHECK;
+void labelling_free(struct labelling *l); /* NULL is fine */
 
 /* ---- perplexity ------------------------------------------------------------------------------------------------------ */
 
@@ -31,7 +48,7 @@ typedef void metrics_watch(void *ctx);
  *   sliding    one text, windows of `context` moved by `stride`: each token scored once, with at least context - stride tokens
  *              before it (Hugging Face's recipe)
  *   sequences  each sequence of the stream for itself, every position after the first
- *   documents  each sequence is a document, scored whole behind BOS (or EOS where there is none) in disjoint windows of `context`,
+ *   documents  each sequence is a document, scored whole after BOS (or EOS where there is none) in disjoint windows of `context`,
  *              also per word and per byte (lm-eval's loglikelihood_rolling)
  */
 enum perplexity_protocol { PPL_GPTQ, PPL_LLAMA, PPL_SLIDING, PPL_SEQUENCES, PPL_DOCUMENTS };
@@ -44,8 +61,8 @@ struct perplexity_options {
     uint64_t max_windows;   /* 0: all */
     size_t batch_positions; /* evaluated together, whole windows; 0: one window at a time */
 };
-/* Sets what is 0: the context to 512 or the model's if that is less (protocol sequences: the model's), the stride to half of it.
- * ERR_USAGE for a stride that the protocol has no use for. */
+/* Replaces each 0 by its default: the context by 512 or the model's if that is less (protocol sequences: the
+ * model's), the stride by half of it. ERR_USAGE for a stride that the protocol does not use. */
 int perplexity_choose(struct perplexity_options *o, const struct model *m, struct err *e) MUST_CHECK;
 struct perplexity;
 int perplexity_new(struct perplexity **out, struct model *m, const struct perplexity_options *o,
@@ -62,7 +79,7 @@ double perplexity_value(const struct perplexity *p);
 cJSON *perplexity_json(const struct perplexity *p, struct err *e) MUST_CHECK;
 void perplexity_free(struct perplexity *p);
 
-/* ---- divergence from a reference ------------------------------------------------------------------------------------------ */
+/* ---- divergence from a reference --------------------------------------------------------------------------------- */
 
 /*
  * KL(reference || model) and related metrics over every position of a knowledge stream, as llama.cpp's
@@ -96,8 +113,8 @@ void perplexity_free(struct perplexity *p);
  * temperature 1 is absent. Memory: 16 bytes a position, for the percentiles, and the longest sequence's knowledge.
  */
 struct divergence;
-/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit, model_check_next_token); whether it is the same
- * vocabulary, the caller has asked model_check_vocab. */
+/* ERR_DATA when the format has no knowledge or does not fit the model (knowledge_fit, model_check_next_token). The
+ * caller has checked the vocabulary with model_check_vocab. */
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f,
                    struct err *e) MUST_CHECK;
 int divergence_feed(struct divergence *d, const struct batch *b, struct err *e) MUST_CHECK;
@@ -109,7 +126,7 @@ uint64_t divergence_positions(const struct divergence *d);
 cJSON *divergence_json(struct divergence *d, struct err *e) MUST_CHECK;
 void divergence_free(struct divergence *d);
 
-/* ---- tasks from JSONL -------------------------------------------------------------------------------------------------------- */
+/* ---- tasks from JSONL -------------------------------------------------------------------------------------------- */
 
 /*
  * One JSON object a line; members that are not named here are left alone.

@@ -1,4 +1,8 @@
-/* Shared inside lib/metrics: moments, scoring runs of tokens, results. */
+/*
+ * Shared inside lib/metrics: moments, batches of scored sequences, results.
+ *
+ * Order of files, each calling only those before it: summary, scorer, then perplexity, divergence and task.
+ */
 #ifndef RILL_METRICS_INTERNAL_H
 #define RILL_METRICS_INTERNAL_H
 
@@ -7,7 +11,7 @@
 /* Positions that a model is given at a time, unless one sequence alone has more. */
 #define METRICS_BATCH 2048
 
-/* What a buffer holds, as numbers. */
+/* The contents of a buffer as numbers. */
 static inline double *buf_f64(const struct buf *b) {
     return (void *)b->data;
 }
@@ -15,10 +19,10 @@ static inline uint32_t *buf_u32(const struct buf *b) {
     return (void *)b->data;
 }
 
-/* ---- summary.c --------------------------------------------------------------------------------------------------------- */
+/* ---- summary.c --------------------------------------------------------------------------------------------------- */
 
-/* Mean and squared deviations from it, one value after another (Welford 1962): no digits are lost where the mean is large
- * against the spread. */
+/* Mean and squared deviations, one value after another (Welford 1962): no digits are lost where the mean is large
+ * compared with the spread. */
 struct moments {
     uint64_t n;
     double mean, m2;
@@ -35,10 +39,10 @@ bool put_perplexity(cJSON *o, const char *key, const struct moments *nll);
 /* "KEY": k / n, and "KEY_low", "KEY_high" by Wilson. */
 bool put_share(cJSON *o, const char *key, uint64_t k, uint64_t n);
 
-/* ---- scorer.c ---------------------------------------------------------------------------------------------------------- */
+/* ---- scorer.c ---------------------------------------------------------------------------------------------------- */
 
 /*
- * A batch of independent runs of tokens, each token with the label to be scored behind it (UINT32_MAX: none). Runs are
+ * A batch of independent runs of tokens, each token with the label to be scored after it (UINT32_MAX: none). Runs are
  * added until the batch is full, then scored together: nll[i] = -ln p(label[i] | the run up to token i), 0 without a label.
  */
 struct scorer {
@@ -55,7 +59,7 @@ int scorer_add(struct scorer *s, const uint32_t *tokens, const uint32_t *labels,
 int scorer_run(struct scorer *s, struct err *e) MUST_CHECK; /* results stay until scorer_clear */
 void scorer_clear(struct scorer *s);
 
-/* The token that stands before a text that begins with nothing: BOS, or EOS where there is none; TOKEN_NONE without either. */
+/* The token before a text without context: BOS, or EOS where there is none; TOKEN_NONE without either. */
 uint32_t metrics_prefix_token(const struct model *m);
 
 #endif

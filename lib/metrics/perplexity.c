@@ -38,10 +38,10 @@ struct perplexity {
     struct model *m;
     struct perplexity_options o;
     struct scorer scorer;
-    struct buf text;   /* u32: tokens from the first of the next window on; a few contexts at most */
+    struct buf text;   /* u32: tokens from the first of the next window on; at most a few contexts */
     struct buf labels; /* u32 [context]: scratch */
-    size_t unscored;   /* sliding, documents: tokens at the end of `text` that no window has had for targets */
-    bool open;         /* inside a sequence; the stream has seen to it that the last one is whole */
+    size_t unscored;   /* sliding, documents: tokens at the end of `text` that have not been targets of a window */
+    bool open;         /* inside a sequence; the stream guarantees that the last one is whole */
     struct word_count words;
     uint64_t windows, bytes, documents;
     uint64_t bos; /* among the targets */
@@ -84,8 +84,7 @@ void perplexity_free(struct perplexity *p) {
     mem_free(p);
 }
 
-/* ---- bytes and words of what is scored
- * ---------------------------------------------------------------------------------- */
+/* ---- bytes and words of what is scored --------------------------------------------------------------------------- */
 
 /* As Python's \s, which lm-eval splits by. */
 static bool is_space(uint32_t c) {
@@ -93,7 +92,7 @@ static bool is_space(uint32_t c) {
            (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/* A token may end inside a character. Bytes that are no UTF-8 are no space, and that is all that matters here. */
+/* A token may end inside a character. Invalid UTF-8 is not a space, which is all that matters here. */
 static void count_byte(struct word_count *w, unsigned char b) {
     if (b >= 0x80 && b < 0xc0 && w->missing) {
         w->code = w->code << 6 | (b & 0x3f);
@@ -119,8 +118,7 @@ static void count_text(struct perplexity *p, uint32_t token) {
     for (uint32_t i = 0; i < n; i++) count_byte(&p->words, text[i]);
 }
 
-/* ---- windows
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- windows ----------------------------------------------------------------------------------------------------- */
 
 static int flush(struct perplexity *p, struct err *e) {
     int rc = scorer_run(&p->scorer, e);
@@ -133,7 +131,7 @@ static int flush(struct perplexity *p, struct err *e) {
     return 0;
 }
 
-/* A window of n tokens, of which tokens[from .. n) are targets; the last one is a target only. */
+/* Adds a window of n tokens, of which tokens[from .. n) are targets; the last one is a target only. */
 static int add_window(struct perplexity *p, const uint32_t *tokens, size_t n, size_t from, struct err *e) {
     uint32_t *labels = buf_u32(&p->labels);
     int rc = 0;
@@ -178,14 +176,14 @@ static int cut_disjoint(struct perplexity *p, struct err *e) {
     return rc;
 }
 
-/* sliding: `text` begins with the next window. Its first `behind` tokens have been scored by the windows before. The
+/* sliding: `text` begins with the next window. Its first `after` tokens have been scored by the windows before. The
  * last window is what is left at the end of the text. */
 static int cut_sliding(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
     while (!rc && !perplexity_full(p) && p->unscored && (text_len(p) >= n || end)) {
-        size_t len = text_len(p) < n ? text_len(p) : n, behind = text_len(p) - p->unscored;
-        if (len >= 2) rc = add_window(p, text_of(p), len, behind ? behind : 1, e);
+        size_t len = text_len(p) < n ? text_len(p) : n, after = text_len(p) - p->unscored;
+        if (len >= 2) rc = add_window(p, text_of(p), len, after ? after : 1, e);
         p->unscored = text_len(p) - len;
         if (len == n) drop_text(p, p->o.stride);
     }
@@ -233,10 +231,9 @@ static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, st
     return buf_append(&p->text, &prefix, sizeof prefix, e);
 }
 
-/* ---- tokens in
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- tokens in --------------------------------------------------------------------------------------------------- */
 
-/* At most a context of tokens; the sequence ends with them, or not. */
+/* At most a context of tokens; does the sequence end with them? */
 static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
     size_t skip = 0;
     int rc = 0;
@@ -296,13 +293,12 @@ int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct 
         if (!rc) watch(ctx);
     }
     batch_release(&b);
-    if (!rc) rc = stream_drain(r, e); /* what max_windows leaves may be cut, too */
+    if (!rc) rc = stream_drain(r, e); /* what max_windows leaves out may be cut, too */
     if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
     return rc;
 }
 
-/* ---- results
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 uint64_t perplexity_scored(const struct perplexity *p) {
     return p->nll.n;
@@ -318,7 +314,7 @@ static bool put_protocol(cJSON *o, const struct perplexity *p) {
            json_put_u64(o, "windows", p->windows) && json_put_u64(o, "scored", p->nll.n);
 }
 
-/* Per byte and per word of the text behind the targets: comparable between vocabularies. */
+/* Per byte and per word of the targets' text: comparable between vocabularies. */
 static bool put_text(cJSON *o, const struct perplexity *p) {
     double nll = p->nll.mean * (double)p->nll.n, bytes = (double)p->bytes;
     if (!p->bytes) return true;

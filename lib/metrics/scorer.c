@@ -1,4 +1,4 @@
-/* Scoring runs of tokens. */
+/* Scores batches of token sequences: -ln p of each label. */
 #include "lib/metrics/metrics_internal.h"
 
 #include <math.h>

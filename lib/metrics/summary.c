@@ -1,4 +1,4 @@
-/* What all metrics say about their numbers: means with errors, quantiles, shares with intervals. */
+/* Summaries shared by all metrics: means with errors, quantiles, proportions with intervals. */
 #include "lib/metrics/metrics_internal.h"
 
 #include <math.h>
@@ -13,7 +13,7 @@ double metrics_quantile(const double *sorted, size_t n, double q) {
 }
 
 void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high) {
-    const double z = 1.959963984540054; /* 97.5% quantile of the normal distribution */
+    const double z = 1.959963984540054; /* the 97.5% quantile of the normal distribution */
     if (n == 0) {
         *low = 0, *high = 1;
         return;

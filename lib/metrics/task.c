@@ -7,11 +7,11 @@
 enum task_kind { TASK_NONE, TASK_PAIRS, TASK_CHOICE };
 static const char *const kind_names[] = {"none", "minimal_pairs", "multiple_choice"};
 
-/* By what the log-probability of a continuation is divided. */
+/* The divisor of a continuation's log-probability. */
 enum { BY_NOTHING, BY_CHARS, BY_BYTES, BY_TOKENS, N_SCORES };
 static const char *const score_names[N_SCORES] = {"acc", "acc_norm", "acc_bytes", "acc_tokens"};
 
-/* A continuation in the batch that waits. */
+/* A continuation in the pending batch. */
 struct run {
     size_t positions;        /* in the scorer */
     double length[N_SCORES]; /* 1, characters, bytes, tokens */
@@ -23,9 +23,9 @@ struct task {
     char *name;
     enum task_kind kind;
     struct scorer scorer;
-    struct buf line; /* what of the file has not been followed by a newline yet */
+    struct buf line; /* a line of the file whose newline has not come yet */
     uint64_t n_lines;
-    bool begun;      /* the first bytes have been looked at */
+    bool begun;      /* the first bytes have been checked */
     struct buf runs; /* struct run, whole items */
     uint64_t n, truncated, right[N_SCORES];
     /* scratch */
@@ -70,9 +70,10 @@ void task_free(struct task *t) {
     mem_free(t);
 }
 
-/* ---- scores --------------------------------------------------------------------------------------------------------------- */
+/* ---- scores ------------------------------------------------------------------------------------------------------ */
 
-/* Runs of one item, from `run` on: which one each score likes best, the first of equals (numpy's argmax). */
+/* For the continuations of one item, from `run` on: which one each score prefers, the first of equals (numpy's
+ * argmax). */
 static const struct run *judge(struct task *t, const struct run *run, const struct run *end, const double **nll) {
     double best[N_SCORES] = {0};
     bool right[N_SCORES] = {false};
@@ -103,7 +104,7 @@ static int score_waiting(struct task *t, struct err *e) {
     return 0;
 }
 
-/* ---- texts to runs -------------------------------------------------------------------------------------------------------- */
+/* ---- texts to runs ----------------------------------------------------------------------------------------------- */
 
 static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -115,7 +116,7 @@ static size_t characters(const char *s) {
     return n;
 }
 
-/* Tokens of context and continuation into t->tokens, behind BOS where the model adds one or nothing else stands before the
+/* Tokens of context and continuation into t->tokens, after BOS where the model adds one or nothing else stands before the
  * continuation; *from is the continuation's first. */
 static int encode(struct task *t, const char *context, const char *continuation, size_t *from, struct err *e) {
     size_t n = strlen(context);
@@ -129,11 +130,11 @@ static int encode(struct task *t, const char *context, const char *continuation,
     uint32_t prefix = n && !t->m->vocab->add_bos ? TOKEN_NONE : metrics_prefix_token(t->m);
     if (!rc && prefix != TOKEN_NONE) rc = buf_append(&t->tokens, &prefix, sizeof prefix, e);
     *from = t->context.n + (prefix != TOKEN_NONE);
-    if (*from == 0) *from = 1; /* nothing stands before it: its first token goes unscored */
+    if (*from == 0) *from = 1; /* nothing precedes it: its first token is not scored */
     return rc ? rc : buf_append(&t->tokens, t->whole.ids, t->whole.n * sizeof *t->whole.ids, e);
 }
 
-/* The run behind the encoded text, of which tokens[from .. n) are scored: from its left, what the context cannot hold is
+/* The run after the encoded text, of which tokens[from .. n) are scored: from its left, what the context cannot hold is
  * left out. */
 static int add_run(struct task *t, size_t from, struct run r, struct err *e) {
     size_t n = t->tokens.len / sizeof(uint32_t), limit = t->m->config.context;
@@ -169,9 +170,10 @@ static int put_run(struct task *t, const char *context, const char *continuation
     return add_run(t, from, r, e);
 }
 
-/* ---- lines ------------------------------------------------------------------------------------------------------------------ */
+/* ---- lines ------------------------------------------------------------------------------------------------------- */
 
-/* The member of one of these names (NULL ends them); more than one is an error, for it would be left out in silence. */
+/* The member of one of these names (NULL ends them); more than one is an error, because all but one would be
+ * ignored. */
 static int find_one(const cJSON *o, const char *const *names, const cJSON **out, struct err *e) {
     const char *found = NULL;
     *out = NULL;
@@ -197,7 +199,7 @@ static int minimal_pair(struct task *t, const cJSON *o, struct err *e) {
     int rc = json_get_str(o, "sentence_good", &good, e);
     if (!rc) rc = json_get_str(o, "sentence_bad", &bad, e);
     if (!rc) rc = check_kind(t, TASK_PAIRS, e);
-    /* The bad one first: among equals the first wins, and no preference is not a right one. */
+    /* The bad sentence comes first: of equal scores the first wins, and a tie is not correct. */
     if (!rc) rc = put_run(t, "", bad, (struct run){.first = true}, e);
     return rc ? rc : put_run(t, "", good, (struct run){.gold = true}, e);
 }
@@ -208,7 +210,7 @@ static int gold_index(const cJSON *item, int n, int *out, struct err *e) {
     if (cJSON_IsString(item) && !parse_u64(item->valuestring, &v)) v = UINT64_MAX;
     if (cJSON_IsNumber(item) && item->valuedouble >= 0 && item->valuedouble < n) v = (uint64_t)item->valuedouble;
     if (v >= (uint64_t)n || (cJSON_IsNumber(item) && (double)v != item->valuedouble))
-        return err_set(e, ERR_DATA, "the answer is no number from 0 to %d", n - 1);
+        return err_set(e, ERR_DATA, "the answer is not a number from 0 to %d", n - 1);
     *out = (int)v;
     return 0;
 }
@@ -231,7 +233,7 @@ static int multiple_choice(struct task *t, const cJSON *o, struct err *e) {
     if (!rc) rc = check_kind(t, TASK_CHOICE, e);
     cJSON_ArrayForEach(choice, list) {
         if (rc) return rc;
-        if (!cJSON_IsString(choice)) return err_set(e, ERR_DATA, "choice %d is no string", i);
+        if (!cJSON_IsString(choice)) return err_set(e, ERR_DATA, "choice %d is not a string", i);
         struct run r = {.first = i == 0, .gold = i == gold};
         rc = put_run(t, context->valuestring, choice->valuestring, r, e);
         i++;
@@ -244,9 +246,9 @@ static bool is_blank(const char *line, size_t n) {
     return n == 0;
 }
 
-/* What is no text is refused as soon as its first bytes are there. */
+/* Refuses what is not text as soon as its first bytes are there. */
 static int begin_text(struct task *t, struct err *e) {
-    size_t skip; /* a byte order mark: take_line passes over it */
+    size_t skip; /* a byte order mark: take_line skips it */
     t->begun = true;
     return text_begin(t->line.data, t->line.len, &skip, e);
 }
@@ -287,7 +289,7 @@ int task_feed(struct task *t, const char *text, size_t n, struct err *e) {
     return rc;
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------------------ */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 int task_finish(struct task *t, struct err *e) {
     int rc = t->line.len ? take_line(t, e) : 0;

@@ -12,7 +12,7 @@ static const char *const ffn_names[] = {"gated", "plain", NULL};
 static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "gelu_quick",
                                         "relu", "relu_squared", "tanh",      NULL};
 static const char *const position_names[] = {"rotary", "learned", "none", NULL};
-static const char *const output_names[] = {"lm", "masked_lm", "none", "classes", NULL};
+static const char *const output_names[] = {"lm", "masked_lm", "none", "classes", "token_classes", "span", NULL};
 
 /* What is absent unless it is named: zero is not written, and a key that is not there is zero. */
 static const struct feature {
@@ -340,9 +340,13 @@ static int check_features(const struct model_config *c, struct err *e) {
     if (c->norm_bias && c->norm == NORM_RMS) return err_set(e, ERR_DATA, "RMSNorm has no bias");
     bool tokens = c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM;
     if (c->tied && !tokens) return err_set(e, ERR_DATA, "a tied head in a model without a head");
-    if ((c->classes != 0) != (c->output == OUTPUT_CLASSES))
+    bool classifies = c->output >= OUTPUT_CLASSES;
+    if ((c->classes != 0) != classifies)
         return err_set(e, ERR_DATA, "%u classes in a model that %s", c->classes,
-                       c->classes ? "is no classifier" : "is a classifier");
+                       classifies ? "is a classifier" : "is no classifier");
+    if (c->output == OUTPUT_SPAN && c->classes != 2)
+        return err_set(e, ERR_DATA, "%u logits for each position of a span: expected 2, of its start and its end",
+                       c->classes);
     return 0;
 }
 
@@ -382,8 +386,11 @@ int model_check_next_token(const struct model_config *c, struct err *e) {
     case OUTPUT_NONE:
         return err_set(e, ERR_DATA, "the model has no head: it makes hidden states, and no logits of tokens");
     case OUTPUT_CLASSES:
+    case OUTPUT_TOKEN_CLASSES:
         return err_set(e, ERR_DATA, "the model is a classifier: its logits are of %u classes, and not of tokens",
                        c->classes);
+    case OUTPUT_SPAN:
+        return err_set(e, ERR_DATA, "the model finds answers: its logits are of where one begins and ends");
     case OUTPUT_MASKED_LM:
         return err_set(e, ERR_DATA,
                        "the model is a masked language model: its logits are of the token itself, and not of the next");

@@ -2,7 +2,7 @@
  * Generation: sequences in flight make one token a step; when one is finished, the next that waits takes its place.
  *
  * A step is one forward pass over the newest token of every sequence in flight and the whole prompts of those that
- * join it: the weights are read once for both. Sequences wait, fly and are delivered in the order in which they were
+ * join it: the weights are read once for both. Sequences wait, run and are delivered in the order in which they were
  * added; one that finishes early is kept until those before it are done.
  */
 #include "lib/model/model_internal.h"
@@ -33,7 +33,7 @@ struct model_generator {
     model_step_fn *progress;
     void *ctx;
     struct sequence *first, *last; /* all that are not delivered */
-    struct sequence *waiting;      /* the first that has not begun; those behind it have not either */
+    struct sequence *waiting;      /* the first that has not begun; nor have those after it */
     struct sequence *flight[MAX_FLIGHT];
     size_t n_flight, n_waiting;
     size_t position_bytes, cache_bytes; /* a position's share of a cache; what the caches in flight take */
@@ -85,7 +85,7 @@ static int deliver_done(struct model_generator *g, struct err *e) {
     return rc;
 }
 
-/* ---- a step ---------------------------------------------------------------------------------------------------------- */
+/* ---- a step ------------------------------------------------------------------------------------------------------ */
 
 /* Takes the next sequence that waits into flight. */
 static int begin_sequence(struct model_generator *g, size_t capacity, uint64_t bytes, struct err *e) {
@@ -142,13 +142,13 @@ static bool is_end(const struct model_sampling *how, uint32_t id) {
 }
 
 /* Samples a token for each sequence in flight; those that are done leave it. */
-static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                        struct err *e) {
     struct model_generator *g = ctx;
     const struct model_sampling *how = &g->sampler.how;
     uint32_t ids[MAX_FLIGHT];
     double u[MAX_FLIGHT] = {0};
-    (void)first, (void)vocab, (void)slope; /* MAX_FLIGHT rows are one block of the head; nothing is learned */
+    (void)first, (void)vocab, (void)dlogits; /* MAX_FLIGHT rows are one block of the head; nothing is learned */
     for (size_t i = 0; i < rows; i++) u[i] = sampler_uniform(&g->sampler, g->flight[i]->number, g->flight[i]->n_made);
     sampler_draw(&g->sampler, ids, logits, u, rows);
     size_t kept = 0;
@@ -213,7 +213,7 @@ static int step(struct model_generator *g, struct err *e) {
     return rc ? rc : deliver_done(g, e);
 }
 
-/* ---- the interface --------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 int model_generator_new(struct model_generator **out, struct model *m, const struct model_sampling *how,
                         model_generated_fn *deliver, model_step_fn *progress, void *ctx, struct err *e) {

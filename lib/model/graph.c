@@ -230,8 +230,8 @@ static struct grad_var *add_ffn(struct graph *g, uint32_t layer, struct grad_var
     return add_part(g, layer, x, y, ROLE_DOWN, ROLE_DOWN_BIAS, ROLE_FFN_POST_NORM);
 }
 
-/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al. 2022), which is
- * read before anything takes its memory over. */
+/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al.
+ * 2022), which is read before anything takes its memory over. */
 static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     const struct model_config *c = &g->m->config;
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
@@ -311,7 +311,8 @@ struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct mod
     struct graph *g = grad_alloc(t, sizeof *g);
     if (!g) return grad_error(t, e) ? NULL : g;
     *g = (struct graph){.m = m, .t = t, .in = *in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
-    return check_input(m, in, e) || lay_out(g, e) ? NULL : g;
+    if (m->config.token_types < 2) g->in.types = NULL; /* it has no two to tell apart */
+    return check_input(m, &g->in, e) || lay_out(g, e) ? NULL : g;
 }
 
 /* Rows of a table of positions or token types; NULL ids: row 0. */
@@ -445,7 +446,7 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
-    bool classes = c->output == OUTPUT_CLASSES;
+    bool classes = c->classes != 0;
     struct model_param *p = model_param(m, model_head_role(c), 0);
     struct model_param *b = model_param(m, classes ? ROLE_CLASSIFIER_BIAS : ROLE_HEAD_BIAS, 0);
     struct grad_head head = {.softcap = c->logit_softcap};
@@ -466,10 +467,10 @@ struct logits_reader {
     void *ctx;
 };
 
-static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int read_block(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     const struct logits_reader *r = ctx;
-    (void)slope;
+    (void)dlogits;
     return r->fn(r->ctx, first, rows, vocab, logits, e);
 }
 

@@ -51,7 +51,7 @@ int model_head_read(struct stream_reader *r, struct model_head *h, struct stream
         case ITEM_SEGMENT_END: return 0;
         case ITEM_EOF:
         case ITEM_BATCH: return err_set(e, ERR_DATA, "%s: not a model stream", stream_reader_name(r));
-        default: break; /* provenance is kept by the reader; unknown optional records say nothing to us */
+        default: break; /* provenance is kept by the reader; unknown optional records are skipped */
         }
         if (rc) return rc;
     }
@@ -87,10 +87,10 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
     return rc;
 }
 
-/* An embedding's room is not kept while the layers come; smaller ones are used again. */
+/* A buffer as large as an embedding is not kept while the layers are read; smaller ones are reused. */
 #define LARGE ((size_t)32 << 20)
 
-/* ---- the tensors, one after another --------------------------------------------------------------------------------- */
+/* ---- the tensors, one after another ------------------------------------------------------------------------------ */
 
 static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item, struct err *e) {
     for (;;) {
@@ -102,11 +102,11 @@ static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item,
     }
 }
 
-/* The tensor that lies in front of the cursor: is it the one that belongs here, does it fit? */
+/* Is the tensor at the cursor the expected one, and does it fit? */
 static int check_place(struct model_tensors *t, const struct stream_item *item, struct err *e) {
     char expected[TENSOR_MAX_NAME + 1];
     if (t->next == model_slot_count(t->config))
-        return err_set(e, ERR_DATA, "tensor '%s' behind the last one of this configuration", item->desc.name);
+        return err_set(e, ERR_DATA, "tensor '%s' after the last one of this configuration", item->desc.name);
     struct model_slot want = model_slot_at(t->config, t->next);
     int rc = model_slot_parse(item->desc.name, &t->slot, e);
     if (rc) return rc;
@@ -191,6 +191,18 @@ int model_each_tensor(struct stream_reader *r, const struct model_config *c, str
     model_tensors_begin(&t, r, c, item);
     while (!(rc = model_tensors_next(&t, &more, e)) && more &&
            !(rc = fn(ctx, t.slot, &t.desc, t.attrs, t.data.data, e))) {
+    }
+    model_tensors_release(&t);
+    return rc;
+}
+
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) {
+    struct model_tensors t;
+    bool more;
+    int rc;
+    model_tensors_begin(&t, r, c, item);
+    while (!(rc = model_tensors_open(&t, &more, e)) && more && !(rc = fn(ctx, t.slot, &t.desc, t.attrs, NULL, e))) {
     }
     model_tensors_release(&t);
     return rc;

@@ -1,16 +1,16 @@
 /*
- * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A pass
- * through a layer begins with the hidden states that the one before it left, so that what is between them is kept for
- * the whole block: [positions][hidden].
+ * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A
+ * pass through a layer begins with the hidden states that the one before it left, so that what is between them is kept
+ * for the whole block: [positions][hidden].
  */
 #include "lib/model/model_internal.h"
 
 struct model_layerwise {
-    struct model *m; /* holds the weights at hand */
+    struct model *m; /* holds the weights of the current layer */
     model_again_fn *again;
     void *again_ctx;
-    bool read_once;       /* the first reader is used up */
-    struct digest digest; /* of what it gave: a file must not change while it is read again */
+    bool read_once;       /* the first reader is at its end */
+    struct digest digest; /* of the stream: a file must not change between readings */
 
     /* One reading of the stream. */
     struct stream_reader *r;
@@ -20,9 +20,25 @@ struct model_layerwise {
     struct buf states; /* of the block, [n_positions][hidden] */
     model_tap *tap;
     void *tap_ctx;
+
+    /* While model_layerwise_change runs. */
+    struct buf dense, dense_next; /* states by the weights as they were, into the layer and out of it */
+    struct grad_tape *t;
+    const struct model_input *in;
+    size_t n;
+    int64_t layer;
 };
 
-/* ---- reading -------------------------------------------------------------------------------------------------------- */
+/* Where a step of the block begins and ends, and who watches. */
+struct step {
+    int64_t layer; /* -1: the embedding */
+    const struct buf *from;
+    struct buf *to; /* NULL: nowhere */
+    model_tap *tap;
+    void *ctx;
+};
+
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* At the first tensor of the stream: of the first reader, or of a new one. */
 static int begin_reading(struct model_layerwise *l, struct err *e) {
@@ -44,9 +60,9 @@ static int begin_reading(struct model_layerwise *l, struct err *e) {
 }
 
 /* The next tensor of the stream into the model. */
-static int hold_next(struct model_layerwise *l, struct err *e) {
+static int load_next(struct model_layerwise *l, struct err *e) {
     bool more;
-    return model_hold_next(l->m, &l->tensors, &more, e);
+    return model_load_next(l->m, &l->tensors, &more, e);
 }
 
 static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
@@ -57,9 +73,9 @@ static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
 }
 
 /* What comes before the layers: embedding, positions, their norm. */
-static int hold_before_layers(struct model_layerwise *l, struct err *e) {
+static int load_before_layers(struct model_layerwise *l, struct err *e) {
     int rc = 0;
-    while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = hold_next(l, e);
+    while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = load_next(l, e);
     return rc;
 }
 
@@ -69,9 +85,9 @@ static void drop_before_layers(struct model_layerwise *l, bool embed_too) {
         if (embed_too || s.role != ROLE_EMBED) model_drop(l->m, s);
 }
 
-static int hold_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
+static int load_layer(struct model_layerwise *l, uint32_t layer, struct err *e) {
     int rc = 0;
-    while (!rc && at_layer(l, layer)) rc = hold_next(l, e);
+    while (!rc && at_layer(l, layer)) rc = load_next(l, e);
     return rc;
 }
 
@@ -82,12 +98,12 @@ static void drop_layer(struct model_layerwise *l, uint32_t layer) {
     }
 }
 
-/* What lies behind the layers, and the end of the stream. */
+/* What follows the layers, and the end of the stream. */
 static int finish_reading(struct model_layerwise *l, struct err *e) {
     struct stream_totals totals;
     bool more;
     int rc = 0;
-    while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = hold_next(l, e);
+    while (!rc && l->tensors.next < model_slot_count(&l->m->config)) rc = load_next(l, e);
     if (!rc) rc = model_tensors_open(&l->tensors, &more, e);
     if (!rc) rc = stream_drain(l->r, e);
     if (rc) return rc;
@@ -100,28 +116,29 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
 }
 
 /* An embedding that is needed again as the head. */
-static int hold_tied_head(struct model_layerwise *l, struct err *e) {
+static int load_tied_head(struct model_layerwise *l, struct err *e) {
     const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
     if (!l->m->config.tied || embed->value || embed->panels.data) return 0;
     int rc = begin_reading(l, e);
-    return rc ? rc : hold_next(l, e);
+    return rc ? rc : load_next(l, e);
 }
 
-/* ---- a block --------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static size_t hidden(const struct model_layerwise *l) {
     return l->m->config.hidden;
 }
 
 /* The states of one input as a variable, and back. */
-static struct grad_var *take_states(const struct model_layerwise *l, struct grad_tape *t, size_t first, size_t rows) {
+static struct grad_var *take_states(const struct model_layerwise *l, const struct buf *states, struct grad_tape *t,
+                                    size_t first, size_t rows) {
     struct grad_var *x = grad_scratch(t, rows, hidden(l), DT_F32);
-    if (x) kernel_copy(x->value.data, (const float *)l->states.data + first * hidden(l), rows * hidden(l));
+    if (x) kernel_copy(x->value.data, (const float *)states->data + first * hidden(l), rows * hidden(l));
     return x;
 }
 
-static void put_states(struct model_layerwise *l, size_t first, const struct grad_var *x) {
-    kernel_copy((float *)l->states.data + first * hidden(l), x->value.data, x->rows * x->cols);
+static void put_states(const struct model_layerwise *l, struct buf *states, size_t first, const struct grad_var *x) {
+    kernel_copy((float *)states->data + first * hidden(l), x->value.data, x->rows * x->cols);
 }
 
 /* Positions in one pass through a layer: what is between two layers is small beside the weights then. */
@@ -142,61 +159,141 @@ static struct model_input next_pass(const struct model_input *in, size_t *seq, s
 }
 
 static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct model_input *part, size_t first,
-                    int64_t layer, struct err *e) {
+                    const struct step *s, struct err *e) {
     grad_reset(t);
-    struct graph *g = graph_begin(l->m, t, part, NULL, l->tap, l->tap_ctx, e);
+    struct graph *g = graph_begin(l->m, t, part, NULL, s->tap, s->ctx, e);
     if (!g) return e->code;
-    struct grad_var *x =
-        layer < 0 ? graph_embed(g) : graph_layer(g, (uint32_t)layer, take_states(l, t, first, part->n_positions));
+    struct grad_var *x = s->layer < 0
+                             ? graph_embed(g)
+                             : graph_layer(g, (uint32_t)s->layer, take_states(l, s->from, t, first, part->n_positions));
     if (!x) return graph_failure(g);
-    put_states(l, first, x);
+    if (s->to) put_states(l, s->to, first, x);
     return 0;
 }
 
-/* One step of all inputs: the embedding (layer -1) or a layer. */
+/* One step of all inputs. */
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
-                      int64_t layer, struct err *e) {
+                      const struct step *s, struct err *e) {
     size_t first = 0;
     for (size_t i = 0; i < n; first += in[i++].n_positions) {
         for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
             size_t from = first + at;
             struct model_input part = next_pass(&in[i], &seq, &at);
-            int rc = run_pass(l, t, &part, from, layer, e);
+            int rc = run_pass(l, t, &part, from, s, e);
             if (rc) return rc;
         }
     }
     return 0;
 }
 
+/* The states of the block, from the states before. */
+static int advance(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                   int64_t layer, struct err *e) {
+    return run_inputs(l, t, in, n, &(struct step){layer, &l->states, &l->states, l->tap, l->tap_ctx}, e);
+}
+
 static int run_layers(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       model_layer_fn *progress, void *ctx, struct err *e) {
     int rc = 0;
     for (uint32_t i = 0; !rc && i < l->m->config.n_layers; i++) {
-        rc = hold_layer(l, i, e);
-        if (!rc) rc = run_inputs(l, t, in, n, i, e);
+        rc = load_layer(l, i, e);
+        if (!rc) rc = advance(l, t, in, n, i, e);
         drop_layer(l, i);
         if (!rc && progress) progress(ctx, i + 1);
     }
     return rc;
 }
 
-int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
-                        model_layer_fn *progress, void *ctx, struct err *e) {
+static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
+                          struct err *e) {
     uint64_t positions = 0, floats, bytes;
     for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
     if (!u64_mul(positions, hidden(l), &floats) || !u64_mul(floats, sizeof(float), &bytes))
         return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);
-    l->states.len = 0;
-    if (buf_reserve(&l->states, bytes, e))
+    states->len = 0;
+    if (buf_reserve(states, bytes, e))
         return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
+    return 0;
+}
+
+int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                        model_layer_fn *progress, void *ctx, struct err *e) {
+    if (reserve_states(l, &l->states, in, n, e)) return e->code;
     model_drop_all(l->m);
     int rc = begin_reading(l, e);
-    if (!rc) rc = hold_before_layers(l, e);
-    if (!rc) rc = run_inputs(l, t, in, n, -1, e);
+    if (!rc) rc = load_before_layers(l, e);
+    if (!rc) rc = advance(l, t, in, n, -1, e);
     drop_before_layers(l, l->again || !l->m->config.tied);
     if (!rc) rc = run_layers(l, t, in, n, progress, ctx, e);
     if (!rc) rc = finish_reading(l, e);
-    return rc ? rc : hold_tied_head(l, e);
+    return rc ? rc : load_tied_head(l, e);
+}
+
+/* ---- changing weights on the way ----------------------------------------------------------------------------------- */
+
+/* The step as the weights are, before anyone changes them. */
+static int run_dense(struct model_layerwise *l, int64_t layer, struct err *e) {
+    struct step s = {.layer = layer, .from = &l->dense, .to = &l->dense_next};
+    return run_inputs(l, l->t, l->in, l->n, &s, e);
+}
+
+static void swap_dense(struct model_layerwise *l) {
+    struct buf next = l->dense_next;
+    l->dense_next = l->dense;
+    l->dense = next;
+}
+
+/* What is loaded is visited, then runs as it is then. */
+static int change_step(struct model_layerwise *l, const struct model_changes *c, int64_t layer, struct err *e) {
+    l->layer = layer;
+    int rc = c->dense ? run_dense(l, layer, e) : 0;
+    if (!rc) rc = c->visit(c->ctx, l, layer, e);
+    if (!rc) rc = advance(l, l->t, l->in, l->n, layer, e);
+    swap_dense(l);
+    return rc;
+}
+
+int model_layerwise_change(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                           const struct model_changes *c, struct err *e) {
+    int64_t n_layers = l->m->config.n_layers;
+    l->t = t, l->in = in, l->n = n;
+    if (reserve_states(l, &l->states, in, n, e) ||
+        (c->dense && (reserve_states(l, &l->dense, in, n, e) || reserve_states(l, &l->dense_next, in, n, e))))
+        return e->code;
+    model_drop_all(l->m);
+    int rc = begin_reading(l, e);
+    if (!rc) rc = load_before_layers(l, e);
+    if (!rc) rc = change_step(l, c, -1, e);
+    drop_before_layers(l, true);
+    for (int64_t i = 0; !rc && i < n_layers; i++) {
+        rc = load_layer(l, (uint32_t)i, e);
+        if (!rc) rc = change_step(l, c, i, e);
+        drop_layer(l, (uint32_t)i);
+    }
+    l->layer = n_layers;
+    if (!rc) rc = finish_reading(l, e);
+    if (!rc) rc = c->visit(c->ctx, l, n_layers, e);
+    model_drop_all(l->m);
+    return rc;
+}
+
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
+                          struct err *e) {
+    struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx};
+    s.from = which == STATES_DENSE ? &l->dense : &l->states;
+    return run_inputs(l, l->t, l->in, l->n, &s, e);
+}
+
+struct model *model_layerwise_weights(struct model_layerwise *l) {
+    return l->m;
+}
+
+const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which) {
+    return (const float *)(which == STATES_DENSE ? l->dense.data : l->states.data);
+}
+
+const float *model_layerwise_dense_output(const struct model_layerwise *l) {
+    return (const float *)l->dense_next.data;
 }
 
 /* Logits of one input, counted through the block. */
@@ -206,10 +303,10 @@ struct shifted {
     size_t first;
 };
 
-static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     const struct shifted *s = ctx;
-    (void)slope; /* nothing is learned */
+    (void)dlogits; /* nothing is learned */
     return s->fn(s->ctx, s->first + first, rows, vocab, logits, e);
 }
 
@@ -223,7 +320,7 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
         grad_reset(t);
         struct graph *g = graph_begin(l->m, t, &in[i], NULL, l->tap, l->tap_ctx, e);
         if (!g) return e->code;
-        struct grad_var *h = graph_norm(g, take_states(l, t, position, in[i].n_positions));
+        struct grad_var *h = graph_norm(g, take_states(l, &l->states, t, position, in[i].n_positions));
         if (!h) return graph_failure(g);
         if (!fn) continue;
         struct grad_head head = model_logits_head(l->m, t);
@@ -236,7 +333,7 @@ struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_t
                                         struct err *e) {
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, in, NULL, NULL, NULL, e);
-    struct grad_var *h = g ? graph_norm(g, take_states(l, t, 0, in->n_positions)) : NULL;
+    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, 0, in->n_positions)) : NULL;
     if (g && !h) graph_failure(g);
     return h;
 }
@@ -247,7 +344,7 @@ struct model *model_layerwise_held(struct model_layerwise *l) {
 
 /* ---- the interface --------------------------------------------------------------------------------------------------- */
 
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_hold hold,
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_weight_format format,
                         model_again_fn *again, void *again_ctx, struct err *e) {
     struct model_head head = {0};
     struct model_layerwise *l = mem_zalloc(sizeof *l, e);
@@ -256,7 +353,7 @@ int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, e
     l->again = again;
     l->again_ctx = again_ctx;
     int rc = model_head_read(r, &head, &l->item, e);
-    if (!rc && model_new(&l->m, &head.config, hold, head.vocab.data, head.vocab.len, e))
+    if (!rc && model_new(&l->m, &head.config, format, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
     model_head_release(&head);
     if (rc)
@@ -284,5 +381,7 @@ void model_layerwise_free(struct model_layerwise *l) {
     model_free(l->m);
     model_tensors_release(&l->tensors);
     buf_release(&l->states);
+    buf_release(&l->dense);
+    buf_release(&l->dense_next);
     mem_free(l);
 }

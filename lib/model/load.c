@@ -14,12 +14,12 @@ static int frequencies(struct model *m, const struct model_rope *r, double **out
     return 0;
 }
 
-int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
-              struct err *e) {
+int model_new(struct model **out, const struct model_config *c, enum model_weight_format format, const void *vocab,
+              size_t n_vocab, struct err *e) {
     struct model *m = mem_zalloc(sizeof *m, e);
     if (!m) return e->code;
     *out = m;
-    m->hold = hold;
+    m->format = format;
     int rc = model_config_copy(&m->config, c, &m->memory, e);
     if (rc) return rc;
     m->n_params = model_slot_count(c);
@@ -48,15 +48,15 @@ static int param_alloc(struct model_param *p, struct model_slot slot, const stru
     p->desc = *d;
     p->n = tensor_elems(d);
     if (!u64_mul(p->n, sizeof *p->value, &bytes)) bytes = UINT64_MAX;
-    p->value = mem_alloc(bytes, e); /* not zeroed: a hostile size costs nothing until its data arrive */
+    p->value = mem_alloc(bytes, e); /* not zeroed: an untrusted size costs nothing until its data arrive */
     return p->value ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
-/* ---- taking tensors from a stream: in parts that stay in the cache between reading, checking and converting -------- */
+/* ---- taking tensors from a stream: in parts that stay in the cache between reading, checking and converting ------ */
 
 #define PART_BYTES ((size_t)1 << 20)
 
-/* The next n elements as they are stored, in the room for parts. */
+/* The next n elements as they are stored, in the scratch for parts. */
 static int take_part(struct model_tensors *t, uint64_t n, struct err *e) {
     const struct dtype_info *type = dtype_info(t->desc.dtype);
     t->data.len = 0;
@@ -64,7 +64,7 @@ static int take_part(struct model_tensors *t, uint64_t n, struct err *e) {
     return rc ? rc : model_tensors_part(t, t->data.data, n, e);
 }
 
-static int hold_f32(struct model_param *p, struct model_tensors *t, struct err *e) {
+static int load_f32(struct model_param *p, struct model_tensors *t, struct err *e) {
     const uint64_t most = PART_BYTES / sizeof(float);
     int rc = param_alloc(p, t->slot, &t->desc, e);
     for (uint64_t at = 0, n; !rc && at < p->n; at += n) {
@@ -76,7 +76,7 @@ static int hold_f32(struct model_param *p, struct model_tensors *t, struct err *
     return rc;
 }
 
-static int hold_blocks(struct model_param *p, struct model_tensors *t, struct err *e) {
+static int load_blocks(struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct dtype_info *type = dtype_info(t->desc.dtype);
     const uint64_t most = PART_BYTES * type->block_elems;
     unsigned char *to = (unsigned char *)p->panels.data;
@@ -89,7 +89,7 @@ static int hold_blocks(struct model_param *p, struct model_tensors *t, struct er
 }
 
 /* Rows of the weight are columns of the product: each part makes whole panels. */
-static int hold_panels(struct model_param *p, struct model_tensors *t, struct err *e) {
+static int load_panels(struct model_param *p, struct model_tensors *t, struct err *e) {
     enum dtype type = t->desc.dtype;
     bool integers = p->panels.dtype != DT_BF16;
     size_t k = p->panels.k, rows = PART_BYTES / dtype_row_bytes(type, k) / KERNEL_PANEL * KERNEL_PANEL;
@@ -108,10 +108,11 @@ static int hold_panels(struct model_param *p, struct model_tensors *t, struct er
 }
 
 /* Blocks that are not packed for integers stay as they are: a product makes panels of them as it goes. */
-static int hold_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
+static int load_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
-    bool quantized = dtype_info(d->dtype)->is_quantized, integers = quantized && m->hold == HOLD_INT8;
+    bool quantized = dtype_info(d->dtype)->is_quantized;
+    bool integers = quantized && m->format == WEIGHTS_INT8 && quant_form(d->dtype);
     size_t bytes = integers    ? kernel_panels_int8_bytes(d->dtype, n, k)
                    : quantized ? tensor_bytes(d)
                                : kernel_panels_bytes(n, k);
@@ -120,14 +121,14 @@ static int hold_packed(struct model *m, struct model_param *p, struct model_tens
     *p = (struct model_param){.slot = t->slot, .desc = *d, .n = tensor_elems(d)};
     p->panels = (struct kernel_panels){n, k, integers || !quantized, quantized ? d->dtype : DT_BF16, memory};
     m->n_int8 += integers;
-    return p->panels.packed ? hold_panels(p, t, e) : hold_blocks(p, t, e);
+    return p->panels.packed ? load_panels(p, t, e) : load_blocks(p, t, e);
 }
 
-int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
+int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) {
     int rc = model_tensors_open(t, more, e);
     if (rc || !*more) return rc;
     struct model_param *p = &m->params[model_slot_index(&m->config, t->slot)];
-    return m->hold != HOLD_F32 && model_role_is_matrix(t->slot.role) ? hold_packed(m, p, t, e) : hold_f32(p, t, e);
+    return m->format != WEIGHTS_F32 && model_role_is_matrix(t->slot.role) ? load_packed(m, p, t, e) : load_f32(p, t, e);
 }
 
 static void param_release(struct model_param *p) {
@@ -156,14 +157,14 @@ void model_free(struct model *m) {
 }
 
 enum dtype model_precision(const struct model *m) {
-    return m->hold == HOLD_F32 ? DT_F32 : DT_BF16;
+    return m->format == WEIGHTS_F32 ? DT_F32 : DT_BF16;
 }
 
 uint32_t model_n_tokens(const struct model *m) {
     return m->vocab ? m->vocab->n_unpadded : m->config.vocab_size;
 }
 
-int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) {
+int model_load(struct model **out, struct stream_reader *r, enum model_weight_format format, struct err *e) {
     struct model_head head = {0};
     struct model_tensors tensors;
     struct stream_item item;
@@ -171,11 +172,11 @@ int model_load(struct model **out, struct stream_reader *r, enum model_hold hold
     bool more = true;
     int rc = model_head_read(r, &head, &item, e);
     if (!rc) {
-        rc = model_new(&m, &head.config, hold, head.vocab.data, head.vocab.len, e);
+        rc = model_new(&m, &head.config, format, head.vocab.data, head.vocab.len, e);
         if (rc) rc = err_prefix(e, "%s", stream_reader_name(r));
     }
     if (m) model_tensors_begin(&tensors, r, &m->config, &item);
-    while (!rc && more) rc = model_hold_next(m, &tensors, &more, e);
+    while (!rc && more) rc = model_load_next(m, &tensors, &more, e);
     if (m) model_tensors_release(&tensors);
     if (!rc) rc = stream_drain(r, e);
     if (!rc) {
@@ -222,7 +223,7 @@ int model_init_mup(struct model **out, const struct model_config *c, const struc
     struct model *m = NULL;
     int rc = model_config_check(c, e);
     if (!rc && base) rc = model_mup_check(c, e);
-    if (!rc) rc = model_new(&m, c, HOLD_F32, vocab, n_vocab, e);
+    if (!rc) rc = model_new(&m, c, WEIGHTS_F32, vocab, n_vocab, e);
     for (size_t i = 0; !rc && i < m->n_params; i++) rc = init_param(m, i, base, seed, e);
     if (!rc) {
         m->meta = cJSON_CreateObject();
@@ -241,7 +242,7 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
 }
 
 static int need_f32(const struct model *m, const char *what, struct err *e) {
-    if (m->hold == HOLD_F32) return 0;
+    if (m->format == WEIGHTS_F32) return 0;
     return err_set(e, ERR_USAGE, "packed weights are for inference, not for %s", what);
 }
 
@@ -262,7 +263,7 @@ struct model_param *model_param(const struct model *m, enum model_role role, uin
     return m->by_role[(size_t)layer * ROLE_COUNT + role];
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int save_param(const struct model_param *p, struct stream_writer *w, enum dtype dtype, struct buf *scratch,
                       struct err *e) {

@@ -22,12 +22,12 @@
 #include "lib/stream/stream.h"
 #include "lib/text/text.h"
 
-/* ---- configuration ------------------------------------------------------------------------------------------------------ */
+/* ---- configuration ----------------------------------------------------------------------------------------------- */
 
 /*
- * A model is described by what it computes, not by who made it. Zero is what Llama does, so a feature that a description does not
- * name is absent. `arch` is a label: which row of lib/formats' registry names the tensors outside and reads their configuration.
- * Nothing in lib/model asks for it.
+ * A model is described by what it computes, not by who made it. Zero is what Llama does, so a feature that a
+ * description does not name is absent. `arch` is a label: which row of lib/formats' registry names the tensors outside
+ * and reads their configuration. Nothing in lib/model asks for it.
  */
 #define MODEL_MAX_LAYERS 4096
 #define MODEL_MAX_DIM    (1u << 20)
@@ -54,10 +54,12 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,        /* logits of the next token */
-    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,      /* hidden states */
-    OUTPUT_CLASSES,   /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_LM,            /* logits of the next token */
+    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,          /* hidden states */
+    OUTPUT_CLASSES,       /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_TOKEN_CLASSES, /* logits of classes, a row for each position: tags */
+    OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
 
 enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
@@ -71,7 +73,7 @@ struct model_rope {
 /* Which rotation a layer has. */
 enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
 
-/* Shapes may differ from layer to layer: that is what pruning leaves behind. */
+/* Shapes may differ from layer to layer: pruning makes them so. */
 struct model_layer {
     uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
     uint32_t ffn;                 /* intermediate width */
@@ -86,7 +88,7 @@ struct model_config {
     uint32_t context;    /* positions the model was trained for */
     /* embedding */
     uint32_t
-        embed_dim; /* width of the embedding where a matrix brings it to `hidden` (and back before the head); 0: hidden */
+        embed_dim; /* width of the embedding, which a matrix brings to `hidden`, and back before the head; 0: hidden */
     float embed_scale;        /* 0: 1 */
     uint32_t positions;       /* enum model_positions */
     uint32_t position_offset; /* rows of the table of positions before that of the first */
@@ -117,7 +119,7 @@ struct model_config {
     bool head_bias;
     bool pooler;         /* a dense layer and an activation over the first position: BERT */
     uint32_t pooler_act; /* enum kernel_act, that of the pooler */
-    uint32_t classes;    /* rows of the classifier (OUTPUT_CLASSES) */
+    uint32_t classes;    /* rows of the classifier; 0: the output is no logits of classes */
 
     struct model_layer *layers; /* [n_layers]; owned by the arena it was made with */
 };
@@ -136,7 +138,7 @@ uint64_t model_parameters(const struct model_config *c); /* a tied head is count
 /* "135M", "1.2B": what GGUF calls general.size_label, at least two digits. Returns out. */
 #define MODEL_SIZE_LABEL 16
 char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]);
-/* Width of the embedding's rows; of a head that a rotation turns. */
+/* Width of the embedding's rows; rotated dimensions of a head. */
 uint32_t model_embed_dim(const struct model_config *c);
 uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r);
 /* Frequencies [model_rope_dims / 2] of a rotation with its scaling applied. */
@@ -147,17 +149,17 @@ void model_inv_freq(const struct model_config *c, const struct model_rope *r, do
 /* The largest block of a quantized type that divides a row: 256 (k-quants), 32 (q4_0 to q8_0), or 1: none does. */
 uint32_t model_row_block(uint64_t row);
 /*
- * Calls `warn` with a line for each kind of row that quantize cannot store as asked. `before`: the model that `c` was made
- * from, NULL for a new one; only what was better there is said. old_layer [c->n_layers]: the numbers of c's layers in
- * `before`; NULL: the same.
+ * Calls `warn` with a line for each kind of row that quantize cannot store as asked. `before`: the model that `c` was
+ * made from, NULL for a new one; only what was better there is said. old_layer [c->n_layers]: the numbers of c's layers
+ * in `before`; NULL: the same.
  */
 typedef void model_warn_fn(void *ctx, const char *message);
 void model_row_warnings(const struct model_config *before, const uint32_t *old_layer, const struct model_config *c,
                         model_warn_fn *warn, void *ctx);
 
-/* ---- roles ------------------------------------------------------------------------------------------------------------------- */
+/* ---- roles ------------------------------------------------------------------------------------------------------- */
 
-/* Where a forward pass can be watched: calibrate, features for distillation. */
+/* Where a forward pass can be tapped: calibrate, features for distillation. */
 enum model_point {
     POINT_EMBED,   /* embedding: input of layer 0 [hidden] */
     POINT_ATTN_IN, /* input of q, k, v [hidden] */
@@ -166,7 +168,7 @@ enum model_point {
     POINT_DOWN_IN, /* input of down [ffn] */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
-    POINT_COUNT,   /* of those that are inputs of a role; in a role: its input cannot be watched */
+    POINT_COUNT,   /* of those that are inputs of a role; in a role: its input has no tap */
     /* Queries and keys as attention takes them, rotated, and values. */
     POINT_Q, /* [n_heads * head_dim] */
     POINT_K, /* [n_kv_heads * head_dim] */
@@ -223,7 +225,7 @@ enum model_role {
     ROLE_COUNT
 };
 
-/* What the rows or columns of a tensor are counted by: what is pruned together, and how long it is. */
+/* The axis of a tensor's rows or columns: what is pruned together, and how long it is. */
 enum model_axis {
     AXIS_ONE, /* a vector has no columns */
     AXIS_VOCAB,
@@ -251,7 +253,7 @@ struct model_role_info {
     bool in_layer;
     enum model_role_kind kind;
     enum model_axis rows, cols;
-    enum model_point input; /* where what it is multiplied with can be watched */
+    enum model_point input; /* where its input can be tapped */
     bool to_residual;       /* its product is added to the residual stream */
     bool (*exists)(const struct model_config *c);
 };
@@ -284,13 +286,13 @@ bool model_slot_ends_layer(const struct model_config *c, struct model_slot s);
 int model_slot_check(const struct model_config *c, struct model_slot s, const struct tensor_desc *d,
                      struct err *e) MUST_CHECK;
 
-/* ---- maximal update parametrization (mup.c) --------------------------------------------------------------------------------
+/* ---- maximal update parametrization (mup.c) -----------------------------------------------------------------------
  *
- * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against a base with
- * which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and learns with Adam at 1 / w times
- * the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of the width of a head: by their symmetry (lemma
- * J.1) these factors lie in the value and the rate of the last norm and of q, so that a model computes as any other of its
- * architecture. At the base's widths all of this is 1.
+ * Yang et al. 2022, "Tensor Programs V", table 8: what is tuned on a narrow model, the base, holds for a wider one. Against
+ * a base with which it shares depth, a hidden matrix (both axes are widths) starts with the deviation 1 / sqrt(w) and
+ * learns with Adam at 1 / w times the rate, w how much wider its input is. Logits count 1 / w, and scores sqrt(1 / w) of
+ * the width of a head: by their symmetry (lemma J.1) these factors lie in the value and the rate of the last norm and of
+ * q, so that a model computes as any other of its architecture. At the base's widths all of this is 1.
  */
 struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
@@ -307,7 +309,7 @@ double model_mup_factor(const struct model_config *c, const struct model_mup *ba
 /* ERR_USAGE: it has no norm before the head that could take the factor. */
 int model_mup_check(const struct model_config *c, struct err *e) MUST_CHECK;
 
-/* ---- the head of a model stream: what a one-pass filter needs before the tensors ---------------------------------------------------- */
+/* ---- the head of a model stream: what a one-pass filter needs before the tensors --------------------------------- */
 
 struct model_head {
     struct model_config config;
@@ -332,15 +334,19 @@ typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* The same without the data, which are skipped and NULL. */
+int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
+                    model_tensor_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
-/* ---- a whole model in memory ------------------------------------------------------------------------------------------------------ */
+/* ---- a whole model in memory ------------------------------------------------------------------------------------- */
 
-/* How weights are held. Norms and biases are f32 in all. */
-enum model_hold {
-    HOLD_F32, /* for training and saving, and for inference in f32 */
-    HOLD_PACKED, /* for inference in bf16: matrices as a product reads them, packed in bf16 or, when the stream has them quantized,
-                  * in those blocks. They are constant, and no copy in f32 is kept */
-    HOLD_INT8, /* as HOLD_PACKED, and quantized matrices packed for products of integers (kernel_pack_int8) */
+/* The format of matrices in memory. Norms and biases are f32 in all. */
+enum model_weight_format {
+    WEIGHTS_F32, /* for training and saving, and for inference in f32 */
+    /* For inference in bf16: packed in bf16 or, when the stream has them quantized, in those blocks. They are constant, and
+     * no copy in f32 is kept. */
+    WEIGHTS_PACKED,
+    WEIGHTS_INT8, /* as WEIGHTS_PACKED, and matrices of types with a quant_form packed for products of integers */
 };
 
 /* A low-rank addition to a matrix W [out][in] (Hu et al. 2022, "LoRA"): the model computes with W + scale b a. lib/train's. */
@@ -364,11 +370,11 @@ struct model_param {
 
 struct model {
     struct model_config config;
-    enum model_hold hold;
+    enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
-    size_t n_int8;       /* matrices that were packed for products of integers so far; HOLD_INT8 may find none */
+    size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
@@ -378,7 +384,7 @@ struct model {
 };
 
 /* Reads a whole stream (also from a pipe). The reader is at its end afterwards. */
-int model_load(struct model **out, struct stream_reader *r, enum model_hold hold, struct err *e) MUST_CHECK;
+int model_load(struct model **out, struct stream_reader *r, enum model_weight_format format, struct err *e) MUST_CHECK;
 /* The precision that inference with this model has: DT_BF16 when its weights are packed (products of integers stand
  * among those of bf16), else DT_F32. For grad_tape_new. */
 enum dtype model_precision(const struct model *m);
@@ -392,26 +398,27 @@ int model_init(struct model **out, const struct model_config *c, const void *voc
 /* The same with the deviations of muP, and META says so. */
 int model_init_mup(struct model **out, const struct model_config *c, const struct model_mup *base, const void *vocab,
                    size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
-int model_enable_grad(struct model *m, struct err *e) MUST_CHECK; /* zeroed gradients for all parameters, held in f32 */
-int model_enable_grad_of(struct model *m, size_t i,
-                         struct err *e) MUST_CHECK; /* of params[i] alone; others stay constant */
+/* Zeroed gradients for all parameters, which are in WEIGHTS_F32. */
+int model_enable_grad(struct model *m, struct err *e) MUST_CHECK;
+/* Of params[i] alone: the others stay constant. */
+int model_enable_grad_of(struct model *m, size_t i, struct err *e) MUST_CHECK;
 void model_free(struct model *m);
 struct model_param *model_param(const struct model *m, enum model_role role, uint32_t layer); /* NULL: has none */
-/* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized ones in f32: say
- * what you want with quantize). Of a model held in f32. */
+/* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
+ * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
 /* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." when both name a vocabulary and not the same, or when
  * one names none and the sizes differ. `meta` is of a tokens or knowledge stream. The same vocabulary may come with
  * other padding. */
 int model_check_vocab(const struct model *m, const cJSON *meta, const char *what, struct err *e) MUST_CHECK;
 
-/* ---- forward ------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 struct model_input {
     size_t n_positions, n_seqs;
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
-    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0 */
+    const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
 };
 
 /* Watches a forward pass: called with the values at each point, in the order in which they are computed. */
@@ -469,7 +476,7 @@ typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, 
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
-/* ---- inference with a model larger than memory ------------------------------------------------------------------------------------------------- */
+/* ---- inference with a model larger than memory ------------------------------------------------------------------- */
 
 /*
  * A block of positions goes through the model layer by layer: in memory are the hidden states of the block, one layer, and at the end
@@ -487,12 +494,13 @@ typedef int model_again_fn(void *ctx, struct stream_reader **out, struct err *e)
 /* Layers done of this block; for a progress bar. */
 typedef void model_layer_fn(void *ctx, uint32_t layers);
 struct model_layerwise;
-int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_hold hold,
+int model_layerwise_new(struct model_layerwise **out, struct stream_reader *r, enum model_weight_format format,
                         model_again_fn *again, void *again_ctx, struct err *e) MUST_CHECK;
 /* Configuration and vocabulary; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */
-/* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may be NULL. */
+/* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may
+ * be NULL. */
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                         model_layer_fn *progress, void *ctx, struct err *e) MUST_CHECK;
 /* `tap` watches the passes of all runs to come: layer after layer, and in each the positions of the block in order, some sequences at a
@@ -509,7 +517,38 @@ struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_t
 struct model *model_layerwise_held(struct model_layerwise *l);
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
 
-/* ---- generation: KV cache, many sequences at once ----------------------------------------------------------------------------------------------- */
+/*
+ * Changing a model on its way through, for methods that go from layer to layer and look at what comes into each one after what they
+ * did to those before (GPTQ, SparseGPT, reconstruction layer by layer). Weights are held in f32.
+ *
+ * `visit` has the tensors before the layers (layer -1), of each layer, and after the layers (layer n_layers) in memory, once
+ * each, in stream order. It may watch the layer run, change its weights (model_layerwise_weights) and write them out; then
+ * the layer runs with them as they are, and what comes out is what goes into the next. Memory: one layer and the states of the
+ * block, thrice with `dense`.
+ */
+enum model_states {
+    STATES_NOW,   /* out of the layers before as they are now */
+    STATES_DENSE, /* out of the layers before as they were in the stream (model_changes.dense) */
+};
+struct model_changes {
+    bool dense; /* keep STATES_DENSE: costs another run of each layer */
+    int (*visit)(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e);
+    void *ctx;
+};
+int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
+                           const struct model_changes *c, struct err *e) MUST_CHECK;
+/* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
+ * of whole sequences, in order. */
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
+                          struct err *e) MUST_CHECK;
+/* In visit: the model, of which the tensors at hand have values. */
+struct model *model_layerwise_weights(struct model_layerwise *l);
+/* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
+ * changed. */
+const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);
+const float *model_layerwise_dense_output(const struct model_layerwise *l);
+
+/* ---- generation: KV cache, many sequences at once ---------------------------------------------------------------- */
 
 struct model_sampling {
     double temperature; /* 0: greedy */

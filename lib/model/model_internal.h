@@ -1,19 +1,19 @@
-/* Shared inside lib/model: the forward pass with a key/value cache behind it. */
+/* Private to lib/model: the forward pass with key/value caches, tensors of a stream, loading of weights. */
 #ifndef RILL_MODEL_INTERNAL_H
 #define RILL_MODEL_INTERNAL_H
 
 #include "lib/model/model.h"
 
-/* Keys (rotated) and values of one sequence: a kernel_cache for each layer, one behind the other. */
+/* Keys (rotated) and values of one sequence: a kernel_cache for each layer, contiguous. */
 struct kv_cache {
     struct kernel_array memory; /* in the tape's precision, which keys and values have */
-    size_t capacity;            /* positions there is room for */
+    size_t capacity;            /* positions it can hold */
     uint32_t length;            /* positions it holds */
 };
 /* Elements that a position takes in the first `layers` layers; of all: config.n_layers. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
 
-/* ---- the forward pass, piece by piece (graph.c) ---------------------------------------------------------------------- */
+/* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 
 struct graph {
     struct model *m;
@@ -31,14 +31,14 @@ struct graph {
     int rc;
 };
 
-/* Begins a pass over `in`, whose tokens and lengths must live as long as the graph: checks it and lays out positions. With caches (NULL: none), sequence
- * i continues caches[i]: the first ones from what they hold, by one position each (decode), those behind them from nothing (prefill).
- * NULL and *e on failure. */
+/* Begins a pass over `in`, whose tokens and lengths must live as long as the graph: checks it and lays out
+ * positions. With caches (NULL: none), sequence i continues caches[i]: the first ones from what they hold, by one
+ * position each (decode), the others from nothing (prefill). NULL and *e on failure. */
 struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct model_input *in,
                           struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
-/* Operations like those of lib/grad: NULL gives NULL, and graph_failure says what went wrong. A layer's weights need to be there
- * only while it is made. On a tape that does not record, graph_layer drops all that a layer makes but its output, which is where x
- * was: memory is that of one layer. */
+/* Operations like those of lib/grad: NULL gives NULL, and graph_failure says what went wrong. A layer's weights need
+ * to be there only while it is made. On a tape that does not record, graph_layer drops all that a layer makes but
+ * its output, which is where x was: memory is that of one layer. */
 struct grad_var *graph_embed(struct graph *g);
 struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x);
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
@@ -52,9 +52,10 @@ struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct gra
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
                                     struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
 
-/* ---- the tensors of a stream, one after another (head.c) ------------------------------------------------------------ */
+/* ---- the tensors of a stream, one after another (head.c) --------------------------------------------------------- */
 
-/* As model_each_tensor, for those who pull: whole tensors, or one's description and then its elements in parts. */
+/* As model_each_tensor, as a pull-style iterator: whole tensors, or one's description and then its elements in
+ * parts. */
 struct model_tensors {
     struct stream_reader *r;
     const struct model_config *config;
@@ -63,24 +64,24 @@ struct model_tensors {
     struct model_slot slot;   /* of the latest */
     struct tensor_desc desc;
     cJSON *attrs;
-    struct buf data; /* whole, valid until the next call; or room for parts */
+    struct buf data; /* whole, valid until the next call; or scratch for parts */
     uint64_t given;  /* elements given in parts */
 };
 void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
                          struct stream_item *item);
 int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
 int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
-/* The next n elements, whole blocks. All are to be asked for. A checksum may fail behind parts that were given. */
+/* The next n elements, whole blocks. All are to be asked for. A checksum may fail after parts were given. */
 int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) MUST_CHECK;
 void model_tensors_release(struct model_tensors *t);
 
-/* ---- weights that come and go (load.c) ------------------------------------------------------------------------------ */
+/* ---- loading and dropping weights (load.c) ----------------------------------------------------------------------- */
 
 /* A model without weights. On failure too *out is what model_free takes. */
-int model_new(struct model **out, const struct model_config *c, enum model_hold hold, const void *vocab, size_t n_vocab,
-              struct err *e) MUST_CHECK;
-/* The next tensor of a stream in the form that m->hold says, without its stored form in memory beside it. */
-int model_hold_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
+int model_new(struct model **out, const struct model_config *c, enum model_weight_format format, const void *vocab,
+              size_t n_vocab, struct err *e) MUST_CHECK;
+/* Loads the next tensor of a stream in m->format, converting it in parts. */
+int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
 void model_drop(struct model *m, struct model_slot s);
 void model_drop_all(struct model *m);
 

@@ -64,7 +64,7 @@ static bool has_head_bias(const struct model_config *c) {
     return predicts_tokens(c) && c->head_bias;
 }
 static bool has_classifier(const struct model_config *c) {
-    return c->output == OUTPUT_CLASSES;
+    return c->classes != 0;
 }
 
 /* A norm's bias exists where the norm does and norms have one. */
@@ -155,7 +155,7 @@ bool model_has_role(const struct model_config *c, enum model_role role) {
     return roles[role].exists(c);
 }
 enum model_role model_head_role(const struct model_config *c) {
-    return c->output == OUTPUT_CLASSES ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
+    return c->classes ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
 }
 
 /* ---- axes -------------------------------------------------------------------------------------------------------- */

@@ -41,7 +41,8 @@ struct candidates {
     double inv_t;
 };
 
-/* Draws from the softmax over the first n candidates by inversion; the last is taken when the mass runs out by rounding. */
+/* Draws from the softmax over the first n candidates by inversion; the last is taken when the mass runs out by
+ * rounding. */
 static uint32_t draw_among(const struct candidates *c, size_t n, double u) {
     double total = 0, top = c->values[0];
     for (size_t i = 0; i < n; i++) total += exp((c->values[i] - top) * c->inv_t);
@@ -53,8 +54,8 @@ static uint32_t draw_among(const struct candidates *c, size_t n, double u) {
     return c->ids[n - 1];
 }
 
-/* The smallest number of leading candidates, at most n, with probability mass of at least top_p; 0: n are not enough. lse is that
- * of the whole distribution over the temperature. */
+/* The smallest number of leading candidates, at most n, with probability mass of at least top_p; 0: n are not
+ * enough. lse is that of the whole distribution over the temperature. */
 static size_t nucleus(const struct candidates *c, size_t n, double lse, double top_p) {
     double mass = 0;
     for (size_t i = 0; i < n; i++) {
@@ -75,7 +76,7 @@ static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, 
     return draw_among(c, n ? n : k, u);
 }
 
-/* The nucleus is mostly small: few candidates are looked for first, and more when they do not hold enough. */
+/* The nucleus is mostly small: few candidates first, more when their mass is not enough. */
 static uint32_t draw_top_p(const struct sampler *s, const struct candidates *c, const float *logits, double u) {
     float lse;
     kernel_logsumexp(&lse, logits, 1, s->vocab, (float)c->inv_t);

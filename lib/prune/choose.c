@@ -1,4 +1,4 @@
-/* The best of some scores. */
+/* Chooses the best of some scores. */
 #include "lib/prune/prune_internal.h"
 
 #include <stdlib.h>

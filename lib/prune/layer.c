@@ -1,7 +1,7 @@
-/* Channels and head groups out of one layer: scores, choice, and the rows and columns that belong together. */
+/* Removes channels and head groups from a layer: scores, choice, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
-/* ---- taking out ----------------------------------------------------------------------------------------------------- */
+/* ---- taking out -------------------------------------------------------------------------------------------------- */
 
 static float *values(struct prune_layer *l, enum model_role role) {
     return (float *)l->tensor[role].data.data;
@@ -20,11 +20,23 @@ static void swap_spare(struct prune_layer *l, enum model_role role) {
     l->tensor[role].spare = data;
 }
 
+int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) {
+    struct buf kept = {0};
+    uint64_t row = t->desc.rank == 2 ? t->blocks.len / t->desc.dims[0] : 0;
+    int rc = row ? buf_reserve(&kept, n * row, e) : 0;
+    if (rc) return rc;
+    for (uint64_t i = 0; row && i < n; i++) memcpy(kept.data + i * row, t->blocks.data + keep[i] * row, row);
+    kept.len = n * row;
+    buf_release(&t->blocks);
+    t->blocks = kept;
+    return 0;
+}
+
 static int keep_rows(struct prune_layer *l, enum model_role role, const uint32_t *keep, uint32_t n, struct err *e) {
     struct tensor_desc *d = &l->tensor[role].desc;
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
     float *to = spare(l, role, n * cols, e);
-    if (!to) return e->code;
+    if (!to || prune_keep_blocks(&l->tensor[role], keep, n, e)) return e->code;
     kernel_gather(to, values(l, role), keep, n, cols);
     d->dims[0] = n;
     swap_spare(l, role);
@@ -37,6 +49,7 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     if (!to) return e->code;
     kernel_gather_cols(to, values(l, role), keep, d->dims[0], d->dims[1], n);
     d->dims[1] = n;
+    l->tensor[role].blocks.len = 0;
     swap_spare(l, role);
     return 0;
 }
@@ -53,7 +66,7 @@ static int keep_along(struct prune_layer *l, enum model_axis axis, const uint32_
     return rc;
 }
 
-/* ---- scores ---------------------------------------------------------------------------------------------------------- */
+/* ---- scores ------------------------------------------------------------------------------------------------------ */
 
 static double sum_range(const float *x, uint64_t first, uint64_t n) {
     double s = 0;
@@ -80,14 +93,15 @@ static int add_weight_norms(struct prune_layer *l, enum model_axis axis, uint32_
     return 0;
 }
 
-/* The same of what calibration saw at a point, whose columns lie along the axis (Minitron, Muralidharan et al. 2024). */
+/* The same from activations at a calibration point, whose columns lie along the axis (Minitron, Muralidharan et al.
+ * 2024). */
 static void add_activations(const struct stats *s, enum model_point point, uint32_t layer, uint64_t n, uint32_t width,
                             double *score) {
     const double *seen = stats_seq_sq(s, point, layer);
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
-/* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------------- */
+/* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------- */
 
 static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_t layer, struct arena *a,
                       struct err *e) {
@@ -105,7 +119,7 @@ static int shrink_ffn(struct prune_layer *l, const struct prune_plan *p, uint32_
     return rc ? rc : keep_along(l, AXIS_FFN, kept, keep, e);
 }
 
-/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------------- */
+/* ---- attention head groups: a key/value head with the query heads that read it ----------------------------------- */
 
 /* Elements [i * width, (i + 1) * width) for each kept i. */
 static uint32_t *spread(const uint32_t *kept, uint32_t n, uint32_t width, struct arena *a, struct err *e) {

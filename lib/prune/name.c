@@ -1,4 +1,4 @@
-/* What a pruned model calls itself: the name it was imported under is that of another one. */
+/* Renames a pruned model: the name it was imported under belongs to the original. */
 #include "lib/prune/prune_internal.h"
 
 #include <ctype.h>

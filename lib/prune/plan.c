@@ -1,11 +1,11 @@
-/* What stays: layers, widths and tokens, decided from options and statistics before anything is written. */
+/* Plans what stays: layers, widths and tokens, decided from options and statistics before anything is written. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
 
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
-/* How many of `total` that is; shares to the nearest whole number, at least 1. */
+/* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
 static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
     if (a->share == 0) return a->n ? a->n : total;
     uint32_t n = (uint32_t)(a->share * total + 0.5);
@@ -85,7 +85,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- widths ------------------------------------------------------------------------------------------------------- */
+/* ---- widths ------------------------------------------------------------------------------------------------------ */
 
 static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
@@ -104,7 +104,7 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------------------------------------ */
+/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
 /* META of a segment: the vocabulary is that of the first. */
 static int take_meta(struct prune_tokens *t, const struct stream_reader *r, const cJSON *meta, struct err *e) {
@@ -113,7 +113,7 @@ static int take_meta(struct prune_tokens *t, const struct stream_reader *r, cons
     int rc = json_get_str(meta, "vocab", &vocab, e);
     if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
     if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
-    /* Of one vocabulary the sizes differ by padding, which does not occur. */
+    /* Sizes of one vocabulary differ by padding, whose tokens do not occur. */
     if (t->count && strcmp(vocab, t->vocab) != 0)
         return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
                        vocab);
@@ -195,7 +195,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     return rc;
 }
 
-/* ---- all ----------------------------------------------------------------------------------------------------------------- */
+/* ---- all --------------------------------------------------------------------------------------------------------- */
 
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
@@ -211,7 +211,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     return rc ? rc : model_config_check(&p->to, e);
 }
 
-/* A share that is no whole number of blocks: of the first layer. */
+/* A share that is not a whole number of blocks: of the first layer. */
 static void warn_share(const struct prune_plan *p, const char *what, const struct prune_amount *a, uint32_t n,
                        uint32_t total) {
     char text[128];

@@ -12,8 +12,11 @@ struct pass {
     struct buf scratch, packed;
 };
 
-/* Stored again as it was, or as f32 when it was quantized: its blocks no longer fit. */
-static int write_values(struct pass *p, struct tensor_desc *d, const float *x, struct err *e) {
+/* Stored again as it was, or as f32 when it was quantized and other numbers share its blocks now. */
+static int write_values(struct pass *p, struct prune_tensor *t, struct err *e) {
+    struct tensor_desc *d = &t->desc;
+    const float *x = (const float *)t->data.data;
+    if (t->blocks.len) return stream_write_tensor(p->out, d, NULL, t->blocks.data, e);
     if (dtype_info(d->dtype)->is_quantized) d->dtype = DT_F32;
     if (d->dtype == DT_F32) return stream_write_tensor(p->out, d, NULL, x, e);
     p->packed.len = 0;
@@ -31,6 +34,7 @@ static int sparsify(struct pass *p, struct prune_layer *l, enum model_role role,
     p->scratch.len = 0;
     int rc = buf_reserve(&p->scratch, n * sizeof(float), e);
     if (rc) return rc;
+    l->tensor[role].blocks.len = 0;
     p->report->zeros += kernel_zero_smallest((float *)l->tensor[role].data.data, n, (size_t)(o->sparsity * (double)n),
                                              (float *)p->scratch.data);
     return 0;
@@ -41,22 +45,23 @@ static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot
     model_slot_name(s, d->name);
     int rc = sparsify(p, l, s.role, e);
     if (!rc) rc = model_slot_check(&p->plan.to, s, d, e);
-    return rc ? rc : write_values(p, d, (const float *)l->tensor[s.role].data.data, e);
+    return rc ? rc : write_values(p, &l->tensor[s.role], e);
 }
 
 static int take(struct prune_layer *l, enum model_role role, const struct tensor_desc *d, const void *data,
                 struct err *e) {
-    struct buf *b = &l->tensor[role].data;
-    b->len = 0;
-    int rc = buf_reserve(b, tensor_elems(d) * sizeof(float), e);
+    struct prune_tensor *t = &l->tensor[role];
+    t->data.len = t->blocks.len = 0;
+    int rc = buf_reserve(&t->data, tensor_elems(d) * sizeof(float), e);
+    if (!rc && dtype_info(d->dtype)->is_quantized) rc = buf_append(&t->blocks, data, tensor_bytes(d), e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
-    l->tensor[role].desc = *d;
-    l->tensor[role].here = true;
-    tensor_to_f32(d->dtype, data, (float *)b->data, tensor_elems(d));
+    t->desc = *d;
+    t->here = true;
+    tensor_to_f32(d->dtype, data, (float *)t->data.data, tensor_elems(d));
     return 0;
 }
 
-/* All of a layer is in memory: shrink it and write it under its new number. */
+/* All of a layer is in memory: shrinks it and writes it under its new number. */
 static int finish_layer(struct pass *p, uint32_t old_layer, struct err *e) {
     int rc = prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
@@ -72,14 +77,20 @@ static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
     if (p->plan.kept_tokens && model_role_info(s.role)->rows == AXIS_VOCAB) {
         uint64_t n = p->plan.to.vocab_size, cols = d->rank == 2 ? d->dims[1] : 1;
         int rc = buf_reserve(&kept, n * cols * sizeof(float), e);
-        if (rc) return rc;
+        if (!rc) rc = prune_keep_blocks(&p->one.tensor[s.role], p->plan.kept_tokens, n, e);
+        if (rc) {
+            buf_release(&kept);
+            return rc;
+        }
         kernel_gather((float *)kept.data, (const float *)p->one.tensor[s.role].data.data, p->plan.kept_tokens, n, cols);
         d->dims[0] = n;
         buf_release(&p->one.tensor[s.role].data);
         p->one.tensor[s.role].data = kept;
     }
     int rc = write_tensor(p, &p->one, s, e);
-    buf_release(&p->one.tensor[s.role].data); /* embedding and head are the largest: not kept through the layers */
+    /* embedding and head are the largest: they are not kept in memory through the layers */
+    buf_release(&p->one.tensor[s.role].data);
+    buf_release(&p->one.tensor[s.role].blocks);
     return rc;
 }
 
@@ -124,7 +135,9 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     for (int r = 0; r < ROLE_COUNT; r++) {
         buf_release(&p.layer.tensor[r].data);
         buf_release(&p.layer.tensor[r].spare);
+        buf_release(&p.layer.tensor[r].blocks);
         buf_release(&p.one.tensor[r].data);
+        buf_release(&p.one.tensor[r].blocks);
     }
     buf_release(&p.scratch);
     buf_release(&p.packed);

@@ -27,7 +27,7 @@ struct prune_tokens {
 int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) MUST_CHECK;
 void prune_tokens_release(struct prune_tokens *t);
 
-/* How much stays: a number, or a share of what there is. Both 0: all. */
+/* How much stays: a number, or a share of the total. Both 0: all. */
 struct prune_amount {
     uint32_t n;
     double share; /* in (0, 1] */
@@ -42,12 +42,12 @@ struct prune_options {
     struct prune_amount ffn; /* feed-forward channels that stay in each layer; shares become multiples of 256 or 32 */
     struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
     const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
-    bool padding;                      /* ... rows of embedding and head behind the vocabulary's last token, which go */
+    bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
     const struct stats *stats;
-    model_warn_fn *warn; /* told, before anything is written, what the new shape will mean; may be NULL */
-    /* ... and shown it, for what this module does not know of it (which programs will load it); may be NULL */
+    model_warn_fn *warn; /* told what the new shape implies, before anything is written; may be NULL */
+    /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;
 };
@@ -58,7 +58,8 @@ struct prune_report {
     struct arena memory;
 };
 
-/* Reads a model stream, writes the pruned one. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
+/* Reads a model stream, writes the pruned one. Each tensor keeps its type; a quantized one becomes f32 only where columns go or single
+ * weights become zero, since other numbers share its blocks then. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics
  * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;

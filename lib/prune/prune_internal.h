@@ -1,4 +1,8 @@
-/* Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible). */
+/*
+ * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
+ *
+ * Order of files, each calling only those before it: choose, layer, name, plan, prune.
+ */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
 
@@ -20,7 +24,7 @@ struct prune_plan {
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
-/* What options->warn should hear: what shares came to, and what the shape will mean. */
+/* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
 
 /* META's general.name and .finetune (name.c): another size, and that it is pruned. */
@@ -32,12 +36,15 @@ int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, 
 
 /* One layer of the old model in memory as f32, by role; NULL where it has none. */
 struct prune_layer {
-    struct {
+    struct prune_tensor {
         struct tensor_desc desc; /* type as stored */
         struct buf data, spare;  /* f32 */
+        struct buf blocks;       /* of a quantized one as stored, while its rows are whole; len 0: they are not */
         bool here;
     } tensor[ROLE_COUNT];
 };
+/* Keeps these rows of the tensor's blocks; those of a vector are given up. desc is that of before. */
+int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) MUST_CHECK;
 /* Takes channels and head groups out of a layer in place. */
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
 

@@ -1,6 +1,7 @@
 /*
- * quant: a model stream through GGUF's quantization grids, one tensor at a time. Round to nearest with GGUF's own scale
- * search, optionally weighted by the importance that calibration saw (mean x^2 of each input channel).
+ * quant: a model stream through GGUF's quantization grids, one tensor at a time. First a plan, which says the type of each
+ * matrix: by a mixture of llama.cpp's, by rules, or from a file; then one pass that carries it out. Round to nearest with
+ * GGUF's own scale search, optionally weighted by the importance that calibration saw (mean x^2 of each input channel).
  */
 #ifndef RILL_QUANT_H
 #define RILL_QUANT_H
@@ -9,51 +10,94 @@
 #include "lib/model/model.h"
 #include "lib/stats/stats.h"
 
-/* What "--type" names: one type for all matrices, or a mixture. */
+/* What "--type" names: a file type of llama-quantize, which gives each matrix the same type there and here. */
+struct quant_mixture; /* mixtures.c */
 struct quant_type {
     const char *name; /* "q4_k_m" */
-    enum dtype base;
-    bool
-        mixture; /* llama.cpp's *_M: more bits for the output, and for v and down of some layers, or q, k and v of all */
+    enum dtype base;  /* of the matrices that no rule of the mixture gives another */
     const char *summary;
+    const struct quant_mixture *mixture; /* NULL: f32, f16 and bf16 are the same everywhere */
 };
-/* ERR_USAGE names the types there are. quant_type_at: for help; NULL past the end. */
+/* Names in any case; q3_k, q4_k and q5_k are short for q3_k_m ..., as in llama-quantize. ERR_USAGE names the types there
+ * are. quant_type_at: for help; NULL past the end. */
 int quant_type_parse(const char *name, const struct quant_type **out, struct err *e) MUST_CHECK;
 const struct quant_type *quant_type_at(size_t i);
+/* The type of one matrix by its name ("q4_k"), in any case: of those that tensor_from_f32 makes. ERR_USAGE. */
+int quant_dtype_parse(const char *name, unsigned *out, struct err *e) MUST_CHECK;
+
+/* "REGEX=TYPE": a regular expression (PCRE2) that matches somewhere in a tensor's name, Rill's or GGUF's. */
+struct quant_rule {
+    const char *pattern; /* within the text that was parsed */
+    size_t n;
+    unsigned dtype;
+};
+int quant_rule_parse(const char *text, struct quant_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */
 
 struct quant_options {
-    const struct quant_type *type;
-    bool strict;               /* refuse instead of falling back */
-    bool grow;                 /* let what is quantized already take more bits */
-    const struct stats *stats; /* importance, or NULL; ERR_USAGE when no tensor gets a type that it changes */
-    unsigned head_type;        /* dtype of the output matrix (the tied embedding), 0: as the type says */
-    unsigned embed_type;       /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
-    bool (*fuses_qkv)(const struct model_config *); /* will q, k and v be one tensor, of one type? NULL: no */
+    const struct quant_type *type; /* NULL with a plan */
+    bool pure;                     /* type's base everywhere */
+    unsigned head_type;            /* dtype of the output matrix (the tied embedding), 0: as the type says */
+    unsigned embed_type;           /* dtype of an untied embedding, 0: as the type says; ERR_USAGE when there is none */
+    const struct quant_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix */
+    size_t n_rules;
+    const char *plan, *plan_name; /* the text of a plan instead of all of these, and its name for messages */
+    bool strict;                  /* refuse instead of falling back */
+    bool grow;                    /* let what is quantized already take more bits */
+    /* Where importance comes from: statistics, or somebody who writes that of a matrix's columns into out [cols] (*found: it
+     * is there). Both NULL: from nowhere. ERR_USAGE when no tensor gets a type that it changes, ERR_DATA when it is of another
+     * model. */
+    const struct stats *stats;
+    int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
+                      bool *found, struct err *e);
+    void *importance_ctx;
+    /* What GGUF will make of it (lib/formats). NULL: as it is here. Will q, k and v be one tensor, of one type? */
+    bool (*fuses_qkv)(const struct model_config *);
+    /* What is the tensor called there? False: nothing. `out` has TENSOR_MAX_NAME + 1 bytes. */
+    bool (*foreign_name)(const struct model_config *, struct model_slot, char *out);
 };
 
-/* The type meant for a tensor: norms and biases stay f32. */
-enum dtype quant_wanted(const struct quant_options *o, const struct model_config *c, struct model_slot s);
-/* Does an option of its own name that type, head_type or embed_type? */
-bool quant_is_named(const struct quant_options *o, const struct model_config *c, struct model_slot s);
-/* The type that its rows can have: `wanted`, or where the row is no whole number of blocks, as llama.cpp falls back
- * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; and where 32 does not divide it either, F16). */
+/* ---- plans (plan.c, plan_text.c) ------------------------------------------------------------------------------ */
+
+struct quant_choice {
+    enum dtype wanted, to; /* wanted: before the fallback */
+    bool named;            /* by an option, a rule or a plan's line, not by the mixture */
+    char why[96];          /* for people */
+};
+struct quant_plan {
+    struct quant_choice *choices; /* [model_slot_count], stream order; norms and biases stay f32 */
+    size_t n;
+};
+/* By o->type and its company, or o->plan. ERR_DATA: a plan for another model, an unknown type, rows that its blocks do not
+ * divide; with o->strict, a fallback or a type that needs_importance without any. */
+int quant_plan_make(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
+                    struct err *e) MUST_CHECK;
+void quant_plan_release(struct quant_plan *p);
+/* Appends a line for each matrix: name, shape, type, bytes, bits per weight, "#" and why. What o->plan takes. */
+int quant_plan_write(const struct quant_plan *p, const struct model_config *c, struct buf *out,
+                     struct err *e) MUST_CHECK;
+
+/* The type that its rows can have: `wanted`, or where the row is not a whole number of blocks, as llama.cpp falls back
+ * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0, IQ4_XS -> IQ4_NL ...; where 32 does not divide it either, F16). */
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
+
+/* ---- carrying out ----------------------------------------------------------------------------------------------- */
 
 struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
-    bool fell_back; /* the row is no whole number of `wanted`'s blocks */
+    bool fell_back; /* the row is not a whole number of `wanted`'s blocks */
+    bool blind;     /* `to` needs importance, and there was none */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */
 };
 typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, struct err *e);
 
 struct quant_totals {
-    uint64_t elems, bytes, bytes_before, fell_back;
+    uint64_t elems, bytes, bytes_before, fell_back, blind;
 };
 
-/* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. With strict, a tensor that would
- * fall back is ERR_DATA before anything is written. A weight that the type cannot hold is ERR_DATA when it is met. `report`
+/* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. What the plan cannot be is ERR_DATA
+ * or ERR_USAGE before anything is written. A weight that the type cannot hold is ERR_DATA when it is met. `report`
  * (may be NULL) sees each tensor.
  *
  * A tensor that is quantized already gets no more bits than it has, unless o->grow: nothing is won by it. Where a
@@ -61,5 +105,9 @@ struct quant_totals {
  * undoes the storage, and is what was asked for. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
+
+/* The same pass without its arithmetic: appends the plan as quantize_stream would carry it out, fills in totals. */
+int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, struct buf *plan,
+                     struct quant_totals *totals, struct err *e) MUST_CHECK;
 
 #endif

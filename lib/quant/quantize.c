@@ -1,5 +1,5 @@
-/* A model stream through a grid, one tensor at a time. */
-#include "lib/quant/quant.h"
+/* Carries out a plan: a model stream through its grids, one tensor at a time. */
+#include "lib/quant/quant_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@ struct pass {
     struct stream_writer *out;
     const struct quant_options *o;
     const struct model_config *config;
+    struct quant_plan plan;
     quant_report_fn *report;
     void *ctx;
     struct quant_totals *totals;
@@ -17,7 +18,7 @@ struct pass {
     float *importance;      /* [widest], with stats */
 };
 
-/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it --------------------- */
+/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it ------------------- */
 
 #define ROWS_AT_ONCE 16
 
@@ -64,31 +65,40 @@ static int quantize_rows(struct rows_job *j, double *squared_error, struct err *
     return rc;
 }
 
-/* ---- a tensor ------------------------------------------------------------------------------------------------------------ */
+/* ---- a tensor ---------------------------------------------------------------------------------------------------- */
 
-/* Which input of a layer the columns of a matrix meet, and whether statistics know it. */
-static bool input_of(const struct model_config *c, struct model_slot s, enum model_point *point) {
-    /* A tied embedding is quantized for its second job, the output matrix. */
-    return stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, point);
+static double bits_of(enum dtype t) {
+    return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
 }
 
-static bool is_weighed(const struct model_config *c, struct model_slot s, enum dtype to) {
+/* Is an importance for the columns of this matrix to be had? */
+static bool is_watched(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     enum model_point point;
-    return dtype_info(to)->is_quantized && to != DT_Q8_0 && input_of(c, s, &point);
+    /* A tied embedding is quantized for its second job, the output matrix. */
+    return o->importance || stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, &point);
+}
+
+static bool is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
+    return dtype_info(to)->weighed && model_role_is_matrix(s.role) && is_watched(p->o, p->config, s);
 }
 
 /* The weight of each input channel in the error: mean x^2, or NULL where nothing is known or nothing came through. */
-static const float *importance_of(struct pass *p, struct model_slot s, uint64_t cols) {
-    enum model_point point;
-    if (!p->o->stats || !input_of(p->config, s, &point)) return NULL;
-    uint32_t layer = model_role_in_layer(s.role) ? s.layer : 0;
-    const double *sum = stats_sum_sq(p->o->stats, point, layer);
-    double n = (double)stats_positions(p->o->stats), total = 0;
-    for (uint64_t i = 0; i < cols; i++) {
-        p->importance[i] = (float)(sum[i] / n);
-        total += sum[i];
+static int importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
+    uint64_t known;
+    bool found = false;
+    *out = NULL;
+    if (p->o->importance) {
+        int rc = p->o->importance(p->o->importance_ctx, p->config, s, cols, p->importance, &found, e);
+        if (rc || !found) return rc;
+    } else {
+        const double *sum = p->o->stats ? stats_input_sq(p->o->stats, s, &known) : NULL;
+        double n = sum ? (double)stats_positions(p->o->stats) : 0;
+        if (!sum) return 0;
+        for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / n);
     }
-    return total > 0 ? p->importance : NULL;
+    for (uint64_t i = 0; i < cols; i++)
+        if (p->importance[i] > 0) *out = p->importance;
+    return 0;
 }
 
 static int write_quantized(struct pass *p, struct model_slot s, struct tensor_desc *d, const void *data,
@@ -102,6 +112,8 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     float *x = (float *)p->f32.data;
     tensor_to_f32(from, data, x, n);
+    const float *importance = NULL;
+    if (is_weighed(p, s, t->to) && (rc = importance_of(p, s, cols, &importance, e))) return rc;
     struct rows_job job = {.x = x,
                            .y = p->packed.data,
                            .back = (float *)p->back.data,
@@ -109,7 +121,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
                            .rows = n / cols,
                            .cols = cols,
                            .row_bytes = dtype_row_bytes(t->to, cols),
-                           .importance = is_weighed(p->config, s, t->to) ? importance_of(p, s, cols) : NULL};
+                           .importance = importance};
     double error = 0, power = kernel_sum_squares(x, n);
     rc = quantize_rows(&job, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
@@ -118,28 +130,45 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     return stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
-static double bits_of(enum dtype t) {
-    return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
-}
-
-/* Chooses t->to. */
-static int choose_type(const struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
+/* The plan's type, unless the tensor is quantized already and would grow. The plan then says so, too. */
+static int choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
                        struct err *e) {
     const struct quant_options *o = p->o;
-    t->wanted = quant_wanted(o, p->config, s);
-    t->to = quant_fallback(t->wanted, cols);
+    struct quant_choice *choice = &p->plan.choices[model_slot_index(p->config, s)];
+    t->wanted = choice->wanted;
+    t->to = choice->to;
     t->fell_back = t->to != t->wanted;
     bool both = dtype_info(t->from)->is_quantized && dtype_info(t->to)->is_quantized;
     if (o->grow || !both || bits_of(t->to) <= bits_of(t->from)) return 0;
-    enum dtype plain = quant_is_named(o, p->config, s) ? t->to : quant_fallback(o->type->base, cols);
+    enum dtype plain = choice->named ? t->to : quant_fallback(o->type->base, cols);
     if (bits_of(plain) > bits_of(t->from)) /* not for the mixture's sake alone */
         return err_set(e, ERR_USAGE,
-                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and win nothing (quantize the "
+                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and gain nothing (quantize the "
                        "original, or --force)",
                        t->name, dtype_info(t->from)->name, bits_of(t->from), dtype_info(t->to)->name, bits_of(t->to));
-    t->to = t->from;
+    t->to = choice->to = t->from;
     t->fell_back = false;
+    snprintf(choice->why, sizeof choice->why, "stays as it is");
     return 0;
+}
+
+static int count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
+                 struct err *e) {
+    struct tensor_desc d = *from;
+    const float *importance = NULL;
+    int rc = 0;
+    d.dtype = t->to;
+    t->bytes = tensor_bytes(&d);
+    t->blind = t->to != t->from && !is_output(p->config, s) && s.role != ROLE_EMBED &&
+               mixture_needs_importance(p->o->type, t->to);
+    if (t->blind && is_weighed(p, s, t->to)) rc = importance_of(p, s, tensor_row_elems(from), &importance, e);
+    if (importance) t->blind = false;
+    p->totals->elems += t->elems;
+    p->totals->bytes += t->bytes;
+    p->totals->bytes_before += tensor_bytes(from);
+    p->totals->fell_back += t->fell_back;
+    p->totals->blind += t->blind;
+    return rc;
 }
 
 static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
@@ -154,44 +183,65 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
         rc = write_quantized(p, s, &d, data, &t, e);
+    if (!rc) rc = count(p, s, from, &t, e);
     if (rc) return rc;
-    t.bytes = tensor_bytes(&d);
-    p->totals->elems += t.elems;
-    p->totals->bytes += t.bytes;
-    p->totals->bytes_before += tensor_bytes(from);
-    p->totals->fell_back += t.fell_back;
     return p->report ? p->report(p->ctx, &t, e) : 0;
+}
+
+static int look_at_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
+                          const void *data, struct err *e) {
+    (void)attrs, (void)data;
+    struct pass *p = ctx;
+    struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
+    int rc = choose_type(p, s, tensor_row_elems(from), &t, e);
+    return rc ? rc : count(p, s, from, &t, e);
 }
 
 /* ---- the stream ------------------------------------------------------------------------------------------------------------ */
 
-/* With --strict refuses what would fall back; finds the widest row on the way. */
-static int plan(struct pass *p, struct err *e) {
-    bool weighed = false;
-    if (p->o->embed_type && p->config->tied)
-        return err_set(e, ERR_USAGE, "the embedding is the output matrix too, whose type --head-type names");
-    for (size_t i = 0; i < model_slot_count(p->config); i++) {
+/* Refuses importance of another model before anything is written. */
+static int check_importance(struct pass *p, struct err *e) {
+    bool any = false;
+    if (p->o->stats) return stats_check(p->o->stats, p->config, e);
+    for (size_t i = 0; i < p->plan.n; i++) {
+        struct model_slot s = model_slot_at(p->config, i);
+        uint64_t dims[2];
+        const float *importance;
+        uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
+        if (!model_role_is_matrix(s.role)) continue;
+        int rc = importance_of(p, s, cols, &importance, e);
+        if (rc) return rc;
+        any |= importance != NULL;
+    }
+    return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
+}
+
+/* The plan, and the room that it takes to carry it out. */
+static int prepare(struct pass *p, struct err *e) {
+    bool weighed = false, informed = p->o->stats || p->o->importance;
+    int rc = quant_plan_make(&p->plan, p->config, p->o, e);
+    for (size_t i = 0; !rc && i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t dims[2];
         uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
-        enum dtype wanted = quant_wanted(p->o, p->config, s), to = quant_fallback(wanted, cols);
         if (cols > p->widest) p->widest = cols;
-        weighed |= is_weighed(p->config, s, to);
-        char name[TENSOR_MAX_NAME + 1];
-        if (p->o->strict && to != wanted)
-            return err_set(
-                e, ERR_DATA,
-                "tensor '%s': rows of %llu are no whole number of %s's blocks of %u (without --strict it becomes %s)",
-                model_slot_name(s, name), (unsigned long long)cols, dtype_info(wanted)->name,
-                dtype_info(wanted)->block_elems, dtype_info(to)->name);
+        weighed |= is_weighed(p, s, p->plan.choices[i].to);
     }
-    if (p->o->stats && !weighed)
-        return err_set(e, ERR_USAGE, "statistics change nothing in %s: the error is only weighed in types below q8_0",
-                       p->o->type->name);
-    int rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
-    if (rc || !p->o->stats) return rc;
+    if (!rc && informed && !weighed)
+        rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: its types weigh no errors",
+                     p->o->plan ? p->o->plan_name : p->o->type->name);
+    if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
+    if (rc || !informed) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);
-    return p->importance ? stats_check(p->o->stats, p->config, e) : e->code;
+    return p->importance ? check_importance(p, e) : e->code;
+}
+
+static void finish(struct pass *p) {
+    buf_release(&p->f32);
+    buf_release(&p->packed);
+    buf_release(&p->back);
+    mem_free(p->importance);
+    quant_plan_release(&p->plan);
 }
 
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
@@ -201,13 +251,25 @@ int quantize_stream(struct stream_reader *in, struct stream_writer *out, const s
     struct pass p = {.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &head.config};
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
-    if (!rc) rc = plan(&p, e);
+    if (!rc) rc = prepare(&p, e);
     if (!rc) rc = model_head_write(out, &head.config, head.vocab.data, head.vocab.len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, quantize_tensor, &p, e);
-    buf_release(&p.f32);
-    buf_release(&p.packed);
-    buf_release(&p.back);
-    mem_free(p.importance);
+    finish(&p);
+    model_head_release(&head);
+    return rc;
+}
+
+int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, struct buf *plan,
+                     struct quant_totals *totals, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct pass p = {.o = o, .totals = totals, .config = &head.config};
+    *totals = (struct quant_totals){0};
+    int rc = model_head_read(in, &head, &item, e);
+    if (!rc) rc = prepare(&p, e);
+    if (!rc) rc = model_each_desc(in, &head.config, &item, look_at_tensor, &p, e);
+    if (!rc) rc = quant_plan_write(&p.plan, &head.config, plan, e);
+    finish(&p);
     model_head_release(&head);
     return rc;
 }

@@ -22,7 +22,7 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
     const char *name = chosen(o);
     if (!strcmp(name, "int8") && !m->n_int8) {
         if (!strcmp(o->precision, "int8"))
-            return err_set(e, ERR_USAGE, "%s: no weights are quantized, which --precision int8 is for (rill quantize)",
+            return err_set(e, ERR_USAGE, "%s: no weights are of a type that --precision int8 is for (rill quantize)",
                            strcmp(o->model, "-") != 0 ? o->model : "standard input");
         name = "bf16"; /* for weights that are not quantized */
     }
@@ -32,41 +32,49 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
     return ok ? 0 : err_nomem(e, "report");
 }
 
-enum model_hold session_hold(const struct session_options *o) {
-    if (!strcmp(chosen(o), "int8")) return HOLD_INT8;
-    return session_precision(o) == DT_BF16 ? HOLD_PACKED : HOLD_F32;
+enum model_weight_format session_weight_format(const struct session_options *o) {
+    if (!strcmp(chosen(o), "int8")) return WEIGHTS_INT8;
+    return session_precision(o) == DT_BF16 ? WEIGHTS_PACKED : WEIGHTS_F32;
 }
 
-int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
-                       struct digest *digest, struct err *e) {
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                       struct model **out, struct digest *digest, struct err *e) {
     struct stream_reader *r;
     struct stream_totals totals;
-    if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) || model_load(out, r, hold, e))
+    if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) || model_load(out, r, format, e))
         return e->code;
     stream_reader_totals(r, &totals);
     if (digest) *digest = totals.digest;
     return session_put_precision(c, o, *out, e);
 }
 
-static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, struct err *e) {
+static int keep_meta(const cJSON *from, cJSON **meta, struct err *e) {
+    if (meta && !(*meta = cJSON_Duplicate(from, true))) return err_nomem(e, "META");
+    return 0;
+}
+
+static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, cJSON **meta, struct err *e) {
     struct stream_reader *r;
     struct stream_item item = {.type = ITEM_META};
     int rc = cli_open_stream(c, path, "model", STREAM_ANY, &r, e);
     while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
     if (rc) return rc;
     if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
-    return vocab_unpack(v, item.bytes, item.n_bytes, e) ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
+    if (vocab_unpack(v, item.bytes, item.n_bytes, e)) return err_prefix(e, "%s", stream_reader_name(r));
+    return keep_meta(stream_reader_meta(r), meta, e);
 }
 
-int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) {
+int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, cJSON **meta,
+                       struct err *e) {
     struct stat st;
     struct stream_map *m;
     const void *bytes = NULL;
     size_t n = 0;
-    if (stat(o->model, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, o->model, out, e);
+    if (stat(o->model, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, o->model, out, meta, e);
     int rc = cli_open_map(c, o->model, "model", STREAM_ANY, &m, e);
     if (!rc) rc = stream_map_vocab(m, &bytes, &n, e);
     if (rc) return rc;
     if (!n) return err_set(e, ERR_DATA, "%s: no vocabulary", o->model);
-    return vocab_unpack(out, bytes, n, e) ? err_prefix(e, "%s", o->model) : 0;
+    if (vocab_unpack(out, bytes, n, e)) return err_prefix(e, "%s", o->model);
+    return keep_meta(stream_map_meta(m), meta, e);
 }

@@ -1,6 +1,7 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
+ * Order of files, each calling only those before it: file, model, data, chat, teacher.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -19,7 +20,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
 
-/* ---- the model ------------------------------------------------------------------------------------------------------ */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
 struct session_options {
     const char *model;     /* NULL: not given */
@@ -45,8 +46,9 @@ struct session_options {
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
 #define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \
-    "int8: as bf16, but quantized weights meet activations rounded to 8 bits, as integers; one sequence is made two "  \
-    "to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
+    "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
+    "single "                                                                                                          \
+    "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
 #define SESSION_PRECISION_OF(o, names, text)                                                                           \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
@@ -55,22 +57,24 @@ struct session_options {
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
 /* Records the resolved precision in report and provenance, once all weights of `m` have been loaded; session_load_model
- * calls it. ERR_USAGE: int8 was asked for, and no weights are quantized. */
+ * calls it. ERR_USAGE: int8 was asked for, and no weights are of a type for it. */
 int session_put_precision(struct cli *c, const struct session_options *o, const struct model *m,
                           struct err *e) MUST_CHECK;
 const char *session_role(const struct session_options *o); /* "model" without one */
 /* The weight format for inference in that precision. */
-enum model_hold session_hold(const struct session_options *o);
+enum model_weight_format session_weight_format(const struct session_options *o);
 
 /* Opens and reads the model; messages name its file. Records the resolved precision. *digest (NULL: not wanted) is the
  * digest of its stream. The caller frees *out. */
-int session_load_model(struct cli *c, const struct session_options *o, enum model_hold hold, struct model **out,
-                       struct digest *digest, struct err *e) MUST_CHECK;
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
+                       struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
-int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, struct err *e) MUST_CHECK;
+/* *meta, if meta is not NULL, becomes the model's META and the caller's. */
+int session_load_vocab(struct cli *c, const struct session_options *o, struct vocab **out, cJSON **meta,
+                       struct err *e) MUST_CHECK;
 
-/* ---- the data: a stream of tokens, or of tokens and knowledge ------------------------------------------------------------ */
+/* ---- the data: a stream of tokens, or of tokens and knowledge ---------------------------------------------------- */
 
 /* A stream that can be read several times if it is a regular file. Begin with {0}. */
 struct session_file {
@@ -101,7 +105,7 @@ int session_check_vocab(const struct vocab *v, const struct session_data *d, con
                         struct err *e) MUST_CHECK;
 void session_data_release(struct session_data *d);
 
-/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT -------------------------------------------------- */
+/* ---- conversations: the documents of corpus_encode's CORPUS_CHAT ------------------------------------------------- */
 
 struct session_chat_options {
     const char *path;  /* of a template; NULL: the vocabulary's */

@@ -26,7 +26,6 @@ struct session_teacher {
     struct knowledge_rows rows;
     struct batch batch;
     struct buf passes, inputs;          /* struct pass; struct model_input */
-    struct buf types;                   /* u32, of the queue, for the inputs */
     struct session_taps *taps;          /* NULL: nothing is tapped */
     const struct knowledge_format *out; /* what is */
     bool answers;                       /* logits are asked for */
@@ -37,7 +36,7 @@ struct session_teacher {
     double inv_temperature;
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* As many positions as have hidden states and tapped rows that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden, const struct knowledge_format *taps) {
@@ -58,9 +57,10 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     bool pipe = !t->file.is_file;
     if (cli_open_stream(t->c, o->model, session_role(o), STREAM_MODEL, &r, e)) return e->code;
     if (pipe && t->how.block_tokens)
-        return err_set(e, ERR_USAGE, "%s is no file and can be read once only: all tokens are one block",
+        return err_set(e, ERR_USAGE, "%s is not a file and can be read only once: all tokens are one block",
                        stream_reader_name(r));
-    if (model_layerwise_new(&t->layerwise, r, session_hold(o), pipe ? NULL : read_again, &t->file, e)) return e->code;
+    if (model_layerwise_new(&t->layerwise, r, session_weight_format(o), pipe ? NULL : read_again, &t->file, e))
+        return e->code;
     return 0;
 }
 
@@ -72,8 +72,8 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     t->options = o;
     t->how = *how;
     if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
-    int rc =
-        how->layerwise ? open_layerwise(t, o, e) : session_load_model(c, o, session_hold(o), &t->model, &t->digest, e);
+    int rc = how->layerwise ? open_layerwise(t, o, e)
+                            : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     if (!rc) rc = grad_tape_new(&t->scratch, false, model_precision(session_teacher_model(t)), e);
     if (rc)
         session_teacher_free(t);
@@ -101,7 +101,6 @@ void session_teacher_free(struct session_teacher *t) {
     batch_release(&t->batch);
     buf_release(&t->passes);
     buf_release(&t->inputs);
-    buf_release(&t->types);
     session_taps_free(t->taps);
     mem_free(t);
 }
@@ -136,17 +135,14 @@ static void layer_done(void *ctx, uint32_t layers) {
 static int lay_out_inputs(struct session_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
-    size_t at = 0, n_types = t->rows.types ? t->n_positions : 0;
-    int rc = buf_reserve(&t->types, n_types * sizeof(uint32_t), e);
-    uint32_t *types = !rc && n_types ? (uint32_t *)t->types.data : NULL;
-    for (size_t i = 0; types && i < n_types; i++) types[i] = t->rows.types[i];
+    const uint32_t *types = t->rows.types;
+    int rc = 0;
     *n = t->passes.len / sizeof *p;
-    t->inputs.len = t->types.len = 0;
+    t->inputs.len = 0;
     for (size_t i = 0; !rc && i < *n; i++) {
         struct model_input one = {
             .n_positions = p[i].n_positions, .n_seqs = p[i].n_seqs, .tokens = tokens, .lengths = lengths};
-        if (types) one.types = types + at;
-        at += p[i].n_positions;
+        if (types) one.types = types, types += p[i].n_positions;
         rc = buf_append(&t->inputs, &one, sizeof one, e);
         tokens += p[i].n_positions;
         lengths += p[i].n_seqs;

@@ -103,7 +103,7 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
     return 0;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int write_meta(const struct stats *s, struct stream_writer *w, struct err *e) {
     cJSON *meta = cJSON_CreateObject(), *model = model_config_to_json(&s->config, e);
@@ -150,7 +150,7 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
     return rc;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* Where the tensor of this name is summed up, its rank and length; NULL: unknown, left alone. */
 static double *target_of(struct stats *s, const char *name, unsigned *rank, uint64_t *n) {
@@ -262,7 +262,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
     return 0;
 }
 
-/* ---- asking ---------------------------------------------------------------------------------------------------------- */
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;
@@ -290,4 +290,17 @@ double stats_influence(const struct stats *s, uint32_t layer) {
 bool stats_input_point(enum model_role role, enum model_point *out) {
     *out = model_role_info(role)->input;
     return *out != POINT_COUNT;
+}
+
+const struct model_config *stats_config(const struct stats *s) {
+    return &s->config;
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols) {
+    enum model_point point;
+    enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
+    if (!stats_input_point(role, &point)) return NULL;
+    uint32_t layer = model_role_in_layer(slot.role) ? slot.layer : 0;
+    *cols = stats_cols(s, point, layer);
+    return stats_sum_sq(s, point, layer);
 }

@@ -28,6 +28,12 @@ void stats_free(struct stats *s);
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
                   struct err *e) MUST_CHECK;
 
+/* Of the model that it was taken on; valid as long as s. */
+const struct model_config *stats_config(const struct stats *s);
+/* The sum of squares of the input of a slot's matrix, and its columns; NULL where none is watched. The tied embedding counts
+ * as the output matrix that it is too. */
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols);
+
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
 int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_CHECK;

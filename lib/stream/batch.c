@@ -1,3 +1,4 @@
+/* Reads and writes batches of sequences as a whole: tokens, lengths and further tensors. */
 #include "lib/stream/stream.h"
 
 #include <inttypes.h>
@@ -8,7 +9,7 @@ struct batch_memory {
     struct buf *data;       /* [cap] */
     uint32_t cap;
     const struct tensor *tokens, *lengths;
-    bool goes_on; /* the batch before ended inside a sequence, of which `next_pos` positions have been seen */
+    bool goes_on; /* the last batch ended inside a sequence, of which `next_pos` positions have been seen */
     uint64_t next_pos;
 };
 
@@ -78,7 +79,7 @@ const uint32_t *batch_lengths(const struct batch *b) {
     return b->memory->lengths->data;
 }
 
-/* The lengths add up to the positions, none is zero, and the batch goes on where the one before ended. */
+/* Checks that the lengths add up to the positions, none is zero, and the batch continues the one before. */
 static int check_lengths(struct batch *b, struct err *e) {
     struct batch_memory *m = b->memory;
     const uint32_t *lengths = m->lengths->data;
@@ -93,7 +94,7 @@ static int check_lengths(struct batch *b, struct err *e) {
                        "batch of sequence %" PRIu64 ": lengths add up to %" PRIu64 ", it has %" PRIu64 " positions",
                        h->first_seq, sum, h->n_positions);
     if (m->goes_on && h->first_pos != m->next_pos)
-        return err_set(e, ERR_DATA, "sequence %" PRIu64 " goes on at position %" PRIu64 ", expected %" PRIu64,
+        return err_set(e, ERR_DATA, "sequence %" PRIu64 " continues at position %" PRIu64 ", expected %" PRIu64,
                        h->first_seq, h->first_pos, m->next_pos);
     m->goes_on = h->flags & BATCH_CONTINUES;
     m->next_pos = lengths[h->n_seqs - 1] + (h->n_seqs == 1 ? h->first_pos : 0);
@@ -112,7 +113,7 @@ static int load_tensors(struct stream_reader *r, struct batch *b, struct err *e)
     struct stream_item item;
     for (uint32_t i = 0; i < b->head.n_tensors; i++) {
         struct buf *data = &b->memory->data[i];
-        if (stream_next(r, &item, e)) return e->code; /* the rules let nothing but a tensor come here */
+        if (stream_next(r, &item, e)) return e->code; /* the rules allow nothing but a tensor here */
         if (stream_load_tensor(r, data, e)) return e->code;
         b->tensors[i] = (struct tensor){.desc = item.desc, .data = data->data, .n_bytes = data->len};
     }
@@ -122,7 +123,9 @@ static int load_tensors(struct stream_reader *r, struct batch *b, struct err *e)
 int batch_load(struct stream_reader *r, struct batch *b, const struct stream_item *item, struct err *e) {
     if (reserve(b, item->batch.n_tensors, e)) return e->code;
     b->head = item->batch;
-    if (b->head.first_pos == 0) b->memory->goes_on = false; /* the rules have seen to it; or another stream begins */
+    if (b->head.first_pos == 0)
+        b->memory->goes_on = false; /* the rules forbid it within a stream; or another stream
+     * begins */
     if (load_tensors(r, b, e)) return e->code;
     return check_batch(b, e) ? err_prefix(e, "%s: record at byte %" PRIu64, stream_reader_name(r), item->offset) : 0;
 }

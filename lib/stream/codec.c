@@ -1,7 +1,9 @@
+/* Encodes and decodes chunks of tensor data: raw, zstd, or byte planes, on all threads. */
 #include "lib/stream/codec_internal.h"
 
 #include <inttypes.h>
-#define ZSTD_STATIC_LINKING_ONLY /* for ZSTD_c_literalCompressionMode, a number that the shared library knows */
+#define ZSTD_STATIC_LINKING_ONLY /* for ZSTD_c_literalCompressionMode: an experimental parameter that the shared
+ * library knows by number */
 #include <zstd.h>
 #include <zstd_errors.h>
 
@@ -50,16 +52,16 @@ static void entropy_only(ZSTD_CCtx *c) {
     ZSTD_CCtx_setParameter(c, ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman);
 }
 
-/* *out is 0 when it does not fit `room`. */
-static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *dst, size_t room, int level, size_t *out,
-                     struct err *e) {
+/* *out is 0 when it does not fit `capacity`. */
+static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *dst, size_t capacity, int level,
+                     size_t *out, struct err *e) {
     if (!t->cctx && !(t->cctx = ZSTD_createCCtx())) return err_nomem(e, "zstd");
     ZSTD_CCtx_reset(t->cctx, ZSTD_reset_session_and_parameters);
     if (level == ENTROPY_ONLY)
         entropy_only(t->cctx);
     else
         ZSTD_CCtx_setParameter(t->cctx, ZSTD_c_compressionLevel, level);
-    size_t r = ZSTD_compress2(t->cctx, dst, room, src, n);
+    size_t r = ZSTD_compress2(t->cctx, dst, capacity, src, n);
     if (ZSTD_isError(r) && ZSTD_getErrorCode(r) != ZSTD_error_dstSize_tooSmall)
         return err_set(e, ERR_IO, "zstd: %s", ZSTD_getErrorName(r));
     *out = ZSTD_isError(r) ? 0 : r;
@@ -98,7 +100,7 @@ static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, vo
 
 /*
  * Do the bytes look like noise? From a sample: the chance that two of them are equal is 1/256 for noise. Mantissas are
- * found out this way in a fraction of the time that a compressor needs to give up on them.
+ * recognised in a fraction of the time that a compressor needs to give up on them.
  */
 static bool looks_random(const unsigned char *p, size_t n) {
     uint64_t count[256] = {0}, samples = 0, pairs = 0;
@@ -145,7 +147,7 @@ static int planes_unpack(struct codec_thread *t, const struct chunk *k, struct e
             return err_prefix(e, "plane %zu", i);
         at += size;
     }
-    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes behind the last plane");
+    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes after the last plane");
     planes_join(k->dtype, t->planes.data, (size_t)k->n_raw, k->raw);
     return 0;
 }

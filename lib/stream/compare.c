@@ -1,3 +1,4 @@
+/* Compares two streams tensor by tensor, or batch by batch. */
 #include "lib/stream/stream.h"
 
 #include <inttypes.h>
@@ -20,15 +21,15 @@ struct against_map {
     struct buf data;
     struct scratch *scratch;
 
-    /* The tensor at hand. */
+    /* The current tensor. */
     const struct dtype_info *type; /* of b's */
     struct tensor_difference *d;
-    size_t n_a, n_b;                    /* elements in the scratch: a's are there first */
-    unsigned char cut[MAX_BLOCK_BYTES]; /* the beginning of a block of b's which goes on in the next piece */
+    size_t n_a, n_b;                    /* elements in the scratch; a's come first */
+    unsigned char cut[MAX_BLOCK_BYTES]; /* the beginning of one of b's blocks, continued in the next piece */
     size_t n_cut;
 };
 
-/* So many blocks of b's against the next elements of a's. */
+/* Compares so many blocks of b with the next elements of a. */
 static int compare_blocks(struct against_map *k, const unsigned char *data, uint64_t blocks, struct err *e) {
     struct scratch *s = k->scratch;
     for (uint64_t n = blocks * k->type->block_elems, now; n > 0; n -= now) {
@@ -64,7 +65,7 @@ static int compare_piece(void *ctx, const void *data, size_t n, struct err *e) {
     return compare_blocks(k, p, n / block, e);
 }
 
-/* The open tensor of a against b's i-th. */
+/* Compares the open tensor of a with tensor i of b. */
 static int compare_data(struct against_map *k, size_t i, const struct tensor_desc *b, struct tensor_difference *d,
                         struct err *e) {
     k->type = dtype_info(b->dtype);
@@ -130,7 +131,7 @@ struct by_batch {
     struct scratch *scratch;
 };
 
-/* The name's place, a new one at k->n if need be. */
+/* The slot of the name, or a new one at k->n. */
 static struct name *find_name(struct by_batch *k, const char *name, struct err *e) {
     size_t i = 0;
     while (i < k->n && strcmp((k->names[i].pair.a ? &k->names[i].a : &k->names[i].b)->name, name) != 0) i++;
@@ -150,7 +151,7 @@ static void compare_tensors(const struct tensor *a, const struct tensor *b, stru
     }
 }
 
-/* What is remembered of a pair is its first batch, or the first one in which the two do not fit. */
+/* Keeps the first batch of a pair, or the first one in which the two differ in shape. */
 static int add_pair(struct by_batch *k, const struct tensor *a, const struct tensor *b, struct err *e) {
     bool fits = a && b && tensor_same_shape(&a->desc, &b->desc);
     struct name *x = find_name(k, (a ? a : b)->desc.name, e);

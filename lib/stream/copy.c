@@ -1,4 +1,4 @@
-/* Streams behind each other: as they are, or some tensors of them, or encoded anew, or as one segment. */
+/* Concatenates streams: as they are, or some tensors of them, or encoded anew, or as one segment. */
 #include "lib/stream/stream_internal.h"
 
 enum { PIECE_BYTES = 16 << 20 }; /* of a tensor that is encoded anew: what the codec takes at a time */
@@ -8,11 +8,11 @@ struct stream_copier {
     struct stream_copy_options options;
     cJSON *meta;  /* of the segment being written; NULL before the first */
     char *source; /* the name of the stream it came from */
-    cJSON *prov;  /* of that segment, held back: the caller writes the last one's */
+    cJSON *prov;  /* of that segment, held back: the caller writes those of the last one */
     bool has_vocab;
     struct digest vocab;
-    uint64_t next_seq; /* when merging: number of the sequence that comes next ... */
-    uint64_t shift;    /* ... and what makes the input's numbers ours, modulo 2^64 */
+    uint64_t next_seq; /* when merging: number of the next sequence ... */
+    uint64_t shift;    /* ... and what maps the input's numbers to ours, modulo 2^64 */
     bool shift_known;
     struct batch batch;
     struct buf data;
@@ -90,7 +90,7 @@ static int hold_prov(struct stream_copier *k, const cJSON *entry, struct err *e)
     return 0;
 }
 
-/* When merging, each input may bring the same vocabulary. */
+/* When merging, each input may have the same vocabulary. */
 static int copy_vocab(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item, struct err *e) {
     struct digest d = digest_bytes(item->bytes, item->n_bytes);
     if (!k->has_vocab) {
@@ -109,7 +109,7 @@ static bool kept(const struct stream_copier *k, const char *name) {
     return !k->options.keep || k->options.keep(k->options.ctx, name);
 }
 
-/* A piece at a time. */
+/* Piece by piece. */
 static int recode_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                          struct err *e) {
     size_t got;
@@ -124,11 +124,11 @@ static int recode_tensor(struct stream_copier *k, struct stream_reader *r, const
 
 static int copy_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                        struct err *e) {
-    /* Within a batch, the ones to keep were counted before: see copy_batch. */
+    /* In a batch, those to keep were counted before: see copy_batch. */
     if (!item->in_batch && !kept(k, item->desc.name)) return stream_skip_tensor(r, e);
     if (!k->options.recode) return stream_forward(r, k->w, item, e);
     if (k->w->options.codec != CODEC_RAW) return recode_tensor(k, r, item, e);
-    /* Raw it is one chunk, whose checksum comes before it. */
+    /* Raw data is one chunk, whose checksum comes before it. */
     if (stream_load_tensor(r, &k->data, e)) return e->code;
     return stream_write_tensor(k->w, &item->desc, item->attrs, k->data.data, e);
 }
@@ -137,7 +137,7 @@ static bool kept_in_batch(const struct stream_copier *k, const char *name) {
     return !strcmp(name, "tokens") || !strcmp(name, "lengths") || kept(k, name);
 }
 
-/* The head says how many tensors follow, so the batch must be known whole before some are dropped. */
+/* The head states the number of tensors, so the whole batch must be read before some are dropped. */
 static int copy_some_of_batch(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                               struct stream_batch head, struct err *e) {
     struct batch *b = &k->batch;

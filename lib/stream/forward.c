@@ -1,7 +1,7 @@
-/* A record from a reader to a writer, as it is stored: the payload is verified on the way, only the header is new. */
+/* Forwards a record from a reader to a writer as it is stored: verifies the payload, rewrites only the header. */
 #include "lib/stream/stream_internal.h"
 
-/* Failures of the reader are the writer's too: what it has begun cannot become a whole stream. */
+/* A failure of the reader fails the writer, too: its output can no longer be complete. */
 static int fail_both(struct stream_reader *r, struct stream_writer *w, struct err *e) {
     if (!r->failed.code) return writer_fail(w, e);
     if (!w->failed.code) w->failed = *e;

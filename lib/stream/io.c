@@ -1,3 +1,4 @@
+/* Buffered reading from and writing to a descriptor. */
 #include "lib/stream/io_internal.h"
 
 #include <errno.h>
@@ -7,9 +8,9 @@
 
 enum {
     BUFFER_BYTES = 1 << 20,
-    PEEK_BYTES = 4096,        /* the least that a buffer holds */
+    PEEK_BYTES = 4096,        /* smallest buffer */
     SKIM_BYTES = 4096,        /* read after a seek: a record header and a small payload */
-    DIRECT_BYTES = 128 << 10, /* from here on data goes around the buffer */
+    DIRECT_BYTES = 128 << 10, /* from here on data bypasses the buffer */
 };
 
 /* Best effort: a full pipe costs a context switch, and 64 KiB (the default) are full sixteen times as often. */
@@ -41,7 +42,7 @@ void input_close(struct input *in) {
     in->buf = NULL;
 }
 
-/* One read call's worth; 0 at the end. */
+/* One read call; 0 at the end. */
 static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
     ssize_t r = in->ended ? 0 : fd_read(in->fd, dst, n);
     *got = 0;
@@ -52,8 +53,8 @@ static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct 
 }
 
 static int fill(struct input *in, struct err *e) {
-    size_t got, room = in->cap - in->to;
-    if (read_some(in, in->buf + in->to, room, &got, e)) return e->code;
+    size_t got, n = in->cap - in->to;
+    if (read_some(in, in->buf + in->to, n, &got, e)) return e->code;
     in->to += got;
     return 0;
 }
@@ -121,7 +122,7 @@ int input_seek_past(struct input *in, uint64_t n, struct err *e) {
     }
     if (lseek(in->fd, (off_t)(n - have), SEEK_CUR) < 0) return err_sys(e, errno, "cannot seek");
     in->from = in->to = 0;
-    if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* who seeks wants headers only */
+    if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* a caller that seeks reads only headers */
     in->ended = false;
     in->at += n;
     return 0;
@@ -143,7 +144,7 @@ void output_close(struct output *out) {
     out->buf = NULL;
 }
 
-/* What is buffered and then n bytes more, in as few calls as the kernel allows. */
+/* Writes what is buffered and n bytes more, in as few calls as the kernel allows. */
 static int write_all(struct output *out, const unsigned char *data, size_t n, struct err *e) {
     if (!fd_write2(out->fd, out->buf, out->len, data, n)) return err_sys(e, errno, "cannot write");
     out->len = 0;

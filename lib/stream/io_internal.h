@@ -1,6 +1,6 @@
 /*
  * io: bytes from a descriptor and to a descriptor: large reads and writes, enlarged pipes, no copy of large payloads,
- * short and interrupted calls made whole. Messages carry no file name; the caller adds it.
+ * short and interrupted calls completed. Messages carry no file name; the caller adds it.
  */
 #ifndef RILL_STREAM_IO_INTERNAL_H
 #define RILL_STREAM_IO_INTERNAL_H
@@ -24,7 +24,7 @@ int input_read(struct input *in, void *dst, size_t n, size_t *got, struct err *e
 int input_peek(struct input *in, size_t n, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
 /* Consumes up to `max` bytes in place: *p is valid until the next call. *got 0 only at the end of the file. */
 int input_take(struct input *in, uint64_t max, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
-/* Goes past n bytes of a regular file without reading them; the caller has checked that they are there. */
+/* Skips n bytes of a regular file without reading them; the caller has checked that they exist. */
 int input_seek_past(struct input *in, uint64_t n, struct err *e) MUST_CHECK;
 
 struct output {

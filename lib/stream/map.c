@@ -1,6 +1,6 @@
 /*
- * Random access to a file that is one segment. What the index says is believed only as far as the record found at the
- * offset agrees; every record is verified when it is first used.
+ * Random access to a file that is one segment. The index is trusted only where the record at the offset agrees with it;
+ * every record is verified on first use.
  */
 #include "lib/stream/stream_internal.h"
 
@@ -13,8 +13,8 @@
 
 struct map_tensor {
     uint64_t at, key; /* offset of the TENS record, hash of the name */
-    cJSON *attrs;     /* parsed when first asked for */
-    bool verified;    /* the one raw chunk's checksum held */
+    cJSON *attrs;     /* parsed on first use */
+    bool verified;    /* the checksum of the single raw chunk has been verified */
 };
 
 struct map_key {
@@ -45,14 +45,14 @@ static int fail_at(const struct stream_map *m, uint64_t at, struct err *e) {
     return err_prefix(e, "%s: record at byte %" PRIu64, m->name, at);
 }
 
-/* The header at `at`, with a payload that lies within the file. */
+/* The header at `at`; its payload must lie within the file. */
 static int record_at(const struct stream_map *m, uint64_t at, struct wire_record *r, struct err *e) {
     if (at % WIRE_ALIGN || at >= m->size || m->size - at < WIRE_RECORD_BYTES)
         return err_set(e, ERR_DATA, "lies outside the file");
     if (wire_record_decode(m->data + at, r, e)) return e->code;
-    uint64_t padded, room = m->size - at - WIRE_RECORD_BYTES;
-    if (!u64_align(r->stored, WIRE_ALIGN, &padded) || padded > room)
-        return err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes, the file ends after %" PRIu64, r->stored, room);
+    uint64_t padded, left = m->size - at - WIRE_RECORD_BYTES;
+    if (!u64_align(r->stored, WIRE_ALIGN, &padded) || padded > left)
+        return err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes, the file ends after %" PRIu64, r->stored, left);
     return 0;
 }
 
@@ -66,7 +66,7 @@ static int verify_payload(const struct stream_map *m, uint64_t at, const struct 
     return wire_all_zero(p + r->stored, wire_padding(r->stored)) ? 0 : err_set(e, ERR_DATA, "padding is not zero");
 }
 
-/* A verified record of a type that is expected there. */
+/* A verified record there, of an expected type. */
 static int expect_record(const struct stream_map *m, uint64_t at, uint32_t tag, struct wire_record *r,
                          const unsigned char **payload, struct err *e) {
     char found[5], wanted[5];
@@ -151,7 +151,7 @@ static int read_index(struct stream_map *m, uint64_t at, struct err *e) {
     return 0;
 }
 
-/* Without an index, or with an end that cannot be understood: in order from the start, which says what is wrong. */
+/* Scans from the start when there is no index, or the end cannot be parsed; errors are found in order. */
 static int scan(struct stream_map *m, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
@@ -178,7 +178,7 @@ static int scan(struct stream_map *m, struct err *e) {
     return code;
 }
 
-/* Reads the end record. False when there is none that makes sense. */
+/* Reads the end record. False if there is none or it is not plausible. */
 static bool read_end(struct stream_map *m, struct wire_ends *ends) {
     struct err ignored;
     struct wire_record r;
@@ -230,7 +230,7 @@ static int decode_tensor(const struct stream_map *m, size_t i, struct wire_tens 
 struct walk {
     struct segment rules;
     struct wire_record r;
-    uint64_t at, next, stored; /* this chunk's record, the one behind it, stored bytes so far */
+    uint64_t at, next, stored; /* this chunk's record, the one after it, stored bytes so far */
 };
 
 static void walk_begin(struct walk *k, const struct wire_tens *t, size_t i, uint64_t data_at) {
@@ -243,7 +243,8 @@ static int walk_step(const struct stream_map *m, struct walk *k, struct err *e) 
     k->at = k->next;
     if (record_at(m, k->at, &k->r, e)) return e->code;
     if (k->r.tag != TAG_DATA || k->r.codec > CODEC_PLANES || k->r.flags & ~WIRE_LAST_CHUNK)
-        return err_set(e, ERR_DATA, "is no data that this version understands, inside tensor '%s'", k->rules.desc.name);
+        return err_set(e, ERR_DATA, "is not data that this version understands, inside tensor '%s'",
+                       k->rules.desc.name);
     if (segment_data(&k->rules, &k->r, e)) return e->code;
     k->stored += k->r.stored;
     k->next = after(k->at, &k->r);
@@ -269,7 +270,7 @@ static int decode_group(struct stream_map *m, struct chunk *group, size_t n, con
     return codec_decode(&m->codecs, group, n, &failed, e) ? fail_at(m, at[failed], e) : 0;
 }
 
-/* The chunk that k stands at, decoded to `dst`. */
+/* Decodes the chunk at k to `dst`. */
 static int chunk_of(struct stream_map *m, const struct walk *k, unsigned char *dst, struct chunk *out, struct err *e) {
     const unsigned char *p = m->data + k->at + WIRE_RECORD_BYTES;
     *out = (struct chunk){
@@ -286,7 +287,7 @@ static int chunk_of(struct stream_map *m, const struct walk *k, unsigned char *d
     return fail_at(m, k->at, e);
 }
 
-/* All chunks' headers were walked once and are good. */
+/* The headers of all chunks have been checked once. */
 static int decode_all(struct stream_map *m, const struct wire_tens *t, size_t i, uint64_t data_at, unsigned char *dst,
                       struct err *e) {
     struct chunk group[CODEC_GROUP] = {0};
@@ -343,7 +344,7 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
         *data = m->data + k.at + WIRE_RECORD_BYTES;
         return 0;
     }
-    while (k.rules.tensor_open) /* the chunks must be there before memory is taken for what they promise */
+    while (k.rules.tensor_open) /* check that the chunks exist before allocating what they declare */
         if (walk_step(m, &k, e)) return fail_at(m, k.at, e);
     scratch->len = 0;
     if (buf_reserve(scratch, (size_t)t.n_bytes, e)) return err_prefix(e, "%s: tensor '%s'", m->name, t.desc.name);
@@ -359,7 +360,7 @@ static int compare_keys(const void *a, const void *b) {
     return (x->key > y->key) - (x->key < y->key);
 }
 
-/* Sorts the keys. Two tensors of one name would be two answers to one question. */
+/* Sorts the keys. Two tensors of one name are refused. */
 static int sort_names(struct stream_map *m, struct err *e) {
     struct wire_tens a, b;
     uint64_t at;
@@ -388,7 +389,7 @@ long stream_map_find(const struct stream_map *m, const char *name) {
     }
     for (; lo < m->n && m->keys[lo].key == key; lo++) {
         struct wire_tens t;
-        struct err broken; /* then the caller's next call on this tensor says what is wrong with it */
+        struct err broken; /* the caller's next call on this tensor then reports the error */
         if (decode_tensor(m, m->keys[lo].i, &t, &at, &broken) || !strcmp(t.desc.name, name)) return (long)m->keys[lo].i;
     }
     return -1;
@@ -463,7 +464,7 @@ const cJSON *stream_map_prov(struct stream_map *m) {
     return m->prov;
 }
 
-/* What the index leaves out, too, and the end record at its place. */
+/* Also verifies what is not in the index, and that the end record is in its place. */
 static int digest_content(struct stream_map *m, struct digest_state *content, struct err *e) {
     struct wire_record r = {.tag = TAG_META};
     unsigned char p[WIRE_CONTENT_BYTES];

@@ -1,10 +1,10 @@
-/* Reading a stream item by item: segments, their records in order, what each must hold. */
+/* Reads a stream item by item: segments, the order of their records, what each must contain. */
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* Fields that only DATA uses are as they must be. */
+/* Checks that fields only DATA uses have their fixed values. */
 static int check_plain(struct stream_reader *r, struct err *e) {
     const struct wire_record *h = &r->rec;
     bool ok = h->codec == CODEC_RAW && h->raw == h->stored && h->raw_offset == 0 && h->flags == 0;
@@ -14,7 +14,7 @@ static int check_plain(struct stream_reader *r, struct err *e) {
 
 /* ---- segments ---------------------------------------------------------------------------------------------------- */
 
-/* An empty payload may have no memory at all. */
+/* An empty payload may have no memory. */
 static cJSON *parse_payload(const struct stream_reader *r, struct err *e) {
     return json_parse(r->payload.len ? (const char *)r->payload.data : "", r->payload.len, e);
 }
@@ -40,7 +40,7 @@ static int read_segment_start(struct stream_reader *r, struct err *e) {
     r->between = false;
     if (input_read(&r->in, p, sizeof p, &got, e)) return reader_remember(r, e);
     if (wire_head_decode(p, got, &head, e)) {
-        if (r->segment_at) err_prefix(e, "at byte %" PRIu64 ", behind a complete segment", r->segment_at);
+        if (r->segment_at) err_prefix(e, "at byte %" PRIu64 ", after a complete segment", r->segment_at);
         return reader_remember(r, e);
     }
     if (segment_begin(&r->seg, &head, e)) return reader_remember(r, e);
@@ -99,7 +99,7 @@ static void give_meta(const struct stream_reader *r, struct stream_item *item) {
     memcpy(item->tag, "META", 5);
 }
 
-/* Keeps an entry once, by its id. Past the limits it is still an item, but no longer part of stream_reader_prov. */
+/* Keeps an entry once, by its id. Past the limits it is still an item, but not part of stream_reader_prov. */
 static int collect_prov(struct stream_reader *r, cJSON *entry, struct err *e) {
     const char *id;
     bool fresh = false;
@@ -134,7 +134,7 @@ static int take_tensor(struct stream_reader *r, struct stream_item *item, struct
     if (t.n_attrs && !(r->scratch = json_parse(t.attrs, t.n_attrs, e)))
         return err_prefix(e, "tensor '%s': attributes", t.desc.name);
     if (t.n_attrs && !cJSON_IsObject(r->scratch))
-        return err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", t.desc.name);
+        return err_set(e, ERR_DATA, "tensor '%s': attributes are not a JSON object", t.desc.name);
     if (segment_tensor(&r->seg, &t.desc, e)) return e->code;
     if (t.n_bytes != r->seg.tensor_bytes)
         return err_set(e, ERR_DATA, "tensor '%s': %" PRIu64 " bytes stated, type and dimensions make %" PRIu64,
@@ -174,7 +174,7 @@ static int refuse_unknown(const struct stream_reader *r, const char *tag, struct
                    tag, STREAM_VERSION_MAJOR, r->minor, STREAM_VERSION_MAJOR, STREAM_VERSION_MINOR);
 }
 
-/* Interprets the record whose payload was read. item->type stays ITEM_EOF for one that is not the caller's business. */
+/* Interprets the record whose payload was read. item->type stays ITEM_EOF for records that callers do not see. */
 static int take_record(struct stream_reader *r, struct stream_item *item, struct err *e) {
     switch (r->rec.tag) {
     case TAG_PROV: return take_prov(r, item, e);

@@ -1,5 +1,5 @@
 /*
- * The data of a tensor, in three ways that share one state: as it is stored (to skip or to forward), raw chunks
+ * Reads the data of a tensor in three ways that share one state: as it is stored (to skip or to forward), raw chunks
  * straight into the caller's memory, and compressed chunks in groups that are decoded on all threads.
  */
 #include "lib/stream/stream_internal.h"
@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* Hash while the bytes are in the cache that the read put them into. */
+/* Hash while the bytes are still in the cache. */
 enum { PIECE_BYTES = 512 << 10 };
 
 void reader_begin_data(struct stream_reader *r) {
@@ -125,7 +125,7 @@ static int read_raw(struct stream_reader *r, unsigned char *dst, size_t n, size_
 
 /* ---- compressed chunks: in groups -------------------------------------------------------------------------------- */
 
-/* Reads compressed chunks, beginning with the one whose header was read, until the group is full or a raw one comes. */
+/* Reads compressed chunks, starting with the one whose header was read, until the group is full or a raw one comes. */
 static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
     size_t from[CODEC_GROUP];
     r->n_group = 0;
@@ -165,7 +165,7 @@ static int decode(struct stream_reader *r, unsigned char *dst, struct err *e) {
     return fail_in_tensor(r, e);
 }
 
-/* Straight into dst when the whole group fits, else through r->plain. */
+/* Decodes straight into dst if the whole group fits, else through r->plain. */
 static int read_group(struct stream_reader *r, unsigned char *dst, size_t n, size_t *done, struct err *e) {
     uint64_t total;
     *done = 0;
@@ -220,7 +220,7 @@ int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, 
     r->values.len = 0;
     if (buf_reserve(&r->values, want, e)) return reader_remember(r, e);
     if (read_data(r, r->values.data, want, got, e)) return e->code;
-    *got = *got / t->block_bytes * t->block_elems; /* a tensor is a whole number of blocks, and so is what was wanted */
+    *got = *got / t->block_bytes * t->block_elems; /* a tensor is a whole number of blocks, and so is the request */
     tensor_to_f32(t->dtype, r->values.data, dst, *got);
     return 0;
 }
@@ -246,7 +246,7 @@ static int begin_whole(struct stream_reader *r, uint64_t n_bytes, struct err *e)
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) {
     size_t got;
     if (begin_whole(r, n_bytes, e) || read_data(r, dst, (size_t)n_bytes, &got, e)) return e->code;
-    return reader_skip_data(r, e); /* of an empty tensor there is a chunk left */
+    return reader_skip_data(r, e); /* an empty tensor has one chunk left */
 }
 
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
@@ -254,7 +254,7 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
     uint64_t left = r->seg.tensor_bytes;
     b->len = 0;
     if (begin_whole(r, left, e)) return e->code;
-    if (left > b->cap && mem_check(left - b->cap, e)) { /* before the first of it is read */
+    if (left > b->cap && mem_check(left - b->cap, e)) { /* before any of it is read */
         err_prefix(e, "tensor '%s'", r->seg.desc.name);
         return reader_remember(r, e);
     }
@@ -262,7 +262,7 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
         uint64_t now = b->len > step ? b->len : step;
         size_t got;
         if (!r->inside && reader_has_chunk(r) && reader_chunk(r, e)) return e->code;
-        /* The file's size vouches for a raw chunk, see reader_header. */
+        /* The size of a raw chunk is bounded by the file's, see reader_header. */
         if (r->in.regular && r->chunk_ready && r->rec.codec == CODEC_RAW && r->rec.raw > now) now = r->rec.raw;
         if (now > left) now = left;
         if (buf_reserve(b, (size_t)now, e)) return reader_remember(r, e);

@@ -1,4 +1,5 @@
-/* One record of a stream: header, payload, padding, and what is said when one of them fails. reader.c makes segments of them. */
+/* One record of a stream: header, payload, padding, and the error messages for them. reader.c builds segments from
+ * records. */
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
@@ -58,7 +59,7 @@ int reader_header(struct stream_reader *r, struct err *e) {
         err_set(e, ERR_DATA, "has number %u: records are missing, repeated or out of order", r->rec.seq);
         return reader_fail(r, e);
     }
-    /* The file ends before the payload does: say so before anything is allocated for it. */
+    /* The file ends before the payload: report it before allocating anything for it. */
     uint64_t padded;
     if (!u64_align(r->rec.stored, WIRE_ALIGN, &padded)) {
         err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes", r->rec.stored);
@@ -105,7 +106,7 @@ int reader_payload(struct stream_reader *r, struct err *e) {
     return reader_fail(r, e);
 }
 
-/* The writer failed and said why. */
+/* The writer failed and gave its reason. */
 int reader_aborted(struct stream_reader *r, struct err *e) {
     if (reader_payload(r, e)) return e->code;
     for (size_t i = 0; i < r->payload.len; i++)

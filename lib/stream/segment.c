@@ -1,3 +1,4 @@
+/* Checks the order of records within a segment, and counts what its index and end record must say. */
 #include "lib/stream/segment_internal.h"
 
 #include <inttypes.h>
@@ -116,7 +117,7 @@ static bool kind_has_batches(enum stream_kind k) {
     return k == STREAM_TOKENS || k == STREAM_KNOWLEDGE;
 }
 
-/* What holds for every record but META and DATA. */
+/* What holds for every record except META and DATA. */
 static int between_tensors(const struct segment *s, const char *what, struct err *e) {
     if (!s->kind) return err_set(e, ERR_DATA, "%s before the META record", what);
     if (s->has_index) return err_set(e, ERR_DATA, "%s after the index, only the end record may follow it", what);
@@ -158,7 +159,7 @@ int segment_vocab(struct segment *s, struct err *e) {
     return 0;
 }
 
-/* Does the batch go on where the one before ended? Where the last sequence stands is known only when it was alone. */
+/* Does the batch continue the one before? The position in the last sequence is known only when it was alone. */
 static int batch_follows(const struct segment *s, const struct stream_batch *b, struct err *e) {
     if (s->batches == 0) return 0; /* a shard may begin anywhere */
     const struct stream_batch *a = &s->batch;

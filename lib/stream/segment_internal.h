@@ -1,6 +1,6 @@
 /*
  * segment: the rules of order inside a segment. Reader and writer keep the same state through the same functions, so
- * that what one writes the other accepts, and what one refuses the other cannot write. Messages carry no location.
+ * that the reader accepts exactly what the writer can write. Messages carry no location.
  */
 #ifndef RILL_STREAM_SEGMENT_INTERNAL_H
 #define RILL_STREAM_SEGMENT_INTERNAL_H
@@ -52,7 +52,7 @@ void totals_add(struct totals *t, const struct segment *s); /* after the end rec
 int segment_begin(struct segment *s, const struct wire_head *head, struct err *e) MUST_CHECK;
 void segment_release(struct segment *s);
 
-/* May this come now? Each changes the state when it may. Call with the record's offset = s->bytes. */
+/* Is this allowed next? Each updates the state if so. Call with the record's offset = s->bytes. */
 int segment_meta(struct segment *s, enum stream_kind kind, struct err *e) MUST_CHECK;
 int segment_prov(struct segment *s, struct err *e) MUST_CHECK;
 int segment_vocab(struct segment *s, struct err *e) MUST_CHECK;
@@ -65,7 +65,7 @@ int segment_ends(struct segment *s, struct err *e) MUST_CHECK;
 /* Accounts for a record of `stored` payload bytes. ENDS is counted, but not part of the digest that it carries. */
 void segment_count(struct segment *s, const struct wire_record *r);
 
-/* The index as it must be: a function of the records so far. Appends to `out`. */
+/* The index that the records so far imply. Appends to `out`. */
 int segment_index_build(const struct segment *s, struct buf *out, struct err *e) MUST_CHECK;
 /* The end record's content, before segment_count of the end record itself. */
 void segment_summary(const struct segment *s, uint64_t index_offset, struct wire_ends *out);

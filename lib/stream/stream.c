@@ -1,3 +1,4 @@
+/* The names of stream kinds and codecs. */
 #include "lib/stream/stream.h"
 
 static const char *const kinds[] = {

@@ -29,7 +29,7 @@ enum stream_kind {
     STREAM_ANY = 0, /* as an expectation only */
     STREAM_MODEL,
     STREAM_TOKENS,     /* batches with `tokens` and `lengths` */
-    STREAM_KNOWLEDGE,  /* the same plus what a teacher says */
+    STREAM_KNOWLEDGE,  /* the same plus a teacher's knowledge */
     STREAM_STATS,      /* activation statistics: named tensors */
     STREAM_CHECKPOINT, /* the state of a training run: named tensors */
 };
@@ -52,7 +52,7 @@ enum stream_codec {
 const char *stream_codec_name(enum stream_codec codec);
 int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) MUST_CHECK;
 
-/* BTCH. Sequences lie one behind the other, without padding: n_positions is the sum of their lengths in this batch. */
+/* BTCH. Sequences are contiguous, without padding: n_positions is the sum of their lengths in this batch. */
 struct stream_batch {
     uint64_t first_seq; /* number of the first sequence, counted through the stream */
     uint64_t first_pos; /* > 0: the first sequence continues from an earlier batch, at this position */
@@ -79,7 +79,7 @@ struct stream_totals {
 /* `name` is for messages and is copied. The descriptor stays the caller's. Writes the segment head. */
 int stream_writer_open(struct stream_writer **out, int fd, const char *name, const struct stream_write_options *options,
                        struct err *e) MUST_CHECK;
-/* First of all: what the stream is. `meta` needs the string "kind". Also first after stream_writer_segment. */
+/* Must come first: what the stream is. `meta` needs the string "kind". Also first after stream_writer_segment. */
 int stream_write_meta(struct stream_writer *w, const cJSON *meta, struct err *e) MUST_CHECK;
 int stream_write_prov(struct stream_writer *w, const cJSON *entry, struct err *e) MUST_CHECK;
 int stream_write_vocab(struct stream_writer *w, const void *data, size_t n, struct err *e) MUST_CHECK;
@@ -96,7 +96,7 @@ int stream_end_tensor(struct stream_writer *w, struct err *e) MUST_CHECK;
 int stream_writer_segment(struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Index and end record, everything flushed. `totals` may be NULL. */
 int stream_writer_finish(struct stream_writer *w, struct stream_totals *totals, struct err *e) MUST_CHECK;
-/* Says why in band (ABRT), best effort, so that the reader downstream fails with the same reason. */
+/* Writes the reason in band (ABRT), best effort, so that the reader downstream fails with the same message. */
 void stream_writer_abort(struct stream_writer *w, const char *why);
 void stream_writer_free(struct stream_writer *w);            /* NULL is fine */
 uint64_t stream_writer_bytes(const struct stream_writer *w); /* so far */
@@ -125,7 +125,7 @@ struct stream_item {
     struct stream_batch batch;
     struct tensor_desc desc;
     bool in_batch;         /* a tensor of the batch last opened */
-    bool safe_to_copy;     /* ITEM_OTHER: may be forwarded by a program that changes other things */
+    bool safe_to_copy;     /* ITEM_OTHER: may be forwarded by a program that changes other records */
     uint64_t offset;       /* of the record's header in the stream */
     uint64_t stored_bytes; /* payload as stored (ITEM_TENSOR: 0, known only after its data) */
 };
@@ -137,7 +137,7 @@ struct stream_reader;
 int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect,
                        struct err *e) MUST_CHECK;
 int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) MUST_CHECK;
-/* The data of the tensor that stream_next gave. Whole, into dst of exactly the tensor's size ... */
+/* The data of the tensor that stream_next returned: whole, into dst of exactly the tensor's size ... */
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) MUST_CHECK;
 /* ... or whole, into a buffer that grows only as data arrives (a hostile size costs nothing); one that does not fit into the
  * memory that is left (mem_check) is refused before it is read ... */
@@ -147,12 +147,12 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) MU
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
 /* ... or as f32, up to n elements more (n at least a block of the type; not mixed with stream_read_data) ... */
 int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, struct err *e) MUST_CHECK;
-/* ... or not at all: verified, and gone. stream_next does this too. */
+/* ... or not at all: verified and dropped. stream_next does this too. */
 int stream_skip_tensor(struct stream_reader *r, struct err *e) MUST_CHECK;
-/* Passes the item on as it is stored, a tensor with its data. Not for the ends of segments and of the file. */
+/* Forwards the item as it is stored, a tensor with its data. Not for the ends of segments and of the file. */
 int stream_forward(struct stream_reader *r, struct stream_writer *w, const struct stream_item *item,
                    struct err *e) MUST_CHECK;
-/* For looking only: from a regular file, data that nobody reads is jumped over instead of verified. */
+/* For inspection only: in a regular file, data that nobody reads is skipped instead of verified. */
 void stream_reader_skim(struct stream_reader *r);
 /* How the latest tensor is stored; complete once its data was read or skipped. */
 struct stream_storage {
@@ -180,10 +180,11 @@ struct batch {
     struct batch_memory *memory;
 };
 /* Writes the batch's head, `tokens` [n_positions] and `lengths` [n_seqs]. head->n_tensors counts these two and those that the caller
- * writes behind them. */
+ * writes after them. */
 int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
                 const uint32_t *lengths, struct err *e) MUST_CHECK;
-/* A mask [n_positions] of 0 and 1, one of the further tensors: which tokens are to be learnt. A batch without it is all 1. */
+/* A mask [n_positions] of 0 and 1, one of the further tensors: which tokens are trained on. A batch without it is
+ * all 1. */
 #define BATCH_MASK "mask"
 int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask,
                      struct err *e) MUST_CHECK;
@@ -215,8 +216,8 @@ struct stream_map_entry {
     uint64_t offset;       /* of the TENS record */
     uint64_t stored_bytes; /* data as stored */
 };
-/* Opens by index; a file without one is scanned. Model, stats and checkpoint streams of one segment. ERR_IO when it is
- * not a regular file. What the map gives out is verified when it is first asked for. */
+/* Opens by index; a file without one is scanned. Model, stats and checkpoint streams of one segment. ERR_IO when it
+ * is not a regular file. Everything is verified on first use. */
 int stream_map_open(struct stream_map **out, const char *path, enum stream_kind expect, struct err *e) MUST_CHECK;
 const cJSON *stream_map_meta(const struct stream_map *m);
 int stream_map_vocab(struct stream_map *m, const void **data, size_t *n, struct err *e) MUST_CHECK; /* *n 0: none */
@@ -226,13 +227,13 @@ int stream_map_entry(struct stream_map *m, size_t i, struct stream_map_entry *ou
 long stream_map_find(const struct stream_map *m, const char *name);
 /* Verified data: *data points into the mapping where the tensor is stored raw in one chunk, else into `scratch`. */
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) MUST_CHECK;
-/* The same, a piece at a time in memory for one group of chunks: fn gets all of them in order, each verified, its size that of
- * chunks as they were written. fn's error ends it. */
+/* The same piece by piece, in memory for one group of chunks: fn gets all pieces in order, each verified and of the
+ * size of the chunks as written. An error of fn ends it. */
 typedef int stream_map_piece_fn(void *ctx, const void *data, size_t n, struct err *e);
 int stream_map_pieces(struct stream_map *m, size_t i, struct buf *scratch, stream_map_piece_fn *fn, void *ctx,
                       struct err *e) MUST_CHECK;
 const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
-/* From the end record; the digest from the headers of all records, which are walked at the first call. */
+/* From the end record; the digest from the headers of all records, which the first call walks. */
 int stream_map_totals(struct stream_map *m, struct stream_totals *out, struct err *e) MUST_CHECK;
 void stream_map_free(struct stream_map *m);
 
@@ -248,20 +249,20 @@ struct stream_copy_options {
 };
 int stream_copier_new(struct stream_copier **out, struct stream_writer *w, const struct stream_copy_options *options,
                       struct err *e) MUST_CHECK;
-/* All segments of r, behind what was copied before. The last segment's provenance is left to the caller. */
+/* All segments of r, after what was copied before. The last segment's provenance is left to the caller. */
 int stream_copier_add(struct stream_copier *k, struct stream_reader *r, struct err *e) MUST_CHECK;
 void stream_copier_free(struct stream_copier *k); /* NULL is fine */
 
 /* ---- comparing: what diff does ----------------------------------------------------------------------------------- */
 
-/* Two tensors of one name, or all of one name in the batches of data streams. */
+/* Two tensors of one name, or all tensors of one name in the batches of data streams. */
 struct stream_pair {
     const struct tensor_desc *a, *b; /* NULL: only in the other stream. Of batches: where they first differ in shape */
-    bool compared;                   /* the shapes agree; else `d` speaks of less than all */
+    bool compared;                   /* the shapes agree; else `d` covers less than everything */
     struct tensor_difference d;
 };
 typedef int stream_pair_fn(void *ctx, const struct stream_pair *p, struct err *e);
-/* Calls fn for each tensor of either, in a's order and then what only b has. Memory: some chunks. */
+/* Calls fn for each tensor of either, in a's order, then for those only b has. Memory: a few chunks. */
 int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pair_fn *fn, void *ctx,
                        struct err *e) MUST_CHECK;
 /* Batch by batch; calls fn at the end. ERR_CHECK when the batches do not hold the same sequences. */

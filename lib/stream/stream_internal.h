@@ -1,4 +1,9 @@
-/* What the reader and the writer look like inside; shared with forward.c, batch.c and map.c. */
+/*
+ * The state of reader and writer; shared with forward.c, batch.c and map.c.
+ *
+ * Order of files, each calling only those before it: wire, io, planes, codec, stream, segment, record, reader_data,
+ * reader, writer, then forward, batch, map, copy, compare.
+ */
 #ifndef RILL_STREAM_STREAM_INTERNAL_H
 #define RILL_STREAM_STREAM_INTERNAL_H
 
@@ -27,7 +32,7 @@ struct stream_writer {
     struct totals totals;
 };
 
-/* A record whole; the rules have been asked. */
+/* Writes a whole record; the rules have been checked. */
 int writer_put(struct stream_writer *w, struct wire_record *r, const void *payload, struct err *e) MUST_CHECK;
 /* A record in pieces, its payload hash known: begin, output_write to w->out, end. */
 int writer_put_begin(struct stream_writer *w, struct wire_record *r, struct err *e) MUST_CHECK;
@@ -39,7 +44,7 @@ int writer_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
 int writer_tensor_done(struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Remembers the first failure and gives it the writer's name. Returns e->code. */
 int writer_fail(struct stream_writer *w, struct err *e);
-/* True, with the first failure again in *e, once there was one. */
+/* True, with the first failure in *e, if there was one. */
 bool writer_failed(const struct stream_writer *w, struct err *e);
 
 struct stream_reader {
@@ -88,15 +93,15 @@ struct stream_reader {
     struct totals totals;
 };
 
-/* reader.c: headers and payloads, read and verified; each failure is located, remembered and returned. */
+/* reader.c: headers and payloads, read and verified; each failure is located, recorded and returned. */
 int reader_header(struct stream_reader *r, struct err *e) MUST_CHECK;
 /* The payload of a record that is not DATA, verified, in r->payload. */
 int reader_payload(struct stream_reader *r, struct err *e) MUST_CHECK;
 int reader_padding(struct stream_reader *r, struct err *e) MUST_CHECK;
-/* Appends n bytes to b, which grows as they arrive where nothing but a header vouches for them. */
+/* Appends n bytes to b. It grows as they arrive if only a header states their number. */
 int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err *e) MUST_CHECK;
 int reader_aborted(struct stream_reader *r, struct err *e);  /* fails with what the ABRT record says */
-int reader_fail(struct stream_reader *r, struct err *e);     /* locates *e at the latest record, remembers it */
+int reader_fail(struct stream_reader *r, struct err *e);     /* locates *e at the latest record and records it */
 int reader_remember(struct stream_reader *r, struct err *e); /* the same without a location */
 int reader_truncated(struct stream_reader *r, struct err *e);
 bool reader_failed(const struct stream_reader *r, struct err *e);

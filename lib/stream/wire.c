@@ -1,3 +1,4 @@
+/* Encodes and decodes the headers and fixed fields of the format. */
 #include "lib/stream/wire_internal.h"
 
 #include <ctype.h>

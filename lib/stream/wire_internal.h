@@ -1,6 +1,6 @@
 /*
  * wire: the bytes of the format (formats/rill.md) and nothing else: every multi-byte field of a rill stream is encoded
- * and decoded in wire.c. Decoders check what can be checked without context; order is segment_internal.h's business.
+ * and decoded in wire.c. Decoders check what can be checked without context; segment_internal.h checks the order.
  */
 #ifndef RILL_STREAM_WIRE_INTERNAL_H
 #define RILL_STREAM_WIRE_INTERNAL_H
@@ -92,10 +92,10 @@ uint64_t wire_payload_limit(uint32_t tag); /* of every record but DATA */
 void wire_tag_text(uint32_t tag, char out[5]);
 
 void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h);
-/* Foreign formats and text are told apart in the message. `n` bytes were there to read. */
+/* The message tells foreign formats and text apart. `n` bytes were available. */
 int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, struct err *e) MUST_CHECK;
 void wire_record_encode(unsigned char out[WIRE_RECORD_BYTES], struct wire_record *r);
-/* What the content digest covers of a record: all of its header but the number in the segment. */
+/* The part of a record in the content digest: all of its header but the number in the segment. */
 #define WIRE_CONTENT_BYTES 44
 void wire_record_content(unsigned char out[WIRE_CONTENT_BYTES], const struct wire_record *r);
 static inline bool wire_is_content(uint32_t tag) {

@@ -1,3 +1,4 @@
+/* Writes a stream record by record. */
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
@@ -40,7 +41,7 @@ int writer_put(struct stream_writer *w, struct wire_record *r, const void *paylo
     return writer_put_end(w, r, e);
 }
 
-/* Every record but DATA: stored as it is. */
+/* Every record except DATA: stored raw. */
 static int put_plain(struct stream_writer *w, uint32_t tag, uint32_t tensor, const void *payload, size_t n,
                      struct err *e) {
     struct wire_record r = {.tag = tag, .stored = n, .raw = n, .tensor = tensor, .payload_hash = wire_hash(payload, n)};
@@ -202,7 +203,7 @@ int writer_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     return put_plain(w, TAG_TENS, w->seg.number, payload, n, e);
 }
 
-/* Downstream can begin with a batch as soon as it is complete. */
+/* Downstream can start on a batch as soon as it is complete. */
 int writer_tensor_done(struct stream_writer *w, struct err *e) {
     return w->seg.batches && !w->seg.batch_left ? output_flush(&w->out, e) : 0;
 }
@@ -220,7 +221,7 @@ static int begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     if (attrs && w->seg.batch_left)
         code = err_set(e, ERR_DATA, "tensor '%s': attributes in a batch", d->name);
     else if (attrs && !cJSON_IsObject(attrs))
-        code = err_set(e, ERR_DATA, "tensor '%s': attributes are no JSON object", d->name);
+        code = err_set(e, ERR_DATA, "tensor '%s': attributes are not a JSON object", d->name);
     else if (t.n_attrs > LIMIT_ATTRS)
         code = err_set(e, ERR_DATA, "tensor '%s': attributes of %zu bytes, at most %" PRIu64, d->name, t.n_attrs,
                        LIMIT_ATTRS);
@@ -266,7 +267,7 @@ static int put_chunks(struct stream_writer *w, const void *from, size_t n, struc
     return 0;
 }
 
-/* Gathers pieces into groups of whole chunks; where chunks begin does not depend on how the data came. */
+/* Gathers pieces into groups of whole chunks; chunk boundaries do not depend on how the data came. */
 static int add_data(struct stream_writer *w, const unsigned char *data, size_t n, struct err *e) {
     size_t unit = w->chunk * (w->options.codec == CODEC_RAW ? 1 : CODEC_GROUP);
     while (n > 0) {

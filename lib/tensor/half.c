@@ -1,5 +1,5 @@
-/* The 16-bit floating types. One number is converted as the hardware instructions do it (VCVTPH2PS, VCVTPS2PH), NaN
- * payloads included, so arrays can take those where they exist. */
+/* The 16-bit floating types. Single numbers are converted as the hardware does it (VCVTPH2PS, VCVTPS2PH), NaN
+ * payloads included, so that arrays can use the instructions where they exist. */
 #include <string.h>
 
 #include "lib/tensor/quantize_internal.h"
@@ -67,7 +67,7 @@ static bool is_wide(void) {
     return __builtin_cpu_supports("avx2");
 }
 
-/* These convert the whole eights at the front and return how many elements that was. */
+/* Convert the whole groups of eight at the front and return their number of elements. */
 WIDE static size_t f16_decode_eights(const unsigned char *src, float *dst, size_t n) {
     size_t i = 0;
     for (; n - i >= 8; i += 8)
@@ -83,7 +83,7 @@ WIDE static size_t f16_encode_eights(const float *src, unsigned char *dst, size_
     return i;
 }
 
-/* f32_to_bf16 without its branch: both results, and a choice. */
+/* f32_to_bf16 without its branch: computes both results and selects one. */
 WIDE static size_t bf16_encode_eights(const float *src, unsigned char *dst, size_t n) {
     size_t i = 0;
     for (; n - i >= 8; i += 8) {

@@ -110,7 +110,7 @@ static void weigh(const float *x, const float *importance, float mean_square, si
     for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
 }
 
-/* What one batch becomes before it is packed. */
+/* The state of one batch before it is packed. */
 struct batch {
     uint8_t codes[BATCH * N];
     float scales[BATCH], mins[BATCH];
@@ -154,51 +154,57 @@ INLINE size_t encode(const float *x, uint8_t *block, size_t n_blocks, const stru
 
 /* ---- the types ---- */
 
-void q4_0_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(blocks, dst, n_blocks, 4, false);
-}
-void q4_1_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(blocks, dst, n_blocks, 4, true);
-}
-void q5_0_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(blocks, dst, n_blocks, 5, false);
-}
-void q5_1_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(blocks, dst, n_blocks, 5, true);
-}
+#define CODEC(name, bits, has_min)                                                                                     \
+    static void name##_decode(const void *blocks, float *dst, size_t n_blocks) {                                       \
+        decode(blocks, dst, n_blocks, bits, has_min);                                                                  \
+    }                                                                                                                  \
+    static void name##_parts(const uint8_t *block, struct quant_parts *p) {                                            \
+        take_apart(block, p, bits, has_min);                                                                           \
+    }                                                                                                                  \
+    static size_t name##_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {        \
+        return encode(src, blocks, n_blocks, w, bits, has_min);                                                        \
+    }
+CODEC(q4_0, 4, false)
+CODEC(q4_1, 4, true)
+CODEC(q5_0, 5, false)
+CODEC(q5_1, 5, true)
 
-void q4_0_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(block, p, 4, false);
-}
-void q4_1_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(block, p, 4, true);
-}
-void q5_0_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(block, p, 5, false);
-}
-void q5_1_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(block, p, 5, true);
-}
-
-size_t q4_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(src, blocks, n_blocks, w, 4, false);
-}
-
-size_t q4_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(src, blocks, n_blocks, w, 4, true);
-}
-
-size_t q5_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(src, blocks, n_blocks, w, 5, false);
-}
-
-size_t q5_1_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(src, blocks, n_blocks, w, 5, true);
-}
+const struct element_type q4_0_type = {
+    .info = {BLOCK_INFO(Q4_0, "q4_0", N, 18, 2), .weighed = true, .summary = "blocks of 32"},
+    .decode = q4_0_decode,
+    .encode = q4_0_encode,
+    .scale_at = {0, -1},
+    .parts = q4_0_parts,
+    .form = {DT_Q4_0, 4, N, 8, false, false},
+};
+const struct element_type q4_1_type = {
+    .info = {BLOCK_INFO(Q4_1, "q4_1", N, 20, 3), .weighed = true, .summary = "blocks of 32 with a minimum"},
+    .decode = q4_1_decode,
+    .encode = q4_1_encode,
+    .scale_at = {0, 2},
+    .parts = q4_1_parts,
+    .form = {DT_Q4_1, 4, N, 0, true, false},
+};
+const struct element_type q5_0_type = {
+    .info = {BLOCK_INFO(Q5_0, "q5_0", N, 22, 8), .weighed = true, .summary = "blocks of 32"},
+    .decode = q5_0_decode,
+    .encode = q5_0_encode,
+    .scale_at = {0, -1},
+    .parts = q5_0_parts,
+    .form = {DT_Q5_0, 5, N, 16, false, false},
+};
+const struct element_type q5_1_type = {
+    .info = {BLOCK_INFO(Q5_1, "q5_1", N, 24, 9), .weighed = true, .summary = "blocks of 32 with a minimum"},
+    .decode = q5_1_decode,
+    .encode = q5_1_encode,
+    .scale_at = {0, 2},
+    .parts = q5_1_parts,
+    .form = {DT_Q5_1, 5, N, 0, true, false},
+};
 
 #define Q8_SIZE (2 + N)
 
-void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
+static void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, dst += N) {
         float d = load_f16(block);
@@ -208,7 +214,7 @@ void q8_0_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
-void q8_0_parts(const uint8_t *block, struct quant_parts *p) {
+static void q8_0_parts(const uint8_t *block, struct quant_parts *p) {
     p->d = f16_bits(block);
     p->min = 0;
     p->scales[0] = p->mins[0] = 1;
@@ -222,8 +228,8 @@ INLINE int round_away(float v) {
     return i + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
-/* Eight bits leave nothing worth a search: the weights are not used. Ties go away from zero. */
-size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+/* With eight bits a search gains nothing: the weights are not used. Ties go away from zero. */
+static size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     (void)w;
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, src += N) {
@@ -235,3 +241,12 @@ size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct
     }
     return n_blocks;
 }
+
+const struct element_type q8_0_type = {
+    .info = {BLOCK_INFO(Q8_0, "q8_0", N, Q8_SIZE, 7), .summary = "nearly lossless"},
+    .decode = q8_0_decode,
+    .encode = q8_0_encode,
+    .scale_at = {0, -1},
+    .parts = q8_0_parts,
+    .form = {DT_Q8_0, 8, N, 128, false, false},
+};

@@ -74,7 +74,7 @@ INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *co
     return error;
 }
 
-/* Lanes where the regression has a solution. */
+/* Lanes in which the regression has a solution. */
 INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes sum_w,
                               lanes sum_x, struct affine *fit) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);

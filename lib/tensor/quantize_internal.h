@@ -1,8 +1,12 @@
 /*
- * Private to lib/tensor: what the block codecs (quantize_32.c, quantize_k_*.c) and convert.c share.
+ * Private to lib/tensor: what the block codecs (quantize_*.c) and convert.c share.
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
- * same type that gives the same bytes; convert.c's table is the one place to choose it.
+ * same type that gives the same bytes; the type's struct element_type is the one place to choose it.
+ *
+ * Order of files, each calling only those before it: half, desc, quantize_fit_lanes, quantize_fit, codebooks, codebook,
+ * quantize_32, quantize_k_affine, quantize_k_symmetric, quantize_iq1, quantize_iq2, quantize_iq3, quantize_iq4,
+ * quantize_mxfp4, quantize_ternary, plain, dtype (the table of them all), convert, summary.
  */
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H
@@ -22,14 +26,38 @@ typedef size_t quant_encode_fn(const float *src, void *blocks, size_t n_blocks, 
 /* One block; see quant_take_apart. */
 typedef void quant_parts_fn(const uint8_t *block, struct quant_parts *p);
 
+/*
+ * All that is known of an element type. Those of plain types are in plain.c; each quantized type has one in the file of its
+ * codec, and a row in tensor.h's QUANTIZED_TYPES makes the tables of it.
+ */
+struct element_type {
+    struct dtype_info info;
+    quant_decode_fn *decode;
+    quant_encode_fn *encode; /* NULL: read_only */
+
+    /* What can make a quantized block decode to a non-number: its f16 scale and min, and where they are (-1: none) ... */
+    int scale_at[2];
+    bool (*is_finite)(const uint8_t *block); /* ... or, where the scale is no f16 of its own, an answer. Else NULL */
+
+    /* As integers; NULL and zeros where quant_form says NULL. */
+    quant_parts_fn *parts;
+    struct quant_form form;
+};
+
+#define DTYPE_DECLARE(upper, lower, ggml) extern const struct element_type lower##_type;
+QUANTIZED_TYPES(DTYPE_DECLARE)
+extern const struct element_type plain_types[]; /* ends with dtype 0 */
+
+/* NULL for a number that is not known. */
+const struct element_type *element_type(unsigned dtype);
+
 quant_decode_fn f16_decode, bf16_decode; /* half.c */
 quant_encode_fn f16_encode, bf16_encode;
-quant_decode_fn q4_0_decode, q4_1_decode, q5_0_decode, q5_1_decode, q8_0_decode;
-quant_encode_fn q4_0_encode, q4_1_encode, q5_0_encode, q5_1_encode, q8_0_encode;
-quant_decode_fn q2_k_decode, q3_k_decode, q4_k_decode, q5_k_decode, q6_k_decode;
-quant_encode_fn q2_k_encode, q3_k_encode, q4_k_encode, q5_k_encode, q6_k_encode;
-quant_parts_fn q4_0_parts, q4_1_parts, q5_0_parts, q5_1_parts, q8_0_parts;
-quant_parts_fn q2_k_parts, q3_k_parts, q4_k_parts, q5_k_parts, q6_k_parts;
+
+/* Most of the info of a quantized type. */
+#define BLOCK_INFO(upper, text, elems, bytes, llama_file_type)                                                         \
+    .dtype = DT_##upper, .name = text, .block_elems = elems, .block_bytes = bytes, .ggml_type = DT_##upper - 64,       \
+    .is_quantized = true, .file_type = llama_file_type
 
 /* ---- the f16 fields of a block: little-endian, unaligned ---- */
 
@@ -86,7 +114,7 @@ struct fit_search {
 };
 
 /*
- * For each of n_groups groups of n elements, which lie one behind the other in x, w and codes: finds scale >= 0, min <= 0
+ * For each of n_groups groups of n elements, which are contiguous in x, w and codes: finds scale >= 0, min <= 0
  * and codes in [0, top] that make sum w (scale * code + min - x)^2 small. minus_mins holds -min.
  */
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
@@ -101,7 +129,8 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
 /* One group, x >= 0, codes in [0, top], no min: trial scales, then code by code. For the scales of scales. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* The twins behind the first two: one group at a time, and FIT_LANES at a time where the processor can (n is 16 or 32). */
+/* The implementations of the first two: one group at a time, and FIT_LANES at a time where the processor can (n is
+ * 16 or 32). */
 #define FIT_LANES 8
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);

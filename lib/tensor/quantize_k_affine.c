@@ -125,9 +125,9 @@ INLINE void take_apart(const struct layout *k, const uint8_t *block, struct quan
 
 /* ---- encoding ---- */
 
-/* What is found for one block before its scales are quantized. */
+/* The fit of one block before its scales are quantized. */
 struct fit {
-    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins with their sign turned: >= 0 */
+    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins negated: >= 0 */
     float weight[MAX_SUBS];                 /* of each sub-block in the fit of the scales */
     uint8_t codes[N];
 };
@@ -156,7 +156,7 @@ INLINE void weigh(const struct layout *k, const float *x, const float *importanc
     }
 }
 
-/* False when a scale is not a number one can go on with. */
+/* False when a scale is not finite. */
 INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *importance, struct fit *fit) {
     float weights[N];
     weigh(k, x, importance, weights);
@@ -217,38 +217,41 @@ INLINE size_t encode(const struct layout *k, const float *x, uint8_t *block, siz
 
 /* ---- the types ---- */
 
-void q2_k_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(&q2_k, blocks, dst, n_blocks);
-}
+#define CODEC(name)                                                                                                    \
+    static void name##_decode(const void *blocks, float *dst, size_t n_blocks) {                                       \
+        decode(&name, blocks, dst, n_blocks);                                                                          \
+    }                                                                                                                  \
+    static void name##_parts(const uint8_t *block, struct quant_parts *p) {                                            \
+        take_apart(&name, block, p);                                                                                   \
+    }                                                                                                                  \
+    static size_t name##_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {        \
+        return encode(&name, src, blocks, n_blocks, w);                                                                \
+    }
+CODEC(q2_k)
+CODEC(q4_k)
+CODEC(q5_k)
 
-void q4_k_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(&q4_k, blocks, dst, n_blocks);
-}
-
-void q5_k_decode(const void *blocks, float *dst, size_t n_blocks) {
-    decode(&q5_k, blocks, dst, n_blocks);
-}
-
-void q2_k_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(&q2_k, block, p);
-}
-
-void q4_k_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(&q4_k, block, p);
-}
-
-void q5_k_parts(const uint8_t *block, struct quant_parts *p) {
-    take_apart(&q5_k, block, p);
-}
-
-size_t q2_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(&q2_k, src, blocks, n_blocks, w);
-}
-
-size_t q4_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(&q4_k, src, blocks, n_blocks, w);
-}
-
-size_t q5_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
-    return encode(&q5_k, src, blocks, n_blocks, w);
-}
+const struct element_type q2_k_type = {
+    .info = {BLOCK_INFO(Q2_K, "q2_k", N, 84, 10), .fallback = DT_Q4_0, .weighed = true, .summary = "blocks of 256"},
+    .decode = q2_k_decode,
+    .encode = q2_k_encode,
+    .scale_at = {80, 82},
+    .parts = q2_k_parts,
+    .form = {DT_Q2_K, 2, 16, 0, true, true},
+};
+const struct element_type q4_k_type = {
+    .info = {BLOCK_INFO(Q4_K, "q4_k", N, 144, 14), .fallback = DT_Q5_0, .weighed = true, .summary = "blocks of 256"},
+    .decode = q4_k_decode,
+    .encode = q4_k_encode,
+    .scale_at = {0, 2},
+    .parts = q4_k_parts,
+    .form = {DT_Q4_K, 4, 32, 0, true, true},
+};
+const struct element_type q5_k_type = {
+    .info = {BLOCK_INFO(Q5_K, "q5_k", N, 176, 16), .fallback = DT_Q5_1, .weighed = true, .summary = "blocks of 256"},
+    .decode = q5_k_decode,
+    .encode = q5_k_encode,
+    .scale_at = {0, 2},
+    .parts = q5_k_parts,
+    .form = {DT_Q5_K, 5, 32, 0, true, true},
+};

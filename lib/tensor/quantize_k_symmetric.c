@@ -70,7 +70,7 @@ static void q3_unpack_codes(const uint8_t *block, int s, uint8_t codes[SUB]) {
     for (int i = 0; i < SUB; i++) codes[i] |= (uint8_t)((high[i] >> s / 2 & 1) << 2);
 }
 
-void q3_k_decode(const void *blocks, float *dst, size_t n_blocks) {
+static void q3_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_3) {
         int scales[SUBS];
@@ -85,7 +85,7 @@ void q3_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
-void q3_k_parts(const uint8_t *block, struct quant_parts *p) {
+static void q3_k_parts(const uint8_t *block, struct quant_parts *p) {
     int scales[SUBS];
     q3_unpack_scales(block + SCALES_3_AT, scales);
     p->d = f16_bits(block + D_3_AT);
@@ -127,7 +127,7 @@ static float q3_fit(const float *x, const float *importance, uint8_t codes[N], u
     return d;
 }
 
-size_t q3_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+static size_t q3_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_3, src += N) {
         uint8_t codes[N], scale_codes[SUBS];
@@ -142,6 +142,15 @@ size_t q3_k_encode(const float *src, void *blocks, size_t n_blocks, const struct
     return n_blocks;
 }
 
+const struct element_type q3_k_type = {
+    .info = {BLOCK_INFO(Q3_K, "q3_k", N, SIZE_3, 11), .fallback = DT_Q4_0, .weighed = true, .summary = "blocks of 256"},
+    .decode = q3_k_decode,
+    .encode = q3_k_encode,
+    .scale_at = {D_3_AT, -1},
+    .parts = q3_k_parts,
+    .form = {DT_Q3_K, 3, SUB, HALF_3, false, true},
+};
+
 /* ==== Q6_K ==== */
 
 enum { HALF_6 = 32, HIGH_6_AT = 128, SCALES_6_AT = 192, D_6_AT = 208, SIZE_6 = 210 };
@@ -154,14 +163,14 @@ static inline void q6_unpack_codes(const uint8_t *block, int s, uint8_t codes[SU
     for (int i = 0; i < SUB; i++) codes[i] = (uint8_t)((low[i] >> (k >> 1) * 4 & 15) | (high[i] >> 2 * k & 3) << 4);
 }
 
-void q6_k_parts(const uint8_t *block, struct quant_parts *p) {
+static void q6_k_parts(const uint8_t *block, struct quant_parts *p) {
     p->d = f16_bits(block + D_6_AT);
     p->min = 0;
     memcpy(p->scales, block + SCALES_6_AT, SUBS);
     for (int s = 0; s < SUBS; s++) q6_unpack_codes(block, s, p->codes + s * SUB);
 }
 
-void q6_k_decode(const void *blocks, float *dst, size_t n_blocks) {
+static void q6_k_decode(const void *blocks, float *dst, size_t n_blocks) {
     const uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_6) {
         const uint8_t *scales = block + SCALES_6_AT;
@@ -208,8 +217,17 @@ static bool q6_encode_block(const float *x, const float *importance, uint8_t *bl
     return true;
 }
 
-size_t q6_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+static size_t q6_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     for (size_t b = 0; b < n_blocks; b++)
         if (!q6_encode_block(src + b * N, w ? w->importance + b * N : NULL, (uint8_t *)blocks + b * SIZE_6)) return b;
     return n_blocks;
 }
+
+const struct element_type q6_k_type = {
+    .info = {BLOCK_INFO(Q6_K, "q6_k", N, SIZE_6, 18), .fallback = DT_Q8_0, .weighed = true, .summary = "blocks of 256"},
+    .decode = q6_k_decode,
+    .encode = q6_k_encode,
+    .scale_at = {D_6_AT, -1},
+    .parts = q6_k_parts,
+    .form = {DT_Q6_K, 6, SUB, HALF_6, false, true},
+};

@@ -1,3 +1,4 @@
+/* Summary statistics, histograms and differences of values. */
 #include "lib/tensor/tensor.h"
 
 #include <math.h>

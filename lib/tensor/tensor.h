@@ -9,7 +9,36 @@
 
 #include "lib/base/base.h"
 
+/*
+ * GGUF's quantized types: enumerator, name in C, GGUF's number. A row here, and a file that defines `struct element_type
+ * NAME_type` with all that is known of the type: README.md, "How to add a type".
+ */
+#define QUANTIZED_TYPES(X)                                                                                             \
+    X(Q4_0, q4_0, 2)                                                                                                   \
+    X(Q4_1, q4_1, 3)                                                                                                   \
+    X(Q5_0, q5_0, 6)                                                                                                   \
+    X(Q5_1, q5_1, 7)                                                                                                   \
+    X(Q8_0, q8_0, 8)                                                                                                   \
+    X(Q2_K, q2_k, 10)                                                                                                  \
+    X(Q3_K, q3_k, 11)                                                                                                  \
+    X(Q4_K, q4_k, 12)                                                                                                  \
+    X(Q5_K, q5_k, 13)                                                                                                  \
+    X(Q6_K, q6_k, 14)                                                                                                  \
+    X(IQ2_XXS, iq2_xxs, 16)                                                                                            \
+    X(IQ2_XS, iq2_xs, 17)                                                                                              \
+    X(IQ3_XXS, iq3_xxs, 18)                                                                                            \
+    X(IQ1_S, iq1_s, 19)                                                                                                \
+    X(IQ4_NL, iq4_nl, 20)                                                                                              \
+    X(IQ3_S, iq3_s, 21)                                                                                                \
+    X(IQ2_S, iq2_s, 22)                                                                                                \
+    X(IQ4_XS, iq4_xs, 23)                                                                                              \
+    X(IQ1_M, iq1_m, 29)                                                                                                \
+    X(TQ1_0, tq1_0, 34)                                                                                                \
+    X(TQ2_0, tq2_0, 35)                                                                                                \
+    X(MXFP4, mxfp4, 39)
+
 /* Numbers on the wire: pinned for ever. Quantized types are 64 + their GGUF number. */
+#define DTYPE_QUANTIZED(upper, lower, ggml) DT_##upper = 64 + (ggml),
 enum dtype {
     DT_F32 = 1,
     DT_F16 = 2,
@@ -23,16 +52,7 @@ enum dtype {
     DT_U16 = 10,
     DT_U32 = 11,
     DT_U64 = 12,
-    DT_Q4_0 = 66,
-    DT_Q4_1 = 67,
-    DT_Q5_0 = 70,
-    DT_Q5_1 = 71,
-    DT_Q8_0 = 72,
-    DT_Q2_K = 74,
-    DT_Q3_K = 75,
-    DT_Q4_K = 76,
-    DT_Q5_K = 77,
-    DT_Q6_K = 78,
+    QUANTIZED_TYPES(DTYPE_QUANTIZED)
 };
 
 struct dtype_info {
@@ -43,6 +63,14 @@ struct dtype_info {
     int ggml_type;        /* GGUF's number, or -1 */
     bool is_float;        /* a plain floating type */
     bool is_quantized;    /* blocks of more than one element */
+
+    /* Of types that weights can have in a GGUF. */
+    int file_type;         /* llama.cpp's enum llama_ftype, of a file whose weights are mostly of this type; -1: none */
+    const char *summary;   /* for help: "blocks of 32 with a minimum" */
+    unsigned fallback;     /* the type for rows that are not a whole number of blocks, as in llama.cpp; 0: f16 */
+    bool read_only;        /* is decoded, but tensor_from_f32 does not make it */
+    bool weighed;          /* importance changes what tensor_from_f32 makes */
+    bool needs_importance; /* so coarse that llama-quantize refuses to make it without */
 };
 
 /* NULL for a number, a name or a GGUF type that this version does not know. */
@@ -70,7 +98,7 @@ struct tensor {
     uint64_t n_bytes;
 };
 
-/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is no whole number of blocks. */
+/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is not a whole number of blocks. */
 int tensor_desc_init(struct tensor_desc *d, const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims,
                      struct err *e) MUST_CHECK;
 /* Checks name, dtype, rank, every product (padding to 64 included) and the block rule; gives the sizes. */
@@ -107,10 +135,10 @@ void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n);
 /*
  * n elements of f32 to any type. Plain types round to nearest even; integers saturate, and NaN becomes 0.
  * Quantized types: the search of GGUF's reference quantizer, whose bytes it gives. `importance` ([n] for the n elements,
- * finite, >= 0: the mean square of what each column is multiplied with) weighs the squared error in all types but Q8_0;
- * with it n is ONE row, because some types look at the whole row. NULL: GGUF's weights without an importance matrix,
- * and n may be many rows.
- * ERR_DATA, for quantized types only: a value is NaN or infinite, or so large (beyond about 500,000) that its block's f16
+ * finite, >= 0: the mean square of what each column is multiplied with) weighs the squared error where dtype_info says
+ * `weighed`; with it n is ONE row, because some types look at the whole row. NULL: GGUF's weights without an importance
+ * matrix, and n may be many rows.
+ * ERR_USAGE for a type that is read_only. ERR_DATA, for quantized types only: a value is NaN or infinite, or so large (beyond about 500,000) that its block's f16
  * scale overflows; names the elements. n must be whole blocks.
  */
 int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
@@ -135,18 +163,19 @@ struct quant_form {
     enum dtype dtype;
     unsigned bits;  /* codes are in [0, 2^bits) */
     unsigned group; /* elements of a scale: 16 or 32 */
-    int offset;     /* 0 where there are minima */
+    int offset;     /* 0 where there are minima. Codes of types with uneven steps are the values, in 8 bits */
     bool has_min;
     bool has_scales; /* of groups, in blocks of several; else the only group's scales and mins are 1 */
 };
 #define QUANT_MAX_BLOCK  256
 #define QUANT_MAX_GROUPS 16
 struct quant_parts {
-    uint16_t d, min; /* f16; GGUF's dmin with its sign turned */
+    uint16_t d, min; /* f16; GGUF's dmin negated */
     int8_t scales[QUANT_MAX_GROUPS], mins[QUANT_MAX_GROUPS];
     uint8_t codes[QUANT_MAX_BLOCK];
 };
-const struct quant_form *quant_form(enum dtype dtype); /* NULL for a type that is not quantized */
+/* NULL for a type that is not quantized, or whose scales are no f16 times small integers (mxfp4, the codebooks). */
+const struct quant_form *quant_form(enum dtype dtype);
 void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p);
 
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
@@ -156,8 +185,8 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 cJSON *tensor_desc_json(const struct tensor_desc *d);
 
 /*
- * Values described in a few numbers, for people who look. Begin with {0}, add a tensor in pieces in order; sums in f64.
- * min, max, mean and deviation are of the finite values only.
+ * Summary statistics of values. Begin with {0}, add a tensor in pieces in order; sums in f64. min, max, mean and
+ * deviation are of the finite values only.
  */
 struct tensor_summary {
     uint64_t n, n_zero, n_nan, n_inf;
@@ -169,7 +198,8 @@ double tensor_summary_std(const struct tensor_summary *s);
 /* Counts finite values into n_bins equal bins from min to max, both included. */
 void tensor_histogram(const struct tensor_summary *s, const float *x, size_t n, uint64_t *bins, size_t n_bins);
 
-/* How far b is from a. NaN against NaN and an infinity against itself are no difference, either against else an infinite one. */
+/* The distance of b from a. NaN against NaN and an infinity against itself are equal; either against anything else
+ * is infinite. */
 struct tensor_difference {
     uint64_t n, n_different;
     double max_abs, sum_abs, sum_square;

@@ -1,7 +1,7 @@
 /*
- * Added tokens: matched in the text as it stands, before it is cut into words. The first match from the left wins, the
- * longest of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose
- * treatment of the flags this follows.
+ * Added tokens: matched in the raw text, before it is cut into words. The first match from the left wins, the longest
+ * of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose treatment of the
+ * flags this follows.
  */
 #include "lib/text/text_internal.h"
 
@@ -16,7 +16,7 @@ static uint32_t find_child(const struct added *a, uint32_t node, unsigned char b
     return c;
 }
 
-/* There is room: added_build has counted the bytes of all tokens. */
+/* The array is large enough: added_build has counted the bytes of all tokens. */
 static uint32_t add_child(struct added *a, uint32_t node, unsigned char byte) {
     uint32_t c = a->n_nodes++;
     a->nodes[c] = (struct trie_node){.next = a->nodes[node].child, .id = TOKEN_NONE, .byte = byte};
@@ -120,11 +120,11 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
             len = 1;
             continue;
         }
-        /* A match that is turned down is still passed over: nothing is looked for inside it. */
+        /* A rejected match is still skipped: nothing is looked for inside it. */
         uint32_t flags = v->tokens[id].flags;
         if (plain_specials && (flags & TOKEN_SPECIAL)) continue;
         if ((flags & TOKEN_SINGLE_WORD) && !stands_alone(text, n, i, i + len)) continue;
-        if (i < from) continue; /* inside the white space that the last one swallowed */
+        if (i < from) continue; /* inside the white space that the last match swallowed */
         *m = (struct added_match){.start = i, .end = i + len, .id = id};
         *at = i + len;
         if (flags & TOKEN_LSTRIP) m->start -= space_at_end(text + from, i - from);
@@ -148,7 +148,7 @@ bool added_ends_at(const struct added *a, const unsigned char *text, size_t p) {
     return false;
 }
 
-/* May a token that begins at s reach over p, or touch it and look at what is there? */
+/* Can a token that begins at s extend past p, or touch it and look at what follows? */
 static bool reaches(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t s,
                     size_t p) {
     uint32_t node = 0;
@@ -160,7 +160,7 @@ static bool reaches(const struct added *a, const struct vocab *v, const unsigned
         if (s < p && i + 1 > p) return true;
         if ((v->tokens[id].flags & FLAGGED) && i + 1 >= p) return true;
     }
-    /* The text ends inside what may become a token. */
+    /* The text may end inside a token. */
     return a->nodes[node].child && (s < p || a->any_flagged);
 }
 

@@ -1,8 +1,8 @@
-/* The first bytes of a text input: a byte order mark to pass over, or the signature of what is no text. */
+/* Checks the first bytes of a text input: a byte order mark to skip, or the signature of something that is not text. */
 #include "lib/text/text.h"
 
-/* The signatures of files that people hand over for text. None of them can begin a text in UTF-8, or hardly: where the
- * printable part is a word somebody may begin a text with, the bytes after it are part of the signature. */
+/* Signatures of files that people mistake for text. Text in UTF-8 does not begin with any of them: where the
+ * printable part is a word that a text may begin with, the bytes after it are part of the signature. */
 static const struct signature {
     const char *bytes;
     size_t n;
@@ -21,7 +21,7 @@ static const struct signature {
     {"\x1f\x8b\x08", 3, "compressed by gzip", ": decompress it with gzip -dc"},
     {"\xfd\x37zXZ\0", 6, "compressed by xz", ": decompress it with xz -dc"},
     {"BZh91AY&SY", 10, "compressed by bzip2", ": decompress it with bzip2 -dc"},
-    {"\xff\xfe\0\0", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"}, /* before UTF-16: begins alike */
+    {"\xff\xfe\0\0", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"}, /* before UTF-16, which begins alike */
     {"\0\0\xfe\xff", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"},
     {"\xff\xfe", 2, "UTF-16", ": convert it with iconv -f UTF-16 -t UTF-8"},
     {"\xfe\xff", 2, "UTF-16", ": convert it with iconv -f UTF-16 -t UTF-8"},

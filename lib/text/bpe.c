@@ -18,30 +18,13 @@ struct bpe_symbol {
 };
 #define NO_SYMBOL UINT32_MAX
 
-/* The byte's token; a vocabulary without one says unk instead, or nothing: the byte is lost, as in Hugging Face's
- * tokenizers, but counted. */
+/* The token of a byte. Without one it is unk or nothing: the byte is lost, as in Hugging Face's tokenizers, but
+ * counted. */
 static uint32_t byte_token(const struct vocab *v, unsigned char byte, struct text_ids *ids) {
     uint32_t id = v->index->byte_id[byte];
     if (id != TOKEN_NONE) return id;
     ids->n_lost++;
     return v->unk;
-}
-
-int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
-              struct err *e) {
-    bool all = v->model_flags & MODEL_BYTE_FALLBACK;
-    for (size_t i = 0; i < n; i++) all = all && v->index->byte_id[bytes[i]] != TOKEN_NONE;
-    int rc = text_ids_reserve(ids, n + 1, e);
-    if (rc) return rc;
-    if (all) {
-        for (size_t i = 0; i < n; i++) ids->ids[ids->n++] = v->index->byte_id[bytes[i]];
-        *fused = false;
-        return 0;
-    }
-    ids->n_lost += n;
-    if (v->unk != TOKEN_NONE && !*fused) ids->ids[ids->n++] = v->unk;
-    *fused = v->unk != TOKEN_NONE && (v->model_flags & MODEL_FUSE_UNK);
-    return 0;
 }
 
 /* The symbols that a word begins with, into `first`: its bytes or its characters. */
@@ -162,7 +145,7 @@ static uint64_t heap_pop(struct long_word *w) {
     return top;
 }
 
-/* Looks up what symbol i and its right neighbour make. */
+/* Looks up the merge of symbol i and its right neighbour. */
 static bool rank_symbol(struct long_word *w, uint32_t i) {
     struct bpe_symbol *s = &w->symbols[i];
     const struct merge_slot *m = s->next == NO_SYMBOL ? NULL : index_merge(w->index, s->id, w->symbols[s->next].id);

@@ -32,7 +32,7 @@ int charsmap_check(const struct text_step *s, struct err *e) {
     return 0;
 }
 
-/* Units that lead outside are no match: a damaged map is no danger. */
+/* An offset outside the array is no match: a damaged map is harmless. */
 static bool charsmap_unit(const struct charsmap *m, size_t at, uint32_t *unit) {
     if (at >= m->n_units) return false;
     *unit = u32_at(m->units + 4 * at);

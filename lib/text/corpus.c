@@ -1,22 +1,24 @@
 /*
- * A corpus through a window: read, cut into pieces at places that leave no trace (text_safe_cut), encode the pieces on
- * all threads, pack their tokens in order, move on. Memory is that of one window, whatever the length of the input.
+ * Encodes a corpus through a window: reads, cuts into pieces where the cut changes no token (text_safe_cut), encodes
+ * the pieces on all threads, packs their tokens in order, moves on. Memory is that of one window, whatever the length
+ * of the input.
  */
 #include "lib/text/corpus_internal.h"
 #include "lib/text/text_internal.h"
 
 #define WINDOW_BYTES  ((size_t)4 << 20)
-#define FIRST_WINDOW  ((size_t)256 << 10) /* so that a short answer comes soon; doubled each time */
+#define FIRST_WINDOW  ((size_t)256 << 10) /* so that the first output comes soon; doubled each time */
 #define MAX_WINDOW    ((size_t)1 << 30)   /* of a text without a place to cut, or a line of JSON */
-#define WINDOW_PIECES 64 /* a window's worth of work comes in so many pieces: enough for any number of cores */
-#define MAX_PIECES    ((size_t)64 << 10) /* in a window: short lines */
+#define WINDOW_PIECES 64                  /* pieces of a window: enough for any number of cores */
+#define MAX_PIECES    ((size_t)64 << 10)  /* in a window: short lines */
 
 struct piece {
     size_t start, n; /* in the window */
     size_t n_ids, n_lost;
+    uint32_t label;
     bool ends_document;
 };
-/* What one thread does at a time: a run of pieces, piece_bytes together or a little more. */
+/* What one thread takes at a time: consecutive pieces, piece_bytes together or a little more. */
 struct share {
     size_t first, end; /* pieces */
     struct text_ids ids;
@@ -41,8 +43,9 @@ struct corpus {
     struct corpus_totals *totals;
 };
 
-static bool is_json(const struct corpus *c) {
-    return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT;
+/* Is each line something to be read, rather than text? */
+static bool is_record(const struct corpus *c) {
+    return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT || c->o->label;
 }
 
 /* ---- reading ---- */
@@ -75,7 +78,7 @@ static void add_piece(struct corpus *c, size_t start, size_t n, bool ends_docume
     c->pieces[c->n_pieces++] = (struct piece){.start = start, .n = n, .ends_document = ends_document};
 }
 
-/* The first part of text[0..n) to encode for itself: some piece_bytes, or all when it cannot be cut. */
+/* The first part of text[0..n) to encode on its own: about piece_bytes, or all when it cannot be cut. */
 static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     for (size_t limit = c->piece_bytes; limit < n; limit *= 2) {
         size_t cut = text_safe_cut(c->v, c->window.data + start, limit);
@@ -84,7 +87,7 @@ static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     return n;
 }
 
-/* A document, or a part of one that ends at a safe cut. Returns how much of it there was room for. */
+/* A document, or a part of one that ends at a safe cut. Returns how much of it fit. */
 static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_document) {
     size_t at = 0;
     while (n - at > c->piece_bytes && c->n_pieces < c->max_pieces) {
@@ -97,7 +100,7 @@ static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_docum
     return n;
 }
 
-/* Text whose document goes on behind the window. */
+/* Text whose document goes on after the window. */
 static size_t add_open_text(struct corpus *c, size_t start, size_t n) {
     size_t cut = text_safe_cut(c->v, c->window.data + start, n);
     return cut ? add_text(c, start, cut, false) : 0;
@@ -107,11 +110,11 @@ static size_t plan_whole(struct corpus *c) {
     return c->at_end ? add_text(c, 0, c->window.len, true) : add_open_text(c, 0, c->window.len);
 }
 
-/* The last line of the window, without an end. Most such lines end in the next window: let them wait, unless this one
- * has filled the window alone. An object can only wait. */
+/* The last line of the window, without its end. It usually ends in the next window, so wait, unless this one has
+ * filled the window alone. An object always waits. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
-    bool json = is_json(c);
+    bool json = is_record(c);
     if (c->at_end && json) {
         add_piece(c, at, n, true);
         return n;
@@ -126,7 +129,7 @@ static size_t plan_lines(struct corpus *c) {
     while (at < len && c->n_pieces < c->max_pieces && (nl = memchr(text + at, '\n', len - at)) != NULL) {
         size_t length = (size_t)(nl - text) - at, n = text_line_length(text + at, length);
         size_t used = n;
-        if (is_json(c))
+        if (is_record(c))
             add_piece(c, at, n, true);
         else
             used = add_text(c, at, n, true);
@@ -165,7 +168,7 @@ static int share_out(struct corpus *c, struct err *e) {
 /* ---- encoding ---- */
 
 /* How many tokens of the document, ids[0..n), the first `bytes` of its text have. `crossing` counts a token that goes on
- * behind them, too. Found by encoding them again, which is right for every kind of vocabulary. */
+ * after them, too. Found by encoding them again, which is right for every kind of vocabulary. */
 static int count_tokens(struct text_worker *w, const struct corpus *c, struct share *s, size_t bytes, bool crossing,
                         const uint32_t *ids, size_t n, size_t *out, struct err *e) {
     s->part.n = 0;
@@ -203,13 +206,57 @@ static int encode_composed(struct text_worker *w, const struct corpus *c, const 
     return rc || !c->o->mask ? rc : mask_document(w, c, s, s->ids.ids + before, s->ids.n - before, e);
 }
 
-static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
+/* n tokens of one type after what is there of them. */
+static int mark(struct share *s, uint8_t type, size_t n, struct err *e) {
+    if (buf_reserve(&s->mask, n, e)) return e->code;
+    memset(s->mask.data + s->mask.len, type, n);
+    s->mask.len += n;
+    return 0;
+}
+
+/* The first text is in s->ids from `before` on, the second comes behind what stands between them. */
+static int encode_second(struct text_worker *w, const struct corpus *c, const struct labelled *x, size_t before,
                          struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
-    size_t bom = text_bom(text, n); /* also behind the first line: files are joined with cat */
+    s->part.n = 0;
+    if (worker_encode(w, c->v, x->text[1], x->n[1], &c->o->encode, &s->part, e)) return e->code;
+    size_t n[2] = {ids->n - before, s->part.n}, between = labelled_separators(c->v);
+    labelled_cut(c->v, c->o, n);
+    ids->n = before + n[0];
+    if (text_ids_reserve(ids, between + n[1], e)) return e->code;
+    for (size_t i = 0; i < between; i++) ids->ids[ids->n++] = c->v->eos;
+    memcpy(ids->ids + ids->n, s->part.ids, n[1] * sizeof *ids->ids);
+    ids->n += n[1];
+    if (mark(s, 0, n[0] + between, e)) return e->code;
+    return mark(s, between == 1, n[1], e); /* RoBERTa has no types */
+}
+
+static int encode_labelled(struct text_worker *w, const struct corpus *c, const unsigned char *line, size_t n,
+                           struct piece *p, struct share *s, struct err *e) {
+    struct labelled x;
+    size_t before = s->ids.n;
+    if (labelled_read(&x, c->o, (const char *)line, n, e)) return e->code;
+    p->label = x.label;
+    int rc = worker_encode(w, c->v, x.text[0], x.n[0], &c->o->encode, &s->ids, e);
+    if (!rc && c->o->pair)
+        rc = encode_second(w, c, &x, before, s, e);
+    else if (!rc) {
+        size_t kept[2] = {s->ids.n - before, 0};
+        labelled_cut(c->v, c->o, kept);
+        s->ids.n = before + kept[0];
+    }
+    labelled_release(&x);
+    return rc;
+}
+
+static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
+                         struct piece *p, struct share *s, struct err *e) {
+    struct text_ids *ids = &s->ids;
+    size_t bom = text_bom(text, n); /* also after the first line: files are joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
+    if (c->o->label) return encode_labelled(w, c, text, n, p, s, e);
     if (c->o->documents == CORPUS_CHAT) return encode_composed(w, c, text, n, s, e);
     cJSON *object = json_parse((const char *)text, n, e);
     if (!object) return e->code;
@@ -228,8 +275,8 @@ static int encode_pieces(struct text_worker *w, const struct corpus *c, struct s
         o.continues = i ? !c->pieces[i - 1].ends_document : c->packer.in_document;
         size_t before = s->ids.n;
         s->ids.n_lost = 0;
-        int rc =
-            is_json(c) ? encode_object(w, c, text, p->n, s, e) : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
+        int rc = is_record(c) ? encode_object(w, c, text, p->n, p, s, e)
+                              : worker_encode(w, c->v, text, p->n, &o, &s->ids, e);
         p->n_ids = s->ids.n - before;
         p->n_lost = s->ids.n_lost;
         if (rc) {
@@ -271,9 +318,9 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
         const struct piece *p = &c->pieces[i];
         c->totals->input_bytes = c->bytes + p->start + p->n;
         c->totals->lost_bytes += p->n_lost;
-        const uint8_t *mask = c->o->mask ? s->mask.data + at : NULL;
+        const uint8_t *mask = c->o->mask || c->o->pair ? s->mask.data + at : NULL;
         int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, mask, p->n_ids, e) : 0;
-        if (!rc && p->ends_document) rc = packer_end_document(&c->packer, e);
+        if (!rc && p->ends_document) rc = packer_end_document(&c->packer, p->label, e);
         if (rc) return rc;
         at += p->n_ids;
     }
@@ -288,7 +335,7 @@ static int pack_window(struct corpus *c, struct err *e) {
         if (rc) return rc;
         if (!s->rc || c->packer.full) continue;
         *e = s->err;
-        if (!is_json(c)) return e->code;
+        if (!is_record(c)) return e->code;
         uint64_t line = c->lines + count_lines(c->window.data, c->pieces[s->end].start) + 1;
         return err_prefix(e, "line %llu", (unsigned long long)line);
     }
@@ -300,13 +347,13 @@ static int pack_window(struct corpus *c, struct err *e) {
 static int grow_window(struct corpus *c, struct err *e) {
     if (c->goal >= MAX_WINDOW)
         return err_set(e, ERR_DATA, "%zu bytes from byte %llu on have no place to cut: %s", c->window.len,
-                       (unsigned long long)c->bytes, is_json(c) ? "a line is too long" : "nothing but one word");
+                       (unsigned long long)c->bytes, is_record(c) ? "a line is too long" : "nothing but one word");
     c->goal *= 2;
     return 0;
 }
 
 static void move_on(struct corpus *c, size_t used) {
-    if (is_json(c)) c->lines += count_lines(c->window.data, used);
+    if (is_record(c)) c->lines += count_lines(c->window.data, used);
     c->bytes += used;
     if (!c->packer.full) c->totals->input_bytes = c->bytes;
     memmove(c->window.data, c->window.data + used, c->window.len - used);
@@ -314,7 +361,7 @@ static void move_on(struct corpus *c, size_t used) {
     c->goal = c->goal < c->usual / 2 ? 2 * c->goal : c->usual;
 }
 
-/* One window. *done: there is no more to do. */
+/* One window. *done: nothing is left to do. */
 static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
     int rc = fill_window(c, read, c->packer.ctx, e);
     if (!rc && !c->begun) rc = begin_text(c, e);
@@ -335,7 +382,10 @@ static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) 
 static int check_options(const struct vocab *v, const struct corpus_options *o, struct err *e) {
     if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
         return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
-    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token has no room behind BOS");
+    if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token leaves no room after BOS");
+    if (o->label && o->context) return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if (o->pair && v->eos == TOKEN_NONE)
+        return err_set(e, ERR_USAGE, "the vocabulary has no EOS token to stand between two texts");
     if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
     if (o->eos == EOS_AFTER && v->eos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no EOS token");
     return 0;

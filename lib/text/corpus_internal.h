@@ -12,7 +12,9 @@ struct packer {
     void *ctx;
     struct corpus_totals *totals;
     uint32_t *tokens, *lengths; /* the batch: [cap], [cap] */
-    uint8_t *mask;              /* [cap], or NULL when none is wanted */
+    uint8_t *mask;              /* [cap], or NULL when neither it nor token types are wanted */
+    uint32_t *labels;           /* [cap] of closed sequences, or NULL */
+    uint8_t last_mark;          /* mask or token type of the token taken last */
     size_t cap, n;
     uint32_t n_seqs;   /* closed ones */
     size_t open_start; /* where the open sequence begins in tokens */
@@ -24,7 +26,25 @@ struct packer {
 int packer_init(struct packer *p, struct err *e) MUST_CHECK; /* v, o, write, ctx and totals are set */
 void packer_release(struct packer *p);
 int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) MUST_CHECK;
-int packer_end_document(struct packer *p, struct err *e) MUST_CHECK;
+/* label: of the sequence that the document is. */
+int packer_end_document(struct packer *p, uint32_t label, struct err *e) MUST_CHECK;
 int packer_finish(struct packer *p, struct err *e) MUST_CHECK;
+
+/* ---- labelled texts (corpus_label.c) ---- */
+
+/* A line's text, or two, and its class. The texts point into the line or into memory. */
+struct labelled {
+    const char *text[2];
+    size_t n[2];
+    uint32_t label;
+    cJSON *memory;
+};
+int labelled_read(struct labelled *out, const struct corpus_options *o, const char *line, size_t n,
+                  struct err *e) MUST_CHECK;
+void labelled_release(struct labelled *x);
+/* How many tokens the two texts keep. */
+void labelled_cut(const struct vocab *v, const struct corpus_options *o, size_t n[2]);
+/* EOS between the two. */
+unsigned labelled_separators(const struct vocab *v);
 
 #endif

@@ -1,4 +1,4 @@
-/* What a corpus says of itself: how its text became sequences, which is also the way back. */
+/* The description of a corpus in META: how its text became sequences, and so how to decode it. */
 #include <string.h>
 
 #include "lib/text/text.h"

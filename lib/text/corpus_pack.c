@@ -1,4 +1,4 @@
-/* Sequences and batches: which token goes where. Sequential, so that it cannot depend on threads. */
+/* Packs tokens into sequences and batches. Sequential, so that it cannot depend on threads. */
 #include "lib/text/corpus_internal.h"
 
 /* A batch holds whole sequences of a context, as many as fit, but at least one. */
@@ -11,14 +11,17 @@ int packer_init(struct packer *p, struct err *e) {
     p->cap = batch_capacity(p->o);
     p->tokens = mem_array(p->cap, sizeof *p->tokens, e);
     p->lengths = p->tokens ? mem_array(p->cap, sizeof *p->lengths, e) : NULL;
-    if (p->lengths && p->o->mask) p->mask = mem_array(p->cap, sizeof *p->mask, e);
-    return p->lengths && (p->mask || !p->o->mask) ? 0 : e->code;
+    bool marks = p->o->mask || p->o->pair;
+    if (p->lengths && marks) p->mask = mem_array(p->cap, sizeof *p->mask, e);
+    if (p->lengths && p->o->label) p->labels = mem_array(p->cap, sizeof *p->labels, e);
+    return p->lengths && (p->mask || !marks) && (p->labels || !p->o->label) ? 0 : e->code;
 }
 
 void packer_release(struct packer *p) {
     mem_free(p->tokens);
     mem_free(p->lengths);
     mem_free(p->mask);
+    mem_free(p->labels);
 }
 
 /* ---- batches ---- */
@@ -30,7 +33,9 @@ static int write_batch(struct packer *p, size_t n, uint32_t n_seqs, bool continu
                                    .n_seqs = n_seqs,
                                    .continues = continues,
                                    .tokens = p->tokens,
-                                   .mask = p->mask,
+                                   .mask = p->o->pair ? NULL : p->mask,
+                                   .types = p->o->pair ? p->mask : NULL,
+                                   .labels = p->labels,
                                    .lengths = p->lengths};
     for (size_t i = 0; i < n; i++) p->totals->text_bytes += vocab_text_bytes(p->v, p->tokens[i]);
     p->totals->tokens += n;
@@ -76,12 +81,12 @@ static void close_sequence(struct packer *p) {
     p->open = false;
 }
 
-/* What may still be taken before max_tokens, counting what waits in the batch. */
+/* How many tokens are left before max_tokens, counting those in the batch. */
 static uint64_t tokens_left(const struct packer *p) {
     return p->o->max_tokens ? p->o->max_tokens - p->totals->tokens - p->n : UINT64_MAX;
 }
 
-/* Only when a token is there to follow: a sequence of nothing but BOS says nothing. */
+/* Only when a token follows: a sequence of BOS alone says nothing. */
 static int open_sequence(struct packer *p, struct err *e) {
     if (tokens_left(p) < 1u + p->o->bos) {
         p->full = true;
@@ -101,7 +106,7 @@ static size_t min_size(size_t a, uint64_t b) {
     return b < a ? (size_t)b : a;
 }
 
-/* As many of the ids as the open sequence, the batch and max_tokens let in. mask NULL: all 0. */
+/* As many of the ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0. */
 static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
@@ -110,6 +115,7 @@ static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, s
     if (p->mask && mask) memcpy(p->mask + p->n, mask, n);
     if (p->mask && !mask) memset(p->mask + p->n, 0, n);
     p->n += n;
+    if (p->mask && n) p->last_mark = p->mask[p->n - 1];
     return n;
 }
 
@@ -142,16 +148,20 @@ int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_
     return rc ? rc : append(p, ids, mask, n, e);
 }
 
-int packer_end_document(struct packer *p, struct err *e) {
+int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
     if (!p->in_document) {
         if (!p->full) p->totals->empty_documents++;
         return 0;
     }
     p->in_document = false;
     p->totals->documents++;
-    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, NULL, 1, e) : 0;
+    uint8_t type = p->last_mark;
+    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, p->o->pair ? &type : NULL, 1, e) : 0;
     p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
-    if (!rc && !p->o->context && p->open) close_sequence(p);
+    if (!rc && !p->o->context && p->open) {
+        if (p->labels) p->labels[p->n_seqs] = label;
+        close_sequence(p);
+    }
     return rc;
 }
 
@@ -159,7 +169,7 @@ int packer_finish(struct packer *p, struct err *e) {
     if (p->in_document) p->totals->documents++; /* cut off by max_tokens */
     p->totals->stopped = p->full;
     if (p->open && p->o->context && p->o->drop_last) {
-        p->n = p->open_start; /* a sequence of a context is never parted, so all of it is here */
+        p->n = p->open_start; /* a sequence of a context is never split, so all of it is here */
         p->open = false;
     }
     if (p->open) close_sequence(p);

@@ -1,17 +1,17 @@
 /*
- * Where a text of any length may be cut without a trace: between two words, whatever text the window is part of, and
+ * Where a text of any length may be cut without changing its tokens: between two words, whatever text the window is part of, and
  * such that the words before the cut are the same when the text ends there.
  *
- * The expressions of pretokenize.c look at nothing before a word. Behind it they look at one character, and only behind
+ * The expressions of pretokenize.c look at nothing before a word. After it they look at one character, and only after
  * white space: `\s+(?!\S)` leaves the last of several spaces to the word that follows, but not at the end of a text. So
- * a cut behind a single line end is safe, one behind two of them is not.
+ * a cut after a single line end is safe, one after two of them is not.
  *
  * Between which characters does a word always end? Let L be a letter, N a number, R one of \r \n, S other white space,
  * P the rest. In all four expressions
- *     behind L   a run of letters goes on with letters only;
- *     behind N   likewise;
- *     behind P   S begins something else (R does not: punctuation takes the line ends behind it along), and so does N;
- *     behind R   L, N and P begin something else (white space does not).
+ *     after L   a run of letters goes on with letters only;
+ *     after N   likewise;
+ *     after P   S begins something else (R does not: punctuation takes the line ends after it along), and so does N;
+ *     after R   L, N and P begin something else (white space does not).
  */
 #include <utf8proc.h>
 
@@ -45,13 +45,13 @@ static enum char_class classify(int32_t c) {
     return CLASS_UNKNOWN;
 }
 
-static bool word_ends_between(enum char_class before, enum char_class behind) {
-    if (before == CLASS_UNKNOWN || behind == CLASS_UNKNOWN) return false;
+static bool word_ends_between(enum char_class before, enum char_class after) {
+    if (before == CLASS_UNKNOWN || after == CLASS_UNKNOWN) return false;
     switch (before) {
     case CLASS_L:
-    case CLASS_N: return behind != before;
-    case CLASS_P: return behind == CLASS_S || behind == CLASS_N;
-    case CLASS_R: return behind == CLASS_L || behind == CLASS_N || behind == CLASS_P;
+    case CLASS_N: return after != before;
+    case CLASS_P: return after == CLASS_S || after == CLASS_N;
+    case CLASS_R: return after == CLASS_L || after == CLASS_N || after == CLASS_P;
     default: return false;
     }
 }
@@ -110,7 +110,7 @@ static bool cuts_at_white_space(const struct vocab *v) {
            vocab_find_step(v, WORDS_WHITESPACE);
 }
 
-/* A normaliser that leaves line ends, letters and digits as they are, each for itself, whatever is around them. */
+/* A normaliser that maps line ends, letters and digits to themselves, whatever is around them. */
 static bool keeps_lines(const struct vocab *v) {
     for (uint32_t i = 0; i < v->n_steps; i++) {
         uint32_t op = v->steps[i].op;

@@ -1,34 +1,11 @@
 /*
- * Text to tokens: added tokens first, then normalisation, then the pre-tokenizer cuts what lies between into words,
- * then each word is merged, or found in the cache of words met before.
+ * Encodes text as tokens: added tokens first, then normalisation, then the pre-tokenizer cuts the text between them
+ * into words, then each word is merged, or found in the cache of recent words.
  */
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "lib/text/text_internal.h"
-
-/* ---- growing arrays of ids ---- */
-
-int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) {
-    if (ids->cap - ids->n >= extra) return 0;
-    uint64_t need, bytes;
-    if (!u64_add(ids->n, extra, &need) || !u64_mul(need, sizeof *ids->ids, &bytes) || bytes > PTRDIFF_MAX / 2)
-        return err_nomem(e, "tokens");
-    size_t cap = ids->cap < 64 ? 64 : 2 * ids->cap;
-    if (cap < need) cap = need;
-    uint32_t *grown = mem_alloc(cap * sizeof *grown, e);
-    if (!grown) return e->code;
-    if (ids->n) memcpy(grown, ids->ids, ids->n * sizeof *grown);
-    mem_free(ids->ids);
-    ids->ids = grown;
-    ids->cap = cap;
-    return 0;
-}
-
-void text_ids_release(struct text_ids *ids) {
-    mem_free(ids->ids);
-    *ids = (struct text_ids){0};
-}
 
 static int append_id(struct text_ids *ids, uint32_t id, struct err *e) {
     int rc = text_ids_reserve(ids, 1, e);
@@ -57,7 +34,7 @@ static bool cache_holds(const struct cache_entry *c, const unsigned char *word, 
     return c->n_bytes == n && memcmp(c->bytes, word, n) == 0;
 }
 
-/* A word that lost a byte is not kept: the loss is counted each time. */
+/* A word that lost a byte is not cached: each loss is counted. */
 static void cache_keep(struct cache_entry *c, const unsigned char *word, size_t n, const struct text_ids *ids,
                        size_t before, bool lost) {
     size_t n_ids = ids->n - before;
@@ -90,7 +67,7 @@ int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) 
     return 0;
 }
 
-#define WORKER_MAX_KEPT ((size_t)16 << 20) /* after a giant word or text, memory goes back */
+#define WORKER_MAX_KEPT ((size_t)16 << 20) /* after a huge word or text, memory is released */
 
 void worker_give(const struct vocab *v, struct text_worker *w) {
     if (w->bpe.cap * sizeof(uint64_t) > WORKER_MAX_KEPT) bpe_release(&w->bpe);
@@ -132,7 +109,7 @@ static int encode_word(struct text_worker *w, const struct vocab *v, const unsig
     if (c && cache_holds(c, word, n)) {
         int rc = text_ids_reserve(ids, CACHE_MAX_IDS, e);
         if (rc) return rc;
-        memcpy(ids->ids + ids->n, c->ids, sizeof c->ids); /* of fixed size: faster, and there is room */
+        memcpy(ids->ids + ids->n, c->ids, sizeof c->ids); /* of fixed size: faster, and the reserve covers it */
         ids->n += c->n_ids;
         return 0;
     }
@@ -143,7 +120,7 @@ static int encode_word(struct text_worker *w, const struct vocab *v, const unsig
     return rc;
 }
 
-/* Stretches of valid UTF-8 are cut into words, each stretch for itself; a run of other bytes is one word. */
+/* Each stretch of valid UTF-8 is cut into words on its own; a run of other bytes is one word. */
 static int encode_bytes(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
                         struct text_ids *ids, struct err *e) {
     for (size_t at = 0; at < n;) {

@@ -31,7 +31,7 @@ static uint32_t *piece_slot(const struct vocab *v, const void *bytes, size_t n) 
     }
 }
 
-/* An added token may be spelled like an ordinary one, which then is the one to find; nothing else may occur twice. */
+/* An added token may be spelled like an ordinary one, which is then the one to find; no other piece may occur twice. */
 static int insert_piece(struct vocab *v, uint32_t id, struct err *e) {
     const struct token *t = &v->tokens[id];
     uint32_t *slot = piece_slot(v, t->bytes, t->n_bytes);
@@ -70,7 +70,7 @@ int text_byte_piece(const struct token *t) {
     return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
 }
 
-/* What pieces have next to each other decides where no merge and no piece crosses. */
+/* What neighbours occur in pieces: where none do, no merge and no piece crosses. */
 static void index_neighbours(struct text_index *x, const struct token *t) {
     for (uint32_t i = 1; i < t->n_bytes; i++) {
         bool space = t->n_bytes - i >= METASPACE_BYTES && memcmp(t->bytes + i, METASPACE, METASPACE_BYTES) == 0;
@@ -92,7 +92,6 @@ int index_kind(struct vocab *v, struct err *e) {
         index_neighbours(x, t);
     }
     x->has_space = index_find_piece(v, METASPACE, METASPACE_BYTES) != TOKEN_NONE;
-    if (v->kind == TEXT_UNIGRAM) return unigram_build(v, e);
     return v->kind == TEXT_CHAR_BPE && !v->n_merges ? index_scores(v, e) : 0;
 }
 
@@ -112,7 +111,7 @@ uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n)
 
 /* ---- merges ---- */
 
-/* Pairs are small numbers side by side: a multiplication spreads them, and its upper half is the good one. */
+/* Pairs are small consecutive numbers: a multiplication spreads them, best in its upper half. */
 static uint64_t hash_pair(uint64_t pair) {
     pair *= UINT64_C(0x9e3779b97f4a7c15);
     return pair ^ pair >> 32;
@@ -199,7 +198,7 @@ static int by_score(const void *a, const void *b) {
     return x->m.left < y->m.left ? -1 : x->m.left > y->m.left;
 }
 
-/* Added tokens are taken out of the text before, and join with nothing. */
+/* Added tokens are removed from the text first and merge with nothing. */
 static int derive(const struct vocab *v, struct buf *out, struct err *e) {
     int rc = 0;
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {

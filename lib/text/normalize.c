@@ -1,11 +1,11 @@
-/* What is done to a fragment of text before it is cut into words: the normaliser's steps, one after the other. */
+/* Normalises a fragment of text before it is cut into words: applies the normaliser's steps in order. */
 #include "lib/text/text_internal.h"
 
 /* ---- character by character ---- */
 
 typedef int map_char(int32_t c, const struct text_step *s, struct buf *out, struct err *e);
 
-/* Bytes that are no UTF-8 pass through. */
+/* Invalid UTF-8 passes through. */
 static int map_chars(map_char *fn, const struct text_step *s, const unsigned char *text, size_t n, struct buf *out,
                      struct err *e) {
     int rc = buf_reserve(out, n, e);
@@ -174,11 +174,11 @@ static int apply(const struct text_step *s, struct step_memory *m, const unsigne
     case NORM_CHARSMAP: return charsmap_apply(s, text, n, out, e);
     case NORM_COLLAPSE: return collapse(s, text, n, out, e);
     case NORM_SPACES: return spaces(text, n, place, out, e);
-    default: return err_set(e, ERR_DATA, "step %u is no normaliser", s->op);
+    default: return err_set(e, ERR_DATA, "step %u is not a normaliser", s->op);
     }
 }
 
-/* sentencepiece reads a byte that is no UTF-8 as U+FFFD, before all else. */
+/* sentencepiece reads a byte that is not UTF-8 as U+FFFD, before all else. */
 static int replace_bad(const unsigned char *text, size_t n, struct buf *out, struct err *e) {
     int rc = 0;
     for (size_t at = 0; at < n && !rc;) {

@@ -1,6 +1,6 @@
 /*
- * Pre-tokenizers: text into the pieces that merges never cross, by the regular expressions that the models' publishers
- * ship, through PCRE2 with Unicode properties and, where the system allows it, its just-in-time compiler.
+ * Pre-tokenizers: cut text into the pieces that merges never cross, by the regular expressions that the models'
+ * publishers ship, through PCRE2 with Unicode properties and, where the system allows it, its just-in-time compiler.
  *
  * Which characters are letters and numbers depends on the Unicode version of the PCRE2 at hand (10.42: Unicode 14);
  * README.md has what differs from Hugging Face's.
@@ -89,7 +89,7 @@ struct pre_state {
     pcre2_jit_stack *stack;
 };
 
-/* PCRE2's memory comes from ours, so that a test can let any allocation fail. */
+/* PCRE2 allocates through us, so that a test can let any allocation fail. */
 static void *pcre_alloc(size_t size, void *ctx) {
     struct err e;
     (void)ctx;
@@ -161,7 +161,7 @@ int pre_state_new(struct pre_state **out, const struct pretokenizer *p, struct e
         pre_state_free(s);
         return err_nomem(e, "pre-tokenizer");
     }
-    /* The limits guard against expressions that go wrong; ours are linear, and a file may hold a gigabyte of spaces. */
+    /* The limits guard against runaway expressions; ours are linear, and a file may hold a gigabyte of spaces. */
     pcre2_set_match_limit(s->context, UINT32_MAX);
     pcre2_set_depth_limit(s->context, UINT32_MAX);
     pcre2_set_heap_limit(s->context, UINT32_MAX);
@@ -195,7 +195,7 @@ static bool is_ascii_letter(unsigned char c) {
 }
 
 /*
- * Most of most texts: a run of ASCII letters, perhaps a space before it, and ASCII or the end behind. Every one of the
+ * Most of most texts: a run of ASCII letters, perhaps a space before it, and ASCII or the end after. Every one of the
  * four expressions takes exactly that, by its alternative ` ?\p{L}+` or `[^\r\n\p{L}\p{N}]?\p{L}+`: the earlier ones
  * begin with an apostrophe or a digit.
  */

@@ -1,5 +1,5 @@
 /*
- * The steps of a vocabulary as data: checked, copied, and as bytes of a VOCB record (formats/vocb.md).
+ * Checks and copies the steps of a vocabulary, and packs them into a VOCB record (formats/vocb.md).
  */
 #include "lib/text/text_internal.h"
 
@@ -75,11 +75,11 @@ static int check_step(const struct text_step *s, struct err *e) {
         return err_set(e, ERR_DATA, "the tokenizer's step '%s' has other arguments than it takes", r->name);
     if (s->op == NORM_CHARSMAP) return charsmap_check(s, e);
     if (!is_text(s->a, s->n_a) || !is_text(s->b, s->n_b))
-        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has an argument that is no text", r->name);
+        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has an argument that is not text", r->name);
     return 0;
 }
 
-/* What is decoded token by token comes before what is done to the whole. */
+/* Token-wise decoders come before those for the whole text. */
 static int check_decoder(const struct vocab *v, struct err *e) {
     uint32_t last = 0;
     for (uint32_t i = 0; i < v->n_steps; i++) {
@@ -231,7 +231,7 @@ int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct ar
     spec->steps = steps;
     int rc = 0;
     for (uint32_t i = 0; i < spec->n_steps && !rc; i++) rc = get_step(&at, end, &steps[i], e);
-    if (!rc && at != end) rc = err_set(e, ERR_DATA, "bytes behind the tokenizer's steps");
+    if (!rc && at != end) rc = err_set(e, ERR_DATA, "bytes after the tokenizer's steps");
     if (!rc && spec->kind == TEXT_BYTE_BPE && !spec->n_steps)
         rc = err_set(e, ERR_DATA, "steps that say nothing"); /* one vocabulary has one record */
     return rc;

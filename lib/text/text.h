@@ -48,7 +48,7 @@ enum text_model_flags {
     MODEL_BYTE_FALLBACK = 1, /* a character without a piece becomes the pieces "<0xHH>" of its bytes */
     MODEL_FUSE_UNK = 2,      /* BPE: several characters without a piece in a row are one unknown token */
     MODEL_FLOAT_SUMS = 4,    /* unigram: sums in f32 over the whole text, as sentencepiece computes them */
-    MODEL_REPLACE_BAD = 8, /* a byte that is no UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
+    MODEL_REPLACE_BAD = 8, /* a byte that is not UTF-8 is U+FFFD, as in sentencepiece; else its byte piece or unknown */
 };
 
 /*
@@ -165,6 +165,8 @@ int text_steps_unpack(struct vocab *spec, const void *data, size_t n, struct are
 const struct text_step *vocab_find_step(const struct vocab *v, enum text_op op); /* the first, or NULL */
 /* The digest of the vocabulary that such bytes hold, without building it: for programs that only pass it on. */
 int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) MUST_CHECK;
+/* The tokens that end a generation, ascending, of such bytes, without building anything: ends [TEXT_MAX_ENDS + 1]. */
+int vocab_read_ends(const void *data, size_t n, uint32_t *ends, uint32_t *n_ends, struct err *e) MUST_CHECK;
 /* The id of a piece by its bytes, an ordinary token before an added one, or TOKEN_NONE. */
 uint32_t vocab_find(const struct vocab *v, const void *bytes, size_t n);
 /* The text that a token stands for where other tokens precede it: nothing for a control token. For bits per byte. */
@@ -262,7 +264,7 @@ typedef int corpus_compose(void *ctx, const void *line, size_t n, struct buf *te
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
-    EOS_AFTER,   /* behind every document */
+    EOS_AFTER,   /* after every document */
 };
 struct corpus_options {
     enum corpus_documents documents;
@@ -271,6 +273,14 @@ struct corpus_options {
     void *compose_ctx;
     /* CORPUS_CHAT: batches have a mask, 1 for tokens with a byte in a span. BOS and EOS that are put in are 0. */
     bool mask;
+    /* CORPUS_LINES, CORPUS_JSONL: each line is a text with a label: the number of a tab-separated column from 1 up, or the name of
+     * a member of the object. A label is a class by number, or by name where there are `classes`. `field` names the text
+     * likewise, and `pair`, if not NULL, a second one: EOS stands between them (two of them in vocabularies that are not WordPiece:
+     * RoBERTa), and batches have token types, 1 for the second text and the EOS after it. */
+    const char *label, *pair;
+    const char *const *classes; /* [n_classes] */
+    uint32_t n_classes;
+    uint32_t longest; /* with labels: a sequence of more tokens is cut, of a pair the longer text first; 0: none is */
     uint32_t context; /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
     bool drop_last;   /* ... and the last one, if it is shorter, is left out */
     bool bos;         /* every sequence begins with v->bos (counted in N) */
@@ -281,13 +291,15 @@ struct corpus_options {
     uint32_t window; /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
     struct text_encode_options encode;
 };
-/* As in a stream: sequences one behind the other; first_pos > 0: the first one continues from the batch before. */
+/* As in a stream: sequences are contiguous; first_pos > 0: the first one continues from the batch before. */
 struct corpus_batch {
     uint64_t first_seq, first_pos, n_positions;
     uint32_t n_seqs;
     bool continues;          /* the last sequence goes on in the next batch */
     const uint32_t *tokens;  /* [n_positions] */
     const uint8_t *mask;     /* [n_positions], or NULL */
+    const uint8_t *types;    /* likewise */
+    const uint32_t *labels;  /* of each sequence that ends, or NULL */
     const uint32_t *lengths; /* [n_seqs], none 0 */
 };
 struct corpus_totals {
@@ -301,6 +313,16 @@ struct corpus_totals {
 typedef int corpus_read(void *ctx, void *dst, size_t n, size_t *got, struct err *e);
 typedef int corpus_write(void *ctx, const struct corpus_batch *batch, struct err *e);
 
+/*
+ * Masks tokens for a masked language model (Devlin et al. 2019, section 3.1): each token but control tokens with probability
+ * `rate`, and of these 80% become the mask token, 10% a random one, 10% stay. labels [n_positions]: the token as it was where
+ * it is to be predicted, else TOKEN_NONE. What happens to a token depends on the seed, the number of its sequence and its
+ * position alone. tokens may be b->tokens. The mask token is [MASK] or <mask>: ERR_USAGE when there is none.
+ */
+int corpus_mask_token(const struct vocab *v, uint32_t *out, struct err *e) MUST_CHECK;
+void corpus_mask_tokens(const struct vocab *v, uint32_t mask, double rate, uint64_t seed, const struct corpus_batch *b,
+                        uint32_t *tokens, uint32_t *labels);
+
 #define CORPUS_MAX_BATCH (1u << 24) /* batch_tokens and context are at most this and at least 1, a context with BOS 2 */
 
 /* Encodes on parallel_threads() threads; what is written depends neither on their number nor on how the input arrives
@@ -310,7 +332,7 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
 /* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the
- * vocabulary has one, between documents with a context, behind each without one if the vocabulary asks for it. */
+ * vocabulary has one, between documents with a context, after each without one if the vocabulary asks for it. */
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
 /* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under
  * their names and as bytes_per_token. False: out of memory. */
@@ -318,7 +340,7 @@ bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_optio
 bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);
 
 /* The way back. What corpus_encode puts in is left out again, the BOS in front of a sequence; what it takes away, the
- * line end behind one, is put back. */
+ * line end after one, is put back. */
 struct corpus_decoding {
     bool bos, line_ends; /* sequences begin with BOS; documents were lines */
     bool skip_special;   /* the caller's: leave control tokens out */

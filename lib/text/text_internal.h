@@ -1,4 +1,10 @@
-/* What the files of lib/text share. Nobody else includes this (tests may). */
+/*
+ * Shared inside lib/text (tests may include it).
+ *
+ * Order of files, each calling only those before it: unicode_old, unicode, ids, index, charsmap, normalize, words,
+ * pretokenize, added, steps, cut, bpe, unigram, wordpiece, encode, decode, vocab, vocab_pack, begin, corpus_pack,
+ * corpus_meta, corpus.
+ */
 #ifndef RILL_TEXT_INTERNAL_H
 #define RILL_TEXT_INTERNAL_H
 
@@ -18,7 +24,7 @@ void pretokenizer_interpret(struct pretokenizer *p);
 int pre_state_new(struct pre_state **out, const struct pretokenizer *p, struct err *e) MUST_CHECK;
 void pre_state_free(struct pre_state *s);
 
-/* The end of the pre-token that begins at `at` < n. text[0..n) is valid UTF-8; `at` is where one begins. */
+/* The end of the pre-token that begins at `at` < n. text[0..n) is valid UTF-8; a pre-token begins at `at`. */
 int pretokenizer_next(const struct pretokenizer *p, struct pre_state *s, const unsigned char *text, size_t n, size_t at,
                       size_t *end, struct err *e) MUST_CHECK;
 /* The same without the shortcut for ASCII words: the regular expression alone. For tests. */
@@ -84,7 +90,8 @@ void step_memory_release(struct step_memory *m);
 static inline bool vocab_normalises(const struct vocab *v) {
     return v->nfc || (v->n_steps && v->steps[0].op < WORDS_METASPACE);
 }
-/* text[0..n) normalised, at *out: in m, or the text itself. *place: one whose front was taken away is at no start. */
+/* Normalises text[0..n). *out points into m or to the text itself. *place: a fragment whose front was removed is not
+ * at a start. */
 int normalize(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place *place,
               const unsigned char **out, size_t *n_out, struct err *e) MUST_CHECK;
 /* sentencepiece's precompiled map. */
@@ -96,14 +103,14 @@ struct word_list {
     const size_t *ends; /* [n]: word i is text[ends[i - 1] .. ends[i]) */
     size_t n;
 };
-/* The words of a normalised fragment; text and ends are in m (the two that normalize does not use last) or the
+/* Cuts a normalised fragment into words; text and ends are in m (the two that normalize does not use last) or the
  * caller's. */
 int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char *text, size_t n, struct place place,
               struct word_list *out, struct err *e) MUST_CHECK;
 
 /* ---- added tokens (added.c) -------------------------------------------------------------------------------------- */
 
-/* A trie over the bytes of the added tokens: children of a node are a list sorted by nothing, they are few. */
+/* A trie over the bytes of the added tokens. Children are an unsorted list: there are few. */
 struct trie_node {
     uint32_t child, next; /* first child, next sibling; 0: none (the root is nobody's child) */
     uint32_t id;          /* of the token that ends here, or TOKEN_NONE */
@@ -127,7 +134,7 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
                 size_t from, bool plain_specials, struct added_match *m);
 /* Does a token end at p? */
 bool added_ends_at(const struct added *a, const unsigned char *text, size_t p);
-/* May a cut at p change what is matched, whatever follows text[0..n)? */
+/* Can a cut at p change what is matched, whatever follows text[0..n)? */
 bool added_crosses(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t p);
 
 /* ---- the index of a vocabulary (index.c) ------------------------------------------------------------------------- */
@@ -142,7 +149,7 @@ struct text_index {
     struct merge_slot *merges;
     uint64_t merge_mask;
     uint32_t byte_id[256]; /* the token of a single byte, or TOKEN_NONE; other kinds: "<0xHH>" with byte fallback */
-    bool all_bytes;        /* each has one */
+    bool all_bytes;        /* every byte has one */
     bool joins_space[256]; /* a piece has U+2581 after a character whose last byte is this */
     bool joins_newline;    /* a piece has a line end and something else */
     bool has_space;        /* U+2581 is a piece */
@@ -159,20 +166,19 @@ struct text_index {
     pthread_mutex_t lock;     /* of idle */
     struct text_worker *idle; /* working memory that waits for the next call */
 };
-/* Both fill v->index from v's tokens, and then its merges, checking them. */
+/* Both check v's tokens or merges and fill v->index from them. */
 int index_pieces(struct vocab *v, struct err *e) MUST_CHECK;
 int index_merges(struct vocab *v, struct err *e) MUST_CHECK;
 /* NULL when the two do not merge. */
 const struct merge_slot *index_merge(const struct text_index *x, uint32_t left, uint32_t right);
-/* As vocab_find, but never a control token: what a model may give. */
+/* As vocab_find, but never a control token: pieces that a model may produce. */
 uint32_t index_find_piece(const struct vocab *v, const void *bytes, size_t n);
 /* Ranks of merges, best first, [n_merges]; equal ones share a rank. */
 int index_scores(struct vocab *v, struct err *e) MUST_CHECK;
-/* What the kinds of pieces need. */
+/* The parts of the index that depend on the kind. */
 int index_kind(struct vocab *v, struct err *e) MUST_CHECK;
-int unigram_build(struct vocab *v, struct err *e) MUST_CHECK;
 int decode_build(struct vocab *v, struct err *e) MUST_CHECK;
-/* As vocab_find, but never an added token: what a merge or ignore_merges may give. */
+/* As vocab_find, but never an added token: pieces that a merge or ignore_merges may produce. */
 uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n);
 
 /* Sets v->digest (vocab.c). */
@@ -206,7 +212,13 @@ void worker_give(const struct vocab *v, struct text_worker *w);
 void worker_free(struct text_worker *w);
 int worker_encode(struct text_worker *w, const struct vocab *v, const void *text, size_t n,
                   const struct text_encode_options *o, struct text_ids *ids, struct err *e) MUST_CHECK;
+
+/* ---- ids (ids.c) ------------------------------------------------------------------------------------------------- */
+
 int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) MUST_CHECK;
+/* The tokens of a character without a piece: byte pieces, else unk, counted as lost. *fused: an unk comes before. */
+int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
+              struct err *e) MUST_CHECK;
 
 /* ---- merging (bpe.c) --------------------------------------------------------------------------------------------- */
 
@@ -217,13 +229,11 @@ void bpe_release(struct bpe_memory *m);
 
 /* ---- unigram.c, wordpiece.c: the tokens of one word, appended ---------------------------------------------------- */
 
+/* Fills v->index for the unigram model. */
+int unigram_build(struct vocab *v, struct err *e) MUST_CHECK;
 int unigram_encode(const struct vocab *v, struct buf *lattice, const unsigned char *word, size_t n,
                    struct text_ids *ids, struct err *e) MUST_CHECK;
 int wordpiece_encode(const struct vocab *v, struct buf *scratch, const unsigned char *word, size_t n,
                      struct text_ids *ids, struct err *e) MUST_CHECK;
-/* The bytes of a character without a piece: byte pieces, else unknown, counted as lost. *fused: an unknown one
- * precedes. */
-int fall_back(const struct vocab *v, const unsigned char *bytes, size_t n, bool *fused, struct text_ids *ids,
-              struct err *e) MUST_CHECK;
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * What tokenizing needs of Unicode: where UTF-8 is valid, normalisation forms, white space and word characters.
- * Categories and decompositions are utf8proc's.
+ * The parts of Unicode that tokenizing needs: where UTF-8 is valid, normalisation forms, white space and word
+ * characters. Categories and decompositions are utf8proc's.
  */
 #include <utf8proc.h>
 
@@ -73,7 +73,7 @@ static unsigned combining_class(int32_t c) {
     return (unsigned)utf8proc_get_property(c)->combining_class;
 }
 
-/* Stable sort of marks by class; their number is any, their classes are 256: counting. */
+/* Stable counting sort of marks by class: any number of marks, 256 classes. */
 static void order_marks(int32_t *marks, int32_t *spare, size_t n) {
     size_t start[256] = {0};
     for (size_t i = 0; i < n; i++) start[combining_class(marks[i])]++;
@@ -102,7 +102,7 @@ static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front, at least one, to where low ones begin or to a good place behind FORM_PIECE
+/* Decomposes characters from the front, at least one, to where low ones begin or to a good place after FORM_PIECE
  * bytes; returns the bytes taken. */
 static size_t decompose(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch, int *rc,
                         struct err *e) {
@@ -112,7 +112,7 @@ static size_t decompose(const struct form *form, const unsigned char *text, size
         size_t took = char_bytes(text + i, n - i, &c);
         if (i && (i < FORM_PIECE ? c < LOW_LIMIT : begins_anew(c))) break;
         int32_t parts[32];
-        int boundary = 0; /* for grapheme breaks only: not asked for, but not to be NULL */
+        int boundary = 0; /* only for grapheme breaks: unused, but must not be NULL */
         utf8proc_ssize_t k = utf8proc_decompose_char(c, parts, COUNT_OF(parts), form->options, &boundary);
         if (k < 0 || k > (utf8proc_ssize_t)COUNT_OF(parts)) {
             *rc = err_set(e, ERR_DATA, "cannot normalise U+%04X: %s", (unsigned)c, utf8proc_errmsg(k));

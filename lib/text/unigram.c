@@ -103,7 +103,8 @@ static void step(const struct vocab *v, struct node *nodes, const unsigned char 
     if (!single) reach(v, &nodes[at + char_bytes], nodes[at].score, x->unk_score, at, TOKEN_NONE);
 }
 
-/* The best path, last node first, becomes a path from the front: `from` of each start is its end. */
+/* Reverses the links of the best path, so that it can be walked from the front: `from` of each start becomes its
+ * end. */
 static void turn_round(struct node *nodes, size_t n) {
     size_t next = NOT_REACHED;
     for (size_t at = n;;) {

@@ -1,4 +1,4 @@
-/* A vocabulary: copied, checked, indexed. */
+/* Makes a vocabulary: copies, checks and indexes it. */
 #include <stdlib.h>
 
 #include "lib/text/text_internal.h"
@@ -16,7 +16,8 @@ static int check_token(const struct token *t, uint32_t id, struct err *e) {
     }
     if (t->n_bytes < 1 || t->n_bytes > TEXT_MAX_PIECE)
         return err_set(e, ERR_DATA, "token %u: %u bytes, expected 1 to %u", id, t->n_bytes, TEXT_MAX_PIECE);
-    if (!(t->score >= -3.4e38f && t->score <= 3.4e38f)) return err_set(e, ERR_DATA, "token %u: score is no number", id);
+    if (!(t->score >= -3.4e38f && t->score <= 3.4e38f))
+        return err_set(e, ERR_DATA, "token %u: score is not a number", id);
     return 0;
 }
 
@@ -76,7 +77,7 @@ static int by_id(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorted, without repetitions, eos among them. */
+/* Sorted, without duplicates, including eos. */
 static int copy_ends(struct vocab *v, const struct vocab *spec, struct err *e) {
     uint32_t *ends = arena_array(&v->memory, (size_t)spec->n_ends + 1, sizeof *ends, e), n = spec->n_ends;
     if (!ends) return e->code;
@@ -154,6 +155,7 @@ static int build_index(struct vocab *v, struct err *e) {
     if (!rc) rc = index_pieces(v, e);
     if (!rc) rc = index_merges(v, e);
     if (!rc) rc = index_kind(v, e);
+    if (!rc && v->kind == TEXT_UNIGRAM) rc = unigram_build(v, e);
     if (!rc) rc = decode_build(v, e);
     if (!rc) rc = added_build(&v->index->raw, v, false, e);
     if (!rc) rc = added_build(&v->index->normalised, v, true, e);

@@ -204,7 +204,7 @@ static int get_tokens(const unsigned char **at, const struct pack_head *h, struc
         *at += t->n_bytes;
         left -= t->n_bytes;
     }
-    if (left) return err_set(e, ERR_DATA, "%llu bytes behind the last token", (unsigned long long)left);
+    if (left) return err_set(e, ERR_DATA, "%llu bytes after the last token", (unsigned long long)left);
     return 0;
 }
 
@@ -250,6 +250,28 @@ int vocab_unpack(struct vocab **out, const void *data, size_t n, struct err *e) 
     if (!rc) rc = vocab_new(out, &spec, e);
     arena_release(&memory);
     return rc == ERR_DATA ? err_prefix(e, "vocabulary") : rc;
+}
+
+int vocab_read_ends(const void *data, size_t n, uint32_t *ends, uint32_t *n_ends, struct err *e) {
+    struct pack_head h;
+    const unsigned char *at = data;
+    int rc = get_head(&at, n, &h, e);
+    if (!rc) rc = check_size(&h, n, e);
+    if (!rc && h.n_ends > TEXT_MAX_ENDS)
+        rc = err_set(e, ERR_DATA, "%u further end tokens, at most %u are taken", h.n_ends, TEXT_MAX_ENDS);
+    if (rc) return err_prefix(e, "vocabulary");
+    at +=
+        (uint64_t)h.n_tokens * (PER_TOKEN + (h.flags & PACK_SCORES ? PER_SCORE : 0)) + (uint64_t)h.n_merges * PER_MERGE;
+    bool eos = h.eos != TOKEN_NONE; /* it is said in the head alone, and put in its place here */
+    *n_ends = 0;
+    for (uint32_t i = 0; i < h.n_ends; i++) {
+        uint32_t end = get_u32(&at);
+        if (eos && h.eos < end) ends[(*n_ends)++] = h.eos;
+        eos = eos && h.eos > end;
+        ends[(*n_ends)++] = end;
+    }
+    if (eos) ends[(*n_ends)++] = h.eos;
+    return 0;
 }
 
 int vocab_identity(const void *data, size_t n, struct digest *out, struct err *e) {

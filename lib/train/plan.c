@@ -43,7 +43,7 @@ int train_plan_check(const struct train_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- --schedule ------------------------------------------------------------------------------------------------------ */
+/* ---- --schedule -------------------------------------------------------------------------------------------------- */
 
 static const struct schedule_type *find_type(const char *name, size_t n) {
     for (const struct schedule_type *t = train_schedules; t->name; t++)
@@ -121,7 +121,7 @@ char *train_phase_text(const struct train_phase *p, char out[TRAIN_PHASE_TEXT]) 
     return out;
 }
 
-/* ---- in META ---------------------------------------------------------------------------------------------------------- */
+/* ---- in META ----------------------------------------------------------------------------------------------------- */
 
 static bool put_schedule(cJSON *to, const struct train_schedule *s) {
     const struct schedule_type *type = train_schedule_type(s);
@@ -174,7 +174,7 @@ int train_plan_get(const cJSON *from, struct train_plan *p, struct err *e) {
     return train_plan_check(p, e) ? e->code = ERR_DATA : 0;
 }
 
-/* ---- a run that goes on with another plan ------------------------------------------------------------------------------ */
+/* ---- a run that goes on with another plan ------------------------------------------------------------------------ */
 
 /* Steps up to `until` follow s, after those that `p` speaks of already; a phase that is none is left out. */
 static int add_phase(struct train_plan *p, uint64_t until, const struct train_schedule *s, struct err *e) {

@@ -26,7 +26,7 @@ void param_set_release(struct param_set *s) {
     *s = (struct param_set){0};
 }
 
-/* ---- who is in it ----------------------------------------------------------------------------------------------------- */
+/* ---- who is in it ------------------------------------------------------------------------------------------------ */
 
 static int grow(struct param_set *s, struct err *e) {
     if (s->n < s->capacity) return 0;
@@ -52,39 +52,6 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) {
     own->optimizer = !type->takes || type->takes(p) ? type : &train_optimizers[0];
     own->average = NULL;
     memset(own->moments, 0, sizeof own->moments);
-    return 0;
-}
-
-/* `base` NULL: not asked for. */
-static struct param of_model(const struct model *m, struct model_param *p, const struct model_mup *base) {
-    const struct model_role_info *role = model_role_info(p->slot.role);
-    uint64_t cols = p->desc.dims[p->desc.rank - 1];
-    struct param out = {.name = p->desc.name,
-                        .value = p->value,
-                        .grad = p->grad,
-                        .grad_begun = &p->grad_begun,
-                        .rows = p->n / cols,
-                        .cols = cols,
-                        .matrix = role->kind == KIND_MATRIX && role->in_layer,
-                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
-    if (base) out.factor = model_mup_factor(&m->config, base, p->slot);
-    if (base && model_mup_is_hidden(p->slot.role)) {
-        out.row_width = model_mup_width(&m->config, base, role->rows, p->slot.layer);
-        out.col_width = model_mup_width(&m->config, base, role->cols, p->slot.layer);
-    }
-    return out;
-}
-
-int train_add_model(struct param_set *s, struct model *m, struct err *e) {
-    struct model_mup base;
-    if (s->o.lora.rank) return lora_add(s, m, e);
-    if (s->o.mup && model_mup_get(m->meta, &base, e)) return e->code;
-    for (size_t i = 0; i < m->n_params; i++) {
-        if (param_set_freezes(s, m->params[i].desc.name)) continue;
-        if (model_enable_grad_of(m, i, e)) return e->code;
-        struct param p = of_model(m, &m->params[i], s->o.mup ? &base : NULL);
-        if (param_set_add(s, &p, e)) return e->code;
-    }
     return 0;
 }
 
@@ -151,7 +118,11 @@ uint64_t param_set_elements(const struct param_set *s) {
 }
 
 uint64_t param_set_state_bytes(const struct param_set *s) {
-    uint64_t bytes = s->scratch_bytes;
+    return param_set_saved_bytes(s) + s->scratch_bytes;
+}
+
+uint64_t param_set_saved_bytes(const struct param_set *s) {
+    uint64_t bytes = 0;
     for (size_t i = 0; i < s->n; i++) {
         const struct param *p = &s->params[i];
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->moments[k].data; k++)
@@ -161,7 +132,7 @@ uint64_t param_set_state_bytes(const struct param_set *s) {
     return bytes;
 }
 
-/* ---- a step ----------------------------------------------------------------------------------------------------------- */
+/* ---- a step ------------------------------------------------------------------------------------------------------ */
 
 double train_gradient_norm(struct param_set *s, double scale) {
     double sum = 0;

@@ -52,7 +52,7 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
            put_start(to, s);
 }
 
-/* ---- the tensors of a parameter ------------------------------------------------------------------------------------ */
+/* ---- the tensors of a parameter ---------------------------------------------------------------------------------- */
 
 /* Part 0 is the value, part 1 + k moment k, the last one the average. False: it has no such part. */
 #define PARTS (2 + TRAIN_MAX_MOMENTS)
@@ -125,7 +125,7 @@ int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
     return 0;
 }
 
-/* ---- another run's moments ------------------------------------------------------------------------------------------ */
+/* ---- another run's moments --------------------------------------------------------------------------------------- */
 
 /* The moment that a tensor is; NULL: it is none of this set. */
 static struct kernel_array *find_moment(const struct param_set *s, const struct tensor_desc *d, struct err *e) {

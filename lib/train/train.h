@@ -1,6 +1,6 @@
 /*
- * train: what training needs whatever is trained for: parameters and their optimizer state, learning-rate schedules, and their part
- * of a checkpoint. It knows nothing of data, knowledge or losses.
+ * train: what training needs whatever is trained for: parameters and their optimizer state, learning-rate schedules,
+ * and their part of a checkpoint. It knows nothing of data, knowledge or losses.
  *
  *     struct param_set s = {0};
  *     param_set_init(&s, &options)
@@ -17,7 +17,7 @@
 #include "lib/base/base.h"
 #include "lib/model/model.h"
 
-/* ---- the learning rate of each step (schedule.c) -------------------------------------------------------------------- */
+/* ---- the learning rate of each step (schedule.c) ----------------------------------------------------------------- */
 
 #define TRAIN_MAX_LR 10.0
 
@@ -45,8 +45,8 @@ bool train_schedule_equal(const struct train_schedule *a, const struct train_sch
 uint64_t train_default_warmup(uint64_t steps);
 double train_default_lr_min(const struct train_schedule *s);
 
-/* A run may be continued with another schedule. Then a step has the rate that this schedule has at the step's number, as if the
- * run had followed it from the beginning: nothing is stretched, and there is no second warmup. */
+/* A run may be continued with another schedule. Then a step has the rate that this schedule has at the step's
+ * number, as if the run had followed it from the beginning: nothing is stretched, and there is no second warmup. */
 struct train_phase {
     uint64_t until; /* the last step of the phase */
     struct train_schedule schedule;
@@ -76,10 +76,10 @@ char *train_phase_text(const struct train_phase *p, char out[TRAIN_PHASE_TEXT]);
 bool train_plan_put(cJSON *to, const struct train_plan *p);
 int train_plan_get(const cJSON *from, struct train_plan *p, struct err *e) MUST_CHECK;
 
-/* ---- options ----------------------------------------------------------------------------------------------------------- */
+/* ---- options ----------------------------------------------------------------------------------------------------- */
 
-/* Parameters whose names a pattern fits (fnmatch), and what is said of them: "GLOB:lr=FACTOR,decay=W". A parameter is in the first
- * group that fits; what a group leaves out is as for all. */
+/* Parameters whose names a pattern fits (fnmatch), and what is said of them: "GLOB:lr=FACTOR,decay=W". A parameter
+ * is in the first group that fits; what a group leaves out is as for all. */
 #define TRAIN_MAX_GROUPS 16
 #define TRAIN_GLOB_TEXT  128
 struct train_group {
@@ -114,7 +114,7 @@ struct train_options {
     bool mup; /* learning rates and decay by the widths of the model and of its base (model_mup) */
 };
 
-/* ---- parameters -------------------------------------------------------------------------------------------------------- */
+/* ---- parameters -------------------------------------------------------------------------------------------------- */
 
 #define TRAIN_MAX_MOMENTS 2
 struct param {
@@ -157,35 +157,39 @@ int param_set_init(struct param_set *s, const struct train_options *o, struct er
 bool param_set_freezes(struct param_set *s, const char *name);
 /* Adds what the owner says of `p`. */
 int param_set_add(struct param_set *s, const struct param *p, struct err *e) MUST_CHECK;
-/* All parameters of a model in f32 that are not frozen, in stream order, which get gradients; with options.lora its new adapters
- * instead, NAME.lora_a and NAME.lora_b, and the model's own values stay as they are until param_set_finish. Decay pulls on matrices
- * but for the embedding (a tied head with it): the row of a rare token gets no gradient for thousands of steps, in which decay alone
- * would move it. */
+/* All parameters of a model in f32 that are not frozen, in stream order, which get gradients; with options.lora
+ * its new adapters instead, NAME.lora_a and NAME.lora_b, and the model's own values stay as they are until
+ * param_set_finish. Decay pulls on matrices but for the embedding (a tied head with it): the row of a rare token
+ * gets no gradient for thousands of steps, in which decay alone would move it. */
 int train_add_model(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* All parameters are there: groups, moments of zero. ERR_USAGE when nothing is trained, or a pattern or the optimizer has no
- * parameter. */
+/* All parameters are there: groups, moments of zero. ERR_USAGE when nothing is trained, or a pattern or the
+ * optimizer has no parameter. */
 int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
-/* Training is over: values become their averages (options.ema), adapters are added to their matrices and gone. The set is then
- * good for param_set_release only. ERR_DATA when a matrix is not finite. */
+/* Training is over: values become their averages (options.ema), adapters are added to their matrices and gone. The
+ * set is then good for param_set_release only. ERR_DATA when a matrix is not finite. */
 int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
 /* The model with its averages in place of its weights, and back: for a forward pass that no gradient goes through. Pointers change, not
  * numbers, so variables that were made of the weights before keep them. */
 void train_use_averages(const struct param_set *s, struct model *m, bool on);
 uint64_t param_set_elements(const struct param_set *s);
-uint64_t param_set_state_bytes(const struct param_set *s); /* of moments, averages and scratch */
+uint64_t param_set_saved_bytes(const struct param_set *s); /* of moments and averages */
+uint64_t param_set_state_bytes(const struct param_set *s); /* ... and scratch */
 
-/* Norm of scale * gradient over all parameters, and group_square. One that had no part in the step gets a gradient of zeros first. */
+/* Norm of scale * gradient over all parameters, and group_square. One that had no part in the step gets a gradient
+ * of zeros first. */
 double train_gradient_norm(struct param_set *s, double scale);
 /* Sum of squares of the gradients so far. */
 double train_gradient_square(const struct param_set *s);
-/* Step number `step` (from 1) of all parameters along scale * gradient; afterwards there is no gradient. The average moves to
- * d average + (1 - d) value, d = min(options.ema, (1 + step) / (10 + step)), so that it forgets the first weights. */
+/* Step number `step` (from 1) of all parameters along scale * gradient; afterwards there is no gradient. The
+ * average moves to d average + (1 - d) value, d = min(options.ema, (1 + step) / (10 + step)), so that it forgets
+ * the first weights. */
 void train_step(struct param_set *s, uint64_t step, double lr, double scale);
 
 /*
- * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1): the batch size at which
- * noise and gradient weigh the same, in labelled positions, from a part of a batch against all of it.
+ * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1): the
+ * batch size at which noise and gradient weigh the same, in labelled positions, from a part of a batch against all of
+ * it.
  */
 struct train_noise {
     double trace, square; /* of the gradient's covariance; of the true gradient: running means */
@@ -194,7 +198,7 @@ struct train_noise {
 void train_noise_add(struct train_noise *z, double part, double n_part, double all, double n);
 double train_noise_scale(const struct train_noise *z); /* NAN: not known (yet) */
 
-/* ---- optimizers: a table (optimizer.c) ------------------------------------------------------------------------------------ */
+/* ---- optimizers: a table (optimizer.c) --------------------------------------------------------------------------- */
 
 struct train_update {
     const struct train_options *o;
@@ -219,16 +223,18 @@ extern const struct optimizer_type train_optimizers[]; /* ends with a NULL name;
 /* "NAME[:key=value,...]" */
 int train_optimizer_parse(const char *text, struct train_options *o, struct err *e) MUST_CHECK;
 
-/* ---- checkpoint (state.c) -------------------------------------------------------------------------------------------------- */
+/* ---- checkpoint (state.c) ---------------------------------------------------------------------------------------- */
 
-/* Options that the bytes of a run depend on, under the names of the command line's options; those not in use are absent. */
+/* Options that the bytes of a run depend on, under the names of the command line's options; those not in use are
+ * absent. */
 bool train_options_put(cJSON *to, const struct param_set *s);
-/* Tensors NAME (f32), NAME.m, NAME.v and NAME.ema, those it has, of every parameter in order. ERR_DATA when a value is not finite. */
+/* Tensors NAME (f32), NAME.m, NAME.v and NAME.ema, those it has, of every parameter in order. ERR_DATA when a
+ * value is not finite. */
 int train_save(const struct param_set *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* The same tensors, the next ones of the stream; ERR_DATA names the first that is missing, or another. */
 int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) MUST_CHECK;
-/* Before the first step: moments from the checkpoint of another run, of any weights and data, which must have them of all
- * parameters, by name and shape, and of the same optimizer. Their type may differ. */
+/* Before the first step: moments from the checkpoint of another run, of any weights and data, which must have them
+ * of all parameters, by name and shape, and of the same optimizer. Their type may differ. */
 int train_start(struct param_set *s, struct stream_reader *r, struct err *e) MUST_CHECK;
 
 #endif

@@ -4,7 +4,8 @@
 
 #include "lib/train/train.h"
 
-/* One key of "key=value,key=value": a number from `least` to `most`, a whole one, or a text of at most TRAIN_GLOB_TEXT - 1 bytes. */
+/* One key of "key=value,key=value": a number from `least` to `most`, a whole one, or a text of at most
+ * TRAIN_GLOB_TEXT - 1 bytes. */
 struct train_key {
     const char *name;
     double least, most;
@@ -35,9 +36,9 @@ int groups_begin(struct param_set *s, struct err *e) MUST_CHECK;
 
 /* ---- adapters (lora.c) ---- */
 
-/* Adapters of the model's matrices that options.lora names, and their parameters. */
-int lora_add(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* Adds them to the weights. */
+/* An adapter for this matrix. */
+int lora_attach(struct model_param *p, const struct train_lora *l, struct err *e) MUST_CHECK;
+/* Adds all of the set to the weights. */
 int lora_merge(struct param_set *s, struct err *e) MUST_CHECK;
 void lora_release(struct param_set *s);
 

@@ -56,7 +56,7 @@ operations() { # two a weight, and four a channel of a head for each of the mean
     echo $((2 * matrix_elements + 4 * shape_layers * shape_heads * shape_head_dim * $1 / 2))
 }
 
-# kept NAME COMMAND...: NAME's path in INPUTS; COMMAND makes it, with the path behind -o, when it is not there
+# kept NAME COMMAND...: NAME's path in INPUTS; COMMAND makes it, with the path after -o, when it is not there
 kept() {
     local path=$INPUTS/$1
     shift

@@ -12,9 +12,9 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
 
 @test "the student learns, and the log says so" {
     epochs=60 train --log log.tsv --report report.json dense.kd.rill >trained
-    head -1 log.tsv | grep -qx "$(printf 'step\tkl\tce\tlr\tgrad_norm\ttokens')"
+    head -1 log.tsv | grep -qx "$(printf 'step\tkl\tce\tlr\tgrad_norm\ttokens\tnoise_scale')"
     awk -F'\t' 'NR == 2 { first = $2 } END { if (!(NR > 20 && $2 < first / 2)) { print first, $2; exit 1 } }' log.tsv
-    awk -F'\t' 'NR > 1 && ($1 != NR - 1 || NF != 6) { exit 1 }' log.tsv
+    awk -F'\t' 'NR > 1 && ($1 != NR - 1 || NF != 7) { exit 1 }' log.tsv
     grep -q '"tokens_per_second":' report.json
     rill teacher-infer -q -m trained tokens.rill | rill logit-dump -q >/dev/null # a model like any other
 }
@@ -56,7 +56,7 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
     train --log f32.tsv corpus.kd.rill >f32
     train --optimizer-state bf16 --log bf16.tsv --checkpoint run.rill --checkpoint-every 3 corpus.kd.rill >bf16
     assert_differ f32 bf16
-    paste f32.tsv bf16.tsv | tail -1 | awk '{ d = $2 / $8 - 1; exit !(d < 0.02 && d > -0.02) }'
+    paste f32.tsv bf16.tsv | tail -1 | awk '{ d = $2 / $9 - 1; exit !(d < 0.02 && d > -0.02) }'
     train --optimizer-state bf16 -j 1 --resume run.rill corpus.kd.rill >resumed
     assert_same bf16 resumed
     check_exit 3 train --resume run.rill corpus.kd.rill
@@ -301,8 +301,8 @@ steps_of() { tail -1 "$1" | cut -f1; }
     train --log log.tsv tokens.rill >a
     train --loss ce tokens.rill >b
     assert_same a b
-    head -1 log.tsv | grep -qx "$(printf 'step\tce\tlr\tgrad_norm\ttokens')" # no teacher, no kl
-    awk -F'\t' 'NR > 1 && (NF != 5 || $2 == 0) { exit 1 }' log.tsv
+    head -1 log.tsv | grep -qx "$(printf 'step\tce\tlr\tgrad_norm\ttokens\tnoise_scale')" # no teacher, no kl
+    awk -F'\t' 'NR > 1 && (NF != 6 || $2 == 0) { exit 1 }' log.tsv
     check_exit 3 train --loss kl tokens.rill
     assert_stderr_line "*kl needs a teacher*"
 }
@@ -327,7 +327,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     train corpus.kd.rill >c
     assert_same a b
     assert_differ a c
-    for loss in mse kl:weight kl:weight=x kl:temperature=0 ce:temperature=2 kl:weight=-1 kl:weight=0; do
+    for loss in entropy kl:weight kl:weight=x kl:temperature=0 ce:temperature=2 kl:weight=-1 kl:weight=0; do
         check_exit 2 train --loss $loss corpus.kd.rill
         assert_stderr_line "*"
     done
@@ -382,4 +382,130 @@ steps_of() { tail -1 "$1" | cut -f1; }
     check_exit 2 train corpus.kd.rill -o out --log log.tsv
     assert_stderr_line "out exists*"
     assert_no_file log.tsv
+}
+
+# ---- lib/train ----
+
+@test "optimizers, averages, groups and adapters resume to the bit, on any number of threads" {
+    for how in "--optimizer muon" "--optimizer muon:momentum=0.9 --optimizer-state bf16 --precision bf16" "--ema 0.9" \
+        "--group *attn*:lr=0.5 --group *norm*:decay=0.2 --freeze embed*" "--lora 2:alpha=4 --ema 0.9" \
+        "--schedule wsd:decay=0.4" "--schedule linear" "--schedule constant"; do
+        set -f
+        # shellcheck disable=SC2086
+        train $how --log log.tsv corpus.kd.rill >whole
+        cp log.tsv whole.tsv
+        # stopped half way, where the data ends
+        steps=$(steps_of log.tsv)
+        # shellcheck disable=SC2086
+        epochs=3 train $how --steps "$steps" --log log.tsv --checkpoint run.rill corpus.kd.rill >half
+        [ "$(steps_of log.tsv)" -lt "$steps" ]
+        # shellcheck disable=SC2086
+        train $how -j 1 --steps "$steps" --log log.tsv --resume run.rill corpus.kd.rill >resumed
+        set +f
+        assert_same whole resumed
+        assert_same whole.tsv log.tsv
+        rm log.tsv
+    done
+}
+
+@test "what is compared at --resume is what the bytes depend on" {
+    set -f
+    train --ema 0.9 --optimizer muon --checkpoint run.rill corpus.kd.rill >whole
+    check_exit 3 train --optimizer muon --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with ema 0.9*, this run has none"
+    check_exit 3 train --ema 0.9 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with optimizer muon, this run has none"
+    check_exit 3 train --ema 0.9 --optimizer muon:momentum=0.5 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with momentum 0.94*, this run has 0.5"
+    check_exit 3 train --ema 0.9 --optimizer muon --freeze embed* --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with freeze none, this run has embed*"
+    # not what leaves them as they are
+    train --ema 0.9 --optimizer muon --recompute --log log.tsv -j 1 --resume run.rill corpus.kd.rill >resumed
+    assert_same whole resumed
+}
+
+@test "frozen parameters and adapters: what is not trained stays as it is, and takes no memory of a checkpoint" {
+    set -f
+    train --freeze layers.* --checkpoint all.rill corpus.kd.rill >frozen.rill
+    train --lora 2 --checkpoint lora.rill corpus.kd.rill >lora.rill.out
+    rill diff student.rill frozen.rill >frozen.txt || true # prints what differs
+    ! grep -q '^layers' frozen.txt
+    grep -q '^embed.weight' frozen.txt
+    rill diff student.rill lora.rill.out >lora.txt || true
+    ! grep -q '^embed.weight' lora.txt
+    grep -q layers.0.attn.q.weight lora.txt
+    [ "$(file_size lora.rill)" -lt $(($(file_size student.rill))) ]
+    rill ls lora.rill | grep -q layers.0.ffn.up.weight.lora_a
+    for bad in "--freeze *" "--freeze nothing" "--group nothing:lr=1" "--lora 2 --freeze embed*" "--lora 2 --mup" \
+        "--lora 2 --optimizer muon" "--lora x" "--group x" "--optimizer sgd" "--optimizer adamw:momentum=1"; do
+        # shellcheck disable=SC2086
+        check_exit 2 train $bad corpus.kd.rill
+        assert_stderr_line "*"
+    done
+}
+
+@test "the log has a norm for each group, and the noise of the gradient" {
+    set -f
+    train --group *attn*:lr=1 --group *ffn*:lr=1 --log log.tsv corpus.kd.rill >out
+    head -1 log.tsv | grep -qF "$(printf 'noise_scale\tgrad_norm:rest\tgrad_norm:*attn*\tgrad_norm:*ffn*')"
+    awk -F'\t' 'NR > 1 { d = sqrt($8 ^ 2 + $9 ^ 2 + $10 ^ 2) / $5 - 1; if (d > 1e-4 || d < -1e-4) exit 1 }' log.tsv
+    awk -F'\t' 'NR > 1 && $7 > 0 { n++ } END { exit !n }' log.tsv
+}
+
+@test "a schedule by name is kept by a longer run and its recipe" {
+    d() { rill distill -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --schedule wsd:decay=0.3 "$@" corpus.kd.rill; }
+    d --epochs 3 --log log.tsv --checkpoint run.rill -o short.rill
+    n=$(steps_of log.tsv)
+    d --epochs 6 --log log.tsv --resume run.rill -o long.rill
+    rill recipe long.rill >Makefile
+    grep -q -- "--schedule=$n:wsd:steps=$n,warmup=" Makefile
+    grep -q -- "--schedule=wsd:decay=0.3" Makefile
+    rm -rf again && mkdir again && cp student.rill corpus.kd.rill again
+    cp Makefile again
+    make -s -C again -o student.rill -o corpus.kd.rill long.rill
+    assert_same long.rill again/long.rill
+    check_exit 2 d --schedule linear --lr-min 0
+    check_exit 2 train --schedule constant --lr-min 0.001 corpus.kd.rill
+    assert_stderr_line "--lr-min has no effect with --schedule constant"
+}
+
+@test "a run begins with another run's moments" {
+    train --checkpoint run.rill corpus.kd.rill -o first.rill
+    rill distill -q -m first.rill --batch-tokens 32 --lr 0.01 --start-state run.rill --loss ce tokens.rill -o warm.rill
+    rill distill -q -m first.rill --batch-tokens 32 --lr 0.01 --loss ce tokens.rill -o cold.rill
+    assert_differ warm.rill cold.rill
+    rill recipe warm.rill >Makefile
+    grep -q -- '--start-state' Makefile
+    check_exit 3 train --optimizer muon --start-state run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the state is of adamw, this run has muon"
+    check_exit 3 train --start-state student.rill corpus.kd.rill
+}
+
+@test "--mup serves a student of another width, and says when there is no base" {
+    rill init -q --layers 1 --hidden 64 --heads 4 --ffn 128 --mup student.rill model.rill -o wide.rill
+    rill distill -q --no-provenance --mup -m wide.rill --batch-tokens 32 corpus.kd.rill >a
+    rill distill -q --no-provenance -m wide.rill --batch-tokens 32 corpus.kd.rill >b
+    assert_differ a b
+    check_exit 3 train --mup corpus.kd.rill
+    assert_stderr_line "the model says nothing of the widths of a base (init --mup BASE)"
+    rill export -q --to gguf wide.rill -o wide.gguf # is a model like any other
+}
+
+@test "--plan says what a run takes: steps, bytes and memory as they then are" {
+    t() { rill distill -q -m student.rill --batch-tokens 32 --micro-tokens 16 --epochs 3 "$@" corpus.kd.rill; }
+    t --plan --price 2 >plan.json
+    t --checkpoint run.rill --log log.tsv --report report.json --price 2 -o out.rill
+    value() { grep -oE "\"$2\":[^,}]*" "$1" | tail -1 | cut -d: -f2; }
+    assert_equal "$(value plan.json steps)" "$(steps_of log.tsv)"
+    assert_equal "$(value plan.json positions)" "$(tail -1 log.tsv | cut -f6)"
+    within() { awk -v a="$1" -v b="$2" -v by="$3" 'BEGIN { exit !(a > b / by && a < b * by) }' || fail "$1, planned $2"; }
+    within "$(file_size out.rill)" "$(value plan.json model_bytes)" 1.2
+    within "$(file_size run.rill)" "$(value plan.json checkpoint_bytes)" 1.2
+    for key in cost cost_per_million_tokens share_of_peak flops_per_token peak_flops training_seconds recovered; do
+        grep -q "\"$key\":" report.json
+    done
+    for key in cost training_seconds tokens_per_second peak_memory_bytes; do grep -q "\"$key\":" plan.json; done
+    check_exit 2 t --plan --checkpoint run.rill
+    check_exit 2 t --price 2
+    check_exit 2 bash -c "cat corpus.kd.rill | rill distill -m student.rill --steps 3 --plan"
 }

@@ -6,7 +6,7 @@ setup_file() { make_inputs; }
 setup() {
     enter_temp
     cp -r "$INPUTS/." .
-    # right-to-left override, CSI as one character, DEL; and a byte that is no UTF-8
+    # right-to-left override, CSI as one character, DEL; and a byte that is not UTF-8
     evil=$(printf 'te\xe2\x80\xaext\xc2\x9b\x7f') byte=$(printf 'no\x9bsuch')
 }
 

@@ -10,7 +10,7 @@ setup() {
 }
 ev() { rill eval -q "$@"; }
 
-# number KEY FILE: the number behind "KEY": in a line of results
+# number KEY FILE: the number after "KEY": in a line of results
 number() { grep -oE "\"$1\":-?[0-9.e+-]+" "$2" | head -1 | cut -d: -f2; }
 holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
 

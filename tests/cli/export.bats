@@ -70,7 +70,7 @@ setup() {
     check_exit 0 rill import --no-provenance deci.gguf -o back.rill
     assert_same deci.rill back.rill
     check_exit 3 rill export --to safetensors deci.rill -o out
-    assert_stderr_line "layer 1 has 1 heads, * Hugging Face's config.json cannot say that, GGUF can (--to gguf)"
+    assert_stderr_line "layer 1 has 1 heads, * Hugging Face's config.json cannot express that, GGUF can (--to gguf)"
     assert_no_file out
 }
 

@@ -9,7 +9,7 @@ setup() {
 }
 
 @test "greedy generation is transformers' own" {
-    # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates behind the golden tokens
+    # tests/golden/tiny-qwen2/greedy.u32: the tokens that transformers generates after the golden tokens
     [ -f "$ROOT/tests/golden/tiny-qwen2/greedy.u32" ] || skip "no golden continuation"
     text=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
     again=$(rill generate -q -m model.rill --temperature 0 --max-new 5 --text --past-eos prompts.rill)
@@ -96,7 +96,7 @@ setup() {
 
 @test "init says when a shape cannot be" {
     check_exit 2 rill init --layers 1 --hidden 33 --heads 2 --ffn 64 model.rill -o no.rill
-    assert_stderr_line "hidden size 33 is no multiple of 2 heads: give --head-dim"
+    assert_stderr_line "hidden size 33 is not a multiple of 2 heads: give --head-dim"
     check_exit 2 rill init --layers 1 --hidden 30 --heads 2 --ffn 64 model.rill -o no.rill
     assert_stderr_line "head size 15 is odd: rotary positions need pairs"
     check_exit 2 rill init --layers 1 --hidden 32 --heads 4 --kv-heads 3 --ffn 64 model.rill -o no.rill
@@ -137,9 +137,9 @@ setup() {
 
 @test "integer products want quantized weights, training none" {
     check_exit 2 rill generate --precision int8 -m model.rill prompts.rill
-    assert_stderr_line "model.rill: no weights are quantized, which --precision int8 is for (rill quantize)"
+    assert_stderr_line "model.rill: no weights are of a type that --precision int8 is for (rill quantize)"
     check_exit 2 rill teacher-infer --precision int8 --weights stream -m model.rill tokens.rill
-    assert_stderr_line "model.rill: no weights are quantized, *"
+    assert_stderr_line "model.rill: no weights are of a type that *"
     check_exit 2 rill distill --precision int8 -m model.rill tokens.rill
     assert_stderr_line "*--precision*int8*"
     # auto takes what there is: integers for quantized weights, where bf16 is fast too

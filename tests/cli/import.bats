@@ -152,7 +152,7 @@ ids() { printf '%s' "$1" | rill tokenize -q -m q.rill | rill show --tsv --tensor
     assert_equal "$(ends again.rill)" "7 342 "
     echo '{"eos_token_id":[352]}' >q/generation_config.json
     check_exit 3 rill import q
-    assert_stderr_line 'q: generation_config.json: "eos_token_id" is no token of the model'
+    assert_stderr_line 'q: generation_config.json: "eos_token_id" is not a token of the model'
 }
 
 @test "vocab.json and merges.txt are a tokenizer" {
@@ -174,7 +174,7 @@ END
     assert_equal "$(rill show --vocab q.rill | grep -o 'identity.*')" "$(rill show --vocab whole.rill | grep -o 'identity.*')"
     rm q/merges.txt
     check_exit 3 rill import q
-    assert_stderr_line "q: vocab.json without merges.txt (or a tokenizer.json) is no tokenizer"
+    assert_stderr_line "q: vocab.json without merges.txt (or a tokenizer.json) is not a tokenizer"
 }
 
 @test "messages name the file and the key" {

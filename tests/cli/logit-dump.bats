@@ -59,7 +59,7 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     assert_equal "$(wc -l <"$T/.stdout")" 3
     head -1 "$T/.stdout" | grep -qx "$(printf 'sequence\tposition\ttoken\tpiece\tlabel\tlabel_piece\tprobability\trank\trest\ttop')"
     sed -n 2p "$T/.stdout" | grep -qE "$(printf '^0\t3\t[0-9]+\t[^\t ]+\t[0-9]+\t[^\t ]+\t[0-9.e-]+\t[0-9]+\t[0-9.e-]+\t([0-9]+:[^\t ]+:[0-9.e-]+ ?){3}$')"
-    # sparse knowledge, ids alone, behind the end
+    # sparse knowledge, ids alone, after the end
     check_exit 0 rill logit-dump --tsv --positions 0:100000 corpus.kd.rill
     sed -n 2p "$T/.stdout" | grep -qE "$(printf '^0\t0\t[0-9]+\t[0-9]+\t(-|[0-9.e-]+)\t(-|[0-9]+)\t[0-9.e-]+\t[0-9]+:')"
     check_exit 0 rill logit-dump --tsv --positions 100000:5 corpus.kd.rill
@@ -109,4 +109,34 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     dump --report long.json hundred >/dev/null
     [ "$(peak long.json)" -lt $(($(peak short.json) * 5 / 4)) ] ||
         fail "peak memory: $(peak short.json) and $(peak long.json) bytes for ten times as much"
+}
+
+@test "fields are forwarded, dropped and stored in other types" {
+    cp "$INPUTS"/tapped.kd.rill .
+    dump --encode keep tapped.kd.rill >kept
+    check_exit 0 rill diff -q tapped.kd.rill kept
+    dump --encode keep --drop 'hidden.*' tapped.kd.rill | rill ls - >list
+    run ! grep -q hidden list
+    grep -q attention list
+    dump --encode keep --drop response --field-dtype int8 tapped.kd.rill >small
+    rill ls small >list
+    grep -q '^i8 .*teacher.hidden.0' list
+    run ! grep -q draws list
+    dump --encode keep --field-dtype f32 tapped.kd.rill | dump --encode keep --field-dtype bf16 >back
+    check_exit 0 rill diff -q tapped.kd.rill back
+    rill logit-dump --tsv --positions 3:2 tapped.kd.rill | head -n 1 | grep -q "hidden.0.*attention"
+    check_exit 2 rill logit-dump --encode keep --drop lips tapped.kd.rill
+    assert_stderr_line '--drop lips: there is no such field'
+    cat tapped.kd.rill kept | rill logit-dump -q --encode keep --drop 'attention.*' >joined
+    check_exit 0 rill check joined
+}
+
+@test "the fewest entries with a share" {
+    dump --encode topp:0.5 dense.kd.rill >half
+    dump --encode topp:0.2 half >cut
+    dump --encode topp:0.2 dense.kd.rill >fifth
+    assert_same cut fifth
+    check_exit 3 rill logit-dump --encode topp:0.6 half
+    check_exit 2 rill logit-dump --encode topp:0 half
+    assert_stderr_line 'encoding "topp:0": expected topp:P with P from above 0 to 1'
 }

@@ -15,6 +15,23 @@ load common
     assert_stdout '* theta=1000 * local_rope.theta=50 *'
 }
 
+@test "ls shows numbers of each layer, runs of them with a count, and the ends of a text" {
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/gemma3" -o gemma3.rill
+    check_exit 0 rill ls gemma3.rill
+    assert_stdout '* window=5,0,5  layer_rope=1,0,1 *'
+    rill import -q "$ROOT/tests/golden/tiny-qwen2" -o qwen2.rill
+    check_exit 0 rill ls qwen2.rill
+    ends=$(rill show --vocab qwen2.rill | sed -n 's/^end \([0-9]*\) .*/\1/p' | paste -sd,)
+    [ -n "$ends" ]
+    [[ "$(head -1 <<<"$out")" == *"  ends=$ends" ]]
+    rill init -q --layers 4 --hidden 32 --heads 2 --ffn 64 qwen2.rill -o even.rill
+    rill prune -q --ffn 32 even.rill -o narrow.rill
+    check_exit 0 rill ls narrow.rill
+    [[ "$(head -1 <<<"$out")" == *"  ffn=32 "* ]]
+    rill ls --json qwen2.rill >l.json
+    [ "$(sed -n 2p l.json | grep -c '"type":"vocabulary".*"ends":\[')" -eq 1 ]
+}
+
 @test "ls says the same of a file and of a pipe" {
     for f in "$ROOT"/formats/golden/*.rill; do
         rill ls "$f" >file.txt

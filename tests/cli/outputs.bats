@@ -69,16 +69,16 @@ content() { rill ls "$1" | sed -n '$s/.* //p'; }
     cp student.rill before
     for option in log checkpoint report; do
         run_distill 2 --$option student.rill
-        assert_stderr_line "--$option student.rill would replace student.rill, which is read"
+        assert_stderr_line "--$option student.rill would replace student.rill, which is an input"
         check_exit_in 2 corpus.kd.rill rill distill -q -m student.rill --$option corpus.kd.rill
-        assert_stderr_line "--$option corpus.kd.rill would replace standard input, which is read"
+        assert_stderr_line "--$option corpus.kd.rill would replace standard input, which is an input"
         check_exit 2 bash -c "rill distill -q -m student.rill corpus.kd.rill --$option x >x"
         assert_stderr_line "--$option x is the file that standard output goes to"
         rm x
     done
     assert_same student.rill before
     check_exit 2 rill import -q hf -o i.rill --report hf/config.json
-    assert_stderr_line "--report hf/config.json would replace hf, which is read"
+    assert_stderr_line "--report hf/config.json would replace hf, which is an input"
     check_exit 0 rill import -q hf -o i.rill --report hf/report.json
     exec 9>&-
     # a state that is continued is read and replaced

@@ -101,7 +101,7 @@ near() {
     check_exit 0 rill diff -q --min-cosine 0.99999 a.rill wide.student.even.rill
 }
 
-@test "a model as its own teacher, behind more padding, does not diverge" {
+@test "a model as its own teacher, after more padding, does not diverge" {
     rill teacher-infer -q --precision f32 --dtype f32 -m wide.rill tokens.rill |
         rill eval -q -m narrow.rill --precision f32 --reference - >out
     grep -oE '"kld_max":[-0-9.e]+' out | awk -F: '{ exit !($2 < 1e-5) }'

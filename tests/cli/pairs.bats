@@ -16,6 +16,8 @@ setup_file() {
     rill tokenize -q -m model.rill special.txt -o special.rill
     rill tokenize -q -m model.rill --context 32 --batch-tokens 32 text.txt -o batches.rill
     rill prune -q --sparsity 0.03 model.rill -o sparse.rill
+    rill quantize -q --type q5_0 --dry-run model.rill -o model.plan
+    rill quantize -q --type q4_1 --dry-run model.rill -o other.plan
     printf 'it it is\n' | rill tokenize -q -m model.rill -o few.rill
 }
 setup() {

@@ -24,12 +24,44 @@ setup() {
     assert_same a.rill b.rill
 }
 
-@test "all of a width that is no multiple of 32 is all of it" {
+@test "all of a width that is not a multiple of 32 is all of it" {
     rill init -q --layers 1 --hidden 32 --heads 2 --ffn 100 model.rill -o odd.rill
     rill prune -q --ffn 100% odd.rill -o all.rill
     check_exit 0 rill diff odd.rill all.rill
     check_exit 0 sh -c 'rill prune -q --ffn 99% odd.rill | rill ls'
     assert_stdout '*f32   \[96, 32\]*layers.0.ffn.gate.weight*'
+}
+
+@test "quantized tensors keep their blocks unless columns or single weights go" {
+    rill init -q --layers 3 --hidden 256 --heads 4 --kv-heads 2 --ffn 512 model.rill -o m.rill
+    rill quantize -q --type q4_1 m.rill -o q.rill
+    types() { rill ls "$1" | grep -E '(attn|ffn)\.[a-z]+\.weight|embed' | awk '{ print $1 }' | sort | uniq -c | xargs; }
+    [ "$(types q.rill)" = "22 q4_1" ]
+    rill prune -q --drop-layers 1 q.rill -o layers.rill
+    [ "$(types layers.rill)" = "15 q4_1" ]
+    rill prune -q --drop-layers 0-1 q.rill -o last.rill
+    rill show q.rill --tensor layers.2.ffn.down.weight >a
+    rill show last.rill --tensor layers.0.ffn.down.weight | sed 's/layers.0/layers.2/' >b
+    assert_same a b
+    # rows are whole blocks; the columns of down and o are not
+    rill prune -q --ffn 256 q.rill -o ffn.rill
+    [ "$(types ffn.rill)" = "3 f32 19 q4_1" ]
+    rill ls ffn.rill | grep -q '^f32 .*layers.0.ffn.down.weight'
+    rill quantize -q --type f32 q.rill | rill prune -q --ffn 256 -o other.rill --force
+    rill quantize -q --type f32 ffn.rill -o same.rill
+    check_exit 0 rill diff other.rill same.rill
+    rill prune -q --kv-heads 1 q.rill -o heads.rill
+    [ "$(types heads.rill)" = "3 f32 19 q4_1" ]
+    rill quantize -q --type f32 q.rill | rill prune -q --kv-heads 1 -o other.rill --force
+    rill quantize -q --type f32 heads.rill -o same.rill --force
+    check_exit 0 rill diff other.rill same.rill
+    rill prune -q --vocab tokens.rill q.rill -o vocab.rill
+    [ "$(types vocab.rill)" = "22 q4_1" ]
+    rill quantize -q --type f32 q.rill | rill prune -q --vocab tokens.rill -o other.rill --force
+    rill quantize -q --type f32 vocab.rill -o same.rill --force
+    check_exit 0 rill diff other.rill same.rill
+    rill prune -q --sparsity 50% q.rill -o sparse.rill
+    [ "$(types sparse.rill)" = "21 f32 1 q4_1" ]
 }
 
 @test "--drop-layers takes numbers and ranges" {

@@ -20,8 +20,9 @@ setup() {
 }
 
 @test "--strict refuses, and nothing is written" {
-    check_exit 3 rill quantize --strict --type q4_k model.rill -o q.rill
-    assert_stderr_line "tensor 'embed.weight': rows of 64 are no whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
+    check_exit 3 rill quantize --strict --pure --type q4_k model.rill -o q.rill
+    assert_stderr_line "tensor 'embed.weight': rows of 64 are not a whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
+    check_exit 3 rill quantize --strict --type iq2_xs model.rill -o q.rill
     assert_no_file q.rill
 }
 
@@ -32,11 +33,93 @@ setup() {
 }
 
 @test "quantized models run and keep their tokenizer" {
-    for type in q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0 bf16 f16 f32; do
+    for type in Q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl mxfp4 bf16 f16 f32; do
         check_exit 0 rill quantize -q --type $type model.rill -o $type.rill
         check_exit 0 rill generate -q -m $type.rill --temperature 0 --max-new 2 --text prompts.rill
         [[ $out == "once upon"* ]]
     done
+}
+
+@test "every type is written, exported, imported and run" {
+    rill init -q --layers 2 --hidden 256 --heads 4 --ffn 512 model.rill -o wide.rill
+    for type in q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs iq3_s iq3_xxs iq2_m iq2_xs iq2_xxs tq1_0 tq2_0 mxfp4; do
+        check_exit 0 rill quantize -q --pure --type $type wide.rill -o q.rill --force
+        rill export -q --force --to gguf q.rill -o q.gguf
+        rill import -q --no-provenance q.gguf -o back.rill --force
+        check_exit 0 rill diff --max-abs 0 q.rill back.rill
+        for precision in f32 bf16 int8; do
+            [ "$precision/${type:0:3}" != int8/iq2 ] && [ "$precision/${type:0:3}" != int8/iq3 ] && [ "$precision/$type" != int8/mxfp4 ] || continue
+            check_exit 0 rill generate -q -m q.rill --precision $precision --temperature 0 --max-new 2 --text prompts.rill
+        done
+    done
+}
+
+@test "a plan is printed, edited and carried out" {
+    check_exit 0 rill quantize --type q4_0 --dry-run model.rill
+    assert_stdout "# tensor *shape *type *bytes *bpw *why*embed.weight*352x64*q8_0*23936*8.5*# q4_0: output; q6_k, but rows of 64*"
+    printf '%s\n' "$out" >plan.txt
+    rill quantize -q --no-provenance --type q4_0 model.rill -o a.rill
+    rill quantize -q --no-provenance --plan plan.txt model.rill -o b.rill
+    assert_same a.rill b.rill
+    sed -i '/layers.0.ffn.up/s/ q4_0 / Q5_1 /' plan.txt
+    check_exit 0 rill quantize -q --plan plan.txt model.rill -o c.rill --report r.json
+    grep -q '"name":"layers.0.ffn.up.weight","from":"bf16","to":"q5_1"' r.json
+    check_exit 3 rill quantize --plan plan.txt student.rill -o no.rill
+    assert_stderr_line "plan.txt: line *: * a plan for another model"
+    sed -i '2s/q8_0/q9_9/' plan.txt
+    check_exit 3 rill quantize --plan plan.txt model.rill -o no.rill
+    assert_stderr_line "plan.txt: line 2: unknown type 'q9_9' (known: *"
+    sed -i '2s/q9_9/q6_k/' plan.txt
+    check_exit 3 rill quantize --plan plan.txt model.rill -o no.rill
+    assert_stderr_line "plan.txt: tensor 'embed.weight': rows of 64 are not a whole number of q6_k's blocks of 256"
+    check_exit 2 rill quantize model.rill -o no.rill
+    assert_stderr_line "--type or --plan is required"
+    assert_no_file no.rill
+}
+
+@test "rules name types by Rill's names and by GGUF's" {
+    check_exit 0 rill quantize -q --type q4_0 --tensor-type 'ffn\.=q5_0' --tensor-type 'blk.1.ffn_up=q5_1' --tensor-type 'attn_v=F16' model.rill -o q.rill --report r.json
+    for want in layers.0.ffn.up:q5_0 layers.1.ffn.up:q5_1 layers.2.attn.v:f16 layers.2.attn.q:q4_0; do
+        grep -q "\"name\":\"${want%:*}.weight\",\"from\":\"bf16\",\"to\":\"${want#*:}\"" r.json
+    done
+    check_exit 2 rill quantize --type q4_0 --tensor-type 'nothing=q5_0' model.rill -o no.rill
+    assert_stderr_line "'nothing' matches no matrix of this model"
+    check_exit 2 rill quantize --type q4_0 --tensor-type 'ffn(=q5_0' model.rill -o no.rill
+    assert_stderr_line "'ffn(' at character 4: *"
+    assert_no_file no.rill
+}
+
+@test "llama.cpp's importance matrix serves as statistics" {
+    rill export -q --to imatrix model.stats.rill -o model.imatrix.gguf
+    rill quantize -q --no-provenance --type q4_1 --stats model.stats.rill model.rill -o a.rill
+    check_exit 0 rill quantize -q --no-provenance --type q4_1 --stats model.imatrix.gguf model.rill -o b.rill
+    rill quantize -q --no-provenance --type q4_1 model.rill -o c.rill
+    assert_differ b.rill c.rill
+    check_exit 0 rill diff --max-abs 0.05 a.rill b.rill # sums in f32 round otherwise
+    check_exit 3 rill quantize --type q4_1 --stats model.imatrix.gguf student.rill -o no.rill
+    assert_stderr_line "importance of 'token_embd.weight' has 64 columns, the matrix 32: of another model"
+    check_exit 3 rill import model.imatrix.gguf -o no.rill
+    assert_stderr_line "model.imatrix.gguf: an importance matrix, no model: quantize --stats reads it as it is"
+    check_exit 3 rill quantize --type q4_1 --stats model.gguf model.rill -o no.rill
+    assert_stderr_line "model.gguf: general.type is 'model', expected 'imatrix'"
+    head -c 600 model.imatrix.gguf >cut.gguf
+    check_exit 3 rill quantize --type q4_1 --stats cut.gguf model.rill -o no.rill
+    # the older format: one entry of 64 columns
+    { printf '\1\0\0\0\21\0\0\0token_embd.weight\2\0\0\0\100\0\0\0'; for _ in {1..64}; do printf '\0\0\200\77'; done; } >old.dat
+    check_exit 0 rill quantize -q --type q4_0 --pure --stats old.dat model.rill -o d.rill
+    truncate -s -1 old.dat
+    check_exit 3 rill quantize --type q4_0 --pure --stats old.dat model.rill -o no.rill
+    assert_stderr_line "old.dat: entry 1 of 1 of the importance matrix is cut or broken"
+    assert_no_file no.rill
+}
+
+@test "types that need importance say so" {
+    rill init -q --layers 8 --hidden 256 --heads 4 --ffn 256 model.rill -o wide.rill
+    check_exit 0 rill quantize --type iq2_xs wide.rill -o q.rill
+    assert_stderr "*tensors got a type that is made for weights whose importance is known: use --stats"
+    check_exit 3 rill quantize --strict --type iq2_xs wide.rill -o no.rill
+    assert_stderr_line "tensor 'layers.*' gets iq2_xs, which needs --stats (without --strict it does without)"
+    assert_no_file no.rill
 }
 
 @test "statistics that change nothing are refused" {
@@ -51,7 +134,9 @@ setup() {
     check_exit 2 rill quantize --type q9 model.rill -o q.rill
     assert_stderr_line "unknown type 'q9' (known: q8_0, *"
     check_exit 2 rill quantize --type q8_0 --head-type q4_k_m model.rill -o q.rill
-    assert_stderr_line "--head-type: 'q4_k_m' is a mixture, not a type"
+    assert_stderr_line "--head-type: 'q4_k_m' is a mixture, not a type of one tensor*"
+    check_exit 2 rill quantize --type f16 --pure model.rill -o q.rill
+    assert_stderr_line "--pure: f16 is the same everywhere, it has no mixture"
     check_exit 2 rill quantize --type q8_0 --embed-type f16 model.rill -o q.rill
     assert_stderr_line "the embedding is the output matrix too, whose type --head-type names"
     assert_no_file q.rill
@@ -74,18 +159,18 @@ setup() {
 
 @test "what is quantized already is said, and gets no more bits without --force" {
     rill quantize -q --type q8_0 model.rill -o q8.rill
-    rill quantize -q --type q4_1 model.rill -o q41.rill
-    check_exit 0 rill quantize --type q4_0 q8.rill -o a.rill
+    rill quantize -q --type q4_1 --pure model.rill -o q41.rill
+    check_exit 0 rill quantize --type q4_0 --pure q8.rill -o a.rill
     assert_stderr "rill quantize: tensors are quantized already (22 of q8_0): rounding them again loses more than quantizing the original would"
     check_exit 2 rill quantize --type q4_k_m q41.rill -o no.rill
-    assert_stderr_line "tensor 'embed.weight' is q4_1 already, 5 bits per weight: * would take * and win nothing (quantize the original, or --force)"
+    assert_stderr_line "tensor 'embed.weight' is q4_1 already, 5 bits per weight: * would take * and gain nothing (quantize the original, or --force)"
     check_exit 2 sh -c 'rill quantize --type q8_0 <q41.rill | cat >/dev/null; exit 2'
     assert_no_file no.rill
     check_exit 0 rill quantize --force --type q4_k_m q41.rill -o b.rill
     assert_stderr "*(22 of q4_1)*"
     check_exit 0 rill quantize --type f16 q41.rill -o c.rill
     assert_stderr "rill quantize: tensors are quantized already (22 of q4_1): they stay as coarse as they are"
-    check_exit 0 rill quantize --type q4_1 q41.rill -o same.rill # nothing to do, nothing to say
+    check_exit 0 rill quantize --type q4_1 --pure q41.rill -o same.rill # nothing to do, nothing to say
     assert_stderr_line "*bits per weight*"
     # the recipe says it, too
     check_exit 0 rill recipe b.rill
@@ -104,7 +189,7 @@ setup() {
         assert_equal "$want" "${want%:*}:$(file_type q.gguf)"
     done
     rill init -q --layers 4 --hidden 64 --heads 4 --ffn 256 model.rill -o wide.rill
-    for want in q4_k:14 q4_k_m:15 q5_k:16 q6_k:18; do
+    for want in q4_k_s:14 q4_k_m:15 q5_k_s:16 q5_k:17 q6_k:18; do
         rill quantize -q --force --type "${want%:*}" wide.rill -o q.rill
         rill export --force --to gguf q.rill -o q.gguf
         assert_equal "$want" "${want%:*}:$(file_type q.gguf)"

@@ -136,7 +136,7 @@ rebuild() {
     fx --seed 2 -o a.rill --force
     fx --join a.rill b.rill >c.rill
     check_exit 0 rill recipe c.rill
-    assert_stderr_line "warning: a.rill stood for two contents*"
+    assert_stderr_line "warning: a.rill had two contents*"
     mkdir again && rill recipe -q c.rill >again/Makefile
     make -s -C again
     # the recorded names differ, the contents do not
@@ -159,7 +159,7 @@ rebuild() {
     check_exit 0 rill recipe p.rill
     assert_stdout "*| cat > p.rill*"
     check_exit_in 2 p.rill rill recipe
-    assert_stderr_line "standard input: the file's name is not recorded (say it with --target NAME)"
+    assert_stderr_line "standard input: the file's name is not recorded (give it with --target NAME)"
     check_exit_in 0 p.rill rill recipe --target q.rill
     assert_stdout "*| cat > q.rill*"
 }

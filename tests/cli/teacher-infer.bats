@@ -42,7 +42,7 @@ setup() {
     check_exit 2 rill teacher-infer --block-tokens 5 -m teacher.rill tokens.rill
     assert_stderr_line "--block-tokens needs --weights stream"
     check_exit 2 sh -c 'cat teacher.rill | rill teacher-infer --weights stream --block-tokens 5 -m - tokens.rill'
-    assert_stderr_line "standard input is no file and can be read once only: all tokens are one block"
+    assert_stderr_line "standard input is not a file and can be read only once: all tokens are one block"
 }
 
 @test "what is encoded at once is what logit-dump encodes" {
@@ -98,4 +98,44 @@ setup() {
 @test "a missing model is an I/O error, a missing option one of usage" {
     check_exit 1 rill teacher-infer -m nowhere.rill tokens.rill
     check_exit 2 rill teacher-infer tokens.rill
+}
+
+@test "what is tapped is the same resident and streamed, in any blocks, and at all threads" {
+    local how=(-q --no-provenance --precision f32 --batch-tokens 64 -m teacher.rill tokens.rill)
+    local taps=(--tap hidden:all --tap attention:all:dtype=int8 --tap q --tap k:0:dtype=f32 --tap v --tap embed --tap output)
+    for encode in "sample:5" "none --tap-positions 5" "dense --dtype f32"; do
+        # shellcheck disable=SC2086
+        {
+            rill teacher-infer "${how[@]}" "${taps[@]}" --encode $encode >resident
+            rill teacher-infer "${how[@]}" "${taps[@]}" --encode $encode -j 1 --weights stream --block-tokens 100 >streamed
+        }
+        assert_same resident streamed
+        check_exit 0 rill check resident
+    done
+    check_exit 2 rill teacher-infer --tap hidden:99 -m teacher.rill tokens.rill
+    assert_stderr_line '--tap hidden: layer 99 of a teacher of *'
+    check_exit 2 rill teacher-infer --tap lips -m teacher.rill tokens.rill
+    assert_stderr_line '--tap lips: expected embed, hidden, *'
+    check_exit 2 rill teacher-infer --encode none -m teacher.rill tokens.rill
+    assert_stderr_line '--encode none needs --tap*'
+    check_exit 2 rill teacher-infer --tap hidden:0 --tap hidden:0-1 -m teacher.rill tokens.rill
+    assert_stderr_line 'the field hidden.0 is given twice'
+}
+
+@test "taps leave the answers as they are" {
+    rill teacher-infer -q --precision f32 -m teacher.rill --encode sample:5 tokens.rill -o plain
+    rill teacher-infer -q --precision f32 -m teacher.rill --encode sample:5 --tap hidden:all --tap attention tokens.rill |
+        rill logit-dump -q --encode keep --drop 'hidden.*' --drop 'attention.*' - -o dropped
+    check_exit 0 rill diff -q plain dropped
+}
+
+@test "sizes that are said before are those that come" {
+    local how=(--precision f32 -m teacher.rill --tap hidden:all --tap attention:0:dtype=int8 --tap-positions 4 tokens.rill)
+    rill teacher-infer --dry-run "${how[@]}" >sizes
+    rill teacher-infer -q "${how[@]}" --report report -o kd.rill
+    local said
+    said=$(awk '$1 == "sum" { print $3 }' sizes)
+    # attention at sampled positions is the mean over them: all else is exact
+    awk -v said="$said" -v got="$(grep -o '"teacher_bytes":[0-9]*' report | cut -d: -f2)" 'BEGIN { exit !(said > got * 0.9 && said < got * 1.1) }'
+    awk '$1 == "hidden.0" { print $2 }' sizes | grep -qx bf16
 }

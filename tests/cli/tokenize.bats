@@ -57,7 +57,7 @@ assert_holds() {
     assert_same text expected
 }
 
-@test "line ends are LF or CR LF, a byte order mark is no text" {
+@test "line ends are LF or CR LF, a byte order mark is not text" {
     printf 'Hello\n\nworld\n' | tok -m tiny-llama.rill --lines >lf
     printf 'Hello\r\n\r\nworld\r\n' | tok -m tiny-llama.rill --lines | cmp - lf
     printf '\xef\xbb\xbfHello\r\n\r\nworld' | tok -m tiny-llama.rill --lines | cmp - lf

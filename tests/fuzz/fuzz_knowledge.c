@@ -25,12 +25,32 @@ static void must(bool holds) {
     if (!holds) abort();
 }
 
+/* Some fields beside the response, by the bits of a byte, and another target. */
+static void take_fields(struct input *in, struct knowledge_format *f) {
+    static const enum dtype dtypes[] = {DT_F32, DT_BF16, DT_I8, DT_I8};
+    uint8_t what = take(in);
+    struct err e;
+    f->target = what % 3;
+    if (f->target == TARGET_SEQUENCE) f->classes = f->vocab_size;
+    f->tap_positions = what & 4 ? 2 : 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct knowledge_field x = {.point = "x", .layer = i, .per = i, .dtype = dtypes[what >> (2 * i + 2) & 3]};
+        x.cols = x.heads = 2;
+        x.sampled = f->tap_positions && x.per != PER_SEQUENCE;
+        x.causal = what & 8;
+        must(!knowledge_field_add(f, &x, &e));
+    }
+}
+
 /* The first bytes: what the stream is said to be. */
 static struct knowledge_format take_format(struct input *in) {
     struct knowledge_format f = {.temperature = 1, .dtype = DT_F16, .log_probs = true};
-    f.encoding = KNOW_DENSE + take(in) % 4;
+    uint8_t first = take(in);
+    f.encoding = KNOW_DENSE + first % 5;
     f.n = f.encoding == KNOW_DENSE ? 0 : 1 + take(in) % 40;
+    f.p = f.encoding == KNOW_TOPP ? 0.5 : 0;
     f.vocab_size = 1 + take(in) % 40;
+    if (first >= 160) take_fields(in, &f);
     return f;
 }
 
@@ -49,6 +69,34 @@ static int put(struct stream_writer *w, struct input *in, const char *name, enum
     return stream_write_tensor(w, &d, NULL, bytes, e);
 }
 
+/* Labels, sampled positions and fields: of shapes that are mostly right. */
+static int put_fields(struct stream_writer *w, struct input *in, const struct knowledge_format *f, uint64_t n,
+                      uint64_t ended, struct err *e) {
+    static const size_t widths[] = {[DT_F32] = 4, [DT_BF16] = 2, [DT_I8] = 1};
+    uint64_t sampled = take(in) % 8;
+    int rc = 0;
+    if (f->target != TARGET_NEXT)
+        rc = put(w, in, BATCH_LABELS, DT_U32, 4, f->target == TARGET_MASKED ? n : ended, f, e);
+    if (!rc && f->tap_positions) rc = put(w, in, "teacher.positions", DT_U32, 4, sampled, f, e);
+    for (uint32_t i = 0; !rc && i < f->n_fields; i++) {
+        const struct knowledge_field *x = &f->fields[i];
+        uint64_t rows = x->per == PER_SEQUENCE ? ended : x->sampled ? sampled : n;
+        uint8_t bytes[8192];
+        char name[64];
+        struct tensor_desc d;
+        uint64_t dims[2] = {rows, x->cols};
+        if (x->per == PER_PAIR) dims[0] = rows = take(in);
+        size_t total = rows * (x->per == PER_PAIR ? 1 : x->cols) * widths[x->dtype];
+        for (size_t k = 0; k < total; k++) bytes[k] = take(in);
+        snprintf(name, sizeof name, "teacher.%s", x->name);
+        rc = tensor_desc_init(&d, name, x->dtype, x->per == PER_PAIR ? 1 : 2, dims, e);
+        if (!rc) rc = stream_write_tensor(w, &d, NULL, bytes, e);
+        snprintf(name, sizeof name, "teacher.%s.scale", x->name);
+        if (!rc && x->dtype == DT_I8) rc = put(w, in, name, DT_F32, 4, x->per == PER_PAIR ? take(in) % 64 : rows, f, e);
+    }
+    return rc;
+}
+
 static int put_batch(struct stream_writer *w, struct input *in, const struct knowledge_format *f,
                      struct stream_batch *b, struct err *e) {
     uint64_t entries = take(in) % 64;
@@ -57,7 +105,10 @@ static int put_batch(struct stream_writer *w, struct input *in, const struct kno
     b->n_positions = 1 + take(in) % 24;
     b->n_seqs = 1 + take(in) % b->n_positions;
     b->flags = take(in) & BATCH_CONTINUES;
-    b->n_tensors = f->encoding == KNOW_DENSE ? 3 : 5;
+    uint32_t draws_as_codes = f->encoding == KNOW_SAMPLE && entries & 1;
+    b->n_tensors = f->encoding == KNOW_DENSE || draws_as_codes ? 3 : 5;
+    b->n_tensors += f->n_fields + (f->target != TARGET_NEXT) + (f->tap_positions != 0);
+    for (uint32_t i = 0; i < f->n_fields; i++) b->n_tensors += f->fields[i].dtype == DT_I8;
     for (uint32_t i = 0; i < b->n_seqs; i++) lengths[i] = 1;
     lengths[0] += (uint32_t)(b->n_positions - b->n_seqs);
     if (stream_write_batch(w, b, e) || put(w, in, "tokens", DT_U32, 4, b->n_positions, f, e)) return e->code;
@@ -66,7 +117,10 @@ static int put_batch(struct stream_writer *w, struct input *in, const struct kno
         return e->code;
     b->first_pos = b->flags ? lengths[b->n_seqs - 1] + (b->n_seqs == 1 ? b->first_pos : 0) : 0;
     b->first_seq += b->n_seqs - (b->flags ? 1 : 0);
-    uint64_t n = b->n_positions;
+    uint64_t n = b->n_positions, ended = b->n_seqs - (b->flags ? 1 : 0);
+    if (put_fields(w, in, f, n, ended, e)) return e->code;
+    if (f->target == TARGET_SEQUENCE) n = ended;
+    if (draws_as_codes) return put(w, in, "teacher.draws", DT_U8, 1, entries, f, e);
     if (f->encoding == KNOW_DENSE) return put(w, in, "teacher.logits", DT_F16, 2, n, f, e);
     if (put(w, in, "teacher.n", DT_U8, 1, n, f, e) || put(w, in, "teacher.ids", DT_U16, 2, entries, f, e))
         return e->code;
@@ -93,9 +147,10 @@ static int write_stream(struct input *in, const struct knowledge_format *f, int 
 /* What a loss relies on. */
 static void check_rows(const struct knowledge_rows *k, const struct knowledge_format *f) {
     must(k->offset[0] == 0);
-    for (size_t r = 0; r < k->n_positions; r++) {
+    for (size_t r = 0; r < k->n_positions; r++) must(k->tokens[r] < f->vocab_size);
+    for (size_t r = 0; r < k->n_rows; r++) {
         double sum = k->rest ? k->rest[r] : 0;
-        must(k->tokens[r] < f->vocab_size && (k->labels[r] < f->vocab_size || k->labels[r] == UINT32_MAX));
+        must(k->labels[r] < f->vocab_size || k->labels[r] == UINT32_MAX);
         must(k->offset[r] <= k->offset[r + 1] && k->offset[r + 1] - k->offset[r] <= f->n);
         for (uint64_t i = k->offset[r]; i < k->offset[r + 1]; i++) {
             must(k->ids[i] < f->vocab_size && k->probs[i] >= 0);
@@ -111,7 +166,17 @@ static void use_rows(struct knowledge_rows *k, const struct knowledge_format *f)
     size_t positions;
     check_rows(k, f);
     size_t n = knowledge_next_pass(k, 0, 7, 100, true, &positions);
-    if (knowledge_tsv_rows(&(struct knowledge_tsv){.top = 3}, &text, k, f, 0, k->n_positions, &e)) abort();
+    for (size_t i = 0; i < k->n_fields; i++) {
+        float x[64];
+        const struct knowledge_feature *field = &k->fields[i];
+        for (size_t r = 0; field->field->per != PER_PAIR && r < field->n_rows; r++)
+            knowledge_feature_rows(k, i, r, 1, x);
+        for (size_t r = 0; field->field->per == PER_PAIR && r < field->n_rows && k->pair_lengths[r] < 32; r++)
+            knowledge_feature_pairs(k, i, r, 1, k->pair_lengths[r], x);
+    }
+    if (knowledge_tsv_rows(&(struct knowledge_tsv){.top = 3}, &text, k, f, 0,
+                           f->target == TARGET_SEQUENCE ? k->n_rows : k->n_positions, &e))
+        abort();
     buf_release(&text);
     knowledge_drop(k, f, n);
     check_rows(k, f);

@@ -1,5 +1,5 @@
-/* The recipe of provenance that nobody of ours wrote: JSON in, a Makefile or an error out. */
-#include "lib/cli/recipe_internal.h"
+/* Recipes of forged provenance: JSON in, a Makefile or an error out. */
+#include "lib/recipe/recipe_internal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

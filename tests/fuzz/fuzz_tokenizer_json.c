@@ -26,7 +26,7 @@ static void write_and_read(const struct vocab *v) {
     buf_release(&after);
 }
 
-/* The next part; {NULL, 0} behind the last zero byte. */
+/* The next part; {NULL, 0} after the last zero byte. */
 static struct span next_part(const uint8_t **data, size_t *size) {
     if (!*data) return (struct span){NULL, 0};
     const uint8_t *zero = *size ? memchr(*data, 0, *size) : NULL;

@@ -82,12 +82,12 @@ static int look(void *ctx, size_t first, size_t rows, size_t vocab, float *logit
 }
 
 /* Perplexity of the reference's tokens, and how far the logits are. */
-static double compare(enum model_hold hold, struct rows *r) {
+static double compare(enum model_weight_format format, struct rows *r) {
     struct err e;
     struct model *m;
     struct grad_tape *t;
     uint32_t length = POSITIONS;
-    OK(load_model_as(&stream, hold, &m, &e));
+    OK(load_model_as(&stream, format, &m, &e));
     *r = (struct rows){.ids = wanted("ids", POSITIONS * sizeof *r->ids),
                        .top = wanted("top_ids", POSITIONS * TOP * sizeof *r->top),
                        .logits = wanted("top_logits", POSITIONS * TOP * sizeof *r->logits)};
@@ -106,7 +106,7 @@ static void logits_are_transformers(void **state) {
     if (!stream.len) skip();
     const float *lse = wanted("logsumexp", POSITIONS * sizeof *lse);
     double worst_lse = 0, theirs = *(double *)wanted("ppl", sizeof(double));
-    in_f32 = compare(HOLD_F32, &r);
+    in_f32 = compare(WEIGHTS_F32, &r);
     for (size_t i = 0; i < POSITIONS; i++) worst_lse = fmax(worst_lse, fabs((double)r.lse[i] - lse[i]));
     printf("largest difference over the 8 best of %d rows: %.2e, of log-sum-exp %.2e; best tokens that differ: %zu; "
            "perplexity %.5f, transformers %.5f\n",
@@ -121,7 +121,7 @@ static void perplexity_in_bf16_is_close(void **state) {
     (void)state;
     struct rows r;
     if (!stream.len || in_f32 == 0) skip();
-    double in_bf16 = compare(HOLD_PACKED, &r);
+    double in_bf16 = compare(WEIGHTS_PACKED, &r);
     printf("perplexity in bf16: %.5f, %+.4f%% from f32\n", in_bf16, 100 * (in_bf16 / in_f32 - 1));
     assert_true(in_bf16 != in_f32 && fabs(in_bf16 / in_f32 - 1) <= 1e-2);
 }

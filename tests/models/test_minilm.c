@@ -55,10 +55,10 @@ static int tear_down(void **state) {
     return 0;
 }
 
-static struct model *held(const struct buf *b, enum model_hold hold) {
+static struct model *loaded(const struct buf *b, enum model_weight_format format) {
     struct err e;
     struct model *m;
-    if (load_model_as(b, hold, &m, &e)) fail_msg("%s", e.msg);
+    if (load_model_as(b, format, &m, &e)) fail_msg("%s", e.msg);
     return m;
 }
 
@@ -107,7 +107,7 @@ static double distance_of_sentences(const float *states) {
 static void hidden_states_are_transformers(void **state) {
     (void)state;
     if (!stream.len) skip();
-    struct model *m = held(&stream, HOLD_F32);
+    struct model *m = loaded(&stream, WEIGHTS_F32);
     uint64_t n;
     const float *hidden = wanted("hidden", &n);
     float *states = states_of(m);
@@ -129,7 +129,7 @@ static void a_gguf_of_it_gives_the_same(void **state) {
     OK(export_gguf(&stream, &gguf, &e));
     OK(foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e));
     struct buf back = foreign_stream(f, 0);
-    struct model *m = held(&stream, HOLD_F32), *again = held(&back, HOLD_F32);
+    struct model *m = loaded(&stream, WEIGHTS_F32), *again = loaded(&back, WEIGHTS_F32);
     float *states = states_of(m), *states_again = states_of(again);
     assert_true(m->config.pooler && !again->config.pooler);
     assert_memory_equal(states, states_again, in.n_positions * HIDDEN * sizeof *states);
@@ -142,7 +142,7 @@ static void a_gguf_of_it_gives_the_same(void **state) {
 static void sentences_in_bf16_are_close(void **state) {
     (void)state;
     if (!stream.len) skip();
-    struct model *m = held(&stream, HOLD_PACKED);
+    struct model *m = loaded(&stream, WEIGHTS_PACKED);
     float *states = states_of(m);
     double worst = distance_of_sentences(states);
     printf("sentence vectors in bf16: %.2e\n", worst);

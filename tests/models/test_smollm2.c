@@ -166,7 +166,7 @@ static void perplexity_is_transformers(void **state) {
 static void perplexity_in_bf16_is_close(void **state) {
     (void)state;
     if (!model || !in_f32) skip();
-    struct model *packed = packed_model(model, DT_BF16, HOLD_PACKED);
+    struct model *packed = packed_model(model, DT_BF16, WEIGHTS_PACKED);
     double in_bf16 = perplexity_of(packed, "gptq");
     printf("perplexity in bf16: %.5f, %+.4f%% from f32\n", in_bf16, 100 * (in_bf16 / in_f32 - 1));
     assert_true(in_bf16 != in_f32 && fabs(in_bf16 / in_f32 - 1) <= 3e-3);

@@ -5,8 +5,8 @@
                                            loss (mean cross-entropy of the next token, f64) and every 7th element of the
                                            gradient of each parameter, "grad.PARAMETER", by autograd in f64
 
-An encoder has token types [n], too, and more kinds of output: a masked LM labels [n] (-1: none) that its loss is of; a classifier
-logits and labels for each sequence; a plain encoder its hidden states in place of logits, weights [n][hidden] that the loss multiplies
+An encoder has token types [n], too, and more kinds of output: a masked LM labels [n] (-1: none) that its loss is of, and so one that
+gives each token logits of classes or of an answer's ends; a classifier logits and labels for each sequence; a plain encoder its hidden states in place of logits, weights [n][hidden] that the loss multiplies
 them with, and with a pooler pooled [sequences][hidden] and pooled_weights.
 
 tests/unit/test_architectures.c compares. NAME is the registry's name, or "name-variant".
@@ -76,7 +76,10 @@ def expect_encoder(m, tokens, g):
     def run(attribute):
         each = list(zip(batches(tokens), batches(types)))
         more = (lambda t: dict(token_type_ids=t)) if hasattr(m.config, "type_vocab_size") else (lambda t: {})
-        return torch.cat([getattr(m(ids, **more(t)), attribute).flatten(0, -2) for ids, t in each])
+        return torch.cat([pick(m(ids, **more(t)), attribute).flatten(0, -2) for ids, t in each])
+    def pick(out, attribute):
+        spans = attribute == "logits" and not hasattr(out, "logits")
+        return torch.stack([out.start_logits, out.end_logits], -1) if spans else getattr(out, attribute)
     expected, name = {}, type(m).__name__
     if hasattr(m.config, "type_vocab_size"):
         expected["types"] = types.int()
@@ -124,12 +127,12 @@ def write(name, out):
         make_loss = lambda: next_token_loss(m, tokens)
     m = m.double()
     saved = load_file(os.path.join(folder, "model.safetensors"))
-    loss = next_token_loss(m, tokens)
     loss = make_loss()
     loss.backward()
     for parameter, p in m.named_parameters(remove_duplicate=m.config.model_type not in ENCODERS):
         if p.grad is not None:
-            expected["grad." + saved_name(parameter, p, saved)] = p.grad.flatten()[::7].float().contiguous()
+            name = saved_name(parameter, p, saved).removeprefix("language_model.")
+            expected["grad." + name] = p.grad.flatten()[::7].float().contiguous()
     expected["loss"] = torch.tensor([loss.item()], dtype=torch.float64)
     expected["tokens"] = tokens.int()
     expected["lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
@@ -166,6 +169,13 @@ def llama_bias():
 def mistral():
     return eager(transformers.MistralForCausalLM, transformers.MistralConfig(
         **SHAPE, num_key_value_heads=2, sliding_window=7, tie_word_embeddings=False))
+
+
+@model("ministral")
+def ministral():
+    return eager(transformers.MinistralForCausalLM, transformers.MinistralConfig(
+        **(SHAPE | dict(num_hidden_layers=3)), num_key_value_heads=2, head_dim=8, sliding_window=7, tie_word_embeddings=False,
+        layer_types=["full_attention", "sliding_attention", "full_attention"]))
 
 
 @model("qwen2")
@@ -337,7 +347,7 @@ def gpt_neox_sequential():
             rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))
 # ---- BERT and its like ----
 
-ENCODERS = "bert", "roberta", "distilbert"
+ENCODERS = "bert", "roberta", "xlm-roberta", "camembert", "distilbert"
 BERT = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64)
 DISTIL = dict(vocab_size=VOCAB, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
@@ -385,6 +395,53 @@ def roberta_classes():
         **BERT, type_vocab_size=1, num_labels=3, pad_token_id=2))
 
 
+@model("bert-tags")
+def bert_tags():
+    return eager(transformers.BertForTokenClassification, transformers.BertConfig(**BERT, num_labels=5))
+
+
+@model("bert-answers")
+def bert_answers():
+    return eager(transformers.BertForQuestionAnswering, transformers.BertConfig(**BERT, hidden_act="gelu_new"))
+
+
+@model("roberta-answers")
+def roberta_answers():
+    return eager(transformers.RobertaForQuestionAnswering, transformers.RobertaConfig(**BERT, type_vocab_size=1))
+
+
+@model("xlm_roberta")
+def xlm_roberta():
+    return eager(transformers.XLMRobertaForMaskedLM, transformers.XLMRobertaConfig(
+        **BERT, type_vocab_size=1, layer_norm_eps=1e-5))
+
+
+@model("xlm_roberta-classes")
+def xlm_roberta_classes():
+    return eager(transformers.XLMRobertaForSequenceClassification, transformers.XLMRobertaConfig(
+        **BERT, type_vocab_size=1, num_labels=1))
+
+
+@model("camembert")
+def camembert():
+    return eager(transformers.CamembertForMaskedLM, transformers.CamembertConfig(**BERT, type_vocab_size=1))
+
+
+@model("camembert-tags")
+def camembert_tags():
+    return eager(transformers.CamembertForTokenClassification, transformers.CamembertConfig(**BERT, num_labels=4))
+
+
+@model("distilbert-tags")
+def distilbert_tags():
+    return eager(transformers.DistilBertForTokenClassification, transformers.DistilBertConfig(**DISTIL, num_labels=3))
+
+
+@model("distilbert-answers")
+def distilbert_answers():
+    return eager(transformers.DistilBertForQuestionAnswering, transformers.DistilBertConfig(**DISTIL))
+
+
 @model("distilbert")
 def distilbert():
     return eager(transformers.DistilBertForMaskedLM, transformers.DistilBertConfig(**DISTIL))
@@ -399,6 +456,12 @@ def distilbert_encoder():
 def distilbert_classes():
     return eager(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig(**DISTIL))
 GEMMA = SHAPE | dict(pad_token_id=None)  # PyTorch would keep the embedding of the padding from learning
+
+
+@model("gemma")
+def gemma():
+    return eager(transformers.GemmaForCausalLM, transformers.GemmaConfig(
+        **GEMMA, num_key_value_heads=1, head_dim=12, hidden_act="gelu"))
 
 
 @model("gemma2")
@@ -432,6 +495,18 @@ def gemma3_plain():
     return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
         **GEMMA, num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=20, tie_word_embeddings=False,
         layer_types=["full_attention"] * 2))
+
+
+@model("gemma3-whole")  # with eyes
+def gemma3_whole():
+    text = transformers.Gemma3TextConfig(
+        **GEMMA, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"])
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    return eager(transformers.Gemma3ForConditionalGeneration, transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, boi_token_index=5, eoi_token_index=6,
+        image_token_index=VOCAB))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 A one-layer llama model of 256-element rows goes through llama-quantize --pure for each type, with and without an
 importance matrix; the input and the quantized bytes of one tensor are kept. The binary must come from a build whose ggml-base has
 no -march (the default of llama.cpp's CMake files): then quantization uses neither FMA nor SIMD of its own and is the
-same everywhere. Also mixtures.tsv: the type llama-quantize chooses for each matrix of three models.
+same everywhere. Also mixtures.tsv: the type llama-quantize chooses for each matrix of five models, in runs of layers, with an importance
+matrix where that makes a difference.
 Versions: llama-cpp-python 0.3.36 source package, gguf 0.19.0, torch 2.15.0, transformers 5.23.0.
 Run: /work/ref/venv/bin/python make_llama_quant_golden.py BUILD/bin/llama-quantize ../golden/quant SMOLLM2-F32.gguf
 """
-import re, subprocess, sys, tempfile
+import itertools, re, subprocess, sys, tempfile
 import numpy as np, gguf
 from gguf import GGMLQuantizationType as T
 
@@ -15,16 +16,16 @@ QUANTIZE, OUT, SMOL = sys.argv[1:4]
 H = 256
 
 
-def write_model(path, tensor, layers, ffn, vocab=288, heads=4, kv=2):
-    """A llama GGUF; tensor(name, rows, cols) gives the data."""
-    w = gguf.GGUFWriter(path, "llama")
+def write_model(path, tensor, layers, ffn, vocab=288, heads=4, kv=2, arch="llama"):
+    """A llama GGUF, or a gpt2 with q, k and v in one tensor; tensor(name, rows, cols) gives the data."""
+    w = gguf.GGUFWriter(path, arch)
     w.add_block_count(layers)
     w.add_context_length(128)
     w.add_embedding_length(H)
     w.add_feed_forward_length(ffn)
     w.add_head_count(heads)
     w.add_head_count_kv(kv)
-    w.add_layer_norm_rms_eps(1e-5)
+    (w.add_layer_norm_rms_eps if arch == "llama" else w.add_layer_norm_eps)(1e-5)
     w.add_rope_dimension_count(H // heads)
     w.add_vocab_size(vocab)
     w.add_tokenizer_model("gpt2")
@@ -39,6 +40,10 @@ def write_model(path, tensor, layers, ffn, vocab=288, heads=4, kv=2):
                    b + "attn_k.weight": (H * kv // heads, H), b + "attn_v.weight": (H * kv // heads, H),
                    b + "attn_output.weight": (H, H), b + "ffn_gate.weight": (ffn, H), b + "ffn_up.weight": (ffn, H),
                    b + "ffn_down.weight": (H, ffn)}
+        if arch != "llama":
+            for part in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                del shapes[f"{b}{part}.weight"]
+            shapes[b + "attn_qkv.weight"] = (3 * H, H)
     for n, s in shapes.items():
         w.add_tensor(n, tensor(n, s))
     w.write_header_to_file()
@@ -116,22 +121,33 @@ with tempfile.TemporaryDirectory() as tmp:
     print("\n".join(report))
 
     const = lambda n, s: np.full(s, 0.5, np.float32)
-    write_model(tmp + "/gqa2.gguf", const, 20, 512)
-    write_model(tmp + "/gqa4.gguf", const, 20, 512, kv=1)
+    models = [("smollm2", SMOL, None)]
+    for name, layers, kw in (("gqa2", 20, {}), ("gqa4", 20, {"kv": 1}), ("deep", 80, {"kv": 2}), ("fused", 20, {"arch": "gpt2"})):
+        models.append((name, f"{tmp}/{name}.gguf", write_model(f"{tmp}/{name}.gguf", const, layers, 512, **kw)))
+    write_imatrix(tmp + "/any.gguf", shapes, imp)
     rows, n = {}, 0
-    for model, path in (("smollm2", SMOL), ("gqa2", tmp + "/gqa2.gguf"), ("gqa4", tmp + "/gqa4.gguf")):
-        for ft in "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K".split():
-            text = run("--dry-run", path, ft, "1")
-            for m in re.finditer(r"\]\s+(\S+)\.weight\s+-\s+\[[^\]]*\], type =\s+\w+, size =(.*)", text):
-                if "norm" in m[1]:
-                    assert "->" not in m[2]
-                    continue
-                layer = re.match(r"blk\.(\d+)\.(.*)", m[1])
-                row = rows.setdefault((model, ft.lower(), layer[2] if layer else m[1]), {})
-                row[int(layer[1]) if layer else 0] = re.search(r"\((\w+)\)", m[2])[1].lower()
-                n += 1
-    assert n == 14 * (211 + 142 + 142), n
-    with open(OUT + "/mixtures.tsv", "w") as o:
+    types = ("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ4_NL IQ4_XS "
+             "IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ2_XXS IQ2_XS IQ2_S IQ2_M TQ1_0 TQ2_0").split()
+    for model, path, _ in models:
+        for ft in types:
+            for extra in ((), ("--imatrix", tmp + "/any.gguf")):
+                text = run("--dry-run", *extra, path, ft, "1")
+                for m in re.finditer(r"\]\s+(\S+)\.weight\s+-\s+\[[^\]]*\], type =\s+\w+, size =(.*)", text):
+                    if "norm" in m[1] or "position" in m[1]:
+                        assert "->" not in m[2]
+                        continue
+                    layer = re.match(r"blk\.(\d+)\.(.*)", m[1])
+                    row = rows.setdefault((model, ft.lower() + ("+imatrix" if extra else ""), layer[2] if layer else m[1]), {})
+                    row[int(layer[1]) if layer else 0] = re.search(r"\((\w+)\)", m[2])[1].lower()
+                    n += 1
+    assert n == 2 * len(types) * (211 + 142 + 142 + 562 + 82), n
+    with open(OUT + "/mixtures.tsv", "w") as o:                          # N*TYPE: N layers in a row
         for k, v in rows.items():
             assert sorted(v) == list(range(len(v)))
-            o.write("\t".join(k) + "\t" + " ".join(v[i] for i in range(len(v))) + "\n")
+            runs = itertools.groupby(v[i] for i in range(len(v)))
+            text = " ".join(f"{len(list(r))}*{t}" for t, r in runs)
+            if not k[1].endswith("+imatrix"):
+                o.write("\t".join(k) + "\t" + text + "\n")
+                rows[k] = text
+            elif text != rows[(k[0], k[1][:-8], k[2])]:                   # only where it makes a difference
+                o.write("\t".join(k) + "\t" + text + "\n")

@@ -1,9 +1,10 @@
 """Makes tests/golden/quant/: raw GGUF blocks and their values, and values and their blocks, by the gguf package.
 
-Layout in tests/golden/quant/README.md. Versions: gguf 0.19.0, numpy 2.4.6.
-Run: /work/ref/venv/bin/python make_quant_golden.py ../golden/quant
+Layout in tests/golden/quant/README.md. Versions: gguf 0.19.0, numpy 2.4.6. With llama.cpp's libggml-base.so
+(llama-cpp-python 0.3.36's source package, CMake's default flags) its values are compared too: equal bit for bit.
+Run: /work/venv/bin/python make_quant_golden.py ../golden/quant [BUILD/bin/libggml-base.so]
 """
-import os, sys
+import ctypes, os, sys
 import numpy as np
 from gguf import GGMLQuantizationType as T, GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
@@ -12,11 +13,21 @@ out = sys.argv[1]
 os.makedirs(out, exist_ok=True)
 BLOCKS = 64
 SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "IQ3_S": [0], "IQ3_XXS": [0],
+          "IQ2_S": [0], "IQ2_XS": [0], "IQ2_XXS": [0], "IQ1_S": [0], "IQ1_M": [], "TQ1_0": [52], "TQ2_0": [64], "MXFP4": []}
+GGML = ctypes.CDLL(sys.argv[2]) if len(sys.argv) > 2 else None
 
 
 def put(name, a):
     np.ascontiguousarray(a).tofile(os.path.join(out, name))
+
+
+def by_ggml(name, raw, n):
+    """What ggml's own dequantize_row makes of the blocks."""
+    f = np.empty(n, "<f4")
+    fn = GGML["dequantize_row_" + (name.lower()[:-1] + "K" if name.endswith("_K") else name.lower())]
+    fn(raw.ctypes.data_as(ctypes.c_void_p), f.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(n))
+    return f
 
 
 def scales(rng, n):
@@ -34,8 +45,17 @@ for i, (name, offs) in enumerate(SCALES.items()):
     raw[0], raw[1] = 0, 255
     for o in offs:
         raw[:, o:o + 2] = scales(rng, BLOCKS)
+    if name == "IQ1_M":                                              # the scale is four nibbles of four words
+        d = scales(rng, BLOCKS).view("<u2")[:, 0]
+        for k in range(4):
+            raw[:, 49 + 2 * k] = raw[:, 49 + 2 * k] & 15 | (d >> 4 * k & 15).astype(np.uint8) << 4
+    if name == "MXFP4":                                              # a power of two: 2^(e - 127); 252 and above may overflow
+        raw[:, 0] = np.clip(rng.normal(118, 8, BLOCKS), 0, 251).astype(np.uint8)
+        raw[2:8, 0] = [0, 1, 2, 3, 251, 127]
     f = dequantize(raw, T[name]).astype("<f4")
     assert f.size == BLOCKS * per and np.isfinite(f).all()
+    if GGML:
+        assert (by_ggml(name, raw, f.size).view("<u4") == f.view("<u4").ravel()).all(), name
     put(f"{name.lower()}.raw", raw)
     put(f"{name.lower()}.deq.f32", f)
 

@@ -56,27 +56,30 @@ static inline double value_of(const struct distill_progress *p, const char *name
 /* Feeds a stream to the end of the schedule or the data. Stops after `limit` steps. Leaves fd open, at its beginning. */
 static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err *e) {
     struct stream_reader *r = NULL;
-    struct batch b = {0};
+    struct knowledge_format meta;
+    struct knowledge_stream data = {.meta = &meta, .format = trainer_format(t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
     struct distill_progress p;
     bool more = true, stepped = true;
     lseek(fd, 0, SEEK_SET);
     int rc = stream_reader_open(&r, fd, "in", STREAM_ANY, e);
+    if (!rc) rc = knowledge_meta_get(stream_reader_meta(r), &meta, e);
+    data.r = r;
     for (trainer_progress(t, &p); !rc && p.step < limit && (more || stepped); trainer_progress(t, &p)) {
-        rc = more ? batch_read(r, &b, &more, e) : 0;
-        if (!rc && more) rc = trainer_feed(t, &b, e);
+        rc = more ? trainer_feed(t, &source, &more, e) : 0;
         do {
             if (!rc) rc = trainer_step(t, !more, &stepped, e);
             trainer_progress(t, &p);
         } while (!rc && stepped && p.step < limit);
     }
     if (!rc && p.step < limit) rc = trainer_end_epoch(t, e);
-    batch_release(&b);
+    knowledge_stream_release(&data);
     stream_reader_free(r);
     lseek(fd, 0, SEEK_SET);
     return rc;
 }
 
-/* Trains a fresh student; its weights, one behind the other. */
+/* Trains a fresh student; its weights, concatenated. */
 static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
                                  struct distill_progress *p) {
     struct err e;

@@ -56,7 +56,7 @@ static inline double log_prob64(const float *x, size_t n, uint32_t label) {
     return x[label] - max - log(sum);
 }
 
-/* -ln p of each of tokens[1 .. n) behind all tokens before it: nll[i] belongs to tokens[i]; nll[0] is 0. */
+/* -ln p of each of tokens[1 .. n) after all tokens before it: nll[i] belongs to tokens[i]; nll[0] is 0. */
 static inline void run_nll(struct model *m, const uint32_t *tokens, size_t n, double *nll) {
     uint32_t length = (uint32_t)n;
     struct model_input in = {n, 1, tokens, &length};

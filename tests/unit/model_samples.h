@@ -49,12 +49,13 @@ static inline struct buf saved_model(const struct model *m, unsigned dtype) {
     return contents(fd);
 }
 
-static inline int load_model_as(const struct buf *b, enum model_hold hold, struct model **out, struct err *e) {
+static inline int load_model_as(const struct buf *b, enum model_weight_format format, struct model **out,
+                                struct err *e) {
     struct stream_reader *r;
     int fd = file_of(b->data, b->len);
     int rc = stream_reader_open(&r, fd, "model.rill", STREAM_MODEL, e);
     if (!rc) {
-        rc = model_load(out, r, hold, e);
+        rc = model_load(out, r, format, e);
         stream_reader_free(r);
     }
     close(fd);
@@ -62,15 +63,15 @@ static inline int load_model_as(const struct buf *b, enum model_hold hold, struc
 }
 
 static inline int load_model(const struct buf *b, struct model **out, struct err *e) {
-    return load_model_as(b, HOLD_F32, out, e);
+    return load_model_as(b, WEIGHTS_F32, out, e);
 }
 
 /* The same weights, held for inference: of what a stream of `dtype` has of them. */
-static inline struct model *packed_model(const struct model *m, unsigned dtype, enum model_hold hold) {
+static inline struct model *packed_model(const struct model *m, unsigned dtype, enum model_weight_format format) {
     struct err e;
     struct model *packed;
     struct buf bytes = saved_model(m, dtype);
-    OK(load_model_as(&bytes, hold, &packed, &e));
+    OK(load_model_as(&bytes, format, &packed, &e));
     buf_release(&bytes);
     return packed;
 }

@@ -1,5 +1,5 @@
 /*
- * Every architecture of the registry against transformers: the tiny models of tests/golden/arch, which
+ * Every architecture of the registry against transformers, and against llama.cpp where it knows it: the tiny models of tests/golden/arch, which
  * tests/reference/make_architectures.py makes, with their logits in f32 and gradients in f64. A row of the registry without such a
  * model fails. Tolerances: logits 2e-5 of the largest; gradients 2e-5 of the largest of their tensor, and never asked to be better than 1e-7
  * of the largest of all, for both are sums in f32; bf16 4% of the largest logit.
@@ -89,9 +89,9 @@ static void check_logits(const char *what, const float *got, const float *wanted
 
 /* Numbers of a row of what the model makes. */
 static size_t row_of(const struct model *m) {
-    return m->config.output == OUTPUT_NONE      ? m->config.hidden
-           : m->config.output == OUTPUT_CLASSES ? m->config.classes
-                                                : m->config.vocab_size;
+    return m->config.output == OUTPUT_NONE ? m->config.hidden
+           : m->config.classes             ? m->config.classes
+                                           : m->config.vocab_size;
 }
 
 static size_t output_size(const struct model *m, const struct expected *x) {
@@ -123,10 +123,10 @@ static void check_forward(const char *what, struct model *m, const struct expect
     mem_free(logits);
 }
 
-static struct model *loaded(const struct buf *stream, enum model_hold hold) {
+static struct model *loaded(const struct buf *stream, enum model_weight_format format) {
     struct err e;
     struct model *m;
-    if (load_model_as(stream, hold, &m, &e)) fail_msg("%s", e.msg);
+    if (load_model_as(stream, format, &m, &e)) fail_msg("%s", e.msg);
     return m;
 }
 
@@ -136,13 +136,13 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
     struct stream_reader *r;
     struct model_layerwise *l;
     struct grad_tape *t;
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     size_t n = output_size(m, x);
     float *whole = logits_of(m, &x->in);
     struct all_logits parts = {mem_array(n, sizeof(float), &e)};
     int fd = file_of(stream->data, stream->len);
     OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
-    OK(model_layerwise_new(&l, r, HOLD_F32, NULL, NULL, &e));
+    OK(model_layerwise_new(&l, r, WEIGHTS_F32, NULL, NULL, &e));
     OK(grad_tape_new(&t, false, DT_F32, &e));
     if (model_layerwise_run(l, t, &x->in, 1, NULL, NULL, &e)) fail_msg("%s: %s", name, e.msg);
     OK(model_layerwise_logits(l, t, &x->in, 1, keep_logits, &parts, &e));
@@ -308,7 +308,7 @@ static double learn(struct model *m, struct grad_tape *t, const struct expected 
 static void check_gradients(const char *model, const struct buf *stream, struct expected *x, bool recompute) {
     struct err e;
     struct grad_tape *t;
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     const struct arch *arch;
     OK(arch_of_config(&m->config, &arch, &e));
     OK(model_enable_grad(m, &e));
@@ -354,7 +354,7 @@ static void check_safetensors(const char *name, const struct buf *stream) {
 static void check_gguf(const char *name, const struct buf *stream, const struct expected *x) {
     struct err e, why;
     struct buf gguf = {0};
-    struct model *m = loaded(stream, HOLD_F32);
+    struct model *m = loaded(stream, WEIGHTS_F32);
     int can = target_check(TARGET_LLAMA_CPP, &m->config, &why);
     int rc = export_gguf(stream, &gguf, &e);
     if (can) {
@@ -366,13 +366,44 @@ static void check_gguf(const char *name, const struct buf *stream, const struct 
         if (foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e)) fail_msg("%s as GGUF: %s", name, e.msg);
         struct buf back = foreign_stream(f, 0);
         foreign_close(f);
-        struct model *again = loaded(&back, HOLD_F32);
+        struct model *again = loaded(&back, WEIGHTS_F32);
         assert_string_equal(again->config.arch, m->config.arch);
         check_forward(name, again, x, 2e-5);
         model_free(again);
         buf_release(&back);
     }
     buf_release(&gguf);
+    model_free(m);
+}
+
+/* ---- llama.cpp ------------------------------------------------------------------------------------------------------- */
+
+/* What libllama makes of our GGUF (tests/reference/compare_llama_cpp.py), of the models that it computes as they are. It has no token
+ * types, and the tanh form for every GELU. */
+static void check_llama_cpp(const char *name, const char *folder, const struct buf *stream, struct expected *x) {
+    char path[600];
+    struct err e, why;
+    struct mapped_file file;
+    struct raw_table tensors = {0};
+    struct model *m = loaded(stream, WEIGHTS_F32);
+    bool windows_off = strncmp(name, "phi3", 4) == 0 && m->config.layers[0].window;
+    bool can = target_check(TARGET_LLAMA_CPP, &m->config, &why) == 0 && !windows_off;
+    snprintf(path, sizeof path, "%s/llama_cpp.safetensors", folder);
+    if (!can && file_exists(path)) fail_msg("%s is there, but llama.cpp does not load the model", path);
+    if (file_exists(path)) {
+        OK(mapped_file_open(&file, path, &e));
+        OK(safetensors_parse(&tensors, file.data, file.size, &x->memory, &e));
+        float *logits = arena_array(&x->memory, tensors.items[0].n_bytes, 1, &e);
+        memcpy(logits, tensors.items[0].data, tensors.items[0].n_bytes);
+        assert_int_equal(tensors.items[0].n_bytes, output_size(m, x) * sizeof *logits);
+        struct expected by_llama = {.in = x->in, .logits = logits};
+        by_llama.in.types = NULL;
+        if (m->config.act == ACT_GELU) m->config.act = ACT_GELU_TANH;
+        m->config.pooler = m->config.pooler && m->config.output != OUTPUT_NONE;
+        check_forward(path, m, &by_llama, 2e-5);
+        raw_table_release(&tensors);
+        mapped_file_close(&file);
+    }
     model_free(m);
 }
 
@@ -385,7 +416,7 @@ static void check_architecture(const char *name) {
     open_expected(&x, folder);
     struct foreign_options o = {.no_tokenizer = true};
     struct buf stream = imported_with(folder, 0, &o);
-    struct model *m = loaded(&stream, HOLD_F32), *bf16 = loaded(&stream, HOLD_PACKED);
+    struct model *m = loaded(&stream, WEIGHTS_F32), *bf16 = loaded(&stream, WEIGHTS_PACKED);
     check_forward(name, m, &x, 2e-5);
     check_forward(name, bf16, &x, 0.04);
     if (m->config.output != OUTPUT_NONE) check_layerwise(name, &stream, &x);
@@ -394,6 +425,7 @@ static void check_architecture(const char *name) {
     check_gradients(name, &stream, &x, true);
     check_safetensors(name, &stream);
     check_gguf(name, &stream, &x);
+    check_llama_cpp(name, folder, &stream, &x);
     model_free(m);
     model_free(bf16);
     buf_release(&stream);

@@ -136,7 +136,7 @@ static void test_grammar_traps(void **state) {
         "{\"\":1,\"\":2}",
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++) assert_refused(bad[i], strlen(bad[i]));
-    assert_refused("[1]\0", 4); /* NUL behind, within, in a string */
+    assert_refused("[1]\0", 4); /* NUL after, within, in a string */
     assert_refused("[1\0]", 4);
     assert_refused("\"a\0b\"", 5);
 }

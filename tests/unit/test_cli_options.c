@@ -187,10 +187,10 @@ static void unknown(void **state) {
     REFUSED("unknown option --cuont=3 (did you mean --count?)", "--cuont=3");
     REFUSED("unknown option --rat (did you mean --ratio?)", "--rat");        /* no abbreviations */
     REFUSED("unknown option --helpman (did you mean --help?)", "--helpman"); /* hidden ones are not suggested */
-    REFUSED("unknown option --zzzzzz (--help lists what there is)", "--zzzzzz");
+    REFUSED("unknown option --zzzzzz (--help lists the options)", "--zzzzzz");
     REFUSED("unknown option -text (did you mean --text?)", "-text");
-    REFUSED("unknown option -x (--help lists what there is)", "-x");
-    REFUSED("unknown option -5 (--help lists what there is)", "-5");
+    REFUSED("unknown option -x (--help lists the options)", "-x");
+    REFUSED("unknown option -5 (--help lists the options)", "-5");
 }
 
 static void repeated(void **state) {
@@ -211,9 +211,9 @@ static void missing(void **state) {
 
 static void wrong_values(void **state) {
     (void)state;
-    REFUSED("--type: 'q8' is none of q4_0|q4_k_m|q8_0 (did you mean q8_0?)", "--type=q8");
-    REFUSED("--type: '' is none of q4_0|q4_k_m|q8_0", "--type=");
-    REFUSED("--type: 'q4_0|q8_0' is none of q4_0|q4_k_m|q8_0", "--type=q4_0|q8_0");
+    REFUSED("--type: 'q8' is not one of q4_0|q4_k_m|q8_0 (did you mean q8_0?)", "--type=q8");
+    REFUSED("--type: '' is not one of q4_0|q4_k_m|q8_0", "--type=");
+    REFUSED("--type: 'q4_0|q8_0' is not one of q4_0|q4_k_m|q8_0", "--type=q4_0|q8_0");
     REFUSED("--count: '3x' is not a whole number", "--count=3x");
     REFUSED("--count: '-3' is not a whole number", "--count=-3");
     REFUSED("--count: '' is not a whole number", "--count=");

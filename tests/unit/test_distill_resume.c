@@ -174,6 +174,9 @@ static void another_runs_moments_begin_a_run(void **state) {
     assert_int_equal(second->set.updates, 5);
     OK(train_to(second, r.fd, 3, &e));
     middle = save(second);
+    run_end(second);
+    second = run_begin(&r, 2);
+    OK(start(second, fd, &e));
     OK(train_to(second, r.fd, 6, &e));
     assert_int_equal(restore(cold, middle, &e), ERR_DATA); /* is of a run that had begun otherwise */
     assert_non_null(strstr(e.msg, "made with start-state xxh3:"));

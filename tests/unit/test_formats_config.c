@@ -121,7 +121,7 @@ static void test_config_write_and_read(void **state) {
     assert_null(hf_config_write(&c, NULL, DT_F32, &e));
     assert_string_equal(e.msg,
                         "layer 1 has 2 heads, 1 key/value heads and a feed-forward width of 64, layer 0 has 4, 2 "
-                        "and 96: Hugging Face's config.json cannot say that, GGUF can (--to gguf)");
+                        "and 96: Hugging Face's config.json cannot express that, GGUF can (--to gguf)");
     arena_release(&a);
 }
 

@@ -287,8 +287,8 @@ static struct buf mixture_of(const struct buf *stream) {
 static void assert_same_values(const struct buf *a, const struct buf *b) {
     struct err e;
     struct model *x, *y;
-    OK(load_model_as(a, HOLD_F32, &x, &e));
-    OK(load_model_as(b, HOLD_F32, &y, &e));
+    OK(load_model_as(a, WEIGHTS_F32, &x, &e));
+    OK(load_model_as(b, WEIGHTS_F32, &y, &e));
     assert_int_equal(x->n_params, y->n_params);
     for (size_t i = 0; i < x->n_params; i++)
         assert_memory_equal(x->params[i].value, y->params[i].value, x->params[i].n * sizeof(float));

@@ -221,10 +221,12 @@ static void what_config_json_may_say(void **state) {
         {"bert", "hidden_act", "\"mish\"", "\"hidden_act\": 'mish' is not supported"},
         {"bert", "intermediate_size", NULL, "\"intermediate_size\""},
         {"bert", "architectures", "[\"BertModel\",\"BertForMaskedLM\"]", "names both BertModel and BertForMaskedLM"},
-        {"bert", "architectures", "[\"BertForTokenClassification\"]", "'BertForTokenClassification' is not supported"},
+        {"bert", "architectures", "[\"BertForMultipleChoice\"]", "'BertForMultipleChoice' is not supported"},
+        {"bert-answers", "num_labels", "3", "\"num_labels\" or \"id2label\": 3, where an answer has 2 ends"},
+        {"bert-answers", "id2label", "{\"0\": \"a\"}", "\"num_labels\" or \"id2label\": 1, where an answer has 2 ends"},
         {"bert-classes", "num_labels", "3", "\"id2label\" names 5 classes, but \"num_labels\" is 3"},
         {"bert-classes", "id2label", NULL, "tensor 'classifier.weight' has shape [5, 32], expected [2, 32]"},
-        {"roberta", "hidden_act", "\"relu\"", "RobertaForMaskedLM has gelu in its head"},
+        {"roberta", "hidden_act", "\"relu\"", "the masked-LM head of a roberta has gelu"},
         {"roberta", "max_position_embeddings", "2", "2 positions, of which the first is number 2"},
         {"roberta", "pad_token_id", "70", "of which the first is number 71"},
         {"distilbert", "hidden_dim", NULL, "\"hidden_dim\""},
@@ -239,7 +241,7 @@ static void what_config_json_may_say(void **state) {
     }
 }
 
-/* Positions begin behind the padding token; what they have in front of them comes back. */
+/* Positions begin after the padding token; what they have in front of them comes back. */
 static void positions_of_roberta(void **state) {
     (void)state;
     struct model *m = model_of(ARCH "roberta-classes"); /* its padding is token 2 */
@@ -268,7 +270,11 @@ static void classes_and_outputs_belong_together(void **state) {
     c.classes = 5;
     c.output = OUTPUT_MASKED_LM;
     assert_int_equal(model_config_check(&c, &e), ERR_DATA);
-    c.output = OUTPUT_CLASSES;
+    c.output = OUTPUT_SPAN;
+    c.pooler = false;
+    assert_int_equal(model_config_check(&c, &e), ERR_DATA);
+    c.output = OUTPUT_TOKEN_CLASSES;
+    OK(model_config_check(&c, &e));
     c.tied = true;
     assert_int_equal(model_config_check(&c, &e), ERR_DATA);
     model_free(m);
@@ -278,6 +284,8 @@ static void classes_and_outputs_belong_together(void **state) {
 static void other_logits_are_refused(void **state) {
     static const char *const says[][2] = {{ARCH "bert", "masked language model"},
                                           {ARCH "bert-classes", "logits are of 5 classes"},
+                                          {ARCH "bert-tags", "logits are of 5 classes"},
+                                          {ARCH "bert-answers", "where one begins and ends"},
                                           {ARCH "bert-encoder", "has no head"}};
     (void)state;
     struct model_sampling how = {.top_p = 1, .max_new = 3};
@@ -414,7 +422,7 @@ static void names_of_classes_travel(void **state) {
     labels_in(&back, text);
     assert_string_equal(text, "no;maybe;no;");
     foreign_close(f);
-    check_gguf(&gguf, "maybe", "may\377e", "name of class 1 is no text");
+    check_gguf(&gguf, "maybe", "may\377e", "name of class 1 is not text");
     set_config(folder, "id2label", "{\"0\":\"no\",\"1\":\"maybe\",\"3\":\"no\"}");
     assert_refused(folder, "\"id2label\" has no name of class 2");
     buf_release(&unnamed), buf_release(&named), buf_release(&again), buf_release(&back), buf_release(&gguf);

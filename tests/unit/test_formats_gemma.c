@@ -120,6 +120,24 @@ static void rotations_have_two_spellings(void **state) {
     }
 }
 
+/* The official files of Gemma 1 say "gelu" and mean its tanh form. */
+static void gelu_of_the_first_is_the_tanh_form(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c;
+    OK(read_config("{\"architectures\":[\"GemmaForCausalLM\"]," SHAPE
+                   ",\"num_key_value_heads\":1,\"hidden_act\":\"gelu\"}",
+                   &c, &a, &e));
+    assert_true(c.act == ACT_GELU_TANH && c.tied && c.head_dim == 256 && c.embed_scale == 6);
+    check_again(&c);
+    c.act = ACT_GELU;
+    assert_int_equal(target_check(TARGET_TRANSFORMERS, &c, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "the tanh form for a gemma"));
+    assert_int_equal(target_check(TARGET_LLAMA_CPP, &c, &e), ERR_DATA);
+    arena_release(&a);
+}
+
 static void without_windows_there_is_one_rotation(void **state) {
     (void)state;
     struct err e;
@@ -147,13 +165,13 @@ static void what_is_not_computed_is_refused(void **state) {
          ",\"sliding_window_pattern\":3,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\","
          "\"full_attention\",\"full_attention\",\"full_attention\",\"full_attention\"]",
          "\"sliding_window_pattern\" 3 and \"layer_types\" disagree about layer 0"},
-        {GEMMA3 ",\"rope_parameters\":{\"rope_theta\":5}", "\"rope_theta\" is no type of layer"},
+        {GEMMA3 ",\"rope_parameters\":{\"rope_theta\":5}", "\"rope_theta\" is not a layer type"},
         {GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"linear\",\"factor\":8}}",
          "rope type 'linear' is not supported for sliding attention"},
         {GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":{\"rope_theta\":7}},\"rope_local_base_freq\":8",
          "\"rope_theta\" is 7 here, but \"rope_local_base_freq\" is 8"},
-        {"\"architectures\":[\"Gemma3ForConditionalGeneration\"],\"model_type\":\"gemma3\"",
-         "architecture 'Gemma3ForConditionalGeneration' is not supported"},
+        {"\"architectures\":[\"Gemma3nForConditionalGeneration\"],\"model_type\":\"gemma3n\"",
+         "architecture 'Gemma3nForConditionalGeneration' is not supported"},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct err e;
@@ -165,6 +183,76 @@ static void what_is_not_computed_is_refused(void **state) {
         if (!strstr(e.msg, cases[i][1])) fail_msg("%s: said '%s'", cases[i][0], e.msg);
         arena_release(&a);
     }
+}
+
+/* ---- a language model with other parts beside it ------------------------------------------------------------------ */
+
+static int read_part(const char *json, struct model_config *c, struct arena *a, struct err *e) {
+    cJSON *j = json_of(json);
+    bool part;
+    int rc = hf_config_part(&j, &part, e);
+    assert_true(part);
+    if (!rc) rc = hf_config_read(c, j, a, e);
+    if (!rc) assert_int_equal(hf_member(j, "eos_token_id")->valuedouble, 106);
+    cJSON_Delete(j);
+    return rc;
+}
+
+#define WHOLE                                                                                                          \
+    "\"architectures\":[\"Gemma3ForConditionalGeneration\"],\"model_type\":\"gemma3\",\"eos_token_id\":106,"           \
+    "\"image_token_index\":262144,\"vision_config\":{\"model_type\":\"siglip_vision_model\"},"
+#define TEXT "\"model_type\":\"gemma3_text\",\"hidden_size\":40,\"intermediate_size\":48,\"num_hidden_layers\":7"
+
+/* The files of Gemma 3 4B say little of the language model: the rest is its class's. */
+static void the_language_model_of_a_whole(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c;
+    OK(read_part("{" WHOLE "\"text_config\":{" TEXT ",\"eos_token_id\":1,\"sliding_window\":1024,\"rope_scaling\":"
+                 "{\"factor\":8.0,\"rope_type\":\"linear\"}}}",
+                 &c, &a, &e));
+    assert_string_equal(c.arch, "gemma3");
+    assert_true(c.vocab_size == 262208 && c.context == 131072 && c.layers[0].n_heads == 8 && c.head_dim == 256);
+    assert_true(c.tied && c.rope.factor == 8 && c.layers[0].window == 1024 && c.layers[5].window == 0);
+    check_again(&c);
+    static const char *const cases[][2] = {
+        {WHOLE "\"text_config\":7", "\"text_config\" of Gemma3ForConditionalGeneration is not an object"},
+        {WHOLE "\"audio_config\":{\"a\":1},\"text_config\":{" TEXT "}", "\"audio_config\" is not known"},
+        {WHOLE "\"text_config\":{\"model_type\":\"llama\"}", "is of model_type 'llama', expected gemma3_text"},
+        {WHOLE "\"text_config\":{" TEXT ",\"attn_logit_softcapping\":50}", "\"attn_logit_softcapping\": 50"},
+        {WHOLE "\"tie_word_embeddings\":true,\"text_config\":{" TEXT ",\"tie_word_embeddings\":false}",
+         "\"tie_word_embeddings\" of the whole and of \"text_config\" disagree"},
+        {"\"architectures\":[\"Gemma3ForConditionalGeneration\"],\"model_type\":\"gemma2\"",
+         "\"model_type\" says 'gemma2'"},
+        {"\"architectures\":[\"Gemma3ForConditionalGeneration\",\"LlamaForCausalLM\"]", "names more than"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char json[1024];
+        snprintf(json, sizeof json, "{%s}", cases[i][0]);
+        assert_int_equal(read_part(json, &c, &a, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i][1])) fail_msg("%s: said '%s'", cases[i][0], e.msg);
+    }
+    arena_release(&a);
+}
+
+static void tensors_of_a_whole_have_two_spellings(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = {.arch = "gemma3"};
+    struct raw_tensor items[] = {
+        {.name = "language_model.model.norm.weight"}, {.name = "model.language_model.norm.weight"},
+        {.name = "language_model.lm_head.weight"},    {.name = "lm_head.weight"},
+        {.name = "vision_tower.head.probe"},          {.name = "model.multi_modal_projector.mm_soft_emb_norm.weight"}};
+    static const char *const names[] = {"model.norm.weight", "model.norm.weight", "lm_head.weight", "lm_head.weight"};
+    struct raw_table t = {items, COUNT_OF(items), COUNT_OF(items)};
+    OK(hf_tensors_part(&c, &t, &a, &e));
+    for (size_t i = 0; i < COUNT_OF(items); i++) {
+        assert_int_equal(items[i].used, i >= COUNT_OF(names));
+        if (i < COUNT_OF(names)) assert_string_equal(items[i].name, names[i]);
+    }
+    arena_release(&a);
 }
 
 /* The largest models' scale is known to llama.cpp by their number of layers, so a shallower one cannot be said. */
@@ -197,10 +285,16 @@ static void llama_cpp_takes_the_scale_from_the_depth(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_is_absent_is_transformers_default),   cmocka_unit_test(soft_caps_may_be_null),
-        cmocka_unit_test(soft_caps_are_written_as_floats),          cmocka_unit_test(rotations_have_two_spellings),
-        cmocka_unit_test(without_windows_there_is_one_rotation),    cmocka_unit_test(what_is_not_computed_is_refused),
+        cmocka_unit_test(what_is_absent_is_transformers_default),
+        cmocka_unit_test(soft_caps_may_be_null),
+        cmocka_unit_test(soft_caps_are_written_as_floats),
+        cmocka_unit_test(rotations_have_two_spellings),
+        cmocka_unit_test(without_windows_there_is_one_rotation),
+        cmocka_unit_test(what_is_not_computed_is_refused),
         cmocka_unit_test(llama_cpp_takes_the_scale_from_the_depth),
+        cmocka_unit_test(the_language_model_of_a_whole),
+        cmocka_unit_test(tensors_of_a_whole_have_two_spellings),
+        cmocka_unit_test(gelu_of_the_first_is_the_tanh_form),
     };
     return cmocka_run_group_tests_name("gemma", tests, NULL, NULL);
 }

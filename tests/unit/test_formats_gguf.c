@@ -245,11 +245,11 @@ static void test_tensor_sizes(void **state) {
     const uint64_t zero[] = {4, 0}, five[] = {2, 2, 2, 2, 2}, odd[] = {33, 1}, one[] = {1};
     check_info(2, zero, 0, 0, "dimension 0 is zero");
     check_info(5, five, 0, 0, "5 dimensions");
-    check_info(2, odd, 8, 0, "no whole blocks of 32");
-    check_info(1, one, 16, 0, "IQ2_XXS");
+    check_info(2, odd, 8, 0, "not a whole number of blocks of 32");
+    check_info(1, one, 15, 0, "type 15");
     check_info(1, one, 999, 0, "type 999");
     check_info(1, one, (uint32_t)-1, 0, "type -1");
-    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor behind the end of its file */
+    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor after the end of its file */
 }
 
 static void test_rank_of_nothing(void **state) {
@@ -349,7 +349,7 @@ static void test_bytes_behind_the_end(void **state) {
     (void)state;
     struct buf b = tiny_gguf();
     add_bytes(&b, "x", 1);
-    assert_refused(&b, "1 bytes behind the last tensor");
+    assert_refused(&b, "1 bytes after the last tensor");
     buf_release(&b);
 }
 
@@ -424,8 +424,8 @@ static void test_model_keys(void **state) {
     check_with_key(add_heads_of_two_layers, "not one whole number");
     check_with_key(add_eos_outside, "expected 0 to 5");
     check_with_key(add_eot_outside, "expected 0 to 5");
-    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is no token");
-    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is no array");
+    check_with_key(add_ends_outside, "'tokenizer.ggml.eos_token_ids' has an id that is not a token");
+    check_with_key(add_end_alone, "'tokenizer.ggml.eos_token_ids' is not an array");
     check_with_key(add_template, "not UTF-8");
     check_with_key(add_unknown, "key 'llama.something.new' is not known, and may change what the model computes");
 }
@@ -580,8 +580,8 @@ static void test_changed_model(void **state) {
     check_changed("gpt2", "gpt3", "'gpt3' is not supported");
     check_changed("smollm", "smallm", "smallm");
     check_changed("a b", "a-b", "merge 0");
-    check_changed("a b", "a c", "'c' is no token");
-    check_changed("a b", "b a", "give no token");
+    check_changed("a b", "a c", "'c' is not a token");
+    check_changed("a b", "b a", "make no token");
     check_changed("tokenizer.ggml.merges", "tokenizer.ggml.merged", "merges': the key is missing");
     check_changed("tokenizer.ggml.tokens", "tokenizer.ggml.tokenz", "tokens' is missing");
     check_changed("tokenizer.ggml.pre", "tokenizer.ggml.prf", "pre' is missing");

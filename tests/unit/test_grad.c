@@ -209,7 +209,7 @@ static uint32_t label_of(size_t row) {
     return row % 5 == 3 ? UINT32_MAX : (uint32_t)(row * 7 % VOCAB);
 }
 
-static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     struct head_loss *l = ctx;
     (void)e;
@@ -230,7 +230,7 @@ static int block_loss(void *ctx, size_t first, size_t rows, size_t vocab, float 
     if (l->kind <= 1) t.offset = offset, t.ids = ids, t.probs = probs;
     if (l->kind == 1) t.rest = rest;
     if (l->kind == 2) t.dense = dense;
-    kernel_distill_loss(&l->how, &t, l->weight + first, logits, rows, vocab, kl, ce, slope);
+    kernel_distill_loss(&l->how, &t, l->weight + first, logits, rows, vocab, kl, ce, dlogits);
     for (size_t i = 0; i < rows; i++)
         l->total += l->weight[first + i] *
                     (l->how.kl_weight * l->how.temperature * l->how.temperature * kl[i] + l->how.ce_weight * ce[i]);

@@ -80,16 +80,16 @@ enum { ROWS = 1050, HIDDEN = 40, VOCAB = 97 };
 
 struct linear_loss {
     const float *logits_seen; /* [ROWS][VOCAB] */
-    const float *slope;
+    const float *dlogits;
 };
 
 /* A loss whose gradient is given: what is made of it is then two products. */
-static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                        struct err *e) {
     struct linear_loss *l = ctx;
     (void)e;
     memcpy((float *)l->logits_seen + first * vocab, logits, rows * vocab * sizeof *logits);
-    kernel_convert(slope, kernel_f32(l->slope + first * vocab), rows * vocab);
+    kernel_convert(dlogits, kernel_f32(l->dlogits + first * vocab), rows * vocab);
     return 0;
 }
 
@@ -139,7 +139,7 @@ static struct grad_var *layer(void *ctx, struct grad_tape *t, struct grad_var *x
     return grad_linear(t, grad_gated(t, ACT_SILU, h, p[GATE], p[UP]), p[DOWN], NULL, x);
 }
 
-static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                       struct err *e) {
     static const struct kernel_loss how = {1, 0, 1};
     struct decoder *d = ctx;
@@ -148,7 +148,7 @@ static int label_loss(void *ctx, size_t first, size_t rows, size_t vocab, float 
     (void)e;
     for (size_t i = 0; i < rows; i++) label[i] = d->ids[(first + i + 1) % POSITIONS];
     struct kernel_target target = {.label = label};
-    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, ce, slope);
+    kernel_distill_loss(&how, &target, NULL, logits, rows, vocab, NULL, ce, dlogits);
     for (size_t i = 0; i < rows; i++) d->total += ce[i];
     return 0;
 }

@@ -24,9 +24,9 @@ static void test_constants(void **state) {
     grad_tape_free(t);
 }
 
-static int uncalled_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int uncalled_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                          struct err *e) {
-    (void)ctx, (void)first, (void)rows, (void)vocab, (void)logits, (void)slope, (void)e;
+    (void)ctx, (void)first, (void)rows, (void)vocab, (void)logits, (void)dlogits, (void)e;
     fail_msg("the loss was called behind a failure");
     return 0;
 }
@@ -53,9 +53,9 @@ static void test_failures_travel(void **state) {
     grad_tape_free(t);
 }
 
-static int failing_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array slope,
+static int failing_loss(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct kernel_array dlogits,
                         struct err *e) {
-    (void)ctx, (void)first, (void)rows, (void)vocab, (void)logits, (void)slope;
+    (void)ctx, (void)first, (void)rows, (void)vocab, (void)logits, (void)dlogits;
     return err_set(e, ERR_CHECK, "no target");
 }
 

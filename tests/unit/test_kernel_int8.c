@@ -4,9 +4,10 @@
  */
 #include "tests/unit/kernel_test.h"
 
+/* Types whose blocks are integers and scales. */
 static const struct dtype_info *quantized(size_t index) {
     for (size_t i = 0; dtype_at(i); i++)
-        if (dtype_at(i)->is_quantized && index-- == 0) return dtype_at(i);
+        if (dtype_at(i)->is_quantized && quant_form(dtype_at(i)->dtype) && index-- == 0) return dtype_at(i);
     return NULL;
 }
 

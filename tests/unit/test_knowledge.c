@@ -283,7 +283,7 @@ static void dropped_sequences_are_gone(void **state) {
     sample_free(&s);
 }
 
-/* Runs of whole sequences: as many as fit, none behind enough, none while the end is not known. */
+/* Runs of whole sequences: as many as fit, none after enough, none while the end is not known. */
 static void runs_are_whole_sequences(void **state) {
     (void)state;
     uint32_t lengths[] = {4, 3, 9, 2, 2};

@@ -191,9 +191,166 @@ static void fields_come_back(void **state) {
     sample_free(&s);
 }
 
+/* ---- lies ------------------------------------------------------------------------------------------------------------- */
+
+/* The first batch of such a stream, to be changed before it is decoded. */
+struct lie {
+    struct knowledge_format f;
+    struct stream_reader *r;
+    struct batch b;
+    int fd;
+};
+
+static struct lie lie_begin(const struct buf *bytes) {
+    struct err e;
+    struct lie l = {.fd = file_of(bytes->data, bytes->len)};
+    bool more;
+    OK(stream_reader_open(&l.r, l.fd, "in", STREAM_KNOWLEDGE, &e));
+    OK(knowledge_meta_get(stream_reader_meta(l.r), &l.f, &e));
+    OK(knowledge_read(l.r, &l.f, &l.b, &more, &e));
+    assert_true(more);
+    return l;
+}
+
+static struct tensor *tensor_of(struct lie *l, const char *name) {
+    for (uint32_t i = 0; i < l->b.head.n_tensors; i++)
+        if (!strcmp(l->b.tensors[i].desc.name, name)) return &l->b.tensors[i];
+    fail_msg("no %s", name);
+    return NULL;
+}
+
+/* says NULL: any refusal, or rows that are fit for use. */
+static void lie_end(struct lie *l, const char *says) {
+    struct err e = {0};
+    struct knowledge_rows k = {0};
+    int rc = knowledge_decode(&k, &l->f, &l->b, &e);
+    if (says && (rc != ERR_DATA || !strstr(e.msg, says))) fail_msg("%d \"%s\", expected \"%s\"", rc, e.msg, says);
+    if (rc && rc != ERR_DATA) fail_msg("%d \"%s\"", rc, e.msg);
+    for (size_t r = 0; !rc && r < k.n_rows; r++) {
+        double sum = 0;
+        for (uint64_t i = k.offset[r]; i < k.offset[r + 1]; i++) {
+            assert_true(k.ids[i] < VOCAB && k.probs[i] > 0);
+            sum += k.probs[i];
+        }
+        assert_true(fabs(sum - 1) < 1e-6);
+    }
+    knowledge_rows_release(&k);
+    batch_release(&l->b);
+    stream_reader_free(l->r);
+    close(l->fd);
+}
+
+static void lies_about_fields_are_found_out(void **state) {
+    (void)state;
+    struct sample s = sample_new(9, 20, VOCAB, 13);
+    struct knowledge_format f = format_of("sample:10", VOCAB);
+    add_fields(&f, true, true, DT_I8);
+    struct buf bytes = encode_fields(&s, &f, 30);
+    struct lie l = lie_begin(&bytes);
+    ((float *)tensor_of(&l, "teacher.embed")->data)[3] = NAN;
+    lie_end(&l, "teacher.embed': a value is not finite");
+    l = lie_begin(&bytes);
+    tensor_of(&l, "teacher.embed")->desc.dims[0]--;
+    lie_end(&l, "teacher.embed");
+    l = lie_begin(&bytes);
+    tensor_of(&l, "teacher.hidden.0")->desc.dtype = DT_F16;
+    lie_end(&l, "teacher.hidden.0");
+    l = lie_begin(&bytes);
+    tensor_of(&l, "teacher.hidden.0")->desc.name[15] = '1';
+    lie_end(&l, "no tensor 'teacher.hidden.0'");
+    l = lie_begin(&bytes);
+    ((float *)tensor_of(&l, "teacher.hidden.7.scale")->data)[0] = -1;
+    lie_end(&l, "a scale is -1");
+    l = lie_begin(&bytes);
+    ((int8_t *)tensor_of(&l, "teacher.attention.1")->data)[0] = -1;
+    lie_end(&l, "a weight is -1");
+    l = lie_begin(&bytes);
+    tensor_of(&l, "teacher.attention.1")->desc.dims[0]--;
+    lie_end(&l, "teacher.attention.1");
+    l = lie_begin(&bytes);
+    ((uint32_t *)tensor_of(&l, "teacher.positions")->data)[1] = 1 << 30;
+    lie_end(&l, "expected positions of the batch, ascending");
+    l = lie_begin(&bytes);
+    ((uint32_t *)tensor_of(&l, "teacher.positions")->data)[1] =
+        ((uint32_t *)tensor_of(&l, "teacher.positions")->data)[0];
+    lie_end(&l, "expected positions of the batch, ascending");
+    l = lie_begin(&bytes);
+    tensor_of(&l, "teacher.pooled")->desc.dims[0]--;
+    lie_end(&l, "teacher.pooled");
+    buf_release(&bytes);
+    sample_free(&s);
+}
+
+/* Each bit turned over, and the string cut at each byte. */
+static void draws_of_any_bits_are_refused_or_whole(void **state) {
+    (void)state;
+    struct sample s = sample_new(6, 9, VOCAB, 14);
+    struct knowledge_format f = format_of("sample:7", VOCAB);
+    struct buf bytes = encode_fields(&s, &f, 1000);
+    struct lie l = lie_begin(&bytes);
+    uint64_t n = tensor_of(&l, "teacher.draws")->n_bytes;
+    lie_end(&l, NULL);
+    for (uint64_t i = 0; i < 8 * n; i++) {
+        l = lie_begin(&bytes);
+        ((uint8_t *)tensor_of(&l, "teacher.draws")->data)[i / 8] ^= 1 << i % 8;
+        lie_end(&l, NULL);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        l = lie_begin(&bytes);
+        tensor_of(&l, "teacher.draws")->n_bytes = tensor_of(&l, "teacher.draws")->desc.dims[0] = i;
+        lie_end(&l, "the codes of \"teacher.draws\" end early");
+    }
+    buf_release(&bytes);
+    sample_free(&s);
+}
+
+static void fields_of_meta_are_checked(void **state) {
+    (void)state;
+    static const struct {
+        const char *fields, *says;
+    } cases[] = {
+        {"[]", "\"fields\" is empty"},
+        {"{}", "\"fields\" is no array"},
+        {"[{\"name\":\"response\",\"codec\":\"sample\",\"n\":5,\"temperature\":1},{\"name\":\"response\"}]",
+         "two responses"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f16\",\"point\":\"x\",\"cols\":3}]",
+         "expected f32"},
+        {"[{\"name\":\"x\",\"per\":\"pair\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "codec"},
+        {"[{\"name\":\"y\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "expected \"x\""},
+        {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
+         "\"cols\":3}]",
+         "no name of a field's point"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
+         "cols"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
+         "\"heads\":2}]",
+         "heads"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
+         "\"sampled\":true}]",
+         "no \"tap_positions\""},
+        {"[{\"name\":\"x\",\"per\":\"hour\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "per \"hour\""},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct err e = {0};
+        struct knowledge_format f;
+        char text[1024];
+        snprintf(text, sizeof text, "{\"kind\":\"knowledge\",\"vocab_size\":8,\"fields\":%s}", cases[i].fields);
+        cJSON *meta = json_of(text);
+        int rc = knowledge_meta_get(meta, &f, &e);
+        cJSON_Delete(meta);
+        if (rc != ERR_DATA || !strstr(e.msg, cases[i].says)) fail_msg("%s: %d \"%s\"", text, rc, e.msg);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fields_come_back),
+        cmocka_unit_test(lies_about_fields_are_found_out),
+        cmocka_unit_test(draws_of_any_bits_are_refused_or_whole),
+        cmocka_unit_test(fields_of_meta_are_checked),
     };
     return cmocka_run_group_tests_name("knowledge_fields", tests, NULL, NULL);
 }

@@ -15,7 +15,7 @@ struct pair {
     float *mine;     /* the student's */
 };
 
-/* f32 logits of each sequence alone, one behind the other. */
+/* f32 logits of each sequence alone, concatenated. */
 static void fill_logits(struct model *m, const struct sample *s, float *out) {
     const uint32_t *at = s->tokens;
     for (size_t i = 0; i < s->n_seqs; at += s->lengths[i++]) {

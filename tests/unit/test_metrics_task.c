@@ -42,7 +42,7 @@ static cJSON *result_of(struct model *m, const char *text) {
 
 /* ---- the same by hand ---------------------------------------------------------------------------------------------------- */
 
-/* Sum of ln p of the last `scored` bytes of `text`, behind BOS if asked; what does not fit is cut off on the left. */
+/* Sum of ln p of the last `scored` bytes of `text`, after BOS if asked; what does not fit is cut off on the left. */
 static double log_prob_of(struct model *m, const char *text, size_t scored, bool bos) {
     uint32_t tokens[256];
     double nll[256], sum = 0;
@@ -267,13 +267,13 @@ static void lines_that_are_no_task(void **state) {
          "both \"context\" and \"question\""},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0,\"label\":0}", "both \"answer\" and \"label\""},
         {"{\"context\":\"a\",\"choices\":[\"b\"],\"answer\":0}", "fewer than two"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",7],\"answer\":0}", "choice 1 is no string"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",7],\"answer\":0}", "choice 1 is not a string"},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"\"],\"answer\":0}", "an empty text"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}", "no number from 0 to 1"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":-1}", "no number from 0 to 1"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0.5}", "no number from 0 to 1"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":\"A\"}", "no number from 0 to 1"},
-        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":null}", "no number from 0 to 1"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}", "not a number from 0 to 1"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":-1}", "not a number from 0 to 1"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0.5}", "not a number from 0 to 1"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":\"A\"}", "not a number from 0 to 1"},
+        {"{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":null}", "not a number from 0 to 1"},
         {"{\"sentence_good\":\"a\",\"sentence_bad\":\"b\"}\n{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0}",
          "line 2: multiple_choice among minimal_pairs"},
         {"{\"context\":\"a\",\"choices\":[\"b\",\"cccccccccccccccccccccccccccccccccccccc\"],\"answer\":0}",

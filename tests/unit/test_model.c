@@ -347,13 +347,14 @@ static void threads_do_not_change_a_bit(void **state) {
 }
 
 /* Packed weights give the logits of the same weights in f32, but for `within`, the rounding of weights and activations. */
-static void compare_packed(const struct model_config *c, enum dtype type, enum model_hold hold, double within) {
+static void compare_packed(const struct model_config *c, enum dtype type, enum model_weight_format format,
+                           double within) {
     struct err e;
     uint32_t tokens[40];
     const uint32_t lengths[] = {33, 7};
     sample_tokens(tokens, 40, c->vocab_size, 9);
     const struct model_input in = {40, 2, tokens, lengths};
-    struct model *made = sample_model(c, 8), *plain, *packed = packed_model(made, type, hold);
+    struct model *made = sample_model(c, 8), *plain, *packed = packed_model(made, type, format);
     struct buf bytes = saved_model(made, type);
     OK(load_model(&bytes, &plain, &e));
     float *x = logits_of(plain, &in), *y = logits_of(packed, &in);
@@ -368,7 +369,7 @@ static void compare_packed(const struct model_config *c, enum dtype type, enum m
     struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
     bool quantized = dtype_info(type)->is_quantized;
     assert_null(embed->value);
-    assert_int_equal(embed->panels.packed, !quantized || hold == HOLD_INT8);
+    assert_int_equal(embed->panels.packed, !quantized || format == WEIGHTS_INT8);
     assert_int_equal(embed->panels.dtype, quantized ? type : DT_BF16);
     assert_true((model_param(packed, ROLE_HEAD, 0) == NULL) == c->tied);
     assert_int_equal(model_enable_grad(packed, &e), ERR_USAGE);
@@ -391,9 +392,9 @@ static void packed_weights_say_the_same(void **state) {
     for (size_t i = 0; i < COUNT_OF(types); i++)
         for (int tied = 0; tied < 2; tied++) {
             c.tied = tied;
-            compare_packed(&c, types[i], HOLD_PACKED, 12.0 / 512);
+            compare_packed(&c, types[i], WEIGHTS_PACKED, 12.0 / 512);
             if (dtype_info(types[i])->is_quantized)
-                compare_packed(&c, types[i], HOLD_INT8, 12.0 / 512 + 12 * 1.4 / 254);
+                compare_packed(&c, types[i], WEIGHTS_INT8, 12.0 / 512 + 12 * 1.4 / 254);
         }
     arena_release(&a);
 }
@@ -403,8 +404,8 @@ static void int8_without_quantized_weights_is_bf16(void **state) {
     (void)state;
     struct arena a = {0};
     struct model_config c = sample_config(&a);
-    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_BF16, HOLD_PACKED);
-    struct model *none = packed_model(m, DT_BF16, HOLD_INT8), *some = packed_model(m, DT_Q4_0, HOLD_INT8);
+    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_BF16, WEIGHTS_PACKED);
+    struct model *none = packed_model(m, DT_BF16, WEIGHTS_INT8), *some = packed_model(m, DT_Q4_0, WEIGHTS_INT8);
     uint32_t tokens[9];
     const uint32_t lengths[] = {9};
     sample_tokens(tokens, 9, c.vocab_size, 9);
@@ -497,13 +498,13 @@ static void layer_by_layer_nothing_changes(void **state) {
     for (int tied = 0; tied < 2; tied++)
         for (int how = 0; how < 6; how++) {
             bool pipe = how % 2;
-            enum model_hold hold = (enum model_hold)(how / 2);
+            enum model_weight_format format = (enum model_weight_format)(how / 2);
             c.tied = tied;
             struct model *m = sample_model(&c, 8);
-            struct buf bytes = saved_model(m, hold == HOLD_INT8 ? DT_Q5_1 : 0);
-            if (hold != HOLD_F32) {
+            struct buf bytes = saved_model(m, format == WEIGHTS_INT8 ? DT_Q5_1 : 0);
+            if (format != WEIGHTS_F32) {
                 model_free(m);
-                OK(load_model_as(&bytes, hold, &m, &e));
+                OK(load_model_as(&bytes, format, &m, &e));
             }
             struct reread first = {&bytes, .times = 0}, again = {&bytes, .times = 0};
             struct stream_reader *r;
@@ -511,7 +512,7 @@ static void layer_by_layer_nothing_changes(void **state) {
             struct model_layerwise *l;
             OK(grad_tape_new(&t, false, model_precision(m), &e));
             OK(read_again(&first, &r, &e));
-            OK(model_layerwise_new(&l, r, hold, pipe ? NULL : read_again, &again, &e));
+            OK(model_layerwise_new(&l, r, format, pipe ? NULL : read_again, &again, &e));
             assert_int_equal(model_layerwise_model(l)->config.tied, tied);
             size_t blocks = pipe ? 1 : 2, from = 0;
             for (size_t b = 0; b < blocks; b++) {
@@ -544,6 +545,98 @@ static void layer_by_layer_nothing_changes(void **state) {
     arena_release(&a);
 }
 
+/* What a visitor sees and does: halves `down` of the first layer, keeps what comes out of each layer before and after. */
+struct visitor {
+    uint32_t n_layers, hidden;
+    size_t rows;
+    int64_t next;
+    float *out[2];     /* by layer, [rows][hidden]: now, dense */
+    double watched[2]; /* sums of what comes into the first layer's `down`, now and dense */
+    enum model_states which;
+};
+
+static int add_input(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                     struct err *e) {
+    struct visitor *v = ctx;
+    (void)layer, (void)e;
+    if (point == POINT_DOWN_IN)
+        for (size_t i = 0; i < rows * cols; i++) v->watched[v->which] += x[i];
+    return 0;
+}
+
+static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
+    struct visitor *v = ctx;
+    struct model *m = model_layerwise_weights(l);
+    assert_int_equal(layer, v->next++);
+    assert_non_null(layer < 0 ? model_param(m, ROLE_EMBED, 0)->value
+                              : model_param(m, layer < v->n_layers ? ROLE_DOWN : ROLE_NORM,
+                                            layer < v->n_layers ? (uint32_t)layer : 0)
+                                    ->value);
+    if (layer > 0)
+        memcpy(v->out[0] + (layer - 1) * v->rows * v->hidden, model_layerwise_states(l, STATES_NOW),
+               v->rows * v->hidden * sizeof(float));
+    if (layer < 0 || layer == v->n_layers) return 0;
+    memcpy(v->out[1] + layer * v->rows * v->hidden, model_layerwise_dense_output(l),
+           v->rows * v->hidden * sizeof(float));
+    for (v->which = STATES_NOW; v->which <= STATES_DENSE; v->which++)
+        if (model_layerwise_watch(l, v->which, add_input, v, e)) return e->code;
+    if (layer == 0)
+        kernel_scale(kernel_f32(model_param(m, ROLE_DOWN, 0)->value), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
+    return 0;
+}
+
+static int keep_layer(void *ctx, enum model_point point, uint32_t layer, const float *x, size_t rows, size_t cols,
+                      struct err *e) {
+    (void)e;
+    if (point == POINT_LAYER) memcpy((float *)ctx + layer * rows * cols, x, rows * cols * sizeof *x);
+    return 0;
+}
+
+/* Later layers run on what a visitor made of the earlier ones; with `dense`, on what these were, too. To the bit. */
+static void layers_change_on_the_way(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 8);
+    struct buf bytes = saved_model(m, 0);
+    const uint32_t lengths[] = {3, 11};
+    uint32_t tokens[14];
+    sample_tokens(tokens, 14, c.vocab_size, 9);
+    const struct model_input in = {14, 2, tokens, lengths};
+    size_t n = (size_t)c.n_layers * 14 * c.hidden;
+    float *expected[2], *got = mem_array(2 * n, sizeof *got, &e);
+    struct grad_tape *t;
+    OK(grad_tape_new(&t, false, DT_F32, &e));
+    for (int dense = 1; dense >= 0; dense--) {
+        expected[dense] = mem_array(n, sizeof(float), &e);
+        if (!dense)
+            kernel_scale(kernel_f32(model_param(m, ROLE_DOWN, 0)->value), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
+        OK(model_infer(m, t, &in, keep_layer, expected[dense], NULL, NULL, &e));
+    }
+    struct reread first = {&bytes, .times = 0};
+    struct stream_reader *r;
+    struct model_layerwise *l;
+    OK(read_again(&first, &r, &e));
+    OK(model_layerwise_new(&l, r, WEIGHTS_F32, NULL, NULL, &e));
+    struct visitor v = {.n_layers = c.n_layers, .hidden = c.hidden, .rows = 14, .next = -1, .out = {got, got + n}};
+    struct model_changes how = {true, visit_layer, &v};
+    OK(model_layerwise_change(l, t, &in, 1, &how, &e));
+    assert_int_equal(v.next, c.n_layers + 1);
+    assert_memory_equal(got, expected[0], n * sizeof *got);
+    assert_memory_equal(got + n, expected[1], n * sizeof *got);
+    assert_true(v.watched[0] != v.watched[1] && v.watched[0] != 0);
+    model_layerwise_free(l);
+    close_reread(&first);
+    grad_tape_free(t);
+    mem_free(expected[0]);
+    mem_free(expected[1]);
+    mem_free(got);
+    buf_release(&bytes);
+    model_free(m);
+    arena_release(&a);
+}
+
 /* A stream that is cut, or another one the second time, is noticed. */
 static void layer_by_layer_a_flaw_is_found(void **state) {
     (void)state;
@@ -561,12 +654,12 @@ static void layer_by_layer_a_flaw_is_found(void **state) {
     cut.len -= 2000;
     struct reread first = {&cut, .times = 0}, again = {&others, .times = 0};
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, HOLD_F32, read_again, &again, &e));
+    OK(model_layerwise_new(&l, r, WEIGHTS_F32, read_again, &again, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     model_layerwise_free(l);
     first.bytes = &bytes;
     OK(read_again(&first, &r, &e));
-    OK(model_layerwise_new(&l, r, HOLD_F32, read_again, &again, &e));
+    OK(model_layerwise_new(&l, r, WEIGHTS_F32, read_again, &again, &e));
     OK(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e));
     assert_int_equal(model_layerwise_run(l, t, &in, 1, NULL, NULL, &e), ERR_DATA);
     assert_string_equal(e.msg, "model.rill: changed while it was read");
@@ -615,6 +708,7 @@ int main(void) {
         cmocka_unit_test(int8_without_quantized_weights_is_bf16),
         cmocka_unit_test(bad_input_is_refused),
         cmocka_unit_test(layer_by_layer_nothing_changes),
+        cmocka_unit_test(layers_change_on_the_way),
         cmocka_unit_test(layer_by_layer_a_flaw_is_found),
         cmocka_unit_test(a_value_beyond_f16_is_refused),
     };

@@ -174,8 +174,8 @@ static void a_finished_sequence_makes_room(void **state) {
     (void)state;
     struct arena a = {0};
     struct model_config c = sample_config(&a);
-    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_Q8_0, HOLD_PACKED);
-    struct model *integers = packed_model(m, DT_Q4_1, HOLD_INT8);
+    struct model *m = sample_model(&c, 8), *packed = packed_model(m, DT_Q8_0, WEIGHTS_PACKED);
+    struct model *integers = packed_model(m, DT_Q4_1, WEIGHTS_INT8);
     refill(m);
     refill(packed);
     refill(integers);

@@ -76,18 +76,18 @@ static void logits_are_of_tokens(void **state) {
     static const struct {
         const char *name;
         unsigned dtype;
-        enum model_hold hold;
-    } ways[] = {{"f32", DT_F32, HOLD_F32},
-                {"bf16", DT_BF16, HOLD_PACKED},
-                {"q8_0", DT_Q8_0, HOLD_PACKED},
-                {"int8", DT_Q8_0, HOLD_INT8}};
+        enum model_weight_format format;
+    } ways[] = {{"f32", DT_F32, WEIGHTS_F32},
+                {"bf16", DT_BF16, WEIGHTS_PACKED},
+                {"q8_0", DT_Q8_0, WEIGHTS_PACKED},
+                {"int8", DT_Q8_0, WEIGHTS_INT8}};
     for (size_t t = 0; t < 2; t++) {
         struct model *even = even_model(both[t]);
         for (size_t p = 0; p < COUNT_OF(paddings); p++) {
             struct model *padded = padded_model(even, paddings[p]);
             for (size_t w = 0; w < COUNT_OF(ways); w++) {
-                struct model *a = packed_model(even, ways[w].dtype, ways[w].hold);
-                struct model *b = packed_model(padded, ways[w].dtype, ways[w].hold);
+                struct model *a = packed_model(even, ways[w].dtype, ways[w].format);
+                struct model *b = packed_model(padded, ways[w].dtype, ways[w].format);
                 check_logits(a, b, ways[w].name);
                 model_free(a);
                 model_free(b);
@@ -98,7 +98,7 @@ static void logits_are_of_tokens(void **state) {
     }
 }
 
-/* Rows that nobody may read: a token of padding is none of the vocabulary. */
+/* Rows that nobody may read: a token of padding is not one of the vocabulary. */
 static void padding_is_no_input(void **state) {
     (void)state;
     struct err e;
@@ -232,7 +232,6 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     struct err e;
     struct trainer *t;
     struct stream_reader *r;
-    struct batch b = {0};
     struct knowledge_format read;
     struct distill_options o = {
         .plan.now = {.lr = 1e-2, .steps = 6},
@@ -249,14 +248,15 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     OK(stream_reader_open(&r, fd, "in", STREAM_ANY, &e));
     OK(knowledge_meta_get(stream_reader_meta(r), &read, &e));
     OK(trainer_new(&t, m, &o, &read, &e));
+    struct knowledge_stream data = {.r = r, .meta = &read, .format = trainer_format(t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
     do {
-        OK(knowledge_read(r, &read, &b, &more, &e));
-        if (more) OK(trainer_feed(t, &b, &e));
+        OK(trainer_feed(t, &source, &more, &e));
         do OK(trainer_step(t, !more, &stepped, &e));
         while (stepped);
         trainer_progress(t, p);
     } while (more);
-    batch_release(&b);
+    knowledge_stream_release(&data);
     trainer_free(t);
     stream_reader_free(r);
     close(fd);

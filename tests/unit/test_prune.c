@@ -394,7 +394,7 @@ static void shares_of_a_width_become_blocks(void **state) {
         double share;
         uint32_t left;
     } cases[] = {
-        {1536, 0.75, 1280},                   /* 1152 is no multiple of 256 */
+        {1536, 0.75, 1280},                   /* 1152 is not a multiple of 256 */
         {1536, 0.5, 768},   {1024, 0.9, 928}, /* 768 would be too far, 1024 is all */
         {512, 0.75, 384},   {128, 0.5, 64},   {96, 0.67, 64}, {100, 0.99, 96},
         {24, 0.5, 12},      {16, 0.01, 1},    {100, 1, 100},

@@ -5,68 +5,33 @@
 
 /* ---- types ------------------------------------------------------------------------------------------------------------ */
 
+static const struct golden_model {
+    const char *name;
+    uint32_t layers, hidden, vocab;
+    struct model_layer layer;
+    bool tied, fused;
+} golden_models[] = {{"smollm2", 30, 576, 512, {9, 3, 1536}, true, false},
+                     {"gqa2", 20, 256, 512, {4, 2, 512}, false, false},
+                     {"gqa4", 20, 256, 512, {4, 1, 512}, false, false},
+                     {"deep", 80, 256, 512, {4, 2, 512}, false, false},
+                     {"fused", 20, 256, 512, {4, 2, 512}, false, true}};
+
 static struct model_config golden_config(const char *name, struct arena *a) {
     struct err e;
-    bool small = !strcmp(name, "smollm2");
+    const struct golden_model *g = golden_models;
+    while (strcmp(g->name, name) != 0) g++;
     struct model_config c = {.arch = "llama",
-                             .n_layers = small ? 30 : 20,
-                             .hidden = small ? 576 : 256,
+                             .n_layers = g->layers,
+                             .hidden = g->hidden,
                              .head_dim = 64,
-                             .vocab_size = 512,
+                             .vocab_size = g->vocab,
                              .context = 64,
-                             .tied = small,
+                             .tied = g->tied,
                              .norm_eps = 1e-5f,
                              .rope.theta = 10000};
     c.layers = arena_array(a, c.n_layers, sizeof *c.layers, &e);
-    for (uint32_t i = 0; i < c.n_layers; i++)
-        c.layers[i] =
-            small ? (struct model_layer){9, 3, 1536} : (struct model_layer){4, !strcmp(name, "gqa2") ? 2 : 1, 512};
+    for (uint32_t i = 0; i < c.n_layers; i++) c.layers[i] = g->layer;
     return c;
-}
-
-static enum model_role role_of(const char *gguf) {
-    static const struct {
-        const char *name;
-        enum model_role role;
-    } names[] = {{"token_embd", ROLE_EMBED}, {"output", ROLE_HEAD}, {"attn_q", ROLE_Q},
-                 {"attn_k", ROLE_K},         {"attn_v", ROLE_V},    {"attn_output", ROLE_O},
-                 {"ffn_gate", ROLE_GATE},    {"ffn_up", ROLE_UP},   {"ffn_down", ROLE_DOWN}};
-    for (size_t i = 0; i < COUNT_OF(names); i++)
-        if (!strcmp(names[i].name, gguf)) return names[i].role;
-    fail_msg("no role for %s", gguf);
-    return ROLE_COUNT;
-}
-
-/* tests/golden/quant/mixtures.tsv: model, mixture, matrix, types by layer, as llama-quantize chose them. */
-static void mixtures_are_llama_quantizes(void **state) {
-    (void)state;
-    struct err e;
-    FILE *f = fopen("tests/golden/quant/mixtures.tsv", "r");
-    assert_non_null(f);
-    char model[32], mixture[32], matrix[32], types[1024];
-    int compared = 0;
-    while (fscanf(f, "%31[^\t]\t%31[^\t]\t%31[^\t]\t%1023[^\n]\n", model, mixture, matrix, types) == 4) {
-        struct quant_options o = {0};
-        /* The other names mean one type everywhere here; llama-quantize's q4_0 gives the output q6_k. */
-        if (strcmp(mixture, "q4_k_m") && strcmp(mixture, "q6_k") && strcmp(mixture, "q8_0")) continue;
-        OK(quant_type_parse(mixture, &o.type, &e));
-        struct arena a = {0};
-        struct model_config c = golden_config(model, &a);
-        uint32_t layer = 0;
-        for (char *save, *t = strtok_r(types, " ", &save); t; t = strtok_r(NULL, " ", &save), layer++, compared++) {
-            struct model_slot s = {role_of(matrix), layer};
-            uint64_t dims[2];
-            model_slot_shape(&c, s, dims);
-            /* An untied embedding is a plain matrix to the mixture. */
-            enum dtype got = quant_fallback(quant_wanted(&o, &c, s), dims[1]);
-            if (strcmp(dtype_info(got)->name, t))
-                fail_msg("%s %s %s layer %u: %s, llama-quantize says %s", model, mixture, matrix, layer,
-                         dtype_info(got)->name, t);
-        }
-        arena_release(&a);
-    }
-    fclose(f);
-    assert_true(compared > 1000);
 }
 
 static bool all_fuse(const struct model_config *c) {
@@ -74,22 +39,72 @@ static bool all_fuse(const struct model_config *c) {
     return true;
 }
 
-/* llama-quantize gives attn_qkv.weight q5_k in Q4_K_M; a type that is no mixture is the same for all. */
-static void fused_matrices_get_one_type(void **state) {
-    (void)state;
-    static const enum model_role qkv[] = {ROLE_Q, ROLE_K, ROLE_V};
+static enum model_role role_of(const char *gguf) {
+    static const struct {
+        const char *name;
+        enum model_role role;
+    } names[] = {{"token_embd", ROLE_EMBED}, {"output", ROLE_HEAD},  {"attn_q", ROLE_Q},      {"attn_qkv", ROLE_V},
+                 {"attn_k", ROLE_K},         {"attn_v", ROLE_V},     {"attn_output", ROLE_O}, {"ffn_gate", ROLE_GATE},
+                 {"ffn_up", ROLE_UP},        {"ffn_down", ROLE_DOWN}};
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        if (!strcmp(names[i].name, gguf)) return names[i].role;
+    fail_msg("no role for %s", gguf);
+    return ROLE_COUNT;
+}
+
+/* "N*TYPE": the next run of layers; NULL at the end. */
+static const char *next_run(char *text, char **save, uint32_t *n) {
+    char *run = strtok_r(text, " ", save), *star = run ? strchr(run, '*') : NULL;
+    if (!star) return NULL;
+    *n = (uint32_t)strtoul(run, NULL, 10);
+    return star + 1;
+}
+
+/*
+ * tests/golden/quant/mixtures.tsv: model, mixture, matrix, types by layer, as llama-quantize chose them. "+imatrix" stands
+ * after the name where an importance matrix makes a difference; where it does not, the types with statistics are those
+ * without.
+ */
+static void check_mixture(const char *model, const char *mixture, const char *matrix, char *types, bool weighted,
+                          int *compared) {
     struct err e;
     struct arena a = {0};
-    struct model_config c = golden_config("smollm2", &a);
-    struct quant_options o = {.fuses_qkv = all_fuse};
-    OK(quant_type_parse("q4_k_m", &o.type, &e));
-    for (uint32_t i = 0; i < c.n_layers; i++)
-        for (size_t r = 0; r < COUNT_OF(qkv); r++)
-            assert_int_equal(quant_wanted(&o, &c, (struct model_slot){qkv[r], i}), DT_Q5_K);
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_DOWN, 0}), DT_Q6_K);
-    OK(quant_type_parse("q4_0", &o.type, &e));
-    assert_int_equal(quant_wanted(&o, &c, (struct model_slot){ROLE_V, 0}), DT_Q4_0);
+    struct model_config c = golden_config(model, &a);
+    struct stats *s;
+    struct quant_plan plan;
+    OK(stats_new(&s, &c, NULL, &e));
+    struct quant_options o = {.stats = weighted ? s : NULL, .fuses_qkv = !strcmp(model, "fused") ? all_fuse : NULL};
+    OK(quant_type_parse(mixture, &o.type, &e));
+    OK(quant_plan_make(&plan, &c, &o, &e));
+    uint32_t layer = 0, n;
+    char *save = NULL;
+    for (const char *t; (t = next_run(layer ? NULL : types, &save, &n)); layer += n)
+        for (uint32_t i = layer; i < layer + n; i++, ++*compared) {
+            long at = model_slot_index(&c, (struct model_slot){role_of(matrix), i});
+            assert_true(at >= 0);
+            if (strcmp(dtype_info(plan.choices[at].to)->name, t) != 0)
+                fail_msg("%s %s%s %s layer %u: %s (%s), llama-quantize says %s", model, mixture,
+                         weighted ? " with statistics" : "", matrix, i, dtype_info(plan.choices[at].to)->name,
+                         plan.choices[at].why, t);
+        }
+    quant_plan_release(&plan);
+    stats_free(s);
     arena_release(&a);
+}
+
+static void mixtures_are_llama_quantizes(void **state) {
+    (void)state;
+    FILE *f = fopen("tests/golden/quant/mixtures.tsv", "r");
+    assert_non_null(f);
+    char model[32], mixture[32], matrix[32], types[1024];
+    int compared = 0;
+    while (fscanf(f, "%31[^\t]\t%31[^\t]\t%31[^\t]\t%1023[^\n]\n", model, mixture, matrix, types) == 4) {
+        char *with = strchr(mixture, '+');
+        if (with) *with = 0;
+        check_mixture(model, mixture, matrix, types, with != NULL, &compared);
+    }
+    fclose(f);
+    assert_true(compared > 25000);
 }
 
 static void types_parse_or_say_what_there_is(void **state) {
@@ -100,8 +115,21 @@ static void types_parse_or_say_what_there_is(void **state) {
         OK(quant_type_parse(quant_type_at(i)->name, &t, &e));
         assert_ptr_equal(t, quant_type_at(i));
     }
+    OK(quant_type_parse("Q4_K_M", &t, &e));
+    assert_string_equal(t->name, "q4_k_m");
+    OK(quant_type_parse("Q5_K", &t, &e)); /* short, as in llama-quantize */
+    assert_string_equal(t->name, "q5_k_m");
     assert_int_equal(quant_type_parse("q4_k_x", &t, &e), ERR_USAGE);
     assert_non_null(strstr(e.msg, "q4_k_m"));
+    assert_non_null(strstr(e.msg, ", f32)")); /* all of them */
+    unsigned dtype;
+    OK(quant_dtype_parse("IQ4_XS", &dtype, &e));
+    assert_int_equal(dtype, DT_IQ4_XS);
+    assert_int_equal(quant_dtype_parse("q4_k_m", &dtype, &e), ERR_USAGE);
+    assert_non_null(strstr(e.msg, "'q4_k_m' is a mixture"));
+    assert_int_equal(quant_dtype_parse("iq1_s", &dtype, &e), ERR_USAGE);
+    assert_int_equal(quant_dtype_parse("i8", &dtype, &e), ERR_USAGE);
+    assert_non_null(strstr(e.msg, "unknown type 'i8'"));
 }
 
 static void rows_that_do_not_fit_fall_back(void **state) {
@@ -110,11 +138,156 @@ static void rows_that_do_not_fit_fall_back(void **state) {
         enum dtype wanted;
         uint64_t row;
         enum dtype to;
-    } cases[] = {{DT_Q4_K, 512, DT_Q4_K}, {DT_Q4_K, 576, DT_Q5_0}, {DT_Q5_K, 576, DT_Q5_1},
-                 {DT_Q6_K, 576, DT_Q8_0}, {DT_Q4_K, 100, DT_F16},  {DT_Q8_0, 100, DT_F16},
-                 {DT_Q8_0, 96, DT_Q8_0},  {DT_F32, 7, DT_F32},     {DT_BF16, 7, DT_BF16}};
+    } cases[] = {{DT_Q4_K, 512, DT_Q4_K}, {DT_Q4_K, 576, DT_Q5_0},    {DT_Q5_K, 576, DT_Q5_1},
+                 {DT_Q6_K, 576, DT_Q8_0}, {DT_Q4_K, 100, DT_F16},     {DT_Q8_0, 100, DT_F16},
+                 {DT_Q8_0, 96, DT_Q8_0},  {DT_F32, 7, DT_F32},        {DT_BF16, 7, DT_BF16},
+                 {DT_Q2_K, 96, DT_Q4_0},  {DT_IQ4_XS, 96, DT_IQ4_NL}, {DT_IQ2_XS, 96, DT_IQ4_NL},
+                 {DT_IQ3_S, 33, DT_F16},  {DT_TQ1_0, 96, DT_Q4_0},    {DT_MXFP4, 96, DT_MXFP4}};
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         assert_int_equal(quant_fallback(cases[i].wanted, cases[i].row), cases[i].to);
+}
+
+/* ---- rules and plans -------------------------------------------------------------------------------------------------- */
+
+static bool gguf_name(const struct model_config *c, struct model_slot s, char *out) {
+    (void)c;
+    if (s.role != ROLE_V) return false;
+    snprintf(out, TENSOR_MAX_NAME + 1, "blk.%u.attn_v.weight", s.layer);
+    return true;
+}
+
+static enum dtype type_of(const struct quant_plan *p, const struct model_config *c, enum model_role role,
+                          uint32_t layer) {
+    return p->choices[model_slot_index(c, (struct model_slot){role, layer})].to;
+}
+
+static int plan_by_rules(struct quant_plan *p, const struct model_config *c, const char *const *texts,
+                         struct quant_options o, struct err *e) {
+    struct quant_rule rules[4];
+    for (o.n_rules = 0; texts[o.n_rules]; o.n_rules++) {
+        int rc = quant_rule_parse(texts[o.n_rules], &rules[o.n_rules], e);
+        if (rc) return rc;
+    }
+    o.rules = rules;
+    int rc = quant_type_parse("q4_k_m", &o.type, e);
+    return rc ? rc : quant_plan_make(p, c, &o, e);
+}
+
+static void rules_name_types(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct quant_plan p;
+    struct model_config c = golden_config("gqa2", &a);
+    static const char *const texts[] = {"ffn\\.(up|down)=q8_0", "^layers.1[0-9].ffn.up=F16", "attn_v=q5_0", NULL};
+    OK(plan_by_rules(&p, &c, texts, (struct quant_options){.foreign_name = gguf_name}, &e));
+    assert_int_equal(type_of(&p, &c, ROLE_UP, 9), DT_Q8_0);
+    assert_int_equal(type_of(&p, &c, ROLE_UP, 10), DT_F16); /* the later rule */
+    assert_int_equal(type_of(&p, &c, ROLE_DOWN, 10), DT_Q8_0);
+    assert_int_equal(type_of(&p, &c, ROLE_V, 0), DT_Q5_0);
+    assert_int_equal(type_of(&p, &c, ROLE_Q, 0), DT_Q4_K);
+    assert_int_equal(type_of(&p, &c, ROLE_FFN_NORM, 0), DT_F32);
+    quant_plan_release(&p);
+    OK(plan_by_rules(&p, &c, (const char *const[]){".=q5_0", NULL}, (struct quant_options){.head_type = DT_Q6_K}, &e));
+    assert_int_equal(type_of(&p, &c, ROLE_HEAD, 0), DT_Q6_K); /* an option of its own wins */
+    assert_int_equal(type_of(&p, &c, ROLE_EMBED, 0), DT_Q5_0);
+    quant_plan_release(&p);
+    static const struct {
+        const char *rule, *says;
+    } bad[] = {{"ffn", "'ffn' is no REGEX=TYPE"},
+               {"=q4_0", "is no REGEX=TYPE"},
+               {"ffn=q9", "unknown type 'q9'"},
+               {"ffn=q4_k_m", "is a mixture"},
+               {"ffn=iq1_m", "is read, but not made"},
+               {"a(b=q4_0", "'a(b' at character 3: "},
+               {"attn_v=q4_0", "'attn_v' matches no matrix"},
+               {"norm=q4_0", "'norm' matches no matrix"}};
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        assert_int_equal(plan_by_rules(&p, &c, (const char *const[]){bad[i].rule, NULL}, (struct quant_options){0}, &e),
+                         ERR_USAGE);
+        if (!strstr(e.msg, bad[i].says)) fail_msg("%s", e.msg);
+    }
+    arena_release(&a);
+}
+
+/* What is printed is read back, edited or not. */
+static void plans_are_text(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct quant_plan p, again;
+    struct buf text = {0};
+    struct quant_options o = {0};
+    struct model_config c = golden_config("smollm2", &a);
+    OK(quant_type_parse("iq3_xxs", &o.type, &e));
+    OK(quant_plan_make(&p, &c, &o, &e));
+    OK(quant_plan_write(&p, &c, &text, &e));
+    OK(buf_append(&text, "", 1, &e));
+    struct quant_options from = {.plan = (const char *)text.data, .plan_name = "plan.txt"};
+    OK(quant_plan_make(&again, &c, &from, &e));
+    for (size_t i = 0; i < p.n; i++) assert_int_equal(p.choices[i].to, again.choices[i].to);
+    quant_plan_release(&again);
+    char *line = strstr((char *)text.data, "iq4_nl"); /* of the first q: rows of 576 */
+    assert_non_null(line);
+    memcpy(line, "  Q5_1", 6);
+    OK(quant_plan_make(&again, &c, &from, &e));
+    assert_int_equal(type_of(&again, &c, ROLE_Q, 0), DT_Q5_1);
+    quant_plan_release(&again);
+    static const struct {
+        const char *find, *put, *says;
+    } bad[] = {{"  Q5_1", "  q9_1", "plan.txt: line 3: unknown type 'q9_1'"},
+               {"  q9_1", "q4_k_m", "plan.txt: line 3: 'q4_k_m' is a mixture"},
+               {"q4_k_m", "  q4_k",
+                "plan.txt: tensor 'layers.0.attn.q.weight': rows of 576 are not a whole number of q4_k's "
+                "blocks of 256"},
+               {"576x576", "576x577",
+                "plan.txt: line 3: 'layers.0.attn.q.weight' is 576x577 here and 576x576 in this "
+                "model: a plan for another model"},
+               {"layers.0.attn.q.weight", "layers.9.attn.q.weight", "is 576x577 here"},
+               {"576x577", "576x576", "plan.txt: line 66: 'layers.9.attn.q.weight' for the second time"},
+               {"layers.9.attn.q.weight", "layers.9.norms.weight ",
+                "plan.txt: line 3: this model has no tensor "
+                "'layers.9.norms.weight'"}};
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        char *at = strstr((char *)text.data, bad[i].find);
+        assert_non_null(at);
+        memcpy(at, bad[i].put, strlen(bad[i].put));
+        assert_int_equal(quant_plan_make(&again, &c, &from, &e), ERR_DATA);
+        if (!strstr(e.msg, bad[i].says)) fail_msg("%s", e.msg);
+    }
+    static const struct {
+        const char *text, *says;
+    } whole[] = {{"", "plan.txt: no line for tensor 'embed.weight'"},
+                 {"# nothing\n\n", "plan.txt: no line for tensor 'embed.weight'"},
+                 {"norm.weight 1x576 f32\n", "plan.txt: line 1: 'norm.weight' is no matrix"},
+                 {"\nembed.weight 512x576\n", "plan.txt: line 2: 'embed.weight' without a shape and a type"}};
+    for (size_t i = 0; i < COUNT_OF(whole); i++) {
+        from.plan = whole[i].text;
+        assert_int_equal(quant_plan_make(&again, &c, &from, &e), ERR_DATA);
+        if (!strstr(e.msg, whole[i].says)) fail_msg("%s", e.msg);
+    }
+    quant_plan_release(&p);
+    buf_release(&text);
+    arena_release(&a);
+}
+
+static void strict_wants_statistics(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct quant_plan p;
+    struct model_config c = golden_config("gqa2", &a);
+    static const char *const types[] = {"iq2_xxs", "iq3_xxs", "q2_k_s"};
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        struct quant_options o = {.strict = true};
+        OK(quant_type_parse(types[i], &o.type, &e));
+        assert_int_equal(quant_plan_make(&p, &c, &o, &e), ERR_DATA);
+        assert_non_null(strstr(e.msg, ", which needs --stats"));
+        o.strict = false;
+        OK(quant_plan_make(&p, &c, &o, &e));
+        quant_plan_release(&p);
+    }
+    arena_release(&a);
 }
 
 /* ---- a model ------------------------------------------------------------------------------------------------------------ */
@@ -163,16 +336,18 @@ static void every_type_keeps_the_model_close(void **state) {
     static const struct {
         const char *type;
         double at_most;
-    } cases[] = {{"q8_0", 0.0062}, {"q6_k", 0.0206},  {"q5_k", 0.044},  {"q5_0", 0.0495},
-                 {"q5_1", 0.044},  {"q4_k_m", 0.083}, {"q4_k", 0.083},  {"q4_1", 0.0905},
-                 {"q4_0", 0.0995}, {"bf16", 0.002},   {"f16", 0.00025}, {"f32", 0}};
+    } cases[] = {{"q8_0", 0.0062},  {"q6_k", 0.0206},   {"q5_k", 0.044},    {"q5_0", 0.0495},   {"q5_1", 0.044},
+                 {"q4_k_m", 0.083}, {"iq4_nl", 0.0879}, {"iq4_xs", 0.0886}, {"q4_1", 0.0905},   {"q4_0", 0.0995},
+                 {"mxfp4", 0.135},  {"q3_k", 0.175},    {"iq3_s", 0.192},   {"iq3_xxs", 0.246}, {"q2_k", 0.344},
+                 {"iq2_m", 0.306},  {"iq2_xs", 0.366},  {"iq2_xxs", 0.421}, {"tq1_0", 0.503},   {"tq2_0", 0.503},
+                 {"bf16", 0.002},   {"f16", 0.00025},   {"f32", 0}};
     struct err e;
     struct arena a = {0};
     struct model_config c = wide_config(&a);
     struct model *m = sample_model(&c, 1), *back;
     struct buf in = saved_model(m, DT_F32);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        struct quant_options o = {0};
+        struct quant_options o = {.pure = true};
         struct seen seen = {0};
         struct quant_totals totals;
         struct buf out, again;
@@ -256,8 +431,8 @@ static void nothing_grows_that_is_quantized(void **state) {
         {"q5_k", "q4_k_m", NULL, "q5_k", "q5_k"}, /* the mixture alone would raise them */
         {"q4_1", "q4_k_m", NULL, "q4_1", "q4_1"},
         {"q4_0", "q4_k_m", NULL, "q4_0", "q4_0"}, /* as many bits */
-        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and win nothing", NULL,
-         NULL},
+        {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and gain nothing",
+         NULL, NULL},
         {"q4_k_m", "q8_0", "is q4_k already, 4.5 bits per weight: q8_0 would take 8.5", NULL, NULL},
         {"q4_0", "f16", NULL, "f16", "f16"}, /* the storage undone */
         {"q4_0", "f32", NULL, "f32", "f32"},
@@ -270,7 +445,7 @@ static void nothing_grows_that_is_quantized(void **state) {
     struct model *m = sample_model(&c, 1), *back;
     struct buf in = saved_model(m, DT_F32);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        struct quant_options first = {0}, second = {0};
+        struct quant_options first = {.pure = true}, second = {0};
         struct seen seen = {0};
         struct quant_totals totals;
         struct buf once, twice;
@@ -296,7 +471,7 @@ static void nothing_grows_that_is_quantized(void **state) {
         buf_release(&twice);
     }
     /* A type that is named is not the mixture's. */
-    struct quant_options o = {.head_type = DT_Q8_0}, first = {0};
+    struct quant_options o = {.head_type = DT_Q8_0}, first = {.pure = true};
     struct seen seen = {0};
     struct quant_totals totals;
     struct buf once, twice;
@@ -377,9 +552,11 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mixtures_are_llama_quantizes),
-        cmocka_unit_test(fused_matrices_get_one_type),
         cmocka_unit_test(types_parse_or_say_what_there_is),
         cmocka_unit_test(rows_that_do_not_fit_fall_back),
+        cmocka_unit_test(rules_name_types),
+        cmocka_unit_test(plans_are_text),
+        cmocka_unit_test(strict_wants_statistics),
         cmocka_unit_test(every_type_keeps_the_model_close),
         cmocka_unit_test(strict_refuses_before_it_writes),
         cmocka_unit_test(what_a_type_cannot_hold_is_refused),

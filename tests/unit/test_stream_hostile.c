@@ -178,7 +178,7 @@ static void checks_tensor_records(void **state) {
         uint64_t value;
         const char *message;
     } lies[] = {
-        {0, 2, 99, "element type 99 is unknown"},
+        {0, 2, 104, "element type 104 is unknown"},
         {0, 2, DT_Q4_K, "'a.weight'"}, /* 8 columns are no whole block */
         {2, 2, 9, "rank 9, at most 8"},
         {2, 2, 65535, "rank 65535"},
@@ -230,7 +230,7 @@ static void checks_names_and_attributes(void **state) {
     refused(&f, "tensor 'b' occurs twice in one segment");
     f = model();
     set_tensor(&f, first, "x", "[1]");
-    refused(&f, "attributes are no JSON object");
+    refused(&f, "attributes are not a JSON object");
     f = model();
     set_tensor(&f, first, "x", "{\"a\":1,\"a\":2}");
     refused(&f, "tensor 'x': attributes");
@@ -482,7 +482,7 @@ static void checks_planes(void **state) {
     struct forged f = zeros(CODEC_PLANES, p, at);
     accepted(&f);
     f = zeros(CODEC_PLANES, p, at + 1);
-    refused(&f, "bytes behind the last plane");
+    refused(&f, "bytes after the last plane");
     f = zeros(CODEC_PLANES, p, at - 1);
     refused(&f, "plane 3 has a wrong size");
     f = zeros(CODEC_PLANES, p, 15);

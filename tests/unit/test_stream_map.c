@@ -271,7 +271,7 @@ static void checks_what_a_batch_says_of_itself(void **state) {
     } lies[] = {
         {1, {3, 3}, 2, "lengths add up to 6, it has 5 positions"},
         {1, {5, 0}, 2, "sequence 1 is empty"},
-        {1, {1, 4}, 2, "sequence 1 goes on at position 2, expected 4"},
+        {1, {1, 4}, 2, "sequence 1 continues at position 2, expected 4"},
         {1, {UINT32_MAX, 6}, 2, "lengths add up to 4294967301"},
     };
     for (size_t i = 0; i < COUNT_OF(lies); i++) {

@@ -23,7 +23,7 @@ static void test_table_is_consistent(void **state) {
         assert_int_equal(dtype_row_bytes(t->dtype, 3 * t->block_elems), 3 * t->block_bytes);
         assert_int_equal(dtype_row_bytes(t->dtype, 0), 0);
     }
-    assert_int_equal(n, 22);
+    assert_int_equal(n, 34);
     assert_null(dtype_at(n));
     assert_null(dtype_at(SIZE_MAX));
 }
@@ -37,12 +37,18 @@ static void test_numbers_are_pinned(void **state) {
         int ggml;
         unsigned elems, bytes;
     } pinned[] = {
-        {1, "f32", 0, 1, 4},        {2, "f16", 1, 1, 2},        {3, "bf16", 30, 1, 2},      {4, "f64", 28, 1, 8},
-        {5, "i8", 24, 1, 1},        {6, "i16", 25, 1, 2},       {7, "i32", 26, 1, 4},       {8, "i64", 27, 1, 8},
-        {9, "u8", -1, 1, 1},        {10, "u16", -1, 1, 2},      {11, "u32", -1, 1, 4},      {12, "u64", -1, 1, 8},
-        {66, "q4_0", 2, 32, 18},    {67, "q4_1", 3, 32, 20},    {70, "q5_0", 6, 32, 22},    {71, "q5_1", 7, 32, 24},
-        {72, "q8_0", 8, 32, 34},    {74, "q2_k", 10, 256, 84},  {75, "q3_k", 11, 256, 110}, {76, "q4_k", 12, 256, 144},
-        {77, "q5_k", 13, 256, 176}, {78, "q6_k", 14, 256, 210},
+        {1, "f32", 0, 1, 4},          {2, "f16", 1, 1, 2},          {3, "bf16", 30, 1, 2},
+        {4, "f64", 28, 1, 8},         {5, "i8", 24, 1, 1},          {6, "i16", 25, 1, 2},
+        {7, "i32", 26, 1, 4},         {8, "i64", 27, 1, 8},         {9, "u8", -1, 1, 1},
+        {10, "u16", -1, 1, 2},        {11, "u32", -1, 1, 4},        {12, "u64", -1, 1, 8},
+        {66, "q4_0", 2, 32, 18},      {67, "q4_1", 3, 32, 20},      {70, "q5_0", 6, 32, 22},
+        {71, "q5_1", 7, 32, 24},      {72, "q8_0", 8, 32, 34},      {74, "q2_k", 10, 256, 84},
+        {75, "q3_k", 11, 256, 110},   {76, "q4_k", 12, 256, 144},   {77, "q5_k", 13, 256, 176},
+        {78, "q6_k", 14, 256, 210},   {80, "iq2_xxs", 16, 256, 66}, {81, "iq2_xs", 17, 256, 74},
+        {82, "iq3_xxs", 18, 256, 98}, {83, "iq1_s", 19, 256, 50},   {84, "iq4_nl", 20, 32, 18},
+        {85, "iq3_s", 21, 256, 110},  {86, "iq2_s", 22, 256, 82},   {87, "iq4_xs", 23, 256, 136},
+        {93, "iq1_m", 29, 256, 56},   {98, "tq1_0", 34, 256, 54},   {99, "tq2_0", 35, 256, 66},
+        {103, "mxfp4", 39, 32, 17},
     };
     for (size_t i = 0; i < COUNT_OF(pinned); i++) {
         const struct dtype_info *t = dtype_info(pinned[i].dtype);
@@ -52,7 +58,7 @@ static void test_numbers_are_pinned(void **state) {
         assert_int_equal(t->block_elems, pinned[i].elems);
         assert_int_equal(t->block_bytes, pinned[i].bytes);
     }
-    static const unsigned unknown[] = {0, 13, 63, 64, 65, 68, 73, 79, 255, 0x80000001u, UINT32_MAX};
+    static const unsigned unknown[] = {0, 13, 63, 64, 65, 68, 73, 79, 94, 104, 255, 0x80000001u, UINT32_MAX};
     for (size_t i = 0; i < COUNT_OF(unknown); i++) assert_null(dtype_info(unknown[i]));
     assert_null(dtype_by_ggml(-1));
     assert_null(dtype_by_ggml(9)); /* q8_1: for activations only */

@@ -319,7 +319,7 @@ static void test_refused(void **state) {
     assert_int_equal(corpus_encode(vocab, &o, read_piece, take_batch, &r, &t, &e), ERR_USAGE);
     o = (struct corpus_options){.batch_tokens = 4, .context = 1, .bos = true};
     assert_int_equal(corpus_encode(vocab, &o, read_piece, take_batch, &r, &t, &e), ERR_USAGE);
-    assert_string_equal(e.msg, "a context of 1 token has no room behind BOS");
+    assert_string_equal(e.msg, "a context of 1 token leaves no room after BOS");
 }
 
 /* What is no text is refused however the input arrives, with its name; what only looks alike is text. */
@@ -420,7 +420,7 @@ static void test_mask(void **state) {
         const uint32_t *ids = (const void *)m.tokens.data;
         for (size_t i = 0; i < m.mask.len; i++)
             if (m.mask.data[i]) assert_int_equal(text_decode(vocab, ids + i, 1, false, &got, &e), 0);
-        /* A token may hold the bracket before or behind: compare without them. */
+        /* A token may hold the bracket before or after: compare without them. */
         size_t n = 0;
         for (size_t i = 0; i < got.len; i++)
             if (got.data[i] != '<' && got.data[i] != '>') got.data[n++] = got.data[i];

@@ -172,7 +172,7 @@ static void test_refused(void **state) {
     small_spec(&s)->tokens[T_TH].flags = 1u << 20;
     assert_refused(&s.spec, "token 256: unknown flags 0x100000");
     small_spec(&s)->tokens[T_TH].score = (float)(0.0 / 0.0 * -1);
-    assert_refused(&s.spec, "token 256: score is no number");
+    assert_refused(&s.spec, "token 256: score is not a number");
     small_spec(&s)->tokens[T_TH] = piece("the", 0);
     assert_refused(&s.spec, "tokens 256 and 257 are the same piece");
     small_spec(&s)->merges[1].result = N_SMALL;
@@ -221,6 +221,7 @@ static void assert_round_trip(const struct vocab *v) {
     struct buf packed = {0}, again = {0};
     struct vocab *w = NULL;
     struct digest identity;
+    uint32_t ends[TEXT_MAX_ENDS + 1], n_ends;
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     if (vocab_unpack(&w, packed.data, packed.len, &e) != 0) fail_msg("%s", e.msg);
     assert_same_vocab(v, w);
@@ -229,6 +230,9 @@ static void assert_round_trip(const struct vocab *v) {
     assert_memory_equal(packed.data, again.data, packed.len);
     assert_int_equal(vocab_identity(packed.data, packed.len, &identity, &e), 0);
     assert_true(digest_equal(identity, v->digest));
+    assert_int_equal(vocab_read_ends(packed.data, packed.len, ends, &n_ends, &e), 0);
+    assert_int_equal(n_ends, v->n_ends);
+    if (n_ends) assert_memory_equal(ends, v->ends, n_ends * sizeof *ends);
     vocab_free(w);
     buf_release(&packed);
     buf_release(&again);
@@ -387,23 +391,27 @@ static void test_hostile_bytes(void **state) {
     struct small s;
     struct err e = {0};
     static const uint32_t ends[] = {'a', T_THE};
+    uint32_t all[TEXT_MAX_ENDS + 1], n_all;
     small_spec(&s)->spec.ends = ends;
     s.spec.n_ends = 2;
     struct vocab *v = must_build(&s.spec), *w;
     struct buf packed = {0}, again = {0};
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     for (size_t n = 0; n < packed.len; n++) {
-        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read behind it */
+        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read after it */
         assert_non_null(cut);
         memcpy(cut, packed.data, n);
         assert_int_equal(vocab_unpack(&w, cut, n, &e), ERR_DATA);
+        assert_int_equal(vocab_read_ends(cut, n, all, &n_all, &e), ERR_DATA);
         mem_free(cut);
     }
     size_t accepted = 0;
     for (size_t bit = 0; bit < 8 * packed.len; bit += bit < 512 ? 1 : 7) {
         packed.data[bit / 8] ^= (unsigned char)(1u << bit % 8);
         int rc = vocab_unpack(&w, packed.data, packed.len, &e);
+        int ends_rc = vocab_read_ends(packed.data, packed.len, all, &n_all, &e);
         if (rc == 0) {
+            assert_true(ends_rc == 0 && n_all == w->n_ends);
             accepted++;
             again.len = 0;
             assert_int_equal(vocab_pack(w, &again, &e), 0);

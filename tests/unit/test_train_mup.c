@@ -1,5 +1,5 @@
-/* muP: the coordinate check. After some steps of training the size of activations is about the same at all widths; without muP it
- * grows (Yang et al. 2022, appendix D.1, "verifying muP implementation via coordinate checking"). */
+/* muP: the coordinate check. After some steps of training the size of activations is about the same at all widths;
+ * without muP it grows (Yang et al. 2022, appendix D.1, "verifying muP implementation via coordinate checking"). */
 #include <math.h>
 
 #include "tests/unit/distill_samples.h"

@@ -1,4 +1,5 @@
-/* lib/train: optimizers against PyTorch and definitions in f64, averages, groups, frozen parameters, adapters, another run's moments. */
+/* lib/train: optimizers against PyTorch and definitions in f64, averages, groups, frozen parameters, adapters,
+ * another run's moments. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@ static struct train_options options(void) {
                                   .precision = DT_F32};
 }
 
-/* ---- against the fixture of tests/reference/make_optimizer_golden.py ------------------------------------------------------ */
+/* ---- against the fixture of tests/reference/make_optimizer_golden.py --------------------------------------------- */
 
 static cJSON *fixture(void) {
     struct err e;
@@ -109,7 +110,7 @@ static void optimizers_agree_with_their_references(void **state) {
     cJSON_Delete(all);
 }
 
-/* ---- a model's parameters ----------------------------------------------------------------------------------------------- */
+/* ---- a model's parameters ---------------------------------------------------------------------------------------- */
 
 struct fixture {
     struct arena memory;
@@ -221,7 +222,7 @@ static void an_average_is_what_is_written(void **state) {
     end(&f);
 }
 
-/* ---- adapters ----------------------------------------------------------------------------------------------------------- */
+/* ---- adapters ---------------------------------------------------------------------------------------------------- */
 
 static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     (void)e;
@@ -248,7 +249,8 @@ static double largest_difference(const float *a, const float *b) {
     return most;
 }
 
-/* Adapters of zero change nothing; a model with trained ones computes what the merged one does; its own weights stay. */
+/* Adapters of zero change nothing; a model with trained ones computes what the merged one does; its own weights
+ * stay. */
 static void adapters_are_what_is_merged(void **state) {
     (void)state;
     struct err e;
@@ -295,7 +297,7 @@ static void adapters_are_what_is_merged(void **state) {
         if (train_lora_parse(bad[i], &o.lora, &e) != ERR_USAGE) fail_msg("\"%s\" is accepted", bad[i]);
 }
 
-/* ---- noise ---------------------------------------------------------------------------------------------------------------- */
+/* ---- noise ------------------------------------------------------------------------------------------------------- */
 
 /* Norms of means of n draws of a vector with |mean|^2 = 4 and trace 30: E |mean of n|^2 = 4 + 30 / n. */
 static void noise_is_trace_over_square(void **state) {

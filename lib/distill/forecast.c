@@ -1,0 +1,150 @@
+/* What a run will take, from one of its passes: time, memory, bytes; and what the machine could do at best. */
+#include <sys/resource.h>
+
+#include "lib/distill/distill_internal.h"
+
+#define ENOUGH_SECONDS 0.5 /* of measuring one thing */
+#define MOST_REPEATS   200
+
+/* ---- the machine's peak ------------------------------------------------------------------------------------------ */
+
+#define SIDE 512
+
+/* Best of some products of two [SIDE][SIDE] matrices, as layers multiply them. */
+int distill_peak(enum dtype precision, double *flops, struct err *e) {
+    size_t n = (size_t)SIDE * SIDE, panel_bytes = kernel_panels_bytes(SIDE, SIDE);
+    float *memory = mem_array(3 * n, sizeof *memory, e);
+    void *packed = memory ? mem_alloc(panel_bytes, e) : NULL;
+    double best = 0;
+    if (packed) {
+        float *a = memory, *b = memory + n, *c = memory + 2 * n;
+        uint16_t *a16 = (uint16_t *)(void *)a;
+        struct kernel_panels panels = kernel_pack_nt(packed, SIDE, SIDE, DT_F32, b);
+        for (double begin = trainer_now(), last = begin; last - begin < ENOUGH_SECONDS / 2;) {
+            if (precision == DT_BF16)
+                kernel_multiply(SIDE, DT_BF16, a16, &panels, NULL, DT_F32, c);
+            else
+                kernel_matmul_nt(SIDE, SIDE, SIDE, a, b, 0, c);
+            double now = trainer_now(), rate = 2.0 * SIDE * SIDE * SIDE / (now - last);
+            if (rate > best) best = rate;
+            last = now;
+        }
+    }
+    mem_free(packed);
+    mem_free(memory);
+    *flops = best;
+    return packed ? 0 : e->code;
+}
+
+/* Forward is a product with each matrix; backward one for its input, and one for it if it is trained. Of
+ * attention, two products of each position with the (sequence + 1) / 2 before it, three times. */
+double distill_flops(const struct trainer *t, double mean_context) {
+    const struct model_config *c = &t->m->config;
+    double flops = 0;
+    for (size_t i = 0; i < t->m->n_params; i++) {
+        const struct model_param *p = &t->m->params[i];
+        if (p->slot.role == ROLE_EMBED ? !c->tied : !model_role_is_matrix(p->slot.role)) continue;
+        flops += (p->grad ? 6.0 : 4.0) * (double)p->n;
+        if (p->adapter) flops += 6.0 * p->adapter->rank * (double)(p->desc.dims[0] + p->desc.dims[1]);
+    }
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        flops += 3 * 4.0 * (double)model_axis_size(c, AXIS_QUERY, i) * mean_context;
+    return flops;
+}
+
+/* ---- measuring a run --------------------------------------------------------------------------------------------- */
+
+struct measured {
+    double positions;            /* of the pass that was measured */
+    double pass, update;         /* seconds of each, warm */
+    double read, read_positions; /* seconds of reading and decoding so many */
+};
+
+/* Feeds rows until there is a pass. */
+static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
+                     struct err *e) {
+    struct knowledge_stream data = {.meta = &d->format, .format = trainer_format(t)};
+    struct knowledge_source source = knowledge_stream_source(&data);
+    double begin = trainer_now();
+    bool more = true;
+    int rc = d->open(d->ctx, &data.r, e);
+    *n_seqs = 0;
+    while (!rc && more && !*n_seqs) {
+        rc = trainer_feed(t, &source, &more, e);
+        if (rc) break;
+        *n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, t->o.batch_tokens, !more, n_positions);
+    }
+    knowledge_stream_release(&data);
+    m->read = trainer_now() - begin;
+    m->read_positions = (double)t->rows.n_positions;
+    return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
+}
+
+/* The first one is longer: pages are touched. */
+static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct measured *m, struct err *e) {
+    int repeats = 0;
+    m->positions = (double)n_positions;
+    if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    double begin = trainer_now(), took = 0;
+    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin)
+        if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    m->pass = took / repeats;
+    if (trainer_update(t, e)) return e->code;
+    for (begin = trainer_now(), took = 0, repeats = 0; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS);
+         repeats++, took = trainer_now() - begin) {
+        for (size_t i = 0; i < t->set.n; i++) *t->set.params[i].grad_begun = true; /* a step has its gradients */
+        if (trainer_update(t, e)) return e->code;
+    }
+    m->update = took / repeats;
+    return 0;
+}
+
+static double process_peak(void) {
+    struct rusage use;
+    return getrusage(RUSAGE_SELF, &use) ? 0 : (double)use.ru_maxrss * 1024;
+}
+
+static double model_bytes(const struct model *m) {
+    double bytes = (double)m->vocab_bytes.len;
+    for (size_t i = 0; i < m->n_params; i++) {
+        const struct dtype_info *type = dtype_info(m->params[i].desc.dtype);
+        bytes += (double)dtype_row_bytes(type->is_quantized ? DT_F32 : type->dtype, m->params[i].n);
+    }
+    return bytes;
+}
+
+/* Steps that the run has, of the data that it has. */
+static void count(const struct trainer *t, const struct distill_run *d, const struct distill_extent *x,
+                  struct distill_forecast *f) {
+    double of_data = (double)x->steps * (double)d->epochs, share;
+    f->steps = t->o.plan.now.steps - t->progress.step;
+    share = ((double)t->o.plan.now.steps < of_data ? (double)t->o.plan.now.steps : of_data) - (double)t->progress.step;
+    if ((double)f->steps > share) f->steps = share > 0 ? (uint64_t)share : 0;
+    double per_step = 1 / (double)x->steps;
+    f->positions = (double)f->steps * (double)x->positions * per_step;
+    f->passes = (double)f->steps * (double)x->passes * per_step;
+}
+
+int distill_predict(struct trainer *t, struct distill_run *d, const struct distill_extent *x,
+                    struct distill_forecast *f, struct err *e) {
+    struct measured m = {0};
+    struct distill_memory *memory = &f->memory;
+    size_t n_seqs, n_positions;
+    *f = (struct distill_forecast){0};
+    count(t, d, x, f);
+    t->skip = 0; /* any of the data will do */
+    if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e)) return e->code;
+    f->seconds =
+        f->positions * m.pass / m.positions + (double)f->steps * m.update + f->positions * m.read / m.read_positions;
+    f->tokens_per_second = f->seconds > 0 ? f->positions / f->seconds : 0;
+    trainer_memory(t, memory);
+    double grows = (double)x->largest_pass / m.positions - 1; /* activations with the positions of a pass */
+    f->peak_bytes = process_peak() + (grows > 0 ? grows * (memory->values + memory->value_gradients) : 0);
+    if (grows > 0) {
+        memory->values *= 1 + grows;
+        memory->value_gradients *= 1 + grows;
+    }
+    f->model_bytes = model_bytes(t->m);
+    f->checkpoint_bytes = (double)param_set_elements(&t->set) * sizeof(float) + (double)param_set_saved_bytes(&t->set);
+    return 0;
+}

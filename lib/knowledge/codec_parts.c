@@ -1,0 +1,115 @@
+/* What response codecs share: reading and appending entries of the queue, writing and checking rows of the encoder. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "lib/knowledge/knowledge_internal.h"
+
+/* ---- the queue ---------------------------------------------------------------------------------------------------- */
+
+void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
+    if (buf_reserve(b, n, e)) return NULL;
+    b->len += n;
+    return b->data + b->len - n;
+}
+
+uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i) {
+    if (dtype == DT_U8) return ((const uint8_t *)data)[i];
+    return dtype == DT_U16 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
+}
+
+int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
+                        struct err *e) {
+    uint32_t cols = knowledge_stored_columns(f);
+    if (!k->seen.len) {
+        void *fresh = knowledge_extend(&k->seen, cols * sizeof(uint32_t), e);
+        if (!fresh) return e->code;
+        memset(fresh, 0, k->seen.len);
+    }
+    uint32_t *seen = (void *)k->seen.data;
+    if (++k->stamp == 0) {
+        memset(seen, 0, k->seen.len);
+        k->stamp = 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] >= cols) return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", ids[i], cols);
+        if (seen[ids[i]] == k->stamp) return err_set(e, ERR_DATA, "entry %u occurs twice", ids[i]);
+        seen[ids[i]] = k->stamp;
+    }
+    return 0;
+}
+
+int knowledge_end_row(struct knowledge_rows *k, struct err *e) {
+    uint64_t end = k->memory[MEM_IDS].len / sizeof(uint32_t);
+    return buf_append(&k->memory[MEM_OFFSET], &end, sizeof end, e);
+}
+
+int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) {
+    uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
+    if (!offset) return e->code;
+    memset(offset, 0, n * sizeof *offset);
+    return 0;
+}
+
+/* ---- the encoder -------------------------------------------------------------------------------------------------- */
+
+const char knowledge_not_finite[] = "the teacher's output is not finite";
+
+int knowledge_put_tensor(struct knowledge_encoder *k, const char *name, enum dtype dtype, uint64_t rows, uint64_t cols,
+                         const struct buf *b, struct err *e) {
+    struct tensor_desc d;
+    uint64_t dims[2] = {rows, cols};
+    unsigned rank = cols ? 2 : 1;
+    if (!cols) dims[0] = b->len / dtype_row_bytes(dtype, 1);
+    k->counts.bytes += b->len;
+    if (tensor_desc_init(&d, name, dtype, rank, dims, e)) return e->code;
+    return stream_write_tensor(k->w, &d, NULL, b->data, e);
+}
+
+int knowledge_fail_at_row(const struct knowledge_encoder *k, size_t r, struct err *e, const char *what) {
+    uint64_t seq = k->in_seq, pos = k->pos;
+    if (k->format.target == TARGET_SEQUENCE)
+        return err_set(e, ERR_DATA, "sequence %" PRIu64 ": %s", k->in.first_seq + seq + r, what);
+    for (uint64_t left = k->seq_left; r >= left && seq + 1 < k->in.n_seqs; left = knowledge_in_lengths(k)[seq]) {
+        r -= left;
+        seq++;
+        pos = 0;
+    }
+    return err_set(e, ERR_DATA, "sequence %" PRIu64 ", position %" PRIu64 ": %s", k->in.first_seq + seq, pos + r, what);
+}
+
+int knowledge_put_number(struct buf *b, enum dtype dtype, uint32_t v, struct err *e) {
+    uint8_t u8 = (uint8_t)v;
+    uint16_t u16 = (uint16_t)v;
+    const void *from = dtype == DT_U8 ? (void *)&u8 : dtype == DT_U16 ? (void *)&u16 : (void *)&v;
+    return buf_append(b, from, dtype_row_bytes(dtype, 1), e);
+}
+
+int knowledge_make_room(struct knowledge_encoder *k, size_t n, const size_t sizes[3], struct err *e) {
+    for (int i = 0; i < 3; i++) {
+        k->scratch[i].len = 0;
+        if (buf_reserve(&k->scratch[i], n * sizes[i], e)) return e->code;
+    }
+    return 0;
+}
+
+struct row_job {
+    const struct knowledge_encoder *k;
+    const float *x;
+    unsigned char *bad;
+};
+
+static void check_row(void *ctx, size_t r, int thread) {
+    const struct row_job *j = ctx;
+    size_t d = knowledge_stored_columns(&j->k->format);
+    (void)thread;
+    j->bad[r] = tensor_first_nonfinite(DT_F32, j->x + r * d, d) < d;
+}
+
+int knowledge_check_rows(struct knowledge_encoder *k, size_t rows, const float *x, struct err *e) {
+    struct buf *flags = &k->scratch[0];
+    flags->len = 0;
+    if (buf_reserve(flags, rows, e)) return e->code;
+    parallel_for(rows, check_row, &(struct row_job){k, x, flags->data});
+    const unsigned char *bad = memchr(flags->data, 1, rows);
+    return bad ? knowledge_fail_at_row(k, (size_t)(bad - flags->data), e, knowledge_not_finite) : 0;
+}

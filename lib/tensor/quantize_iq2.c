@@ -1,0 +1,186 @@
+/*
+ * The codebooks of about 2 bits: 256 elements in vectors of 8, whose magnitudes are points of a codebook with the
+ * coordinates 8, 25 and 43 (about 1, 3 and 5 times 8); x = d (2 sc + 1) / 8 * point, with signs apart.
+ *
+ * IQ2_XXS: 256 points, a scale for 32.  f16 d | 8 x (u8 point[4] | u32: 7 bits of signs for each, sc << 28)
+ * IQ2_XS:  512 points, a scale for 16.  f16 d | u16[32]: point | 7 bits of signs << 9 | u8 scales[8]: sc, sc << 4
+ * IQ2_S:  1024 points, a scale for 16.  f16 d | u8 point[32] | u8 signs[32] | u8 qh[8]: points' bits 8 and 9 | u8 scales[8]
+ *
+ * Signs in 7 bits are of an even number. IQ2_S has all 8.
+ */
+#include <string.h>
+
+#include "lib/tensor/codebook_internal.h"
+
+enum { N = 256, VECTORS = 32, XXS_SIZE = 66, XS_SIZE = 74, S_SIZE = 82 };
+enum { XS_SCALES_AT = 66, S_SIGNS_AT = 34, S_HIGH_AT = 66, S_SCALES_AT = 74 };
+
+static uint32_t load_u32(const uint8_t *p) {
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static void store_u32(uint8_t *p, uint32_t v) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
+}
+
+/* d (2 sc + 1) / 8, as ggml multiplies it. */
+static float scale_of(float d, unsigned sc) {
+    return d * (0.5f + (float)sc) * 0.25f;
+}
+
+static unsigned nibble(const uint8_t *p, int i) {
+    return p[i / 2] >> i % 2 * 4 & 15;
+}
+
+static void put_nibbles(uint8_t *p, const uint8_t *codes, int n) {
+    for (int i = 0; i < n; i += 2) p[i / 2] = (uint8_t)(codes[i] | codes[i + 1] << 4);
+}
+
+/* ---- IQ2_XXS ---- */
+
+static void iq2_xxs_decode(const void *blocks, float *dst, size_t n_blocks) {
+    const uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += XXS_SIZE) {
+        float d = load_f16(block);
+        for (int v = 0; v < VECTORS; v++, dst += 8) {
+            const uint8_t *p = block + 2 + v / 4 * 8;
+            uint32_t word = load_u32(p + 4);
+            codebook_decode(&iq2_xxs_book, p[v % 4], scale_of(d, word >> 28), signs_of_7_bits(word >> v % 4 * 7 & 127),
+                            dst);
+        }
+    }
+}
+
+static size_t iq2_xxs_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    static const struct codebook_search search = {.book = &iq2_xxs_book,
+                                                  .group = 32,
+                                                  .trials = 6,
+                                                  .step = 0.1f,
+                                                  .sigma = 1,
+                                                  .floor = 0.5f,
+                                                  .least = FIT_NEARLY_ZERO,
+                                                  .even_signs = true,
+                                                  .from_fit = true,
+                                                  .again = true,
+                                                  .again_all = true,
+                                                  .stretch = 1};
+    uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += XXS_SIZE) {
+        struct codebook_block made;
+        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
+        memset(block, 0, XXS_SIZE);
+        if (!store_f16(block, made.d)) return b;
+        for (int i = 0; made.d != 0 && i < 8; i++) {
+            uint32_t word = (uint32_t)made.scales[i] << 28;
+            for (int v = 0; v < 4; v++) {
+                block[2 + 8 * i + v] = (uint8_t)made.points[4 * i + v];
+                word |= (uint32_t)(made.signs[4 * i + v] & 127) << 7 * v;
+            }
+            store_u32(block + 2 + 8 * i + 4, word);
+        }
+    }
+    return n_blocks;
+}
+
+const struct element_type iq2_xxs_type = {
+    .info = {BLOCK_INFO(IQ2_XXS, "iq2_xxs", N, XXS_SIZE, 19), .fallback = DT_IQ4_NL, .weighed = true,
+             .needs_importance = true, .summary = "256 points"},
+    .decode = iq2_xxs_decode,
+    .encode = iq2_xxs_encode,
+    .scale_at = {0, -1},
+};
+
+/* ---- IQ2_XS ---- */
+
+static void iq2_xs_decode(const void *blocks, float *dst, size_t n_blocks) {
+    const uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += XS_SIZE) {
+        float d = load_f16(block);
+        for (int v = 0; v < VECTORS; v++, dst += 8) {
+            unsigned word = f16_bits(block + 2 + 2 * v);
+            codebook_decode(&iq2_xs_book, word & 511, scale_of(d, nibble(block + XS_SCALES_AT, v / 2)),
+                            signs_of_7_bits(word >> 9), dst);
+        }
+    }
+}
+
+static size_t iq2_xs_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    static const struct codebook_search search = {.book = &iq2_xs_book,
+                                                  .group = 16,
+                                                  .trials = 9,
+                                                  .step = 0.1f,
+                                                  .sigma = 1,
+                                                  .floor = 0.5f,
+                                                  .least = FIT_NEARLY_ZERO,
+                                                  .even_signs = true,
+                                                  .stretch = 1};
+    uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += XS_SIZE) {
+        struct codebook_block made;
+        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
+        memset(block, 0, XS_SIZE);
+        if (!store_f16(block, made.d)) return b;
+        if (made.d == 0) continue;
+        for (int v = 0; v < VECTORS; v++) {
+            block[2 + 2 * v] = (uint8_t)made.points[v];
+            block[2 + 2 * v + 1] = (uint8_t)(made.points[v] >> 8 | (made.signs[v] & 127) << 1);
+        }
+        put_nibbles(block + XS_SCALES_AT, made.scales, 16);
+    }
+    return n_blocks;
+}
+
+const struct element_type iq2_xs_type = {
+    .info = {BLOCK_INFO(IQ2_XS, "iq2_xs", N, XS_SIZE, 20), .fallback = DT_IQ4_NL, .weighed = true,
+             .needs_importance = true, .summary = "512 points"},
+    .decode = iq2_xs_decode,
+    .encode = iq2_xs_encode,
+    .scale_at = {0, -1},
+};
+
+/* ---- IQ2_S ---- */
+
+static void iq2_s_decode(const void *blocks, float *dst, size_t n_blocks) {
+    const uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += S_SIZE) {
+        float d = load_f16(block);
+        for (int v = 0; v < VECTORS; v++, dst += 8) {
+            int point = block[2 + v] | (block[S_HIGH_AT + v / 4] >> v % 4 * 2 & 3) << 8;
+            codebook_decode(&iq2_s_book, point, scale_of(d, nibble(block + S_SCALES_AT, v / 2)), block[S_SIGNS_AT + v],
+                            dst);
+        }
+    }
+}
+
+static size_t iq2_s_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
+    static const struct codebook_search search = {.book = &iq2_s_book,
+                                                  .group = 16,
+                                                  .trials = 9,
+                                                  .step = 0.1f,
+                                                  .sigma = 2,
+                                                  .floor = 0.5f,
+                                                  .least = 1e-8f,
+                                                  .stretch = 0.9875f};
+    uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += S_SIZE) {
+        struct codebook_block made;
+        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
+        memset(block, 0, S_SIZE);
+        if (!store_f16(block, made.d)) return b;
+        for (int v = 0; v < VECTORS; v++) {
+            block[2 + v] = (uint8_t)made.points[v];
+            block[S_HIGH_AT + v / 4] |= (uint8_t)(made.points[v] >> 8 << v % 4 * 2);
+        }
+        memcpy(block + S_SIGNS_AT, made.signs, VECTORS);
+        put_nibbles(block + S_SCALES_AT, made.scales, 16);
+    }
+    return n_blocks;
+}
+
+const struct element_type iq2_s_type = {
+    .info = {BLOCK_INFO(IQ2_S, "iq2_s", N, S_SIZE, 29), .fallback = DT_IQ4_NL, .weighed = true,
+             .needs_importance = true, .summary = "1024 points"},
+    .decode = iq2_s_decode,
+    .encode = iq2_s_encode,
+    .scale_at = {0, -1},
+};

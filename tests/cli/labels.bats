@@ -1,0 +1,81 @@
+#!/usr/bin/env bats
+# Models of the BERT family: masked tokens and classes, from text to a student that is judged.
+load common
+
+setup_file() { make_inputs; }
+setup() {
+    enter_temp
+    need rill-tokenize
+    cp "$INPUTS"/{bert,classes,teacher,labelled,masked}.rill "$INPUTS"/labelled.* .
+    for i in {a..t}; do printf 'the good film %s\t1\nthe bad film %s\t0\n' "$i" "$i"; done >texts.tsv
+}
+
+@test "masked tokens are seeded, and their labels are what they were" {
+    rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 texts.tsv >a
+    rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 -j 1 --batch-tokens 9 texts.tsv >b
+    rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 --seed 1 texts.tsv >c
+    rill show --all a --tensors labels | grep -v labels | tr -s ' \n' '\n' >labels.a || true
+    rill show --all b --tensors labels | grep -v labels | tr -s ' \n' '\n' >labels.b || true
+    assert_same labels.a labels.b
+    assert_differ a c
+    check_exit 2 rill tokenize -m teacher.rill --lines --mask-rate 0.5 texts.tsv
+    assert_stderr_line 'the vocabulary has no mask token, \[MASK\] or <mask>'
+}
+
+@test "texts with classes: columns, JSON, pairs with token types, cut to the context" {
+    rill tokenize -q -m classes.rill --lines --labels 2 labelled.tsv | rill show - >out
+    grep -A1 '^labels u32 \[3\]' out | grep -q '1  0  1'
+    rill tokenize -q -m classes.rill --jsonl text --labels label labelled.jsonl | rill show - >out
+    grep -A1 '^labels u32 \[2\]' out | grep -q '0  2'
+    rill tokenize -q -m classes.rill --lines --labels 2 --pair 3 --context 7 labelled.tsv | rill show - >out
+    grep -A1 '^types u8' out | grep -q '0  0  0  0  0  1  1'
+    grep -A1 '^lengths' out | grep -q '7  7  6'
+    printf 'a\tb\n' >bad.tsv
+    check_exit 3 rill tokenize -m classes.rill --lines --labels 2 bad.tsv
+    assert_stderr_line 'bad.tsv: line 1: label "b": expected the number of a class*'
+    check_exit 3 rill tokenize -m classes.rill --lines --labels 3 bad.tsv
+    assert_stderr_line 'bad.tsv: line 1: 2 columns: expected at least 3'
+}
+
+@test "a masked language model learns, and a student learns from its answers" {
+    rill tokenize -q -m bert.rill --lines --mask-rate 0.3 texts.tsv -o data.rill
+    rill distill -q -m bert.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 data.rill -o taught.rill
+    rill eval -m bert.rill data.rill >before
+    check_exit 4 rill eval -m bert.rill --fail-above 5 data.rill
+    check_exit 0 rill eval -m taught.rill --fail-above 5 data.rill
+    assert_json before metric '"masked"'
+    rill teacher-infer -q -m taught.rill --precision f32 --encode sample:50 data.rill -o data.kd.rill
+    rill distill -q -m bert.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 data.kd.rill -o student.rill
+    check_exit 0 rill eval -m student.rill --fail-above 5 data.rill
+    rill eval -m student.rill --reference data.kd.rill >after
+    assert_json after metric '"divergence"'
+}
+
+@test "a classifier learns, and a student learns from its answers alone" {
+    rill tokenize -q -m classes.rill --lines --labels 2 texts.tsv -o data.rill
+    rill distill -q -m classes.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 data.rill -o taught.rill
+    rill eval -m taught.rill data.rill >out
+    assert_json out accuracy 1
+    assert_json out macro_f1 1
+    for w in resident stream; do
+        rill teacher-infer -q --no-provenance -m taught.rill --precision f32 --weights $w data.rill >$w.kd.rill
+    done
+    assert_same resident.kd.rill stream.kd.rill
+    rill distill -q -m classes.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 resident.kd.rill -o student.rill
+    rill eval -m student.rill data.rill >out
+    assert_json out accuracy 1
+    rill logit-dump -q --encode ghost:2 resident.kd.rill | rill logit-dump --tsv --positions 1:2 >table
+    [ "$(wc -l <table)" -eq 3 ]
+}
+
+@test "data of another target is refused by name" {
+    check_exit 3 rill distill -m classes.rill masked.rill
+    assert_stderr_line 'the target of the data is "masked", that of the model "sequence"'
+    check_exit 3 rill teacher-infer -m bert.rill labelled.rill
+    assert_stderr_line 'the target of the data is "sequence", that of the model "masked"'
+    check_exit 3 rill eval -m classes.rill masked.rill
+    assert_stderr_line 'masked.rill: the data has no labels for this model, whose target is "sequence" (tokenize --labels)'
+    check_exit 2 rill eval -m classes.rill --protocol gptq labelled.rill
+    check_exit 3 rill generate -m bert.rill masked.rill
+    assert_stderr_line '*masked language model*'
+}

@@ -1,0 +1,182 @@
+/* lib/kernel: the factor of an inverse, error feedback over columns, transposition. */
+#include "tests/unit/kernel_test.h"
+
+/* h = x^T x of `rows` random rows with correlated columns, plus `damp` on the diagonal. */
+static struct pair gram(struct rng *r, size_t n, size_t rows, double damp) {
+    struct pair x = normals(r, rows * n, 1), h = zeros(n * n);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t c = 1; c < n; c++) set(x, i * n + c, x.d[i * n + c] + 0.7 * x.d[i * n + c - 1]);
+    plain64_matmul_tn(n, n, rows, x.d, x.d, 0, h.d);
+    for (size_t i = 0; i < n * n; i++) set(h, i, h.d[i] + (i % (n + 1) == 0 ? damp * (double)rows : 0));
+    return h;
+}
+
+struct factor {
+    size_t n;
+    const float *h;
+};
+
+static void run_factor(void *ctx, float *u) {
+    const struct factor *f = ctx;
+    size_t at;
+    assert_true(kernel_inverse_factor(u, copy_f32(f->h, f->n * f->n), f->n, &at));
+}
+
+/* The condition of h, by its Frobenius norms, times n U bounds the relative error of a factor (Higham 2002, theorem 10.3). */
+static void check_factor(struct rng *r, size_t n) {
+    struct pair h = gram(r, n, 2 * n + 3, 0.05), u = zeros(n * n);
+    double *scratch = take(n * n, sizeof *scratch), *tolerance = take(n * n, sizeof *tolerance), norm = 0;
+    plain64_inverse_factor(u.d, h.d, n, scratch);
+    for (size_t i = 0; i < n * n; i++) norm = fmax(norm, fabs(u.d[i]));
+    for (size_t i = 0; i < n * n; i++) tolerance[i] = 400 * U * norm;
+    /* The definition: u h u^T = 1 for u^T u = h^-1. */
+    double *uh = take(n * n, sizeof *uh), *one = take(n * n, sizeof *one);
+    plain64_matmul_nn(n, n, n, u.d, h.d, 0, uh);
+    plain64_matmul_nt(n, n, n, uh, u.d, 0, one);
+    for (size_t i = 0; i < n * n; i++) assert_true(fabs(one[i] - (i % (n + 1) == 0)) < 1e-9);
+    struct factor f = {n, h.f};
+    check_kernel("inverse_factor", run_factor, &f, n * n, NULL, u.d, tolerance);
+}
+
+static void test_inverse_factor(void **state) {
+    static const size_t sizes[] = {1, 2, 7, 63, 64, 65, 130, 200};
+    (void)state;
+    struct rng r = rng_init(5, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        check_factor(&r, sizes[i]);
+        arena_reset(&memory);
+    }
+}
+
+/* Not positive definite: it says at which column, and never divides by what is not there. */
+static void test_no_factor(void **state) {
+    (void)state;
+    size_t at = 0, n = 70;
+    struct rng r = rng_init(6, 1);
+    float *u = take(n * n, sizeof *u);
+    EACH_PATH(path) {
+        float *h = copy_f32(gram(&r, n, n, 1).f, n * n);
+        h[66 * n + 66] = 0;
+        assert_false(kernel_inverse_factor(u, h, n, &at));
+        assert_int_equal(at, 66);
+        h = copy_f32(gram(&r, n, n, 1).f, n * n);
+        h[3 * n + 3] = NAN;
+        assert_false(kernel_inverse_factor(u, h, n, &at));
+        assert_int_equal(at, 3);
+        h[3 * n + 3] = INFINITY;
+        assert_false(kernel_inverse_factor(u, h, n, &at));
+    }
+}
+
+/* ---- error feedback ---- */
+
+/* Values that are kept without a jump, so that two roundings do not part ways: two of seven become 0, others are halved or stay. */
+static double keep64(size_t row, size_t col, double w) {
+    size_t which = (row * 3 + col) % 7;
+    return which < 2 ? 0 : which < 4 ? w / 2 : w;
+}
+
+struct feedback {
+    struct kernel_feedback how;
+    const float *w;
+    float *scratch;
+    double *loss;
+    size_t began; /* columns that `begin` has seen, times rows */
+};
+
+static void begin(void *ctx, size_t first, size_t n, const float *w) {
+    struct feedback *f = ctx;
+    (void)w;
+    assert_int_equal(first * f->how.rows, f->began);
+    f->began += n * f->how.rows;
+}
+
+static void decide(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept) {
+    const struct feedback *f = ctx;
+    assert_int_equal(left, smaller(f->how.cols, (column / f->how.block + 1) * f->how.block) - column);
+    for (size_t i = 0; i < n; i++) kept[i] = (float)keep64(row + i, column, w[i]);
+}
+
+static void run_feedback(void *ctx, float *w) {
+    struct feedback *f = ctx;
+    f->how.ctx = f;
+    f->began = 0;
+    memcpy(w, f->w, f->how.rows * f->how.cols * sizeof *w);
+    memset(f->loss, 0, f->how.rows * sizeof *f->loss);
+    kernel_feedback(&f->how, w, f->scratch, f->loss);
+    assert_int_equal(f->began, f->how.rows * f->how.cols);
+}
+
+static void check_feedback(struct rng *r, size_t rows, size_t cols, size_t block) {
+    struct pair h = gram(r, cols, cols + 5, 0.1), w = normals(r, rows * cols, 1), u = zeros(cols * cols);
+    double *scratch = take(cols * cols, sizeof *scratch), *loss = take(rows, sizeof *loss);
+    double *want = take(rows * cols, sizeof *want), *tolerance = take(rows * cols, sizeof *tolerance), most = 0;
+    float *turned = take(rows * cols, sizeof *turned);
+    plain64_inverse_factor(u.d, h.d, cols, scratch);
+    for (size_t i = 0; i < cols * cols; i++) set(u, i, u.d[i]);
+    kernel_transpose(turned, w.f, rows, cols);
+    for (size_t i = 0; i < rows * cols; i++) assert_true(turned[i % cols * rows + i / cols] == w.f[i]);
+    plain64_feedback(w.d, u.d, rows, cols, keep64, loss);
+    for (size_t i = 0; i < rows * cols; i++) most = fmax(most, fabs(w.d[i]));
+    for (size_t i = 0; i < rows * cols; i++) {
+        want[i % cols * rows + i / cols] = w.d[i];
+        tolerance[i] = 100 * U * most;
+    }
+    struct feedback f = {.how = {rows, cols, u.f, block, begin, decide, NULL}, .w = turned};
+    f.scratch = take(block * rows, sizeof *f.scratch);
+    f.loss = take(rows, sizeof *f.loss);
+    check_kernel("feedback", run_feedback, &f, rows * cols, NULL, want, tolerance);
+    for (size_t i = 0; i < rows; i++) assert_true(fabs(f.loss[i] - loss[i]) <= 1e-4 * loss[i]);
+}
+
+static void test_feedback(void **state) {
+    static const size_t shapes[][3] = {{1, 1, 1}, {3, 40, 128}, {65, 128, 128}, {70, 130, 64}, {130, 96, 32}};
+    (void)state;
+    struct rng r = rng_init(7, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        check_feedback(&r, shapes[i][0], shapes[i][1], shapes[i][2]);
+        arena_reset(&memory);
+    }
+}
+
+/* What the method promises: the outputs' error is what `loss` says, and smaller than without feedback. */
+static void test_feedback_reduces_the_error(void **state) {
+    (void)state;
+    enum { ROWS = 8, COLS = 48 };
+    struct rng r = rng_init(8, 1);
+    struct pair h = gram(&r, COLS, 60, 1e-3), w = normals(&r, ROWS * COLS, 1), u = zeros(COLS * COLS);
+    double *scratch = take(COLS * COLS, sizeof *scratch), loss[ROWS] = {0}, total = 0, with = 0, without = 0;
+    double *before = take(ROWS * COLS, sizeof *before), hd[COLS];
+    memcpy(before, w.d, ROWS * COLS * sizeof *before);
+    plain64_inverse_factor(u.d, h.d, COLS, scratch);
+    for (size_t i = 0; i < COLS * COLS; i++) set(u, i, u.d[i]);
+    float *turned = take(ROWS * COLS, sizeof *turned), *part = take(16 * ROWS, sizeof *part);
+    kernel_transpose(turned, w.f, ROWS, COLS);
+    struct feedback f = {.how = {ROWS, COLS, u.f, 16, NULL, decide, NULL}};
+    f.how.ctx = &f;
+    kernel_feedback(&f.how, turned, part, loss);
+    for (size_t i = 0; i < ROWS; i++) {
+        double d[2][COLS];
+        total += loss[i];
+        for (size_t c = 0; c < COLS; c++) {
+            d[0][c] = turned[c * ROWS + i] - before[i * COLS + c];
+            d[1][c] = keep64(i, c, before[i * COLS + c]) - before[i * COLS + c];
+        }
+        for (int k = 0; k < 2; k++) {
+            plain64_matmul_nt(1, COLS, COLS, d[k], h.d, 0, hd);
+            for (size_t c = 0; c < COLS; c++) *(k ? &without : &with) += hd[c] * d[k][c];
+        }
+    }
+    assert_true(fabs(with - total) < 1e-3 * total);
+    assert_true(with < 0.75 * without);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_inverse_factor, release_memory),
+        cmocka_unit_test_teardown(test_no_factor, release_memory),
+        cmocka_unit_test_teardown(test_feedback, release_memory),
+        cmocka_unit_test_teardown(test_feedback_reduces_the_error, release_memory),
+    };
+    return cmocka_run_group_tests_name("kernel second order", tests, NULL, NULL);
+}
