@@ -99,12 +99,8 @@ static int find_sampled(struct trainer *t, struct asked *a, struct err *e) {
 
 static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
     struct asked asked = {t, in, in->n_seqs, NULL};
-    struct loss_points p = {.t = t->tape,
-                            .in = in,
-                            .student = t->wants,
-                            .teacher = teacher_rows,
-                            .pairs = teacher_pairs,
-                            .ctx = &asked};
+    struct loss_points p = {
+        .t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .pairs = teacher_pairs, .ctx = &asked};
     if (!t->losses.on_points) return 0;
     if (find_sampled(t, &asked, e)) return e->code;
     p.sampled = asked.sampled;

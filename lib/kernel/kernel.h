@@ -374,8 +374,9 @@ double kernel_rows_factor(float weight, const float *t, const float *row_weight,
  * kernel_sorted_scratch(d) bytes.
  */
 size_t kernel_sorted_scratch(size_t d);
-void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target, const float *row_weight,
-                            const float *x, size_t rows, size_t d, void *scratch, double *value, float *dx);
+void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target,
+                            const float *row_weight, const float *x, size_t rows, size_t d, void *scratch,
+                            double *value, float *dx);
 
 /* ---- relations among n instances: a teacher's features t [n][td] and a student's x [n][d] ------------------------- */
 /*
@@ -421,8 +422,8 @@ double kernel_contrast(double weight, double temperature, size_t n, size_t d, co
 double kernel_energy_map(double weight, size_t n, const float *t, size_t td, const float *x, size_t d, double *scratch,
                          float *dx);
 /* Mean over [d][d] of (G_x - G_t)^2, G = a^T b / n of two layers. scratch [2 d d] floats; da, db receive the gradient. */
-double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa, const float *xb,
-                   float *scratch, float *da, float *db);
+double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
+                   const float *xb, float *scratch, float *da, float *db);
 /* Mean over rows of (m_x - m_t)^2, m = |a_i - b_i|^2 / d of two layers. */
 double kernel_moves(double weight, size_t n, const float *ta, const float *tb, size_t td, const float *xa,
                     const float *xb, size_t d, float *da, float *db);
@@ -432,8 +433,8 @@ double kernel_moves(double weight, size_t n, const float *ta, const float *tb, s
  */
 enum kernel_mmd_kind { MMD_LINEAR, MMD_POLY, MMD_GAUSSIAN };
 size_t kernel_mmd_scratch(size_t n, size_t td, size_t d);
-double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x, size_t d,
-                  double *scratch, float *dx);
+double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x,
+                  size_t d, double *scratch, float *dx);
 
 /* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {

@@ -33,7 +33,8 @@ PLAIN_VALUE PLAIN(cosine_rows)(const REAL *x, size_t d, size_t i, size_t j) {
 }
 
 /* Row i of what a relation compares, [n]; 0 at i itself where that is no pair. */
-PLAIN_FN PLAIN(relation_row)(const struct kernel_relation *how, size_t n, const REAL *x, size_t d, size_t i, REAL *row) {
+PLAIN_FN PLAIN(relation_row)(const struct kernel_relation *how, size_t n, const REAL *x, size_t d, size_t i,
+                             REAL *row) {
     REAL sum = 0, g = (REAL)how->gamma;
     for (size_t j = 0; j < n; j++) {
         REAL c = how->kind == RELATION_SIMILARITY ? PLAIN(dot_rows)(x, d, i, j) : 0, term = (REAL)exp(-2 * g);
@@ -55,8 +56,8 @@ PLAIN_FN PLAIN(relation_row)(const struct kernel_relation *how, size_t n, const 
 }
 
 /* a, b: scratch [n][n] */
-PLAIN_VALUE PLAIN(relation)(const struct kernel_relation *how, size_t n, const REAL *t, size_t td, const REAL *x, size_t d,
-                            REAL *a, REAL *b) {
+PLAIN_VALUE PLAIN(relation)(const struct kernel_relation *how, size_t n, const REAL *t, size_t td, const REAL *x,
+                            size_t d, REAL *a, REAL *b) {
     REAL value = 0, of_a = 0, of_b = 0, eps = (REAL)KERNEL_RELATION_EPS, pairs = (REAL)n * (REAL)(n - 1);
     for (size_t i = 0; i < n; i++) PLAIN(relation_row)(how, n, t, td, i, a + i * n);
     for (size_t i = 0; i < n; i++) PLAIN(relation_row)(how, n, x, d, i, b + i * n);
@@ -133,7 +134,8 @@ PLAIN_VALUE PLAIN(flow)(size_t n, size_t d, const REAL *ta, const REAL *tb, cons
     return sum / (REAL)(d * d);
 }
 
-PLAIN_VALUE PLAIN(moves)(size_t n, const REAL *ta, const REAL *tb, size_t td, const REAL *xa, const REAL *xb, size_t d) {
+PLAIN_VALUE PLAIN(moves)(size_t n, const REAL *ta, const REAL *tb, size_t td, const REAL *xa, const REAL *xb,
+                         size_t d) {
     REAL sum = 0;
     for (size_t r = 0; r < n; r++) {
         REAL u = 0;
@@ -157,8 +159,8 @@ PLAIN_VALUE PLAIN(mmd_mean)(enum kernel_mmd_kind kind, REAL variance, size_t n, 
 }
 
 /* variance: what it is at the point where the gradient is wanted. */
-PLAIN_VALUE PLAIN(mmd)(enum kernel_mmd_kind kind, REAL variance, size_t n, const REAL *t, size_t td, const REAL *x, size_t d,
-                       REAL *w, REAL *u) {
+PLAIN_VALUE PLAIN(mmd)(enum kernel_mmd_kind kind, REAL variance, size_t n, const REAL *t, size_t td, const REAL *x,
+                       size_t d, REAL *w, REAL *u) {
     for (size_t c = 0; c < td; c++) PLAIN(unit)(w + c, t + c, n, td);
     for (size_t c = 0; c < d; c++) PLAIN(unit)(u + c, x + c, n, d);
     return PLAIN(mmd_mean)(kind, variance, n, u, d, u, d) + PLAIN(mmd_mean)(kind, variance, n, w, td, w, td) -
@@ -173,7 +175,8 @@ PLAIN_VALUE PLAIN(attention_loss)(enum kernel_attention_loss_kind kind, const st
     for (size_t i = 0; i < length; i++)
         for (size_t h = 0; h < a->n_heads; h++, t += length) {
             PLAIN(attention_range)(a, i, length, &begin, &end);
-            const REAL *own = q + (i * a->n_heads + h) * d, *keys = k + begin * ld + h / (a->n_heads / a->n_kv_heads) * d;
+            const REAL *own = q + (i * a->n_heads + h) * d,
+                       *keys = k + begin * ld + h / (a->n_heads / a->n_kv_heads) * d;
             REAL lse = PLAIN(attention_row)(a, p, NULL, own, keys, ld, end - begin);
             for (size_t j = 0; j < end - begin; j++) {
                 REAL y = kind == ATTENTION_SCORES ? (REAL)log(p[j]) + lse : p[j], z = t[begin + j];

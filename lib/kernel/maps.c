@@ -32,8 +32,8 @@ double kernel_energy_map(double weight, size_t n, const float *t, size_t td, con
 
 /* ---- products of two layers ---------------------------------------------------------------------------------------------- */
 
-double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa, const float *xb,
-                   float *scratch, float *da, float *db) {
+double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
+                   const float *xb, float *scratch, float *da, float *db) {
     float *gap = scratch, *of_t = scratch + d * d;
     double sum = 0, cells = (double)d * (double)d, inv = 1 / (double)n;
     kernel_matmul_tn(d, d, n, xa, xb, 0, gap);
@@ -177,8 +177,8 @@ size_t kernel_mmd_scratch(size_t n, size_t td, size_t d) {
     return work + td + d + (n * (td + 2 * d) + 1) / 2;
 }
 
-double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x, size_t d,
-                  double *scratch, float *dx) {
+double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x,
+                  size_t d, double *scratch, float *dx) {
     double *inv = scratch + n * n + 2 * n + td + d, value;
     float *u = (float *)(inv + td + d);
     struct channels of_t = {.v = simd(), .n = n, .d = td, .u = u, .inv = inv};
@@ -230,7 +230,8 @@ size_t kernel_contrast_scratch(size_t n, size_t d) {
 
 double kernel_contrast(double weight, double temperature, size_t n, size_t d, const float *t, const float *x,
                        double *scratch, float *dt, float *dx) {
-    double *ut = scratch, *ux = ut + n * d, *s = ux + n * d, *e = s + n * n, *inv = e + n * n, *g = inv + 2 * n, sum = 0;
+    double *ut = scratch, *ux = ut + n * d, *s = ux + n * d, *e = s + n * n, *inv = e + n * n, *g = inv + 2 * n,
+           sum = 0;
     to_units(ut, inv, t, n, d);
     to_units(ux, inv + n, x, n, d);
     for (size_t i = 0; i < n * n; i++) {

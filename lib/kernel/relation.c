@@ -234,8 +234,16 @@ double kernel_relation(const struct kernel_relation *how, size_t n, const float 
                                       [RELATION_GRAPH] = BASE_SQUARE};
     double *of_t = scratch, *of_x = scratch + n * n, *f = of_x + n * n, *length = f + n * n, value = 0;
     struct side teacher = {.v = simd(), .base = bases[how->kind], .x = t, .n = n, .d = td, .r = of_t, .length = length};
-    struct side student = {.v = simd(), .base = bases[how->kind], .x = x, .n = n, .d = d, .r = of_x, .length = length,
-                           .f = f, .weight = how->weight, .dx = dx};
+    struct side student = {.v = simd(),
+                           .base = bases[how->kind],
+                           .x = x,
+                           .n = n,
+                           .d = d,
+                           .r = of_x,
+                           .length = length,
+                           .f = f,
+                           .weight = how->weight,
+                           .dx = dx};
     if (dx) kernel_fill(dx, n * d, 0);
     if (n < 2) return 0;
     find_relations(&teacher);
@@ -257,9 +265,9 @@ struct angles {
     const struct simd *v;
     size_t n, d;
     const float *x;
-    float *u;      /* [n][d] unit vectors from the corner to the others */
-    double *c;     /* [n][n] their cosines, then the gradient */
-    double *inv;   /* [n] 1 / their lengths */
+    float *u;    /* [n][d] unit vectors from the corner to the others */
+    double *c;   /* [n][n] their cosines, then the gradient */
+    double *inv; /* [n] 1 / their lengths */
     size_t corner;
 };
 

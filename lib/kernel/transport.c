@@ -82,7 +82,8 @@ static void teacher_order(const struct transport *c, size_t r, struct lane *l) {
 
 static double row(const struct transport *c, size_t r, struct lane *l) {
     const float *x = c->x + r * c->d;
-    double weight = (double)c->weight * (c->row_weight ? c->row_weight[r] : 1) * c->inv_temperature, value = 0, along = 0;
+    double weight = (double)c->weight * (c->row_weight ? c->row_weight[r] : 1) * c->inv_temperature, value = 0,
+           along = 0;
     teacher_order(c, r, l);
     double sum = c->v->exp_store(l->p, x, c->d, c->v->max(x, c->d), c->inv_temperature);
     c->v->scale(l->p, c->d, (float)(1 / sum));
@@ -93,8 +94,7 @@ static double row(const struct transport *c, size_t r, struct lane *l) {
         along += sign * p;
         l->g[l->own[i].id] = (float)sign;
     }
-    for (size_t i = 0; c->dx && i < c->d; i++)
-        c->dx[r * c->d + i] += (float)(weight * l->p[i] * (l->g[i] - along));
+    for (size_t i = 0; c->dx && i < c->d; i++) c->dx[r * c->d + i] += (float)(weight * l->p[i] * (l->g[i] - along));
     return value;
 }
 
@@ -110,8 +110,9 @@ static void lane_rows(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target, const float *row_weight,
-                            const float *x, size_t rows, size_t d, void *scratch, double *value, float *dx) {
+void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target,
+                            const float *row_weight, const float *x, size_t rows, size_t d, void *scratch,
+                            double *value, float *dx) {
     struct transport c = {.v = simd(),
                           .target = target,
                           .row_weight = row_weight,

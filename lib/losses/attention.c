@@ -49,13 +49,15 @@ int loss_want_attention(struct loss *l, const struct loss_setting *s, const stru
         return e->code;
     if (in_data) return want_of_data(l, s, pair->teacher, out, e);
     if (!s->live && scores)
-        return err_set(e, ERR_DATA, "the loss %s: scores are of a teacher beside the student: give --teacher MODEL, or of=weights",
+        return err_set(e, ERR_DATA,
+                       "the loss %s: scores are of a teacher beside the student: give --teacher MODEL, or of=weights",
                        l->type->name);
     if (!s->live) return loss_no_field(l, LOSS_ATTENTION_FIELD, &pair->teacher, e);
     out->teacher = model_attention_shape(s->live, pair->teacher);
     if (loss_want_live(s, POINT_Q, pair->teacher, e) || loss_want_live(s, POINT_K, pair->teacher, e)) return e->code;
     if (out->teacher.bidirectional != out->student.bidirectional)
-        return err_set(e, ERR_USAGE, "the loss %s: one of student and teacher attends in both directions, and the other does not",
+        return err_set(e, ERR_USAGE,
+                       "the loss %s: one of student and teacher attends in both directions, and the other does not",
                        l->type->name);
     return check_heads(l, out->student.n_heads, out->teacher.n_heads, e);
 }
@@ -87,8 +89,8 @@ static int run_block(struct run *r, size_t seq, size_t first, size_t n, double *
     double *values = scratch ? arena_array(m, n * heads, sizeof *values, e) : NULL;
     int rc = values ? teacher_block(r, seq, first, n, length, t, e) : e->code;
     if (!rc) {
-        kernel_attention_loss(&r->how, &r->a.student, seq, first, n, t, p->row_weight, r->q, r->k, scratch, values, r->dq,
-                              r->dk);
+        kernel_attention_loss(&r->how, &r->a.student, seq, first, n, t, p->row_weight, r->q, r->k, scratch, values,
+                              r->dq, r->dk);
         for (size_t i = 0; i < n * heads; i++) *sum += values[i] / (double)heads;
     }
     arena_reset(m);

@@ -31,8 +31,8 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {
     double *scratch = arena_array(g->memory, kernel_contrast_scratch(g->n, g->d[0]), sizeof *scratch, e);
     if (!scratch) return e->code;
-    *value = kernel_contrast(g->weight, loss_number(l, "temperature"), g->n, g->d[0], g->x[1], g->x[0], scratch, g->dx[1],
-                             g->dx[0]);
+    *value = kernel_contrast(g->weight, loss_number(l, "temperature"), g->n, g->d[0], g->x[1], g->x[0], scratch,
+                             g->dx[1], g->dx[0]);
     return 0;
 }
 
@@ -45,8 +45,7 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
     float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
     if (!copy) return grad_error(p->t, e);
     kernel_copy(copy, rows, n * cols);
-    of.var[0] =
-        loss_project(p->t, &c->maps[i].student, loss_student_point(p, POINT_LAYER, c->map.pairs[i].student));
+    of.var[0] = loss_project(p->t, &c->maps[i].student, loss_student_point(p, POINT_LAYER, c->map.pairs[i].student));
     of.var[1] = loss_project(p->t, &c->maps[i].teacher, grad_leaf(p->t, copy, NULL, n, cols));
     return of.var[0] && of.var[1] ? loss_groups(l, p, &of, e) : grad_error(p->t, e);
 }
@@ -67,20 +66,22 @@ static void release(struct loss *l) {
     loss_state_release(l);
 }
 
-static const struct loss_key keys[] = {
-    {"temperature", LOSS_NUMBER, "T", "0.07", 1e-3, 1e3, "of the cosines"},
-    {"width", LOSS_NUMBER, "D", "128", 1, 4096, "that both sides are mapped to"},
-    LOSS_MAP("last"),
-    LOSS_PER,
-    LOSS_POSITIONS("128"),
-    {0}};
+static const struct loss_key keys[] = {{"temperature", LOSS_NUMBER, "T", "0.07", 1e-3, 1e3, "of the cosines"},
+                                       {"width", LOSS_NUMBER, "D", "128", 1, 4096, "that both sides are mapped to"},
+                                       LOSS_MAP("last"),
+                                       LOSS_PER,
+                                       LOSS_POSITIONS("128"),
+                                       {0}};
 
 const struct loss_type loss_crd = {
     .name = "crd",
     .summary = "contrastive distillation: a student's instance against the teacher's of all instances of the group",
-    .formula = "-1/(2 b) sum_i (ln softmax_j(s_ij) at i + ln softmax_j(s_ji) at i), s_ij = cos(L x_i, M t_j) / T with learned maps L and M",
-    .source = "Tian, Krishnan, Isola 2020, Contrastive representation distillation, equation 19 for the critic and both directions; "
-              "negatives are the group's other instances instead of a memory, with the objective of van den Oord et al. 2018, equation 4, "
+    .formula = "-1/(2 b) sum_i (ln softmax_j(s_ij) at i + ln softmax_j(s_ji) at i), s_ij = cos(L x_i, M t_j) / T with "
+               "learned maps L and M",
+    .source = "Tian, Krishnan, Isola 2020, Contrastive representation distillation, equation 19 for the critic and "
+              "both directions; "
+              "negatives are the group's other instances instead of a memory, with the objective of van den Oord et "
+              "al. 2018, equation 4, "
               "for them",
     .keys = keys,
     .taps = "hidden",

@@ -11,7 +11,8 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     if (!f) return e->code;
     l->state = f;
     if (loss_map_points(l, s, POINT_LAYER, f->map.pairs, &f->map.n, e)) return e->code;
-    return f->map.n > 1 ? 0 : err_set(e, ERR_USAGE, "the loss fsp is of two layers at least: map=%s", loss_words(l, "map"));
+    return f->map.n > 1 ? 0
+                        : err_set(e, ERR_USAGE, "the loss fsp is of two layers at least: map=%s", loss_words(l, "map"));
 }
 
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
@@ -20,7 +21,8 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
         size_t in = s->student->hidden, out = loss_teacher_cols(s, POINT_LAYER, f->map.pairs[i].teacher);
         if (out != loss_teacher_cols(s, POINT_LAYER, f->map.pairs[0].teacher))
             return err_set(e, ERR_USAGE, "the loss fsp: the teacher's layers of the map have different widths");
-        if (in != out && loss_projector_new(&f->projectors[i], l, "projector", f->map.pairs[i].student, in, out, own, e))
+        if (in != out &&
+            loss_projector_new(&f->projectors[i], l, "projector", f->map.pairs[i].student, in, out, own, e))
             return e->code;
     }
     return 0;
@@ -62,7 +64,8 @@ static const struct loss_key keys[] = {LOSS_MAP("ends"), {0}};
 const struct loss_type loss_fsp = {
     .name = "fsp",
     .summary = "flow of the solution procedure: Gram matrices between two layers",
-    .formula = "mean over layers of the map, one and the next, of 1/d^2 |G_t - G_s|^2, G = X^T Y / n over a sequence's n labelled positions; "
+    .formula = "mean over layers of the map, one and the next, of 1/d^2 |G_t - G_s|^2, G = X^T Y / n over a sequence's "
+               "n labelled positions; "
                "through a learned linear map where widths differ",
     .source = "Yim et al. 2017, A gift from knowledge distillation, equations 1 and 2; per element",
     .keys = keys,

@@ -53,8 +53,8 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
     kernel_copy(copy, rows, n * cols);
     struct grad_var *factors = loss_project(p->t, &f->maps[i].encode, grad_leaf(p->t, copy, NULL, n, cols));
     struct grad_var *again = loss_project(p->t, &f->maps[i].decode, factors);
-    struct grad_var *own = loss_project(p->t, &f->maps[i].translate,
-                                        loss_student_point(p, POINT_LAYER, f->map.pairs[i].student));
+    struct grad_var *own =
+        loss_project(p->t, &f->maps[i].translate, loss_student_point(p, POINT_LAYER, f->map.pairs[i].student));
     const float *target = grad_value(p->t, factors);
     if (!target || !again || !own) return grad_error(p->t, e);
     double share = 1 / (double)f->map.n;
@@ -88,9 +88,11 @@ static const struct loss_key keys[] = {
 const struct loss_type loss_ft = {
     .name = "ft",
     .summary = "factor transfer: the teacher's factors by a paraphraser, the student's by a translator",
-    .formula = "mean over layers of |f_s / |f_s| - f_t / |f_t||_1 + W 1/d |t - D f_t|^2, f_t = E t, f_s = L h_s; linear maps, E and D "
+    .formula = "mean over layers of |f_s / |f_s| - f_t / |f_t||_1 + W 1/d |t - D f_t|^2, f_t = E t, f_s = L h_s; "
+               "linear maps, E and D "
                "trained by the second term only",
-    .source = "Kim, Park, Kwak 2018, Paraphrasing complex network: network compression via factor transfer, equations 1, 2 and 4 with p = "
+    .source = "Kim, Park, Kwak 2018, Paraphrasing complex network: network compression via factor transfer, equations "
+              "1, 2 and 4 with p = "
               "1; the paraphraser is trained along instead of before",
     .keys = keys,
     .taps = "hidden",

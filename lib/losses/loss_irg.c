@@ -3,7 +3,8 @@
 
 static int edges(struct loss *l, struct loss_group *g, double *value, struct err *e) {
     double weight = loss_number(l, "edges");
-    if (loss_relation(l, g, &(struct kernel_relation){RELATION_GRAPH, g->weight * weight, 0, 0}, value, e)) return e->code;
+    if (loss_relation(l, g, &(struct kernel_relation){RELATION_GRAPH, g->weight * weight, 0, 0}, value, e))
+        return e->code;
     *value *= weight;
     return 0;
 }
@@ -36,9 +37,11 @@ static const struct loss_key keys[] = {
 const struct loss_type loss_irg = {
     .name = "irg",
     .summary = "instance relationship graph: distances of pairs, and each instance's way between layers",
-    .formula = "mean over layers of 1/b^2 |A_t - A_s|^2, A_ij = |x_i - x_j|^2 / d, plus mean of 1/b |m_t - m_s|^2, m_i = |x_i - x'_i|^2 / "
+    .formula = "mean over layers of 1/b^2 |A_t - A_s|^2, A_ij = |x_i - x_j|^2 / d, plus mean of 1/b |m_t - m_s|^2, m_i "
+               "= |x_i - x'_i|^2 / "
                "d of a layer x and the next one x'",
-    .source = "Liu et al. 2019, Knowledge distillation via instance relationship graph, section 3: edges and vertex transformation, "
+    .source = "Liu et al. 2019, Knowledge distillation via instance relationship graph, section 3: edges and vertex "
+              "transformation, "
               "per feature and instance; for its vertices at the head add the loss mse",
     .keys = keys,
     .taps = "hidden",

@@ -14,8 +14,9 @@ static int want_values(struct loss *l, const struct loss_setting *s, struct mini
     size_t cols = loss_teacher_cols(s, POINT_V, m->pair.teacher);
     return cols % m->heads == 0
                ? 0
-               : err_set(e, ERR_USAGE, "the loss minilm: %zu heads of the student's values, %zu columns of the teacher's",
-                         m->heads, cols);
+               : err_set(e, ERR_USAGE,
+                         "the loss minilm: %zu heads of the student's values, %zu columns of the teacher's", m->heads,
+                         cols);
 }
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
@@ -43,16 +44,16 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
                : 0;
 }
 
-static const struct loss_key keys[] = {
-    {"attention", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of attention"},
-    {"values", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the relation of values"},
-    LOSS_MAP("last"),
-    {0}};
+static const struct loss_key keys[] = {{"attention", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of attention"},
+                                       {"values", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the relation of values"},
+                                       LOSS_MAP("last"),
+                                       {0}};
 
 const struct loss_type loss_minilm = {
     .name = "minilm",
     .summary = "MiniLM: attention and value relation of the last layer",
-    .formula = "mean over labelled queries and heads of KL(a_t || a_s), plus the same of r = softmax(V V^T / sqrt(d)) over all positions of "
+    .formula = "mean over labelled queries and heads of KL(a_t || a_s), plus the same of r = softmax(V V^T / sqrt(d)) "
+               "over all positions of "
                "the sequence; values have as many heads as the student keeps of them",
     .source = "Wang et al. 2020, MiniLM, equations 5 to 8",
     .keys = keys,

@@ -23,7 +23,8 @@ static int choose_heads(struct loss *l, const struct loss_setting *s, struct min
     while (!loss_given(l, "heads") && !divides(s, l, m, m->heads)) m->heads--;
     return divides(s, l, m, m->heads)
                ? 0
-               : err_set(e, ERR_USAGE, "the loss minilm2: heads=%zu does not divide the widths of queries, keys and values",
+               : err_set(e, ERR_USAGE,
+                         "the loss minilm2: heads=%zu does not divide the widths of queries, keys and values",
                          m->heads);
 }
 
@@ -40,8 +41,8 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     if (n != 1) return err_set(e, ERR_USAGE, "the loss minilm2 is of one layer: map=%s", loss_words(l, "map"));
     m->pair = pairs[0];
     for (size_t i = first; i < COUNT_OF(of); i++)
-        if (loss_number(l, weights[i]) > 0 && (loss_want_student(s, of[i], m->pair.student, e) ||
-                                               loss_want_teacher(s, l, of[i], m->pair.teacher, e)))
+        if (loss_number(l, weights[i]) > 0 &&
+            (loss_want_student(s, of[i], m->pair.student, e) || loss_want_teacher(s, l, of[i], m->pair.teacher, e)))
             return e->code;
     return choose_heads(l, s, m, e);
 }
@@ -67,9 +68,11 @@ static const struct loss_key keys[] = {
 const struct loss_type loss_minilm2 = {
     .name = "minilm2",
     .summary = "MiniLMv2: relations of queries, keys and values in any number of heads",
-    .formula = "sum over X = Q, K, V of the mean over labelled positions and heads of KL(r_t || r_s), r = softmax(X X^T / sqrt(d)) over all "
+    .formula = "sum over X = Q, K, V of the mean over labelled positions and heads of KL(r_t || r_s), r = softmax(X "
+               "X^T / sqrt(d)) over all "
                "positions of the sequence",
-    .source = "Wang et al. 2021, MiniLMv2, equations 3 to 5; queries and keys after rotation, where positions rotate them",
+    .source =
+        "Wang et al. 2021, MiniLMv2, equations 3 to 5; queries and keys after rotation, where positions rotate them",
     .keys = keys,
     .taps = "q, k, v",
     .needs = needs,

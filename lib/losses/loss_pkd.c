@@ -9,8 +9,8 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     for (size_t i = 0; i < r->n; i++) {
         size_t cols = loss_teacher_cols(s, POINT_LAYER, r->pairs[i].teacher);
         if (cols != s->student->hidden)
-            return err_set(e, ERR_USAGE, "the loss pkd: widths of %u and %zu (hidden has a learned map)", s->student->hidden,
-                           cols);
+            return err_set(e, ERR_USAGE, "the loss pkd: widths of %u and %zu (hidden has a learned map)",
+                           s->student->hidden, cols);
     }
     return 0;
 }

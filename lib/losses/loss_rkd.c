@@ -22,20 +22,21 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return loss_number(l, "angle") > 0 ? loss_relation_run(l, p, "corners", angles, e) : 0;
 }
 
-static const struct loss_key keys[] = {
-    {"distance", LOSS_NUMBER, "W", "25", 0, 1e6, "weight of the distances"},
-    {"angle", LOSS_NUMBER, "W", "50", 0, 1e6, "weight of the angles"},
-    LOSS_MAP("last"),
-    LOSS_PER,
-    LOSS_POSITIONS("128"),
-    {"corners", LOSS_NUMBER, "N", "24", 3, 256, "instances of a group for angles, evenly spaced: work is cubic in them"},
-    {0}};
+static const struct loss_key keys[] = {{"distance", LOSS_NUMBER, "W", "25", 0, 1e6, "weight of the distances"},
+                                       {"angle", LOSS_NUMBER, "W", "50", 0, 1e6, "weight of the angles"},
+                                       LOSS_MAP("last"),
+                                       LOSS_PER,
+                                       LOSS_POSITIONS("128"),
+                                       {"corners", LOSS_NUMBER, "N", "24", 3, 256,
+                                        "instances of a group for angles, evenly spaced: work is cubic in them"},
+                                       {0}};
 
 const struct loss_type loss_rkd = {
     .name = "rkd",
     .summary = "relational distillation: distances of pairs and angles of triples of instances",
-    .formula = "25 mean_{i != j} h(d_ij / mean d - the teacher's) + 50 mean_{i, j, k distinct} h(cos of the angle at j - the "
-               "teacher's), h(u) = u^2 / 2 up to 1, |u| - 1/2 beyond",
+    .formula =
+        "25 mean_{i != j} h(d_ij / mean d - the teacher's) + 50 mean_{i, j, k distinct} h(cos of the angle at j - the "
+        "teacher's), h(u) = u^2 / 2 up to 1, |u| - 1/2 beyond",
     .source = "Park et al. 2019, Relational knowledge distillation, equations 5 to 11; weights of section 4.1",
     .keys = keys,
     .taps = "hidden",

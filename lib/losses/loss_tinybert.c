@@ -19,8 +19,8 @@ static bool of_scores(const struct loss *l) {
 
 static int want_pair(struct loss *l, const struct loss_setting *s, struct tinybert *b, size_t i, struct err *e) {
     const struct loss_pair *pair = &b->map.pairs[i];
-    if (has(l, "hidden") && (loss_want_student(s, POINT_LAYER, pair->student, e) ||
-                             loss_want_teacher(s, l, POINT_LAYER, pair->teacher, e)))
+    if (has(l, "hidden") &&
+        (loss_want_student(s, POINT_LAYER, pair->student, e) || loss_want_teacher(s, l, POINT_LAYER, pair->teacher, e)))
         return e->code;
     if (!has(l, "attention")) return 0;
     if (loss_want_attention(l, s, pair, of_scores(l), &b->attention[i], e)) return e->code;
@@ -32,8 +32,7 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     struct tinybert *b = mem_zalloc(sizeof *b, e);
     if (!b) return e->code;
     l->state = b;
-    if (has(l, "embed") &&
-        (loss_want_student(s, POINT_EMBED, 0, e) || loss_want_teacher(s, l, POINT_EMBED, 0, e)))
+    if (has(l, "embed") && (loss_want_student(s, POINT_EMBED, 0, e) || loss_want_teacher(s, l, POINT_EMBED, 0, e)))
         return e->code;
     if (!has(l, "hidden") && !has(l, "attention")) return 0;
     uint32_t layers = has(l, "hidden") ? loss_teacher_layers(s, l, POINT_LAYER, e) : loss_attention_layers(s, l, e);
@@ -87,8 +86,8 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
         if (has(l, "hidden") &&
             states(p, &b->hidden, POINT_LAYER, b->map.pairs[i], share * loss_number(l, "hidden"), e))
             return e->code;
-        if (has(l, "attention") && loss_attention_pair(p, &b->map.pairs[i], &b->attention[i],
-                                                       share * loss_number(l, "attention"), e))
+        if (has(l, "attention") &&
+            loss_attention_pair(p, &b->map.pairs[i], &b->attention[i], share * loss_number(l, "attention"), e))
             return e->code;
     }
     return 0;
@@ -113,7 +112,8 @@ static const struct loss_key keys[] = {
 const struct loss_type loss_tinybert = {
     .name = "tinybert",
     .summary = "embeddings, hidden states and attention of mapped layers; with the loss kl TinyBERT's four",
-    .formula = "1/d |W e_s - e_t|^2 + mean over layers of 1/d |V h_s - h_t|^2 + mean over layers, heads and keys of (a_s - a_t)^2; W, V "
+    .formula = "1/d |W e_s - e_t|^2 + mean over layers of 1/d |V h_s - h_t|^2 + mean over layers, heads and keys of "
+               "(a_s - a_t)^2; W, V "
                "learned where widths differ, V one for all layers; map=uniform is the paper's i b",
     .source = "Jiao et al. 2020, TinyBERT, equations 7 to 9; equation 10 is the loss kl",
     .keys = keys,

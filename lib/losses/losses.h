@@ -57,8 +57,8 @@ struct loss_type {
     const struct loss_key *keys;
     unsigned encodings;    /* of the teacher's answer that it is defined for; 0: it does not look at it */
     const char *on_sparse; /* what is computed of encodings that are not dense; NULL: nothing to say */
-    const char *taps; /* of a loss on points: the fields that serve it, as --tap calls them: "q, k, v" */
-    bool sampled;     /* it takes fields of sampled positions too */
+    const char *taps;      /* of a loss on points: the fields that serve it, as --tap calls them: "q, k, v" */
+    bool sampled;          /* it takes fields of sampled positions too */
     bool raw_logits; /* dense data must be logits, not log-probabilities (unless the key `centred` says otherwise) */
     /* Of a loss on points: checks its keys against the setting and asks for points (loss_want). ERR_USAGE, ERR_DATA. */
     int (*needs)(struct loss *l, const struct loss_setting *s, struct err *e);

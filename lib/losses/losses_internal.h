@@ -34,18 +34,14 @@ int loss_key_index(const struct loss_type *t, const char *key);
 
 #define LOSS_MAP_FORMS "last|ends|skip|tail|uniform|S:T+S:T"
 #define LOSS_MAP(fallback)                                                                                             \
-    {                                                                                                                  \
-        "map", LOSS_WORDS, LOSS_MAP_FORMS, fallback, .help = "which layers, student's to teacher's, numbered from 0"   \
-    }
+    { "map", LOSS_WORDS, LOSS_MAP_FORMS, fallback, .help = "which layers, student's to teacher's, numbered from 0" }
 #define LOSS_PER                                                                                                       \
     {                                                                                                                  \
         "per", LOSS_CHOICE, "position|sequence", "position",                                                           \
             .help = "instances: the positions of a sequence, or the means of the sequences of a micro-batch"           \
     }
 #define LOSS_POSITIONS(fallback)                                                                                       \
-    {                                                                                                                  \
-        "positions", LOSS_NUMBER, "N", fallback, 2, 4096, "instances of a group at most, evenly spaced"                \
-    }
+    { "positions", LOSS_NUMBER, "N", fallback, 2, 4096, "instances of a group at most, evenly spaced" }
 
 struct loss_pairs {
     struct loss_pair pairs[LOSS_MAX_PAIRS];
@@ -58,8 +54,8 @@ int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t la
 #define LOSS_ATTENTION_FIELD "attention"
 
 /* Reads the key `map` for a point and asks for it on both sides. */
-int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs, size_t *n,
-                    struct err *e) MUST_CHECK;
+int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs,
+                    size_t *n, struct err *e) MUST_CHECK;
 
 /*
  * A group of instances: x[i] [n][d[i]], gathered, and dx[i] NULL or where the gradient of weight * value is to be written. By convention
@@ -92,11 +88,11 @@ size_t loss_most(const struct loss *l, const char *key);
 
 /* Losses whose only points are outputs of layers by a map, with a struct loss_pairs as their state: needs, the mean over pairs (key `most` bounds instances), and release. */
 int loss_relation_needs(struct loss *l, const struct loss_setting *s, struct err *e) MUST_CHECK;
-int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, loss_group_run *run, struct err *e)
-    MUST_CHECK;
+int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, loss_group_run *run,
+                      struct err *e) MUST_CHECK;
 /* kernel_relation of a group. */
-int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value, struct err *e)
-    MUST_CHECK;
+int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value,
+                  struct err *e) MUST_CHECK;
 /* Sides of two layers of the map, pairs[0] and pairs[1]: the student's two, then the teacher's; likewise of variables made of them. */
 int loss_two_layers(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, loss_group_run *run,
                     double share, struct err *e) MUST_CHECK;

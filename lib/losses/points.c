@@ -47,10 +47,10 @@ static const struct knowledge_field *field_of(const struct loss_setting *s, enum
 int loss_no_field(const struct loss *l, const char *point, const uint32_t *layer, struct err *e) {
     char number[16] = "LAYERS";
     if (layer) snprintf(number, sizeof number, "%u", *layer);
-    return err_set(
-        e, ERR_DATA,
-        "the loss %s needs %s%s%s of a teacher: add it to the data (teacher-infer --tap %s:%s), or give --teacher MODEL",
-        l->type->name, point, layer ? "." : "", layer ? number : "", point, number);
+    return err_set(e, ERR_DATA,
+                   "the loss %s needs %s%s%s of a teacher: add it to the data (teacher-infer --tap %s:%s), or give "
+                   "--teacher MODEL",
+                   l->type->name, point, layer ? "." : "", layer ? number : "", point, number);
 }
 
 static int no_point(const struct loss *l, enum model_point p, const uint32_t *layer, struct err *e) {
@@ -59,10 +59,11 @@ static int no_point(const struct loss *l, enum model_point p, const uint32_t *la
         return err_set(e, ERR_DATA, "the loss %s needs %s of a teacher beside the student: give --teacher MODEL",
                        l->type->name, model_point_name(p));
     if (p == POINT_EMBED)
-        return err_set(e, ERR_DATA,
-                       "the loss %s needs %s of a teacher: add it to the data (teacher-infer --tap %s), or give --teacher "
-                       "MODEL",
-                       l->type->name, name, name);
+        return err_set(
+            e, ERR_DATA,
+            "the loss %s needs %s of a teacher: add it to the data (teacher-infer --tap %s), or give --teacher "
+            "MODEL",
+            l->type->name, name, name);
     return loss_no_field(l, name, layer, e);
 }
 
@@ -70,8 +71,7 @@ int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t la
     return want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
 }
 
-int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer,
-                      struct err *e) {
+int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
     const struct knowledge_field *f = field_of(s, p, layer);
     if (!f && !s->live) return no_point(l, p, &layer, e);
     if (f && ((f->sampled && !l->type->sampled) || f->per != PER_POSITION))
@@ -95,8 +95,7 @@ uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uin
 /* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
 
 static int bad_map(const char *text, struct err *e) {
-    return err_set(e, ERR_USAGE, "map=%.40s: expected %s, of at most %d layers", text, LOSS_MAP_FORMS,
-                   LOSS_MAX_PAIRS);
+    return err_set(e, ERR_USAGE, "map=%.40s: expected %s, of at most %d layers", text, LOSS_MAP_FORMS, LOSS_MAX_PAIRS);
 }
 
 static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *p,

@@ -5,8 +5,8 @@
 
 /* ---- what they want ------------------------------------------------------------------------------------------------------ */
 
-int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs, size_t *n,
-                    struct err *e) {
+int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs,
+                    size_t *n, struct err *e) {
     uint32_t layers = loss_teacher_layers(s, l, p, e);
     if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, n, e)) return e->code;
     for (size_t i = 0; i < *n; i++)
@@ -55,7 +55,8 @@ static size_t thin_out(uint32_t *at, size_t n, size_t most) {
     return n < most ? n : most;
 }
 
-static int of_sequence(const struct loss_points *p, const struct loss *l, size_t s, size_t most, struct instances *g, struct err *e) {
+static int of_sequence(const struct loss_points *p, const struct loss *l, size_t s, size_t most, struct instances *g,
+                       struct err *e) {
     struct arena *a = &p->list->memory;
     size_t length = p->starts[s + 1] - p->starts[s];
     g->at = arena_array(a, length + 1, sizeof *g->at, e);
@@ -68,7 +69,8 @@ static int of_sequence(const struct loss_points *p, const struct loss *l, size_t
     return 0;
 }
 
-static int of_batch(const struct loss_points *p, const struct loss *l, size_t most, struct instances *g, struct err *e) {
+static int of_batch(const struct loss_points *p, const struct loss *l, size_t most, struct instances *g,
+                    struct err *e) {
     struct arena *a = &p->list->memory;
     g->at = arena_array(a, p->in->n_positions + 1, sizeof *g->at, e);
     g->first = g->at ? arena_array(a, p->in->n_seqs + 1, sizeof *g->first, e) : NULL;
@@ -162,7 +164,8 @@ int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, l
     return 0;
 }
 
-int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value, struct err *e) {
+int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value,
+                  struct err *e) {
     double *scratch = arena_array(g->memory, kernel_relation_scratch(g->n), sizeof *scratch, e);
     if (!scratch) return e->code;
     (void)l;

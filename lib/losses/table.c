@@ -5,10 +5,10 @@
 #include "lib/losses/losses_internal.h"
 
 const struct loss_type *const loss_types[] = {
-    &loss_kl,      &loss_rkl,   &loss_skl,     &loss_srkl, &loss_jsd, &loss_akl,   &loss_tvd,      &loss_ab,  &loss_ce,
-    &loss_smooth,  &loss_tfkd,  &loss_mse,     &loss_hinge, &loss_logistic, &loss_uld, &loss_hidden, &loss_pkd, &loss_tinybert,
-    &loss_at,      &loss_ft,    &loss_crd,     &loss_fsp,  &loss_nst, &loss_sp,    &loss_cc,       &loss_pkt, &loss_rkd,
-    &loss_irg,     &loss_minilm, &loss_minilm2, NULL,
+    &loss_kl,  &loss_rkl,      &loss_skl,  &loss_srkl, &loss_jsd,    &loss_akl,      &loss_tvd, &loss_ab,
+    &loss_ce,  &loss_smooth,   &loss_tfkd, &loss_mse,  &loss_hinge,  &loss_logistic, &loss_uld, &loss_hidden,
+    &loss_pkd, &loss_tinybert, &loss_at,   &loss_ft,   &loss_crd,    &loss_fsp,      &loss_nst, &loss_sp,
+    &loss_cc,  &loss_pkt,      &loss_rkd,  &loss_irg,  &loss_minilm, &loss_minilm2,  NULL,
 };
 
 const struct loss_key loss_common_keys[] = {

@@ -18,7 +18,7 @@ struct loss {
     double *s1, *s2; /* scratch of twins */
 };
 
-typedef double value_of(struct loss *c);         /* of x.d */
+typedef double value_of(struct loss *c);          /* of x.d */
 typedef double run_of(struct loss *c, float *dx); /* of x.f */
 
 static double largest(const double *v, size_t n) {
@@ -107,13 +107,10 @@ static double contrast_of_teacher_run(struct loss *c, float *dx) {
 
 static void test_relations(void **state) {
     static const size_t sizes[][3] = {{2, 3, 5}, {7, 17, 4}, {12, 70, 33}};
-    static const struct kernel_relation kinds[] = {{RELATION_SIMILARITY, 0.7, 0, 0},
-                                                   {RELATION_CORRELATION, 0.7, 0.4, 2},
-                                                   {RELATION_CORRELATION, 0.7, 0, 0},
-                                                   {RELATION_CORRELATION, 0.7, 1.1, 5},
-                                                   {RELATION_PROBABILITY, 0.7, 0, 0},
-                                                   {RELATION_DISTANCE, 0.7, 0, 0},
-                                                   {RELATION_GRAPH, 0.7, 0, 0}};
+    static const struct kernel_relation kinds[] = {
+        {RELATION_SIMILARITY, 0.7, 0, 0},    {RELATION_CORRELATION, 0.7, 0.4, 2}, {RELATION_CORRELATION, 0.7, 0, 0},
+        {RELATION_CORRELATION, 0.7, 1.1, 5}, {RELATION_PROBABILITY, 0.7, 0, 0},   {RELATION_DISTANCE, 0.7, 0, 0},
+        {RELATION_GRAPH, 0.7, 0, 0}};
     (void)state;
     struct rng r = rng_init(71, 1);
     for (size_t i = 0; i < COUNT_OF(sizes) * COUNT_OF(kinds); i++) {
@@ -264,8 +261,9 @@ enum { OF_Q, OF_K, OF_BOTH, SIDES };
 
 static double attention_value(struct loss *c) {
     int side = c->kind % SIDES;
-    return plain64_attention_loss((enum kernel_attention_loss_kind)(c->kind / SIDES), &c->attention, c->t.d, c->row_weight_d,
-                                  side == OF_K ? c->y.d : c->x.d, side == OF_Q ? c->y.d : c->x.d, c->s1);
+    return plain64_attention_loss((enum kernel_attention_loss_kind)(c->kind / SIDES), &c->attention, c->t.d,
+                                  c->row_weight_d, side == OF_K ? c->y.d : c->x.d, side == OF_Q ? c->y.d : c->x.d,
+                                  c->s1);
 }
 
 static double attention_run(struct loss *c, float *dx) {

@@ -81,7 +81,8 @@ static void check(const char *text, const char *what, const float *got, const do
     for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
     for (size_t i = 0; i < n; i++)
         if (fabs(got[i] - want[i]) > TOLERANCE * largest)
-            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i], largest);
+            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i],
+                     largest);
 }
 
 struct bench {
@@ -153,7 +154,6 @@ static void run(struct bench *b) {
     grad_backward(b->tape);
     OK(grad_error(b->tape, &e));
     loss_list_end_step(&b->l, p.labelled);
-
 }
 
 static void run_case(struct golden *g, const char *text) {

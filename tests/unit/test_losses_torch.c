@@ -193,7 +193,8 @@ static void losses_are_pytorchs(void **state) {
         }
     }
     for (unsigned i = 0; loss_types[i]; i++)
-        if (loss_types[i]->logits && !(seen & 1u << i)) fail_msg("%s has no case in make_losses.py", loss_types[i]->name);
+        if (loss_types[i]->logits && !(seen & 1u << i))
+            fail_msg("%s has no case in make_losses.py", loss_types[i]->name);
     free(h);
     free(w);
     free(t);
