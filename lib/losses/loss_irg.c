@@ -26,6 +26,11 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return 0;
 }
 
+static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    static const char *const terms[] = {"edges", "moves"};
+    return loss_some_term(l, terms, COUNT_OF(terms), e) ? e->code : loss_relation_needs(l, s, e);
+}
+
 static const struct loss_key keys[] = {
     {"edges", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the edges"},
     {"moves", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the vertices' way between the map's layers, one and the next"},
@@ -46,7 +51,7 @@ const struct loss_type loss_irg = {
     .keys = keys,
     .taps = "hidden",
     .sampled = true,
-    .needs = loss_relation_needs,
+    .needs = needs,
     .points = points,
     .release = loss_state_release,
 };

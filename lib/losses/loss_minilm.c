@@ -20,6 +20,8 @@ static int want_values(struct loss *l, const struct loss_setting *s, struct mini
 }
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    static const char *const terms[] = {"attention", "values"};
+    if (loss_some_term(l, terms, COUNT_OF(terms), e)) return e->code;
     struct minilm *m = mem_zalloc(sizeof *m, e);
     struct loss_pair pairs[LOSS_MAX_PAIRS];
     size_t n;

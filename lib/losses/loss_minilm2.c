@@ -34,8 +34,8 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     size_t n, first = 0;
     if (!m) return e->code;
     l->state = m;
-    while (first < COUNT_OF(of) && loss_number(l, weights[first]) == 0) first++;
-    if (first == COUNT_OF(of)) return err_set(e, ERR_USAGE, "the loss minilm2: all of its weights are 0");
+    if (loss_some_term(l, weights, COUNT_OF(weights), e)) return e->code;
+    while (loss_number(l, weights[first]) == 0) first++;
     uint32_t layers = loss_teacher_layers(s, l, of[first], e);
     if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, &n, e)) return e->code;
     if (n != 1) return err_set(e, ERR_USAGE, "the loss minilm2 is of one layer: map=%s", loss_words(l, "map"));

@@ -22,6 +22,11 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return loss_number(l, "angle") > 0 ? loss_relation_run(l, p, "corners", angles, e) : 0;
 }
 
+static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    static const char *const terms[] = {"distance", "angle"};
+    return loss_some_term(l, terms, COUNT_OF(terms), e) ? e->code : loss_relation_needs(l, s, e);
+}
+
 static const struct loss_key keys[] = {{"distance", LOSS_NUMBER, "W", "25", 0, 1e6, "weight of the distances"},
                                        {"angle", LOSS_NUMBER, "W", "50", 0, 1e6, "weight of the angles"},
                                        LOSS_MAP("last"),
@@ -41,7 +46,7 @@ const struct loss_type loss_rkd = {
     .keys = keys,
     .taps = "hidden",
     .sampled = true,
-    .needs = loss_relation_needs,
+    .needs = needs,
     .points = points,
     .release = loss_state_release,
 };

@@ -29,6 +29,8 @@ static int want_pair(struct loss *l, const struct loss_setting *s, struct tinybe
 }
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    static const char *const terms[] = {"embed", "hidden", "attention"};
+    if (loss_some_term(l, terms, COUNT_OF(terms), e)) return e->code;
     struct tinybert *b = mem_zalloc(sizeof *b, e);
     if (!b) return e->code;
     l->state = b;

@@ -22,6 +22,12 @@ int loss_relation_needs(struct loss *l, const struct loss_setting *s, struct err
     return loss_map_points(l, s, POINT_LAYER, r->pairs, &r->n, e);
 }
 
+int loss_some_term(const struct loss *l, const char *const *keys, size_t n, struct err *e) {
+    for (size_t i = 0; i < n; i++)
+        if (loss_number(l, keys[i]) > 0) return 0;
+    return err_set(e, ERR_USAGE, "the loss %s: all of its terms have the weight 0", l->type->name);
+}
+
 void loss_state_release(struct loss *l) {
     mem_free(l->state);
     l->state = NULL;

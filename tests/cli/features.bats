@@ -82,6 +82,11 @@ on_points() { needs | sed -n 's/^\([a-z0-9]*\): \(.*\) of a teacher (.*/\1 \2/p'
     assert_stderr_line "*heads=5 does not divide*"
     check_exit 2 train --loss fsp:map=last all.rill
     check_exit 2 train --loss sp:map=first all.rill
+    for none in rkd:distance=0,angle=0 irg:edges=0,moves=0 minilm:attention=0,values=0 minilm2:qq=0,kk=0,vv=0 \
+        tinybert:embed=0,hidden=0,attention=0; do
+        check_exit 2 train --loss "$none" all.rill
+        assert_stderr_line "*all of its terms have the weight 0"
+    done
     check_exit 3 train --loss tinybert:of=scores all.rill
     assert_stderr_line "*scores are of a teacher beside the student*"
 }
