@@ -70,7 +70,7 @@ static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const flo
         if (a->sampled[i])
             memmove(out + i * *cols, out + --n * *cols, *cols * sizeof *out);
         else
-            kernel_fill(out + i * *cols, *cols, 0);
+            memset(out + i * *cols, 0, *cols * sizeof *out);
     return 0;
 }
 

@@ -244,7 +244,7 @@ double kernel_relation(const struct kernel_relation *how, size_t n, const float 
                            .f = f,
                            .weight = how->weight,
                            .dx = dx};
-    if (dx) kernel_fill(dx, n * d, 0);
+    if (dx) memset(dx, 0, n * d * sizeof *dx);
     if (n < 2) return 0;
     find_relations(&teacher);
     find_relations(&student);
@@ -323,7 +323,7 @@ double kernel_angles(double weight, size_t n, const float *t, size_t td, const f
     float *u = (float *)(g + d);
     struct angles of_t = {.v = simd(), .n = n, .d = td, .x = t, .u = u, .c = ct, .inv = inv};
     struct angles of_x = {.v = simd(), .n = n, .d = d, .x = x, .u = u + n * td, .c = cx, .inv = inv + n};
-    if (dx) kernel_fill(dx, n * d, 0);
+    if (dx) memset(dx, 0, n * d * sizeof *dx);
     if (n < 3) return 0;
     double share = 1 / ((double)n * (double)(n - 1) * (double)(n - 2));
     for (size_t i = 0; i < n * d; i++) sum[i] = 0;

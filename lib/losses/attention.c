@@ -107,8 +107,8 @@ static int allocate(struct run *r, struct err *e) {
     r->dq = grad_alloc(t, q->rows * q->cols * sizeof *r->dq);
     r->dk = q == k ? r->dq : grad_alloc(t, k->rows * k->cols * sizeof *r->dk);
     if (!r->dq || !r->dk) return grad_error(t, e);
-    kernel_fill(r->dq, q->rows * q->cols, 0);
-    if (q != k) kernel_fill(r->dk, k->rows * k->cols, 0);
+    memset(r->dq, 0, q->rows * q->cols * sizeof *r->dq);
+    if (q != k) memset(r->dk, 0, k->rows * k->cols * sizeof *r->dk);
     return 0;
 }
 

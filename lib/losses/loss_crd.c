@@ -1,4 +1,6 @@
 /* Contrastive representation distillation, with the other instances of the group as negatives. */
+#include <string.h>
+
 #include "lib/losses/losses_internal.h"
 
 struct crd {
@@ -44,7 +46,7 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
     if (loss_teacher_point(p, POINT_LAYER, c->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
     if (!copy) return grad_error(p->t, e);
-    kernel_copy(copy, rows, n * cols);
+    memcpy(copy, rows, n * cols * sizeof *copy);
     of.var[0] = loss_project(p->t, &c->maps[i].student, loss_student_point(p, POINT_LAYER, c->map.pairs[i].student));
     of.var[1] = loss_project(p->t, &c->maps[i].teacher, grad_leaf(p->t, copy, NULL, n, cols));
     return of.var[0] && of.var[1] ? loss_groups(l, p, &of, e) : grad_error(p->t, e);

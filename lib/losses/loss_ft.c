@@ -1,4 +1,6 @@
 /* Factor transfer: the teacher's features in short, and the student's translated to that. */
+#include <string.h>
+
 #include "lib/losses/losses_internal.h"
 
 struct ft {
@@ -50,7 +52,7 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
     if (loss_teacher_point(p, POINT_LAYER, f->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
     if (!copy) return grad_error(p->t, e);
-    kernel_copy(copy, rows, n * cols);
+    memcpy(copy, rows, n * cols * sizeof *copy);
     struct grad_var *factors = loss_project(p->t, &f->maps[i].encode, grad_leaf(p->t, copy, NULL, n, cols));
     struct grad_var *again = loss_project(p->t, &f->maps[i].decode, factors);
     struct grad_var *own =

@@ -112,7 +112,7 @@ static void scatter(const struct instances *g, const float *dx, size_t d, float 
 
 static float *gradient_for(struct loss_points *p, const struct grad_var *y) {
     float *g = y && p->weight != 0 ? grad_alloc(p->t, y->rows * y->cols * sizeof *g) : NULL;
-    if (g) kernel_fill(g, y->rows * y->cols, 0);
+    if (g) memset(g, 0, y->rows * y->cols * sizeof *g);
     return g;
 }
 
@@ -187,7 +187,7 @@ int loss_two_vars(struct loss *l, struct loss_points *p, const struct loss_pair 
     if (loss_teacher_point(p, POINT_LAYER, pairs[0].teacher, &rows, &of.cols[2], e)) return e->code;
     float *copy = grad_alloc(p->t, p->in->n_positions * of.cols[2] * sizeof *copy);
     if (!copy) return grad_error(p->t, e);
-    kernel_copy(copy, rows, p->in->n_positions * of.cols[2]);
+    memcpy(copy, rows, p->in->n_positions * of.cols[2] * sizeof *copy);
     of.rows[2] = copy;
     if (loss_teacher_point(p, POINT_LAYER, pairs[1].teacher, &of.rows[3], &of.cols[3], e)) return e->code;
     return loss_groups(l, p, &of, e);
