@@ -50,7 +50,7 @@ struct trainer {
     double contexts;         /* positions that those used since the trainer was made or restored have attended to */
 
     struct distill_progress progress;
-    struct buf row_weight, starts, field; /* of a micro-batch */
+    struct buf row_weight, starts, field, sampled; /* of a micro-batch */
 };
 
 double trainer_now(void); /* seconds, monotonic */

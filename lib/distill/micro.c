@@ -1,4 +1,6 @@
 /* A micro-batch: forward through the student and who teaches it, losses, and backward. */
+#include <string.h>
+
 #include "lib/distill/distill_internal.h"
 
 /* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and teachers in the process. */
@@ -43,7 +45,9 @@ static int make_heads(struct trainer *t, const struct model_input *in, struct gr
 /* A point of the teacher beside the student, or the rows of a field of the data for this micro-batch. */
 struct asked {
     struct trainer *t;
+    const struct model_input *in;
     size_t n_seqs;
+    uint8_t *sampled; /* [n_positions], or NULL */
 };
 
 static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
@@ -52,20 +56,54 @@ static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const flo
     struct trainer *t = a->t;
     size_t first;
     if (teacher_point(t, p, layer, rows, cols)) return 0;
-    long field = knowledge_field_find(&t->format, loss_field_name(p), layer);
-    size_t n = knowledge_feature_span(&t->rows, (size_t)field, t->used_seqs, a->n_seqs, &first);
+    size_t field = (size_t)loss_field_find(&t->format, p, layer);
+    size_t n = knowledge_feature_span(&t->rows, field, t->used_seqs, a->n_seqs, &first);
+    size_t n_positions = a->in->n_positions;
     *cols = t->format.fields[field].cols;
     t->field.len = 0;
-    if (buf_reserve(&t->field, n * *cols * sizeof(float), e)) return e->code;
-    knowledge_feature_rows(&t->rows, (size_t)field, first, n, (float *)t->field.data);
-    *rows = (const float *)t->field.data;
+    if (buf_reserve(&t->field, n_positions * *cols * sizeof(float), e)) return e->code;
+    float *out = (float *)t->field.data;
+    *rows = out;
+    knowledge_feature_rows(&t->rows, field, first, n, out);
+    if (!t->format.fields[field].sampled) return 0;
+    for (size_t i = n_positions; i-- > 0;) /* from the back: a row never moves forward past its place */
+        if (a->sampled[i])
+            memmove(out + i * *cols, out + --n * *cols, *cols * sizeof *out);
+        else
+            memset(out + i * *cols, 0, *cols * sizeof *out);
+    return 0;
+}
+
+static int teacher_pairs(void *ctx, uint32_t layer, size_t seq, size_t first, size_t n, size_t length, float *out,
+                         struct err *e) {
+    const struct asked *a = ctx;
+    struct trainer *t = a->t;
+    size_t row, field = (size_t)knowledge_field_find(&t->format, "attention", layer);
+    (void)e;
+    knowledge_feature_span(&t->rows, field, t->used_seqs + seq, 1, &row);
+    knowledge_feature_pairs(&t->rows, field, row + first, n, length, out);
+    return 0;
+}
+
+/* Which positions of the micro-batch the data has in fields that are sampled. */
+static int find_sampled(struct trainer *t, struct asked *a, struct err *e) {
+    const uint64_t *before = t->rows.sampled;
+    if (!before) return 0;
+    t->sampled.len = 0;
+    if (buf_reserve(&t->sampled, a->in->n_positions, e)) return e->code;
+    a->sampled = (uint8_t *)t->sampled.data;
+    for (size_t i = 0; i < a->in->n_positions; i++)
+        a->sampled[i] = before[t->used_positions + i + 1] > before[t->used_positions + i];
     return 0;
 }
 
 static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
-    struct asked asked = {t, in->n_seqs};
-    struct loss_points p = {.t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .ctx = &asked};
+    struct asked asked = {t, in, in->n_seqs, NULL};
+    struct loss_points p = {
+        .t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .pairs = teacher_pairs, .ctx = &asked};
     if (!t->losses.on_points) return 0;
+    if (find_sampled(t, &asked, e)) return e->code;
+    p.sampled = asked.sampled;
     t->row_weight.len = t->starts.len = 0;
     if (buf_reserve(&t->row_weight, in->n_positions * sizeof(float), e) ||
         buf_reserve(&t->starts, (in->n_seqs + 1) * sizeof(uint32_t), e))

@@ -78,6 +78,14 @@ static int begin(struct trainer *t, struct err *e) {
     return 0;
 }
 
+/* Plain tokens have labels for what comes next alone; a live teacher needs none. */
+static int check_labels(const struct trainer *t, const struct knowledge_format *f, struct err *e) {
+    enum stream_target target = model_predicts(&t->m->config);
+    if (f->encoding != KNOW_NONE || f->target == target || teacher_model(&t->o.teacher)) return 0;
+    return err_set(e, ERR_DATA, "the data has no labels of the target \"%s\", which the student learns (tokenize %s)",
+                   stream_target_name(target), target == TARGET_MASKED ? "--mask-rate" : "--labels");
+}
+
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) {
     if (check_options(o, e) || model_check_head(&m->config, e) || teacher_check(&o->teacher, m, e)) return e->code;
@@ -88,7 +96,7 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
     t->m = m;
     t->o = *o;
     t->format = fitted;
-    if (begin(t, e)) {
+    if (check_labels(t, f, e) || begin(t, e)) {
         trainer_free(t);
         return e->code;
     }
@@ -112,6 +120,7 @@ void trainer_free(struct trainer *t) {
     buf_release(&t->row_weight);
     buf_release(&t->starts);
     buf_release(&t->field);
+    buf_release(&t->sampled);
     mem_free(t);
 }
 

@@ -1,4 +1,4 @@
-/* The probabilities of attention, for those who want to see them: nothing else makes an array of them. */
+/* The probabilities of attention, for those who want to see them, and losses on them: nothing else makes an array of them. */
 #include <math.h>
 
 #include "lib/kernel/attention_block.h"
@@ -11,19 +11,26 @@ struct weights {
     size_t start, length, first, n; /* of the sequence; queries in it */
     float *p;
     const float *q, *k;
+    bool scores;
 };
 
-/* Scores of a query into probabilities, in place. */
-static void softmax_row(const struct weights *w, float *row, size_t query) {
-    const struct kernel_attention *a = w->a;
+static struct keys seen_by(const struct weights *w, size_t query) {
     struct attention_block b = {.length = w->length, .first = query, .n = 1};
-    struct keys see = visible(a, &b, 0, 0, w->length);
+    return visible(w->a, &b, 0, 0, w->length);
+}
+
+/* Products of a query into scores, in place, or probabilities. */
+static void finish_row(const struct weights *w, float *row, size_t query) {
+    const struct kernel_attention *a = w->a;
+    struct keys see = seen_by(w, query);
     size_t seen = see.end - see.begin;
     float *x = row + see.begin;
     w->v->scale(x, seen, a->scale);
     if (a->softcap > 0) w->v->softcap(x, x, seen, a->softcap, 1 / a->softcap);
-    double sum = w->v->exp_store(x, x, seen, w->v->max(x, seen), 1);
-    w->v->scale(x, seen, (float)(1 / sum));
+    if (!w->scores) {
+        double sum = w->v->exp_store(x, x, seen, w->v->max(x, seen), 1);
+        w->v->scale(x, seen, (float)(1 / sum));
+    }
     memset(row, 0, see.begin * sizeof *row);
     memset(row + see.end, 0, (w->length - see.end) * sizeof *row);
 }
@@ -39,12 +46,134 @@ static void weights_task(void *ctx, size_t i, int thread) {
     float *p = w->p + at * ldp + head * w->length;
     (void)thread;
     w->v->gemm(GEMM_NT, n, w->length, d, q, ldq, k, ldk, 0, p, ldp);
-    for (size_t r = 0; r < n; r++) softmax_row(w, p + r * ldp, w->first + at + r);
+    for (size_t r = 0; r < n; r++) finish_row(w, p + r * ldp, w->first + at + r);
 }
 
 void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                               struct kernel_array p, struct kernel_array q, struct kernel_array k) {
     size_t start = a->starts[seq];
-    struct weights w = {a, simd(), start, a->starts[seq + 1] - start, first, n, host_f32(p), host_f32(q), host_f32(k)};
+    struct weights w = {a,           simd(),      start, a->starts[seq + 1] - start, first, n, host_f32(p),
+                        host_f32(q), host_f32(k), false};
     parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
+}
+
+void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
+                             struct kernel_array s, struct kernel_array q, struct kernel_array k) {
+    size_t start = a->starts[seq];
+    struct weights w = {a,           simd(),      start, a->starts[seq + 1] - start, first, n, host_f32(s),
+                        host_f32(q), host_f32(k), true};
+    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
+}
+
+/* ---- a loss on them ------------------------------------------------------------------------------------------------------- */
+
+struct attention_loss {
+    struct weights w; /* p: scores; q and k */
+    const struct kernel_attention_loss *how;
+    const float *t, *row_weight;
+    float *ds; /* [n][n_heads][length] */
+    double *values;
+    float *dq, *dk;
+};
+
+/* sum t ln(t / p); ds = p sum t - t. x: scores that become exponentials. */
+static double kl_row(const struct simd *v, const float *t, const float *x, size_t n, float *ds) {
+    float max = v->max(x, n);
+    double sum = v->exp_store(ds, x, n, max, 1), mass = 0, value = 0, log_sum = log(sum) + max;
+    for (size_t j = 0; j < n; j++) {
+        mass += t[j];
+        if (t[j] > 0) value += t[j] * (log(t[j]) - (x[j] - log_sum));
+    }
+    for (size_t j = 0; j < n; j++) ds[j] = (float)(ds[j] * (mass / sum) - t[j]);
+    return value;
+}
+
+/* mean (p - t)^2; ds = p (g - sum p g), g = 2 (p - t) / n */
+static double square_row(const struct simd *v, const float *t, const float *x, size_t n, float *ds) {
+    double sum = v->exp_store(ds, x, n, v->max(x, n), 1), value = 0, along = 0;
+    for (size_t j = 0; j < n; j++) {
+        double p = ds[j] / sum, u = p - t[j];
+        value += u * u / (double)n;
+        along += p * 2 * u / (double)n;
+    }
+    for (size_t j = 0; j < n; j++) {
+        double p = ds[j] / sum;
+        ds[j] = (float)(p * (2 * (p - t[j]) / (double)n - along));
+    }
+    return value;
+}
+
+static double scores_row(const struct simd *v, const float *t, const float *x, size_t n, float *ds) {
+    double value = 0;
+    (void)v;
+    for (size_t j = 0; j < n; j++) {
+        double u = (double)x[j] - t[j];
+        value += u * u / (double)n;
+        ds[j] = (float)(2 * u / (double)n);
+    }
+    return value;
+}
+
+static void loss_rows(void *ctx, size_t begin, size_t end) {
+    static double (*const rows[])(const struct simd *, const float *, const float *, size_t, float *) = {
+        [ATTENTION_KL] = kl_row, [ATTENTION_SQUARE] = square_row, [ATTENTION_SCORES] = scores_row};
+    const struct attention_loss *c = ctx;
+    const struct weights *w = &c->w;
+    const struct kernel_attention *a = w->a;
+    for (size_t i = begin; i < end; i++) {
+        size_t query = w->first + i / a->n_heads;
+        double weight = c->row_weight[w->start + query];
+        struct keys see = seen_by(w, query);
+        size_t at = i * w->length + see.begin, n = see.end - see.begin;
+        c->values[i] = 0;
+        memset(c->ds + i * w->length, 0, w->length * sizeof *c->ds);
+        if (weight == 0) continue;
+        c->values[i] = weight * rows[c->how->kind](w->v, c->t + at, w->p + at, n, c->ds + at);
+        w->v->scale(c->ds + at, n, (float)(weight * c->how->weight * a->scale));
+        if (a->softcap > 0) w->v->softcap_backward(c->ds + at, w->p + at, n, 1 / a->softcap);
+    }
+}
+
+/* dq += ds k, of some queries of one head. */
+static void query_task(void *ctx, size_t i, int thread) {
+    const struct attention_loss *c = ctx;
+    const struct weights *w = &c->w;
+    const struct kernel_attention *a = w->a;
+    size_t head = i % a->n_heads, at = i / a->n_heads * QUERIES, d = a->head_dim, ld = a->n_heads * w->length;
+    size_t n = smaller(QUERIES, w->n - at), ldq = a->n_heads * d, ldk = a->n_kv_heads * d;
+    (void)thread;
+    w->v->gemm(GEMM_NN, n, d, w->length, c->ds + at * ld + head * w->length, ld,
+               w->k + w->start * ldk + head / (a->n_heads / a->n_kv_heads) * d, ldk, 1,
+               c->dq + (w->start + w->first + at) * ldq + head * d, ldq);
+}
+
+/* dk += ds^T q, of one head of keys, over the heads of queries that share it. */
+static void key_task(void *ctx, size_t i, int thread) {
+    const struct attention_loss *c = ctx;
+    const struct weights *w = &c->w;
+    const struct kernel_attention *a = w->a;
+    size_t group = a->n_heads / a->n_kv_heads, d = a->head_dim, ldq = a->n_heads * d, ldk = a->n_kv_heads * d;
+    (void)thread;
+    for (size_t head = i * group; head < (i + 1) * group; head++)
+        w->v->gemm(GEMM_TN, w->length, d, w->n, c->ds + head * w->length, a->n_heads * w->length,
+                   w->q + (w->start + w->first) * ldq + head * d, ldq, 1, c->dk + w->start * ldk + i * d, ldk);
+}
+
+void kernel_attention_loss(const struct kernel_attention_loss *how, const struct kernel_attention *a, size_t seq,
+                           size_t first, size_t n, const float *t, const float *row_weight, const float *q,
+                           const float *k, float *scratch, double *values, float *dq, float *dk) {
+    size_t start = a->starts[seq], length = a->starts[seq + 1] - start;
+    struct attention_loss c = {.w = {a, simd(), start, length, first, n, scratch, q, k, true},
+                               .how = how,
+                               .t = t,
+                               .row_weight = row_weight,
+                               .ds = scratch + n * a->n_heads * length,
+                               .values = values,
+                               .dq = dq,
+                               .dk = dk};
+    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &c.w);
+    kernel_split(n * a->n_heads, QUERIES, loss_rows, &c);
+    if (!dq || how->weight == 0) return;
+    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, query_task, &c);
+    parallel_for(a->n_kv_heads, key_task, &c);
 }

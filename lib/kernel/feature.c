@@ -33,6 +33,22 @@ static double cosine_row(const struct feature *c, const float *x, const float *t
     return 1 - cosine;
 }
 
+/* With u = x / |x|: du = sign(u - t / |t|), dx = (du - u (u . du)) / |x|. */
+static double factor_row(const struct feature *c, const float *x, const float *t, double weight, float *dx) {
+    double xx = c->v->dot(x, x, c->d), tt = c->v->dot(t, t, c->d), sum = 0, along = 0;
+    double inv = xx > 0 ? 1 / sqrt(xx) : 0, inv_t = tt > 0 ? 1 / sqrt(tt) : 0;
+    for (size_t i = 0; i < c->d; i++) {
+        double u = x[i] * inv, gap = u - t[i] * inv_t;
+        sum += fabs(gap);
+        along += gap > 0 ? u : gap < 0 ? -u : 0;
+    }
+    for (size_t i = 0; dx && i < c->d; i++) {
+        double u = x[i] * inv, gap = u - t[i] * inv_t, sign = gap > 0 ? 1 : gap < 0 ? -1 : 0;
+        dx[i] = (float)(weight * inv * (sign - along * u));
+    }
+    return sum;
+}
+
 static void rows_of(const struct feature *c, size_t begin, size_t end,
                     double (*row)(const struct feature *, const float *, const float *, double, float *)) {
     double sum = 0;
@@ -53,6 +69,10 @@ static void mse_rows(void *ctx, size_t begin, size_t end) {
 
 static void cosine_rows(void *ctx, size_t begin, size_t end) {
     rows_of(ctx, begin, end, cosine_row);
+}
+
+static void factor_rows(void *ctx, size_t begin, size_t end) {
+    rows_of(ctx, begin, end, factor_row);
 }
 
 /* Pieces of some rows at a time, so that their sums need no memory from outside. */
@@ -84,4 +104,10 @@ double kernel_rows_cosine(float weight, const float *t, const float *row_weight,
                           float *dx) {
     struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
     return sum_rows(&c, rows, cosine_rows);
+}
+
+double kernel_rows_factor(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                          float *dx) {
+    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
+    return sum_rows(&c, rows, factor_rows);
 }

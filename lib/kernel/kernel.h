@@ -308,6 +308,25 @@ void kernel_attention(const struct kernel_attention *a, struct kernel_array y, s
  */
 void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                               struct kernel_array p, struct kernel_array q, struct kernel_array k);
+/* The scores, scaled and capped, before their softmax; likewise 0 where a query sees no key. */
+void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
+                             struct kernel_array s, struct kernel_array q, struct kernel_array k);
+/*
+ * A teacher's attention t [n][n_heads][length], of those queries, against that of q and k:
+ *   KL       sum over keys t ln(t / p)
+ *   SQUARE   mean over the keys that the query sees of (p - t)^2
+ *   SCORES   the same of the scores
+ * values [n][n_heads] receive row_weight (of the queries, as many as rows of q) times that; dq and dk (both or none) have weight times
+ * the gradient of their sum added. Self-relations of x are q = k = x, with dq = dk. scratch [2][n][n_heads][length].
+ */
+enum kernel_attention_loss_kind { ATTENTION_KL, ATTENTION_SQUARE, ATTENTION_SCORES };
+struct kernel_attention_loss {
+    enum kernel_attention_loss_kind kind;
+    float weight;
+};
+void kernel_attention_loss(const struct kernel_attention_loss *how, const struct kernel_attention *a, size_t seq,
+                           size_t first, size_t n, const float *t, const float *row_weight, const float *q,
+                           const float *k, float *scratch, double *values, float *dq, float *dk);
 /* Recomputes the probabilities from lse (Dao et al. 2022, algorithm 4). dk and dv are sums and stay f32. */
 void kernel_attention_backward(const struct kernel_attention *a, struct kernel_array dq, struct kernel_array dk,
                                struct kernel_array dv, struct kernel_array dy, struct kernel_array y,
@@ -452,6 +471,78 @@ double kernel_rows_mse(float weight, const float *t, const float *row_weight, co
                        float *dx);
 double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                           float *dx);
+
+/* |x / |x| - t / |t||_1 of each row, likewise. */
+double kernel_rows_factor(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
+                          float *dx);
+
+/*
+ * L1 distance of the probabilities of a row in descending order: sum_i |p_(i) - t_(i)| with p = softmax(x / T), whatever tokens
+ * they are of. Teachers as in kernel_target; what it has no entry for is 0. value, dx, row_weight as in kernel_divergence. scratch:
+ * kernel_sorted_scratch(d) bytes.
+ */
+size_t kernel_sorted_scratch(size_t d);
+void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target,
+                            const float *row_weight, const float *x, size_t rows, size_t d, void *scratch,
+                            double *value, float *dx);
+
+/* ---- relations among n instances: a teacher's features t [n][td] and a student's x [n][d] ------------------------- */
+/*
+ * All return the value; dx (NULL, or [n][d]) receives weight times its gradient. Sums are in f64. scratch: as many doubles as the
+ * function beside says.
+ *   SIMILARITY   mean over [n][n] of (g_t - g_x)^2, g = rows of x x^T divided by their lengths (0 where that is 0)
+ *   CORRELATION  mean over [n][n] of (f(c_t) - f(c_x))^2, c the cosines; f(c) = c, or with an order P > 0
+ *                e^(-2 gamma) sum_{p <= P} (2 gamma)^p / p! c^p
+ *   PROBABILITY  1/n sum_i sum_{j != i} p_ij ln((p_ij + eps) / (q_ij + eps)), p, q the shares of (c_ij + 1) / 2 in their sum over j != i
+ *   DISTANCE     mean over i != j of huber(d_x - d_t), d = |x_i - x_j| / their mean; huber(u) = u^2 / 2 up to 1, |u| - 1/2 beyond
+ *   GRAPH        mean over [n][n] of (a_x - a_t)^2, a = |x_i - x_j|^2 / d
+ */
+enum kernel_relation_kind {
+    RELATION_SIMILARITY,
+    RELATION_CORRELATION,
+    RELATION_PROBABILITY,
+    RELATION_DISTANCE,
+    RELATION_GRAPH
+};
+#define KERNEL_RELATION_EPS 1e-7
+struct kernel_relation {
+    enum kernel_relation_kind kind;
+    double weight, gamma;
+    unsigned order;
+};
+size_t kernel_relation_scratch(size_t n);
+double kernel_relation(const struct kernel_relation *how, size_t n, const float *t, size_t td, const float *x, size_t d,
+                       double *scratch, float *dx);
+/* Mean over ordered triples of distinct i, j, k of huber(cos_x - cos_t), cos that of the angle at j. Work n^3 (td + d). */
+size_t kernel_angles_scratch(size_t n, size_t td, size_t d);
+double kernel_angles(double weight, size_t n, const float *t, size_t td, const float *x, size_t d, double *scratch,
+                     float *dx);
+/*
+ * With s_ij = cos(x_i, t_j) / temperature: the mean over i of -ln softmax_j(s_i.) at i and over j of -ln softmax_i(s_.j) at j, halved. Widths
+ * are equal; dt receives the gradient with respect to t.
+ */
+size_t kernel_contrast_scratch(size_t n, size_t d);
+double kernel_contrast(double weight, double temperature, size_t n, size_t d, const float *t, const float *x,
+                       double *scratch, float *dt, float *dx);
+
+/* ---- of a sequence of n positions as a whole; arguments and results as above ------------------------------------------ */
+/* Mean over positions of (q_x - q_t)^2, q_i = sum_c x_ic^2 divided by the length of q. scratch [2 n]. */
+double kernel_energy_map(double weight, size_t n, const float *t, size_t td, const float *x, size_t d, double *scratch,
+                         float *dx);
+/* Mean over [d][d] of (G_x - G_t)^2, G = a^T b / n of two layers. scratch [2 d d] floats; da, db receive the gradient. */
+double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
+                   const float *xb, float *scratch, float *da, float *db);
+/* Mean over rows of (m_x - m_t)^2, m = |a_i - b_i|^2 / d of two layers. */
+double kernel_moves(double weight, size_t n, const float *ta, const float *tb, size_t td, const float *xa,
+                    const float *xb, size_t d, float *da, float *db);
+/*
+ * Maximum mean discrepancy of the channels, each over the positions and divided by its length: mean k(x, x') + mean k(t, t') - 2 mean
+ * k(x, t), k = x . y, (x . y)^2, or e^(-|x - y|^2 / (2 s)), s the mean of |x - t|^2, a constant in the gradient.
+ */
+enum kernel_mmd_kind { MMD_LINEAR, MMD_POLY, MMD_GAUSSIAN };
+size_t kernel_mmd_scratch(size_t n, size_t td, size_t d);
+double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x,
+                  size_t d, double *scratch, float *dx);
 
 /* ---- optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2, decoupled decay) --------------------------------- */
 struct kernel_adamw {

@@ -614,6 +614,14 @@ __attribute__((unused)) static REAL PLAIN(rows_cosine)(REAL weight, const REAL *
     return sum;
 }
 
+PLAIN_FN PLAIN(unit)(REAL *u, const REAL *x, size_t n, size_t step) {
+    REAL sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i * step] * x[i * step];
+    for (size_t i = 0; i < n; i++) u[i * step] = sum > 0 ? x[i * step] / (REAL)sqrt(sum) : 0;
+}
+
+#include "lib/kernel/kernel_plain_relation.h"
+
 /* ---- AdamW ---- */
 
 PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, const REAL *g, size_t n) {

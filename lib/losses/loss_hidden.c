@@ -70,8 +70,7 @@ static void release(struct loss *l) {
 
 static const struct loss_key keys[] = {
     {"kind", LOSS_CHOICE, "mse|cosine", "mse", .help = "squared distance, or 1 - cosine"},
-    {"map", LOSS_WORDS, "last|uniform|S:T+S:T", "uniform",
-     .help = "which layers, student's to teacher's, numbered from 0"},
+    LOSS_MAP("uniform"),
     {"projector", LOSS_CHOICE, "auto|linear|none", "auto",
      .help = "a learned linear map of the student's states, trained along and dropped; auto: where widths differ"},
     {0}};
@@ -82,6 +81,7 @@ const struct loss_type loss_hidden = {
     .formula = "mean over pairs of layers of 1/d |W h_s - h_t|^2, or of 1 - cos(W h_s, h_t)",
     .source = "Romero et al. 2015, FitNets, equation 3; cosine: Sanh et al. 2019, DistilBERT, section 3",
     .keys = keys,
+    .taps = "hidden",
     .needs = needs,
     .prepare = prepare,
     .points = points,

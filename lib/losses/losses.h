@@ -57,6 +57,8 @@ struct loss_type {
     const struct loss_key *keys;
     unsigned encodings;    /* of the teacher's answer that it is defined for; 0: it does not look at it */
     const char *on_sparse; /* what is computed of encodings that are not dense; NULL: nothing to say */
+    const char *taps;      /* of a loss on points: the fields that serve it, as --tap calls them: "q, k, v" */
+    bool sampled;          /* it takes fields of sampled positions too */
     bool raw_logits; /* dense data must be logits, not log-probabilities (unless the key `centred` says otherwise) */
     /* Of a loss on points: checks its keys against the setting and asks for points (loss_want). ERR_USAGE, ERR_DATA. */
     int (*needs)(struct loss *l, const struct loss_setting *s, struct err *e);
@@ -99,6 +101,7 @@ struct loss {
     uint32_t at_layer;      /* at=N: layers before that exit; 0: by `at` */
     enum loss_teacher teacher;
     struct loss_value values[LOSS_MAX_KEYS]; /* by the index of the type's key */
+    bool of_sampled;                         /* after binding: the data has sampled positions only of what it needs */
     bool measured;                           /* nobody asked for it: its value is in the log, its weight is 0 */
     double factor;                           /* of its value in the total: T^2 of kl */
     void *state;                             /* the type's own */
@@ -114,6 +117,8 @@ bool loss_given(const struct loss *l, const char *key);
 
 /* What a field of that point is called: "hidden" for POINT_LAYER; NULL: no field has it. */
 const char *loss_field_name(enum model_point p);
+/* The number of the field of a point, or -1. */
+long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer);
 
 /* A point that a loss wants: of the student, or of the teacher. */
 struct loss_point {
@@ -214,7 +219,7 @@ float *loss_block_scratch(struct loss_block *b, struct err *e);
 
 /* For loss_type.needs: a point of the student is wanted in the graph, one of the teacher from its graph or a field of the data. */
 int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) MUST_CHECK;
-int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
+int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer,
                       struct err *e) MUST_CHECK;
 /* Of the teacher that serves points, which is the data where it has the field, else the live one: its number of layers (of the data: up
  * to the last one of that point), and columns at a point. 0 and *e when there is none. */
@@ -222,8 +227,9 @@ uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l,
 uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer);
 
 /*
- * A map of layers, student's to teacher's, numbered from 0: "last" (last to last), "uniform" (student layer i of n to teacher layer
- * ceil((i + 1) m / n) - 1 of m, so that the last meet), or "S:T+S:T+...". ERR_USAGE.
+ * A map of layers, student's to teacher's, numbered from 0: "last" (last to last), "ends" (first to first and last to last), "uniform"
+ * (student layer i of n to teacher layer ceil((i + 1) m / n) - 1 of m, so that the last meet), "skip" (uniform without the last), "tail"
+ * (the student's layers but the last to as many of the teacher's before its last), or "S:T+S:T+...". ERR_USAGE.
  */
 struct loss_pair {
     uint32_t student, teacher;
@@ -258,7 +264,11 @@ struct loss_points {
     const struct model_want *student; /* [n_student] as the list has them */
     /* Rows of a point of the teacher that was wanted, f32 [n_positions][*cols], valid until the next call. */
     int (*teacher)(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e);
+    /* Rows [first, first + n) of the data's attention of a sequence: [n][heads][length]. */
+    int (*pairs)(void *ctx, uint32_t layer, size_t seq, size_t first, size_t n, size_t length, float *out,
+                 struct err *e);
     void *ctx;
+    const uint8_t *sampled; /* [n_positions] is the position in fields that are sampled? NULL: none is sampled */
     struct loss_list *list;
 };
 struct grad_var *loss_student_point(const struct loss_points *p, enum model_point point, uint32_t layer);

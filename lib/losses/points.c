@@ -34,37 +34,56 @@ static uint32_t layers_in_data(const struct knowledge_format *f, enum model_poin
     return layers;
 }
 
-static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer) {
     const char *name = loss_field_name(p);
-    long i = name ? knowledge_field_find(s->data, name, layer) : -1;
+    return name ? knowledge_field_find(f, name, p == POINT_EMBED ? KNOWLEDGE_NO_LAYER : layer) : -1;
+}
+
+static const struct knowledge_field *field_of(const struct loss_setting *s, enum model_point p, uint32_t layer) {
+    long i = loss_field_find(s->data, p, layer);
     return i < 0 ? NULL : &s->data->fields[i];
 }
 
-static int no_point(const struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
+int loss_no_field(const struct loss *l, const char *point, const uint32_t *layer, struct err *e) {
+    char number[16] = "LAYERS";
+    if (layer) snprintf(number, sizeof number, "%u", *layer);
+    return err_set(e, ERR_DATA,
+                   "the loss %s needs %s%s%s of a teacher: add it to the data (teacher-infer --tap %s:%s), or give "
+                   "--teacher MODEL",
+                   l->type->name, point, layer ? "." : "", layer ? number : "", point, number);
+}
+
+static int no_point(const struct loss *l, enum model_point p, const uint32_t *layer, struct err *e) {
     const char *name = loss_field_name(p);
     if (!name)
         return err_set(e, ERR_DATA, "the loss %s needs %s of a teacher beside the student: give --teacher MODEL",
                        l->type->name, model_point_name(p));
-    return err_set(
-        e, ERR_DATA,
-        "the loss %s needs %s.%u of a teacher: add it to the data (teacher-infer --tap %s:%u), or give --teacher "
-        "MODEL",
-        l->type->name, name, layer, name, layer);
+    if (p == POINT_EMBED)
+        return err_set(
+            e, ERR_DATA,
+            "the loss %s needs %s of a teacher: add it to the data (teacher-infer --tap %s), or give --teacher "
+            "MODEL",
+            l->type->name, name, name);
+    return loss_no_field(l, name, layer, e);
 }
 
-int loss_want_teacher(const struct loss_setting *s, const struct loss *l, enum model_point p, uint32_t layer,
-                      struct err *e) {
+int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) {
+    return want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+}
+
+int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
     const struct knowledge_field *f = field_of(s, p, layer);
-    if (!f && !s->live) return no_point(l, p, layer, e);
-    if (f && (f->sampled || f->per != PER_POSITION))
+    if (!f && !s->live) return no_point(l, p, &layer, e);
+    if (f && ((f->sampled && !l->type->sampled) || f->per != PER_POSITION))
         return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
                        l->type->name, f->name);
-    return f ? 0 : want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+    l->of_sampled = l->of_sampled || (f && f->sampled);
+    return f ? 0 : loss_want_live(s, p, layer, e);
 }
 
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
     uint32_t layers = s->live ? s->live->n_layers : layers_in_data(s->data, p);
-    if (!layers) no_point(l, p, 0, e);
+    if (!layers) no_point(l, p, NULL, e);
     return layers;
 }
 
@@ -76,8 +95,7 @@ uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uin
 /* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
 
 static int bad_map(const char *text, struct err *e) {
-    return err_set(e, ERR_USAGE, "map=%.40s: expected last, uniform, or S:T+S:T... of at most %d layers", text,
-                   LOSS_MAX_PAIRS);
+    return err_set(e, ERR_USAGE, "map=%.40s: expected %s, of at most %d layers", text, LOSS_MAP_FORMS, LOSS_MAX_PAIRS);
 }
 
 static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *p,
@@ -93,22 +111,30 @@ static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_laye
     return 0;
 }
 
+/* Maps with a name; false: it is none. No pairs: too many layers, or too few. */
+static bool named_map(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
+                      size_t *n) {
+    uint32_t s = student_layers, m = teacher_layers;
+    bool uniform = !strcmp(text, "uniform"), skip = !strcmp(text, "skip"), tail = !strcmp(text, "tail");
+    if (!strcmp(text, "last") || !strcmp(text, "ends")) {
+        if (*text == 'e' && s > 1) pairs[(*n)++] = (struct loss_pair){0, 0};
+        pairs[(*n)++] = (struct loss_pair){s - 1, m - 1};
+        return true;
+    }
+    if (!uniform && !skip && !tail) return false;
+    if (s > LOSS_MAX_PAIRS || (tail && m < s)) return true;
+    for (uint64_t i = 0; i < s - !uniform; i++) {
+        uint64_t t = tail ? m - s + i : ((i + 1) * m + s - 1) / s - 1;
+        pairs[(*n)++] = (struct loss_pair){(uint32_t)i, (uint32_t)t};
+    }
+    return true;
+}
+
 int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
                    size_t *n, struct err *e) {
     char copy[64], *save = NULL;
     *n = 0;
-    if (!strcmp(text, "last")) {
-        pairs[(*n)++] = (struct loss_pair){student_layers - 1, teacher_layers - 1};
-        return 0;
-    }
-    if (!strcmp(text, "uniform")) {
-        if (student_layers > LOSS_MAX_PAIRS) return bad_map(text, e);
-        for (uint64_t i = 0; i < student_layers; i++) {
-            uint64_t t = ((i + 1) * teacher_layers + student_layers - 1) / student_layers - 1;
-            pairs[(*n)++] = (struct loss_pair){(uint32_t)i, (uint32_t)t};
-        }
-        return 0;
-    }
+    if (named_map(text, student_layers, teacher_layers, pairs, n)) return *n ? 0 : bad_map(text, e);
     snprintf(copy, sizeof copy, "%s", text);
     for (char *p = strtok_r(copy, "+", &save); p; p = strtok_r(NULL, "+", &save))
         if (*n == LOSS_MAX_PAIRS || parse_pair(p, student_layers, teacher_layers, &pairs[(*n)++], e))

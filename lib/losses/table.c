@@ -5,8 +5,10 @@
 #include "lib/losses/losses_internal.h"
 
 const struct loss_type *const loss_types[] = {
-    &loss_kl, &loss_rkl,    &loss_skl,  &loss_srkl, &loss_jsd,   &loss_akl,      &loss_tvd,    &loss_ab,
-    &loss_ce, &loss_smooth, &loss_tfkd, &loss_mse,  &loss_hinge, &loss_logistic, &loss_hidden, NULL,
+    &loss_kl,  &loss_rkl,      &loss_skl,  &loss_srkl, &loss_jsd,    &loss_akl,      &loss_tvd, &loss_ab,
+    &loss_ce,  &loss_smooth,   &loss_tfkd, &loss_mse,  &loss_hinge,  &loss_logistic, &loss_uld, &loss_hidden,
+    &loss_pkd, &loss_tinybert, &loss_at,   &loss_ft,   &loss_crd,    &loss_fsp,      &loss_nst, &loss_sp,
+    &loss_cc,  &loss_pkt,      &loss_rkd,  &loss_irg,  &loss_minilm, &loss_minilm2,  NULL,
 };
 
 const struct loss_key loss_common_keys[] = {
@@ -30,7 +32,7 @@ const struct loss_type *loss_type_by_name(const char *name) {
 }
 
 const char *loss_names(void) {
-    static char text[256];
+    static char text[512];
     size_t n = 0;
     for (size_t i = 0; loss_types[i] && n < sizeof text; i++)
         n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", i ? "|" : "", loss_types[i]->name);
@@ -59,6 +61,9 @@ char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {
     for (size_t i = 0; i < COUNT_OF(encodings) && n < size; i++)
         if (t->encodings & LOSS_ON(encodings[i].encoding))
             n += (size_t)snprintf(out + n, size - n, "%s%s", n ? ", " : "", encodings[i].name);
-    if (!n) snprintf(out, size, "%s", t->points ? "points of a teacher" : "tokens");
+    if (!n && t->taps)
+        snprintf(out, size, "%s of a teacher (teacher-infer --tap, or --teacher)", t->taps);
+    else if (!n)
+        snprintf(out, size, "tokens");
     return out;
 }

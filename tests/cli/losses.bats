@@ -8,9 +8,10 @@ setup() {
     need rill-tokenize
     cp "$INPUTS"/*.rill .
     rill init -q --layers 3 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 model.rill -o three.rill
+    rill init -q --layers 4 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 --seed 3 model.rill -o like.rill
 }
 train() { rill distill -q --no-provenance -m three.rill --precision f32 --batch-tokens 32 --micro-tokens 32 --lr 0.01 --steps 6 --epochs 9 "$@"; }
-names() { rill distill --list-losses | sed -n 's/^\([a-z]*\): .*/\1/p'; }
+names() { rill distill --list-losses | sed -n 's/^\([a-z0-9]*\): .*/\1/p'; }
 
 @test "the table is shown, and is what help, completion and the page know" {
     check_exit 0 rill distill --list-losses
@@ -28,7 +29,11 @@ names() { rill distill --list-losses | sed -n 's/^\([a-z]*\): .*/\1/p'; }
 @test "every loss trains with a teacher beside the student, and has its column" {
     for name in $(names); do
         rm -f log.tsv
-        case $name in ce | smooth | tfkd) set -- ;; *) set -- --teacher teacher.rill ;; esac
+        case $name in
+        ce | smooth | tfkd) set -- ;;
+        pkd | tinybert | minilm) set -- --teacher like.rill ;; # widths or heads are to be the student's
+        *) set -- --teacher teacher.rill ;;
+        esac
         train "$@" --loss "$name" --log log.tsv tokens.rill >trained || fail "$name"
         [ "$(head -1 log.tsv | cut -f2)" = "$name" ] || fail "$(head -1 log.tsv)"
         rill check -q trained
@@ -91,7 +96,7 @@ names() { rill distill --list-losses | sed -n 's/^\([a-z]*\): .*/\1/p'; }
     check_exit 3 train --loss kl tokens.rill
     assert_stderr "*--teacher MODEL*"
     check_exit 3 train --loss hidden corpus.kd.rill
-    assert_stderr "*teacher-infer --tap hidden:0*"
+    assert_stderr "*teacher-infer --tap hidden:LAYERS*"
     check_exit 2 train --loss kl:teacher=live corpus.kd.rill
     check_exit 2 train --loss ce --teacher teacher.rill tokens.rill
     assert_stderr_line "--teacher has no effect: no loss asks it (teacher=live)"

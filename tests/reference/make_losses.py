@@ -96,6 +96,15 @@ def centred(v):
     return v - v.mean(-1, keepdim=True)
 
 
+def ordered(p):
+    return p.sort(-1, descending=True).values
+
+
+def uld(teacher, t):
+    """Boizard et al.: both sorted, the shorter filled up with zeros."""
+    return (ordered(torch.softmax(x / t, -1)) - F.pad(ordered(teacher), (0, VOCAB - teacher.shape[-1]))).abs().sum(-1)
+
+
 cases = [
     ("kl", "dense", lambda: kl(*dense(1))),
     ("kl:temperature=2.5", "dense", lambda: 2.5**2 * kl(*dense(2.5))),
@@ -110,6 +119,9 @@ cases = [
     ("logistic:k=4", "ghost", lambda: rank(F.softplus, 0, 4)),
     ("logistic:k=6,margin=0.3", "dense", lambda: rank(F.softplus, 0.3, 6)),
     ("ab:alpha=0.4,beta=0.6", "dense", lambda: ab(*dense(1), 0.4, 0.6)),
+    ("uld", "dense", lambda: uld(torch.softmax(z, -1), 1)),
+    ("uld:temperature=2", "dense", lambda: uld(torch.softmax(z / 2, -1), 2)),
+    ("uld", "ghost", lambda: uld(probs, 1)),
     ("ab:temperature=2", "dense", lambda: ab(*dense(2), 0.2, 0.7)),
 ]
 for enc, rows, t in (("dense", dense, 1), ("dense", dense, 2), ("ghost", partition, 1)):

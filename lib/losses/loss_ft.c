@@ -1,0 +1,106 @@
+/* Factor transfer: the teacher's features in short, and the student's translated to that. */
+#include <string.h>
+
+#include "lib/losses/losses_internal.h"
+
+struct ft {
+    struct loss_pairs map;
+    struct maps {
+        struct loss_projector encode, decode, translate;
+    } maps[LOSS_MAX_PAIRS];
+};
+
+static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    struct ft *f = mem_zalloc(sizeof *f, e);
+    if (!f) return e->code;
+    l->state = f;
+    return loss_map_points(l, s, POINT_LAYER, f->map.pairs, &f->map.n, e);
+}
+
+static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
+    struct ft *f = l->state;
+    for (size_t i = 0; i < f->map.n; i++) {
+        uint32_t layer = f->map.pairs[i].student;
+        size_t in = s->student->hidden, cols = loss_teacher_cols(s, POINT_LAYER, f->map.pairs[i].teacher);
+        size_t factors = (size_t)((double)cols * loss_number(l, "rate") + 0.5);
+        if (!factors) factors = 1;
+        if (loss_projector_new(&f->maps[i].encode, l, "encode", layer, cols, factors, own, e) ||
+            loss_projector_new(&f->maps[i].decode, l, "decode", layer, factors, cols, own, e) ||
+            loss_projector_new(&f->maps[i].translate, l, "translate", layer, in, factors, own, e))
+            return e->code;
+    }
+    return 0;
+}
+
+/* Value and gradient of one of the two parts, x [n][d] against rows t. */
+static int part(struct loss_points *p, double weight, const float *t, struct grad_var *x,
+                double (*kernel)(float, const float *, const float *, const float *, size_t, size_t, float *),
+                struct err *e) {
+    const float *value = grad_host_value(p->t, x);
+    float *dx = value && p->weight != 0 ? grad_alloc(p->t, x->rows * x->cols * sizeof *dx) : NULL;
+    if (!value || (p->weight != 0 && !dx)) return grad_error(p->t, e);
+    p->sum += weight * kernel((float)(p->weight * weight), t, p->row_weight, value, x->rows, x->cols, dx);
+    if (dx) grad_add_to(p->t, x, dx);
+    return 0;
+}
+
+/* The paraphraser learns from its own reconstruction alone: its factors are a constant to the student. */
+static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
+    struct ft *f = l->state;
+    const float *rows;
+    size_t cols, n = p->in->n_positions;
+    if (loss_teacher_point(p, POINT_LAYER, f->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
+    float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
+    if (!copy) return grad_error(p->t, e);
+    memcpy(copy, rows, n * cols * sizeof *copy);
+    struct grad_var *factors =
+        loss_project(p->t, &f->maps[i].encode, grad_leaf(p->t, kernel_f32(copy), kernel_none(DT_F32), n, cols));
+    struct grad_var *again = loss_project(p->t, &f->maps[i].decode, factors);
+    struct grad_var *own =
+        loss_project(p->t, &f->maps[i].translate, loss_student_point(p, POINT_LAYER, f->map.pairs[i].student));
+    const float *target = grad_host_value(p->t, factors);
+    if (!target || !again || !own) return grad_error(p->t, e);
+    double share = 1 / (double)f->map.n;
+    if (part(p, share, target, own, kernel_rows_factor, e)) return e->code;
+    return part(p, share * loss_number(l, "paraphrase"), copy, again, kernel_rows_mse, e);
+}
+
+static int points(struct loss *l, struct loss_points *p, struct err *e) {
+    const struct ft *f = l->state;
+    for (size_t i = 0; i < f->map.n; i++)
+        if (pair(l, p, i, e)) return e->code;
+    return 0;
+}
+
+static void release(struct loss *l) {
+    struct ft *f = l->state;
+    for (size_t i = 0; f && i < f->map.n; i++) {
+        loss_projector_release(&f->maps[i].encode);
+        loss_projector_release(&f->maps[i].decode);
+        loss_projector_release(&f->maps[i].translate);
+    }
+    loss_state_release(l);
+}
+
+static const struct loss_key keys[] = {
+    {"rate", LOSS_NUMBER, "K", "0.5", 1e-3, 1, "factors for each feature of the teacher"},
+    {"paraphrase", LOSS_NUMBER, "W", "1", 1e-6, 1e6, "weight of the teacher's reconstruction from its factors"},
+    LOSS_MAP("last"),
+    {0}};
+
+const struct loss_type loss_ft = {
+    .name = "ft",
+    .summary = "factor transfer: the teacher's factors by a paraphraser, the student's by a translator",
+    .formula = "mean over layers of |f_s / |f_s| - f_t / |f_t||_1 + W 1/d |t - D f_t|^2, f_t = E t, f_s = L h_s; "
+               "linear maps, E and D "
+               "trained by the second term only",
+    .source = "Kim, Park, Kwak 2018, Paraphrasing complex network: network compression via factor transfer, equations "
+              "1, 2 and 4 with p = "
+              "1; the paraphraser is trained along instead of before",
+    .keys = keys,
+    .taps = "hidden",
+    .needs = needs,
+    .prepare = prepare,
+    .points = points,
+    .release = release,
+};

@@ -1,0 +1,25 @@
+/* Similarity preserving: which instances are alike to the teacher should be to the student. */
+#include "lib/losses/losses_internal.h"
+
+static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {
+    return loss_relation(l, g, &(struct kernel_relation){RELATION_SIMILARITY, g->weight, 0, 0}, value, e);
+}
+
+static int points(struct loss *l, struct loss_points *p, struct err *e) {
+    return loss_relation_run(l, p, "positions", group, e);
+}
+
+static const struct loss_key keys[] = {LOSS_MAP("last"), LOSS_PER, LOSS_POSITIONS("128"), {0}};
+
+const struct loss_type loss_sp = {
+    .name = "sp",
+    .summary = "similarity preserving: products of all pairs of instances",
+    .formula = "1/b^2 |G_t - G_s|^2 with G = F F^T of b instances, each row divided by its length",
+    .source = "Tung and Mori 2019, Similarity-preserving knowledge distillation, equations 1 to 4",
+    .keys = keys,
+    .taps = "hidden",
+    .sampled = true,
+    .needs = loss_relation_needs,
+    .points = points,
+    .release = loss_state_release,
+};

@@ -1,0 +1,202 @@
+/* Losses on groups of instances: the positions of a sequence, or the sequences of a micro-batch. */
+#include <string.h>
+
+#include "lib/losses/losses_internal.h"
+
+/* ---- what they want ------------------------------------------------------------------------------------------------------ */
+
+int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs,
+                    size_t *n, struct err *e) {
+    uint32_t layers = loss_teacher_layers(s, l, p, e);
+    if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, n, e)) return e->code;
+    for (size_t i = 0; i < *n; i++)
+        if (loss_want_student(s, p, pairs[i].student, e) || loss_want_teacher(s, l, p, pairs[i].teacher, e))
+            return e->code;
+    return 0;
+}
+
+int loss_relation_needs(struct loss *l, const struct loss_setting *s, struct err *e) {
+    struct loss_pairs *r = mem_zalloc(sizeof *r, e);
+    if (!r) return e->code;
+    l->state = r;
+    return loss_map_points(l, s, POINT_LAYER, r->pairs, &r->n, e);
+}
+
+int loss_some_term(const struct loss *l, const char *const *keys, size_t n, struct err *e) {
+    for (size_t i = 0; i < n; i++)
+        if (loss_number(l, keys[i]) > 0) return 0;
+    return err_set(e, ERR_USAGE, "the loss %s: all of its terms have the weight 0", l->type->name);
+}
+
+void loss_state_release(struct loss *l) {
+    mem_free(l->state);
+    l->state = NULL;
+}
+
+/* ---- instances ------------------------------------------------------------------------------------------------------------ */
+
+bool loss_pooled(const struct loss *l) {
+    return loss_key_index(l->type, "per") >= 0 && !strcmp(loss_words(l, "per"), "sequence");
+}
+
+/* An instance is one labelled position, or the mean of those of a sequence: rows [first[i], first[i + 1]) of `at`. */
+struct instances {
+    size_t n;
+    uint32_t *first, *at;
+    double labelled; /* what the group counts for */
+};
+
+/* The labelled positions of sequence s that the teacher's data has, behind those there are; returns their number. */
+static size_t labelled_positions(const struct loss_points *p, const struct loss *l, size_t s, uint32_t *at) {
+    const uint8_t *has = l->of_sampled ? p->sampled : NULL;
+    size_t n = 0;
+    for (uint32_t i = p->starts[s]; i < p->starts[s + 1]; i++)
+        if (p->row_weight[i] != 0 && (!has || has[i])) at[n++] = i;
+    return n;
+}
+
+/* At most `most` of them, as far apart as they can be. */
+static size_t thin_out(uint32_t *at, size_t n, size_t most) {
+    for (size_t i = 0; n > most && i < most; i++) at[i] = at[(2 * i + 1) * n / (2 * most)];
+    return n < most ? n : most;
+}
+
+static int of_sequence(const struct loss_points *p, const struct loss *l, size_t s, size_t most, struct instances *g,
+                       struct err *e) {
+    struct arena *a = &p->list->memory;
+    size_t length = p->starts[s + 1] - p->starts[s];
+    g->at = arena_array(a, length + 1, sizeof *g->at, e);
+    g->first = g->at ? arena_array(a, length + 1, sizeof *g->first, e) : NULL;
+    if (!g->first) return e->code;
+    size_t n = labelled_positions(p, l, s, g->at);
+    g->labelled = (double)n;
+    g->n = thin_out(g->at, n, most);
+    for (size_t i = 0; i <= g->n; i++) g->first[i] = (uint32_t)i;
+    return 0;
+}
+
+static int of_batch(const struct loss_points *p, const struct loss *l, size_t most, struct instances *g,
+                    struct err *e) {
+    struct arena *a = &p->list->memory;
+    g->at = arena_array(a, p->in->n_positions + 1, sizeof *g->at, e);
+    g->first = g->at ? arena_array(a, p->in->n_seqs + 1, sizeof *g->first, e) : NULL;
+    if (!g->first) return e->code;
+    size_t used = 0;
+    for (size_t s = 0; s < p->in->n_seqs && g->n < most; s++) {
+        size_t n = labelled_positions(p, l, s, g->at + used);
+        if (n) g->first[g->n++] = (uint32_t)used;
+        used += n;
+    }
+    g->first[g->n] = (uint32_t)used;
+    g->labelled = p->labelled;
+    return 0;
+}
+
+static float *gather(struct loss_points *p, const struct instances *g, const float *x, size_t d, struct err *e) {
+    float *out = arena_array(&p->list->memory, g->n * d, sizeof *out, e);
+    for (size_t i = 0; out && i < g->n; i++) {
+        float share = 1 / (float)(g->first[i + 1] - g->first[i]);
+        for (size_t k = g->first[i]; k < g->first[i + 1]; k++)
+            kernel_axpy(kernel_f32(out + i * d), share, kernel_f32(x + g->at[k] * d), d);
+    }
+    return out;
+}
+
+static void scatter(const struct instances *g, const float *dx, size_t d, float *out) {
+    for (size_t i = 0; i < g->n; i++) {
+        float share = 1 / (float)(g->first[i + 1] - g->first[i]);
+        for (size_t k = g->first[i]; k < g->first[i + 1]; k++)
+            kernel_axpy(kernel_f32(out + g->at[k] * d), share, kernel_f32(dx + i * d), d);
+    }
+}
+
+/* ---- groups ----------------------------------------------------------------------------------------------------------------- */
+
+static float *gradient_for(struct loss_points *p, const struct grad_var *y) {
+    float *g = y && p->weight != 0 ? grad_alloc(p->t, y->rows * y->cols * sizeof *g) : NULL;
+    if (g) memset(g, 0, y->rows * y->cols * sizeof *g);
+    return g;
+}
+
+static int run_group(struct loss *l, struct loss_points *p, const struct loss_sides *of, const struct instances *in,
+                     float *const *whole, struct err *e) {
+    struct arena *a = &p->list->memory;
+    struct loss_group g = {.n = in->n, .sides = of->n, .memory = a, .weight = p->weight * of->share * in->labelled};
+    for (size_t i = 0; i < of->n; i++) {
+        g.d[i] = of->cols[i];
+        if (!(g.x[i] = gather(p, in, of->rows[i], g.d[i], e))) return e->code;
+        if (whole[i] && !(g.dx[i] = arena_array(a, in->n * g.d[i], sizeof(float), e))) return e->code;
+    }
+    double value;
+    if (of->run(l, &g, &value, e)) return e->code;
+    p->sum += of->share * in->labelled * value;
+    for (size_t i = 0; i < of->n; i++)
+        if (whole[i]) scatter(in, g.dx[i], g.d[i], whole[i]);
+    return 0;
+}
+
+int loss_groups(struct loss *l, struct loss_points *p, struct loss_sides *of, struct err *e) {
+    float *whole[LOSS_MAX_SIDES] = {NULL};
+    bool pooled = loss_pooled(l);
+    for (size_t i = 0; i < of->n; i++) {
+        if (of->var[i] && !(of->rows[i] = grad_host_value(p->t, of->var[i]))) return grad_error(p->t, e);
+        if (of->var[i]) of->cols[i] = of->var[i]->cols;
+        whole[i] = gradient_for(p, of->var[i]);
+        if (of->var[i] && p->weight != 0 && !whole[i]) return grad_error(p->t, e);
+    }
+    for (size_t s = 0; s < (pooled ? 1 : p->in->n_seqs); s++) {
+        struct instances in = {0};
+        int rc = pooled ? of_batch(p, l, of->most, &in, e) : of_sequence(p, l, s, of->most, &in, e);
+        if (!rc && in.n) rc = run_group(l, p, of, &in, whole, e);
+        arena_reset(&p->list->memory);
+        if (rc) return rc;
+    }
+    for (size_t i = 0; i < of->n; i++)
+        if (whole[i]) grad_add_to(p->t, of->var[i], whole[i]);
+    return 0;
+}
+
+size_t loss_most(const struct loss *l, const char *key) {
+    return loss_key_index(l->type, key) < 0 ? SIZE_MAX : (size_t)loss_number(l, key);
+}
+
+int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, loss_group_run *run, struct err *e) {
+    const struct loss_pairs *r = l->state;
+    for (size_t i = 0; i < r->n; i++) {
+        struct loss_sides of = {.n = 2, .run = run, .share = 1 / (double)r->n, .most = loss_most(l, most)};
+        of.var[0] = loss_student_point(p, POINT_LAYER, r->pairs[i].student);
+        if (loss_teacher_point(p, POINT_LAYER, r->pairs[i].teacher, &of.rows[1], &of.cols[1], e) ||
+            loss_groups(l, p, &of, e))
+            return e->code;
+    }
+    return 0;
+}
+
+int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value,
+                  struct err *e) {
+    double *scratch = arena_array(g->memory, kernel_relation_scratch(g->n), sizeof *scratch, e);
+    if (!scratch) return e->code;
+    (void)l;
+    *value = kernel_relation(how, g->n, g->x[1], g->d[1], g->x[0], g->d[0], scratch, g->dx[0]);
+    return 0;
+}
+
+/* Teacher's rows last until the next call: the first are copied. */
+int loss_two_vars(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, struct grad_var *a,
+                  struct grad_var *b, loss_group_run *run, double share, struct err *e) {
+    struct loss_sides of = {.n = 4, .var = {a, b}, .run = run, .share = share, .most = loss_most(l, "positions")};
+    const float *rows;
+    if (loss_teacher_point(p, POINT_LAYER, pairs[0].teacher, &rows, &of.cols[2], e)) return e->code;
+    float *copy = grad_alloc(p->t, p->in->n_positions * of.cols[2] * sizeof *copy);
+    if (!copy) return grad_error(p->t, e);
+    memcpy(copy, rows, p->in->n_positions * of.cols[2] * sizeof *copy);
+    of.rows[2] = copy;
+    if (loss_teacher_point(p, POINT_LAYER, pairs[1].teacher, &of.rows[3], &of.cols[3], e)) return e->code;
+    return loss_groups(l, p, &of, e);
+}
+
+int loss_two_layers(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, loss_group_run *run,
+                    double share, struct err *e) {
+    return loss_two_vars(l, p, pairs, loss_student_point(p, POINT_LAYER, pairs[0].student),
+                         loss_student_point(p, POINT_LAYER, pairs[1].student), run, share, e);
+}
