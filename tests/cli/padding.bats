@@ -17,7 +17,7 @@ vocab() { rill show --meta "$1" | grep -oE 'xxh3:[0-9a-f]{32}' | head -1; }
 # the numbers of a report or of a line of results that must not depend on padding
 numbers() {
     tr ',{}' '\n\n\n' <"$1" |
-        grep -E '"(kld|same_top|perplexity|nll|cross_entropy|delta_p|loss|kl|ce|teacher_ce|labels)[a-z0-9_.]*":'
+        grep -E '"(kld|same_top|perplexity|nll|cross_entropy|delta_p|loss|kl|ce|teacher_ce|labels)[a-z0-9_.]*":[-0-9]'
 }
 # near FILE FILE: the same keys, values within 1e-5
 near() {
