@@ -129,6 +129,7 @@ submake = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(s
 .PHONY: test
 test: deps ## every test; the last line counts them
 	@$(submake) test-programs
+	@$(submake) check-cycles
 	@$(submake) $(fuzzed) fuzz-programs
 	@FUZZ_BIN="$$($(MAKE) -s --no-print-directory $(fuzzed) list-fuzz)" RILL_BIN=$(abspath $(BIN)) \
 	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
@@ -208,8 +209,11 @@ demo: deps ## read, teach, prune, distill, quantize and judge a model; MODEL=PAT
 # ---- the source -------------------------------------------------------------------------------------------------------
 
 .PHONY: check-deps
-check-deps: $(LIB_OBJ) ## fail on an include that is not an arrow of the architecture, and on cycles between files of a module
+check-deps: ## fail on an include that is not an arrow of the architecture
 	@tests/check-deps
+
+.PHONY: check-cycles
+check-cycles: $(LIB_OBJ) ## fail on files of a module that refer to each other in a circle; `make test` does it too
 	@tests/check-cycles $(LIB_OBJ)
 
 CLANG_FORMAT ?= $(firstword $(foreach p,clang-format-14 clang-format,$(if $(shell command -v $p),$p)))
