@@ -9,10 +9,6 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
     return 0;
 }
 
-static int points(struct loss *l, struct loss_points *p, struct err *e) {
-    return loss_relation_run(l, p, "", group, e);
-}
-
 static const struct loss_key keys[] = {LOSS_MAP("uniform"), {0}};
 
 const struct loss_type loss_at = {
@@ -26,6 +22,7 @@ const struct loss_type loss_at = {
     .taps = "hidden",
     .sampled = true,
     .needs = loss_relation_needs,
-    .points = points,
+    .points = loss_relation_points,
+    .group = group,
     .release = loss_state_release,
 };

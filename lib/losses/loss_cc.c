@@ -7,11 +7,7 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
     bool bilinear = !strcmp(loss_words(l, "kernel"), "bilinear");
     struct kernel_relation how = {RELATION_CORRELATION, g->weight, loss_number(l, "gamma"),
                                   bilinear ? 0 : (unsigned)loss_number(l, "order")};
-    return loss_relation(l, g, &how, value, e);
-}
-
-static int points(struct loss *l, struct loss_points *p, struct err *e) {
-    return loss_relation_run(l, p, "positions", group, e);
+    return loss_relation(g, &how, value, e);
 }
 
 static const struct loss_key keys[] = {
@@ -33,6 +29,7 @@ const struct loss_type loss_cc = {
     .taps = "hidden",
     .sampled = true,
     .needs = loss_relation_needs,
-    .points = points,
+    .points = loss_relation_points,
+    .group = group,
     .release = loss_state_release,
 };

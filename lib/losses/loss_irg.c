@@ -3,8 +3,7 @@
 
 static int edges(struct loss *l, struct loss_group *g, double *value, struct err *e) {
     double weight = loss_number(l, "edges");
-    if (loss_relation(l, g, &(struct kernel_relation){RELATION_GRAPH, g->weight * weight, 0, 0}, value, e))
-        return e->code;
+    if (loss_relation(g, &(struct kernel_relation){RELATION_GRAPH, g->weight * weight, 0, 0}, value, e)) return e->code;
     *value *= weight;
     return 0;
 }

@@ -12,10 +12,6 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
     return 0;
 }
 
-static int points(struct loss *l, struct loss_points *p, struct err *e) {
-    return loss_relation_run(l, p, "positions", group, e);
-}
-
 static const struct loss_key keys[] = {
     {"kernel", LOSS_CHOICE, "poly|linear|gaussian", "poly", .help = "gaussian: work is quadratic in the widths"},
     LOSS_MAP("last"),
@@ -34,6 +30,7 @@ const struct loss_type loss_nst = {
     .taps = "hidden",
     .sampled = true,
     .needs = loss_relation_needs,
-    .points = points,
+    .points = loss_relation_points,
+    .group = group,
     .release = loss_state_release,
 };

@@ -3,7 +3,7 @@
 
 static int distances(struct loss *l, struct loss_group *g, double *value, struct err *e) {
     double weight = loss_number(l, "distance");
-    if (loss_relation(l, g, &(struct kernel_relation){RELATION_DISTANCE, g->weight * weight, 0, 0}, value, e))
+    if (loss_relation(g, &(struct kernel_relation){RELATION_DISTANCE, g->weight * weight, 0, 0}, value, e))
         return e->code;
     *value *= weight;
     return 0;

@@ -2,11 +2,8 @@
 #include "lib/losses/losses_internal.h"
 
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {
-    return loss_relation(l, g, &(struct kernel_relation){RELATION_SIMILARITY, g->weight, 0, 0}, value, e);
-}
-
-static int points(struct loss *l, struct loss_points *p, struct err *e) {
-    return loss_relation_run(l, p, "positions", group, e);
+    (void)l;
+    return loss_relation(g, &(struct kernel_relation){RELATION_SIMILARITY, g->weight, 0, 0}, value, e);
 }
 
 static const struct loss_key keys[] = {LOSS_MAP("last"), LOSS_PER, LOSS_POSITIONS("128"), {0}};
@@ -20,6 +17,7 @@ const struct loss_type loss_sp = {
     .taps = "hidden",
     .sampled = true,
     .needs = loss_relation_needs,
-    .points = points,
+    .points = loss_relation_points,
+    .group = group,
     .release = loss_state_release,
 };

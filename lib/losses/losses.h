@@ -50,6 +50,8 @@ struct loss;
 struct loss_setting;
 struct loss_block;
 struct loss_points;
+struct loss_group;
+typedef int loss_group_run(struct loss *l, struct loss_group *g, double *value, struct err *e);
 
 struct loss_type {
     const char *name, *summary;
@@ -67,6 +69,7 @@ struct loss_type {
     /* One of the two: */
     int (*logits)(struct loss *l, struct loss_block *b, struct err *e);
     int (*points)(struct loss *l, struct loss_points *p, struct err *e);
+    loss_group_run *group;           /* of a loss on points that is a mean over groups of instances: the value of one */
     void (*release)(struct loss *l); /* of l->state */
 };
 extern const struct loss_type *const loss_types[]; /* ends with NULL */

@@ -69,7 +69,6 @@ struct loss_group {
     double weight;
     struct arena *memory;
 };
-typedef int loss_group_run(struct loss *l, struct loss_group *g, double *value, struct err *e);
 /* Sides are variables of the tape, or rows [n_positions][cols]. */
 struct loss_sides {
     size_t n;
@@ -90,9 +89,10 @@ size_t loss_most(const struct loss *l, const char *key);
 int loss_relation_needs(struct loss *l, const struct loss_setting *s, struct err *e) MUST_CHECK;
 int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, loss_group_run *run,
                       struct err *e) MUST_CHECK;
+/* The same of the type's group, with the key `positions` as the bound where there is one. */
+int loss_relation_points(struct loss *l, struct loss_points *p, struct err *e) MUST_CHECK;
 /* kernel_relation of a group. */
-int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value,
-                  struct err *e) MUST_CHECK;
+int loss_relation(struct loss_group *g, const struct kernel_relation *how, double *value, struct err *e) MUST_CHECK;
 /* Sides of two layers of the map, pairs[0] and pairs[1]: the student's two, then the teacher's; likewise of variables made of them. */
 int loss_two_layers(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, loss_group_run *run,
                     double share, struct err *e) MUST_CHECK;

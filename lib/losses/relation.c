@@ -172,11 +172,13 @@ int loss_relation_run(struct loss *l, struct loss_points *p, const char *most, l
     return 0;
 }
 
-int loss_relation(struct loss *l, struct loss_group *g, const struct kernel_relation *how, double *value,
-                  struct err *e) {
+int loss_relation_points(struct loss *l, struct loss_points *p, struct err *e) {
+    return loss_relation_run(l, p, "positions", l->type->group, e);
+}
+
+int loss_relation(struct loss_group *g, const struct kernel_relation *how, double *value, struct err *e) {
     double *scratch = arena_array(g->memory, kernel_relation_scratch(g->n), sizeof *scratch, e);
     if (!scratch) return e->code;
-    (void)l;
     *value = kernel_relation(how, g->n, g->x[1], g->d[1], g->x[0], g->d[0], scratch, g->dx[0]);
     return 0;
 }
