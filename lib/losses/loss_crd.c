@@ -4,17 +4,14 @@
 #include "lib/losses/losses_internal.h"
 
 struct crd {
-    struct loss_pairs map;
+    struct loss_pairs map; /* first: loss_map_needs */
     struct maps {
         struct loss_projector student, teacher;
     } maps[LOSS_MAX_PAIRS];
 };
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
-    struct crd *c = mem_zalloc(sizeof *c, e);
-    if (!c) return e->code;
-    l->state = c;
-    return loss_map_points(l, s, POINT_LAYER, c->map.pairs, &c->map.n, e);
+    return loss_map_needs(l, s, sizeof(struct crd), e);
 }
 
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {

@@ -2,15 +2,13 @@
 #include "lib/losses/losses_internal.h"
 
 struct fsp {
-    struct loss_pairs map; /* first: loss_two_layers reads the state */
+    struct loss_pairs map; /* first: loss_map_needs */
     struct loss_projector projectors[LOSS_MAX_PAIRS];
 };
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
-    struct fsp *f = mem_zalloc(sizeof *f, e);
-    if (!f) return e->code;
-    l->state = f;
-    if (loss_map_points(l, s, POINT_LAYER, f->map.pairs, &f->map.n, e)) return e->code;
+    if (loss_map_needs(l, s, sizeof(struct fsp), e)) return e->code;
+    const struct fsp *f = l->state;
     return f->map.n > 1 ? 0
                         : err_set(e, ERR_USAGE, "the loss fsp is of two layers at least: map=%s", loss_words(l, "map"));
 }

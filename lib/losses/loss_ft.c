@@ -4,17 +4,14 @@
 #include "lib/losses/losses_internal.h"
 
 struct ft {
-    struct loss_pairs map;
+    struct loss_pairs map; /* first: loss_map_needs */
     struct maps {
         struct loss_projector encode, decode, translate;
     } maps[LOSS_MAX_PAIRS];
 };
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
-    struct ft *f = mem_zalloc(sizeof *f, e);
-    if (!f) return e->code;
-    l->state = f;
-    return loss_map_points(l, s, POINT_LAYER, f->map.pairs, &f->map.n, e);
+    return loss_map_needs(l, s, sizeof(struct ft), e);
 }
 
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {

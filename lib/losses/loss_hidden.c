@@ -4,48 +4,39 @@
 #include "lib/losses/losses_internal.h"
 
 struct hidden {
-    struct loss_pair pairs[LOSS_MAX_PAIRS];
+    struct loss_pairs map;                            /* first: loss_map_needs */
     struct loss_projector projectors[LOSS_MAX_PAIRS]; /* value without data: none */
-    size_t n;
 };
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
-    uint32_t layers = loss_teacher_layers(s, l, POINT_LAYER, e);
-    struct hidden *h = layers ? mem_zalloc(sizeof *h, e) : NULL;
-    if (!h) return e->code;
-    l->state = h;
-    if (loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, h->pairs, &h->n, e)) return e->code;
-    for (size_t i = 0; i < h->n; i++)
-        if (loss_want_student(s, POINT_LAYER, h->pairs[i].student, e) ||
-            loss_want_teacher(s, l, POINT_LAYER, h->pairs[i].teacher, e))
-            return e->code;
-    return 0;
+    return loss_map_needs(l, s, sizeof(struct hidden), e);
 }
 
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
     struct hidden *h = l->state;
     const char *projector = loss_words(l, "projector");
-    for (size_t i = 0; i < h->n; i++) {
-        size_t in = s->student->hidden, out = loss_teacher_cols(s, POINT_LAYER, h->pairs[i].teacher);
+    for (size_t i = 0; i < h->map.n; i++) {
+        size_t in = s->student->hidden, out = loss_teacher_cols(s, POINT_LAYER, h->map.pairs[i].teacher);
         if (in != out && !strcmp(projector, "none"))
             return err_set(e, ERR_USAGE, "the loss hidden: widths of %zu and %zu need projector=linear", in, out);
         if (!strcmp(projector, "none") || (in == out && !strcmp(projector, "auto"))) continue;
-        if (loss_projector_new(&h->projectors[i], l, "projector", h->pairs[i].student, in, out, own, e)) return e->code;
+        if (loss_projector_new(&h->projectors[i], l, "projector", h->map.pairs[i].student, in, out, own, e))
+            return e->code;
     }
     return 0;
 }
 
 static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
     struct hidden *h = l->state;
-    struct grad_var *y = loss_student_point(p, POINT_LAYER, h->pairs[i].student);
+    struct grad_var *y = loss_student_point(p, POINT_LAYER, h->map.pairs[i].student);
     const float *teacher;
     size_t cols;
-    if (loss_teacher_point(p, POINT_LAYER, h->pairs[i].teacher, &teacher, &cols, e)) return e->code;
+    if (loss_teacher_point(p, POINT_LAYER, h->map.pairs[i].teacher, &teacher, &cols, e)) return e->code;
     if (kernel_has_data(h->projectors[i].value)) y = loss_project(p->t, &h->projectors[i], y);
     const float *x = grad_host_value(p->t, y);
     float *dx = x && p->weight != 0 ? grad_alloc(p->t, y->rows * cols * sizeof *dx) : NULL;
     if (!x || (p->weight != 0 && !dx)) return grad_error(p->t, e);
-    double share = 1 / (double)h->n;
+    double share = 1 / (double)h->map.n;
     bool cosine = !strcmp(loss_words(l, "kind"), "cosine");
     double sum = (cosine ? kernel_rows_cosine : kernel_rows_mse)((float)(p->weight * share), teacher, p->row_weight, x,
                                                                  y->rows, cols, dx);
@@ -56,16 +47,15 @@ static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) 
 
 static int points(struct loss *l, struct loss_points *p, struct err *e) {
     const struct hidden *h = l->state;
-    for (size_t i = 0; i < h->n; i++)
+    for (size_t i = 0; i < h->map.n; i++)
         if (pair(l, p, i, e)) return e->code;
     return 0;
 }
 
 static void release(struct loss *l) {
     struct hidden *h = l->state;
-    for (size_t i = 0; h && i < h->n; i++) loss_projector_release(&h->projectors[i]);
-    mem_free(h);
-    l->state = NULL;
+    for (size_t i = 0; h && i < h->map.n; i++) loss_projector_release(&h->projectors[i]);
+    loss_state_release(l);
 }
 
 static const struct loss_key keys[] = {

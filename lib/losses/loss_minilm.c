@@ -9,8 +9,7 @@ struct minilm {
 
 static int want_values(struct loss *l, const struct loss_setting *s, struct minilm *m, struct err *e) {
     m->heads = s->student->layers[m->pair.student].n_kv_heads;
-    if (loss_want_student(s, POINT_V, m->pair.student, e) || loss_want_teacher(s, l, POINT_V, m->pair.teacher, e))
-        return e->code;
+    if (loss_want_pair(l, s, POINT_V, &m->pair, e)) return e->code;
     size_t cols = loss_teacher_cols(s, POINT_V, m->pair.teacher);
     return cols % m->heads == 0
                ? 0
@@ -23,15 +22,11 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     static const char *const terms[] = {"attention", "values"};
     if (loss_some_term(l, terms, COUNT_OF(terms), e)) return e->code;
     struct minilm *m = mem_zalloc(sizeof *m, e);
-    struct loss_pair pairs[LOSS_MAX_PAIRS];
-    size_t n;
     if (!m) return e->code;
     l->state = m;
     bool attention = loss_number(l, "attention") > 0;
     uint32_t layers = attention ? loss_attention_layers(s, l, e) : loss_teacher_layers(s, l, POINT_V, e);
-    if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, &n, e)) return e->code;
-    if (n != 1) return err_set(e, ERR_USAGE, "the loss minilm is of one layer: map=%s", loss_words(l, "map"));
-    m->pair = pairs[0];
+    if (loss_map_one(l, s, layers, &m->pair, e)) return e->code;
     if (attention && loss_want_attention(l, s, &m->pair, false, &m->attention, e)) return e->code;
     return loss_number(l, "values") > 0 ? want_values(l, s, m, e) : 0;
 }

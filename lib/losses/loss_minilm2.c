@@ -30,20 +30,14 @@ static int choose_heads(struct loss *l, const struct loss_setting *s, struct min
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     struct minilm2 *m = mem_zalloc(sizeof *m, e);
-    struct loss_pair pairs[LOSS_MAX_PAIRS];
-    size_t n, first = 0;
+    size_t first = 0;
     if (!m) return e->code;
     l->state = m;
     if (loss_some_term(l, weights, COUNT_OF(weights), e)) return e->code;
     while (loss_number(l, weights[first]) == 0) first++;
-    uint32_t layers = loss_teacher_layers(s, l, of[first], e);
-    if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, &n, e)) return e->code;
-    if (n != 1) return err_set(e, ERR_USAGE, "the loss minilm2 is of one layer: map=%s", loss_words(l, "map"));
-    m->pair = pairs[0];
+    if (loss_map_one(l, s, loss_teacher_layers(s, l, of[first], e), &m->pair, e)) return e->code;
     for (size_t i = first; i < COUNT_OF(of); i++)
-        if (loss_number(l, weights[i]) > 0 &&
-            (loss_want_student(s, of[i], m->pair.student, e) || loss_want_teacher(s, l, of[i], m->pair.teacher, e)))
-            return e->code;
+        if (loss_number(l, weights[i]) > 0 && loss_want_pair(l, s, of[i], &m->pair, e)) return e->code;
     return choose_heads(l, s, m, e);
 }
 

@@ -19,9 +19,7 @@ static bool of_scores(const struct loss *l) {
 
 static int want_pair(struct loss *l, const struct loss_setting *s, struct tinybert *b, size_t i, struct err *e) {
     const struct loss_pair *pair = &b->map.pairs[i];
-    if (has(l, "hidden") &&
-        (loss_want_student(s, POINT_LAYER, pair->student, e) || loss_want_teacher(s, l, POINT_LAYER, pair->teacher, e)))
-        return e->code;
+    if (has(l, "hidden") && loss_want_pair(l, s, POINT_LAYER, pair, e)) return e->code;
     if (!has(l, "attention")) return 0;
     if (loss_want_attention(l, s, pair, of_scores(l), &b->attention[i], e)) return e->code;
     b->attention[i].kind = of_scores(l) ? ATTENTION_SCORES : ATTENTION_SQUARE;
@@ -34,8 +32,7 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     struct tinybert *b = mem_zalloc(sizeof *b, e);
     if (!b) return e->code;
     l->state = b;
-    if (has(l, "embed") && (loss_want_student(s, POINT_EMBED, 0, e) || loss_want_teacher(s, l, POINT_EMBED, 0, e)))
-        return e->code;
+    if (has(l, "embed") && loss_want_pair(l, s, POINT_EMBED, &(struct loss_pair){0, 0}, e)) return e->code;
     if (!has(l, "hidden") && !has(l, "attention")) return 0;
     uint32_t layers = has(l, "hidden") ? loss_teacher_layers(s, l, POINT_LAYER, e) : loss_attention_layers(s, l, e);
     if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, b->map.pairs, &b->map.n, e))

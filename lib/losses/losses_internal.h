@@ -53,9 +53,14 @@ int loss_no_field(const struct loss *l, const char *point, const uint32_t *layer
 int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) MUST_CHECK;
 #define LOSS_ATTENTION_FIELD "attention"
 
-/* Reads the key `map` for a point and asks for it on both sides. */
-int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs,
-                    size_t *n, struct err *e) MUST_CHECK;
+/* A point of both sides. */
+int loss_want_pair(struct loss *l, const struct loss_setting *s, enum model_point p, const struct loss_pair *pair,
+                   struct err *e) MUST_CHECK;
+/* Makes a state of `size` bytes that begins with a struct loss_pairs: the key `map`, whose layers' outputs are asked for on both sides. */
+int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, struct err *e) MUST_CHECK;
+/* The key `map` where it must be of one layer; `layers` of the teacher, 0: *e says why there are none. */
+int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t layers, struct loss_pair *pair,
+                 struct err *e) MUST_CHECK;
 
 /*
  * A group of instances: x[i] [n][d[i]], gathered, and dx[i] NULL or where the gradient of weight * value is to be written. By convention

@@ -81,6 +81,11 @@ int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_p
     return f ? 0 : loss_want_live(s, p, layer, e);
 }
 
+int loss_want_pair(struct loss *l, const struct loss_setting *s, enum model_point p, const struct loss_pair *pair,
+                   struct err *e) {
+    return loss_want_student(s, p, pair->student, e) ? e->code : loss_want_teacher(s, l, p, pair->teacher, e);
+}
+
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
     uint32_t layers = s->live ? s->live->n_layers : layers_in_data(s->data, p);
     if (!layers) no_point(l, p, NULL, e);
@@ -140,6 +145,17 @@ int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_l
         if (*n == LOSS_MAX_PAIRS || parse_pair(p, student_layers, teacher_layers, &pairs[(*n)++], e))
             return *n == LOSS_MAX_PAIRS ? bad_map(text, e) : e->code;
     return *n ? 0 : bad_map(text, e);
+}
+
+int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t layers, struct loss_pair *pair,
+                 struct err *e) {
+    struct loss_pairs map;
+    if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, map.pairs, &map.n, e))
+        return e->code;
+    *pair = map.pairs[0];
+    return map.n == 1
+               ? 0
+               : err_set(e, ERR_USAGE, "the loss %s is of one layer: map=%s", l->type->name, loss_words(l, "map"));
 }
 
 /* ---- projectors ------------------------------------------------------------------------------------------------------------- */

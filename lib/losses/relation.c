@@ -5,21 +5,19 @@
 
 /* ---- what they want ------------------------------------------------------------------------------------------------------ */
 
-int loss_map_points(struct loss *l, const struct loss_setting *s, enum model_point p, struct loss_pair *pairs,
-                    size_t *n, struct err *e) {
-    uint32_t layers = loss_teacher_layers(s, l, p, e);
-    if (!layers || loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, pairs, n, e)) return e->code;
-    for (size_t i = 0; i < *n; i++)
-        if (loss_want_student(s, p, pairs[i].student, e) || loss_want_teacher(s, l, p, pairs[i].teacher, e))
-            return e->code;
+int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, struct err *e) {
+    uint32_t layers = loss_teacher_layers(s, l, POINT_LAYER, e);
+    struct loss_pairs *map = layers ? mem_zalloc(size, e) : NULL;
+    if (!map) return e->code;
+    l->state = map;
+    if (loss_map_parse(loss_words(l, "map"), s->student->n_layers, layers, map->pairs, &map->n, e)) return e->code;
+    for (size_t i = 0; i < map->n; i++)
+        if (loss_want_pair(l, s, POINT_LAYER, &map->pairs[i], e)) return e->code;
     return 0;
 }
 
 int loss_relation_needs(struct loss *l, const struct loss_setting *s, struct err *e) {
-    struct loss_pairs *r = mem_zalloc(sizeof *r, e);
-    if (!r) return e->code;
-    l->state = r;
-    return loss_map_points(l, s, POINT_LAYER, r->pairs, &r->n, e);
+    return loss_map_needs(l, s, sizeof(struct loss_pairs), e);
 }
 
 int loss_some_term(const struct loss *l, const char *const *keys, size_t n, struct err *e) {
