@@ -104,12 +104,9 @@ static int allocate(struct run *r, struct err *e) {
     r->k = q == k ? r->q : grad_host_value(t, k);
     if (!r->q || !r->k) return grad_error(t, e);
     if (r->p->weight == 0) return 0;
-    r->dq = grad_alloc(t, q->rows * q->cols * sizeof *r->dq);
-    r->dk = q == k ? r->dq : grad_alloc(t, k->rows * k->cols * sizeof *r->dk);
-    if (!r->dq || !r->dk) return grad_error(t, e);
-    memset(r->dq, 0, q->rows * q->cols * sizeof *r->dq);
-    if (q != k) memset(r->dk, 0, k->rows * k->cols * sizeof *r->dk);
-    return 0;
+    r->dq = loss_gradient(r->p, q);
+    r->dk = q == k ? r->dq : loss_gradient(r->p, k);
+    return r->dq && r->dk ? 0 : grad_error(t, e);
 }
 
 int loss_attention_run(struct loss_points *p, const struct loss_attention *a, struct err *e) {

@@ -1,6 +1,4 @@
 /* Contrastive representation distillation, with the other instances of the group as negatives. */
-#include <string.h>
-
 #include "lib/losses/losses_internal.h"
 
 struct crd {
@@ -38,15 +36,12 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
 static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
     struct crd *c = l->state;
     struct loss_sides of = {.n = 2, .run = group, .share = 1 / (double)c->map.n, .most = loss_most(l, "positions")};
-    const float *rows;
+    const float *rows; /* a copy: the way back reads it */
     size_t cols, n = p->in->n_positions;
-    if (loss_teacher_point(p, POINT_LAYER, c->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
-    float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
-    if (!copy) return grad_error(p->t, e);
-    memcpy(copy, rows, n * cols * sizeof *copy);
+    if (loss_teacher_copy(p, POINT_LAYER, c->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     of.var[0] = loss_project(p->t, &c->maps[i].student, loss_student_point(p, POINT_LAYER, c->map.pairs[i].student));
     of.var[1] =
-        loss_project(p->t, &c->maps[i].teacher, grad_leaf(p->t, kernel_f32(copy), kernel_none(DT_F32), n, cols));
+        loss_project(p->t, &c->maps[i].teacher, grad_leaf(p->t, kernel_f32(rows), kernel_none(DT_F32), n, cols));
     return of.var[0] && of.var[1] ? loss_groups(l, p, &of, e) : grad_error(p->t, e);
 }
 

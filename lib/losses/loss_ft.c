@@ -1,6 +1,4 @@
 /* Factor transfer: the teacher's features in short, and the student's translated to that. */
-#include <string.h>
-
 #include "lib/losses/losses_internal.h"
 
 struct ft {
@@ -29,37 +27,22 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
     return 0;
 }
 
-/* Value and gradient of one of the two parts, x [n][d] against rows t. */
-static int part(struct loss_points *p, double weight, const float *t, struct grad_var *x,
-                double (*kernel)(float, const float *, const float *, const float *, size_t, size_t, float *),
-                struct err *e) {
-    const float *value = grad_host_value(p->t, x);
-    float *dx = value && p->weight != 0 ? grad_alloc(p->t, x->rows * x->cols * sizeof *dx) : NULL;
-    if (!value || (p->weight != 0 && !dx)) return grad_error(p->t, e);
-    p->sum += weight * kernel((float)(p->weight * weight), t, p->row_weight, value, x->rows, x->cols, dx);
-    if (dx) grad_add_to(p->t, x, dx);
-    return 0;
-}
-
 /* The paraphraser learns from its own reconstruction alone: its factors are a constant to the student. */
 static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
     struct ft *f = l->state;
-    const float *rows;
+    const float *rows; /* a copy: the way back reads it */
     size_t cols, n = p->in->n_positions;
-    if (loss_teacher_point(p, POINT_LAYER, f->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
-    float *copy = grad_alloc(p->t, n * cols * sizeof *copy); /* the way back reads it */
-    if (!copy) return grad_error(p->t, e);
-    memcpy(copy, rows, n * cols * sizeof *copy);
+    if (loss_teacher_copy(p, POINT_LAYER, f->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     struct grad_var *factors =
-        loss_project(p->t, &f->maps[i].encode, grad_leaf(p->t, kernel_f32(copy), kernel_none(DT_F32), n, cols));
+        loss_project(p->t, &f->maps[i].encode, grad_leaf(p->t, kernel_f32(rows), kernel_none(DT_F32), n, cols));
     struct grad_var *again = loss_project(p->t, &f->maps[i].decode, factors);
     struct grad_var *own =
         loss_project(p->t, &f->maps[i].translate, loss_student_point(p, POINT_LAYER, f->map.pairs[i].student));
     const float *target = grad_host_value(p->t, factors);
     if (!target || !again || !own) return grad_error(p->t, e);
     double share = 1 / (double)f->map.n;
-    if (part(p, share, target, own, kernel_rows_factor, e)) return e->code;
-    return part(p, share * loss_number(l, "paraphrase"), copy, again, kernel_rows_mse, e);
+    if (loss_rows(p, kernel_rows_factor, share, target, own, e)) return e->code;
+    return loss_rows(p, kernel_rows_mse, share * loss_number(l, "paraphrase"), rows, again, e);
 }
 
 static int points(struct loss *l, struct loss_points *p, struct err *e) {

@@ -26,29 +26,13 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
     return 0;
 }
 
-static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
-    struct hidden *h = l->state;
-    struct grad_var *y = loss_student_point(p, POINT_LAYER, h->map.pairs[i].student);
-    const float *teacher;
-    size_t cols;
-    if (loss_teacher_point(p, POINT_LAYER, h->map.pairs[i].teacher, &teacher, &cols, e)) return e->code;
-    if (kernel_has_data(h->projectors[i].value)) y = loss_project(p->t, &h->projectors[i], y);
-    const float *x = grad_host_value(p->t, y);
-    float *dx = x && p->weight != 0 ? grad_alloc(p->t, y->rows * cols * sizeof *dx) : NULL;
-    if (!x || (p->weight != 0 && !dx)) return grad_error(p->t, e);
-    double share = 1 / (double)h->map.n;
-    bool cosine = !strcmp(loss_words(l, "kind"), "cosine");
-    double sum = (cosine ? kernel_rows_cosine : kernel_rows_mse)((float)(p->weight * share), teacher, p->row_weight, x,
-                                                                 y->rows, cols, dx);
-    p->sum += share * sum;
-    if (dx) grad_add_to(p->t, y, dx);
-    return 0;
-}
-
 static int points(struct loss *l, struct loss_points *p, struct err *e) {
-    const struct hidden *h = l->state;
+    struct hidden *h = l->state;
+    bool cosine = !strcmp(loss_words(l, "kind"), "cosine");
     for (size_t i = 0; i < h->map.n; i++)
-        if (pair(l, p, i, e)) return e->code;
+        if (loss_states(p, &h->projectors[i], POINT_LAYER, &h->map.pairs[i],
+                        cosine ? kernel_rows_cosine : kernel_rows_mse, 1 / (double)h->map.n, e))
+            return e->code;
     return 0;
 }
 

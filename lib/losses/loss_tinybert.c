@@ -61,29 +61,15 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
     return project(&b->hidden, l, s, POINT_LAYER, b->map.pairs[0].teacher, own, e);
 }
 
-static int states(struct loss_points *p, struct loss_projector *map, enum model_point point, struct loss_pair pair,
-                  double weight, struct err *e) {
-    struct grad_var *y = loss_student_point(p, point, pair.student);
-    const float *t;
-    size_t cols;
-    if (loss_teacher_point(p, point, pair.teacher, &t, &cols, e)) return e->code;
-    if (kernel_has_data(map->value)) y = loss_project(p->t, map, y);
-    const float *x = grad_host_value(p->t, y);
-    float *dx = x && p->weight != 0 ? grad_alloc(p->t, y->rows * cols * sizeof *dx) : NULL;
-    if (!x || (p->weight != 0 && !dx)) return grad_error(p->t, e);
-    p->sum += weight * kernel_rows_mse((float)(p->weight * weight), t, p->row_weight, x, y->rows, cols, dx);
-    if (dx) grad_add_to(p->t, y, dx);
-    return 0;
-}
-
 static int points(struct loss *l, struct loss_points *p, struct err *e) {
     struct tinybert *b = l->state;
-    if (has(l, "embed") && states(p, &b->embed, POINT_EMBED, (struct loss_pair){0, 0}, loss_number(l, "embed"), e))
+    if (has(l, "embed") &&
+        loss_states(p, &b->embed, POINT_EMBED, &(struct loss_pair){0, 0}, kernel_rows_mse, loss_number(l, "embed"), e))
         return e->code;
     for (size_t i = 0; i < b->map.n; i++) {
         double share = 1 / (double)b->map.n;
-        if (has(l, "hidden") &&
-            states(p, &b->hidden, POINT_LAYER, b->map.pairs[i], share * loss_number(l, "hidden"), e))
+        if (has(l, "hidden") && loss_states(p, &b->hidden, POINT_LAYER, &b->map.pairs[i], kernel_rows_mse,
+                                            share * loss_number(l, "hidden"), e))
             return e->code;
         if (has(l, "attention") &&
             loss_attention_pair(p, &b->map.pairs[i], &b->attention[i], share * loss_number(l, "attention"), e))

@@ -62,6 +62,21 @@ int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, st
 int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t layers, struct loss_pair *pair,
                  struct err *e) MUST_CHECK;
 
+/* A point of the teacher, as long as the tape. */
+int loss_teacher_copy(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
+                      size_t *cols, struct err *e) MUST_CHECK;
+/* A kernel of rows x [rows][cols] against t: the sum of the values of rows with a weight, and dx NULL or where their gradients go. */
+typedef double loss_rows_run(float weight, const float *t, const float *row_weight, const float *x, size_t rows,
+                             size_t cols, float *dx);
+/* Its value, share times, and gradient for all positions; x NULL: the tape has failed. */
+int loss_rows(struct loss_points *p, loss_rows_run *run, double share, const float *t, struct grad_var *x,
+              struct err *e) MUST_CHECK;
+/* The same of a point of both sides, the student's through the map if there is one. */
+int loss_states(struct loss_points *p, struct loss_projector *map, enum model_point point, const struct loss_pair *pair,
+                loss_rows_run *run, double share, struct err *e) MUST_CHECK;
+/* Zeros for the gradient of a point, as long as the tape. */
+float *loss_gradient(struct loss_points *p, const struct grad_var *y);
+
 /*
  * A group of instances: x[i] [n][d[i]], gathered, and dx[i] NULL or where the gradient of weight * value is to be written. By convention
  * side 0 is the student's. What is taken from `memory` lasts until the next group.

@@ -207,6 +207,44 @@ int loss_teacher_point(const struct loss_points *p, enum model_point point, uint
     return p->teacher(p->ctx, point, layer, rows, cols, e);
 }
 
+int loss_teacher_copy(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
+                      size_t *cols, struct err *e) {
+    const float *from;
+    if (loss_teacher_point(p, point, layer, &from, cols, e)) return e->code;
+    size_t bytes = p->in->n_positions * *cols * sizeof *from;
+    float *copy = grad_alloc(p->t, bytes);
+    if (!copy) return grad_error(p->t, e);
+    memcpy(copy, from, bytes);
+    *rows = copy;
+    return 0;
+}
+
+float *loss_gradient(struct loss_points *p, const struct grad_var *y) {
+    float *g = grad_alloc(p->t, y->rows * y->cols * sizeof *g);
+    if (g) memset(g, 0, y->rows * y->cols * sizeof *g);
+    return g;
+}
+
+int loss_rows(struct loss_points *p, loss_rows_run *run, double share, const float *t, struct grad_var *x,
+              struct err *e) {
+    const float *value = grad_host_value(p->t, x);
+    float *dx = value && p->weight != 0 ? grad_alloc(p->t, x->rows * x->cols * sizeof *dx) : NULL;
+    if (!value || (p->weight != 0 && !dx)) return grad_error(p->t, e);
+    p->sum += share * run((float)(p->weight * share), t, p->row_weight, value, x->rows, x->cols, dx);
+    if (dx) grad_add_to(p->t, x, dx);
+    return 0;
+}
+
+int loss_states(struct loss_points *p, struct loss_projector *map, enum model_point point, const struct loss_pair *pair,
+                loss_rows_run *run, double share, struct err *e) {
+    struct grad_var *y = loss_student_point(p, point, pair->student);
+    const float *t;
+    size_t cols;
+    if (loss_teacher_point(p, point, pair->teacher, &t, &cols, e)) return e->code;
+    if (kernel_has_data(map->value)) y = loss_project(p->t, map, y);
+    return loss_rows(p, run, share, t, y, e);
+}
+
 int loss_list_points(struct loss_list *l, struct loss_points *p, struct err *e) {
     p->list = l;
     for (size_t i = 0; i < l->n; i++) {

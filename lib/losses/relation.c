@@ -110,12 +110,6 @@ static void scatter(const struct instances *g, const float *dx, size_t d, float 
 
 /* ---- groups ----------------------------------------------------------------------------------------------------------------- */
 
-static float *gradient_for(struct loss_points *p, const struct grad_var *y) {
-    float *g = y && p->weight != 0 ? grad_alloc(p->t, y->rows * y->cols * sizeof *g) : NULL;
-    if (g) memset(g, 0, y->rows * y->cols * sizeof *g);
-    return g;
-}
-
 static int run_group(struct loss *l, struct loss_points *p, const struct loss_sides *of, const struct instances *in,
                      float *const *whole, struct err *e) {
     struct arena *a = &p->list->memory;
@@ -139,8 +133,7 @@ int loss_groups(struct loss *l, struct loss_points *p, struct loss_sides *of, st
     for (size_t i = 0; i < of->n; i++) {
         if (of->var[i] && !(of->rows[i] = grad_host_value(p->t, of->var[i]))) return grad_error(p->t, e);
         if (of->var[i]) of->cols[i] = of->var[i]->cols;
-        whole[i] = gradient_for(p, of->var[i]);
-        if (of->var[i] && p->weight != 0 && !whole[i]) return grad_error(p->t, e);
+        if (of->var[i] && p->weight != 0 && !(whole[i] = loss_gradient(p, of->var[i]))) return grad_error(p->t, e);
     }
     for (size_t s = 0; s < (pooled ? 1 : p->in->n_seqs); s++) {
         struct instances in = {0};
@@ -185,13 +178,9 @@ int loss_relation(struct loss_group *g, const struct kernel_relation *how, doubl
 int loss_two_vars(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, struct grad_var *a,
                   struct grad_var *b, loss_group_run *run, double share, struct err *e) {
     struct loss_sides of = {.n = 4, .var = {a, b}, .run = run, .share = share, .most = loss_most(l, "positions")};
-    const float *rows;
-    if (loss_teacher_point(p, POINT_LAYER, pairs[0].teacher, &rows, &of.cols[2], e)) return e->code;
-    float *copy = grad_alloc(p->t, p->in->n_positions * of.cols[2] * sizeof *copy);
-    if (!copy) return grad_error(p->t, e);
-    memcpy(copy, rows, p->in->n_positions * of.cols[2] * sizeof *copy);
-    of.rows[2] = copy;
-    if (loss_teacher_point(p, POINT_LAYER, pairs[1].teacher, &of.rows[3], &of.cols[3], e)) return e->code;
+    if (loss_teacher_copy(p, POINT_LAYER, pairs[0].teacher, &of.rows[2], &of.cols[2], e) ||
+        loss_teacher_point(p, POINT_LAYER, pairs[1].teacher, &of.rows[3], &of.cols[3], e))
+        return e->code;
     return loss_groups(l, p, &of, e);
 }
 
