@@ -46,31 +46,38 @@ static int make_heads(struct trainer *t, const struct model_input *in, struct gr
 struct asked {
     struct trainer *t;
     const struct model_input *in;
-    size_t n_seqs;
     uint8_t *sampled; /* [n_positions], or NULL */
+    long held;        /* the field whose rows are in t->field, or -1: losses that follow one another ask for the same */
 };
 
-static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
-                        struct err *e) {
-    const struct asked *a = ctx;
+/* The rows of a field for this micro-batch, zeros where it has none. */
+static int read_field(const struct asked *a, size_t field, struct err *e) {
     struct trainer *t = a->t;
-    size_t first;
-    if (teacher_point(t, p, layer, rows, cols)) return 0;
-    size_t field = (size_t)loss_field_find(&t->format, p, layer);
-    size_t n = knowledge_feature_span(&t->rows, field, t->used_seqs, a->n_seqs, &first);
-    size_t n_positions = a->in->n_positions;
-    *cols = t->format.fields[field].cols;
+    size_t first, n = knowledge_feature_span(&t->rows, field, t->used_seqs, a->in->n_seqs, &first);
+    size_t n_positions = a->in->n_positions, cols = t->format.fields[field].cols;
     t->field.len = 0;
-    if (buf_reserve(&t->field, n_positions * *cols * sizeof(float), e)) return e->code;
+    if (buf_reserve(&t->field, n_positions * cols * sizeof(float), e)) return e->code;
     float *out = (float *)t->field.data;
-    *rows = out;
     knowledge_feature_rows(&t->rows, field, first, n, out);
     if (!t->format.fields[field].sampled) return 0;
     for (size_t i = n_positions; i-- > 0;) /* from the back: a row never moves forward past its place */
         if (a->sampled[i])
-            memmove(out + i * *cols, out + --n * *cols, *cols * sizeof *out);
+            memmove(out + i * cols, out + --n * cols, cols * sizeof *out);
         else
-            memset(out + i * *cols, 0, *cols * sizeof *out);
+            memset(out + i * cols, 0, cols * sizeof *out);
+    return 0;
+}
+
+static int teacher_rows(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols,
+                        struct err *e) {
+    struct asked *a = ctx;
+    struct trainer *t = a->t;
+    if (teacher_point(t, p, layer, rows, cols)) return 0;
+    long field = loss_field_find(&t->format, p, layer);
+    if (field != a->held && read_field(a, (size_t)field, e)) return e->code;
+    a->held = field;
+    *cols = t->format.fields[field].cols;
+    *rows = (const float *)t->field.data;
     return 0;
 }
 
@@ -98,7 +105,7 @@ static int find_sampled(struct trainer *t, struct asked *a, struct err *e) {
 }
 
 static int run_points(struct trainer *t, const struct model_input *in, struct err *e) {
-    struct asked asked = {t, in, in->n_seqs, NULL};
+    struct asked asked = {.t = t, .in = in, .held = -1};
     struct loss_points p = {
         .t = t->tape, .in = in, .student = t->wants, .teacher = teacher_rows, .pairs = teacher_pairs, .ctx = &asked};
     if (!t->losses.on_points) return 0;
