@@ -100,8 +100,8 @@ static int run_block(struct run *r, size_t seq, size_t first, size_t n, double *
 static int allocate(struct run *r, struct err *e) {
     struct grad_tape *t = r->p->t;
     struct grad_var *q = r->a.q, *k = r->a.k;
-    r->q = grad_host_value(t, q);
-    r->k = q == k ? r->q : grad_host_value(t, k);
+    r->q = loss_host_value(r->p, q);
+    r->k = q == k ? r->q : loss_host_value(r->p, k);
     if (!r->q || !r->k) return grad_error(t, e);
     if (r->p->weight == 0) return 0;
     r->dq = loss_gradient(r->p, q);

@@ -141,6 +141,7 @@ struct loss_list {
     struct buf dense, dlogits, other, row_weight, values; /* scratch of a block */
     double dense_temperature;                             /* of what `dense` holds, of teacher dense_of; 0: nothing */
     enum loss_teacher dense_of;
+    const float *host[LOSS_MAX_POINTS]; /* [n_student] values of this micro-batch, once asked for */
     struct arena memory;
 };
 

@@ -62,6 +62,8 @@ int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, st
 int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t layers, struct loss_pair *pair,
                  struct err *e) MUST_CHECK;
 
+/* grad_host_value; of a point of the student once for all losses: in bf16 it is a copy. */
+const float *loss_host_value(struct loss_points *p, const struct grad_var *x);
 /* A point of the teacher, as long as the tape. */
 int loss_teacher_copy(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
                       size_t *cols, struct err *e) MUST_CHECK;

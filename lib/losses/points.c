@@ -207,6 +207,15 @@ int loss_teacher_point(const struct loss_points *p, enum model_point point, uint
     return p->teacher(p->ctx, point, layer, rows, cols, e);
 }
 
+const float *loss_host_value(struct loss_points *p, const struct grad_var *x) {
+    struct loss_list *l = p->list;
+    size_t i = 0;
+    while (i < l->n_student && p->student[i].var != x) i++;
+    if (i == l->n_student) return grad_host_value(p->t, x);
+    if (!l->host[i]) l->host[i] = grad_host_value(p->t, x);
+    return l->host[i];
+}
+
 int loss_teacher_copy(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
                       size_t *cols, struct err *e) {
     const float *from;
@@ -227,7 +236,7 @@ float *loss_gradient(struct loss_points *p, const struct grad_var *y) {
 
 int loss_rows(struct loss_points *p, loss_rows_run *run, double share, const float *t, struct grad_var *x,
               struct err *e) {
-    const float *value = grad_host_value(p->t, x);
+    const float *value = loss_host_value(p, x);
     float *dx = value && p->weight != 0 ? grad_alloc(p->t, x->rows * x->cols * sizeof *dx) : NULL;
     if (!value || (p->weight != 0 && !dx)) return grad_error(p->t, e);
     p->sum += share * run((float)(p->weight * share), t, p->row_weight, value, x->rows, x->cols, dx);
@@ -247,6 +256,7 @@ int loss_states(struct loss_points *p, struct loss_projector *map, enum model_po
 
 int loss_list_points(struct loss_list *l, struct loss_points *p, struct err *e) {
     p->list = l;
+    memset(l->host, 0, sizeof l->host);
     for (size_t i = 0; i < l->n; i++) {
         struct loss *item = &l->items[i];
         if (!item->type->points) continue;

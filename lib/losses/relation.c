@@ -131,7 +131,7 @@ int loss_groups(struct loss *l, struct loss_points *p, struct loss_sides *of, st
     float *whole[LOSS_MAX_SIDES] = {NULL};
     bool pooled = loss_pooled(l);
     for (size_t i = 0; i < of->n; i++) {
-        if (of->var[i] && !(of->rows[i] = grad_host_value(p->t, of->var[i]))) return grad_error(p->t, e);
+        if (of->var[i] && !(of->rows[i] = loss_host_value(p, of->var[i]))) return grad_error(p->t, e);
         if (of->var[i]) of->cols[i] = of->var[i]->cols;
         if (of->var[i] && p->weight != 0 && !(whole[i] = loss_gradient(p, of->var[i]))) return grad_error(p->t, e);
     }
