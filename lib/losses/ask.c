@@ -1,4 +1,4 @@
-/* What a loss on logits asks for of its block: the teacher's rows, scratch, and the divergence that several are made of. */
+/* What a loss on logits asks for of its block: the teacher's rows, and the kernels that several are made of. */
 #include "lib/losses/losses_internal.h"
 
 float *loss_reserve(struct buf *b, size_t n, struct err *e) {
@@ -19,10 +19,6 @@ static const float *in_process(const struct loss_block *b) {
     return kernel_host(rows_in_process(b), b->rows * b->vocab);
 }
 
-float *loss_block_scratch(struct loss_block *b, struct err *e) {
-    return loss_reserve(&b->list->other, b->rows * b->vocab, e);
-}
-
 /* Losses that follow one another mostly share teacher and temperature: its softmax is made once. */
 int loss_block_target(struct loss_block *b, double temperature, struct kernel_target *out, struct err *e) {
     struct loss_list *l = b->list;
@@ -34,14 +30,12 @@ int loss_block_target(struct loss_block *b, double temperature, struct kernel_ta
     float *rows = NULL;
     if (dense && !(rows = made ? (float *)l->dense.data : loss_reserve(&l->dense, b->rows * b->vocab, e)))
         return e->code;
-    if (kernel_has_data(logits)) {
-        if (!made) kernel_log_softmax(kernel_f32(rows), logits, b->rows, b->vocab, (float)(1 / temperature));
+    if (kernel_has_data(logits) && !made)
+        kernel_log_softmax(kernel_f32(rows), logits, b->rows, b->vocab, (float)(1 / temperature));
+    if (kernel_has_data(logits) || made)
         *out = (struct kernel_target){.dense = rows, .label = b->labels};
-    } else if (made) {
-        *out = (struct kernel_target){.dense = rows, .label = b->labels};
-    } else {
+    else
         knowledge_target(b->of->data, b->of->format, temperature, at, b->rows, rows, out);
-    }
     if (dense) l->dense_temperature = temperature, l->dense_of = teacher;
     return 0;
 }
@@ -62,5 +56,15 @@ int loss_divergence(struct loss *l, struct loss_block *b, enum kernel_divergence
     struct kernel_target target;
     if (loss_block_target(b, loss_temperature(l), &target, e)) return e->code;
     kernel_divergence(&how, &target, b->row_weight, b->logits, b->rows, b->vocab, b->values, b->dlogits);
+    return 0;
+}
+
+int loss_distill(struct loss_block *b, const struct kernel_loss *how, const struct kernel_target *target, double *kl,
+                 double *ce, struct err *e) {
+    size_t n = b->rows * b->vocab;
+    float *dx = b->dlogits ? loss_reserve(&b->list->other, n, e) : NULL;
+    if (b->dlogits && !dx) return e->code;
+    kernel_distill_loss(how, target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, kl, ce, kernel_f32(dx));
+    if (dx) kernel_add(kernel_f32(b->dlogits), kernel_f32(dx), n);
     return 0;
 }

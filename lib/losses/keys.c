@@ -28,3 +28,9 @@ bool loss_given(const struct loss *l, const char *key) {
 double loss_temperature(const struct loss *l) {
     return loss_key_index(l->type, "temperature") < 0 ? 1 : loss_number(l, "temperature");
 }
+
+int loss_square_temperature(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
+    (void)s, (void)own, (void)e;
+    l->factor = loss_temperature(l) * loss_temperature(l);
+    return 0;
+}

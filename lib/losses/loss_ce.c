@@ -4,13 +4,8 @@
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     struct kernel_loss how = {1, 0, b->weight};
     struct kernel_target target = {.label = b->labels};
-    float *dx = b->dlogits ? loss_block_scratch(b, e) : NULL;
     (void)l;
-    if (b->dlogits && !dx) return e->code;
-    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, NULL, b->values,
-                        kernel_f32(dx));
-    if (dx) kernel_add(kernel_f32(b->dlogits), kernel_f32(dx), b->rows * b->vocab);
-    return 0;
+    return loss_distill(b, &how, &target, NULL, b->values, e);
 }
 
 static const struct loss_key keys[] = {{0}};

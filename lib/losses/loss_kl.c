@@ -21,21 +21,12 @@ double loss_kl_value(const struct knowledge_format *f, const struct kernel_targe
     return kl - (f->encoding == KNOW_SAMPLE ? t_ln_t : mass > 0 ? mass * log(mass) : 0);
 }
 
-static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
-    (void)s, (void)own, (void)e;
-    l->factor = loss_temperature(l) * loss_temperature(l);
-    return 0;
-}
-
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     struct kernel_loss how = {(float)loss_temperature(l), b->weight, 0};
     struct kernel_target target;
-    float *dx = b->dlogits ? loss_block_scratch(b, e) : NULL;
-    if ((b->dlogits && !dx) || loss_block_target(b, loss_temperature(l), &target, e)) return e->code;
+    if (loss_block_target(b, loss_temperature(l), &target, e)) return e->code;
     target.label = NULL;
-    kernel_distill_loss(&how, &target, b->row_weight, kernel_f32(b->logits), b->rows, b->vocab, b->values, NULL,
-                        kernel_f32(dx));
-    if (dx) kernel_add(kernel_f32(b->dlogits), kernel_f32(dx), b->rows * b->vocab);
+    if (loss_distill(b, &how, &target, b->values, NULL, e)) return e->code;
     for (size_t r = 0; r < b->rows; r++) b->values[r] = loss_kl_value(b->of->format, &target, r, b->values[r]);
     return 0;
 }
@@ -51,6 +42,6 @@ const struct loss_type loss_kl = {
     .encodings = LOSS_ON_ALL,
     .on_sparse = "topk, topp: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; "
                  "sample: unbiased",
-    .prepare = prepare,
+    .prepare = loss_square_temperature,
     .logits = logits,
 };

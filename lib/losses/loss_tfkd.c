@@ -3,13 +3,6 @@
 
 #include "lib/losses/losses_internal.h"
 
-static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
-    double t = loss_number(l, "temperature");
-    (void)s, (void)own, (void)e;
-    l->factor = t * t;
-    return 0;
-}
-
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     double t = loss_number(l, "temperature"), a = loss_number(l, "a"), n = (double)b->vocab - 1;
     double own = pow(a, 1 / t), other = n > 0 ? pow((1 - a) / n, 1 / t) : 0, sum = own + n * other;
@@ -35,6 +28,6 @@ const struct loss_type loss_tfkd = {
     .source =
         "Yuan et al. 2020, Revisiting knowledge distillation via label smoothing regularization, equations 8 and 9",
     .keys = keys,
-    .prepare = prepare,
+    .prepare = loss_square_temperature,
     .logits = logits,
 };

@@ -216,8 +216,6 @@ struct loss_block {
 int loss_block_target(struct loss_block *b, double temperature, struct kernel_target *out, struct err *e) MUST_CHECK;
 /* Its logits as they are, [rows][vocab]; of a dense teacher. */
 int loss_block_logits(struct loss_block *b, const float **out, struct err *e) MUST_CHECK;
-/* [rows][vocab] scratch for a gradient that is not added by its kernel; NULL and *e when memory is out. */
-float *loss_block_scratch(struct loss_block *b, struct err *e);
 
 /* ---- losses on points ------------------------------------------------------------------------------------------------------ */
 

@@ -21,8 +21,14 @@ extern const struct loss_type loss_sp, loss_cc, loss_pkt, loss_rkd, loss_irg, lo
 /* Value and gradient of one divergence with the loss's temperature. */
 int loss_divergence(struct loss *l, struct loss_block *b, enum kernel_divergence_kind kind, double first, double second,
                     struct err *e) MUST_CHECK;
+/* kl or ce by their kernel, which writes its gradient: it is added to the block's. */
+int loss_distill(struct loss_block *b, const struct kernel_loss *how, const struct kernel_target *target, double *kl,
+                 double *ce, struct err *e) MUST_CHECK;
 /* The temperature after binding. */
 double loss_temperature(const struct loss *l);
+/* loss_type.prepare where the value counts T^2 times. */
+int loss_square_temperature(struct loss *l, const struct loss_setting *s, struct param_set *own,
+                            struct err *e) MUST_CHECK;
 /* kl's value from the kernel's sum of t ln(t / p). */
 double loss_kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl);
 /* n floats; what the buffer held is lost. NULL and *e when memory is out. */
