@@ -1,6 +1,5 @@
 /* Losses on attention: the teacher's probabilities or scores of a block of queries at a time, against those of the student's q and k. */
 #include <math.h>
-#include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
@@ -8,15 +7,8 @@
 
 /* ---- what they want --------------------------------------------------------------------------------------------------------- */
 
-static bool is_attention(const struct knowledge_field *f) {
-    return !strcmp(f->point, LOSS_ATTENTION_FIELD);
-}
-
 uint32_t loss_attention_layers(const struct loss_setting *s, const struct loss *l, struct err *e) {
-    uint32_t layers = s->live ? s->live->n_layers : 0;
-    for (size_t i = 0; !s->live && i < s->data->n_fields; i++)
-        if (is_attention(&s->data->fields[i]) && s->data->fields[i].layer >= layers)
-            layers = s->data->fields[i].layer + 1;
+    uint32_t layers = s->live ? s->live->n_layers : loss_layers_in_data(s->data, LOSS_ATTENTION_FIELD);
     if (!layers) loss_no_field(l, LOSS_ATTENTION_FIELD, NULL, e);
     return layers;
 }
@@ -32,9 +24,7 @@ static int check_heads(const struct loss *l, size_t student, size_t teacher, str
 static int want_of_data(struct loss *l, const struct loss_setting *s, uint32_t layer, struct loss_attention *out,
                         struct err *e) {
     const struct knowledge_field *f = &s->data->fields[knowledge_field_find(s->data, LOSS_ATTENTION_FIELD, layer)];
-    if (f->sampled)
-        return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
-                       l->type->name, f->name);
+    if (f->sampled) return loss_sampled_field(l, f, e);
     if (f->causal == out->student.bidirectional)
         return err_set(e, ERR_DATA, "the loss %s: %s is %s, and the student's attention is not", l->type->name, f->name,
                        f->causal ? "causal" : "of both directions");

@@ -15,10 +15,9 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
 
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
     struct fsp *f = l->state;
+    if (loss_one_width(l, s, &f->map, e)) return e->code;
     for (size_t i = 0; i < f->map.n; i++) {
         size_t in = s->student->hidden, out = loss_teacher_cols(s, POINT_LAYER, f->map.pairs[i].teacher);
-        if (out != loss_teacher_cols(s, POINT_LAYER, f->map.pairs[0].teacher))
-            return err_set(e, ERR_USAGE, "the loss fsp: the teacher's layers of the map have different widths");
         if (in != out &&
             loss_projector_new(&f->projectors[i], l, "projector", f->map.pairs[i].student, in, out, own, e))
             return e->code;

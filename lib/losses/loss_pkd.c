@@ -1,6 +1,4 @@
 /* Patient knowledge distillation: directions of hidden states. */
-#include <string.h>
-
 #include "lib/losses/losses_internal.h"
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {

@@ -54,10 +54,7 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
     struct tinybert *b = l->state;
     if (has(l, "embed") && project(&b->embed, l, s, POINT_EMBED, 0, own, e)) return e->code;
     if (!has(l, "hidden")) return 0;
-    for (size_t i = 1; i < b->map.n; i++)
-        if (loss_teacher_cols(s, POINT_LAYER, b->map.pairs[i].teacher) !=
-            loss_teacher_cols(s, POINT_LAYER, b->map.pairs[0].teacher))
-            return err_set(e, ERR_USAGE, "the loss tinybert: the teacher's layers of the map have different widths");
+    if (loss_one_width(l, s, &b->map, e)) return e->code;
     return project(&b->hidden, l, s, POINT_LAYER, b->map.pairs[0].teacher, own, e);
 }
 

@@ -55,6 +55,10 @@ struct loss_pairs {
 };
 /* The refusal for want of a field of the data ("attention"), which --tap or --teacher would mend; layer NULL: any. Returns e->code. */
 int loss_no_field(const struct loss *l, const char *point, const uint32_t *layer, struct err *e);
+/* The refusal of a field of sampled positions. Returns e->code. */
+int loss_sampled_field(const struct loss *l, const struct knowledge_field *f, struct err *e) MUST_CHECK;
+/* The layers that the data has of a field ("hidden"; NULL: of none): 1 + the last one; 0: none. */
+uint32_t loss_layers_in_data(const struct knowledge_format *f, const char *name);
 /* A point of the teacher beside the student, whatever the data has. */
 int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) MUST_CHECK;
 #define LOSS_ATTENTION_FIELD "attention"
@@ -64,6 +68,9 @@ int loss_want_pair(struct loss *l, const struct loss_setting *s, enum model_poin
                    struct err *e) MUST_CHECK;
 /* Makes a state of `size` bytes that begins with a struct loss_pairs: the key `map`, whose layers' outputs are asked for on both sides. */
 int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, struct err *e) MUST_CHECK;
+/* Refuses a map whose layers of the teacher differ in width. */
+int loss_one_width(const struct loss *l, const struct loss_setting *s, const struct loss_pairs *map,
+                   struct err *e) MUST_CHECK;
 /* The key `map` where it must be of one layer; `layers` of the teacher, 0: *e says why there are none. */
 int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t layers, struct loss_pair *pair,
                  struct err *e) MUST_CHECK;

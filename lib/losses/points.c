@@ -25,9 +25,7 @@ const char *loss_field_name(enum model_point p) {
     return names[p];
 }
 
-/* The layers of a point in the data: 1 + the last one; 0: none. */
-static uint32_t layers_in_data(const struct knowledge_format *f, enum model_point p) {
-    const char *name = loss_field_name(p);
+uint32_t loss_layers_in_data(const struct knowledge_format *f, const char *name) {
     uint32_t layers = 0;
     for (size_t i = 0; name && i < f->n_fields; i++)
         if (!strcmp(f->fields[i].point, name) && f->fields[i].layer + 1 > layers) layers = f->fields[i].layer + 1;
@@ -53,6 +51,11 @@ int loss_no_field(const struct loss *l, const char *point, const uint32_t *layer
                    l->type->name, point, layer ? "." : "", layer ? number : "", point, number);
 }
 
+int loss_sampled_field(const struct loss *l, const struct knowledge_field *f, struct err *e) {
+    return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
+                   l->type->name, f->name);
+}
+
 static int no_point(const struct loss *l, enum model_point p, const uint32_t *layer, struct err *e) {
     const char *name = loss_field_name(p);
     if (!name)
@@ -74,9 +77,7 @@ int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t la
 int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer, struct err *e) {
     const struct knowledge_field *f = field_of(s, p, layer);
     if (!f && !s->live) return no_point(l, p, &layer, e);
-    if (f && ((f->sampled && !l->type->sampled) || f->per != PER_POSITION))
-        return err_set(e, ERR_DATA, "the loss %s needs %s of all positions, and the data has some (--tap-positions)",
-                       l->type->name, f->name);
+    if (f && ((f->sampled && !l->type->sampled) || f->per != PER_POSITION)) return loss_sampled_field(l, f, e);
     l->of_sampled = l->of_sampled || (f && f->sampled);
     return f ? 0 : loss_want_live(s, p, layer, e);
 }
@@ -87,7 +88,7 @@ int loss_want_pair(struct loss *l, const struct loss_setting *s, enum model_poin
 }
 
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e) {
-    uint32_t layers = s->live ? s->live->n_layers : layers_in_data(s->data, p);
+    uint32_t layers = s->live ? s->live->n_layers : loss_layers_in_data(s->data, loss_field_name(p));
     if (!layers) no_point(l, p, NULL, e);
     return layers;
 }
@@ -156,6 +157,15 @@ int loss_map_one(const struct loss *l, const struct loss_setting *s, uint32_t la
     return map.n == 1
                ? 0
                : err_set(e, ERR_USAGE, "the loss %s is of one layer: map=%s", l->type->name, loss_words(l, "map"));
+}
+
+int loss_one_width(const struct loss *l, const struct loss_setting *s, const struct loss_pairs *map, struct err *e) {
+    for (size_t i = 1; i < map->n; i++)
+        if (loss_teacher_cols(s, POINT_LAYER, map->pairs[i].teacher) !=
+            loss_teacher_cols(s, POINT_LAYER, map->pairs[0].teacher))
+            return err_set(e, ERR_USAGE, "the loss %s: the teacher's layers of the map have different widths",
+                           l->type->name);
+    return 0;
 }
 
 /* ---- projectors ------------------------------------------------------------------------------------------------------------- */
