@@ -2,10 +2,8 @@
  * Every loss on points against PyTorch in f64: value, gradients of the student's points and of the loss's own parameters, within 1e-5 of
  * the largest element. The numbers are those of tests/reference/make_feature_losses.py. A loss without a case fails the test.
  */
-#include "lib/losses/losses_internal.h"
-#include "tests/unit/distill_samples.h"
+#include "tests/unit/losses_golden.h"
 
-#define TOLERANCE 1e-5
 enum { STUDENT_LAYERS = 2, TEACHER_LAYERS = 4, WIDTH = 10, WIDE = 14, MOST = 24, ROWS = 12 };
 
 struct matrix {
@@ -76,15 +74,6 @@ static int teacher(void *ctx, enum model_point p, uint32_t layer, const float **
     return 0;
 }
 
-static void check(const char *text, const char *what, const float *got, const double *want, size_t n) {
-    double largest = 0;
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
-    for (size_t i = 0; i < n; i++)
-        if (fabs(got[i] - want[i]) > TOLERANCE * largest)
-            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i],
-                     largest);
-}
-
 struct bench {
     struct golden *g;
     const char *text;
@@ -99,8 +88,7 @@ static void check_case(struct bench *b, double **slopes, size_t n_slopes, double
     const struct loss *l = &b->l.items[0];
     char word[32];
     size_t n;
-    if (fabs(l->value - value) > TOLERANCE * fabs(value))
-        fail_msg("%s: %.9g, should be %.9g", b->text, l->value, value);
+    check_value(b->text, l, &value);
     assert_int_equal(b->own.n, n_slopes);
     for (size_t i = 0; i < n_slopes; i++)
         check(b->text, b->own.params[i].name, kernel_host(b->own.params[i].grad, b->own.params[i].n), slopes[i],
@@ -201,10 +189,7 @@ static void losses_are_pytorchs(void **state) {
         assert_int_equal(fscanf(g->f, "%63s %d", text, &wide), 2);
         g->wide = wide;
         run_case(g, text);
-        for (unsigned i = 0; loss_types[i]; i++) {
-            size_t n = strlen(loss_types[i]->name);
-            if (!strncmp(text, loss_types[i]->name, n) && (!text[n] || text[n] == ':')) seen |= UINT64_C(1) << i;
-        }
+        seen |= UINT64_C(1) << loss_index(text);
     } while (fscanf(g->f, "%15s", word) == 1);
     for (unsigned i = 0; loss_types[i]; i++) /* hidden's are in test_losses_torch.c */
         if (loss_types[i]->points && loss_types[i] != &loss_hidden && !(seen >> i & 1))

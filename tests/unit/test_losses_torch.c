@@ -3,10 +3,7 @@
  * tests/reference/make_losses.py. A loss on logits that has no case here fails the test; the others' are in
  * test_losses_points.c.
  */
-#include "lib/losses/losses_internal.h"
-#include "tests/unit/distill_samples.h"
-
-#define TOLERANCE 1e-5
+#include "tests/unit/losses_golden.h"
 
 struct golden {
     FILE *f;
@@ -59,20 +56,6 @@ static void golden_close(struct golden *g) {
     void *all[] = {g->x, g->z, g->labels, g->ids, g->probs, g->rest, g->offset};
     for (size_t i = 0; i < COUNT_OF(all); i++) free(all[i]);
     fclose(g->f);
-}
-
-static void check(const char *text, const char *what, const float *got, const double *want, size_t n) {
-    double largest = 0;
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
-    for (size_t i = 0; i < n; i++)
-        if (fabs(got[i] - want[i]) > TOLERANCE * largest)
-            fail_msg("%s: %s %zu is %.9g, should be %.9g (largest %g)", text, what, i, (double)got[i], want[i],
-                     largest);
-}
-
-static void check_value(const char *text, const struct loss *l, const double *want) {
-    if (fabs(l->value * l->factor - *want) > TOLERANCE * fabs(*want))
-        fail_msg("%s: %.9g, should be %.9g", text, l->value * l->factor, *want);
 }
 
 static void run_case(struct golden *g, const char *text, bool ghost) {
@@ -169,7 +152,7 @@ static void run_points(struct golden *g, const char *text, float *h, const float
 static void losses_are_pytorchs(void **state) {
     struct golden g = golden_open();
     char text[64], encoding[16], word[16];
-    unsigned seen = 0;
+    uint64_t seen = 0;
     float *h = NULL, *w = NULL, *t = NULL;
     (void)state;
     while (fscanf(g.f, "%15s", word) == 1) {
@@ -187,13 +170,10 @@ static void losses_are_pytorchs(void **state) {
         } else {
             run_points(&g, text, h, w, t);
         }
-        for (unsigned i = 0; loss_types[i]; i++) {
-            size_t n = strlen(loss_types[i]->name);
-            if (!strncmp(text, loss_types[i]->name, n) && (!text[n] || text[n] == ':')) seen |= 1u << i;
-        }
+        seen |= UINT64_C(1) << loss_index(text);
     }
     for (unsigned i = 0; loss_types[i]; i++)
-        if (loss_types[i]->logits && !(seen & 1u << i))
+        if (loss_types[i]->logits && !(seen >> i & 1))
             fail_msg("%s has no case in make_losses.py", loss_types[i]->name);
     free(h);
     free(w);
