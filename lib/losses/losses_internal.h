@@ -66,7 +66,7 @@ int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t la
 /* A point of both sides. */
 int loss_want_pair(struct loss *l, const struct loss_setting *s, enum model_point p, const struct loss_pair *pair,
                    struct err *e) MUST_CHECK;
-/* Makes a state of `size` bytes that begins with a struct loss_pairs: the key `map`, whose layers' outputs are asked for on both sides. */
+/* Makes a state of `size` bytes that begins with a struct loss_pairs: the key `map`, asked for on both sides. */
 int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, struct err *e) MUST_CHECK;
 /* Refuses a map whose layers of the teacher differ in width. */
 int loss_one_width(const struct loss *l, const struct loss_setting *s, const struct loss_pairs *map,
@@ -80,7 +80,7 @@ const float *loss_host_value(struct loss_points *p, const struct grad_var *x);
 /* A point of the teacher, as long as the tape. */
 int loss_teacher_copy(const struct loss_points *p, enum model_point point, uint32_t layer, const float **rows,
                       size_t *cols, struct err *e) MUST_CHECK;
-/* A kernel of rows x [rows][cols] against t: the sum of the values of rows with a weight, and dx NULL or where their gradients go. */
+/* A kernel of rows x against t: the sum of the values of rows with a weight; dx NULL, or where their gradients go. */
 typedef double loss_rows_run(float weight, const float *t, const float *row_weight, const float *x, size_t rows,
                              size_t cols, float *dx);
 /* Its value, share times, and gradient for all positions; x NULL: the tape has failed. */
