@@ -3,8 +3,6 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define CHUNK 8192 /* floats of a row that are taken at a time */
-
 struct response {
     const struct simd *v;
     const struct kernel_label_target *label_how;
@@ -33,9 +31,9 @@ static bool counts(const struct response *c, size_t r) {
 static void label_gradient(const struct response *c, size_t r, const struct softmax_sum *z, float weight) {
     const struct kernel_label_target *o = c->label_how;
     const float *x = c->x + r * c->d;
-    float part[CHUNK], *dx = c->dx + r * c->d, scale = weight * o->temperature;
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
+    float part[ENTRY_CHUNK], *dx = c->dx + r * c->d, scale = weight * o->temperature;
+    for (size_t i = 0; i < c->d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, c->d - i);
         c->v->loss_gradient(part, x + i, NULL, n, z->max, 1 / o->temperature, (float)(scale / z->sum), 0, 0);
         for (size_t j = 0; j < n; j++) dx[i + j] += part[j] - scale * o->other;
     }
