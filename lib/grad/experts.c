@@ -18,18 +18,9 @@ static struct kernel_array widened(struct grad_tape *t, const struct grad_var *x
 
 static void scores_backward(struct grad_tape *t, struct grad_op *op) {
     struct scores_op *o = (struct scores_op *)op;
-    const struct grad_var *y = &op->out[0]->var;
-    size_t mark = stack_mark(&t->scratch), n = y->rows, out = y->cols, in = o->x->var.cols;
-    bool fresh;
-    if (o->x->wanted) {
-        struct kernel_array dx = node_target(t, o->x, &fresh);
-        if (kernel_has_data(dx)) kernel_matmul_nn(n, in, out, y->grad, o->w->var.value, fresh ? 0 : 1, dx);
-    }
+    size_t mark = stack_mark(&t->scratch);
     struct kernel_array x = o->w->wanted ? widened(t, &o->x->var) : kernel_none(DT_F32);
-    if (kernel_has_data(x)) {
-        struct kernel_array dw = node_target(t, o->w, &fresh);
-        if (kernel_has_data(dw)) kernel_matmul_tn(out, in, n, y->grad, x, fresh ? 0 : 1, dw);
-    }
+    if (!t->error.code) map_backward_f32(t, &op->out[0]->var, o->x, x, o->w);
     stack_rewind(&t->scratch, mark);
 }
 

@@ -128,4 +128,8 @@ void node_close(struct grad_tape *t, struct grad_node *v, struct kernel_array co
 /* Adds the gradient of `from` to that of `to`; if `to` has none yet they share the memory and nothing is copied. */
 void node_pass_on(struct grad_tape *t, struct grad_node *to, struct grad_node *from);
 
+/* Backward of y = x w^T in f32, of what is wanted; value: x, in f32 (linear.c). */
+void map_backward_f32(struct grad_tape *t, const struct grad_var *y, struct grad_node *x, struct kernel_array value,
+                      struct grad_node *w);
+
 #endif

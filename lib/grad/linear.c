@@ -11,10 +11,8 @@ struct linear_op {
 
 /* ---- backward ---- */
 
-/* In f32: products of the matrices as they are. */
-static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i) {
-    struct grad_node *x = o->x, *w = o->map[i].w;
-    const struct grad_var *y = &o->op.out[i]->var;
+void map_backward_f32(struct grad_tape *t, const struct grad_var *y, struct grad_node *x, struct kernel_array value,
+                      struct grad_node *w) {
     size_t n = y->rows, out = y->cols, in = x->var.cols;
     bool fresh;
     if (x->wanted) {
@@ -23,7 +21,7 @@ static void map_backward_f32(struct grad_tape *t, struct linear_op *o, size_t i)
     }
     if (w->wanted) {
         struct kernel_array dw = node_target(t, w, &fresh);
-        if (kernel_has_data(dw)) kernel_matmul_tn(out, in, n, y->grad, x->var.value, fresh ? 0 : 1, dw);
+        if (kernel_has_data(dw)) kernel_matmul_tn(out, in, n, y->grad, value, fresh ? 0 : 1, dw);
     }
 }
 
@@ -94,7 +92,7 @@ static void linear_backward(struct grad_tape *t, struct grad_op *op) {
         if (bf16)
             map_backward_bf16(t, o, i, &x);
         else
-            map_backward_f32(t, o, i);
+            map_backward_f32(t, &y->var, o->x, o->x->var.value, o->map[i].w);
         if (!bias || !bias->wanted || t->error.code) continue;
         struct kernel_array db = node_sum(t, bias);
         if (kernel_has_data(db)) kernel_sum_rows(db, y->var.grad, y->var.rows, y->var.cols);

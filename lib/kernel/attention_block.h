@@ -63,6 +63,12 @@ static inline struct keys visible(const struct kernel_attention *a, const struct
     return k.begin < k.end ? k : (struct keys){0, 0};
 }
 
+/* Of a row of `keys` scores those that it does not see. */
+static inline void zero_outside(float *row, struct keys see, size_t keys) {
+    memset(row, 0, see.begin * sizeof *row);
+    memset(row + see.end, 0, (keys - see.end) * sizeof *row);
+}
+
 struct forward {
     const struct kernel_attention *a;
     const struct simd *v;

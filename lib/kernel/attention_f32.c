@@ -37,12 +37,6 @@ static const float *key_rows(const struct simd *v, const struct kernel_attention
 
 /* ---- forward ---- */
 
-/* Keys of a block that a row does not see. */
-static void zero_outside(float *row, struct keys see, size_t keys) {
-    memset(row, 0, see.begin * sizeof *row);
-    memset(row + see.end, 0, (keys - see.end) * sizeof *row);
-}
-
 /* Online softmax of one block of scores: probabilities relative to the running maximum m, whose sums go to l; the
  * output so far, o, is rescaled. Keys that a row does not see become 0. */
 static void online_softmax(const struct forward *f, const struct attention_block *b, size_t from, size_t keys, float *s,

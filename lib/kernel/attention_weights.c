@@ -31,8 +31,7 @@ static void finish_row(const struct weights *w, float *row, size_t query) {
         double sum = w->v->exp_store(x, x, seen, w->v->max(x, seen), 1);
         w->v->scale(x, seen, (float)(1 / sum));
     }
-    memset(row, 0, see.begin * sizeof *row);
-    memset(row + see.end, 0, (w->length - see.end) * sizeof *row);
+    zero_outside(row, see, w->length);
 }
 
 /* Some queries of one head. */
@@ -49,20 +48,22 @@ static void weights_task(void *ctx, size_t i, int thread) {
     for (size_t r = 0; r < n; r++) finish_row(w, p + r * ldp, w->first + at + r);
 }
 
+static struct weights fill(const struct kernel_attention *a, size_t seq, size_t first, size_t n, float *p,
+                           const float *q, const float *k, bool scores) {
+    size_t start = a->starts[seq];
+    struct weights w = {a, simd(), start, a->starts[seq + 1] - start, first, n, p, q, k, scores};
+    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
+    return w;
+}
+
 void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                               struct kernel_array p, struct kernel_array q, struct kernel_array k) {
-    size_t start = a->starts[seq];
-    struct weights w = {a,           simd(),      start, a->starts[seq + 1] - start, first, n, host_f32(p),
-                        host_f32(q), host_f32(k), false};
-    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
+    fill(a, seq, first, n, host_f32(p), host_f32(q), host_f32(k), false);
 }
 
 void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                              struct kernel_array s, struct kernel_array q, struct kernel_array k) {
-    size_t start = a->starts[seq];
-    struct weights w = {a,           simd(),      start, a->starts[seq + 1] - start, first, n, host_f32(s),
-                        host_f32(q), host_f32(k), true};
-    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &w);
+    fill(a, seq, first, n, host_f32(s), host_f32(q), host_f32(k), true);
 }
 
 /* ---- a loss on them ------------------------------------------------------------------------------------------------------- */
@@ -162,16 +163,14 @@ static void key_task(void *ctx, size_t i, int thread) {
 void kernel_attention_loss(const struct kernel_attention_loss *how, const struct kernel_attention *a, size_t seq,
                            size_t first, size_t n, const float *t, const float *row_weight, const float *q,
                            const float *k, float *scratch, double *values, float *dq, float *dk) {
-    size_t start = a->starts[seq], length = a->starts[seq + 1] - start;
-    struct attention_loss c = {.w = {a, simd(), start, length, first, n, scratch, q, k, true},
+    struct attention_loss c = {.w = fill(a, seq, first, n, scratch, q, k, true),
                                .how = how,
                                .t = t,
                                .row_weight = row_weight,
-                               .ds = scratch + n * a->n_heads * length,
                                .values = values,
                                .dq = dq,
                                .dk = dk};
-    parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, weights_task, &c.w);
+    c.ds = scratch + n * a->n_heads * c.w.length;
     kernel_split(n * a->n_heads, QUERIES, loss_rows, &c);
     if (!dq || how->weight == 0) return;
     parallel_for((n + QUERIES - 1) / QUERIES * a->n_heads, query_task, &c);

@@ -58,6 +58,14 @@ void kernel_seq_mean_abs_sq(double *out, struct kernel_array x, const uint32_t *
     parallel_for(pieces(d), seq_mean_piece, &j);
 }
 
+double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d) {
+    const struct simd *v = simd();
+    const float *row = host_f32(x);
+    double sum = 0;
+    for (size_t r = 0; r < rows; r++, row += d) sum += sqrt(v->dot(row, row, d));
+    return sum;
+}
+
 struct cosine_job {
     const float *x, *y;
     size_t rows, d;

@@ -6,7 +6,6 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define CHUNK    8192 /* floats of a row that are taken at a time */
 #define REST_MIN 1e-6 /* see kernel_divergence */
 #define TOO_MUCH 1e8  /* no divergence of finite logits comes to this: LOG_ZERO was met */
 
@@ -61,11 +60,11 @@ static void teacher_chunk(const struct divergence *c, const struct row *w, size_
 }
 
 static void find_digit(const struct divergence *c, const struct row *w, size_t level, struct head *h) {
-    float t[CHUNK];
+    float t[ENTRY_CHUNK];
     double mass[2048] = {0};
     uint32_t digit = levels[level].size;
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
+    for (size_t i = 0; i < c->d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, c->d - i);
         teacher_chunk(c, w, i, n, t);
         for (size_t j = 0; j < n; j++) {
             uint32_t bits = bits_of(t[j]);
@@ -80,10 +79,10 @@ static void find_digit(const struct divergence *c, const struct row *w, size_t l
 /* gaps: sums of |t - p| over the head and over all. */
 static void dense_gaps(const struct divergence *c, const struct row *w, double gaps[2]) {
     struct head h = {.need = w->a};
-    float t[CHUNK], p[CHUNK];
+    float t[ENTRY_CHUNK], p[ENTRY_CHUNK];
     for (size_t level = 0; level < COUNT_OF(levels); level++) find_digit(c, w, level, &h);
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
+    for (size_t i = 0; i < c->d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, c->d - i);
         teacher_chunk(c, w, i, n, t);
         c->v->exp_store(p, w->x + i, n, w->z.max, 1 / c->how->temperature);
         for (size_t j = 0; j < n; j++) {
@@ -173,25 +172,12 @@ static double terms(const struct row *w, double t, double p, double *g) {
     }
 }
 
-static double sum_others(const struct divergence *c, const struct row *w) {
-    float x[CHUNK];
-    double sum = 0;
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
-        memcpy(x, w->x + i, n * sizeof *x);
-        for (size_t j = 0; j < w->k; j++)
-            if (w->ids[j] >= i && w->ids[j] - i < n) x[w->ids[j] - i] = -INFINITY;
-        sum += c->v->exp_sum(x, n, w->z.max, 1 / c->how->temperature);
-    }
-    return sum > 1e-30 ? sum : 1e-30;
-}
-
 /* dx of all tokens as of those in the rest, whose g is shared out by their p; the entries' then from what they were before. */
 static void entries_gradient(const struct divergence *c, const struct row *w, double g_rest, double mean) {
     double share = w->factor * (g_rest * w->z.sum / w->others - mean) / w->z.sum;
-    float part[CHUNK];
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
+    float part[ENTRY_CHUNK];
+    for (size_t i = 0; i < c->d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, c->d - i);
         c->v->loss_gradient(part, w->x + i, NULL, n, w->z.max, 1 / c->how->temperature, (float)share, 0, 0);
         for (size_t j = 0; j < w->k; j++) {
             if (w->ids[j] < i || w->ids[j] - i >= n) continue;
@@ -229,7 +215,7 @@ static double measure(const struct divergence *c, size_t r) {
         w.probs = t->probs + t->offset[r];
         w.k = t->offset[r + 1] - t->offset[r];
         w.rest = fmax(t->rest[r], REST_MIN);
-        w.others = sum_others(c, &w);
+        w.others = row_others_sum(c->v, w.x, c->d, w.z.max, 1 / c->how->temperature, w.ids, w.k);
     }
     if (w.kind == DIVERGENCE_ADAPTIVE) adapt(c, &w);
     return w.dense ? dense_row(c, &w) : entries_row(c, &w);

@@ -239,12 +239,3 @@ void kernel_gate_rows_backward(struct kernel_array dx, struct kernel_array dgate
     c.gate = host_f32(gate);
     kernel_split(rows, piece_rows(d), gate_rows_backward_piece, &c);
 }
-
-/* ---- for calibration ---- */
-
-double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d) {
-    const float *row = host_f32(x);
-    double sum = 0;
-    for (size_t r = 0; r < rows; r++, row += d) sum += sqrt(simd()->dot(row, row, d));
-    return sum;
-}

@@ -5,6 +5,7 @@
 
 struct feature {
     const struct simd *v;
+    double (*row)(const struct feature *c, const float *x, const float *t, double weight, float *dx);
     float weight;
     const float *t, *row_weight, *x;
     size_t d;
@@ -49,37 +50,24 @@ static double factor_row(const struct feature *c, const float *x, const float *t
     return sum;
 }
 
-static void rows_of(const struct feature *c, size_t begin, size_t end,
-                    double (*row)(const struct feature *, const float *, const float *, double, float *)) {
+static void feature_rows(void *ctx, size_t begin, size_t end) {
+    const struct feature *c = ctx;
     double sum = 0;
     for (size_t r = begin; r < end; r++) {
         double weight = c->row_weight ? c->row_weight[r] : 1;
         float *dx = c->dx ? c->dx + r * c->d : NULL;
         if (weight != 0)
-            sum += weight * row(c, c->x + r * c->d, c->t + r * c->d, weight * c->weight, dx);
+            sum += weight * c->row(c, c->x + r * c->d, c->t + r * c->d, weight * c->weight, dx);
         else if (dx)
             memset(dx, 0, c->d * sizeof *dx);
     }
     c->sums[begin / ROWS] = sum;
 }
 
-static void mse_rows(void *ctx, size_t begin, size_t end) {
-    rows_of(ctx, begin, end, mse_row);
-}
-
-static void cosine_rows(void *ctx, size_t begin, size_t end) {
-    rows_of(ctx, begin, end, cosine_row);
-}
-
-static void factor_rows(void *ctx, size_t begin, size_t end) {
-    rows_of(ctx, begin, end, factor_row);
-}
-
 /* Pieces of some rows at a time, so that their sums need no memory from outside. */
-static double sum_rows(struct feature *c, size_t rows, split_body *body) {
+static double sum_rows(const struct feature *c, size_t rows) {
     enum { PIECES = 256 };
     double sums[PIECES], total = 0;
-    c->v = simd();
     for (size_t at = 0; at < rows; at += PIECES * ROWS) {
         struct feature part = *c;
         part.sums = sums;
@@ -88,7 +76,7 @@ static double sum_rows(struct feature *c, size_t rows, split_body *body) {
         part.t += at * c->d;
         if (c->dx) part.dx += at * c->d;
         if (c->row_weight) part.row_weight += at;
-        kernel_split(n, ROWS, body, &part);
+        kernel_split(n, ROWS, feature_rows, &part);
         for (size_t i = 0; i < (n + ROWS - 1) / ROWS; i++) total += sums[i];
     }
     return total;
@@ -96,18 +84,18 @@ static double sum_rows(struct feature *c, size_t rows, split_body *body) {
 
 double kernel_rows_mse(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                        float *dx) {
-    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
-    return sum_rows(&c, rows, mse_rows);
+    struct feature c = {simd(), mse_row, weight, t, row_weight, x, d, dx, NULL};
+    return sum_rows(&c, rows);
 }
 
 double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                           float *dx) {
-    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
-    return sum_rows(&c, rows, cosine_rows);
+    struct feature c = {simd(), cosine_row, weight, t, row_weight, x, d, dx, NULL};
+    return sum_rows(&c, rows);
 }
 
 double kernel_rows_factor(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                           float *dx) {
-    struct feature c = {.weight = weight, .t = t, .row_weight = row_weight, .x = x, .d = d, .dx = dx};
-    return sum_rows(&c, rows, factor_rows);
+    struct feature c = {simd(), factor_row, weight, t, row_weight, x, d, dx, NULL};
+    return sum_rows(&c, rows);
 }

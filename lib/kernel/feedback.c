@@ -6,7 +6,8 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define STRIP 64 /* rows in a task: 32 KiB of a block of 128 columns */
+#define STRIP     64 /* rows in a task: 32 KiB of a block of 128 columns */
+#define WORD_ROWS 16 /* most that transpose_words takes */
 
 struct sweep {
     const struct simd *v;
@@ -56,11 +57,13 @@ struct transposition {
     size_t rows, cols;
 };
 
-/* Rows [begin, end) of y, a multiple of 16 from `begin` on. */
+/* Rows [begin, end) of y. */
 static void transpose_rows(void *ctx, size_t begin, size_t end) {
     const struct transposition *t = ctx;
-    for (size_t c = begin; c < end; c++)
-        for (size_t r = 0; r < t->rows; r++) t->y[c * t->rows + r] = t->x[r * t->cols + c];
+    uint32_t *y = (uint32_t *)t->y + begin * t->rows;
+    const uint32_t *x = (const uint32_t *)t->x + begin;
+    for (size_t r = 0; r < t->rows; r += WORD_ROWS)
+        t->v->transpose_words(y + r, t->rows, x + r * t->cols, t->cols, smaller(WORD_ROWS, t->rows - r), end - begin);
 }
 
 void kernel_transpose(float *y, const float *x, size_t rows, size_t cols) {

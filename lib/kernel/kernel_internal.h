@@ -442,4 +442,13 @@ struct softmax_sum {
 };
 struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t d, float s);
 
+/* Floats of a row that are taken at a time beside k entries: large, for each chunk looks through all their ids. */
+#define ENTRY_CHUNK 8192
+
+/* Sum of exp((x_i - max) s) over the tokens that are not among k ids, taken to be at least OTHERS_MIN of the largest
+ * token, so that it can be divided by. */
+#define OTHERS_MIN 1e-30
+double row_others_sum(const struct simd *v, const float *x, size_t d, float max, float s, const uint32_t *ids,
+                      size_t k);
+
 #endif

@@ -36,6 +36,21 @@ struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t 
     return row_sum(v, x, d, s, add_exact);
 }
 
+/* Summed directly: as 1 - sum p it would lose all digits when the entries have nearly all. */
+double row_others_sum(const struct simd *v, const float *x, size_t d, float max, float s, const uint32_t *ids,
+                      size_t k) {
+    float part[ENTRY_CHUNK];
+    double sum = 0;
+    for (size_t i = 0; i < d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, d - i);
+        memcpy(part, x + i, n * sizeof *part);
+        for (size_t j = 0; j < k; j++)
+            if (ids[j] >= i && ids[j] - i < n) part[ids[j] - i] = -INFINITY;
+        sum += v->exp_sum(part, n, max, s);
+    }
+    return sum > OTHERS_MIN ? sum : OTHERS_MIN;
+}
+
 struct rows_f32 {
     const struct simd *v;
     float *out;

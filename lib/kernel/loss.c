@@ -36,35 +36,9 @@ struct row {
     double ghost, others;     /* g; sum over i not in K of exp((x_i - max) s), >= OTHERS_MIN */
 };
 
-/*
- * The ghost's share of the student is taken to be at least this much of its largest token, so that 1 / (1 - q) is
- * finite.
- */
-#define OTHERS_MIN 1e-30
-
-/* Floats of a row that are taken at a time: large, for each piece looks through all k ids. */
-#define CHUNK 8192
-
 /* log p of one entry, in f64 from the exact difference to the maximum. */
 static double log_prob(const struct row *w, uint32_t id) {
     return ((double)w->x[id] - w->z.max) * w->s - w->log_sum;
-}
-
-/*
- * The weight of the tokens outside K is summed directly: as 1 - sum p it would lose all digits when K has nearly
- * all.
- */
-static double sum_others(const struct simd *v, const struct row *w, size_t d) {
-    float x[CHUNK];
-    double sum = 0;
-    for (size_t i = 0; i < d; i += CHUNK) {
-        size_t n = smaller(CHUNK, d - i);
-        memcpy(x, w->x + i, n * sizeof *x);
-        for (size_t j = 0; j < w->k; j++)
-            if (w->ids[j] >= i && w->ids[j] - i < n) x[w->ids[j] - i] = -INFINITY;
-        sum += v->exp_sum(x, n, w->z.max, w->s);
-    }
-    return sum > OTHERS_MIN ? sum : OTHERS_MIN;
 }
 
 static double kl_sparse(const struct loss *c, struct row *w) {
@@ -75,7 +49,7 @@ static double kl_sparse(const struct loss *c, struct row *w) {
         if (t > 0) kl += t * (log(t) - log_prob(w, w->ids[j]));
     }
     if (w->ghost > 0) {
-        w->others = sum_others(c->v, w, c->d);
+        w->others = row_others_sum(c->v, w->x, c->d, w->z.max, w->s, w->ids, w->k);
         kl += w->ghost * (log(w->ghost) - (log(w->others) - w->log_sum));
     }
     return kl;
@@ -162,13 +136,13 @@ static void differentiate_part(const struct loss *c, const struct row *w, const 
 /* Second pass. A piece goes through a buffer: dx may overwrite x, and is rounded when it is bf16. */
 static void differentiate(const struct loss *c, const struct row *w, float weight, size_t at) {
     struct coefficients g = coefficients_of(c, w, weight);
-    float part[CHUNK];
+    float part[ENTRY_CHUNK];
     if (g.kl == 0 && g.ce == 0) {
         memset(view_part(c->dx, at).data, 0, kernel_array_bytes(c->dx.dtype, c->d));
         return;
     }
     for (size_t i = 0, n; i < c->d; i += n) {
-        n = smaller(CHUNK, c->d - i);
+        n = smaller(ENTRY_CHUNK, c->d - i);
         differentiate_part(c, w, &g, i, n, part);
         if (c->dx.dtype == DT_F32)
             memcpy((float *)c->dx.data + at + i, part, n * sizeof *part);

@@ -3,10 +3,9 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define CHUNK 8192 /* floats of a row that are taken at a time */
-
 struct response {
     const struct simd *v;
+    double (*row)(const struct response *c, size_t r); /* its value; adds to dx */
     const struct kernel_label_target *label_how;
     const struct kernel_rank *rank;
     bool centred;
@@ -23,8 +22,9 @@ static float weight_of(const struct response *c, size_t r) {
     return c->weight * (c->row_weight ? c->row_weight[r] : 1);
 }
 
-static bool counts(const struct response *c, size_t r) {
-    return !c->row_weight || c->row_weight[r] != 0;
+static void response_rows(void *ctx, size_t begin, size_t end) {
+    const struct response *c = ctx;
+    for (size_t r = begin; r < end; r++) c->value[r] = !c->row_weight || c->row_weight[r] != 0 ? c->row(c, r) : 0;
 }
 
 /* ---- targets of labels ------------------------------------------------------------------------------------------------- */
@@ -33,9 +33,9 @@ static bool counts(const struct response *c, size_t r) {
 static void label_gradient(const struct response *c, size_t r, const struct softmax_sum *z, float weight) {
     const struct kernel_label_target *o = c->label_how;
     const float *x = c->x + r * c->d;
-    float part[CHUNK], *dx = c->dx + r * c->d, scale = weight * o->temperature;
-    for (size_t i = 0; i < c->d; i += CHUNK) {
-        size_t n = smaller(CHUNK, c->d - i);
+    float part[ENTRY_CHUNK], *dx = c->dx + r * c->d, scale = weight * o->temperature;
+    for (size_t i = 0; i < c->d; i += ENTRY_CHUNK) {
+        size_t n = smaller(ENTRY_CHUNK, c->d - i);
         c->v->loss_gradient(part, x + i, NULL, n, z->max, 1 / o->temperature, (float)(scale / z->sum), 0, 0);
         for (size_t j = 0; j < n; j++) dx[i + j] += part[j] - scale * o->other;
     }
@@ -45,6 +45,7 @@ static void label_gradient(const struct response *c, size_t r, const struct soft
 static double label_row(const struct response *c, size_t r) {
     const struct kernel_label_target *o = c->label_how;
     const float *x = c->x + r * c->d;
+    if (c->label[r] == UINT32_MAX) return 0;
     double s = 1 / (double)o->temperature, d = (double)c->d;
     struct softmax_sum z = row_softmax_sum(c->v, x, c->d, (float)s);
     double log_sum = log(z.sum) + z.max * s, own = x[c->label[r]] * s - log_sum;
@@ -55,14 +56,10 @@ static double label_row(const struct response *c, size_t r) {
     return value;
 }
 
-static void label_rows(void *ctx, size_t begin, size_t end) {
-    const struct response *c = ctx;
-    for (size_t r = begin; r < end; r++) c->value[r] = c->label[r] != UINT32_MAX && counts(c, r) ? label_row(c, r) : 0;
-}
-
 void kernel_label_target(const struct kernel_label_target *how, const uint32_t *label, const float *row_weight,
                          const float *x, size_t rows, size_t d, double *value, float *dx) {
     struct response c = {.v = simd(),
+                         .row = label_row,
                          .label_how = how,
                          .weight = how->weight,
                          .label = label,
@@ -71,30 +68,27 @@ void kernel_label_target(const struct kernel_label_target *how, const uint32_t *
                          .d = d,
                          .value = value,
                          .dx = dx};
-    kernel_split(rows, piece_rows(d), label_rows, &c);
+    kernel_split(rows, piece_rows(d), response_rows, &c);
 }
 
 /* ---- against the teacher's logits ---------------------------------------------------------------------------------------- */
 
-static void mse_rows(void *ctx, size_t begin, size_t end) {
-    const struct response *c = ctx;
-    double n = (double)c->d;
-    for (size_t r = begin; r < end; r++) {
-        const float *x = c->x + r * c->d, *z = c->z + r * c->d;
-        double shift = c->centred && counts(c, r) ? (c->v->sum(x, c->d) - c->v->sum(z, c->d)) / n : 0, sum = 0;
-        float *dx = c->dx ? c->dx + r * c->d : NULL, scale = 2 * weight_of(c, r) / (float)n;
-        for (size_t i = 0; counts(c, r) && i < c->d; i++) {
-            double y = (double)x[i] - z[i] - shift;
-            sum += y * y;
-            if (dx) dx[i] += scale * (float)y;
-        }
-        c->value[r] = sum / n;
+static double mse_row(const struct response *c, size_t r) {
+    const float *x = c->x + r * c->d, *z = c->z + r * c->d;
+    double n = (double)c->d, shift = c->centred ? (c->v->sum(x, c->d) - c->v->sum(z, c->d)) / n : 0, sum = 0;
+    float *dx = c->dx ? c->dx + r * c->d : NULL, scale = 2 * weight_of(c, r) / (float)n;
+    for (size_t i = 0; i < c->d; i++) {
+        double y = (double)x[i] - z[i] - shift;
+        sum += y * y;
+        if (dx) dx[i] += scale * (float)y;
     }
+    return sum / n;
 }
 
 void kernel_logit_mse(bool centred, float weight, const float *z, const float *row_weight, const float *x, size_t rows,
                       size_t d, double *value, float *dx) {
     struct response c = {.v = simd(),
+                         .row = mse_row,
                          .centred = centred,
                          .weight = weight,
                          .z = z,
@@ -103,7 +97,7 @@ void kernel_logit_mse(bool centred, float weight, const float *z, const float *r
                          .d = d,
                          .value = value,
                          .dx = dx};
-    kernel_split(rows, piece_rows(d), mse_rows, &c);
+    kernel_split(rows, piece_rows(d), response_rows, &c);
 }
 
 /* ---- the order of tokens -------------------------------------------------------------------------------------------------- */
@@ -138,14 +132,10 @@ static double rank_row(const struct response *c, size_t r) {
     return pairs ? sum / (double)pairs : 0;
 }
 
-static void rank_rows(void *ctx, size_t begin, size_t end) {
-    const struct response *c = ctx;
-    for (size_t r = begin; r < end; r++) c->value[r] = counts(c, r) ? rank_row(c, r) : 0;
-}
-
 void kernel_rank(const struct kernel_rank *how, const uint64_t *offset, const uint32_t *ids, const float *probs,
                  const float *row_weight, const float *x, size_t rows, size_t d, double *value, float *dx) {
     struct response c = {.v = simd(),
+                         .row = rank_row,
                          .rank = how,
                          .weight = how->weight,
                          .offset = offset,
@@ -156,5 +146,5 @@ void kernel_rank(const struct kernel_rank *how, const uint64_t *offset, const ui
                          .d = d,
                          .value = value,
                          .dx = dx};
-    kernel_split(rows, 16, rank_rows, &c);
+    kernel_split(rows, 16, response_rows, &c);
 }
