@@ -27,7 +27,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[MEM_REST].data : NULL;
     k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[MEM_DENSE].data;
     k->sampled = f->tap_positions ? (void *)k->memory[MEM_SAMPLED].data : NULL;
-    k->pair_lengths = knowledge_has_pairs(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
+    k->pair_lengths = knowledge_pair_field(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
     k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
     set_feature_counts(k);
 }
@@ -178,10 +178,8 @@ static int append_sampled(struct knowledge_rows *k, const struct batch *b, struc
 static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                                size_t *from, struct err *e) {
     const uint32_t *lengths = batch_lengths(b);
-    const uint8_t *sampled = NULL;
+    const uint8_t *sampled = knowledge_pair_field(f)->sampled ? k->memory[MEM_FLAGS].data : NULL;
     uint64_t at = 0, ended = knowledge_ended(&b->head);
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        if (f->fields[i].per == PER_PAIR && f->fields[i].sampled) sampled = k->memory[MEM_FLAGS].data;
     *from = k->memory[MEM_PAIR_LENGTHS].len / sizeof(uint32_t);
     for (uint32_t i = 0; i < b->head.n_seqs; at += lengths[i++])
         if (knowledge_pairs_step(&k->pairs, lengths[i], sampled ? sampled + at : NULL, e) ||
@@ -248,7 +246,7 @@ static int append_fields(struct knowledge_rows *k, const struct knowledge_format
                          struct err *e) {
     size_t pairs = 0;
     if (begin_fields(k, f, e) || (f->tap_positions && append_sampled(k, b, e)) ||
-        (knowledge_has_pairs(f) && append_pair_lengths(k, f, b, &pairs, e)))
+        (knowledge_pair_field(f) && append_pair_lengths(k, f, b, &pairs, e)))
         return e->code;
     for (size_t i = 0; i < k->n_fields; i++)
         if (append_field(k, &k->fields[i], b, pairs, e)) return e->code;

@@ -140,7 +140,7 @@ static int take_field(struct knowledge_encoder *k, uint32_t i, uint64_t values, 
 static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const struct knowledge_format *f = &k->format;
     const uint8_t *sampled = f->tap_positions ? k->in_sampled.data + k->done : NULL;
-    bool pairs = knowledge_has_pairs(f);
+    const struct knowledge_field *pair = knowledge_pair_field(f);
     uint64_t chosen = 0, weights = 0;
     for (size_t i = 0; sampled && i < n; i++) {
         uint32_t at = (uint32_t)(k->head.n_positions + i);
@@ -148,13 +148,9 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
         chosen += sampled[i] != 0;
     }
     k->pair_lengths.len = 0;
-    for (uint32_t i = 0; pairs && i < f->n_fields; i++) {
-        if (f->fields[i].per != PER_PAIR) continue;
-        if (knowledge_pairs_step(&k->pairs, n, f->fields[i].sampled ? sampled : NULL, e) ||
-            (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e)))
-            return e->code;
-        break; /* all of them are alike */
-    }
+    if (pair && (knowledge_pairs_step(&k->pairs, n, pair->sampled ? sampled : NULL, e) ||
+                 (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e))))
+        return e->code;
     uint64_t rows = k->pair_lengths.len / sizeof(uint32_t);
     for (uint64_t i = 0; i < rows; i++) weights += ((const uint32_t *)k->pair_lengths.data)[i];
     for (uint32_t i = 0; i < f->n_fields; i++) {

@@ -61,10 +61,10 @@ const char *knowledge_per_name(enum knowledge_per per) {
     return names[per];
 }
 
-bool knowledge_has_pairs(const struct knowledge_format *f) {
+const struct knowledge_field *knowledge_pair_field(const struct knowledge_format *f) {
     for (uint32_t i = 0; i < f->n_fields; i++)
-        if (f->fields[i].per == PER_PAIR) return true;
-    return false;
+        if (f->fields[i].per == PER_PAIR) return &f->fields[i];
+    return NULL;
 }
 
 /* ---- vectors --------------------------------------------------------------------------------------------------------------- */
@@ -177,8 +177,7 @@ int knowledge_pairs_step(struct knowledge_pairs *p, uint64_t n, const uint8_t *s
 }
 
 int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format *f, struct buf *out, struct err *e) {
-    const struct knowledge_field *field = f->fields;
-    while (field->per != PER_PAIR) field++; /* all of them are alike in what matters here */
+    const struct knowledge_field *field = knowledge_pair_field(f);
     size_t n = p->open.len / sizeof(uint32_t);
     uint32_t *lengths = knowledge_extend(out, n * sizeof *lengths, e);
     if (!lengths) return e->code;

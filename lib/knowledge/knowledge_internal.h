@@ -80,7 +80,8 @@ int knowledge_pairs_step(struct knowledge_pairs *p, uint64_t n, const uint8_t *s
 /* The sequence ends: appends the length of each of its rows to out, u32. */
 int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format *f, struct buf *out,
                         struct err *e) MUST_CHECK;
-bool knowledge_has_pairs(const struct knowledge_format *f);
+/* The first field of pairs, or NULL: all of them are alike in which rows they have, and how long these are. */
+const struct knowledge_field *knowledge_pair_field(const struct knowledge_format *f);
 
 /* ---- formats -------------------------------------------------------------------------------------------------------------- */
 
