@@ -141,7 +141,7 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
     const struct knowledge_format *f = &k->format;
     const uint8_t *sampled = f->tap_positions ? k->in_sampled.data + k->done : NULL;
     const struct knowledge_field *pair = knowledge_pair_field(f);
-    uint64_t chosen = 0, weights = 0;
+    uint64_t chosen = 0;
     for (size_t i = 0; sampled && i < n; i++) {
         uint32_t at = (uint32_t)(k->head.n_positions + i);
         if (sampled[i] && buf_append(&k->positions, &at, sizeof at, e)) return e->code;
@@ -151,12 +151,12 @@ static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct 
     if (pair && (knowledge_pairs_step(&k->pairs, n, pair->sampled ? sampled : NULL, e) ||
                  (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e))))
         return e->code;
-    uint64_t rows = k->pair_lengths.len / sizeof(uint32_t);
-    for (uint64_t i = 0; i < rows; i++) weights += ((const uint32_t *)k->pair_lengths.data)[i];
+    const uint32_t *lengths = (const uint32_t *)k->pair_lengths.data;
+    uint64_t rows = k->pair_lengths.len / sizeof *lengths;
     for (uint32_t i = 0; i < f->n_fields; i++) {
         const struct knowledge_field *field = &f->fields[i];
         uint64_t r = field->per == PER_PAIR ? rows : field->per == PER_SEQUENCE ? ends : field->sampled ? chosen : n;
-        uint64_t values = field->per == PER_PAIR ? weights * field->heads : r * field->cols;
+        uint64_t values = knowledge_field_values(field, lengths, 0, r);
         if (take_field(k, i, values, r * field->codec->vectors(field), e)) return e->code;
     }
     return 0;

@@ -73,6 +73,14 @@ size_t knowledge_vector_bytes(enum dtype dtype, uint64_t length) {
     return (size_t)(length * dtype_row_bytes(dtype, 1));
 }
 
+uint64_t knowledge_field_values(const struct knowledge_field *field, const uint32_t *pair_lengths, size_t first,
+                                size_t n) {
+    uint64_t sum = 0;
+    if (field->per != PER_PAIR) return (uint64_t)n * field->cols;
+    for (size_t i = first; i < first + n; i++) sum += pair_lengths[i];
+    return sum * field->heads;
+}
+
 /* The largest magnitude becomes 127; the scale is what an integer is multiplied with. */
 static float store_int8(int8_t *to, const float *x, size_t n) {
     float most = 0;
@@ -143,8 +151,7 @@ void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_
                              float *out) {
     const struct knowledge_feature *feature = &k->fields[field];
     uint32_t heads = feature->field->heads;
-    uint64_t at = 0;
-    for (size_t i = 0; i < first; i++) at += (uint64_t)heads * k->pair_lengths[i];
+    uint64_t at = knowledge_field_values(feature->field, k->pair_lengths, 0, first);
     for (size_t r = first; r < first + rows; r++)
         for (uint32_t h = 0; h < heads; h++, out += length) {
             uint32_t n = k->pair_lengths[r];

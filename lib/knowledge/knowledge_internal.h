@@ -75,6 +75,10 @@ static inline size_t knowledge_scale_bytes(enum dtype dtype) {
     return dtype == DT_I8 ? sizeof(float) : 0;
 }
 
+/* Values that the field has in rows [first, first + n); pair_lengths: positions that each row of pairs is over. */
+uint64_t knowledge_field_values(const struct knowledge_field *field, const uint32_t *pair_lengths, size_t first,
+                                size_t n);
+
 /* The next n positions of a sequence; sampled NULL: all of them. */
 int knowledge_pairs_step(struct knowledge_pairs *p, uint64_t n, const uint8_t *sampled, struct err *e) MUST_CHECK;
 /* The sequence ends: appends the length of each of its rows to out, u32. */
