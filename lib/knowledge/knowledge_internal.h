@@ -154,6 +154,19 @@ int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format 
 int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) MUST_CHECK;
 /* The entries of a row are in MEM_IDS and MEM_PROBS: where they end into MEM_OFFSET. */
 int knowledge_end_row(struct knowledge_rows *k, struct err *e) MUST_CHECK;
+
+/* Rows of entries as a batch holds them, one after another: how many each has, their ids, and a value of each. */
+struct knowledge_entries {
+    const struct tensor *n, *ids, *values;
+    uint64_t total;
+};
+/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them, which are there. */
+typedef int knowledge_entries_fn(struct knowledge_rows *k, const struct knowledge_format *f,
+                                 const struct knowledge_entries *s, uint64_t at, size_t n, struct err *e);
+/* All rows of a batch whose values are the tensor of this name. */
+int knowledge_decode_entries(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                             uint64_t rows, const char *values, enum dtype dtype, knowledge_entries_fn *row,
+                             struct err *e) MUST_CHECK;
 uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i);
 
 /* The rows of this batch alone, as knowledge_decode makes them, but that dense ones stay where the batch holds them and are not
