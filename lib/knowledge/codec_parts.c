@@ -4,6 +4,22 @@
 
 #include "lib/knowledge/knowledge_internal.h"
 
+/* ---- the format ---------------------------------------------------------------------------------------------------- */
+
+bool knowledge_parse_n(const char *argument, struct knowledge_format *f) {
+    uint64_t n;
+    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
+    f->n = (uint32_t)n;
+    return true;
+}
+
+int knowledge_read_n(const cJSON *o, struct knowledge_format *f, struct err *e) {
+    uint64_t n;
+    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
+    f->n = (uint32_t)n;
+    return 0;
+}
+
 /* ---- the queue ---------------------------------------------------------------------------------------------------- */
 
 void *knowledge_extend(struct buf *b, size_t n, struct err *e) {

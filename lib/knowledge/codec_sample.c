@@ -22,26 +22,12 @@
 #define ENTRY_BYTES                                                                                                    \
     16 /* of an entry's codes, at most: 49 + 15 bits of a gap below 2^24, 31 of a count, and room to write words */
 
-static bool parse(const char *argument, struct knowledge_format *f) {
-    uint64_t n;
-    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
-    f->n = (uint32_t)n;
-    return true;
-}
-
 static void text(const struct knowledge_format *f, char *out, size_t size) {
     snprintf(out, size, "sample:%u", f->n);
 }
 
 static bool describe(cJSON *o, const struct knowledge_format *f) {
     return json_put_u64(o, "n", f->n);
-}
-
-static int read_members(const cJSON *o, struct knowledge_format *f, struct err *e) {
-    uint64_t n;
-    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
-    f->n = (uint32_t)n;
-    return 0;
 }
 
 /* ---- codes ------------------------------------------------------------------------------------------------------------- */
@@ -281,10 +267,10 @@ const struct knowledge_response_codec knowledge_codec_sample = {.name = "sample"
                                                                 .argument = "N",
                                                                 .draws_any_type = true,
                                                                 .n_tensors = 1,
-                                                                .parse = parse,
+                                                                .parse = knowledge_parse_n,
                                                                 .text = text,
                                                                 .describe = describe,
-                                                                .read = read_members,
+                                                                .read = knowledge_read_n,
                                                                 .encode = encode,
                                                                 .entries = entries,
                                                                 .write = write_batch,

@@ -13,13 +13,6 @@
 #define TOPP_ROWS    64     /* at a time */
 #define TYPICAL_TOPP 64.0   /* entries of a row, for sizes */
 
-static bool parse(const char *argument, struct knowledge_format *f) {
-    uint64_t n;
-    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
-    f->n = (uint32_t)n;
-    return true;
-}
-
 static bool parse_share(const char *argument, struct knowledge_format *f) {
     if (!parse_f64(argument, &f->p) || !(f->p > 0 && f->p <= 1)) return false;
     f->n = KNOWLEDGE_MAX_N;
@@ -38,9 +31,7 @@ static bool describe(cJSON *o, const struct knowledge_format *f) {
 }
 
 static int read_members(const cJSON *o, struct knowledge_format *f, struct err *e) {
-    uint64_t n;
-    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
-    f->n = (uint32_t)n;
+    if (knowledge_read_n(o, f, e)) return e->code;
     return f->encoding == KNOW_TOPP ? json_get_f64(o, "p", 1e-9, 1, &f->p, e) : 0;
 }
 
@@ -211,6 +202,6 @@ static double bytes(const struct knowledge_format *f) {
         .describe = describe, .read = read_members, .encode = encode, .entries = entries, .write = write_batch,        \
         .decode = decode, .bytes = bytes                                                                               \
     }
-const struct knowledge_response_codec knowledge_codec_topk = TOP_CODEC(KNOW_TOPK, "topk", "K", parse);
-const struct knowledge_response_codec knowledge_codec_ghost = TOP_CODEC(KNOW_GHOST, "ghost", "K", parse);
+const struct knowledge_response_codec knowledge_codec_topk = TOP_CODEC(KNOW_TOPK, "topk", "K", knowledge_parse_n);
+const struct knowledge_response_codec knowledge_codec_ghost = TOP_CODEC(KNOW_GHOST, "ghost", "K", knowledge_parse_n);
 const struct knowledge_response_codec knowledge_codec_topp = TOP_CODEC(KNOW_TOPP, "topp", "P", parse_share);

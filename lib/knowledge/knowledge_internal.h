@@ -48,6 +48,9 @@ struct knowledge_response_codec {
 };
 extern const struct knowledge_response_codec knowledge_codec_dense, knowledge_codec_topk, knowledge_codec_ghost,
     knowledge_codec_topp, knowledge_codec_sample;
+/* `parse` and `read` of a codec that has a number of entries or draws (codec_parts.c). */
+bool knowledge_parse_n(const char *argument, struct knowledge_format *f);
+int knowledge_read_n(const cJSON *o, struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* NULL for KNOW_NONE. */
 const struct knowledge_response_codec *knowledge_response_codec(enum knowledge_encoding encoding);
 const struct knowledge_response_codec *knowledge_response_codec_find(const char *name, size_t len);
