@@ -12,18 +12,15 @@
 
 #define BATCH_BYTES     (16u << 20)
 #define BATCH_POSITIONS 4096
-#define BATCH_OVERDUE   16  /* times that many positions: a sequence so long is cut */
-#define DENSE_BLOCK     64  /* rows in f32 at a time */
-#define TYPICAL_LENGTH  512 /* positions of a sequence, for the size of its attention */
+#define BATCH_OVERDUE   16 /* times that many positions: a sequence so long is cut */
+#define DENSE_BLOCK     64 /* rows in f32 at a time */
 
 /* ---- where batches are cut --------------------------------------------------------------------------------------- */
 
 /* Bytes of a position: of the response where it is sparse, and of all fields. */
 static double position_bytes(const struct knowledge_format *f) {
-    double bytes = 0;
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        bytes += knowledge_field_bytes(&f->fields[i], TYPICAL_LENGTH, f->tap_positions) / TYPICAL_LENGTH;
-    if (f->encoding == KNOW_TOPP) return bytes + 6.0 * TYPICAL_LENGTH;
+    double bytes = knowledge_typical_bytes(f);
+    if (f->encoding == KNOW_TOPP) return bytes + 6.0 * KNOWLEDGE_TYPICAL_LENGTH;
     return knowledge_is_sparse(f) ? bytes + 6.0 * f->n : bytes; /* an entry is at most a u32 and an f16 */
 }
 

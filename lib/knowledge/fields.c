@@ -205,3 +205,11 @@ double knowledge_field_bytes(const struct knowledge_field *field, uint64_t lengt
     double n = field->per == PER_PAIR ? (field->causal ? ((double)length + 1) / 2 : (double)length) : field->cols;
     return rows * vectors * (n * value + scale);
 }
+
+double knowledge_typical_bytes(const struct knowledge_format *f) {
+    double bytes = 0;
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        bytes +=
+            knowledge_field_bytes(&f->fields[i], KNOWLEDGE_TYPICAL_LENGTH, f->tap_positions) / KNOWLEDGE_TYPICAL_LENGTH;
+    return bytes;
+}
