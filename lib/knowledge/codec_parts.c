@@ -4,7 +4,7 @@
 
 #include "lib/knowledge/knowledge_internal.h"
 
-/* ---- the format ---------------------------------------------------------------------------------------------------- */
+/* ---- the format -------------------------------------------------------------------------------------------------- */
 
 bool knowledge_parse_n(const char *argument, struct knowledge_format *f) {
     uint64_t n;
