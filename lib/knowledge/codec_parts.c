@@ -4,6 +4,22 @@
 
 #include "lib/knowledge/knowledge_internal.h"
 
+/* ---- the format -------------------------------------------------------------------------------------------------- */
+
+bool knowledge_parse_n(const char *argument, struct knowledge_format *f) {
+    uint64_t n;
+    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
+    f->n = (uint32_t)n;
+    return true;
+}
+
+int knowledge_read_n(const cJSON *o, struct knowledge_format *f, struct err *e) {
+    uint64_t n;
+    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
+    f->n = (uint32_t)n;
+    return 0;
+}
+
 /* ---- the queue ---------------------------------------------------------------------------------------------------- */
 
 void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
@@ -47,6 +63,46 @@ int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) 
     uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
     if (!offset) return e->code;
     memset(offset, 0, n * sizeof *offset);
+    return 0;
+}
+
+static int find_entries(struct knowledge_entries *s, const struct knowledge_format *f, const struct batch *b,
+                        uint64_t rows, const char *values, enum dtype dtype, struct err *e) {
+    if (batch_need(b, "teacher.n", knowledge_count_type(f), 1, &rows, &s->n, e) ||
+        batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &s->ids, e) ||
+        batch_need(b, values, dtype, 1, s->ids->desc.dims, &s->values, e))
+        return e->code;
+    s->total = s->ids->desc.dims[0];
+    if (s->values->desc.dims[0] != s->total)
+        return err_set(e, ERR_DATA, "\"teacher.ids\" and \"%s\" differ in length", values);
+    return 0;
+}
+
+static int decode_entries_row(struct knowledge_rows *k, const struct knowledge_format *f,
+                              const struct knowledge_entries *s, uint64_t at, size_t n, knowledge_entries_fn *row,
+                              struct err *e) {
+    if (n < 1 || n > f->n || n > s->total - at)
+        return err_set(e, ERR_DATA, "%zu entries: expected 1 to %u, %llu are left", n, f->n,
+                       (unsigned long long)(s->total - at));
+    return row(k, f, s, at, n, e);
+}
+
+int knowledge_decode_entries(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                             uint64_t rows, const char *values, enum dtype dtype, knowledge_entries_fn *row,
+                             struct err *e) {
+    struct knowledge_entries s;
+    uint64_t at = 0;
+    if (find_entries(&s, f, b, rows, values, dtype, e)) return e->code;
+    for (uint64_t r = 0; r < rows; r++) {
+        uint32_t n = knowledge_number_at(knowledge_count_type(f), s.n->data, r);
+        if (decode_entries_row(k, f, &s, at, n, row, e))
+            return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
+        at += n;
+        if (knowledge_end_row(k, e)) return e->code;
+    }
+    if (at != s.total)
+        return err_set(e, ERR_DATA, "\"teacher.n\" sums to %llu: expected the %llu entries of \"teacher.ids\"",
+                       (unsigned long long)at, (unsigned long long)s.total);
     return 0;
 }
 

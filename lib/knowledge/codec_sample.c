@@ -22,26 +22,12 @@
 #define ENTRY_BYTES                                                                                                    \
     16 /* of an entry's codes, at most: 49 + 15 bits of a gap below 2^24, 31 of a count, and room to write words */
 
-static bool parse(const char *argument, struct knowledge_format *f) {
-    uint64_t n;
-    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
-    f->n = (uint32_t)n;
-    return true;
-}
-
 static void text(const struct knowledge_format *f, char *out, size_t size) {
     snprintf(out, size, "sample:%u", f->n);
 }
 
 static bool describe(cJSON *o, const struct knowledge_format *f) {
     return json_put_u64(o, "n", f->n);
-}
-
-static int read_members(const cJSON *o, struct knowledge_format *f, struct err *e) {
-    uint64_t n;
-    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
-    f->n = (uint32_t)n;
-    return 0;
 }
 
 /* ---- codes ------------------------------------------------------------------------------------------------------------- */
@@ -241,34 +227,14 @@ static int decode_codes(struct knowledge_rows *k, const struct knowledge_format 
     return 0;
 }
 
-/* The arrays of a stream of rill 1.0. */
-struct arrays {
-    const struct tensor *n, *ids, *counts;
-    uint64_t total;
-};
-
-static int find_arrays(struct arrays *a, const struct knowledge_format *f, const struct batch *b, uint64_t rows,
-                       struct err *e) {
-    if (batch_need(b, "teacher.n", knowledge_count_type(f), 1, &rows, &a->n, e) ||
-        batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &a->ids, e) ||
-        batch_need(b, "teacher.counts", knowledge_count_type(f), 1, a->ids->desc.dims, &a->counts, e))
-        return e->code;
-    a->total = a->ids->desc.dims[0];
-    if (a->counts->desc.dims[0] != a->total)
-        return err_set(e, ERR_DATA, "\"teacher.ids\" and \"teacher.counts\" differ in length");
-    return 0;
-}
-
-static int array_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct arrays *a, uint64_t at,
-                     size_t n, struct err *e) {
+/* A row of the arrays of a stream of rill 1.0. */
+static int array_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct knowledge_entries *s,
+                     uint64_t at, size_t n, struct err *e) {
     uint64_t sum = 0;
     uint32_t before = 0;
-    if (n < 1 || n > f->n || n > a->total - at)
-        return err_set(e, ERR_DATA, "%zu entries: expected 1 to %u, %llu are left", n, f->n,
-                       (unsigned long long)(a->total - at));
     for (size_t i = 0; i < n; i++) {
-        uint32_t id = knowledge_number_at(knowledge_id_type(f), a->ids->data, at + i);
-        uint32_t count = knowledge_number_at(knowledge_count_type(f), a->counts->data, at + i);
+        uint32_t id = knowledge_number_at(knowledge_id_type(f), s->ids->data, at + i);
+        uint32_t count = knowledge_number_at(knowledge_count_type(f), s->values->data, at + i);
         if (id >= knowledge_stored_columns(f))
             return err_set(e, ERR_DATA, "entry %u of a vocabulary of %u", id, knowledge_stored_columns(f));
         if (i && id == before) return err_set(e, ERR_DATA, "entry %u occurs twice", id);
@@ -283,27 +249,11 @@ static int array_row(struct knowledge_rows *k, const struct knowledge_format *f,
     return 0;
 }
 
-static int decode_arrays(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
-                         uint64_t rows, struct err *e) {
-    struct arrays a;
-    uint64_t at = 0;
-    if (find_arrays(&a, f, b, rows, e)) return e->code;
-    for (uint64_t r = 0; r < rows; r++) {
-        uint32_t n = knowledge_number_at(knowledge_count_type(f), a.n->data, r);
-        if (array_row(k, f, &a, at, n, e)) return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
-        at += n;
-        if (knowledge_end_row(k, e)) return e->code;
-    }
-    if (at != a.total)
-        return err_set(e, ERR_DATA, "\"teacher.n\" sums to %llu: expected the %llu entries of \"teacher.ids\"",
-                       (unsigned long long)at, (unsigned long long)a.total);
-    return 0;
-}
-
 static int decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, uint64_t rows,
                   bool view, struct err *e) {
     (void)view;
-    return batch_find(b, "teacher.n") ? decode_arrays(k, f, b, rows, e) : decode_codes(k, f, b, rows, e);
+    if (!batch_find(b, "teacher.n")) return decode_codes(k, f, b, rows, e);
+    return knowledge_decode_entries(k, f, b, rows, "teacher.counts", knowledge_count_type(f), array_row, e);
 }
 
 /* Nearly all rows take less: as many entries as draws, each with a gap as long as if ids were spread evenly. */
@@ -317,10 +267,10 @@ const struct knowledge_response_codec knowledge_codec_sample = {.name = "sample"
                                                                 .argument = "N",
                                                                 .draws_any_type = true,
                                                                 .n_tensors = 1,
-                                                                .parse = parse,
+                                                                .parse = knowledge_parse_n,
                                                                 .text = text,
                                                                 .describe = describe,
-                                                                .read = read_members,
+                                                                .read = knowledge_read_n,
                                                                 .encode = encode,
                                                                 .entries = entries,
                                                                 .write = write_batch,

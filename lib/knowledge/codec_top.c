@@ -13,13 +13,6 @@
 #define TOPP_ROWS    64     /* at a time */
 #define TYPICAL_TOPP 64.0   /* entries of a row, for sizes */
 
-static bool parse(const char *argument, struct knowledge_format *f) {
-    uint64_t n;
-    if (!parse_u64(argument, &n) || n < 1 || n > KNOWLEDGE_MAX_N) return false;
-    f->n = (uint32_t)n;
-    return true;
-}
-
 static bool parse_share(const char *argument, struct knowledge_format *f) {
     if (!parse_f64(argument, &f->p) || !(f->p > 0 && f->p <= 1)) return false;
     f->n = KNOWLEDGE_MAX_N;
@@ -38,9 +31,7 @@ static bool describe(cJSON *o, const struct knowledge_format *f) {
 }
 
 static int read_members(const cJSON *o, struct knowledge_format *f, struct err *e) {
-    uint64_t n;
-    if (json_get_u64(o, "n", 1, KNOWLEDGE_MAX_N, &n, e)) return e->code;
-    f->n = (uint32_t)n;
+    if (knowledge_read_n(o, f, e)) return e->code;
     return f->encoding == KNOW_TOPP ? json_get_f64(o, "p", 1e-9, 1, &f->p, e) : 0;
 }
 
@@ -164,24 +155,6 @@ static int write_batch(struct knowledge_encoder *k, uint64_t rows, struct err *e
 
 /* ---- decoding ---------------------------------------------------------------------------------------------------------- */
 
-/* The tensors of a batch. */
-struct stored {
-    const struct tensor *n, *ids, *logprobs;
-    uint64_t total;
-};
-
-static int find(struct stored *s, const struct knowledge_format *f, const struct batch *b, uint64_t rows,
-                struct err *e) {
-    if (batch_need(b, "teacher.n", knowledge_count_type(f), 1, &rows, &s->n, e) ||
-        batch_need(b, "teacher.ids", knowledge_id_type(f), 1, &(uint64_t){0}, &s->ids, e) ||
-        batch_need(b, "teacher.logprobs", DT_F16, 1, s->ids->desc.dims, &s->logprobs, e))
-        return e->code;
-    s->total = s->ids->desc.dims[0];
-    if (s->logprobs->desc.dims[0] != s->total)
-        return err_set(e, ERR_DATA, "\"teacher.ids\" and \"teacher.logprobs\" differ in length");
-    return 0;
-}
-
 static int read_logprobs(const uint16_t *logprobs, size_t n, float *probs, float *rest, struct err *e) {
     double sum = 0;
     float before = 0;
@@ -198,39 +171,23 @@ static int read_logprobs(const uint16_t *logprobs, size_t n, float *probs, float
     return 0;
 }
 
-/* One row, from entry `at` of the batch on. */
-static int decode_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct stored *s, uint64_t at,
-                      size_t n, struct err *e) {
+static int decode_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct knowledge_entries *s,
+                      uint64_t at, size_t n, struct err *e) {
     float rest = 0;
-    if (n < 1 || n > f->n || n > s->total - at)
-        return err_set(e, ERR_DATA, "%zu entries: expected 1 to %u, %llu are left", n, f->n,
-                       (unsigned long long)(s->total - at));
     uint32_t *ids = knowledge_extend(&k->memory[MEM_IDS], n * sizeof *ids, e);
     float *probs = ids ? knowledge_extend(&k->memory[MEM_PROBS], n * sizeof *probs, e) : NULL;
     if (!probs) return e->code;
     for (size_t i = 0; i < n; i++) ids[i] = knowledge_number_at(knowledge_id_type(f), s->ids->data, at + i);
     if (knowledge_check_ids(k, f, ids, n, e) ||
-        read_logprobs((const uint16_t *)s->logprobs->data + at, n, probs, &rest, e))
+        read_logprobs((const uint16_t *)s->values->data + at, n, probs, &rest, e))
         return e->code;
     return f->encoding == KNOW_GHOST ? buf_append(&k->memory[MEM_REST], &rest, sizeof rest, e) : 0;
 }
 
 static int decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, uint64_t rows,
                   bool view, struct err *e) {
-    struct stored s;
-    uint64_t at = 0;
     (void)view;
-    if (find(&s, f, b, rows, e)) return e->code;
-    for (uint64_t r = 0; r < rows; r++) {
-        uint32_t n = knowledge_number_at(knowledge_count_type(f), s.n->data, r);
-        if (decode_row(k, f, &s, at, n, e)) return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
-        at += n;
-        if (knowledge_end_row(k, e)) return e->code;
-    }
-    if (at != s.total)
-        return err_set(e, ERR_DATA, "\"teacher.n\" sums to %llu: expected the %llu entries of \"teacher.ids\"",
-                       (unsigned long long)at, (unsigned long long)s.total);
-    return 0;
+    return knowledge_decode_entries(k, f, b, rows, "teacher.logprobs", DT_F16, decode_row, e);
 }
 
 static double bytes(const struct knowledge_format *f) {
@@ -245,6 +202,6 @@ static double bytes(const struct knowledge_format *f) {
         .describe = describe, .read = read_members, .encode = encode, .entries = entries, .write = write_batch,        \
         .decode = decode, .bytes = bytes                                                                               \
     }
-const struct knowledge_response_codec knowledge_codec_topk = TOP_CODEC(KNOW_TOPK, "topk", "K", parse);
-const struct knowledge_response_codec knowledge_codec_ghost = TOP_CODEC(KNOW_GHOST, "ghost", "K", parse);
+const struct knowledge_response_codec knowledge_codec_topk = TOP_CODEC(KNOW_TOPK, "topk", "K", knowledge_parse_n);
+const struct knowledge_response_codec knowledge_codec_ghost = TOP_CODEC(KNOW_GHOST, "ghost", "K", knowledge_parse_n);
 const struct knowledge_response_codec knowledge_codec_topp = TOP_CODEC(KNOW_TOPP, "topp", "P", parse_share);

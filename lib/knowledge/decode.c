@@ -27,7 +27,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[MEM_REST].data : NULL;
     k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[MEM_DENSE].data;
     k->sampled = f->tap_positions ? (void *)k->memory[MEM_SAMPLED].data : NULL;
-    k->pair_lengths = knowledge_has_pairs(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
+    k->pair_lengths = knowledge_pair_field(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
     k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
     set_feature_counts(k);
 }
@@ -178,10 +178,8 @@ static int append_sampled(struct knowledge_rows *k, const struct batch *b, struc
 static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                                size_t *from, struct err *e) {
     const uint32_t *lengths = batch_lengths(b);
-    const uint8_t *sampled = NULL;
+    const uint8_t *sampled = knowledge_pair_field(f)->sampled ? k->memory[MEM_FLAGS].data : NULL;
     uint64_t at = 0, ended = knowledge_ended(&b->head);
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        if (f->fields[i].per == PER_PAIR && f->fields[i].sampled) sampled = k->memory[MEM_FLAGS].data;
     *from = k->memory[MEM_PAIR_LENGTHS].len / sizeof(uint32_t);
     for (uint32_t i = 0; i < b->head.n_seqs; at += lengths[i++])
         if (knowledge_pairs_step(&k->pairs, lengths[i], sampled ? sampled + at : NULL, e) ||
@@ -219,17 +217,13 @@ static int append_field(struct knowledge_rows *k, struct knowledge_feature *x, c
     const struct tensor *t;
     char name[KNOWLEDGE_FIELD_NAME + 16];
     const uint64_t *sampled = (void *)(k->memory[MEM_SAMPLED].data + k->memory[MEM_SAMPLED].len);
-    uint64_t rows = b->head.n_positions, values = 0, dims[2];
+    uint64_t rows = b->head.n_positions, dims[2];
     if (field->sampled) rows = sampled[-1] - sampled[-1 - (ptrdiff_t)b->head.n_positions];
     if (field->per == PER_SEQUENCE) rows = knowledge_ended(&b->head);
-    if (field->per == PER_PAIR) {
-        const uint32_t *lengths = (void *)k->memory[MEM_PAIR_LENGTHS].data;
-        size_t end = k->memory[MEM_PAIR_LENGTHS].len / sizeof *lengths;
-        rows = end - pairs;
-        for (size_t i = pairs; i < end; i++) values += (uint64_t)lengths[i] * field->heads;
-    }
     bool pair = field->per == PER_PAIR;
-    dims[0] = pair ? values : rows;
+    const uint32_t *lengths = (void *)k->memory[MEM_PAIR_LENGTHS].data;
+    if (pair) rows = k->memory[MEM_PAIR_LENGTHS].len / sizeof *lengths - pairs;
+    dims[0] = pair ? knowledge_field_values(field, lengths, pairs, rows) : rows;
     dims[1] = field->cols;
     snprintf(name, sizeof name, "teacher.%s", field->name);
     if (batch_need(b, name, field->dtype, pair ? 1 : 2, dims, &t, e)) return e->code;
@@ -248,7 +242,7 @@ static int append_fields(struct knowledge_rows *k, const struct knowledge_format
                          struct err *e) {
     size_t pairs = 0;
     if (begin_fields(k, f, e) || (f->tap_positions && append_sampled(k, b, e)) ||
-        (knowledge_has_pairs(f) && append_pair_lengths(k, f, b, &pairs, e)))
+        (knowledge_pair_field(f) && append_pair_lengths(k, f, b, &pairs, e)))
         return e->code;
     for (size_t i = 0; i < k->n_fields; i++)
         if (append_field(k, &k->fields[i], b, pairs, e)) return e->code;
@@ -340,16 +334,12 @@ static void drop_front(struct buf *b, size_t n) {
 /* Rows of fields that belong to the first n_seqs sequences, n positions. */
 static void drop_fields(struct knowledge_rows *k, size_t n_seqs, size_t n) {
     size_t pairs = 0, first;
-    uint64_t weights = 0;
     for (size_t i = 0; i < k->n_fields; i++) {
         struct knowledge_feature *x = &k->fields[i];
         const struct knowledge_field *field = x->field;
         size_t rows = knowledge_feature_span(k, i, 0, n_seqs, &first), vectors = field->codec->vectors(field);
-        uint64_t values = (uint64_t)rows * field->cols;
-        if (field->per == PER_PAIR) {
-            for (pairs = 0, weights = 0; pairs < rows; pairs++) weights += k->pair_lengths[pairs];
-            values = weights * field->heads;
-        }
+        uint64_t values = knowledge_field_values(field, k->pair_lengths, 0, rows);
+        if (field->per == PER_PAIR) pairs = rows;
         drop_front(&x->stored.values, knowledge_vector_bytes(field->dtype, values));
         drop_front(&x->stored.scales, rows * vectors * knowledge_scale_bytes(field->dtype));
     }
@@ -404,12 +394,8 @@ static void digest_fields(struct digest_state *d, const struct knowledge_rows *k
     for (size_t i = 0; i < k->n_fields; i++) {
         const struct knowledge_feature *x = &k->fields[i];
         size_t first, n = knowledge_feature_span(k, i, seq, 1, &first);
-        uint64_t at = (uint64_t)first * x->field->cols, values = (uint64_t)n * x->field->cols;
-        if (x->field->per == PER_PAIR) {
-            at = values = 0;
-            for (size_t r = 0; r < first + n; r++)
-                *(r < first ? &at : &values) += (uint64_t)k->pair_lengths[r] * x->field->heads;
-        }
+        uint64_t at = knowledge_field_values(x->field, k->pair_lengths, 0, first),
+                 values = knowledge_field_values(x->field, k->pair_lengths, first, n);
         size_t scale = knowledge_scale_bytes(x->field->dtype) * x->field->codec->vectors(x->field);
         digest_update(d, x->stored.values.data + knowledge_vector_bytes(x->field->dtype, at),
                       knowledge_vector_bytes(x->field->dtype, values));

@@ -12,18 +12,15 @@
 
 #define BATCH_BYTES     (16u << 20)
 #define BATCH_POSITIONS 4096
-#define BATCH_OVERDUE   16  /* times that many positions: a sequence so long is cut */
-#define DENSE_BLOCK     64  /* rows in f32 at a time */
-#define TYPICAL_LENGTH  512 /* positions of a sequence, for the size of its attention */
+#define BATCH_OVERDUE   16 /* times that many positions: a sequence so long is cut */
+#define DENSE_BLOCK     64 /* rows in f32 at a time */
 
 /* ---- where batches are cut --------------------------------------------------------------------------------------- */
 
 /* Bytes of a position: of the response where it is sparse, and of all fields. */
 static double position_bytes(const struct knowledge_format *f) {
-    double bytes = 0;
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        bytes += knowledge_field_bytes(&f->fields[i], TYPICAL_LENGTH, f->tap_positions) / TYPICAL_LENGTH;
-    if (f->encoding == KNOW_TOPP) return bytes + 6.0 * TYPICAL_LENGTH;
+    double bytes = knowledge_typical_bytes(f);
+    if (f->encoding == KNOW_TOPP) return bytes + 6.0 * KNOWLEDGE_TYPICAL_LENGTH;
     return knowledge_is_sparse(f) ? bytes + 6.0 * f->n : bytes; /* an entry is at most a u32 and an f16 */
 }
 
@@ -140,27 +137,23 @@ static int take_field(struct knowledge_encoder *k, uint32_t i, uint64_t values, 
 static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const struct knowledge_format *f = &k->format;
     const uint8_t *sampled = f->tap_positions ? k->in_sampled.data + k->done : NULL;
-    bool pairs = knowledge_has_pairs(f);
-    uint64_t chosen = 0, weights = 0;
+    const struct knowledge_field *pair = knowledge_pair_field(f);
+    uint64_t chosen = 0;
     for (size_t i = 0; sampled && i < n; i++) {
         uint32_t at = (uint32_t)(k->head.n_positions + i);
         if (sampled[i] && buf_append(&k->positions, &at, sizeof at, e)) return e->code;
         chosen += sampled[i] != 0;
     }
     k->pair_lengths.len = 0;
-    for (uint32_t i = 0; pairs && i < f->n_fields; i++) {
-        if (f->fields[i].per != PER_PAIR) continue;
-        if (knowledge_pairs_step(&k->pairs, n, f->fields[i].sampled ? sampled : NULL, e) ||
-            (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e)))
-            return e->code;
-        break; /* all of them are alike */
-    }
-    uint64_t rows = k->pair_lengths.len / sizeof(uint32_t);
-    for (uint64_t i = 0; i < rows; i++) weights += ((const uint32_t *)k->pair_lengths.data)[i];
+    if (pair && (knowledge_pairs_step(&k->pairs, n, pair->sampled ? sampled : NULL, e) ||
+                 (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e))))
+        return e->code;
+    const uint32_t *lengths = (const uint32_t *)k->pair_lengths.data;
+    uint64_t rows = k->pair_lengths.len / sizeof *lengths;
     for (uint32_t i = 0; i < f->n_fields; i++) {
         const struct knowledge_field *field = &f->fields[i];
         uint64_t r = field->per == PER_PAIR ? rows : field->per == PER_SEQUENCE ? ends : field->sampled ? chosen : n;
-        uint64_t values = field->per == PER_PAIR ? weights * field->heads : r * field->cols;
+        uint64_t values = knowledge_field_values(field, lengths, 0, r);
         if (take_field(k, i, values, r * field->codec->vectors(field), e)) return e->code;
     }
     return 0;

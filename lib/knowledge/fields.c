@@ -61,16 +61,24 @@ const char *knowledge_per_name(enum knowledge_per per) {
     return names[per];
 }
 
-bool knowledge_has_pairs(const struct knowledge_format *f) {
+const struct knowledge_field *knowledge_pair_field(const struct knowledge_format *f) {
     for (uint32_t i = 0; i < f->n_fields; i++)
-        if (f->fields[i].per == PER_PAIR) return true;
-    return false;
+        if (f->fields[i].per == PER_PAIR) return &f->fields[i];
+    return NULL;
 }
 
 /* ---- vectors --------------------------------------------------------------------------------------------------------------- */
 
 size_t knowledge_vector_bytes(enum dtype dtype, uint64_t length) {
     return (size_t)(length * dtype_row_bytes(dtype, 1));
+}
+
+uint64_t knowledge_field_values(const struct knowledge_field *field, const uint32_t *pair_lengths, size_t first,
+                                size_t n) {
+    uint64_t sum = 0;
+    if (field->per != PER_PAIR) return (uint64_t)n * field->cols;
+    for (size_t i = first; i < first + n; i++) sum += pair_lengths[i];
+    return sum * field->heads;
 }
 
 /* The largest magnitude becomes 127; the scale is what an integer is multiplied with. */
@@ -143,8 +151,7 @@ void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_
                              float *out) {
     const struct knowledge_feature *feature = &k->fields[field];
     uint32_t heads = feature->field->heads;
-    uint64_t at = 0;
-    for (size_t i = 0; i < first; i++) at += (uint64_t)heads * k->pair_lengths[i];
+    uint64_t at = knowledge_field_values(feature->field, k->pair_lengths, 0, first);
     for (size_t r = first; r < first + rows; r++)
         for (uint32_t h = 0; h < heads; h++, out += length) {
             uint32_t n = k->pair_lengths[r];
@@ -177,8 +184,7 @@ int knowledge_pairs_step(struct knowledge_pairs *p, uint64_t n, const uint8_t *s
 }
 
 int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format *f, struct buf *out, struct err *e) {
-    const struct knowledge_field *field = f->fields;
-    while (field->per != PER_PAIR) field++; /* all of them are alike in what matters here */
+    const struct knowledge_field *field = knowledge_pair_field(f);
     size_t n = p->open.len / sizeof(uint32_t);
     uint32_t *lengths = knowledge_extend(out, n * sizeof *lengths, e);
     if (!lengths) return e->code;
@@ -198,4 +204,12 @@ double knowledge_field_bytes(const struct knowledge_field *field, uint64_t lengt
     /* a sampled row is that of a position in the middle, on average */
     double n = field->per == PER_PAIR ? (field->causal ? ((double)length + 1) / 2 : (double)length) : field->cols;
     return rows * vectors * (n * value + scale);
+}
+
+double knowledge_typical_bytes(const struct knowledge_format *f) {
+    double bytes = 0;
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        bytes +=
+            knowledge_field_bytes(&f->fields[i], KNOWLEDGE_TYPICAL_LENGTH, f->tap_positions) / KNOWLEDGE_TYPICAL_LENGTH;
+    return bytes;
 }

@@ -96,6 +96,9 @@ int knowledge_field_add(struct knowledge_format *f, const struct knowledge_field
  * bound for top-p and draws. */
 double knowledge_field_bytes(const struct knowledge_field *field, uint64_t length, uint64_t sampled);
 double knowledge_response_bytes(const struct knowledge_format *f, uint64_t length);
+/* Bytes that a position takes in all fields, where sequences have a typical length, on which attention depends. */
+#define KNOWLEDGE_TYPICAL_LENGTH 512
+double knowledge_typical_bytes(const struct knowledge_format *f);
 /* Which positions of a sequence are sampled: `n` of them, or all of a shorter one, the same for the same seed, number of the
  * sequence and length. chosen [length] becomes 1 or 0. Selection sampling: Knuth, TAOCP vol. 2, 3.4.2, algorithm S. */
 void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, uint8_t *chosen);

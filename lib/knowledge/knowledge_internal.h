@@ -48,6 +48,9 @@ struct knowledge_response_codec {
 };
 extern const struct knowledge_response_codec knowledge_codec_dense, knowledge_codec_topk, knowledge_codec_ghost,
     knowledge_codec_topp, knowledge_codec_sample;
+/* `parse` and `read` of a codec that has a number of entries or draws (codec_parts.c). */
+bool knowledge_parse_n(const char *argument, struct knowledge_format *f);
+int knowledge_read_n(const cJSON *o, struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* NULL for KNOW_NONE. */
 const struct knowledge_response_codec *knowledge_response_codec(enum knowledge_encoding encoding);
 const struct knowledge_response_codec *knowledge_response_codec_find(const char *name, size_t len);
@@ -75,12 +78,17 @@ static inline size_t knowledge_scale_bytes(enum dtype dtype) {
     return dtype == DT_I8 ? sizeof(float) : 0;
 }
 
+/* Values that the field has in rows [first, first + n); pair_lengths: positions that each row of pairs is over. */
+uint64_t knowledge_field_values(const struct knowledge_field *field, const uint32_t *pair_lengths, size_t first,
+                                size_t n);
+
 /* The next n positions of a sequence; sampled NULL: all of them. */
 int knowledge_pairs_step(struct knowledge_pairs *p, uint64_t n, const uint8_t *sampled, struct err *e) MUST_CHECK;
 /* The sequence ends: appends the length of each of its rows to out, u32. */
 int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format *f, struct buf *out,
                         struct err *e) MUST_CHECK;
-bool knowledge_has_pairs(const struct knowledge_format *f);
+/* The first field of pairs, or NULL: all of them are alike in which rows they have, and how long these are. */
+const struct knowledge_field *knowledge_pair_field(const struct knowledge_format *f);
 
 /* ---- formats -------------------------------------------------------------------------------------------------------------- */
 
@@ -149,6 +157,19 @@ int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format 
 int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) MUST_CHECK;
 /* The entries of a row are in MEM_IDS and MEM_PROBS: where they end into MEM_OFFSET. */
 int knowledge_end_row(struct knowledge_rows *k, struct err *e) MUST_CHECK;
+
+/* Rows of entries as a batch holds them, one after another: how many each has, their ids, and a value of each. */
+struct knowledge_entries {
+    const struct tensor *n, *ids, *values;
+    uint64_t total;
+};
+/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them, which are there. */
+typedef int knowledge_entries_fn(struct knowledge_rows *k, const struct knowledge_format *f,
+                                 const struct knowledge_entries *s, uint64_t at, size_t n, struct err *e);
+/* All rows of a batch whose values are the tensor of this name. */
+int knowledge_decode_entries(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                             uint64_t rows, const char *values, enum dtype dtype, knowledge_entries_fn *row,
+                             struct err *e) MUST_CHECK;
 uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i);
 
 /* The rows of this batch alone, as knowledge_decode makes them, but that dense ones stay where the batch holds them and are not

@@ -60,6 +60,12 @@ static int check_wants(const struct graph *g) {
     return 0;
 }
 
+/* A point inside a layer: for whoever watches, and for whoever wants it. */
+static void expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    tap(g, point, layer, x);
+    want(g, point, layer, x);
+}
+
 /* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
 
 /* The norm whose weight has this role; its bias, if it has one, is the next role. */
@@ -145,8 +151,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 /* attention(rope(q), rope(k), v) of h, the heads side by side */
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
-    tap(g, POINT_ATTN_IN, layer, h);
-    want(g, POINT_ATTN_IN, layer, h);
+    expose(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -155,15 +160,11 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
-    tap(g, POINT_Q, layer, q);
-    tap(g, POINT_K, layer, k);
-    tap(g, POINT_V, layer, y[2]);
-    want(g, POINT_Q, layer, q);
-    want(g, POINT_K, layer, k);
-    want(g, POINT_V, layer, y[2]);
+    expose(g, POINT_Q, layer, q);
+    expose(g, POINT_K, layer, k);
+    expose(g, POINT_V, layer, y[2]);
     struct grad_var *a = attend(g, layer, q, k, y[2]);
-    tap(g, POINT_O_IN, layer, a);
-    want(g, POINT_O_IN, layer, a);
+    expose(g, POINT_O_IN, layer, a);
     return a;
 }
 
@@ -177,8 +178,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
         y = grad_activate(g->t, c->act,
                           adapt(g, ROLE_UP, layer, h,
                                 grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
-    tap(g, POINT_DOWN_IN, layer, y);
-    want(g, POINT_DOWN_IN, layer, y);
+    expose(g, POINT_DOWN_IN, layer, y);
     return y;
 }
 
@@ -204,8 +204,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 /* x + feed-forward part of its norm */
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
-    tap(g, POINT_FFN_IN, layer, h);
-    want(g, POINT_FFN_IN, layer, h);
+    expose(g, POINT_FFN_IN, layer, h);
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
@@ -217,8 +216,7 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
-        tap(g, POINT_FFN_IN, layer, h2);
-        want(g, POINT_FFN_IN, layer, h2);
+        expose(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }

@@ -283,10 +283,6 @@ int model_layerwise_watch(struct model_layerwise *l, enum model_states which, mo
     return run_inputs(l, l->t, l->in, l->n, &s, e);
 }
 
-struct model *model_layerwise_weights(struct model_layerwise *l) {
-    return l->m;
-}
-
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which) {
     return (const float *)(which == STATES_DENSE ? l->dense.data : l->states.data);
 }

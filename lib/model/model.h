@@ -564,10 +564,12 @@ void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
  * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
-/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset; and the model, which holds
- * the weights of the head until the next run (model_logits_head). NULL on failure. */
+/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset. NULL on
+ * failure. */
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
                                         const struct model_input *in, struct err *e);
+/* The model, of which the tensors at hand have values: after a run those of the head, until the next one
+ * (model_logits_head); in visit (below) what it is called for. */
 struct model *model_layerwise_held(struct model_layerwise *l);
 void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
 
@@ -576,7 +578,7 @@ void model_layerwise_free(struct model_layerwise *l); /* NULL is fine */
  * did to those before (GPTQ, SparseGPT, reconstruction layer by layer). Weights are held in f32.
  *
  * `visit` has the tensors before the layers (layer -1), of each layer, and after the layers (layer n_layers) in memory, once
- * each, in stream order. It may watch the layer run, change its weights (model_layerwise_weights) and write them out; then
+ * each, in stream order. It may watch the layer run, change its weights (model_layerwise_held) and write them out; then
  * the layer runs with them as they are, and what comes out is what goes into the next. Memory: one layer and the states of the
  * block, thrice with `dense`.
  */
@@ -595,8 +597,6 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch,
  * of whole sequences, in order. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
                           struct err *e) MUST_CHECK;
-/* In visit: the model, of which the tensors at hand have values. */
-struct model *model_layerwise_weights(struct model_layerwise *l);
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

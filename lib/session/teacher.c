@@ -4,8 +4,6 @@
  */
 #include "lib/session/session.h"
 
-#define TYPICAL_LENGTH 512 /* of a sequence, for the size of attention */
-
 /* One forward pass over consecutive sequences of the queue. */
 struct pass {
     size_t n_seqs, n_positions;
@@ -40,9 +38,7 @@ struct session_teacher {
 
 /* As many positions as have hidden states and tapped rows that fit an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden, const struct knowledge_format *taps) {
-    double bytes = hidden * sizeof(float);
-    for (uint32_t i = 0; taps && i < taps->n_fields; i++)
-        bytes += knowledge_field_bytes(&taps->fields[i], TYPICAL_LENGTH, taps->tap_positions) / TYPICAL_LENGTH;
+    double bytes = hidden * sizeof(float) + (taps ? knowledge_typical_bytes(taps) : 0);
     uint64_t n = (uint64_t)((double)mem_left() / 8 / bytes);
     return n ? n : 1;
 }

@@ -70,38 +70,56 @@ static inline struct stream_batch cut_batch(const struct sample *s, size_t from,
     return b;
 }
 
+/* A stream of knowledge in a file in memory, while it is made. */
+struct encoding {
+    int fd;
+    struct stream_writer *w;
+    struct knowledge_encoder *k;
+};
+
+static inline int encoding_begin(struct encoding *x, const struct knowledge_format *f, uint64_t seed, struct err *e) {
+    cJSON *meta = cJSON_CreateObject();
+    *x = (struct encoding){.fd = memory_file()};
+    int rc = stream_writer_open(&x->w, x->fd, "out", &(struct stream_write_options){0}, e);
+    if (!rc) rc = knowledge_meta_put(meta, f, e);
+    if (!rc) rc = stream_write_meta(x->w, meta, e);
+    if (!rc) rc = knowledge_encoder_new(&x->k, x->w, f, seed, e);
+    cJSON_Delete(meta);
+    return rc;
+}
+
+/* rc: of all before. The file is left open, at its beginning. */
+static inline int encoding_end(struct encoding *x, int rc, struct err *e) {
+    if (!rc) rc = knowledge_encoder_end(x->k, e);
+    if (!rc) rc = stream_writer_finish(x->w, NULL, e);
+    knowledge_encoder_free(x->k);
+    stream_writer_free(x->w);
+    lseek(x->fd, 0, SEEK_SET);
+    return rc;
+}
+
 /* Encodes the sample, announced in batches of `cut` positions and given in blocks of `rows`, to a file in memory. */
 static inline int encode_sample(const struct sample *s, const struct knowledge_format *f, uint64_t seed, size_t cut,
                                 size_t block, int *fd, struct err *e) {
-    struct knowledge_encoder *k = NULL;
-    struct stream_writer *w = NULL;
+    struct encoding out;
     uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
     float *x = malloc(block * s->vocab * sizeof *x);
-    cJSON *meta = cJSON_CreateObject();
-    *fd = memory_file();
-    int rc = stream_writer_open(&w, *fd, "out", &(struct stream_write_options){0}, e);
-    if (!rc) rc = knowledge_meta_put(meta, f, e);
-    if (!rc) rc = stream_write_meta(w, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&k, w, f, seed, e);
+    int rc = encoding_begin(&out, f, seed, e);
     for (size_t at = 0; !rc && at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         struct stream_batch head = cut_batch(s, at, n, lengths);
         rc = knowledge_encoder_begin(
-            k, &(struct knowledge_input){.head = head, .tokens = s->tokens + at, .lengths = lengths}, e);
+            out.k, &(struct knowledge_input){.head = head, .tokens = s->tokens + at, .lengths = lengths}, e);
         for (size_t i = 0; !rc && i < n; i += block) {
             size_t rows = piece_of(n - i, block);
             memcpy(x, s->logits + (at + i) * s->vocab, rows * s->vocab * sizeof *x);
-            rc = knowledge_encoder_rows(k, rows, x, 1 / f->temperature, e);
+            rc = knowledge_encoder_rows(out.k, rows, x, 1 / f->temperature, e);
         }
     }
-    if (!rc) rc = knowledge_encoder_end(k, e);
-    if (!rc) rc = stream_writer_finish(w, NULL, e);
-    knowledge_encoder_free(k);
-    stream_writer_free(w);
-    cJSON_Delete(meta);
+    rc = encoding_end(&out, rc, e);
     free(lengths);
     free(x);
-    lseek(*fd, 0, SEEK_SET);
+    *fd = out.fd;
     return rc;
 }
 

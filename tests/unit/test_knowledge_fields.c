@@ -69,38 +69,28 @@ static uint8_t *sample_flags(const struct sample *s, const struct knowledge_form
 /* Announced `cut` positions at a time. */
 static struct buf encode_fields(const struct sample *s, const struct knowledge_format *f, size_t cut) {
     struct err e;
-    struct knowledge_encoder *k;
-    struct stream_writer *w;
+    struct encoding out;
     uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
     uint8_t *flags = sample_flags(s, f);
-    cJSON *meta = cJSON_CreateObject();
-    int fd = memory_file();
-    OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
-    OK(knowledge_meta_put(meta, f, &e));
-    OK(stream_write_meta(w, meta, &e));
-    OK(knowledge_encoder_new(&k, w, f, 3, &e));
+    OK(encoding_begin(&out, f, 3, &e));
     for (size_t at = 0; at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         struct knowledge_input in = {
             .head = cut_batch(s, at, n, lengths), .tokens = s->tokens + at, .lengths = lengths};
         if (f->tap_positions) in.sampled = flags + at;
-        OK(knowledge_encoder_begin(k, &in, &e));
+        OK(knowledge_encoder_begin(out.k, &in, &e));
         for (uint32_t i = 0; i < f->n_fields; i++) {
             struct knowledge_part part = {0};
             collect(s, f, i, at, n, flags, &part);
-            OK(knowledge_encoder_field(k, i, &part, &e));
+            OK(knowledge_encoder_field(out.k, i, &part, &e));
             knowledge_part_release(&part);
         }
-        OK(knowledge_encoder_rows(k, n, f->encoding ? s->logits + at * VOCAB : NULL, 1, &e));
+        OK(knowledge_encoder_rows(out.k, n, f->encoding ? s->logits + at * VOCAB : NULL, 1, &e));
     }
-    OK(knowledge_encoder_end(k, &e));
-    OK(stream_writer_finish(w, NULL, &e));
-    knowledge_encoder_free(k);
-    stream_writer_free(w);
-    cJSON_Delete(meta);
+    OK(encoding_end(&out, 0, &e));
     free(lengths);
     free(flags);
-    return contents(fd);
+    return contents(out.fd);
 }
 
 static double tolerance_of(const struct knowledge_field *field, float most) {

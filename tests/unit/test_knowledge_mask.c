@@ -9,31 +9,20 @@ static uint8_t mask_at(size_t i) {
 /* As encode_sample, with a mask (or none). */
 static int encode_masked(const struct sample *s, const struct knowledge_format *f, const uint8_t *mask, size_t cut) {
     struct err e;
-    struct knowledge_encoder *k = NULL;
-    struct stream_writer *w = NULL;
+    struct encoding out;
     uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
-    cJSON *meta = cJSON_CreateObject();
-    int fd = memory_file();
-    OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
-    OK(knowledge_meta_put(meta, f, &e));
-    OK(stream_write_meta(w, meta, &e));
-    OK(knowledge_encoder_new(&k, w, f, 0, &e));
+    OK(encoding_begin(&out, f, 0, &e));
     for (size_t at = 0; at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         struct stream_batch head = cut_batch(s, at, n, lengths);
         struct knowledge_input in = {
             .head = head, .tokens = s->tokens + at, .lengths = lengths, .mask = mask ? mask + at : NULL};
-        OK(knowledge_encoder_begin(k, &in, &e));
-        OK(knowledge_encoder_rows(k, n, s->logits + at * s->vocab, 1 / f->temperature, &e));
+        OK(knowledge_encoder_begin(out.k, &in, &e));
+        OK(knowledge_encoder_rows(out.k, n, s->logits + at * s->vocab, 1 / f->temperature, &e));
     }
-    OK(knowledge_encoder_end(k, &e));
-    OK(stream_writer_finish(w, NULL, &e));
-    knowledge_encoder_free(k);
-    stream_writer_free(w);
-    cJSON_Delete(meta);
+    OK(encoding_end(&out, 0, &e));
     free(lengths);
-    lseek(fd, 0, SEEK_SET);
-    return fd;
+    return out.fd;
 }
 
 /* Labels as the mask says, from the sample itself. */

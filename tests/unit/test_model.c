@@ -566,7 +566,7 @@ static int add_input(void *ctx, const struct model_seen *seen, struct err *e) {
 
 static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
     struct visitor *v = ctx;
-    struct model *m = model_layerwise_weights(l);
+    struct model *m = model_layerwise_held(l);
     assert_int_equal(layer, v->next++);
     enum model_role last = layer < 0 ? ROLE_EMBED : layer < v->n_layers ? ROLE_DOWN : ROLE_NORM;
     uint32_t of = layer >= 0 && layer < v->n_layers ? (uint32_t)layer : 0;
