@@ -1,5 +1,4 @@
 /* rill distill: trains a student on what a teacher says. */
-#include <math.h>
 #include <string.h>
 
 #include "lib/distill/distill.h"
@@ -17,14 +16,12 @@ static bool plan_only;
 static struct distill_options o;
 static struct train_schedule *const schedule = &o.plan.now;
 
-static void print_losses(FILE *out);
-
 static struct cli_option options[] = {
     SESSION_MODEL(how, "STUDENT", true, "the student to begin with, a model stream"),
     {.name = "loss", .type = CLI_LIST, .to = &losses, .arg = "LOSS"}, /* choices and help: the table's, see main */
     {.name = "list-losses",
      .type = CLI_FLAG,
-     .prints = print_losses,
+     .prints = loss_print_table,
      .help = "show every loss: its formula, where it comes from, its keys, and what the data must have"},
     {.name = "teacher",
      .type = CLI_STRING,
@@ -361,20 +358,6 @@ static int remember_plan(struct cli *c, const struct train_plan *p, bool changed
     return changed ? cli_remember(c, "schedule", words, n, e) : 0;
 }
 
-static void say_resumed(struct cli *c, const struct train_plan *p, uint64_t step) {
-    const struct train_phase *last = p->n_past ? &p->past[p->n_past - 1] : NULL;
-    const struct train_schedule *now = &p->now;
-    unsigned long long at = step;
-    if (step < now->steps && last && last->until == step)
-        cli_say(c,
-                "%s: after step %llu of %llu the schedule is one of %llu steps, warmup %llu, lr %g to %g: the learning "
-                "rate goes from %g to %g",
-                resume_path, at, (unsigned long long)last->schedule.steps, (unsigned long long)now->steps,
-                (unsigned long long)now->warmup, now->lr, now->lr_min, train_lr(p, step), train_lr(p, step + 1));
-    else if (cli_verbose(c))
-        cli_say(c, "%s: at step %llu of %llu", resume_path, at, (unsigned long long)now->steps);
-}
-
 /* Another run's checkpoint is one. */
 static int start(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
@@ -388,6 +371,7 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     struct stream_reader *r;
     struct train_plan asked = *trainer_plan(w->trainer);
     struct distill_progress p;
+    char text[DISTILL_TEXT];
     if (!resume_path) return remember_plan(c, &asked, false, e);
     if (!strcmp(resume_path, "-") && (!strcmp(how.model, "-") || !strcmp(cli_input_path(c, 0), "-")))
         return err_set(e, ERR_USAGE, "standard input is asked for twice (resume)");
@@ -398,7 +382,7 @@ static int resume(struct cli *c, struct work *w, struct err *e) {
     if (rc) return rc;
     trainer_progress(w->trainer, &p);
     const struct train_plan *plan = trainer_plan(w->trainer);
-    say_resumed(c, plan, p.step);
+    if (distill_resumed_text(w->trainer, text) || cli_verbose(c)) cli_say(c, "%s: %s", resume_path, text);
     if (!json_put_u64(cli_report(c), "resumed_after_step", p.step)) return err_nomem(e, "report");
     return remember_plan(c, plan, !train_plan_equal(plan, &asked), e);
 }
@@ -409,57 +393,11 @@ static void show_step(void *ctx, const struct distill_progress *p, double tokens
     cli_progress(((struct work *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
 }
 
-static void say_memory(struct cli *c, const struct trainer *t) {
-    struct distill_memory m;
-    trainer_memory(t, &m);
-    cli_say(c,
-            "memory in MB: weights %.4g, gradients %.4g, optimizer %.4g, activations %.4g, their gradients %.4g, "
-            "operands and logits %.4g",
-            m.weights / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.values / 1e6, m.value_gradients / 1e6,
-            m.scratch / 1e6);
-}
-
-/* The losses with all their keys. */
-static bool put_losses(cJSON *settings, const struct loss_list *l) {
-    cJSON *list = cJSON_AddArrayToObject(settings, "loss");
-    bool ok = list != NULL;
-    char text[LOSS_TEXT];
-    for (size_t i = 0; ok && i < l->n; i++)
-        ok = l->items[i].measured || cJSON_AddItemToArray(list, cJSON_CreateString(loss_text(&l->items[i], text)));
-    return ok;
-}
-
-static bool put_cost(cJSON *to, double seconds, double positions) {
-    double cost = price * seconds / 3600;
-    return !(price > 0) || (json_put_f64(to, "cost", cost) &&
-                            json_put_f64_or_null(to, "cost_per_million_tokens", cost / positions * 1e6));
-}
-
-/* How fast it was, of what the machine can do; the machine is asked only when there is a report. */
-static int report_speed(struct cli *c, const struct work *w, const struct distill_run *r, struct err *e) {
+/* The machine's speed is asked for only when there is a report. */
+static int report(struct cli *c, const struct work *w, const struct distill_run *r, struct err *e) {
     cJSON *to = cli_report(c);
-    double positions = r->tokens_per_second * r->seconds, flops = distill_flops(w->trainer, r->mean_context), peak;
-    double fell = r->first_kl - r->last_kl;
-    if (!cli_given(c, "report")) return 0;
-    if (distill_peak(kernel_cpu(), o.precision, &peak, e)) return e->code;
-    bool ok = json_put_f64(to, "training_seconds", r->seconds) && json_put_f64(to, "flops_per_token", flops) &&
-              json_put_f64(to, "peak_flops", peak) &&
-              json_put_f64(to, "share_of_peak", flops * r->tokens_per_second / peak) &&
-              put_cost(to, r->seconds, positions);
-    if (ok && r->has_kl) ok = json_put_f64(to, "recovered", fell);
-    if (ok && r->has_kl && price > 0)
-        ok = json_put_f64_or_null(to, "cost_per_unit_recovered", fell > 0 ? price * r->seconds / 3600 / fell : NAN);
-    return ok ? 0 : err_nomem(e, "report");
-}
-
-static int report(struct cli *c, const struct work *w, const struct distill_progress *p, double tokens_per_second,
-                  struct err *e) {
-    cJSON *to = cli_report(c), *settings = cli_settings(c);
-    bool ok = json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions);
-    for (size_t i = 0; ok && i < p->n_losses; i++) ok = json_put_f64(to, p->losses[i].name, p->losses[i].value);
-    ok = ok && json_put_f64(to, "loss", p->loss) && json_put_f64(to, "tokens_per_second", tokens_per_second) &&
-         json_put_u64(settings, "steps", schedule->steps) && json_put_u64(settings, "warmup", schedule->warmup) &&
-         json_put_f64(settings, "lr-min", schedule->lr_min) && put_losses(settings, trainer_losses(w->trainer));
+    if (cli_given(c, "report") && distill_put_speed(to, w->trainer, r, price, e)) return e->code;
+    bool ok = distill_put_run(to, w->trainer, r) && distill_put_settings(cli_settings(c), w->trainer);
     return ok ? 0 : err_nomem(e, "report");
 }
 
@@ -472,20 +410,6 @@ static int resolve_plan(struct err *e) {
         if (named && !before) now_named = schedules.items[i];
     }
     return 0;
-}
-
-static int parse_exits(struct err *e) {
-    char copy[256], *save = NULL;
-    uint64_t n;
-    if (!exits) return 0;
-    snprintf(copy, sizeof copy, "%s", exits);
-    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (o.n_exits == LOSS_MAX_EXITS || !parse_u64(s, &n) || n > MODEL_MAX_LAYERS)
-            return err_set(e, ERR_USAGE, "--exit %.80s: expected at most %d numbers of layers, N,N,...", exits,
-                           LOSS_MAX_EXITS);
-        o.exits[o.n_exits++] = (uint32_t)n;
-    }
-    return o.n_exits ? 0 : err_set(e, ERR_USAGE, "--exit: no number of layers");
 }
 
 static int open_teacher(struct cli *c, struct work *w, struct err *e) {
@@ -516,7 +440,7 @@ static int prepare(struct cli *c, struct work *w, struct err *e) {
     o.precision = session_precision(&how);
     for (size_t i = 0; i < losses.n; i++)
         if (loss_list_add(&o.losses, losses.items[i], e)) return e->code;
-    if (resolve_training(e) || parse_exits(e)) return e->code;
+    if (resolve_training(e) || (exits && distill_exits_parse(exits, &o, e))) return e->code;
     if (session_load_model(c, &how, WEIGHTS_F32, &w->student, NULL, e) ||
         session_open_data(c, cli_input_path(c, 0), "data", STREAM_ANY, w->student, &w->data, e) ||
         open_teacher(c, w, e) || resolve_steps(c, w, e) ||
@@ -533,6 +457,7 @@ static void catch_signals(void) {
 }
 
 static int train(struct cli *c, struct work *w, struct err *e) {
+    char memory[DISTILL_TEXT];
     struct distill_progress p;
     struct distill_run training = {.epochs = epochs,
                                    .format = w->data.format,
@@ -548,7 +473,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
     cli_progress_begin(c, "step", schedule->steps);
     if (distill_run(w->trainer, &training, e)) return e->code;
     cli_progress_end(c);
-    if (cli_verbose(c)) say_memory(c, w->trainer);
+    if (cli_verbose(c)) cli_say(c, "%s", distill_memory_text(w->trainer, memory));
     trainer_progress(w->trainer, &p);
     if (training.stopped)
         return err_set(e, ERR_IO, "stopped (%s) after step %llu of %llu: --resume %s goes on",
@@ -558,7 +483,7 @@ static int train(struct cli *c, struct work *w, struct err *e) {
         cli_say(c, "the data ended after %llu of %llu steps", (unsigned long long)p.step,
                 (unsigned long long)schedule->steps);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(w->data.stream));
-    return report_speed(c, w, &training, e) ? e->code : report(c, w, &p, training.tokens_per_second, e);
+    return report(c, w, &training, e);
 }
 
 /* --plan: a line of JSON instead of a model. */
@@ -567,26 +492,8 @@ static int predict(struct cli *c, struct work *w, struct err *e) {
     struct distill_forecast f;
     FILE *out;
     if (cli_text(c, &out, e) || distill_predict(w->trainer, &training, &w->extent, &f, e)) return e->code;
-    const struct {
-        const char *key;
-        double value;
-    } rows[] = {{"steps", (double)f.steps},
-                {"positions", f.positions},
-                {"passes", f.passes},
-                {"training_seconds", f.seconds},
-                {"tokens_per_second", f.tokens_per_second},
-                {"peak_memory_bytes", f.peak_bytes},
-                {"weights_bytes", f.memory.weights},
-                {"gradients_bytes", f.memory.gradients},
-                {"optimizer_bytes", f.memory.optimizer},
-                {"activations_bytes", f.memory.values + f.memory.value_gradients},
-                {"scratch_bytes", f.memory.scratch},
-                {"model_bytes", f.model_bytes},
-                {"checkpoint_bytes", f.checkpoint_bytes}};
     cJSON *line = cJSON_CreateObject();
-    bool ok = line != NULL;
-    for (size_t i = 0; ok && i < COUNT_OF(rows); i++) ok = json_put_f64(line, rows[i].key, rows[i].value);
-    ok = ok && put_cost(line, f.seconds, f.positions);
+    bool ok = line && distill_put_forecast(line, &f, price);
     int rc = ok ? cli_result(c, line, e) : err_nomem(e, "plan");
     cJSON_Delete(line);
     return rc;
@@ -608,31 +515,6 @@ static int run(struct cli *c, struct err *e) {
     model_free(w.student);
     session_data_release(&w.data);
     return rc;
-}
-
-static void print_keys(FILE *out, const struct loss_key *keys) {
-    for (const struct loss_key *k = keys; k->name; k++) {
-        fprintf(out, "    %s=%s  %s", k->name, k->arg, k->help);
-        if (k->fallback) fprintf(out, " (default: %s)", k->fallback);
-        fputc('\n', out);
-    }
-}
-
-static void print_losses(FILE *out) {
-    char needs[128];
-    for (size_t i = 0; loss_types[i]; i++) {
-        const struct loss_type *t = loss_types[i];
-        fprintf(out, "%s: %s\n  formula: %s\n  source:  %s\n  needs:   %s\n", t->name, t->summary, t->formula,
-                t->source, loss_needs_text(t, needs, sizeof needs));
-        if (t->on_sparse) fprintf(out, "  sparse:  %s\n", t->on_sparse);
-        if (t->keys[0].name) fprintf(out, "  keys:\n");
-        print_keys(out, t->keys);
-        fputc('\n', out);
-    }
-    fputs("every loss also has\n", out);
-    print_keys(out, loss_common_keys);
-    fputs("every loss on logits also has\n", out);
-    print_keys(out, loss_logits_keys);
 }
 
 int main(int argc, char **argv) {

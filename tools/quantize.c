@@ -143,14 +143,9 @@ static int parse_rules(struct quant_options *o, struct err *e) {
 static int read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) {
     enum { MOST = 1 << 30 };
     struct cli_file *f;
-    char part[65536];
-    size_t got = 1;
     int rc = cli_open_file(c, path, role, &f, e);
-    while (!rc && got) {
-        rc = cli_file_read(f, part, sizeof part, &got, e);
-        if (!rc && bytes->len + got > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
-        if (!rc) rc = buf_append(bytes, part, got, e);
-    }
+    if (!rc) rc = cli_file_read_all(f, MOST, bytes, e);
+    if (!rc && bytes->len > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
     return rc;
 }
 

@@ -161,13 +161,6 @@ static int read_text(void *ctx, void *dst, size_t n, size_t *got, struct err *e)
     return rc;
 }
 
-static int put(struct stream_writer *w, const char *name, enum dtype dtype, const void *data, uint64_t n,
-               struct err *e) {
-    struct tensor_desc d;
-    if (tensor_desc_init(&d, name, dtype, 1, &n, e)) return e->code;
-    return stream_write_tensor(w, &d, NULL, data, e);
-}
-
 static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
     struct job *j = ctx;
     const uint32_t *tokens = b->tokens, *labels = b->labels;
@@ -189,8 +182,8 @@ static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
                                       .flags = b->continues ? BATCH_CONTINUES : 0};
     int rc = batch_write(j->out, &head, tokens, b->lengths, e);
     if (!rc && b->mask) rc = batch_write_mask(j->out, &head, b->mask, e);
-    if (!rc && labels) rc = put(j->out, BATCH_LABELS, DT_U32, labels, n_labels, e);
-    return !rc && b->types ? put(j->out, BATCH_TYPES, DT_U8, b->types, n, e) : rc;
+    if (!rc && labels) rc = batch_write_vector(j->out, BATCH_LABELS, DT_U32, labels, n_labels, e);
+    return !rc && b->types ? batch_write_vector(j->out, BATCH_TYPES, DT_U8, b->types, n, e) : rc;
 }
 
 static int write_meta(struct stream_writer *w, const struct vocab *v, const struct corpus_options *o, struct err *e) {

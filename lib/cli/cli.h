@@ -133,6 +133,8 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
 struct cli_file;
 int cli_open_file(struct cli *c, const char *path, const char *role, struct cli_file **out, struct err *e) MUST_CHECK;
 int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct err *e) MUST_CHECK; /* *got 0: end */
+/* Appends the whole file; of one that is longer than `most`, a little more than that, which the caller refuses. */
+int cli_file_read_all(struct cli_file *f, size_t most, struct buf *out, struct err *e) MUST_CHECK;
 /* Stops reading a pipe, which may never end: its digest covers what was read. A file is still read to its end, for a
  * digest of the whole. */
 void cli_file_stop(struct cli_file *f);

@@ -142,6 +142,16 @@ int cli_file_read(struct cli_file *f, void *dst, size_t n, size_t *got, struct e
     return 0;
 }
 
+int cli_file_read_all(struct cli_file *f, size_t most, struct buf *out, struct err *e) {
+    enum { PIECE = 65536 };
+    size_t got = 1;
+    while (got && out->len <= most) {
+        if (buf_reserve(out, PIECE, e) || cli_file_read(f, out->data + out->len, PIECE, &got, e)) return e->code;
+        out->len += got;
+    }
+    return 0;
+}
+
 void cli_file_stop(struct cli_file *f) {
     if (f->size == 0) f->ended = true;
 }

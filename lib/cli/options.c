@@ -361,6 +361,8 @@ int args_remember(struct cli_args *a, struct arena *arena, const char *option, c
     size_t n_new = 0;
     const char **kept = arena_array(arena, a->n_kept + n, sizeof *kept, e);
     if (!kept) return e->code;
+    size_t *kept_file = arena_array(arena, a->n_kept + n, sizeof *kept_file, e);
+    if (!kept_file) return e->code;
     kept[n_new++] = a->kept[0];
     for (size_t i = 0; i < n; i++) {
         kept[n_new] = arena_printf(arena, e, "--%s=%s", option, values[i]);
@@ -371,9 +373,12 @@ int args_remember(struct cli_args *a, struct arena *arena, const char *option, c
         options &= strcmp(a->kept[i], "--") != 0;
         size_t skip = options ? words_of_option(a, i, option) : 0;
         i += skip;
-        if (!skip) kept[n_new++] = a->kept[i++];
+        if (skip) continue;
+        kept_file[n_new] = a->kept_file[i];
+        kept[n_new++] = a->kept[i++];
     }
     a->kept = kept;
+    a->kept_file = kept_file;
     a->n_kept = n_new;
     return 0;
 }

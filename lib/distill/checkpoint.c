@@ -82,9 +82,7 @@ static bool put_digest(cJSON *to, const char *key, struct digest d) {
 
 static bool put_values(cJSON *meta, const struct distill_progress *p) {
     cJSON *values = cJSON_AddObjectToObject(meta, "losses");
-    bool ok = values != NULL;
-    for (size_t i = 0; ok && i < p->n_losses; i++) ok = json_put_f64(values, p->losses[i].name, p->losses[i].value);
-    return ok;
+    return values && distill_put_losses(values, p);
 }
 
 /* The last step as it was: the log is known by it, and the report of a run that has no step left to take says it. */

@@ -41,6 +41,9 @@ struct distill_options {
     bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
 
+/* "N,N,..." into exits. ERR_USAGE; trainer_new checks them against the student. */
+int distill_exits_parse(const char *text, struct distill_options *o, struct err *e) MUST_CHECK;
+
 /* What an epoch of a tokens or knowledge stream makes. */
 struct distill_extent {
     uint64_t steps, positions;
@@ -98,7 +101,6 @@ struct distill_progress {
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
 /* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
 const struct train_plan *trainer_plan(const struct trainer *t);
-const struct loss_list *trainer_losses(const struct trainer *t); /* bound; the trainer's */
 
 /* Where the memory goes, in bytes: the model's, the optimizer's, and the largest need of a step so far (struct grad_memory). */
 struct distill_memory {
@@ -178,5 +180,19 @@ double distill_flops(const struct trainer *t, double mean_context);
 /* What this machine does at most, in a second, of a large product of matrices in that precision; takes a quarter
  * of one. */
 int distill_peak(struct kernel_device *d, enum dtype precision, double *flops, struct err *e) MUST_CHECK;
+
+/* ---- what is said of it (report.c) --------------------------------------------------------------------------------- */
+
+/* Members of an object; false: no memory. A run's steps, positions, losses and speed; the effective settings; what the
+ * machine can do (distill_peak is asked) and what the run cost, at a price an hour; 0: none. */
+bool distill_put_run(cJSON *to, const struct trainer *t, const struct distill_run *r);
+bool distill_put_settings(cJSON *to, const struct trainer *t);
+int distill_put_speed(cJSON *to, const struct trainer *t, const struct distill_run *r, double price,
+                      struct err *e) MUST_CHECK;
+bool distill_put_forecast(cJSON *to, const struct distill_forecast *f, double price);
+#define DISTILL_TEXT 512
+char *distill_memory_text(const struct trainer *t, char out[DISTILL_TEXT]); /* returns out */
+/* Where a restored trainer goes on. true: its learning rate turns there, from one schedule to another. */
+bool distill_resumed_text(const struct trainer *t, char out[DISTILL_TEXT]);
 
 #endif

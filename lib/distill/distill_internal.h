@@ -63,6 +63,9 @@ void trainer_note_losses(struct trainer *t);
 /* The gradients of the step into the weights. */
 int trainer_update(struct trainer *t, struct err *e) MUST_CHECK;
 
+/* Of the last step, each under its name (report.c). */
+bool distill_put_losses(cJSON *to, const struct distill_progress *p);
+
 /* ---- teacher.c: a teacher in the process ---------------------------------------------------------------------------- */
 
 /* Is there one that fits the student? ERR_DATA. */

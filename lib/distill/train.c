@@ -253,10 +253,6 @@ void trainer_progress(const struct trainer *t, struct distill_progress *p) {
     *p = t->progress;
 }
 
-const struct loss_list *trainer_losses(const struct trainer *t) {
-    return &t->losses;
-}
-
 int trainer_start(struct trainer *t, struct stream_reader *r, struct err *e) {
     return train_start(&t->set, r, e);
 }

@@ -73,10 +73,7 @@ static int put_field(struct knowledge_encoder *k, uint32_t i, struct err *e) {
 /* A tensor of the tokens themselves. */
 static int put_plain(struct knowledge_encoder *k, const char *name, enum dtype dtype, const struct buf *b,
                      struct err *e) {
-    struct tensor_desc d;
-    uint64_t n = b->len / dtype_row_bytes(dtype, 1);
-    if (tensor_desc_init(&d, name, dtype, 1, &n, e)) return e->code;
-    return stream_write_tensor(k->w, &d, NULL, b->data, e);
+    return batch_write_vector(k->w, name, dtype, b->data, b->len / dtype_row_bytes(dtype, 1), e);
 }
 
 static unsigned count_tensors(const struct knowledge_encoder *k, bool masked, bool typed) {

@@ -17,6 +17,8 @@
 #ifndef RILL_LOSSES_H
 #define RILL_LOSSES_H
 
+#include <stdio.h>
+
 #include "lib/base/base.h"
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
@@ -78,7 +80,8 @@ const struct loss_type *loss_type_by_name(const char *name);
 extern const struct loss_key loss_common_keys[], loss_logits_keys[];
 /* What help says of --loss. Static. */
 const char *loss_help(void);
-const char *loss_names(void); /* "kl|rkl|...", for completion. Static */
+const char *loss_names(void);     /* "kl|rkl|...", for completion. Static */
+void loss_print_table(FILE *out); /* --list-losses */
 /* What must be there for a loss: "dense, ghost" or the points. Into out; returns out. */
 char *loss_needs_text(const struct loss_type *t, char *out, size_t size);
 

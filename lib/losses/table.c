@@ -67,3 +67,28 @@ char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {
         snprintf(out, size, "tokens");
     return out;
 }
+
+static void print_keys(FILE *out, const struct loss_key *keys) {
+    for (const struct loss_key *k = keys; k->name; k++) {
+        fprintf(out, "    %s=%s  %s", k->name, k->arg, k->help);
+        if (k->fallback) fprintf(out, " (default: %s)", k->fallback);
+        fputc('\n', out);
+    }
+}
+
+void loss_print_table(FILE *out) {
+    char needs[128];
+    for (size_t i = 0; loss_types[i]; i++) {
+        const struct loss_type *t = loss_types[i];
+        fprintf(out, "%s: %s\n  formula: %s\n  source:  %s\n  needs:   %s\n", t->name, t->summary, t->formula,
+                t->source, loss_needs_text(t, needs, sizeof needs));
+        if (t->on_sparse) fprintf(out, "  sparse:  %s\n", t->on_sparse);
+        if (t->keys[0].name) fprintf(out, "  keys:\n");
+        print_keys(out, t->keys);
+        fputc('\n', out);
+    }
+    fputs("every loss also has\n", out);
+    print_keys(out, loss_common_keys);
+    fputs("every loss on logits also has\n", out);
+    print_keys(out, loss_logits_keys);
+}

@@ -11,25 +11,15 @@ struct session_chat {
     bool answers;
 };
 
-static int read_file(struct cli *c, const char *path, struct buf *out, struct err *e) {
-    struct cli_file *f;
-    size_t got = 1;
-    int rc = cli_open_file(c, path, "template", &f, e);
-    while (!rc && got && out->len <= CHAT_MAX_TEMPLATE) {
-        rc = buf_reserve(out, 65536, e);
-        if (!rc) rc = cli_file_read(f, out->data + out->len, 65536, &got, e);
-        if (!rc) out->len += got;
-    }
-    return rc;
-}
-
 static int open_template(struct session_chat *t, struct cli *c, const struct vocab *v, const char *path,
                          struct err *e) {
     struct buf text = {0};
+    struct cli_file *f;
     if (!path && !v->chat_template)
         return err_set(e, ERR_DATA, "the model has no chat template (--chat-template FILE names one)");
     if (!path) return chat_template_new(&t->template, v->chat_template, strlen(v->chat_template), e);
-    int rc = read_file(c, path, &text, e);
+    int rc = cli_open_file(c, path, "template", &f, e);
+    if (!rc) rc = cli_file_read_all(f, CHAT_MAX_TEMPLATE, &text, e);
     size_t bom = text_bom(text.data, text.len);
     if (!rc && chat_template_new(&t->template, (const char *)text.data + bom, text.len - bom, e))
         rc = err_prefix(e, "%s", path);

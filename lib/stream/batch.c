@@ -142,21 +142,20 @@ int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err 
     return 0;
 }
 
-static int write_u32(struct stream_writer *w, const char *name, const uint32_t *data, uint64_t n, struct err *e) {
+int batch_write_vector(struct stream_writer *w, const char *name, enum dtype dtype, const void *data, uint64_t n,
+                       struct err *e) {
     struct tensor_desc d;
-    int rc = tensor_desc_init(&d, name, DT_U32, 1, &n, e);
+    int rc = tensor_desc_init(&d, name, dtype, 1, &n, e);
     return rc ? rc : stream_write_tensor(w, &d, NULL, data, e);
 }
 
 int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
                 const uint32_t *lengths, struct err *e) {
     int rc = stream_write_batch(w, head, e);
-    if (!rc) rc = write_u32(w, "tokens", tokens, head->n_positions, e);
-    return rc ? rc : write_u32(w, "lengths", lengths, head->n_seqs, e);
+    if (!rc) rc = batch_write_vector(w, "tokens", DT_U32, tokens, head->n_positions, e);
+    return rc ? rc : batch_write_vector(w, "lengths", DT_U32, lengths, head->n_seqs, e);
 }
 
 int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, const uint8_t *mask, struct err *e) {
-    struct tensor_desc d;
-    int rc = tensor_desc_init(&d, BATCH_MASK, DT_U8, 1, &head->n_positions, e);
-    return rc ? rc : stream_write_tensor(w, &d, NULL, mask, e);
+    return batch_write_vector(w, BATCH_MASK, DT_U8, mask, head->n_positions, e);
 }

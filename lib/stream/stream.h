@@ -183,6 +183,9 @@ struct batch {
  * writes after them. */
 int batch_write(struct stream_writer *w, const struct stream_batch *head, const uint32_t *tokens,
                 const uint32_t *lengths, struct err *e) MUST_CHECK;
+/* A further tensor [n]. */
+int batch_write_vector(struct stream_writer *w, const char *name, enum dtype dtype, const void *data, uint64_t n,
+                       struct err *e) MUST_CHECK;
 /* A mask [n_positions] of 0 and 1, one of the further tensors: which tokens are trained on. A batch without it is
  * all 1. */
 #define BATCH_MASK "mask"

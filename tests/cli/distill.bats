@@ -204,6 +204,10 @@ steps_of() { tail -1 "$1" | cut -f1; }
         assert_same "$file" "again/$file"
     done
     assert_equal "$(grep -o -- '--schedule=' again/Makefile | wc -l)" 2
+    # files are recorded under relative names whatever words were put before them
+    rill distill -q --model="$PWD/student.rill" --batch-tokens 32 --micro-tokens 16 --lr 0.003 --epochs 8 \
+        --resume run.rill "$PWD/corpus.kd.rill" -o named.rill
+    rill show --prov named.rill | tail -1 | grep -q -- '"--model=student.rill",.*"corpus.kd.rill"]'
 }
 
 @test "a resumed run leaves no trace in its model" {
