@@ -161,8 +161,8 @@ bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role)
 /* The window of "sliding_window", or `absent` without the key; 0: none, or one that never takes effect. */
 int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
                    struct err *e) MUST_CHECK;
-/* Qwen's keys of windows: *window 0 without "use_sliding_window", *first is "max_window_layers"; *given: the windows of layers are
- * set, by "layer_types". */
+/* Qwen's keys of windows: *window 0 without "use_sliding_window", *first is "max_window_layers"; *given: the windows of
+ * layers are set, by "layer_types". */
 int qwen_read_window_keys(struct model_config *c, const cJSON *json, uint32_t *window, uint64_t *first, bool *given,
                           struct err *e) MUST_CHECK;
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */

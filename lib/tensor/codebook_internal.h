@@ -80,7 +80,7 @@ struct codebook_search {
     float stretch; /* of the block's scale, which makes up for the rounding of the groups' scales */
 };
 
-/* The quant_encode_fn of a type: looks for each block, stores d at its beginning, and has the rest packed into zeros. */
+/* The quant_encode_fn of a type: fits each block, stores d at its beginning, and has the rest packed into zeros. */
 typedef void codebook_pack_fn(const struct codebook_block *made, uint8_t *block);
 size_t codebook_encode(const struct codebook_search *s, codebook_pack_fn *pack, size_t block_bytes, const float *src,
                        void *blocks, size_t n_blocks, const struct row_weights *w);
