@@ -161,6 +161,10 @@ bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role)
 /* The window of "sliding_window", or `absent` without the key; 0: none, or one that never takes effect. */
 int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
                    struct err *e) MUST_CHECK;
+/* Qwen's keys of windows: *window 0 without "use_sliding_window", *first is "max_window_layers"; *given: the windows of
+ * layers are set, by "layer_types". */
+int qwen_read_window_keys(struct model_config *c, const cJSON *json, uint32_t *window, uint64_t *first, bool *given,
+                          struct err *e) MUST_CHECK;
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
 bool qwen_put_window(cJSON *json, const struct model_config *c);
 /* One window for all layers: that of hf_read_window. */
@@ -249,8 +253,10 @@ void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint3
         {"expert_weights_scale", GGUF_NUMBER, 1, NULL}, {                                                              \
         "expert_weights_norm", norm ? GGUF_NUMBER : GGUF_OFF, 1, NULL                                                  \
     }
-int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct err *e) MUST_CHECK;
-void gguf_put_experts(struct gguf_header *h, const struct model_config *c, bool width);
+int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                      struct err *e) MUST_CHECK;
+void gguf_put_experts(struct gguf_header *h, const struct model_config *c);
+void gguf_put_wide_experts(struct gguf_header *h, const struct model_config *c); /* whose width has a key of its own */
 int gguf_check_experts(const struct model_config *c, bool dense, bool norm, struct err *e) MUST_CHECK;
 
 struct arch {

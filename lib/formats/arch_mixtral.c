@@ -41,16 +41,6 @@ static int check(const struct model_config *c, struct err *e) {
 
 static const struct gguf_key gguf_keys[] = {GGUF_EXPERT_KEYS(true)};
 
-static int gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
-                     struct err *e) {
-    (void)a;
-    return gguf_read_experts(c, g, prefix, e);
-}
-
-static void gguf_write(struct gguf_header *h, const struct model_config *c) {
-    gguf_put_experts(h, c, false);
-}
-
 static int gguf_check(const struct model_config *c, struct err *e) {
     return gguf_check_experts(c, false, true, e);
 }
@@ -76,7 +66,7 @@ const struct arch arch_mixtral = {
              .experts = true,
              .keys = gguf_keys,
              .n_keys = COUNT_OF(gguf_keys),
-             .read = gguf_read,
-             .write = gguf_write,
+             .read = gguf_read_experts,
+             .write = gguf_put_experts,
              .check = gguf_check},
 };

@@ -40,16 +40,6 @@ static int check(const struct model_config *c, struct err *e) {
 
 static const struct gguf_key gguf_keys[] = {GGUF_EXPERT_KEYS(false)};
 
-static int gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
-                     struct err *e) {
-    (void)a;
-    return gguf_read_experts(c, g, prefix, e);
-}
-
-static void gguf_write(struct gguf_header *h, const struct model_config *c) {
-    gguf_put_experts(h, c, false);
-}
-
 static int gguf_check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if (l->n_heads != l->n_kv_heads)
@@ -78,7 +68,7 @@ const struct arch arch_olmoe = {
              .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_HEAD_WIDTH | LACKS_TIED,
              .keys = gguf_keys,
              .n_keys = COUNT_OF(gguf_keys),
-             .read = gguf_read,
-             .write = gguf_write,
+             .read = gguf_read_experts,
+             .write = gguf_put_experts,
              .check = gguf_check},
 };

@@ -10,17 +10,25 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
+int qwen_read_window_keys(struct model_config *c, const cJSON *json, uint32_t *window, uint64_t *first, bool *given,
+                          struct err *e) {
+    bool use = false;
+    *window = 0;
+    *first = 28;
+    *given = false;
+    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
+    if (!rc) rc = hf_read_window(c, json, 4096, window, e);
+    if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, first, e);
+    if (!use) *window = 0;
+    return rc ? rc : hf_read_layer_types(c, json, *window, given, e);
+}
+
 /* The window holds in layers from "max_window_layers" on, when "use_sliding_window" is true. */
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) {
-    uint64_t first = 28;
-    uint32_t window = 0;
-    bool use = false, given;
-    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc) rc = hf_read_window(c, json, 4096, &window, e);
-    if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
-    if (!use) window = 0;
-    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
-    bool windowed = false;
+    uint64_t first;
+    uint32_t window;
+    bool given, windowed = false;
+    int rc = qwen_read_window_keys(c, json, &window, &first, &given, e);
     for (uint32_t i = 0; i < c->n_layers && !rc; i++) {
         if (!given && i >= first) c->layers[i].window = window;
         windowed = windowed || c->layers[i].window;

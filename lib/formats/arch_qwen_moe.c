@@ -24,14 +24,10 @@ static const struct arch_tensor qwen2_tensors[] = {
 
 /* Where "layer_types" is absent, every other one of the first "max_window_layers" has the window. */
 static int qwen2_read_window(struct model_config *c, const cJSON *json, struct err *e) {
-    uint64_t first = 28;
-    uint32_t window = 0;
-    bool use = false, given;
-    int rc = json_opt_bool(json, "use_sliding_window", &use, e);
-    if (!rc) rc = hf_read_window(c, json, 4096, &window, e);
-    if (!rc) rc = json_opt_u64(json, "max_window_layers", 0, UINT32_MAX, &first, e);
-    if (!use) window = 0;
-    if (!rc) rc = hf_read_layer_types(c, json, window, &given, e);
+    uint64_t first;
+    uint32_t window;
+    bool given;
+    int rc = qwen_read_window_keys(c, json, &window, &first, &given, e);
     for (uint32_t i = 0; i < c->n_layers && !rc && !given; i++)
         if (i % 2 == 0 && i < first) c->layers[i].window = window;
     return rc;
@@ -89,8 +85,7 @@ static int qwen2_gguf_read(struct model_config *c, const struct gguf_file *g, co
                            struct err *e) {
     char key[128];
     uint64_t shared = 0, ffn = c->layers[0].ffn;
-    (void)a;
-    int rc = gguf_read_experts(c, g, prefix, e);
+    int rc = gguf_read_experts(c, g, prefix, a, e);
     snprintf(key, sizeof key, "%.80s.expert_shared_feed_forward_length", prefix);
     if (!rc) rc = gguf_opt_u64(g, key, 0, MODEL_MAX_DIM, &shared, e);
     for (uint32_t i = 0; !rc && i < c->n_layers; i++) c->layers[i].ffn = (uint32_t)(shared ? shared : ffn);
@@ -98,7 +93,7 @@ static int qwen2_gguf_read(struct model_config *c, const struct gguf_file *g, co
 }
 
 static void qwen2_gguf_write(struct gguf_header *h, const struct model_config *c) {
-    gguf_put_experts(h, c, true);
+    gguf_put_wide_experts(h, c);
     gguf_key_u32(h, ".expert_shared_feed_forward_length", c->layers[0].ffn);
 }
 
@@ -193,13 +188,8 @@ static const struct gguf_key qwen3_gguf_keys[] = {GGUF_EXPERT_KEYS(true)};
 
 static int qwen3_gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                            struct err *e) {
-    (void)a;
     c->norm_expert_weights = true;
-    return gguf_read_experts(c, g, prefix, e);
-}
-
-static void qwen3_gguf_write(struct gguf_header *h, const struct model_config *c) {
-    gguf_put_experts(h, c, true);
+    return gguf_read_experts(c, g, prefix, a, e);
 }
 
 static int qwen3_gguf_check(const struct model_config *c, struct err *e) {
@@ -229,6 +219,6 @@ const struct arch arch_qwen3_moe = {
              .keys = qwen3_gguf_keys,
              .n_keys = COUNT_OF(qwen3_gguf_keys),
              .read = qwen3_gguf_read,
-             .write = qwen3_gguf_write,
+             .write = gguf_put_wide_experts,
              .check = qwen3_gguf_check},
 };

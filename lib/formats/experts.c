@@ -26,6 +26,17 @@ int arch_all_experts(const struct model_config *c, bool dense, struct err *e) {
     return 0;
 }
 
+/* All layers get experts in place of their dense part; width 0: as wide as that. */
+static void give_experts(struct model_config *c, uint64_t experts, uint64_t per_token, uint64_t width) {
+    c->experts_per_token = (uint32_t)per_token;
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        struct model_layer *l = &c->layers[i];
+        l->experts = (uint32_t)experts;
+        l->expert_ffn = width ? (uint32_t)width : l->ffn;
+        l->ffn = 0;
+    }
+}
+
 /* ---- Hugging Face ---- */
 
 int hf_read_experts(struct model_config *c, const cJSON *json, const struct hf_experts *how, struct err *e) {
@@ -35,15 +46,8 @@ int hf_read_experts(struct model_config *c, const cJSON *json, const struct hf_e
     if (!rc) rc = json_opt_u64(json, "num_experts_per_tok", 1, MODEL_MAX_EXPERTS, &per_token, e);
     if (!rc && how->width) rc = json_opt_u64(json, how->width, 1, MODEL_MAX_DIM, &width, e);
     if (!rc) rc = json_opt_bool(json, "norm_topk_prob", &c->norm_expert_weights, e);
-    if (rc) return rc;
-    c->experts_per_token = (uint32_t)per_token;
-    for (uint32_t i = 0; i < c->n_layers; i++) {
-        struct model_layer *l = &c->layers[i];
-        l->experts = (uint32_t)experts;
-        l->expert_ffn = width ? (uint32_t)width : l->ffn;
-        l->ffn = 0;
-    }
-    return 0;
+    if (!rc) give_experts(c, experts, per_token, width);
+    return rc;
 }
 
 bool hf_put_experts(cJSON *json, const struct model_config *c, const char *count, const char *width) {
@@ -96,27 +100,26 @@ static const char *key_of(char out[KEY_SIZE], const char *prefix, const char *su
     return out;
 }
 
-int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct err *e) {
+int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
+                      struct err *e) {
+    (void)a;
     char key[KEY_SIZE];
     uint64_t experts = 0, per_token = 0, width = 0;
     int rc = gguf_get_u64(g, key_of(key, prefix, "expert_count"), 1, MODEL_MAX_EXPERTS, &experts, e);
     if (!rc) rc = gguf_get_u64(g, key_of(key, prefix, "expert_used_count"), 1, experts, &per_token, e);
     if (!rc) rc = gguf_opt_u64(g, key_of(key, prefix, "expert_feed_forward_length"), 0, MODEL_MAX_DIM, &width, e);
-    if (rc) return rc;
-    c->experts_per_token = (uint32_t)per_token;
-    for (uint32_t i = 0; i < c->n_layers; i++) {
-        struct model_layer *l = &c->layers[i];
-        l->experts = (uint32_t)experts;
-        l->expert_ffn = width ? (uint32_t)width : l->ffn;
-        l->ffn = 0;
-    }
-    return 0;
+    if (!rc) give_experts(c, experts, per_token, width);
+    return rc;
 }
 
-void gguf_put_experts(struct gguf_header *h, const struct model_config *c, bool width) {
+void gguf_put_experts(struct gguf_header *h, const struct model_config *c) {
     gguf_key_u32(h, ".expert_count", c->layers[0].experts);
     gguf_key_u32(h, ".expert_used_count", c->experts_per_token);
-    if (width) gguf_key_u32(h, ".expert_feed_forward_length", c->layers[0].expert_ffn);
+}
+
+void gguf_put_wide_experts(struct gguf_header *h, const struct model_config *c) {
+    gguf_put_experts(h, c);
+    gguf_key_u32(h, ".expert_feed_forward_length", c->layers[0].expert_ffn);
 }
 
 int gguf_check_experts(const struct model_config *c, bool dense, bool norm, struct err *e) {

@@ -35,8 +35,6 @@ char *path_join(struct arena *a, const char *folder, const char *name, struct er
 
 /* All of data, or ERR_IO. */
 int write_all(int fd, const void *data, size_t n, struct err *e) MUST_CHECK;
-/* n bytes of zeros: padding. n <= 4096. */
-int write_zeros(int fd, size_t n, struct err *e) MUST_CHECK;
 
 /* ---- tensors as a foreign file has them (table.c) -------------------------------------------------------------- */
 
@@ -185,7 +183,8 @@ bool gguf_text_ends(const void *text, size_t n);
  * once. */
 struct gguf_header {
     struct buf bytes;
-    uint64_t n_keys;
+    uint64_t n_keys, n_tensors;
+    uint64_t data_bytes; /* of the tensors described, each padded */
     int rc;
     struct err *e;
     char prefix[32]; /* "llama": put before keys that begin with a dot */
@@ -202,6 +201,13 @@ void gguf_key_bool(struct gguf_header *h, const char *key, bool v);
 void gguf_key_string(struct gguf_header *h, const char *key, const char *v);
 /* n elements are to be put after it. */
 void gguf_key_array(struct gguf_header *h, const char *key, enum gguf_type type, uint64_t n);
+/* Describes a tensor, whose data comes after that of those before it; dims as in a tensor_desc. */
+void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
+                     uint64_t bytes);
+/* Keys and descriptions, which are headers apart, as the beginning of a file; then comes the data of each tensor. */
+int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos,
+                      struct err *e) MUST_CHECK;
+int gguf_write_padded(int fd, const void *data, uint64_t n, struct err *e) MUST_CHECK;
 /* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 /* The keys under general. that travel through META, NULL-terminated. */

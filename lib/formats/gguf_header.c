@@ -1,4 +1,4 @@
-/* Builds the header of a GGUF in memory: keys and descriptions of tensors. */
+/* Builds the header of a GGUF in memory, keys and descriptions of tensors, and writes it. */
 #include "lib/formats/formats_internal.h"
 
 void gguf_put_bytes(struct gguf_header *h, const void *data, size_t n) {
@@ -62,4 +62,43 @@ void gguf_key_array(struct gguf_header *h, const char *key, enum gguf_type type,
     put_key(h, key, GGUF_ARRAY);
     gguf_put_u32(h, type);
     gguf_put_u64(h, n);
+}
+
+/* ---- tensors ---- */
+
+#define ALIGNMENT GGUF_DEFAULT_ALIGNMENT
+
+void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
+                     uint64_t bytes) {
+    gguf_put_string(h, name, strlen(name));
+    gguf_put_u32(h, rank);
+    for (unsigned i = rank; i-- > 0;) gguf_put_u64(h, dims[i]);
+    gguf_put_u32(h, (uint32_t)dtype_info(as)->ggml_type);
+    gguf_put_u64(h, h->data_bytes);
+    h->data_bytes += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    h->n_tensors++;
+}
+
+/* ---- writing ---- */
+
+static int pad(int fd, uint64_t n, struct err *e) {
+    static const unsigned char zeros[ALIGNMENT];
+    return n % ALIGNMENT ? write_all(fd, zeros, ALIGNMENT - n % ALIGNMENT, e) : 0;
+}
+
+int gguf_write_padded(int fd, const void *data, uint64_t n, struct err *e) {
+    int rc = write_all(fd, data, n, e);
+    return rc ? rc : pad(fd, n, e);
+}
+
+int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos, struct err *e) {
+    struct {
+        char magic[4];
+        uint32_t version;
+        uint64_t n_tensors, n_keys;
+    } start = {"GGUF", 3, infos->n_tensors, keys->n_keys};
+    int rc = write_all(fd, &start, sizeof start, e);
+    if (!rc) rc = write_all(fd, keys->bytes.data, keys->bytes.len, e);
+    if (!rc) rc = write_all(fd, infos->bytes.data, infos->bytes.len, e);
+    return rc ? rc : pad(fd, sizeof start + keys->bytes.len + infos->bytes.len, e);
 }

@@ -4,8 +4,6 @@
  */
 #include "lib/formats/arch_internal.h"
 
-#define ALIGNMENT GGUF_DEFAULT_ALIGNMENT
-
 /* ---- types ---- */
 
 /* What goes out: the tensors under GGUF's names. */
@@ -63,7 +61,7 @@ static int put_general(struct gguf_header *h, const struct out *o, const char *n
     gguf_key_string(h, "general.size_label", model_size_label(model_parameters(c), size));
     gguf_key_u32(h, "general.file_type", file_type);
     if (quantized) gguf_key_u32(h, "general.quantization_version", 2);
-    gguf_key_u32(h, "general.alignment", ALIGNMENT);
+    gguf_key_u32(h, "general.alignment", GGUF_DEFAULT_ALIGNMENT);
     /* A name that is read back as another architecture needs a key with ours. */
     const struct gguf_name *spelled;
     if (arch_by_gguf(arch, c->experts_per_token != 0, &spelled) != o->arch)
@@ -293,41 +291,26 @@ static void put_vocab(struct gguf_header *h, const struct vocab *v) {
 
 /* ---- tensors ---- */
 
-static void put_tensor_info(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
-                            uint64_t bytes, uint64_t *offset) {
-    gguf_put_string(h, name, strlen(name));
-    gguf_put_u32(h, rank);
-    for (unsigned i = rank; i-- > 0;) gguf_put_u64(h, dims[i]);
-    gguf_put_u32(h, (uint32_t)dtype_info(as)->ggml_type);
-    gguf_put_u64(h, *offset);
-    *offset += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 static bool has_factors(const struct model_config *c) {
     return c->rope.scaling == ROPE_LLAMA3;
 }
 
 static void put_tensor_infos(struct gguf_header *h, const struct out *o) {
-    uint64_t offset = 0, n_factors = model_rope_dims(&o->x.config, &o->x.config.rope) / 2;
+    uint64_t n_factors = model_rope_dims(&o->x.config, &o->x.config.rope) / 2;
     if (has_factors(&o->x.config))
-        put_tensor_info(h, "rope_freqs.weight", 1, &n_factors, DT_F32, n_factors * sizeof(float), &offset);
+        gguf_put_tensor(h, "rope_freqs.weight", 1, &n_factors, DT_F32, n_factors * sizeof(float));
     for (size_t i = 0; i < o->tensors.n; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         enum dtype as = type_in_file(t);
-        put_tensor_info(h, t->name, t->rank, t->dims, as, out_tensor_bytes(t, as), &offset);
+        gguf_put_tensor(h, t->name, t->rank, t->dims, as, out_tensor_bytes(t, as));
     }
-}
-
-static int write_padded(int fd, const void *data, uint64_t n, struct err *e) {
-    int rc = write_all(fd, data, n, e);
-    return rc || n % ALIGNMENT == 0 ? rc : write_zeros(fd, ALIGNMENT - n % ALIGNMENT, e);
 }
 
 static int write_factors(const struct model_config *c, int fd, struct err *e) {
     float *factors = mem_array(model_rope_dims(c, &c->rope) / 2, sizeof *factors, e);
     if (!factors) return e->code;
     int rc = rope_factors(c, factors, e);
-    if (!rc) rc = write_padded(fd, factors, model_rope_dims(c, &c->rope) / 2 * sizeof *factors, e);
+    if (!rc) rc = gguf_write_padded(fd, factors, model_rope_dims(c, &c->rope) / 2 * sizeof *factors, e);
     mem_free(factors);
     return rc;
 }
@@ -338,26 +321,12 @@ static int write_tensors(struct out *o, int fd, struct err *e) {
         const struct out_tensor *t = &o->tensors.items[i];
         const void *data;
         rc = out_tensor_data(&o->x, t, type_in_file(t), o->name->interleaved, &data, e);
-        if (!rc) rc = write_padded(fd, data, out_tensor_bytes(t, type_in_file(t)), e);
+        if (!rc) rc = gguf_write_padded(fd, data, out_tensor_bytes(t, type_in_file(t)), e);
     }
     return rc;
 }
 
 /* ---- the whole ---- */
-
-static int write_header(const struct out *o, struct gguf_header *keys, struct gguf_header *infos, int fd,
-                        struct err *e) {
-    struct {
-        char magic[4];
-        uint32_t version;
-        uint64_t n_tensors, n_keys;
-    } start = {"GGUF", 3, o->tensors.n + has_factors(&o->x.config), keys->n_keys};
-    uint64_t n = sizeof start + keys->bytes.len + infos->bytes.len;
-    int rc = write_all(fd, &start, sizeof start, e);
-    if (!rc) rc = write_all(fd, keys->bytes.data, keys->bytes.len, e);
-    if (!rc) rc = write_all(fd, infos->bytes.data, infos->bytes.len, e);
-    return rc || n % ALIGNMENT == 0 ? rc : write_zeros(fd, ALIGNMENT - n % ALIGNMENT, e);
-}
 
 static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     int rc = export_open(&o->x, m, e);
@@ -383,7 +352,7 @@ int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) {
         put_tensor_infos(&infos, &o);
         rc = keys.rc ? keys.rc : infos.rc;
     }
-    if (!rc) rc = write_header(&o, &keys, &infos, fd, e);
+    if (!rc) rc = gguf_write_header(fd, &keys, &infos, e);
     if (!rc) rc = write_tensors(&o, fd, e);
     buf_release(&keys.bytes);
     buf_release(&infos.bytes);

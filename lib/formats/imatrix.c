@@ -193,7 +193,6 @@ struct writing {
     void *ctx;
     int fd;
     struct gguf_header infos;
-    uint64_t offset, n;
 };
 /* The slot is that of the first expert, where a tensor holds several. */
 typedef int entry_fn(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e);
@@ -216,16 +215,10 @@ static int each_entry(struct writing *w, entry_fn *each, struct err *e) {
 /* [stacked][cols], or [cols] where that is one. */
 static void put_info(struct writing *w, const char *name, const char *what, uint64_t cols, uint64_t stacked) {
     char full[TENSOR_MAX_NAME + 16];
+    uint64_t dims[2] = {stacked, cols};
+    unsigned rank = stacked > 1 ? 2 : 1;
     snprintf(full, sizeof full, "%s.%s", name, what);
-    gguf_put_string(&w->infos, full, strlen(full));
-    gguf_put_u32(&w->infos, stacked > 1 ? 2 : 1);
-    gguf_put_u64(&w->infos, cols);
-    if (stacked > 1) gguf_put_u64(&w->infos, stacked);
-    gguf_put_u32(&w->infos, (uint32_t)dtype_info(DT_F32)->ggml_type);
-    gguf_put_u64(&w->infos, w->offset);
-    w->offset +=
-        (cols * stacked * sizeof(float) + GGUF_DEFAULT_ALIGNMENT - 1) / GGUF_DEFAULT_ALIGNMENT * GGUF_DEFAULT_ALIGNMENT;
-    w->n++;
+    gguf_put_tensor(&w->infos, full, rank, dims + 2 - rank, DT_F32, cols * stacked * sizeof(float));
 }
 
 static int describe_entry(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e) {
@@ -233,12 +226,6 @@ static int describe_entry(struct writing *w, const char *name, struct model_slot
     put_info(w, name, "in_sum2", cols, stacked_in(w->config, s));
     put_info(w, name, "counts", 1, stacked_in(w->config, s));
     return w->infos.rc;
-}
-
-static int write_floats(struct writing *w, const float *x, uint64_t n, struct err *e) {
-    uint64_t bytes = n * sizeof *x, rest = bytes % GGUF_DEFAULT_ALIGNMENT;
-    int rc = write_all(w->fd, x, bytes, e);
-    return rc || !rest ? rc : write_zeros(w->fd, GGUF_DEFAULT_ALIGNMENT - rest, e);
 }
 
 static int write_entry(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e) {
@@ -253,8 +240,8 @@ static int write_entry(struct writing *w, const char *name, struct model_slot s,
         for (uint64_t i = 0; i < cols; i++) x[s.expert * cols + i] = (float)sums[i];
         counts[s.expert] = (float)n;
     }
-    if (!rc) rc = write_floats(w, x, cols * stacked, e);
-    if (!rc) rc = write_floats(w, counts, stacked, e);
+    if (!rc) rc = gguf_write_padded(w->fd, x, cols * stacked * sizeof *x, e);
+    if (!rc) rc = gguf_write_padded(w->fd, counts, stacked * sizeof *counts, e);
     arena_release(&a);
     return rc;
 }
@@ -270,17 +257,8 @@ int imatrix_write(const struct model_config *c, imatrix_sums_fn *sums, void *ctx
     gguf_key_u32(&keys, "imatrix.chunk_count", sequences < UINT32_MAX ? (uint32_t)sequences : UINT32_MAX);
     gguf_key_u32(&keys, "imatrix.chunk_size", chunk < UINT32_MAX ? (uint32_t)chunk : UINT32_MAX);
     int rc = keys.rc ? keys.rc : each_entry(&w, describe_entry, e);
-    if (!rc && !w.n) rc = err_set(e, ERR_DATA, "statistics of no matrix that llama.cpp has a name for");
-    struct {
-        char magic[4];
-        uint32_t version;
-        uint64_t n_tensors, n_keys;
-    } start = {"GGUF", 3, w.n, keys.n_keys};
-    uint64_t rest = (sizeof start + keys.bytes.len + w.infos.bytes.len) % GGUF_DEFAULT_ALIGNMENT;
-    if (!rc) rc = write_all(fd, &start, sizeof start, e);
-    if (!rc) rc = write_all(fd, keys.bytes.data, keys.bytes.len, e);
-    if (!rc) rc = write_all(fd, w.infos.bytes.data, w.infos.bytes.len, e);
-    if (!rc && rest) rc = write_zeros(fd, GGUF_DEFAULT_ALIGNMENT - rest, e);
+    if (!rc && !w.infos.n_tensors) rc = err_set(e, ERR_DATA, "statistics of no matrix that llama.cpp has a name for");
+    if (!rc) rc = gguf_write_header(fd, &keys, &w.infos, e);
     if (!rc) rc = each_entry(&w, write_entry, e);
     buf_release(&keys.bytes);
     buf_release(&w.infos.bytes);

@@ -6,8 +6,3 @@
 int write_all(int fd, const void *data, size_t n, struct err *e) {
     return fd_write(fd, data, n) ? 0 : err_sys(e, errno, "write");
 }
-
-int write_zeros(int fd, size_t n, struct err *e) {
-    static const unsigned char zeros[4096];
-    return write_all(fd, zeros, n, e);
-}

@@ -140,6 +140,11 @@ bool is_output(const struct model_config *c, struct model_slot s) {
     return s.role == ROLE_HEAD || (s.role == ROLE_EMBED && !model_has_role(c, ROLE_HEAD));
 }
 
+uint64_t cols_of(const struct model_config *c, struct model_slot s) {
+    uint64_t dims[2];
+    return dims[model_slot_shape(c, s, dims) - 1];
+}
+
 static unsigned part_of(struct model_slot s, const struct mixture_facts *f) {
     switch (s.role) {
     case ROLE_EMBED: return EMBED;
@@ -200,13 +205,12 @@ static void say_why(const struct quant_type *t, const struct rule *r, char *why,
 
 enum dtype mixture_choose(const struct quant_type *t, const struct mixture_facts *f, struct model_slot s, char *why,
                           size_t size) {
-    uint64_t dims[2];
     unsigned part = part_of(s, f), holds = what_holds(s, f);
     snprintf(why, size, "%s", t->name);
     if (!t->mixture) return t->base;
     if (is_output(f->config, s)) {
         snprintf(why, size, "%s: output", t->name);
-        return of_output(t, dims[model_slot_shape(f->config, s, dims) - 1]);
+        return of_output(t, cols_of(f->config, s));
     }
     const struct rule *r = first_that_fits(t->mixture->experts ? t->mixture->experts : k_v_of_8, part, holds);
     if (!r) r = first_that_fits(t->mixture->rules, part, holds);

@@ -8,11 +8,6 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems) {
     return fits ? (enum dtype)t->fallback : DT_F16;
 }
 
-static uint64_t cols_of(const struct model_config *c, struct model_slot s) {
-    uint64_t dims[2];
-    return dims[model_slot_shape(c, s, dims) - 1];
-}
-
 /* ---- by options ---- */
 
 static void name_one(struct quant_choice *choice, unsigned dtype, const char *option) {

@@ -20,6 +20,7 @@ enum dtype mixture_choose(const struct quant_type *t, const struct mixture_facts
 bool mixture_needs_importance(const struct quant_type *t, enum dtype to);
 /* The matrix that makes logits, as llama.cpp sees it: the embedding where there is no head. */
 bool is_output(const struct model_config *c, struct model_slot s);
+uint64_t cols_of(const struct model_config *c, struct model_slot s); /* elements of a row */
 
 /* Sets what the rules match. */
 int rules_apply(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,

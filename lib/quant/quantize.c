@@ -74,8 +74,7 @@ static double bits_of(enum dtype t) {
 /* Is an importance for the columns of this matrix to be had? */
 static bool is_watched(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     enum model_point point;
-    /* A tied embedding is quantized for its second job, the output matrix. */
-    return o->importance || stats_input_point(s.role == ROLE_EMBED && c->tied ? ROLE_HEAD : s.role, &point);
+    return o->importance || stats_input_point(c, s.role, &point);
 }
 
 static bool is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
@@ -205,11 +204,9 @@ static int check_importance(struct pass *p, struct err *e) {
     if (p->o->stats) return stats_check(p->o->stats, p->config, e);
     for (size_t i = 0; i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
-        uint64_t dims[2];
         const float *importance;
-        uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
         if (!model_role_is_matrix(s.role)) continue;
-        int rc = importance_of(p, s, cols, &importance, e);
+        int rc = importance_of(p, s, cols_of(p->config, s), &importance, e);
         if (rc) return rc;
         any |= importance != NULL;
     }
@@ -222,8 +219,7 @@ static int prepare(struct pass *p, struct err *e) {
     int rc = quant_plan_make(&p->plan, p->config, p->o, e);
     for (size_t i = 0; !rc && i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
-        uint64_t dims[2];
-        uint64_t cols = dims[model_slot_shape(p->config, s, dims) - 1];
+        uint64_t cols = cols_of(p->config, s);
         if (cols > p->widest) p->widest = cols;
         weighed |= is_weighed(p, s, p->plan.choices[i].to);
     }

@@ -395,7 +395,8 @@ double stats_influence(const struct stats *s, uint32_t layer) {
     return s->positions ? s->layers[layer].influence / (double)s->positions : 0;
 }
 
-bool stats_input_point(enum model_role role, enum model_point *out) {
+bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out) {
+    if (role == ROLE_EMBED && c->tied) role = ROLE_HEAD;
     *out = model_role_info(role)->input;
     return *out != POINT_COUNT;
 }
@@ -406,8 +407,7 @@ const struct model_config *stats_config(const struct stats *s) {
 
 const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
     enum model_point point;
-    enum model_role role = slot.role == ROLE_EMBED && s->config.tied ? ROLE_HEAD : slot.role;
-    if (!stats_input_point(role, &point)) return NULL;
+    if (!stats_input_point(&s->config, slot.role, &point)) return NULL;
     const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
     *cols = sums->cols;
     *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;

@@ -36,8 +36,8 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
 
 /* Of the model that it was taken on; valid as long as s. */
 const struct model_config *stats_config(const struct stats *s);
-/* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is watched. The
- * tied embedding counts as the output matrix that it is too. */
+/* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is
+ * watched (stats_input_point). */
 const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
@@ -59,7 +59,7 @@ double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t exper
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 
-/* The point whose values are the input of a matrix: false for the embedding. */
-bool stats_input_point(enum model_role role, enum model_point *out);
+/* The point whose values are the input of a matrix: false for the embedding, unless tied: it is the output too. */
+bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out);
 
 #endif

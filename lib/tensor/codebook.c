@@ -213,7 +213,8 @@ static void weigh(struct group *g, const float *x, const float *importance, floa
     }
 }
 
-void codebook_fit(const struct codebook_search *s, const float *x, const float *importance, struct codebook_block *b) {
+static void fit_block(const struct codebook_search *s, const float *x, const float *importance,
+                      struct codebook_block *b) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, index_all);
     struct group g = {.s = s, .n_vectors = s->group / s->book->dims};
@@ -231,4 +232,17 @@ void codebook_fit(const struct codebook_search *s, const float *x, const float *
     b->d = d * s->stretch;
     for (int i = 0; i < BLOCK / s->group; i++)
         b->scales[i] = (uint8_t)nearest_code(0.5f * (inverse * scales[i] - 1), 0, 15);
+}
+
+size_t codebook_encode(const struct codebook_search *s, codebook_pack_fn *pack, size_t block_bytes, const float *src,
+                       void *blocks, size_t n_blocks, const struct row_weights *w) {
+    uint8_t *block = blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += block_bytes) {
+        struct codebook_block made;
+        fit_block(s, src + b * BLOCK, w ? w->importance + b * BLOCK : NULL, &made);
+        memset(block, 0, block_bytes);
+        if (!store_f16(block, made.d)) return b;
+        pack(&made, block);
+    }
+    return n_blocks;
 }

@@ -38,6 +38,32 @@ static inline void codebook_decode(const struct codebook *b, int point, float sc
     }
 }
 
+/* 32 bits of a block, little-endian, unaligned. */
+static inline uint32_t load_u32(const uint8_t *p) {
+    return (uint32_t)f16_bits(p) | (uint32_t)f16_bits(p + 2) << 16;
+}
+
+static inline void store_u32(uint8_t *p, uint32_t v) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
+}
+
+/* Scales of four bits, the lower ones first. */
+static inline unsigned nibble(const uint8_t *p, int i) {
+    return p[i / 2] >> i % 2 * 4 & 15;
+}
+
+static inline void put_nibbles(uint8_t *p, const uint8_t *codes, int n) {
+    for (int i = 0; i < n; i += 2) p[i / 2] = (uint8_t)(codes[i] | codes[i + 1] << 4);
+}
+
+/* What a block of 256 becomes before it is packed. */
+struct codebook_block {
+    float d;
+    uint8_t scales[16];  /* [256 / group], 0 to 15: x = d (2 scale + 1) (2 coordinate + 1), about */
+    uint16_t points[64]; /* [256 / dims] */
+    uint8_t signs[32];
+};
+
 /* How a type looks for the points and scales of a block. Groups share a scale; it and the points are found by trial. */
 struct codebook_search {
     const struct codebook *book;
@@ -54,13 +80,9 @@ struct codebook_search {
     float stretch; /* of the block's scale, which makes up for the rounding of the groups' scales */
 };
 
-/* What a block of 256 becomes before it is packed. */
-struct codebook_block {
-    float d;
-    uint8_t scales[16];  /* [256 / group], 0 to 15: x = d (2 scale + 1) (2 coordinate + 1), about */
-    uint16_t points[64]; /* [256 / dims] */
-    uint8_t signs[32];
-};
-void codebook_fit(const struct codebook_search *s, const float *x, const float *importance, struct codebook_block *b);
+/* The quant_encode_fn of a type: fits each block, stores d at its beginning, and has the rest packed into zeros. */
+typedef void codebook_pack_fn(const struct codebook_block *made, uint8_t *block);
+size_t codebook_encode(const struct codebook_search *s, codebook_pack_fn *pack, size_t block_bytes, const float *src,
+                       void *blocks, size_t n_blocks, const struct row_weights *w);
 
 #endif

@@ -15,25 +15,9 @@
 enum { N = 256, VECTORS = 32, XXS_SIZE = 66, XS_SIZE = 74, S_SIZE = 82 };
 enum { XS_SCALES_AT = 66, S_SIGNS_AT = 34, S_HIGH_AT = 66, S_SCALES_AT = 74 };
 
-static uint32_t load_u32(const uint8_t *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-static void store_u32(uint8_t *p, uint32_t v) {
-    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
-}
-
 /* d (2 sc + 1) / 8, as ggml multiplies it. */
 static float scale_of(float d, unsigned sc) {
     return d * (0.5f + (float)sc) * 0.25f;
-}
-
-static unsigned nibble(const uint8_t *p, int i) {
-    return p[i / 2] >> i % 2 * 4 & 15;
-}
-
-static void put_nibbles(uint8_t *p, const uint8_t *codes, int n) {
-    for (int i = 0; i < n; i += 2) p[i / 2] = (uint8_t)(codes[i] | codes[i + 1] << 4);
 }
 
 /* ---- IQ2_XXS ---- */
@@ -51,6 +35,17 @@ static void iq2_xxs_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
+static void iq2_xxs_pack(const struct codebook_block *made, uint8_t *block) {
+    for (int i = 0; made->d != 0 && i < 8; i++) {
+        uint32_t word = (uint32_t)made->scales[i] << 28;
+        for (int v = 0; v < 4; v++) {
+            block[2 + 8 * i + v] = (uint8_t)made->points[4 * i + v];
+            word |= (uint32_t)(made->signs[4 * i + v] & 127) << 7 * v;
+        }
+        store_u32(block + 2 + 8 * i + 4, word);
+    }
+}
+
 static size_t iq2_xxs_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     static const struct codebook_search search = {.book = &iq2_xxs_book,
                                                   .group = 32,
@@ -64,22 +59,7 @@ static size_t iq2_xxs_encode(const float *src, void *blocks, size_t n_blocks, co
                                                   .again = true,
                                                   .again_all = true,
                                                   .stretch = 1};
-    uint8_t *block = blocks;
-    for (size_t b = 0; b < n_blocks; b++, block += XXS_SIZE) {
-        struct codebook_block made;
-        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
-        memset(block, 0, XXS_SIZE);
-        if (!store_f16(block, made.d)) return b;
-        for (int i = 0; made.d != 0 && i < 8; i++) {
-            uint32_t word = (uint32_t)made.scales[i] << 28;
-            for (int v = 0; v < 4; v++) {
-                block[2 + 8 * i + v] = (uint8_t)made.points[4 * i + v];
-                word |= (uint32_t)(made.signs[4 * i + v] & 127) << 7 * v;
-            }
-            store_u32(block + 2 + 8 * i + 4, word);
-        }
-    }
-    return n_blocks;
+    return codebook_encode(&search, iq2_xxs_pack, XXS_SIZE, src, blocks, n_blocks, w);
 }
 
 const struct element_type iq2_xxs_type = {
@@ -104,6 +84,15 @@ static void iq2_xs_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
+static void iq2_xs_pack(const struct codebook_block *made, uint8_t *block) {
+    if (made->d == 0) return;
+    for (int v = 0; v < VECTORS; v++) {
+        block[2 + 2 * v] = (uint8_t)made->points[v];
+        block[2 + 2 * v + 1] = (uint8_t)(made->points[v] >> 8 | (made->signs[v] & 127) << 1);
+    }
+    put_nibbles(block + XS_SCALES_AT, made->scales, 16);
+}
+
 static size_t iq2_xs_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     static const struct codebook_search search = {.book = &iq2_xs_book,
                                                   .group = 16,
@@ -114,20 +103,7 @@ static size_t iq2_xs_encode(const float *src, void *blocks, size_t n_blocks, con
                                                   .least = FIT_NEARLY_ZERO,
                                                   .even_signs = true,
                                                   .stretch = 1};
-    uint8_t *block = blocks;
-    for (size_t b = 0; b < n_blocks; b++, block += XS_SIZE) {
-        struct codebook_block made;
-        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
-        memset(block, 0, XS_SIZE);
-        if (!store_f16(block, made.d)) return b;
-        if (made.d == 0) continue;
-        for (int v = 0; v < VECTORS; v++) {
-            block[2 + 2 * v] = (uint8_t)made.points[v];
-            block[2 + 2 * v + 1] = (uint8_t)(made.points[v] >> 8 | (made.signs[v] & 127) << 1);
-        }
-        put_nibbles(block + XS_SCALES_AT, made.scales, 16);
-    }
-    return n_blocks;
+    return codebook_encode(&search, iq2_xs_pack, XS_SIZE, src, blocks, n_blocks, w);
 }
 
 const struct element_type iq2_xs_type = {
@@ -152,6 +128,15 @@ static void iq2_s_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
+static void iq2_s_pack(const struct codebook_block *made, uint8_t *block) {
+    for (int v = 0; v < VECTORS; v++) {
+        block[2 + v] = (uint8_t)made->points[v];
+        block[S_HIGH_AT + v / 4] |= (uint8_t)(made->points[v] >> 8 << v % 4 * 2);
+    }
+    memcpy(block + S_SIGNS_AT, made->signs, VECTORS);
+    put_nibbles(block + S_SCALES_AT, made->scales, 16);
+}
+
 static size_t iq2_s_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     static const struct codebook_search search = {.book = &iq2_s_book,
                                                   .group = 16,
@@ -161,20 +146,7 @@ static size_t iq2_s_encode(const float *src, void *blocks, size_t n_blocks, cons
                                                   .floor = 0.5f,
                                                   .least = 1e-8f,
                                                   .stretch = 0.9875f};
-    uint8_t *block = blocks;
-    for (size_t b = 0; b < n_blocks; b++, block += S_SIZE) {
-        struct codebook_block made;
-        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
-        memset(block, 0, S_SIZE);
-        if (!store_f16(block, made.d)) return b;
-        for (int v = 0; v < VECTORS; v++) {
-            block[2 + v] = (uint8_t)made.points[v];
-            block[S_HIGH_AT + v / 4] |= (uint8_t)(made.points[v] >> 8 << v % 4 * 2);
-        }
-        memcpy(block + S_SIGNS_AT, made.signs, VECTORS);
-        put_nibbles(block + S_SCALES_AT, made.scales, 16);
-    }
-    return n_blocks;
+    return codebook_encode(&search, iq2_s_pack, S_SIZE, src, blocks, n_blocks, w);
 }
 
 const struct element_type iq2_s_type = {

@@ -22,12 +22,21 @@ static void iq3_xxs_decode(const void *blocks, float *dst, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++, block += XXS_SIZE) {
         float d = load_f16(block);
         for (int v = 0; v < VECTORS; v++, dst += 4) {
-            const uint8_t *p = block + XXS_WORDS_AT + v / 8 * 4;
-            uint32_t word = (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+            uint32_t word = load_u32(block + XXS_WORDS_AT + v / 8 * 4);
             float scale = d * (0.5f + (float)(word >> 28)) * 0.5f;
             unsigned signs = signs_of_7_bits(word >> v % 8 / 2 * 7 & 127);
             codebook_decode(&iq3_xxs_book, block[2 + v], scale, signs >> v % 2 * 4, dst);
         }
+    }
+}
+
+static void iq3_xxs_pack(const struct codebook_block *made, uint8_t *block) {
+    if (made->d == 0) return;
+    for (int v = 0; v < VECTORS; v++) block[2 + v] = (uint8_t)made->points[v];
+    for (int i = 0; i < 8; i++) {
+        uint32_t word = (uint32_t)made->scales[i] << 28;
+        for (int k = 0; k < 4; k++) word |= (uint32_t)(made->signs[4 * i + k] & 127) << 7 * k;
+        store_u32(block + XXS_WORDS_AT + 4 * i, word);
     }
 }
 
@@ -40,21 +49,7 @@ static size_t iq3_xxs_encode(const float *src, void *blocks, size_t n_blocks, co
                                                   .least = 1e-8f,
                                                   .even_signs = true,
                                                   .stretch = 1.0125f};
-    uint8_t *block = blocks;
-    for (size_t b = 0; b < n_blocks; b++, block += XXS_SIZE) {
-        struct codebook_block made;
-        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
-        memset(block, 0, XXS_SIZE);
-        if (!store_f16(block, made.d)) return b;
-        if (made.d == 0) continue;
-        for (int v = 0; v < VECTORS; v++) block[2 + v] = (uint8_t)made.points[v];
-        for (int i = 0; i < 8; i++) {
-            uint32_t word = (uint32_t)made.scales[i] << 28;
-            for (int k = 0; k < 4; k++) word |= (uint32_t)(made.signs[4 * i + k] & 127) << 7 * k;
-            for (int k = 0; k < 4; k++) block[XXS_WORDS_AT + 4 * i + k] = (uint8_t)(word >> 8 * k);
-        }
-    }
-    return n_blocks;
+    return codebook_encode(&search, iq3_xxs_pack, XXS_SIZE, src, blocks, n_blocks, w);
 }
 
 const struct element_type iq3_xxs_type = {
@@ -72,31 +67,26 @@ static void iq3_s_decode(const void *blocks, float *dst, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++, block += S_SIZE) {
         float d = load_f16(block);
         for (int v = 0; v < VECTORS; v++, dst += 4) {
-            unsigned sc = block[S_SCALES_AT + v / 16] >> v / 8 % 2 * 4 & 15;
+            unsigned sc = nibble(block + S_SCALES_AT, v / 8);
             int point = block[2 + v] | (block[S_HIGH_AT + v / 8] >> v % 8 & 1) << 8;
             codebook_decode(&iq3_s_book, point, d * (float)(1 + 2 * sc), block[S_SIGNS_AT + v / 2] >> v % 2 * 4, dst);
         }
     }
 }
 
+static void iq3_s_pack(const struct codebook_block *made, uint8_t *block) {
+    for (int v = 0; v < VECTORS; v++) {
+        block[2 + v] = (uint8_t)made->points[v];
+        block[S_HIGH_AT + v / 8] |= (uint8_t)(made->points[v] >> 8 << v % 8);
+    }
+    memcpy(block + S_SIGNS_AT, made->signs, 32);
+    put_nibbles(block + S_SCALES_AT, made->scales, 8); /* 0 where d is */
+}
+
 static size_t iq3_s_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     static const struct codebook_search search = {
         .book = &iq3_s_book, .group = 32, .trials = 9, .step = 0.2f, .sigma = 2, .again_all = true, .stretch = 1.033f};
-    uint8_t *block = blocks;
-    for (size_t b = 0; b < n_blocks; b++, block += S_SIZE) {
-        struct codebook_block made;
-        codebook_fit(&search, src + b * N, w ? w->importance + b * N : NULL, &made);
-        memset(block, 0, S_SIZE);
-        if (!store_f16(block, made.d)) return b;
-        for (int v = 0; v < VECTORS; v++) {
-            block[2 + v] = (uint8_t)made.points[v];
-            block[S_HIGH_AT + v / 8] |= (uint8_t)(made.points[v] >> 8 << v % 8);
-        }
-        memcpy(block + S_SIGNS_AT, made.signs, 32);
-        for (int i = 0; made.d != 0 && i < 4; i++)
-            block[S_SCALES_AT + i] = (uint8_t)(made.scales[2 * i] | made.scales[2 * i + 1] << 4);
-    }
-    return n_blocks;
+    return codebook_encode(&search, iq3_s_pack, S_SIZE, src, blocks, n_blocks, w);
 }
 
 const struct element_type iq3_s_type = {
