@@ -37,7 +37,7 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &dry_run,
      .help = "run nothing: print how many bytes a token and in all each field would take, for these tokens, before "
-             "compression. Of draws and of top-p it is an estimate"},
+             "compression. Draws are counted at nearly their most, top-p at a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,

@@ -27,7 +27,8 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
     size_t blocks = row_blocks(micro, rows);
     for (size_t i = 0; i < blocks; i++) {
         size_t row = row_block(micro, rows, blocks, i);
-        micro->multiply(&(struct block_bf16){.rows = row_block(micro, rows, blocks, i + 1) - row,
+        micro->multiply(&(struct block_bf16){.path = v,
+                                             .rows = row_block(micro, rows, blocks, i + 1) - row,
                                              .k = k,
                                              .n_panels = n / PANEL,
                                              .a = a + row * lda,

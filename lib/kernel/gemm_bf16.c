@@ -80,7 +80,8 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
                           float *sums, size_t ld) {
     for (size_t k = 0; k < t->count; k += t->k_block) {
         size_t count = smaller(t->k_block, t->count - k);
-        struct block_bf16 block = {.rows = rows,
+        struct block_bf16 block = {.path = t->p->v,
+                                   .rows = rows,
                                    .k = round_up(count, 32),
                                    .n_panels = n_panels,
                                    .b = t->b + panel * t->stride + k * PANEL,
@@ -280,32 +281,3 @@ void kernel_multiply_tn(size_t m, struct kernel_array a, const struct kernel_mat
                         const struct kernel_epilogue *how, struct kernel_array c) {
     multiply_into(a, true, m, b, how, c);
 }
-
-/* ---- without bf16 instructions: widened to f32, and the path's f32 product ---- */
-
-#define WIDE_K 320
-#define WIDE_N 320
-
-static void widen_panel(float *to, size_t ld, const uint16_t *panel, size_t k) {
-    const uint32_t *words = (const uint32_t *)(const void *)panel;
-    for (size_t p = 0; p < k; p += 2, words += PANEL, to += 2 * ld)
-        for (size_t j = 0; j < PANEL; j++) {
-            to[j] = bf16_to_f32((uint16_t)words[j]);
-            to[ld + j] = bf16_to_f32((uint16_t)(words[j] >> 16));
-        }
-}
-
-static void multiply_widened(const struct block_bf16 *t) {
-    const struct simd *v = simd();
-    _Alignas(64) float wide_a[MAX_BLOCK * WIDE_K], wide_b[WIDE_K * WIDE_N];
-    for (size_t i = 0; i < t->rows; i++) v->from_bf16(wide_a + i * t->k, t->a + i * t->lda, t->k);
-    for (size_t j = 0; j < t->n_panels; j += WIDE_N / PANEL) {
-        size_t n = smaller(WIDE_N / PANEL, t->n_panels - j);
-        for (size_t i = 0; i < n; i++) widen_panel(wide_b + i * PANEL, WIDE_N, t->b + (j + i) * t->stride, t->k);
-        v->gemm(GEMM_NN, t->rows, n * PANEL, t->k, wide_a, t->k, wide_b, WIDE_N, t->accumulate, t->c + j * PANEL,
-                t->ldc);
-    }
-}
-
-const struct micro_bf16 bf16_widened = {
-    .name = "widened", .block = MAX_BLOCK, .unit = 1, .k_block = WIDE_K, .multiply = multiply_widened};

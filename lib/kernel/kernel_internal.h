@@ -72,6 +72,7 @@ struct block_bf16 {
     bool accumulate;
     float *c;
     size_t ldc;
+    const struct simd *path; /* whose loops bf16_widened takes; the others' are their own */
 };
 
 /* How a path multiplies: rows <= block, k <= k_block. */

@@ -32,11 +32,6 @@ void from_bf16(float *y, const uint16_t *x, size_t n) {
     kernel_split(n, PIECE, from_bf16_piece, &(struct convert){.v = simd(), .f = y, .h_in = x});
 }
 
-void transpose_words_plain(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k) {
-    for (size_t p = 0; p < k; p++)
-        for (size_t i = 0; i < n; i++) y[p * ldy + i] = x[i * ldx + p];
-}
-
 static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
@@ -188,11 +183,6 @@ void pack_nn(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
 }
 
 /* ---- transposition ---- */
-
-void transpose_bf16_plain(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
-    for (size_t c = 0; c < cols; c++)
-        for (size_t r = 0; r < rows; r++) y[c * ldy + r] = x[r * ldx + c];
-}
 
 #define T_STEP 128
 #define T_COLS 64

@@ -92,8 +92,8 @@ long knowledge_field_find(const struct knowledge_format *f, const char *point, u
  * all but name and codec. ERR_USAGE: it is there already, there are too many, or its values cannot be stored so. */
 #define KNOWLEDGE_NO_LAYER UINT32_MAX
 int knowledge_field_add(struct knowledge_format *f, const struct knowledge_field *field, struct err *e) MUST_CHECK;
-/* Bytes that a sequence of `length` positions takes, of them `sampled` ones: in a field, and in the response, which is an upper
- * bound for top-p and draws. */
+/* Bytes that a sequence of `length` positions takes, of them `sampled` ones: in a field, and in the response, where nearly all
+ * draws take less, and top-p is a typical size. */
 double knowledge_field_bytes(const struct knowledge_field *field, uint64_t length, uint64_t sampled);
 double knowledge_response_bytes(const struct knowledge_format *f, uint64_t length);
 /* Bytes that a position takes in all fields, where sequences have a typical length, on which attention depends. */

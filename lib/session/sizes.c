@@ -43,7 +43,10 @@ static void print(const struct sizes *s, FILE *out) {
         print_line(s, s->f->fields[i].name, dtype_info(s->f->fields[i].dtype)->name, s->fields[i], out);
     if (s->f->tap_positions) print_line(s, "positions", "u32", s->sampled, out);
     print_line(s, "sum", "", all, out);
-    fprintf(out, "%.0f tokens\n", s->positions);
+    const char *note = s->f->encoding == KNOW_SAMPLE ? "; draws are counted at their most and mostly take less"
+                       : s->f->encoding == KNOW_TOPP ? "; top-p is counted as a typical size"
+                                                     : "";
+    fprintf(out, "%.0f tokens%s\n", s->positions, note);
 }
 
 int session_print_sizes(const struct knowledge_format *f, struct stream_reader *tokens, FILE *out, struct err *e) {

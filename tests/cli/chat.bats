@@ -5,9 +5,7 @@ load common
 
 setup_file() { make_inputs; }
 setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill .
+    enter_inputs
     cp "$ROOT"/tests/golden/chat/*.jinja .
     cat >chats.jsonl <<'END'
 {"messages":[{"role":"system","content":"s"},{"role":"user","content":"once"},{"role":"assistant","content":"upon a"},{"role":"user","content":"the"},{"role":"assistant","content":"end"}]}

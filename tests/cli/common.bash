@@ -32,6 +32,7 @@
 #   file_size FILE
 #   on_terminal CMD...        runs CMD with a pseudo-terminal as stdin, stdout and stderr; all of it lands in $out
 #   make_inputs               for setup_file: small inputs for every program, in the folder $INPUTS (tests/cli/make-inputs)
+#   enter_inputs              for setup: enter_temp with copies of the streams of $INPUTS
 #   need PROGRAM...           skips the test when one of them is not installed or not built
 
 bats_require_minimum_version 1.5.0
@@ -53,6 +54,11 @@ enter_temp() {
     cd "$T" || return 1
 }
 leave_temp() { cd / && rm -rf "$T"; }
+enter_inputs() {
+    enter_temp
+    need rill-tokenize
+    cp "$INPUTS"/*.rill .
+}
 
 make_inputs() {
     export INPUTS="$BATS_FILE_TMPDIR/inputs"

@@ -3,11 +3,7 @@
 load common
 
 setup_file() { make_inputs; }
-setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill .
-}
+setup() { enter_inputs; }
 train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs "${epochs:-6}" "$@"; }
 
 @test "the student learns, and the log says so" {

@@ -4,9 +4,8 @@ load common
 
 setup_file() { make_inputs; }
 setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill "$INPUTS"/*.jsonl "$INPUTS/text.txt" .
+    enter_inputs
+    cp "$INPUTS"/*.jsonl "$INPUTS/text.txt" .
 }
 ev() { rill eval -q "$@"; }
 

@@ -11,11 +11,7 @@ setup_file() {
     for point in embed hidden:all attention:all q:all k:all v:all; do set -- "$@" --tap "$point:dtype=f32"; done
     rill teacher-infer -q --precision f32 -m big.rill "$@" tokens.rill -o all.rill
 }
-setup() {
-    enter_temp
-    need rill-init
-    cp "$INPUTS"/{big,small,answers,all,tokens}.rill .
-}
+setup() { enter_inputs; }
 train() { rill distill -q --no-provenance -m small.rill --batch-tokens 64 --micro-tokens 64 --steps 2 "$@"; }
 # "NAME: what it needs" of every loss
 needs() { rill distill --list-losses | awk '/^[a-z0-9]+: / { name = $1 } /^  needs: / { sub(/^  needs: */, ""); print name, $0 }'; }

@@ -3,11 +3,7 @@
 load common
 
 setup_file() { make_inputs; }
-setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill .
-}
+setup() { enter_inputs; }
 dump() { rill logit-dump -q --no-provenance "$@"; }
 
 @test "the seed decides, threads and pipes do not" {

@@ -4,9 +4,7 @@ load common
 
 setup_file() { make_inputs; }
 setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill .
+    enter_inputs
     rill init -q --layers 3 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 model.rill -o three.rill
     rill init -q --layers 4 --hidden 32 --heads 2 --kv-heads 1 --ffn 64 --seed 3 model.rill -o like.rill
 }

@@ -3,11 +3,7 @@
 load common
 
 setup_file() { make_inputs; }
-setup() {
-    enter_temp
-    need rill-tokenize
-    cp "$INPUTS"/*.rill .
-}
+setup() { enter_inputs; }
 
 @test "neither threads nor a pipe change the bytes" {
     rill teacher-infer -q -j 1 --no-provenance -m teacher.rill <tokens.rill >one
