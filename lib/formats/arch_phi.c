@@ -71,7 +71,7 @@ const struct arch arch_phi = {
            .partial_rotary = 0.5,
            .tensors = {tensors, COUNT_OF(tensors), "model."}},
     .gguf = {.names = {{"phi2", false}},
-             .lacks = LACKS_LLAMA3 | LACKS_HEAD_WIDTH | LACKS_TIED,
+             .lacks = LACKS_LLAMA3 | LACKS_LONG | LACKS_HEAD_WIDTH | LACKS_TIED,
              .keys = gguf_keys,
              .n_keys = COUNT_OF(gguf_keys),
              .check = gguf_check},

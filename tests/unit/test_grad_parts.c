@@ -85,20 +85,28 @@ static void test_sums(void **state) {
 /* ---- rotation of a part, masks of attention ---- */
 
 static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_rope(t, in[0], 2, 6, 4, f->position, f->inv_freq);
+    return grad_rope(t, in[0], 2, 6, f->position, &f->rotation);
 }
 static void twin_rope(const struct function *f, double *const *in, double *y) {
     memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
-    plain64_rope(y, f->out_rows, 2, 6, 4, f->position, f->inv_freq, 1);
+    plain64_rope(y, f->out_rows, 2, 6, f->position, &f->rotation, 1);
 }
 
 static void test_partial_rope(void **state) {
-    static const double frequencies[] = {1, 0.1};
+    static const double frequencies[] = {1, 0.1, 0.4, 0.01}; /* two tables */
     static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
+    static const uint8_t table[] = {0, 0, 0, 1, 1, 1};
     (void)state;
-    struct function f = {
-        "partial rope",         1, {6}, {12}, 6, 12, build_rope, .twin = twin_rope, .position = positions,
-        .inv_freq = frequencies};
+    struct function f = {"partial rope",
+                         1,
+                         {6},
+                         {12},
+                         6,
+                         12,
+                         build_rope,
+                         .twin = twin_rope,
+                         .position = positions,
+                         .rotation = {4, frequencies, table, 1.5f}};
     check_function(&f, 7);
 }
 

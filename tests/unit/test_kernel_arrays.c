@@ -108,8 +108,9 @@ static void test_rope(void **state) {
         for (size_t j = 0; j < dims[i] / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)dims[i]);
         EACH_PATH(path) {
             struct twin x = numbers(&r, 4 * 3 * dims[i]);
-            kernel_rope(x.f32, 4, 3, dims[i], dims[i], position, inv_freq, -1);
-            kernel_rope(x.bf16, 4, 3, dims[i], dims[i], position, inv_freq, -1);
+            struct kernel_rotation how = {.dims = dims[i], .inv_freq = inv_freq};
+            kernel_rope(x.f32, 4, 3, dims[i], position, &how, -1);
+            kernel_rope(x.bf16, 4, 3, dims[i], position, &how, -1);
             check_rounded("rope", path, x);
         }
     }
