@@ -397,6 +397,7 @@ static void check_llama_cpp(const char *name, const char *folder, const struct b
     bool can = target_check(TARGET_LLAMA_CPP, &m->config, &why) == 0 && !windows_off;
     snprintf(path, sizeof path, "%s/llama_cpp.safetensors", folder);
     if (!can && file_exists(path)) fail_msg("%s is there, but llama.cpp does not load the model", path);
+    if (can && !file_exists(path)) fail_msg("%s is missing: compare_llama_cpp.py --exact --write %s", path, name);
     if (file_exists(path)) {
         OK(mapped_file_open(&file, path, &e));
         OK(safetensors_parse(&tensors, file.data, file.size, &x->memory, &e));
