@@ -96,6 +96,9 @@ struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct 
                                 float eps, enum dtype out);
 /* RMSNorm of each head: x [rows][heads * head_dim], w [1][head_dim]. The result has x's type, its gradient too. */
 struct grad_var *grad_rmsnorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
+/* LayerNorm of each head; b [1][head_dim] or NULL. */
+struct grad_var *grad_layernorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                      float eps);
 /*
  * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows], what the rotation points to and
  * a->starts below are the caller's and must live as long as the graph (grad_alloc).

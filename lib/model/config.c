@@ -6,7 +6,7 @@
 
 static const char *const norm_names[] = {"rms", "layer", NULL};
 static const char *const place_names[] = {"pre", "post", "sandwich", "output", NULL};
-static const char *const qk_norm_names[] = {"none", "heads", "all", NULL};
+static const char *const qk_norm_names[] = {"none", "heads", "all", "layer", NULL};
 static const char *const ffn_names[] = {"gated", "plain", NULL};
 static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "gelu_quick",
                                         "relu", "relu_squared", "tanh",      NULL};

@@ -115,7 +115,10 @@ static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_va
 
 static struct grad_var *qk_norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
     const struct model_config *c = &g->m->config;
-    return c->qk_norm == QK_NORM_NONE ? x : grad_rmsnorm_heads(g->t, x, leaf(g, role, layer), c->norm_eps);
+    if (c->qk_norm == QK_NORM_NONE) return x;
+    struct grad_var *w = leaf(g, role, layer);
+    if (c->qk_norm == QK_NORM_LAYER) return grad_layernorm_heads(g->t, x, w, leaf(g, role + 1, layer), c->norm_eps);
+    return grad_rmsnorm_heads(g->t, x, w, c->norm_eps);
 }
 
 static struct grad_var *rotate(struct graph *g, uint32_t layer, struct grad_var *x, uint32_t n_heads) {

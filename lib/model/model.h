@@ -49,6 +49,7 @@ enum model_qk_norm {
     QK_NORM_NONE,
     QK_NORM_HEADS, /* RMSNorm of each head of q and k before rotation, weight [head_dim]: Qwen 3, Gemma 3 */
     QK_NORM_ALL,   /* ... of all heads as one row, weights [heads * head_dim]: OLMo 2, OLMoE */
+    QK_NORM_LAYER, /* LayerNorm of each head, weight and bias [head_dim]: Phi */
 };
 enum model_ffn { FFN_GATED, /* down(act(gate x) * up x) */ FFN_PLAIN /* down(act(up x)) */ };
 enum model_positions {
@@ -234,7 +235,9 @@ enum model_role {
     ROLE_K_BIAS,
     ROLE_V_BIAS,
     ROLE_Q_NORM,
+    ROLE_Q_NORM_BIAS,
     ROLE_K_NORM,
+    ROLE_K_NORM_BIAS,
     ROLE_O,
     ROLE_O_BIAS,
     ROLE_ATTN_POST_NORM, /* of the sum, or of what attention adds: norm_place says */

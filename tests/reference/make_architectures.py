@@ -294,6 +294,12 @@ def phi():
             rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)))
 
 
+@model("phi-norms")  # of the heads of q and k
+def phi_norms():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **SHAPE, num_key_value_heads=2, tie_word_embeddings=True, qk_layernorm=True))
+
+
 @model("phi-tied")
 def phi_tied():
     return eager(transformers.PhiForCausalLM, transformers.PhiConfig(

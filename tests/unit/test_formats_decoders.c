@@ -33,7 +33,8 @@ static void test_refused_keys(void **state) {
     static const struct {
         const char *json, *says;
     } cases[] = {
-        {PHI ",\"qk_layernorm\":true}", "\"qk_layernorm\""},
+        {PHI ",\"qk_layernorm\":1}", "\"qk_layernorm\""},
+        {PHI3 ",\"qk_layernorm\":true}", "\"qk_layernorm\": true is not supported"},
         {PHI ",\"rms_norm_eps\":1e-6}", "\"rms_norm_eps\" is not a key of this architecture"},
         {PHI ",\"sliding_window\":64}", "\"sliding_window\""},
         {PHI ",\"partial_rotary_factor\":0}", "leaves no pair of a head of 16 to rotate"},
