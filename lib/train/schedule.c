@@ -29,7 +29,8 @@ static double constant_height(const struct train_schedule *s, uint64_t step) {
 }
 
 /* Warmup, stable, decay, with the shape 1 - sqrt (Hägele et al. 2024, "Scaling laws and compute-optimal training
- * beyond fixed training durations", arXiv 2405.18392, section 3): the stable part can be made longer without having been planned. */
+ * beyond fixed training durations", arXiv 2405.18392, section 3): the stable part can be made longer without having
+ * been planned. */
 static double wsd_height(const struct train_schedule *s, uint64_t step) {
     double from = (double)s->steps * (1 - s->decay);
     if (from < (double)peak(s)) from = (double)peak(s);
