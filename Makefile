@@ -13,6 +13,8 @@ bindir ?= $(prefix)/bin
 libexecdir ?= $(prefix)/libexec/rill
 mandir ?= $(prefix)/share/man/man1
 bashcompdir ?= $(prefix)/share/bash-completion/completions
+zshcompdir ?= $(prefix)/share/zsh/site-functions
+fishcompdir ?= $(prefix)/share/fish/vendor_completions.d
 datadir ?= $(prefix)/share/rill
 
 CC := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
@@ -238,8 +240,9 @@ $(BUILD)/man/%.1: $(BIN)/%
 	@mkdir -p $(@D)
 	@$< --help-man >$@.tmp && mv $@.tmp $@
 $(BUILD)/man/rill.1: $(TOOL_BIN)
-$(BUILD)/rill.bash: $(TOOL_BIN)
-	@$(BIN)/rill --help-bash >$@.tmp && mv $@.tmp $@
+COMPLETIONS := $(BUILD)/rill.bash $(BUILD)/rill.zsh $(BUILD)/rill.fish
+$(COMPLETIONS): $(BUILD)/rill.%: $(TOOL_BIN)
+	@$(BIN)/rill --help-$* >$@.tmp && mv $@.tmp $@
 
 .PHONY: man
 man: $(MAN) ## the manual pages, in build/man
@@ -247,13 +250,16 @@ man: $(MAN) ## the manual pages, in build/man
 one-prefix = $(if $(and $(PREFIX),$(filter-out $(prefix),$(PREFIX))),$(error prefix=$(prefix) and PREFIX=$(PREFIX) disagree))
 
 .PHONY: install
-install: all man $(BUILD)/rill.bash ## install under prefix= or PREFIX= (/usr/local), below DESTDIR=
+install: all man $(COMPLETIONS) ## install under prefix= or PREFIX= (/usr/local), below DESTDIR=
 	$(one-prefix)
-	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(mandir) $(DESTDIR)$(bashcompdir)
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(mandir)
+	install -d $(DESTDIR)$(bashcompdir) $(DESTDIR)$(zshcompdir) $(DESTDIR)$(fishcompdir)
 	install -m 755 $(BIN)/rill $(DESTDIR)$(bindir)/rill
 	install -m 755 $(TOOLS:%=$(BIN)/rill-%) $(DESTDIR)$(libexecdir)
 	install -m 644 $(MAN) $(DESTDIR)$(mandir)
 	install -m 644 $(BUILD)/rill.bash $(DESTDIR)$(bashcompdir)/rill
+	install -m 644 $(BUILD)/rill.zsh $(DESTDIR)$(zshcompdir)/_rill
+	install -m 644 $(BUILD)/rill.fish $(DESTDIR)$(fishcompdir)/rill.fish
 	$(if $(wildcard examples/rill.mk),install -D -m 644 examples/rill.mk $(DESTDIR)$(datadir)/rill.mk)
 	@echo 'installed: $(DESTDIR)$(bindir)/rill, its programs in $(DESTDIR)$(libexecdir), manual pages in $(DESTDIR)$(mandir)'
 
@@ -261,6 +267,7 @@ install: all man $(BUILD)/rill.bash ## install under prefix= or PREFIX= (/usr/lo
 uninstall: ## remove what install installed
 	$(one-prefix)
 	rm -f $(DESTDIR)$(bindir)/rill $(TOOLS:%=$(DESTDIR)$(libexecdir)/rill-%) $(DESTDIR)$(bashcompdir)/rill $(DESTDIR)$(datadir)/rill.mk
+	rm -f $(DESTDIR)$(zshcompdir)/_rill $(DESTDIR)$(fishcompdir)/rill.fish
 	rm -f $(patsubst $(BUILD)/man/%,$(DESTDIR)$(mandir)/%,$(MAN))
 	-rmdir $(DESTDIR)$(libexecdir) $(DESTDIR)$(datadir) 2>/dev/null
 
