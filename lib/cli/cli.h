@@ -63,7 +63,7 @@ struct cli_option {
     const char *fallback; /* the default, as a user would write it, parsed by the same code; NULL: none */
     const char *choices;
     const char *suggests; /* "topk:|sample:": what a shell completes where choices would be too narrow; NULL: nothing */
-    double min, max; /* both 0: the type's own range */
+    double min, max;      /* both 0: the type's own range */
     bool required;
     bool completes_files;
     /* Clauses that must hold for the option to have an effect (lib/cli/needs.c): "tsv" only with that option, "!tsv"

@@ -24,7 +24,8 @@ static void put_function(FILE *f, const char *program) {
 static void put_clause(FILE *f, const char *text, const char *escaped) {
     enum { MOST = 72 };
     size_t n = 0, space = 0;
-    for (; text[n] && n < MOST && !strchr(";(", text[n]) && !(strchr(".:,", text[n]) && isspace((unsigned char)text[n + 1]));
+    for (; text[n] && n < MOST && !strchr(";(", text[n]) &&
+           !(strchr(".:,", text[n]) && isspace((unsigned char)text[n + 1]));
          n++)
         if (text[n] == ' ') space = n;
     if (text[n] == '(' && n) n--;
@@ -69,7 +70,8 @@ void complete_bash(FILE *f, const struct cli_program *p, const struct cli_args *
     fputs("    esac\n    case $cur in\n    -*) COMPREPLY=($(compgen -W '", f);
     for (size_t i = 0; i < a->n_rows; i++)
         if (!option_is_hidden(&a->rows[i])) fprintf(f, "%s--%s", i ? " " : "", a->rows[i].name);
-    fputs("' -- \"$cur\")) ;;\n    *) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n    esac\n}\ncomplete -o filenames -F ", f);
+    fputs("' -- \"$cur\")) ;;\n    *) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n    esac\n}\ncomplete -o filenames -F ",
+          f);
     put_function(f, p->name);
     fprintf(f, " rill-%s\n", p->name);
 }

@@ -227,7 +227,8 @@ static void print_man(const struct programs *p, FILE *f) {
     }
     fprintf(f, ".El\n.Pp\nFurther pages of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, ".It Cm %s\n%s\n", t->name, t->summary);
-    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
+    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n"
+               ".Sh SEE ALSO\n.Xr rill-format 5 ,\n.Xr rill 7\n");
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
@@ -295,8 +296,8 @@ static int answer_topic(const struct cli_topic *t) {
 }
 
 static int dispatch(struct programs *p, int argc, char **argv) {
-    static const char *const options[] = {"help",       "--help",      "-h",         "--version",     "-V", "--help-bash",
-                                          "--help-zsh", "--help-fish", "--help-man", "--help-summary"};
+    static const char *const options[] = {"help",        "--help",     "-h",          "--version",  "-V",
+                                          "--help-bash", "--help-zsh", "--help-fish", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
     bool verbose = argc > 2 && (strcmp(argv[2], "-v") == 0 || strcmp(argv[2], "--verbose") == 0);
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;

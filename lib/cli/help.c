@@ -273,7 +273,7 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
           "hold.\n.El\n",
           f);
     if (p->examples) man_examples(f, p->examples);
-    fputs(".Sh SEE ALSO\n.Xr rill 1\n", f);
+    fputs(".Sh SEE ALSO\n.Xr rill 1 ,\n.Xr rill 7\n", f);
 }
 
 /* ---- --help-options ---------------------------------------------------------------------------------------------- */

@@ -10,8 +10,9 @@ options_of() { "rill-$1" --help | grep -oE '^ {2,6}(-[a-zA-Z], )?--[a-z0-9-]+' |
     mkdir man
     rill --help-man >man/rill.1
     for p in $(programs) fixture; do "rill-$p" --help-man >"man/rill-$p.1"; done
+    cp "$ROOT"/docs/*.[57] man
     # references to pages that are not installed are right all the same
-    lint=$(mandoc -Tlint -W style man/*.1 | grep -vE 'referenced manual not found|line longer than 80 bytes' || true)
+    lint=$(mandoc -Tlint -W style man/*.[157] | grep -vE 'referenced manual not found|line longer than 80 bytes' || true)
     [ -z "$lint" ] || fail "$lint"
 }
 
