@@ -27,8 +27,10 @@ static int matcher_open(struct matcher *m, const struct quant_rule *r, struct er
     if (!m->code) {
         PCRE2_UCHAR text[256];
         if (pcre2_get_error_message(code, text, sizeof text) < 0) text[0] = 0;
-        return err_set(e, ERR_USAGE, "'%.*s' at character %zu: %s", (int)r->n, r->pattern, (size_t)at,
-                       (const char *)text);
+        return err_set(e, ERR_USAGE, "'%.*s' is no regular expression: at character %zu: %s%s", (int)r->n, r->pattern,
+                       (size_t)at, (const char *)text,
+                       r->pattern[0] == '*' ? " (not a pattern of the shell: ffn matches any name with ffn in it)"
+                                            : "");
     }
     m->data = pcre2_match_data_create(1, NULL);
     return m->data ? 0 : err_nomem(e, "a regular expression");

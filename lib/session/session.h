@@ -1,7 +1,7 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
- * Order of files, each calling only those before it: file, model, data, chat, teacher; generate calls model and data.
+ * Order of files, each calling only those before it: file, model, data, tokens, chat, teacher; generate calls model and data.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -104,6 +104,17 @@ int session_open_data(struct cli *c, const char *path, const char *role, enum st
 int session_check_vocab(const struct vocab *v, const struct session_data *d, const char *what,
                         struct err *e) MUST_CHECK;
 void session_data_release(struct session_data *d);
+
+/* The tokens of a stream, whole in memory. Begin with {0}. */
+struct session_tokens {
+    struct model_input in;
+    struct buf tokens, lengths;
+};
+/* Opens the data as session_open_data does and reads whole sequences, up to the one that reaches `limit` positions; 0: all.
+ * ERR_DATA when there are none, or a sequence runs over several batches. On failure too, session_tokens_release. */
+int session_read_tokens(struct cli *c, const char *path, const char *role, const struct model *m, uint64_t limit,
+                        struct session_tokens *t, struct err *e) MUST_CHECK;
+void session_tokens_release(struct session_tokens *t);
 
 /* ---- conversations: the documents of corpus_encode's CORPUS_CHAT ------------------------------------------------- */
 
