@@ -60,8 +60,9 @@ static const struct cli_option options[] = {
      .min = 0.01,
      .max = 32,
      .needs = {"!type", "!plan", "!target-size"},
-     .help = "choose a type for each matrix so that the model has at most so many bits per weight, norms included, and the "
-             "least error: measured with --stats, and best with --fisher. Reads the model twice"},
+     .help =
+         "choose a type for each matrix so that the model has at most so many bits per weight, norms included, and the "
+         "least error: measured with --stats, and for good results weighed by --fisher. Reads the model twice"},
     {.name = "target-size",
      .type = CLI_U64,
      .to = &target_size,
@@ -82,9 +83,10 @@ static const struct cli_option options[] = {
      .arg = "TOKENS",
      .completes_files = true,
      .needs = {"target-bpw|target-size"},
-     .help = "weigh the matrices against each other by how much the model's own distribution over these tokens hangs on "
-             "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
-             "without it, the relative errors of all outputs count the same"},
+     .help =
+         "weigh the matrices against each other by how much the model's own distribution over these tokens hangs on "
+         "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
+         "without it, the relative errors of all outputs count the same"},
     {.name = "cache",
      .type = CLI_STRING,
      .to = &cache_path,
@@ -420,10 +422,12 @@ static int run(struct cli *c, struct err *e) {
     if (imatrix) o.importance = imatrix_importance, o.importance_ctx = imatrix;
     session_file_init(&file, cli_input_path(c, 0));
     if (!rc && has_target() && !file.is_file && (!dry_run || fisher_path))
-        rc = err_set(e, ERR_USAGE, "a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan");
+        rc = err_set(e, ERR_USAGE,
+                     "a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan");
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc && has_target()) rc = plan_target(c, &file, in, &o, &plan, e);
-    if (!rc && has_target()) o.plan = (const char *)plan.data, o.plan_name = "the plan for the target", o.planned_by_stats = true;
+    if (!rc && has_target())
+        o.plan = (const char *)plan.data, o.plan_name = "the plan for the target", o.planned_by_stats = true;
     if (!rc && dry_run) rc = has_target() ? print_text(c, &plan, e) : print_plan(c, in, &o, e);
     if (!rc && !dry_run) rc = quantize(c, in, &o, e);
     session_file_release(&file);
@@ -459,14 +463,17 @@ int main(int argc, char **argv) {
             "--stats. "
             "Tensors that are quantized already are rounded again, which is reported. They get no more bits than they "
             "have: a tensor that only a mixture would raise stays as it is, anything else is refused without "
-            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it. With --target-bpw or --target-size they are "
-            "chosen: the error of each matrix in each type is measured, and the best plan within the size is found exactly.",
+            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it. With --target-bpw or --target-size "
+            "they are "
+            "chosen: the error of each matrix in each type is measured, and the best plan within the size is found "
+            "exactly.",
         .examples =
             "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
             "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"
             "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
             "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n"
-            "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o model.q.rill\n    the "
+            "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o model.q.rill\n   "
+            " the "
             "types that are expected to change the model least in 6 bits per weight\n",
         .options = options,
         .run = run,

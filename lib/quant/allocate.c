@@ -48,8 +48,7 @@ static size_t next_corner(const struct offers *o, size_t from) {
     double best_rate = 0;
     for (size_t k = 0; k < o->n; k++) {
         if (o->at[k].bytes <= o->at[from].bytes || o->at[k].error >= o->at[from].error) continue;
-        double rate =
-            (o->at[from].error - o->at[k].error) / (double)(o->at[k].bytes - o->at[from].bytes);
+        double rate = (o->at[from].error - o->at[k].error) / (double)(o->at[k].bytes - o->at[from].bytes);
         bool longer = best != SIZE_MAX && rate == best_rate && o->at[k].bytes > o->at[best].bytes;
         if (rate > best_rate || longer) best = k, best_rate = rate;
     }

@@ -31,7 +31,7 @@ struct candidate {
     enum dtype to;
     double error; /* weighed for the sum */
 };
-struct measured { /* of a slot */
+struct measured {  /* of a slot */
     size_t leader; /* the slot whose type it has */
     struct candidate candidates[SENSE_TYPES];
     size_t n;

@@ -221,7 +221,11 @@ static void what_is_one_tensor_has_one_type(void **state) {
         OK(quant_plan_make(&p, &c, &from, &e));
         enum dtype types[3];
         for (unsigned i = 0; i < 3; i++)
-            types[i] = p.choices[model_slot_index(&c, (struct model_slot){i == 0 ? ROLE_Q : i == 1 ? ROLE_K : ROLE_V, 0})].to;
+            types[i] = p.choices[model_slot_index(&c, (struct model_slot){i == 0   ? ROLE_Q
+                                                                          : i == 1 ? ROLE_K
+                                                                                   : ROLE_V,
+                                                                          0})]
+                           .to;
         assert_true((types[0] == types[1] && types[1] == types[2]) == (fused == 1));
         quant_plan_release(&p);
         buf_release(&text);
