@@ -76,6 +76,7 @@ struct knowledge_format {
     double temperature; /* that the distribution was taken at (dense logits: 1, not yet applied) */
     enum dtype dtype;   /* dense only */
     bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
+    bool partial;       /* topk, topp: entries are lower bounds, see knowledge_mixer_new */
     enum stream_target target;
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
     uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
@@ -335,6 +336,47 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 /* Can `to` be made of `from`? Of dense everything can, of the top entries fewer, at the same temperature. ERR_DATA says why not. */
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
+
+/* ---- mixing: several teachers on the same tokens ------------------------------------------------------------------- */
+
+enum knowledge_mean { MEAN_ARITHMETIC, MEAN_GEOMETRIC };
+struct knowledge_mixture {
+    enum knowledge_mean mean;
+    double temperature; /* that distributions are mixed at; 0: their own, which must be one */
+};
+struct knowledge_mix_input {
+    struct stream_reader *r;
+    const struct knowledge_format *format;
+    double weight; /* above 0; their sum does not matter */
+};
+/*
+ * The mean of the teachers' distributions ("an arithmetic or geometric mean of their individual predictive distributions": Hinton,
+ * Vinyals, Dean 2015, section 1), by encoding:
+ *   dense       sum_j w_j t_j, or exp(sum_j w_j ln t_j) normalised, which is a mean of the logits. Log-probabilities in the first
+ *               stream's type
+ *   ghost       entries are the tokens that all teachers have among theirs, so that entries and rest are exact: rows have at most as many
+ *               as the shortest of the inputs. A row without such a token has one entry, the largest lower bound (`without_common`)
+ *   topk, topp  entries are the tokens that any teacher has, which counts as 0 what a teacher does not tell: lower bounds, and
+ *               marked so (`partial`). The gradient of kl, which is linear in entries, is the weighted mean of the gradients on each teacher
+ *   sample      counts are added up: sum_j c_j of N = sum_j n_j draws, whose mean is the mixture with weights n_j / N; their variance
+ *               is that of N draws from the mixture less what the teachers differ by
+ * knowledge_mix_format says whether the inputs can be mixed, and into what. ERR_DATA, ERR_USAGE: no; *bad is the input at fault.
+ */
+int knowledge_mix_format(const struct knowledge_mixture *how, const struct knowledge_mix_input *in, size_t n,
+                         struct knowledge_format *out, size_t *bad, struct err *e) MUST_CHECK;
+struct knowledge_mixer;
+/* `in` has been through knowledge_mix_format, which made `format`. Readers and formats must outlive the mixer. */
+int knowledge_mixer_new(struct knowledge_mixer **out, const struct knowledge_mixture *how,
+                        const struct knowledge_mix_input *in, size_t n, const struct knowledge_format *format,
+                        struct err *e) MUST_CHECK;
+/* Reads and encodes a piece of the streams; *more false: they have ended. ERR_DATA where they are not about the same tokens, labels
+ * and sequences. Memory: a batch of each, and 64 dense rows. */
+int knowledge_mixer_step(struct knowledge_mixer *m, struct knowledge_encoder *k, bool *more, struct err *e) MUST_CHECK;
+struct knowledge_mix_counts {
+    uint64_t positions, without_common;
+};
+struct knowledge_mix_counts knowledge_mixer_counts(const struct knowledge_mixer *m);
+void knowledge_mixer_free(struct knowledge_mixer *m); /* NULL is fine */
 
 /* ---- looking ----------------------------------------------------------------------------------------------------- */
 

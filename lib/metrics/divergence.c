@@ -51,6 +51,10 @@ static bool judges_labels(const struct divergence *d) {
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
+    if (f->partial)
+        return err_set(e, ERR_DATA,
+                       "top entries of several teachers are lower bounds, which no divergence is known from "
+                       "(mix dense, ghost or sample)");
     struct knowledge_format as = *f;
     if (model_check_head(&m->config, e)) return e->code;
     if (knowledge_fit_target(&as, model_predicts(&m->config), model_columns(m), e)) return e->code;
