@@ -337,6 +337,9 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
 
+/* Is a tensor of that name in a batch a part of the response? */
+bool knowledge_is_response(const char *tensor);
+
 /* ---- mixing: several teachers on the same tokens ------------------------------------------------------------------- */
 
 enum knowledge_mean { MEAN_ARITHMETIC, MEAN_GEOMETRIC };

@@ -40,6 +40,7 @@ pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
 @test "distill" { pairs distill; }
 @test "eval" { pairs eval; }
 @test "export" { pairs export; }
+@test "fidelity" { pairs fidelity; }
 @test "generate" { pairs generate; }
 @test "import" { pairs import; }
 @test "init" { pairs init; }
