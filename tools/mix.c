@@ -101,7 +101,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
         !json_put_u64(o, "teacher_bytes", n.bytes) || !json_put_u64(o, "without_common_entry", without_common))
         return err_nomem(e, "report");
     if (without_common)
-        cli_say(c, "%llu of %llu positions have no token that all teachers name: one entry each, a lower bound",
+        cli_say(c, "%llu of %llu positions have no token that all teachers name, and teach nothing",
                 (unsigned long long)without_common, (unsigned long long)n.positions);
     return 0;
 }

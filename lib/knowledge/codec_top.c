@@ -139,6 +139,7 @@ static int entries(struct knowledge_encoder *k, size_t n, const uint32_t *ids, c
     const struct knowledge_format *f = &k->format;
     size_t want = f->encoding == KNOW_TOPP || n < f->n ? n : f->n;
     bool enough;
+    if (!n && f->encoding != KNOW_GHOST) return err_set(e, ERR_DATA, "a position without entries: only ghost has them");
     if (knowledge_make_room(k, want, (size_t[]){1, 1, sizeof(double)}, e)) return e->code;
     double *logprobs = (void *)k->scratch[2].data;
     for (size_t i = 0; i < want; i++) logprobs[i] = values[i] > 0 ? log(values[i]) : -INFINITY;
@@ -174,7 +175,8 @@ static int read_logprobs(const uint16_t *logprobs, size_t n, float *probs, float
 
 static int decode_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct knowledge_entries *s,
                       uint64_t at, size_t n, struct err *e) {
-    float rest = 0;
+    float rest = 1;
+    if (!n) return buf_append(&k->memory[MEM_REST], &rest, sizeof rest, e);
     uint32_t *ids = knowledge_extend(&k->memory[MEM_IDS], n * sizeof *ids, e);
     float *probs = ids ? knowledge_extend(&k->memory[MEM_PROBS], n * sizeof *probs, e) : NULL;
     if (!probs) return e->code;

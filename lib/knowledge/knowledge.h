@@ -16,7 +16,8 @@
  *
  * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
  * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
- * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
+ * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1. A ghost may
+ * have rows without entries, of which nothing is known: their kl and its gradient are 0.
  * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
  * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
  * least the share p, and is otherwise like topk.
@@ -358,7 +359,7 @@ struct knowledge_mix_input {
  *   dense       sum_j w_j t_j, or exp(sum_j w_j ln t_j) normalised, which is a mean of the logits. Log-probabilities in the first
  *               stream's type
  *   ghost       entries are the tokens that all teachers have among theirs, so that entries and rest are exact: rows have at most as many
- *               as the shortest of the inputs. A row without such a token has one entry, the largest lower bound (`without_common`)
+ *               as the shortest of the inputs. A row without such a token is empty (`without_common`)
  *   topk, topp  entries are the tokens that any teacher has, which counts as 0 what a teacher does not tell: lower bounds, and
  *               marked so (`partial`). The gradient of kl, which is linear in entries, is the weighted mean of the gradients on each teacher
  *   sample      counts are added up: sum_j c_j of N = sum_j n_j draws, whose mean is the mixture with weights n_j / N; their variance

@@ -163,7 +163,7 @@ struct knowledge_entries {
     const struct tensor *n, *ids, *values;
     uint64_t total;
 };
-/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them, which are there. */
+/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them (of ghost from 0), which are there. */
 typedef int knowledge_entries_fn(struct knowledge_rows *k, const struct knowledge_format *f,
                                  const struct knowledge_entries *s, uint64_t at, size_t n, struct err *e);
 /* All rows of a batch whose values are the tensor of this name. */

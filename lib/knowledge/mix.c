@@ -360,7 +360,7 @@ static int gather_row(struct knowledge_mixer *m, size_t r, struct err *e) {
 /* One entry for each id, `lane` counts the teachers that have it; in order of id. Returns how many there are. */
 static size_t join_entries(struct entry *x, size_t n) {
     size_t made = 0;
-    qsort(x, n, sizeof *x, by_id);
+    if (n) qsort(x, n, sizeof *x, by_id);
     for (size_t i = 0; i < n; i++) {
         if (made && x[made - 1].id == x[i].id) {
             x[made - 1].p += x[i].p;
@@ -373,18 +373,13 @@ static size_t join_entries(struct entry *x, size_t n) {
     return made;
 }
 
-/* The tokens whose probability all teachers tell. Where there is none, one stays whose probability is at least that. */
+/* The tokens whose probability all teachers tell. */
 static size_t keep_common(struct knowledge_mixer *m, struct entry *x, size_t n) {
     size_t kept = 0;
-    struct entry best = x[0];
-    for (size_t i = 0; i < n; i++) {
-        if (by_probability(&x[i], &best) < 0) best = x[i];
+    for (size_t i = 0; i < n; i++)
         if (x[i].lane == m->n) x[kept++] = x[i];
-    }
-    if (kept) return kept;
-    m->counts.without_common++;
-    x[0] = best;
-    return 1;
+    m->counts.without_common += !kept;
+    return kept;
 }
 
 static int mix_row(struct knowledge_mixer *m, size_t r, struct err *e) {
@@ -393,7 +388,7 @@ static int mix_row(struct knowledge_mixer *m, size_t r, struct err *e) {
     size_t n = join_entries(x, m->entries.len / sizeof *x);
     if (m->out.encoding == KNOW_GHOST) n = keep_common(m, x, n);
     if (m->out.encoding != KNOW_SAMPLE) {
-        qsort(x, n, sizeof *x, by_probability);
+        if (n) qsort(x, n, sizeof *x, by_probability);
         if (n > m->out.n) n = m->out.n;
     }
     for (size_t i = 0; i < n; i++) {
