@@ -86,10 +86,10 @@ static int report(struct work *w, struct err *e) {
     double known = n.labels ? (double)n.labels_known / (double)n.labels : 0;
     cJSON *o = cli_report(w->c);
     if (!json_put_u64(o, "teacher_tokens", n.teacher_tokens) || !json_put_u64(o, "mapped_tokens", n.mapped) ||
-        !json_put_u64(o, "positions", n.positions) || !json_put_u64(o, "aligned", n.aligned) ||
-        !json_put_f64(o, "aligned_share", aligned) || !json_put_f64(o, "mass", mass) ||
-        !json_put_u64(o, "labels", n.labels) || !json_put_u64(o, "labels_known", n.labels_known) ||
-        !json_put_u64(o, "labels_chained", n.chained))
+        !json_put_u64(o, "begun_tokens", n.begun) || !json_put_u64(o, "positions", n.positions) ||
+        !json_put_u64(o, "aligned", n.aligned) || !json_put_f64(o, "aligned_share", aligned) ||
+        !json_put_f64(o, "mass", mass) || !json_put_u64(o, "labels", n.labels) ||
+        !json_put_u64(o, "labels_known", n.labels_known) || !json_put_u64(o, "labels_chained", n.chained))
         return err_nomem(e, "report");
     cli_say(
         w->c,
@@ -133,22 +133,22 @@ int main(int argc, char **argv) {
         .description =
             "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, what the "
             "teacher "
-            "expects next is translated: a token becomes the student's with the same bytes; the student's next token "
-            "of the "
-            "text, if the teacher spells it by several, gets the product of their probabilities. What has no token of "
+            "expects next is translated: a token becomes the student's with the same bytes, or the first one by which "
             "the "
-            "student is rest. The result is ghost:K knowledge (see logit-dump) of the student's tokens, for distill "
-            "and its "
-            "losses, uld included. A position where no token of the teacher ends teaches nothing; its label still "
-            "counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, for they have no rest. The "
-            "texts must be "
-            "the same, byte for byte but for a space in front; the first difference is named. How many positions "
-            "and how much probability could be aligned is printed, and is in the --report.",
-        .examples =
-            "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
-            "    the student's tokens are made of the teacher's text\n"
-            "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.kd.rill\n"
-            "    the student's tokens as they are, with masks and sequences\n",
+            "student's tokenizer spells it; the student's next token of the text, if the teacher spells it by several, "
+            "gets "
+            "the product of their probabilities. The result is ghost:K knowledge (see logit-dump) of the student's "
+            "tokens, "
+            "for distill and its losses, uld included. A position where no token of the teacher ends teaches nothing; "
+            "its "
+            "label still counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, for they have no "
+            "rest. The "
+            "texts must be the same, byte for byte but for a space in front; the first difference is named. How many "
+            "positions and how much probability could be aligned is printed, and is in the --report.",
+        .examples = "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
+                    "    the student's tokens are made of the teacher's text\n"
+                    "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.rill\n"
+                    "    the student's tokens as they are, with masks and sequences\n",
         .options = options,
         .run = run,
     };

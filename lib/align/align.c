@@ -62,7 +62,7 @@ int align_new(struct align **out, const struct align_options *o, struct err *e) 
     if (!a) return e->code;
     a->o = *o;
     a->map = mem_array(o->teacher->n_tokens, sizeof *a->map, e);
-    int rc = a->map ? align_map(o->teacher, o->student, a->map, &a->counts.mapped, e) : e->code;
+    int rc = a->map ? align_map(o->teacher, o->student, a->map, &a->counts.mapped, &a->counts.begun, e) : e->code;
     a->counts.teacher_tokens = o->teacher->n_unpadded;
     if (rc)
         align_free(a);

@@ -3,16 +3,18 @@
  *
  * Both tokenizations of a text are laid over its bytes. Where a token of each ends at the same byte, both models have read the same text, and
  * the teacher's distribution of what comes next is translated:
- *   - a token of the teacher becomes the student's token with the same bytes, if there is one (control tokens: the one that is spelled alike
- *     or has the same part, as beginning and end of text)
+ *   - a token of the teacher becomes the student's token with the same bytes, or else the first of those by which the student's tokenizer
+ *     spells it: a text that goes on with the one begins with the other. (Without this a short token, whose bytes begin many long ones of the
+ *     teacher, would be taught to be improbable.) Control tokens become the one that has the same part, as beginning or end of
+ *     text, or is spelled alike
  *   - the student's next token of this text, if the teacher spells it by several, gets the product of their conditional probabilities, which
  *     is taken from the first one's: p(ab) = p(a) p(b | a)
  *   - all else is rest
  * The result is a ghost: the entries are known, the rest is one token. A position at which no token of the teacher ends has no entries, and
- * teaches nothing. That a token stands for its bytes alone is an approximation: the student might go on to a longer token where
- * the teacher ends one. Of the published ways this is the exact matching that MinED (Wan et al. 2024, Knowledge fusion of large language models,
- * arXiv:2401.10491) falls back from to edit distances, and the chunks of equal bytes of ALM (Minixhofer et al. 2025, Universal cross-tokenizer
- * distillation via approximate likelihood matching, arXiv:2503.20083), for the token at hand.
+ * teaches nothing. That a token stands for its bytes alone is an approximation: the student might go on to a longer token where the
+ * teacher ends one. Related: MinED aligns tokens by edit distance (Wan et al. 2024, Knowledge fusion of large language models,
+ * arXiv:2401.10491); ALM compares likelihoods of chunks of equal bytes (Minixhofer et al. 2025, Universal cross-tokenizer distillation via
+ * approximate likelihood matching, arXiv:2503.20083), as is done here for the token of the text.
  *
  * With equal vocabularies every position is aligned, and the entries are those of the teacher.
  */
@@ -47,6 +49,7 @@ typedef void align_watch(void *ctx);
 int align_read(struct align *a, struct stream_reader *teacher, const struct align_tokens *tokens,
                struct knowledge_encoder *k, align_watch *watch, void *ctx, struct err *e) MUST_CHECK;
 struct align_counts {
+    uint64_t begun;                  /* further ones, of which the student has the beginning */
     uint64_t teacher_tokens, mapped; /* of the vocabulary; those that say the same as one of the student's */
     uint64_t positions, aligned;     /* the student's; those that have an answer */
     uint64_t labels, labels_known;   /* tokens of the text after aligned positions; those with a known probability */

@@ -8,9 +8,13 @@
 
 #include "lib/align/align.h"
 
-/* map.c: to [teacher->n_tokens], the student's token that says the same, or TOKEN_NONE. Returns how many have one in *n. */
-int align_map(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *n,
+/* map.c: to [teacher->n_tokens], the student's token that says the same, or with which it begins, or TOKEN_NONE. How many there are of
+ * the former in *n, of the latter in *begun. */
+int align_map(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *n, uint64_t *begun,
               struct err *e) MUST_CHECK;
+/* Appends the student's tokens for a text, which goes on where another ended if it is not the `first`. */
+int align_encode_text(const struct vocab *student, const void *text, size_t n, bool first, struct text_ids *ids,
+                      struct err *e) MUST_CHECK;
 
 /* spans.c: tokens, and the byte of the text at which each ends. */
 struct spans {

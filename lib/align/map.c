@@ -1,4 +1,4 @@
-/* Which token of the student's vocabulary says the same as one of the teacher's. */
+/* Which token of the student's vocabulary says the same as one of the teacher's, or begins it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,7 +56,44 @@ static uint32_t find_control(const struct vocab *teacher, const struct vocab *st
     return found != TOKEN_NONE && (student->tokens[found].flags & TOKEN_SPECIAL) ? found : TOKEN_NONE;
 }
 
-int align_map(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *n, struct err *e) {
+int align_encode_text(const struct vocab *student, const void *text, size_t n, bool first, struct text_ids *ids,
+                      struct err *e) {
+    /* NFC would change the text; the other normalisers spell spaces, and are needed */
+    struct text_encode_options how = {.plain_specials = true, .no_normalise = student->nfc, .continues = !first};
+    return text_encode(student, text, n, &how, ids, e);
+}
+
+/* The student's token with which a text begins that it has no token for. */
+static int find_beginning(const struct vocab *student, const unsigned char *bytes, uint32_t n, struct text_ids *ids,
+                          uint32_t *out, struct err *e) {
+    uint32_t n_first;
+    ids->n = 0;
+    *out = TOKEN_NONE;
+    if (align_encode_text(student, bytes, n, false, ids, e)) return e->code;
+    if (!ids->n) return 0;
+    const unsigned char *first = vocab_text(student, ids->ids[0], &n_first);
+    if (n_first && n_first < n && !memcmp(first, bytes, n_first)) *out = ids->ids[0];
+    return 0;
+}
+
+/* Tokens that have text, and are no token of the student. */
+static int find_beginnings(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *begun,
+                           struct err *e) {
+    struct text_ids ids = {0};
+    int rc = 0;
+    for (uint32_t i = 0; !rc && i < teacher->n_tokens; i++) {
+        uint32_t n;
+        const unsigned char *bytes = vocab_text(teacher, i, &n);
+        if (to[i] != TOKEN_NONE || !n) continue;
+        rc = find_beginning(student, bytes, n, &ids, &to[i], e);
+        *begun += !rc && to[i] != TOKEN_NONE;
+    }
+    text_ids_release(&ids);
+    return rc;
+}
+
+int align_map(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *n, uint64_t *begun,
+              struct err *e) {
     bool same = !memcmp(&teacher->digest, &student->digest, sizeof teacher->digest);
     struct text *all = mem_array(student->n_tokens, sizeof *all, e);
     if (!all) return e->code;
@@ -72,5 +109,6 @@ int align_map(const struct vocab *teacher, const struct vocab *student, uint32_t
         *n += to[i] != TOKEN_NONE;
     }
     mem_free(all);
-    return 0;
+    *begun = 0;
+    return same ? 0 : find_beginnings(teacher, student, to, begun, e);
 }

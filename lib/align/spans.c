@@ -53,11 +53,10 @@ void align_pair(const struct spans *a, size_t n, const struct spans *b, size_t m
 /* The text of tokens between control tokens. */
 static int encode_text(const struct vocab *teacher, const struct vocab *student, const uint32_t *tokens, size_t n,
                        bool first, struct text_ids *ids, struct err *e) {
-    struct text_encode_options how = {.plain_specials = true, .no_normalise = true, .continues = !first};
     struct buf text = {0};
     int rc =
         first ? text_decode(teacher, tokens, n, true, &text, e) : text_decode_on(teacher, tokens, n, true, &text, e);
-    if (!rc) rc = text_encode(student, text.data, text.len, &how, ids, e);
+    if (!rc) rc = align_encode_text(student, text.data, text.len, first, ids, e);
     buf_release(&text);
     return rc;
 }

@@ -41,16 +41,15 @@ def realign(va, vb, a, b, probs, k):
         i = read_a.index(read)
         dist = {}
         for t, p in enumerate(probs[i]):
-            if va[t] in vb:
-                to = vb.index(va[t])
-                dist[to] = dist.get(to, 0) + p
+            # without merges the student's tokenizer spells a text by its letters
+            to = vb.index(va[t] if va[t] in vb else va[t][0])
+            dist[to] = dist.get(to, 0) + p
         if j + 1 < len(b) and read_b[j + 1] in read_a:
             last = read_a.index(read_b[j + 1])
             if last - i > 1:
                 p = math.prod(probs[s][a[s + 1]] for s in range(i, last))
                 first = va[a[i + 1]]
-                if first in vb:
-                    dist[vb.index(first)] -= p
+                dist[vb.index(first if first in vb else first[0])] -= p
                 dist[b[j + 1]] = dist.get(b[j + 1], 0) + p
         mass += sum(dist.values())
         rows.append(sorted(dist.items(), key=lambda e: (-e[1], e[0]))[:k])
