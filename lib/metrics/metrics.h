@@ -93,7 +93,7 @@ void perplexity_free(struct perplexity *p);
  *
  *                          dense   topk, ghost               sample
  *   perplexity             of all labels, of the model at temperature 1: the same for all
- *   same_top               yes     yes: the first entry      -
+ *   same_top               yes     yes: the first entry *    -           * of positions that have one
  *   kld, percentiles       yes     kld_lower_bound           -
  *   cross_entropy          -       -                         -sum p ln q, unbiased: kld plus the reference's entropy
  *   perplexity_reference   yes     ..._lower_bound           -
