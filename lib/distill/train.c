@@ -73,7 +73,7 @@ static int begin(struct trainer *t, struct err *e) {
         digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
         param_set_begin(&t->set, e) || grad_tape_new(&t->tape, t->m->device, true, t->o.precision, e))
         return e->code;
-    if (teacher_prepare(t, e)) return e->code;
+    if (teacher_prepare(t, e) || evaluation_begin(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);
     return 0;
 }
@@ -111,6 +111,7 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
 
 void trainer_free(struct trainer *t) {
     if (!t) return;
+    evaluation_release(t);
     param_set_release(&t->set);
     teacher_release(t);
     loss_list_release(&t->losses);
@@ -128,7 +129,8 @@ void trainer_memory(const struct trainer *t, struct distill_memory *m) {
     struct grad_memory tape = grad_memory(t->tape);
     *m = (struct distill_memory){.weights = (double)model_parameters(&t->m->config) * sizeof(float),
                                  .gradients = (double)param_set_elements(&t->set) * sizeof(float),
-                                 .optimizer = (double)param_set_state_bytes(&t->set),
+                                 .optimizer = (double)(param_set_state_bytes(&t->set) - param_set_kept_bytes(&t->set)),
+                                 .best = (double)param_set_kept_bytes(&t->set),
                                  .values = (double)tape.values,
                                  .value_gradients = (double)tape.gradients,
                                  .scratch = (double)tape.scratch};
