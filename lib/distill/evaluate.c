@@ -47,7 +47,7 @@ static int all_passes(struct trainer *t, pass_fn *pass, struct err *e) {
     if (t->o.eval.open(t->o.eval.ctx, &data.r, e)) return e->code;
     int rc = stream_passes(t, &data, pass, e);
     knowledge_stream_release(&data);
-    if (rc) return err_prefix(e, "evaluation: %s", stream_reader_name(data.r));
+    if (rc) return err_prefix(e, "evaluation");
     /* a reading that was broken off has left rows, and the next one begins anew */
     if (asked_to_stop(t)) knowledge_rows_release(&v->rows), v->rows = (struct knowledge_rows){0};
     return 0;

@@ -18,6 +18,7 @@ setup_file() {
     rill prune -q --sparsity 0.03 model.rill -o sparse.rill
     rill quantize -q --type q5_0 --dry-run model.rill -o model.plan
     rill quantize -q --type q4_1 --dry-run model.rill -o other.plan
+    rill teacher-infer -q -m teacher.rill --precision f32 chats.tok.rill -o chats.kd.rill
     printf 'it it is\n' | rill tokenize -q -m model.rill -o few.rill
 }
 setup() {
