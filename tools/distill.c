@@ -391,7 +391,7 @@ int main(int argc, char **argv) {
             "    a second epoch after the first, of which run.ck is the state\n"
             "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
             "    adapters of the attention's matrices, averaged over the steps\n"
-            "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 < corpus.kd.rill > b.rill\n"
+            "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 corpus.kd.rill > b.rill\n"
             "    until the held-out divergence has not fallen in three evaluations; the best state is written\n"
             "rill distill -m student.rill --epochs 3 --plan --price 1.2 corpus.kd.rill\n"
             "    what three epochs would take and cost\n",

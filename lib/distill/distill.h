@@ -24,6 +24,7 @@
 struct distill_teacher {
     struct model *model;
     struct model_layerwise *layerwise; /* its weights go by once for each micro-batch */
+    double bytes;                      /* that its weights take; for trainer_memory alone */
 };
 
 /* A held-out stream that the student is evaluated on between steps, as it would be saved then: with its averages, if
@@ -141,6 +142,7 @@ struct distill_memory {
     double weights, gradients, optimizer;
     double best; /* a copy of the best state; not in optimizer */
     double values, value_gradients, scratch;
+    double teacher, evaluation; /* a teacher in the process, its weights included; what evaluations need beside these */
 };
 void trainer_memory(const struct trainer *t, struct distill_memory *m);
 
@@ -202,13 +204,15 @@ int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CH
 struct distill_forecast {
     uint64_t steps;
     double positions, passes;
-    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints */
+    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints and evaluations */
+    uint64_t evaluations;
+    double eval_seconds; /* of all of them */
     struct distill_memory memory;
     double peak_bytes;       /* of the whole process */
     double model_bytes;      /* of the result, before a codec */
     double checkpoint_bytes; /* of one checkpoint's tensors */
 };
-/* Instead of distill_run: measures a pass and an update, warm, and multiplies. The trainer and its model are then
+/* Instead of distill_run: measures a pass, with all who teach, an update, and a pass of an evaluation, warm, and multiplies. The trainer and its model are then
  * good for trainer_free and model_free only. `x` is of r's data. */
 int distill_predict(struct trainer *t, struct distill_run *r, const struct distill_extent *x,
                     struct distill_forecast *f, struct err *e) MUST_CHECK;

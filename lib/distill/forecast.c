@@ -60,9 +60,10 @@ double distill_flops(const struct trainer *t, double mean_context) {
 /* ---- measuring a run --------------------------------------------------------------------------------------------- */
 
 struct measured {
-    double positions;            /* of the pass that was measured */
-    double pass, update;         /* seconds of each, warm */
-    double read, read_positions; /* seconds of reading and decoding so many */
+    double positions;                 /* of the pass that was measured */
+    double pass, update;              /* seconds of each, warm */
+    double read, read_positions;      /* seconds of reading and decoding so many */
+    double eval_pass, eval_positions; /* of a pass of an evaluation; 0: there is none */
 };
 
 /* Feeds rows until there is a pass. */
@@ -104,6 +105,32 @@ static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
     return 0;
 }
 
+/* The first pass of the held-out stream. */
+static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
+    struct evaluation *v = t->eval;
+    size_t n_seqs = 0, n_positions = 0;
+    int rc = v ? 0 : 1, repeats = 0;
+    bool more = true;
+    if (rc) return 0;
+    struct knowledge_stream data = {.meta = t->o.eval.format, .format = &v->format};
+    struct knowledge_source source = knowledge_stream_source(&data);
+    rc = t->o.eval.open(t->o.eval.ctx, &data.r, e);
+    while (!rc && more && !n_seqs) {
+        rc = source.next(source.ctx, &v->rows, &more, e);
+        if (!rc) n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, !more, &n_positions);
+    }
+    knowledge_stream_release(&data);
+    loss_list_begin_step(&v->losses, 1, 1);
+    if (!rc) rc = evaluation_pass(t, n_seqs, n_positions, e);
+    double begin = trainer_now(), took = 0;
+    for (; !rc && (!repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS));
+         took = trainer_now() - begin, repeats++)
+        rc = evaluation_pass(t, n_seqs, n_positions, e);
+    m->eval_pass = took / (repeats ? repeats : 1);
+    m->eval_positions = (double)n_positions;
+    return rc;
+}
+
 static double process_peak(void) {
     struct rusage use;
     return getrusage(RUSAGE_SELF, &use) ? 0 : (double)use.ru_maxrss * 1024;
@@ -128,6 +155,21 @@ static void count(const struct trainer *t, const struct distill_run *d, const st
     double per_step = 1 / (double)x->steps;
     f->positions = (double)f->steps * (double)x->positions * per_step;
     f->passes = (double)f->steps * (double)x->passes * per_step;
+    /* after every so many steps, and after the last one */
+    uint64_t every = t->o.eval.every, first = t->progress.step, last = first + f->steps;
+    if (t->eval) f->evaluations = last / every - first / every + (last % every != 0);
+}
+
+/* Activations grow with the positions of a pass: from those of the one that was measured to those of the largest. */
+static void grow(struct distill_memory *m, double by, const struct trainer *t) {
+    m->values *= by;
+    m->value_gradients *= by;
+    m->teacher = t->o.teacher.bytes + (m->teacher - t->o.teacher.bytes) * by;
+}
+
+static double sum(const struct distill_memory *m) {
+    return m->weights + m->gradients + m->optimizer + m->best + m->values + m->value_gradients + m->scratch +
+           m->teacher + m->evaluation;
 }
 
 int distill_predict(struct trainer *t, struct distill_run *d, const struct distill_extent *x,
@@ -138,17 +180,20 @@ int distill_predict(struct trainer *t, struct distill_run *d, const struct disti
     *f = (struct distill_forecast){0};
     count(t, d, x, f);
     t->skip = 0; /* any of the data will do */
-    if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e)) return e->code;
+    if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e) ||
+        measure_evaluation(t, &m, e))
+        return e->code;
+    if (t->eval)
+        f->eval_seconds = (double)f->evaluations * (double)t->eval->extent.positions * m.eval_pass / m.eval_positions;
     f->seconds =
         f->positions * m.pass / m.positions + (double)f->steps * m.update + f->positions * m.read / m.read_positions;
     f->tokens_per_second = f->seconds > 0 ? f->positions / f->seconds : 0;
     trainer_memory(t, memory);
-    double grows = (double)x->largest_pass / m.positions - 1; /* activations with the positions of a pass */
-    f->peak_bytes = process_peak() + (grows > 0 ? grows * (memory->values + memory->value_gradients) : 0);
-    if (grows > 0) {
-        memory->values *= 1 + grows;
-        memory->value_gradients *= 1 + grows;
-    }
+    double measured = sum(memory);
+    if ((double)x->largest_pass > m.positions) grow(memory, (double)x->largest_pass / m.positions, t);
+    if (t->eval && (double)t->eval->extent.largest_pass > m.eval_positions)
+        memory->evaluation *= (double)t->eval->extent.largest_pass / m.eval_positions;
+    f->peak_bytes = process_peak() + sum(memory) - measured;
     f->model_bytes = model_bytes(t->m);
     f->checkpoint_bytes = (double)param_set_elements(&t->set) * sizeof(float) + (double)param_set_saved_bytes(&t->set);
     return 0;

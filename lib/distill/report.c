@@ -76,17 +76,22 @@ bool distill_put_forecast(cJSON *to, const struct distill_forecast *f, double pr
                 {"passes", f->passes},
                 {"training_seconds", f->seconds},
                 {"tokens_per_second", f->tokens_per_second},
+                {"evaluations", (double)f->evaluations},
+                {"evaluation_seconds", f->eval_seconds},
                 {"peak_memory_bytes", f->peak_bytes},
                 {"weights_bytes", f->memory.weights},
                 {"gradients_bytes", f->memory.gradients},
                 {"optimizer_bytes", f->memory.optimizer},
                 {"activations_bytes", f->memory.values + f->memory.value_gradients},
                 {"scratch_bytes", f->memory.scratch},
+                {"best_bytes", f->memory.best},
+                {"teacher_bytes", f->memory.teacher},
+                {"evaluation_bytes", f->memory.evaluation},
                 {"model_bytes", f->model_bytes},
                 {"checkpoint_bytes", f->checkpoint_bytes}};
     bool ok = true;
     for (size_t i = 0; ok && i < COUNT_OF(rows); i++) ok = json_put_f64(to, rows[i].key, rows[i].value);
-    return ok && put_cost(to, price, f->seconds, f->positions);
+    return ok && put_cost(to, price, f->seconds + f->eval_seconds, f->positions);
 }
 
 char *distill_memory_text(const struct trainer *t, char out[DISTILL_TEXT]) {
@@ -94,9 +99,9 @@ char *distill_memory_text(const struct trainer *t, char out[DISTILL_TEXT]) {
     trainer_memory(t, &m);
     snprintf(out, DISTILL_TEXT,
              "memory in MB: weights %.4g, gradients %.4g, optimizer %.4g, activations %.4g, their gradients %.4g, "
-             "operands and logits %.4g, best state %.4g",
+             "operands and logits %.4g, best state %.4g, teacher %.4g, evaluation %.4g",
              m.weights / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.values / 1e6, m.value_gradients / 1e6,
-             m.scratch / 1e6, m.best / 1e6);
+             m.scratch / 1e6, m.best / 1e6, m.teacher / 1e6, m.evaluation / 1e6);
     return out;
 }
 

@@ -125,15 +125,24 @@ void trainer_free(struct trainer *t) {
     mem_free(t);
 }
 
+/* All that a tape has had in use. */
+static double tape_bytes(const struct grad_tape *t) {
+    struct grad_memory m = t ? grad_memory(t) : (struct grad_memory){0};
+    return (double)m.values + (double)m.gradients + (double)m.scratch;
+}
+
 void trainer_memory(const struct trainer *t, struct distill_memory *m) {
     struct grad_memory tape = grad_memory(t->tape);
+    double teacher = t->o.teacher.bytes + tape_bytes(t->teacher_tape) + tape_bytes(t->ema_tape);
     *m = (struct distill_memory){.weights = (double)model_parameters(&t->m->config) * sizeof(float),
                                  .gradients = (double)param_set_elements(&t->set) * sizeof(float),
                                  .optimizer = (double)(param_set_state_bytes(&t->set) - param_set_kept_bytes(&t->set)),
                                  .best = (double)param_set_kept_bytes(&t->set),
                                  .values = (double)tape.values,
                                  .value_gradients = (double)tape.gradients,
-                                 .scratch = (double)tape.scratch};
+                                 .scratch = (double)tape.scratch,
+                                 .teacher = teacher,
+                                 .evaluation = t->eval ? tape_bytes(t->eval->tape) : 0};
 }
 
 /* ---- data -------------------------------------------------------------------------------------------------------- */

@@ -5,9 +5,11 @@
 
 static int open_teacher(struct job *j, struct err *e) {
     struct session_teacher_options how = {.layerwise = !strcmp(j->o->teacher_weights, "stream"), .batch_tokens = 1};
+    double before = (double)mem_in_use();
     if (!j->o->teacher.model) return 0;
     if (session_teacher_open(&j->teacher, j->c, &j->o->teacher, &how, e)) return e->code;
     session_teacher_parts(j->teacher, &j->settings.teacher.model, &j->settings.teacher.layerwise);
+    j->settings.teacher.bytes = (double)mem_in_use() - before;
     return 0;
 }
 
