@@ -46,6 +46,7 @@ pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
 @test "init" { pairs init; }
 @test "logit-dump" { pairs logit-dump; }
 @test "ls" { pairs ls; }
+@test "plot" { pairs plot; }
 @test "prune" { pairs prune; }
 @test "quantize" { pairs quantize; }
 @test "recipe" { pairs recipe; }
