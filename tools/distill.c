@@ -34,9 +34,8 @@ static struct cli_option options[] = {
      .choices = "resident|stream",
      .fallback = "resident",
      .needs = {"teacher"},
-     .help = "stream: the teacher is read layer by layer for each --micro-tokens positions, and memory holds one "
-             "layer; for losses on "
-             "logits"},
+     .help = "stream: the teacher is read layer by layer, once for each step, or for as much of it as has its hidden "
+             "states in an eighth of the free memory, which else holds one layer"},
     {.name = "exit",
      .type = CLI_STRING,
      .to = &o.exits,

@@ -23,8 +23,9 @@
 /* A teacher that runs beside the student: one of the two, the caller's, as long as the trainer. {0}: none. */
 struct distill_teacher {
     struct model *model;
-    struct model_layerwise *layerwise; /* its weights go by once for each micro-batch */
-    double bytes;                      /* that its weights take; for trainer_memory alone */
+    struct model_layerwise
+        *layerwise; /* its weights go by once for each step, or as much of it as memory has room for */
+    double bytes;   /* that its weights take; for trainer_memory alone */
 };
 
 /* A held-out stream that the student is evaluated on between steps, as it would be saved then: with its averages, if

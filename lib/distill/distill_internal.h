@@ -14,6 +14,7 @@ struct evaluation {
     struct knowledge_format format; /* fitted to the student */
     struct loss_list losses;        /* kl where there is a teacher, and ce */
     bool live;                      /* the teacher beside the student is asked */
+    bool begun;                     /* the reading before the first step is over */
     struct grad_tape *tape;
     struct knowledge_rows rows;
     struct digest_state *seen; /* of the reading before the first step, with what came of it: */
@@ -33,7 +34,11 @@ struct trainer {
     /* The points of the student that losses want, then those of the exits; the teacher's. */
     struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
     struct grad_tape *teacher_tape, *ema_tape; /* of the model's averages, where they teach; NULL: they do not */
-    struct buf *teacher_taps; /* [n_of_teacher] of a teacher layer by layer: rows of its points in f32 */
+    /* A teacher layer by layer runs ahead over the micro-batches of a step: over so many positions, of which `ahead_at` have been
+     * asked for and `ahead_row` is the first of those asked for last; most_ahead: as many as memory is taken for. */
+    uint64_t ahead, ahead_at, ahead_row, most_ahead;
+    struct buf ahead_inputs;  /* struct model_input */
+    struct buf *teacher_taps; /* [n_of_teacher] rows of its points in f32 */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -85,6 +90,11 @@ bool distill_put_losses(cJSON *to, const struct distill_progress *p);
 /* Is there one that fits the student? ERR_DATA. */
 int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) MUST_CHECK;
 const struct model *teacher_model(const struct distill_teacher *d); /* NULL: none */
+/* Before the passes over the sequences of `rows` from number seq and `position` on, of which the step needs `enough` positions (0: no
+ * matter how many): a teacher layer by layer runs over those that can be cut (`last`: no rows follow). *ready = false: they are too few.
+ * Does nothing while there are positions that it has run over, and for any other teacher. */
+int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
+                      uint64_t enough, bool last, bool *ready, struct err *e) MUST_CHECK;
 /* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
 int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
                     struct err *e) MUST_CHECK;

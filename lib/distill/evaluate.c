@@ -21,6 +21,8 @@ static bool asked_to_stop(const struct trainer *t) {
 static int queue_passes(struct trainer *t, pass_fn *pass, bool last, struct err *e) {
     struct evaluation *v = t->eval;
     size_t n_positions, n_seqs;
+    bool ready;
+    if (v->begun && v->live && teacher_run_ahead(t, &v->rows, 0, 0, 0, last, &ready, e)) return e->code;
     while (!asked_to_stop(t) &&
            (n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, last, &n_positions)) > 0) {
         if (pass(t, n_seqs, n_positions, e)) return e->code;
@@ -81,6 +83,7 @@ static int read_through(struct trainer *t, struct err *e) {
     v->seen = digest_new(e);
     if (!v->seen || all_passes(t, look_at, e)) return e->code;
     v->digest = digest_get(v->seen);
+    v->begun = true;
     if (v->labelled) return 0;
     return err_set(e, ERR_DATA, "evaluation: the held-out stream %s",
                    v->extent.positions ? "has no position with a label" : "holds no sequences");
@@ -93,7 +96,9 @@ static int bind_metrics(struct trainer *t, struct err *e) {
     struct loss_setting s = {.student = &t->m->config, .data = &v->format, .live = teacher ? &teacher->config : NULL};
     bool answers = v->format.encoding != KNOW_NONE || teacher;
     if ((answers && loss_list_add(&v->losses, "kl", e)) || loss_list_add(&v->losses, "ce", e)) return e->code;
-    return loss_list_bind(&v->losses, &s, &t->set, e); /* neither has parameters of its own */
+    if (loss_list_bind(&v->losses, &s, &t->set, e)) return e->code; /* neither has parameters of its own */
+    v->live = loss_list_uses(&v->losses, LOSS_TEACHER_LIVE);
+    return 0;
 }
 
 static int name_values(struct trainer *t, struct err *e) {
@@ -172,7 +177,6 @@ int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct
                              .tokens = v->rows.tokens,
                              .lengths = v->rows.lengths,
                              .types = v->rows.types};
-    v->live = loss_list_uses(&v->losses, LOSS_TEACHER_LIVE);
     if (student_head(t, &in, &heads[0], e) || (v->live && teacher_forward(t, &in, &heads[1], e))) return e->code;
     grad_heads(1 + v->live, heads, block, t);
     return grad_error(v->tape, e);

@@ -60,29 +60,36 @@ double distill_flops(const struct trainer *t, double mean_context) {
 /* ---- measuring a run --------------------------------------------------------------------------------------------- */
 
 struct measured {
-    double positions;                 /* of the pass that was measured */
-    double pass, update;              /* seconds of each, warm */
-    double read, read_positions;      /* seconds of reading and decoding so many */
+    double positions;            /* of the pass that was measured */
+    double pass, update;         /* seconds of each, warm */
+    double read, read_positions; /* seconds of reading and decoding so many */
+    double ahead;                /* seconds a position of a teacher layer by layer, which runs over a step at once */
     double eval_pass, eval_positions; /* of a pass of an evaluation; 0: there is none */
+    double eval_ahead;                /* as `ahead`, for evaluations */
 };
 
-/* Feeds rows until there is a pass. */
+/* Feeds rows until there is a pass, and all that a teacher runs over at once. */
 static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
                      struct err *e) {
     struct knowledge_stream data = {.meta = &d->format, .format = trainer_format(t)};
     struct knowledge_source source = knowledge_stream_source(&data);
     double begin = trainer_now();
-    bool more = true;
+    double ran = 0;
+    bool more = true, ready = false;
     int rc = d->open(d->ctx, &data.r, e);
     *n_seqs = 0;
-    while (!rc && more && !*n_seqs) {
+    while (!rc && more && !(*n_seqs && ready)) {
         rc = trainer_feed(t, &source, &more, e);
         if (rc) break;
         *n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, t->o.batch_tokens, !more, n_positions);
+        double before = trainer_now();
+        rc = teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens, !more, &ready, e);
+        ran += trainer_now() - before;
     }
     knowledge_stream_release(&data);
-    m->read = trainer_now() - begin;
+    m->read = trainer_now() - begin - ran;
     m->read_positions = (double)t->rows.n_positions;
+    if (t->ahead) m->ahead = ran / (double)t->ahead;
     return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
 }
 
@@ -92,9 +99,12 @@ static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
     m->positions = (double)n_positions;
     if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
     double begin = trainer_now(), took = 0;
-    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin)
+    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
+        t->ahead_at = 0; /* the same positions again */
         if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    }
     m->pass = took / repeats;
+    t->ahead = t->ahead_at = 0;
     if (trainer_update(t, e)) return e->code;
     for (begin = trainer_now(), took = 0, repeats = 0; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS);
          repeats++, took = trainer_now() - begin) {
@@ -105,30 +115,38 @@ static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
     return 0;
 }
 
-/* The first pass of the held-out stream. */
-static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
+static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_positions, struct measured *m, struct err *e) {
     struct evaluation *v = t->eval;
-    size_t n_seqs = 0, n_positions = 0;
-    int rc = v ? 0 : 1, repeats = 0;
-    bool more = true;
-    if (rc) return 0;
     struct knowledge_stream data = {.meta = t->o.eval.format, .format = &v->format};
     struct knowledge_source source = knowledge_stream_source(&data);
-    rc = t->o.eval.open(t->o.eval.ctx, &data.r, e);
-    while (!rc && more && !n_seqs) {
+    bool more = true, ready;
+    int rc = t->o.eval.open(t->o.eval.ctx, &data.r, e);
+    while (!rc && more && !*n_seqs) {
         rc = source.next(source.ctx, &v->rows, &more, e);
-        if (!rc) n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, !more, &n_positions);
+        if (!rc) *n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, !more, n_positions);
     }
     knowledge_stream_release(&data);
-    loss_list_begin_step(&v->losses, 1, 1);
-    if (!rc) rc = evaluation_pass(t, n_seqs, n_positions, e);
-    double begin = trainer_now(), took = 0;
-    for (; !rc && (!repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS));
-         took = trainer_now() - begin, repeats++)
-        rc = evaluation_pass(t, n_seqs, n_positions, e);
-    m->eval_pass = took / (repeats ? repeats : 1);
-    m->eval_positions = (double)n_positions;
+    double begin = trainer_now();
+    if (!rc && v->live) rc = teacher_run_ahead(t, &v->rows, 0, 0, 0, !more, &ready, e);
+    if (t->ahead) m->eval_ahead = (trainer_now() - begin) / (double)t->ahead;
     return rc;
+}
+
+/* The first pass of the held-out stream. */
+static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
+    size_t n_seqs = 0, n_positions = 0;
+    int repeats = 0;
+    if (!t->eval) return 0;
+    loss_list_begin_step(&t->eval->losses, 1, 1);
+    if (feed_evaluation(t, &n_seqs, &n_positions, m, e) || evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
+    double begin = trainer_now(), took = 0;
+    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
+        t->ahead_at = 0;
+        if (evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
+    }
+    m->eval_pass = took / repeats;
+    m->eval_positions = (double)n_positions;
+    return 0;
 }
 
 static double process_peak(void) {
@@ -184,9 +202,10 @@ int distill_predict(struct trainer *t, struct distill_run *d, const struct disti
         measure_evaluation(t, &m, e))
         return e->code;
     if (t->eval)
-        f->eval_seconds = (double)f->evaluations * (double)t->eval->extent.positions * m.eval_pass / m.eval_positions;
+        f->eval_seconds = (double)f->evaluations * (double)t->eval->extent.positions *
+                          (m.eval_pass / m.eval_positions + m.eval_ahead);
     f->seconds =
-        f->positions * m.pass / m.positions + (double)f->steps * m.update + f->positions * m.read / m.read_positions;
+        f->positions * (m.pass / m.positions + m.ahead + m.read / m.read_positions) + (double)f->steps * m.update;
     f->tokens_per_second = f->seconds > 0 ? f->positions / f->seconds : 0;
     trainer_memory(t, memory);
     double measured = sum(memory);

@@ -253,6 +253,9 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
             n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
+        bool ready;
+        if (teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, enough, last, &ready, e)) return e->code;
+        if (!ready) break;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
     }
     if (!t->step_positions || (t->step_positions < t->o.batch_tokens && !last)) return 0;
