@@ -325,10 +325,10 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
 }
 
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in,
-                                        struct err *e) {
+                                        size_t first, struct err *e) {
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, in, NULL, NULL, NULL, e);
-    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, 0, in->n_positions)) : NULL;
+    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, first, in->n_positions)) : NULL;
     if (g && !h) graph_failure(g);
     return h;
 }

@@ -591,10 +591,10 @@ void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
  * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
-/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset. NULL on
- * failure. */
+/* For heads beside others (grad_heads), after a run: what the head reads of one of its inputs, which begins at position `first` of the
+ * block, on a tape that is reset. NULL on failure. */
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
-                                        const struct model_input *in, struct err *e);
+                                        const struct model_input *in, size_t first, struct err *e);
 /* The model, of which the tensors at hand have values: after a run those of the head, until the next one
  * (model_logits_head); in visit (below) what it is called for. */
 struct model *model_layerwise_held(struct model_layerwise *l);

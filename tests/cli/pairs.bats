@@ -20,6 +20,7 @@ setup_file() {
     rill quantize -q --type q4_1 --dry-run model.rill -o other.plan
     rill tokenize -q -m model.rill --lines text.txt | rill teacher-infer -q -m teacher.rill -o lines.kd.rill
     rill tokenize -q -m llama.rill --lines text.txt -o llama.tok.rill
+    rill teacher-infer -q -m teacher.rill --precision f32 chats.tok.rill -o chats.kd.rill
     printf 'it it is\n' | rill tokenize -q -m model.rill -o few.rill
 }
 setup() {
@@ -49,6 +50,7 @@ pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
 @test "logit-dump" { pairs logit-dump; }
 @test "ls" { pairs ls; }
 @test "mix" { pairs mix; }
+@test "plot" { pairs plot; }
 @test "prune" { pairs prune; }
 @test "quantize" { pairs quantize; }
 @test "realign" { pairs realign; }
