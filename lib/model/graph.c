@@ -324,7 +324,8 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     if (!run) return NULL;
     *run = (struct layer_run){g, layer, false};
     bool inside = prepare_copies(g, layer);
-    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL : grad_segment(g->t, x, run_layer, run);
+    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL
+                                     : grad_segment(g->t, x, g->m->config.hidden, run_layer, run);
     want_outside(g, POINT_LAYER, layer, x);
     return x;
 }
