@@ -76,6 +76,28 @@ void arch_complete(struct model_config *c);
 /* Of the layers of a new model all but each N-th have the window, if any has one. 0: all have it. */
 uint32_t arch_window_pattern(const char *name);
 
+/* The shape of a new model (shape.c). 0 or false: not asked for. */
+struct arch_shape {
+    uint32_t layers, hidden, context; /* needed. hidden: of LSTMs both directions together */
+    uint32_t embed;                   /* width of the embedding of LSTMs; 0: hidden */
+    uint32_t heads, ffn;              /* needed but for LSTMs; ffn: or of each expert */
+    uint32_t kv_heads, head_dim;      /* 0: heads, hidden / heads */
+    uint32_t experts, experts_per_token;
+    uint32_t rotary_dims;
+    uint32_t window, window_pattern; /* pattern 0: the architecture's */
+    uint32_t classes;                /* of a classifier; 0: those of `like` */
+    double rope_theta, norm_eps;
+    bool has_eps; /* norm_eps is asked for */
+    bool untied;
+};
+/* Its configuration, with the vocabulary of `like`; layers come from `a`. ERR_USAGE: an unknown architecture; what it has no place for,
+ * or what is missing, as the option of rill init; sizes that do not fit. */
+int arch_new_config(const char *arch, const struct arch_shape *s, const struct model_config *like,
+                    struct model_config *out, struct arena *a, struct err *e) MUST_CHECK;
+/* The names of the classes of `like`, if the new model has as many, into its META. */
+int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like,
+                     struct err *e) MUST_CHECK;
+
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
 /* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A

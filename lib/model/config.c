@@ -343,8 +343,7 @@ static int check_experts(const struct model_config *c, const struct model_layer 
 }
 
 static int check_lstm_layer(const struct model_layer *l, struct err *e) {
-    if (l->n_heads || l->n_kv_heads || l->window)
-        return err_set(e, ERR_DATA, "attention in a layer of LSTMs");
+    if (l->n_heads || l->n_kv_heads || l->window) return err_set(e, ERR_DATA, "attention in a layer of LSTMs");
     return l->ffn || l->experts || l->expert_ffn ? err_set(e, ERR_DATA, "a feed-forward part in a layer of LSTMs") : 0;
 }
 

@@ -166,10 +166,9 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, part, NULL, s->tap, s->ctx, e);
     if (!g) return e->code;
-    struct grad_var *x = s->layer < 0
-                             ? graph_embed(g)
-                             : graph_layer(g, (uint32_t)s->layer,
-                                           take_states(l, s->from, t, s->layer, first, part->n_positions));
+    struct grad_var *x = s->layer < 0 ? graph_embed(g)
+                                      : graph_layer(g, (uint32_t)s->layer,
+                                                    take_states(l, s->from, t, s->layer, first, part->n_positions));
     if (!x) return graph_failure(g);
     if (s->to) put_states(s->to, first, x);
     return 0;
@@ -342,7 +341,8 @@ struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_t
                                         struct err *e) {
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, in, NULL, NULL, NULL, e);
-    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, l->m->config.n_layers, 0, in->n_positions)) : NULL;
+    struct grad_var *h =
+        g ? graph_norm(g, take_states(l, &l->states, t, l->m->config.n_layers, 0, in->n_positions)) : NULL;
     if (g && !h) graph_failure(g);
     return h;
 }

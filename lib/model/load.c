@@ -188,12 +188,12 @@ static uint64_t fan_of(const struct model_config *c, struct model_slot s) {
 static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
     bool lstm = c->layer_kind == LAYER_LSTM;
-    double scale = role->kind == KIND_GAIN   ? 1
-                   : role->kind == KIND_BIAS ? 0
+    double scale = role->kind == KIND_GAIN        ? 1
+                   : role->kind == KIND_BIAS      ? 0
                    : lstm && s.role == ROLE_EMBED ? 1
                    : lstm                         ? 1 / sqrt(3.0 * (double)fan_of(c, s))
-                   : role->to_residual       ? 0.02 / sqrt(2.0 * c->n_layers)
-                                             : 0.02;
+                   : role->to_residual            ? 0.02 / sqrt(2.0 * c->n_layers)
+                                                  : 0.02;
     if (base && model_mup_is_hidden(s.role)) scale /= sqrt(model_mup_width(c, base, role->cols, s.layer));
     if (base) scale *= model_mup_factor(c, base, s);
     return (float)scale;

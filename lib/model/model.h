@@ -62,9 +62,9 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,            /* logits of the next token */
-    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,          /* hidden states */
+    OUTPUT_LM,        /* logits of the next token */
+    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,      /* hidden states */
     /* logits of classes, a row for each sequence: of its first position, or of LSTMs of the state in which each direction ends, at the
      * last position and at the first; by way of a pooler */
     OUTPUT_CLASSES,
@@ -108,7 +108,7 @@ struct model_config {
     uint32_t token_types;     /* rows of the table of token types; 0: none */
     bool embed_norm;
     /* layers */
-    uint32_t layer_kind; /* enum model_layer_kind */
+    uint32_t layer_kind;       /* enum model_layer_kind */
     uint32_t norm, norm_place; /* enum model_norm, model_norm_place */
     bool norm_bias;
     float norm_eps;
@@ -200,7 +200,7 @@ enum model_point {
     POINT_V, /* [n_kv_heads * head_dim] */
     POINT_ALL
 };
-const char *model_point_name(enum model_point p); /* "attn_in" */
+const char *model_point_name(enum model_point p);                                            /* "attn_in" */
 uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer); /* 0: it has none */
 
 /* In stream order. */
