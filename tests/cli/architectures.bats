@@ -65,6 +65,8 @@ one_architecture() {
             [ -e $student.rill ] || continue
             $wants "distill-$student" rill distill -q -m $student.rill --steps 2 --epochs 2 --batch-tokens 40 kd.rill -o trained.$student.rill || return 1
         done
+        [ -e ffn.rill ] || cp trained.layers.rill trained.ffn.rill
+        [ -e heads.rill ] || cp trained.layers.rill trained.heads.rill
         $wants eval rill eval -q -m trained.ffn.rill --context 16 tok.rill || return 1
         $wants eval-reference rill eval -q -m trained.heads.rill --reference kd.rill || return 1
         $wants eval-q8_0 rill eval -q -m q8_0.rill --context 16 tok.rill || return 1
