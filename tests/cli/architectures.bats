@@ -130,6 +130,27 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     assert_stderr_line 'layer 0: a position takes 9 of 8 experts'
     check_exit 2 rill init --arch gpt2 --rope-theta 500 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
     assert_stderr_line '--rope-theta has no effect with --arch gpt2*'
+    check_exit 2 rill init --arch bilstm --layers 2 --hidden 32 teacher.rill
+    assert_stderr_line '--classes N is required: the model that is read is no classifier'
+    check_exit 2 rill init --arch bilstm --layers 2 --hidden 33 --classes 2 teacher.rill
+    assert_stderr_line 'a hidden size of 33 for LSTMs of two directions'
+    local option
+    for option in heads kv-heads head-dim ffn window rotary-dims norm-eps rope-theta experts; do
+        check_exit 2 rill init --arch bilstm --layers 2 --hidden 32 --classes 2 --$option "$([ $option = norm-eps ] && echo 0.01 || echo 2)" teacher.rill
+        assert_stderr_line "--$option has no effect with --arch bilstm, which has no *"
+    done
+    check_exit 2 rill init --arch bilstm --layers 2 --hidden 32 --classes 2 --untied teacher.rill
+    assert_stderr_line '--untied has no effect with --arch bilstm, which has no output matrix but its classifier'
+    check_exit 2 rill init --arch bilstm --layers 2 --hidden 32 --classes 2 --mup teacher.rill teacher.rill
+    assert_stderr_line 'muP needs logits of the next token *'
+    check_exit 2 rill init --embed 16 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line '--embed has no effect with --arch llama, which has embeddings of the hidden size'
+    check_exit 2 rill init --classes 3 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
+    assert_stderr_line '--classes has no effect with --arch llama, *'
+    check_exit 2 rill init --layers 2 --hidden 32 --ffn 64 teacher.rill
+    assert_stderr_line '--heads N is required'
+    check_exit 2 rill init --layers 2 --hidden 32 --heads 4 teacher.rill
+    assert_stderr_line '--ffn N is required'
     check_exit 2 rill init --arch mamba --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
     assert_stderr_line "architecture 'mamba' is not known here (llama, *"
 }
@@ -181,6 +202,37 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     check_exit 2 rill init $shape --rotary-dims 3 teacher.rill
     check_exit 2 rill init $shape --rotary-dims 10 teacher.rill
     assert_stderr_line "10 of a head of 8 are to be rotated"
+}
+
+@test "a bilstm is refused by name what it has no place for" {
+    rill import -q --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/bilstm" -o m.rill
+    printf 'once upon a time\t1\nthe end\t0\n' >t.tsv
+    rill tokenize -q -m m.rill --lines --labels 2 t.tsv -o tok.rill
+    rill teacher-infer -q -m m.rill tok.rill -o kd.rill
+    refuses() {
+        local says=$1
+        shift
+        check_exit 3 rill "$@"
+        assert_stderr_line "$says"
+    }
+    check_exit 2 rill prune --drop-layers 0 m.rill -o no.rill
+    assert_stderr_line 'cannot drop layer 0: it makes rows of 32 from rows of 24'
+    check_exit 2 rill prune --ffn 8 m.rill -o no.rill
+    assert_stderr_line 'no layer that stays has a feed-forward part'
+    check_exit 2 rill prune --kv-heads 1 m.rill -o no.rill
+    assert_stderr_line 'no layer that stays has attention'
+    refuses 'the model is a classifier: its logits are of 3 classes, and not of tokens' generate -m m.rill tok.rill -o no.rill
+    refuses 'architecture bilstm has no name in GGUF: llama.cpp does not know it' export --to gguf m.rill -o no.rill
+    refuses '--tap q: layer 0 of this model has no such point' teacher-infer -m m.rill --tap q:all tok.rill -o no.rill
+    refuses "a loss wants q of the student's layer 1, which has none" distill -m m.rill --steps 1 --loss minilm --teacher m.rill kd.rill -o no.rill
+    check_exit 2 rill distill -m m.rill --steps 1 --lora '2:target=*.state.*' kd.rill -o no.rill
+    assert_stderr_line '--lora: no matrix of a layer that is trained is called "\*.state.\*"'
+    [ ! -e no.rill ]
+    # what has a place: adapters of what the inputs add, hidden states and embeddings of a teacher
+    rill distill -q -m m.rill --steps 1 --lora 2 kd.rill -o lora.rill
+    rill distill -q -m m.rill --steps 1 --loss tinybert:attention=0 --teacher m.rill kd.rill -o tiny.rill
+    rill prune -q --drop-layers 1 m.rill -o one.rill
+    rill eval -q -m one.rill tok.rill >out
 }
 
 @test "an unknown architecture is named, with those that are known" {
