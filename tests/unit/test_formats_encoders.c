@@ -242,7 +242,7 @@ static void what_config_json_may_say(void **state) {
         {"bilstm", "hidden_size", "15", "'lstm.weight_ih_l0' has shape [64, 24], expected [60, 24]"},
         {"bilstm", "hidden_size", "1048576", "\"hidden_size\" is 1048576, expected at most 524288"},
         {"bilstm", "num_layers", "3", "'lstm.weight_ih_l2'"},
-        {"bilstm", "num_layers", "1", "'lstm.weight_ih_l1' has no role"},
+        {"bilstm", "num_layers", "1", "'lstm.bias_hh_l1' has no role"},
         {"bilstm", "architectures", "[\"BiLstmModel\"]", "'BiLstmModel' is not supported"},
     };
     (void)state;
