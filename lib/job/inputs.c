@@ -1,0 +1,56 @@
+/* The student, the data and the teacher of a run, and how many steps the data makes. */
+#include <string.h>
+
+#include "lib/job/job_internal.h"
+
+static int open_teacher(struct job *j, struct err *e) {
+    struct session_teacher_options how = {.layerwise = !strcmp(j->o->teacher_weights, "stream"), .batch_tokens = 1};
+    if (!j->o->teacher.model) return 0;
+    if (session_teacher_open(&j->teacher, j->c, &j->o->teacher, &how, e)) return e->code;
+    session_teacher_parts(j->teacher, &j->settings.teacher.model, &j->settings.teacher.layerwise);
+    return 0;
+}
+
+/* Without --steps: as many as the data makes. */
+static int count_steps(struct job *j, bool given, struct err *e) {
+    struct stream_reader *r;
+    bool is_file = j->data.file.is_file;
+    if (j->o->epochs > 1 && !is_file)
+        return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)j->o->epochs);
+    if (!given && !is_file) return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
+    if (j->o->plan_only && !is_file)
+        return err_set(e, ERR_USAGE, "--plan reads the data twice, which a pipe cannot give");
+    if (given && !j->o->plan_only) return 0;
+    if (session_file_again(&j->data.file, STREAM_ANY, &r, e) || distill_count(r, &j->settings, &j->extent, e))
+        return e->code;
+    if (!given && !u64_mul(j->extent.steps, j->o->epochs, &j->settings.plan.now.steps))
+        return err_set(e, ERR_USAGE, "too many epochs");
+    return 0;
+}
+
+static int resolve_schedule(struct job *j, struct err *e) {
+    struct train_schedule *s = &j->settings.plan.now;
+    if (count_steps(j, cli_given(j->c, "steps"), e)) return e->code;
+    if (!cli_given(j->c, "warmup")) s->warmup = train_default_warmup(s->steps);
+    if (!cli_given(j->c, "lr-min")) s->lr_min = train_default_lr_min(s);
+    const struct schedule_type *type = train_schedule_type(s);
+    if (cli_given(j->c, "lr-min") && !type->falls)
+        return err_set(e, ERR_USAGE, "--lr-min has no effect with --schedule %s", type->name);
+    return 0;
+}
+
+int job_open_inputs(struct job *j, struct err *e) {
+    if (session_load_model(j->c, &j->o->student, WEIGHTS_F32, &j->student, NULL, e) ||
+        session_open_data(j->c, cli_input_path(j->c, 0), "data", STREAM_ANY, j->student, &j->data, e) ||
+        open_teacher(j, e))
+        return e->code;
+    return resolve_schedule(j, e);
+}
+
+int job_open_data(void *ctx, struct stream_reader **r, struct err *e) {
+    struct job *j = ctx;
+    *r = j->data.stream;
+    if (j->begun) return session_file_again(&j->data.file, STREAM_ANY, r, e);
+    j->begun = true;
+    return 0;
+}
