@@ -2,16 +2,13 @@
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 
-static uint64_t layers, hidden, embed, heads, kv_heads, head_dim, ffn, experts, per_token, context, rotary_dims, window;
-static uint64_t window_pattern, classes;
-static double theta, eps;
-static const char *arch, *mup;
-static bool untied;
+static struct arch_shape shape = {.norm_eps = -1};
+static const char *mup;
 
 static const struct cli_option options[] = {
     {.name = "layers",
      .type = CLI_U64,
-     .to = &layers,
+     .to = &shape.layers,
      .arg = "N",
      .required = true,
      .min = 1,
@@ -19,7 +16,7 @@ static const struct cli_option options[] = {
      .help = "number of layers"},
     {.name = "hidden",
      .type = CLI_U64,
-     .to = &hidden,
+     .to = &shape.hidden,
      .arg = "N",
      .required = true,
      .min = 1,
@@ -27,35 +24,35 @@ static const struct cli_option options[] = {
      .help = "width of the residual stream; of a bilstm that of both directions together"},
     {.name = "embed",
      .type = CLI_U64,
-     .to = &embed,
+     .to = &shape.embed,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "width of the embedding that a bilstm reads; 0: hidden"},
     {.name = "heads",
      .type = CLI_U64,
-     .to = &heads,
+     .to = &shape.heads,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_DIM,
      .help = "attention heads of a layer; required where there is attention"},
     {.name = "kv-heads",
      .type = CLI_U64,
-     .to = &kv_heads,
+     .to = &shape.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "key/value heads of a layer; 0: as many as heads"},
     {.name = "head-dim",
      .type = CLI_U64,
-     .to = &head_dim,
+     .to = &shape.head_dim,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "width of a head; 0: hidden / heads"},
     {.name = "ffn",
      .type = CLI_U64,
-     .to = &ffn,
+     .to = &shape.ffn,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_DIM,
@@ -63,21 +60,21 @@ static const struct cli_option options[] = {
              "there is one"},
     {.name = "experts",
      .type = CLI_U64,
-     .to = &experts,
+     .to = &shape.experts,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
      .help = "experts of a layer, where the architecture has some; 8 unless it is given"},
     {.name = "experts-per-token",
      .type = CLI_U64,
-     .to = &per_token,
+     .to = &shape.experts_per_token,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
      .help = "how many of them a token takes; 2 unless it is given"},
     {.name = "context",
      .type = CLI_U64,
-     .to = &context,
+     .to = &shape.context,
      .arg = "N",
      .fallback = "2048",
      .min = 2,
@@ -85,28 +82,28 @@ static const struct cli_option options[] = {
      .help = "longest sequence"},
     {.name = "arch",
      .type = CLI_STRING,
-     .to = &arch,
+     .to = &shape.arch,
      .arg = "NAME",
      .fallback = "llama",
      .help = "architecture, one of those that help architectures lists; an encoder gets a masked-LM head, a "
              "bilstm a classifier of sequences"},
     {.name = "classes",
      .type = CLI_U64,
-     .to = &classes,
+     .to = &shape.classes,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "classes of a bilstm; 0: as many as MODEL has, with their names"},
     {.name = "rope-theta",
      .type = CLI_F64,
-     .to = &theta,
+     .to = &shape.rope_theta,
      .arg = "X",
      .min = 1,
      .max = 1e12,
      .help = "base of the rotary frequencies; 10000 unless it is given"},
     {.name = "rotary-dims",
      .type = CLI_U64,
-     .to = &rotary_dims,
+     .to = &shape.rotary_dims,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
@@ -115,14 +112,14 @@ static const struct cli_option options[] = {
          "half in phi, all in others"},
     {.name = "window",
      .type = CLI_U64,
-     .to = &window,
+     .to = &shape.window,
      .arg = "N",
      .fallback = "0",
      .max = UINT32_MAX,
      .help = "positions that attention sees, its own included; 0: all before it"},
     {.name = "window-pattern",
      .type = CLI_U64,
-     .to = &window_pattern,
+     .to = &shape.window_pattern,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
@@ -132,12 +129,15 @@ static const struct cli_option options[] = {
              "gemma2, 6 in gemma3, 1 in others"},
     {.name = "norm-eps",
      .type = CLI_F64,
-     .to = &eps,
+     .to = &shape.norm_eps,
      .arg = "X",
      .min = 0,
      .max = 0.1,
      .help = "epsilon of the norms; 1e-05 unless it is given, 1e-12 in distilbert"},
-    {.name = "untied", .type = CLI_FLAG, .to = &untied, .help = "a separate output matrix instead of the embedding"},
+    {.name = "untied",
+     .type = CLI_FLAG,
+     .to = &shape.untied,
+     .help = "a separate output matrix instead of the embedding"},
     {.name = "mup",
      .type = CLI_STRING,
      .to = &mup,
@@ -149,27 +149,6 @@ static const struct cli_option options[] = {
          "student"},
     {0},
 };
-
-static struct arch_shape shape(const struct cli *c) {
-    return (struct arch_shape){.layers = (uint32_t)layers,
-                               .hidden = (uint32_t)hidden,
-                               .context = (uint32_t)context,
-                               .embed = (uint32_t)embed,
-                               .heads = (uint32_t)heads,
-                               .ffn = (uint32_t)ffn,
-                               .kv_heads = (uint32_t)kv_heads,
-                               .head_dim = (uint32_t)head_dim,
-                               .experts = (uint32_t)experts,
-                               .experts_per_token = (uint32_t)per_token,
-                               .rotary_dims = (uint32_t)rotary_dims,
-                               .window = (uint32_t)window,
-                               .window_pattern = (uint32_t)window_pattern,
-                               .classes = (uint32_t)classes,
-                               .rope_theta = theta,
-                               .norm_eps = eps,
-                               .has_eps = cli_given(c, "norm-eps"),
-                               .untied = untied};
-}
 
 /* The widths of the base; what has none is refused before anything is said of the model. */
 static int read_base(struct cli *c, const struct model_config *config, struct model_mup *base, struct err *e) {
@@ -194,14 +173,13 @@ static int run(struct cli *c, struct err *e) {
     struct stream_writer *out;
     struct model_head like = {0};
     struct model_config config;
-    const struct arch_shape asked = shape(c);
     struct stream_item item;
     struct model *m = NULL;
     struct model_mup base;
     struct arena a = {0};
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
-    if (!rc) rc = arch_new_config(arch, &asked, &like.config, &config, &a, e);
+    if (!rc) rc = arch_new_config(&shape, &like.config, &config, &a, e);
     if (!rc) rc = read_base(c, &config, &base, e);
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);

@@ -1,4 +1,6 @@
 /* The configuration of a new model: an architecture's traits and the shape that is asked for. */
+#include <inttypes.h>
+
 #include "lib/formats/arch_internal.h"
 
 #define DEFAULT_THETA   10000
@@ -22,7 +24,7 @@ static const char *what_lacks(const struct model_config *c, const struct arch_sh
         {s->head_dim != 0, c->layer_kind == LAYER_LSTM, "head-dim", "has no attention"},
         {s->window != 0, c->layer_kind == LAYER_LSTM, "window", "has no attention"},
         {s->ffn != 0, c->layer_kind == LAYER_LSTM, "ffn", "has no feed-forward parts"},
-        {s->has_eps, c->layer_kind == LAYER_LSTM, "norm-eps", "has no norms"},
+        {s->norm_eps >= 0, c->layer_kind == LAYER_LSTM, "norm-eps", "has no norms"},
         {s->untied, c->output == OUTPUT_CLASSES, "untied", "has no output matrix but its classifier"},
         {s->embed != 0, c->layer_kind != LAYER_LSTM, "embed", "has embeddings of the hidden size"},
         {s->classes != 0, c->output != OUTPUT_CLASSES, "classes", "is made with another head"},
@@ -43,8 +45,8 @@ static int check_asked(const struct model_config *c, const struct arch_shape *s,
     if (c->layer_kind == LAYER_TRANSFORMER && !s->heads) return err_set(e, ERR_USAGE, "--heads N is required");
     if (c->layer_kind == LAYER_TRANSFORMER && !s->ffn) return err_set(e, ERR_USAGE, "--ffn N is required");
     if (c->layer_kind == LAYER_TRANSFORMER && !s->head_dim && s->hidden % s->heads)
-        return err_set(e, ERR_USAGE, "hidden size %u is not a multiple of %u heads: give --head-dim", s->hidden,
-                       s->heads);
+        return err_set(e, ERR_USAGE, "hidden size %" PRIu64 " is not a multiple of %" PRIu64 " heads: give --head-dim",
+                       s->hidden, s->heads);
     if (c->output == OUTPUT_CLASSES && !s->classes && !like->classes)
         return err_set(e, ERR_USAGE, "--classes N is required: the model that is read is no classifier");
     return 0;
@@ -63,32 +65,34 @@ static struct model_layer layer_of(const struct model_config *c, const struct ar
 }
 
 static void set_windows(struct model_config *c, const struct arch_shape *s) {
-    uint32_t n = s->window_pattern ? s->window_pattern : arch_window_pattern(c->arch);
-    for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].window = n > 1 && (i + 1) % n == 0 ? 0 : s->window;
+    uint64_t n = s->window_pattern ? s->window_pattern : arch_window_pattern(c->arch);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        c->layers[i].window = n > 1 && (i + 1) % n == 0 ? 0 : (uint32_t)s->window;
 }
 
 /* What has one value for all layers. */
 static void set_sizes(struct model_config *c, const struct arch_shape *s, const struct model_config *like) {
-    if (c->experts_per_token) c->experts_per_token = s->experts_per_token ? s->experts_per_token : DEFAULT_TAKEN;
-    c->n_layers = s->layers;
-    c->hidden = s->hidden;
-    c->context = s->context;
+    if (c->experts_per_token)
+        c->experts_per_token = s->experts_per_token ? (uint32_t)s->experts_per_token : DEFAULT_TAKEN;
+    c->n_layers = (uint32_t)s->layers;
+    c->hidden = (uint32_t)s->hidden;
+    c->context = (uint32_t)s->context;
     c->vocab_size = like->vocab_size;
     c->tied = !s->untied && (c->output == OUTPUT_LM || c->output == OUTPUT_MASKED_LM);
     if (c->layer_kind == LAYER_TRANSFORMER) {
-        c->head_dim = s->head_dim ? s->head_dim : s->hidden / s->heads;
-        if (c->norm_eps == 0 || s->has_eps) c->norm_eps = (float)(s->has_eps ? s->norm_eps : DEFAULT_EPS);
+        c->head_dim = (uint32_t)(s->head_dim ? s->head_dim : s->hidden / s->heads);
+        if (c->norm_eps == 0 || s->norm_eps >= 0) c->norm_eps = (float)(s->norm_eps >= 0 ? s->norm_eps : DEFAULT_EPS);
     }
-    if (s->embed != s->hidden) c->embed_dim = s->embed;
-    if (c->output == OUTPUT_CLASSES) c->classes = s->classes ? s->classes : like->classes;
+    if (s->embed != s->hidden) c->embed_dim = (uint32_t)s->embed;
+    if (c->output == OUTPUT_CLASSES) c->classes = s->classes ? (uint32_t)s->classes : like->classes;
     if (c->positions != POSITIONS_ROTARY) return;
     c->rope.theta = s->rope_theta != 0 ? s->rope_theta : DEFAULT_THETA;
-    c->rope.dims = s->rotary_dims;
+    c->rope.dims = (uint32_t)s->rotary_dims;
 }
 
-int arch_new_config(const char *arch, const struct arch_shape *s, const struct model_config *like,
-                    struct model_config *out, struct arena *a, struct err *e) {
-    if (arch_traits(arch, out, e)) return e->code = ERR_USAGE; /* it is the user's configuration, not a file's */
+int arch_new_config(const struct arch_shape *s, const struct model_config *like, struct model_config *out,
+                    struct arena *a, struct err *e) {
+    if (arch_traits(s->arch, out, e)) return e->code = ERR_USAGE; /* it is the user's configuration, not a file's */
     if (check_asked(out, s, like, e)) return e->code;
     set_sizes(out, s, like);
     out->layers = arena_array(a, out->n_layers, sizeof *out->layers, e);
