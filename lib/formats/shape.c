@@ -83,7 +83,9 @@ static void set_sizes(struct model_config *c, const struct arch_shape *s, const 
         c->head_dim = (uint32_t)(s->head_dim ? s->head_dim : s->hidden / s->heads);
         if (c->norm_eps == 0 || s->norm_eps >= 0) c->norm_eps = (float)(s->norm_eps >= 0 ? s->norm_eps : DEFAULT_EPS);
     }
-    if (s->embed != s->hidden) c->embed_dim = (uint32_t)s->embed;
+    uint64_t embed = s->embed;
+    if (!embed && s->copy_embed && c->layer_kind == LAYER_LSTM) embed = model_embed_dim(like);
+    if (embed != s->hidden) c->embed_dim = (uint32_t)embed;
     if (c->output == OUTPUT_CLASSES) c->classes = s->classes ? (uint32_t)s->classes : like->classes;
     if (c->positions != POSITIONS_ROTARY) return;
     c->rope.theta = s->rope_theta != 0 ? s->rope_theta : DEFAULT_THETA;
@@ -100,7 +102,29 @@ int arch_new_config(const struct arch_shape *s, const struct model_config *like,
     for (uint32_t i = 0; i < out->n_layers; i++) out->layers[i] = layer_of(out, s);
     set_windows(out, s);
     arch_complete(out);
-    return model_config_check(out, e) ? e->code = ERR_USAGE : 0;
+    if (model_config_check(out, e)) return e->code = ERR_USAGE;
+    if (!s->copy_embed || model_embed_dim(out) == model_embed_dim(like)) return 0;
+    return err_set(e, ERR_USAGE, "--copy-embed: embeddings of %u, and the new model has some of %u",
+                   model_embed_dim(like), model_embed_dim(out));
+}
+
+enum { COPIED = 1 };
+
+/* The first tensor is all that is read. */
+static int copy_first(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                      struct err *e) {
+    struct model_param *to = model_param(ctx, ROLE_EMBED, 0);
+    (void)attrs;
+    if (s.role != ROLE_EMBED || tensor_elems(d) != to->n)
+        return err_set(e, ERR_DATA, "tensor '%s' is no embedding of this shape", d->name);
+    tensor_to_f32(d->dtype, data, model_host_value(to), to->n);
+    return COPIED;
+}
+
+int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct model_config *like,
+                        struct stream_item *item, struct err *e) {
+    int rc = model_each_tensor(r, like, item, copy_first, m, e);
+    return rc == COPIED ? 0 : rc;
 }
 
 int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like, struct err *e) {

@@ -155,6 +155,24 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     assert_stderr_line "architecture 'mamba' is not known here (llama, *"
 }
 
+@test "init copies the embedding of the model it reads" {
+    rill import -q --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/llama" -o teacher.rill
+    rows() { rill show --tsv --tensor embed.weight "$1"; }
+    rill init -q --arch bilstm --layers 1 --hidden 16 --classes 2 --copy-embed teacher.rill -o student.rill
+    [ "$(rows student.rill)" = "$(rows teacher.rill)" ]
+    rill quantize -q --type q8_0 teacher.rill -o small.rill
+    rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --copy-embed small.rill -o other.rill
+    [ "$(rows other.rill)" = "$(rows small.rill)" ]
+    check_exit 2 rill init --arch bilstm --layers 1 --hidden 16 --embed 16 --classes 2 --copy-embed teacher.rill -o no.rill
+    assert_stderr_line '--copy-embed: embeddings of 32, and the new model has some of 16'
+    check_exit 2 rill init --layers 1 --hidden 64 --heads 2 --ffn 64 --copy-embed teacher.rill -o no.rill
+    assert_stderr_line '--copy-embed: embeddings of 32, and the new model has some of 64'
+    rill ls teacher.rill >/dev/null
+    head -c "$(($(stat -c %s teacher.rill) / 20))" teacher.rill >cut.rill
+    check_exit 3 rill init --arch bilstm --layers 1 --hidden 16 --classes 2 --copy-embed cut.rill -o no.rill
+    [ ! -e no.rill ]
+}
+
 @test "init gives layers windows, and rotates heads in part, as far as the architecture does" {
     rill import -q --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/llama" -o teacher.rill
     local shape="--layers 6 --hidden 32 --heads 4 --ffn 64 --context 64"
