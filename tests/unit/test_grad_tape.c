@@ -123,7 +123,7 @@ static void test_shapes_are_checked(void **state) {
         if (i == 0) y = grad_linear(t, a, b, NULL, NULL);
         if (i == 1) y = grad_linear(t, a, a, b, NULL);
         if (i == 9) y = grad_linear(t, a, a, NULL, b);
-        if (i == 10) y = grad_segment(t, a, narrow, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4));
+        if (i == 10) y = grad_segment(t, a, a->cols, narrow, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4));
         if (i == 2) y = grad_rmsnorm(t, a, b, 0, DT_F32);
         if (i == 3) y = grad_rope(t, a, 1, 3, p, &(struct kernel_rotation){.dims = 3, .inv_freq = f});
         if (i == 4) y = grad_rope(t, a, 3, 2, p, &(struct kernel_rotation){.dims = 2, .inv_freq = f});
