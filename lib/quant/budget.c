@@ -13,6 +13,7 @@ int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e
     if (!*out) return e->code;
     for (const char *at = list;; at++) {
         char name[32];
+        at += strspn(at, " ");
         size_t len = strcspn(at, ",");
         snprintf(name, sizeof name, "%.*s", (int)len, at);
         if (*n == SENSE_TYPES) return err_set(e, ERR_USAGE, "more than %d types", SENSE_TYPES);

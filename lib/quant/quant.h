@@ -97,8 +97,9 @@ struct quant_budget {
     const char *cache; /* a folder that exists, in which measured errors are kept; NULL: none */
 };
 #define QUANT_BUDGET_TYPES                                                                                             \
-    "iq2_xxs,iq2_xs,iq2_s,q2_k,iq3_xxs,iq3_s,q3_k,iq4_xs,iq4_nl,q4_k,q4_0,q4_1,q5_k,q5_0,q5_1,q6_k,q8_0"
-/* "q4_k,q6_k", no type twice. ERR_USAGE. The caller frees *out. */
+    "iq2_xxs, iq2_xs, iq2_s, q2_k, iq3_xxs, iq3_s, q3_k, iq4_xs, iq4_nl, q4_k, q4_0, q4_1, q5_k, q5_0, q5_1, q6_k, "   \
+    "q8_0"
+/* "q4_k,q6_k", blanks after commas or not, no type twice. ERR_USAGE. The caller frees *out. */
 int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e) MUST_CHECK;
 
 struct quant_budget_result {
