@@ -72,7 +72,13 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
     struct knowledge_source source = knowledge_stream_source(&data);
     double begin = trainer_now();
     bool more = true;
-    int rc = d->open(d->ctx, &data.r, e);
+    int rc = 0;
+    if (t->o.mixture) {
+        source = mixture_source(t->o.mixture, trainer_format(t));
+        mixture_begin(t->o.mixture, &t->o.plan, t->o.batch_tokens, 0);
+    } else {
+        rc = d->open(d->ctx, &data.r, e);
+    }
     *n_seqs = 0;
     while (!rc && more && !*n_seqs) {
         rc = trainer_feed(t, &source, &more, e);
