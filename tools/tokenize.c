@@ -232,19 +232,18 @@ int main(int argc, char **argv) {
             "holds the labels, and teacher-infer, distill and eval follow them.\nInput of any length takes "
             "the same memory, as long as no single word is larger than that.\n--report has the numbers of documents, "
             "sequences and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
-        .examples =
-            "rill tokenize -m model.rill --context 512 corpus.txt -o corpus.tok.rill\n"
-            "    the whole file in sequences of 512 tokens\n"
-            "rill tokenize -m model.rill --separator '<|endoftext|>' --pack 512 corpus.txt -o packed.tok.rill\n"
-            "    a document between two such lines is a sequence; packs of 512 tokens for distill --micro-tokens 512\n"
-            "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"
-            "    each JSON line's \"text\" is a sequence\n"
-            "rill tokenize -m model.rill --chat --chat-template chat.jinja chats.jsonl -o chats.tok.rill\n"
-            "    conversations, to train on the answers only, by a template for a model without one\n"
-            "rill tokenize -m bert.rill --lines --labels 2 labelled.tsv -o classes.tok.rill\n"
-            "    texts in the first column, classes in the second\n"
-            "rill tokenize -m model.rill --decode < tokens.rill\n"
-            "    the text of a token stream\n",
+        .examples = "rill tokenize -m model.rill --context 512 corpus.txt -o corpus.tok.rill\n"
+                    "    the whole file in sequences of 512 tokens\n"
+                    "rill tokenize -m model.rill --separator '<|endoftext|>' --pack 512 corpus.txt -o packed.tok.rill\n"
+                    "    what such lines separate, whole, in packs of 512 tokens for distill --micro-tokens 512\n"
+                    "rill tokenize -m model.rill --jsonl text < corpus.jsonl > corpus.tok.rill\n"
+                    "    each JSON line's \"text\" is a sequence\n"
+                    "rill tokenize -m model.rill --chat --chat-template chat.jinja chats.jsonl -o chats.tok.rill\n"
+                    "    conversations, to train on the answers only, by a template for a model without one\n"
+                    "rill tokenize -m bert.rill --lines --labels 2 labelled.tsv -o classes.tok.rill\n"
+                    "    texts in the first column, classes in the second\n"
+                    "rill tokenize -m model.rill --decode < tokens.rill\n"
+                    "    the text of a token stream\n",
         .options = options,
         .run = run,
     };
