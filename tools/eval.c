@@ -18,7 +18,9 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored after which context, see above"},
+     .help =
+         "which tokens are scored after which context, see above; of a stream of packs (tokenize --pack) sequences, "
+         "if it is not given"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
@@ -90,13 +92,22 @@ static void show_perplexity(void *ctx) {
     if (perplexity_scored(v->p)) cli_progress(v->c, perplexity_scored(v->p), "perplexity %.4g", perplexity_value(v->p));
 }
 
+/* Documents that tokenize has kept apart are not joined here. */
+static int choose_protocol(struct eval *v, const struct session_data *in, struct perplexity_options *o, struct err *e) {
+    if (perplexity_protocol_parse(protocol, &o->protocol, e)) return e->code;
+    if (in->format.pack && !cli_given(v->c, "protocol")) o->protocol = PPL_SEQUENCES;
+    if (in->format.pack && o->protocol != PPL_SEQUENCES && o->protocol != PPL_DOCUMENTS)
+        return err_set(e, ERR_USAGE, "%s is packed, and --protocol %s would join its documents (sequences, documents)",
+                       stream_reader_name(in->stream), protocol);
+    return perplexity_choose(o, v->m, e);
+}
+
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
     struct perplexity_options o = {
         .context = (uint32_t)context, .stride = (uint32_t)stride, .max_windows = max_windows, .batch_positions = 2048};
     struct session_data in = {0};
-    int rc = perplexity_protocol_parse(protocol, &o.protocol, e);
-    if (!rc) rc = perplexity_choose(&o, v->m, e);
-    if (!rc) rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    int rc = session_open_data(v->c, cli_input_path(v->c, 0), "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc) rc = choose_protocol(v, &in, &o, e);
     if (!rc) rc = perplexity_new(&v->p, v->m, &o, e);
     cli_progress_begin(v->c, "tokens", 0);
     if (!rc) rc = perplexity_read(v->p, in.stream, &in.format, show_perplexity, v, e);

@@ -173,6 +173,19 @@ assert_holds() {
     done
 }
 
+@test "eval does not join what is packed" {
+    printf 'a first line\nmore of it, longer than the first\nthe end\nand one\n' >lines
+    tok -m tiny-qwen2.rill --lines --pack 24 --eos never lines >packed
+    tok -m tiny-qwen2.rill --lines --eos never lines >plain
+    # the same sums in another order
+    { rill eval -q -m tiny-qwen2.rill --precision f32 packed && rill eval -q -m tiny-qwen2.rill --precision f32 --protocol sequences plain; } |
+        sed -E 's/.*"scored":([0-9]+).*"nll":([0-9.]+).*/\1 \2/' >values
+    awk 'NR == 1 { n = $1; nll = $2 } NR == 2 { d = $2 / nll - 1; exit !(n > 20 && $1 == n && d < 1e-6 && d > -1e-6) }' values
+    [ "$(wc -l <values)" -eq 2 ]
+    check_exit 2 rill eval -q -m tiny-qwen2.rill --protocol gptq packed
+    assert_stderr_line "packed is packed, and --protocol gptq would join its documents (sequences, documents)"
+}
+
 @test "a file is a pipe, one thread is many" {
     for i in 1 2 3 4 5 6 7 8; do cat "$ROOT"/lib/*/*.h; done >text
     for how in "--context 100" "--lines" "--lines --context 64 --eos always" ""; do
