@@ -96,12 +96,15 @@ struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct 
                                 float eps, enum dtype out);
 /* RMSNorm of each head: x [rows][heads * head_dim], w [1][head_dim]. The result has x's type, its gradient too. */
 struct grad_var *grad_rmsnorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps);
+/* LayerNorm of each head; b [1][head_dim] or NULL. */
+struct grad_var *grad_layernorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                      float eps);
 /*
- * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows] and a->starts
- * below are the caller's and must live as long as the graph (grad_alloc).
+ * Takes over the memory of x, which must not be used afterwards, unless x is a leaf. position [rows], what the rotation points to and
+ * a->starts below are the caller's and must live as long as the graph (grad_alloc).
  */
-struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim, size_t dims,
-                           const uint32_t *position, const double *inv_freq);
+struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
+                           const uint32_t *position, const struct kernel_rotation *rotation);
 struct grad_var *grad_attention(struct grad_tape *t, struct grad_var *q, struct grad_var *k, struct grad_var *v,
                                 const struct kernel_attention *shape);
 struct grad_var *grad_activate(struct grad_tape *t, enum kernel_act act, struct grad_var *x);

@@ -278,12 +278,15 @@ void kernel_layernorm_backward(struct kernel_array dx, struct kernel_array dw, s
                                struct kernel_array moments, size_t rows, size_t d);
 
 /* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + dims/2) ------------------ */
-/*
- * The first `dims` (even, <= head_dim) of each head of x [rows][n_heads][head_dim] in place; position[rows]; inv_freq
- * [dims/2], f64 so that long contexts stay exact. sign -1: the inverse = backward.
- */
-void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, size_t dims,
-                 const uint32_t *position, const double *inv_freq, int sign);
+struct kernel_rotation {
+    size_t dims;            /* of each head, the first ones; even, <= head_dim */
+    const double *inv_freq; /* [tables][dims/2], f64 so that long contexts stay exact */
+    const uint8_t *table;   /* [rows] which of the tables a row has; NULL: the first */
+    float scale;            /* of cosine and sine, and so of what is rotated (YaRN, LongRoPE); 0: 1 */
+};
+/* x [rows][n_heads][head_dim] in place; position[rows]. sign -1: its transpose = backward; without a scale the inverse. */
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                 const struct kernel_rotation *rotation, int sign);
 
 /* ---- attention with grouped queries over concatenated sequences --------------------------------------------- */
 #define KERNEL_MAX_HEAD_DIM 4096

@@ -270,14 +270,16 @@ PLAIN_FN PLAIN(layernorm_backward)(REAL *dx, REAL *dw, REAL *db, const REAL *dy,
 
 /* ---- rotary positions ---- */
 
-PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, size_t dims, const uint32_t *position,
-                     const double *inv_freq, int sign) {
-    size_t half = dims / 2;
+PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                     const struct kernel_rotation *how, int sign) {
+    size_t half = how->dims / 2;
+    REAL scale = how->scale != 0 ? (REAL)how->scale : 1;
     for (size_t r = 0; r < rows; r++)
         for (size_t h = 0; h < n_heads; h++, x += head_dim)
             for (size_t i = 0; i < half; i++) {
-                double angle = sign * (position[r] * inv_freq[i]);
-                REAL c = (REAL)cos(angle), s = (REAL)sin(angle), a = x[i], b = x[i + half];
+                size_t table = how->table ? how->table[r] : 0;
+                double angle = sign * (position[r] * how->inv_freq[table * half + i]);
+                REAL c = scale * (REAL)cos(angle), s = scale * (REAL)sin(angle), a = x[i], b = x[i + half];
                 x[i] = a * c - b * s;
                 x[i + half] = b * c + a * s;
             }

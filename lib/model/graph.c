@@ -115,16 +115,23 @@ static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_va
 
 static struct grad_var *qk_norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
     const struct model_config *c = &g->m->config;
-    return c->qk_norm == QK_NORM_NONE ? x : grad_rmsnorm_heads(g->t, x, leaf(g, role, layer), c->norm_eps);
+    if (c->qk_norm == QK_NORM_NONE) return x;
+    struct grad_var *w = leaf(g, role, layer);
+    if (c->qk_norm == QK_NORM_LAYER) return grad_layernorm_heads(g->t, x, w, leaf(g, role + 1, layer), c->norm_eps);
+    return grad_rmsnorm_heads(g->t, x, w, c->norm_eps);
 }
 
 static struct grad_var *rotate(struct graph *g, uint32_t layer, struct grad_var *x, uint32_t n_heads) {
     const struct model_config *c = &g->m->config;
     uint32_t which = c->layers[layer].rope;
     if (which == ROPE_NONE || c->positions != POSITIONS_ROTARY) return x;
-    const struct model_rope *r = which == ROPE_LOCAL ? &c->local_rope : &c->rope;
-    return grad_rope(g->t, x, n_heads, c->head_dim, model_rope_dims(c, r), g->position,
-                     which == ROPE_LOCAL ? g->m->local_inv_freq : g->m->inv_freq);
+    bool local = which == ROPE_LOCAL;
+    const struct model_rope *r = local ? &c->local_rope : &c->rope;
+    struct kernel_rotation how = {.dims = model_rope_dims(c, r),
+                                  .inv_freq = local ? g->m->local_inv_freq : g->m->inv_freq,
+                                  .table = g->tables[local],
+                                  .scale = (float)r->attention_factor};
+    return grad_rope(g->t, x, n_heads, c->head_dim, g->position, &how);
 }
 
 struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer) {
@@ -248,6 +255,28 @@ static int check_input(const struct model *m, const struct model_input *in, stru
     return 0;
 }
 
+/*
+ * LongRoPE has other frequencies in a sequence that is longer than the original context, at all of its positions. transformers looks at
+ * the longest sequence of a batch, which is the same for each sequence alone. A cache that came to hold the original context has keys
+ * with the frequencies of short ones: it cannot be continued, and whoever owns it makes it anew (transformers does so in Phi-3).
+ */
+static int lay_out_tables(struct graph *g, bool local, struct err *e) {
+    const struct model_rope *r = local ? &g->m->config.local_rope : &g->m->config.rope;
+    if (model_rope_tables(r) == 1) return 0;
+    uint8_t *table = grad_alloc(g->t, g->in.n_positions);
+    if (!table) return grad_error(g->t, e);
+    g->tables[local] = table;
+    for (size_t s = 0; s < g->in.n_seqs; s++) {
+        uint32_t held = g->caches ? g->caches[s]->length : 0, n = g->in.lengths[s];
+        bool is_long = n > r->original_context || held > r->original_context - n;
+        if (is_long && held && held <= r->original_context)
+            return err_set(e, ERR_DATA, "sequence %zu passes the %u positions after which its keys rotate otherwise", s,
+                           r->original_context);
+        memset(table + g->starts[s], is_long, n);
+    }
+    return 0;
+}
+
 /* Positions and sequence starts, in the tape's memory because going backward needs them too. */
 static int lay_out(struct graph *g, struct err *e) {
     const struct model_input *in = &g->in;
@@ -264,7 +293,8 @@ static int lay_out(struct graph *g, struct err *e) {
     starts[in->n_seqs] = (uint32_t)at;
     g->position = position;
     g->starts = starts;
-    return 0;
+    int rc = lay_out_tables(g, false, e);
+    return rc ? rc : lay_out_tables(g, true, e);
 }
 
 /* A layer as a segment of the tape; taps fire only on the first run, not when it is run again for backward. */

@@ -8,7 +8,7 @@
 
 static int frequencies(struct model *m, const struct model_rope *r, double **out, struct err *e) {
     if (r->theta == 0) return 0;
-    *out = arena_array(&m->memory, m->config.head_dim / 2, sizeof **out, e);
+    *out = arena_array(&m->memory, (size_t)model_rope_tables(r) * (m->config.head_dim / 2), sizeof **out, e);
     if (!*out) return e->code;
     model_inv_freq(&m->config, r, *out);
     return 0;

@@ -49,6 +49,7 @@ enum model_qk_norm {
     QK_NORM_NONE,
     QK_NORM_HEADS, /* RMSNorm of each head of q and k before rotation, weight [head_dim]: Qwen 3, Gemma 3 */
     QK_NORM_ALL,   /* ... of all heads as one row, weights [heads * head_dim]: OLMo 2, OLMoE */
+    QK_NORM_LAYER, /* LayerNorm of each head, weight and bias [head_dim]: Phi */
 };
 enum model_ffn { FFN_GATED, /* down(act(gate x) * up x) */ FFN_PLAIN /* down(act(up x)) */ };
 enum model_positions {
@@ -65,13 +66,27 @@ enum model_output {
     OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
 
-enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
+enum rope_scaling {
+    ROPE_PLAIN,
+    ROPE_LINEAR, /* factor */
+    ROPE_LLAMA3, /* factor, low_freq, high_freq, original_context */
+    ROPE_YARN,   /* factor, beta_fast, beta_slow, no_truncate, original_context, attention_factor: Peng et al. 2023 */
+    ROPE_LONG,   /* short_factor, long_factor, original_context, attention_factor: LongRoPE, Ding et al. 2024 */
+};
 struct model_rope {
     double theta;
     uint32_t dims; /* of a head that are rotated, the first ones; 0: all */
     enum rope_scaling scaling;
-    double factor, low_freq, high_freq; /* linear: factor; llama3: all three ... */
-    uint32_t original_context;          /* ... and this */
+    double factor, low_freq, high_freq;
+    uint32_t original_context;
+    double beta_fast,
+        beta_slow;           /* turns within the original context: more than fast is kept, less than slow stretched */
+    bool no_truncate;        /* the bounds between them are not made whole */
+    double attention_factor; /* cosines and sines are multiplied by this */
+    /* What divides each frequency [n_factors = pairs], in sequences of up to original_context positions and in longer ones. In the
+     * arena of the layers. */
+    const float *short_factor, *long_factor;
+    uint32_t n_factors;
 };
 /* Which rotation a layer has. */
 enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
@@ -151,8 +166,18 @@ char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]);
 /* Width of the embedding's rows; rotated dimensions of a head. */
 uint32_t model_embed_dim(const struct model_config *c);
 uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r);
-/* Frequencies [model_rope_dims / 2] of a rotation with its scaling applied. */
+/* Frequencies [model_rope_tables][model_rope_dims / 2] of a rotation with its scaling applied: one table, or of ROPE_LONG that of short
+ * sequences and that of long ones. */
+uint32_t model_rope_tables(const struct model_rope *r);
 void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq);
+/* The pairs of YaRN up to which frequencies are kept, and from which on they are stretched, within 0 and dims - 1. */
+void model_yarn_bounds(const struct model_rope *r, uint32_t dims, double *low, double *high);
+/* A list of factors under `key`; *out in the arena. ERR_DATA: missing, or not numbers in range. */
+int model_rope_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
+                       struct err *e) MUST_CHECK;
+/* transformers' attention_factor where nobody says one: of YaRN 1 + ln(factor) / 10, of LongRoPE sqrt(1 + ln(factor) /
+ * ln(original_context)); 1 where factor <= 1. */
+double model_rope_attention(enum rope_scaling scaling, double factor, uint32_t original_context);
 
 /* ---- rows and blocks (rows.c) ---- */
 
@@ -210,7 +235,9 @@ enum model_role {
     ROLE_K_BIAS,
     ROLE_V_BIAS,
     ROLE_Q_NORM,
+    ROLE_Q_NORM_BIAS,
     ROLE_K_NORM,
+    ROLE_K_NORM_BIAS,
     ROLE_O,
     ROLE_O_BIAS,
     ROLE_ATTN_POST_NORM, /* of the sum, or of what attention adds: norm_place says */
@@ -415,7 +442,7 @@ struct model {
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
     cJSON *meta;
-    double *inv_freq, *local_inv_freq; /* of rope and local_rope; NULL: no such rotation */
+    double *inv_freq, *local_inv_freq; /* of rope and local_rope, by model_inv_freq; NULL: no such rotation */
     struct arena memory;
 };
 

@@ -13,13 +13,25 @@ struct kv_cache {
 /* Elements that a position takes in the first `layers` layers; of all: config.n_layers. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
 
+/* ---- parts of the configuration (config_json.c, rope.c) ---------------------------------------------------------- */
+
+/* The number of a name in a list that ends with NULL. */
+int config_get_name(const cJSON *o, const char *key, const char *const *names, uint32_t *out, struct err *e) MUST_CHECK;
+/* A rotation's object of META and back; factors come from `a`. False: out of memory. */
+bool rope_to_json(cJSON *o, const char *key, const struct model_rope *rope);
+int rope_from_json(struct model_rope *rope, const cJSON *r, struct arena *a, struct err *e) MUST_CHECK;
+int rope_copy(struct model_rope *to, const struct model_rope *from, struct arena *a, struct err *e) MUST_CHECK;
+int rope_check(const struct model_config *c, const struct model_rope *r, struct err *e) MUST_CHECK;
+
 /* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 
 struct graph {
     struct model *m;
     struct grad_tape *t;
     struct model_input in;
-    const uint32_t *position;       /* [n_positions] within the sequence */
+    const uint32_t *position; /* [n_positions] within the sequence */
+    const uint8_t
+        *tables[2]; /* [n_positions] of rope and of local_rope: which table of frequencies; NULL: the only one */
     const uint32_t *starts;         /* [n_seqs + 1] */
     struct kv_cache *const *caches; /* [n_seqs], or NULL */
     size_t n_decoded;               /* sequences, the first ones, whose caches hold something */

@@ -42,6 +42,9 @@ static bool has_o_bias(const struct model_config *c) {
 static bool has_qk_norm(const struct model_config *c) {
     return c->qk_norm != QK_NORM_NONE;
 }
+static bool has_qk_norm_bias(const struct model_config *c) {
+    return c->qk_norm == QK_NORM_LAYER;
+}
 static bool has_gate(const struct model_config *c) {
     return c->ffn_kind == FFN_GATED;
 }
@@ -118,7 +121,9 @@ static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_K_BIAS] = {"attn.k.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
     [ROLE_V_BIAS] = {"attn.v.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
     [ROLE_Q_NORM] = {"attn.q_norm.weight", LAYER, GAIN(AXIS_Q_NORM), .exists = has_qk_norm},
+    [ROLE_Q_NORM_BIAS] = {"attn.q_norm.bias", LAYER, BIAS(AXIS_Q_NORM), .exists = has_qk_norm_bias},
     [ROLE_K_NORM] = {"attn.k_norm.weight", LAYER, GAIN(AXIS_K_NORM), .exists = has_qk_norm},
+    [ROLE_K_NORM_BIAS] = {"attn.k_norm.bias", LAYER, BIAS(AXIS_K_NORM), .exists = has_qk_norm_bias},
     [ROLE_O] = {"attn.o.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_QUERY, POINT_O_IN), .to_residual = true,
                 .exists = always},
     [ROLE_O_BIAS] = {"attn.o.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_o_bias},

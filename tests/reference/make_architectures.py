@@ -207,6 +207,34 @@ def llama_bias():
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0)))
 
 
+# the original context between the lengths: one sequence is beyond it, the others are not
+YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
+
+
+def longrope(pairs, original=12, **more):
+    return dict(rope_type="longrope", rope_theta=500.0, original_max_position_embeddings=original, **more,
+                short_factor=[1 + 0.125 * i for i in range(pairs)], long_factor=[1.5 + i for i in range(pairs)])
+
+
+@model("llama-yarn")
+def llama_yarn():
+    return eager(transformers.LlamaForCausalLM, transformers.LlamaConfig(
+        **SHAPE, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, rope_parameters=YARN))
+
+
+@model("llama-longrope")
+def llama_longrope():
+    return eager(transformers.LlamaForCausalLM, transformers.LlamaConfig(
+        **SHAPE, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=longrope(4, factor=2.0)))
+
+
+@model("mistral-yarn")  # every number its own
+def mistral_yarn():
+    return eager(transformers.MistralForCausalLM, transformers.MistralConfig(
+        **SHAPE, num_key_value_heads=2, head_dim=16, sliding_window=None, tie_word_embeddings=True,
+        rope_parameters=YARN | dict(attention_factor=0.75, beta_fast=2.0, beta_slow=0.25, truncate=False)))
+
+
 @model("mistral")
 def mistral():
     return eager(transformers.MistralForCausalLM, transformers.MistralConfig(
@@ -233,10 +261,23 @@ def qwen2_window():
         max_window_layers=1))
 
 
+@model("qwen2-longrope")  # deci in GGUF
+def qwen2_longrope():
+    return eager(transformers.Qwen2ForCausalLM, transformers.Qwen2Config(
+        **SHAPE, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters=longrope(4, attention_factor=1.0625)))
+
+
 @model("qwen3")
 def qwen3():
     return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
         **SHAPE, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False))
+
+
+@model("qwen3-yarn")
+def qwen3_yarn():
+    return eager(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+        **SHAPE, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True,
+        rope_parameters=YARN | dict(mscale=0.5, mscale_all_dim=1.5)))
 
 
 @model("qwen3-window")
@@ -251,6 +292,12 @@ def phi():
     return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
         **SHAPE, num_key_value_heads=2, rope_parameters=dict(
             rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)))
+
+
+@model("phi-norms")  # of the heads of q and k
+def phi_norms():
+    return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+        **SHAPE, num_key_value_heads=2, tie_word_embeddings=True, qk_layernorm=True))
 
 
 @model("phi-tied")
@@ -276,6 +323,13 @@ def phi3_partial():
         **SHAPE, num_key_value_heads=4, tie_word_embeddings=True, original_max_position_embeddings=64, **ENDS,
         rope_parameters=dict(
             rope_type="default", rope_theta=250000.0, partial_rotary_factor=0.75)))
+
+
+@model("phi3-longrope")
+def phi3_longrope():
+    return eager(transformers.Phi3ForCausalLM, transformers.Phi3Config(
+        **SHAPE, num_key_value_heads=2, tie_word_embeddings=True, **ENDS, original_max_position_embeddings=12,
+        partial_rotary_factor=0.75, rope_parameters=longrope(3) | dict(partial_rotary_factor=0.75)))
 
 
 @model("smollm3")
@@ -588,6 +642,14 @@ def gemma3():
         layer_types=["sliding_attention", "full_attention", "sliding_attention"], rope_parameters=dict(
             full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=8.0),
             sliding_attention=dict(rope_type="default", rope_theta=50.0))))
+
+
+@model("gemma3-yarn")  # a scaling for each type of layer
+def gemma3_yarn():
+    return eager(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(
+        **GEMMA, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(
+            full_attention=YARN, sliding_attention=longrope(8) | dict(rope_theta=50.0))))
 
 
 @model("gemma3-plain")  # what a file says nothing of, and no window

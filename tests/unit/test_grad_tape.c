@@ -125,8 +125,8 @@ static void test_shapes_are_checked(void **state) {
         if (i == 9) y = grad_linear(t, a, a, NULL, b);
         if (i == 10) y = grad_segment(t, a, narrow, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4));
         if (i == 2) y = grad_rmsnorm(t, a, b, 0, DT_F32);
-        if (i == 3) y = grad_rope(t, a, 1, 3, 3, p, f);
-        if (i == 4) y = grad_rope(t, a, 3, 2, 2, p, f);
+        if (i == 3) y = grad_rope(t, a, 1, 3, p, &(struct kernel_rotation){.dims = 3, .inv_freq = f});
+        if (i == 4) y = grad_rope(t, a, 3, 2, p, &(struct kernel_rotation){.dims = 2, .inv_freq = f});
         if (i == 5) y = grad_attention(t, a, a, a, &s);
         s.starts = bad_starts, s.n_seqs = 2;
         if (i == 6) y = grad_attention(t, a, a, a, &s);
