@@ -61,6 +61,7 @@ struct stream_reader {
     bool between;        /* before a segment head, or at the end of the file */
     bool meta_pending;   /* META was read by open */
     bool eof;
+    bool sought; /* the next record has whatever number it has: stream_reader_seek */
 
     struct wire_record rec; /* the latest header */
     uint64_t rec_at;        /* its offset */

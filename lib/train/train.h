@@ -58,6 +58,8 @@ struct train_plan {
     struct train_schedule now; /* of the steps after the last phase */
 };
 const struct train_schedule *train_schedule_at(const struct train_plan *p, uint64_t step); /* that the step follows */
+/* Is the step in the decay of a schedule that has one (wsd)? Its rate is then below the peak's. */
+bool train_schedule_decays(const struct train_schedule *s, uint64_t step);
 double train_lr(const struct train_plan *p, uint64_t step);
 bool train_plan_equal(const struct train_plan *a, const struct train_plan *b);
 /* ERR_USAGE for a plan that cannot be. */
