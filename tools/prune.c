@@ -6,7 +6,8 @@
 static double sparsity;
 static uint64_t min_count;
 static struct cli_amount layers, experts, ffn, kv_heads;
-static const char *drop, *score, *stats_path, *vocab_path;
+static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method;
+static struct cli_list rates;
 static bool prune_head;
 
 static const struct cli_option options[] = {
@@ -17,12 +18,33 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of smallest magnitude of each matrix zero (0.5, or 50%)"},
+     .help = "make this share of the weights of each matrix of the layers zero (0.5, or 50%)"},
+    {.name = "pattern",
+     .type = CLI_STRING,
+     .to = &pattern,
+     .arg = "N:M",
+     .needs = {"!sparsity"},
+     .help = "keep N of each M consecutive weights of a row instead (2:4, 4:8), and make the others zero"},
+    {.name = "rate",
+     .type = CLI_LIST,
+     .to = &rates,
+     .arg = "REGEX=S",
+     .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
+             "or N:M; the last match wins"},
+    {.name = "method",
+     .type = CLI_CHOICE,
+     .to = &method,
+     .arg = "BY",
+     .choices = "magnitude|wanda",
+     .fallback = "magnitude",
+     .needs = {"sparsity|pattern|rate", "!method=wanda|stats"},
+     .help = "which weights become zero: the smallest of the matrix (magnitude), or of each row those of the smallest "
+             "product with the norm of their input in --stats (wanda)"},
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
-     .needs = {"sparsity"},
-     .help = "also in the embedding and the output matrix"},
+     .needs = {"sparsity|pattern"},
+     .help = "also the embedding and the output matrix"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
@@ -93,63 +115,26 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|kv-heads", "layers|experts|!score=weights"},
+     .needs = {"layers|experts|ffn|kv-heads|method=wanda", "layers|experts|method=wanda|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
 };
 
-/* Parses "3,10-14". */
-static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *e) {
-    for (const char *s = text; s && *s;) {
-        char item[32];
-        size_t len = strcspn(s, ",");
-        if (len == 0 || len >= sizeof item)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
-        memcpy(item, s, len);
-        item[len] = 0;
-        char *dash = strchr(item, '-');
-        uint64_t first, last;
-        if (dash) *dash++ = 0;
-        if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
-            last >= MODEL_MAX_LAYERS)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
-        for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
-        s += len;
-        if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "--drop-layers: '%s' ends in a comma", text);
-    }
-    return 0;
-}
-
-/* The old numbers of each layer's experts, an empty list for a layer without. */
-static bool put_experts(cJSON *o, const struct prune_report *r) {
-    cJSON *layers_out = r->kept_experts ? cJSON_AddArrayToObject(o, "kept_experts") : NULL;
-    for (uint32_t i = 0; layers_out && i < r->after.n_layers; i++) {
-        cJSON *list = cJSON_CreateArray();
-        if (!list || !cJSON_AddItemToArray(layers_out, list)) {
-            cJSON_Delete(list);
-            return false;
-        }
-        for (uint32_t k = 0; k < r->after.layers[i].experts; k++)
-            if (!cJSON_AddItemToArray(list, cJSON_CreateNumber(r->kept_experts[i][k]))) return false;
-    }
-    return layers_out || !r->kept_experts;
+static int report_tensor(void *ctx, const struct prune_tensor_report *t, struct err *e) {
+    struct cli *c = ctx;
+    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
 
 static int report(struct cli *c, const struct prune_report *r, struct err *e) {
-    cJSON *o = cli_report(c), *before = model_config_to_json(&r->before, e),
-          *after = before ? model_config_to_json(&r->after, e) : NULL;
-    cJSON *kept = cJSON_AddArrayToObject(o, "kept_layers");
-    bool ok = after && kept && json_put_u64(o, "parameters_before", r->parameters_before) &&
-              json_put_u64(o, "parameters_after", r->parameters_after) && json_put_u64(o, "zeros", r->zeros);
-    for (uint32_t i = 0; ok && i < r->after.n_layers; i++)
-        ok = cJSON_AddItemToArray(kept, cJSON_CreateNumber(r->kept_layers[i]));
-    if (!ok || !put_experts(o, r) || !cJSON_AddItemToObject(o, "before", before) ||
-        !cJSON_AddItemToObject(o, "after", after))
-        return err_nomem(e, "report");
+    char sparse[64] = "";
+    if (r->matrix_weights)
+        snprintf(sparse, sizeof sparse, ", %.1f%% of the weights of sparse matrices are zero",
+                 100 * (double)r->zeros / (double)r->matrix_weights);
     cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
-            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparsity > 0 ? ", sparse" : "");
-    return 0;
+            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparse);
+    return prune_report_put(r, cli_report(c), e);
 }
 
 static struct prune_amount amount(const struct cli_amount *a) {
@@ -165,10 +150,22 @@ static bool reads_tokens(void) {
     return vocab_path && strcmp(vocab_path, "padding") != 0;
 }
 
+static int parse_rates(struct prune_options *o, struct err *e) {
+    struct prune_rule *parsed = mem_array(rates.n ? rates.n : 1, sizeof *parsed, e);
+    if (!parsed) return e->code;
+    o->rules = parsed;
+    o->n_rules = rates.n;
+    for (size_t i = 0; i < rates.n; i++)
+        if (prune_rule_parse(rates.items[i], &parsed[i], e)) return err_prefix(e, "--rate");
+    return 0;
+}
+
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
                         const struct prune_tokens *tokens, struct err *e) {
-    *o = (struct prune_options){.sparsity = sparsity,
+    *o = (struct prune_options){.sparsity = {.share = sparsity},
                                 .prune_head = prune_head,
+                                .method = !strcmp(method, "wanda") ? PRUNE_WANDA : PRUNE_MAGNITUDE,
+                                .foreign_name = target_tensor_name,
                                 .tokens = reads_tokens() ? tokens : NULL,
                                 .padding = vocab_path && !reads_tokens(),
                                 .vocab_min_count = min_count,
@@ -179,13 +176,16 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .ffn = amount(&ffn),
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&kv_heads) &&
-        !vocab_path)
-        rc = err_set(
-            e, ERR_USAGE,
-            "nothing to prune: give --sparsity, --layers, --drop-layers, --experts, --ffn, --kv-heads or --vocab");
-    return rc;
+    int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
+    if (rc) return err_prefix(e, "--drop-layers");
+    if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
+    if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
+    if (sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) &&
+        !asked(&kv_heads) && !vocab_path)
+        return err_set(e, ERR_USAGE,
+                       "nothing to prune: give --sparsity, --pattern, --rate, --layers, --drop-layers, --experts, "
+                       "--ffn, --kv-heads or --vocab");
+    return parse_rates(o, e);
 }
 
 static void say(void *c, const char *message) {
@@ -200,7 +200,7 @@ static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
     struct stream_reader *in, *stats_in, *tokens_in;
     struct stream_writer *out;
-    struct prune_options o;
+    struct prune_options o = {0};
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
@@ -210,15 +210,17 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
-    o.warn = say, o.warn_ctx = c, o.shape = say_targets;
+    o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
+    if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
     if (!rc) rc = prune_stream(in, out, &o, &r, e);
     if (!rc) rc = report(c, &r, e);
     if (!rc) rc = cli_close_output(c, e);
     prune_report_release(&r);
     prune_tokens_release(&tokens);
     stats_free(stats);
+    mem_free((void *)o.rules);
     return rc;
 }
 
@@ -233,15 +235,20 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
-            "keeps the shapes.\nWhat is removed is chosen by the norms of the weights, or by calibrate's statistics of "
+            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate make "
+            "single "
+            "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
+            "the norms of the weights, or by calibrate's statistics of "
             "this model. Several kinds may be combined. Train the result with distill to recover what was lost.\n"
             "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
             "(ffn.down and attn.o) or single weights become zero.",
-        .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
-                    "that matter most\n"
-                    "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
-                    "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n",
+        .examples =
+            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
+            "that matter most\n"
+            "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
+            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n"
+            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n    "
+            "two of each four, by weights and activations\n",
         .options = options,
         .run = run,
     };

@@ -1,7 +1,7 @@
 /*
- * prune: takes weights out of a model. Unstructured magnitude, and structured: layers, experts, feed-forward channels, attention
- * head groups, vocabulary. Each is one pass over a model stream; what to keep is decided beforehand (from statistics or the
- * command line) or within the layer at hand (weight norms), so memory is a few tensors whatever the model's size.
+ * prune: takes weights out of a model. Structured: layers, experts, feed-forward channels, attention head groups, vocabulary. And
+ * single weights, any of a matrix or N of M consecutive ones. A plan says what is to go; then comes one pass over a model stream, with
+ * a few tensors in memory whatever the model's size.
  */
 #ifndef RILL_PRUNE_H
 #define RILL_PRUNE_H
@@ -10,10 +10,35 @@
 #include "lib/model/model.h"
 #include "lib/stats/stats.h"
 
+/* How many weights of a matrix become zero: a share of them, or all but n of each m consecutive inputs. All 0: none. */
+struct prune_sparsity {
+    double share; /* in [0, 1) */
+    unsigned n, m;
+};
+#define PRUNE_MAX_GROUP KERNEL_MAX_GROUP /* of m */
+/* "0.5", "50%" or "2:4". ERR_USAGE. */
+int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) MUST_CHECK;
+
+/* Which weights become zero. Each m consecutive ones are ranked among themselves by all methods; for shares: */
+enum prune_method {
+    PRUNE_MAGNITUDE, /* |w|, ranked within the matrix (Han et al. 2015) */
+    PRUNE_WANDA, /* |w_ij| |x_j|_2, x_j the inputs of column j, ranked within each row (Sun et al. 2023, arXiv 2306.11695) */
+};
+
+/* "REGEX=SPARSITY": for the matrices whose name, Rill's or GGUF's, matches. */
+struct prune_rule {
+    struct model_pattern pattern;
+    struct prune_sparsity sparsity;
+};
+int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */
+
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
 };
+
+/* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
+int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
 
 /* How often each token occurs in a token stream. */
 struct prune_tokens {
@@ -33,9 +58,21 @@ struct prune_amount {
     double share; /* in (0, 1] */
 };
 
+/* A matrix that single weights went from. */
+struct prune_tensor_report {
+    const char *name; /* in the pruned model */
+    uint64_t elems, zeros;
+};
+
 struct prune_options {
-    double sparsity;             /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
-    bool prune_head;             /* unstructured also in embedding and head */
+    /* Single weights, of what the options below leave: of the matrices in layers, but for what rules say of some. */
+    struct prune_sparsity sparsity;
+    bool prune_head;                /* also of the matrices outside layers: embedding and head */
+    const struct prune_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix that stays */
+    size_t n_rules;
+    enum prune_method method; /* PRUNE_WANDA needs stats */
+    /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
+    bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
     struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
@@ -55,12 +92,16 @@ struct prune_options {
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;
+    /* Told of each matrix that single weights went from; may be NULL */
+    int (*sparse)(void *ctx, const struct prune_tensor_report *t, struct err *e);
+    void *sparse_ctx;
 };
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
-    uint64_t parameters_before, parameters_after, zeros;
-    uint32_t *kept_layers;   /* [after.n_layers] numbers in the old model */
-    uint32_t **kept_experts; /* [after.n_layers][experts] the same; NULL: none was to go */
+    uint64_t parameters_before, parameters_after;
+    uint64_t zeros, matrix_weights; /* in matrices that single weights went from: zeros of all weights */
+    uint32_t *kept_layers;          /* [after.n_layers] numbers in the old model */
+    uint32_t **kept_experts;        /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;
 };
 
@@ -70,5 +111,8 @@ struct prune_report {
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;
 void prune_report_release(struct prune_report *r);
+/* For --report: adds the members of the report to an object, and a tensor's object to an array. ERR_IO when memory is out. */
+int prune_report_put(const struct prune_report *r, cJSON *object, struct err *e) MUST_CHECK;
+int prune_tensor_report_put(const struct prune_tensor_report *t, cJSON *array, struct err *e) MUST_CHECK;
 
 #endif

@@ -64,6 +64,41 @@ setup() {
     [ "$(types sparse.rill)" = "21 f32 1 q4_1" ]
 }
 
+@test "N of M stay, by weights or by Wanda, and the report says how sparse each matrix is" {
+    rill prune -q --pattern 2:4 --method wanda --stats model.stats.rill --no-provenance -j 1 model.rill -o a.rill --report r.json
+    rill prune -q --pattern 2:4 --method wanda --stats model.stats.rill --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.0.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.5}' r.json
+    run ! grep -q '"name":"embed.weight"' r.json
+    rill prune -q --pattern 2:4 --no-provenance model.rill -o weights.rill
+    check_exit 4 rill diff a.rill weights.rill
+    rill prune -q --sparsity 0.5 --rate 'ffn_down=0' --rate 'layers.1.*=25%' model.rill -o c.rill --report r.json
+    run ! grep -q '"name":"layers.0.ffn.down.weight"' r.json
+    grep -q '"name":"layers.1.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.25}' r.json
+    # what is cut away first takes its statistics with it
+    check_exit 0 rill prune -q --ffn 64 --sparsity 0.5 --method wanda --stats model.stats.rill model.rill -o d.rill
+}
+
+@test "patterns that rows do not divide into, and sparsities that are none, are refused" {
+    check_exit 2 rill prune --pattern 3:7 model.rill -o no.rill
+    assert_stderr_line "tensor 'layers.0.attn.q.weight': 7 does not divide its rows of 64, as 3:7 has to"
+    check_exit 2 rill prune --pattern 0.5 model.rill -o no.rill
+    assert_stderr_line "--pattern: '0.5' is no N:M, such as 2:4"
+    check_exit 2 rill prune --pattern 4:4 model.rill -o no.rill
+    check_exit 2 rill prune --pattern 2:4 --sparsity 0.5 model.rill -o no.rill
+    check_exit 2 rill prune --rate attn model.rill -o no.rill
+    assert_stderr_line "--rate: 'attn' is no REGEX=SPARSITY*"
+    check_exit 2 rill prune --rate 'attn=1' model.rill -o no.rill
+    check_exit 2 rill prune --rate '(=0.5' model.rill -o no.rill
+    check_exit 2 rill prune --rate 'nothing=0.5' model.rill -o no.rill
+    assert_stderr_line "*'nothing' matches no matrix of this model*"
+    check_exit 2 rill prune --sparsity 0.5 --method wanda model.rill -o no.rill
+    assert_stderr_line "--method wanda needs --stats"
+    rill prune -q --ffn 64 model.rill -o narrow.rill
+    check_exit 3 rill prune --sparsity 0.5 --method wanda --stats model.stats.rill narrow.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "--drop-layers takes numbers and ranges" {
     check_exit 0 rill prune -q --drop-layers 1 model.rill -o one.rill
     check_exit 0 rill prune -q --drop-layers 1-1 model.rill -o two.rill --no-provenance
@@ -91,7 +126,7 @@ setup() {
     check_exit 2 rill prune --ffn 0% model.rill -o no.rill
     check_exit 2 rill prune --vocab
     check_exit 2 rill prune --ffn 64 --sparsify-head model.rill -o no.rill
-    assert_stderr_line "--sparsify-head needs --sparsity"
+    assert_stderr_line "--sparsify-head needs --sparsity*"
     check_exit 2 rill prune --ffn 64 --vocab-min-count 2 model.rill -o no.rill
     assert_stderr_line "--vocab-min-count needs --vocab"
     assert_no_file no.rill
