@@ -99,6 +99,29 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "half the weights zero is about half the bytes, for every program" {
+    rill quantize -q --type bf16 model.rill -o m.rill
+    for how in "--sparsity 0.5" "--pattern 2:4"; do
+        rill prune -q $how m.rill -o raw.rill --force
+        rill prune -q $how --codec sparse m.rill -o small.rill --force
+        check_exit 0 rill check small.rill
+        check_exit 0 rill diff raw.rill small.rill
+        check_exit 0 rill ls small.rill
+        assert_stdout '*sparse layers.0.ffn.down.weight*'
+        size() { rill ls "$1" | grep -E 'layers.*(attn|ffn)\.[a-z]+\.weight' | awk '{ n += $4 * $5 / 100 } END { print int(n) }'; }
+        [ "$(size small.rill)" -lt "$(($(size raw.rill) * 3 / 5))" ]
+        rill cat -q --codec raw --no-provenance small.rill -o back.rill --force
+        rill cat -q --codec raw --no-provenance raw.rill -o again.rill --force
+        assert_same back.rill again.rill
+        rill eval -q --context 16 -m small.rill tokens.rill | grep -v model >a
+        rill eval -q --context 16 -m raw.rill tokens.rill | grep -v model >b
+        assert_same a b
+    done
+    head -c 20000 small.rill >cut.rill
+    check_exit 3 rill check cut.rill
+    assert_stderr_line "cut.rill: truncated*"
+}
+
 @test "--drop-layers takes numbers and ranges" {
     check_exit 0 rill prune -q --drop-layers 1 model.rill -o one.rill
     check_exit 0 rill prune -q --drop-layers 1-1 model.rill -o two.rill --no-provenance
