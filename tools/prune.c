@@ -2,11 +2,16 @@
 #include "lib/prune/prune.h"
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
+#include "lib/session/session.h"
 
 static double sparsity;
 static uint64_t min_count;
 static struct cli_amount layers, experts, ffn, kv_heads;
-static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method;
+static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method, *data_path;
+static struct session_options how;
+static uint64_t max_tokens;
+static double damp;
+static bool reconstruct;
 static struct cli_list rates;
 static bool prune_head;
 
@@ -35,11 +40,45 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &method,
      .arg = "BY",
-     .choices = "magnitude|wanda",
+     .choices = "magnitude|wanda|sparsegpt|alps",
      .fallback = "magnitude",
-     .needs = {"sparsity|pattern|rate", "!method=wanda|stats"},
-     .help = "which weights become zero: the smallest of the matrix (magnitude), or of each row those of the smallest "
-             "product with the norm of their input in --stats (wanda)"},
+     .needs = {"sparsity|pattern|rate", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
+     .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
+             "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
+             "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
+             "(alps, the best and slowest)"},
+    {.name = "data",
+     .type = CLI_STRING,
+     .to = &data_path,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .needs = {"!stats", "!layers", "!drop-layers", "!experts", "!ffn|kv-heads", "!vocab", "!sparsify-head",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct"},
+     .help =
+         "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
+         "which the model will see, 128 sequences of 512 for a start"},
+    {.name = "max-tokens",
+     .type = CLI_U64,
+     .to = &max_tokens,
+     .arg = "N",
+     .fallback = "0",
+     .needs = {"data"},
+     .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
+    {.name = "reconstruct",
+     .type = CLI_FLAG,
+     .to = &reconstruct,
+     .needs = {"data"},
+     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; takes "
+             "twice as long"},
+    {.name = "damp",
+     .type = CLI_F64,
+     .to = &damp,
+     .arg = "SHARE",
+     .fallback = "0.01",
+     .max = 1,
+     .needs = {"method=sparsegpt|method=alps|reconstruct"},
+     .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
+    SESSION_DATA_PRECISION(how, "data"),
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
@@ -124,6 +163,7 @@ static const struct cli_option options[] = {
 static int report_tensor(void *ctx, const struct prune_tensor_report *t, struct err *e) {
     struct cli *c = ctx;
     log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
     return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
 
@@ -164,7 +204,9 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                         const struct prune_tokens *tokens, struct err *e) {
     *o = (struct prune_options){.sparsity = {.share = sparsity},
                                 .prune_head = prune_head,
-                                .method = !strcmp(method, "wanda") ? PRUNE_WANDA : PRUNE_MAGNITUDE,
+                                .calibrated = data_path != NULL,
+                                .reconstruct = reconstruct,
+                                .damp = damp,
                                 .foreign_name = target_tensor_name,
                                 .tokens = reads_tokens() ? tokens : NULL,
                                 .padding = vocab_path && !reads_tokens(),
@@ -176,6 +218,7 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .ffn = amount(&ffn),
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
+    prune_method_parse(method, &o->method);
     int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
     if (rc) return err_prefix(e, "--drop-layers");
     if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
@@ -196,6 +239,26 @@ static void say_targets(void *c, const struct model_config *before, const struct
     target_warnings(before, after, say, c);
 }
 
+static void layer_done(void *c, uint32_t layers_done) {
+    cli_progress(c, layers_done, NULL);
+}
+
+static int with_data(struct cli *c, struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
+                     struct prune_report *r, struct err *e) {
+    struct session_tokens data = {0};
+    struct prune_calibration k = {.in = &data.in, .n = 1, .progress = layer_done, .progress_ctx = c};
+    int rc = model_layerwise_new(&k.model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);
+    if (!rc) rc = session_read_tokens(c, data_path, "data", model_layerwise_model(k.model), max_tokens, &data, e);
+    if (!rc) rc = grad_tape_new(&k.scratch, kernel_cpu(), false, session_precision(&how), e);
+    if (!rc) cli_progress_begin(c, "layers", model_layerwise_model(k.model)->config.n_layers);
+    if (!rc) rc = prune_layerwise(&k, out, o, r, e);
+    cli_progress_end(c);
+    grad_tape_free(k.scratch);
+    model_layerwise_free(k.model);
+    session_tokens_release(&data);
+    return rc;
+}
+
 static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
     struct stream_reader *in, *stats_in, *tokens_in;
@@ -214,7 +277,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = prune_stream(in, out, &o, &r, e);
+    if (!rc) rc = data_path ? with_data(c, in, out, &o, &r, e) : prune_stream(in, out, &o, &r, e);
     if (!rc) rc = report(c, &r, e);
     if (!rc) rc = cli_close_output(c, e);
     prune_report_release(&r);

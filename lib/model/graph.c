@@ -60,10 +60,14 @@ static int check_wants(const struct graph *g) {
     return 0;
 }
 
-/* A point inside a layer: for whoever watches, and for whoever wants it. */
-static void expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+/* A point inside a layer: for whoever watches, and for whoever wants it. NULL where the pass ends, which all that would follow
+   passes on; else x. */
+static struct grad_var *expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
     tap(g, point, layer, x);
     want(g, point, layer, x);
+    if (!g->last || point != *g->last) return x;
+    g->ended |= x != NULL;
+    return NULL;
 }
 
 /* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
@@ -151,7 +155,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 /* attention(rope(q), rope(k), v) of h, the heads side by side */
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
-    expose(g, POINT_ATTN_IN, layer, h);
+    h = expose(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -160,12 +164,10 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
-    expose(g, POINT_Q, layer, q);
-    expose(g, POINT_K, layer, k);
-    expose(g, POINT_V, layer, y[2]);
-    struct grad_var *a = attend(g, layer, q, k, y[2]);
-    expose(g, POINT_O_IN, layer, a);
-    return a;
+    q = expose(g, POINT_Q, layer, q);
+    k = expose(g, POINT_K, layer, k);
+    struct grad_var *v = expose(g, POINT_V, layer, y[2]);
+    return expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 
 /* act(gate h) * up h, or act(up h): what down reads */
@@ -178,8 +180,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
         y = grad_activate(g->t, c->act,
                           adapt(g, ROLE_UP, layer, h,
                                 grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
-    expose(g, POINT_DOWN_IN, layer, y);
-    return y;
+    return expose(g, POINT_DOWN_IN, layer, y);
 }
 
 static struct grad_var *add_attention(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *a) {
@@ -203,8 +204,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 
 /* x + feed-forward part of its norm */
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
-    struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
-    expose(g, POINT_FFN_IN, layer, h);
+    struct grad_var *h = expose(g, POINT_FFN_IN, layer, before(g, ROLE_FFN_NORM, layer, x));
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
@@ -216,7 +216,7 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
-        expose(g, POINT_FFN_IN, layer, h2);
+        h2 = expose(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }
@@ -283,6 +283,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
     run->g->rc = g.rc;
+    run->g->ended = g.ended;
     return g.rc ? NULL : y;
 }
 

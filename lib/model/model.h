@@ -564,7 +564,7 @@ struct model_layerwise;
 int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
                         enum model_weight_format format, model_again_fn *again, void *again_ctx,
                         struct err *e) MUST_CHECK;
-/* Configuration and vocabulary; its parameters have no values. */
+/* Configuration, vocabulary and META; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */
 /* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may
@@ -608,9 +608,9 @@ struct model_changes {
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) MUST_CHECK;
 /* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
- * of whole sequences, in order. */
-int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
-                          struct err *e) MUST_CHECK;
+ * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
+                          model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

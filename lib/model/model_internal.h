@@ -27,6 +27,8 @@ struct graph {
     void *tap_ctx;
     struct model_want *wants; /* [n_wants] */
     size_t n_wants;
+    const enum model_point *last; /* inside a layer, where the pass ends; NULL: it is whole */
+    bool ended;                   /* there it is */
     struct err *e;
     int rc;
 };

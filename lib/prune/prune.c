@@ -154,29 +154,6 @@ static int prune_tensor(void *ctx, struct model_slot s, const struct tensor_desc
     return rc;
 }
 
-static int fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {
-    int rc = model_config_copy(&r->before, p->from, &r->memory, e);
-    if (!rc) rc = model_config_copy(&r->after, &p->to, &r->memory, e);
-    if (rc) return rc;
-    r->kept_layers = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_layers, e);
-    if (!r->kept_layers) return e->code;
-    memcpy(r->kept_layers, p->old_layer, p->to.n_layers * sizeof *r->kept_layers);
-    if (p->kept_experts) {
-        r->kept_experts = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_experts, e);
-        if (!r->kept_experts) return e->code;
-    }
-    for (uint32_t i = 0; p->kept_experts && i < p->to.n_layers; i++) {
-        uint32_t n = p->to.layers[i].experts;
-        if (n == 0) continue;
-        r->kept_experts[i] = arena_array(&r->memory, n, sizeof **r->kept_experts, e);
-        if (!r->kept_experts[i]) return e->code;
-        memcpy(r->kept_experts[i], p->kept_experts[i], n * sizeof **r->kept_experts);
-    }
-    r->parameters_before = model_parameters(p->from);
-    r->parameters_after = model_parameters(&p->to);
-    return 0;
-}
-
 static void release_layer(struct prune_layer *l) {
     for (int r = 0; r < ROLE_COUNT; r++) {
         struct prune_tensor *t = &l->tensor[r];
@@ -196,7 +173,7 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     if (!rc) rc = prune_plan_make(&p.plan, &head, o, e);
     const struct buf *vocab = p.plan.vocab.len ? &p.plan.vocab : &head.vocab;
     if (!rc) prune_plan_warn(&p.plan);
-    if (!rc) rc = fill_report(report, &p.plan, e);
+    if (!rc) rc = prune_fill_report(report, &p.plan, e);
     if (!rc) rc = prune_rename(head.meta, report->parameters_before, report->parameters_after, e);
     if (!rc) rc = model_head_write(out, &p.plan.to, vocab->data, vocab->len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, prune_tensor, &p, e);
@@ -207,8 +184,4 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     prune_plan_release(&p.plan);
     model_head_release(&head);
     return rc;
-}
-
-void prune_report_release(struct prune_report *r) {
-    arena_release(&r->memory);
 }

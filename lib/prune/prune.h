@@ -23,7 +23,13 @@ int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct er
 enum prune_method {
     PRUNE_MAGNITUDE, /* |w|, ranked within the matrix (Han et al. 2015) */
     PRUNE_WANDA, /* |w_ij| |x_j|_2, x_j the inputs of column j, ranked within each row (Sun et al. 2023, arXiv 2306.11695) */
+    /* And with prune_layerwise, which change the weights that stay, too: */
+    PRUNE_SPARSEGPT, /* by second-order error, made up for column by column (Frantar and Alistarh 2023, arXiv 2301.00774) */
+    PRUNE_ALPS, /* the mask of least error by ADMM, then least squares in it (Meng et al. 2024, arXiv 2406.07831) */
 };
+
+/* "wanda"; false: there is none such. */
+bool prune_method_parse(const char *name, enum prune_method *out);
 
 /* "REGEX=SPARSITY": for the matrices whose name, Rill's or GGUF's, matches. */
 struct prune_rule {
@@ -62,6 +68,9 @@ struct prune_amount {
 struct prune_tensor_report {
     const char *name; /* in the pruned model */
     uint64_t elems, zeros;
+    /* With data and Gram matrices: the squared error of the matrix's outputs on the inputs that it has now, over their sum of squares */
+    bool has_error;
+    double output_error;
 };
 
 struct prune_options {
@@ -70,7 +79,13 @@ struct prune_options {
     bool prune_head;                /* also of the matrices outside layers: embedding and head */
     const struct prune_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix that stays */
     size_t n_rules;
-    enum prune_method method; /* PRUNE_WANDA needs stats */
+    enum prune_method method; /* PRUNE_WANDA needs stats, unless it is */
+    bool calibrated;          /* with data: prune_layerwise */
+    /* With data. reconstruct: the weights that stay become those of least squares within their mask, so that each matrix gives, of
+     * what comes in after all pruning before it, what it gave of what came in before any: attention and feed-forward part one after
+     * the other (Wagner et al. 2025, arXiv 2510.14444, reconstruct the two apart, by gradient descent). */
+    bool reconstruct;
+    double damp; /* added to the diagonal of Gram matrices, as a share of its mean: 0.01 */
     /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
     bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
     struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
@@ -110,6 +125,23 @@ struct prune_report {
  * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;
+
+/* Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it, layers and matrices of the layer in
+ * the order q, k, v; o; gate, up; down. Single weights alone, of the matrices in layers; structured options are ERR_USAGE. Quantized
+ * tensors become f32, all of them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one
+ * matrix), the second moments of one matrix's inputs. */
+struct prune_calibration {
+    struct model_layerwise *model; /* in WEIGHTS_F32 */
+    struct grad_tape *scratch;     /* that does not record */
+    const struct model_input *in;  /* [n] */
+    size_t n;
+    model_layer_fn *progress; /* may be NULL */
+    void *progress_ctx;
+};
+/* As prune_stream; and ERR_DATA where a Gram matrix does not factor with 10,000 times the damping, or has no finite sums. */
+int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
+                    struct prune_report *report, struct err *e) MUST_CHECK;
+
 void prune_report_release(struct prune_report *r);
 /* For --report: adds the members of the report to an object, and a tensor's object to an array. ERR_IO when memory is out. */
 int prune_report_put(const struct prune_report *r, cJSON *object, struct err *e) MUST_CHECK;

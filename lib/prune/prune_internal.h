@@ -1,7 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, layer, plan, report, prune.
+ * Order of files, each calling only those before it: choose, map, mask, name, sparsity, layer, plan, report, prune; those of
+ * second_order.h; sequential.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -29,6 +30,8 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
 void prune_plan_release(struct prune_plan *p);
 /* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
+
+int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) MUST_CHECK;
 
 /* Where a tensor of the old model is in the pruned one (map.c); false: it is gone. */
 bool prune_new_slot(const struct prune_plan *p, struct model_slot old, struct model_slot *out);

@@ -1,5 +1,34 @@
-/* What a run did, as the members of a JSON object. */
+/* What a run did. */
 #include "lib/prune/prune_internal.h"
+
+int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {
+    int rc = model_config_copy(&r->before, p->from, &r->memory, e);
+    if (!rc) rc = model_config_copy(&r->after, &p->to, &r->memory, e);
+    if (rc) return rc;
+    r->kept_layers = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_layers, e);
+    if (!r->kept_layers) return e->code;
+    memcpy(r->kept_layers, p->old_layer, p->to.n_layers * sizeof *r->kept_layers);
+    if (p->kept_experts) {
+        r->kept_experts = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_experts, e);
+        if (!r->kept_experts) return e->code;
+    }
+    for (uint32_t i = 0; p->kept_experts && i < p->to.n_layers; i++) {
+        uint32_t n = p->to.layers[i].experts;
+        if (n == 0) continue;
+        r->kept_experts[i] = arena_array(&r->memory, n, sizeof **r->kept_experts, e);
+        if (!r->kept_experts[i]) return e->code;
+        memcpy(r->kept_experts[i], p->kept_experts[i], n * sizeof **r->kept_experts);
+    }
+    r->parameters_before = model_parameters(p->from);
+    r->parameters_after = model_parameters(&p->to);
+    return 0;
+}
+
+void prune_report_release(struct prune_report *r) {
+    arena_release(&r->memory);
+}
+
+/* ---- as the members of a JSON object ---- */
 
 /* The old numbers of each layer's experts, an empty list for a layer without. */
 static bool put_experts(cJSON *o, const struct prune_report *r) {
@@ -41,7 +70,8 @@ int prune_tensor_report_put(const struct prune_tensor_report *t, cJSON *list, st
     cJSON *o = cJSON_CreateObject();
     bool ok = o && json_put_str(o, "name", t->name) && json_put_u64(o, "weights", t->elems) &&
               json_put_u64(o, "zeros", t->zeros) &&
-              json_put_f64(o, "sparsity", t->elems ? (double)t->zeros / (double)t->elems : 0);
+              json_put_f64(o, "sparsity", t->elems ? (double)t->zeros / (double)t->elems : 0) &&
+              (!t->has_error || json_put_f64(o, "output_error", t->output_error));
     if (ok && cJSON_AddItemToArray(list, o)) return 0;
     cJSON_Delete(o);
     return err_nomem(e, "report");

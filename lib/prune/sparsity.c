@@ -30,6 +30,19 @@ static bool parse_share(const char *text, double *out) {
     return *out >= 0 && *out < 1;
 }
 
+bool prune_method_parse(const char *name, enum prune_method *out) {
+    static const char *const names[] = {[PRUNE_MAGNITUDE] = "magnitude",
+                                        [PRUNE_WANDA] = "wanda",
+                                        [PRUNE_SPARSEGPT] = "sparsegpt",
+                                        [PRUNE_ALPS] = "alps"};
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        if (strcmp(names[i], name) != 0) continue;
+        *out = (enum prune_method)i;
+        return true;
+    }
+    return false;
+}
+
 int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) {
     *out = (struct prune_sparsity){0};
     if (strchr(text, ':') ? parse_pattern(text, out) : parse_share(text, &out->share)) return 0;
@@ -126,7 +139,9 @@ int prune_plan_sparse(struct prune_plan *p, struct err *e) {
         any = true;
         if (check_matrix(p, s, now, p->sparse[i], e)) return e->code;
     }
-    if (any && o->method == PRUNE_WANDA && !o->stats)
+    if (any && !o->calibrated && (o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS || o->reconstruct))
+        return err_set(e, ERR_USAGE, "this method needs data: tokens to calibrate on");
+    if (any && o->method == PRUNE_WANDA && !o->stats && !o->calibrated)
         return err_set(e, ERR_USAGE, "wanda needs the statistics of --stats (rill calibrate)");
     return 0;
 }

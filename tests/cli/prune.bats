@@ -93,9 +93,37 @@ setup() {
     check_exit 2 rill prune --rate 'nothing=0.5' model.rill -o no.rill
     assert_stderr_line "*'nothing' matches no matrix of this model*"
     check_exit 2 rill prune --sparsity 0.5 --method wanda model.rill -o no.rill
-    assert_stderr_line "--method wanda needs --stats"
+    assert_stderr_line "--method wanda needs --stats or --data"
     rill prune -q --ffn 64 model.rill -o narrow.rill
     check_exit 3 rill prune --sparsity 0.5 --method wanda --stats model.stats.rill narrow.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "with data, layer by layer, and what cannot be is refused" {
+    rill prune -q --sparsity 0.5 --method alps --reconstruct --data tokens.rill --precision f32 --no-provenance -j 1 model.rill -o a.rill --report r.json
+    cat model.rill | rill prune -q --sparsity 0.5 --method alps --reconstruct --data tokens.rill --precision f32 --no-provenance -j 4 | cat >b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.0.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.5,"output_error":0' r.json
+    # quantized tensors become f32
+    check_exit 0 rill prune -q --sparsity 0.5 --method wanda --data tokens.rill model.q4.rill -o q.rill
+    check_exit 0 rill ls q.rill
+    [[ $out != *q8_0* ]]
+    check_exit 2 rill prune --sparsity 0.5 --method sparsegpt model.rill -o no.rill
+    assert_stderr_line "--method sparsegpt needs --data"
+    check_exit 2 rill prune --sparsity 0.5 --ffn 64 --method alps --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --sparsity 0.5 --method magnitude --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --rate '^head|^embed=0.5' --method sparsegpt --data tokens.rill model.rill -o no.rill
+    # fewer positions than inputs, and no damping
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --damp 0 --max-tokens 8 --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer 0, attn_in: the Gram matrix does not factor*"
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    rill tokenize -q -m llama.rill text.txt -o theirs.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data theirs.rill model.rill -o no.rill
+    assert_stderr_line "*disagree: vocabulary*"
+    head -c 500 tokens.rill >cut.tok.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data cut.tok.rill model.rill -o no.rill
+    head -c 40000 model.rill >cut.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill cut.rill -o no.rill
     assert_no_file no.rill
 }
 
