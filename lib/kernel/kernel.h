@@ -638,6 +638,10 @@ void kernel_zero_groups(float *x, const float *scale, size_t rows, size_t cols, 
 void kernel_smallest_of_group(const float *score, size_t stride, unsigned group, unsigned keep,
                               unsigned char gone[KERNEL_MAX_GROUP]);
 size_t kernel_count_zeros(const float *x, size_t n);
+
+/* ---- masks of parameters on the device: bits is DT_U8 [(n + 7) / 8], bit i % 8 of element i / 8 is set where x_i is 0 ------------ */
+size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n);  /* returns how many are set */
+void kernel_zero_by_bits(struct kernel_array x, struct kernel_array bits, size_t n); /* x_i = 0 where set */
 /* y[r][i] = x[r][keep[i]] for n kept columns of d. */
 void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);
 /* The k-th smallest |x| (k from 0) of n values: the threshold of magnitude pruning, exact. scratch [n]. */

@@ -76,3 +76,44 @@ size_t kernel_count_zeros(const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) zeros += x[i] == 0;
     return zeros;
 }
+
+/* ---- bits ---- */
+
+#define BIT_BYTES 4096 /* in a task */
+
+struct bits {
+    float *x;
+    unsigned char *bits;
+    size_t n;
+};
+
+static unsigned char *host_u8(struct kernel_array a) {
+    return host_of(a);
+}
+
+size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n) {
+    const float *from = host_f32(x);
+    unsigned char *to = host_u8(bits);
+    size_t zeros = 0;
+    memset(to, 0, (n + 7) / 8);
+    for (size_t i = 0; i < n; i++) {
+        to[i / 8] |= (unsigned char)((from[i] == 0) << i % 8);
+        zeros += from[i] == 0;
+    }
+    return zeros;
+}
+
+static void zero_piece(void *ctx, size_t begin, size_t end) {
+    const struct bits *b = ctx;
+    for (size_t k = begin; k < end; k++) {
+        size_t left = b->n - 8 * k;
+        if (b->bits[k])
+            for (size_t i = 0; i < (left < 8 ? left : 8); i++)
+                if (b->bits[k] >> i & 1) b->x[8 * k + i] = 0;
+    }
+}
+
+void kernel_zero_by_bits(struct kernel_array x, struct kernel_array bits, size_t n) {
+    struct bits b = {host_f32(x), host_u8(bits), n};
+    kernel_split((n + 7) / 8, BIT_BYTES, zero_piece, &b);
+}
