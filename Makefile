@@ -11,8 +11,11 @@ SHELL := /bin/bash
 prefix ?= $(or $(PREFIX),/usr/local)
 bindir ?= $(prefix)/bin
 libexecdir ?= $(prefix)/libexec/rill
-mandir ?= $(prefix)/share/man/man1
+mandir ?= $(prefix)/share/man
+docdir ?= $(prefix)/share/doc/rill
 bashcompdir ?= $(prefix)/share/bash-completion/completions
+zshcompdir ?= $(prefix)/share/zsh/site-functions
+fishcompdir ?= $(prefix)/share/fish/vendor_completions.d
 datadir ?= $(prefix)/share/rill
 
 CC := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
@@ -234,26 +237,32 @@ lint: ## cppcheck, clang-tidy and shellcheck, those that are installed
 # ---- installing -------------------------------------------------------------------------------------------------------
 
 MAN := $(TOOLS:%=$(BUILD)/man/rill-%.1) $(BUILD)/man/rill.1
+PAGES := $(wildcard docs/*.5 docs/*.7)
 $(BUILD)/man/%.1: $(BIN)/%
 	@mkdir -p $(@D)
 	@$< --help-man >$@.tmp && mv $@.tmp $@
 $(BUILD)/man/rill.1: $(TOOL_BIN)
-$(BUILD)/rill.bash: $(TOOL_BIN)
-	@$(BIN)/rill --help-bash >$@.tmp && mv $@.tmp $@
+COMPLETIONS := $(BUILD)/rill.bash $(BUILD)/rill.zsh $(BUILD)/rill.fish
+$(COMPLETIONS): $(BUILD)/rill.%: $(TOOL_BIN)
+	@$(BIN)/rill --help-$* >$@.tmp && mv $@.tmp $@
 
 .PHONY: man
-man: $(MAN) ## the manual pages, in build/man
+man: $(MAN) ## the programs' manual pages, in build/man; docs has those of the concepts and the format
 
 one-prefix = $(if $(and $(PREFIX),$(filter-out $(prefix),$(PREFIX))),$(error prefix=$(prefix) and PREFIX=$(PREFIX) disagree))
 
 .PHONY: install
-install: all man $(BUILD)/rill.bash ## install under prefix= or PREFIX= (/usr/local), below DESTDIR=
+install: all man $(COMPLETIONS) ## install under prefix= or PREFIX= (/usr/local), below DESTDIR=
 	$(one-prefix)
-	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(mandir) $(DESTDIR)$(bashcompdir)
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libexecdir) $(DESTDIR)$(docdir)/formats $(foreach s,1 5 7,$(DESTDIR)$(mandir)/man$s)
+	install -d $(DESTDIR)$(bashcompdir) $(DESTDIR)$(zshcompdir) $(DESTDIR)$(fishcompdir)
 	install -m 755 $(BIN)/rill $(DESTDIR)$(bindir)/rill
 	install -m 755 $(TOOLS:%=$(BIN)/rill-%) $(DESTDIR)$(libexecdir)
-	install -m 644 $(MAN) $(DESTDIR)$(mandir)
+	$(foreach s,1 5 7,install -m 644 $(filter %.$s,$(MAN) $(PAGES)) $(DESTDIR)$(mandir)/man$s && )true
+	install -m 644 formats/*.md $(DESTDIR)$(docdir)/formats
 	install -m 644 $(BUILD)/rill.bash $(DESTDIR)$(bashcompdir)/rill
+	install -m 644 $(BUILD)/rill.zsh $(DESTDIR)$(zshcompdir)/_rill
+	install -m 644 $(BUILD)/rill.fish $(DESTDIR)$(fishcompdir)/rill.fish
 	$(if $(wildcard examples/rill.mk),install -D -m 644 examples/rill.mk $(DESTDIR)$(datadir)/rill.mk)
 	@echo 'installed: $(DESTDIR)$(bindir)/rill, its programs in $(DESTDIR)$(libexecdir), manual pages in $(DESTDIR)$(mandir)'
 
@@ -261,8 +270,10 @@ install: all man $(BUILD)/rill.bash ## install under prefix= or PREFIX= (/usr/lo
 uninstall: ## remove what install installed
 	$(one-prefix)
 	rm -f $(DESTDIR)$(bindir)/rill $(TOOLS:%=$(DESTDIR)$(libexecdir)/rill-%) $(DESTDIR)$(bashcompdir)/rill $(DESTDIR)$(datadir)/rill.mk
-	rm -f $(patsubst $(BUILD)/man/%,$(DESTDIR)$(mandir)/%,$(MAN))
-	-rmdir $(DESTDIR)$(libexecdir) $(DESTDIR)$(datadir) 2>/dev/null
+	rm -f $(DESTDIR)$(zshcompdir)/_rill $(DESTDIR)$(fishcompdir)/rill.fish
+	rm -f $(foreach s,1 5 7,$(patsubst %,$(DESTDIR)$(mandir)/man$s/%,$(notdir $(filter %.$s,$(MAN) $(PAGES)))))
+	rm -f $(patsubst %,$(DESTDIR)$(docdir)/%,$(wildcard formats/*.md))
+	-rmdir $(DESTDIR)$(libexecdir) $(DESTDIR)$(datadir) $(DESTDIR)$(docdir)/formats $(DESTDIR)$(docdir) 2>/dev/null
 
 .PHONY: clean
 clean: ## remove build/

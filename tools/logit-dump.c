@@ -17,6 +17,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &encode,
      .arg = "ENC",
+     .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "sample:50",
      .needs = {"!tsv"},
      .help =

@@ -19,6 +19,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &encode,
      .arg = "ENC",
+     .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "dense",
      .help = "what to keep of each position: dense is everything, topk:K, ghost:K, topp:P and sample:N are as in "
              "logit-dump, without sending dense logits through a pipe; none: nothing, only what is tapped"},

@@ -62,7 +62,8 @@ struct cli_option {
     const char *arg;      /* placeholder in help: FILE, N, TYPE */
     const char *fallback; /* the default, as a user would write it, parsed by the same code; NULL: none */
     const char *choices;
-    double min, max; /* both 0: the type's own range */
+    const char *suggests; /* "topk:|sample:": what a shell completes where choices would be too narrow; NULL: nothing */
+    double min, max;      /* both 0: the type's own range */
     bool required;
     bool completes_files;
     /* Clauses that must hold for the option to have an effect (lib/cli/needs.c): "tsv" only with that option, "!tsv"
@@ -104,7 +105,8 @@ struct cli_program {
 };
 
 /* Parses, runs, reports, maps the error to the exit code. Common options: -h --help, -V --version, -v, -q,
- * --progress=auto|always|never, --report FILE, and those that the flags above switch on. Hidden: --help-man, --help-bash. */
+ * --progress=auto|always|never, --report FILE, and those that the flags above switch on. Hidden: --help-man, and
+ * --help-bash, --help-zsh and --help-fish for completion. */
 int cli_main(const struct cli_program *p, int argc, char **argv);
 
 /* ---- what run() may ask ------------------------------------------------------------------------------------------ */

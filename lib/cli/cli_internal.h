@@ -100,7 +100,7 @@ const char *option_arg(const struct cli_option *o); /* its placeholder in help *
 
 /* ---- common.c: the options that programs share ------------------------------------------------------------------ */
 
-#define CLI_MAX_COMMON 24
+#define CLI_MAX_COMMON 28
 size_t common_options(struct cli *c, const struct cli_program *p, struct cli_option rows[CLI_MAX_COMMON]);
 
 /* ---- help.c: the table printed ----------------------------------------------------------------------------------- */
@@ -110,8 +110,13 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
 void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a);
-void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_options(FILE *f, const struct cli_args *a); /* what scripts depend on, for tests/golden/cli */
+
+/* ---- complete.c: the table as completions. Functions of bash and zsh, lines of fish; dispatch.c makes them a script ---- */
+
+void complete_bash(FILE *f, const struct cli_program *p, const struct cli_args *a);
+void complete_zsh(FILE *f, const struct cli_program *p, const struct cli_args *a);
+void complete_fish(FILE *f, const struct cli_program *p, const struct cli_args *a);
 
 /* ---- progress.c -------------------------------------------------------------------------------------------------- */
 

@@ -118,6 +118,8 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                     .help = "show the version; with -v, also the CPU path and its kernels"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
+    rows[n++] = (struct cli_option){.name = "help-zsh", .type = CLI_FLAG};
+    rows[n++] = (struct cli_option){.name = "help-fish", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-summary", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-options", .type = CLI_FLAG};
     return n;

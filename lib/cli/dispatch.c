@@ -179,6 +179,36 @@ static void print_bash(const struct programs *p, FILE *f) {
                "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
 
+static void print_zsh(const struct programs *p, FILE *f) {
+    fprintf(f, "#compdef rill\n# zsh completion for rill: made by rill --help-zsh\n");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) copy_answer(p->path[i], "--help-zsh", f);
+    fprintf(f, "_rill() {\n    local state line context\n    typeset -A opt_args\n"
+               "    _arguments -C '1:program:->program' '*::argument:->arguments'\n    case $state in\n"
+               "    program) compadd help --help --version");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    fprintf(f, " ;;\n    arguments)\n        local f=_rill_${words[1]//-/_}\n"
+               "        if [[ ${words[1]} == help ]]; then compadd");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+    fprintf(f, "\n        elif (( $+functions[$f] )); then $f\n        else _files; fi ;;\n    esac\n}\n"
+               "if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _rill \"$@\"; else compdef _rill rill; fi\n");
+}
+
+static void print_fish(const struct programs *p, FILE *f) {
+    fprintf(f, "# fish completion for rill: made by rill --help-fish\n");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) copy_answer(p->path[i], "--help-fish", f);
+    fprintf(f, "complete -c rill -f -n '__fish_use_subcommand' -a 'help --help --version'\n");
+    fprintf(f, "complete -c rill -f -n '__fish_seen_subcommand_from help' -a '");
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) fprintf(f, "%s ", p->name[i]);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "%s ", t->name);
+    fprintf(f, "'\n");
+}
+
 static void print_man(const struct programs *p, FILE *f) {
     fprintf(
         f,
@@ -197,7 +227,8 @@ static void print_man(const struct programs *p, FILE *f) {
     }
     fprintf(f, ".El\n.Pp\nFurther pages of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, ".It Cm %s\n%s\n", t->name, t->summary);
-    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n");
+    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n"
+               ".Sh SEE ALSO\n.Xr rill-format 5 ,\n.Xr rill 7\n");
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
@@ -237,6 +268,10 @@ static int answer(const struct programs *p, const char *option, bool verbose) {
         cli_put_version(out, "rill", verbose);
     else if (strcmp(option, "--help-bash") == 0)
         print_bash(p, out);
+    else if (strcmp(option, "--help-zsh") == 0)
+        print_zsh(p, out);
+    else if (strcmp(option, "--help-fish") == 0)
+        print_fish(p, out);
     else if (strcmp(option, "--help-man") == 0)
         print_man(p, out);
     else if (strcmp(option, "--help-summary") == 0)
@@ -261,8 +296,8 @@ static int answer_topic(const struct cli_topic *t) {
 }
 
 static int dispatch(struct programs *p, int argc, char **argv) {
-    static const char *const options[] = {"help", "--help",      "-h",         "--version",
-                                          "-V",   "--help-bash", "--help-man", "--help-summary"};
+    static const char *const options[] = {"help",        "--help",     "-h",          "--version",  "-V",
+                                          "--help-bash", "--help-zsh", "--help-fish", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
     bool verbose = argc > 2 && (strcmp(argv[2], "-v") == 0 || strcmp(argv[2], "--verbose") == 0);
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;

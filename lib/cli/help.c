@@ -1,4 +1,4 @@
-/* help: the option table and the program's texts as --help, as a man page (mdoc) and as a bash completion. */
+/* help: the option table and the program's texts as --help and as a man page (mdoc). */
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
@@ -273,46 +273,7 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
           "hold.\n.El\n",
           f);
     if (p->examples) man_examples(f, p->examples);
-    fputs(".Sh SEE ALSO\n.Xr rill 1\n", f);
-}
-
-/* ---- --help-bash ------------------------------------------------------------------------------------------------- */
-
-static void bash_case(FILE *f, const struct cli_option *o) {
-    fputs("    ", f);
-    if (o->letter) fprintf(f, "-%c|", o->letter);
-    fprintf(f, "--%s) ", o->name);
-    if (o->choices) {
-        fputs("COMPREPLY=($(compgen -W '", f);
-        for (const char *s = o->choices; *s; s++) fputc(*s == '|' ? ' ' : *s, f);
-        fputs("' -- \"$cur\"))", f);
-    } else if (o->completes_files) {
-        fputs("COMPREPLY=($(compgen -f -- \"$cur\"))", f);
-    } else {
-        fputs("COMPREPLY=()", f);
-    }
-    fputs("; return ;;\n", f);
-}
-
-void help_bash(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    char name[128];
-    snprintf(name, sizeof name, "_rill_%s", p->name);
-    for (char *s = name; *s; s++)
-        if (*s == '-') *s = '_';
-    fprintf(f, "%s() {\n    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n", name);
-    /* bash splits --codec=zs at the equals sign */
-    fputs("    if [ \"$cur\" = = ]; then cur=; elif [ \"$prev\" = = ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi\n"
-          "    case $prev in\n",
-          f);
-    for (size_t i = 0; i < a->n_rows; i++)
-        if (!option_is_hidden(&a->rows[i]) && option_takes_value(&a->rows[i])) bash_case(f, &a->rows[i]);
-    fputs("    esac\n    case $cur in\n    -*) COMPREPLY=($(compgen -W '", f);
-    for (size_t i = 0; i < a->n_rows; i++)
-        if (!option_is_hidden(&a->rows[i])) fprintf(f, "%s--%s", i ? " " : "", a->rows[i].name);
-    fprintf(f,
-            "' -- \"$cur\")) ;;\n    *) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n    esac\n}\ncomplete -o filenames "
-            "-F %s rill-%s\n",
-            name, p->name);
+    fputs(".Sh SEE ALSO\n.Xr rill 1 ,\n.Xr rill 7\n", f);
 }
 
 /* ---- --help-options ---------------------------------------------------------------------------------------------- */

@@ -40,7 +40,11 @@ static int act(const struct cli *c, struct err *e) {
     else if (strcmp(name, "help-man") == 0)
         help_man(out, p, &c->args);
     else if (strcmp(name, "help-bash") == 0)
-        help_bash(out, p, &c->args);
+        complete_bash(out, p, &c->args);
+    else if (strcmp(name, "help-zsh") == 0)
+        complete_zsh(out, p, &c->args);
+    else if (strcmp(name, "help-fish") == 0)
+        complete_fish(out, p, &c->args);
     else if (strcmp(name, "help-options") == 0)
         help_options(out, &c->args);
     else

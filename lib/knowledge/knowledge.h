@@ -21,7 +21,7 @@
  * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
  * least the share p, and is otherwise like topk.
  *
- * sample holds n draws with replacement from the teacher (Anshumann et al., "Sparse logit sampling", 2025, section 3):
+ * sample holds n draws with replacement from the teacher (Anshumann et al. 2025, "Sparse logit sampling", arXiv 2503.16870):
  * probability count/n, an unbiased estimate of the distribution, hence of any loss that is linear in it.
  *
  * A batch may end inside a sequence (stream.h, BATCH_CONTINUES). Nothing here depends on where batches are cut: the

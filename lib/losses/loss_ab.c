@@ -14,7 +14,9 @@ const struct loss_type loss_ab = {
     .name = "ab",
     .summary = "alpha-beta divergence",
     .formula = "-sum_i (t_i^A p_i^B - A/(A+B) t_i^(A+B) - B/(A+B) p_i^(A+B)) / (A B); without T^2",
-    .source = "Cichocki, Cruces, Amari 2011, Generalized alpha-beta divergences, equation 5; Wang et al. 2025, ABKD",
+    .source = "Cichocki, Cruces, Amari 2011, Generalized alpha-beta divergences and their application to "
+              "robust nonnegative matrix factorization; for distillation, with these defaults, Wang et al. "
+              "2025, ABKD (arXiv 2505.04560)",
     .keys = keys,
     .encodings = LOSS_ON(KNOW_DENSE),
     .logits = logits,

@@ -15,9 +15,9 @@ const struct loss_type loss_at = {
     .name = "at",
     .summary = "attention transfer: the energy of each position's features",
     .formula = "1/n |q_s / |q_s| - q_t / |q_t||^2, q_i = sum_c x_ic^2 of the n labelled positions of a sequence",
-    .source = "Zagoruyko and Komodakis 2017, Paying more attention to attention, equation 2 with p = 2, squared and "
-              "averaged as in the "
-              "authors' code",
+    .source = "Zagoruyko and Komodakis 2017, Paying more attention to attention (arXiv 1612.03928), maps of "
+              "sums of squares; the difference squared and averaged as in the authors' code, where the paper "
+              "has its norm",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

@@ -24,7 +24,7 @@ const struct loss_type loss_cc = {
     .summary = "correlation congruence: correlations of pairs of instances",
     .formula = "1/b^2 |C_t - C_s|^2 of b instances of length 1; C_ij = x_i . x_j, or sum_{p <= P} e^(-2 G) (2 G)^p / "
                "p! (x_i . x_j)^p",
-    .source = "Peng et al. 2019, Correlation congruence for knowledge distillation, equations 5, 8 and 11",
+    .source = "Peng et al. 2019, Correlation congruence for knowledge distillation (arXiv 1904.01802)",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

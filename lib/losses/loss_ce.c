@@ -14,7 +14,7 @@ const struct loss_type loss_ce = {
     .name = "ce",
     .summary = "cross-entropy of the labels, without a teacher",
     .formula = "-ln p_label, p = softmax(x)",
-    .source = "maximum likelihood; Bengio et al. 2003, A neural probabilistic language model, section 2",
+    .source = "maximum likelihood; Bengio et al. 2003, A neural probabilistic language model",
     .keys = keys,
     .logits = logits,
 };

@@ -73,11 +73,10 @@ const struct loss_type loss_crd = {
     .summary = "contrastive distillation: a student's instance against the teacher's of all instances of the group",
     .formula = "-1/(2 b) sum_i (ln softmax_j(s_ij) at i + ln softmax_j(s_ji) at i), s_ij = cos(L x_i, M t_j) / T with "
                "learned maps L and M",
-    .source = "Tian, Krishnan, Isola 2020, Contrastive representation distillation, equation 19 for the critic and "
-              "both directions; "
-              "negatives are the group's other instances instead of a memory, with the objective of van den Oord et "
-              "al. 2018, equation 4, "
-              "for them",
+    .source = "Tian, Krishnan, Isola 2020, Contrastive representation distillation (arXiv 1910.10699), the "
+              "score in the critic of equation 19 and both directions; negatives are the group's other "
+              "instances instead of a memory, with the objective of van den Oord et al. 2018 (InfoNCE, arXiv "
+              "1807.03748) for them",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

@@ -64,7 +64,8 @@ const struct loss_type loss_fsp = {
     .formula = "mean over layers of the map, one and the next, of 1/d^2 |G_t - G_s|^2, G = X^T Y / n over a sequence's "
                "n labelled positions; "
                "through a learned linear map where widths differ",
-    .source = "Yim et al. 2017, A gift from knowledge distillation, equations 1 and 2; per element",
+    .source = "Yim, Joo, Bae, Kim 2017, A gift from knowledge distillation; the mean over the elements of G "
+              "instead of the sum",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

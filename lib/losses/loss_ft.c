@@ -74,9 +74,9 @@ const struct loss_type loss_ft = {
     .formula = "mean over layers of |f_s / |f_s| - f_t / |f_t||_1 + W 1/d |t - D f_t|^2, f_t = E t, f_s = L h_s; "
                "linear maps, E and D "
                "trained by the second term only",
-    .source = "Kim, Park, Kwak 2018, Paraphrasing complex network: network compression via factor transfer, equations "
-              "1, 2 and 4 with p = "
-              "1; the paraphraser is trained along instead of before",
+    .source = "Kim, Park, Kwak 2018, Paraphrasing complex network: network compression via factor transfer "
+              "(arXiv 1802.04977), with p = 1; position by position with linear maps instead of convolutions; "
+              "the paraphraser is trained along instead of before",
     .keys = keys,
     .taps = "hidden",
     .needs = needs,

@@ -53,7 +53,8 @@ const struct loss_type loss_hidden = {
     .name = "hidden",
     .summary = "hidden states of layers, through a learned linear map",
     .formula = "mean over pairs of layers of 1/d |W h_s - h_t|^2, or of 1 - cos(W h_s, h_t)",
-    .source = "Romero et al. 2015, FitNets, equation 3; cosine: Sanh et al. 2019, DistilBERT, section 3",
+    .source = "Romero et al. 2015, FitNets (arXiv 1412.6550), equation 3, the mean over features instead of "
+              "half the sum; cosine: Sanh et al. 2019, DistilBERT (arXiv 1910.01108), section 2",
     .keys = keys,
     .taps = "hidden",
     .needs = needs,

@@ -44,9 +44,8 @@ const struct loss_type loss_irg = {
     .formula = "mean over layers of 1/b^2 |A_t - A_s|^2, A_ij = |x_i - x_j|^2 / d, plus mean of 1/b |m_t - m_s|^2, m_i "
                "= |x_i - x'_i|^2 / "
                "d of a layer x and the next one x'",
-    .source = "Liu et al. 2019, Knowledge distillation via instance relationship graph, section 3: edges and vertex "
-              "transformation, "
-              "per feature and instance; for its vertices at the head add the loss mse",
+    .source = "Liu et al. 2019, Knowledge distillation via instance relationship graph: edges and vertex "
+              "transformation, per feature and instance; for its vertices at the head add the loss mse",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

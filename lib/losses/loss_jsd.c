@@ -18,8 +18,8 @@ const struct loss_type loss_jsd = {
     .name = "jsd",
     .summary = "generalised Jensen-Shannon divergence, TRL's convention",
     .formula = "B KL(t||m) + (1 - B) KL(p||m), m = B t + (1 - B) p; B = 0: KL(t||p), B = 1: KL(p||t); without T^2",
-    .source =
-        "Agarwal et al. 2024, On-policy distillation of language models (GKD), equation 1, as TRL's GKDTrainer has it",
+    .source = "Agarwal et al. 2024, On-policy distillation of language models (GKD, arXiv 2306.13649), "
+              "equation 1, as TRL's GKDTrainer has it",
     .keys = keys,
     .encodings = LOSS_ON_PARTITION,
     .on_sparse = "ghost: over its entries and the rest as one token, a lower bound by the data processing inequality",

@@ -37,7 +37,8 @@ const struct loss_type loss_kl = {
     .name = "kl",
     .summary = "forward KL of the student from the teacher",
     .formula = "T^2 sum_i t_i ln(t_i / p_i), t and p at temperature T",
-    .source = "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network, section 2",
+    .source = "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network (arXiv 1503.02531), "
+              "section 2; less the entropy of t, which is a constant",
     .keys = keys,
     .encodings = LOSS_ON_ALL,
     .on_sparse = "topk, topp: of the entries alone, which is biased; ghost: the rest as one token, a lower bound; "

@@ -52,7 +52,7 @@ const struct loss_type loss_minilm = {
     .formula = "mean over labelled queries and heads of KL(a_t || a_s), plus the same of r = softmax(V V^T / sqrt(d)) "
                "over all positions of "
                "the sequence; values have as many heads as the student keeps of them",
-    .source = "Wang et al. 2020, MiniLM, equations 5 to 8",
+    .source = "Wang et al. 2020, MiniLM (arXiv 2002.10957), sections 3.1 and 3.2",
     .keys = keys,
     .taps = "attention, v",
     .needs = needs,

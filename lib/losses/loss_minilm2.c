@@ -65,8 +65,8 @@ const struct loss_type loss_minilm2 = {
     .formula = "sum over X = Q, K, V of the mean over labelled positions and heads of KL(r_t || r_s), r = softmax(X "
                "X^T / sqrt(d)) over all "
                "positions of the sequence",
-    .source =
-        "Wang et al. 2021, MiniLMv2, equations 3 to 5; queries and keys after rotation, where positions rotate them",
+    .source = "Wang et al. 2021, MiniLMv2 (arXiv 2012.15828); queries and keys after rotation, where "
+              "positions rotate them",
     .keys = keys,
     .taps = "q, k, v",
     .needs = needs,

@@ -19,9 +19,9 @@ const struct loss_type loss_mse = {
     .summary = "mean squared error of the logits",
     .formula = "1/n sum_i (x_i - z_i)^2 over the n tokens of the vocabulary, of logits x and z less their means unless "
                "centred=no",
-    .source = "Ba, Caruana 2014, Do deep nets really need to be deep?, equation 1; Kim et al. 2021, Comparing KL "
-              "divergence and "
-              "mean squared error loss, equation 4",
+    .source = "Ba, Caruana 2014, Do deep nets really need to be deep? (arXiv 1312.6184); Kim et al. 2021, "
+              "Comparing Kullback-Leibler divergence and mean squared error loss in knowledge distillation "
+              "(arXiv 2105.08919); taking off the means is not in the papers",
     .keys = keys,
     .encodings = LOSS_ON(KNOW_DENSE),
     .raw_logits = true,

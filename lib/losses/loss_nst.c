@@ -21,9 +21,9 @@ const struct loss_type loss_nst = {
     .summary = "neuron selectivity transfer: maximum mean discrepancy of the channels",
     .formula = "mean k(x, x') + mean k(t, t') - 2 mean k(x, t) over channels of length 1 across a sequence's "
                "positions; k = x . y, (x . "
-               "y)^2, or e^(-|x - y|^2 / (2 s)), s the mean of |x - t|^2",
-    .source =
-        "Huang and Wang 2017, Like what you like: knowledge distill via neuron selectivity transfer, equations 4 to 7",
+               "y)^2, or e^(-|x - y|^2 / (2 s)), s the mean of |x - t|^2 (a constant)",
+    .source = "Huang and Wang 2017, Like what you like: knowledge distill via neuron selectivity transfer "
+              "(arXiv 1707.01219); without the paper's factor of 1/2",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

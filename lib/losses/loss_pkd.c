@@ -27,7 +27,9 @@ const struct loss_type loss_pkd = {
     .name = "pkd",
     .summary = "patient distillation: hidden states divided by their lengths",
     .formula = "mean over layers and instances of |h_s / |h_s| - h_t / |h_t||^2; map=skip or tail (PKD-Last)",
-    .source = "Sun et al. 2019, Patient knowledge distillation for BERT model compression, equation 7",
+    .source = "Sun, Cheng, Gan, Liu 2019, Patient knowledge distillation for BERT model compression (arXiv "
+              "1908.09355), section 3.2; of positions or means of sequences instead of [CLS], a mean instead "
+              "of a sum",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

@@ -12,9 +12,9 @@ const struct loss_type loss_pkt = {
     .name = "pkt",
     .summary = "probabilistic knowledge transfer: distributions over the other instances",
     .formula = "1/b sum_i KL(p_i || q_i) over j != i, p_ij the share of (cos(x_i, x_j) + 1) / 2 in its sum over j",
-    .source = "Passalis and Tefas 2018, Learning deep representations with probabilistic knowledge transfer, equations "
-              "3 to 6; the sum "
-              "over i divided by their number",
+    .source = "Passalis and Tefas 2018, Learning deep representations with probabilistic knowledge transfer "
+              "(arXiv 1803.10837), with the cosine kernel; the sum over i divided by their number; the "
+              "authors' code does not leave out j = i",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

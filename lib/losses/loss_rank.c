@@ -51,8 +51,8 @@ const struct loss_type loss_hinge = {
     .summary = "pairwise hinge loss on the order of the teacher's first tokens",
     .formula = "mean over pairs i, j of the first K with t_i > t_j of max(0, M - (x_i - x_j))",
     .source =
-        "Herbrich, Graepel, Obermayer 2000, Large margin rank boundaries for ordinal regression, equation 7.7; for "
-        "distillation Reddi et al. 2021, RankDistil, section 4",
+        "Herbrich, Graepel, Obermayer 2000, Large margin rank boundaries for ordinal regression; for distillation "
+        "after Reddi et al. 2021, RankDistil",
     .keys = hinge_keys,
     .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = ON_SPARSE,
@@ -64,8 +64,8 @@ const struct loss_type loss_logistic = {
     .summary = "pairwise logistic loss on the order of the teacher's first tokens",
     .formula = "mean over pairs i, j of the first K with t_i > t_j of ln(1 + e^(M - (x_i - x_j)))",
     .source =
-        "Burges et al. 2005, Learning to rank using gradient descent (RankNet), equation 3 with a target of 1; for "
-        "distillation Reddi et al. 2021, RankDistil, section 4",
+        "Burges et al. 2005, Learning to rank using gradient descent (RankNet), with a target of 1 and M = 0; for "
+        "distillation after Reddi et al. 2021, RankDistil",
     .keys = logistic_keys,
     .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = ON_SPARSE,

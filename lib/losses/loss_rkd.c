@@ -42,7 +42,9 @@ const struct loss_type loss_rkd = {
     .formula =
         "25 mean_{i != j} h(d_ij / mean d - the teacher's) + 50 mean_{i, j, k distinct} h(cos of the angle at j - the "
         "teacher's), h(u) = u^2 / 2 up to 1, |u| - 1/2 beyond",
-    .source = "Park et al. 2019, Relational knowledge distillation, equations 5 to 11; weights of section 4.1",
+    .source = "Park, Kim, Lu, Cho 2019, Relational knowledge distillation (arXiv 1904.05068), sections 3.2.1 "
+              "and 3.2.2, means instead of sums; the weights are those of RepDistiller (Tian et al. 2020), "
+              "the paper's for metric learning are 1 and 2",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

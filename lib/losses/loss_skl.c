@@ -12,7 +12,7 @@ const struct loss_type loss_skl = {
     .name = "skl",
     .summary = "forward KL from a mixture of teacher and student",
     .formula = "sum_i t_i ln(t_i / m_i), m = A t + (1 - A) p; without T^2",
-    .source = "Ko, Kim, Chen, Yun 2024, DistiLLM, equation 4",
+    .source = "Ko, Kim, Chen, Yun 2024, DistiLLM (arXiv 2402.03898)",
     .keys = keys,
     .encodings = LOSS_ON_PARTITION,
     .on_sparse = "ghost: over its entries and the rest as one token, a lower bound by the data processing inequality",

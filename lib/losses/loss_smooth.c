@@ -16,7 +16,8 @@ const struct loss_type loss_smooth = {
     .name = "smooth",
     .summary = "cross-entropy of smoothed labels",
     .formula = "-sum_i t_i ln p_i, t = (1 - E) [i = label] + E / vocabulary",
-    .source = "Szegedy et al. 2016, Rethinking the inception architecture for computer vision, section 7",
+    .source = "Szegedy et al. 2016, Rethinking the inception architecture for computer vision (arXiv "
+              "1512.00567), section 7",
     .keys = keys,
     .logits = logits,
 };

@@ -12,7 +12,7 @@ const struct loss_type loss_sp = {
     .name = "sp",
     .summary = "similarity preserving: products of all pairs of instances",
     .formula = "1/b^2 |G_t - G_s|^2 with G = F F^T of b instances, each row divided by its length",
-    .source = "Tung and Mori 2019, Similarity-preserving knowledge distillation, equations 1 to 4",
+    .source = "Tung and Mori 2019, Similarity-preserving knowledge distillation (arXiv 1907.09682)",
     .keys = keys,
     .taps = "hidden",
     .sampled = true,

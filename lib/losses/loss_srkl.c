@@ -12,7 +12,7 @@ const struct loss_type loss_srkl = {
     .name = "srkl",
     .summary = "reverse KL to a mixture of student and teacher",
     .formula = "sum_i p_i ln(p_i / m_i), m = (1 - A) t + A p; without T^2",
-    .source = "Ko, Kim, Chen, Yun 2024, DistiLLM, section 3.1",
+    .source = "Ko, Kim, Chen, Yun 2024, DistiLLM (arXiv 2402.03898)",
     .keys = keys,
     .encodings = LOSS_ON_PARTITION,
     .on_sparse = "ghost: over its entries and the rest as one token, a lower bound by the data processing inequality",

@@ -97,7 +97,9 @@ const struct loss_type loss_tinybert = {
     .formula = "1/d |W e_s - e_t|^2 + mean over layers of 1/d |V h_s - h_t|^2 + mean over layers, heads and keys of "
                "(a_s - a_t)^2; W, V "
                "learned where widths differ, V one for all layers; map=uniform is the paper's i b",
-    .source = "Jiao et al. 2020, TinyBERT, equations 7 to 9; equation 10 is the loss kl",
+    .source = "Jiao et al. 2020, TinyBERT (arXiv 1909.10351), equations 7 to 9, the mean over layers instead "
+              "of the sum; equation 7 is of attention before the softmax: of=scores; equation 10 is the loss "
+              "kl",
     .keys = keys,
     .taps = "embed, hidden, attention",
     .needs = needs,

@@ -19,8 +19,8 @@ const struct loss_type loss_uld = {
     .name = "uld",
     .summary = "universal logit distillation: the Wasserstein distance of probabilities in descending order",
     .formula = "sum_i |p_(i) - t_(i)|, both in descending order, the shorter one filled up with zeros",
-    .source = "Boizard et al. 2024, Towards cross-tokenizer distillation: the universal logit distillation loss, "
-              "equations 4 and 5",
+    .source = "Boizard, El Haddad, Hudelot, Colombo 2024, Towards cross-tokenizer distillation: the universal "
+              "logit distillation loss for LLMs (arXiv 2402.12030)",
     .keys = keys,
     .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = "topk, topp, ghost: the entries, and zeros as the paper fills up a smaller vocabulary; sample: "

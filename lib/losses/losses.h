@@ -57,7 +57,7 @@ typedef int loss_group_run(struct loss *l, struct loss_group *g, double *value, 
 
 struct loss_type {
     const char *name, *summary;
-    const char *formula, *source; /* source: paper and equation */
+    const char *formula, *source; /* source: the paper, and what is not as in it */
     const struct loss_key *keys;
     unsigned encodings;    /* of the teacher's answer that it is defined for; 0: it does not look at it */
     const char *on_sparse; /* what is computed of encodings that are not dense; NULL: nothing to say */

@@ -1,7 +1,8 @@
 /*
  * Muon: Nesterov's momentum, made orthogonal by five steps of a Newton-Schulz iteration (Jordan et al. 2024, "Muon:
  * an optimizer for hidden layers in neural networks"). The update is scaled by 0.2 sqrt(max(rows, cols)), which gives
- * it the size of AdamW's, so that one learning rate and one weight decay serve both (Liu et al. 2025, section 2.2).
+ * it the size of AdamW's, so that one learning rate and one weight decay serve both (Liu et al. 2025, "Muon is
+ * scalable for LLM training", arXiv 2502.16982, section 2.2).
  */
 #include <math.h>
 
@@ -140,8 +141,8 @@ void muon_step(const struct train_update *u, struct param *p) {
     kernel_axpy(p->value, (float)(-u->lr * 0.2 * sqrt((double)larger(p->rows, p->cols))), w.x, p->n);
 }
 
-/* An orthogonal update should stretch by sqrt(rows / cols) (Yang et al. 2023, "A spectral condition for feature
- * learning"); the scale above grows as the root of the longer side. */
+/* An orthogonal update should stretch by sqrt(rows / cols) (Yang, Simon, Bernstein 2023, "A spectral condition for
+ * feature learning", arXiv 2310.17813); the scale above grows as the root of the longer side. */
 double muon_mup(const struct param *p) {
     double base_rows = (double)p->rows / p->row_width, base_cols = (double)p->cols / p->col_width;
     double longer = (double)larger(p->rows, p->cols) / (base_rows > base_cols ? base_rows : base_cols);

@@ -6,7 +6,7 @@
 const struct optimizer_type train_optimizers[] = {
     {.name = "adamw",
      .summary = "Adam with decoupled weight decay",
-     .source = "Loshchilov and Hutter 2019, algorithm 2",
+     .source = "Loshchilov and Hutter 2019, algorithm 2; the decay counts times the rate, as in PyTorch",
      .moments = {"m", "v"},
      .mup = adamw_mup,
      .step = adamw_step},

@@ -14,7 +14,7 @@ static double gone(const struct train_schedule *s, double from, uint64_t step) {
     return at < 0 ? 0 : at < 1 ? at : 1;
 }
 
-/* Half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts). */
+/* Half a cosine (Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983, without restarts). */
 static double cosine_height(const struct train_schedule *s, uint64_t step) {
     return 0.5 * (1 + cos(3.14159265358979323846 * gone(s, (double)peak(s), step)));
 }
@@ -29,7 +29,8 @@ static double constant_height(const struct train_schedule *s, uint64_t step) {
 }
 
 /* Warmup, stable, decay, with the shape 1 - sqrt (Hägele et al. 2024, "Scaling laws and compute-optimal training
- * beyond fixed training durations", section 3): the stable part can be made longer without having been planned. */
+ * beyond fixed training durations", arXiv 2405.18392, section 3): the stable part can be made longer without having
+ * been planned. */
 static double wsd_height(const struct train_schedule *s, uint64_t step) {
     double from = (double)s->steps * (1 - s->decay);
     if (from < (double)peak(s)) from = (double)peak(s);

@@ -191,9 +191,9 @@ double train_gradient_square(const struct param_set *s);
 void train_step(struct param_set *s, uint64_t step, double lr, double scale);
 
 /*
- * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1): the
- * batch size at which noise and gradient weigh the same, in labelled positions, from a part of a batch against all of
- * it.
+ * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", arXiv 1812.06162,
+ * appendix A.1): the batch size at which noise and gradient weigh the same, in labelled positions, from a part of a
+ * batch against all of it.
  */
 struct train_noise {
     double trace, square; /* of the gradient's covariance; of the true gradient: running means */

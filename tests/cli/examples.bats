@@ -71,3 +71,14 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     check_exit 0 make -s -C "$ROOT/examples/schemes" RILL="$RILL_BIN/rill" OUT="$T/schemes"
     assert_stdout "*divergence from the teacher: labels *, live *first two layers*ema*virtual*"
 }
+
+@test "the replica of the comparison of encodings, in small" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    head -n 4 "$ROOT/examples/embedded/prompts.txt" >prompts.txt
+    check_exit 0 make -s -C "$ROOT/examples/replica" RILL="$RILL_BIN/rill" OUT="$T/replica" PROMPTS="$T/prompts.txt" SEEDS="1 2" REPEAT=1 \
+        MAX_NEW=20 CONTEXT=16 STUDENT="--layers 1 --hidden 32 --heads 2 --kv-heads 1 --ffn 64" HOW="--batch-tokens 64 --lr 1e-3"
+    for answers in labels topk12 topk50 ghost50 sample12 sample50 full; do
+        grep -qE "^$answers +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *[0-9.]+ %\$" replica/table.txt ||
+            fail "no row for $answers in: $(cat replica/table.txt)"
+    done
+}

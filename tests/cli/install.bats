@@ -10,7 +10,12 @@ load common
     [ -x root/usr/libexec/rill/rill-recipe ]
     [ -s root/usr/share/man/man1/rill-recipe.1 ]
     [ -s root/usr/share/man/man1/rill.1 ]
+    [ -s root/usr/share/man/man5/rill-format.5 ]
+    [ -s root/usr/share/man/man7/rill.7 ]
+    [ -s root/usr/share/doc/rill/formats/rill.md ]
     bash -n root/usr/share/bash-completion/completions/rill
+    [ -s root/usr/share/zsh/site-functions/_rill ]
+    [ -s root/usr/share/fish/vendor_completions.d/rill.fish ]
     PATH=/usr/bin:/bin check_exit 0 root/usr/bin/rill recipe --version
     PATH=/usr/bin:/bin check_exit 0 root/usr/bin/rill
     for p in "$RILL_BIN"/rill-*; do assert_stdout "*  $(basename "$p" | sed s/rill-//) *"; done
