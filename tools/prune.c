@@ -13,7 +13,8 @@ static uint64_t max_tokens;
 static double damp;
 static bool reconstruct;
 static struct cli_list rates;
-static bool prune_head;
+static bool prune_head, dry_run;
+static const char *plan_path;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
@@ -42,7 +43,7 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "magnitude|wanda|sparsegpt|alps",
      .fallback = "magnitude",
-     .needs = {"sparsity|pattern|rate", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
+     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
      .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
              "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
              "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
@@ -52,7 +53,7 @@ static const struct cli_option options[] = {
      .to = &data_path,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!stats", "!layers", "!drop-layers", "!experts", "!ffn|kv-heads", "!vocab", "!sparsify-head",
+     .needs = {"!stats", "!dry-run", "!layers", "!drop-layers", "!ffn", "!kv-heads", "!vocab",
                "method=wanda|method=sparsegpt|method=alps|reconstruct"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
@@ -84,6 +85,20 @@ static const struct cli_option options[] = {
      .to = &prune_head,
      .needs = {"sparsity|pattern"},
      .help = "also the embedding and the output matrix"},
+    {.name = "plan",
+     .type = CLI_STRING,
+     .to = &plan_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!kv-heads"},
+     .help =
+         "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
+    {.name = "dry-run",
+     .type = CLI_FLAG,
+     .to = &dry_run,
+     .help =
+         "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
+         "for --plan, edited or not"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
@@ -147,14 +162,14 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "auto|weights|activations",
      .fallback = "auto",
-     .needs = {"ffn|kv-heads", "!score=activations|stats"},
+     .needs = {"ffn|kv-heads|plan", "!score=activations|stats"},
      .help = "how channels and heads are ranked: by the norm of their weights, or their activations in --stats; auto: "
              "activations when there are statistics"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|kv-heads|method=wanda", "layers|experts|method=wanda|!score=weights"},
+     .needs = {"layers|experts|ffn|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -223,11 +238,12 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     if (rc) return err_prefix(e, "--drop-layers");
     if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
     if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
-    if (sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) &&
-        !asked(&kv_heads) && !vocab_path)
-        return err_set(e, ERR_USAGE,
-                       "nothing to prune: give --sparsity, --pattern, --rate, --layers, --drop-layers, --experts, "
-                       "--ffn, --kv-heads or --vocab");
+    if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
+        !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
+        return err_set(
+            e, ERR_USAGE,
+            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
+            "--ffn, --kv-heads or --vocab");
     return parse_rates(o, e);
 }
 
@@ -259,11 +275,44 @@ static int with_data(struct cli *c, struct stream_reader *in, struct stream_writ
     return rc;
 }
 
+static int print_plan(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
+                      struct err *e) {
+    struct buf plan = {0};
+    FILE *out;
+    int rc = cli_text(c, &out, e);
+    if (!rc) rc = prune_dry_run(in, o, &plan, r, e);
+    if (!rc) fwrite(plan.data, 1, plan.len, out);
+    buf_release(&plan);
+    return rc;
+}
+
+static int prune(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
+                 struct err *e) {
+    struct stream_writer *out;
+    int rc = cli_open_output(c, &out, e);
+    if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
+    if (!rc) rc = data_path ? with_data(c, in, out, o, r, e) : prune_stream(in, out, o, r, e);
+    return rc ? rc : cli_close_output(c, e);
+}
+
+/* As a string. */
+static int read_plan(struct cli *c, struct buf *text, struct prune_options *o, struct err *e) {
+    enum { MOST = 1 << 28 };
+    struct cli_file *f;
+    int rc = cli_open_file(c, plan_path, "plan", &f, e);
+    if (!rc) rc = cli_file_read_all(f, MOST, text, e);
+    if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
+        rc = err_set(e, ERR_DATA, "%s: no text of at most %d bytes", plan_path, MOST);
+    if (!rc) rc = buf_append(text, "", 1, e);
+    o->plan = (const char *)text->data, o->plan_name = plan_path;
+    return rc;
+}
+
 static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
     struct stream_reader *in, *stats_in, *tokens_in;
-    struct stream_writer *out;
     struct prune_options o = {0};
+    struct buf plan = {0};
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
@@ -273,13 +322,12 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
+    if (!rc && plan_path) rc = read_plan(c, &plan, &o, e);
     o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = cli_open_output(c, &out, e);
-    if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = data_path ? with_data(c, in, out, &o, &r, e) : prune_stream(in, out, &o, &r, e);
+    if (!rc) rc = dry_run ? print_plan(c, in, &o, &r, e) : prune(c, in, &o, &r, e);
     if (!rc) rc = report(c, &r, e);
-    if (!rc) rc = cli_close_output(c, e);
+    buf_release(&plan);
     prune_report_release(&r);
     prune_tokens_release(&tokens);
     stats_free(stats);
@@ -295,6 +343,7 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!dry-run",
         .threaded = true,
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
@@ -302,16 +351,24 @@ int main(int argc, char **argv) {
             "single "
             "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
             "the norms of the weights, or by calibrate's statistics of "
-            "this model. Several kinds may be combined. Train the result with distill to recover what was lost.\n"
+            "this model. Several kinds may be combined: single weights are those of what the others leave. With --data "
+            "they go alone, in a "
+            "run of their own. Train the result with distill to recover what was lost.\n"
             "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
-            "(ffn.down and attn.o) or single weights become zero.",
+            "(ffn.down and attn.o) or single weights become zero; with --data all quantized tensors do.\n--codec "
+            "sparse "
+            "stores zeros in a bit each.\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
         .examples =
             "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
             "that matter most\n"
             "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
             "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n"
             "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n    "
-            "two of each four, by weights and activations\n",
+            "two of each four, by weights and activations\n"
+            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
+            "the "
+            "weights, layer by layer, with what the others can make up for\n"
+            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n    what would be done\n",
         .options = options,
         .run = run,
     };

@@ -264,6 +264,12 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
 
 /* ---- all --------------------------------------------------------------------------------------------------------- */
 
+static int plan_structure(struct prune_plan *p, struct err *e) {
+    int rc = plan_layers(p, e);
+    if (!rc) rc = plan_experts(p, e);
+    return rc ? rc : plan_widths(p, e);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_STATS && !o->stats)
@@ -272,11 +278,10 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
-    if (!rc) rc = plan_layers(p, e);
-    if (!rc) rc = plan_experts(p, e);
-    if (!rc) rc = plan_widths(p, e);
+    if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
-    if (!rc) rc = prune_plan_sparse(p, e);
+    if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
+    if (!rc) rc = prune_check_sparse(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

@@ -164,6 +164,28 @@ static void release_layer(struct prune_layer *l) {
     }
 }
 
+static int skip(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                struct err *e) {
+    (void)ctx, (void)s, (void)d, (void)attrs, (void)data, (void)e;
+    return 0;
+}
+
+int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struct buf *plan,
+                  struct prune_report *report, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct prune_plan p = {0};
+    int rc = model_head_read(in, &head, &item, e);
+    if (!rc) rc = prune_plan_make(&p, &head, o, e);
+    if (!rc) prune_plan_warn(&p);
+    if (!rc) rc = prune_fill_report(report, &p, e);
+    if (!rc) rc = prune_plan_write(&p, plan, e);
+    if (!rc) rc = model_each_desc(in, &head.config, &item, skip, NULL, e);
+    prune_plan_release(&p);
+    model_head_release(&head);
+    return rc;
+}
+
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) {
     struct model_head head = {0};

@@ -79,6 +79,9 @@ struct prune_options {
     bool prune_head;                /* also of the matrices outside layers: embedding and head */
     const struct prune_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix that stays */
     size_t n_rules;
+    /* The text of a plan (prune_dry_run) instead of sparsity, rules, layers, ffn, experts and kv_heads, and its name for messages. NULL:
+     * none. */
+    const char *plan, *plan_name;
     enum prune_method method; /* PRUNE_WANDA needs stats, unless it is */
     bool calibrated;          /* with data: prune_layerwise */
     /* With data. reconstruct: the weights that stay become those of least squares within their mask, so that each matrix gives, of
@@ -141,6 +144,11 @@ struct prune_calibration {
 /* As prune_stream; and ERR_DATA where a Gram matrix does not factor with 10,000 times the damping, or has no finite sums. */
 int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
                     struct prune_report *report, struct err *e) MUST_CHECK;
+
+/* Reads a model stream without its data and appends what prune_stream or prune_layerwise would do, as text for o->plan; fills in the
+ * report but for zeros. */
+int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struct buf *plan,
+                  struct prune_report *report, struct err *e) MUST_CHECK;
 
 void prune_report_release(struct prune_report *r);
 /* For --report: adds the members of the report to an object, and a tensor's object to an array. ERR_IO when memory is out. */

@@ -1,7 +1,7 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, layer, plan, report, prune; those of
+ * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, plan, report, prune; those of
  * second_order.h; sequential.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
@@ -25,6 +25,9 @@ struct prune_plan {
     struct arena memory;
 };
 
+/* As o->plan says (plan_text.c): layers, widths, experts, and p->sparse. ERR_DATA names file and line. */
+int prune_plan_read(struct prune_plan *p, struct err *e) MUST_CHECK;
+int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) MUST_CHECK;
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
@@ -47,8 +50,10 @@ int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, 
 
 /* ---- single weights (sparsity.c, mask.c) ---- */
 
-/* Fills p->sparse, when all else is planned. */
+/* Fills p->sparse by the options, when all else is planned. */
 int prune_plan_sparse(struct prune_plan *p, struct err *e) MUST_CHECK;
+/* Can each matrix become as sparse as planned, by the method? ERR_USAGE. */
+int prune_check_sparse(const struct prune_plan *p, struct err *e) MUST_CHECK;
 bool prune_is_sparse(struct prune_sparsity s); /* does anything go? */
 #define PRUNE_SPARSITY_TEXT 24
 /* "0.5" or "2:4", as prune_sparsity_parse reads it. Returns out. */

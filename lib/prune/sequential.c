@@ -282,10 +282,9 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
 
 /* Single weights alone, and of the layers. */
 static int check_options(const struct sequential *q, struct err *e) {
-    const struct prune_options *o = q->o;
-    if (memcmp(&o->layers, &(struct prune_amount){0}, sizeof o->layers) != 0 || o->n_drop_layers || o->ffn.n ||
-        o->ffn.share > 0 || o->experts.n || o->experts.share > 0 || o->kv_heads.n || o->kv_heads.share > 0 ||
-        o->tokens || o->padding)
+    const struct model_config *from = q->plan.from, *to = &q->plan.to;
+    if (to->n_layers != from->n_layers || to->vocab_size != from->vocab_size || q->plan.kept_tokens ||
+        memcmp(to->layers, from->layers, from->n_layers * sizeof *to->layers) != 0)
         return err_set(e, ERR_USAGE,
                        "layer by layer, with data, single weights go alone: prune the rest before or after");
     for (size_t i = 0; i < q->plan.n_slots; i++) {

@@ -124,7 +124,6 @@ static int check_matrix(const struct prune_plan *p, struct model_slot old, struc
 
 int prune_plan_sparse(struct prune_plan *p, struct err *e) {
     const struct prune_options *o = p->o;
-    bool any = false;
     p->n_slots = model_slot_count(p->from);
     p->sparse = arena_array(&p->memory, p->n_slots, sizeof *p->sparse, e);
     if (!p->sparse) return e->code;
@@ -132,7 +131,12 @@ int prune_plan_sparse(struct prune_plan *p, struct err *e) {
         struct model_slot s = model_slot_at(p->from, i);
         if (model_role_is_matrix(s.role) && (model_role_in_layer(s.role) || o->prune_head)) p->sparse[i] = o->sparsity;
     }
-    if (apply_rules(p, e)) return e->code;
+    return apply_rules(p, e);
+}
+
+int prune_check_sparse(const struct prune_plan *p, struct err *e) {
+    const struct prune_options *o = p->o;
+    bool any = false;
     for (size_t i = 0; i < p->n_slots; i++) {
         struct model_slot s = model_slot_at(p->from, i), now;
         if (!prune_is_sparse(p->sparse[i]) || !prune_new_slot(p, s, &now)) continue;

@@ -150,6 +150,50 @@ setup() {
     assert_stderr_line "cut.rill: truncated*"
 }
 
+@test "the plan prints, reads back and can be edited" {
+    how="--layers 2 --ffn 64 --kv-heads 1 --rate attn=2:4 --rate ffn_down=0.25"
+    # shellcheck disable=SC2086
+    check_exit 0 rill prune -q $how --stats model.stats.rill --dry-run model.rill -o plan.txt
+    grep -qE '^layer [0-9]+ +1 +64 +0 +-$' plan.txt
+    grep -qE '^layers\.[0-9]\.attn\.o\.weight +64x[0-9]+ +2:4$' plan.txt
+    # shellcheck disable=SC2086
+    rill prune -q $how --stats model.stats.rill --no-provenance model.rill -o a.rill
+    rill prune -q --plan plan.txt --stats model.stats.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    rill prune -q --plan plan.txt --dry-run model.rill -o again.txt
+    assert_same plan.txt again.txt
+    rill prune -q --experts 3 --ffn 16 --rate experts=0.5 --stats experts.stats.rill --dry-run experts.rill -o e.txt
+    rill prune -q --experts 3 --ffn 16 --rate experts=0.5 --stats experts.stats.rill --no-provenance experts.rill -o a.rill --force
+    rill prune -q --plan e.txt --stats experts.stats.rill --no-provenance experts.rill -o b.rill --force
+    assert_same a.rill b.rill
+    # with data
+    rill prune -q --sparsity 0.5 --dry-run model.rill -o s.txt
+    sed 's/ 0\.5$/ 4:8/' s.txt >s8.txt
+    rill prune -q --plan s8.txt --method sparsegpt --data tokens.rill --precision f32 --no-provenance model.rill -o a.rill --force
+    rill prune -q --pattern 4:8 --method sparsegpt --data tokens.rill --precision f32 --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    bad() {
+        sed "$1" plan.txt >bad.txt
+        check_exit 3 rill prune --plan bad.txt model.rill -o no.rill
+        assert_stderr_line "bad.txt: $2"
+    }
+    bad '/^layer /d' "no layer stays: is it a plan?"
+    bad '2s/layer [0-9]*/layer 9/' "line 2: layer '9': expected a number up to 2"
+    bad '3s/layer [0-9]*/layer 0/' "line 3: layers are not in ascending order"
+    bad '2s/ 64 / 640 /' "line 2: ffn '640': expected a number up to *"
+    bad '2s/ 64 / 0 /' "line 2: layer *"
+    bad '2s/-$/0,1/' "line 2: the layer has no experts"
+    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *a plan for another model"
+    bad '5s/2:4/4:2/' "line 5: '4:2' is no sparsity*"
+    bad '5s/2:4//' "line 5: *without a shape and a sparsity"
+    bad '6s/.*/nothing 1x1 0.5/' "line 6: *"
+    bad '5p' "line 6: *for the second time"
+    check_exit 2 rill prune --plan plan.txt --ffn 64 model.rill -o no.rill
+    check_exit 2 rill prune --plan plan.txt --method sparsegpt --data tokens.rill model.rill -o no.rill
+    check_exit 1 rill prune --plan none.txt model.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "--drop-layers takes numbers and ranges" {
     check_exit 0 rill prune -q --drop-layers 1 model.rill -o one.rill
     check_exit 0 rill prune -q --drop-layers 1-1 model.rill -o two.rill --no-provenance
