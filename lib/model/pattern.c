@@ -27,7 +27,9 @@ int model_matcher_new(struct model_matcher **out, const struct model_pattern *p,
     if (compiled) return err_nomem(e, "a regular expression");
     PCRE2_UCHAR text[256];
     if (pcre2_get_error_message(code, text, sizeof text) < 0) text[0] = 0;
-    return err_set(e, ERR_USAGE, "'%.*s' at character %zu: %s", (int)p->n, p->text, (size_t)at, (const char *)text);
+    return err_set(e, ERR_USAGE, "'%.*s' is no regular expression: at character %zu: %s%s", (int)p->n, p->text,
+                   (size_t)at, (const char *)text,
+                   p->text[0] == '*' ? " (not a pattern of the shell: ffn matches any name with ffn in it)" : "");
 }
 
 int model_matches(const struct model_matcher *m, const char *name, struct err *e) {
