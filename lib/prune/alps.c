@@ -4,7 +4,7 @@
 
 #include "lib/prune/second_order.h"
 
-/* As the paper's implementation has them. */
+/* The first penalty, its highest, and when the mask is looked at are as published implementations have them; the lowest is ours. */
 #define RHO_FIRST   0.1
 #define RHO_LOWEST  1e-5
 #define RHO_HIGHEST 1e6
