@@ -200,7 +200,9 @@ static bool select_items(struct render *r, const struct value *v, const struct c
     struct str path = {NULL, 0}, test = {NULL, 0};
     if (attribute && (!a->n || !arg_str(r, a, 0, "attribute", path, &path)))
         return a->n ? false : chat_fail(r, "selectattr and rejectattr need an attribute");
-    if (!arg_str(r, a, attribute, "test", test, &test) || !value_items(r, v, &l) || !list_new(r, out, 0)) return false;
+    if (!arg_str(r, a, attribute, "test", test, &test) || !list_new(r, out, 0)) return false;
+    if (!value_truth(v)) return true; /* Jinja does not iterate over none, either */
+    if (!value_items(r, v, &l)) return false;
     if (test.n && !chat_has_test(test))
         return chat_fail(r, "the test '%.*s' is not supported", (int)(test.n < 60 ? test.n : 60), test.p);
     size_t skip = a->n < (size_t)attribute + 1 ? a->n : (size_t)attribute + 1;
@@ -233,8 +235,10 @@ static bool filter_map(struct render *r, const struct value *v, const struct cal
     struct str path, name;
     const struct value *fallback = a->n ? NULL : arg_find(a, SIZE_MAX, "default");
     if (!arg_str(r, a, SIZE_MAX, "attribute", STR(""), &path) || !arg_str(r, a, 0, "", STR(""), &name) ||
-        !value_items(r, v, &l) || !list_new(r, out, 0))
+        !list_new(r, out, 0))
         return false;
+    if (!value_truth(v)) return true;
+    if (!value_items(r, v, &l)) return false;
     if (!path.n == !name.n) return chat_fail(r, "map needs either a filter or attribute=");
     if (name.n && !chat_has_filter(name))
         return chat_fail(r, "the filter '%.*s' is not supported", (int)(name.n < 60 ? name.n : 60), name.p);
@@ -259,6 +263,104 @@ static bool filter_unique(struct render *r, const struct value *v, const struct 
         if (!seen && !list_push(r, out->list, l->items[i])) return false;
     }
     return true;
+}
+
+/* ---- filters that order ---- */
+
+/* What an item is ordered by: itself or its attribute, strings in lower case unless the case counts. */
+static bool order_key(struct render *r, const struct value *v, struct str attribute, bool case_counts,
+                      struct value *out) {
+    struct value of;
+    if (!attribute_path(r, v, attribute, &of)) return false;
+    *out = of;
+    return case_counts || of.kind != V_STR || chat_change_case(r, of.s, LOWER, out);
+}
+
+static bool order_options(struct render *r, const struct call_args *a, size_t at_case, size_t at_attribute,
+                          bool *case_counts, struct str *attribute) {
+    const struct value *flag = arg_find(a, at_case, "case_sensitive");
+    const struct value *path = arg_find(a, at_attribute, "attribute");
+    *case_counts = flag && value_truth(flag);
+    *attribute = (struct str){NULL, 0};
+    if (!path || path->kind == V_NONE) return true;
+    if (!arg_str(r, a, at_attribute, "attribute", *attribute, attribute)) return false;
+    return !memchr(attribute->p, ',', attribute->n) || chat_fail(r, "an order by several attributes");
+}
+
+/* Python's min and max: the first of equal ones. */
+static bool extreme(struct render *r, const struct value *v, const struct call_args *a, const char *op,
+                    struct value *out) {
+    struct list *l;
+    struct str attribute;
+    struct value best, key;
+    bool case_counts, better;
+    if (!order_options(r, a, 0, 1, &case_counts, &attribute) || !value_items(r, v, &l)) return false;
+    *out = undefined_value(STR("an extreme of nothing"));
+    for (size_t i = 0; i < l->n; i++) {
+        if (!order_key(r, &l->items[i], attribute, case_counts, &key)) return false;
+        better = i == 0;
+        if (i && !chat_compare(r, (struct str){op, 1}, &key, &best, &better)) return false;
+        if (better) best = key, *out = l->items[i];
+    }
+    return true;
+}
+static bool filter_min(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
+    return extreme(r, v, a, "<", out);
+}
+static bool filter_max(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
+    return extreme(r, v, a, ">", out);
+}
+
+/* By insertion, so that equal ones stay in order, backwards too; each comparison is a step. */
+static bool sort_items(struct render *r, struct list *items, struct list *keys, bool reverse) {
+    for (size_t i = 1; i < items->n; i++) {
+        struct value item = items->items[i], key = keys->items[i];
+        size_t at = i;
+        for (; at; at--) {
+            bool before;
+            if (!chat_step(r, 0) ||
+                !chat_compare(r, reverse ? STR(">") : STR("<"), &key, &keys->items[at - 1], &before))
+                return false;
+            if (!before) break;
+            items->items[at] = items->items[at - 1];
+            keys->items[at] = keys->items[at - 1];
+        }
+        items->items[at] = item;
+        keys->items[at] = key;
+    }
+    return true;
+}
+
+static bool filter_sort(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
+    const struct value *reverse = arg_find(a, 0, "reverse");
+    struct str attribute;
+    struct value keys, key;
+    bool case_counts;
+    if (!order_options(r, a, 1, 2, &case_counts, &attribute) || !filter_list(r, v, &(struct call_args){0}, out) ||
+        !list_new(r, &keys, out->list->n))
+        return false;
+    for (size_t i = 0; i < out->list->n; i++)
+        if (!order_key(r, &out->list->items[i], attribute, case_counts, &key) || !list_push(r, keys.list, key))
+            return false;
+    return sort_items(r, out->list, keys.list, reverse && value_truth(reverse));
+}
+
+/* Pairs of a dictionary in the order of keys, or of values. */
+static bool filter_dictsort(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
+    const struct value *flag = arg_find(a, 0, "case_sensitive"), *reverse = arg_find(a, 2, "reverse");
+    struct str by, none = {NULL, 0};
+    struct value keys, key;
+    if (v->kind != V_DICT) return chat_fail(r, "dictsort of %s", value_kind(v));
+    if (!arg_str(r, a, 1, "by", STR("key"), &by)) return false;
+    if (!str_is(by, "key") && !str_is(by, "value")) return chat_fail(r, "dictsort is by key or by value");
+    if (!filter_items(r, v, &(struct call_args){0}, out) || !list_new(r, &keys, out->list->n)) return false;
+    for (size_t i = 0; i < out->list->n; i++) {
+        const struct value *pair = out->list->items[i].list->items;
+        if (!order_key(r, &pair[str_is(by, "value")], none, flag && value_truth(flag), &key) ||
+            !list_push(r, keys.list, key))
+            return false;
+    }
+    return sort_items(r, out->list, keys.list, reverse && value_truth(reverse));
 }
 
 /* Lines but the first (and empty ones) moved to the right. */
@@ -296,6 +398,7 @@ static const struct {
     {"count", filter_length, 0, ""},
     {"d", filter_default, 2, "default_value boolean"},
     {"default", filter_default, 2, "default_value boolean"},
+    {"dictsort", filter_dictsort, 3, "case_sensitive by reverse"},
     {"first", filter_first, 0, ""},
     {"float", filter_float, 1, "default"},
     {"indent", filter_indent, 3, "width first blank"},
@@ -307,6 +410,8 @@ static const struct {
     {"list", filter_list, 0, ""},
     {"lower", filter_lower, 0, ""},
     {"map", filter_map, 8, "attribute default"},
+    {"max", filter_max, 2, "case_sensitive attribute"},
+    {"min", filter_min, 2, "case_sensitive attribute"},
     {"reject", filter_reject, 8, ""},
     {"rejectattr", filter_rejectattr, 8, ""},
     {"replace", filter_replace, 3, "count"},
@@ -314,6 +419,7 @@ static const struct {
     {"safe", filter_same, 0, ""},
     {"select", filter_select, 8, ""},
     {"selectattr", filter_selectattr, 8, ""},
+    {"sort", filter_sort, 3, "reverse case_sensitive attribute"},
     {"string", filter_string, 0, ""},
     {"title", filter_title, 0, ""},
     {"tojson", filter_tojson, 4, "ensure_ascii indent separators sort_keys"},

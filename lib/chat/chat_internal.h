@@ -91,7 +91,7 @@ enum node_type {
     N_IF,         /* a: condition, body, orelse */
     N_FOR,        /* names in a if b: body, orelse */
     N_SET,        /* names (or name.attribute) = a */
-    N_SET_BLOCK,  /* body; args: filters, each with a == NULL */
+    N_SET_BLOCK,  /* body; args: filters, each with a == NULL; without names the result is printed */
     N_MACRO,      /* s(names, defaults in args): body */
     N_CALL_BLOCK, /* names: parameters of caller; a: the call; body */
     N_GENERATION, /* body */

@@ -202,6 +202,48 @@ static bool str_join(struct render *r, const struct method *m, const struct call
     return value_items(r, &a->args[0], &items) && chat_join(r, items, m->self.s, out);
 }
 
+/* Python's str.format with the fields "{}" and "{0}", without names, conversions and formats. */
+static bool put_field(struct render *r, struct str field, size_t counts[2], const struct call_args *a, struct buf *to) {
+    size_t i = 0, digits = 0;
+    for (; digits < field.n && digits < 3 && field.p[digits] >= '0' && field.p[digits] <= '9'; digits++)
+        i = 10 * i + (size_t)(field.p[digits] - '0');
+    if (digits < field.n) return chat_fail(r, "format with more than the number of an argument");
+    counts[field.n != 0]++; /* without a number, and with one */
+    if (counts[0] && counts[1]) return chat_fail(r, "format with numbers for some arguments only");
+    if (!field.n) i = counts[0] - 1;
+    return i < a->n ? value_print(r, &a->args[i], to) : chat_fail(r, "format asks for an argument that is not there");
+}
+
+static bool str_format(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
+    struct buf text = {0};
+    struct str s = m->self.s;
+    size_t counts[2] = {0, 0};
+    bool ok = chat_step(r, s.n);
+    for (size_t at = 0; ok && at < s.n;) {
+        size_t n = 0;
+        while (at + n < s.n && s.p[at + n] != '{' && s.p[at + n] != '}') n++;
+        struct value part = str_value((struct str){s.p + at, n});
+        ok = value_print(r, &part, &text);
+        at += n;
+        if (!ok || at == s.n) break;
+        const char *end = memchr(s.p + at, '}', s.n - at);
+        if (at + 1 < s.n && s.p[at + 1] == s.p[at]) { /* doubled: itself */
+            part = str_value((struct str){s.p + at, 1});
+            ok = value_print(r, &part, &text);
+            at += 2;
+        } else if (s.p[at] == '}' || !end) {
+            ok = chat_fail(r, "format with a single brace");
+        } else {
+            ok = put_field(r, (struct str){s.p + at + 1, (size_t)(end - s.p) - at - 1}, counts, a, &text);
+            at = (size_t)(end - s.p) + 1;
+        }
+    }
+    out->kind = V_STR;
+    ok = ok && chat_copy(r, text.data, text.len, &out->s);
+    buf_release(&text);
+    return ok;
+}
+
 static bool str_find(struct render *r, const struct method *m, const struct call_args *a, struct value *out) {
     struct str what;
     if (!arg_str(r, a, 0, "sub", STR(""), &what) || !chat_step(r, m->self.s.n)) return false;
@@ -274,6 +316,7 @@ static const struct {
     {V_STR, "endswith", str_endswith, 1, ""},
     {V_STR, "find", str_find, 1, ""},
     {V_STR, "join", str_join, 1, ""},
+    {V_STR, "format", str_format, 16, ""},
     {V_STR, "lower", str_lower, 0, ""},
     {V_STR, "lstrip", str_lstrip, 1, ""},
     {V_STR, "removeprefix", str_removeprefix, 1, ""},

@@ -538,6 +538,18 @@ static struct node *parse_set_block(struct parser *p, struct node *n) {
     return !p->e->code && need_end(p, "endset") ? n : NULL;
 }
 
+/* {% filter a | b %}: what the body prints, filtered, is printed. A set block without a target. */
+static struct node *parse_filter_block(struct parser *p) {
+    struct node *n = new_node(p, N_SET_BLOCK);
+    do {
+        struct node *filter = n ? parse_filter(p, NULL) : NULL;
+        if (!filter || !add_arg(p, n, filter)) return NULL;
+    } while (take_op(p, "|"));
+    if (!need_block_end(p)) return NULL;
+    n->body = parse_body(p, (const char *const[]){"endfilter", NULL});
+    return !p->e->code && need_end(p, "endfilter") ? n : NULL;
+}
+
 static struct node *parse_set(struct parser *p) {
     struct node *n = new_node(p, N_SET);
     if (!n || !parse_targets(p, n)) return NULL;
@@ -611,6 +623,7 @@ static struct node *parse_statement(struct parser *p) {
     if (take_word(p, "if")) return parse_if(p);
     if (take_word(p, "for")) return parse_for(p);
     if (take_word(p, "set")) return parse_set(p);
+    if (take_word(p, "filter")) return parse_filter_block(p);
     if (take_word(p, "macro")) return parse_macro(p);
     if (take_word(p, "call")) return parse_call_block(p);
     if (take_word(p, "generation")) return parse_generation(p);

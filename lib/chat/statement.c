@@ -68,13 +68,14 @@ static bool execute_set(struct render *r, const struct node *n) {
             if (!args) return false;
             for (size_t k = 0; k < n->args[i]->n_args; k++)
                 if (!chat_eval(r, n->args[i]->args[k], &args[k])) return false;
-            if (n->args[i]->n_names) return chat_fail(r, "a filter of a set block with named arguments");
+            if (n->args[i]->n_names) return chat_fail(r, "a filter of a block with named arguments");
             a.args = args;
             a.n = n->args[i]->n_args;
             if (!chat_filter(r, n->args[i]->s, &of, &a, &v)) return false;
         }
     }
     r->line = n->line;
+    if (!n->n_names) return value_print(r, &v, r->out);
     return n->attribute.n ? assign_attribute(r, n, &v) : assign(r, n, &v);
 }
 

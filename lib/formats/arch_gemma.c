@@ -180,8 +180,9 @@ static int gguf_check_both(const struct model_config *c, uint32_t layers_27b, st
     if (!rc && c->act != ACT_GELU_TANH)
         rc = err_set(e, ERR_DATA, "activation %s: llama.cpp has the tanh form of GELU for a %s", hf_act_name(c->act),
                      c->arch);
-    if (!rc && c->rope.scaling == ROPE_LLAMA3)
-        rc = err_set(e, ERR_DATA, "llama3 rotary scaling, which llama.cpp does not give to a %s", c->arch);
+    if (!rc && (c->rope.scaling == ROPE_LLAMA3 || c->rope.scaling == ROPE_LONG))
+        rc = err_set(e, ERR_DATA, "%s rotary scaling, which llama.cpp does not give to a %s",
+                     c->rope.scaling == ROPE_LLAMA3 ? "llama3" : "longrope", c->arch);
     return rc;
 }
 
@@ -381,8 +382,7 @@ static int gemma3_read(struct model_config *c, const cJSON *json, struct err *e)
 }
 
 static int check_gemma3(const struct model_config *c, struct err *e) {
-    if (c->local_rope.scaling != ROPE_PLAIN || c->local_rope.dims || c->rope.dims)
-        return err_set(e, ERR_DATA, "a gemma3 rotates whole heads, and those of layers with a window without scaling");
+    if (c->local_rope.dims || c->rope.dims) return err_set(e, ERR_DATA, "a gemma3 rotates whole heads");
     if (c->attn_softcap != 0) return err_set(e, ERR_DATA, "a gemma3 has no soft cap of its scores");
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (c->layers[i].rope != (c->layers[i].window ? ROPE_LOCAL : ROPE_MAIN))
@@ -421,8 +421,14 @@ static void gemma3_gguf_write(struct gguf_header *h, const struct model_config *
     if (!arch_one_window(c, &window, &e) && window) gguf_put_windows(h, c, window, 6);
 }
 
+/* What YaRN multiplies cosines by holds in layers without a window alone; the rest, "attn_factor", llama.cpp applies in all. */
 static int gemma3_gguf_check(const struct model_config *c, struct err *e) {
+    const struct model_rope *r = &c->rope;
     int rc = check_gemma3(c, e);
+    if (!rc && r->scaling == ROPE_YARN && c->local_rope.theta != 0 &&
+        r->attention_factor != model_rope_attention(ROPE_YARN, r->factor, r->original_context))
+        rc = err_set(e, ERR_DATA,
+                     "yarn with an attention_factor of its own, which llama.cpp gives layers with a window, too");
     return rc ? rc : gguf_check_both(c, GEMMA3_27B, e);
 }
 

@@ -148,8 +148,8 @@ static int gguf_check(const struct model_config *c, struct err *e) {
     if (c->tied) return err_set(e, ERR_DATA, "a head tied to the embedding: llama.cpp's gptneox wants one of its own");
     if (c->act != ACT_GELU_TANH && c->act != ACT_GELU)
         return err_set(e, ERR_DATA, "activation %s: llama.cpp's gptneox has GELU", hf_act_name(c->act));
-    if (c->rope.scaling == ROPE_LLAMA3)
-        return err_set(e, ERR_DATA, "llama3's rope scaling: llama.cpp's gptneox takes no rope_freqs.weight");
+    if (c->rope.scaling == ROPE_LLAMA3 || c->rope.scaling == ROPE_LONG)
+        return err_set(e, ERR_DATA, "rope type llama3 or longrope: llama.cpp's gptneox takes no tensors of factors");
     return 0;
 }
 

@@ -113,6 +113,9 @@ struct hf_side {
         ONE_WINDOW,   /* the same in all layers */
         LAYER_WINDOWS /* in the layers that "layer_types" names */
     } windows;
+    uint32_t
+        original_context; /* default of "original_max_position_embeddings" at the top level, where the class has it; 0: it is
+                                * among the rotary settings */
     double partial_rotary;       /* the share of a head that rotates, by default; 0: always all of it */
     uint32_t kv_heads, head_dim; /* default if config.json has no such key; 0: as many as heads, and hidden / heads */
     uint32_t vocab, context, heads; /* default if config.json has no such key; 0: the key is required */
@@ -213,6 +216,7 @@ enum {
     LACKS_LLAMA3 = 2,     /* the tensor rope_freqs.weight */
     LACKS_HEAD_WIDTH = 4, /* requires all heads together to be as wide as the residual stream */
     LACKS_TIED = 8,
+    LACKS_LONG = 16, /* the tensors rope_factors_short.weight and rope_factors_long.weight */
 };
 struct gguf_side {
     struct gguf_name
@@ -276,6 +280,7 @@ extern const struct arch arch_mixtral, arch_olmoe, arch_qwen2_moe, arch_qwen3_mo
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
+extern const struct arch arch_bilstm;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

@@ -18,7 +18,8 @@ static const struct arch_tensor tensors[] = {
 
 /* The code derives the size of a head, and knows of these only "linear" and "dynamic". */
 static int check(const struct model_config *c, struct err *e) {
-    if (c->rope.scaling == ROPE_LLAMA3) return err_set(e, ERR_DATA, "rope type 'llama3': MiniCPMForCausalLM has none");
+    if (c->rope.scaling > ROPE_LINEAR)
+        return err_set(e, ERR_DATA, "rope type '%s': MiniCPMForCausalLM has none", hf_rope_type(&c->rope));
     uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
     if (width == c->hidden) return 0;
     return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM wants them as wide as the %u of the model",

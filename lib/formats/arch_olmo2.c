@@ -31,5 +31,6 @@ const struct arch arch_olmo2 = {
            .read = hf_read_attention_bias,
            .write = hf_put_attention_bias,
            .zeros = hf_attention_bias_zeros},
-    .gguf = {.names = {{"olmo2", false}}, .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_HEAD_WIDTH | LACKS_TIED},
+    .gguf = {.names = {{"olmo2", false}},
+             .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_LONG | LACKS_HEAD_WIDTH | LACKS_TIED},
 };

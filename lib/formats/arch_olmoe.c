@@ -65,7 +65,7 @@ const struct arch arch_olmoe = {
            .check = check},
     .gguf = {.names = {{"olmoe", false}},
              .experts = true,
-             .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_HEAD_WIDTH | LACKS_TIED,
+             .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_LONG | LACKS_HEAD_WIDTH | LACKS_TIED,
              .keys = gguf_keys,
              .n_keys = COUNT_OF(gguf_keys),
              .read = gguf_read_experts,

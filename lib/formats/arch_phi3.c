@@ -1,6 +1,6 @@
 /*
  * Phi-3 mini and medium (Abdin et al. 2024) and Phi-4: Llama with q, k, v in one matrix, gate and up in another, perhaps a window
- * and a rotation of a part of each head. Their long variants have rope type longrope, which is refused.
+ * and a rotation of a part of each head. Their long variants have rope type longrope.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -25,9 +25,8 @@ static const struct arch_tensor tensors[] = {
 
 /* Phi3Config.validate_rope takes "default" and "longrope", and older names of that, only. */
 static int check(const struct model_config *c, struct err *e) {
-    if (c->rope.scaling == ROPE_PLAIN) return 0;
-    return err_set(e, ERR_DATA, "rope type '%s': transformers gives a phi3 no such scaling",
-                   c->rope.scaling == ROPE_LINEAR ? "linear" : "llama3");
+    if (c->rope.scaling == ROPE_PLAIN || c->rope.scaling == ROPE_LONG) return 0;
+    return err_set(e, ERR_DATA, "rope type '%s': transformers gives a phi3 no such scaling", hf_rope_type(&c->rope));
 }
 
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
@@ -58,8 +57,6 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     char key[64];
     uint64_t window = 0;
     (void)a;
-    if (raw_table_find(&g->tensors, "rope_factors_long.weight"))
-        return err_set(e, ERR_DATA, "tensor 'rope_factors_long.weight': rope type longrope is not supported");
     snprintf(key, sizeof key, "%s.attention.sliding_window", prefix);
     int rc = gguf_opt_u64(g, key, 0, UINT32_MAX, &window, e);
     for (uint32_t i = 0; i < c->n_layers && window < c->context; i++) c->layers[i].window = (uint32_t)window;
@@ -70,7 +67,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     uint32_t window = config_window(c);
     gguf_key_u32(h, ".attention.sliding_window", window);
-    gguf_key_u32(h, ".rope.scaling.original_context_length", c->context);
+    if (c->rope.scaling != ROPE_LONG) gguf_key_u32(h, ".rope.scaling.original_context_length", c->context);
     if (window)
         log_line(LOG_WARN,
                  "attention sees %u positions; llama.cpp reads that of a phi3, but has its windows switched off: texts "
@@ -80,7 +77,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 
 const struct arch arch_phi3 = {
     .name = "phi3",
-    .models = "Phi-3 mini and medium (4k), Phi-4",
+    .models = "Phi-3 and 3.5 mini and medium, Phi-4",
     .hf = {.classes = {{"Phi3ForCausalLM", "phi3"}},
            .keys = keys,
            .n_keys = COUNT_OF(keys),
@@ -88,6 +85,7 @@ const struct arch arch_phi3 = {
            .eps = 1e-5,
            .theta = 10000,
            .windows = ONE_WINDOW,
+           .original_context = 4096,
            .partial_rotary = 1,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,

@@ -51,9 +51,10 @@ static int check(const struct model_config *c, struct err *e) {
     return c->qkv_bias ? 0 : err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
 }
 
-/* llama.cpp's qwen2 wants heads as wide as the residual stream and takes no rope_freqs.weight. */
+/* llama.cpp's qwen2 wants heads as wide as the residual stream and takes no tensors of factors. */
 static bool needs_deci(const struct model_config *c) {
-    return (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden || c->rope.scaling == ROPE_LLAMA3;
+    return (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden || c->rope.scaling == ROPE_LLAMA3 ||
+           c->rope.scaling == ROPE_LONG;
 }
 
 const struct arch arch_qwen2 = {

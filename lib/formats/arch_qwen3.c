@@ -37,5 +37,5 @@ const struct arch arch_qwen3 = {
            .read = read,
            .write = write,
            .zeros = hf_attention_bias_zeros},
-    .gguf = {.names = {{"qwen3", false}}, .lacks = LACKS_O_BIAS | LACKS_LLAMA3},
+    .gguf = {.names = {{"qwen3", false}}, .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_LONG},
 };

@@ -124,7 +124,7 @@ const struct arch arch_smollm3 = {
            .write = write,
            .zeros = hf_attention_bias_zeros},
     .gguf = {.names = {{"smollm3", true}},
-             .lacks = LACKS_O_BIAS | LACKS_LLAMA3,
+             .lacks = LACKS_O_BIAS | LACKS_LLAMA3 | LACKS_LONG,
              .read = gguf_read,
              .check = gguf_check},
 };

@@ -99,7 +99,9 @@ static bool is_derived(const struct foreign_source *x, const char *name) {
         if (ends_with(name, derived[i])) return true;
     for (const char *const *end = x->own->derived; end && *end; end++)
         if (ends_with(name, *end)) return true;
-    return strcmp(name, "rope_freqs.weight") == 0; /* GGUF: read with the configuration */
+    for (const char *const *factors = gguf_rope_tensors; *factors; factors++) /* read with the configuration */
+        if (strcmp(name, *factors) == 0) return true;
+    return false;
 }
 
 static bool same_bits(const struct raw_tensor *a, const struct raw_tensor *b) {

@@ -150,6 +150,18 @@ int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct 
                     struct err *e) MUST_CHECK;
 int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
                      struct arena *a, struct err *e) MUST_CHECK;
+/* Rotary positions (gguf_rope.c), once context and heads are known; and back: keys, descriptions of tensors and, before all others, their
+ * data. */
+#define GGUF_KEY_SIZE 128 /* of a key below the architecture's name */
+int gguf_read_rope(struct model_config *c, const struct gguf_file *g, const struct arch *arch, const char *prefix,
+                   struct arena *a, struct err *e) MUST_CHECK;
+struct gguf_header;
+extern const char *const gguf_rope_tensors[]; /* their names, NULL-terminated */
+void gguf_put_rope(struct gguf_header *h, const struct model_config *c);
+void gguf_put_rope_tensors(struct gguf_header *h, const struct model_config *c);
+int gguf_write_rope_tensors(const struct model_config *c, int fd, struct err *e) MUST_CHECK;
+/* ERR_DATA: llama.cpp has no such rotation, whatever the architecture. */
+int gguf_check_rope(const struct model_config *c, struct err *e) MUST_CHECK;
 /* The tokenizer as a draft for vocab_new; *found is false when the file has none. */
 int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, struct err *e) MUST_CHECK;
 /* The type for a token's flags, and whether that type alone leads back to them. */
@@ -272,17 +284,20 @@ int hf_check_keys(const cJSON *json, const struct hf_key *own, size_t n_own, str
 
 /* The rotary settings, from rope_scaling, rope_parameters, rope_theta and partial_rotary_factor. */
 struct hf_rope {
-    enum rope_scaling scaling;
-    double theta, partial;              /* partial: the share of the head's dimensions that rotates, 1 for all */
-    double factor, low_freq, high_freq; /* 0 where the scaling has none */
-    uint32_t original_context;
+    struct model_rope rope; /* without dims; factors in the arena */
+    double partial;         /* the share of the head's dimensions that rotates, 1 for all */
 };
-/* Theta and the share default to `defaults`. ERR_DATA names both places of a setting when they disagree. */
-int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) MUST_CHECK;
+/* Theta and the share default to `defaults`, whose original context is that of a class that has it at the top level (0: it has not).
+ * ERR_DATA names both places of a setting when they disagree. */
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct arena *a,
+                 struct err *e) MUST_CHECK;
 /* The same where layers of sliding attention have a rotation of their own: "rope_local_base_freq" (transformers 4), or an object
  * for each type of layer in rope_parameters (5). */
 int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
-                      double default_sliding, struct err *e) MUST_CHECK;
+                      double default_sliding, struct arena *a, struct err *e) MUST_CHECK;
+const char *hf_rope_type(const struct model_rope *rope); /* "llama3" */
+/* "rope_theta", "rope_scaling" and what is beside them. original_apart: the class has the original context at the top level. */
+bool hf_rope_put(cJSON *o, const struct model_config *c, bool original_apart);
 
 /* A class with several parts (hf_part.c): *config becomes that of its language model, and *part true. Then the tensors take the
  * names that they have in the language model alone; those of other parts are marked as used, with a warning. */
@@ -292,7 +307,6 @@ int hf_tensors_part(const struct model_config *c, struct raw_table *t, struct ar
 int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, struct err *e) MUST_CHECK;
 /* ERR_DATA: transformers cannot load this shape; names what, and what can express it. */
 int hf_config_check(const struct model_config *c, struct err *e) MUST_CHECK;
-bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope); /* "rope_scaling" */
 cJSON *hf_config_write(const struct model_config *c, const struct vocab *v, enum dtype dtype, struct err *e) MUST_CHECK;
 /* The regular expressions by which known pre-tokenizers split; ends with regex NULL. */
 extern const struct hf_split {

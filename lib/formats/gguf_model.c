@@ -21,8 +21,7 @@ int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch
     return *out ? 0 : arch_gguf_unknown(text, e);
 }
 
-/* A key below the architecture's name. */
-#define KEY_SIZE 128
+#define KEY_SIZE GGUF_KEY_SIZE
 static const char *arch_key(char out[KEY_SIZE], const char *prefix, const char *suffix) {
     snprintf(out, KEY_SIZE, "%s.%s", prefix, suffix);
     return out;
@@ -116,111 +115,6 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
     return rc;
 }
 
-/* ---- rotary positions ---- */
-
-#define LLAMA_CPP_THETA 10000 /* the default of all architectures */
-
-/* A number in full beside the f32 that other programs read (export writes it where f32 would round). Both must round
- * to the same. */
-static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
-                      double *out, struct err *e) {
-    double exact = 0;
-    int rc = gguf_opt_f64(g, key, min, max, out, e);
-    if (!rc) rc = gguf_opt_f64(g, own_key, min, max, &exact, e);
-    if (rc || exact == 0) return rc;
-    if (!gguf_find(g, key) || (float)exact != (float)*out)
-        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", own_key, exact, key, *out);
-    *out = exact;
-    return 0;
-}
-
-/* The factor has an old and a new name. 0 stands for "not set" in older files. */
-static int read_factor(const struct gguf_file *g, const char *prefix, double *factor, struct err *e) {
-    char key[KEY_SIZE], old_key[KEY_SIZE];
-    double old = 0;
-    arch_key(key, prefix, "rope.scaling.factor");
-    *factor = 0;
-    int rc = gguf_opt_f64(g, arch_key(old_key, prefix, "rope.scale_linear"), 0, 1e6, &old, e);
-    if (!rc) rc = gguf_opt_f64(g, key, 0, 1e6, factor, e);
-    if (rc) return rc;
-    if (old != 0 && *factor != 0 && old != *factor)
-        return err_set(e, ERR_DATA, "key '%s' is %g, but '%s' is %g", key, *factor, old_key, old);
-    if (*factor == 0) *factor = old != 0 ? old : 1;
-    return 0;
-}
-
-static int read_scaling(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
-                        struct err *e) {
-    char key[KEY_SIZE], factor_key[KEY_SIZE];
-    const char *type = "linear"; /* llama.cpp's default when there is a factor */
-    double factor;
-    int rc = read_factor(g, prefix, &factor, e);
-    if (!rc) rc = gguf_opt_str(g, arch_key(key, prefix, "rope.scaling.type"), a, &type, e);
-    if (rc) return rc;
-    bool none = strcmp(type, "none") == 0;
-    if (!none && strcmp(type, "linear") != 0)
-        return err_set(e, ERR_DATA,
-                       "key '%s': '%.64s' is not supported (none and linear are, and llama3 by rope_freqs.weight)", key,
-                       type);
-    if (factor == 1) return 0;
-    if (none) return err_set(e, ERR_DATA, "key '%s' is 'none', but there is a factor of %g", key, factor);
-    c->rope.scaling = ROPE_LINEAR;
-    c->rope.factor = factor;
-    if (!gguf_find(g, "rill.rope.factor")) return 0;
-    return read_exact(g, arch_key(factor_key, prefix, "rope.scaling.factor"), "rill.rope.factor", 1e-3, 1e6,
-                      &c->rope.factor, e);
-}
-
-/* What our export states about the factors in rope_freqs.weight, for which GGUF has no keys. */
-static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, struct err *e) {
-    uint64_t original = 0;
-    int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
-    if (!rc) rc = gguf_opt_f64(g, "rill.rope.low_freq_factor", 1e-3, 1e6, &c->rope.low_freq, e);
-    if (!rc) rc = gguf_opt_f64(g, "rill.rope.high_freq_factor", 1e-3, 1e6, &c->rope.high_freq, e);
-    if (!rc) rc = gguf_get_u64(g, "rill.rope.original_context", 1, UINT32_MAX, &original, e);
-    if (rc) return rc;
-    if (!c->rope.factor || !c->rope.low_freq || !c->rope.high_freq)
-        return err_set(e, ERR_DATA, "one of the keys 'rill.rope.*' is missing");
-    c->rope.original_context = (uint32_t)original;
-    c->rope.scaling = ROPE_LLAMA3;
-    return 0;
-}
-
-static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, struct model_config *c, struct arena *a,
-                        struct err *e) {
-    uint32_t n = model_rope_dims(c, &c->rope) / 2;
-    if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
-        return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
-    if (c->rope.scaling != ROPE_PLAIN)
-        return err_set(e, ERR_DATA, "tensor '%s' beside another rope scaling is not supported", t->name);
-    float *factors = arena_array(a, n, sizeof *factors, e);
-    if (!factors) return e->code;
-    memcpy(factors, t->data, n * sizeof *factors);
-    int rc = 0;
-    if (gguf_find(g, "rill.rope.factor")) rc = read_llama3_keys(g, c, e);
-    if (!rc) rc = gguf_rope_recover(c, factors, e);
-    return rc ? err_prefix(e, "tensor '%s'", t->name) : 0;
-}
-
-static int read_rope(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
-                     struct arena *a, struct err *e) {
-    char key[KEY_SIZE];
-    if (c->positions != POSITIONS_ROTARY) return 0;
-    c->rope.theta = LLAMA_CPP_THETA;
-    int rc = read_exact(g, arch_key(key, prefix, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope.theta, e);
-    if (!rc && arch->hf.local_theta != 0) {
-        c->local_rope.theta = LLAMA_CPP_THETA;
-        rc = read_exact(g, arch_key(key, prefix, "rope.freq_base_swa"), "rill.rope.local_theta", 1, 1e12,
-                        &c->local_rope.theta, e);
-    }
-    if (!rc) rc = read_scaling(g, prefix, c, a, e);
-    const struct raw_tensor *factors = raw_table_find(&g->tensors, "rope_freqs.weight");
-    if (!rc && factors) return read_factors(g, factors, c, a, e);
-    if (!rc && c->rope.scaling == ROPE_PLAIN && gguf_find(g, "rill.rope.factor"))
-        rc = err_set(e, ERR_DATA, "key 'rill.rope.factor' without a rope scaling or rope_freqs.weight");
-    return rc;
-}
-
 /* ---- the whole ---- */
 
 /* llama-gguf-split's parts have the keys of the whole in the first one only, and tensors in all. */
@@ -281,7 +175,7 @@ int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const c
     rc = read_numbers(g, prefix, c, e);
     if (!rc) rc = read_layers(g, prefix, c, a, e);
     if (!rc) rc = read_head_dim(g, prefix, arch->hf.partial_rotary, c, e);
-    if (!rc) rc = read_rope(g, arch, prefix, c, a, e);
+    if (!rc) rc = gguf_read_rope(c, g, arch, prefix, a, e);
     if (!rc) rc = read_vocab_size(g, prefix, c, e);
     if (rc) return rc;
     c->tied = c->output != OUTPUT_NONE && !raw_table_find(&g->tensors, "output.weight");

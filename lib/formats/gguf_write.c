@@ -84,33 +84,6 @@ static void put_per_layer(struct gguf_header *h, const char *key, const struct m
     for (uint32_t i = 0; i < c->n_layers; i++) gguf_put_u32(h, layer_number(&c->layers[i], offset));
 }
 
-static bool fits_f32(double v) {
-    return (double)(float)v == v;
-}
-
-/* GGUF's numbers are f32, and llama3's parameters have no keys at all: keys of our own keep what would be lost. */
-static void put_rope(struct gguf_header *h, const struct model_config *c) {
-    if (c->positions != POSITIONS_ROTARY) return;
-    gguf_key_f32(h, ".rope.freq_base", c->rope.theta);
-    gguf_key_u32(h, ".rope.dimension_count", model_rope_dims(c, &c->rope));
-    if (!fits_f32(c->rope.theta)) gguf_key_f64(h, "rill.rope.theta", c->rope.theta);
-    if (c->local_rope.theta != 0) {
-        gguf_key_f32(h, ".rope.freq_base_swa", c->local_rope.theta);
-        if (!fits_f32(c->local_rope.theta)) gguf_key_f64(h, "rill.rope.local_theta", c->local_rope.theta);
-    }
-    if (c->rope.scaling == ROPE_LINEAR) {
-        gguf_key_string(h, ".rope.scaling.type", "linear");
-        gguf_key_f32(h, ".rope.scaling.factor", c->rope.factor);
-        if (!fits_f32(c->rope.factor)) gguf_key_f64(h, "rill.rope.factor", c->rope.factor);
-    }
-    if (c->rope.scaling == ROPE_LLAMA3) {
-        gguf_key_f64(h, "rill.rope.factor", c->rope.factor);
-        gguf_key_f64(h, "rill.rope.low_freq_factor", c->rope.low_freq);
-        gguf_key_f64(h, "rill.rope.high_freq_factor", c->rope.high_freq);
-        gguf_key_u32(h, "rill.rope.original_context", c->rope.original_context);
-    }
-}
-
 static void put_model(struct gguf_header *h, const struct out *o) {
     const struct model_config *c = &o->x.config;
     gguf_key_u32(h, ".block_count", c->n_layers);
@@ -126,7 +99,7 @@ static void put_model(struct gguf_header *h, const struct out *o) {
     gguf_key_u32(h, ".attention.value_length", c->head_dim);
     bool rms = c->norm == NORM_RMS;
     gguf_key_f32(h, rms ? ".attention.layer_norm_rms_epsilon" : ".attention.layer_norm_epsilon", (double)c->norm_eps);
-    put_rope(h, c);
+    gguf_put_rope(h, c);
     gguf_key_u32(h, ".vocab_size", c->vocab_size);
     if (o->arch->gguf.write) o->arch->gguf.write(h, c);
     if (!c->classes) return;
@@ -291,14 +264,8 @@ static void put_vocab(struct gguf_header *h, const struct vocab *v) {
 
 /* ---- tensors ---- */
 
-static bool has_factors(const struct model_config *c) {
-    return c->rope.scaling == ROPE_LLAMA3;
-}
-
 static void put_tensor_infos(struct gguf_header *h, const struct out *o) {
-    uint64_t n_factors = model_rope_dims(&o->x.config, &o->x.config.rope) / 2;
-    if (has_factors(&o->x.config))
-        gguf_put_tensor(h, "rope_freqs.weight", 1, &n_factors, DT_F32, n_factors * sizeof(float));
+    gguf_put_rope_tensors(h, &o->x.config);
     for (size_t i = 0; i < o->tensors.n; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         enum dtype as = type_in_file(t);
@@ -306,17 +273,8 @@ static void put_tensor_infos(struct gguf_header *h, const struct out *o) {
     }
 }
 
-static int write_factors(const struct model_config *c, int fd, struct err *e) {
-    float *factors = mem_array(model_rope_dims(c, &c->rope) / 2, sizeof *factors, e);
-    if (!factors) return e->code;
-    int rc = rope_factors(c, factors, e);
-    if (!rc) rc = gguf_write_padded(fd, factors, model_rope_dims(c, &c->rope) / 2 * sizeof *factors, e);
-    mem_free(factors);
-    return rc;
-}
-
 static int write_tensors(struct out *o, int fd, struct err *e) {
-    int rc = has_factors(&o->x.config) ? write_factors(&o->x.config, fd, e) : 0;
+    int rc = gguf_write_rope_tensors(&o->x.config, fd, e);
     for (size_t i = 0; i < o->tensors.n && !rc; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         const void *data;

@@ -44,14 +44,18 @@ static void warn_of_code(const cJSON *json, const struct hf_class *class) {
 
 /* ---- numbers ---- */
 
-static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct err *e) {
+static int read_rope(const cJSON *json, const struct arch *arch, struct model_config *c, struct arena *a,
+                     struct err *e) {
     double share = arch->hf.partial_rotary;
-    struct hf_rope r, local = {.partial = 1}, defaults = {.theta = arch->hf.theta, .partial = share != 0 ? share : 1};
+    struct hf_rope r, local = {.partial = 1};
+    struct hf_rope defaults = {.rope = {.theta = arch->hf.theta, .original_context = arch->hf.original_context},
+                               .partial = share != 0 ? share : 1};
     if (c->positions != POSITIONS_ROTARY) return 0;
-    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, e)
-                                       : hf_rope_read(&r, json, &defaults, e);
+    int rc = arch->hf.local_theta != 0 ? hf_rope_read_both(&r, &local, json, &defaults, arch->hf.local_theta, a, e)
+                                       : hf_rope_read(&r, json, &defaults, a, e);
     if (rc) return rc;
-    c->local_rope.theta = local.theta;
+    c->rope = r.rope;
+    c->local_rope = local.rope;
     if (local.partial != 1)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g is not supported for sliding attention (1 is)",
                        local.partial);
@@ -60,12 +64,6 @@ static int read_rope(const cJSON *json, const struct arch *arch, struct model_co
     if (c->head_dim * r.partial < 2)
         return err_set(e, ERR_DATA, "\"partial_rotary_factor\": %g leaves no pair of a head of %u to rotate", r.partial,
                        c->head_dim);
-    c->rope = (struct model_rope){.theta = r.theta,
-                                  .scaling = r.scaling,
-                                  .factor = r.factor,
-                                  .low_freq = r.low_freq,
-                                  .high_freq = r.high_freq,
-                                  .original_context = r.original_context};
     if (r.partial != 1) c->rope.dims = (uint32_t)(c->head_dim * r.partial);
     return 0;
 }
@@ -84,12 +82,14 @@ static int read_numbers(const cJSON *json, const struct hf_side *side, struct mo
                    {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = numbers[i].absent;
+        if (!numbers[i].key) continue; /* layers without attention */
         int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
                    : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
     uint64_t ffn = 4ull * c->hidden;
+    if (!n->ffn) return 0;
     int rc = n->ffn_follows ? json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
                             : json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
     l->ffn = (uint32_t)ffn;
@@ -106,6 +106,7 @@ static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, u
 static int read_heads(const cJSON *json, const struct arch *arch, struct model_config *c, struct model_layer *l,
                       struct err *e) {
     uint64_t kv = l->n_heads, head_dim = 0;
+    if (!arch->hf.numbers->heads) return 0;
     int rc = read_defaulted(json, arch->hf.numbers->kv_heads, arch->hf.kv_heads, &kv, e);
     if (!rc) rc = read_defaulted(json, arch->hf.numbers->head_dim, arch->hf.head_dim, &head_dim, e);
     if (rc) return rc;
@@ -143,7 +144,7 @@ static int read_model(const cJSON *json, const struct arch *arch, struct model_c
     double eps = arch->hf.eps;
     int rc = read_numbers(json, &arch->hf, c, &layer, e);
     if (!rc) rc = read_heads(json, arch, c, &layer, e);
-    if (!rc) rc = read_rope(json, arch, c, e);
+    if (!rc) rc = read_rope(json, arch, c, a, e);
     if (!rc && arch->hf.numbers->eps) rc = json_opt_f64(json, arch->hf.numbers->eps, 0, 1, &eps, e);
     if (!rc && arch->hf.numbers->act) rc = hf_read_act(c, json, arch->hf.numbers->act, hf_act_name(c->act), e);
     c->tied = arch->hf.tied;
@@ -251,8 +252,7 @@ static bool put_numbers(cJSON *o, const struct hf_numbers *n, const struct model
 
 static bool put_rope(cJSON *o, const struct arch *arch, const struct model_config *c) {
     if (c->positions != POSITIONS_ROTARY) return true;
-    return json_put_f64(o, "rope_theta", c->rope.theta) && hf_put_scaling(o, "rope_scaling", &c->rope) &&
-           (c->local_rope.theta == 0 || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta)) &&
+    return hf_rope_put(o, c, arch->hf.original_context != 0) &&
            (arch->hf.partial_rotary == 0 || json_put_f64(o, "partial_rotary_factor", hf_rotary_share(c)));
 }
 

@@ -139,18 +139,6 @@ int hf_check_plain_heads(const struct model_config *c, struct err *e) {
                    l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
-bool hf_put_scaling(cJSON *o, const char *key, const struct model_rope *rope) {
-    if (rope->scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, key) != NULL;
-    cJSON *r = cJSON_AddObjectToObject(o, key);
-    bool ok = r && json_put_str(r, "rope_type", rope->scaling == ROPE_LINEAR ? "linear" : "llama3") &&
-              json_put_f64(r, "factor", rope->factor);
-    if (ok && rope->scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) &&
-             json_put_f64(r, "high_freq_factor", rope->high_freq) &&
-             json_put_u64(r, "original_max_position_embeddings", rope->original_context);
-    return ok;
-}
-
 double hf_rotary_share(const struct model_config *c) {
     uint32_t dims = model_rope_dims(c, &c->rope);
     double share = (double)dims / c->head_dim;

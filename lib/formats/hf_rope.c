@@ -1,20 +1,24 @@
 /*
- * The rotary settings of config.json, which have two places: "rope_scaling" with "rope_theta" beside it (transformers
+ * Reads and writes the rotary settings of config.json, which have two places: "rope_scaling" with "rope_theta" beside it (transformers
  * 4) and "rope_parameters" with everything inside (transformers 5). transformers 5.24 takes `rope_scaling or
  * rope_parameters`, fills a missing theta from the top level and a missing original context from the context
  * (modeling_rope_utils.py, convert_rope_params_to_dict); version 4 reads rope_scaling alone. So a file that says
  * different things in both is a different model to each, and is refused.
  */
+#include <math.h>
+
 #include "lib/formats/formats_internal.h"
 
 /* Sets of types, for the table of keys. */
-enum { NO_TYPE = 0, DEFAULT = 1, LINEAR = 2, LLAMA3 = 4, ANY_TYPE = 7 };
+enum { DEFAULT = 1, LINEAR = 2, LLAMA3 = 4, YARN = 8, LONG = 16, ANY_TYPE = 31 };
 
+/* The first name of a scaling is what is written; "su" is what Phi-3's first files call longrope. */
 static const struct {
     const char *name;
     unsigned type;
     enum rope_scaling scaling;
-} types[] = {{"default", DEFAULT, ROPE_PLAIN}, {"linear", LINEAR, ROPE_LINEAR}, {"llama3", LLAMA3, ROPE_LLAMA3}};
+} types[] = {{"default", DEFAULT, ROPE_PLAIN}, {"linear", LINEAR, ROPE_LINEAR}, {"llama3", LLAMA3, ROPE_LLAMA3},
+             {"yarn", YARN, ROPE_YARN},        {"longrope", LONG, ROPE_LONG},   {"su", LONG, ROPE_LONG}};
 
 /* Which types a key belongs to. With another type it would be ignored, so it must have the value that changes
  * nothing: 1, or 0 where none does. */
@@ -27,12 +31,27 @@ static const struct {
     {"type", ANY_TYPE, 0},
     {"rope_theta", ANY_TYPE, 0},
     {"partial_rotary_factor", ANY_TYPE, 0},
-    {"original_max_position_embeddings", ANY_TYPE, 0}, /* llama3 reads it; in others it scales nothing */
+    {"original_max_position_embeddings", ANY_TYPE, 0}, /* in default and linear it scales nothing */
     {"finetuned", ANY_TYPE, 0},
-    {"factor", LINEAR | LLAMA3, 1},
+    {"factor", LINEAR | LLAMA3 | YARN | LONG, 1},
     {"low_freq_factor", LLAMA3, 0},
     {"high_freq_factor", LLAMA3, 0},
-    {"attention_factor", NO_TYPE, 1},
+    {"attention_factor", YARN | LONG, 1},
+    {"beta_fast", YARN, 0},
+    {"beta_slow", YARN, 0},
+    {"mscale", YARN, 0},
+    {"mscale_all_dim", YARN, 0},
+    {"truncate", YARN, 0},
+    {"short_factor", LONG, 0},
+    {"long_factor", LONG, 0},
+};
+
+/* What the settings are read from: config.json, where they are in it, and what holds without them. */
+struct place {
+    const cJSON *json, *home; /* home NULL: only the top level counts */
+    const struct hf_rope *defaults;
+    bool by_layer_type; /* one of several homes */
+    struct arena *a;
 };
 
 static int check_keys(const cJSON *home, const char *type_name, unsigned type, struct err *e) {
@@ -62,17 +81,20 @@ static int read_type(const cJSON *home, const char **name, unsigned *type, enum 
             *scaling = types[i].scaling;
             return 0;
         }
-    return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear and llama3 are)", *name);
+    return err_set(e, ERR_DATA, "rope type '%.64s' is not supported (default, linear, llama3, yarn and longrope are)",
+                   *name);
 }
 
 /* A number that may be at the top level and in its object, which must then agree; *out is unchanged if it is in
  * neither. */
-static int read_shared(const cJSON *json, const cJSON *home, const char *key, double min, double max, double *out,
-                       struct err *e) {
+static int read_shared(const struct place *at, const char *above_key, const char *key, double min, double max,
+                       double *out, struct err *e) {
     double above = -1, inside = -1;
-    int rc = json_opt_f64(json, key, min, max, &above, e);
-    if (!rc && home) rc = json_opt_f64(home, key, min, max, &inside, e);
+    int rc = json_opt_f64(at->json, above_key, min, max, &above, e);
+    if (!rc && at->home) rc = json_opt_f64(at->home, key, min, max, &inside, e);
     if (rc) return rc;
+    if (above >= 0 && inside >= 0 && above != inside && strcmp(key, above_key) != 0)
+        return err_set(e, ERR_DATA, "\"%s\" is %g here, but \"%s\" is %g", key, inside, above_key, above);
     if (above >= 0 && inside >= 0 && above != inside)
         return err_set(e, ERR_DATA, "\"%s\" is %g here, but %g at the top level", key, inside, above);
     if (above >= 0) *out = above;
@@ -80,39 +102,105 @@ static int read_shared(const cJSON *json, const cJSON *home, const char *key, do
     return 0;
 }
 
-/* Without the original context in the object it is the context, whatever the top level says. */
-static int read_original(struct hf_rope *r, const cJSON *json, const cJSON *home, struct err *e) {
+/* Without the original context in the object it is the context, whatever the top level says; of a class that has it at the top level
+ * (defaults) it is that, or the default, whatever the object says. Both must agree. */
+static int read_original(struct model_rope *r, const struct place *at, uint64_t *context, struct err *e) {
     static const char key[] = "original_max_position_embeddings";
-    uint64_t original = 0, above = 0;
-    int rc = json_get_u64(json, "max_position_embeddings", 1, UINT32_MAX, &original, e);
-    if (!rc) rc = json_opt_u64(home, key, 1, UINT32_MAX, &original, e);
-    if (!rc) rc = json_opt_u64(json, key, 1, UINT32_MAX, &above, e);
+    uint64_t inside = 0, above = at->defaults->rope.original_context;
+    int rc = json_get_u64(at->json, "max_position_embeddings", 1, UINT32_MAX, context, e);
+    uint64_t original = above ? above : *context;
+    if (!rc) rc = json_opt_u64(at->home, key, 1, UINT32_MAX, &inside, e);
+    if (!rc) rc = json_opt_u64(at->json, key, 1, UINT32_MAX, &above, e);
     if (rc) return rc;
-    if (above && above != original)
-        return err_set(e, ERR_DATA, "\"%s\" is %llu here, but %llu at the top level", key, (unsigned long long)original,
-                       (unsigned long long)above);
+    if (at->defaults->rope.original_context)
+        original = above;
+    else if (inside)
+        original = inside;
+    if ((above && above != original) || (inside && inside != original))
+        return err_set(e, ERR_DATA, "\"%s\" is %llu here, but %llu at the top level", key,
+                       (unsigned long long)(inside ? inside : original), (unsigned long long)above);
     r->original_context = (uint32_t)original;
     return 0;
 }
 
-static int read_llama3(struct hf_rope *r, const cJSON *json, const cJSON *home, struct err *e) {
-    int rc = json_get_f64(home, "low_freq_factor", 1e-3, 1e6, &r->low_freq, e);
-    if (!rc) rc = json_get_f64(home, "high_freq_factor", 1e-3, 1e6, &r->high_freq, e);
-    return rc ? rc : read_original(r, json, home, e);
+static int read_llama3(struct model_rope *r, const struct place *at, struct err *e) {
+    uint64_t context;
+    int rc = json_get_f64(at->home, "factor", 1e-3, 1e6, &r->factor, e);
+    if (!rc) rc = json_get_f64(at->home, "low_freq_factor", 1e-3, 1e6, &r->low_freq, e);
+    if (!rc) rc = json_get_f64(at->home, "high_freq_factor", 1e-3, 1e6, &r->high_freq, e);
+    return rc ? rc : read_original(r, at, &context, e);
 }
 
-/* All settings of an object; NULL: there is none, only the top level counts. */
-static int read_home(struct hf_rope *r, const cJSON *json, const cJSON *home, const struct hf_rope *defaults,
-                     struct err *e) {
+/* The factor, where it is null that by which the context grew. */
+static int read_factor(struct model_rope *r, const struct place *at, uint64_t context, struct err *e) {
+    if (!cJSON_GetObjectItemCaseSensitive(at->home, "factor")) return err_set(e, ERR_DATA, "\"factor\" is missing");
+    r->factor = (double)context / r->original_context;
+    return json_opt_f64(at->home, "factor", 1e-3, 1e6, &r->factor, e);
+}
+
+/* transformers takes 0 for "not given". */
+static int read_beta(const struct place *at, const char *key, double *beta, struct err *e) {
+    double v = 0;
+    int rc = json_opt_f64(at->home, key, 0, 1e6, &v, e);
+    if (v != 0) *beta = v;
+    return rc;
+}
+
+/* "mscale" and "mscale_all_dim" count when both are there and "attention_factor" is not. */
+static int read_yarn_attention(struct model_rope *r, const struct place *at, struct err *e) {
+    double mscale = 0, all = 0, unit = r->factor <= 1 ? 0 : 0.1 * log(r->factor);
+    int rc = json_opt_f64(at->home, "mscale", 0, 1e3, &mscale, e);
+    if (!rc) rc = json_opt_f64(at->home, "mscale_all_dim", 0, 1e3, &all, e);
+    r->attention_factor = model_rope_attention(ROPE_YARN, r->factor, r->original_context);
+    if (mscale != 0 && all != 0) r->attention_factor = (unit * mscale + 1) / (unit * all + 1);
+    return rc ? rc : json_opt_f64(at->home, "attention_factor", 1e-3, 1e3, &r->attention_factor, e);
+}
+
+static int read_yarn(struct model_rope *r, const struct place *at, struct err *e) {
+    uint64_t context;
+    bool truncate = true;
+    r->beta_fast = 32, r->beta_slow = 1;
+    int rc = read_original(r, at, &context, e);
+    if (!rc) rc = read_factor(r, at, context, e);
+    if (!rc) rc = read_beta(at, "beta_fast", &r->beta_fast, e);
+    if (!rc) rc = read_beta(at, "beta_slow", &r->beta_slow, e);
+    if (!rc) rc = json_opt_bool(at->home, "truncate", &truncate, e);
+    if (!rc && !truncate && at->by_layer_type)
+        rc = err_set(e, ERR_DATA, "\"truncate\": false, which transformers does not see in an object of a layer type");
+    r->no_truncate = !truncate;
+    return rc ? rc : read_yarn_attention(r, at, e);
+}
+
+static int read_long(struct model_rope *r, const struct place *at, struct err *e) {
+    uint64_t context;
+    uint32_t n_short;
+    int rc = read_original(r, at, &context, e);
+    if (!rc) rc = model_rope_factors(at->home, "short_factor", &r->short_factor, &n_short, at->a, e);
+    if (!rc) rc = model_rope_factors(at->home, "long_factor", &r->long_factor, &r->n_factors, at->a, e);
+    if (!rc && n_short != r->n_factors)
+        rc = err_set(e, ERR_DATA, "\"short_factor\" has %u numbers, \"long_factor\" %u", n_short, r->n_factors);
+    if (!rc && r->original_context < 2)
+        rc = err_set(e, ERR_DATA, "\"original_max_position_embeddings\" of 1: longrope takes its logarithm");
+    if (rc) return rc;
+    double factor = (double)context / r->original_context;
+    rc = json_opt_f64(at->home, "factor", 1e-3, 1e6, &factor, e);
+    r->attention_factor = model_rope_attention(ROPE_LONG, factor, r->original_context);
+    return rc ? rc : json_opt_f64(at->home, "attention_factor", 1e-3, 1e3, &r->attention_factor, e);
+}
+
+/* All settings of a place; theta_key: what the top level calls theta. */
+static int read_home(struct hf_rope *r, const struct place *at, const char *theta_key, struct err *e) {
     const char *name = "default";
     unsigned type = DEFAULT;
-    *r = (struct hf_rope){.theta = defaults->theta, .partial = defaults->partial};
-    int rc = home ? read_type(home, &name, &type, &r->scaling, e) : 0;
-    if (!rc && home) rc = check_keys(home, name, type, e);
-    if (!rc) rc = read_shared(json, home, "rope_theta", 1, 1e12, &r->theta, e);
-    if (!rc) rc = read_shared(json, home, "partial_rotary_factor", 0, 1, &r->partial, e);
-    if (!rc && (type & (LINEAR | LLAMA3))) rc = json_get_f64(home, "factor", 1e-3, 1e6, &r->factor, e);
-    if (!rc && type == LLAMA3) rc = read_llama3(r, json, home, e);
+    *r = (struct hf_rope){.rope = {.theta = at->defaults->rope.theta}, .partial = at->defaults->partial};
+    int rc = at->home ? read_type(at->home, &name, &type, &r->rope.scaling, e) : 0;
+    if (!rc && at->home) rc = check_keys(at->home, name, type, e);
+    if (!rc) rc = read_shared(at, theta_key, "rope_theta", 1, 1e12, &r->rope.theta, e);
+    if (!rc) rc = read_shared(at, "partial_rotary_factor", "partial_rotary_factor", 0, 1, &r->partial, e);
+    if (!rc && type == LINEAR) rc = json_get_f64(at->home, "factor", 1e-3, 1e6, &r->rope.factor, e);
+    if (!rc && type == LLAMA3) rc = read_llama3(&r->rope, at, e);
+    if (!rc && type == YARN) rc = read_yarn(&r->rope, at, e);
+    if (!rc && type == LONG) rc = read_long(&r->rope, at, e);
     return rc;
 }
 
@@ -125,67 +213,63 @@ static int find_home(const cJSON *json, const char *key, const cJSON **home, str
     return 0;
 }
 
-static int compare(const struct hf_rope *scaling, const struct hf_rope *parameters, struct err *e) {
+static bool same_factors(const struct model_rope *a, const struct model_rope *b) {
+    size_t n = a->n_factors * sizeof *a->long_factor;
+    return a->n_factors == b->n_factors &&
+           (n == 0 || (!memcmp(a->short_factor, b->short_factor, n) && !memcmp(a->long_factor, b->long_factor, n)));
+}
+
+static int compare(const struct hf_rope *one, const struct hf_rope *two, struct err *e) {
+    const struct model_rope *a = &one->rope, *b = &two->rope;
     const struct {
         const char *what;
         double scaling, parameters;
     } numbers[] = {
-        {"rope_theta", scaling->theta, parameters->theta},
-        {"factor", scaling->factor, parameters->factor},
-        {"low_freq_factor", scaling->low_freq, parameters->low_freq},
-        {"high_freq_factor", scaling->high_freq, parameters->high_freq},
-        {"original_max_position_embeddings", scaling->original_context, parameters->original_context},
-        {"partial_rotary_factor", scaling->partial, parameters->partial},
+        {"rope_theta", a->theta, b->theta},
+        {"factor", a->factor, b->factor},
+        {"low_freq_factor", a->low_freq, b->low_freq},
+        {"high_freq_factor", a->high_freq, b->high_freq},
+        {"original_max_position_embeddings", a->original_context, b->original_context},
+        {"partial_rotary_factor", one->partial, two->partial},
+        {"beta_fast", a->beta_fast, b->beta_fast},
+        {"beta_slow", a->beta_slow, b->beta_slow},
+        {"truncate", !a->no_truncate, !b->no_truncate},
+        {"attention_factor", a->attention_factor, b->attention_factor},
     };
-    if (scaling->scaling != parameters->scaling)
+    if (a->scaling != b->scaling)
         return err_set(e, ERR_DATA, "\"rope_scaling\" and \"rope_parameters\" disagree: rope type '%s' against '%s'",
-                       types[scaling->scaling].name, types[parameters->scaling].name);
+                       types[a->scaling].name, types[b->scaling].name);
     for (size_t i = 0; i < COUNT_OF(numbers); i++)
         if (numbers[i].scaling != numbers[i].parameters)
             return err_set(e, ERR_DATA, "\"rope_scaling\" and \"rope_parameters\" disagree: \"%s\" %g against %g",
                            numbers[i].what, numbers[i].scaling, numbers[i].parameters);
-    return 0;
+    if (same_factors(a, b)) return 0;
+    return err_set(e, ERR_DATA, "\"rope_scaling\" and \"rope_parameters\" disagree about the factors of longrope");
 }
 
-static int read_homes(struct hf_rope *r, const cJSON *json, const cJSON *scaling, const cJSON *parameters,
-                      const struct hf_rope *defaults, struct err *e) {
+static int read_homes(struct hf_rope *r, const struct place *at, const cJSON *scaling, const cJSON *parameters,
+                      struct err *e) {
     const char *name = scaling ? "rope_scaling" : parameters ? "rope_parameters" : "rope";
-    int rc = read_home(r, json, scaling ? scaling : parameters, defaults, e);
+    struct place first = *at, second = *at;
+    first.home = scaling ? scaling : parameters;
+    second.home = parameters;
+    if (scaling) first.by_layer_type = false;
+    int rc = read_home(r, &first, "rope_theta", e);
     if (rc) return err_prefix(e, "%s", name);
     if (!scaling || !parameters) return 0;
     struct hf_rope other;
-    rc = read_home(&other, json, parameters, defaults, e);
+    rc = read_home(&other, &second, "rope_theta", e);
     return rc ? err_prefix(e, "rope_parameters") : compare(r, &other, e);
 }
 
-int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct err *e) {
+int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *defaults, struct arena *a, struct err *e) {
     const cJSON *scaling, *parameters;
     int rc = find_home(json, "rope_scaling", &scaling, e);
     if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
-    return rc ? rc : read_homes(r, json, scaling, parameters, defaults, e);
+    return rc ? rc : read_homes(r, &(struct place){.json = json, .defaults = defaults, .a = a}, scaling, parameters, e);
 }
 
 /* ---- two rotations ----------------------------------------------------------------------------------------------- */
-
-/* The rotation of sliding layers from "rope_parameters", or "rope_local_base_freq" beside it. */
-static int read_sliding(struct hf_rope *r, const cJSON *json, const cJSON *home, double default_theta, struct err *e) {
-    const char *name = "default";
-    unsigned type = DEFAULT;
-    double above = -1, inside = -1;
-    *r = (struct hf_rope){.theta = default_theta, .partial = 1};
-    int rc = home ? read_type(home, &name, &type, &r->scaling, e) : 0;
-    if (!rc && type != DEFAULT)
-        rc = err_set(e, ERR_DATA, "rope type '%s' is not supported for sliding attention (default is)", name);
-    if (!rc && home) rc = check_keys(home, name, type, e);
-    if (!rc && home) rc = json_opt_f64(home, "partial_rotary_factor", 0, 1, &r->partial, e);
-    if (!rc && home) rc = json_opt_f64(home, "rope_theta", 1, 1e12, &inside, e);
-    if (!rc) rc = json_opt_f64(json, "rope_local_base_freq", 1, 1e12, &above, e);
-    if (!rc && above >= 0 && inside >= 0 && above != inside)
-        rc = err_set(e, ERR_DATA, "\"rope_theta\" is %g here, but \"rope_local_base_freq\" is %g", inside, above);
-    if (above >= 0) r->theta = above;
-    if (inside >= 0) r->theta = inside;
-    return rc;
-}
 
 /* transformers 5 has an object for each type of layer in "rope_parameters"; keys beside them would be ignored. */
 static int check_layer_types(const cJSON *parameters, struct err *e) {
@@ -196,15 +280,97 @@ static int check_layer_types(const cJSON *parameters, struct err *e) {
 }
 
 int hf_rope_read_both(struct hf_rope *full, struct hf_rope *sliding, const cJSON *json, const struct hf_rope *defaults,
-                      double default_sliding, struct err *e) {
+                      double default_sliding, struct arena *a, struct err *e) {
     const cJSON *scaling, *parameters, *of_full = NULL, *of_sliding = NULL;
+    struct hf_rope by_sliding = {.rope = {.theta = default_sliding}, .partial = 1};
+    struct place at = {.json = json, .defaults = defaults, .by_layer_type = true, .a = a};
     int rc = find_home(json, "rope_scaling", &scaling, e);
     if (!rc) rc = find_home(json, "rope_parameters", &parameters, e);
     if (!rc) rc = check_layer_types(parameters, e);
     if (!rc && parameters) rc = find_home(parameters, "full_attention", &of_full, e);
     if (!rc && parameters) rc = find_home(parameters, "sliding_attention", &of_sliding, e);
-    if (!rc) rc = read_homes(full, json, scaling, of_full, defaults, e);
+    if (!rc) rc = read_homes(full, &at, scaling, of_full, e);
     if (rc) return rc;
-    rc = read_sliding(sliding, json, of_sliding, default_sliding, e);
+    at.home = of_sliding, at.defaults = &by_sliding;
+    rc = read_home(sliding, &at, "rope_local_base_freq", e);
     return rc ? err_prefix(e, "%s", of_sliding ? "rope_parameters" : "rope") : 0;
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+
+const char *hf_rope_type(const struct model_rope *rope) {
+    return types[rope->scaling].name;
+}
+
+static bool put_factors(cJSON *r, const char *key, const float *factors, uint32_t n) {
+    cJSON *list = cJSON_AddArrayToObject(r, key);
+    for (uint32_t i = 0; list && i < n; i++) {
+        cJSON *x = cJSON_CreateNumber(model_shortest_float(factors[i]));
+        if (x && cJSON_AddItemToArray(list, x)) continue;
+        cJSON_Delete(x);
+        return false;
+    }
+    return list != NULL;
+}
+
+/* What readers do not take by themselves. */
+static bool put_attention(cJSON *r, const struct model_rope *rope, double factor) {
+    double usual = model_rope_attention(rope->scaling, factor, rope->original_context);
+    return rope->attention_factor == usual || json_put_float(r, "attention_factor", rope->attention_factor);
+}
+
+static bool put_yarn(cJSON *r, const struct model_rope *rope) {
+    return (rope->beta_fast == 32 || json_put_f64(r, "beta_fast", rope->beta_fast)) &&
+           (rope->beta_slow == 1 || json_put_f64(r, "beta_slow", rope->beta_slow)) &&
+           (!rope->no_truncate || json_put_bool(r, "truncate", false)) && put_attention(r, rope, rope->factor);
+}
+
+static bool put_settings(cJSON *r, const struct model_rope *rope, uint32_t context, bool original) {
+    bool ok = rope->scaling == ROPE_PLAIN || rope->scaling == ROPE_LONG || json_put_f64(r, "factor", rope->factor);
+    if (ok && rope->scaling == ROPE_LLAMA3)
+        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) && json_put_f64(r, "high_freq_factor", rope->high_freq);
+    if (ok && original && rope->scaling >= ROPE_LLAMA3)
+        ok = json_put_u64(r, "original_max_position_embeddings", rope->original_context);
+    if (ok && rope->scaling == ROPE_YARN) ok = put_yarn(r, rope);
+    if (ok && rope->scaling == ROPE_LONG)
+        ok = put_factors(r, "short_factor", rope->short_factor, rope->n_factors) &&
+             put_factors(r, "long_factor", rope->long_factor, rope->n_factors) &&
+             put_attention(r, rope, (double)context / rope->original_context);
+    return ok;
+}
+
+/* The class has the original context at the top level, and wants a type, short_factor and long_factor and nothing else where
+ * transformers 4 reads it. */
+static bool put_long_apart(cJSON *o, const struct model_config *c) {
+    cJSON *r = cJSON_AddObjectToObject(o, "rope_scaling");
+    return r && json_put_str(r, "type", "longrope") && put_settings(r, &c->rope, c->context, false) &&
+           json_put_u64(o, "original_max_position_embeddings", c->rope.original_context);
+}
+
+static bool put_layer_type(cJSON *parameters, const char *name, const struct model_rope *rope, uint32_t context) {
+    cJSON *r = cJSON_AddObjectToObject(parameters, name);
+    return r && json_put_str(r, "rope_type", types[rope->scaling].name) && json_put_f64(r, "rope_theta", rope->theta) &&
+           put_settings(r, rope, context, true);
+}
+
+/* Scaled layers with a window: only transformers 5 has a place for these. */
+static bool put_both(cJSON *o, const struct model_config *c) {
+    cJSON *r = cJSON_AddObjectToObject(o, "rope_parameters");
+    return r && put_layer_type(r, "full_attention", &c->rope, c->context) &&
+           put_layer_type(r, "sliding_attention", &c->local_rope, c->context);
+}
+
+static bool put_scaling(cJSON *o, const struct model_config *c, bool original_apart) {
+    const struct model_rope *rope = &c->rope;
+    if (rope->scaling == ROPE_PLAIN) return cJSON_AddNullToObject(o, "rope_scaling") != NULL;
+    if (rope->scaling == ROPE_LONG && original_apart) return put_long_apart(o, c);
+    cJSON *r = cJSON_AddObjectToObject(o, "rope_scaling");
+    return r && json_put_str(r, "rope_type", types[rope->scaling].name) && put_settings(r, rope, c->context, true);
+}
+
+bool hf_rope_put(cJSON *o, const struct model_config *c, bool original_apart) {
+    bool local = c->local_rope.theta != 0;
+    if (local && c->local_rope.scaling != ROPE_PLAIN) return put_both(o, c);
+    return json_put_f64(o, "rope_theta", c->rope.theta) && put_scaling(o, c, original_apart) &&
+           (!local || json_put_f64(o, "rope_local_base_freq", c->local_rope.theta));
 }

@@ -16,6 +16,8 @@ static int check_lacks(const struct arch *arch, const struct model_config *c, st
         return err_set(e, ERR_DATA, "a bias on attention's output, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_LLAMA3) && c->rope.scaling == ROPE_LLAMA3)
         return err_set(e, ERR_DATA, "rope type llama3, which llama.cpp's %s does not have", name);
+    if ((lacks & LACKS_LONG) && c->rope.scaling == ROPE_LONG)
+        return err_set(e, ERR_DATA, "rope type longrope, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_HEAD_WIDTH) && width != c->hidden)
         return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s wants as wide as the %u of the model",
                        c->layers[0].n_heads, c->head_dim, name, c->hidden);
@@ -42,6 +44,7 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
                            c->layers[i].window, arch->gguf.names[0].name);
     rc = check_lacks(arch, c, e);
     if (!rc) rc = arch_check_rotation(arch, c, e);
+    if (!rc) rc = gguf_check_rope(c, e);
     return rc || !arch->gguf.check ? rc : arch->gguf.check(c, e);
 }
 

@@ -1,4 +1,4 @@
-/* RMSNorm, of rows or of the heads in them, and LayerNorm. */
+/* RMSNorm and LayerNorm, of rows or of the heads in them. */
 #include "lib/grad/grad_internal.h"
 
 struct norm_op {
@@ -59,26 +59,41 @@ static void layernorm_backward(struct grad_tape *t, struct grad_op *op) {
     kernel_layernorm_backward(dx, dw, db, y->grad, o->x->var.value, o->w->var.value, o->kept, o->rows, o->d);
 }
 
+/* LayerNorm of pieces of w's length of x, whose result and its gradient have these types. */
+static struct grad_var *layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                  float eps, enum dtype out, enum dtype gradient) {
+    bool wanted = node_wanted(x) || node_wanted(w) || node_wanted(b);
+    struct grad_node *y = tape_result(t, x->rows, x->cols, out, wanted);
+    if (!y) return NULL;
+    size_t d = w->cols, rows = var_size(x) / d;
+    y->var.grad.dtype = gradient;
+    struct norm_op *o = tape_record(t, sizeof *o, layernorm_backward, 1, &y);
+    struct kernel_array moments = o ? tape_value(t, DT_F32, 2 * rows) : kernel_none(DT_F32);
+    kernel_layernorm(y->var.value, moments, x->value, w->value, b ? b->value : kernel_none(DT_F32), rows, d, eps);
+    if (o) {
+        o->x = node_of(x);
+        o->w = node_of(w);
+        o->b = b ? node_of(b) : NULL;
+        o->rows = rows;
+        o->d = d;
+        o->kept = moments;
+    }
+    return t->error.code ? NULL : &y->var;
+}
+
 struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
                                 float eps, enum dtype out) {
     if (!x || !w || t->error.code) return NULL;
     if (w->rows != 1 || w->cols != x->cols || (b && !same_shape(w, b)))
         return tape_fail(t, ERR_DATA, "layernorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
-    bool wanted = node_wanted(x) || node_wanted(w) || node_wanted(b);
-    struct grad_node *y = tape_result(t, x->rows, x->cols, out, wanted);
-    if (!y) return NULL;
-    y->var.grad.dtype = DT_F32; /* several linear maps add to it */
-    struct norm_op *o = tape_record(t, sizeof *o, layernorm_backward, 1, &y);
-    struct kernel_array moments = o ? tape_value(t, DT_F32, 2 * x->rows) : kernel_none(DT_F32);
-    kernel_layernorm(y->var.value, moments, x->value, w->value, b ? b->value : kernel_none(DT_F32), x->rows, x->cols,
-                     eps);
-    if (o) {
-        o->x = node_of(x);
-        o->w = node_of(w);
-        o->b = b ? node_of(b) : NULL;
-        o->rows = x->rows;
-        o->d = x->cols;
-        o->kept = moments;
-    }
-    return t->error.code ? NULL : &y->var;
+    return layernorm(t, x, w, b, eps, out, DT_F32); /* several linear maps add to the gradient */
+}
+
+struct grad_var *grad_layernorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
+                                      float eps) {
+    if (!x || !w || t->error.code) return NULL;
+    if (w->rows != 1 || w->cols == 0 || x->cols % w->cols != 0 || (b && !same_shape(w, b)))
+        return tape_fail(t, ERR_DATA, "layernorm: weight [%zu, %zu] for heads in rows of %zu", w->rows, w->cols,
+                         x->cols);
+    return layernorm(t, x, w, b, eps, x->value.dtype, x->value.dtype);
 }

@@ -43,9 +43,9 @@ struct grad_var *grad_embed(struct grad_tape *t, struct grad_var *table, const u
 struct rope_op {
     struct grad_op op;
     struct grad_node *x;
-    size_t n_heads, head_dim, dims;
+    size_t n_heads, head_dim;
     const uint32_t *position;
-    const double *inv_freq;
+    struct kernel_rotation rotation;
 };
 
 /* The gradient is rotated back in place: nothing reads it after this. */
@@ -53,12 +53,13 @@ static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);
     if (!kernel_has_data(dy)) return;
-    kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->dims, o->position, o->inv_freq, -1);
+    kernel_rope(dy, op->out[0]->var.rows, o->n_heads, o->head_dim, o->position, &o->rotation, -1);
     node_pass_on(t, o->x, op->out[0]);
 }
 
-struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim, size_t dims,
-                           const uint32_t *position, const double *inv_freq) {
+struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_heads, size_t head_dim,
+                           const uint32_t *position, const struct kernel_rotation *rotation) {
+    size_t dims = rotation->dims;
     if (!x || t->error.code) return NULL;
     if (dims % 2 != 0 || dims > head_dim || head_dim == 0 || x->cols / head_dim != n_heads || x->cols % head_dim != 0)
         return tape_fail(t, ERR_DATA, "rope: %zu of each of %zu heads of %zu in rows of %zu", dims, n_heads, head_dim,
@@ -68,15 +69,14 @@ struct grad_var *grad_rope(struct grad_tape *t, struct grad_var *x, size_t n_hea
         own ? tape_result_in(t, x, node_wanted(x)) : tape_result(t, x->rows, x->cols, x->value.dtype, node_wanted(x));
     if (!out) return NULL;
     if (!own) kernel_convert(out->var.value, x->value, var_size(x));
-    kernel_rope(out->var.value, x->rows, n_heads, head_dim, dims, position, inv_freq, 1);
+    kernel_rope(out->var.value, x->rows, n_heads, head_dim, position, rotation, 1);
     struct rope_op *o = tape_record(t, sizeof *o, rope_backward, 1, &out);
     if (o) {
         o->x = node_of(x);
         o->n_heads = n_heads;
         o->head_dim = head_dim;
-        o->dims = dims;
         o->position = position;
-        o->inv_freq = inv_freq;
+        o->rotation = *rotation;
     }
     return t->error.code ? NULL : &out->var;
 }

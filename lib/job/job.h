@@ -23,7 +23,7 @@ struct job_options {
     const char *teacher_weights; /* "resident" or "stream" */
     struct cli_list losses, schedules, groups, frozen;
     const char *exits, *optimizer, *optimizer_state, *lora;
-    const char *log, *checkpoint, *resume, *start_state; /* files */
+    const char *log, *checkpoint, *resume, *start_state, *eval; /* files */
     uint64_t epochs, checkpoint_every;
     bool plan_only; /* the run is to be predicted, not carried out */
     /* Numbers. What is a text above, the teacher's model and defaults that depend on the data come in job_open. */

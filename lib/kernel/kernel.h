@@ -278,12 +278,42 @@ void kernel_layernorm_backward(struct kernel_array dx, struct kernel_array dw, s
                                struct kernel_array moments, size_t rows, size_t d);
 
 /* ---- rotary positions (Su et al. 2021), half-split order as Hugging Face: pairs (i, i + dims/2) ------------------ */
+struct kernel_rotation {
+    size_t dims;            /* of each head, the first ones; even, <= head_dim */
+    const double *inv_freq; /* [tables][dims/2], f64 so that long contexts stay exact */
+    const uint8_t *table;   /* [rows] which of the tables a row has; NULL: the first */
+    float scale;            /* of cosine and sine, and so of what is rotated (YaRN, LongRoPE); 0: 1 */
+};
+/* x [rows][n_heads][head_dim] in place; position[rows]. sign -1: its transpose = backward; without a scale the inverse. */
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                 const struct kernel_rotation *rotation, int sign);
+
+/* ---- LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) ----------------------------- */
 /*
- * The first `dims` (even, <= head_dim) of each head of x [rows][n_heads][head_dim] in place; position[rows]; inv_freq
- * [dims/2], f64 so that long contexts stay exact. sign -1: the inverse = backward.
+ * Over concatenated sequences, each a run of its own from zeros. With gates i, f, g, o in PyTorch's order, * by element:
+ *   [i f g o] = gates + h W^T + bias, i, f, o = sigmoid, g = tanh;  c = f * c before + i * g;  h = o * tanh(c)
+ * All f32. An element's sum has one order, so a sequence gives the same bits whatever is beside it.
  */
-void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, size_t dims,
-                 const uint32_t *position, const double *inv_freq, int sign);
+struct kernel_lstm {
+    size_t n_seqs;
+    const uint32_t *starts; /* [n_seqs + 1], each sequence at least one position */
+    size_t units;
+    size_t directions; /* 1; or 2, of which the second runs from the end of each sequence to its beginning */
+};
+struct kernel_lstm_direction {
+    struct kernel_array gates; /* [n][4 units]: what the inputs add to them; kernel_lstm leaves i, f, g, o there */
+    struct kernel_array cells; /* [n][units]: c, written by kernel_lstm */
+    struct kernel_array weight, bias; /* [4 units][units]; [4 units], or no data */
+};
+/* y [n][directions][units] = h. scratch [directions][4 units][units]. */
+void kernel_lstm(const struct kernel_lstm *s, struct kernel_array y, const struct kernel_lstm_direction *directions,
+                 struct kernel_array scratch);
+/* dgates[i] [n][4 units] of dy (overwritten), by what kernel_lstm left; that is the gradient of its sums, too. scratch
+ * [directions][n_seqs][2][units]. */
+void kernel_lstm_backward(const struct kernel_lstm *s, const struct kernel_array *dgates, struct kernel_array dy,
+                          const struct kernel_lstm_direction *directions, struct kernel_array scratch);
+/* to [n][units] = h of the step before each position in a direction, zeros where there is none: dW = dgates^T to. */
+void kernel_lstm_before(const struct kernel_lstm *s, size_t direction, struct kernel_array to, struct kernel_array y);
 
 /* ---- attention with grouped queries over concatenated sequences --------------------------------------------- */
 #define KERNEL_MAX_HEAD_DIM 4096

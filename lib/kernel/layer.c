@@ -36,22 +36,30 @@ void kernel_scatter_add(struct kernel_array table, struct kernel_array dy, const
 struct rope {
     const struct simd *v;
     struct view x;
-    size_t n_heads, head_dim, dims;
+    size_t n_heads, head_dim;
     const uint32_t *position;
-    const double *inv_freq;
+    const struct kernel_rotation *how;
     int sign;
 };
 
 #define ANGLES 64 /* per step: cosines and sines of a row are kept on the stack for all its heads */
 
+/* n cosines and sines of row r, from the pair `first` on. */
+static void rope_angles(const struct rope *c, size_t r, size_t first, size_t n, float *cosine, float *sine) {
+    const struct kernel_rotation *how = c->how;
+    size_t table = how->table ? how->table[r] : 0;
+    c->v->angles(cosine, sine, c->position[r], how->inv_freq + table * (how->dims / 2) + first, c->sign, n);
+    for (size_t i = 0; how->scale != 0 && i < n; i++) cosine[i] *= how->scale, sine[i] *= how->scale;
+}
+
 static void rope_piece(void *ctx, size_t begin, size_t end) {
     const struct rope *c = ctx;
-    size_t half = c->dims / 2;
+    size_t half = c->how->dims / 2;
     float cosine[ANGLES], sine[ANGLES];
     for (size_t r = begin; r < end; r++) {
         for (size_t first = 0; first < half; first += ANGLES) {
             size_t n = half - first < ANGLES ? half - first : ANGLES;
-            c->v->angles(cosine, sine, c->position[r], c->inv_freq + first, c->sign, n);
+            rope_angles(c, r, first, n, cosine, sine);
             for (size_t h = 0; h < c->n_heads; h++) {
                 size_t at = (r * c->n_heads + h) * c->head_dim + first;
                 struct view x1 = view_part(c->x, at), x2 = view_part(c->x, at + half);
@@ -64,8 +72,8 @@ static void rope_piece(void *ctx, size_t begin, size_t end) {
     }
 }
 
-void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, size_t dims,
-                 const uint32_t *position, const double *inv_freq, int sign) {
-    struct rope c = {simd(), view_of(x), n_heads, head_dim, dims, position, inv_freq, sign < 0 ? -1 : 1};
+void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
+                 const struct kernel_rotation *rotation, int sign) {
+    struct rope c = {simd(), view_of(x), n_heads, head_dim, position, rotation, sign < 0 ? -1 : 1};
     kernel_split(rows, piece_rows(n_heads * head_dim), rope_piece, &c);
 }

@@ -1,13 +1,13 @@
 /* The configuration of a model: its JSON form in META, its limits, what follows from it. */
-#include "lib/model/model.h"
+#include "lib/model/model_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-static const char *const scaling_names[] = {"none", "linear", "llama3", NULL};
+static const char *const layer_names[] = {"transformer", "lstm", NULL};
 static const char *const norm_names[] = {"rms", "layer", NULL};
 static const char *const place_names[] = {"pre", "post", "sandwich", "output", NULL};
-static const char *const qk_norm_names[] = {"none", "heads", "all", NULL};
+static const char *const qk_norm_names[] = {"none", "heads", "all", "layer", NULL};
 static const char *const ffn_names[] = {"gated", "plain", NULL};
 static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "gelu_quick",
                                         "relu", "relu_squared", "tanh",      NULL};
@@ -27,6 +27,7 @@ static const struct feature {
     {"position_offset", FEATURE_SIZE, offsetof(struct model_config, position_offset), NULL},
     {"token_types", FEATURE_SIZE, offsetof(struct model_config, token_types), NULL},
     {"embed_norm", FEATURE_BOOL, offsetof(struct model_config, embed_norm), NULL},
+    {"layer", FEATURE_NAME, offsetof(struct model_config, layer_kind), layer_names},
     {"norm", FEATURE_NAME, offsetof(struct model_config, norm), norm_names},
     {"norm_place", FEATURE_NAME, offsetof(struct model_config, norm_place), place_names},
     {"norm_bias", FEATURE_BOOL, offsetof(struct model_config, norm_bias), NULL},
@@ -59,7 +60,7 @@ static const struct per_layer {
     const char *key;
     size_t offset;
     uint32_t min, max;
-    bool optional;
+    bool optional; /* those that are not are of transformers' layers */
 } per_layer[] = {
     {"heads", offsetof(struct model_layer, n_heads), 1, MODEL_MAX_DIM, false},
     {"kv_heads", offsetof(struct model_layer, n_kv_heads), 1, MODEL_MAX_DIM, false},
@@ -72,13 +73,8 @@ static const struct per_layer {
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
 
-double model_shortest_float(float f) {
-    char text[32];
-    for (int digits = 1; digits <= 9; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)f);
-        if (strtof(text, NULL) == f) break;
-    }
-    return strtod(text, NULL);
+static bool is_optional(const struct model_config *c, const struct per_layer *p) {
+    return p->optional || c->layer_kind != LAYER_TRANSFORMER;
 }
 
 static uint32_t *layer_member(const struct model_config *c, uint32_t layer, const struct per_layer *p) {
@@ -89,7 +85,7 @@ static bool put_per_layer(cJSON *o, const struct model_config *c, const struct p
     bool same = true;
     uint32_t first = c->n_layers ? *layer_member(c, 0, p) : 0;
     for (uint32_t i = 1; i < c->n_layers; i++) same = same && *layer_member(c, i, p) == first;
-    if (same && p->optional && first == 0) return true;
+    if (same && is_optional(c, p) && first == 0) return true;
     if (same) return json_put_u64(o, p->key, first);
     cJSON *array = cJSON_AddArrayToObject(o, p->key);
     for (uint32_t i = 0; array && i < c->n_layers; i++) {
@@ -100,18 +96,6 @@ static bool put_per_layer(cJSON *o, const struct model_config *c, const struct p
         }
     }
     return array != NULL;
-}
-
-static bool put_rope(cJSON *o, const char *key, const struct model_rope *rope) {
-    cJSON *r = cJSON_AddObjectToObject(o, key);
-    bool ok = r && json_put_f64(r, "theta", rope->theta) && json_put_str(r, "scaling", scaling_names[rope->scaling]);
-    if (ok && rope->dims) ok = json_put_u64(r, "dims", rope->dims);
-    if (ok && rope->scaling != ROPE_PLAIN) ok = json_put_f64(r, "factor", rope->factor);
-    if (ok && rope->scaling == ROPE_LLAMA3)
-        ok = json_put_f64(r, "low_freq_factor", rope->low_freq) &&
-             json_put_f64(r, "high_freq_factor", rope->high_freq) &&
-             json_put_u64(r, "original_context", rope->original_context);
-    return ok;
 }
 
 static const void *feature_at(const struct model_config *c, const struct feature *f) {
@@ -133,13 +117,13 @@ static bool put_feature(cJSON *o, const struct model_config *c, const struct fea
 cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
     cJSON *o = cJSON_CreateObject();
     bool ok = o && json_put_str(o, "arch", c->arch) && json_put_u64(o, "layers", c->n_layers) &&
-              json_put_u64(o, "hidden", c->hidden) && json_put_u64(o, "head_dim", c->head_dim);
+              json_put_u64(o, "hidden", c->hidden) && (!c->head_dim || json_put_u64(o, "head_dim", c->head_dim));
     for (size_t i = 0; ok && i < COUNT_OF(per_layer); i++) ok = put_per_layer(o, c, &per_layer[i]);
     ok = ok && json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "context", c->context) &&
          json_put_bool(o, "tied", c->tied) && json_put_bool(o, "qkv_bias", c->qkv_bias) &&
          json_put_f64(o, "norm_eps", model_shortest_float(c->norm_eps));
-    if (ok && c->rope.theta != 0) ok = put_rope(o, "rope", &c->rope);
-    if (ok && c->local_rope.theta != 0) ok = put_rope(o, "local_rope", &c->local_rope);
+    if (ok && c->rope.theta != 0) ok = rope_to_json(o, "rope", &c->rope);
+    if (ok && c->local_rope.theta != 0) ok = rope_to_json(o, "local_rope", &c->local_rope);
     for (size_t i = 0; ok && i < COUNT_OF(features); i++) ok = put_feature(o, c, &features[i]);
     if (ok) return o;
     cJSON_Delete(o);
@@ -151,7 +135,7 @@ cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
 
 static int get_per_layer(struct model_config *c, const cJSON *o, const struct per_layer *p, struct err *e) {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, p->key);
-    if (!v && p->optional) return 0;
+    if (!v && is_optional(c, p)) return 0;
     if (!cJSON_IsArray(v)) {
         uint64_t n;
         int rc = json_get_u64(o, p->key, p->min, p->max, &n, e);
@@ -172,47 +156,13 @@ static int get_per_layer(struct model_config *c, const cJSON *o, const struct pe
     return 0;
 }
 
-/* The number of a name in a list that ends with NULL. */
-static int get_name(const cJSON *o, const char *key, const char *const *names, uint32_t *out, struct err *e) {
-    const char *name;
-    char known[128] = "";
-    size_t n = 0;
-    int rc = json_get_str(o, key, &name, e);
-    if (rc) return rc;
-    for (uint32_t i = 0; names[i]; i++) {
-        if (!strcmp(names[i], name)) {
-            *out = i;
-            return 0;
-        }
-        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", names[i]);
-    }
-    return err_set(e, ERR_DATA, "\"%s\": '%.64s' is not supported (%s are)", key, name, known);
-}
-
-static int get_rope(struct model_rope *rope, const cJSON *r, struct err *e) {
-    uint32_t scaling = 0;
-    uint64_t dims = 0, original = 0;
-    int rc = json_get_f64(r, "theta", 1, 1e12, &rope->theta, e);
-    if (!rc) rc = get_name(r, "scaling", scaling_names, &scaling, e);
-    if (!rc) rc = json_opt_u64(r, "dims", 2, MODEL_MAX_DIM, &dims, e);
-    rope->scaling = (enum rope_scaling)scaling;
-    rope->dims = (uint32_t)dims;
-    if (!rc && scaling != ROPE_PLAIN) rc = json_get_f64(r, "factor", 1e-3, 1e6, &rope->factor, e);
-    if (rc || scaling != ROPE_LLAMA3) return rc;
-    rc = json_get_f64(r, "low_freq_factor", 1e-3, 1e6, &rope->low_freq, e);
-    if (!rc) rc = json_get_f64(r, "high_freq_factor", 1e-3, 1e6, &rope->high_freq, e);
-    if (!rc) rc = json_get_u64(r, "original_context", 1, UINT32_MAX, &original, e);
-    rope->original_context = (uint32_t)original;
-    return rc;
-}
-
-static int get_ropes(struct model_config *c, const cJSON *o, struct err *e) {
+static int get_ropes(struct model_config *c, const cJSON *o, struct arena *a, struct err *e) {
     const cJSON *main = cJSON_GetObjectItemCaseSensitive(o, "rope");
     const cJSON *local = cJSON_GetObjectItemCaseSensitive(o, "local_rope");
     if (!cJSON_IsObject(main) && c->positions == POSITIONS_ROTARY) return err_set(e, ERR_DATA, "\"rope\" is missing");
-    int rc = main ? get_rope(&c->rope, main, e) : 0;
+    int rc = main ? rope_from_json(&c->rope, main, a, e) : 0;
     if (rc) return err_prefix(e, "\"rope\"");
-    rc = local ? get_rope(&c->local_rope, local, e) : 0;
+    rc = local ? rope_from_json(&c->local_rope, local, a, e) : 0;
     return rc ? err_prefix(e, "\"local_rope\"") : 0;
 }
 
@@ -224,7 +174,7 @@ static int get_feature(struct model_config *c, const cJSON *o, const struct feat
     if (!cJSON_GetObjectItemCaseSensitive(o, f->key)) return 0;
     switch (f->type) {
     case FEATURE_BOOL: return json_get_bool(o, f->key, at, e);
-    case FEATURE_NAME: return get_name(o, f->key, f->names, at, e);
+    case FEATURE_NAME: return config_get_name(o, f->key, f->names, at, e);
     case FEATURE_SIZE:
         rc = json_get_u64(o, f->key, 0, MODEL_MAX_DIM, &n, e);
         *(uint32_t *)at = (uint32_t)n;
@@ -275,6 +225,7 @@ static int get_numbers(struct model_config *c, const cJSON *o, struct err *e) {
     int rc = 0;
     for (size_t i = 0; !rc && i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
+        if (numbers[i].to == &c->head_dim && c->layer_kind != LAYER_TRANSFORMER) continue;
         rc = json_get_u64(o, numbers[i].key, 1, numbers[i].max, &v, e);
         *numbers[i].to = (uint32_t)v;
     }
@@ -290,10 +241,10 @@ int model_config_from_json(struct model_config *c, const cJSON *o, struct arena 
     *c = (struct model_config){.n_layers = 0};
     if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "\"model\" is not an object");
     int rc = get_arch(c, o, a, e);
-    if (!rc) rc = get_numbers(c, o, e);
     if (!rc) rc = check_keys(o, e);
     for (size_t i = 0; !rc && i < COUNT_OF(features); i++) rc = get_feature(c, o, &features[i], e);
-    if (!rc) rc = get_ropes(c, o, e);
+    if (!rc) rc = get_numbers(c, o, e); /* which depend on the kind of layers */
+    if (!rc) rc = get_ropes(c, o, a, e);
     if (rc) return rc;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
@@ -307,7 +258,8 @@ int model_config_copy(struct model_config *to, const struct model_config *from, 
     to->layers = arena_array(a, from->n_layers, sizeof *to->layers, e);
     if (!to->arch || !to->layers) return e->code;
     memcpy(to->layers, from->layers, from->n_layers * sizeof *to->layers);
-    return 0;
+    int rc = rope_copy(&to->rope, &from->rope, a, e);
+    return rc ? rc : rope_copy(&to->local_rope, &from->local_rope, a, e);
 }
 
 /* ---- limits ---------------------------------------------------------------------------------------------------- */
@@ -315,14 +267,6 @@ int model_config_copy(struct model_config *to, const struct model_config *from, 
 static int check_range(const char *what, uint64_t v, uint64_t max, struct err *e) {
     if (v >= 1 && v <= max) return 0;
     return err_set(e, ERR_DATA, "%s is %llu, expected 1 to %llu", what, (unsigned long long)v, (unsigned long long)max);
-}
-
-static int check_rope(const struct model_config *c, const struct model_rope *r, struct err *e) {
-    uint32_t dims = model_rope_dims(c, r);
-    if (dims % 2) return err_set(e, ERR_DATA, "head size %u is odd: rotary positions need pairs", dims);
-    if (dims > c->head_dim) return err_set(e, ERR_DATA, "%u of a head of %u are to be rotated", dims, c->head_dim);
-    if (!(r->theta >= 1) || !isfinite(r->theta)) return err_set(e, ERR_DATA, "rope theta %g is out of range", r->theta);
-    return 0;
 }
 
 static int check_experts(const struct model_config *c, const struct model_layer *l, struct err *e) {
@@ -335,7 +279,13 @@ static int check_experts(const struct model_config *c, const struct model_layer 
     return check_range("width of experts", l->expert_ffn, MODEL_MAX_DIM, e);
 }
 
+static int check_lstm_layer(const struct model_layer *l, struct err *e) {
+    if (l->n_heads || l->n_kv_heads || l->window) return err_set(e, ERR_DATA, "attention in a layer of LSTMs");
+    return l->ffn || l->experts || l->expert_ffn ? err_set(e, ERR_DATA, "a feed-forward part in a layer of LSTMs") : 0;
+}
+
 static int check_layer(const struct model_config *c, const struct model_layer *l, struct err *e) {
+    if (c->layer_kind == LAYER_LSTM) return check_lstm_layer(l, e);
     if (!l->n_heads || !l->n_kv_heads || l->n_heads % l->n_kv_heads)
         return err_set(e, ERR_DATA, "%u heads for %u key/value heads: not a multiple", l->n_heads, l->n_kv_heads);
     if ((uint64_t)l->n_heads * c->head_dim > MODEL_MAX_DIM)
@@ -347,6 +297,19 @@ static int check_layer(const struct model_config *c, const struct model_layer *l
     if (l->experts) return check_experts(c, l, e);
     if (l->expert_ffn) return err_set(e, ERR_DATA, "a width of experts, %u, and no experts", l->expert_ffn);
     return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
+}
+
+/* Two directions, of which a classifier takes the ends; nothing of what transformers' layers have. */
+static int check_lstm(const struct model_config *c, struct err *e) {
+    if (c->hidden % 2) return err_set(e, ERR_DATA, "a hidden size of %u for LSTMs of two directions", c->hidden);
+    if (!c->bidirectional) return err_set(e, ERR_DATA, "LSTMs of one direction");
+    if (c->output != OUTPUT_CLASSES) return err_set(e, ERR_DATA, "LSTMs in a model that does not classify sequences");
+    if (c->positions != POSITIONS_NONE || c->token_types || c->embed_norm)
+        return err_set(e, ERR_DATA, "positions, token types or a norm of the embedding before LSTMs");
+    if (c->norm_place != NORM_PRE || c->norm_bias || c->parallel || c->qk_norm || c->qkv_bias || c->o_bias ||
+        c->ffn_bias || c->experts_per_token || c->shared_gate || c->head_dim)
+        return err_set(e, ERR_DATA, "attention or a feed-forward part in layers of LSTMs");
+    return check_range("width of the embedding", model_embed_dim(c), MODEL_MAX_DIM, e);
 }
 
 /* Features that exclude each other. */
@@ -374,12 +337,13 @@ float model_factor(float factor) {
 int model_config_check(const struct model_config *c, struct err *e) {
     int rc = check_range("number of layers", c->n_layers, MODEL_MAX_LAYERS, e);
     if (!rc) rc = check_range("hidden size", c->hidden, MODEL_MAX_DIM, e);
-    if (!rc) rc = check_range("head size", c->head_dim, MODEL_MAX_DIM, e);
+    if (!rc && c->layer_kind == LAYER_TRANSFORMER) rc = check_range("head size", c->head_dim, MODEL_MAX_DIM, e);
+    if (!rc && c->layer_kind == LAYER_LSTM) rc = check_lstm(c, e);
     if (!rc) rc = check_range("vocabulary size", c->vocab_size, MODEL_MAX_VOCAB, e);
     if (!rc) rc = check_range("context", c->context, UINT32_MAX, e);
     if (!rc && c->positions == POSITIONS_LEARNED) rc = check_range("table of positions", c->context, MODEL_MAX_DIM, e);
-    if (!rc && c->rope.theta != 0) rc = check_rope(c, &c->rope, e);
-    if (!rc && c->local_rope.theta != 0) rc = check_rope(c, &c->local_rope, e);
+    if (!rc && c->rope.theta != 0) rc = rope_check(c, &c->rope, e);
+    if (!rc && c->local_rope.theta != 0) rc = rope_check(c, &c->local_rope, e);
     if (!rc) rc = check_features(c, e);
     if (rc) return rc;
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
@@ -441,28 +405,4 @@ char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]) {
     int decimals = rint(v) >= 10 ? 0 : rint(v) >= 1 ? 1 : 2; /* gguf-py's model_weight_count_rounded_notation */
     snprintf(out, MODEL_SIZE_LABEL, "%.*f%c", decimals, v, units[i].letter);
     return out;
-}
-
-uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r) {
-    return r->dims ? r->dims : c->head_dim;
-}
-
-void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq) {
-    uint32_t dims = model_rope_dims(c, r);
-    for (uint32_t i = 0; i < dims / 2; i++) {
-        double f = pow(r->theta, -2.0 * i / dims);
-        if (r->scaling == ROPE_LINEAR) f /= r->factor;
-        if (r->scaling == ROPE_LLAMA3) {
-            /* Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated. */
-            double wavelength = 2 * M_PI / f;
-            double low = r->original_context / r->low_freq, high = r->original_context / r->high_freq;
-            if (wavelength > low)
-                f /= r->factor;
-            else if (wavelength >= high) {
-                double smooth = (r->original_context / wavelength - r->low_freq) / (r->high_freq - r->low_freq);
-                f = (1 - smooth) * f / r->factor + smooth * f;
-            }
-        }
-        inv_freq[i] = f;
-    }
 }

@@ -117,6 +117,28 @@ static int fill_flight(struct model_generator *g, struct err *e) {
     return rc;
 }
 
+/*
+ * A sequence that passes the length after which its keys rotate otherwise (LongRoPE) makes its cache anew, as transformers does for
+ * Phi-3: it joins the flight again, after those that go on. Returns how many these are.
+ */
+static size_t begin_anew(struct model_generator *g) {
+    const struct model_rope *r = &g->m->config.rope, *local = &g->m->config.local_rope;
+    struct sequence *anew[MAX_FLIGHT];
+    size_t n_anew = 0, n_on = 0;
+    for (size_t i = 0; i < g->n_flight; i++) {
+        struct sequence *s = g->flight[i];
+        size_t held = s->cache.length;
+        bool passes = held && ((model_rope_tables(r) > 1 && held == r->original_context) ||
+                               (model_rope_tables(local) > 1 && held == local->original_context));
+        if (passes)
+            s->cache.length = 0, anew[n_anew++] = s;
+        else
+            g->flight[n_on++] = s;
+    }
+    for (size_t i = 0; i < n_anew; i++) g->flight[n_on + i] = anew[i];
+    return n_on;
+}
+
 /* The input of the next pass: of each sequence what its cache does not hold yet. */
 static int lay_out_step(struct model_generator *g, struct model_input *in, uint32_t *lengths, struct err *e) {
     int rc = 0;
@@ -205,7 +227,7 @@ static int step(struct model_generator *g, struct err *e) {
     struct model_input in;
     uint32_t lengths[MAX_FLIGHT];
     double began = now();
-    size_t decoding = g->n_flight;
+    size_t decoding = begin_anew(g);
     int rc = fill_flight(g, e);
     if (!rc) rc = lay_out_step(g, &in, lengths, e);
     if (!rc) rc = run_step(g, &in, e);

@@ -8,7 +8,7 @@
 
 static int frequencies(struct model *m, const struct model_rope *r, double **out, struct err *e) {
     if (r->theta == 0) return 0;
-    *out = arena_array(&m->memory, m->config.head_dim / 2, sizeof **out, e);
+    *out = arena_array(&m->memory, (size_t)model_rope_tables(r) * (m->config.head_dim / 2), sizeof **out, e);
     if (!*out) return e->code;
     model_inv_freq(&m->config, r, *out);
     return 0;
@@ -179,13 +179,21 @@ int model_load(struct model **out, struct kernel_device *device, struct stream_r
     return rc;
 }
 
+/* That of PyTorch's uniform distribution: an LSTM's matrices go by its units, others by their columns. */
+static uint64_t fan_of(const struct model_config *c, struct model_slot s) {
+    return model_axis_size(c, model_role_in_layer(s.role) ? AXIS_UNITS : model_role_info(s.role)->cols, s.layer);
+}
+
 /* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. `base` NULL: no muP. */
 static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
-    double scale = role->kind == KIND_GAIN   ? 1
-                   : role->kind == KIND_BIAS ? 0
-                   : role->to_residual       ? 0.02 / sqrt(2.0 * c->n_layers)
-                                             : 0.02;
+    bool lstm = c->layer_kind == LAYER_LSTM;
+    double scale = role->kind == KIND_GAIN        ? 1
+                   : role->kind == KIND_BIAS      ? 0
+                   : lstm && s.role == ROLE_EMBED ? 1
+                   : lstm                         ? 1 / sqrt(3.0 * (double)fan_of(c, s))
+                   : role->to_residual            ? 0.02 / sqrt(2.0 * c->n_layers)
+                                                  : 0.02;
     if (base && model_mup_is_hidden(s.role)) scale /= sqrt(model_mup_width(c, base, role->cols, s.layer));
     if (base) scale *= model_mup_factor(c, base, s);
     return (float)scale;

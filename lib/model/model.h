@@ -37,6 +37,11 @@
 #define MODEL_MAX_EXPERTS 4096
 #define MODEL_MAX_TENSORS (1u << 19)
 
+/* What layers are. */
+enum model_layer_kind {
+    LAYER_TRANSFORMER,
+    LAYER_LSTM, /* two LSTMs, one from each end of the sequence, side by side: hidden / 2 units each. No residual */
+};
 enum model_norm { NORM_RMS, NORM_LAYER };
 /* Where the norms of attention and feed-forward part stand. */
 enum model_norm_place {
@@ -49,6 +54,7 @@ enum model_qk_norm {
     QK_NORM_NONE,
     QK_NORM_HEADS, /* RMSNorm of each head of q and k before rotation, weight [head_dim]: Qwen 3, Gemma 3 */
     QK_NORM_ALL,   /* ... of all heads as one row, weights [heads * head_dim]: OLMo 2, OLMoE */
+    QK_NORM_LAYER, /* LayerNorm of each head, weight and bias [head_dim]: Phi */
 };
 enum model_ffn { FFN_GATED, /* down(act(gate x) * up x) */ FFN_PLAIN /* down(act(up x)) */ };
 enum model_positions {
@@ -57,21 +63,37 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,            /* logits of the next token */
-    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,          /* hidden states */
-    OUTPUT_CLASSES,       /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_LM,        /* logits of the next token */
+    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,      /* hidden states */
+    /* logits of classes, a row for each sequence: of its first position, or of LSTMs of the state in which each direction ends, at the
+     * last position and at the first; by way of a pooler */
+    OUTPUT_CLASSES,
     OUTPUT_TOKEN_CLASSES, /* logits of classes, a row for each position: tags */
     OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
 
-enum rope_scaling { ROPE_PLAIN = 0, ROPE_LINEAR = 1, ROPE_LLAMA3 = 2 };
+enum rope_scaling {
+    ROPE_PLAIN,
+    ROPE_LINEAR, /* factor */
+    ROPE_LLAMA3, /* factor, low_freq, high_freq, original_context */
+    ROPE_YARN,   /* factor, beta_fast, beta_slow, no_truncate, original_context, attention_factor: Peng et al. 2023 */
+    ROPE_LONG,   /* short_factor, long_factor, original_context, attention_factor: LongRoPE, Ding et al. 2024 */
+};
 struct model_rope {
     double theta;
     uint32_t dims; /* of a head that are rotated, the first ones; 0: all */
     enum rope_scaling scaling;
-    double factor, low_freq, high_freq; /* linear: factor; llama3: all three ... */
-    uint32_t original_context;          /* ... and this */
+    double factor, low_freq, high_freq;
+    uint32_t original_context;
+    double beta_fast,
+        beta_slow;           /* turns within the original context: more than fast is kept, less than slow stretched */
+    bool no_truncate;        /* the bounds between them are not made whole */
+    double attention_factor; /* cosines and sines are multiplied by this */
+    /* What divides each frequency [n_factors = pairs], in sequences of up to original_context positions and in longer ones. In the
+     * arena of the layers. */
+    const float *short_factor, *long_factor;
+    uint32_t n_factors;
 };
 /* Which rotation a layer has. */
 enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
@@ -93,13 +115,15 @@ struct model_config {
     uint32_t context;    /* positions the model was trained for */
     /* embedding */
     uint32_t
-        embed_dim; /* width of the embedding, which a matrix brings to `hidden`, and back before the head; 0: hidden */
+        embed_dim; /* width of the embedding, which a matrix brings to `hidden`, and back before the head, or which the
+                      first LSTM reads; 0: hidden */
     float embed_scale;        /* 0: 1 */
     uint32_t positions;       /* enum model_positions */
     uint32_t position_offset; /* rows of the table of positions before that of the first */
     uint32_t token_types;     /* rows of the table of token types; 0: none */
     bool embed_norm;
     /* layers */
+    uint32_t layer_kind;       /* enum model_layer_kind */
     uint32_t norm, norm_place; /* enum model_norm, model_norm_place */
     bool norm_bias;
     float norm_eps;
@@ -151,8 +175,18 @@ char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]);
 /* Width of the embedding's rows; rotated dimensions of a head. */
 uint32_t model_embed_dim(const struct model_config *c);
 uint32_t model_rope_dims(const struct model_config *c, const struct model_rope *r);
-/* Frequencies [model_rope_dims / 2] of a rotation with its scaling applied. */
+/* Frequencies [model_rope_tables][model_rope_dims / 2] of a rotation with its scaling applied: one table, or of ROPE_LONG that of short
+ * sequences and that of long ones. */
+uint32_t model_rope_tables(const struct model_rope *r);
 void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq);
+/* The pairs of YaRN up to which frequencies are kept, and from which on they are stretched, within 0 and dims - 1. */
+void model_yarn_bounds(const struct model_rope *r, uint32_t dims, double *low, double *high);
+/* A list of factors under `key`; *out in the arena. ERR_DATA: missing, or not numbers in range. */
+int model_rope_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
+                       struct err *e) MUST_CHECK;
+/* transformers' attention_factor where nobody says one: of YaRN 1 + ln(factor) / 10, of LongRoPE sqrt(1 + ln(factor) /
+ * ln(original_context)); 1 where factor <= 1. */
+double model_rope_attention(enum rope_scaling scaling, double factor, uint32_t original_context);
 
 /* ---- rows and blocks (rows.c) ---- */
 
@@ -176,6 +210,7 @@ enum model_point {
     POINT_O_IN,    /* input of o [n_heads * head_dim] */
     POINT_FFN_IN,  /* input of gate and up [hidden] */
     POINT_DOWN_IN, /* input of down [ffn] */
+    POINT_LSTM_IN, /* input of an LSTM [embed_dim] in the first layer, [hidden] in others */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
     POINT_ROUTED,  /* weights of a layer's experts, 0 where one is not taken [experts] */
@@ -190,8 +225,8 @@ enum model_point {
     POINT_V, /* [n_kv_heads * head_dim] */
     POINT_ALL
 };
-const char *model_point_name(enum model_point p); /* "attn_in" */
-uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer);
+const char *model_point_name(enum model_point p);                                            /* "attn_in" */
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer); /* 0: it has none */
 
 /* In stream order. */
 enum model_role {
@@ -201,6 +236,14 @@ enum model_role {
     ROLE_TYPE_EMBED,
     ROLE_EMBED_NORM,
     ROLE_EMBED_NORM_BIAS,
+    ROLE_LSTM_INPUT, /* of LSTMs: what the input adds to the gates, by gate i, f, g, o */
+    ROLE_LSTM_STATE, /* ... and the state of the step before */
+    ROLE_LSTM_INPUT_BIAS,
+    ROLE_LSTM_STATE_BIAS,
+    ROLE_LSTM_REVERSE_INPUT, /* the same of the one that begins at the end, in the same order */
+    ROLE_LSTM_REVERSE_STATE,
+    ROLE_LSTM_REVERSE_INPUT_BIAS,
+    ROLE_LSTM_REVERSE_STATE_BIAS,
     ROLE_ATTN_NORM,
     ROLE_ATTN_NORM_BIAS,
     ROLE_Q,
@@ -210,7 +253,9 @@ enum model_role {
     ROLE_K_BIAS,
     ROLE_V_BIAS,
     ROLE_Q_NORM,
+    ROLE_Q_NORM_BIAS,
     ROLE_K_NORM,
+    ROLE_K_NORM_BIAS,
     ROLE_O,
     ROLE_O_BIAS,
     ROLE_ATTN_POST_NORM, /* of the sum, or of what attention adds: norm_place says */
@@ -251,6 +296,9 @@ enum model_axis {
     AXIS_VOCAB,
     AXIS_EMBED,    /* embed_dim */
     AXIS_HIDDEN,   /* the residual stream */
+    AXIS_INPUT,    /* what the layer reads: embed_dim in the first of LSTMs, else hidden */
+    AXIS_GATES,    /* of an LSTM: 4 * units */
+    AXIS_UNITS,    /* of an LSTM: hidden / 2 */
     AXIS_QUERY,    /* n_heads * head_dim */
     AXIS_KEY,      /* n_kv_heads * head_dim */
     AXIS_HEAD_DIM, /* within a head */
@@ -426,7 +474,7 @@ struct model {
     struct buf vocab_bytes;
     struct digest vocab_digest; /* zero when there is none */
     cJSON *meta;
-    double *inv_freq, *local_inv_freq; /* of rope and local_rope; NULL: no such rotation */
+    double *inv_freq, *local_inv_freq; /* of rope and local_rope, by model_inv_freq; NULL: no such rotation */
     struct arena memory;
 };
 
@@ -440,7 +488,8 @@ enum dtype model_precision(const struct model *m);
  * and the head beyond them are padding (Qwen2.5 has 152064 or 151936 rows for 151665 tokens) and in no softmax.
  * Without a vocabulary, nothing tells: all rows. */
 uint32_t model_n_tokens(const struct model *m);
-/* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
+/* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. Those of LSTMs have the
+ * deviations that PyTorch's modules begin with: 1 of the embedding, 1/sqrt(3 units), and 1/sqrt(3 columns) of what follows. Biases 0. */
 int model_init(struct model **out, struct kernel_device *device, const struct model_config *c, const void *vocab,
                size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
 /* The same with the deviations of muP, and META says so. */
@@ -518,8 +567,8 @@ struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct m
 struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
-/* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
- * these rows. Takes no part in model_graph but that of a classifier. NULL on failure. */
+/* The pooler of each sequence's first row of h [n_positions][hidden] (of LSTMs: see OUTPUT_CLASSES): [n_seqs][hidden], in f32.
+ * Without a pooler, these rows. Takes no part in model_graph but that of a classifier. NULL on failure. */
 struct grad_var *model_pooled(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
                               struct err *e);
 /* What grad_head needs to make logits: weight (embed.weight when tied, the classifier's), bias, soft cap. w is NULL
@@ -578,10 +627,10 @@ void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
  * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
-/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset. NULL on
- * failure. */
+/* For heads beside others (grad_heads), after a run: what the head reads of one of its inputs, which begins at position `first` of the
+ * block, on a tape that is reset. NULL on failure. */
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
-                                        const struct model_input *in, struct err *e);
+                                        const struct model_input *in, size_t first, struct err *e);
 /* The model, of which the tensors at hand have values: after a run those of the head, until the next one
  * (model_logits_head); in visit (below) what it is called for. */
 struct model *model_layerwise_held(struct model_layerwise *l);

@@ -13,13 +13,25 @@ struct kv_cache {
 /* Elements that a position takes in the first `layers` layers; of all: config.n_layers. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
 
+/* ---- parts of the configuration (config_json.c, rope.c) ---------------------------------------------------------- */
+
+/* The number of a name in a list that ends with NULL. */
+int config_get_name(const cJSON *o, const char *key, const char *const *names, uint32_t *out, struct err *e) MUST_CHECK;
+/* A rotation's object of META and back; factors come from `a`. False: out of memory. */
+bool rope_to_json(cJSON *o, const char *key, const struct model_rope *rope);
+int rope_from_json(struct model_rope *rope, const cJSON *r, struct arena *a, struct err *e) MUST_CHECK;
+int rope_copy(struct model_rope *to, const struct model_rope *from, struct arena *a, struct err *e) MUST_CHECK;
+int rope_check(const struct model_config *c, const struct model_rope *r, struct err *e) MUST_CHECK;
+
 /* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 
 struct graph {
     struct model *m;
     struct grad_tape *t;
     struct model_input in;
-    const uint32_t *position;       /* [n_positions] within the sequence */
+    const uint32_t *position; /* [n_positions] within the sequence */
+    const uint8_t
+        *tables[2]; /* [n_positions] of rope and of local_rope: which table of frequencies; NULL: the only one */
     const uint32_t *starts;         /* [n_seqs + 1] */
     struct kv_cache *const *caches; /* [n_seqs], or NULL */
     size_t n_decoded;               /* sequences, the first ones, whose caches hold something */
@@ -54,6 +66,13 @@ struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_v
 struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h);
 /* Calls the tap with x, or its first `seen.rows` rows; x and cols of `seen` are filled in. */
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);
+/* A point inside a layer: for whoever watches, and for whoever wants it. NULL where the pass ends, which all that would follow passes
+ * on; else x. graph_want is for who wants it alone. (taps.c) */
+struct grad_var *graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x);
+void graph_want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x);
+/* A layer of LSTMs: [n_positions][hidden] in f32 (lstm.c). And of its output the states in which the directions end, [n_seqs][hidden]. */
+struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x);
+struct grad_var *graph_lstm_ends(struct graph *g, struct grad_var *h);
 /* The weighted sum of the experts that each row of h takes, [n_positions][hidden] in f32 (experts.c). */
 struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var *h);
 /* Attention with caches (cache.c). */

@@ -50,7 +50,7 @@ double model_mup_width(const struct model_config *c, const struct model_mup *bas
 
 /* Norms of q's heads take away its size, so the factor comes after them. */
 static bool scales_scores(const struct model_config *c, enum model_role role) {
-    if (c->qk_norm != QK_NORM_NONE) return role == ROLE_Q_NORM;
+    if (c->qk_norm != QK_NORM_NONE) return role == ROLE_Q_NORM || role == ROLE_Q_NORM_BIAS;
     return role == ROLE_Q || role == ROLE_Q_BIAS;
 }
 

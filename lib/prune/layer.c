@@ -137,8 +137,8 @@ static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint3
                         struct err *e) {
     const struct model_layer *from = &p->from->layers[layer];
     uint32_t groups = from->n_kv_heads, keep = p->to.layers[p->new_layer[layer]].n_kv_heads;
-    uint32_t kv_width = p->from->head_dim, q_width = from->n_heads / groups * kv_width;
     if (keep == groups) return 0;
+    uint32_t kv_width = p->from->head_dim, q_width = from->n_heads / groups * kv_width;
     double *score = arena_array(a, groups, sizeof *score, e);
     uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
     if (!score || !kept) return e->code;

@@ -29,7 +29,16 @@ static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
     return amount_of(a, total);
 }
 
+static bool is_asked(const struct prune_amount *a) {
+    return a->n != 0 || a->share != 0;
+}
+
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
+
+/* The layers after one that makes rows of another length could not read what it reads. */
+static bool changes_width(const struct model_config *c, uint32_t layer) {
+    return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
+}
 
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
@@ -44,7 +53,8 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     double *score = arena_array(&p->memory, n, sizeof *score, e);
     uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
     if (!score || !go) return e->code;
-    for (uint32_t i = 0; i < n; i++) score[i] = -stats_influence(p->o->stats, i);
+    for (uint32_t i = 0; i < n; i++)
+        score[i] = changes_width(p->from, i) ? -INFINITY : -stats_influence(p->o->stats, i);
     if (prune_choose(score, n, n - keep, go, &p->memory, e)) return e->code;
     for (uint32_t i = 0; i < n - keep; i++) gone[go[i]] = 1;
     return 0;
@@ -79,6 +89,9 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
             return err_set(e, ERR_USAGE, "cannot drop layer %u: the model has layers 0 to %u", l,
                            p->from->n_layers - 1);
         if (gone[l]) return err_set(e, ERR_USAGE, "layer %u is dropped twice", l);
+        if (changes_width(p->from, l))
+            return err_set(e, ERR_USAGE, "cannot drop layer %u: it makes rows of %u from rows of %llu", l,
+                           p->from->hidden, (unsigned long long)model_axis_size(p->from, AXIS_INPUT, l));
         gone[l] = 1;
     }
     return 0;
@@ -126,7 +139,7 @@ static int choose_experts(struct prune_plan *p, uint32_t layer, uint32_t keep, s
 static int plan_experts(struct prune_plan *p, struct err *e) {
     const struct prune_amount *a = &p->o->experts;
     bool any = false;
-    if (a->n == 0 && a->share == 0) return 0;
+    if (!is_asked(a)) return 0;
     if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing experts needs --stats (rill calibrate)");
     p->kept_experts = arena_array(&p->memory, p->to.n_layers, sizeof *p->kept_experts, e);
     if (!p->kept_experts) return e->code;
@@ -156,9 +169,24 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
     return 0;
 }
 
+/* Is there anything to prune in the layers that stay? */
+static int check_widths(const struct prune_plan *p, struct err *e) {
+    bool ffn = false, heads = false;
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        const struct model_layer *l = &p->to.layers[i];
+        ffn = ffn || l->ffn || l->expert_ffn;
+        heads = heads || l->n_kv_heads;
+    }
+    if (is_asked(&p->o->ffn) && !ffn) return err_set(e, ERR_USAGE, "no layer that stays has a feed-forward part");
+    if (is_asked(&p->o->kv_heads) && !heads) return err_set(e, ERR_USAGE, "no layer that stays has attention");
+    return 0;
+}
+
 static int plan_widths(struct prune_plan *p, struct err *e) {
+    if (check_widths(p, e)) return e->code;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
+        if (!l->n_kv_heads) continue;
         uint32_t groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
         if (plan_width(p, p->old_layer[i], &l->ffn, e) || plan_width(p, p->old_layer[i], &l->expert_ffn, e))
             return e->code;

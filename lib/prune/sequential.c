@@ -262,8 +262,8 @@ static int check_finite(const struct sequential *q, struct err *e) {
 }
 
 static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
-    static const enum model_point points[] = {POINT_ATTN_IN, POINT_O_IN,      POINT_FFN_IN,
-                                              POINT_DOWN_IN, POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN};
+    static const enum model_point points[] = {POINT_ATTN_IN,   POINT_O_IN,           POINT_FFN_IN, POINT_DOWN_IN,
+                                              POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN, POINT_LSTM_IN};
     struct sequential *q = ctx;
     const struct model_config *c = &q->m->config;
     bool is_layer = layer >= 0 && layer < c->n_layers;

@@ -116,7 +116,7 @@ static int check_matrix(const struct prune_plan *p, struct model_slot old, struc
     if (s.m && dims[1] % s.m)
         return err_set(e, ERR_USAGE, "tensor '%s': %u does not divide its rows of %llu, as %u:%u has to",
                        model_slot_name(old, name), s.m, (unsigned long long)dims[1], s.n, s.m);
-    if (p->o->method != PRUNE_MAGNITUDE && !stats_input_point(p->from, old.role, &point))
+    if ((p->o->method != PRUNE_MAGNITUDE || p->o->calibrated) && !stats_input_point(p->from, old.role, &point))
         return err_set(e, ERR_USAGE, "tensor '%s': nothing is known of its input, which this method needs",
                        model_slot_name(old, name));
     return 0;

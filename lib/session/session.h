@@ -1,7 +1,7 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
- * Order of files, each calling only those before it: file, model, data, tokens, chat, teacher.
+ * Order of files, each calling only those before it: file, model, data, tokens, chat, teacher; generate calls model and data.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -199,5 +199,19 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
 /* The model that it was opened as, for whoever runs it otherwise: one of the two, the session_teacher's. */
 void session_teacher_parts(struct session_teacher *t, struct model **model, struct model_layerwise **layerwise);
 void session_teacher_free(struct session_teacher *t); /* NULL is fine */
+
+/* ---- generation: prompts in, their continuations out ---------------------------------------------------------------------- */
+
+struct session_generate_options {
+    const struct session_options *model;
+    struct model_sampling sampling; /* without seed and ends, which are the program's and the vocabulary's */
+    uint64_t repeat;                /* continuations of each prompt */
+    bool text;                      /* a line of text for each, in place of a stream */
+    bool only_new;                  /* without the prompts */
+    bool past_eos;                  /* ends of the vocabulary end nothing */
+};
+/* Continues the prompts of a token stream into the program's output, with a progress bar; counts and speeds go into its report. */
+int session_generate(struct cli *c, const char *prompts, const struct session_generate_options *o,
+                     struct err *e) MUST_CHECK;
 
 #endif

@@ -282,3 +282,23 @@ int codec_encode(struct codecs *c, struct chunk *chunks, size_t n, int level, st
 int codec_decode(struct codecs *c, struct chunk *chunks, size_t n, size_t *failed, struct err *e) {
     return run(c, decode_body, chunks, n, 0, failed, e);
 }
+
+int stream_stored_bytes(enum stream_codec codec, int level, enum dtype dtype, const void *data, uint64_t n,
+                        uint64_t *stored, struct err *e) {
+    enum { CHUNK = 1 << 20 };
+    struct codecs c = {0};
+    struct chunk one = {.codec = codec, .dtype = dtype_info(dtype)};
+    uint64_t most = CHUNK / one.dtype->block_bytes * one.dtype->block_bytes;
+    int rc = 0;
+    *stored = 0;
+    for (uint64_t at = 0; !rc && at < n; at += one.n_raw) {
+        one.codec = codec;
+        one.raw = (unsigned char *)data + at;
+        one.n_raw = n - at < most ? n - at : most;
+        rc = codec_encode(&c, &one, 1, level, e);
+        *stored += one.n_stored;
+    }
+    buf_release(&one.out);
+    codecs_release(&c);
+    return rc;
+}

@@ -32,7 +32,9 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
     for (size_t i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->params[i];
         const struct model_role_info *role = model_role_info(p->slot.role);
-        if (role->kind != KIND_MATRIX || !role->in_layer || fnmatch(l->target, p->desc.name, 0) != 0) continue;
+        /* a matrix that is multiplied step by step, whose input nobody sees, has no place for one */
+        bool adapts = role->kind == KIND_MATRIX && role->in_layer && role->input != POINT_COUNT;
+        if (!adapts || fnmatch(l->target, p->desc.name, 0) != 0) continue;
         if (lora_attach(s->device, p, l, e) || add_part(s, p, false, e) || add_part(s, p, true, e)) return e->code;
     }
     if (s->n > before) return 0;

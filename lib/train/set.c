@@ -19,6 +19,7 @@ void param_set_release(struct param_set *s) {
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k]);
         kernel_free(s->device, s->params[i].average);
         kernel_free(s->device, s->params[i].zeros);
+        kernel_free(s->device, s->params[i].best);
     }
     lora_release(s);
     mem_free(s->params);
@@ -51,7 +52,7 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) {
     own->n = p->rows * p->cols;
     own->stream = digest_bytes(name, strlen(name)).lo;
     own->optimizer = !type->takes || type->takes(p) ? type : &train_optimizers[0];
-    own->average = kernel_none(DT_F32);
+    own->average = own->best = kernel_none(DT_F32);
     own->zeros = kernel_none(DT_U8);
     memset(own->moments, 0, sizeof own->moments);
     return 0;
@@ -77,6 +78,11 @@ static int begin(struct param_set *s, struct param *p, struct err *e) {
         p->moments[k] = kernel_alloc(s->device, s->o.state, p->n, e);
         if (!kernel_has_data(p->moments[k])) return err_prefix(e, "moments of '%s'", p->name);
         kernel_fill(p->moments[k], p->n, 0);
+    }
+    if (s->o.keep_best) {
+        p->best = kernel_alloc(s->device, DT_F32, p->n, e);
+        if (!kernel_has_data(p->best)) return err_prefix(e, "best state of '%s'", p->name);
+        kernel_fill(p->best, p->n, 0);
     }
     if (!(s->o.ema > 0)) return 0;
     p->average = kernel_alloc(s->device, DT_F32, p->n, e);
@@ -107,10 +113,21 @@ int param_set_begin(struct param_set *s, struct err *e) {
     return kernel_has_data(s->scratch) ? 0 : err_prefix(e, "scratch of %s", s->o.optimizer->name);
 }
 
+/* Of what the result would be made now. */
+static struct kernel_array to_save(const struct param *p) {
+    return kernel_has_data(p->average) ? p->average : p->value;
+}
+
+void param_set_keep(struct param_set *s) {
+    for (size_t i = 0; i < s->n; i++) kernel_convert(s->params[i].best, to_save(&s->params[i]), s->params[i].n);
+    s->kept = true;
+}
+
 int param_set_finish(struct param_set *s, struct err *e) {
     for (size_t i = 0; i < s->n; i++) {
         struct param *p = &s->params[i];
-        if (kernel_has_data(p->average)) kernel_convert(p->value, p->average, p->n);
+        struct kernel_array result = s->kept ? p->best : to_save(p);
+        if (!kernel_same_data(result, p->value)) kernel_convert(p->value, result, p->n);
     }
     int rc = lora_merge(s, e);
     lora_release(s);
@@ -154,7 +171,11 @@ uint64_t param_set_saved_bytes(const struct param_set *s) {
             bytes += kernel_array_bytes(s->o.state, p->n);
         if (kernel_has_data(p->average)) bytes += kernel_array_bytes(DT_F32, p->n);
     }
-    return bytes;
+    return bytes + param_set_kept_bytes(s);
+}
+
+uint64_t param_set_kept_bytes(const struct param_set *s) {
+    return s->o.keep_best ? kernel_array_bytes(DT_F32, param_set_elements(s)) : 0;
 }
 
 /* ---- a step ------------------------------------------------------------------------------------------------------ */

@@ -122,7 +122,8 @@ static void run_rmsnorm_backward(struct work *w) {
 }
 
 static void run_rope(struct work *w) {
-    kernel_rope(kernel_f32(w->y), N, HEADS, HEAD_DIM, HEAD_DIM, w->ids, w->u, 1);
+    kernel_rope(kernel_f32(w->y), N, HEADS, HEAD_DIM, w->ids,
+                &(struct kernel_rotation){.dims = HEAD_DIM, .inv_freq = w->u}, 1);
 }
 
 static void run_adamw(struct work *w) {

@@ -94,6 +94,38 @@ def windows_off(folder):
     return config.get("sliding_window") if config["model_type"] == "phi3" else None
 
 
+def original_context(folder):
+    """Of longrope, else None."""
+    config = json.load(open(os.path.join(folder, "config.json")))
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+
+
+def with_original_context(gguf, n):
+    """The file with another number: llama.cpp takes the long factors where its own context, of 256 at least, is longer than that."""
+    data = bytearray(open(gguf, "rb").read())
+    key = b".rope.scaling.original_context_length"
+    at = data.index(key) + len(key) + 4
+    data[at:at + 4] = n.to_bytes(4, "little")
+    path = gguf + ".other"
+    open(path, "wb").write(data)
+    return path
+
+
+def run_llama(runner, gguf, ids):
+    text = "\n".join(" ".join(map(str, x.tolist())) for x in ids) + "\n"
+    return subprocess.run([runner, gguf], input=text.encode(), capture_output=True)
+
+
+def run_sequences(runner, gguf, folder, ids):
+    """Numbers of all sequences, or the error's text. Of longrope each in a context as long as itself, as transformers has it."""
+    original = original_context(folder)
+    ran = [run_llama(runner, gguf if len(x) > original else with_original_context(gguf, 1 << 20), [x])
+           for x in ids] if original else [run_llama(runner, gguf, ids)]
+    failed = next((r for r in ran if r.returncode), None)
+    return failed.stderr.decode().strip() if failed else b"".join(r.stdout for r in ran)
+
+
 def compare(name, runner, work, keep, tolerance):
     folder = os.path.join(root, "tests/golden/arch", name)
     expected = load_file(os.path.join(folder, "expected.safetensors"))
@@ -104,13 +136,12 @@ def compare(name, runner, work, keep, tolerance):
     if exported.returncode:
         print(f"{name:24} refused: {exported.stderr.strip().split(': ', 1)[-1]}")
         return True
-    text = "\n".join(" ".join(map(str, ids.tolist())) for ids in sequences(expected)) + "\n"
-    ran = subprocess.run([runner, gguf], input=text.encode(), capture_output=True)
-    if ran.returncode:
-        print(f"{name:24} FAILS: {ran.stderr.decode().strip()}")
+    ran = run_sequences(runner, gguf, folder, list(sequences(expected)))
+    if isinstance(ran, str):
+        print(f"{name:24} FAILS: {ran}")
         return False
     want = transformers_numbers(folder, expected, exact_gelu(folder))
-    got = torch.from_numpy(np.frombuffer(ran.stdout, "<f4").copy())
+    got = torch.from_numpy(np.frombuffer(ran, "<f4").copy())
     if got.numel() != want.numel():
         print(f"{name:24} FAILS: {got.numel()} numbers, expected {want.numel()}")
         return False

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden renderings of chat templates, by transformers (5.24) itself: tests/golden/chat/cases.jsonl.
+"""Golden renderings of chat templates, by transformers (5.24) itself: tests/golden/chat/cases.jsonl and published.jsonl.
 
     make_chat.py ROOT
 
@@ -7,6 +7,10 @@ Reads tests/golden/chat/*.jinja, the public templates of the families, and write
 {"template", "special": {..}, "date" or null, "prompt", "conversation": JSON text, "text", "spans": [[start, end]..] or null}.
 `spans` are in bytes and come from {% generation %} blocks; null: the template has none. A conversation that the template
 refuses has "refused" instead of "text".
+
+published/ has templates as their models have them, unchanged: those that come with llama.cpp (models/templates, and
+tests/test-chat-template.cpp for Phi-3 mini, Phi-4 and Mistral 7B v0.2; as vendored by llama_cpp_python 0.3.36). Of the others llama3.2,
+qwen2.5 and gemma2 are the same bytes as there, smollm2 as in SmolLM2's GGUF. Fewer conversations go through these.
 """
 import datetime
 import glob
@@ -77,17 +81,22 @@ def render(template, conversation, prompt, special, want_spans):
     return text, found
 
 
-def main(root):
-    folder = os.path.join(root, "tests/golden/chat")
+def special_tokens(name, template):
+    if name in SPECIAL:
+        return SPECIAL[name]
+    return LLAMA3 if "<|start_header_id|>" in template else CHATML if "<|im_start|>" in template else SENTENCEPIECE
+
+
+def write(folder, names, to, conversations):
     counts = [0, 0]
-    with open(os.path.join(folder, "cases.jsonl"), "w") as out:
-        for path in sorted(glob.glob(folder + "/*.jinja")):
-            name = os.path.basename(path)[:-6]
+    with open(os.path.join(folder, to), "w") as out:
+        for path in sorted(glob.glob(os.path.join(folder, names))):
+            name = os.path.relpath(path, folder)[:-6]
             template = open(path).read()
-            special = SPECIAL.get(name, CHATML if "<|im_start|>" in template else SENTENCEPIECE)
+            special = special_tokens(name, template)
             generation = "endgeneration" in template
-            for conversation in CONVERSATIONS:
-                for prompt in (False, True):
+            for number, conversation in enumerate(conversations):
+                for prompt in (False, True) if conversations is CONVERSATIONS else (number % 2 == 0,):
                     case = {"template": name, "special": special, "date": DATE if "strftime_now" in template else None,
                             "prompt": prompt, "conversation": json.dumps(conversation, ensure_ascii=False)}
                     try:
@@ -97,6 +106,12 @@ def main(root):
                     counts["refused" in case] += 1
                     out.write(json.dumps(case, ensure_ascii=False) + "\n")
     print(f"{counts[0]} renderings, {counts[1]} refusals")
+
+
+def main(root):
+    folder = os.path.join(root, "tests/golden/chat")
+    write(folder, "*.jinja", "cases.jsonl", CONVERSATIONS)
+    write(folder, "published/*.jinja", "published.jsonl", [CONVERSATIONS[i] for i in (0, 1, 2, 4, 6, 9, 10, 12, 14)])
 
 
 main(sys.argv[1])

@@ -21,7 +21,7 @@ struct function {
     bool is_loss; /* build calls grad_head itself; the twin gives one number, y[0] */
     struct kernel_attention shape;
     const uint32_t *ids, *position;
-    const double *inv_freq;
+    struct kernel_rotation rotation;
     enum kernel_act act;
     size_t layers; /* of the decoder, all with the same weights */
     bool recompute;

@@ -159,36 +159,42 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
 /* ---- decoding from caches ------------------------------------------------------------------------------------------- */
 
 struct chosen {
-    uint32_t tokens[64];
-    size_t n;
+    uint32_t tokens[2][64];
+    size_t n[2];
 };
 
 static int keep_chosen(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_prompt, const uint32_t *made, size_t n,
                        struct err *e) {
     struct chosen *c = ctx;
-    (void)seq, (void)prompt, (void)n_prompt, (void)e;
-    memcpy(c->tokens, made, n * sizeof *made);
-    c->n = n;
+    (void)prompt, (void)n_prompt, (void)e;
+    memcpy(c->tokens[seq], made, n * sizeof *made);
+    c->n[seq] = n;
     return 0;
 }
 
-/* What is generated greedily, a token at a time from a cache, is what the whole sequence's logits choose. */
+/* What is generated greedily, a token at a time from a cache beside another sequence, is what the logits of the sequence up to there
+ * choose. */
 static void check_decoding(const char *name, struct model *m) {
-    enum { PROMPT = 5, NEW = 30 };
-    uint32_t tokens[PROMPT + NEW] = {7, 3, 11, 5, 2}, best[PROMPT + NEW], length = PROMPT;
+    enum { NEW = 30 };
+    static const uint32_t prompts[] = {7, 3, 11, 5, 2, 9, 7}, lengths[] = {5, 2};
     struct model_sampling how = {.top_p = 1, .max_new = NEW};
-    struct model_input prompt = {PROMPT, 1, tokens, &length}, whole = {PROMPT + NEW, 1, tokens, &length};
-    struct chosen made = {.n = 0};
+    struct model_input in = {7, 2, prompts, lengths};
+    struct chosen made = {.n = {0}};
     struct err e;
-    OK(generate_all(m, &prompt, 0, &how, keep_chosen, &made, &e));
-    assert_int_equal(made.n, NEW);
-    memcpy(tokens + PROMPT, made.tokens, NEW * sizeof *tokens);
-    length = PROMPT + NEW;
-    float *logits = logits_of(m, &whole);
-    kernel_argmax(best, kernel_f32(logits), PROMPT + NEW, m->config.vocab_size);
-    if (memcmp(best + PROMPT - 1, made.tokens, NEW * sizeof *best) != 0)
-        fail_msg("%s: from the cache other tokens are chosen", name);
-    mem_free(logits);
+    OK(generate_all(m, &in, 0, &how, keep_chosen, &made, &e));
+    for (size_t s = 0, first = 0; s < 2; first += lengths[s++]) {
+        uint32_t tokens[64], length = lengths[s], best;
+        struct model_input whole = {length, 1, tokens, &length};
+        memcpy(tokens, prompts + first, length * sizeof *tokens);
+        assert_int_equal(made.n[s], NEW);
+        for (uint32_t i = 0; i < NEW; i++, whole.n_positions = ++length) {
+            float *logits = logits_of(m, &whole);
+            kernel_argmax(&best, kernel_f32(logits + (length - 1) * row_of(m)), 1, row_of(m));
+            mem_free(logits);
+            if (best != made.tokens[s][i]) fail_msg("%s: sequence %zu, token %u is another from the cache", name, s, i);
+            tokens[length] = best;
+        }
+    }
 }
 
 /* ---- gradients ------------------------------------------------------------------------------------------------------- */
@@ -391,6 +397,7 @@ static void check_llama_cpp(const char *name, const char *folder, const struct b
     bool can = target_check(TARGET_LLAMA_CPP, &m->config, &why) == 0 && !windows_off;
     snprintf(path, sizeof path, "%s/llama_cpp.safetensors", folder);
     if (!can && file_exists(path)) fail_msg("%s is there, but llama.cpp does not load the model", path);
+    if (can && !file_exists(path)) fail_msg("%s is missing: compare_llama_cpp.py --exact --write %s", path, name);
     if (file_exists(path)) {
         OK(mapped_file_open(&file, path, &e));
         OK(safetensors_parse(&tensors, file.data, file.size, &x->memory, &e));

@@ -57,7 +57,23 @@ static void test_config_refusals(void **state) {
         {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
         {"\"quantization_config\":{\"bits\":4}", "quantization_config"},
         {"\"num_local_experts\":8", "num_local_experts"},
-        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}", "rope type 'yarn' is not supported"},
+        {"\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":2}", "rope type 'dynamic' is not supported"},
+        {"\"rope_scaling\":{\"rope_type\":\"yarn\"}", "\"factor\" is missing"},
+        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"long_factor\":[1]}",
+         "\"long_factor\" does not belong"},
+        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"attn_factor\":1}", "\"attn_factor\" does not belong"},
+        {"\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":0}", "truncate"},
+        {"\"rope_theta\":1,\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}", "rope theta 1: yarn"},
+        {"\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1]}", "\"short_factor\" is missing"},
+        {"\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1,2],\"short_factor\":[1]}",
+         "\"short_factor\" has 1 numbers, \"long_factor\" 2"},
+        {"\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1,0],\"short_factor\":[1,1]}",
+         "\"long_factor\", element 1: not a number from 1e-06"},
+        {"\"rope_scaling\":{\"type\":\"su\",\"long_factor\":[1,2],\"short_factor\":[1,1]}",
+         "longrope has 2 factors, and a head 8 pairs that rotate"},
+        {"\"rope_scaling\":{\"type\":\"longrope\",\"long_factor\":[1],\"short_factor\":[1],"
+         "\"original_max_position_embeddings\":1}",
+         "takes its logarithm"},
         {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}", "low_freq_factor"},
         {"\"rope_scaling\":{\"rope_type\":\"linear\"}", "factor"},
         {"\"use_sliding_window\":true,\"sliding_window\":64", "\"sliding_window\": attention to the last 64 of 128"},
@@ -159,7 +175,16 @@ static void test_rope_homes_that_disagree(void **state) {
     (void)state;
     static const struct config_case cases[] = {
         /* transformers 5 and 4 both compute yarn and linear here: a plain rotation would be another model */
-        {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}", "rope_scaling: rope type 'yarn'"},
+        {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}",
+         "\"rope_scaling\" and \"rope_parameters\" disagree: rope type 'yarn' against 'default'"},
+        {"\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":16},\"rope_scaling\":{\"type\":"
+         "\"yarn\","
+         "\"factor\":4}",
+         "disagree: \"beta_fast\" 32 against 16"},
+        {"\"rope_parameters\":{\"rope_type\":\"longrope\",\"long_factor\":[1,2],\"short_factor\":[1,1]},\"rope_"
+         "scaling\":{"
+         "\"type\":\"longrope\",\"long_factor\":[1,3],\"short_factor\":[1,1]}",
+         "disagree about the factors of longrope"},
         {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":4}",
          "\"rope_scaling\" and \"rope_parameters\" disagree: rope type 'linear' against 'default'"},
         {"\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4},\"rope_scaling\":{\"type\":\"default\"}",
@@ -171,7 +196,7 @@ static void test_rope_homes_that_disagree(void **state) {
          "\"default\"}",
          "disagree: \"rope_theta\" 10000 against 500000"},
         {"\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4},\"rope_scaling\":{\"type\":\"default\"}",
-         "rope_parameters: rope type 'yarn'"},
+         "disagree: rope type 'default' against 'yarn'"},
         {"\"rope_theta\":10000,\"rope_parameters\":{\"rope_theta\":500000}",
          "rope_parameters: \"rope_theta\" is 500000 here, but 10000 at the top level"},
         {"\"rope_scaling\":{\"rope_type\":\"default\",\"type\":\"linear\",\"factor\":1}",
@@ -229,6 +254,52 @@ static void test_rope_homes_that_agree(void **state) {
                      c.rope.factor);
     }
     assert_int_equal(c.rope.original_context, 128); /* the context, when nothing else is said */
+    arena_release(&a);
+}
+
+/* What transformers 5.24 makes of the settings of yarn and longrope (modeling_rope_utils.py), by its own numbers. */
+static void test_rope_numbers(void **state) {
+    (void)state;
+#define LONG_LISTS "\"long_factor\":[1,2,3,4,5,6,7,8],\"short_factor\":[1,1,1,1,1,1,1,1]"
+    static const struct {
+        const char *settings;
+        enum rope_scaling scaling;
+        double factor, fast, slow, attention;
+        uint32_t original;
+    } cases[] = {
+        {"\"type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":32,\"finetuned\":true", ROPE_YARN, 4, 32,
+         1, 1.138629436111989, 32},
+        {"\"rope_type\":\"yarn\",\"factor\":null,\"original_max_position_embeddings\":64", ROPE_YARN, 2, 32, 1,
+         1.0693147180559945, 64},
+        {"\"rope_type\":\"yarn\",\"factor\":0.5,\"beta_fast\":0,\"beta_slow\":null", ROPE_YARN, 0.5, 32, 1, 1, 128},
+        {"\"rope_type\":\"yarn\",\"factor\":40,\"mscale\":0.707,\"mscale_all_dim\":1.0,\"beta_fast\":16,\"beta_slow\":"
+         "2",
+         ROPE_YARN, 40, 16, 2, 0.9210423553163399, 128},
+        {"\"rope_type\":\"yarn\",\"factor\":40,\"mscale\":0.707", ROPE_YARN, 40, 32, 1, 1.3688879454113936, 128},
+        {"\"rope_type\":\"yarn\",\"factor\":40,\"mscale\":0.707,\"mscale_all_dim\":1.0,\"attention_factor\":1.5",
+         ROPE_YARN, 40, 32, 1, 1.5, 128},
+        {"\"rope_type\":\"longrope\",\"original_max_position_embeddings\":32," LONG_LISTS, ROPE_LONG, 0, 0, 0,
+         1.1832159566199232, 32},
+        {"\"type\":\"su\",\"original_max_position_embeddings\":32,\"factor\":32," LONG_LISTS, ROPE_LONG, 0, 0, 0,
+         1.4142135623730951, 32},
+        {"\"rope_type\":\"longrope\"," LONG_LISTS, ROPE_LONG, 0, 0, 0, 1, 128},
+        {"\"rope_type\":\"longrope\",\"attention_factor\":1.25,\"factor\":32," LONG_LISTS, ROPE_LONG, 0, 0, 0, 1.25,
+         128},
+    };
+    struct arena a = {0};
+    struct model_config c;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char members[512];
+        snprintf(members, sizeof members, "\"rope_scaling\":{%s}", cases[i].settings);
+        check_case(&(struct config_case){members, NULL}, &c, &a);
+        const struct model_rope *r = &c.rope;
+        if (r->scaling != cases[i].scaling || r->factor != cases[i].factor || r->beta_fast != cases[i].fast ||
+            r->beta_slow != cases[i].slow || fabs(r->attention_factor - cases[i].attention) > 1e-15 ||
+            r->original_context != cases[i].original)
+            fail_msg("%s: scaling %d, factor %g, beta %g %g, attention %.17g, original %u", members, r->scaling,
+                     r->factor, r->beta_fast, r->beta_slow, r->attention_factor, r->original_context);
+    }
+    assert_true(c.rope.n_factors == 8 && c.rope.long_factor[7] == 8 && c.rope.short_factor[7] == 1);
     arena_release(&a);
 }
 
@@ -407,6 +478,7 @@ int main(void) {
         cmocka_unit_test(test_config_write_and_read),
         cmocka_unit_test(test_rope_homes_that_disagree),
         cmocka_unit_test(test_rope_homes_that_agree),
+        cmocka_unit_test(test_rope_numbers),
         cmocka_unit_test(test_names_that_disagree),
         cmocka_unit_test(test_unknown_keys),
         cmocka_unit_test(test_windows),

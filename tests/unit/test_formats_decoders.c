@@ -33,15 +33,18 @@ static void test_refused_keys(void **state) {
     static const struct {
         const char *json, *says;
     } cases[] = {
-        {PHI ",\"qk_layernorm\":true}", "\"qk_layernorm\""},
+        {PHI ",\"qk_layernorm\":1}", "\"qk_layernorm\""},
+        {PHI3 ",\"qk_layernorm\":true}", "\"qk_layernorm\": true is not supported"},
         {PHI ",\"rms_norm_eps\":1e-6}", "\"rms_norm_eps\" is not a key of this architecture"},
         {PHI ",\"sliding_window\":64}", "\"sliding_window\""},
         {PHI ",\"partial_rotary_factor\":0}", "leaves no pair of a head of 16 to rotate"},
         {PHI ",\"partial_rotary_factor\":0.1}", "leaves no pair of a head of 16 to rotate"},
         {PHI3 ",\"rope_scaling\":{\"type\":\"longrope\",\"long_factor\":[1],\"short_factor\":[1]}}",
-         "rope type 'longrope' is not supported"},
-        {PHI3 ",\"rope_scaling\":{\"type\":\"su\",\"long_factor\":[1],\"short_factor\":[1]}}",
-         "rope type 'su' is not supported"},
+         "longrope has 1 factors"},
+        {PHI3 ",\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_embeddings\":64,\"long_factor\":[1],"
+              "\"short_factor\":[1]}}",
+         "\"original_max_position_embeddings\" is 64 here, but 4096 at the top level"},
+        {PHI3 ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "transformers gives a phi3 no such scaling"},
         {PHI3 ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "transformers gives a phi3 no such scaling"},
         {PHI3 ",\"use_sliding_window\":false,\"sliding_window\":64}",
          "takes its \"sliding_window\" of 64 all the same"},
@@ -57,7 +60,8 @@ static void test_refused_keys(void **state) {
         {MINICPM ",\"head_dim\":32}", "wants them as wide as the 64 of the model"},
         {MINICPM ",\"scale_depth\":0}", "\"scale_depth\""},
         {MINICPM ",\"num_experts\":8}", "\"num_experts\""},
-        {MINICPM ",\"rope_scaling\":{\"rope_type\":\"longrope\"}}", "rope type 'longrope' is not supported"},
+        {MINICPM ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}",
+         "rope type 'yarn': MiniCPMForCausalLM has none"},
         {"{\"model_type\":\"qwen3\"" SHAPE "}", "4 heads for 32 key/value heads"},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -256,11 +260,33 @@ static void test_longrope_in_gguf(void **state) {
     (void)state;
     struct buf bytes;
     struct gguf_sample g = gguf_sample();
-    shape_keys(&g, "phi3");
+    shape_keys(&g, "llama");
     tiny_tensors(&g);
     add_f32(&g, "rope_factors_long.weight", 2, 0);
-    assert_null(open_sample(&g, &bytes, "rope type longrope is not supported"));
+    assert_null(open_sample(&g, &bytes, "tensor 'rope_factors_short.weight' is missing, and longrope needs it"));
     buf_release(&bytes);
+    for (int i = 0; i < 4; i++) {
+        static const char *const says[] = {NULL, "is not 2 numbers of f32",
+                                           "is 'linear', but there are factors of longrope",
+                                           "is 'longrope', but there is a factor of 2"};
+        g = gguf_sample();
+        shape_keys(&g, "llama");
+        tiny_tensors(&g);
+        add_f32(&g, "rope_factors_long.weight", i == 1 ? 3 : 2, 0);
+        add_f32(&g, "rope_factors_short.weight", 2, 0);
+        key_u32(&g, "llama.rope.scaling.original_context_length", 16);
+        key_f32(&g, "llama.rope.scaling.attn_factor", 1.25f);
+        if (i == 2) key_string(&g, "llama.rope.scaling.type", "linear");
+        if (i == 3) key_f32(&g, "llama.rope.scaling.factor", 2);
+        struct foreign_model *f = open_sample(&g, &bytes, says[i]);
+        if (i == 0) {
+            const struct model_rope *r = &f->config.rope;
+            assert_true(r->scaling == ROPE_LONG && r->n_factors == 2 && r->original_context == 16);
+            assert_true(r->attention_factor == 1.25 && r->long_factor[0] > 0);
+            foreign_close(f);
+        }
+        buf_release(&bytes);
+    }
 }
 
 /* ---- fused tensors whose parts have different types ------------------------------------------------------------------ */

@@ -378,6 +378,27 @@ static void add_window(struct gguf_sample *g) {
 }
 static void add_yarn(struct gguf_sample *g) {
     key_string(g, "llama.rope.scaling.type", "yarn");
+    key_f32(g, "llama.rope.scaling.factor", 4);
+    key_u32(g, "llama.rope.scaling.original_context_length", 8);
+    key_f32(g, "llama.rope.scaling.attn_factor", 0.5f);
+    key_f32(g, "llama.rope.scaling.yarn_beta_fast", 32);
+}
+static void add_beta(struct gguf_sample *g) {
+    add_yarn(g);
+    key_f32(g, "llama.rope.scaling.yarn_beta_slow", 2);
+}
+static void add_other_attention(struct gguf_sample *g) {
+    add_yarn(g);
+    key_number(g, "rill.rope.attention_factor", GGUF_F64, 0x3ff0000000000000, 8); /* 1.0 */
+}
+static void add_attention_alone(struct gguf_sample *g) {
+    key_f32(g, "llama.rope.scaling.attn_factor", 0.5f);
+}
+static void add_longrope(struct gguf_sample *g) {
+    key_string(g, "llama.rope.scaling.type", "longrope");
+}
+static void add_dynamic(struct gguf_sample *g) {
+    key_string(g, "llama.rope.scaling.type", "dynamic");
 }
 static void add_half_rotation(struct gguf_sample *g) {
     key_u32(g, "llama.rope.dimension_count", 2);
@@ -417,7 +438,13 @@ static void test_model_keys(void **state) {
     check_with_key(add_no_experts, NULL);
     check_with_key(add_split, "one of 3 parts of a split GGUF");
     check_with_key(add_window, "llama.attention.sliding_window");
-    check_with_key(add_yarn, "'yarn' is not supported");
+    check_with_key(add_yarn, NULL);
+    check_with_key(add_beta, "key 'llama.rope.scaling.yarn_beta_slow' is 2, and llama.cpp takes 1 for a llama");
+    check_with_key(add_other_attention,
+                   "key 'rill.rope.attention_factor' is 1, but 'llama.rope.scaling.attn_factor' is 0.5, of");
+    check_with_key(add_attention_alone, "is not supported without yarn or longrope");
+    check_with_key(add_longrope, "tensor 'rope_factors_long.weight' is missing, and longrope needs it");
+    check_with_key(add_dynamic, "'dynamic' is not supported");
     check_with_key(add_half_rotation, "llama.rope.dimension_count");
     check_with_key(add_other_values, "llama.attention.value_length");
     check_with_key(add_other_vocab_size, "but the embedding has 6 rows");

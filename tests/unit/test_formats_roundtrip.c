@@ -329,20 +329,32 @@ static void test_file_types(void **state) {
 /* Every rope scaling, thetas and factors that f32 cannot hold, biases, tied and not. */
 static void test_configurations(void **state) {
     (void)state;
-    for (int i = 0; i < 12; i++) {
+    static const float factors[2][8] = {{1, 1.1f, 1.2f, 1.3f, 1.4f, 1.5f, 1.6f, 1.7f}, {1, 2, 4, 8, 16, 32, 64, 64.7f}};
+    for (int i = 0; i < 20; i++) {
         struct arena a = {0};
         struct model_config c = sample_config(&a);
         c.layers[1] = c.layers[0];
         c.arch = i % 2 ? "qwen2" : "llama";
         c.qkv_bias = strcmp(c.arch, "qwen2") == 0 || i == 4;
         c.tied = i % 4 == 2;
-        c.rope.theta = i < 6 ? 10000 : 123456.7;
-        c.rope.scaling = (enum rope_scaling)(i % 3);
-        if (c.rope.scaling != ROPE_PLAIN) c.rope.factor = i < 6 ? 2 : 3.3;
+        c.rope.theta = i < 10 ? 10000 : 123456.7;
+        c.rope.scaling = (enum rope_scaling)(i % 5);
+        if (c.rope.scaling != ROPE_PLAIN && c.rope.scaling != ROPE_LONG) c.rope.factor = i < 10 ? 2 : 3.3;
         if (c.rope.scaling == ROPE_LLAMA3) {
-            c.rope.low_freq = i < 6 ? 1 : 1.5; /* the second set is in no search: our own keys say it */
-            c.rope.high_freq = i < 6 ? 4 : 5.5;
-            c.rope.original_context = i < 6 ? 128 : 100;
+            c.rope.low_freq = i < 10 ? 1 : 1.5; /* the second set is in no search: our own keys say it */
+            c.rope.high_freq = i < 10 ? 4 : 5.5;
+            c.rope.original_context = i < 10 ? 128 : 100;
+        }
+        if (c.rope.scaling == ROPE_YARN) c.rope.beta_fast = 32, c.rope.beta_slow = 1;
+        if (c.rope.scaling == ROPE_LONG) {
+            c.rope.short_factor = factors[0], c.rope.long_factor = factors[1];
+            c.rope.n_factors = model_rope_dims(&c, &c.rope) / 2;
+        }
+        if (c.rope.scaling >= ROPE_YARN) {
+            c.rope.original_context = 16;
+            c.rope.attention_factor =
+                i < 10 ? model_rope_attention(c.rope.scaling, c.rope.scaling == ROPE_YARN ? 2 : c.context / 16., 16)
+                       : 0.7;
         }
         struct buf model = made_model(&c, NULL, DT_F32);
         check_gguf_round_trip(&model);

@@ -95,18 +95,26 @@ static const double frequencies[] = {1, 0.1, 0.01};
 static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
 
 static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_rope(t, in[0], 2, 6, 6, f->position, f->inv_freq);
+    return grad_rope(t, in[0], 2, 6, f->position, &f->rotation);
 }
 
 static void twin_rope(const struct function *f, double *const *in, double *y) {
     memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
-    plain64_rope(y, f->out_rows, 2, 6, 6, f->position, f->inv_freq, 1);
+    plain64_rope(y, f->out_rows, 2, 6, f->position, &f->rotation, 1);
 }
 
 static void test_rope(void **state) {
     (void)state;
-    struct function f = {
-        "rope", 1, {6}, {12}, 6, 12, build_rope, .twin = twin_rope, .position = positions, .inv_freq = frequencies};
+    struct function f = {"rope",
+                         1,
+                         {6},
+                         {12},
+                         6,
+                         12,
+                         build_rope,
+                         .twin = twin_rope,
+                         .position = positions,
+                         .rotation = {.dims = 6, .inv_freq = frequencies}};
     check_function(&f, 6);
 }
 
@@ -314,14 +322,15 @@ static const uint32_t block_starts[] = {0, 3, 7}, block_positions[] = {0, 1, 2, 
 static const uint32_t block_ids[] = {1, 5, 1, 12, 0, 5, 5};
 static const struct kernel_attention block_shape = {HEADS, KV_HEADS, HEAD_DIM, 2, block_starts, 0.7071067811865475f};
 static const double block_frequency[] = {0.8};
+static const struct kernel_rotation block_rotation = {.dims = HEAD_DIM, .inv_freq = block_frequency};
 
 /* One layer, from residual stream to residual stream. */
 static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_var *x) {
     struct grad_var **p = ctx, *qkv[3], *gated[2];
     struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f, grad_precision(t));
     grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
-    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency);
-    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency);
+    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, block_positions, &block_rotation);
+    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, block_positions, &block_rotation);
     x = grad_linear(t, grad_attention(t, q, k, qkv[2], &block_shape), p[WO], NULL, x);
     h = grad_rmsnorm(t, x, p[NORM2], 1e-5f, grad_precision(t));
     grad_linears(t, h, 2, (const struct grad_map[]){{p[GATE], NULL}, {p[UP], NULL}}, gated);
@@ -331,7 +340,7 @@ static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_va
 static struct grad_var *build_block(const struct function *f, struct grad_tape *t, struct grad_var **p) {
     struct head_loss l = *current;
     struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N);
-    for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, run_block, p);
+    for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, x->cols, run_block, p);
     assert_true(
         grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = p[HEAD]}, block_loss, &l));
     *f->head_loss = l.total;
@@ -350,8 +359,8 @@ static void twin_block(const struct function *f, double *const *p, double *y) {
         plain64_add_bias(q, p[BQ], N, HIDDEN);
         plain64_matmul_nt(N, KV, HIDDEN, h, p[WK], 0, k);
         plain64_matmul_nt(N, KV, HIDDEN, h, p[WV], 0, v);
-        plain64_rope(q, N, HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency, 1);
-        plain64_rope(k, N, KV_HEADS, HEAD_DIM, HEAD_DIM, block_positions, block_frequency, 1);
+        plain64_rope(q, N, HEADS, HEAD_DIM, block_positions, &block_rotation, 1);
+        plain64_rope(k, N, KV_HEADS, HEAD_DIM, block_positions, &block_rotation, 1);
         plain64_attention(&block_shape, a, lse, q, k, v, s);
         plain64_matmul_nt(N, HIDDEN, HIDDEN, a, p[WO], 1, x);
         plain64_rmsnorm(h, inv, x, p[NORM2], N, HIDDEN, 1e-5f);

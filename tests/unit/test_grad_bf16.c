@@ -120,6 +120,7 @@ static const size_t shapes[PARAMETERS][2] = {
 };
 static const uint32_t starts[] = {0, 20, 21, POSITIONS};
 static const double inv_freq[] = {1, 0.3, 0.1, 0.03};
+static const struct kernel_rotation rotation = {.dims = HEAD_DIM, .inv_freq = inv_freq};
 
 struct decoder {
     struct grad_var *p[PARAMETERS];
@@ -134,8 +135,8 @@ static struct grad_var *layer(void *ctx, struct grad_tape *t, struct grad_var *x
     struct grad_var *const *p = d->p, *qkv[3];
     struct grad_var *h = grad_rmsnorm(t, x, p[NORM1], 1e-5f, grad_precision(t));
     grad_linears(t, h, 3, (const struct grad_map[]){{p[WQ], p[BQ]}, {p[WK], NULL}, {p[WV], NULL}}, qkv);
-    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, HEAD_DIM, d->position, inv_freq);
-    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, HEAD_DIM, d->position, inv_freq);
+    struct grad_var *q = grad_rope(t, qkv[0], HEADS, HEAD_DIM, d->position, &rotation);
+    struct grad_var *k = grad_rope(t, qkv[1], KV_HEADS, HEAD_DIM, d->position, &rotation);
     x = grad_linear(t, grad_attention(t, q, k, qkv[2], &shape), p[WO], NULL, x);
     h = grad_rmsnorm(t, x, p[NORM2], 1e-5f, grad_precision(t));
     return grad_linear(t, grad_gated(t, ACT_SILU, h, p[GATE], p[UP]), p[DOWN], NULL, x);
@@ -186,7 +187,7 @@ static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
             grad_parameter(t, kernel_f32(d->value[i]), kernel_f32(d->grad[i]), &begun[i], shapes[i][0], shapes[i][1]);
     }
     struct grad_var *x = grad_embed(t, d->p[EMBED], d->ids, POSITIONS);
-    for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, layer, d);
+    for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, x->cols, layer, d);
     assert_true(grad_head(t, grad_rmsnorm(t, x, d->p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = d->p[EMBED]},
                           label_loss, d));
     finish(t);

@@ -26,6 +26,16 @@ static void twin_head_norm(const struct function *f, double *const *in, double *
     plain64_rmsnorm(y, inv, in[0], in[1], f->out_rows * f->out_cols / d, d, 1e-3f);
 }
 
+static struct grad_var *build_head_layernorm(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_layernorm_heads(t, in[0], in[1], f->n_in == 3 ? in[2] : NULL, 1e-3f);
+}
+
+static void twin_head_layernorm(const struct function *f, double *const *in, double *y) {
+    double moments[64];
+    size_t d = f->cols[1];
+    plain64_layernorm(y, moments, in[0], in[1], f->n_in == 3 ? in[2] : NULL, f->out_rows * f->out_cols / d, d, 1e-3f);
+}
+
 static void test_norms(void **state) {
     (void)state;
     struct function f = {"layernorm", 3, {5, 1, 1}, {19, 19, 19}, 5, 19, build_layernorm, .twin = twin_layernorm};
@@ -34,6 +44,9 @@ static void test_norms(void **state) {
     f.n_in = 2;
     check_function(&f, 2);
     f = (struct function){"norm of heads", 2, {5, 1}, {18, 6}, 5, 18, build_head_norm, .twin = twin_head_norm};
+    check_function(&f, 3);
+    f = (struct function){"layernorm of heads",       3, {5, 1, 1}, {18, 6, 6}, 5, 18, build_head_layernorm,
+                          .twin = twin_head_layernorm};
     check_function(&f, 3);
 }
 
@@ -85,20 +98,28 @@ static void test_sums(void **state) {
 /* ---- rotation of a part, masks of attention ---- */
 
 static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_rope(t, in[0], 2, 6, 4, f->position, f->inv_freq);
+    return grad_rope(t, in[0], 2, 6, f->position, &f->rotation);
 }
 static void twin_rope(const struct function *f, double *const *in, double *y) {
     memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
-    plain64_rope(y, f->out_rows, 2, 6, 4, f->position, f->inv_freq, 1);
+    plain64_rope(y, f->out_rows, 2, 6, f->position, &f->rotation, 1);
 }
 
 static void test_partial_rope(void **state) {
-    static const double frequencies[] = {1, 0.1};
+    static const double frequencies[] = {1, 0.1, 0.4, 0.01}; /* two tables */
     static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
+    static const uint8_t table[] = {0, 0, 0, 1, 1, 1};
     (void)state;
-    struct function f = {
-        "partial rope",         1, {6}, {12}, 6, 12, build_rope, .twin = twin_rope, .position = positions,
-        .inv_freq = frequencies};
+    struct function f = {"partial rope",
+                         1,
+                         {6},
+                         {12},
+                         6,
+                         12,
+                         build_rope,
+                         .twin = twin_rope,
+                         .position = positions,
+                         .rotation = {4, frequencies, table, 1.5f}};
     check_function(&f, 7);
 }
 

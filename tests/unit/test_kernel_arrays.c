@@ -42,7 +42,7 @@ static void test_norm_and_gate(void **state) {
     struct rng r = rng_init(31, 1);
     for (size_t s = 0; s < COUNT_OF(shapes); s++) {
         size_t rows = shapes[s][0], d = shapes[s][1], n = rows * d;
-        float *w = normals(&r, d, 1).f, *inv = take(2 * rows, sizeof *inv), *dw = take(2 * d, sizeof *dw);
+        float *w = normals(&r, d, 1).f, *inv = take(4 * rows, sizeof *inv), *dw = take(4 * d, sizeof *dw);
         EACH_PATH(path) {
             struct twin x = numbers(&r, n), dy = numbers(&r, n), up = numbers(&r, n), y = empty(n), dup = empty(n);
             kernel_rmsnorm(y.f32, kernel_f32(inv), x.f32, kernel_f32(w), rows, d, 1e-5f);
@@ -56,6 +56,17 @@ static void test_norm_and_gate(void **state) {
                                     d);
             assert_memory_equal(dw, dw + d, d * sizeof *dw);
             check_rounded("rmsnorm backward", path, dx);
+            kernel_layernorm(y.f32, kernel_f32(inv), x.f32, kernel_f32(w), kernel_f32(w), rows, d, 1e-5f);
+            kernel_layernorm(y.bf16, kernel_f32(inv + 2 * rows), x.bf16, kernel_f32(w), kernel_f32(w), rows, d, 1e-5f);
+            assert_memory_equal(inv, inv + 2 * rows, 2 * rows * sizeof *inv);
+            check_rounded("layernorm", path, y);
+            memset(dw, 0, 4 * d * sizeof *dw);
+            kernel_layernorm_backward(dx.f32, kernel_f32(dw), kernel_f32(dw + 2 * d), dy.f32, x.f32, kernel_f32(w),
+                                      kernel_f32(inv), rows, d);
+            kernel_layernorm_backward(dx.bf16, kernel_f32(dw + d), kernel_f32(dw + 3 * d), dy.bf16, x.bf16,
+                                      kernel_f32(w), kernel_f32(inv), rows, d);
+            assert_memory_equal(dw, dw + d, d * sizeof *dw);
+            assert_memory_equal(dw + 2 * d, dw + 3 * d, d * sizeof *dw);
             kernel_glu(ACT_SILU, y.f32, x.f32, up.f32, n);
             kernel_glu(ACT_SILU, y.bf16, x.bf16, up.bf16, n);
             check_rounded("swiglu", path, y);
@@ -108,8 +119,9 @@ static void test_rope(void **state) {
         for (size_t j = 0; j < dims[i] / 2; j++) inv_freq[j] = pow(10000, -2.0 * (double)j / (double)dims[i]);
         EACH_PATH(path) {
             struct twin x = numbers(&r, 4 * 3 * dims[i]);
-            kernel_rope(x.f32, 4, 3, dims[i], dims[i], position, inv_freq, -1);
-            kernel_rope(x.bf16, 4, 3, dims[i], dims[i], position, inv_freq, -1);
+            struct kernel_rotation how = {.dims = dims[i], .inv_freq = inv_freq};
+            kernel_rope(x.f32, 4, 3, dims[i], position, &how, -1);
+            kernel_rope(x.bf16, 4, 3, dims[i], position, &how, -1);
             check_rounded("rope", path, x);
         }
     }
