@@ -351,6 +351,8 @@ int main(int argc, char **argv) {
             "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
             "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"
             "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
+            "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n    by error "
+            "feedback\n"
             "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n",
         .options = options,
         .run = run,

@@ -61,20 +61,29 @@ static int put_back(struct sequential *q, struct stored *s, struct err *e) {
 struct moments {
     enum model_point point;
     size_t cols, experts;
-    float *gram;         /* [cols][cols] sum y y^T; of experts: */
-    float *squares;      /* [experts][cols] sum y^2 */
-    float *shift;        /* [cols][cols] sum (x - y) y^T; NULL: not wanted */
+    float *gram[2];  /* [cols][cols] sum y y^T, of two halves of the data. Of experts: */
+    float *squares;  /* [experts][cols] sum y^2 */
+    float *shift[2]; /* [cols][cols] sum (x - y) y^T of the halves; NULL: not wanted */
+    size_t passes;
     float *dense, *diff; /* [positions][cols] x; [the rows of a pass][cols]; NULL: not wanted */
     size_t at, diff_rows;
     bool is_dense; /* x comes in */
 };
 
 static void moments_release(struct moments *m) {
-    mem_free(m->gram);
+    for (int i = 0; i < 2; i++) {
+        mem_free(m->gram[i]);
+        mem_free(m->shift[i]);
+    }
     mem_free(m->squares);
-    mem_free(m->shift);
     mem_free(m->dense);
     mem_free(m->diff);
+}
+
+static float *zeros(size_t n, struct err *e) {
+    float *x = mem_array(n, n * sizeof *x, e);
+    if (x) memset(x, 0, n * n * sizeof *x);
+    return x;
 }
 
 static int moments_init(struct moments *m, const struct sequential *q, enum model_point point, uint32_t layer,
@@ -87,18 +96,15 @@ static int moments_init(struct moments *m, const struct sequential *q, enum mode
         if (m->squares) memset(m->squares, 0, m->experts * m->cols * sizeof *m->squares);
         return m->squares ? 0 : e->code;
     }
-    m->gram = mem_array(m->cols, m->cols * sizeof *m->gram, e);
-    if (!m->gram) return e->code;
-    memset(m->gram, 0, m->cols * m->cols * sizeof *m->gram);
-    if (!q->c->asymmetric) return 0;
-    m->shift = mem_array(m->cols, m->cols * sizeof *m->shift, e);
-    m->dense = m->shift ? mem_array(q->positions, m->cols * sizeof *m->dense, e) : NULL;
-    if (!m->dense) return e->code;
-    memset(m->shift, 0, m->cols * m->cols * sizeof *m->shift);
-    return 0;
+    for (int i = 0; i < 2; i++) {
+        if (!(m->gram[i] = zeros(m->cols, e))) return e->code;
+        if (q->c->asymmetric && !(m->shift[i] = zeros(m->cols, e))) return e->code;
+    }
+    if (q->c->asymmetric) m->dense = mem_array(q->positions, m->cols * sizeof *m->dense, e);
+    return q->c->asymmetric && !m->dense ? e->code : 0;
 }
 
-static int add_shift(struct moments *m, const struct model_seen *seen, struct err *e) {
+static int take_difference(struct moments *m, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
     if (m->diff_rows < seen->rows) {
         mem_free(m->diff);
@@ -107,14 +113,19 @@ static int add_shift(struct moments *m, const struct model_seen *seen, struct er
         m->diff_rows = seen->rows;
     }
     for (size_t i = 0; i < n; i++) m->diff[i] = m->dense[m->at * seen->cols + i] - seen->x[i];
-    kernel_matmul_tn(seen->cols, seen->cols, seen->rows, kernel_f32(m->diff), kernel_f32(seen->x), 1,
-                     kernel_f32(m->shift));
     return 0;
+}
+
+/* Rows [first, first + rows) of what is seen into a half. */
+static void add_rows(struct moments *m, const struct model_seen *seen, int half, size_t first, size_t rows) {
+    size_t n = m->cols;
+    struct kernel_array y = kernel_f32(seen->x + first * n);
+    kernel_matmul_tn(n, n, rows, y, y, 1, kernel_f32(m->gram[half]));
+    if (m->dense) kernel_matmul_tn(n, n, rows, kernel_f32(m->diff + first * n), y, 1, kernel_f32(m->shift[half]));
 }
 
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct moments *m = ctx;
-    int rc = 0;
     if (seen->point != m->point) return 0;
     if (m->experts) {
         float *sum = m->squares + seen->expert * m->cols;
@@ -123,12 +134,14 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     } else if (m->is_dense)
         memcpy(m->dense + m->at * m->cols, seen->x, seen->rows * m->cols * sizeof *seen->x);
     else {
-        kernel_matmul_tn(m->cols, m->cols, seen->rows, kernel_f32(seen->x), kernel_f32(seen->x), 1,
-                         kernel_f32(m->gram));
-        if (m->shift) rc = add_shift(m, seen, e);
+        size_t middle = seen->rows / 2;
+        int half = m->passes++ % 2; /* in turn, for where a sequence begins is unlike the rest */
+        if (m->dense && take_difference(m, seen, e)) return e->code;
+        add_rows(m, seen, half, 0, middle);
+        add_rows(m, seen, !half, middle, seen->rows - middle);
     }
     m->at += seen->rows;
-    return rc;
+    return 0;
 }
 
 /* The weights as they were take the place of those that are there, or back. */
@@ -156,25 +169,84 @@ static int watch(struct sequential *q, struct moments *m, struct err *e) {
     return rc ? rc : model_layerwise_watch(q->c->model, STATES_NOW, last, see, m, e);
 }
 
+/* ---- what of the moments is noise ----------------------------------------------------------------------------------------- */
+
+/*
+ * Few positions show correlations between inputs that others do not have. How much of them holds is seen by the two halves of the data: of
+ * correlations a and b in the halves, the share r = sum a b / (sum (a^2 + b^2) / 2) is of what both have; of the sum of the halves,
+ * which has half of the noise, it is 2 r / (1 + r) (Spearman and Brown's formula). What is off the diagonal is multiplied by that:
+ * shrinkage towards the diagonal, by which rounding to nearest weighs (the idea of Ledoit and Wolf).
+ */
+static double reliability(const struct moments *m) {
+    double both = 0, each = 0;
+    size_t n = m->cols;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = i + 1; j < n; j++) {
+            double a = m->gram[0][i * n + j], b = m->gram[1][i * n + j];
+            double da = (double)m->gram[0][i * (n + 1)] * m->gram[0][j * (n + 1)];
+            double db = (double)m->gram[1][i * (n + 1)] * m->gram[1][j * (n + 1)];
+            if (!(da > 0 && db > 0)) continue;
+            both += a * b / sqrt(da * db);
+            each += (a * a / da + b * b / db) / 2;
+        }
+    return each > 0 && both > 0 ? both / each : 0;
+}
+
+/* to = what is off the diagonal of a + b (b may be NULL) times keep. */
+static void shrink(float *to, const float *a, const float *b, double keep, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) {
+            float sum = a[i * n + j] + (b ? b[i * n + j] : 0);
+            to[i * n + j] = i == j ? sum : (float)(keep * sum);
+        }
+}
+
 /* ---- the matrices of a point ------------------------------------------------------------------------------------------- */
 
 /* All that they share. */
 struct shared {
     struct sequential *q;
     struct moments *m;
-    struct obs_factor *factor, *plain; /* plain: in the order of the inputs, for obs_solve; NULL: not wanted */
-    float *importance;                 /* [cols] */
+    float *gram; /* [cols][cols] of all data, shrunk */
+    struct obs_factor *factor;
+    struct obs_factor *plain, *half; /* for obs_solve: of the gram, and of the first half's; NULL: not wanted */
+    float *importance;               /* [cols] */
 };
 
-/* t = W + W shift H^-1: the least squares solution of t y = W x, drawn to W by the damping. */
+/* t = W shift H^-1, the least squares solution of t y = W (x - y). b [rows][cols] is scratch. */
+static int solve_shift(const struct shared *h, const struct obs_factor *f, const float *w, size_t rows,
+                       const float *shift, float *b, float *t, struct err *e) {
+    size_t n = h->m->cols;
+    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(shift), 0, kernel_f32(b));
+    return obs_solve(f, b, t, rows, e);
+}
+
+/* How much of the solution of the first half is right for the second: the best multiple of it there, within [0, 1]. */
+static int share_that_holds(const struct shared *h, const float *w, size_t rows, float *b, float *t, double *share,
+                            struct err *e) {
+    size_t n = h->m->cols;
+    int rc = solve_shift(h, h->half, w, rows, h->m->shift[0], b, t, e);
+    if (rc) return rc;
+    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(h->m->shift[1]), 0, kernel_f32(b));
+    double right = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
+    kernel_matmul_nn(rows, n, n, kernel_f32(t), kernel_f32(h->m->gram[1]), 0, kernel_f32(b));
+    double square = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
+    *share = !(right > 0) || !(square > 0) ? 0 : right < square ? right / square : 1;
+    return 0;
+}
+
+/* t = W + share W shift H^-1, the shift of all data */
 static int shift_target(const struct shared *h, const float *w, size_t rows, float *t, struct err *e) {
     size_t n = h->m->cols;
     float *b = mem_array(rows, n * sizeof *b, e);
-    if (!b) return e->code;
-    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(h->m->shift), 0, kernel_f32(b));
-    int rc = obs_solve(h->plain, b, t, rows, e);
-    for (size_t i = 0; !rc && i < rows * n; i++) t[i] += w[i];
+    float *sum = b ? mem_array(n, n * sizeof *sum, e) : NULL;
+    double share = 0;
+    int rc = sum ? share_that_holds(h, w, rows, b, t, &share, e) : e->code;
+    for (size_t i = 0; !rc && i < n * n; i++) sum[i] = h->m->shift[0][i] + h->m->shift[1][i];
+    if (!rc) rc = solve_shift(h, h->plain, w, rows, sum, b, t, e);
+    for (size_t i = 0; !rc && i < rows * n; i++) t[i] = w[i] + (float)share * t[i];
     mem_free(b);
+    mem_free(sum);
     return rc;
 }
 
@@ -195,7 +267,7 @@ static int report_error(struct sequential *q, struct stored *s, struct err *e) {
 static int quantize_matrix(const struct shared *h, struct stored *s, struct err *e) {
     struct sequential *q = h->q;
     size_t rows = rows_of(s), cols = h->m->cols;
-    struct second_order how = {h->m->gram, h->factor, q->c->sweeps};
+    struct second_order how = {h->gram, h->factor, q->c->sweeps};
     struct second_order_error error;
     float *w = model_host_value(s->param), *t = w;
     int rc = reserve_data(s, e);
@@ -213,11 +285,17 @@ static int quantize_matrix(const struct shared *h, struct stored *s, struct err 
 
 static int factor(struct shared *h, struct err *e) {
     const struct quant_calibration *c = h->q->c;
+    const struct moments *m = h->m;
     struct obs_options o = {.damp = c->damp, .tries = TRIES, .act_order = c->act_order};
-    int rc = obs_factor_new(&h->factor, h->m->gram, h->m->cols, &o, e);
-    if (rc || !h->m->shift) return rc;
+    double r = reliability(m);
+    if (!(h->gram = zeros(m->cols, e))) return e->code;
+    shrink(h->gram, m->gram[0], NULL, r, m->cols);
+    int rc = 0;
+    if (m->dense) rc = obs_factor_new(&h->half, h->gram, m->cols, &(struct obs_options){c->damp, TRIES, false}, e);
+    shrink(h->gram, m->gram[0], m->gram[1], 2 * r / (1 + r), m->cols);
+    if (!rc) rc = obs_factor_new(&h->factor, h->gram, m->cols, &o, e);
     o.act_order = false;
-    return obs_factor_new(&h->plain, h->m->gram, h->m->cols, &o, e);
+    return rc || !m->dense ? rc : obs_factor_new(&h->plain, h->gram, m->cols, &o, e);
 }
 
 /* Is it a matrix that reads from the point, and gets a quantized type? */
@@ -231,8 +309,9 @@ static int quantize_stored(struct shared *h, struct stored *s, struct err *e) {
     bool of_expert = m->experts != 0;
     double n = (double)h->q->positions;
     for (size_t j = 0; j < m->cols; j++)
-        h->importance[j] =
-            (float)((of_expert ? m->squares[s->slot.expert * m->cols + j] : m->gram[j * (m->cols + 1)]) / n);
+        h->importance[j] = (float)((of_expert ? m->squares[s->slot.expert * m->cols + j]
+                                              : m->gram[0][j * (m->cols + 1)] + m->gram[1][j * (m->cols + 1)]) /
+                                   n);
     s->t.informed = true;
     int rc = of_expert || !second_order_takes(s->t.to) ? round_to_nearest(h->q, s, h->importance, e)
                                                        : quantize_matrix(h, s, e);
@@ -256,6 +335,8 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
         if (reads(&q->part[i], point)) rc = quantize_stored(&h, &q->part[i], e);
     obs_factor_free(h.factor);
     obs_factor_free(h.plain);
+    obs_factor_free(h.half);
+    mem_free(h.gram);
     mem_free(h.importance);
     moments_release(&m);
     return rc;
