@@ -88,13 +88,38 @@ static struct cli_option options[] = {
      .min = 1,
      .max = 1e6,
      .help = "times the data is read; more than once only from a file"},
+    {.name = "shuffle",
+     .type = CLI_FLAG,
+     .to = &o.shuffle,
+     .help = "take the data's sequences (its packs, if it has any) in a random order, another one in each epoch, by "
+             "--seed. The data must be a file, which may be larger than memory: 20 bytes a sequence are"},
+    {.name = "mix",
+     .type = CLI_LIST,
+     .to = &o.mix,
+     .arg = "FILE",
+     .completes_files = true,
+     .help = "FILE[=WEIGHT]: take WEIGHT (1) positions of this file for each one of the data, sequence by sequence in "
+             "that proportion; may be repeated. A file that ends begins anew, and an epoch is one of the data. All "
+             "hold the same: vocabulary, response and fields"},
+    {.name = "decay-data",
+     .type = CLI_LIST,
+     .to = &o.decay_data,
+     .arg = "FILE",
+     .completes_files = true,
+     .needs = {"schedule"},
+     .help =
+         "FILE[=WEIGHT]: in the decay of the schedule wsd take the data from this file, or these, in proportion to "
+         "their weights (1), instead; may be repeated. A file of before that is to stay is named again, and goes on "
+         "where it was"},
     {.name = "batch-tokens",
      .type = CLI_U64,
      .to = &o.distill.batch_tokens,
      .arg = "N",
      .fallback = "8192",
      .min = 1,
-     .help = "positions in an optimizer step: whole sequences, until there are at least as many"},
+     .help =
+         "positions in an optimizer step: whole sequences (whole packs, of tokenize --pack), until there are at least "
+         "as many"},
     {.name = "micro-tokens",
      .type = CLI_U64,
      .to = &o.distill.micro_tokens,
@@ -146,6 +171,11 @@ static struct cli_option options[] = {
      .arg = "GLOB",
      .help = "leave parameters of these names as they are; they take no gradients and no optimizer state. May be "
              "repeated"},
+    {.name = "keep-mask",
+     .type = CLI_FLAG,
+     .to = &o.distill.train.keep_mask,
+     .needs = {"!lora"},
+     .help = "weights that are 0 in the student's matrices stay 0: a model that prune made sparse is trained as it is"},
     {.name = "lora",
      .type = CLI_STRING,
      .to = &o.lora,
@@ -358,6 +388,8 @@ int main(int argc, char **argv) {
         .stream_needs = "!plan",
         .writes_text = true,
         .threaded = true,
+        .seeded = true,
+        .seed_needs = {"shuffle"},
         .description =
             "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW or Muon, linear "
             "warmup, a schedule, clipping by the gradient's norm. The result depends on the data's sequences and the "
@@ -392,6 +424,10 @@ int main(int argc, char **argv) {
             "    adapters of the attention's matrices, averaged over the steps\n"
             "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 corpus.kd.rill > b.rill\n"
             "    until the held-out divergence has not fallen in three evaluations; the best state is written\n"
+            "rill distill -m student.rill --shuffle --mix b.kd.rill=0.5 corpus.kd.rill -o mixed.rill\n"
+            "    in random order, a third of it from another file\n"
+            "rill distill -m student.rill --schedule wsd --decay-data b.kd.rill corpus.kd.rill -o annealed.rill\n"
+            "    the last fifth of the steps on other data\n"
             "rill distill -m student.rill --epochs 3 --plan --price 1.2 corpus.kd.rill\n"
             "    what three epochs would take and cost\n",
         .options = options,

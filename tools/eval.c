@@ -16,7 +16,9 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help = "which tokens are scored after which context, see above"},
+     .help =
+         "which tokens are scored after which context, see above; of a stream of packs (tokenize --pack) sequences, "
+         "if it is not given"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,

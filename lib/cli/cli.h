@@ -140,6 +140,8 @@ int cli_file_read_all(struct cli_file *f, size_t most, struct buf *out, struct e
 /* Stops reading a pipe, which may never end: its digest covers what was read. A file is still read to its end, for a
  * digest of the whole. */
 void cli_file_stop(struct cli_file *f);
+/* Gives back the descriptor of a file that has been read to its end, for programs that read many. */
+void cli_file_close(struct cli *c, struct cli_file *f);
 const char *cli_file_name(const struct cli_file *f);
 uint64_t cli_file_size(const struct cli_file *f); /* 0 when unknown (a pipe); for progress */
 /* A folder or file that library code opened itself (import): recorded by path and digest. */

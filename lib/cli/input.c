@@ -156,6 +156,14 @@ void cli_file_stop(struct cli_file *f) {
     if (f->size == 0) f->ended = true;
 }
 
+void cli_file_close(struct cli *c, struct cli_file *f) {
+    for (struct cli_input *in = c->inputs; in && f->ended; in = in->next) {
+        if (in->file != f || in->fd < 0) continue;
+        close(in->fd);
+        in->fd = f->fd = -1;
+    }
+}
+
 const char *cli_file_name(const struct cli_file *f) {
     return f->name;
 }

@@ -42,8 +42,8 @@ static bool put_same(cJSON *to, const struct trainer *t) {
            json_put_f64(to, "data-temperature", t->format.temperature) && put_losses(to, &t->losses) &&
            put_heads(to, o) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "clip", o->clip) &&
-           json_put_str(to, "precision", dtype_info(o->precision)->name) && train_options_put(to, &t->set) &&
-           evaluation_put_same(to, t);
+           json_put_str(to, "precision", dtype_info(o->precision)->name) &&
+           (!o->mixture || mixture_put(to, o->mixture)) && train_options_put(to, &t->set) && evaluation_put_same(to, t);
 }
 
 /* An option as it was then and is now; one that is not there was not in use. */
@@ -65,8 +65,11 @@ static int check_same(const cJSON *theirs, const struct trainer *t, struct err *
     cJSON *ours = cJSON_CreateObject();
     const cJSON *o;
     int rc = ours && put_same(ours, t) ? 0 : err_nomem(e, "options");
-    for (o = ours ? ours->child : NULL; o && !rc; o = o->next)
+    for (o = ours ? ours->child : NULL; o && !rc; o = o->next) {
         rc = check_option(cJSON_GetObjectItemCaseSensitive(theirs, o->string), o, o->string, e);
+        const char *file = t->o.mixture ? mixture_member_file(t->o.mixture, o->string) : NULL;
+        if (rc && file) err_prefix(e, "%s", file);
+    }
     for (o = theirs->child; o && !rc; o = o->next)
         if (!cJSON_HasObjectItem(ours, o->string)) rc = check_option(o, NULL, o->string, e);
     cJSON_Delete(ours);

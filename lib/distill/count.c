@@ -8,6 +8,7 @@ struct counter {
     const struct distill_options *o;
     struct distill_extent *x;
     uint64_t step, pass, open; /* positions in the step, the pass and the open sequence under way */
+    uint64_t most, pack;       /* of the data's packs, 0: it has none; in the one under way */
 };
 
 static void end_pass(struct counter *c) {
@@ -23,11 +24,14 @@ static void end_step(struct counter *c) {
 }
 
 static void count_sequence(struct counter *c, uint64_t n) {
+    bool begins = !c->pack || c->pack + n > c->most;
+    if (c->most && begins && c->step >= c->o->batch_tokens) end_step(c);
+    c->pack = !c->most ? 0 : begins ? n : c->pack + n;
     if (c->pass && c->pass + n > c->o->micro_tokens) end_pass(c);
     c->pass += n;
     c->step += n;
     c->x->positions += n;
-    if (c->step >= c->o->batch_tokens) end_step(c);
+    if (!c->most && c->step >= c->o->batch_tokens) end_step(c);
 }
 
 static void count_batch(struct counter *c, const struct stream_batch *head, const uint32_t *lengths) {
@@ -40,12 +44,15 @@ static void count_batch(struct counter *c, const struct stream_batch *head, cons
 }
 
 int distill_count(struct stream_reader *r, const struct distill_options *o, struct distill_extent *x, struct err *e) {
+    struct knowledge_format f;
     struct counter c = {.o = o, .x = x};
     struct stream_batch head = {0};
     struct stream_item item;
     struct buf lengths = {0};
     int rc;
     *x = (struct distill_extent){0};
+    if (knowledge_meta_get(stream_reader_meta(r), &f, e)) return err_prefix(e, "%s", stream_reader_name(r));
+    c.most = f.pack;
     while (!(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
         if (item.type == ITEM_BATCH) head = item.batch;
         if (item.type != ITEM_TENSOR || !item.in_batch || strcmp(item.desc.name, "lengths") != 0) continue;

@@ -3,8 +3,8 @@
  * schedules of lib/train, clipping by global norm, gradient accumulation.
  *
  * What a run computes depends on the sequences of the data and on the options alone, never on how the stream was cut into batches:
- *   - An optimizer step takes whole sequences, in order, until it has at least `batch_tokens` positions; the last step of an epoch
- *     takes what is left.
+ *   - An optimizer step takes whole sequences, in order, until it has at least `batch_tokens` positions, and whole packs where the
+ *     data has packs; the last step of an epoch takes what is left.
  *   - Within a step, forward and backward run over as many whole sequences as fit `micro_tokens` positions, but at least one.
  *   - Losses are means over the labelled positions of the step: the last position of a sequence counts for none of them, so that
  *     all speak of the same positions.
@@ -43,7 +43,9 @@ struct distill_eval {
     double min_delta;   /* less is no improvement for patience */
 };
 
+struct mixture;
 struct distill_options {
+    struct mixture *mixture; /* where the data comes from, the caller's; NULL: from one stream, in its order */
     struct loss_list losses; /* as they were added; the trainer binds a copy */
     struct distill_teacher teacher;
     uint32_t
@@ -168,12 +170,56 @@ int trainer_restore(struct trainer *t, struct stream_reader *r, struct err *e) M
 int trainer_finish(struct trainer *t, struct err *e) MUST_CHECK;
 void trainer_free(struct trainer *t); /* NULL is fine */
 
+/* ---- data in another order: shuffled, and of several files (mixture.c) --------------------------------------------------- */
+
+/*
+ * Files whose sequences (packs, where a file has packs) are drawn one after another. Which comes next follows from lengths, weights,
+ * options and the plan alone, so a resumed run draws what the one before drew.
+ *   - The next one is of the file that has given the fewest positions for its weight, so that shares are kept at all times
+ *     as closely as whole sequences allow. Ties go to the file added first.
+ *   - A file's sequences come in its order or, with `shuffle`, in a random one (Fisher and Yates; Knuth, TAOCP vol. 2,
+ *     3.4.2, algorithm P) for each time that it is gone through. Files begin anew when they end, each for itself.
+ *   - An epoch is over when the first file has come to its end. A run with decay weights is not: it ends with its plan's last step.
+ *   - With decay weights those hold in steps that are in the decay of the plan's schedule (Hu et al. 2024, "MiniCPM", arXiv
+ *     2404.06395: the data of the decay stage differs). A file in both stages goes on where it was; shares are counted anew.
+ * Memory: 16 bytes a sequence or pack, 20 with shuffle, and the batch of each file that was read last.
+ */
+struct mixture_file {
+    const char *name;            /* copied */
+    double weight, decay_weight; /* 0: not in that stage */
+    /* A reader at the beginning of the file, valid until the next call. */
+    int (*open)(void *ctx, struct stream_reader **r, struct err *e);
+    void *ctx;
+};
+int mixture_new(struct mixture **out, bool shuffle, uint64_t seed, struct err *e) MUST_CHECK;
+/* Reads headers and lengths of the file. The first file has a weight. ERR_DATA: it does not hold what the first one
+ * holds (knowledge_check_same), or cannot be read so (knowledge_units_find). */
+int mixture_add(struct mixture *m, const struct mixture_file *f, struct err *e) MUST_CHECK;
+/* Goes to the beginning of an epoch, counted from 0, of a run with that plan (NULL: no step is in a decay). Both must outlive what
+ * is drawn. */
+void mixture_begin(struct mixture *m, const struct train_plan *plan, uint64_t batch_tokens, uint64_t epoch);
+/* The epoch that follows one that has come to its end. */
+void mixture_next_epoch(struct mixture *m);
+/* Rows of that format; ends with the epoch. */
+struct knowledge_source mixture_source(struct mixture *m, const struct knowledge_format *format);
+bool mixture_has_packs(const struct mixture *m);
+bool mixture_has_decay(const struct mixture *m); /* decay weights */
+/* Steps of so many epochs, and what the first one makes (distill_count), as if no step was in a decay. */
+uint64_t mixture_count(struct mixture *m, const struct distill_options *o, uint64_t epochs, struct distill_extent *x);
+/* Members that say what it is made of, for a checkpoint, whose other members must be the same at resume; the name of the file
+ * that a member speaks of, or NULL. */
+bool mixture_put(cJSON *to, const struct mixture *m);
+const char *mixture_member_file(const struct mixture *m, const char *member);
+/* An array of what each file has given. */
+bool mixture_put_report(cJSON *to, const struct mixture *m);
+void mixture_free(struct mixture *m); /* NULL is fine */
+
 /* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 struct distill_run {
     uint64_t epochs; /* times the data is read, at most */
     struct knowledge_format format;
-    /* A reader at the beginning of the data: called for each epoch. It stays the caller's. */
+    /* A reader at the beginning of the data: called for each epoch, without a mixture. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
     /* A file that gets a line for each step (step, each loss, lr, gradient norm, positions; values of an evaluation after it, else nan), after a line
      * of names; NULL: none. The values of an evaluation at the end replace the last line, or in a pipe follow as another one of that step. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that

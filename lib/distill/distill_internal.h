@@ -43,6 +43,9 @@ struct trainer {
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
     size_t used_seqs, used_positions;
+    bool packs;                /* a step takes whole packs: */
+    struct buf begins;         /* u8 of each whole sequence of the queue: a pack begins with it */
+    uint64_t pack;             /* positions of the pack that the last of them is in */
     struct digest_state *seen; /* what this epoch's sequences say, up to the last one used (trainer_use_seq) */
     uint64_t sequences;        /* their number */
     struct place saved;        /* the two after the last whole step: what a checkpoint holds */

@@ -76,7 +76,13 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
     double begin = trainer_now();
     double ran = 0;
     bool more = true, ready = false;
-    int rc = d->open(d->ctx, &data.r, e);
+    int rc = 0;
+    if (t->o.mixture) {
+        source = mixture_source(t->o.mixture, trainer_format(t));
+        mixture_begin(t->o.mixture, &t->o.plan, t->o.batch_tokens, 0);
+    } else {
+        rc = d->open(d->ctx, &data.r, e);
+    }
     *n_seqs = 0;
     while (!rc && more && !(*n_seqs && ready)) {
         rc = trainer_feed(t, &source, &more, e);

@@ -98,7 +98,7 @@ static int run_epoch(struct run *r, const struct knowledge_source *data, struct 
     return done(r) ? knowledge_decode_end(&r->t->rows, e) : trainer_end_epoch(r->t, e);
 }
 
-static int run_epochs(struct run *r, struct err *e) {
+static int run_stream(struct run *r, struct err *e) {
     struct knowledge_stream data = {.meta = &r->d->format, .format = trainer_format(r->t)};
     struct knowledge_source source = knowledge_stream_source(&data);
     int rc = 0;
@@ -108,6 +108,26 @@ static int run_epochs(struct run *r, struct err *e) {
     }
     knowledge_stream_release(&data);
     return rc;
+}
+
+/* With other data in the decay, how often the first file is gone through says nothing: the plan's steps do. */
+static uint64_t most_epochs(const struct trainer *t, const struct distill_run *d) {
+    return t->o.mixture && mixture_has_decay(t->o.mixture) ? UINT64_MAX : d->epochs;
+}
+
+static int run_mixture(struct run *r, struct err *e) {
+    struct trainer *t = r->t;
+    struct knowledge_source source = mixture_source(t->o.mixture, trainer_format(t));
+    mixture_begin(t->o.mixture, &t->o.plan, t->o.batch_tokens, t->progress.epoch);
+    for (uint64_t epoch = t->progress.epoch; epoch < most_epochs(t, r->d) && !done(r); epoch++) {
+        if (run_epoch(r, &source, e)) return e->code;
+        mixture_next_epoch(t->o.mixture);
+    }
+    return 0;
+}
+
+static int run_epochs(struct run *r, struct err *e) {
+    return r->t->o.mixture ? run_mixture(r, e) : run_stream(r, e);
 }
 
 /* A model trained for longer than was asked for would be called what it is not. */
@@ -136,7 +156,7 @@ int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
     d->eval_seconds = 0;
     trainer_stop_when(t, stopped, &r);
     t->watch_noise = d->log != NULL;
-    int rc = check_epoch(t, d->epochs, e);
+    int rc = check_epoch(t, most_epochs(t, d), e);
     if (!rc) rc = step_log_open(&r.log, d->log, t, e);
     if (!rc) rc = catch_up(&r, e);
     if (!rc) rc = run_epochs(&r, e);

@@ -96,6 +96,7 @@ int trainer_new(struct trainer **out, struct model *m, const struct distill_opti
     t->m = m;
     t->o = *o;
     t->format = fitted;
+    t->packs = o->mixture ? mixture_has_packs(o->mixture) : fitted.pack > 0;
     if (check_labels(t, f, e) || begin(t, e)) {
         trainer_free(t);
         return e->code;
@@ -118,6 +119,7 @@ void trainer_free(struct trainer *t) {
     grad_tape_free(t->tape);
     knowledge_rows_release(&t->rows);
     digest_free(t->seen);
+    buf_release(&t->begins);
     buf_release(&t->row_weight);
     buf_release(&t->starts);
     buf_release(&t->field);
@@ -166,15 +168,41 @@ static int skip_trained(struct trainer *t, struct err *e) {
     return 0;
 }
 
+/* Where packs begin among the sequences that have become whole: with those that a mixture gave at a time, else by the rule of
+ * struct knowledge_format. */
+static int find_packs(struct trainer *t, struct err *e) {
+    size_t from = t->begins.len, whole = knowledge_whole_seqs(&t->rows);
+    if (!t->packs || from == whole) return 0;
+    if (buf_reserve(&t->begins, whole - from, e)) return e->code;
+    for (size_t i = from; i < whole; i++) {
+        uint64_t n = t->rows.lengths[i];
+        bool begins = t->o.mixture ? i == from : !t->pack || t->pack + n > t->format.pack;
+        t->begins.data[i] = begins;
+        t->pack = begins ? n : t->pack + n;
+    }
+    t->begins.len = whole;
+    return 0;
+}
+
+/* Forgets what was used. */
+static void drop_used(struct trainer *t) {
+    knowledge_drop(&t->rows, &t->format, t->used_seqs);
+    if (t->packs && t->used_seqs) {
+        t->begins.len -= t->used_seqs;
+        memmove(t->begins.data, t->begins.data + t->used_seqs, t->begins.len);
+    }
+    t->used_seqs = t->used_positions = 0;
+}
+
 const struct knowledge_format *trainer_format(const struct trainer *t) {
     return &t->format;
 }
 
 int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *more, struct err *e) {
-    knowledge_drop(&t->rows, &t->format, t->used_seqs);
-    t->used_seqs = t->used_positions = 0;
+    drop_used(t);
     if (from->next(from->ctx, &t->rows, more, e)) return e->code;
     if (!*more) return 0;
+    if (find_packs(t, e)) return e->code;
     if (t->data_sequences && t->sequences + t->rows.n_seqs > t->data_sequences)
         return err_set(e, ERR_DATA, "the data has grown: it ended after %" PRIu64 " sequences when it was read before",
                        t->data_sequences);
@@ -182,8 +210,10 @@ int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *m
     return skip_trained(t, e);
 }
 
-/* The queue holds all that is left of the data: how its last steps are cut depends on this end. */
+/* The queue holds all that is left of the data: how its last steps are cut depends on this end. Epochs of a mixture differ,
+ * and its files have been looked at before the first one. */
 static int see_end(struct trainer *t, struct err *e) {
+    if (t->o.mixture) return 0;
     uint64_t n = t->sequences + t->rows.n_seqs - t->used_seqs;
     if (t->data_sequences && n != t->data_sequences)
         return err_set(e, ERR_DATA,
@@ -203,13 +233,12 @@ int trainer_end_epoch(struct trainer *t, struct err *e) {
     if (t->data_known && !digest_equal(now, t->data_digest))
         return err_set(e, ERR_DATA, "the data is not what it was when it was read before");
     t->data_digest = now;
-    t->data_known = true;
+    t->data_known = !t->o.mixture;
     digest_free(t->seen);
     t->seen = digest_new(e);
     if (!t->seen) return e->code;
-    knowledge_drop(&t->rows, &t->format, t->used_seqs);
-    t->used_seqs = t->used_positions = 0;
-    t->sequences = 0;
+    drop_used(t);
+    t->sequences = t->pack = 0;
     t->saved = (struct place){0, digest_get(t->seen)};
     t->progress.epoch++;
     return 0;
@@ -243,22 +272,52 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
     return 0;
 }
 
+/* As knowledge_next_pass, but the step ends with a pack, which shows when the next one begins. */
+static size_t next_pass_of_packs(const struct trainer *t, bool last, size_t *n_positions) {
+    size_t whole = knowledge_whole_seqs(&t->rows), first = t->used_seqs, i = first;
+    for (*n_positions = 0; i < whole; i++) {
+        if (t->begins.data[i] && t->step_positions + *n_positions >= t->o.batch_tokens) return i - first;
+        if (i > first && *n_positions + t->rows.lengths[i] > t->o.micro_tokens) return i - first;
+        *n_positions += t->rows.lengths[i];
+    }
+    return last ? i - first : 0;
+}
+
+static size_t next_pass(const struct trainer *t, bool last, size_t *n_positions) {
+    uint64_t enough = t->o.batch_tokens - t->step_positions;
+    if (t->packs) return next_pass_of_packs(t, last, n_positions);
+    return knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, n_positions);
+}
+
+/* Does the step have all that it takes? */
+static bool step_is_full(const struct trainer *t) {
+    if (t->step_positions < t->o.batch_tokens) return false;
+    return !t->packs || (t->used_seqs < knowledge_whole_seqs(&t->rows) && t->begins.data[t->used_seqs]);
+}
+
+/* A streamed teacher's answers for the step. Steps of packs end where a pack does, which is not known ahead: there it is read
+ * for each pass. */
+static int run_teacher_ahead(struct trainer *t, bool last, bool *ready, struct err *e) {
+    *ready = true;
+    if (t->packs) return 0;
+    return teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens - t->step_positions, last,
+                             ready, e);
+}
+
 int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     *stepped = false;
     if (t->skip) return 0;
     if (last && see_end(t, e)) return e->code;
-    while (t->step_positions < t->o.batch_tokens) {
-        uint64_t enough = t->o.batch_tokens - t->step_positions;
-        size_t n_positions,
-            n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, &n_positions);
+    while (!step_is_full(t)) {
+        size_t n_positions, n_seqs = next_pass(t, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
         bool ready;
-        if (teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, enough, last, &ready, e)) return e->code;
+        if (run_teacher_ahead(t, last, &ready, e)) return e->code;
         if (!ready) break;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
     }
-    if (!t->step_positions || (t->step_positions < t->o.batch_tokens && !last)) return 0;
+    if (!t->step_positions || (!step_is_full(t) && !last)) return 0;
     *stepped = true;
     return trainer_update(t, e);
 }

@@ -30,13 +30,24 @@ static void show_perplexity(void *ctx) {
     if (perplexity_scored(v->p)) cli_progress(v->c, perplexity_scored(v->p), "perplexity %.4g", perplexity_value(v->p));
 }
 
+/* Documents that tokenize has kept apart are not joined here. */
+static int choose_protocol(const struct eval *v, const struct session_data *in, struct perplexity_options *o,
+                           struct err *e) {
+    const char *name = v->o->protocol;
+    if (perplexity_protocol_parse(name, &o->protocol, e)) return e->code;
+    if (in->format.pack && !cli_given(v->c, "protocol")) o->protocol = PPL_SEQUENCES;
+    if (in->format.pack && o->protocol != PPL_SEQUENCES && o->protocol != PPL_DOCUMENTS)
+        return err_set(e, ERR_USAGE, "%s is packed, and --protocol %s would join its documents (sequences, documents)",
+                       stream_reader_name(in->stream), name);
+    return perplexity_choose(o, v->m, e);
+}
+
 static int eval_tokens(struct eval *v, double *value, struct err *e) {
     struct perplexity_options o = {
         .context = v->o->context, .stride = v->o->stride, .max_windows = v->o->max_windows, .batch_positions = 2048};
     struct session_data in = {0};
-    int rc = perplexity_protocol_parse(v->o->protocol, &o.protocol, e);
-    if (!rc) rc = perplexity_choose(&o, v->m, e);
-    if (!rc) rc = session_open_data(v->c, v->o->tokens, "tokens", STREAM_ANY, v->m, &in, e);
+    int rc = session_open_data(v->c, v->o->tokens, "tokens", STREAM_ANY, v->m, &in, e);
+    if (!rc) rc = choose_protocol(v, &in, &o, e);
     if (!rc) rc = perplexity_new(&v->p, v->m, &o, e);
     cli_progress_begin(v->c, "tokens", 0);
     if (!rc) rc = perplexity_read(v->p, in.stream, &in.format, show_perplexity, v, e);

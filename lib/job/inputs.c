@@ -52,10 +52,15 @@ static int count_steps(struct job *j, bool given, struct err *e) {
     if (j->o->plan_only && !is_file)
         return err_set(e, ERR_USAGE, "--plan reads the data twice, which a pipe cannot give");
     if (given && !j->o->plan_only) return 0;
-    if (session_file_again(&j->data.file, STREAM_ANY, &r, e) || distill_count(r, &j->settings, &j->extent, e))
-        return e->code;
-    if (!given && !u64_mul(j->extent.steps, j->o->epochs, &j->settings.plan.now.steps))
-        return err_set(e, ERR_USAGE, "too many epochs");
+    uint64_t steps;
+    if (j->mixture) {
+        steps = mixture_count(j->mixture, &j->settings, j->o->epochs, &j->extent);
+    } else {
+        if (session_file_again(&j->data.file, STREAM_ANY, &r, e) || distill_count(r, &j->settings, &j->extent, e))
+            return e->code;
+        if (!u64_mul(j->extent.steps, j->o->epochs, &steps)) return err_set(e, ERR_USAGE, "too many epochs");
+    }
+    if (!given) j->settings.plan.now.steps = steps;
     return 0;
 }
 
@@ -73,7 +78,7 @@ static int resolve_schedule(struct job *j, struct err *e) {
 int job_open_inputs(struct job *j, struct err *e) {
     if (session_load_model(j->c, &j->o->student, WEIGHTS_F32, &j->student, NULL, e) ||
         session_open_data(j->c, cli_input_path(j->c, 0), "data", STREAM_ANY, j->student, &j->data, e) ||
-        open_held_out(j, e) || open_teacher(j, e))
+        open_held_out(j, e) || open_teacher(j, e) || job_open_mixture(j, e))
         return e->code;
     return resolve_schedule(j, e);
 }

@@ -1,7 +1,7 @@
 /*
  * job: a training run as a program carries it out: what its options say, the student, the data and the teacher that
  * they name, checkpoint files, signals, and what the provenance remembers.
- * Order of files, each calling only those before it: settings, inputs, checkpoint, run.
+ * Order of files, each calling only those before it: settings, mixture, inputs, checkpoint, run.
  *
  *     static struct job_options o;
  *     static struct cli_option options[] = {..., {.name = "lr", .type = CLI_F64, .to = &o.distill.plan.now.lr, ...}, {0}};
@@ -22,6 +22,8 @@ struct job_options {
     struct session_options student, teacher;
     const char *teacher_weights; /* "resident" or "stream" */
     struct cli_list losses, schedules, groups, frozen;
+    struct cli_list mix, decay_data; /* further files of data, FILE[=WEIGHT] */
+    bool shuffle;
     const char *exits, *optimizer, *optimizer_state, *lora;
     const char *log, *checkpoint, *resume, *start_state, *eval; /* files */
     uint64_t epochs, checkpoint_every;
@@ -31,7 +33,7 @@ struct job_options {
 };
 
 struct job;
-/* Reads the student, opens the data (operand 0) and the teacher, resumes from a checkpoint: everything that can be wrong is
+/* Reads the student, opens the data (operand 0, and the files to mix with it) and the teacher, resumes from a checkpoint: everything that can be wrong is
  * found out before the first step. The options must outlive the job. */
 int job_open(struct job **out, struct cli *c, const struct job_options *o, struct err *e) MUST_CHECK;
 const struct trainer *job_trainer(const struct job *j);

@@ -4,6 +4,13 @@
 
 #include "lib/job/job.h"
 
+/* A file that is drawn from. */
+struct job_file {
+    const char *path;
+    double weight, decay_weight;
+    struct session_data own, *data; /* own, or the operand's */
+};
+
 struct job {
     struct cli *c;
     const struct job_options *o;     /* as the command line has them */
@@ -15,6 +22,9 @@ struct job {
     struct session_teacher *teacher; /* beside the student; NULL: none */
     struct trainer *trainer;
     struct session_data data, eval;
+    struct mixture *mixture; /* NULL: the data in its order */
+    struct job_file *files;  /* [n_files] of it, the operand first */
+    size_t n_files;
     struct distill_extent extent; /* of an epoch; steps 0: not counted */
     bool begun, eval_begun;       /* the data: an epoch after the first one needs it anew; the held-out stream */
 
@@ -28,6 +38,12 @@ int job_read_settings(struct job *j, struct err *e) MUST_CHECK;
 /* The plan as options, for the report and the provenance; `changed`: the recorded command has it instead of what was
  * given. */
 int job_remember_plan(struct job *j, const struct train_plan *p, bool changed, struct err *e) MUST_CHECK;
+
+/* ---- mixture.c ------------------------------------------------------------------------------------------------------- */
+
+/* Whether --shuffle, --mix or --decay-data ask for a mixture; opens its files, the operand's data being open, and makes it. */
+int job_open_mixture(struct job *j, struct err *e) MUST_CHECK;
+void job_free_mixture(struct job *j);
 
 /* ---- inputs.c -------------------------------------------------------------------------------------------------------- */
 

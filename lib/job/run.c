@@ -28,6 +28,7 @@ void job_free(struct job *j) {
     trainer_free(j->trainer);
     session_teacher_free(j->teacher);
     model_free(j->student);
+    job_free_mixture(j);
     session_data_release(&j->data);
     session_data_release(&j->eval);
     mem_free(j);
@@ -110,6 +111,7 @@ int job_train(struct job *j, struct distill_run *done, struct err *e) {
     cli_progress_begin(j->c, "step", j->settings.plan.now.steps);
     if (distill_run(j->trainer, done, e)) return e->code;
     cli_progress_end(j->c);
+    if (j->mixture && !mixture_put_report(cli_report(j->c), j->mixture)) return err_nomem(e, "report");
     if (cli_verbose(j->c)) cli_say(j->c, "%s", distill_memory_text(j->trainer, memory));
     return check_end(j, done, e);
 }

@@ -376,6 +376,107 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     for (size_t i = 0; i <= k->n_rows; i++) k->offset[i] -= entries;
 }
 
+/* ---- from queue to queue ----------------------------------------------------------------------------------------- */
+
+static int append_some(struct buf *to, const struct buf *from, size_t first, size_t n, size_t size, struct err *e) {
+    return n ? buf_append(to, from->data + first * size, n * size, e) : 0;
+}
+
+static int append_field_rows(struct knowledge_rows *k, const struct knowledge_rows *from, size_t field, size_t seq,
+                             size_t n_seqs, size_t *first, size_t *rows, struct err *e) {
+    const struct knowledge_feature *x = &from->fields[field];
+    struct knowledge_part *to = &k->fields[field].stored;
+    enum dtype dtype = x->field->dtype;
+    *rows = knowledge_feature_span(from, field, seq, n_seqs, first);
+    uint64_t at = knowledge_field_values(x->field, from->pair_lengths, 0, *first),
+             values = knowledge_field_values(x->field, from->pair_lengths, *first, *rows);
+    size_t scales = x->field->codec->vectors(x->field) * knowledge_scale_bytes(dtype);
+    if (values && buf_append(&to->values, x->stored.values.data + knowledge_vector_bytes(dtype, at),
+                             knowledge_vector_bytes(dtype, values), e))
+        return e->code;
+    return append_some(&to->scales, &x->stored.scales, *first, *rows, scales, e);
+}
+
+/* Which of n positions from number `first` on are sampled, counted on. */
+static int append_sums(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
+                       struct err *e) {
+    struct buf *sums = &k->memory[MEM_SAMPLED];
+    uint64_t zero = 0;
+    if (!sums->len && buf_append(sums, &zero, sizeof zero, e)) return e->code;
+    uint64_t *sum = knowledge_extend(sums, n * sizeof *sum, e);
+    if (!sum) return e->code;
+    for (size_t i = 0; i < n; i++)
+        sum[i] = sum[(ptrdiff_t)i - 1] + (from->sampled[first + i + 1] - from->sampled[first + i]);
+    return 0;
+}
+
+static int append_fields_of(struct knowledge_rows *k, const struct knowledge_rows *from,
+                            const struct knowledge_format *f, size_t seq, size_t n_seqs, size_t first, size_t n,
+                            struct err *e) {
+    size_t row = 0, rows = 0, pair_row = 0, pair_rows = 0;
+    if (begin_fields(k, f, e) || (from->sampled && append_sums(k, from, first, n, e))) return e->code;
+    for (size_t i = 0; i < k->n_fields; i++) {
+        if (append_field_rows(k, from, i, seq, n_seqs, &row, &rows, e)) return e->code;
+        if (from->fields[i].field->per == PER_PAIR) pair_row = row, pair_rows = rows;
+    }
+    return append_some(&k->memory[MEM_PAIR_LENGTHS], &from->memory[MEM_PAIR_LENGTHS], pair_row, pair_rows,
+                       sizeof(uint32_t), e);
+}
+
+/* Types, once one of the queues has them. */
+static int append_types_of(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
+                           struct err *e) {
+    struct buf *to = &k->memory[MEM_TYPES];
+    size_t missing = k->n_positions - to->len / sizeof(uint32_t);
+    if (!to->len && !from->types) return 0;
+    uint32_t *types = knowledge_extend(to, (missing + n) * sizeof *types, e);
+    if (!types) return e->code;
+    memset(types, 0, (missing + n) * sizeof *types);
+    if (from->types) memcpy(types + missing, from->types + first, n * sizeof *types);
+    return 0;
+}
+
+static int append_entries(struct knowledge_rows *k, const struct knowledge_rows *from, const struct knowledge_format *f,
+                          size_t first, size_t n, struct err *e) {
+    uint64_t at = from->offset[first], entries = from->offset[first + n] - at;
+    if (!k->memory[MEM_OFFSET].len && knowledge_append_empty(k, 1, e)) return e->code;
+    uint64_t *offset = knowledge_extend(&k->memory[MEM_OFFSET], n * sizeof *offset, e);
+    if (!offset) return e->code;
+    uint64_t before = offset[-1];
+    for (size_t i = 0; i < n; i++) offset[i] = before + (from->offset[first + i + 1] - at);
+    if (append_some(&k->memory[MEM_IDS], &from->memory[MEM_IDS], at, entries, sizeof *k->ids, e) ||
+        append_some(&k->memory[MEM_PROBS], &from->memory[MEM_PROBS], at, entries, sizeof *k->probs, e))
+        return e->code;
+    if (f->encoding == KNOW_GHOST)
+        return append_some(&k->memory[MEM_REST], &from->memory[MEM_REST], first, n, sizeof *k->rest, e);
+    if (f->encoding != KNOW_DENSE) return 0;
+    return append_some(&k->memory[MEM_DENSE], &from->memory[MEM_DENSE], first, n,
+                       dtype_row_bytes(f->dtype, knowledge_stored_columns(f)), e);
+}
+
+int knowledge_append_seqs(struct knowledge_rows *k, const struct knowledge_rows *from, const struct knowledge_format *f,
+                          size_t seq, size_t n_seqs, struct err *e) {
+    size_t first = 0, n = 0;
+    for (size_t i = 0; i < seq; i++) first += from->lengths[i];
+    for (size_t i = 0; i < n_seqs; i++) n += from->lengths[seq + i];
+    bool classes = f->target == TARGET_SEQUENCE;
+    size_t row = classes ? seq : first, rows = classes ? n_seqs : n;
+    const struct buf *m = from->memory;
+    if (append_some(&k->memory[MEM_SEQS], &m[MEM_SEQS], seq, n_seqs, sizeof *k->seqs, e) ||
+        append_some(&k->memory[MEM_LENGTHS], &m[MEM_LENGTHS], seq, n_seqs, sizeof *k->lengths, e) ||
+        append_some(&k->memory[MEM_TOKENS], &m[MEM_TOKENS], first, n, sizeof *k->tokens, e) ||
+        append_some(&k->memory[MEM_LABELS], &m[MEM_LABELS], row, rows, sizeof *k->labels, e) ||
+        append_some(&k->memory[MEM_MASK], &m[MEM_MASK], first, n, 1, e) || append_types_of(k, from, first, n, e) ||
+        append_fields_of(k, from, f, seq, n_seqs, first, n, e) || append_entries(k, from, f, row, rows, e))
+        return e->code;
+    k->n_seqs += n_seqs;
+    k->n_positions += n;
+    set_pointers(k, f);
+    return 0;
+}
+
+/* ---- digests ----------------------------------------------------------------------------------------------------- */
+
 /* Probabilities of top entries have been through exp, whose last bit may be another on another machine, and are
  * left out. */
 static void digest_response(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,

@@ -79,6 +79,7 @@ struct knowledge_format {
     bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
     bool partial;       /* topk, topp: entries are lower bounds, see knowledge_mixer_new */
     enum stream_target target;
+    uint32_t pack; /* consecutive sequences are a pack as long as their sum is at most this; 0: there are no packs */
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
     uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
     uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
@@ -135,6 +136,9 @@ uint32_t knowledge_columns(const struct knowledge_format *f);
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
 int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns,
+                         struct err *e) MUST_CHECK;
+/* Do both hold the same: vocabulary, response, fields? Teachers may differ. ERR_DATA says what does not agree. */
+int knowledge_check_same(const struct knowledge_format *first, const struct knowledge_format *other,
                          struct err *e) MUST_CHECK;
 /* batch_read of a stream of format f: ERR_DATA when the segment that the batch is in (`cat` makes several) speaks of another one. */
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,
@@ -261,6 +265,9 @@ struct knowledge_feature {
 int knowledge_decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                      struct err *e) MUST_CHECK;
 size_t knowledge_whole_seqs(const struct knowledge_rows *k); /* n_seqs without an open last one */
+/* Appends whole sequences [seq, seq + n) of another queue of the same format, which has no open sequence at its end. */
+int knowledge_append_seqs(struct knowledge_rows *k, const struct knowledge_rows *from, const struct knowledge_format *f,
+                          size_t seq, size_t n, struct err *e) MUST_CHECK;
 /* Forgets the first n sequences, all of them whole. */
 void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, size_t n_seqs);
 /* Is every sequence, an open one included, at most `context` positions long? ERR_DATA names the sequence and `whose` limit it is. */
@@ -319,6 +326,41 @@ struct knowledge_stream {
 };
 struct knowledge_source knowledge_stream_source(struct knowledge_stream *s);
 void knowledge_stream_release(struct knowledge_stream *s);
+
+/* ---- any sequence of a file, without reading those before it (units.c) ---------------------------------------------------- */
+
+/*
+ * What is shuffled and mixed: a sequence, or in a stream of packs a pack. An index of the units of a file takes 16 bytes for
+ * each; it is made in one pass over the file that reads headers and lengths alone.
+ */
+struct knowledge_unit {
+    uint64_t offset; /* of the batch in which it begins */
+    uint32_t skip;   /* sequences between the front of that batch and it */
+    uint32_t positions;
+};
+struct knowledge_units {
+    struct knowledge_format format; /* as META says */
+    struct knowledge_unit *units;   /* [n] */
+    size_t n;
+    uint64_t positions;    /* of all units */
+    struct digest content; /* the file's content digest */
+    /* Where units are read; from here on private. */
+    struct stream_reader *r;
+    struct batch batch;
+    struct knowledge_rows rows; /* of the batches from `at` on */
+    uint64_t at;                /* 0: none */
+    struct buf memory;
+};
+/* Reads `scan`, a reader at the beginning of a regular file, to its end. Begin with {0}. ERR_DATA: the file is cut or
+ * damaged, its segments disagree, it begins inside a sequence, or holds none. */
+int knowledge_units_find(struct knowledge_units *u, struct stream_reader *scan, struct err *e) MUST_CHECK;
+/* Where to read from: another reader of the same file, the caller's, as long as the units are read. */
+void knowledge_units_open(struct knowledge_units *u, struct stream_reader *r);
+/* Appends the sequences of unit i to the queue, as rows of format f, which is u->format fitted to a model. The batch that it is in
+ * stays in memory, so units in order read each batch once. ERR_DATA: the file is damaged, or is no longer what it was. */
+int knowledge_units_read(struct knowledge_units *u, const struct knowledge_format *f, size_t i,
+                         struct knowledge_rows *k, struct err *e) MUST_CHECK;
+void knowledge_units_release(struct knowledge_units *u);
 
 /* Of a dense format: values as stored times this are logits at `temperature`. */
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature);

@@ -2,7 +2,7 @@
  * Shared inside lib/knowledge: the tables of codecs, the encoder's state, the queue's memory.
  *
  * Order of files, each calling only those before it: cursor, codec_parts, the codecs (codec_NAME), codec, fields, meta,
- * decode, encode, source, mix, tsv.
+ * decode, encode, source, mix, units, tsv.
  */
 #ifndef RILL_KNOWLEDGE_INTERNAL_H
 #define RILL_KNOWLEDGE_INTERNAL_H

@@ -188,7 +188,7 @@ static int get_target(const cJSON *meta, struct knowledge_format *f, struct err 
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) {
     const char *name;
     enum stream_kind kind;
-    uint64_t vocab_size = 0;
+    uint64_t vocab_size = 0, pack = 0;
     memset(f, 0, sizeof *f);
     f->temperature = 1;
     if (json_get_str(meta, "kind", &name, e) || stream_kind_parse(name, &kind, e)) return e->code;
@@ -196,7 +196,9 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
         return err_set(e, ERR_DATA, "a %s stream: expected tokens or knowledge", stream_kind_name(kind));
     if (get_digest(meta, "vocab", f->vocab, e) || get_target(meta, f, e)) return e->code;
     if (json_opt_u64(meta, "vocab_size", 1, KNOWLEDGE_MAX_VOCAB, &vocab_size, e)) return e->code;
+    if (json_opt_u64(meta, "pack", 1, UINT32_MAX, &pack, e)) return e->code;
     f->vocab_size = (uint32_t)vocab_size;
+    f->pack = (uint32_t)pack;
     return kind == STREAM_KNOWLEDGE ? get_fields(meta, f, e) : 0;
 }
 
@@ -257,22 +259,24 @@ static bool same_format(const struct knowledge_format *a, const struct knowledge
 }
 
 /* Teachers may differ: knowledge of several, concatenated, is one curriculum. */
+int knowledge_check_same(const struct knowledge_format *first, const struct knowledge_format *other, struct err *e) {
+    if (same_format(first, other)) return 0;
+    char was[64], is[64];
+    if (!same_fields(first, other) || first->target != other->target)
+        return err_set(e, ERR_DATA, "first %u fields and target %s, then %u others and %s", first->n_fields,
+                       stream_target_name(first->target), other->n_fields, stream_target_name(other->target));
+    knowledge_encoding_text(first, was, sizeof was);
+    knowledge_encoding_text(other, is, sizeof is);
+    return err_set(e, ERR_DATA, "first %s at temperature %g, vocabulary %s of %u, then %s at %g, %s of %u", was,
+                   first->temperature, first->vocab[0] ? first->vocab : "unnamed", first->vocab_size, is,
+                   other->temperature, other->vocab[0] ? other->vocab : "unnamed", other->vocab_size);
+}
+
 static int check_segment(const struct knowledge_format *f, const struct stream_reader *r, struct err *e) {
     struct knowledge_format now;
     if (knowledge_meta_get(stream_reader_meta(r), &now, e)) return err_prefix(e, "%s", stream_reader_name(r));
-    if (same_format(f, &now)) return 0;
-    char was[64], is[64];
-    if (!same_fields(f, &now) || f->target != now.target)
-        return err_set(e, ERR_DATA, "%s: the segments disagree: first %u fields and target %s, then %u others and %s",
-                       stream_reader_name(r), f->n_fields, stream_target_name(f->target), now.n_fields,
-                       stream_target_name(now.target));
-    knowledge_encoding_text(f, was, sizeof was);
-    knowledge_encoding_text(&now, is, sizeof is);
-    return err_set(
-        e, ERR_DATA,
-        "%s: the segments disagree: first %s at temperature %g, vocabulary %s of %u, then %s at %g, %s of %u",
-        stream_reader_name(r), was, f->temperature, f->vocab[0] ? f->vocab : "unnamed", f->vocab_size, is,
-        now.temperature, now.vocab[0] ? now.vocab : "unnamed", now.vocab_size);
+    if (!knowledge_check_same(f, &now, e)) return 0;
+    return err_prefix(e, "%s: the segments disagree", stream_reader_name(r));
 }
 
 int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, bool *more,

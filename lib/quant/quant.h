@@ -25,10 +25,9 @@ const struct quant_type *quant_type_at(size_t i);
 /* The type of one matrix by its name ("q4_k"), in any case: of those that tensor_from_f32 makes. ERR_USAGE. */
 int quant_dtype_parse(const char *name, unsigned *out, struct err *e) MUST_CHECK;
 
-/* "REGEX=TYPE": a regular expression (PCRE2) that matches somewhere in a tensor's name, Rill's or GGUF's. */
+/* "REGEX=TYPE": for the tensors whose name, Rill's or GGUF's, matches. */
 struct quant_rule {
-    const char *pattern; /* within the text that was parsed */
-    size_t n;
+    struct model_pattern pattern; /* within the text that was parsed */
     unsigned dtype;
 };
 int quant_rule_parse(const char *text, struct quant_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */

@@ -1,7 +1,8 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
- * Order of files, each calling only those before it: file, model, data, tokens, chat, teacher; generate calls model and data.
+ * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher; generate
+ * calls model and data.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -19,6 +20,7 @@
 #include "lib/cli/cli.h"
 #include "lib/knowledge/knowledge.h"
 #include "lib/model/model.h"
+#include "lib/text/text.h"
 
 /* ---- the model --------------------------------------------------------------------------------------------------- */
 
@@ -49,10 +51,13 @@ struct session_options {
     "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
     "single "                                                                                                          \
     "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
-#define SESSION_PRECISION_OF(o, names, text)                                                                           \
+/* ... of the passes of a program that runs the model only with another option */
+#define SESSION_DATA_PRECISION(o, option)    SESSION_PRECISION_WITH(o, "auto|bf16|f32", SESSION_AUTO_HELP, option)
+#define SESSION_PRECISION_OF(o, names, text) SESSION_PRECISION_WITH(o, names, text, NULL)
+#define SESSION_PRECISION_WITH(o, names, text, option)                                                                 \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"                       \
+        .needs = {option}, .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"    \
     }
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
@@ -132,6 +137,21 @@ void session_chat_free(struct session_chat *t); /* NULL is fine */
 /* A corpus_compose whose ctx is a struct session_chat: renders one conversation; the spans are its answers. */
 int session_chat_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans,
                          struct err *e) MUST_CHECK;
+
+/* ---- text to tokens, and back: what tokenize does ----------------------------------------------------------------- */
+
+struct session_corpus {
+    struct corpus_options corpus; /* without what depends on the vocabulary */
+    const char *bos, *eos;        /* "auto", "always" or "never" */
+    double mask_rate;             /* for masked language models; 0: tokens stay */
+    struct session_chat_options chat;
+};
+/* Writes the operands' text as the program's output, a token stream. `model`: META of the vocabulary's model, which may
+ * name classes. */
+int session_tokenize(struct cli *c, const struct vocab *v, const cJSON *model, const struct session_corpus *how,
+                     struct err *e) MUST_CHECK;
+/* Writes operand 0, tokens, as text. skip_special: without control tokens. */
+int session_detokenize(struct cli *c, const struct vocab *v, bool skip_special, struct err *e) MUST_CHECK;
 
 /* ---- taps: fields of what flows through a teacher ---------------------------------------------------------------------- */
 

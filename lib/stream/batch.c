@@ -25,6 +25,10 @@ void batch_release(struct batch *b) {
     *b = (struct batch){0};
 }
 
+void batch_forget(struct batch *b) {
+    if (b->memory) b->memory->goes_on = false;
+}
+
 /* Room for n tensors, n <= BATCH_MAX_TENSORS. */
 static int reserve(struct batch *b, uint32_t n, struct err *e) {
     if (!b->memory && !(b->memory = mem_zalloc(sizeof *b->memory, e))) return e->code;

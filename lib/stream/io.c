@@ -8,8 +8,9 @@
 
 enum {
     BUFFER_BYTES = 1 << 20,
-    PEEK_BYTES = 4096,        /* smallest buffer */
-    SKIM_BYTES = 4096,        /* read after a seek: a record header and a small payload */
+    PEEK_BYTES = 4096,      /* smallest buffer */
+    SKIM_BYTES = 4096,      /* read after a seek: a record header and a small payload */
+    BATCH_BYTES = 64 << 10, /* read after a seek to a batch: a batch of tokens, or the small tensors of a larger one */
     DIRECT_BYTES = 128 << 10, /* from here on data bypasses the buffer */
 };
 
@@ -28,6 +29,7 @@ int input_open(struct input *in, int fd, struct err *e) {
     off_t start = lseek(fd, 0, SEEK_CUR);
     if (S_ISREG(st.st_mode) && start >= 0) {
         in->regular = true;
+        in->start = (uint64_t)start;
         in->size = st.st_size > start ? (uint64_t)(st.st_size - start) : 0;
         (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     }
@@ -125,6 +127,15 @@ int input_seek_past(struct input *in, uint64_t n, struct err *e) {
     if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* a caller that seeks reads only headers */
     in->ended = false;
     in->at += n;
+    return 0;
+}
+
+int input_seek(struct input *in, uint64_t at, struct err *e) {
+    if (lseek(in->fd, (off_t)(in->start + at), SEEK_SET) < 0) return err_sys(e, errno, "cannot seek");
+    in->from = in->to = 0;
+    if (in->cap > BATCH_BYTES) in->cap = BATCH_BYTES;
+    in->ended = false;
+    in->at = at;
     return 0;
 }
 

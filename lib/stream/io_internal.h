@@ -10,7 +10,8 @@
 struct input {
     int fd;
     bool regular;
-    uint64_t at;        /* bytes consumed so far */
+    uint64_t start;     /* of a regular file: where reading began */
+    uint64_t at;        /* bytes consumed so far, from there on */
     uint64_t size;      /* of a regular file, from where reading began; else UINT64_MAX */
     unsigned char *buf; /* [cap], buffered bytes in [from, to) */
     size_t cap, from, to;
@@ -26,6 +27,8 @@ int input_peek(struct input *in, size_t n, const unsigned char **p, size_t *got,
 int input_take(struct input *in, uint64_t max, const unsigned char **p, size_t *got, struct err *e) MUST_CHECK;
 /* Skips n bytes of a regular file without reading them; the caller has checked that they exist. */
 int input_seek_past(struct input *in, uint64_t n, struct err *e) MUST_CHECK;
+/* Goes to `at` of a regular file. */
+int input_seek(struct input *in, uint64_t at, struct err *e) MUST_CHECK;
 
 struct output {
     int fd;

@@ -275,6 +275,18 @@ void stream_reader_skim(struct stream_reader *r) {
     r->skim = r->in.regular;
 }
 
+int stream_reader_seek(struct stream_reader *r, uint64_t offset, struct err *e) {
+    if (reader_failed(r, e)) return e->code;
+    if (!r->in.regular) return err_set(e, ERR_IO, "%s: cannot seek in what is no regular file", r->name);
+    if (input_seek(&r->in, offset, e)) return reader_remember(r, e);
+    r->meta_pending = r->between = r->eof = false;
+    r->chunk_ready = r->inside = false;
+    r->n_group = 0;
+    r->sought = true;
+    segment_resume(&r->seg);
+    return 0;
+}
+
 /* ---- open, close ------------------------------------------------------------------------------------------------- */
 
 int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect, struct err *e) {

@@ -55,6 +55,8 @@ int reader_header(struct stream_reader *r, struct err *e) {
     r->rec_number = r->seg.records;
     if (read_exact(r, p, sizeof p, e)) return e->code;
     if (wire_record_decode(p, &r->rec, e)) return reader_fail(r, e);
+    if (r->sought) r->seg.records = r->rec.seq;
+    r->sought = false;
     if (r->rec.seq != (uint32_t)r->seg.records) {
         err_set(e, ERR_DATA, "has number %u: records are missing, repeated or out of order", r->rec.seq);
         return reader_fail(r, e);

@@ -111,6 +111,13 @@ void segment_release(struct segment *s) {
     *s = (struct segment){0};
 }
 
+void segment_resume(struct segment *s) {
+    s->tensor_open = s->has_index = false;
+    s->batch_left = 0;
+    s->batches = s->positions = s->strided.len = 0; /* the first batch may begin anywhere */
+    s->stride = 1;
+}
+
 /* ---- order ------------------------------------------------------------------------------------------------------- */
 
 static bool kind_has_batches(enum stream_kind k) {

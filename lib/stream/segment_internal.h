@@ -52,6 +52,9 @@ void totals_add(struct totals *t, const struct segment *s); /* after the end rec
 int segment_begin(struct segment *s, const struct wire_head *head, struct err *e) MUST_CHECK;
 void segment_release(struct segment *s);
 
+/* Whatever came before, a batch comes next: what the end record would say of the segment is no longer known. */
+void segment_resume(struct segment *s);
+
 /* Is this allowed next? Each updates the state if so. Call with the record's offset = s->bytes. */
 int segment_meta(struct segment *s, enum stream_kind kind, struct err *e) MUST_CHECK;
 int segment_prov(struct segment *s, struct err *e) MUST_CHECK;

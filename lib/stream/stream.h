@@ -48,6 +48,7 @@ enum stream_codec {
     CODEC_RAW = 0,
     CODEC_ZSTD = 1,
     CODEC_PLANES = 2, /* byte planes of the element type, each plane through zstd's entropy stage or stored */
+    CODEC_SPARSE = 3, /* a map of the elements that are 0, and planes of the others */
 };
 const char *stream_codec_name(enum stream_codec codec);
 int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) MUST_CHECK;
@@ -157,6 +158,10 @@ int stream_forward(struct stream_reader *r, struct stream_writer *w, const struc
                    struct err *e) MUST_CHECK;
 /* For inspection only: in a regular file, data that nobody reads is skipped instead of verified. */
 void stream_reader_skim(struct stream_reader *r);
+/* Random access to the batches of a regular file: stream_next gives the ITEM_BATCH that a reader of the same file found at
+ * this offset (stream_item.offset), then what follows it. Everything that is read is verified; where the next segment begins,
+ * or at the end record, reading fails. */
+int stream_reader_seek(struct stream_reader *r, uint64_t offset, struct err *e) MUST_CHECK;
 /* How the latest tensor is stored; complete once its data was read or skipped. */
 struct stream_storage {
     uint64_t bytes, chunks;
@@ -204,6 +209,8 @@ int batch_write_mask(struct stream_writer *w, const struct stream_batch *head, c
 int batch_read(struct stream_reader *r, struct batch *b, bool *more, struct err *e) MUST_CHECK;
 /* The same for the ITEM_BATCH that stream_next just gave. */
 int batch_load(struct stream_reader *r, struct batch *b, const struct stream_item *item, struct err *e) MUST_CHECK;
+/* The batch to come need not go on where this one ended: after stream_reader_seek. */
+void batch_forget(struct batch *b);
 /* By name; NULL when it is not there. */
 const struct tensor *batch_find(const struct batch *b, const char *name);
 /* By name, type and rank: ERR_DATA that says what is missing or different. dims[i] != 0 must match, 0 matches any. */

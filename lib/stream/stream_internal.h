@@ -1,7 +1,7 @@
 /*
  * The state of reader and writer; shared with forward.c, batch.c and map.c.
  *
- * Order of files, each calling only those before it: wire, io, planes, codec, stream, segment, record, reader_data,
+ * Order of files, each calling only those before it: wire, io, planes, sparse, codec, stream, segment, record, reader_data,
  * reader, writer, then forward, batch, map, copy, compare.
  */
 #ifndef RILL_STREAM_STREAM_INTERNAL_H
@@ -61,6 +61,7 @@ struct stream_reader {
     bool between;        /* before a segment head, or at the end of the file */
     bool meta_pending;   /* META was read by open */
     bool eof;
+    bool sought; /* the next record has whatever number it has: stream_reader_seek */
 
     struct wire_record rec; /* the latest header */
     uint64_t rec_at;        /* its offset */

@@ -39,7 +39,10 @@ struct corpus {
     struct piece *pieces;  /* [max_pieces] */
     struct share *shares;
     size_t n_pieces, n_shares, cap_shares;
+    bool mid_line; /* CORPUS_SEPARATED: the window begins inside a line */
+    void *ctx;     /* the caller's */
     struct packer packer;
+    struct pool *pool; /* behind the packer, or NULL */
     struct corpus_totals *totals;
 };
 
@@ -68,7 +71,7 @@ static int begin_text(struct corpus *c, struct err *e) {
     if (rc || !skip) return rc;
     c->window.len -= skip;
     memmove(c->window.data, c->window.data + skip, c->window.len);
-    c->bytes = skip;
+    c->bytes += skip;
     return 0;
 }
 
@@ -138,6 +141,66 @@ static size_t plan_lines(struct corpus *c) {
     }
     bool all_ended = at == len && (at > 0 || !c->packer.in_document);
     return all_ended || c->n_pieces == c->max_pieces ? at : at + plan_last_line(c, at);
+}
+
+/* Where the text before `at` ends when the line that begins there is a separator: its line end goes with it. */
+static size_t before_line(const struct corpus *c, size_t start, size_t at) {
+    return at > start && c->window.data[at - 1] == '\n'
+               ? start + text_line_length(c->window.data + start, at - 1 - start)
+               : at;
+}
+
+/* The first separator from `line` on, where a line begins. True: *at is where it begins, *after where the next line does. False: *at
+ * is the beginning of the last line, which may go on in the next window. */
+static bool find_separator(const struct corpus *c, size_t line, size_t *at, size_t *after) {
+    const unsigned char *text = c->window.data, *nl = text;
+    size_t len = c->window.len, wanted = strlen(c->o->separator);
+    for (*at = line; nl && *at < len; *at = *after) {
+        nl = memchr(text + *at, '\n', len - *at);
+        if (!nl && !c->at_end) return false;
+        size_t end = nl ? (size_t)(nl - text) : len;
+        *after = nl ? end + 1 : len;
+        if (text_line_length(text + *at, end - *at) == wanted && !memcmp(text + *at, c->o->separator, wanted))
+            return true;
+    }
+    return false;
+}
+
+static size_t first_line(const struct corpus *c) {
+    const unsigned char *nl = c->window.len ? memchr(c->window.data, '\n', c->window.len) : NULL;
+    if (!c->mid_line) return 0;
+    return nl ? (size_t)(nl - c->window.data) + 1 : c->window.len;
+}
+
+/* The part of a document that fills the window which cannot belong to a separator or the line end before it. */
+static size_t plan_open_document(struct corpus *c, size_t last_line) {
+    bool may_be_one = c->window.len - last_line <= strlen(c->o->separator) + 1; /* and a \r */
+    size_t end = may_be_one ? before_line(c, 0, last_line) : c->window.len;
+    if (end == c->window.len && end && c->window.data[end - 1] == '\r') end--;
+    return end ? add_open_text(c, 0, end) : 0;
+}
+
+static size_t plan_separated(struct corpus *c) {
+    size_t start = 0, line = first_line(c), at = 0, after = 0, used;
+    while (c->n_pieces < c->max_pieces && find_separator(c, line, &at, &after)) {
+        size_t n = before_line(c, start, at) - start;
+        used = add_text(c, start, n, true);
+        c->mid_line = false;
+        if (used < n) {
+            c->mid_line = true;
+            return start + used;
+        }
+        start = line = after;
+    }
+    if (c->n_pieces == c->max_pieces) return start;
+    if (c->at_end)
+        used = start < c->window.len || (!start && c->packer.in_document)
+                   ? add_text(c, start, c->window.len - start, true)
+                   : 0;
+    else
+        used = start ? 0 : plan_open_document(c, at);
+    if (used) c->mid_line = true;
+    return start + used;
 }
 
 static int reserve_shares(struct corpus *c, size_t n, struct err *e) {
@@ -363,12 +426,14 @@ static void move_on(struct corpus *c, size_t used) {
 
 /* One window. *done: nothing is left to do. */
 static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
-    int rc = fill_window(c, read, c->packer.ctx, e);
+    int rc = fill_window(c, read, c->ctx, e);
     if (!rc && !c->begun) rc = begin_text(c, e);
     if (rc) return rc;
     c->begun = true;
     c->n_pieces = 0;
-    size_t used = c->o->documents == CORPUS_WHOLE ? plan_whole(c) : plan_lines(c);
+    size_t used = c->o->documents == CORPUS_WHOLE       ? plan_whole(c)
+                  : c->o->documents == CORPUS_SEPARATED ? plan_separated(c)
+                                                        : plan_lines(c);
     if (!used && !c->at_end) return grow_window(c, e);
     rc = share_out(c, e);
     if (rc) return rc;
@@ -380,10 +445,16 @@ static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) 
 }
 
 static int check_options(const struct vocab *v, const struct corpus_options *o, struct err *e) {
-    if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH)
-        return err_set(e, ERR_USAGE, "a batch or a context has 1 to %u tokens", CORPUS_MAX_BATCH);
+    if (o->batch_tokens < 1 || o->batch_tokens > CORPUS_MAX_BATCH || o->context > CORPUS_MAX_BATCH ||
+        o->pack > CORPUS_MAX_BATCH)
+        return err_set(e, ERR_USAGE, "a batch, a context or a pack has 1 to %u tokens", CORPUS_MAX_BATCH);
     if (o->context == 1 && o->bos) return err_set(e, ERR_USAGE, "a context of 1 token leaves no room after BOS");
-    if (o->label && o->context) return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if (o->pack == 1 && o->bos) return err_set(e, ERR_USAGE, "a pack of 1 token leaves no room after BOS");
+    if (o->context && o->pack)
+        return err_set(e, ERR_USAGE, "documents are either joined into contexts or packed beside each other");
+    if (o->label && (o->context || o->pack)) return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if (o->documents == CORPUS_SEPARATED && (!*o->separator || strpbrk(o->separator, "\r\n")))
+        return err_set(e, ERR_USAGE, "a separator is a line: it is not empty, and has no line end in it");
     if (o->pair && v->eos == TOKEN_NONE)
         return err_set(e, ERR_USAGE, "the vocabulary has no EOS token to stand between two texts");
     if (o->bos && v->bos == TOKEN_NONE) return err_set(e, ERR_USAGE, "the vocabulary has no BOS token");
@@ -404,6 +475,27 @@ static void release(struct corpus *c) {
     mem_free(c->pieces);
     buf_release(&c->window);
     packer_release(&c->packer);
+    pool_free(c->pool);
+}
+
+static int begin(struct corpus *c, corpus_write *write, struct err *e) {
+    c->packer = (struct packer){.v = c->v, .o = c->o, .write = write, .ctx = c->ctx, .totals = c->totals};
+    c->pieces = mem_alloc(c->max_pieces * sizeof *c->pieces, e);
+    if (!c->pieces || packer_init(&c->packer, e)) return e->code;
+    if (!c->o->pack || c->o->packing != PACKING_BEST_FIT) return 0;
+    c->packer.write = pool_add;
+    if (pool_new(&c->pool, c->o, write, c->ctx, c->totals, e)) return e->code;
+    c->packer.ctx = c->pool;
+    return 0;
+}
+
+/* One input to its end, or to max_tokens. */
+static int encode_input(struct corpus *c, corpus_read *read, struct err *e) {
+    c->begun = c->at_end = c->mid_line = false;
+    c->lines = 0;
+    for (bool done = false; !done;)
+        if (step(c, read, &done, e)) return e->code;
+    return 0;
 }
 
 int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_read *read, corpus_write *write,
@@ -418,14 +510,18 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
         .usual = usual,
         .goal = first < TEXT_BEGIN_BYTES ? TEXT_BEGIN_BYTES : first,
         .piece_bytes = usual / WINDOW_PIECES + 1,
+        .ctx = ctx,
         .totals = totals,
-        .packer = {.v = v, .o = o, .write = write, .ctx = ctx, .totals = totals},
         .max_pieces = usual < MAX_PIECES ? usual + 1 : MAX_PIECES,
     };
-    c.pieces = mem_alloc(c.max_pieces * sizeof *c.pieces, e);
-    rc = c.pieces ? packer_init(&c.packer, e) : e->code;
-    for (bool done = false; !rc && !done;) rc = step(&c, read, &done, e);
+    rc = begin(&c, write, e);
+    for (bool more = true; !rc && more;) {
+        rc = encode_input(&c, read, e);
+        more = o->next && !c.packer.full;
+        if (!rc && more) rc = o->next(ctx, &more, e);
+    }
     if (!rc) rc = packer_finish(&c.packer, e);
+    if (!rc && c.pool) rc = pool_finish(c.pool, e);
     release(&c);
     return rc;
 }

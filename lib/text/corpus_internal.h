@@ -1,4 +1,4 @@
-/* What corpus.c and corpus_pack.c share. */
+/* What the files of corpora share. Order, each calling only those before it: corpus_label, corpus_pack, corpus_fit, corpus. */
 #ifndef RILL_CORPUS_INTERNAL_H
 #define RILL_CORPUS_INTERNAL_H
 
@@ -20,6 +20,7 @@ struct packer {
     size_t open_start; /* where the open sequence begins in tokens */
     uint64_t open_pos; /* its positions in batches already written */
     uint64_t first_seq, first_pos;
+    uint64_t pack; /* positions in the pack under way, of PACKING_NEXT_FIT */
     bool open, in_document, eos_due;
     bool full; /* max_tokens are there: nothing more is taken */
 };
@@ -29,6 +30,16 @@ int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_
 /* label: of the sequence that the document is. */
 int packer_end_document(struct packer *p, uint32_t label, struct err *e) MUST_CHECK;
 int packer_finish(struct packer *p, struct err *e) MUST_CHECK;
+
+/* ---- best-fit packing (corpus_fit.c) ---- */
+
+/* Sequences in, as a packer writes them, each whole; packs of them out. */
+struct pool;
+int pool_new(struct pool **out, const struct corpus_options *o, corpus_write *write, void *ctx,
+             struct corpus_totals *totals, struct err *e) MUST_CHECK;
+corpus_write pool_add;                                     /* ctx is the pool */
+int pool_finish(struct pool *p, struct err *e) MUST_CHECK; /* writes what is left */
+void pool_free(struct pool *p);                            /* NULL is fine */
 
 /* ---- labelled texts (corpus_label.c) ---- */
 

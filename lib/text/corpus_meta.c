@@ -3,8 +3,9 @@
 
 #include "lib/text/text.h"
 
-static const char *const document_names[] = {"whole", "lines", "jsonl", "chat"}; /* by enum corpus_documents */
-static const char *const eos_names[] = {"never", "between", "after"};            /* by enum corpus_eos */
+static const char *const document_names[] = {"whole", "lines", "jsonl", "chat",
+                                             "separated"};            /* by enum corpus_documents */
+static const char *const eos_names[] = {"never", "between", "after"}; /* by enum corpus_eos */
 
 static bool wanted(const char *when, bool by_default) {
     return !strcmp(when, "always") || (!strcmp(when, "auto") && by_default);
@@ -13,9 +14,9 @@ static bool wanted(const char *when, bool by_default) {
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos) {
     bool has_eos = v->eos != TOKEN_NONE;
     o->bos = wanted(bos, v->add_bos && v->bos != TOKEN_NONE);
-    o->eos = wanted(eos, !o->context && v->add_eos && has_eos) ? EOS_AFTER
-             : wanted(eos, o->context && has_eos)              ? EOS_BETWEEN
-                                                               : EOS_NEVER;
+    o->eos = wanted(eos, !o->context && (v->add_eos || o->pack) && has_eos) ? EOS_AFTER
+             : wanted(eos, o->context && has_eos)                           ? EOS_BETWEEN
+                                                                            : EOS_NEVER;
 }
 
 bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_options *o) {
@@ -23,6 +24,7 @@ bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_optio
     digest_text(v->digest, digest);
     return json_put_str(to, "vocab", digest) && json_put_u64(to, "vocab_size", v->n_tokens) &&
            json_put_bool(to, "packed", o->context > 0) && (!o->context || json_put_u64(to, "context", o->context)) &&
+           (!o->pack || json_put_u64(to, "pack", o->pack)) &&
            json_put_str(to, "documents", document_names[o->documents]) && json_put_bool(to, "bos", o->bos) &&
            json_put_str(to, "eos", eos_names[o->eos]);
 }
@@ -33,7 +35,7 @@ bool corpus_totals_put(cJSON *to, const struct corpus_totals *t) {
            json_put_u64(to, "lost_bytes", t->lost_bytes) && json_put_u64(to, "documents", t->documents) &&
            json_put_u64(to, "empty_documents", t->empty_documents) && json_put_u64(to, "sequences", t->sequences) &&
            json_put_u64(to, "tokens", t->tokens) && json_put_u64(to, "batches", t->batches) &&
-           json_put_f64(to, "bytes_per_token", per_token);
+           (!t->packs || json_put_u64(to, "packs", t->packs)) && json_put_f64(to, "bytes_per_token", per_token);
 }
 
 int corpus_decoding(const cJSON *meta, struct corpus_decoding *how, struct err *e) {

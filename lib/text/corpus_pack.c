@@ -1,8 +1,14 @@
-/* Packs tokens into sequences and batches. Sequential, so that it cannot depend on threads. */
+/* Cuts documents into sequences, and puts those into batches. Sequential, so that it cannot depend on threads. */
 #include "lib/text/corpus_internal.h"
 
-/* A batch holds whole sequences of a context, as many as fit, but at least one. */
+/* Most positions of a sequence; 0: any number. */
+static uint32_t longest(const struct corpus_options *o) {
+    return o->context ? o->context : o->pack;
+}
+
+/* A batch holds whole sequences of a context or pack, as many as fit, but at least one. */
 static size_t batch_capacity(const struct corpus_options *o) {
+    if (o->pack) return o->batch_tokens < o->pack ? o->pack : o->batch_tokens;
     if (!o->context) return o->batch_tokens;
     return o->batch_tokens < o->context ? o->context : o->batch_tokens / o->context * o->context;
 }
@@ -76,7 +82,16 @@ static uint64_t open_length(const struct packer *p) {
     return p->open_pos + (p->n - p->open_start);
 }
 
+/* The rule by which a reader finds packs. */
+static void count_packs(struct packer *p, uint64_t n) {
+    if (!p->o->pack || p->o->packing != PACKING_NEXT_FIT) return;
+    bool begins = !p->pack || p->pack + n > p->o->pack;
+    p->totals->packs += begins;
+    p->pack = begins ? n : p->pack + n;
+}
+
 static void close_sequence(struct packer *p) {
+    count_packs(p, open_length(p));
     p->lengths[p->n_seqs++] = (uint32_t)(p->n - p->open_start);
     p->open = false;
 }
@@ -110,7 +125,7 @@ static size_t min_size(size_t a, uint64_t b) {
 static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
-    if (p->o->context) n = min_size(n, p->o->context - open_length(p));
+    if (longest(p->o)) n = min_size(n, longest(p->o) - open_length(p));
     memcpy(p->tokens + p->n, ids, n * sizeof *ids);
     if (p->mask && mask) memcpy(p->mask + p->n, mask, n);
     if (p->mask && !mask) memset(p->mask + p->n, 0, n);
@@ -133,7 +148,7 @@ static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, si
         if (mask) mask += taken;
         n -= taken;
         if (tokens_left(p) == 0) p->full = true;
-        if (p->o->context && open_length(p) == p->o->context) close_sequence(p);
+        if (longest(p->o) && open_length(p) == longest(p->o)) close_sequence(p);
     }
     return 0;
 }
@@ -156,7 +171,8 @@ int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
     p->in_document = false;
     p->totals->documents++;
     uint8_t type = p->last_mark;
-    int rc = p->o->eos == EOS_AFTER ? append(p, &p->v->eos, p->o->pair ? &type : NULL, 1, e) : 0;
+    bool alone = p->o->pack && !p->open; /* EOS would be a sequence by itself, from which nothing is learnt */
+    int rc = p->o->eos == EOS_AFTER && !alone ? append(p, &p->v->eos, p->o->pair ? &type : NULL, 1, e) : 0;
     p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
     if (!rc && !p->o->context && p->open) {
         if (p->labels) p->labels[p->n_seqs] = label;

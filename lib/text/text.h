@@ -247,10 +247,11 @@ static inline size_t text_line_length(const void *text, size_t n) {
 /* ---- corpora: text of any length in, batches of sequences out, in memory that does not grow with it -------------- */
 
 enum corpus_documents {
-    CORPUS_WHOLE, /* the whole input is one document */
-    CORPUS_LINES, /* each line is one, without its \n or \r\n; an empty line is none */
-    CORPUS_JSONL, /* the string `field` of the object on each line is one */
-    CORPUS_CHAT,  /* what `compose` makes of the JSON on each line is one */
+    CORPUS_WHOLE,     /* the whole input is one document */
+    CORPUS_LINES,     /* each line is one, without its \n or \r\n; an empty line is none */
+    CORPUS_JSONL,     /* the string `field` of the object on each line is one */
+    CORPUS_CHAT,      /* what `compose` makes of the JSON on each line is one */
+    CORPUS_SEPARATED, /* documents end with a line that is `separator`, or with the input */
 };
 /* Part of a document's text, in bytes. */
 struct corpus_span {
@@ -261,14 +262,24 @@ struct corpus_span {
 typedef int corpus_compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e);
 /* A byte order mark at the start of the input, or of a line of JSON, is no part of the text. In a whole input line ends
  * are text like any other: \r\n stays what it is. */
+/* Which sequences share a pack (corpus_options.pack). */
+enum corpus_packing {
+    PACKING_BEST_FIT, /* best-fit decreasing over the documents of some million tokens: Ding et al. 2024, "Fewer
+                       * truncations improve language modeling" (arXiv 2404.10830), there over all documents */
+    PACKING_NEXT_FIT, /* in the order of the input */
+};
 enum corpus_eos {
     EOS_NEVER,
     EOS_BETWEEN, /* in front of every document but the first; means nothing without a context */
     EOS_AFTER,   /* after every document */
 };
+/* Goes on to the next of several inputs, in which another document begins; *more = false: there is none. */
+typedef int corpus_next(void *ctx, bool *more, struct err *e);
 struct corpus_options {
     enum corpus_documents documents;
+    corpus_next *next; /* NULL: there is one input. Its ctx is that of corpus_encode */
     const char *field;
+    const char *separator;   /* CORPUS_SEPARATED: not empty, without a line end. The line end before it goes with it */
     corpus_compose *compose; /* CORPUS_CHAT */
     void *compose_ctx;
     /* CORPUS_CHAT: batches have a mask, 1 for tokens with a byte in a span. BOS and EOS that are put in are 0. */
@@ -283,10 +294,16 @@ struct corpus_options {
     uint32_t longest; /* with labels: a sequence of more tokens is cut, of a pair the longer text first; 0: none is */
     uint32_t context; /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
     bool drop_last;   /* ... and the last one, if it is shorter, is left out */
-    bool bos;         /* every sequence begins with v->bos (counted in N) */
+    /* N: a document is a sequence, or several if it has more than N tokens, and sequences are written pack by pack. Consecutive
+     * sequences are a pack as long as their sum is at most N: that is how a reader finds packs again. Not with a context or labels.
+     * 0: no packs. */
+    uint32_t pack;
+    enum corpus_packing packing;
+    uint32_t pool; /* PACKING_BEST_FIT: tokens that are packed at a time; 0: 4 Mi. At least N */
+    bool bos;      /* every sequence begins with v->bos (counted in N) */
     enum corpus_eos eos;
     uint64_t max_tokens; /* stop after so many; 0: never */
-    /* Positions in a batch. No sequence of N is parted; a longer document goes on in the next batch. */
+    /* Positions in a batch. No sequence of a context or pack is parted; a longer document goes on in the next batch. */
     uint32_t batch_tokens;
     uint32_t window; /* bytes of text in memory at a time; 0: 4 MiB. More where the text has no place to cut */
     struct text_encode_options encode;
@@ -307,7 +324,8 @@ struct corpus_totals {
     uint64_t text_bytes;  /* that the tokens written stand for: what bits per byte divides by */
     uint64_t lost_bytes;  /* text_ids.n_lost */
     uint64_t documents, empty_documents, sequences, tokens, batches;
-    bool stopped; /* by max_tokens: there may be more input */
+    uint64_t packs; /* 0 without corpus_options.pack */
+    bool stopped;   /* by max_tokens: there may be more input */
 };
 /* Up to n bytes of input; *got 0 is its end. */
 typedef int corpus_read(void *ctx, void *dst, size_t n, size_t *got, struct err *e);
@@ -332,9 +350,10 @@ int corpus_encode(const struct vocab *v, const struct corpus_options *o, corpus_
                   void *ctx, struct corpus_totals *totals, struct err *e) MUST_CHECK;
 
 /* Sets o->bos and o->eos by "auto", "always" or "never". auto: BOS if the vocabulary asks for it; EOS, if the
- * vocabulary has one, between documents with a context, after each without one if the vocabulary asks for it. */
+ * vocabulary has one, between documents with a context, after each with packs, and without either after each if the vocabulary
+ * asks for it. */
 void corpus_choose_specials(struct corpus_options *o, const struct vocab *v, const char *bos, const char *eos);
-/* Adds what META says about a corpus (vocab, vocab_size, packed, context, documents, bos, eos), and the totals under
+/* Adds what META says about a corpus (vocab, vocab_size, packed, context, pack, documents, bos, eos), and the totals under
  * their names and as bytes_per_token. False: out of memory. */
 bool corpus_describe(cJSON *to, const struct vocab *v, const struct corpus_options *o);
 bool corpus_totals_put(cJSON *to, const struct corpus_totals *t);

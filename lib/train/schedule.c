@@ -31,10 +31,13 @@ static double constant_height(const struct train_schedule *s, uint64_t step) {
 /* Warmup, stable, decay, with the shape 1 - sqrt (Hägele et al. 2024, "Scaling laws and compute-optimal training
  * beyond fixed training durations", arXiv 2405.18392, section 3): the stable part can be made longer without having
  * been planned. */
-static double wsd_height(const struct train_schedule *s, uint64_t step) {
+static double decay_begins(const struct train_schedule *s) {
     double from = (double)s->steps * (1 - s->decay);
-    if (from < (double)peak(s)) from = (double)peak(s);
-    return 1 - sqrt(gone(s, from, step));
+    return from < (double)peak(s) ? (double)peak(s) : from;
+}
+
+static double wsd_height(const struct train_schedule *s, uint64_t step) {
+    return 1 - sqrt(gone(s, decay_begins(s), step));
 }
 
 const struct schedule_type train_schedules[] = {
@@ -54,6 +57,10 @@ double train_schedule_lr(const struct train_schedule *s, uint64_t step) {
     if (step <= s->warmup) return s->lr * (double)step / (double)s->warmup;
     if (s->steps <= peak(s) || !train_schedule_type(s)->falls) return s->lr;
     return s->lr_min + (s->lr - s->lr_min) * train_schedule_type(s)->height(s, step);
+}
+
+bool train_schedule_decays(const struct train_schedule *s, uint64_t step) {
+    return train_schedule_type(s)->has_decay && (double)step > decay_begins(s);
 }
 
 bool train_schedule_equal(const struct train_schedule *a, const struct train_schedule *b) {

@@ -110,6 +110,82 @@ assert_holds() {
     assert_equal "$(count tokens)" 9
 }
 
+@test "a line separates documents, and so does the end of a file" {
+    printf 'one\n<|doc|>\ntwo\nlines\n\n<|doc|>\r\n <|doc|>\n<|doc|>' >text
+    tok -m tiny-llama.rill --separator '<|doc|>' --report r.json text >out
+    assert_equal "$(count documents) $(count empty_documents)" "3 0"
+    tok -m tiny-llama.rill --decode out >back
+    printf 'one\ntwo\nlines\n\n <|doc|>\n' >expected # a line end after each document
+    assert_same back expected
+    printf one >a && printf 'two\n' >b
+    tok -m tiny-llama.rill --report r.json a b text >out
+    assert_equal "$(count documents)" 3
+    cat a b text | tok -m tiny-llama.rill --decode <(tok -m tiny-llama.rill a b text) >back
+    cat a b text >expected
+    assert_same back expected
+    rill tokenize -q -m tiny-llama.rill a b -o out.rill # each is an input of the provenance
+    rill recipe out.rill | grep -qF 'rill-tokenize -m tiny-llama.rill a b' || rill recipe out.rill | grep -qF 'tokenize -m tiny-llama.rill a b'
+    for i in $(seq 300); do echo "$i" >"d$i"; done
+    (ulimit -n 64 && tok -m tiny-llama.rill --report r.json d* >out)
+    assert_equal "$(count documents)" 300
+    check_exit 1 tok -m tiny-llama.rill a missing b
+    assert_stderr_line "missing: *"
+    printf '\037\213\010\0' >packed.gz
+    check_exit 3 tok -m tiny-llama.rill a packed.gz
+    assert_stderr_line "packed.gz: this is compressed by gzip*"
+    printf '{"t":"a"}\n' >good && printf '{"t":1}\n' >bad
+    check_exit 3 tok -m tiny-llama.rill --jsonl t good bad
+    assert_stderr_line 'bad: line 1: *"t"*'
+}
+
+@test "packs are full, and hold documents whole" {
+    for i in $(seq 400); do
+        head -c $((RANDOM % 200)) /dev/zero | tr '\0' x
+        echo " $i"
+    done >lines
+    tok -m tiny-smollm.rill --lines --pack 300 --eos never --report r.json lines >out
+    awk -v tokens="$(count tokens)" -v packs="$(count packs)" 'BEGIN { exit !(tokens > 0.98 * 300 * packs) }'
+    assert_equal "$(count sequences) $(count documents)" "400 400"
+    tok -m tiny-smollm.rill --decode out | sort >got # in another order, each as it was
+    sort lines >expected
+    assert_same got expected
+    tok -m tiny-smollm.rill --lines --pack 300 --packing next-fit --eos never lines | tok -m tiny-smollm.rill --decode >got
+    assert_same got lines
+    tok -m tiny-smollm.rill --lines --pack 300 --eos never -j 1 lines >one
+    tok -m tiny-smollm.rill --lines --pack 300 --eos never --batch-tokens 1 <lines >two
+    rill show one | grep -v '^#' >one.txt || true
+    assert_same out one
+    tok -m tiny-smollm.rill --decode two | sort >got
+    assert_same got expected
+}
+
+@test "what a teacher says of a packed document is what it says of the document alone" {
+    printf 'a first line\nmore of it, longer than the first\nthe end\nand one\n' >lines
+    for packing in best-fit next-fit; do
+        tok -m tiny-qwen2.rill --lines --pack 24 --packing $packing --eos never lines >packed
+        rill teacher-infer -q -m tiny-qwen2.rill packed | rill logit-dump -q --tsv --positions 0:1000 --top 20 | tail -n +2 | cut -f 2- | sort >together
+        while read -r line; do
+            printf %s "$line" | tok -m tiny-qwen2.rill --lines --pack 24 --eos never | rill teacher-infer -q -m tiny-qwen2.rill |
+                rill logit-dump -q --tsv --positions 0:1000 --top 20 | tail -n +2 | cut -f 2-
+        done <lines | sort >alone
+        [ -s alone ]
+        assert_same together alone # to the bit, but for the number of the sequence
+    done
+}
+
+@test "eval does not join what is packed" {
+    printf 'a first line\nmore of it, longer than the first\nthe end\nand one\n' >lines
+    tok -m tiny-qwen2.rill --lines --pack 24 --eos never lines >packed
+    tok -m tiny-qwen2.rill --lines --eos never lines >plain
+    # the same sums in another order
+    { rill eval -q -m tiny-qwen2.rill --precision f32 packed && rill eval -q -m tiny-qwen2.rill --precision f32 --protocol sequences plain; } |
+        sed -E 's/.*"scored":([0-9]+).*"nll":([0-9.]+).*/\1 \2/' >values
+    awk 'NR == 1 { n = $1; nll = $2 } NR == 2 { d = $2 / nll - 1; exit !(n > 20 && $1 == n && d < 1e-6 && d > -1e-6) }' values
+    [ "$(wc -l <values)" -eq 2 ]
+    check_exit 2 rill eval -q -m tiny-qwen2.rill --protocol gptq packed
+    assert_stderr_line "packed is packed, and --protocol gptq would join its documents (sequences, documents)"
+}
+
 @test "a file is a pipe, one thread is many" {
     for i in 1 2 3 4 5 6 7 8; do cat "$ROOT"/lib/*/*.h; done >text
     for how in "--context 100" "--lines" "--lines --context 64 --eos always" ""; do

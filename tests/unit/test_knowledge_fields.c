@@ -129,6 +129,42 @@ static void check_rows(const struct sample *s, const struct knowledge_rows *k, s
     }
 }
 
+/* Sequences in a random order, some of them twice, each alone in a queue or after another. */
+static void check_units(const struct sample *s, const struct buf *bytes) {
+    struct err e;
+    struct stream_reader *scan, *r;
+    struct knowledge_units u = {0};
+    struct rng random = rng_init(4, 0);
+    int fds[] = {file_of(bytes->data, bytes->len), file_of(bytes->data, bytes->len)};
+    OK(stream_reader_open(&scan, fds[0], "in", STREAM_ANY, &e));
+    OK(stream_reader_open(&r, fds[1], "in", STREAM_ANY, &e));
+    OK(knowledge_units_find(&u, scan, &e));
+    assert_int_equal(u.n, s->n_seqs);
+    assert_int_equal(u.positions, s->n_positions);
+    knowledge_units_open(&u, r);
+    for (size_t i = 0; i < 3 * s->n_seqs; i++) {
+        struct knowledge_rows k = {0};
+        size_t seq = (size_t)rng_below(&random, s->n_seqs), other = (size_t)rng_below(&random, s->n_seqs);
+        OK(knowledge_units_read(&u, &u.format, other, &k, &e));
+        OK(knowledge_units_read(&u, &u.format, seq, &k, &e));
+        assert_int_equal(k.n_seqs, 2);
+        assert_int_equal(k.seqs[1], seq);
+        if (i % 2) knowledge_drop(&k, &u.format, 1);
+        if (k.n_seqs == 1) check_rows(s, &k, seq);
+        if (k.n_seqs == 2) {
+            knowledge_rows_release(&k);
+            OK(knowledge_units_read(&u, &u.format, other, &k, &e));
+            check_rows(s, &k, other);
+        }
+        knowledge_rows_release(&k);
+    }
+    knowledge_units_release(&u);
+    stream_reader_free(scan);
+    stream_reader_free(r);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* Batch after batch, dropping what is whole now and then. */
 static void check_stream(const struct sample *s, const struct buf *bytes) {
     struct err e;
@@ -175,6 +211,7 @@ static void fields_come_back(void **state) {
         assert_int_equal(a.len, b.len);
         assert_memory_equal(a.data, b.data, a.len);
         check_stream(&s, &a);
+        check_units(&s, &a);
         buf_release(&a);
         buf_release(&b);
     }
