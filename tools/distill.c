@@ -34,9 +34,8 @@ static struct cli_option options[] = {
      .choices = "resident|stream",
      .fallback = "resident",
      .needs = {"teacher"},
-     .help = "stream: the teacher is read layer by layer for each --micro-tokens positions, and memory holds one "
-             "layer; for losses on "
-             "logits"},
+     .help = "stream: the teacher is read layer by layer, once for each step, or for as much of it as has its hidden "
+             "states in an eighth of the free memory, which else holds one layer"},
     {.name = "exit",
      .type = CLI_STRING,
      .to = &o.exits,
@@ -172,6 +171,11 @@ static struct cli_option options[] = {
      .arg = "GLOB",
      .help = "leave parameters of these names as they are; they take no gradients and no optimizer state. May be "
              "repeated"},
+    {.name = "keep-mask",
+     .type = CLI_FLAG,
+     .to = &o.distill.train.keep_mask,
+     .needs = {"!lora"},
+     .help = "weights that are 0 in the student's matrices stay 0: a model that prune made sparse is trained as it is"},
     {.name = "lora",
      .type = CLI_STRING,
      .to = &o.lora,
@@ -223,6 +227,51 @@ static struct cli_option options[] = {
      .choices = "f32|bf16",
      .fallback = "f32",
      .help = "of the optimizer's moments; bf16, rounded up or down at random, takes half their memory"},
+    {.name = "eval",
+     .type = CLI_STRING,
+     .to = &o.eval,
+     .arg = "FILE",
+     .completes_files = true,
+     .help = "a held-out stream, tokens or knowledge, on which the student is evaluated as it would be saved (with its "
+             "averages, if --ema): eval_ce of its labels and, where it holds a teacher's answers or --teacher gives "
+             "them, eval_kl, named and meant as kl in the log. Values go into --log, --report and the progress line"},
+    {.name = "eval-every",
+     .type = CLI_U64,
+     .to = &o.distill.eval.every,
+     .arg = "STEPS",
+     .fallback = "100",
+     .min = 1,
+     .needs = {"eval"},
+     .help = "steps between two evaluations; there is one after the last step, too"},
+    {.name = "keep-best",
+     .type = CLI_FLAG,
+     .to = &o.distill.train.keep_best,
+     .needs = {"eval"},
+     .help = "write the state with the smallest --eval-metric instead of the last one; the provenance has its step. "
+             "Takes memory for one more copy of what is trained"},
+    {.name = "patience",
+     .type = CLI_U64,
+     .to = &o.distill.eval.patience,
+     .arg = "K",
+     .min = 1,
+     .needs = {"eval", "!plan"},
+     .help = "stop early: after K evaluations in a row that are no improvement"},
+    {.name = "min-delta",
+     .type = CLI_F64,
+     .to = &o.distill.eval.min_delta,
+     .arg = "D",
+     .fallback = "0",
+     .min = 0,
+     .max = 1e6,
+     .needs = {"patience"},
+     .help = "by how much the metric must fall to be an improvement for --patience"},
+    {.name = "eval-metric",
+     .type = CLI_CHOICE,
+     .to = &o.distill.eval.metric,
+     .choices = "kl|ce",
+     .needs = {"keep-best|patience", "!plan"},
+     .help = "what --keep-best and --patience go by (default: kl where the held-out stream or --teacher has answers, "
+             "else ce)"},
     {.name = "log",
      .type = CLI_STRING,
      .to = &o.log,
@@ -234,8 +283,9 @@ static struct cli_option options[] = {
      .help =
          "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
          "tokens, the gradient noise scale (labelled positions in a batch at which noise and gradient weigh the same, "
-         "from steps of several passes; nan: not known), and norms of each --group; --resume goes on after the "
-         "checkpoint's line, and what came after it is cut off"},
+         "from steps of several passes; nan: not known), norms of each --group, and values of --eval (nan: not "
+         "evaluated after this step); --resume goes on after the checkpoint's line, and what came after it is cut "
+         "off"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &o.checkpoint,
@@ -372,6 +422,8 @@ int main(int argc, char **argv) {
             "    a second epoch after the first, of which run.ck is the state\n"
             "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
             "    adapters of the attention's matrices, averaged over the steps\n"
+            "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 corpus.kd.rill > b.rill\n"
+            "    until the held-out divergence has not fallen in three evaluations; the best state is written\n"
             "rill distill -m student.rill --shuffle --mix b.kd.rill=0.5 corpus.kd.rill -o mixed.rill\n"
             "    in random order, a third of it from another file\n"
             "rill distill -m student.rill --schedule wsd --decay-data b.kd.rill corpus.kd.rill -o annealed.rill\n"

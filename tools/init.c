@@ -2,16 +2,13 @@
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 
-static uint64_t layers, hidden, heads, kv_heads, head_dim, ffn, experts, per_token, context, rotary_dims, window;
-static uint64_t window_pattern;
-static double theta, eps;
-static const char *arch, *mup;
-static bool untied;
+static struct arch_shape shape = {.norm_eps = -1};
+static const char *mup;
 
 static const struct cli_option options[] = {
     {.name = "layers",
      .type = CLI_U64,
-     .to = &layers,
+     .to = &shape.layers,
      .arg = "N",
      .required = true,
      .min = 1,
@@ -19,61 +16,69 @@ static const struct cli_option options[] = {
      .help = "number of layers"},
     {.name = "hidden",
      .type = CLI_U64,
-     .to = &hidden,
+     .to = &shape.hidden,
      .arg = "N",
      .required = true,
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "width of the residual stream"},
+     .help = "width of the residual stream; of a bilstm that of both directions together"},
+    {.name = "embed",
+     .type = CLI_U64,
+     .to = &shape.embed,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "width of the embedding that a bilstm reads; 0: hidden"},
+    {.name = "copy-embed",
+     .type = CLI_FLAG,
+     .to = &shape.copy_embed,
+     .help = "begin with the embedding of MODEL; that of a bilstm then has its width"},
     {.name = "heads",
      .type = CLI_U64,
-     .to = &heads,
+     .to = &shape.heads,
      .arg = "N",
-     .required = true,
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "attention heads of a layer"},
+     .help = "attention heads of a layer; required where there is attention"},
     {.name = "kv-heads",
      .type = CLI_U64,
-     .to = &kv_heads,
+     .to = &shape.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "key/value heads of a layer; 0: as many as heads"},
     {.name = "head-dim",
      .type = CLI_U64,
-     .to = &head_dim,
+     .to = &shape.head_dim,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .help = "width of a head; 0: hidden / heads"},
     {.name = "ffn",
      .type = CLI_U64,
-     .to = &ffn,
+     .to = &shape.ffn,
      .arg = "N",
-     .required = true,
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "width of the feed-forward part, or where the architecture has experts of each of these"},
+     .help = "width of the feed-forward part, or where the architecture has experts of each of these; required where "
+             "there is one"},
     {.name = "experts",
      .type = CLI_U64,
-     .to = &experts,
+     .to = &shape.experts,
      .arg = "N",
-     .fallback = "8",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
-     .help = "experts of a layer, where the architecture has some"},
+     .help = "experts of a layer, where the architecture has some; 8 unless it is given"},
     {.name = "experts-per-token",
      .type = CLI_U64,
-     .to = &per_token,
+     .to = &shape.experts_per_token,
      .arg = "N",
-     .fallback = "2",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
-     .help = "how many of them a token takes"},
+     .help = "how many of them a token takes; 2 unless it is given"},
     {.name = "context",
      .type = CLI_U64,
-     .to = &context,
+     .to = &shape.context,
      .arg = "N",
      .fallback = "2048",
      .min = 2,
@@ -81,21 +86,28 @@ static const struct cli_option options[] = {
      .help = "longest sequence"},
     {.name = "arch",
      .type = CLI_STRING,
-     .to = &arch,
+     .to = &shape.arch,
      .arg = "NAME",
      .fallback = "llama",
-     .help = "architecture, one of those that help architectures lists; an encoder gets a masked-LM head"},
+     .help = "architecture, one of those that help architectures lists; an encoder gets a masked-LM head, a "
+             "bilstm a classifier of sequences"},
+    {.name = "classes",
+     .type = CLI_U64,
+     .to = &shape.classes,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "classes of a bilstm; 0: as many as MODEL has, with their names"},
     {.name = "rope-theta",
      .type = CLI_F64,
-     .to = &theta,
+     .to = &shape.rope_theta,
      .arg = "X",
-     .fallback = "10000",
      .min = 1,
      .max = 1e12,
-     .help = "base of the rotary frequencies"},
+     .help = "base of the rotary frequencies; 10000 unless it is given"},
     {.name = "rotary-dims",
      .type = CLI_U64,
-     .to = &rotary_dims,
+     .to = &shape.rotary_dims,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
@@ -104,14 +116,14 @@ static const struct cli_option options[] = {
          "half in phi, all in others"},
     {.name = "window",
      .type = CLI_U64,
-     .to = &window,
+     .to = &shape.window,
      .arg = "N",
      .fallback = "0",
      .max = UINT32_MAX,
      .help = "positions that attention sees, its own included; 0: all before it"},
     {.name = "window-pattern",
      .type = CLI_U64,
-     .to = &window_pattern,
+     .to = &shape.window_pattern,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
@@ -121,13 +133,15 @@ static const struct cli_option options[] = {
              "gemma2, 6 in gemma3, 1 in others"},
     {.name = "norm-eps",
      .type = CLI_F64,
-     .to = &eps,
+     .to = &shape.norm_eps,
      .arg = "X",
-     .fallback = "1e-05",
      .min = 0,
      .max = 0.1,
-     .help = "epsilon of the norms (distilbert's is 1e-12 unless this is given)"},
-    {.name = "untied", .type = CLI_FLAG, .to = &untied, .help = "a separate output matrix instead of the embedding"},
+     .help = "epsilon of the norms; 1e-05 unless it is given, 1e-12 in distilbert"},
+    {.name = "untied",
+     .type = CLI_FLAG,
+     .to = &shape.untied,
+     .help = "a separate output matrix instead of the embedding"},
     {.name = "mup",
      .type = CLI_STRING,
      .to = &mup,
@@ -140,60 +154,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static const char *const expert_options[] = {"experts", "experts-per-token"};
-
-/* Options that the architecture has no place for. */
-static int check_options(const struct cli *c, const struct model_config *config, struct err *e) {
-    if (config->positions != POSITIONS_ROTARY && cli_given(c, "rope-theta"))
-        return err_set(e, ERR_USAGE, "--rope-theta has no effect with --arch %s, which learns its positions", arch);
-    if (config->positions != POSITIONS_ROTARY && rotary_dims)
-        return err_set(e, ERR_USAGE, "--rotary-dims has no effect with --arch %s, which learns its positions", arch);
-    for (size_t i = 0; i < COUNT_OF(expert_options) && !config->experts_per_token; i++)
-        if (cli_given(c, expert_options[i]))
-            return err_set(e, ERR_USAGE, "--%s has no effect with --arch %s, which has no experts", expert_options[i],
-                           arch);
-    return 0;
-}
-
-static void set_windows(struct model_config *config) {
-    uint64_t n = window_pattern ? window_pattern : arch_window_pattern(arch);
-    for (uint32_t i = 0; i < config->n_layers; i++)
-        config->layers[i].window = n > 1 && (i + 1) % n == 0 ? 0 : (uint32_t)window;
-}
-
-static int configure(const struct cli *c, struct model_config *config, const struct model_head *like, struct arena *a,
-                     struct err *e) {
-    if (!kv_heads) kv_heads = heads;
-    if (!head_dim && hidden % heads)
-        return err_set(e, ERR_USAGE, "hidden size %llu is not a multiple of %llu heads: give --head-dim",
-                       (unsigned long long)hidden, (unsigned long long)heads);
-    if (arch_traits(arch, config, e)) return e->code = ERR_USAGE;
-    if (check_options(c, config, e)) return e->code;
-    bool has_experts = config->experts_per_token != 0;
-    if (has_experts) config->experts_per_token = (uint32_t)per_token;
-    config->n_layers = (uint32_t)layers;
-    config->hidden = (uint32_t)hidden;
-    config->context = (uint32_t)context;
-    config->head_dim = (uint32_t)(head_dim ? head_dim : hidden / heads);
-    config->tied = !untied && config->output != OUTPUT_NONE;
-    config->vocab_size = like->config.vocab_size;
-    if (config->norm_eps == 0 || cli_given(c, "norm-eps")) config->norm_eps = (float)eps;
-    if (config->positions == POSITIONS_ROTARY) config->rope.theta = theta, config->rope.dims = (uint32_t)rotary_dims;
-    config->layers = arena_array(a, layers, sizeof *config->layers, e);
-    if (!config->layers) return e->code;
-    for (uint32_t i = 0; i < layers; i++)
-        config->layers[i] = (struct model_layer){.n_heads = (uint32_t)heads,
-                                                 .n_kv_heads = (uint32_t)kv_heads,
-                                                 .ffn = has_experts ? 0 : (uint32_t)ffn,
-                                                 .experts = has_experts ? (uint32_t)experts : 0,
-                                                 .expert_ffn = has_experts ? (uint32_t)ffn : 0};
-    set_windows(config);
-    arch_complete(config);
-    return model_config_check(config, e) ? e->code = ERR_USAGE : 0; /* it is the user's configuration, not a file's */
-}
-
-/* The widths of the base. */
-/* Refused before anything is said of the model. */
+/* The widths of the base; what has none is refused before anything is said of the model. */
 static int read_base(struct cli *c, const struct model_config *config, struct model_mup *base, struct err *e) {
     struct stream_reader *r;
     struct model_head head = {0};
@@ -222,13 +183,15 @@ static int run(struct cli *c, struct err *e) {
     struct arena a = {0};
     int rc = cli_open_stream(c, cli_input_path(c, 0), "vocabulary", STREAM_MODEL, &in, e);
     if (!rc) rc = model_head_read(in, &like, &item, e);
-    if (!rc) rc = configure(c, &config, &like, &a, e);
+    if (!rc) rc = arch_new_config(&shape, &like.config, &config, &a, e);
     if (!rc) rc = read_base(c, &config, &base, e);
     if (!rc) target_warnings(NULL, &config, say, c);
     if (!rc) model_row_warnings(NULL, NULL, &config, say, c);
     if (!rc) rc = cli_open_output(c, &out, e);
     const struct model_mup *widths = mup ? &base : NULL;
     if (!rc) rc = model_init_mup(&m, kernel_cpu(), &config, widths, like.vocab.data, like.vocab.len, cli_seed(c), e);
+    if (!rc && shape.copy_embed) rc = arch_copy_embedding(m, in, &like.config, &item, e);
+    if (!rc) rc = arch_copy_labels(m->meta, &config, &like, e);
     if (!rc) rc = model_save(m, out, DT_F32, e);
     if (!rc) rc = cli_close_output(c, e);
     if (!rc) {
@@ -254,9 +217,13 @@ int main(int argc, char **argv) {
                        "teacher). Matrices are "
                        "normal with deviation 0.02, those that write to the residual stream divided by the root of "
                        "twice the number of layers, "
-                       "as in GPT-2.",
+                       "as in GPT-2. A bilstm is embedding, layers of one LSTM in each direction, the states in "
+                       "which the directions end, a dense layer with relu, classifier; its weights begin as those "
+                       "of PyTorch's modules.",
         .examples = "rill init --layers 2 --hidden 64 --heads 4 --kv-heads 2 --ffn 128 model.rill -o student.rill\n"
-                    "    a small student for model.rill\n",
+                    "    a small student for model.rill\n"
+                    "rill init --arch bilstm --layers 1 --hidden 64 --embed 32 classes.rill -o student.rill\n"
+                    "    an LSTM in both directions, to be taught by the classifier classes.rill\n",
         .options = options,
         .run = run,
     };

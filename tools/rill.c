@@ -11,7 +11,9 @@ static void print_architectures(FILE *out) {
         out,
         "\nImport and export read and write what the second and third column name; '-': export --to gguf refuses.\n"
         "Every program works on every architecture that generates. Encoders (BERT and its like) are imported,\n"
-        "calibrated, pruned, quantized and exported; where logits of the next token are meant, they are refused.\n");
+        "calibrated, pruned, quantized and exported, and so is bilstm, which has no heads or feed-forward parts to\n"
+        "prune. Masked-LM heads and classifiers of sequences teach and learn (teacher-infer, distill, eval). Where\n"
+        "logits of the next token are meant, all of these are refused.\n");
 }
 
 static const struct cli_topic topics[] = {

@@ -43,7 +43,7 @@ static bool put_same(cJSON *to, const struct trainer *t) {
            put_heads(to, o) && json_put_u64(to, "batch-tokens", o->batch_tokens) &&
            json_put_u64(to, "micro-tokens", o->micro_tokens) && json_put_f64(to, "clip", o->clip) &&
            json_put_str(to, "precision", dtype_info(o->precision)->name) &&
-           (!o->mixture || mixture_put(to, o->mixture)) && train_options_put(to, &t->set);
+           (!o->mixture || mixture_put(to, o->mixture)) && train_options_put(to, &t->set) && evaluation_put_same(to, t);
 }
 
 /* An option as it was then and is now; one that is not there was not in use. */
@@ -120,7 +120,7 @@ static bool put_meta(cJSON *meta, const struct trainer *t) {
     bool ok = json_put_str(meta, "kind", stream_kind_name(STREAM_CHECKPOINT)) && put_progress(meta, &t->progress) &&
               json_put_u64(meta, "sequences", t->saved.sequences) && put_digest(meta, "seen", t->saved.seen) &&
               json_put_u64(meta, "data_sequences", t->data_sequences) && put_group_norms(meta, t) &&
-              json_put_u64(meta, "optimizer_updates", t->set.updates + t->progress.step) &&
+              evaluation_put(meta, t) && json_put_u64(meta, "optimizer_updates", t->set.updates + t->progress.step) &&
               json_put_str(meta, "backend", backend_text(backend));
     if (ok && t->data_known) ok = put_digest(meta, "data_digest", t->data_digest);
     cJSON *same = ok && train_plan_put(meta, &t->o.plan) ? cJSON_AddObjectToObject(meta, "options") : NULL;
@@ -208,7 +208,8 @@ static int read_meta(struct trainer *t, const cJSON *meta, struct err *e) {
     const cJSON *options = cJSON_GetObjectItemCaseSensitive(meta, "options");
     if (!cJSON_IsObject(options)) return err_set(e, ERR_DATA, "META has no \"options\"");
     if (check_same(options, t, e) || get_progress(meta, &t->progress, e) || get_data(t, meta, e) ||
-        get_group_norms(t, meta, e) || get_updates(t, meta, e) || train_plan_get(meta, &before, e))
+        get_group_norms(t, meta, e) || get_updates(t, meta, e) || evaluation_get(t, meta, e) ||
+        train_plan_get(meta, &before, e))
         return e->code;
     if (t->progress.step > before.now.steps)
         return err_set(e, ERR_DATA, "\"step\" is past the last one of its schedule");

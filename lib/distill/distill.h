@@ -23,7 +23,24 @@
 /* A teacher that runs beside the student: one of the two, the caller's, as long as the trainer. {0}: none. */
 struct distill_teacher {
     struct model *model;
-    struct model_layerwise *layerwise; /* its weights go by once for each micro-batch */
+    struct model_layerwise
+        *layerwise; /* its weights go by once for each step, or as much of it as memory has room for */
+    double bytes;   /* that its weights take; for trainer_memory alone */
+};
+
+/* A held-out stream that the student is evaluated on between steps, as it would be saved then: with its averages, if
+ * options.train.ema keeps some. Values are means over its labelled positions, at the temperature of its answers: ce, and
+ * kl under loss_kl_name where it holds a teacher's answers, or, of plain tokens, where a teacher runs beside the student. */
+struct distill_eval {
+    /* A reader at the beginning of the stream, for each evaluation and once before the first step. It stays the caller's.
+     * NULL: nothing is evaluated. */
+    int (*open)(void *ctx, struct stream_reader **data, struct err *e);
+    void *ctx;
+    const struct knowledge_format *format; /* of its META; the caller's */
+    uint64_t every;                        /* after so many steps, and at the end */
+    const char *metric; /* what decides over better and worse: "kl" or "ce"; NULL: kl if there is one */
+    uint64_t patience;  /* the run ends after so many evaluations in a row without improvement; 0: it does not */
+    double min_delta;   /* less is no improvement for patience */
 };
 
 struct mixture;
@@ -39,6 +56,7 @@ struct distill_options {
     uint64_t batch_tokens;      /* positions per optimizer step, at least */
     uint64_t micro_tokens;      /* positions per forward and backward, at most (but one sequence) */
     double clip;                /* largest norm of the gradient; 0: any */
+    struct distill_eval eval;   /* with train.keep_best the result is the best state that it has seen */
     enum dtype precision;       /* of the tape: DT_F32 or DT_BF16 */
     bool recompute; /* layers run again in backward (grad_recompute): less memory, more time, the same bits */
 };
@@ -65,8 +83,8 @@ int distill_count(struct stream_reader *r, const struct distill_options *o, stru
  */
 struct trainer;
 /* The model stays the caller's and gets gradients. ERR_DATA when the knowledge does not fit it (knowledge_fit), when its logits are
- * not of the next token (model_check_next_token), which all knowledge is about, when the teacher has another vocabulary, or when there
- * is not what the losses need (loss_list_bind). */
+ * not of the next token (model_check_next_token), which all knowledge is about, when the teacher has another vocabulary, when there
+ * is not what the losses need (loss_list_bind), or when the held-out stream, which is read through, is damaged or has no labels. */
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,
                 const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* The format of the rows that the trainer is fed: what it was made with, fitted to the student. */
@@ -84,6 +102,18 @@ int trainer_end_epoch(struct trainer *t, struct err *e) MUST_CHECK;
  * is only good for trainer_progress, trainer_save and trainer_free. */
 void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx);
 
+#define DISTILL_MAX_METRICS 2
+struct distill_evaluation {
+    uint64_t step; /* after which it was; 0: there has been none */
+    struct {
+        char name[LOSS_NAME + 8]; /* "eval_kl" */
+        double value;
+    } values[DISTILL_MAX_METRICS];
+    size_t n, metric;            /* n 0: the run has no evaluation; metric: the one that decides */
+    uint64_t best_step;          /* of the smallest value so far */
+    double best, mark;           /* it; that of the last improvement by more than min_delta */
+    uint64_t wait, longest_wait; /* evaluations since that one; the most there have been */
+};
 struct distill_progress {
     uint64_t step, epoch; /* steps taken, epochs completed */
     uint64_t positions;   /* trained on, all epochs */
@@ -99,15 +129,23 @@ struct distill_progress {
     double group_norm[1 + TRAIN_MAX_GROUPS]; /* of each group of options.train, the rest first */
     struct train_noise noise;                /* of the steps so far that had several passes, while there is a log */
     uint64_t first_seq;                      /* number of the first sequence of the last step */
+    struct distill_evaluation eval;          /* the last one */
 };
 void trainer_progress(const struct trainer *t, struct distill_progress *p);
+/* Evaluates the student. A trainer that is told to stop returns without having done so (progress.eval.step is not step then).
+ * ERR_DATA when a value is not finite. */
+int trainer_evaluate(struct trainer *t, struct err *e) MUST_CHECK;
+bool trainer_evaluation_due(const struct trainer *t); /* the last step asks for one, and there has been none */
+bool trainer_waited_enough(const struct trainer *t);  /* options.eval.patience is at its end */
 /* Its plan in the shortest form; after trainer_restore with what came before the checkpoint. Owned by the trainer. */
 const struct train_plan *trainer_plan(const struct trainer *t);
 
 /* Where the memory goes, in bytes: the model's, the optimizer's, and the largest need of a step so far (struct grad_memory). */
 struct distill_memory {
     double weights, gradients, optimizer;
+    double best; /* a copy of the best state; not in optimizer */
     double values, value_gradients, scratch;
+    double teacher, evaluation; /* a teacher in the process, its weights included; what evaluations need beside these */
 };
 void trainer_memory(const struct trainer *t, struct distill_memory *m);
 
@@ -183,8 +221,8 @@ struct distill_run {
     struct knowledge_format format;
     /* A reader at the beginning of the data: called for each epoch, without a mixture. It stays the caller's. */
     int (*open)(void *ctx, struct stream_reader **data, struct err *e);
-    /* A file that gets a line for each step (step, each loss, lr, gradient norm, positions), after a line
-     * of names; NULL: none. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
+    /* A file that gets a line for each step (step, each loss, lr, gradient norm, positions; values of an evaluation after it, else nan), after a line
+     * of names; NULL: none. The values of an evaluation at the end replace the last line, or in a pipe follow as another one of that step. A run that goes on from a checkpoint goes on in its log: lines after the checkpoint's step are cut off, and ERR_DATA says that
      * it is the log of another run. Nothing in the file changes before the first step is taken. */
     const char *log;
     /* Does what trainer_save is for: after each save_every steps, when asked to, when stopped and at the end. NULL: never */
@@ -195,13 +233,16 @@ struct distill_run {
     void (*stepped)(void *ctx, const struct distill_progress *p, double tokens_per_second); /* NULL: nobody watches */
     void *ctx;
     double tokens_per_second; /* OUT: of this run, without what was trained before a checkpoint */
-    double seconds;           /* OUT: from the first step to the last */
+    double seconds;           /* OUT: from the first step to the last, without evaluations */
+    double eval_seconds;      /* OUT: of all evaluations */
     bool has_kl;              /* OUT: a loss is kl, on the last head; of the first one: */
     double first_kl, last_kl; /* OUT: its value at this run's first step and at its last */
     double mean_context;      /* OUT: positions that a position has attended to, itself included, on average */
     bool stopped;             /* OUT: by stop_wanted */
+    bool stopped_early;       /* OUT: by options.eval.patience */
 };
-/* The loop above, from where the trainer is to the last step of the plan or the end of the last epoch. ERR_USAGE when a restored
+/* The loop above, from where the trainer is to the last step of the plan or the end of the last epoch, with evaluations. One that is
+ * made only because the run ends comes after the last checkpoint, which a longer run may go on from. ERR_USAGE when a restored
  * trainer is past that epoch. */
 int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CHECK;
 
@@ -210,13 +251,15 @@ int distill_run(struct trainer *t, struct distill_run *r, struct err *e) MUST_CH
 struct distill_forecast {
     uint64_t steps;
     double positions, passes;
-    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints */
+    double seconds, tokens_per_second; /* from the first step to the last, without checkpoints and evaluations */
+    uint64_t evaluations;
+    double eval_seconds; /* of all of them */
     struct distill_memory memory;
     double peak_bytes;       /* of the whole process */
     double model_bytes;      /* of the result, before a codec */
     double checkpoint_bytes; /* of one checkpoint's tensors */
 };
-/* Instead of distill_run: measures a pass and an update, warm, and multiplies. The trainer and its model are then
+/* Instead of distill_run: measures a pass, with all who teach, an update, and a pass of an evaluation, warm, and multiplies. The trainer and its model are then
  * good for trainer_free and model_free only. `x` is of r's data. */
 int distill_predict(struct trainer *t, struct distill_run *r, const struct distill_extent *x,
                     struct distill_forecast *f, struct err *e) MUST_CHECK;

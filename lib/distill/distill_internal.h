@@ -10,6 +10,19 @@ struct place {
     struct digest seen;
 };
 
+struct evaluation {
+    struct knowledge_format format; /* fitted to the student */
+    struct loss_list losses;        /* kl where there is a teacher, and ce */
+    bool live;                      /* the teacher beside the student is asked */
+    bool begun;                     /* the reading before the first step is over */
+    struct grad_tape *tape;
+    struct knowledge_rows rows;
+    struct digest_state *seen; /* of the reading before the first step, with what came of it: */
+    struct digest digest;
+    struct distill_extent extent; /* without steps */
+    uint64_t labelled;
+};
+
 struct trainer {
     struct model *m; /* the caller's */
     struct distill_options o;
@@ -21,7 +34,11 @@ struct trainer {
     /* The points of the student that losses want, then those of the exits; the teacher's. */
     struct model_want wants[LOSS_MAX_POINTS + LOSS_MAX_EXITS], teacher_wants[LOSS_MAX_POINTS];
     struct grad_tape *teacher_tape, *ema_tape; /* of the model's averages, where they teach; NULL: they do not */
-    struct buf *teacher_taps; /* [n_of_teacher] of a teacher layer by layer: rows of its points in f32 */
+    /* A teacher layer by layer runs ahead over the micro-batches of a step: over so many positions, of which `ahead_at` have been
+     * asked for and `ahead_row` is the first of those asked for last; most_ahead: as many as memory is taken for. */
+    uint64_t ahead, ahead_at, ahead_row, most_ahead;
+    struct buf ahead_inputs;  /* struct model_input */
+    struct buf *teacher_taps; /* [n_of_teacher] rows of its points in f32 */
 
     /* Data: what is queued, and how much of it has been through forward and backward. */
     struct knowledge_rows rows;
@@ -52,6 +69,8 @@ struct trainer {
     uint64_t first_labelled; /* ... over so many labelled positions; 0: not measured */
     double contexts;         /* positions that those used since the trainer was made or restored have attended to */
 
+    struct evaluation *eval; /* NULL: there is none */
+
     struct distill_progress progress;
     struct buf row_weight, starts, field, sampled; /* of a micro-batch */
 };
@@ -74,6 +93,11 @@ bool distill_put_losses(cJSON *to, const struct distill_progress *p);
 /* Is there one that fits the student? ERR_DATA. */
 int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) MUST_CHECK;
 const struct model *teacher_model(const struct distill_teacher *d); /* NULL: none */
+/* Before the passes over the sequences of `rows` from number seq and `position` on, of which the step needs `enough` positions (0: no
+ * matter how many): a teacher layer by layer runs over those that can be cut (`last`: no rows follow). *ready = false: they are too few.
+ * Does nothing while there are positions that it has run over, and for any other teacher. */
+int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
+                      uint64_t enough, bool last, bool *ready, struct err *e) MUST_CHECK;
 /* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
 int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
                     struct err *e) MUST_CHECK;
@@ -86,6 +110,18 @@ int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct 
 /* A point of the teacher beside the student, of the last pass; false: it has none. */
 bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
 
+/* ---- evaluate.c ------------------------------------------------------------------------------------------------------ */
+
+int evaluation_begin(struct trainer *t, struct err *e) MUST_CHECK;
+void evaluation_release(struct trainer *t);
+/* A forward pass over the first n_seqs sequences of t->eval->rows: sums of the metrics grow. */
+int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
+/* Members of a checkpoint's "options", and of its META. */
+bool evaluation_put_same(cJSON *to, const struct trainer *t);
+bool evaluation_put(cJSON *meta, const struct trainer *t);
+/* After step and options are known. ERR_USAGE when this run's patience would have ended that run before. */
+int evaluation_get(struct trainer *t, const cJSON *meta, struct err *e) MUST_CHECK;
+
 /* ---- log.c: the lines of the steps ------------------------------------------------------------------------------------- */
 
 struct step_log {
@@ -96,11 +132,15 @@ struct step_log {
     bool regular; /* a file that can be cut; else a pipe or a device */
     bool begun;   /* cut to `keep`, and has its line of names */
     uint64_t keep;
+    struct buf rest;          /* of the checkpoint's line what follows `keep`: its evaluation and the end of the line */
+    uint64_t evaluation, end; /* where that is in the last line, in a regular file; where the file ends */
 };
 /* Opens the file (path NULL: does nothing, as all of these do then) and, for a restored trainer, looks for its
  * place in it. */
 int step_log_open(struct step_log *l, const char *path, const struct trainer *t, struct err *e) MUST_CHECK;
 int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) MUST_CHECK;
+/* Once more the line that was put last, with the values of an evaluation after it. */
+int step_log_amend(struct step_log *l, const struct distill_progress *p, struct err *e) MUST_CHECK;
 /* To disk: a checkpoint must not outlive its log. */
 int step_log_sync(struct step_log *l, struct err *e) MUST_CHECK;
 /* The run is done: lines after its last step go, even when it had no step to take. */

@@ -63,15 +63,19 @@ struct measured {
     double positions;            /* of the pass that was measured */
     double pass, update;         /* seconds of each, warm */
     double read, read_positions; /* seconds of reading and decoding so many */
+    double ahead;                /* seconds a position of a teacher layer by layer, which runs over a step at once */
+    double eval_pass, eval_positions; /* of a pass of an evaluation; 0: there is none */
+    double eval_ahead;                /* as `ahead`, for evaluations */
 };
 
-/* Feeds rows until there is a pass. */
+/* Feeds rows until there is a pass, and all that a teacher runs over at once. */
 static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
                      struct err *e) {
     struct knowledge_stream data = {.meta = &d->format, .format = trainer_format(t)};
     struct knowledge_source source = knowledge_stream_source(&data);
     double begin = trainer_now();
-    bool more = true;
+    double ran = 0;
+    bool more = true, ready = false;
     int rc = 0;
     if (t->o.mixture) {
         source = mixture_source(t->o.mixture, trainer_format(t));
@@ -80,14 +84,18 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
         rc = d->open(d->ctx, &data.r, e);
     }
     *n_seqs = 0;
-    while (!rc && more && !*n_seqs) {
+    while (!rc && more && !(*n_seqs && ready)) {
         rc = trainer_feed(t, &source, &more, e);
         if (rc) break;
         *n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, t->o.batch_tokens, !more, n_positions);
+        double before = trainer_now();
+        rc = teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens, !more, &ready, e);
+        ran += trainer_now() - before;
     }
     knowledge_stream_release(&data);
-    m->read = trainer_now() - begin;
+    m->read = trainer_now() - begin - ran;
     m->read_positions = (double)t->rows.n_positions;
+    if (t->ahead) m->ahead = ran / (double)t->ahead;
     return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
 }
 
@@ -97,9 +105,12 @@ static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
     m->positions = (double)n_positions;
     if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
     double begin = trainer_now(), took = 0;
-    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin)
+    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
+        t->ahead_at = 0; /* the same positions again */
         if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    }
     m->pass = took / repeats;
+    t->ahead = t->ahead_at = 0;
     if (trainer_update(t, e)) return e->code;
     for (begin = trainer_now(), took = 0, repeats = 0; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS);
          repeats++, took = trainer_now() - begin) {
@@ -107,6 +118,40 @@ static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
         if (trainer_update(t, e)) return e->code;
     }
     m->update = took / repeats;
+    return 0;
+}
+
+static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_positions, struct measured *m, struct err *e) {
+    struct evaluation *v = t->eval;
+    struct knowledge_stream data = {.meta = t->o.eval.format, .format = &v->format};
+    struct knowledge_source source = knowledge_stream_source(&data);
+    bool more = true, ready;
+    int rc = t->o.eval.open(t->o.eval.ctx, &data.r, e);
+    while (!rc && more && !*n_seqs) {
+        rc = source.next(source.ctx, &v->rows, &more, e);
+        if (!rc) *n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, !more, n_positions);
+    }
+    knowledge_stream_release(&data);
+    double begin = trainer_now();
+    if (!rc && v->live) rc = teacher_run_ahead(t, &v->rows, 0, 0, 0, !more, &ready, e);
+    if (t->ahead) m->eval_ahead = (trainer_now() - begin) / (double)t->ahead;
+    return rc;
+}
+
+/* The first pass of the held-out stream. */
+static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
+    size_t n_seqs = 0, n_positions = 0;
+    int repeats = 0;
+    if (!t->eval) return 0;
+    loss_list_begin_step(&t->eval->losses, 1, 1);
+    if (feed_evaluation(t, &n_seqs, &n_positions, m, e) || evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
+    double begin = trainer_now(), took = 0;
+    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
+        t->ahead_at = 0;
+        if (evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
+    }
+    m->eval_pass = took / repeats;
+    m->eval_positions = (double)n_positions;
     return 0;
 }
 
@@ -134,6 +179,21 @@ static void count(const struct trainer *t, const struct distill_run *d, const st
     double per_step = 1 / (double)x->steps;
     f->positions = (double)f->steps * (double)x->positions * per_step;
     f->passes = (double)f->steps * (double)x->passes * per_step;
+    /* after every so many steps, and after the last one */
+    uint64_t every = t->o.eval.every, first = t->progress.step, last = first + f->steps;
+    if (t->eval) f->evaluations = last / every - first / every + (last % every != 0);
+}
+
+/* Activations grow with the positions of a pass: from those of the one that was measured to those of the largest. */
+static void grow(struct distill_memory *m, double by, const struct trainer *t) {
+    m->values *= by;
+    m->value_gradients *= by;
+    m->teacher = t->o.teacher.bytes + (m->teacher - t->o.teacher.bytes) * by;
+}
+
+static double sum(const struct distill_memory *m) {
+    return m->weights + m->gradients + m->optimizer + m->best + m->values + m->value_gradients + m->scratch +
+           m->teacher + m->evaluation;
 }
 
 int distill_predict(struct trainer *t, struct distill_run *d, const struct distill_extent *x,
@@ -144,17 +204,21 @@ int distill_predict(struct trainer *t, struct distill_run *d, const struct disti
     *f = (struct distill_forecast){0};
     count(t, d, x, f);
     t->skip = 0; /* any of the data will do */
-    if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e)) return e->code;
+    if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e) ||
+        measure_evaluation(t, &m, e))
+        return e->code;
+    if (t->eval)
+        f->eval_seconds = (double)f->evaluations * (double)t->eval->extent.positions *
+                          (m.eval_pass / m.eval_positions + m.eval_ahead);
     f->seconds =
-        f->positions * m.pass / m.positions + (double)f->steps * m.update + f->positions * m.read / m.read_positions;
+        f->positions * (m.pass / m.positions + m.ahead + m.read / m.read_positions) + (double)f->steps * m.update;
     f->tokens_per_second = f->seconds > 0 ? f->positions / f->seconds : 0;
     trainer_memory(t, memory);
-    double grows = (double)x->largest_pass / m.positions - 1; /* activations with the positions of a pass */
-    f->peak_bytes = process_peak() + (grows > 0 ? grows * (memory->values + memory->value_gradients) : 0);
-    if (grows > 0) {
-        memory->values *= 1 + grows;
-        memory->value_gradients *= 1 + grows;
-    }
+    double measured = sum(memory);
+    if ((double)x->largest_pass > m.positions) grow(memory, (double)x->largest_pass / m.positions, t);
+    if (t->eval && (double)t->eval->extent.largest_pass > m.eval_positions)
+        memory->evaluation *= (double)t->eval->extent.largest_pass / m.eval_positions;
+    f->peak_bytes = process_peak() + sum(memory) - measured;
     f->model_bytes = model_bytes(t->m);
     f->checkpoint_bytes = (double)param_set_elements(&t->set) * sizeof(float) + (double)param_set_saved_bytes(&t->set);
     return 0;

@@ -14,6 +14,7 @@
 
 #include "lib/distill/distill_internal.h"
 
+/* Names and values of evaluations come last: of a step's line, what is before them is the same with one and without. */
 static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
     const struct distill_progress *p = l->names;
     int rc = buf_printf(b, e, "step\t");
@@ -21,10 +22,11 @@ static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
     if (!rc) rc = buf_printf(b, e, "lr\tgrad_norm\ttokens\tnoise_scale");
     for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
         rc = buf_printf(b, e, "\tgrad_norm:%s", i ? l->groups->groups[i - 1].glob : "rest");
+    for (size_t i = 0; !rc && i < p->eval.n; i++) rc = buf_printf(b, e, "\t%s", p->eval.values[i].name);
     return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
-static int put_line(struct buf *b, const struct step_log *l, const struct distill_progress *p, struct err *e) {
+static int put_step(struct buf *b, const struct step_log *l, const struct distill_progress *p, struct err *e) {
     int rc = buf_printf(b, e, "%" PRIu64 "\t", p->step);
     for (size_t i = 0; i < p->n_losses && !rc; i++) rc = buf_printf(b, e, "%.6g\t", p->losses[i].value);
     if (!rc) rc = buf_printf(b, e, "%.6g\t%.6g\t%" PRIu64 "\t", p->lr, p->grad_norm, p->positions);
@@ -32,6 +34,14 @@ static int put_line(struct buf *b, const struct step_log *l, const struct distil
     if (!rc) rc = isnan(noise) ? buf_append(b, "nan", 3, e) : buf_printf(b, e, "%.6g", noise);
     for (size_t i = 0; !rc && l->groups->n_groups && i <= l->groups->n_groups; i++)
         rc = buf_printf(b, e, "\t%.6g", p->group_norm[i]);
+    return rc;
+}
+
+static int put_evaluation(struct buf *b, const struct distill_progress *p, struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; !rc && i < p->eval.n; i++)
+        rc = p->eval.step == p->step ? buf_printf(b, e, "\t%.6g", p->eval.values[i].value)
+                                     : buf_append(b, "\tnan", 4, e);
     return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
@@ -63,9 +73,10 @@ static bool is_line_of(const char *text, size_t n, uint64_t step) {
     return n >= length && memcmp(text, number, length) == 0;
 }
 
-/* *keep is where the line of the step ends; it must be `line`. A file without any step is begun with the next one. */
+/* *keep is where the step's own part of its line ends, which must be `line`: what an evaluation after the checkpoint has added
+ * is cut off. *found: there is one. A file without any step is begun with the next one. */
 static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *names,
-                      const struct buf *line, uint64_t *keep, struct err *e) {
+                      const struct buf *line, uint64_t *keep, bool *found, struct err *e) {
     const char *text = (const char *)file->data;
     size_t at = line_length(text, file->len), n = at < names->len ? at : names->len;
     if (at > names->len || (n && memcmp(text, names->data, n) != 0))
@@ -79,10 +90,12 @@ static int find_place(const char *path, const struct buf *file, uint64_t step, c
     for (; at < file->len; at += n) {
         n = line_length(text + at, file->len - at);
         if (!is_line_of(text + at, n, step)) continue;
-        if (n != line->len || memcmp(text + at, line->data, n) != 0)
+        if (n < line->len || memcmp(text + at, line->data, line->len) != 0 ||
+            (n > line->len && !strchr("\t\n", text[at + line->len])))
             return err_set(e, ERR_DATA, "%s is the log of another run: its step %" PRIu64 " is not the checkpoint's",
                            path, step);
-        *keep = at + n;
+        *keep = at + line->len;
+        *found = true;
         return 0;
     }
     return err_set(e, ERR_DATA, "%s has no line of step %" PRIu64 ", which the checkpoint is at", path, step);
@@ -90,10 +103,12 @@ static int find_place(const char *path, const struct buf *file, uint64_t step, c
 
 static int look(struct step_log *l, const struct distill_progress *p, struct err *e) {
     struct buf file = {0}, names = {0}, line = {0};
+    bool found = false;
     int rc = read_file(l->path, &file, e);
     if (!rc) rc = put_names(&names, l, e);
-    if (!rc) rc = put_line(&line, l, p, e);
-    if (!rc) rc = find_place(l->path, &file, p->step, &names, &line, &l->keep, e);
+    if (!rc) rc = put_step(&line, l, p, e);
+    if (!rc) rc = find_place(l->path, &file, p->step, &names, &line, &l->keep, &found, e);
+    if (!rc && found) rc = put_evaluation(&l->rest, p, e);
     buf_release(&file);
     buf_release(&names);
     buf_release(&line);
@@ -112,30 +127,55 @@ int step_log_open(struct step_log *l, const char *path, const struct trainer *t,
     return l->regular && t->restored ? look(l, &t->progress, e) : 0;
 }
 
-static int write_text(const struct step_log *l, const struct buf *text, struct err *e) {
+static int write_text(struct step_log *l, const struct buf *text, struct err *e) {
+    l->end += text->len;
     return fd_write(l->fd, text->data, text->len) ? 0 : err_sys(e, errno, "%s", l->path);
+}
+
+static int cut(struct step_log *l, uint64_t length, struct err *e) {
+    if (l->regular && ftruncate(l->fd, (off_t)length)) return err_sys(e, errno, "%s", l->path);
+    l->end = length;
+    return 0;
 }
 
 static int begin(struct step_log *l, struct err *e) {
     struct buf names = {0};
     if (l->begun) return 0;
-    if (l->regular && ftruncate(l->fd, (off_t)l->keep)) return err_sys(e, errno, "%s", l->path);
+    if (cut(l, l->keep, e)) return e->code;
     l->begun = true;
-    if (l->keep) return 0;
-    int rc = put_names(&names, l, e);
-    if (!rc) rc = write_text(l, &names, e);
+    l->evaluation = l->end;
+    int rc = l->keep ? 0 : put_names(&names, l, e);
+    if (!rc) rc = write_text(l, l->keep ? &l->rest : &names, e);
     buf_release(&names);
     return rc;
+}
+
+static int write_evaluation(struct step_log *l, const struct distill_progress *p, struct err *e) {
+    l->rest.len = 0;
+    return put_evaluation(&l->rest, p, e) ? e->code : write_text(l, &l->rest, e);
 }
 
 int step_log_put(struct step_log *l, const struct distill_progress *p, struct err *e) {
     struct buf line = {0};
     if (l->fd < 0) return 0;
     int rc = begin(l, e);
-    if (!rc) rc = put_line(&line, l, p, e);
+    if (!rc) rc = put_step(&line, l, p, e);
+    size_t n = line.len;
+    if (!rc) rc = put_evaluation(&line, p, e);
     if (!rc) rc = write_text(l, &line, e);
+    l->evaluation = l->end - (line.len - n);
     buf_release(&line);
     return rc;
+}
+
+int step_log_amend(struct step_log *l, const struct distill_progress *p, struct err *e) {
+    if (l->fd < 0) return 0;
+    if (l->begun && !l->regular) return step_log_put(l, p, e);
+    /* A kill between the two leaves the step's part, by which a checkpoint knows the line. */
+    if (l->begun) return cut(l, l->evaluation, e) ? e->code : write_evaluation(l, p, e);
+    if (!l->rest.len) return 0;
+    l->rest.len = 0; /* it will be written so */
+    return put_evaluation(&l->rest, p, e);
 }
 
 int step_log_sync(struct step_log *l, struct err *e) {
@@ -154,4 +194,5 @@ int step_log_end(struct step_log *l, struct err *e) {
 void step_log_release(struct step_log *l) {
     if (l->fd >= 0) close(l->fd);
     l->fd = -1;
+    buf_release(&l->rest);
 }

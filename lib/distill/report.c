@@ -10,11 +10,22 @@ bool distill_put_losses(cJSON *to, const struct distill_progress *p) {
     return ok;
 }
 
+static bool put_evaluation(cJSON *to, const struct trainer *t, const struct distill_run *r) {
+    const struct distill_evaluation *v = &t->progress.eval;
+    bool ok = true;
+    if (!v->step) return true;
+    for (size_t i = 0; ok && i < v->n; i++) ok = json_put_f64(to, v->values[i].name, v->values[i].value);
+    return ok && json_put_u64(to, "evaluated_step", v->step) && json_put_str(to, "metric", v->values[v->metric].name) &&
+           json_put_f64(to, "best", v->best) && json_put_u64(to, "best_step", v->best_step) &&
+           json_put_bool(to, "stopped_early", r->stopped_early) &&
+           json_put_f64(to, "evaluation_seconds", r->eval_seconds);
+}
+
 bool distill_put_run(cJSON *to, const struct trainer *t, const struct distill_run *r) {
     const struct distill_progress *p = &t->progress;
     return json_put_u64(to, "steps", p->step) && json_put_u64(to, "positions", p->positions) &&
            distill_put_losses(to, p) && json_put_f64(to, "loss", p->loss) &&
-           json_put_f64(to, "tokens_per_second", r->tokens_per_second);
+           json_put_f64(to, "tokens_per_second", r->tokens_per_second) && put_evaluation(to, t, r);
 }
 
 /* The losses with all their keys. */
@@ -29,6 +40,8 @@ static bool put_loss_texts(cJSON *settings, const struct loss_list *l) {
 
 bool distill_put_settings(cJSON *to, const struct trainer *t) {
     const struct train_schedule *now = &t->o.plan.now;
+    const struct distill_evaluation *v = &t->progress.eval;
+    if (t->set.kept && !json_put_u64(to, "best-step", v->best_step)) return false; /* what is written is of this step */
     return json_put_u64(to, "steps", now->steps) && json_put_u64(to, "warmup", now->warmup) &&
            json_put_f64(to, "lr-min", now->lr_min) && put_loss_texts(to, &t->losses);
 }
@@ -43,13 +56,14 @@ int distill_put_speed(cJSON *to, const struct trainer *t, const struct distill_r
     double positions = r->tokens_per_second * r->seconds, flops = distill_flops(t, r->mean_context), peak;
     double fell = r->first_kl - r->last_kl;
     if (distill_peak(kernel_cpu(), t->o.precision, &peak, e)) return e->code;
+    double seconds = r->seconds + r->eval_seconds;
     bool ok = json_put_f64(to, "training_seconds", r->seconds) && json_put_f64(to, "flops_per_token", flops) &&
               json_put_f64(to, "peak_flops", peak) &&
               json_put_f64(to, "share_of_peak", flops * r->tokens_per_second / peak) &&
-              put_cost(to, price, r->seconds, positions);
+              put_cost(to, price, seconds, positions);
     if (ok && r->has_kl) ok = json_put_f64(to, "recovered", fell);
     if (ok && r->has_kl && price > 0)
-        ok = json_put_f64_or_null(to, "cost_per_unit_recovered", fell > 0 ? price * r->seconds / 3600 / fell : NAN);
+        ok = json_put_f64_or_null(to, "cost_per_unit_recovered", fell > 0 ? price * seconds / 3600 / fell : NAN);
     return ok ? 0 : err_nomem(e, "report");
 }
 
@@ -62,17 +76,22 @@ bool distill_put_forecast(cJSON *to, const struct distill_forecast *f, double pr
                 {"passes", f->passes},
                 {"training_seconds", f->seconds},
                 {"tokens_per_second", f->tokens_per_second},
+                {"evaluations", (double)f->evaluations},
+                {"evaluation_seconds", f->eval_seconds},
                 {"peak_memory_bytes", f->peak_bytes},
                 {"weights_bytes", f->memory.weights},
                 {"gradients_bytes", f->memory.gradients},
                 {"optimizer_bytes", f->memory.optimizer},
                 {"activations_bytes", f->memory.values + f->memory.value_gradients},
                 {"scratch_bytes", f->memory.scratch},
+                {"best_bytes", f->memory.best},
+                {"teacher_bytes", f->memory.teacher},
+                {"evaluation_bytes", f->memory.evaluation},
                 {"model_bytes", f->model_bytes},
                 {"checkpoint_bytes", f->checkpoint_bytes}};
     bool ok = true;
     for (size_t i = 0; ok && i < COUNT_OF(rows); i++) ok = json_put_f64(to, rows[i].key, rows[i].value);
-    return ok && put_cost(to, price, f->seconds, f->positions);
+    return ok && put_cost(to, price, f->seconds + f->eval_seconds, f->positions);
 }
 
 char *distill_memory_text(const struct trainer *t, char out[DISTILL_TEXT]) {
@@ -80,9 +99,9 @@ char *distill_memory_text(const struct trainer *t, char out[DISTILL_TEXT]) {
     trainer_memory(t, &m);
     snprintf(out, DISTILL_TEXT,
              "memory in MB: weights %.4g, gradients %.4g, optimizer %.4g, activations %.4g, their gradients %.4g, "
-             "operands and logits %.4g",
+             "operands and logits %.4g, best state %.4g, teacher %.4g, evaluation %.4g",
              m.weights / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.values / 1e6, m.value_gradients / 1e6,
-             m.scratch / 1e6);
+             m.scratch / 1e6, m.best / 1e6, m.teacher / 1e6, m.evaluation / 1e6);
     return out;
 }
 

@@ -29,6 +29,18 @@ static int save(struct run *r, struct err *e) {
     return 0;
 }
 
+/* Time that it takes is no time of training. */
+static int evaluate(struct run *r, struct err *e) {
+    double begin = trainer_now();
+    int rc = trainer_evaluate(r->t, e);
+    r->d->eval_seconds += trainer_now() - begin;
+    return rc;
+}
+
+static double trained_seconds(const struct run *r) {
+    return trainer_now() - r->started - r->d->eval_seconds;
+}
+
 static void note_kl(struct run *r) {
     const struct loss_list *l = &r->t->losses;
     size_t i = 0;
@@ -43,7 +55,8 @@ static int after_step(struct run *r, struct err *e) {
     const struct distill_progress *p = &r->t->progress;
     note_kl(r);
     r->saved = false;
-    d->tokens_per_second = (double)(p->positions - r->started_positions) / (trainer_now() - r->started);
+    d->tokens_per_second = (double)(p->positions - r->started_positions) / trained_seconds(r);
+    if (trainer_evaluation_due(r->t) && evaluate(r, e)) return e->code;
     if (d->stepped) d->stepped(d->ctx, p, d->tokens_per_second);
     if (step_log_put(&r->log, p, e)) return e->code;
     if (!d->save) return 0;
@@ -61,7 +74,8 @@ static bool stopped(void *ctx) {
 }
 
 static bool done(struct run *r) {
-    return r->t->progress.step == r->t->o.plan.now.steps || stopped(r);
+    r->d->stopped_early = trainer_waited_enough(r->t);
+    return r->t->progress.step == r->t->o.plan.now.steps || r->d->stopped_early || stopped(r);
 }
 
 /* All steps that the queue is good for. */
@@ -123,18 +137,34 @@ static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) 
     return err_set(e, ERR_USAGE, "the checkpoint is in epoch %" PRIu64 ", this run has %" PRIu64, begun, epochs);
 }
 
+/* A checkpoint that was written while its evaluation was stopped. */
+static int catch_up(struct run *r, struct err *e) {
+    if (!trainer_evaluation_due(r->t)) return 0;
+    return evaluate(r, e) ? e->code : step_log_amend(&r->log, &r->t->progress, e);
+}
+
+/* The last step has no evaluation of its own: this one is in no checkpoint, because a longer run has none here. */
+static int evaluate_end(struct run *r, struct err *e) {
+    const struct distill_progress *p = &r->t->progress;
+    if (!r->t->eval || !p->step || p->eval.step == p->step || stopped(r)) return 0;
+    return evaluate(r, e) ? e->code : step_log_amend(&r->log, p, e);
+}
+
 int distill_run(struct trainer *t, struct distill_run *d, struct err *e) {
     struct run r = {.t = t, .d = d, .started = trainer_now(), .started_positions = t->progress.positions, .log.fd = -1};
     d->stopped = false;
+    d->eval_seconds = 0;
     trainer_stop_when(t, stopped, &r);
     t->watch_noise = d->log != NULL;
     int rc = check_epoch(t, most_epochs(t, d), e);
     if (!rc) rc = step_log_open(&r.log, d->log, t, e);
+    if (!rc) rc = catch_up(&r, e);
     if (!rc) rc = run_epochs(&r, e);
     double positions = (double)(t->progress.positions - r.started_positions + t->step_positions);
-    d->seconds = trainer_now() - r.started;
+    d->seconds = trained_seconds(&r);
     d->mean_context = positions > 0 ? t->contexts / positions : 0;
     if (!rc && d->save && !r.saved) rc = save(&r, e);
+    if (!rc) rc = evaluate_end(&r, e);
     if (!rc) rc = step_log_end(&r.log, e);
     trainer_stop_when(t, NULL, NULL);
     step_log_release(&r.log);

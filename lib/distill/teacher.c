@@ -1,4 +1,5 @@
-/* A teacher beside the student: each micro-batch goes through it too, and nothing that it says is kept. */
+/* A teacher beside the student: each micro-batch goes through it too, and nothing that it says is kept, except the states of a
+ * teacher that is read layer by layer, once for the micro-batches of a step. */
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
@@ -36,6 +37,15 @@ static int tap(void *ctx, const struct model_seen *s, struct err *e) {
     return 0;
 }
 
+/* As many positions as have states and tapped rows that fit an eighth of the free memory. */
+static void limit_run_ahead(struct trainer *t) {
+    const struct model_config *c = &teacher_model(&t->o.teacher)->config;
+    double floats = c->hidden;
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++)
+        floats += (double)model_point_cols(c, t->losses.of_teacher[i].point, t->losses.of_teacher[i].layer);
+    t->most_ahead = (uint64_t)((double)mem_left() / 8 / (floats * sizeof(float))) + 1;
+}
+
 int teacher_prepare(struct trainer *t, struct err *e) {
     const struct distill_teacher *d = &t->o.teacher;
     size_t n = t->losses.n_of_teacher;
@@ -45,6 +55,7 @@ int teacher_prepare(struct trainer *t, struct err *e) {
     if (!teacher_model(d)) return 0;
     if (grad_tape_new(&t->teacher_tape, teacher_model(d)->device, false, model_precision(teacher_model(d)), e))
         return e->code;
+    if (d->layerwise) limit_run_ahead(t);
     if (!d->layerwise || !n) return 0;
     if (!(t->teacher_taps = mem_array(n, sizeof *t->teacher_taps, e))) return e->code;
     memset(t->teacher_taps, 0, n * sizeof *t->teacher_taps);
@@ -56,6 +67,7 @@ void teacher_release(struct trainer *t) {
     for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) buf_release(&t->teacher_taps[i]);
     if (t->teacher_taps) model_layerwise_tap(t->o.teacher.layerwise, NULL, NULL);
     mem_free(t->teacher_taps);
+    buf_release(&t->ahead_inputs);
     grad_tape_free(t->teacher_tape);
     grad_tape_free(t->ema_tape);
 }
@@ -65,7 +77,7 @@ bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, 
         const struct model_want *w = &t->teacher_wants[i];
         if (w->point != p || w->layer != layer) continue;
         *cols = model_point_cols(&teacher_model(&t->o.teacher)->config, p, layer);
-        *rows = t->teacher_taps ? (const float *)t->teacher_taps[i].data
+        *rows = t->teacher_taps ? (const float *)t->teacher_taps[i].data + t->ahead_row * *cols
                                 : kernel_host(w->var->value, w->var->rows * w->var->cols);
         return true;
     }
@@ -80,11 +92,44 @@ static int forward_resident(struct trainer *t, const struct model_input *in, str
     return *h ? 0 : e->code;
 }
 
-static int forward_layerwise(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
-    struct model_layerwise *l = t->o.teacher.layerwise;
+static int run_layers(struct trainer *t, const struct model_input *in, size_t n, struct err *e) {
     for (size_t i = 0; t->teacher_taps && i < t->losses.n_of_teacher; i++) t->teacher_taps[i].len = 0;
-    if (model_layerwise_run(l, t->teacher_tape, in, 1, NULL, NULL, e)) return e->code;
-    *h = model_layerwise_hidden(l, t->teacher_tape, in, e);
+    t->ahead = t->ahead_at = 0;
+    if (model_layerwise_run(t->o.teacher.layerwise, t->teacher_tape, in, n, NULL, NULL, e)) return e->code;
+    for (size_t i = 0; i < n; i++) t->ahead += in[i].n_positions;
+    return 0;
+}
+
+int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
+                      uint64_t enough, bool last, bool *ready, struct err *e) {
+    struct buf *inputs = &t->ahead_inputs;
+    uint64_t taken = 0;
+    *ready = true;
+    if (!t->o.teacher.layerwise || t->ahead_at < t->ahead) return 0;
+    inputs->len = 0;
+    while ((!enough || taken < enough) && taken < t->most_ahead) {
+        struct model_input in = {.tokens = rows->tokens + position, .lengths = rows->lengths + seq};
+        if (rows->types) in.types = rows->types + position;
+        in.n_seqs = knowledge_next_pass(rows, seq, t->o.micro_tokens, enough ? enough - taken : UINT64_MAX, last,
+                                        &in.n_positions);
+        if (!in.n_seqs) break;
+        if (buf_append(inputs, &in, sizeof in, e)) return e->code;
+        seq += in.n_seqs;
+        position += in.n_positions;
+        taken += in.n_positions;
+    }
+    *ready = last || taken >= enough || taken >= t->most_ahead;
+    if (!*ready || !taken) return 0;
+    if (run_layers(t, (const struct model_input *)inputs->data, inputs->len / sizeof(struct model_input), e))
+        return err_prefix(e, "the teacher");
+    return 0;
+}
+
+static int forward_layerwise(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
+    if (t->ahead_at == t->ahead && run_layers(t, in, 1, e)) return e->code;
+    *h = model_layerwise_hidden(t->o.teacher.layerwise, t->teacher_tape, in, t->ahead_at, e);
+    t->ahead_row = t->ahead_at;
+    t->ahead_at += in->n_positions;
     return *h ? 0 : e->code;
 }
 

@@ -73,7 +73,7 @@ static int begin(struct trainer *t, struct err *e) {
         digest_student(t->m, &t->student, e) || train_add_model(&t->set, t->m, e) || bind_losses(t, e) ||
         param_set_begin(&t->set, e) || grad_tape_new(&t->tape, t->m->device, true, t->o.precision, e))
         return e->code;
-    if (teacher_prepare(t, e)) return e->code;
+    if (teacher_prepare(t, e) || evaluation_begin(t, e)) return e->code;
     grad_recompute(t->tape, t->o.recompute);
     return 0;
 }
@@ -112,6 +112,7 @@ void trainer_stop_when(struct trainer *t, bool (*stop)(void *ctx), void *ctx) {
 
 void trainer_free(struct trainer *t) {
     if (!t) return;
+    evaluation_release(t);
     param_set_release(&t->set);
     teacher_release(t);
     loss_list_release(&t->losses);
@@ -126,14 +127,24 @@ void trainer_free(struct trainer *t) {
     mem_free(t);
 }
 
+/* All that a tape has had in use. */
+static double tape_bytes(const struct grad_tape *t) {
+    struct grad_memory m = t ? grad_memory(t) : (struct grad_memory){0};
+    return (double)m.values + (double)m.gradients + (double)m.scratch;
+}
+
 void trainer_memory(const struct trainer *t, struct distill_memory *m) {
     struct grad_memory tape = grad_memory(t->tape);
+    double teacher = t->o.teacher.bytes + tape_bytes(t->teacher_tape) + tape_bytes(t->ema_tape);
     *m = (struct distill_memory){.weights = (double)model_parameters(&t->m->config) * sizeof(float),
                                  .gradients = (double)param_set_elements(&t->set) * sizeof(float),
-                                 .optimizer = (double)param_set_state_bytes(&t->set),
+                                 .optimizer = (double)(param_set_state_bytes(&t->set) - param_set_kept_bytes(&t->set)),
+                                 .best = (double)param_set_kept_bytes(&t->set),
                                  .values = (double)tape.values,
                                  .value_gradients = (double)tape.gradients,
-                                 .scratch = (double)tape.scratch};
+                                 .scratch = (double)tape.scratch,
+                                 .teacher = teacher,
+                                 .evaluation = t->eval ? tape_bytes(t->eval->tape) : 0};
 }
 
 /* ---- data -------------------------------------------------------------------------------------------------------- */
@@ -284,6 +295,15 @@ static bool step_is_full(const struct trainer *t) {
     return !t->packs || (t->used_seqs < knowledge_whole_seqs(&t->rows) && t->begins.data[t->used_seqs]);
 }
 
+/* A streamed teacher's answers for the step. Steps of packs end where a pack does, which is not known ahead: there it is read
+ * for each pass. */
+static int run_teacher_ahead(struct trainer *t, bool last, bool *ready, struct err *e) {
+    *ready = true;
+    if (t->packs) return 0;
+    return teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens - t->step_positions, last,
+                             ready, e);
+}
+
 int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     *stepped = false;
     if (t->skip) return 0;
@@ -292,6 +312,9 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
         size_t n_positions, n_seqs = next_pass(t, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
+        bool ready;
+        if (run_teacher_ahead(t, last, &ready, e)) return e->code;
+        if (!ready) break;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
     }
     if (!t->step_positions || (!step_is_full(t) && !last)) return 0;

@@ -5,7 +5,7 @@ static const struct arch *const registry[] = {
     &arch_llama,      &arch_mistral, &arch_ministral,   &arch_qwen2,     &arch_qwen3,     &arch_phi,       &arch_phi3,
     &arch_smollm3,    &arch_minicpm, &arch_olmo2,       &arch_gpt2,      &arch_opt,       &arch_gpt_neox,  &arch_gemma,
     &arch_gemma2,     &arch_gemma3,  &arch_mixtral,     &arch_olmoe,     &arch_qwen2_moe, &arch_qwen3_moe, &arch_bert,
-    &arch_distilbert, &arch_roberta, &arch_xlm_roberta, &arch_camembert,
+    &arch_distilbert, &arch_roberta, &arch_xlm_roberta, &arch_camembert, &arch_bilstm,
 };
 
 const struct arch *arch_at(size_t i) {

@@ -280,6 +280,7 @@ extern const struct arch arch_mixtral, arch_olmoe, arch_qwen2_moe, arch_qwen3_mo
 extern const struct arch arch_gpt2, arch_opt, arch_gpt_neox;
 extern const struct arch arch_gemma, arch_gemma2, arch_gemma3;
 extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_roberta, arch_camembert;
+extern const struct arch arch_bilstm;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
 /* ERR_DATA names those that are known. */

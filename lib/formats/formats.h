@@ -76,6 +76,32 @@ void arch_complete(struct model_config *c);
 /* Of the layers of a new model all but each N-th have the window, if any has one. 0: all have it. */
 uint32_t arch_window_pattern(const char *name);
 
+/* The shape of a new model (shape.c), in numbers of 32 bits; 0 or false: not asked for. */
+struct arch_shape {
+    const char *arch;
+    uint64_t layers, hidden, context; /* needed. hidden: of LSTMs both directions together */
+    uint64_t embed;              /* width of the embedding of LSTMs; 0: hidden, or with copy_embed that of `like` */
+    uint64_t heads, ffn;         /* needed but for LSTMs; ffn: or of each expert */
+    uint64_t kv_heads, head_dim; /* 0: heads, hidden / heads */
+    uint64_t experts, experts_per_token;
+    uint64_t rotary_dims;
+    uint64_t window, window_pattern; /* pattern 0: the architecture's */
+    uint64_t classes;                /* of a classifier; 0: those of `like` */
+    double rope_theta, norm_eps;     /* norm_eps negative: not asked for */
+    bool untied;
+    bool copy_embed; /* the embedding of `like` is to be copied: arch_copy_embedding */
+};
+/* Its configuration, with the vocabulary of `like`; layers come from `a`. ERR_USAGE: an unknown architecture; what it has no place for,
+ * or what is missing, as the option of rill init; sizes that do not fit. */
+int arch_new_config(const struct arch_shape *s, const struct model_config *like, struct model_config *out,
+                    struct arena *a, struct err *e) MUST_CHECK;
+/* embed.weight of the model that `r` reads, and whose head was read, into m's, which has its shape. `item` is its first tensor. */
+int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct model_config *like,
+                        struct stream_item *item, struct err *e) MUST_CHECK;
+/* The names of the classes of `like`, if the new model has as many, into its META. */
+int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like,
+                     struct err *e) MUST_CHECK;
+
 /* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
 
 /* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A

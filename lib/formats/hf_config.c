@@ -82,12 +82,14 @@ static int read_numbers(const cJSON *json, const struct hf_side *side, struct mo
                    {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = numbers[i].absent;
+        if (!numbers[i].key) continue; /* layers without attention */
         int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
                    : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
     uint64_t ffn = 4ull * c->hidden;
+    if (!n->ffn) return 0;
     int rc = n->ffn_follows ? json_opt_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e)
                             : json_get_u64(json, n->ffn, 1, MODEL_MAX_DIM, &ffn, e);
     l->ffn = (uint32_t)ffn;
@@ -104,6 +106,7 @@ static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, u
 static int read_heads(const cJSON *json, const struct arch *arch, struct model_config *c, struct model_layer *l,
                       struct err *e) {
     uint64_t kv = l->n_heads, head_dim = 0;
+    if (!arch->hf.numbers->heads) return 0;
     int rc = read_defaulted(json, arch->hf.numbers->kv_heads, arch->hf.kv_heads, &kv, e);
     if (!rc) rc = read_defaulted(json, arch->hf.numbers->head_dim, arch->hf.head_dim, &head_dim, e);
     if (rc) return rc;

@@ -146,14 +146,29 @@ struct grad_var *grad_mix_rows(struct grad_tape *t, struct grad_var *y, struct g
 struct grad_var *grad_gate_rows(struct grad_tape *t, struct grad_var *x, struct grad_var *gate);
 
 /*
- * A part of the graph with one input and one result of its shape, say a layer: run(ctx, t, x) makes it from operations.
+ * An LSTM (kernel_lstm) of what its input adds to the gates, gates [n][4 units] in f32, in one direction or, side by side, in two, of
+ * which the second runs from the end of each sequence to its beginning: the result [n][directions * units] in f32. Takes over the memory of
+ * gates, which must not be read afterwards, unless it is a leaf. w [4 units][units]; bias [1][4 units] or NULL. starts [n_seqs + 1] is
+ * the caller's and must live as long as the graph (grad_alloc). The recurrent products are f32 on every tape.
+ */
+struct grad_lstm_direction {
+    struct grad_var *gates, *w, *bias;
+};
+struct grad_var *grad_lstm(struct grad_tape *t, size_t directions, const struct grad_lstm_direction *d, size_t n_seqs,
+                           const uint32_t *starts);
+/* The same elements as rows of another length, in the memory of x. rows * cols is the size of x. */
+struct grad_var *grad_reshape(struct grad_tape *t, struct grad_var *x, size_t rows, size_t cols);
+
+/*
+ * A part of the graph with one input and one result of as many rows, say a layer: run(ctx, t, x) makes it from operations, with
+ * `cols` columns.
  * A tape that records keeps all that a segment makes; after grad_recompute(t, true) it keeps the result only and runs
  * the segment again when going backward (Chen et al. 2016, "Training deep nets with sublinear memory cost"), to the
  * same bits: run must do the same each time, and ctx live as long as the graph. A tape that does not record keeps the
- * result only, in the memory of x (unless x is a leaf), which must not be used afterwards.
+ * result only, in the memory of x (unless x is a leaf or has other columns), which must not be used afterwards.
  */
 typedef struct grad_var *grad_run(void *ctx, struct grad_tape *t, struct grad_var *x);
-struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx);
+struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, size_t cols, grad_run *run, void *ctx);
 void grad_recompute(struct grad_tape *t, bool on);
 
 /*

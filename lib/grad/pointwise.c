@@ -160,3 +160,28 @@ struct grad_var *grad_to_f32(struct grad_tape *t, struct grad_var *x) {
     if (o) o->x = node_of(x);
     return t->error.code ? NULL : &out->var;
 }
+
+/* ---- rows of another length ---- */
+
+struct reshape_op {
+    struct grad_op op;
+    struct grad_node *x;
+};
+
+static void reshape_backward(struct grad_tape *t, struct grad_op *op) {
+    node_pass_on(t, ((struct reshape_op *)op)->x, op->out[0]);
+}
+
+struct grad_var *grad_reshape(struct grad_tape *t, struct grad_var *x, size_t rows, size_t cols) {
+    uint64_t n;
+    if (!x || t->error.code) return NULL;
+    if (!u64_mul(rows, cols, &n) || n != var_size(x))
+        return tape_fail(t, ERR_DATA, "reshape: [%zu, %zu] to [%zu, %zu]", x->rows, x->cols, rows, cols);
+    struct grad_node *out = tape_result_in(t, x, node_wanted(x));
+    if (!out) return NULL;
+    out->var.rows = rows;
+    out->var.cols = cols;
+    struct reshape_op *o = tape_record(t, sizeof *o, reshape_backward, 1, &out);
+    if (o) o->x = node_of(x);
+    return t->error.code ? NULL : &out->var;
+}

@@ -48,11 +48,11 @@ static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, voi
     return true;
 }
 
-struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx) {
+struct grad_var *grad_segment(struct grad_tape *t, struct grad_var *x, size_t cols, grad_run *run, void *ctx) {
     if (!x || t->error.code) return NULL;
     if (t->record && !t->recompute) return run(ctx, t, x);
-    if (!t->record && !node_of(x)->is_leaf) return run_bare(t, x, run, ctx, x) ? x : NULL;
-    struct grad_node *out = tape_result(t, x->rows, x->cols, x->value.dtype, true);
+    if (!t->record && !node_of(x)->is_leaf && x->cols == cols) return run_bare(t, x, run, ctx, x) ? x : NULL;
+    struct grad_node *out = tape_result(t, x->rows, cols, x->value.dtype, true);
     if (!out || !run_bare(t, x, run, ctx, &out->var)) return NULL;
     struct segment_op *o = tape_record(t, sizeof *o, segment_backward, 1, &out);
     if (o) {

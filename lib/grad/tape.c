@@ -128,7 +128,7 @@ struct grad_var *grad_leaf(struct grad_tape *t, struct kernel_array value, struc
     if (!v) return NULL;
     v->var.value = value;
     v->var.grad = grad;
-    v->wanted = kernel_has_data(grad);
+    v->wanted = t->record && kernel_has_data(grad);
     v->is_leaf = true;
     return &v->var;
 }

@@ -1,13 +1,44 @@
-/* The student, the data and the teacher of a run, and how many steps the data makes. */
+/* The student, the data, the held-out stream and the teacher of a run, and how many steps the data makes. */
 #include <string.h>
 
 #include "lib/job/job_internal.h"
 
 static int open_teacher(struct job *j, struct err *e) {
     struct session_teacher_options how = {.layerwise = !strcmp(j->o->teacher_weights, "stream"), .batch_tokens = 1};
+    double before = (double)mem_in_use();
     if (!j->o->teacher.model) return 0;
     if (session_teacher_open(&j->teacher, j->c, &j->o->teacher, &how, e)) return e->code;
     session_teacher_parts(j->teacher, &j->settings.teacher.model, &j->settings.teacher.layerwise);
+    j->settings.teacher.bytes = (double)mem_in_use() - before;
+    return 0;
+}
+
+static int open_again(struct session_data *d, bool *begun, struct stream_reader **r, struct err *e) {
+    *r = d->stream;
+    if (*begun) return session_file_again(&d->file, STREAM_ANY, r, e);
+    *begun = true;
+    return 0;
+}
+
+int job_open_data(void *ctx, struct stream_reader **r, struct err *e) {
+    struct job *j = ctx;
+    return open_again(&j->data, &j->begun, r, e);
+}
+
+static int open_eval(void *ctx, struct stream_reader **r, struct err *e) {
+    struct job *j = ctx;
+    return open_again(&j->eval, &j->eval_begun, r, e);
+}
+
+static int open_held_out(struct job *j, struct err *e) {
+    struct distill_eval *v = &j->settings.eval;
+    if (!j->o->eval) return 0;
+    if (session_open_data(j->c, j->o->eval, "eval", STREAM_ANY, j->student, &j->eval, e)) return e->code;
+    if (!j->eval.file.is_file)
+        return err_set(e, ERR_USAGE, "--eval %s is read for each evaluation, which a pipe cannot be", j->o->eval);
+    v->open = open_eval;
+    v->ctx = j;
+    v->format = &j->eval.format;
     return 0;
 }
 
@@ -47,15 +78,7 @@ static int resolve_schedule(struct job *j, struct err *e) {
 int job_open_inputs(struct job *j, struct err *e) {
     if (session_load_model(j->c, &j->o->student, WEIGHTS_F32, &j->student, NULL, e) ||
         session_open_data(j->c, cli_input_path(j->c, 0), "data", STREAM_ANY, j->student, &j->data, e) ||
-        open_teacher(j, e) || job_open_mixture(j, e))
+        open_held_out(j, e) || open_teacher(j, e) || job_open_mixture(j, e))
         return e->code;
     return resolve_schedule(j, e);
-}
-
-int job_open_data(void *ctx, struct stream_reader **r, struct err *e) {
-    struct job *j = ctx;
-    *r = j->data.stream;
-    if (j->begun) return session_file_again(&j->data.file, STREAM_ANY, r, e);
-    j->begun = true;
-    return 0;
 }

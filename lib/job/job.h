@@ -25,7 +25,7 @@ struct job_options {
     struct cli_list mix, decay_data; /* further files of data, FILE[=WEIGHT] */
     bool shuffle;
     const char *exits, *optimizer, *optimizer_state, *lora;
-    const char *log, *checkpoint, *resume, *start_state; /* files */
+    const char *log, *checkpoint, *resume, *start_state, *eval; /* files */
     uint64_t epochs, checkpoint_every;
     bool plan_only; /* the run is to be predicted, not carried out */
     /* Numbers. What is a text above, the teacher's model and defaults that depend on the data come in job_open. */

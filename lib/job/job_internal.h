@@ -21,12 +21,12 @@ struct job {
     struct model *student;
     struct session_teacher *teacher; /* beside the student; NULL: none */
     struct trainer *trainer;
-    struct session_data data;
+    struct session_data data, eval;
     struct mixture *mixture; /* NULL: the data in its order */
     struct job_file *files;  /* [n_files] of it, the operand first */
     size_t n_files;
     struct distill_extent extent; /* of an epoch; steps 0: not counted */
-    bool begun;                   /* the data: an epoch after the first one needs it anew */
+    bool begun, eval_begun;       /* the data: an epoch after the first one needs it anew; the held-out stream */
 
     struct session_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
 };
@@ -47,7 +47,7 @@ void job_free_mixture(struct job *j);
 
 /* ---- inputs.c -------------------------------------------------------------------------------------------------------- */
 
-/* Student, data and teacher; then the number of steps, from the data where it is not given. */
+/* Student, data, held-out stream and teacher; then the number of steps, from the data where it is not given. */
 int job_open_inputs(struct job *j, struct err *e) MUST_CHECK;
 /* A distill_run's open, of a job. */
 int job_open_data(void *ctx, struct stream_reader **r, struct err *e) MUST_CHECK;

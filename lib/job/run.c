@@ -30,6 +30,7 @@ void job_free(struct job *j) {
     model_free(j->student);
     job_free_mixture(j);
     session_data_release(&j->data);
+    session_data_release(&j->eval);
     mem_free(j);
 }
 
@@ -50,7 +51,14 @@ static bool stop_wanted(void *ctx) {
 }
 
 static void show_step(void *ctx, const struct distill_progress *p, double tokens_per_second) {
-    cli_progress(((struct job *)ctx)->c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
+    struct cli *c = ((struct job *)ctx)->c;
+    const struct distill_evaluation *v = &p->eval;
+    if (v->step)
+        cli_progress(c, p->step, "loss %.4f, %s %.4f (best %.4f at %llu), %.0f tokens/s", p->loss,
+                     v->values[v->metric].name, v->values[v->metric].value, v->best, (unsigned long long)v->best_step,
+                     tokens_per_second);
+    else
+        cli_progress(c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
 }
 
 /* With a checkpoint to keep, signals are wishes from here on. */
@@ -58,6 +66,20 @@ static void catch_signals(const struct job *j) {
     if (!j->o->checkpoint) return;
     cli_catch_stop();
     cli_catch_usr1();
+}
+
+/* What is written, where that is not simply the last state. */
+static void say_result(const struct job *j, const struct distill_run *r, const struct distill_progress *p) {
+    const struct distill_evaluation *v = &p->eval;
+    unsigned long long step = p->step, steps = j->settings.plan.now.steps;
+    if (r->stopped_early && step < steps)
+        cli_say(j->c, "stopped early after step %llu of %llu: %s has not improved in %llu evaluations", step, steps,
+                v->values[v->metric].name, (unsigned long long)v->wait);
+    else if (step < steps)
+        cli_say(j->c, "the data ended after %llu of %llu steps", step, steps);
+    if (j->settings.train.keep_best && v->step)
+        cli_say(j->c, "the result is the state after step %llu%s: %s %.6g", (unsigned long long)v->best_step,
+                v->best_step < p->step ? "" : ", the last one", v->values[v->metric].name, v->best);
 }
 
 /* A run that did not come to its end, or that had nothing to do. */
@@ -68,7 +90,7 @@ static int check_end(const struct job *j, const struct distill_run *r, struct er
     if (r->stopped)
         return err_set(e, ERR_IO, "stopped (%s) after step %llu of %llu: --resume %s goes on",
                        strsignal(cli_stop_requested()), (unsigned long long)p.step, steps, j->o->checkpoint);
-    if (p.step < steps) cli_say(j->c, "the data ended after %llu of %llu steps", (unsigned long long)p.step, steps);
+    say_result(j, r, &p);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(j->data.stream));
     return 0;
 }

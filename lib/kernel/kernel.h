@@ -288,6 +288,33 @@ struct kernel_rotation {
 void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
                  const struct kernel_rotation *rotation, int sign);
 
+/* ---- LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) ----------------------------- */
+/*
+ * Over concatenated sequences, each a run of its own from zeros. With gates i, f, g, o in PyTorch's order, * by element:
+ *   [i f g o] = gates + h W^T + bias, i, f, o = sigmoid, g = tanh;  c = f * c before + i * g;  h = o * tanh(c)
+ * All f32. An element's sum has one order, so a sequence gives the same bits whatever is beside it.
+ */
+struct kernel_lstm {
+    size_t n_seqs;
+    const uint32_t *starts; /* [n_seqs + 1], each sequence at least one position */
+    size_t units;
+    size_t directions; /* 1; or 2, of which the second runs from the end of each sequence to its beginning */
+};
+struct kernel_lstm_direction {
+    struct kernel_array gates; /* [n][4 units]: what the inputs add to them; kernel_lstm leaves i, f, g, o there */
+    struct kernel_array cells; /* [n][units]: c, written by kernel_lstm */
+    struct kernel_array weight, bias; /* [4 units][units]; [4 units], or no data */
+};
+/* y [n][directions][units] = h. scratch [directions][4 units][units]. */
+void kernel_lstm(const struct kernel_lstm *s, struct kernel_array y, const struct kernel_lstm_direction *directions,
+                 struct kernel_array scratch);
+/* dgates[i] [n][4 units] of dy (overwritten), by what kernel_lstm left; that is the gradient of its sums, too. scratch
+ * [directions][n_seqs][2][units]. */
+void kernel_lstm_backward(const struct kernel_lstm *s, const struct kernel_array *dgates, struct kernel_array dy,
+                          const struct kernel_lstm_direction *directions, struct kernel_array scratch);
+/* to [n][units] = h of the step before each position in a direction, zeros where there is none: dW = dgates^T to. */
+void kernel_lstm_before(const struct kernel_lstm *s, size_t direction, struct kernel_array to, struct kernel_array y);
+
 /* ---- attention with grouped queries over concatenated sequences --------------------------------------------- */
 #define KERNEL_MAX_HEAD_DIM 4096
 struct kernel_attention {
@@ -628,6 +655,23 @@ void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d); /* s
  * x afterwards.
  */
 size_t kernel_zero_smallest(float *x, size_t n, size_t k, float *scratch);
+/*
+ * Of each row of x [rows][cols] the k elements of smallest |x_j| scale_j become zero, ties by lower index; exact. scale [cols] is not
+ * negative; NULL: 1. scratch [parallel_threads()][2 cols].
+ */
+void kernel_zero_smallest_rows(float *x, const float *scale, size_t rows, size_t cols, size_t k, float *scratch);
+#define KERNEL_MAX_GROUP 64
+/* The same of each `group` consecutive elements of a row, which divides cols and is at most KERNEL_MAX_GROUP: all but `keep` become
+ * zero. */
+void kernel_zero_groups(float *x, const float *scale, size_t rows, size_t cols, unsigned keep, unsigned group);
+/* Which of the scores of a group, `stride` apart, are not among the `keep` largest: gone[j] is 1. Of equals the lower index goes. */
+void kernel_smallest_of_group(const float *score, size_t stride, unsigned group, unsigned keep,
+                              unsigned char gone[KERNEL_MAX_GROUP]);
+size_t kernel_count_zeros(const float *x, size_t n);
+
+/* ---- masks of parameters on the device: bits is DT_U8 [(n + 7) / 8], bit i % 8 of element i / 8 is set where x_i is 0 ------------ */
+size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n);  /* returns how many are set */
+void kernel_zero_by_bits(struct kernel_array x, struct kernel_array bits, size_t n); /* x_i = 0 where set */
 /* y[r][i] = x[r][keep[i]] for n kept columns of d. */
 void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);
 /* The k-th smallest |x| (k from 0) of n values: the threshold of magnitude pruning, exact. scratch [n]. */

@@ -350,6 +350,13 @@ struct simd {
     void (*dots)(float *out, const float *x, const float *rows, size_t ld, size_t count, size_t k);
     /* y[k] += sum_i p[i] rows[i] */
     void (*mix_rows)(float *y, const float *p, const float *rows, size_t ld, size_t count, size_t k);
+    /* y[r][n] += sum_i p[r][i] b[i][n] over k, in order, for 1 to 4 rows; each gives the same bits alone */
+    void (*mix_block)(float *const *y, const float *const *p, size_t rows, const float *b, size_t k, size_t n);
+    /* A step of an LSTM (kernel.h): gates [4][units] before their activations become what these give. before: the cell
+     * of the step before; NULL: zeros. Backward: *dcell is what comes back to this cell, and becomes that to the one before. */
+    void (*lstm_cell)(float *gates, float *cell, float *h, const float *before, size_t units);
+    void (*lstm_cell_backward)(float *dgates, float *dcell, const float *dh, const float *gates, const float *cell,
+                               const float *before, size_t units);
 
     /* sum t (log t - log p) with log t given and log p = (x - m) s - c; *mass += sum t */
     double (*kl_dense)(const float *logt, const float *x, size_t n, float m, float s, double c, double *mass);

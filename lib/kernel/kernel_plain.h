@@ -624,6 +624,67 @@ PLAIN_FN PLAIN(unit)(REAL *u, const REAL *x, size_t n, size_t step) {
 
 #include "lib/kernel/kernel_plain_relation.h"
 
+/* ---- LSTM ---- */
+
+#ifndef RILL_KERNEL_PLAIN_LSTM
+#define RILL_KERNEL_PLAIN_LSTM
+/* The position of a step of a sequence: the second direction begins at the end. */
+__attribute__((unused)) static size_t plain_lstm_at(const struct kernel_lstm *s, size_t direction, size_t seq,
+                                                    size_t step) {
+    return direction ? s->starts[seq + 1] - 1 - step : s->starts[seq] + step;
+}
+#endif
+
+/* One direction: gates, cells and columns [direction * units, ...) of y, as kernel_lstm writes them. */
+PLAIN_FN PLAIN(lstm)(const struct kernel_lstm *s, size_t direction, REAL *y, REAL *gates, REAL *cells, const REAL *w,
+                     const REAL *bias) {
+    size_t n = s->units, width = s->directions * n;
+    for (size_t seq = 0; seq < s->n_seqs; seq++)
+        for (size_t step = 0; step < s->starts[seq + 1] - s->starts[seq]; step++) {
+            size_t at = plain_lstm_at(s, direction, seq, step),
+                   from = step ? plain_lstm_at(s, direction, seq, step - 1) : 0;
+            REAL *g = gates + at * 4 * n;
+            for (size_t j = 0; j < 4 * n; j++) {
+                REAL sum = g[j] + (bias ? bias[j] : 0);
+                for (size_t k = 0; step && k < n; k++) sum += y[from * width + direction * n + k] * w[j * n + k];
+                g[j] = j / n == 2 ? (REAL)tanh(sum) : 1 / (1 + (REAL)exp(-sum));
+            }
+            for (size_t j = 0; j < n; j++) {
+                REAL before = step ? cells[from * n + j] : 0;
+                cells[at * n + j] = g[n + j] * before + g[j] * g[2 * n + j];
+                y[at * width + direction * n + j] = g[3 * n + j] * (REAL)tanh(cells[at * n + j]);
+            }
+        }
+}
+
+/* Backward of one direction. dh, dc [units]: scratch. */
+PLAIN_FN PLAIN(lstm_backward)(const struct kernel_lstm *s, size_t direction, REAL *dgates, const REAL *dy,
+                              const REAL *gates, const REAL *cells, const REAL *w, REAL *dh, REAL *dc) {
+    size_t n = s->units, width = s->directions * n;
+    for (size_t seq = 0; seq < s->n_seqs; seq++) {
+        for (size_t j = 0; j < n; j++) dh[j] = dc[j] = 0;
+        for (size_t step = s->starts[seq + 1] - s->starts[seq]; step-- > 0;) {
+            size_t at = plain_lstm_at(s, direction, seq, step),
+                   from = step ? plain_lstm_at(s, direction, seq, step - 1) : 0;
+            const REAL *i = gates + at * 4 * n, *f = i + n, *g = f + n, *o = g + n;
+            REAL *d = dgates + at * 4 * n;
+            for (size_t j = 0; j < n; j++) {
+                REAL h = dh[j] + dy[at * width + direction * n + j], t = (REAL)tanh(cells[at * n + j]);
+                REAL c = dc[j] + h * o[j] * (1 - t * t), before = step ? cells[from * n + j] : 0;
+                d[j] = c * g[j] * i[j] * (1 - i[j]);
+                d[n + j] = c * before * f[j] * (1 - f[j]);
+                d[2 * n + j] = c * i[j] * (1 - g[j] * g[j]);
+                d[3 * n + j] = h * t * o[j] * (1 - o[j]);
+                dc[j] = c * f[j];
+            }
+            for (size_t k = 0; k < n; k++) {
+                dh[k] = 0;
+                for (size_t j = 0; j < 4 * n; j++) dh[k] += d[j] * w[j * n + k];
+            }
+        }
+    }
+}
+
 /* ---- AdamW ---- */
 
 PLAIN_FN PLAIN(adamw)(const struct kernel_adamw *o, REAL *w, REAL *m, REAL *v, const REAL *g, size_t n) {

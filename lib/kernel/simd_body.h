@@ -477,6 +477,7 @@ FN void op_finish_bf16(uint16_t *c, size_t ldc, size_t rows, size_t n, const flo
 }
 
 #include "lib/kernel/simd_act.h"
+#include "lib/kernel/simd_lstm.h"
 
 /* ---- f16 ---- */
 
@@ -675,6 +676,9 @@ const struct simd SIMD_TABLE = {
     .softmax_backward = op_softmax_backward,
     .dots = op_dots,
     .mix_rows = op_mix_rows,
+    .mix_block = op_mix_block,
+    .lstm_cell = op_lstm_cell,
+    .lstm_cell_backward = op_lstm_cell_backward,
     .kl_dense = op_kl_dense,
     .loss_gradient = op_loss_gradient,
     .divergence = {[DIVERGENCE_KL] = op_divergence_kl,

@@ -36,6 +36,14 @@ const struct knowledge_codec *knowledge_codec_of(enum knowledge_per per) {
     return codecs[per];
 }
 
+bool knowledge_is_response(const char *tensor) {
+    static const char *const names[] = {"logits", "n", "ids", "logprobs", "counts", "draws"};
+    if (strncmp(tensor, "teacher.", 8) != 0) return false;
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        if (!strcmp(tensor + 8, names[i])) return true;
+    return false;
+}
+
 /* "topk:K, ghost:K, sample:N or dense" */
 static const char *expected(char *out, size_t size) {
     size_t n = 0;

@@ -27,11 +27,13 @@ static void text(const struct knowledge_format *f, char *out, size_t size) {
 }
 
 static bool describe(cJSON *o, const struct knowledge_format *f) {
-    return json_put_u64(o, "n", f->n) && (f->encoding != KNOW_TOPP || json_put_f64(o, "p", f->p));
+    return json_put_u64(o, "n", f->n) && (f->encoding != KNOW_TOPP || json_put_f64(o, "p", f->p)) &&
+           (!f->partial || json_put_bool(o, "partial", true));
 }
 
 static int read_members(const cJSON *o, struct knowledge_format *f, struct err *e) {
-    if (knowledge_read_n(o, f, e)) return e->code;
+    if (knowledge_read_n(o, f, e) || json_opt_bool(o, "partial", &f->partial, e)) return e->code;
+    if (f->partial && f->encoding == KNOW_GHOST) return err_set(e, ERR_DATA, "a ghost of entries that are partial");
     return f->encoding == KNOW_TOPP ? json_get_f64(o, "p", 1e-9, 1, &f->p, e) : 0;
 }
 
@@ -135,13 +137,13 @@ static int encode(struct knowledge_encoder *k, size_t rows, struct logits x, flo
 
 static int entries(struct knowledge_encoder *k, size_t n, const uint32_t *ids, const float *values, struct err *e) {
     const struct knowledge_format *f = &k->format;
-    size_t want = f->encoding == KNOW_TOPP ? n : f->n;
+    size_t want = f->encoding == KNOW_TOPP || n < f->n ? n : f->n;
     bool enough;
-    if (n < want) return err_set(e, ERR_DATA, "%zu entries at a position: expected at least %zu", n, want);
+    if (!n && f->encoding != KNOW_GHOST) return err_set(e, ERR_DATA, "a position without entries: only ghost has them");
     if (knowledge_make_room(k, want, (size_t[]){1, 1, sizeof(double)}, e)) return e->code;
     double *logprobs = (void *)k->scratch[2].data;
     for (size_t i = 0; i < want; i++) logprobs[i] = values[i] > 0 ? log(values[i]) : -INFINITY;
-    return put_row(k, entries_of(f, logprobs, want, &enough), ids, logprobs, e);
+    return put_row(k, f->partial ? want : entries_of(f, logprobs, want, &enough), ids, logprobs, e);
 }
 
 static int write_batch(struct knowledge_encoder *k, uint64_t rows, struct err *e) {
@@ -173,7 +175,8 @@ static int read_logprobs(const uint16_t *logprobs, size_t n, float *probs, float
 
 static int decode_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct knowledge_entries *s,
                       uint64_t at, size_t n, struct err *e) {
-    float rest = 0;
+    float rest = 1;
+    if (!n) return buf_append(&k->memory[MEM_REST], &rest, sizeof rest, e);
     uint32_t *ids = knowledge_extend(&k->memory[MEM_IDS], n * sizeof *ids, e);
     float *probs = ids ? knowledge_extend(&k->memory[MEM_PROBS], n * sizeof *probs, e) : NULL;
     if (!probs) return e->code;

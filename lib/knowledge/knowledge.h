@@ -16,7 +16,8 @@
  *
  * topk and ghost are the same bytes: the k largest log-probabilities of the whole distribution, not renormalised. They
  * differ in what the loss makes of the rest: topk leaves it out (the student learns a truncated teacher), ghost takes
- * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1.
+ * 1 - (sum of the entries) as one further pseudo-token. The rest is not stored, so entries and rest always sum to 1. A ghost may
+ * have rows without entries, of which nothing is known: their kl and its gradient are 0.
  * Log-probabilities are rounded to the nearest f16 (half a unit is 0.02% of the probability at p = 0.5, 0.4% at 10^-5);
  * where that would lift the sum of a row above 1, all of the row is rounded down instead. topp stores as few of them as have at
  * least the share p, and is otherwise like topk.
@@ -76,6 +77,7 @@ struct knowledge_format {
     double temperature; /* that the distribution was taken at (dense logits: 1, not yet applied) */
     enum dtype dtype;   /* dense only */
     bool log_probs;     /* dense only: normalised log-probabilities rather than logits */
+    bool partial;       /* topk, topp: entries are lower bounds, see knowledge_mixer_new */
     enum stream_target target;
     uint32_t pack; /* consecutive sequences are a pack as long as their sum is at most this; 0: there are no packs */
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
@@ -379,6 +381,50 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
 /* Can `to` be made of `from`? Of dense everything can, of the top entries fewer, at the same temperature. ERR_DATA says why not. */
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to,
                            struct err *e) MUST_CHECK;
+
+/* Is a tensor of that name in a batch a part of the response? */
+bool knowledge_is_response(const char *tensor);
+
+/* ---- mixing: several teachers on the same tokens ------------------------------------------------------------------- */
+
+enum knowledge_mean { MEAN_ARITHMETIC, MEAN_GEOMETRIC };
+struct knowledge_mixture {
+    enum knowledge_mean mean;
+    double temperature; /* that distributions are mixed at; 0: their own, which must be one */
+};
+struct knowledge_mix_input {
+    struct stream_reader *r;
+    const struct knowledge_format *format;
+    double weight; /* above 0; their sum does not matter */
+};
+/*
+ * The mean of the teachers' distributions ("an arithmetic or geometric mean of their individual predictive distributions": Hinton,
+ * Vinyals, Dean 2015, section 1), by encoding:
+ *   dense       sum_j w_j t_j, or exp(sum_j w_j ln t_j) normalised, which is a mean of the logits. Log-probabilities in the first
+ *               stream's type
+ *   ghost       entries are the tokens that all teachers have among theirs, so that entries and rest are exact: rows have at most as many
+ *               as the shortest of the inputs. A row without such a token is empty (`without_common`)
+ *   topk, topp  entries are the tokens that any teacher has, which counts as 0 what a teacher does not tell: lower bounds, and
+ *               marked so (`partial`). The gradient of kl, which is linear in entries, is the weighted mean of the gradients on each teacher
+ *   sample      counts are added up: sum_j c_j of N = sum_j n_j draws, whose mean is the mixture with weights n_j / N; their variance
+ *               is that of N draws from the mixture less what the teachers differ by
+ * knowledge_mix_format says whether the inputs can be mixed, and into what. ERR_DATA, ERR_USAGE: no; *bad is the input at fault.
+ */
+int knowledge_mix_format(const struct knowledge_mixture *how, const struct knowledge_mix_input *in, size_t n,
+                         struct knowledge_format *out, size_t *bad, struct err *e) MUST_CHECK;
+struct knowledge_mixer;
+/* `in` has been through knowledge_mix_format, which made `format`. Readers and formats must outlive the mixer. */
+int knowledge_mixer_new(struct knowledge_mixer **out, const struct knowledge_mixture *how,
+                        const struct knowledge_mix_input *in, size_t n, const struct knowledge_format *format,
+                        struct err *e) MUST_CHECK;
+/* Reads and encodes a piece of the streams; *more false: they have ended. ERR_DATA where they are not about the same tokens, labels
+ * and sequences. Memory: a batch of each, and 64 dense rows. */
+int knowledge_mixer_step(struct knowledge_mixer *m, struct knowledge_encoder *k, bool *more, struct err *e) MUST_CHECK;
+struct knowledge_mix_counts {
+    uint64_t positions, without_common;
+};
+struct knowledge_mix_counts knowledge_mixer_counts(const struct knowledge_mixer *m);
+void knowledge_mixer_free(struct knowledge_mixer *m); /* NULL is fine */
 
 /* ---- looking ----------------------------------------------------------------------------------------------------- */
 

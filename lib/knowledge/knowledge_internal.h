@@ -2,7 +2,7 @@
  * Shared inside lib/knowledge: the tables of codecs, the encoder's state, the queue's memory.
  *
  * Order of files, each calling only those before it: cursor, codec_parts, the codecs (codec_NAME), codec, fields, meta,
- * decode, encode, source, units, tsv.
+ * decode, encode, source, mix, units, tsv.
  */
 #ifndef RILL_KNOWLEDGE_INTERNAL_H
 #define RILL_KNOWLEDGE_INTERNAL_H
@@ -163,7 +163,7 @@ struct knowledge_entries {
     const struct tensor *n, *ids, *values;
     uint64_t total;
 };
-/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them, which are there. */
+/* Appends the n entries of a row, from entry `at` of the batch on; 1 to f->n of them (of ghost from 0), which are there. */
 typedef int knowledge_entries_fn(struct knowledge_rows *k, const struct knowledge_format *f,
                                  const struct knowledge_entries *s, uint64_t at, size_t n, struct err *e);
 /* All rows of a batch whose values are the tensor of this name. */

@@ -263,7 +263,7 @@ static bool same_format(const struct knowledge_format *a, const struct knowledge
     if (a->target != b->target || a->p != b->p || !same_fields(a, b)) return false;
     if (stream_target_classes(a->target) && a->encoding && a->classes != b->classes) return false;
     return a->encoding == b->encoding && a->n == b->n && a->temperature == b->temperature && a->dtype == b->dtype &&
-           a->log_probs == b->log_probs && same_tokens(a, b);
+           a->log_probs == b->log_probs && a->partial == b->partial && same_tokens(a, b);
 }
 
 /* Teachers may differ: knowledge of several, concatenated, is one curriculum. */
@@ -322,6 +322,8 @@ int knowledge_check_encode(const struct knowledge_format *from, const struct kno
                        "%s cannot become %s: draws are made from the whole distribution (encode the teacher's "
                        "dense output; --encode keep leaves it as it is)",
                        was, want);
+    if (from->partial && to->encoding != from->encoding)
+        return err_set(e, ERR_DATA, "%s of several teachers cannot become %s: its entries are lower bounds", was, want);
     bool fewer = from->encoding == KNOW_TOPP ? to->encoding == KNOW_TOPP && to->p <= from->p
                                              : to->encoding != KNOW_TOPP && to->n <= from->n;
     if (!fewer) return err_set(e, ERR_DATA, "%s cannot become %s: the further entries are gone", was, want);

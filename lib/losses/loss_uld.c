@@ -25,6 +25,6 @@ const struct loss_type loss_uld = {
     .encodings = LOSS_ON(KNOW_DENSE) | LOSS_ON_TOP,
     .on_sparse = "topk, topp, ghost: the entries, and zeros as the paper fills up a smaller vocabulary; sample: "
                  "refused, counts of draws "
-                 "are not in order",
+                 "are not in order. Positions must be the student's: rill realign makes them of another tokenizer's",
     .logits = logits,
 };

@@ -7,7 +7,12 @@
 
 /* ---- wishes -------------------------------------------------------------------------------------------------------------- */
 
-static int want(struct loss_point *points, size_t *n, enum model_point p, uint32_t layer, struct err *e) {
+/* Layers of another kind have other points. */
+static int want(const struct model_config *c, const char *whose, struct loss_point *points, size_t *n,
+                enum model_point p, uint32_t layer, struct err *e) {
+    if (!model_point_cols(c, p, layer))
+        return err_set(e, ERR_DATA, "a loss wants %s of the %s's layer %u, which has none", model_point_name(p), whose,
+                       layer);
     for (size_t i = 0; i < *n; i++)
         if (points[i].point == p && points[i].layer == layer) return 0;
     if (*n == LOSS_MAX_POINTS) return err_set(e, ERR_USAGE, "the losses want more than %d points", LOSS_MAX_POINTS);
@@ -16,7 +21,7 @@ static int want(struct loss_point *points, size_t *n, enum model_point p, uint32
 }
 
 int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) {
-    return want(s->list->student, &s->list->n_student, p, layer, e);
+    return want(s->student, "student", s->list->student, &s->list->n_student, p, layer, e);
 }
 
 const char *loss_field_name(enum model_point p) {
@@ -71,7 +76,7 @@ static int no_point(const struct loss *l, enum model_point p, const uint32_t *la
 }
 
 int loss_want_live(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) {
-    return want(s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
+    return want(s->live, "teacher", s->list->of_teacher, &s->list->n_of_teacher, p, layer, e);
 }
 
 int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer, struct err *e) {

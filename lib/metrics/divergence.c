@@ -21,7 +21,7 @@ struct divergence {
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
     struct buf tops;      /* u32 [2][block]: most probable tokens of the model, then of a dense reference */
-    uint64_t positions, labels_known, same_top;
+    uint64_t positions, labels_known, same_top, with_top; /* with_top: a ghost may know nothing of a position */
     struct moments kld, cross, nll;
     /* Of the reference's probability of the label, or from top entries of the most that it can be: nll_reference and
      * delta_p are lower bounds then, ln_ratio is an upper one, and delta_p_most another. */
@@ -51,6 +51,10 @@ static bool judges_labels(const struct divergence *d) {
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
+    if (f->partial)
+        return err_set(e, ERR_DATA,
+                       "top entries of several teachers are lower bounds, which no divergence is known from "
+                       "(mix dense, ghost or sample)");
     struct knowledge_format as = *f;
     if (model_check_head(&m->config, e)) return e->code;
     if (knowledge_fit_target(&as, model_predicts(&m->config), model_columns(m), e)) return e->code;
@@ -102,6 +106,7 @@ static double reference_log_prob(const struct block *b, size_t r, size_t columns
     for (uint64_t i = t->offset[r]; i < t->offset[r + 1]; i++)
         if (t->ids[i] == label && t->probs[i] > 0) return log(t->probs[i]);
     *known = false;
+    if (t->offset[r] == t->offset[r + 1]) return 0;
     double most = fmin(t->probs[t->offset[r + 1] - 1], t->rest[r] + SUM_SLACK);
     return log(fmax(most, FLT_TRUE_MIN)); /* an entry that is 0 in f32 is less than that */
 }
@@ -135,8 +140,10 @@ static int add_kl(struct divergence *d, const struct block *b, size_t r, struct 
     }
     moments_add(&d->kld, kl);
     /* sparse entries are in descending order */
-    uint32_t top = b->reference ? b->reference_top[r] : t->ids[t->offset[r]];
-    d->same_top += b->top[r] == top;
+    if (b->reference || t->offset[r] < t->offset[r + 1]) {
+        d->with_top++;
+        d->same_top += b->top[r] == (b->reference ? b->reference_top[r] : t->ids[t->offset[r]]);
+    }
     return buf_append(&d->klds, &kl, sizeof kl, e);
 }
 
@@ -261,7 +268,7 @@ static bool put_kl(cJSON *o, const struct divergence *d) {
         return put_mean(o, tempered ? "tempered_cross_entropy" : "cross_entropy", &d->cross);
     const char *key = !is_top(d) ? "kld" : tempered ? "tempered_kld_lower_bound" : "kld_lower_bound";
     return put_mean(o, key, &d->kld) && put_percentiles(o, key, &d->klds) &&
-           put_share(o, "same_top", d->same_top, d->positions);
+           (!d->with_top || put_share(o, "same_top", d->same_top, d->with_top));
 }
 
 static bool put_bounds(cJSON *o, const struct divergence *d) {

@@ -94,7 +94,7 @@ void perplexity_free(struct perplexity *p);
  *
  *                          dense   topk, ghost               sample
  *   perplexity             of all labels, of the model at temperature 1: the same for all
- *   same_top               yes     yes: the first entry      -
+ *   same_top               yes     yes: the first entry *    -           * of positions that have one
  *   kld, percentiles       yes     kld_lower_bound           -
  *   cross_entropy          -       -                         -sum p ln q, unbiased: kld plus the reference's entropy
  *   perplexity_reference   yes     ..._lower_bound           -
@@ -126,6 +126,36 @@ int divergence_read(struct divergence *d, struct stream_reader *r, metrics_watch
 uint64_t divergence_positions(const struct divergence *d);
 cJSON *divergence_json(struct divergence *d, struct err *e) MUST_CHECK;
 void divergence_free(struct divergence *d);
+
+/* ---- fidelity of encodings ------------------------------------------------------------------------------------------ */
+
+/*
+ * What encodings of the same answers cost and keep, on a student: its gradient, d kl / d logits at each labelled position (p - t as the
+ * loss handles the encoding), against that by the dense answers. After Anshumann et al. 2025, Sparse logit sampling, who compare
+ * gradients so. A result has
+ *   angle, norm_ratio   between the sums over all positions, the gradient of one bias for each token: what a step over many positions
+ *                       sees, where the noise of draws averages out and a bias does not. Degrees; length over the dense one's length
+ *   position_angle      mean of the angles at each position; position_norm_ratio: ratio of the root mean squares of their lengths
+ *   calibration_error   expected, in 15 bins (Guo et al. 2017): of what the target gives the student's most probable token, as a student
+ *                       that has learnt it would, against how often that is the label
+ *   bytes, bytes_zstd   of the response, a position, raw and as a stream with --codec zstd stores it
+ * All at the encodings' temperature. Memory: the longest sequence's answers in every encoding, a batch of the student, three blocks of logits.
+ */
+struct fidelity_input {
+    struct stream_reader *r;
+    const struct knowledge_format *format;
+};
+struct fidelity;
+/* The first input is dense; the student's vocabulary has been checked against all. On failure *bad is the input at fault. The model, readers
+ * and formats must outlive it. */
+int fidelity_new(struct fidelity **out, struct model *m, const struct fidelity_input *in, size_t n, size_t *bad,
+                 struct err *e) MUST_CHECK;
+/* All streams, in step, to their end. ERR_DATA where they are not about the same tokens and labels. */
+int fidelity_read(struct fidelity *f, metrics_watch *watch, void *ctx, struct err *e) MUST_CHECK;
+uint64_t fidelity_positions(const struct fidelity *f);                              /* compared so far */
+cJSON *fidelity_json(const struct fidelity *f, size_t i, struct err *e) MUST_CHECK; /* of input i, a flat object */
+double fidelity_speed(const struct fidelity *f, size_t i); /* positions a second: decoding, loss and gradient */
+void fidelity_free(struct fidelity *f);                    /* NULL is fine */
 
 /* ---- tasks from JSONL -------------------------------------------------------------------------------------------- */
 

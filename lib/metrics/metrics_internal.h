@@ -1,7 +1,7 @@
 /*
  * Shared inside lib/metrics: moments, batches of scored sequences, results.
  *
- * Order of files, each calling only those before it: summary, scorer, then perplexity, divergence and task.
+ * Order of files, each calling only those before it: summary, scorer, then perplexity, divergence, fidelity and task.
  */
 #ifndef RILL_METRICS_INTERNAL_H
 #define RILL_METRICS_INTERNAL_H

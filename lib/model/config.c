@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+static const char *const layer_names[] = {"transformer", "lstm", NULL};
 static const char *const norm_names[] = {"rms", "layer", NULL};
 static const char *const place_names[] = {"pre", "post", "sandwich", "output", NULL};
 static const char *const qk_norm_names[] = {"none", "heads", "all", "layer", NULL};
@@ -26,6 +27,7 @@ static const struct feature {
     {"position_offset", FEATURE_SIZE, offsetof(struct model_config, position_offset), NULL},
     {"token_types", FEATURE_SIZE, offsetof(struct model_config, token_types), NULL},
     {"embed_norm", FEATURE_BOOL, offsetof(struct model_config, embed_norm), NULL},
+    {"layer", FEATURE_NAME, offsetof(struct model_config, layer_kind), layer_names},
     {"norm", FEATURE_NAME, offsetof(struct model_config, norm), norm_names},
     {"norm_place", FEATURE_NAME, offsetof(struct model_config, norm_place), place_names},
     {"norm_bias", FEATURE_BOOL, offsetof(struct model_config, norm_bias), NULL},
@@ -58,7 +60,7 @@ static const struct per_layer {
     const char *key;
     size_t offset;
     uint32_t min, max;
-    bool optional;
+    bool optional; /* those that are not are of transformers' layers */
 } per_layer[] = {
     {"heads", offsetof(struct model_layer, n_heads), 1, MODEL_MAX_DIM, false},
     {"kv_heads", offsetof(struct model_layer, n_kv_heads), 1, MODEL_MAX_DIM, false},
@@ -71,6 +73,10 @@ static const struct per_layer {
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
 
+static bool is_optional(const struct model_config *c, const struct per_layer *p) {
+    return p->optional || c->layer_kind != LAYER_TRANSFORMER;
+}
+
 static uint32_t *layer_member(const struct model_config *c, uint32_t layer, const struct per_layer *p) {
     return (uint32_t *)(void *)((char *)&c->layers[layer] + p->offset);
 }
@@ -79,7 +85,7 @@ static bool put_per_layer(cJSON *o, const struct model_config *c, const struct p
     bool same = true;
     uint32_t first = c->n_layers ? *layer_member(c, 0, p) : 0;
     for (uint32_t i = 1; i < c->n_layers; i++) same = same && *layer_member(c, i, p) == first;
-    if (same && p->optional && first == 0) return true;
+    if (same && is_optional(c, p) && first == 0) return true;
     if (same) return json_put_u64(o, p->key, first);
     cJSON *array = cJSON_AddArrayToObject(o, p->key);
     for (uint32_t i = 0; array && i < c->n_layers; i++) {
@@ -111,7 +117,7 @@ static bool put_feature(cJSON *o, const struct model_config *c, const struct fea
 cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
     cJSON *o = cJSON_CreateObject();
     bool ok = o && json_put_str(o, "arch", c->arch) && json_put_u64(o, "layers", c->n_layers) &&
-              json_put_u64(o, "hidden", c->hidden) && json_put_u64(o, "head_dim", c->head_dim);
+              json_put_u64(o, "hidden", c->hidden) && (!c->head_dim || json_put_u64(o, "head_dim", c->head_dim));
     for (size_t i = 0; ok && i < COUNT_OF(per_layer); i++) ok = put_per_layer(o, c, &per_layer[i]);
     ok = ok && json_put_u64(o, "vocab_size", c->vocab_size) && json_put_u64(o, "context", c->context) &&
          json_put_bool(o, "tied", c->tied) && json_put_bool(o, "qkv_bias", c->qkv_bias) &&
@@ -129,7 +135,7 @@ cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
 
 static int get_per_layer(struct model_config *c, const cJSON *o, const struct per_layer *p, struct err *e) {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, p->key);
-    if (!v && p->optional) return 0;
+    if (!v && is_optional(c, p)) return 0;
     if (!cJSON_IsArray(v)) {
         uint64_t n;
         int rc = json_get_u64(o, p->key, p->min, p->max, &n, e);
@@ -219,6 +225,7 @@ static int get_numbers(struct model_config *c, const cJSON *o, struct err *e) {
     int rc = 0;
     for (size_t i = 0; !rc && i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
+        if (numbers[i].to == &c->head_dim && c->layer_kind != LAYER_TRANSFORMER) continue;
         rc = json_get_u64(o, numbers[i].key, 1, numbers[i].max, &v, e);
         *numbers[i].to = (uint32_t)v;
     }
@@ -234,9 +241,9 @@ int model_config_from_json(struct model_config *c, const cJSON *o, struct arena 
     *c = (struct model_config){.n_layers = 0};
     if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "\"model\" is not an object");
     int rc = get_arch(c, o, a, e);
-    if (!rc) rc = get_numbers(c, o, e);
     if (!rc) rc = check_keys(o, e);
     for (size_t i = 0; !rc && i < COUNT_OF(features); i++) rc = get_feature(c, o, &features[i], e);
+    if (!rc) rc = get_numbers(c, o, e); /* which depend on the kind of layers */
     if (!rc) rc = get_ropes(c, o, a, e);
     if (rc) return rc;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
@@ -272,7 +279,13 @@ static int check_experts(const struct model_config *c, const struct model_layer 
     return check_range("width of experts", l->expert_ffn, MODEL_MAX_DIM, e);
 }
 
+static int check_lstm_layer(const struct model_layer *l, struct err *e) {
+    if (l->n_heads || l->n_kv_heads || l->window) return err_set(e, ERR_DATA, "attention in a layer of LSTMs");
+    return l->ffn || l->experts || l->expert_ffn ? err_set(e, ERR_DATA, "a feed-forward part in a layer of LSTMs") : 0;
+}
+
 static int check_layer(const struct model_config *c, const struct model_layer *l, struct err *e) {
+    if (c->layer_kind == LAYER_LSTM) return check_lstm_layer(l, e);
     if (!l->n_heads || !l->n_kv_heads || l->n_heads % l->n_kv_heads)
         return err_set(e, ERR_DATA, "%u heads for %u key/value heads: not a multiple", l->n_heads, l->n_kv_heads);
     if ((uint64_t)l->n_heads * c->head_dim > MODEL_MAX_DIM)
@@ -284,6 +297,19 @@ static int check_layer(const struct model_config *c, const struct model_layer *l
     if (l->experts) return check_experts(c, l, e);
     if (l->expert_ffn) return err_set(e, ERR_DATA, "a width of experts, %u, and no experts", l->expert_ffn);
     return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
+}
+
+/* Two directions, of which a classifier takes the ends; nothing of what transformers' layers have. */
+static int check_lstm(const struct model_config *c, struct err *e) {
+    if (c->hidden % 2) return err_set(e, ERR_DATA, "a hidden size of %u for LSTMs of two directions", c->hidden);
+    if (!c->bidirectional) return err_set(e, ERR_DATA, "LSTMs of one direction");
+    if (c->output != OUTPUT_CLASSES) return err_set(e, ERR_DATA, "LSTMs in a model that does not classify sequences");
+    if (c->positions != POSITIONS_NONE || c->token_types || c->embed_norm)
+        return err_set(e, ERR_DATA, "positions, token types or a norm of the embedding before LSTMs");
+    if (c->norm_place != NORM_PRE || c->norm_bias || c->parallel || c->qk_norm || c->qkv_bias || c->o_bias ||
+        c->ffn_bias || c->experts_per_token || c->shared_gate || c->head_dim)
+        return err_set(e, ERR_DATA, "attention or a feed-forward part in layers of LSTMs");
+    return check_range("width of the embedding", model_embed_dim(c), MODEL_MAX_DIM, e);
 }
 
 /* Features that exclude each other. */
@@ -311,7 +337,8 @@ float model_factor(float factor) {
 int model_config_check(const struct model_config *c, struct err *e) {
     int rc = check_range("number of layers", c->n_layers, MODEL_MAX_LAYERS, e);
     if (!rc) rc = check_range("hidden size", c->hidden, MODEL_MAX_DIM, e);
-    if (!rc) rc = check_range("head size", c->head_dim, MODEL_MAX_DIM, e);
+    if (!rc && c->layer_kind == LAYER_TRANSFORMER) rc = check_range("head size", c->head_dim, MODEL_MAX_DIM, e);
+    if (!rc && c->layer_kind == LAYER_LSTM) rc = check_lstm(c, e);
     if (!rc) rc = check_range("vocabulary size", c->vocab_size, MODEL_MAX_VOCAB, e);
     if (!rc) rc = check_range("context", c->context, UINT32_MAX, e);
     if (!rc && c->positions == POSITIONS_LEARNED) rc = check_range("table of positions", c->context, MODEL_MAX_DIM, e);

@@ -13,24 +13,12 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
 
 /* ---- wanted points ------------------------------------------------------------------------------------------------- */
 
-/* The variable at a point, for whoever wants it; in place of the copy's memory when there is one (prepare_copies). */
-static void want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
-    for (size_t i = 0; x && i < g->n_wants; i++) {
-        struct model_want *w = &g->wants[i];
-        if (w->point != point || w->layer != layer) continue;
-        if (w->var)
-            kernel_convert(w->var->value, x->value, x->rows * x->cols);
-        else
-            w->var = x;
-    }
-}
-
 /* A point at the end of a segment. Without a record the next segment takes its memory over. */
 static void want_outside(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
     for (size_t i = 0; x && !grad_records(g->t) && i < g->n_wants; i++)
         if (g->wants[i].point == point && g->wants[i].layer == layer)
             g->wants[i].var = grad_scratch(g->t, x->rows, x->cols, DT_F32);
-    want(g, point, layer, x);
+    graph_want(g, point, layer, x);
 }
 
 /* Is a point inside this layer wanted? Without a record, memory that outlives the layer is taken for its copy. */
@@ -56,14 +44,11 @@ static int check_wants(const struct graph *g) {
             return err_set(g->e, ERR_DATA, "point '%s' of layer %u is wanted, and the model has %u layers",
                            w->point < POINT_ALL && w->point != POINT_COUNT ? model_point_name(w->point) : "?", w->layer,
                            c->n_layers);
+        if (!model_point_cols(c, w->point, w->layer))
+            return err_set(g->e, ERR_DATA, "point '%s' of layer %u is wanted, which has none",
+                           model_point_name(w->point), w->layer);
     }
     return 0;
-}
-
-/* A point inside a layer: for whoever watches, and for whoever wants it. */
-static void expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
-    tap(g, point, layer, x);
-    want(g, point, layer, x);
 }
 
 /* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
@@ -158,7 +143,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 /* attention(rope(q), rope(k), v) of h, the heads side by side */
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
-    expose(g, POINT_ATTN_IN, layer, h);
+    h = graph_expose(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -167,12 +152,10 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
-    expose(g, POINT_Q, layer, q);
-    expose(g, POINT_K, layer, k);
-    expose(g, POINT_V, layer, y[2]);
-    struct grad_var *a = attend(g, layer, q, k, y[2]);
-    expose(g, POINT_O_IN, layer, a);
-    return a;
+    q = graph_expose(g, POINT_Q, layer, q);
+    k = graph_expose(g, POINT_K, layer, k);
+    struct grad_var *v = graph_expose(g, POINT_V, layer, y[2]);
+    return graph_expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 
 /* act(gate h) * up h, or act(up h): what down reads */
@@ -185,8 +168,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
         y = grad_activate(g->t, c->act,
                           adapt(g, ROLE_UP, layer, h,
                                 grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
-    expose(g, POINT_DOWN_IN, layer, y);
-    return y;
+    return graph_expose(g, POINT_DOWN_IN, layer, y);
 }
 
 static struct grad_var *add_attention(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *a) {
@@ -210,8 +192,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 
 /* x + feed-forward part of its norm */
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
-    struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
-    expose(g, POINT_FFN_IN, layer, h);
+    struct grad_var *h = graph_expose(g, POINT_FFN_IN, layer, before(g, ROLE_FFN_NORM, layer, x));
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
@@ -223,7 +204,7 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
-        expose(g, POINT_FFN_IN, layer, h2);
+        h2 = graph_expose(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }
@@ -309,10 +290,12 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     struct graph g = *run->g;
     g.t = t;
     if (run->seen) g.tap = NULL, g.n_wants = 0;
-    struct grad_var *y = transformer_layer(&g, run->layer, x);
+    bool lstm = g.m->config.layer_kind == LAYER_LSTM;
+    struct grad_var *y = lstm ? graph_lstm(&g, run->layer, x) : transformer_layer(&g, run->layer, x);
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
     run->g->rc = g.rc;
+    run->g->ended = g.ended;
     return g.rc ? NULL : y;
 }
 
@@ -354,15 +337,16 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     if (!run) return NULL;
     *run = (struct layer_run){g, layer, false};
     bool inside = prepare_copies(g, layer);
-    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL : grad_segment(g->t, x, run_layer, run);
+    x = inside && grad_records(g->t) ? x ? run_layer(run, g->t, x) : NULL
+                                     : grad_segment(g->t, x, g->m->config.hidden, run_layer, run);
     want_outside(g, POINT_LAYER, layer, x);
     return x;
 }
 
-/* The first row of each sequence, through the pooler if there is one. */
+/* The first row of each sequence, or the ends of LSTMs, through the pooler if there is one. */
 static struct grad_var *pooled(struct graph *g, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
-    h = grad_embed(g->t, h, g->starts, g->in.n_seqs);
+    h = c->layer_kind == LAYER_LSTM ? graph_lstm_ends(g, h) : grad_embed(g->t, h, g->starts, g->in.n_seqs);
     if (!c->pooler) return h;
     h = grad_linear(g->t, h, leaf(g, ROLE_POOLER, 0), leaf(g, ROLE_POOLER_BIAS, 0), NULL);
     return grad_to_f32(g->t, grad_activate(g->t, c->pooler_act, h));

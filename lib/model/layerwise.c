@@ -1,7 +1,7 @@
 /*
  * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A
  * pass through a layer begins with the hidden states that the one before it left, so that what is between them is kept
- * for the whole block: [positions][hidden].
+ * for the whole block: [positions][hidden], or as wide as what the first layer reads.
  */
 #include "lib/model/model_internal.h"
 
@@ -17,7 +17,8 @@ struct model_layerwise {
     struct stream_item item;
     struct model_tensors tensors;
 
-    struct buf states; /* of the block, [n_positions][hidden] */
+    struct buf states; /* of the block, [n_positions][width], width that of what comes out of the step before */
+    struct buf next;   /* where that is not the width of what goes in, the states are not written over each other */
     model_tap *tap;
     void *tap_ctx;
 
@@ -36,6 +37,7 @@ struct step {
     struct buf *to; /* NULL: nowhere */
     model_tap *tap;
     void *ctx;
+    const enum model_point *last; /* where the pass may end; NULL: with the layer */
 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -124,20 +126,23 @@ static int load_tied_head(struct model_layerwise *l, struct err *e) {
 
 /* ---- a block ----------------------------------------------------------------------------------------------------- */
 
-static size_t hidden(const struct model_layerwise *l) {
-    return l->m->config.hidden;
+/* Of what goes into a layer. */
+static size_t width_into(const struct model_layerwise *l, int64_t layer) {
+    return layer < l->m->config.n_layers ? model_axis_size(&l->m->config, AXIS_INPUT, layer < 0 ? 0 : (uint32_t)layer)
+                                         : l->m->config.hidden;
 }
 
 /* The states of one input as a variable, and back. */
 static struct grad_var *take_states(const struct model_layerwise *l, const struct buf *states, struct grad_tape *t,
-                                    size_t first, size_t rows) {
-    struct grad_var *x = grad_scratch(t, rows, hidden(l), DT_F32);
-    if (x) kernel_upload(x->value, (const float *)states->data + first * hidden(l), rows * hidden(l));
+                                    int64_t layer, size_t first, size_t rows) {
+    size_t width = width_into(l, layer);
+    struct grad_var *x = grad_scratch(t, rows, width, DT_F32);
+    if (x) kernel_upload(x->value, (const float *)states->data + first * width, rows * width);
     return x;
 }
 
-static void put_states(const struct model_layerwise *l, struct buf *states, size_t first, const struct grad_var *x) {
-    kernel_download((float *)states->data + first * hidden(l), x->value, x->rows * x->cols);
+static void put_states(struct buf *states, size_t first, const struct grad_var *x) {
+    kernel_download((float *)states->data + first * x->cols, x->value, x->rows * x->cols);
 }
 
 /* Positions in one pass through a layer: what is between two layers is small beside the weights then. */
@@ -162,11 +167,12 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, part, NULL, s->tap, s->ctx, e);
     if (!g) return e->code;
-    struct grad_var *x = s->layer < 0
-                             ? graph_embed(g)
-                             : graph_layer(g, (uint32_t)s->layer, take_states(l, s->from, t, first, part->n_positions));
-    if (!x) return graph_failure(g);
-    if (s->to) put_states(l, s->to, first, x);
+    g->last = s->last;
+    struct grad_var *x = s->layer < 0 ? graph_embed(g)
+                                      : graph_layer(g, (uint32_t)s->layer,
+                                                    take_states(l, s->from, t, s->layer, first, part->n_positions));
+    if (!x) return g->ended && !g->rc ? 0 : graph_failure(g);
+    if (s->to) put_states(s->to, first, x);
     return 0;
 }
 
@@ -185,10 +191,31 @@ static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const stru
     return 0;
 }
 
+static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
+                          struct err *e) {
+    uint64_t positions = 0, floats, bytes;
+    for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
+    size_t width = width_into(l, 0) > width_into(l, l->m->config.n_layers) ? width_into(l, 0) : l->m->config.hidden;
+    if (!u64_mul(positions, width, &floats) || !u64_mul(floats, sizeof(float), &bytes))
+        return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);
+    states->len = 0;
+    if (buf_reserve(states, bytes, e))
+        return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
+    return 0;
+}
+
 /* The states of the block, from the states before. */
 static int advance(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                    int64_t layer, struct err *e) {
-    return run_inputs(l, t, in, n, &(struct step){layer, &l->states, &l->states, l->tap, l->tap_ctx}, e);
+    bool apart = layer >= 0 && width_into(l, layer) != width_into(l, layer + 1);
+    if (apart && reserve_states(l, &l->next, in, n, e)) return e->code;
+    struct step s = {layer, &l->states, apart ? &l->next : &l->states, l->tap, l->tap_ctx};
+    int rc = run_inputs(l, t, in, n, &s, e);
+    if (rc || !apart) return rc;
+    buf_release(&l->states);
+    l->states = l->next;
+    l->next = (struct buf){0};
+    return 0;
 }
 
 static int run_layers(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
@@ -201,18 +228,6 @@ static int run_layers(struct model_layerwise *l, struct grad_tape *t, const stru
         if (!rc && progress) progress(ctx, i + 1);
     }
     return rc;
-}
-
-static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
-                          struct err *e) {
-    uint64_t positions = 0, floats, bytes;
-    for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
-    if (!u64_mul(positions, hidden(l), &floats) || !u64_mul(floats, sizeof(float), &bytes))
-        return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);
-    states->len = 0;
-    if (buf_reserve(states, bytes, e))
-        return err_prefix(e, "hidden states of %llu positions", (unsigned long long)positions);
-    return 0;
 }
 
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
@@ -276,9 +291,9 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *t, const
     return rc;
 }
 
-int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
-                          struct err *e) {
-    struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx};
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
+                          model_tap *tap, void *ctx, struct err *e) {
+    struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx, .last = last};
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
     return run_inputs(l, l->t, l->in, l->n, &s, e);
 }
@@ -315,7 +330,7 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
         grad_reset(t);
         struct graph *g = graph_begin(l->m, t, &in[i], NULL, l->tap, l->tap_ctx, e);
         if (!g) return e->code;
-        struct grad_var *h = graph_norm(g, take_states(l, &l->states, t, position, in[i].n_positions));
+        struct grad_var *h = graph_norm(g, take_states(l, &l->states, t, c->n_layers, position, in[i].n_positions));
         if (!h) return graph_failure(g);
         if (!fn) continue;
         struct grad_head head = model_logits_head(l->m, t);
@@ -325,10 +340,11 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
 }
 
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in,
-                                        struct err *e) {
+                                        size_t first, struct err *e) {
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, in, NULL, NULL, NULL, e);
-    struct grad_var *h = g ? graph_norm(g, take_states(l, &l->states, t, 0, in->n_positions)) : NULL;
+    struct grad_var *h =
+        g ? graph_norm(g, take_states(l, &l->states, t, l->m->config.n_layers, first, in->n_positions)) : NULL;
     if (g && !h) graph_failure(g);
     return h;
 }
@@ -350,6 +366,7 @@ int model_layerwise_new(struct model_layerwise **out, struct kernel_device *devi
     int rc = model_head_read(r, &head, &l->item, e);
     if (!rc && model_new(&l->m, device, &head.config, format, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
+    if (!rc) l->m->meta = head.meta, head.meta = NULL;
     model_head_release(&head);
     if (rc)
         model_layerwise_free(l);
@@ -376,6 +393,7 @@ void model_layerwise_free(struct model_layerwise *l) {
     model_free(l->m);
     model_tensors_release(&l->tensors);
     buf_release(&l->states);
+    buf_release(&l->next);
     buf_release(&l->dense);
     buf_release(&l->dense_next);
     mem_free(l);

@@ -179,13 +179,21 @@ int model_load(struct model **out, struct kernel_device *device, struct stream_r
     return rc;
 }
 
+/* That of PyTorch's uniform distribution: an LSTM's matrices go by its units, others by their columns. */
+static uint64_t fan_of(const struct model_config *c, struct model_slot s) {
+    return model_axis_size(c, model_role_in_layer(s.role) ? AXIS_UNITS : model_role_info(s.role)->cols, s.layer);
+}
+
 /* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. `base` NULL: no muP. */
 static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
-    double scale = role->kind == KIND_GAIN   ? 1
-                   : role->kind == KIND_BIAS ? 0
-                   : role->to_residual       ? 0.02 / sqrt(2.0 * c->n_layers)
-                                             : 0.02;
+    bool lstm = c->layer_kind == LAYER_LSTM;
+    double scale = role->kind == KIND_GAIN        ? 1
+                   : role->kind == KIND_BIAS      ? 0
+                   : lstm && s.role == ROLE_EMBED ? 1
+                   : lstm                         ? 1 / sqrt(3.0 * (double)fan_of(c, s))
+                   : role->to_residual            ? 0.02 / sqrt(2.0 * c->n_layers)
+                                                  : 0.02;
     if (base && model_mup_is_hidden(s.role)) scale /= sqrt(model_mup_width(c, base, role->cols, s.layer));
     if (base) scale *= model_mup_factor(c, base, s);
     return (float)scale;
@@ -270,19 +278,19 @@ struct model_param *model_expert_param(const struct model *m, enum model_role ro
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-static int save_param(const struct model_param *p, struct stream_writer *w, enum dtype dtype, struct buf *scratch,
-                      struct err *e) {
+int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
+                     struct err *e) {
     struct tensor_desc d = p->desc;
     const float *value = model_host_value(p);
-    d.dtype = dtype;
-    if (dtype == DT_F32) {
+    d.dtype = dtype ? (enum dtype)dtype : dtype_info(d.dtype)->is_quantized ? DT_F32 : d.dtype;
+    if (d.dtype == DT_F32) {
         uint64_t bad = tensor_first_nonfinite(DT_F32, value, p->n);
         if (bad == p->n) return stream_write_tensor(w, &d, NULL, value, e);
         return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d.name, (unsigned long long)bad);
     }
     scratch->len = 0;
     int rc = buf_reserve(scratch, tensor_bytes(&d), e);
-    if (!rc) rc = tensor_from_f32_checked(dtype, value, scratch->data, p->n, NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(d.dtype, value, scratch->data, p->n, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", d.name);
     return stream_write_tensor(w, &d, NULL, scratch->data, e);
 }
@@ -291,11 +299,7 @@ int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, s
     struct buf scratch = {0};
     int rc = need_f32(m, "saving", e);
     if (!rc) rc = model_head_write(w, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
-    for (size_t i = 0; !rc && i < m->n_params; i++) {
-        const struct model_param *p = &m->params[i];
-        enum dtype as = dtype ? (enum dtype)dtype : dtype_info(p->desc.dtype)->is_quantized ? DT_F32 : p->desc.dtype;
-        rc = save_param(p, w, as, &scratch, e);
-    }
+    for (size_t i = 0; !rc && i < m->n_params; i++) rc = model_save_param(&m->params[i], w, dtype, &scratch, e);
     buf_release(&scratch);
     return rc;
 }

@@ -37,6 +37,11 @@
 #define MODEL_MAX_EXPERTS 4096
 #define MODEL_MAX_TENSORS (1u << 19)
 
+/* What layers are. */
+enum model_layer_kind {
+    LAYER_TRANSFORMER,
+    LAYER_LSTM, /* two LSTMs, one from each end of the sequence, side by side: hidden / 2 units each. No residual */
+};
 enum model_norm { NORM_RMS, NORM_LAYER };
 /* Where the norms of attention and feed-forward part stand. */
 enum model_norm_place {
@@ -58,10 +63,12 @@ enum model_positions {
     POSITIONS_NONE,
 };
 enum model_output {
-    OUTPUT_LM,            /* logits of the next token */
-    OUTPUT_MASKED_LM,     /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
-    OUTPUT_NONE,          /* hidden states */
-    OUTPUT_CLASSES,       /* logits of classes, a row for each sequence: of its first position, by way of a pooler */
+    OUTPUT_LM,        /* logits of the next token */
+    OUTPUT_MASKED_LM, /* logits of the token itself, through a dense layer, its activation and a norm: BERT */
+    OUTPUT_NONE,      /* hidden states */
+    /* logits of classes, a row for each sequence: of its first position, or of LSTMs of the state in which each direction ends, at the
+     * last position and at the first; by way of a pooler */
+    OUTPUT_CLASSES,
     OUTPUT_TOKEN_CLASSES, /* logits of classes, a row for each position: tags */
     OUTPUT_SPAN,          /* two logits for each position: how likely an answer begins there, and ends */
 };
@@ -108,13 +115,15 @@ struct model_config {
     uint32_t context;    /* positions the model was trained for */
     /* embedding */
     uint32_t
-        embed_dim; /* width of the embedding, which a matrix brings to `hidden`, and back before the head; 0: hidden */
+        embed_dim; /* width of the embedding, which a matrix brings to `hidden`, and back before the head, or which the
+                      first LSTM reads; 0: hidden */
     float embed_scale;        /* 0: 1 */
     uint32_t positions;       /* enum model_positions */
     uint32_t position_offset; /* rows of the table of positions before that of the first */
     uint32_t token_types;     /* rows of the table of token types; 0: none */
     bool embed_norm;
     /* layers */
+    uint32_t layer_kind;       /* enum model_layer_kind */
     uint32_t norm, norm_place; /* enum model_norm, model_norm_place */
     bool norm_bias;
     float norm_eps;
@@ -201,6 +210,7 @@ enum model_point {
     POINT_O_IN,    /* input of o [n_heads * head_dim] */
     POINT_FFN_IN,  /* input of gate and up [hidden] */
     POINT_DOWN_IN, /* input of down [ffn] */
+    POINT_LSTM_IN, /* input of an LSTM [embed_dim] in the first layer, [hidden] in others */
     POINT_LAYER,   /* output of the layer: residual stream [hidden] */
     POINT_HEAD_IN, /* input of the head [embed_dim]; layer 0 */
     POINT_ROUTED,  /* weights of a layer's experts, 0 where one is not taken [experts] */
@@ -215,8 +225,8 @@ enum model_point {
     POINT_V, /* [n_kv_heads * head_dim] */
     POINT_ALL
 };
-const char *model_point_name(enum model_point p); /* "attn_in" */
-uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer);
+const char *model_point_name(enum model_point p);                                            /* "attn_in" */
+uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer); /* 0: it has none */
 
 /* In stream order. */
 enum model_role {
@@ -226,6 +236,14 @@ enum model_role {
     ROLE_TYPE_EMBED,
     ROLE_EMBED_NORM,
     ROLE_EMBED_NORM_BIAS,
+    ROLE_LSTM_INPUT, /* of LSTMs: what the input adds to the gates, by gate i, f, g, o */
+    ROLE_LSTM_STATE, /* ... and the state of the step before */
+    ROLE_LSTM_INPUT_BIAS,
+    ROLE_LSTM_STATE_BIAS,
+    ROLE_LSTM_REVERSE_INPUT, /* the same of the one that begins at the end, in the same order */
+    ROLE_LSTM_REVERSE_STATE,
+    ROLE_LSTM_REVERSE_INPUT_BIAS,
+    ROLE_LSTM_REVERSE_STATE_BIAS,
     ROLE_ATTN_NORM,
     ROLE_ATTN_NORM_BIAS,
     ROLE_Q,
@@ -278,6 +296,9 @@ enum model_axis {
     AXIS_VOCAB,
     AXIS_EMBED,    /* embed_dim */
     AXIS_HIDDEN,   /* the residual stream */
+    AXIS_INPUT,    /* what the layer reads: embed_dim in the first of LSTMs, else hidden */
+    AXIS_GATES,    /* of an LSTM: 4 * units */
+    AXIS_UNITS,    /* of an LSTM: hidden / 2 */
     AXIS_QUERY,    /* n_heads * head_dim */
     AXIS_KEY,      /* n_kv_heads * head_dim */
     AXIS_HEAD_DIM, /* within a head */
@@ -329,6 +350,17 @@ enum model_role model_head_role(const struct model_config *c);
 /* "layers.3.attn.q.weight"; out has TENSOR_MAX_NAME + 1 bytes. Returns out. */
 char *model_slot_name(struct model_slot s, char *out);
 int model_slot_parse(const char *name, struct model_slot *out, struct err *e) MUST_CHECK;
+/* A regular expression (PCRE2) that matches somewhere in a tensor's name: the n bytes at text (pattern.c). */
+struct model_pattern {
+    const char *text;
+    size_t n;
+};
+struct model_matcher;
+/* ERR_USAGE: it is no regular expression, and where. The caller frees *out. */
+int model_matcher_new(struct model_matcher **out, const struct model_pattern *p, struct err *e) MUST_CHECK;
+/* 1: it matches the name, 0: it does not; ERR_USAGE: it takes too long. */
+int model_matches(const struct model_matcher *m, const char *name, struct err *e) MUST_CHECK;
+void model_matcher_free(struct model_matcher *m); /* NULL is fine */
 /* Number of tensors of this configuration, and the i-th in stream order. */
 size_t model_slot_count(const struct model_config *c);
 struct model_slot model_slot_at(const struct model_config *c, size_t i);
@@ -456,7 +488,8 @@ enum dtype model_precision(const struct model *m);
  * and the head beyond them are padding (Qwen2.5 has 152064 or 151936 rows for 151665 tokens) and in no softmax.
  * Without a vocabulary, nothing tells: all rows. */
 uint32_t model_n_tokens(const struct model *m);
-/* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. */
+/* Fresh weights: matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2), norms 1. Those of LSTMs have the
+ * deviations that PyTorch's modules begin with: 1 of the embedding, 1/sqrt(3 units), and 1/sqrt(3 columns) of what follows. Biases 0. */
 int model_init(struct model **out, struct kernel_device *device, const struct model_config *c, const void *vocab,
                size_t n_vocab, uint64_t seed, struct err *e) MUST_CHECK;
 /* The same with the deviations of muP, and META says so. */
@@ -481,6 +514,9 @@ static inline float *model_host_grad(const struct model_param *p) {
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
  * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
+/* One tensor of it, as model_save does. `scratch` may be used again; the caller's. */
+int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
+                     struct err *e) MUST_CHECK;
 /* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." when both name a vocabulary and not the same, or when
  * one names none and the sizes differ. `meta` is of a tokens or knowledge stream. The same vocabulary may come with
  * other padding. */
@@ -531,8 +567,8 @@ struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct m
 struct kernel_attention model_attention_shape(const struct model_config *c, uint32_t layer);
 /* Rows of logits of an input: its positions, or its sequences (OUTPUT_CLASSES). */
 size_t model_output_rows(const struct model_config *c, const struct model_input *in);
-/* The pooler of each sequence's first row of h [n_positions][hidden]: [n_seqs][hidden], in f32. Without a pooler,
- * these rows. Takes no part in model_graph but that of a classifier. NULL on failure. */
+/* The pooler of each sequence's first row of h [n_positions][hidden] (of LSTMs: see OUTPUT_CLASSES): [n_seqs][hidden], in f32.
+ * Without a pooler, these rows. Takes no part in model_graph but that of a classifier. NULL on failure. */
 struct grad_var *model_pooled(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
                               struct err *e);
 /* What grad_head needs to make logits: weight (embed.weight when tied, the classifier's), bias, soft cap. w is NULL
@@ -577,7 +613,7 @@ struct model_layerwise;
 int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
                         enum model_weight_format format, model_again_fn *again, void *again_ctx,
                         struct err *e) MUST_CHECK;
-/* Configuration and vocabulary; its parameters have no values. */
+/* Configuration, vocabulary and META; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */
 /* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may
@@ -591,10 +627,10 @@ void model_layerwise_tap(struct model_layerwise *l, model_tap *tap, void *ctx);
  * no logits. */
 int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
-/* For heads beside others (grad_heads), after a run of one input: what the head reads, on a tape that is reset. NULL on
- * failure. */
+/* For heads beside others (grad_heads), after a run: what the head reads of one of its inputs, which begins at position `first` of the
+ * block, on a tape that is reset. NULL on failure. */
 struct grad_var *model_layerwise_hidden(struct model_layerwise *l, struct grad_tape *scratch,
-                                        const struct model_input *in, struct err *e);
+                                        const struct model_input *in, size_t first, struct err *e);
 /* The model, of which the tensors at hand have values: after a run those of the head, until the next one
  * (model_logits_head); in visit (below) what it is called for. */
 struct model *model_layerwise_held(struct model_layerwise *l);
@@ -621,9 +657,9 @@ struct model_changes {
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) MUST_CHECK;
 /* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
- * of whole sequences, in order. */
-int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
-                          struct err *e) MUST_CHECK;
+ * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
+                          model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

@@ -9,8 +9,14 @@ static bool always(const struct model_config *c) {
     (void)c;
     return true;
 }
+static bool is_lstm(const struct model_config *c) {
+    return c->layer_kind == LAYER_LSTM;
+}
+static bool is_transformer(const struct model_config *c) {
+    return c->layer_kind == LAYER_TRANSFORMER;
+}
 static bool has_embed_projection(const struct model_config *c) {
-    return c->embed_dim != 0 && c->embed_dim != c->hidden;
+    return c->embed_dim != 0 && c->embed_dim != c->hidden && !is_lstm(c);
 }
 static bool has_position_table(const struct model_config *c) {
     return c->positions == POSITIONS_LEARNED;
@@ -22,7 +28,7 @@ static bool has_embed_norm(const struct model_config *c) {
     return c->embed_norm;
 }
 static bool has_pre_norm(const struct model_config *c) {
-    return c->norm_place == NORM_PRE || c->norm_place == NORM_SANDWICH;
+    return is_transformer(c) && (c->norm_place == NORM_PRE || c->norm_place == NORM_SANDWICH);
 }
 static bool has_ffn_norm(const struct model_config *c) {
     return has_pre_norm(c) && !c->shared_norm;
@@ -46,7 +52,7 @@ static bool has_qk_norm_bias(const struct model_config *c) {
     return c->qk_norm == QK_NORM_LAYER;
 }
 static bool has_gate(const struct model_config *c) {
-    return c->ffn_kind == FFN_GATED;
+    return is_transformer(c) && c->ffn_kind == FFN_GATED;
 }
 static bool has_ffn_bias(const struct model_config *c) {
     return c->ffn_bias;
@@ -100,6 +106,7 @@ BIAS_OF(has_transform)
 #define VECTOR(kind_, rows_)        .kind = kind_, .rows = rows_, .input = POINT_COUNT
 #define GAIN(rows_)                 VECTOR(KIND_GAIN, rows_)
 #define BIAS(rows_)                 VECTOR(KIND_BIAS, rows_)
+#define LSTM                        .exists = is_lstm
 #define DENSE                       .part = PART_DENSE
 #define EACH_EXPERT                 .part = PART_EXPERTS, .each = AXIS_EXPERT
 
@@ -112,11 +119,21 @@ static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_EMBED_NORM] = {"embed_norm.weight", OUTSIDE, GAIN(AXIS_HIDDEN), .exists = has_embed_norm},
     [ROLE_EMBED_NORM_BIAS] = {"embed_norm.bias", OUTSIDE, BIAS(AXIS_HIDDEN), .exists = has_embed_norm_bias},
 
+    [ROLE_LSTM_INPUT] = {"lstm.input.weight", LAYER, MATRIX(AXIS_GATES, AXIS_INPUT, POINT_LSTM_IN), LSTM},
+    [ROLE_LSTM_STATE] = {"lstm.state.weight", LAYER, MATRIX(AXIS_GATES, AXIS_UNITS, POINT_COUNT), LSTM},
+    [ROLE_LSTM_INPUT_BIAS] = {"lstm.input.bias", LAYER, BIAS(AXIS_GATES), LSTM},
+    [ROLE_LSTM_STATE_BIAS] = {"lstm.state.bias", LAYER, BIAS(AXIS_GATES), LSTM},
+    [ROLE_LSTM_REVERSE_INPUT] = {"lstm_reverse.input.weight", LAYER, MATRIX(AXIS_GATES, AXIS_INPUT, POINT_LSTM_IN),
+                                 LSTM},
+    [ROLE_LSTM_REVERSE_STATE] = {"lstm_reverse.state.weight", LAYER, MATRIX(AXIS_GATES, AXIS_UNITS, POINT_COUNT), LSTM},
+    [ROLE_LSTM_REVERSE_INPUT_BIAS] = {"lstm_reverse.input.bias", LAYER, BIAS(AXIS_GATES), LSTM},
+    [ROLE_LSTM_REVERSE_STATE_BIAS] = {"lstm_reverse.state.bias", LAYER, BIAS(AXIS_GATES), LSTM},
+
     [ROLE_ATTN_NORM] = {"attn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_pre_norm},
     [ROLE_ATTN_NORM_BIAS] = {"attn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_pre_norm_bias},
-    [ROLE_Q] = {"attn.q.weight", LAYER, MATRIX(AXIS_QUERY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
-    [ROLE_K] = {"attn.k.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
-    [ROLE_V] = {"attn.v.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = always},
+    [ROLE_Q] = {"attn.q.weight", LAYER, MATRIX(AXIS_QUERY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
+    [ROLE_K] = {"attn.k.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
+    [ROLE_V] = {"attn.v.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
     [ROLE_Q_BIAS] = {"attn.q.bias", LAYER, BIAS(AXIS_QUERY), .exists = has_qkv_bias},
     [ROLE_K_BIAS] = {"attn.k.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
     [ROLE_V_BIAS] = {"attn.v.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
@@ -125,14 +142,14 @@ static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_K_NORM] = {"attn.k_norm.weight", LAYER, GAIN(AXIS_K_NORM), .exists = has_qk_norm},
     [ROLE_K_NORM_BIAS] = {"attn.k_norm.bias", LAYER, BIAS(AXIS_K_NORM), .exists = has_qk_norm_bias},
     [ROLE_O] = {"attn.o.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_QUERY, POINT_O_IN), .to_residual = true,
-                .exists = always},
+                .exists = is_transformer},
     [ROLE_O_BIAS] = {"attn.o.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_o_bias},
     [ROLE_ATTN_POST_NORM] = {"attn_post_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_post_norm},
     [ROLE_ATTN_POST_NORM_BIAS] = {"attn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
     [ROLE_FFN_NORM] = {"ffn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_ffn_norm},
     [ROLE_FFN_NORM_BIAS] = {"ffn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_norm_bias},
     [ROLE_GATE] = {"ffn.gate.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = has_gate},
-    [ROLE_UP] = {"ffn.up.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = always},
+    [ROLE_UP] = {"ffn.up.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = is_transformer},
     [ROLE_UP_BIAS] = {"ffn.up.bias", LAYER, DENSE, BIAS(AXIS_FFN), .exists = has_ffn_bias},
     [ROLE_DOWN] = {"ffn.down.weight", LAYER, DENSE, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN), .to_residual = true,
                    .exists = always},
@@ -199,6 +216,9 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_VOCAB: return c->vocab_size;
     case AXIS_EMBED: return model_embed_dim(c);
     case AXIS_HIDDEN: return c->hidden;
+    case AXIS_INPUT: return is_lstm(c) && layer == 0 ? model_embed_dim(c) : c->hidden;
+    case AXIS_GATES: return is_lstm(c) ? 4ull * (c->hidden / 2) : 0;
+    case AXIS_UNITS: return is_lstm(c) ? c->hidden / 2 : 0;
     case AXIS_QUERY: return (uint64_t)l->n_heads * c->head_dim;
     case AXIS_KEY: return (uint64_t)l->n_kv_heads * c->head_dim;
     case AXIS_HEAD_DIM: return c->head_dim;
@@ -225,12 +245,15 @@ enum model_axis model_point_axis(enum model_point p) {
     case POINT_ROUTED: return AXIS_EXPERT;
     case POINT_EXPERT_DOWN_IN: return AXIS_EXPERT_FFN;
     case POINT_HEAD_IN: return AXIS_EMBED;
+    case POINT_EMBED:
+    case POINT_LSTM_IN: return AXIS_INPUT;
     default: return AXIS_HIDDEN;
     }
 }
 
 uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint32_t layer) {
-    return model_axis_size(c, model_point_axis(p), layer);
+    bool here = p == POINT_EMBED || p == POINT_LAYER || p == POINT_HEAD_IN || is_lstm(c) == (p == POINT_LSTM_IN);
+    return here ? model_axis_size(c, model_point_axis(p), layer) : 0;
 }
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
@@ -293,7 +316,7 @@ int model_slot_parse(const char *name, struct model_slot *out, struct err *e) {
 enum where { BEFORE, WITHIN, AFTER };
 
 static enum where where_of(enum model_role role) {
-    return roles[role].in_layer ? WITHIN : role < ROLE_ATTN_NORM ? BEFORE : AFTER;
+    return roles[role].in_layer ? WITHIN : role < ROLE_LSTM_INPUT ? BEFORE : AFTER;
 }
 
 static bool has_part(const struct model_layer *l, enum model_part part) {

@@ -27,6 +27,8 @@ static void warn_rows(const struct model_config *before, const uint32_t *old_lay
                       model_warn_fn *warn, void *ctx) {
     bool ffn = false, expert = false, heads = false;
     if (!before) warn_row("a hidden size", c->hidden, 32, warn, ctx);
+    if (!before) warn_row("a number of units", model_axis_size(c, AXIS_UNITS, 0), 32, warn, ctx);
+    if (!before && c->embed_dim) warn_row("a width of the embedding", c->embed_dim, 32, warn, ctx);
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const struct model_layer *l = &c->layers[i],
                                  *was = before ? &before->layers[old_layer ? old_layer[i] : i] : NULL;

@@ -7,6 +7,7 @@ static const char *const point_names[POINT_ALL] = {
     [POINT_O_IN] = "o_in",
     [POINT_FFN_IN] = "ffn_in",
     [POINT_DOWN_IN] = "down_in",
+    [POINT_LSTM_IN] = "lstm_in",
     [POINT_LAYER] = "layer",
     [POINT_HEAD_IN] = "head_in",
     [POINT_ROUTED] = "routed",
@@ -61,4 +62,24 @@ void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x
     seen.cols = x->cols;
     if (seen.x) g->rc = g->tap(g->tap_ctx, &seen, g->e);
     grad_rewind(g->t, mark);
+}
+
+/* The variable at a point; in place of the copy's memory when there is one (prepare_copies). */
+void graph_want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    for (size_t i = 0; x && i < g->n_wants; i++) {
+        struct model_want *w = &g->wants[i];
+        if (w->point != point || w->layer != layer) continue;
+        if (w->var)
+            kernel_convert(w->var->value, x->value, x->rows * x->cols);
+        else
+            w->var = x;
+    }
+}
+
+struct grad_var *graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+    if (x) graph_tap(g, (struct model_seen){.point = point, .layer = layer, .rows = x->rows}, x);
+    graph_want(g, point, layer, x);
+    if (!g->last || point != *g->last) return x;
+    g->ended |= x != NULL;
+    return NULL;
 }

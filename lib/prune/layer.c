@@ -48,6 +48,8 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     float *to = spare(l, role, d->dims[0] * n, e);
     if (!to) return e->code;
     kernel_gather_cols(to, values(l, role), keep, d->dims[0], d->dims[1], n);
+    float *norms = (float *)l->tensor[role].norms.data;
+    for (uint32_t i = 0; l->tensor[role].norms.len && i < n; i++) norms[i] = norms[keep[i]]; /* keep ascends */
     d->dims[1] = n;
     l->tensor[role].blocks.len = 0;
     swap_spare(l, role);
@@ -135,8 +137,8 @@ static int shrink_heads(struct prune_layer *l, const struct prune_plan *p, uint3
                         struct err *e) {
     const struct model_layer *from = &p->from->layers[layer];
     uint32_t groups = from->n_kv_heads, keep = p->to.layers[p->new_layer[layer]].n_kv_heads;
-    uint32_t kv_width = p->from->head_dim, q_width = from->n_heads / groups * kv_width;
     if (keep == groups) return 0;
+    uint32_t kv_width = p->from->head_dim, q_width = from->n_heads / groups * kv_width;
     double *score = arena_array(a, groups, sizeof *score, e);
     uint32_t *kept = arena_array(a, keep, sizeof *kept, e);
     if (!score || !kept) return e->code;

@@ -29,7 +29,16 @@ static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
     return amount_of(a, total);
 }
 
+static bool is_asked(const struct prune_amount *a) {
+    return a->n != 0 || a->share != 0;
+}
+
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
+
+/* The layers after one that makes rows of another length could not read what it reads. */
+static bool changes_width(const struct model_config *c, uint32_t layer) {
+    return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
+}
 
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
@@ -44,9 +53,32 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     double *score = arena_array(&p->memory, n, sizeof *score, e);
     uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
     if (!score || !go) return e->code;
-    for (uint32_t i = 0; i < n; i++) score[i] = -stats_influence(p->o->stats, i);
+    for (uint32_t i = 0; i < n; i++)
+        score[i] = changes_width(p->from, i) ? -INFINITY : -stats_influence(p->o->stats, i);
     if (prune_choose(score, n, n - keep, go, &p->memory, e)) return e->code;
     for (uint32_t i = 0; i < n - keep; i++) gone[go[i]] = 1;
+    return 0;
+}
+
+/* Parses "3,10-14". */
+int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) {
+    *n = 0;
+    for (const char *s = text; *s;) {
+        char item[32];
+        size_t len = strcspn(s, ",");
+        if (len == 0 || len >= sizeof item) return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
+        memcpy(item, s, len);
+        item[len] = 0;
+        char *dash = strchr(item, '-');
+        uint64_t first, last;
+        if (dash) *dash++ = 0;
+        if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
+            last >= MODEL_MAX_LAYERS)
+            return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
+        for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
+        s += len;
+        if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "'%s' ends in a comma", text);
+    }
     return 0;
 }
 
@@ -57,6 +89,9 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
             return err_set(e, ERR_USAGE, "cannot drop layer %u: the model has layers 0 to %u", l,
                            p->from->n_layers - 1);
         if (gone[l]) return err_set(e, ERR_USAGE, "layer %u is dropped twice", l);
+        if (changes_width(p->from, l))
+            return err_set(e, ERR_USAGE, "cannot drop layer %u: it makes rows of %u from rows of %llu", l,
+                           p->from->hidden, (unsigned long long)model_axis_size(p->from, AXIS_INPUT, l));
         gone[l] = 1;
     }
     return 0;
@@ -104,7 +139,7 @@ static int choose_experts(struct prune_plan *p, uint32_t layer, uint32_t keep, s
 static int plan_experts(struct prune_plan *p, struct err *e) {
     const struct prune_amount *a = &p->o->experts;
     bool any = false;
-    if (a->n == 0 && a->share == 0) return 0;
+    if (!is_asked(a)) return 0;
     if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing experts needs --stats (rill calibrate)");
     p->kept_experts = arena_array(&p->memory, p->to.n_layers, sizeof *p->kept_experts, e);
     if (!p->kept_experts) return e->code;
@@ -123,14 +158,6 @@ static int plan_experts(struct prune_plan *p, struct err *e) {
     return any ? 0 : err_set(e, ERR_USAGE, "no layer that stays has experts to choose from");
 }
 
-uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old) {
-    uint32_t layer = p->new_layer[old.layer];
-    if (!p->kept_experts) return old.expert;
-    for (uint32_t i = 0; i < p->to.layers[layer].experts; i++)
-        if (p->kept_experts[layer][i] == old.expert) return i;
-    return LAYER_GONE;
-}
-
 /* ---- widths ------------------------------------------------------------------------------------------------------ */
 
 static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *width, struct err *e) {
@@ -142,9 +169,24 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
     return 0;
 }
 
+/* Is there anything to prune in the layers that stay? */
+static int check_widths(const struct prune_plan *p, struct err *e) {
+    bool ffn = false, heads = false;
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        const struct model_layer *l = &p->to.layers[i];
+        ffn = ffn || l->ffn || l->expert_ffn;
+        heads = heads || l->n_kv_heads;
+    }
+    if (is_asked(&p->o->ffn) && !ffn) return err_set(e, ERR_USAGE, "no layer that stays has a feed-forward part");
+    if (is_asked(&p->o->kv_heads) && !heads) return err_set(e, ERR_USAGE, "no layer that stays has attention");
+    return 0;
+}
+
 static int plan_widths(struct prune_plan *p, struct err *e) {
+    if (check_widths(p, e)) return e->code;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
+        if (!l->n_kv_heads) continue;
         uint32_t groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
         if (plan_width(p, p->old_layer[i], &l->ffn, e) || plan_width(p, p->old_layer[i], &l->expert_ffn, e))
             return e->code;
@@ -250,18 +292,24 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
 
 /* ---- all --------------------------------------------------------------------------------------------------------- */
 
+static int plan_structure(struct prune_plan *p, struct err *e) {
+    int rc = plan_layers(p, e);
+    if (!rc) rc = plan_experts(p, e);
+    return rc ? rc : plan_widths(p, e);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_STATS && !o->stats)
         return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
-    if (!(o->sparsity >= 0 && o->sparsity < 1))
-        return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity);
+    if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
+        return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
-    if (!rc) rc = plan_layers(p, e);
-    if (!rc) rc = plan_experts(p, e);
-    if (!rc) rc = plan_widths(p, e);
+    if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
+    if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
+    if (!rc) rc = prune_check_sparse(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

@@ -54,10 +54,11 @@ static int keep_meta(const cJSON *from, cJSON **meta, struct err *e) {
     return 0;
 }
 
-static int vocab_from_pipe(struct cli *c, const char *path, struct vocab **v, cJSON **meta, struct err *e) {
+static int vocab_from_pipe(struct cli *c, const struct session_options *o, struct vocab **v, cJSON **meta,
+                           struct err *e) {
     struct stream_reader *r;
     struct stream_item item = {.type = ITEM_META};
-    int rc = cli_open_stream(c, path, "model", STREAM_ANY, &r, e);
+    int rc = cli_open_stream(c, o->model, session_role(o), STREAM_ANY, &r, e);
     while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
     if (rc) return rc;
     if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
@@ -71,8 +72,8 @@ int session_load_vocab(struct cli *c, const struct session_options *o, struct vo
     struct stream_map *m;
     const void *bytes = NULL;
     size_t n = 0;
-    if (stat(o->model, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, o->model, out, meta, e);
-    int rc = cli_open_map(c, o->model, "model", STREAM_ANY, &m, e);
+    if (stat(o->model, &st) != 0 || !S_ISREG(st.st_mode)) return vocab_from_pipe(c, o, out, meta, e);
+    int rc = cli_open_map(c, o->model, session_role(o), STREAM_ANY, &m, e);
     if (!rc) rc = stream_map_vocab(m, &bytes, &n, e);
     if (rc) return rc;
     if (!n) return err_set(e, ERR_DATA, "%s: no vocabulary", o->model);

@@ -58,6 +58,7 @@ static int add_field(const struct point *p, const struct model_config *c, uint32
     if (p->point == POINT_Q) field.heads = c->layers[layer].n_heads;
     if (p->point == POINT_K || p->point == POINT_V) field.heads = c->layers[layer].n_kv_heads;
     field.cols = p->per == PER_PAIR ? field.heads : (uint32_t)model_point_cols(c, p->point, p->in_layer ? layer : 0);
+    if (!field.cols) return err_set(e, ERR_DATA, "--tap %s: layer %u of this model has no such point", p->name, layer);
     return knowledge_field_add(f, &field, e);
 }
 

@@ -120,7 +120,10 @@ static const uint32_t *seen_lengths(struct stats *s, const struct model_seen *se
 /* The residual stream: a layer's output is the next one's input. */
 static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
-    if (seen->point == POINT_LAYER)
+    bool same = seen->point == POINT_EMBED || model_axis_size(&s->config, AXIS_INPUT, seen->layer) == seen->cols;
+    if (!same) /* there is no angle between vectors of two lengths: as if it were a right one */
+        s->layers[seen->layer].influence += (double)seen->rows;
+    else if (seen->point == POINT_LAYER)
         s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
                                                                        kernel_f32(seen->x), seen->rows, seen->cols);
     s->previous.len = 0;
@@ -351,7 +354,8 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
     const struct model_config *t = &s->config;
     if (t->n_layers != c->n_layers)
         return err_set(e, ERR_DATA, "statistics and model disagree: %u layers against %u", t->n_layers, c->n_layers);
-    if (t->hidden != c->hidden || t->vocab_size != c->vocab_size || t->head_dim != c->head_dim)
+    if (t->hidden != c->hidden || t->vocab_size != c->vocab_size || t->head_dim != c->head_dim ||
+        t->layer_kind != c->layer_kind || model_embed_dim(t) != model_embed_dim(c))
         return err_set(e, ERR_DATA, "statistics and model disagree: hidden %u, vocabulary %u against %u, %u", t->hidden,
                        t->vocab_size, c->hidden, c->vocab_size);
     for (uint32_t l = 0; l < c->n_layers; l++)

@@ -53,9 +53,13 @@ enum stream_codec {
     CODEC_RAW = 0,
     CODEC_ZSTD = 1,
     CODEC_PLANES = 2, /* byte planes of the element type, each plane through zstd's entropy stage or stored */
+    CODEC_SPARSE = 3, /* a map of the elements that are 0, and planes of the others */
 };
 const char *stream_codec_name(enum stream_codec codec);
 int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) MUST_CHECK;
+/* Bytes that a writer would store n bytes of data of a type in, without headers: chunks of 1 MiB, each raw if it does not shrink. */
+int stream_stored_bytes(enum stream_codec codec, int level, enum dtype dtype, const void *data, uint64_t n,
+                        uint64_t *stored, struct err *e) MUST_CHECK;
 
 /* BTCH. Sequences are contiguous, without padding: n_positions is the sum of their lengths in this batch. */
 struct stream_batch {

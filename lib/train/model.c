@@ -32,7 +32,9 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
     for (size_t i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->params[i];
         const struct model_role_info *role = model_role_info(p->slot.role);
-        if (role->kind != KIND_MATRIX || !role->in_layer || fnmatch(l->target, p->desc.name, 0) != 0) continue;
+        /* a matrix that is multiplied step by step, whose input nobody sees, has no place for one */
+        bool adapts = role->kind == KIND_MATRIX && role->in_layer && role->input != POINT_COUNT;
+        if (!adapts || fnmatch(l->target, p->desc.name, 0) != 0) continue;
         if (lora_attach(s->device, p, l, e) || add_part(s, p, false, e) || add_part(s, p, true, e)) return e->code;
     }
     if (s->n > before) return 0;
@@ -52,7 +54,8 @@ static struct param of_model(const struct model *m, struct model_param *p, const
                         .rows = p->n / cols,
                         .cols = cols,
                         .matrix = role->kind == KIND_MATRIX && role->in_layer,
-                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
+                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED,
+                        .maskable = role->kind == KIND_MATRIX};
     if (base) out.factor = model_mup_factor(&m->config, base, p->slot);
     if (base && model_mup_is_hidden(p->slot.role)) {
         out.row_width = model_mup_width(&m->config, base, role->rows, p->slot.layer);

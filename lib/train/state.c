@@ -48,18 +48,27 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
     if (ok && o->optimizer->put) ok = o->optimizer->put(to, o);
     if (ok && o->ema > 0) ok = json_put_f64(to, "ema", o->ema);
     if (ok && o->mup) ok = json_put_str(to, "mup", "on");
+    if (ok && o->keep_mask) ok = json_put_str(to, "keep-mask", "on");
+    if (ok && o->keep_best) ok = json_put_str(to, "keep-best", "on");
     return ok && put_list(to, "group", o, false) && put_list(to, "freeze", o, true) && put_lora(to, &o->lora) &&
            put_start(to, s);
 }
 
 /* ---- the tensors of a parameter ---------------------------------------------------------------------------------- */
 
-/* Part 0 is the value, part 1 + k moment k, the last one the average. False: it has no such part. */
-#define PARTS (2 + TRAIN_MAX_MOMENTS)
+/* Part 0 is the value, part 1 + k moment k, then come the average and the best state. False: it has no such part. */
+#define MOMENTS_END (1 + TRAIN_MAX_MOMENTS)
+#define PARTS       (MOMENTS_END + 2)
 static bool part_of(const struct param *p, size_t part, struct kernel_array *data, const char **suffix) {
-    bool moment = part > 0 && part < PARTS - 1;
-    *data = moment ? p->moments[part - 1] : part ? p->average : p->value;
-    *suffix = moment ? p->optimizer->moments[part - 1] : part ? "ema" : NULL;
+    bool moment = part > 0 && part < MOMENTS_END;
+    if (moment)
+        *data = p->moments[part - 1], *suffix = p->optimizer->moments[part - 1];
+    else if (!part)
+        *data = p->value, *suffix = NULL;
+    else if (part == MOMENTS_END)
+        *data = p->average, *suffix = "ema";
+    else
+        *data = p->best, *suffix = "best";
     return kernel_has_data(*data);
 }
 
@@ -144,7 +153,7 @@ static struct kernel_array *find_moment(const struct param_set *s, const struct 
         struct param *p = &s->params[i];
         size_t n = strlen(p->name);
         if (strncmp(d->name, p->name, n) != 0 || d->name[n] != '.') continue;
-        for (size_t part = 1; part < PARTS - 1; part++) {
+        for (size_t part = 1; part < MOMENTS_END; part++) {
             if (!part_of(p, part, &data, &suffix) || strcmp(d->name + n + 1, suffix) != 0) continue;
             if (part_desc(p, data, suffix, &own, e)) return NULL;
             if (tensor_same_shape(d, &own) && (d->dtype == DT_F32 || d->dtype == DT_BF16)) return &p->moments[part - 1];

@@ -113,7 +113,9 @@ struct train_options {
     const char *const *frozen; /* [n_frozen] patterns: what they fit is not trained; the caller's */
     size_t n_frozen;
     struct train_lora lora;
-    bool mup; /* learning rates and decay by the widths of the model and of its base (model_mup) */
+    bool keep_mask; /* weights of a model's matrices that are 0 when training begins stay 0 */
+    bool mup;       /* learning rates and decay by the widths of the model and of its base (model_mup) */
+    bool keep_best; /* there is room for a copy of what would be saved (param_set_keep) */
 };
 
 /* ---- parameters -------------------------------------------------------------------------------------------------- */
@@ -127,6 +129,7 @@ struct param {
     uint64_t rows, cols;
     bool matrix;                 /* inside a layer: from activations to activations */
     bool decays;                 /* weight decay pulls on it */
+    bool maskable;               /* options.keep_mask is meant for it, too */
     double row_width, col_width; /* of muP, a hidden matrix: how much wider than in the base; else 0 */
     double factor;               /* of muP: model_mup_factor; 0: 1 */
     /* the set's: */
@@ -136,6 +139,8 @@ struct param {
     double lr, decay;                       /* factor of the rate; weight decay */
     struct kernel_array moments[TRAIN_MAX_MOMENTS];
     struct kernel_array average; /* f32, of the values, exponential; no data: none */
+    struct kernel_array zeros;   /* of keep_mask: bits of the values that stay 0 (kernel_zero_bits); no data: none */
+    struct kernel_array best;    /* f32, what param_set_keep has kept; no data: nothing can be kept */
 };
 struct param_set {
     struct train_options o;
@@ -152,6 +157,7 @@ struct param_set {
     size_t scratch_bytes;
     struct arena memory;
     struct model *adapted; /* has adapters, which are this set's; NULL: none */
+    bool kept;             /* param_set_keep has been called, in this run or in the one before a checkpoint */
 };
 
 /* Of options that were parsed; ERR_USAGE when there are too many patterns. */
@@ -165,10 +171,13 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) MUS
  * param_set_finish. Decay pulls on matrices but for the embedding (a tied head with it): the row of a rare token
  * gets no gradient for thousands of steps, in which decay alone would move it. */
 int train_add_model(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* All parameters are there: groups, moments of zero. ERR_USAGE when nothing is trained, or a pattern or the
- * optimizer has no parameter. */
+/* All parameters are there: groups, moments of zero, masks. ERR_USAGE when nothing is trained, or a pattern, the
+ * optimizer or the mask has no parameter. */
 int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
-/* Training is over: values become their averages (options.ema), adapters are added to their matrices and gone. The
+/* With options.keep_best: the values, or with options.ema their averages, as they are now, are what param_set_finish
+ * takes instead of those that it finds. Replaces what was kept before. */
+void param_set_keep(struct param_set *s);
+/* Training is over: values become what was kept, else their averages (options.ema), adapters are added to their matrices and gone. The
  * set is then good for param_set_release only. ERR_DATA when a matrix is not finite. */
 int param_set_finish(struct param_set *s, struct err *e) MUST_CHECK;
 void param_set_release(struct param_set *s);
@@ -176,7 +185,8 @@ void param_set_release(struct param_set *s);
  * numbers, so variables that were made of the weights before keep them. */
 void train_use_averages(const struct param_set *s, struct model *m, bool on);
 uint64_t param_set_elements(const struct param_set *s);
-uint64_t param_set_saved_bytes(const struct param_set *s); /* of moments and averages */
+uint64_t param_set_kept_bytes(const struct param_set *s);  /* of the copies of param_set_keep */
+uint64_t param_set_saved_bytes(const struct param_set *s); /* of moments, averages and these copies */
 uint64_t param_set_state_bytes(const struct param_set *s); /* ... and scratch */
 
 /* Norm of scale * gradient over all parameters, and group_square. One that had no part in the step gets a gradient
@@ -231,7 +241,7 @@ int train_optimizer_parse(const char *text, struct train_options *o, struct err 
 /* Options that the bytes of a run depend on, under the names of the command line's options; those not in use are
  * absent. */
 bool train_options_put(cJSON *to, const struct param_set *s);
-/* Tensors NAME (f32), NAME.m, NAME.v and NAME.ema, those it has, of every parameter in order. ERR_DATA when a
+/* Tensors NAME (f32), NAME.m, NAME.v, NAME.ema and NAME.best, those it has, of every parameter in order. ERR_DATA when a
  * value is not finite. */
 int train_save(const struct param_set *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* The same tensors, the next ones of the stream; ERR_DATA names the first that is missing, or another. */

@@ -150,6 +150,49 @@ setup() {
     [ "$(cut -f 4 table | sed -n 2p)" = 0 ]
 }
 
+@test "a BERT classifier teaches a bidirectional LSTM by its logits alone" {
+    rill tokenize -q -m classes.rill --lines --labels 2 texts.tsv -o data.rill
+    rill distill -q -m classes.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 data.rill -o taught.rill
+    rill teacher-infer -q -m taught.rill --precision f32 data.rill -o data.kd.rill
+    rill init -q --arch bilstm --layers 1 --hidden 32 --embed 16 taught.rill -o fresh.rill
+    rill eval -m fresh.rill data.rill >before
+    learn() { rill distill -q -m fresh.rill --precision "$1" --steps 40 --epochs 40 --batch-tokens 300 --lr 1e-2 "${@:2}" -o student.rill --force; }
+    for precision in f32 bf16; do
+        learn $precision data.kd.rill --loss mse
+        rill eval -m student.rill data.rill >out
+        assert_json out accuracy 1
+    done
+    # what it learned from are the answers, of which it comes near
+    rill eval -m fresh.rill --reference data.kd.rill >before
+    rill eval -m student.rill --reference data.kd.rill >after
+    kld() { sed -n 's/.*"kld":\([0-9.e-]*\).*/\1/p' "$1"; }
+    awk -v a="$(kld after)" -v b="$(kld before)" 'BEGIN { exit !(b > 0 && a < b / 10) }'
+    # from labels alone, from a teacher beside it, and with what was stopped halfway
+    learn f32 data.rill
+    rill eval -m student.rill data.rill >out
+    assert_json out accuracy 1
+    learn f32 --teacher taught.rill --loss kl data.rill
+    rill eval -m student.rill data.rill >out
+    assert_json out accuracy 1
+    # a pruned and quantized one is judged like any other, resident or from a stream
+    rill quantize -q --type q8_0 student.rill -o small.rill
+    rill eval -m small.rill data.rill >out
+    assert_json out accuracy 1
+    for w in resident stream; do
+        rill teacher-infer -q --no-provenance -m small.rill --weights $w data.rill >$w.kd.rill
+    done
+    assert_same resident.kd.rill stream.kd.rill
+}
+
+@test "a student's weights are the same with one thread and with four" {
+    rill init -q --arch bilstm --layers 2 --hidden 32 --classes 2 classes.rill -o fresh.rill
+    rill tokenize -q -m classes.rill --lines --labels 2 texts.tsv -o data.rill
+    for j in 1 4; do
+        rill distill -q --no-provenance -j $j -m fresh.rill --steps 4 --batch-tokens 200 data.rill >$j.rill
+    done
+    assert_same 1.rill 4.rill
+}
+
 @test "data of another target is refused by name" {
     check_exit 3 rill distill -m classes.rill masked.rill
     assert_stderr_line 'the target of the data is "masked", that of the model "sequence"'

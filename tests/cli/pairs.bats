@@ -19,6 +19,9 @@ setup_file() {
     rill prune -q --sparsity 0.03 model.rill -o sparse.rill
     rill quantize -q --type q5_0 --dry-run model.rill -o model.plan
     rill quantize -q --type q4_1 --dry-run model.rill -o other.plan
+    rill tokenize -q -m model.rill --lines text.txt | rill teacher-infer -q -m teacher.rill -o lines.kd.rill
+    rill tokenize -q -m llama.rill --lines text.txt -o llama.tok.rill
+    rill teacher-infer -q -m teacher.rill --precision f32 chats.tok.rill -o chats.kd.rill
     printf 'it it is\n' | rill tokenize -q -m model.rill -o few.rill
 }
 setup() {
@@ -41,13 +44,17 @@ pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
 @test "distill" { pairs distill; }
 @test "eval" { pairs eval; }
 @test "export" { pairs export; }
+@test "fidelity" { pairs fidelity; }
 @test "generate" { pairs generate; }
 @test "import" { pairs import; }
 @test "init" { pairs init; }
 @test "logit-dump" { pairs logit-dump; }
 @test "ls" { pairs ls; }
+@test "mix" { pairs mix; }
+@test "plot" { pairs plot; }
 @test "prune" { pairs prune; }
 @test "quantize" { pairs quantize; }
+@test "realign" { pairs realign; }
 @test "recipe" { pairs recipe; }
 @test "show" { pairs show; }
 @test "teacher-infer" { pairs teacher-infer; }

@@ -15,7 +15,7 @@ scores of the last expert taken and the first left out differ by is at least 3% 
 tests/unit/test_architectures.c compares. NAME is the registry's name, or "name-variant".
 Versions: torch 2.15, transformers 5.24. Run: python make_architectures.py ../golden/arch [NAME ...]
 """
-import json, os, shutil, sys, tempfile, zlib
+import json, os, shutil, sys, tempfile, types, zlib
 import torch, transformers
 from safetensors.torch import load_file, save_file
 
@@ -75,9 +75,9 @@ def saved_name(parameter, p, saved):
 
 def expect_encoder(m, tokens, g):
     seeded = dict(generator=g)
-    types = torch.randint(0, max(1, getattr(m.config, "type_vocab_size", 1)), tokens.shape, **seeded)
+    token_types = torch.randint(0, max(1, getattr(m.config, "type_vocab_size", 1)), tokens.shape, **seeded)
     def run(attribute):
-        each = list(zip(batches(tokens), batches(types)))
+        each = list(zip(batches(tokens), batches(token_types)))
         more = (lambda t: dict(token_type_ids=t)) if hasattr(m.config, "type_vocab_size") else (lambda t: {})
         return torch.cat([pick(m(ids, **more(t)), attribute).flatten(0, -2) for ids, t in each])
     def pick(out, attribute):
@@ -85,7 +85,7 @@ def expect_encoder(m, tokens, g):
         return torch.stack([out.start_logits, out.end_logits], -1) if spans else getattr(out, attribute)
     expected, name = {}, type(m).__name__
     if hasattr(m.config, "type_vocab_size"):
-        expected["types"] = types.int()
+        expected["types"] = token_types.int()
     if name.endswith("Model"):
         expected["weights"] = torch.randn(len(tokens), m.config.hidden_size, **seeded)
         has_pooler = getattr(m, "pooler", None) is not None
@@ -501,7 +501,7 @@ def gpt_neox_sequential():
             rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))
 # ---- BERT and its like ----
 
-ENCODERS = "bert", "roberta", "xlm-roberta", "camembert", "distilbert"
+ENCODERS = "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "bilstm"
 BERT = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64)
 DISTIL = dict(vocab_size=VOCAB, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
@@ -609,6 +609,45 @@ def distilbert_encoder():
 @model("distilbert-classes")
 def distilbert_classes():
     return eager(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig(**DISTIL))
+# ---- a bidirectional LSTM, which transformers has no class of: the modules of PyTorch ----
+
+class BiLstm(torch.nn.Module):
+    """What loads a folder that rill exports: load_state_dict(load_file("model.safetensors"))."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = types.SimpleNamespace(model_type="bilstm", **config)
+        c = self.config
+        self.embedding = torch.nn.Embedding(c.vocab_size, c.embedding_dim)
+        self.lstm = torch.nn.LSTM(c.embedding_dim, c.hidden_size, c.num_layers, bidirectional=True, batch_first=True)
+        self.dense = torch.nn.Linear(2 * c.hidden_size, 2 * c.hidden_size) if c.dense_act else None
+        self.classifier = torch.nn.Linear(2 * c.hidden_size, c.num_labels)
+
+    def forward(self, ids):
+        h = self.lstm(self.embedding(ids))[1][0]
+        h = torch.cat([h[-2], h[-1]], -1)  # of the last layer: forward at the end, backward at the beginning
+        if self.dense is not None:
+            h = getattr(torch, self.config.dense_act)(self.dense(h))
+        return types.SimpleNamespace(logits=self.classifier(h))
+
+    def save_pretrained(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "config.json"), "w") as f:
+            json.dump(dict(architectures=["BiLstmForSequenceClassification"]) | vars(self.config), f, indent=2)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, os.path.join(folder, "model.safetensors"))
+
+
+@model("bilstm")
+def bilstm():
+    return BiLstm(vocab_size=VOCAB, embedding_dim=24, hidden_size=16, num_layers=2, bidirectional=True,
+                  max_position_embeddings=64, dense_act="relu", num_labels=3)
+
+
+@model("bilstm-plain")  # nothing between the LSTM and the classifier, and an embedding as wide as the layer
+def bilstm_plain():
+    return BiLstm(vocab_size=VOCAB, embedding_dim=20, hidden_size=10, num_layers=1, dense_act=None, num_labels=2)
+
+
 GEMMA = SHAPE | dict(pad_token_id=None)  # PyTorch would keep the embedding of the padding from learning
 
 

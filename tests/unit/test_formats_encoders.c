@@ -230,6 +230,20 @@ static void what_config_json_may_say(void **state) {
         {"roberta", "max_position_embeddings", "2", "2 positions, of which the first is number 2"},
         {"roberta", "pad_token_id", "70", "of which the first is number 71"},
         {"distilbert", "hidden_dim", NULL, "\"hidden_dim\""},
+        {"bilstm", "bidirectional", "false", "\"bidirectional\": false is not supported"},
+        {"bilstm", "bias", "false", "\"bias\": false is not supported"},
+        {"bilstm", "proj_size", "8", "\"proj_size\": 8 is not supported"},
+        {"bilstm", "num_attention_heads", "4", "\"num_attention_heads\": 4 is not supported"},
+        {"bilstm", "dense_act", "\"mish\"", "\"dense_act\": 'mish' is not supported"},
+        {"bilstm", "dense_act", NULL, "'dense.bias' is not zero: a bias there is not supported"},
+        {"bilstm", "embedding_dim", NULL, "\"embedding_dim\""},
+        {"bilstm", "embedding_dim", "25", "'embedding.weight' has shape [61, 24], expected [61, 25]"},
+        {"bilstm", "input_size", "25", "\"input_size\""},
+        {"bilstm", "hidden_size", "15", "'lstm.weight_ih_l0' has shape [64, 24], expected [60, 24]"},
+        {"bilstm", "hidden_size", "1048576", "\"hidden_size\" is 1048576, expected at most 524288"},
+        {"bilstm", "num_layers", "3", "'lstm.weight_ih_l2'"},
+        {"bilstm", "num_layers", "1", "'lstm.bias_hh_l1' has no role"},
+        {"bilstm", "architectures", "[\"BiLstmModel\"]", "'BiLstmModel' is not supported"},
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(cases); i++) {

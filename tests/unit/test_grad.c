@@ -340,7 +340,7 @@ static struct grad_var *run_block(void *ctx, struct grad_tape *t, struct grad_va
 static struct grad_var *build_block(const struct function *f, struct grad_tape *t, struct grad_var **p) {
     struct head_loss l = *current;
     struct grad_var *x = grad_embed(t, p[EMBED], block_ids, N);
-    for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, run_block, p);
+    for (size_t i = 0; i < f->layers; i++) x = grad_segment(t, x, x->cols, run_block, p);
     assert_true(
         grad_head(t, grad_rmsnorm(t, x, p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = p[HEAD]}, block_loss, &l));
     *f->head_loss = l.total;

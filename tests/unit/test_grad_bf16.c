@@ -187,7 +187,7 @@ static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
             grad_parameter(t, kernel_f32(d->value[i]), kernel_f32(d->grad[i]), &begun[i], shapes[i][0], shapes[i][1]);
     }
     struct grad_var *x = grad_embed(t, d->p[EMBED], d->ids, POSITIONS);
-    for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, layer, d);
+    for (int i = 0; i < LAYERS; i++) x = grad_segment(t, x, x->cols, layer, d);
     assert_true(grad_head(t, grad_rmsnorm(t, x, d->p[NORM3], 1e-5f, DT_F32), &(struct grad_head){.w = d->p[EMBED]},
                           label_loss, d));
     finish(t);

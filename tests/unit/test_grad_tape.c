@@ -123,7 +123,7 @@ static void test_shapes_are_checked(void **state) {
         if (i == 0) y = grad_linear(t, a, b, NULL, NULL);
         if (i == 1) y = grad_linear(t, a, a, b, NULL);
         if (i == 9) y = grad_linear(t, a, a, NULL, b);
-        if (i == 10) y = grad_segment(t, a, narrow, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4));
+        if (i == 10) y = grad_segment(t, a, a->cols, narrow, grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 4));
         if (i == 2) y = grad_rmsnorm(t, a, b, 0, DT_F32);
         if (i == 3) y = grad_rope(t, a, 1, 3, p, &(struct kernel_rotation){.dims = 3, .inv_freq = f});
         if (i == 4) y = grad_rope(t, a, 3, 2, p, &(struct kernel_rotation){.dims = 2, .inv_freq = f});
@@ -177,6 +177,31 @@ static void test_packed_leaf(void **state) {
     mem_free(scratch);
 }
 
+static int see_no_gradient(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                           struct kernel_array dlogits, struct err *e) {
+    (void)first, (void)rows, (void)vocab, (void)logits, (void)e;
+    *(bool *)ctx = !kernel_has_data(dlogits);
+    return 0;
+}
+
+/* Without record, parameters that are being trained elsewhere keep the gradient that they have, the head's too. */
+static void test_inference_leaves_gradients_alone(void **state) {
+    (void)state;
+    float x[4] = {1, 2, 3, 4}, w[4] = {1, 1, 2, 2}, dw[4] = {5, 6, 7, 8};
+    for (int i = 0; i < 2; i++) {
+        struct grad_tape *t = new_tape(i ? DT_BF16 : DT_F32, false);
+        struct err e;
+        bool begun = true, none = false;
+        struct grad_var *h = grad_leaf(t, kernel_f32(x), kernel_none(DT_F32), 2, 2);
+        struct grad_head head = {.w = grad_parameter(t, kernel_f32(w), kernel_f32(dw), &begun, 2, 2)};
+        assert_true(grad_head(t, h, &head, see_no_gradient, &none));
+        grad_backward(t);
+        assert_int_equal(grad_error(t, &e), 0);
+        assert_true(none && begun && dw[0] == 5 && dw[1] == 6 && dw[2] == 7 && dw[3] == 8);
+        grad_tape_free(t);
+    }
+}
+
 /* Without record, rewinding gives the memory back: a thousand steps take that of one. */
 static void test_mark_and_rewind(void **state) {
     (void)state;
@@ -226,6 +251,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_without_memory, release_memory),
         cmocka_unit_test_teardown(test_shapes_are_checked, release_memory),
         cmocka_unit_test_teardown(test_packed_leaf, release_memory),
+        cmocka_unit_test_teardown(test_inference_leaves_gradients_alone, release_memory),
         cmocka_unit_test_teardown(test_mark_and_rewind, release_memory),
         cmocka_unit_test_teardown(test_gradients_are_recycled, release_memory),
     };

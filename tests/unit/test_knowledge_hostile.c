@@ -104,6 +104,9 @@ static void lies_are_found_out(void **state) {
          .ids = (uint16_t[]){1, 3, 2, 4},
          .counts = (uint8_t[]){2, 3, 5, 5},
          .says = "sums to 3: expected the 4 entries"},
+        {.meta = TOPK, .n = (uint8_t[]){0, 2}, .says = "0 entries: expected 1 to 2"},
+        {.meta = GHOST, .entries = 2, .n = (uint8_t[]){0, 2}, .ids = (uint16_t[]){1, 3}}, /* nothing is known of it */
+        {.meta = GHOST, .n = (uint8_t[]){0, 3}, .says = "3 entries: expected 0 to 2"},
         {.meta = TOPK, .n = (uint8_t[]){3, 0}, .says = "3 entries: expected 1 to 2"},
         {.meta = TOPK, .logprobs = (uint16_t[]){0xC000, 0xBC00, 0xC000}, .says = "expected descending"},
         {.meta = TOPK, .logprobs = (uint16_t[]){0x3C00, 0xBC00, 0xC000}, .says = "at most 0"},

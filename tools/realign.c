@@ -1,0 +1,156 @@
+/* rill realign: knowledge of a teacher with another tokenizer becomes knowledge of the student's tokens. */
+#include <string.h>
+
+#include "lib/align/align.h"
+#include "lib/session/session.h"
+
+static struct session_options how, teaching = {.role = "teacher"};
+static const char *tokens;
+static uint64_t entries;
+
+static const struct cli_option options[] = {
+    SESSION_MODEL(how, "STUDENT", true, "a model with the student's vocabulary"),
+    {.name = "teacher",
+     .type = CLI_STRING,
+     .to = &teaching.model,
+     .arg = "MODEL",
+     .required = true,
+     .completes_files = true,
+     .help = "a model with the teacher's vocabulary, which the knowledge is of"},
+    {.name = "tokens",
+     .type = CLI_STRING,
+     .to = &tokens,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .help = "the same sequences as tokens of the student (tokenize --lines); without it the teacher's text is encoded "
+             "anew"},
+    {.name = "entries",
+     .type = CLI_U64,
+     .to = &entries,
+     .arg = "K",
+     .fallback = "50",
+     .min = 1,
+     .max = KNOWLEDGE_MAX_N,
+     .help = "tokens of a position to keep, the most probable ones"},
+    {0},
+};
+
+struct work {
+    struct cli *c;
+    struct vocab *student, *teacher;
+    struct session_data in, given;
+    struct knowledge_format out;
+    struct knowledge_encoder *encoder;
+    struct align *align;
+};
+
+static int load(struct work *w, struct err *e) {
+    if (session_load_vocab(w->c, &how, &w->student, NULL, e) ||
+        session_load_vocab(w->c, &teaching, &w->teacher, NULL, e) ||
+        session_open_data(w->c, cli_input_path(w->c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w->in, e) ||
+        session_check_vocab(w->teacher, &w->in, "knowledge", e))
+        return e->code;
+    struct knowledge_format *f =
+        &w->in.format; /* padding of a teacher without a vocabulary has no share in a softmax */
+    if (f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->teacher->n_unpadded &&
+        knowledge_fit(f, w->teacher->n_unpadded, e))
+        return err_prefix(e, "%s", stream_reader_name(w->in.stream));
+    if (!tokens) return 0;
+    if (session_open_data(w->c, tokens, "tokens", STREAM_TOKENS, NULL, &w->given, e)) return e->code;
+    return session_check_vocab(w->student, &w->given, "tokens", e);
+}
+
+static int begin(struct work *w, struct err *e) {
+    struct stream_writer *writer;
+    struct align_options o = {w->teacher, w->student, &w->in.format, (uint32_t)entries};
+    if (align_format(&o, &w->out, e)) return err_prefix(e, "%s", stream_reader_name(w->in.stream));
+    cJSON *meta = tokens ? cJSON_Duplicate(stream_reader_meta(w->given.stream), true) : cJSON_CreateObject();
+    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
+    if (!rc) rc = cli_open_output(w->c, &writer, e);
+    if (!rc) rc = stream_write_meta(writer, meta, e);
+    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
+    if (!rc) rc = align_new(&w->align, &o, e);
+    cJSON_Delete(meta);
+    return rc;
+}
+
+static void show(void *ctx) {
+    const struct work *w = ctx;
+    cli_progress(w->c, align_counts(w->align).positions, NULL);
+}
+
+static int report(struct work *w, struct err *e) {
+    struct align_counts n = align_counts(w->align);
+    double aligned = n.positions ? (double)n.aligned / (double)n.positions : 0;
+    double mass = n.aligned ? n.mass / (double)n.aligned : 0;
+    double known = n.labels ? (double)n.labels_known / (double)n.labels : 0;
+    cJSON *o = cli_report(w->c);
+    if (!json_put_u64(o, "teacher_tokens", n.teacher_tokens) || !json_put_u64(o, "mapped_tokens", n.mapped) ||
+        !json_put_u64(o, "begun_tokens", n.begun) || !json_put_u64(o, "positions", n.positions) ||
+        !json_put_u64(o, "aligned", n.aligned) || !json_put_f64(o, "aligned_share", aligned) ||
+        !json_put_f64(o, "mass", mass) || !json_put_u64(o, "labels", n.labels) ||
+        !json_put_u64(o, "labels_known", n.labels_known) || !json_put_u64(o, "labels_chained", n.chained))
+        return err_nomem(e, "report");
+    cli_say(
+        w->c,
+        "%.1f%% of %llu positions aligned; there %.1f%% of the probability has a token of the student, and %.1f%% of "
+        "the labels are known",
+        100 * aligned, (unsigned long long)n.positions, 100 * mass, 100 * known);
+    return 0;
+}
+
+static int realign(struct work *w, struct err *e) {
+    if (load(w, e) || begin(w, e)) return e->code;
+    cli_progress_begin(w->c, "token", 0);
+    struct align_tokens given = {w->given.stream, &w->given.format};
+    if (align_read(w->align, w->in.stream, tokens ? &given : NULL, w->encoder, show, w, e)) return e->code;
+    cli_progress_end(w->c);
+    if (knowledge_encoder_end(w->encoder, e) || report(w, e)) return e->code;
+    return cli_close_output(w->c, e);
+}
+
+static int run(struct cli *c, struct err *e) {
+    struct work w = {.c = c};
+    int rc = realign(&w, e);
+    align_free(w.align);
+    knowledge_encoder_free(w.encoder);
+    session_data_release(&w.in);
+    session_data_release(&w.given);
+    vocab_free(w.student);
+    vocab_free(w.teacher);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    static const struct cli_program program = {
+        .name = "realign",
+        .summary = "make knowledge of a teacher with another tokenizer fit the student's tokens",
+        .operands = "[KNOWLEDGE]",
+        .max_operands = 1,
+        .reads_stdin = true,
+        .writes_stream = true,
+        .threaded = true,
+        .description =
+            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, what the "
+            "teacher "
+            "expects next is translated: a token becomes the student's with the same bytes, or the first one by which "
+            "the "
+            "student's tokenizer spells it; the student's next token of the text, if the teacher spells it by several, "
+            "gets "
+            "the product of their probabilities. The result is ghost:K knowledge (see logit-dump) of the student's "
+            "tokens, "
+            "for distill and its losses, uld included. A position where no token of the teacher ends teaches nothing; "
+            "its "
+            "label still counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, for they have no "
+            "rest. The "
+            "texts must be the same, byte for byte but for a space in front; the first difference is named. How many "
+            "positions and how much probability could be aligned is printed, and is in the --report.",
+        .examples = "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
+                    "    the student's tokens are made of the teacher's text\n"
+                    "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.rill\n"
+                    "    the student's tokens as they are, with masks and sequences\n",
+        .options = options,
+        .run = run,
+    };
+    return cli_main(&program, argc, argv);
+}
