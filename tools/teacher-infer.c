@@ -109,7 +109,7 @@ static int choose_format(struct work *w, struct err *e) {
     if (none && !taps.n) return err_set(e, ERR_USAGE, "--encode none needs --tap: there is nothing to keep");
     f->target = model_predicts(&m->config);
     f->vocab_size = model_n_tokens(m);
-    if (f->target == TARGET_SEQUENCE) f->classes = m->config.classes;
+    if (stream_target_classes(f->target)) f->classes = m->config.classes;
     f->tap_positions = (uint32_t)tap_positions;
     for (size_t i = 0; i < taps.n; i++)
         if (session_tap_parse(taps.items[i], &m->config, f->tap_positions, f, e)) return e->code;
@@ -194,7 +194,8 @@ int main(int argc, char **argv) {
             "pipe.\n\n--tap keeps more than answers: rows of hidden states, attention or q, k and v, in fields of "
             "their own, for the losses that compare them. --dry-run prints first how large that becomes. A masked "
             "language model answers at each position of masked tokens (tokenize --mask-rate), a classifier once for "
-            "each sequence (tokenize --labels).\n\nTokens and teacher must name the same vocabulary; a sequence may "
+            "each sequence (tokenize --labels), or at each token (--tags).\n\nTokens and teacher must name the same "
+            "vocabulary; a sequence may "
             "not be longer than the "
             "teacher's context.",
         .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"

@@ -46,13 +46,21 @@ static const struct cli_option options[] = {
      .needs = {"labels"},
      .help =
          "where a second text is, named as the label is: both become one sequence, with a separator and token types"},
+    {.name = "tags",
+     .type = CLI_STRING,
+     .to = &o.corpus.tags,
+     .arg = "FIELD",
+     .needs = {"jsonl", "!labels", "!chat", "!decode"},
+     .help =
+         "for models that tag tokens (named entities): the FIELD of --jsonl is a list of words, and this one a list of "
+         "as many classes, numbers or names, null for none. A word's first token has the class, its others none"},
     {.name = "mask-rate",
      .type = CLI_F64,
      .to = &o.mask_rate,
      .arg = "RATE",
      .min = 0.001,
      .max = 1,
-     .needs = {"!decode", "!labels", "!chat"},
+     .needs = {"!decode", "!labels", "!tags", "!chat"},
      .help = "for masked language models (BERT: 0.15): this share of the tokens is to be predicted; 80% of them become "
              "the mask token, 10% a random one, 10% stay, by the seed"},
     {.name = "chat",
@@ -90,14 +98,14 @@ static const struct cli_option options[] = {
      .max = CORPUS_MAX_BATCH,
      .needs = {"!decode"},
      .help = "pack: join all documents and cut them into sequences of N tokens, the last of which may be shorter; 0: "
-             "each document is a sequence. With --labels each is one anyway, and is cut to N tokens"},
+             "each document is a sequence. With --labels or --tags each is one anyway, and is cut to N tokens"},
     {.name = "pack",
      .type = CLI_U64,
      .to = &pack,
      .arg = "N",
      .min = 1,
      .max = CORPUS_MAX_BATCH,
-     .needs = {"!decode", "!context", "!labels"},
+     .needs = {"!decode", "!context", "!labels", "!tags"},
      .help = "each document is a sequence, one of more than N tokens several, and sequences are ordered so that those "
              "next to each other fill packs of N, of which distill makes its passes. Attention, positions and loss "
              "stay inside each"},
@@ -113,7 +121,7 @@ static const struct cli_option options[] = {
     {.name = "drop-last",
      .type = CLI_FLAG,
      .to = &o.corpus.drop_last,
-     .needs = {"!decode", "context", "!labels"},
+     .needs = {"!decode", "context", "!labels", "!tags"},
      .help = "leave out a last sequence that is shorter"},
     {.name = "bos",
      .type = CLI_CHOICE,
@@ -177,7 +185,7 @@ static int read_options(struct err *e) {
                    : lines        ? CORPUS_LINES
                    : t->separator ? CORPUS_SEPARATED
                                   : CORPUS_WHOLE;
-    *(t->label ? &t->longest : &t->context) = (uint32_t)context;
+    *(t->label || t->tags ? &t->longest : &t->context) = (uint32_t)context;
     t->pack = (uint32_t)pack;
     t->packing = strcmp(packing, "best-fit") ? PACKING_NEXT_FIT : PACKING_BEST_FIT;
     t->batch_tokens = (uint32_t)per_batch;
@@ -228,7 +236,8 @@ int main(int argc, char **argv) {
             "the conversation before it with its generation prompt. distill trains on the masked tokens alone. BOS and "
             "EOS are the template's, unless --bos or --eos asks for more. A template that uses what Rill does not "
             "know, refuses a conversation, or does not end is an error that names its line.\nModels of the BERT family "
-            "learn from tokens that were masked (--mask-rate) or from texts with a class (--labels); the stream then "
+            "learn from tokens that were masked (--mask-rate), from texts with a class (--labels) or words with one "
+            "(--tags); the stream then "
             "holds the labels, and teacher-infer, distill and eval follow them.\nInput of any length takes "
             "the same memory, as long as no single word is larger than that.\n--report has the numbers of documents, "
             "sequences and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
@@ -242,6 +251,8 @@ int main(int argc, char **argv) {
                     "    conversations, to train on the answers only, by a template for a model without one\n"
                     "rill tokenize -m bert.rill --lines --labels 2 labelled.tsv -o classes.tok.rill\n"
                     "    texts in the first column, classes in the second\n"
+                    "rill tokenize -m tags.rill --jsonl words --tags tags tagged.jsonl -o tags.tok.rill\n"
+                    "    {\"words\": [\"U.N.\", \"official\"], \"tags\": [3, 0]} in each line\n"
                     "rill tokenize -m model.rill --decode < tokens.rill\n"
                     "    the text of a token stream\n",
         .options = options,

@@ -14,7 +14,8 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     if (!m) return 0;
     if (model_check_head(&m->config, e)) return err_prefix(e, "the teacher");
     if (model_predicts(&m->config) != model_predicts(&student->config))
-        return err_set(e, ERR_DATA, "student and teacher do not predict the same: next tokens, masked ones or classes");
+        return err_set(e, ERR_DATA,
+                       "student and teacher do not predict the same: next tokens, masked ones, classes or tags");
     digest_text(student->vocab_digest, ours);
     digest_text(m->vocab_digest, theirs);
     if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)

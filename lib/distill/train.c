@@ -83,7 +83,7 @@ static int check_labels(const struct trainer *t, const struct knowledge_format *
     enum stream_target target = model_predicts(&t->m->config);
     if (f->encoding != KNOW_NONE || f->target == target || teacher_model(&t->o.teacher)) return 0;
     return err_set(e, ERR_DATA, "the data has no labels of the target \"%s\", which the student learns (tokenize %s)",
-                   stream_target_name(target), target == TARGET_MASKED ? "--mask-rate" : "--labels");
+                   stream_target_name(target), knowledge_labels_option(target));
 }
 
 int trainer_new(struct trainer **out, struct model *m, const struct distill_options *o,

@@ -136,8 +136,8 @@ static int stored_labels(struct knowledge_rows *k, const struct batch *b, uint64
 static int append_labels(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, bool joined,
                          struct err *e) {
     if (f->target == TARGET_NEXT) return next_labels(k, b, joined, e);
-    if (f->target == TARGET_SEQUENCE) return stored_labels(k, b, knowledge_ended(&b->head), f->classes, e);
-    return stored_labels(k, b, b->head.n_positions, f->n_used ? f->n_used : f->vocab_size, e);
+    uint64_t n = f->target == TARGET_SEQUENCE ? knowledge_ended(&b->head) : b->head.n_positions;
+    return stored_labels(k, b, n, knowledge_columns(f), e);
 }
 
 /* ---- fields ------------------------------------------------------------------------------------------------------------- */

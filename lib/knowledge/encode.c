@@ -28,7 +28,7 @@ static void set_limits(struct knowledge_encoder *k) {
     const struct knowledge_format *f = &k->format;
     double row = position_bytes(f);
     if (f->encoding == KNOW_DENSE && f->target != TARGET_SEQUENCE) {
-        row += (double)dtype_row_bytes(f->dtype, f->vocab_size);
+        row += (double)dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
         for (k->limit = 1; k->limit < BATCH_POSITIONS && 2 * (double)k->limit * row <= BATCH_BYTES;) k->limit *= 2;
         k->target = k->limit;
         return;
@@ -168,7 +168,8 @@ static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
     if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e)) return e->code;
-    if (k->format.target == TARGET_MASKED) return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
+    if (k->format.target == TARGET_MASKED || k->format.target == TARGET_TOKEN)
+        return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
     if (k->format.target == TARGET_SEQUENCE && ends)
         return buf_append(&k->labels, labels + k->in_seq, sizeof *labels, e);
     return 0;

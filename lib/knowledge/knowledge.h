@@ -81,7 +81,7 @@ struct knowledge_format {
     enum stream_target target;
     uint32_t pack; /* consecutive sequences are a pack as long as their sum is at most this; 0: there are no packs */
     uint32_t vocab_size;          /* tokens; 0: a token stream that does not say */
-    uint32_t classes;             /* TARGET_SEQUENCE: columns of the teacher's logits; 0: labels only, not told */
+    uint32_t classes;             /* stream_target_classes: columns of the teacher's logits; 0: labels only, not told */
     uint32_t n_used;              /* dense: columns that rows are cut to before their softmax; 0: all (knowledge_fit) */
     char vocab[DIGEST_TEXT_SIZE]; /* "" when the stream names none */
     char teacher[DIGEST_TEXT_SIZE]; /* content digest of the teacher's stream, "" likewise */
@@ -125,6 +125,8 @@ char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_
 int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* Reads and checks them. The meta of a tokens stream gives KNOW_NONE, any other kind is refused. */
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
+/* The option of rill tokenize that makes labels of the target, for messages. */
+const char *knowledge_labels_option(enum stream_target target);
 /* Columns of the rows that a loss gets. */
 uint32_t knowledge_columns(const struct knowledge_format *f);
 /*
@@ -171,7 +173,7 @@ struct knowledge_input {
     const uint32_t *tokens, *lengths; /* [n_positions], [n_seqs] */
     const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
     const uint32_t *
-        labels; /* TARGET_MASKED: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
+        labels; /* TARGET_MASKED, TARGET_TOKEN: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
     const uint32_t *types;  /* token types, [n_positions]; NULL: all 0 */
     const uint8_t *sampled; /* [n_positions], where fields are sampled */
 };
@@ -230,7 +232,7 @@ struct knowledge_rows {
     uint32_t *tokens;   /* [n_positions] */
     uint32_t *
         labels; /* [n_rows], UINT32_MAX where there is none: next: on the last position of a sequence and before a masked
-                         * token; masked: where the token was left as it is. (TARGET_SEQUENCE: [n_seqs]; an open one has none yet) */
+                         * token; masked: where the token was left as it is; token: where it has no tag. (TARGET_SEQUENCE: [n_seqs]; an open one has none yet) */
     uint8_t *mask;    /* [n_positions], 1: the token may be a label. All 1 where the stream has no mask */
     uint64_t *offset; /* [n_rows + 1], entries of each row; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;

@@ -102,7 +102,7 @@ static inline bool knowledge_is_top(const struct knowledge_format *f) {
 
 /* Columns of the teacher's logits as they come and are stored. */
 static inline uint32_t knowledge_stored_columns(const struct knowledge_format *f) {
-    return f->target == TARGET_SEQUENCE ? f->classes : f->vocab_size;
+    return stream_target_classes(f->target) ? f->classes : f->vocab_size;
 }
 
 /* Of teacher.n and teacher.counts, neither of which exceeds the format's n; of teacher.ids. */

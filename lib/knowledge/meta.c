@@ -82,7 +82,7 @@ static int get_response(const cJSON *o, const char *key, struct knowledge_format
     const char *name;
     if (!knowledge_stored_columns(f))
         return err_set(e, ERR_DATA, "META of knowledge has no \"%s\"",
-                       f->target == TARGET_SEQUENCE ? "classes" : "vocab_size");
+                       stream_target_classes(f->target) ? "classes" : "vocab_size");
     if (json_get_str(o, key, &name, e)) return e->code;
     const struct knowledge_response_codec *codec = knowledge_response_codec_find(name, strlen(name));
     if (!codec) return err_set(e, ERR_DATA, "unknown encoding \"%.40s\": made by a newer version?", name);
@@ -180,7 +180,7 @@ static int get_target(const cJSON *meta, struct knowledge_format *f, struct err 
     if (json_opt_str(meta, "target", &name, e) || json_opt_u64(meta, "classes", 1, KNOWLEDGE_MAX_VOCAB, &classes, e))
         return e->code;
     f->classes = (uint32_t)classes;
-    for (f->target = TARGET_NEXT; f->target <= TARGET_SEQUENCE; f->target++)
+    for (f->target = TARGET_NEXT; f->target <= TARGET_TOKEN; f->target++)
         if (!strcmp(name, stream_target_name(f->target))) return 0;
     return err_set(e, ERR_DATA, "target \"%.40s\": made by a newer version?", name);
 }
@@ -202,6 +202,14 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
     return kind == STREAM_KNOWLEDGE ? get_fields(meta, f, e) : 0;
 }
 
+const char *knowledge_labels_option(enum stream_target target) {
+    static const char *const names[] = {[TARGET_NEXT] = "--lines",
+                                        [TARGET_MASKED] = "--mask-rate",
+                                        [TARGET_SEQUENCE] = "--labels",
+                                        [TARGET_TOKEN] = "--tags"};
+    return names[target];
+}
+
 uint32_t knowledge_columns(const struct knowledge_format *f) {
     return f->n_used ? f->n_used : knowledge_stored_columns(f);
 }
@@ -218,7 +226,7 @@ int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, 
     if (f->target != target)
         return err_set(e, ERR_DATA, "the target of the data is \"%s\", that of the model \"%s\"",
                        stream_target_name(f->target), stream_target_name(target));
-    return target == TARGET_SEQUENCE ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
+    return stream_target_classes(target) ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
 }
 
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
@@ -253,7 +261,7 @@ static bool same_fields(const struct knowledge_format *a, const struct knowledge
 
 static bool same_format(const struct knowledge_format *a, const struct knowledge_format *b) {
     if (a->target != b->target || a->p != b->p || !same_fields(a, b)) return false;
-    if (a->target == TARGET_SEQUENCE && a->encoding && a->classes != b->classes) return false;
+    if (stream_target_classes(a->target) && a->encoding && a->classes != b->classes) return false;
     return a->encoding == b->encoding && a->n == b->n && a->temperature == b->temperature && a->dtype == b->dtype &&
            a->log_probs == b->log_probs && a->partial == b->partial && same_tokens(a, b);
 }

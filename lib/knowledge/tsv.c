@@ -134,7 +134,7 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
     struct place at = {0};
     bool sequences = f->target == TARGET_SEQUENCE;
     struct knowledge_tsv labels = *t;
-    if (sequences) labels.spell = NULL; /* classes are no tokens */
+    if (stream_target_classes(f->target)) labels.spell = NULL; /* classes are no tokens */
     for (size_t r = first; r < first + rows && !rc; r++) {
         struct row row = {0};
         while (sequences ? at.seq < r : r - at.begin >= k->lengths[at.seq]) at.begin += k->lengths[at.seq++];
@@ -169,7 +169,7 @@ struct table {
 static void print_head(struct table *p) {
     bool pieces = p->t->spell != NULL, draws = p->f->encoding == KNOW_SAMPLE;
     fprintf(p->out, "sequence\tposition\ttoken\t%slabel\t%s%s", pieces ? "piece\t" : "",
-            pieces && p->f->target != TARGET_SEQUENCE ? "label_piece\t" : "",
+            pieces && !stream_target_classes(p->f->target) ? "label_piece\t" : "",
             draws ? "frequency\tfrequency_rank\tfrequency_rest\tdrawn" : "probability\trank\trest\ttop");
     for (uint32_t i = 0; i < p->f->n_fields; i++) fprintf(p->out, "\t%s", p->f->fields[i].name);
     fputc('\n', p->out);

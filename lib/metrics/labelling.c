@@ -1,4 +1,4 @@
-/* Labels that the data holds against a model's logits: masked tokens, and classes of sequences. */
+/* Labels that the data holds against a model's logits: masked tokens, classes of sequences, tags of tokens. */
 #include "lib/metrics/metrics_internal.h"
 
 #include <math.h>
@@ -20,7 +20,7 @@ int labelling_new(struct labelling **out, struct model *m, const struct knowledg
     if (model_check_head(&m->config, e)) return e->code;
     if (f->target != target || target == TARGET_NEXT)
         return err_set(e, ERR_DATA, "the data has no labels for this model, whose target is \"%s\" (tokenize %s)",
-                       stream_target_name(target), target == TARGET_MASKED ? "--mask-rate" : "--labels");
+                       stream_target_name(target), knowledge_labels_option(target));
     struct labelling *l = mem_zalloc(sizeof *l, e);
     if (!l) return e->code;
     l->m = m;
@@ -28,7 +28,7 @@ int labelling_new(struct labelling **out, struct model *m, const struct knowledg
     l->as.encoding = KNOW_NONE;
     l->as.n_fields = l->as.tap_positions = 0;
     size_t n = m->config.classes;
-    bool classes = target == TARGET_SEQUENCE;
+    bool classes = stream_target_classes(target);
     int rc = knowledge_fit_target(&l->as, target, model_columns(m), e);
     if (!rc && classes) l->truth = mem_array(3 * n, sizeof *l->truth, e);
     if (!rc && classes && !l->truth) rc = e->code;
@@ -146,9 +146,13 @@ static bool put_classes(cJSON *o, const struct labelling *l) {
     return ok && (n != 2 || json_put_f64(o, "f1", f1_of(l, 1)));
 }
 
+static const char *metric_name(enum stream_target target) {
+    return target == TARGET_SEQUENCE ? "classification" : target == TARGET_TOKEN ? "token_classification" : "masked";
+}
+
 cJSON *labelling_json(const struct labelling *l, struct err *e) {
     cJSON *o = cJSON_CreateObject();
-    bool ok = o && json_put_str(o, "metric", l->truth ? "classification" : "masked") &&
+    bool ok = o && json_put_str(o, "metric", metric_name(l->as.target)) &&
               json_put_u64(o, "parameters", model_parameters(&l->m->config)) && json_put_u64(o, "labels", l->nll.n) &&
               put_share(o, "accuracy", l->right, l->nll.n);
     if (ok && l->truth) ok = put_classes(o, l);

@@ -19,12 +19,13 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high);
 /* Called after each batch, by the functions that read a stream to its end; messages of those name the stream. */
 typedef void metrics_watch(void *ctx);
 
-/* ---- labels that the data holds: masked tokens, classes of sequences ------------------------------------------------- */
+/* ---- labels that the data holds: masked tokens, classes of sequences and of tokens --------------------------------- */
 
 /*
  * A masked language model on tokens that were masked (tokenize --mask-rate), or a classifier on texts with classes (tokenize
- * --labels): perplexity and accuracy over the labels; of classes also precision, recall and F1 as unweighted means over the
- * classes that occur (macro), and those of class 1 where there are two. Does not depend on where batches were cut.
+ * --labels) or words with tags (tokenize --tags): perplexity and accuracy over the labels; of classes also precision, recall and
+ * F1 as unweighted means over the classes that occur (macro), and those of class 1 where there are two. Tags are counted token by
+ * token: spans of several are not put together. Does not depend on where batches were cut.
  */
 struct labelling;
 /* ERR_DATA when the data has no labels for this model. */

@@ -357,6 +357,7 @@ int model_config_check(const struct model_config *c, struct err *e) {
 
 enum stream_target model_predicts(const struct model_config *c) {
     if (c->output == OUTPUT_CLASSES) return TARGET_SEQUENCE;
+    if (c->output == OUTPUT_TOKEN_CLASSES) return TARGET_TOKEN;
     return c->output == OUTPUT_MASKED_LM ? TARGET_MASKED : TARGET_NEXT;
 }
 

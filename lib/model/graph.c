@@ -427,7 +427,7 @@ struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct m
 }
 
 uint32_t model_columns(const struct model *m) {
-    return m->config.output == OUTPUT_CLASSES ? m->config.classes : model_n_tokens(m);
+    return m->config.classes ? m->config.classes : model_n_tokens(m);
 }
 
 size_t model_output_rows(const struct model_config *c, const struct model_input *in) {

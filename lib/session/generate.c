@@ -75,17 +75,21 @@ static int take_batch(struct sink *s, struct model_generator *g, struct knowledg
     return rc == ERR_DATA ? err_prefix(e, "%s", stream_reader_name(in->stream)) : rc;
 }
 
-static int generate(struct sink *s, struct session_data *in, struct err *e) {
+/* Refuses a model that continues nothing, before there is any output. */
+static int open_generator(struct sink *s, struct model_generator **g, struct err *e) {
     const struct vocab *v = s->o->past_eos ? NULL : s->m->vocab;
     struct model_sampling sampling = s->o->sampling;
     sampling.seed = cli_seed(s->c);
     sampling.ends = v ? v->ends : NULL;
     sampling.n_ends = v ? v->n_ends : 0;
-    struct model_generator *g = NULL;
+    return model_generator_new(g, s->m, &sampling, sequence_done, step_done, s, e);
+}
+
+static int generate(struct sink *s, struct model_generator *g, struct session_data *in, struct err *e) {
     struct knowledge_rows rows = {0};
     struct batch b = {0};
     bool more = true;
-    int rc = model_generator_new(&g, s->m, &sampling, sequence_done, step_done, s, e);
+    int rc = 0;
     cli_progress_begin(s->c, "tokens", 0);
     while (!rc && !(rc = knowledge_read(in->stream, &in->format, &b, &more, e)) && more)
         rc = take_batch(s, g, &rows, in, &b, e);
@@ -93,7 +97,6 @@ static int generate(struct sink *s, struct session_data *in, struct err *e) {
     if (!rc) rc = model_generator_finish(g, e);
     if (!rc && s->out) rc = write_batch(s, s->next_seq, e);
     cli_progress_end(s->c);
-    model_generator_free(g);
     knowledge_rows_release(&rows);
     batch_release(&b);
     return rc;
@@ -129,10 +132,13 @@ static int put_report(const struct sink *s, struct err *e) {
 int session_generate(struct cli *c, const char *prompts, const struct session_generate_options *o, struct err *e) {
     struct session_data in = {0};
     struct sink s = {.o = o, .c = c};
+    struct model_generator *g = NULL;
     int rc = session_load_model(c, o->model, session_weight_format(o->model), &s.m, NULL, e);
     if (!rc) rc = session_open_data(c, prompts, "prompts", STREAM_TOKENS, s.m, &in, e);
+    if (!rc) rc = open_generator(&s, &g, e);
     if (!rc) rc = open_sink(&s, &in, e);
-    if (!rc) rc = generate(&s, &in, e);
+    if (!rc) rc = generate(&s, g, &in, e);
+    model_generator_free(g);
     if (!rc && s.out) rc = cli_close_output(c, e);
     if (!rc) rc = put_report(&s, e);
     buf_release(&s.tokens);

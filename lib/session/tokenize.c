@@ -44,7 +44,7 @@ static int next_text(void *ctx, bool *more, struct err *e) {
 static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
     struct work *w = ctx;
     const uint32_t *tokens = b->tokens, *labels = b->labels;
-    uint64_t n = b->n_positions, n_labels = b->n_seqs - b->continues;
+    uint64_t n = b->n_positions, n_labels = w->o.tags ? n : b->n_seqs - b->continues;
     if (w->how->mask_rate > 0) {
         w->masked.len = 0;
         if (buf_reserve(&w->masked, 2 * n * sizeof *tokens, e)) return e->code;
@@ -69,7 +69,10 @@ static int write_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
 static int write_meta(const struct work *w, struct err *e) {
     cJSON *m = cJSON_CreateObject();
     double rate = w->how->mask_rate;
-    enum stream_target target = w->o.label ? TARGET_SEQUENCE : rate > 0 ? TARGET_MASKED : TARGET_NEXT;
+    enum stream_target target = w->o.label  ? TARGET_SEQUENCE
+                                : w->o.tags ? TARGET_TOKEN
+                                : rate > 0  ? TARGET_MASKED
+                                            : TARGET_NEXT;
     bool ok = m && json_put_str(m, "kind", stream_kind_name(STREAM_TOKENS)) && corpus_describe(m, w->v, &w->o);
     if (ok && target != TARGET_NEXT) ok = json_put_str(m, "target", stream_target_name(target));
     if (ok && target == TARGET_MASKED) ok = json_put_f64(m, "mask_rate", rate);
@@ -83,7 +86,7 @@ static int write_meta(const struct work *w, struct err *e) {
 static int name_classes(struct work *w, const cJSON *model, struct err *e) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(model, "labels"), *name;
     int n = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
-    if (!w->o.label || !n) return 0;
+    if ((!w->o.label && !w->o.tags) || !n) return 0;
     w->classes = mem_array((size_t)n, sizeof *w->classes, e);
     if (!w->classes) return e->code;
     cJSON_ArrayForEach(name, list) {

@@ -15,7 +15,7 @@ const char *stream_kind_name(enum stream_kind kind) {
 
 /* The name may come from a file, and the message goes to a terminal. */
 const char *stream_target_name(enum stream_target target) {
-    static const char *const names[] = {"next", "masked", "sequence"};
+    static const char *const names[] = {"next", "masked", "sequence", "token"};
     return names[target];
 }
 

@@ -41,7 +41,12 @@ enum stream_target {
     TARGET_NEXT,   /* at each position the next token */
     TARGET_MASKED, /* at each position the token there, before it was masked: tensor `labels`, one for each position */
     TARGET_SEQUENCE, /* of each sequence its class: tensor `labels`, one for each sequence that ends in the batch */
+    TARGET_TOKEN,    /* at each position its class, a tag: tensor `labels`, one for each position */
 };
+/* Are labels and columns of logits classes, rather than tokens? */
+static inline bool stream_target_classes(enum stream_target target) {
+    return target == TARGET_SEQUENCE || target == TARGET_TOKEN;
+}
 const char *stream_target_name(enum stream_target target);
 
 enum stream_codec {

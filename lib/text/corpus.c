@@ -23,6 +23,7 @@ struct share {
     size_t first, end; /* pieces */
     struct text_ids ids;
     struct buf mask;        /* of ids, where one is wanted */
+    struct buf tags;        /* u32, likewise */
     struct buf text, spans; /* a composed document */
     struct text_ids part;   /* tokens of its beginning */
     int rc;
@@ -320,6 +321,7 @@ static int encode_object(struct text_worker *w, const struct corpus *c, const un
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
     if (c->o->label) return encode_labelled(w, c, text, n, p, s, e);
+    if (c->o->tags) return tagged_encode(w, c->v, c->o, (const char *)text, n, ids, &s->tags, &s->text, e);
     if (c->o->documents == CORPUS_CHAT) return encode_composed(w, c, text, n, s, e);
     cJSON *object = json_parse((const char *)text, n, e);
     if (!object) return e->code;
@@ -356,7 +358,7 @@ static void encode_share(void *ctx, size_t i, int thread) {
     struct text_worker *w;
     (void)thread;
     s->ids.n = 0;
-    s->mask.len = 0;
+    s->mask.len = s->tags.len = 0;
     s->rc = worker_take(&w, c->v, &s->err);
     if (s->rc) {
         s->end = s->first;
@@ -382,7 +384,8 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
         c->totals->input_bytes = c->bytes + p->start + p->n;
         c->totals->lost_bytes += p->n_lost;
         const uint8_t *mask = c->o->mask || c->o->pair ? s->mask.data + at : NULL;
-        int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, mask, p->n_ids, e) : 0;
+        const uint32_t *tags = c->o->tags ? (const uint32_t *)(const void *)s->tags.data + at : NULL;
+        int rc = p->n_ids ? packer_add(&c->packer, s->ids.ids + at, mask, tags, p->n_ids, e) : 0;
         if (!rc && p->ends_document) rc = packer_end_document(&c->packer, p->label, e);
         if (rc) return rc;
         at += p->n_ids;
@@ -452,7 +455,10 @@ static int check_options(const struct vocab *v, const struct corpus_options *o, 
     if (o->pack == 1 && o->bos) return err_set(e, ERR_USAGE, "a pack of 1 token leaves no room after BOS");
     if (o->context && o->pack)
         return err_set(e, ERR_USAGE, "documents are either joined into contexts or packed beside each other");
-    if (o->label && (o->context || o->pack)) return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if ((o->label || o->tags) && (o->context || o->pack))
+        return err_set(e, ERR_USAGE, "texts with labels are not packed");
+    if (o->tags && (o->label || o->pair || o->mask || o->documents != CORPUS_JSONL))
+        return err_set(e, ERR_USAGE, "tags are of words in lines of JSON, without other labels");
     if (o->documents == CORPUS_SEPARATED && (!*o->separator || strpbrk(o->separator, "\r\n")))
         return err_set(e, ERR_USAGE, "a separator is a line: it is not empty, and has no line end in it");
     if (o->pair && v->eos == TOKEN_NONE)
@@ -468,6 +474,7 @@ static void release(struct corpus *c) {
         text_ids_release(&s->ids);
         text_ids_release(&s->part);
         buf_release(&s->mask);
+        buf_release(&s->tags);
         buf_release(&s->text);
         buf_release(&s->spans);
     }

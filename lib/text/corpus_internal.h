@@ -1,4 +1,5 @@
-/* What the files of corpora share. Order, each calling only those before it: corpus_label, corpus_pack, corpus_fit, corpus. */
+/* What the files of corpora share. Order, each calling only those before it: corpus_label, corpus_tags, corpus_pack, corpus_fit,
+ * corpus. */
 #ifndef RILL_CORPUS_INTERNAL_H
 #define RILL_CORPUS_INTERNAL_H
 
@@ -13,7 +14,7 @@ struct packer {
     struct corpus_totals *totals;
     uint32_t *tokens, *lengths; /* the batch: [cap], [cap] */
     uint8_t *mask;              /* [cap], or NULL when neither it nor token types are wanted */
-    uint32_t *labels;           /* [cap] of closed sequences, or NULL */
+    uint32_t *labels;           /* [cap] of closed sequences or, with tags, of positions; or NULL */
     uint8_t last_mark;          /* mask or token type of the token taken last */
     size_t cap, n;
     uint32_t n_seqs;   /* closed ones */
@@ -26,7 +27,9 @@ struct packer {
 };
 int packer_init(struct packer *p, struct err *e) MUST_CHECK; /* v, o, write, ctx and totals are set */
 void packer_release(struct packer *p);
-int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) MUST_CHECK;
+/* mask and tags: [n], NULL where there is none. */
+int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, const uint32_t *tags, size_t n,
+               struct err *e) MUST_CHECK;
 /* label: of the sequence that the document is. */
 int packer_end_document(struct packer *p, uint32_t label, struct err *e) MUST_CHECK;
 int packer_finish(struct packer *p, struct err *e) MUST_CHECK;
@@ -53,9 +56,18 @@ struct labelled {
 int labelled_read(struct labelled *out, const struct corpus_options *o, const char *line, size_t n,
                   struct err *e) MUST_CHECK;
 void labelled_release(struct labelled *x);
+/* A class by its name or number. */
+int label_named(const struct corpus_options *o, const char *name, size_t n, uint32_t *out, struct err *e) MUST_CHECK;
 /* How many tokens the two texts keep. */
 void labelled_cut(const struct vocab *v, const struct corpus_options *o, size_t n[2]);
 /* EOS between the two. */
 unsigned labelled_separators(const struct vocab *v);
+
+/* ---- tagged words (corpus_tags.c) ---- */
+
+/* Appends the tokens of a line's words, and to tags (u32) a label for each token: the word's at its first, TOKEN_NONE at others. */
+struct text_worker;
+int tagged_encode(struct text_worker *w, const struct vocab *v, const struct corpus_options *o, const char *line,
+                  size_t n, struct text_ids *ids, struct buf *tags, struct buf *scratch, struct err *e) MUST_CHECK;
 
 #endif

@@ -19,7 +19,7 @@ static int column(const char *line, size_t n, const char *number, const char **t
     }
 }
 
-static int class_named(const struct corpus_options *o, const char *name, size_t n, uint32_t *out, struct err *e) {
+int label_named(const struct corpus_options *o, const char *name, size_t n, uint32_t *out, struct err *e) {
     char copy[32];
     uint64_t number;
     for (uint32_t i = 0; i < o->n_classes; i++)
@@ -51,7 +51,7 @@ static int read_object(struct labelled *x, const struct corpus_options *o, const
     if (!x->memory || member(x->memory, o->field, &x->text[0], &x->n[0], e)) return e->code;
     if (o->pair && member(x->memory, o->pair, &x->text[1], &x->n[1], e)) return e->code;
     if (cJSON_IsString(cJSON_GetObjectItemCaseSensitive(x->memory, o->label)))
-        return member(x->memory, o->label, &name, &len, e) ? e->code : class_named(o, name, len, &x->label, e);
+        return member(x->memory, o->label, &name, &len, e) ? e->code : label_named(o, name, len, &x->label, e);
     uint64_t most = o->n_classes ? o->n_classes - 1 : TOKEN_NONE - 1;
     if (json_get_u64(x->memory, o->label, 0, most, &number, e)) return e->code;
     x->label = (uint32_t)number;
@@ -63,7 +63,7 @@ static int read_columns(struct labelled *x, const struct corpus_options *o, cons
     size_t len = 0;
     if (column(line, n, o->field ? o->field : "1", &x->text[0], &x->n[0], e)) return e->code;
     if (o->pair && column(line, n, o->pair, &x->text[1], &x->n[1], e)) return e->code;
-    return column(line, n, o->label, &label, &len, e) ? e->code : class_named(o, label, len, &x->label, e);
+    return column(line, n, o->label, &label, &len, e) ? e->code : label_named(o, label, len, &x->label, e);
 }
 
 int labelled_read(struct labelled *out, const struct corpus_options *o, const char *line, size_t n, struct err *e) {

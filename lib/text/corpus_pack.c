@@ -19,8 +19,9 @@ int packer_init(struct packer *p, struct err *e) {
     p->lengths = p->tokens ? mem_array(p->cap, sizeof *p->lengths, e) : NULL;
     bool marks = p->o->mask || p->o->pair;
     if (p->lengths && marks) p->mask = mem_array(p->cap, sizeof *p->mask, e);
-    if (p->lengths && p->o->label) p->labels = mem_array(p->cap, sizeof *p->labels, e);
-    return p->lengths && (p->mask || !marks) && (p->labels || !p->o->label) ? 0 : e->code;
+    bool labels = p->o->label || p->o->tags;
+    if (p->lengths && labels) p->labels = mem_array(p->cap, sizeof *p->labels, e);
+    return p->lengths && (p->mask || !marks) && (p->labels || !labels) ? 0 : e->code;
 }
 
 void packer_release(struct packer *p) {
@@ -57,6 +58,7 @@ static int write_closed(struct packer *p, struct err *e) {
     if (rc) return rc;
     memmove(p->tokens, p->tokens + n, (p->n - n) * sizeof *p->tokens);
     if (p->mask) memmove(p->mask, p->mask + n, p->n - n);
+    if (p->o->tags) memmove(p->labels, p->labels + n, (p->n - n) * sizeof *p->labels);
     p->n -= n;
     p->first_seq += p->n_seqs;
     p->first_pos = 0;
@@ -113,6 +115,7 @@ static int open_sequence(struct packer *p, struct err *e) {
     p->open_start = p->n;
     p->open_pos = 0;
     if (p->o->bos && p->mask) p->mask[p->n] = 0;
+    if (p->o->bos && p->o->tags) p->labels[p->n] = TOKEN_NONE;
     if (p->o->bos) p->tokens[p->n++] = p->v->bos;
     return 0;
 }
@@ -121,20 +124,23 @@ static size_t min_size(size_t a, uint64_t b) {
     return b < a ? (size_t)b : a;
 }
 
-/* As many of the ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0. */
-static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n) {
+/* As many of the ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0; tags NULL: none. */
+static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, const uint32_t *tags, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
     if (longest(p->o)) n = min_size(n, longest(p->o) - open_length(p));
     memcpy(p->tokens + p->n, ids, n * sizeof *ids);
     if (p->mask && mask) memcpy(p->mask + p->n, mask, n);
     if (p->mask && !mask) memset(p->mask + p->n, 0, n);
+    if (p->o->tags && tags) memcpy(p->labels + p->n, tags, n * sizeof *tags);
+    if (p->o->tags && !tags) memset(p->labels + p->n, 0xFF, n * sizeof *tags);
     p->n += n;
     if (p->mask && n) p->last_mark = p->mask[p->n - 1];
     return n;
 }
 
-static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) {
+static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, const uint32_t *tags, size_t n,
+                  struct err *e) {
     while (n && !p->full) {
         int rc = 0;
         if (!p->open)
@@ -143,9 +149,10 @@ static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, si
             rc = make_room(p, e);
         if (rc) return rc;
         if (!p->open || p->n == p->cap) continue; /* full; or BOS filled the batch */
-        size_t taken = take(p, ids, mask, n);
+        size_t taken = take(p, ids, mask, tags, n);
         ids += taken;
         if (mask) mask += taken;
+        if (tags) tags += taken;
         n -= taken;
         if (tokens_left(p) == 0) p->full = true;
         if (longest(p->o) && open_length(p) == longest(p->o)) close_sequence(p);
@@ -155,12 +162,13 @@ static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, si
 
 /* ---- documents ---- */
 
-int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, size_t n, struct err *e) {
+int packer_add(struct packer *p, const uint32_t *ids, const uint8_t *mask, const uint32_t *tags, size_t n,
+               struct err *e) {
     if (!n || p->full) return 0;
     p->in_document = true;
-    int rc = p->eos_due ? append(p, &p->v->eos, NULL, 1, e) : 0;
+    int rc = p->eos_due ? append(p, &p->v->eos, NULL, NULL, 1, e) : 0;
     p->eos_due = false;
-    return rc ? rc : append(p, ids, mask, n, e);
+    return rc ? rc : append(p, ids, mask, tags, n, e);
 }
 
 int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
@@ -172,10 +180,10 @@ int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
     p->totals->documents++;
     uint8_t type = p->last_mark;
     bool alone = p->o->pack && !p->open; /* EOS would be a sequence by itself, from which nothing is learnt */
-    int rc = p->o->eos == EOS_AFTER && !alone ? append(p, &p->v->eos, p->o->pair ? &type : NULL, 1, e) : 0;
+    int rc = p->o->eos == EOS_AFTER && !alone ? append(p, &p->v->eos, p->o->pair ? &type : NULL, NULL, 1, e) : 0;
     p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
     if (!rc && !p->o->context && p->open) {
-        if (p->labels) p->labels[p->n_seqs] = label;
+        if (p->o->label) p->labels[p->n_seqs] = label;
         close_sequence(p);
     }
     return rc;

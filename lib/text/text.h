@@ -289,9 +289,14 @@ struct corpus_options {
      * likewise, and `pair`, if not NULL, a second one: EOS stands between them (two of them in vocabularies that are not WordPiece:
      * RoBERTa), and batches have token types, 1 for the second text and the EOS after it. */
     const char *label, *pair;
+    /* CORPUS_JSONL: `field` is a list of words and `tags` one of as many classes, numbers or names, null where a word has none. Words
+     * are encoded each by itself; the first token of one has its class as label, the others have none. Batches have a label
+     * for each position. */
+    const char *tags;
     const char *const *classes; /* [n_classes] */
     uint32_t n_classes;
-    uint32_t longest; /* with labels: a sequence of more tokens is cut, of a pair the longer text first; 0: none is */
+    uint32_t
+        longest; /* with labels or tags: a sequence of more tokens is cut, of a pair the longer text first; 0: none is */
     uint32_t context; /* 0: a document is a sequence. N: documents are joined and cut into sequences of N tokens */
     bool drop_last;   /* ... and the last one, if it is shorter, is left out */
     /* N: a document is a sequence, or several if it has more than N tokens, and sequences are written pack by pack. Consecutive
@@ -316,7 +321,7 @@ struct corpus_batch {
     const uint32_t *tokens;  /* [n_positions] */
     const uint8_t *mask;     /* [n_positions], or NULL */
     const uint8_t *types;    /* likewise */
-    const uint32_t *labels;  /* of each sequence that ends, or NULL */
+    const uint32_t *labels;  /* of each sequence that ends or, with tags, of each position; or NULL */
     const uint32_t *lengths; /* [n_seqs], none 0 */
 };
 struct corpus_totals {

@@ -6,7 +6,7 @@ setup_file() { make_inputs; }
 setup() {
     enter_temp
     need rill-tokenize
-    cp "$INPUTS"/{bert,classes,teacher,labelled,masked}.rill "$INPUTS"/labelled.* .
+    cp "$INPUTS"/{bert,classes,tags,teacher,masked}.rill "$INPUTS"/{labelled,tagged}.* .
     for i in {a..t}; do printf 'the good film %s\t1\nthe bad film %s\t0\n' "$i" "$i"; done >texts.tsv
 }
 
@@ -14,9 +14,15 @@ setup() {
     rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 texts.tsv >a
     rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 -j 1 --batch-tokens 9 texts.tsv >b
     rill tokenize -q --no-provenance -m bert.rill --lines --mask-rate 0.5 --seed 1 texts.tsv >c
-    rill show --all a --tensors labels | grep -v labels | tr -s ' \n' '\n' >labels.a || true
-    rill show --all b --tensors labels | grep -v labels | tr -s ' \n' '\n' >labels.b || true
+    for x in a b c; do
+        for t in tokens labels; do rill show --tensor $t --tsv $x | tr '\t' '\n' >$t.$x; done
+    done
+    [ "$(wc -l <labels.b)" -eq "$(wc -l <labels.a)" ]
+    [ "$(rill show b | grep -c '^labels')" -gt "$(rill show a | grep -c '^labels')" ] # it is cut into other batches
+    [ "$(grep -vc '^4.2949673e+09$' labels.a)" -gt 80 ]
     assert_same labels.a labels.b
+    assert_same tokens.a tokens.b
+    assert_differ labels.a labels.c
     assert_differ a c
     check_exit 2 rill tokenize -m teacher.rill --lines --mask-rate 0.5 texts.tsv
     assert_stderr_line 'the vocabulary has no mask token, \[MASK\] or <mask>'
@@ -66,6 +72,82 @@ setup() {
     assert_json out accuracy 1
     rill logit-dump -q --encode ghost:2 resident.kd.rill | rill logit-dump --tsv --positions 1:2 >table
     [ "$(wc -l <table)" -eq 3 ]
+}
+
+@test "words with tags: labels of first tokens, names, null, cut to the context" {
+    rill tokenize -q -m tags.rill --jsonl words --tags tags tagged.jsonl >a
+    rill show --meta a | grep -q '"target": *"token"'
+    rill show --tensor lengths a | grep -q '7  5'
+    none=4.2949673e+09
+    rill show --tensor labels --tsv a >out
+    printf '%s\t' $none 0 1 4 $none $none $none $none 2 $none 3 >wanted # [CLS] the good s ##a ##w [SEP], [CLS] bad film i [SEP]
+    echo $none >>wanted
+    assert_same out wanted
+    rill tokenize -q -m tags.rill --jsonl words --tags tags --context 5 tagged.jsonl | rill show --tensor labels --tsv >out
+    printf '%s\t' $none 0 1 4 $none $none 2 $none 3 >wanted
+    echo $none >>wanted
+    assert_same out wanted
+
+    cp -r "$INPUTS/hf-tags" hf
+    sed -i 's/LABEL_2/B-FILM/; s/LABEL_3/O/' hf/config.json
+    rill import -q hf -o named.rill
+    printf '{"words":["bad","film"],"tags":["B-FILM","O"]}\n' >named.jsonl
+    rill tokenize -q -m named.rill --jsonl words --tags tags named.jsonl | rill show --tensor labels --tsv >out
+    printf '%s\t' $none 2 3 >wanted
+    echo $none >>wanted
+    assert_same out wanted
+
+    printf '{"words":["bad"],"tags":[0]}\n{"words":["bad","film"],"tags":[1,"B-PER"]}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
+    assert_stderr_line 'bad.jsonl: line 2: word 2: label "B-PER": expected the number of a class or its name'
+    printf '{"words":["bad"],"tags":[0,1]}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl -o not.rill
+    assert_stderr_line 'bad.jsonl: line 1: 1 words and 2 tags'
+    [ ! -e not.rill ]
+    printf '{"words":["bad"],"tags":[5]}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
+    assert_stderr_line 'bad.jsonl: line 1: word 1: expected a tag: the number of a class below 5, a name, or null'
+    printf '{"words":"bad","tags":[1]}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
+    assert_stderr_line 'bad.jsonl: line 1: "words" is no list: expected a list'
+    printf '{"words":["bad",7],"tags":[1,1]}\n' >bad.jsonl
+    check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
+    assert_stderr_line 'bad.jsonl: line 1: word 2 is no string'
+    check_exit 2 rill tokenize -m named.rill --lines --tags tags bad.jsonl
+}
+
+@test "a tagger learns, and a student learns from its answers alone" {
+    for i in {a..t}; do
+        printf '{"words":["the","good","film","%s"],"tags":[0,1,3,2]}\n{"words":["bad","%s","films"],"tags":[4,2,3]}\n' $i $i
+    done >texts.jsonl
+    rill tokenize -q -m tags.rill --jsonl words --tags tags texts.jsonl -o data.rill
+    rill eval -m tags.rill data.rill >before
+    assert_json before metric '"token_classification"'
+    assert_json before labels 140
+    rill distill -q -m tags.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 data.rill -o taught.rill
+    rill eval -m taught.rill data.rill >out
+    assert_json out accuracy 1
+    assert_json out macro_f1 1
+    for w in resident stream; do
+        rill teacher-infer -q --no-provenance -m taught.rill --precision f32 --weights $w data.rill >$w.kd.rill
+    done
+    assert_same resident.kd.rill stream.kd.rill
+    rill show --meta resident.kd.rill | grep -q '"classes": *5'
+    rill logit-dump -q --encode sample:50 resident.kd.rill -o sample.kd.rill
+    rill logit-dump -q --encode ghost:2 resident.kd.rill -o ghost.kd.rill
+    for encoding in resident sample ghost; do
+        rill distill -q -m tags.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 --loss kl $encoding.kd.rill -o student.rill --force
+        rill eval -m student.rill data.rill >out
+        assert_json out accuracy 1
+    done
+    rill distill -q -m tags.rill --precision f32 --steps 60 --epochs 60 --batch-tokens 300 --lr 3e-3 --teacher taught.rill --loss kl data.rill -o beside.rill
+    rill eval -m beside.rill data.rill >out
+    assert_json out accuracy 1
+    rill eval -m student.rill --reference resident.kd.rill >out
+    assert_json out metric '"divergence"'
+    rill logit-dump --tsv --positions 1:2 ghost.kd.rill >table
+    [ "$(wc -l <table)" -eq 3 ]
+    [ "$(cut -f 4 table | sed -n 2p)" = 0 ]
 }
 
 @test "a BERT classifier teaches a bidirectional LSTM by its logits alone" {
@@ -119,6 +201,23 @@ setup() {
     check_exit 3 rill eval -m classes.rill masked.rill
     assert_stderr_line 'masked.rill: the data has no labels for this model, whose target is "sequence" (tokenize --labels)'
     check_exit 2 rill eval -m classes.rill --protocol gptq labelled.rill
-    check_exit 3 rill generate -m bert.rill masked.rill
+    check_exit 3 rill distill -m tags.rill labelled.rill
+    assert_stderr_line 'the target of the data is "sequence", that of the model "token"'
+    check_exit 3 rill eval -m tags.rill masked.rill
+    assert_stderr_line 'masked.rill: the data has no labels for this model, whose target is "token" (tokenize --tags)'
+    rill tokenize -q -m tags.rill --lines texts.tsv -o plain.rill
+    check_exit 3 rill distill -m tags.rill plain.rill
+    assert_stderr_line 'the data has no labels of the target "token", which the student learns (tokenize --tags)'
+}
+
+@test "generate refuses a model that continues nothing, before any output" {
+    rill tokenize -q -m bert.rill --lines texts.tsv -o plain.rill
+    for m in bert classes tags; do
+        check_exit 3 rill generate -m $m.rill plain.rill
+        [ ! -s "$T/.stdout" ]
+        check_exit 3 rill generate -m $m.rill --text plain.rill
+        [ ! -s "$T/.stdout" ]
+    done
+    check_exit 3 rill generate -m bert.rill plain.rill
     assert_stderr_line '*masked language model*'
 }

@@ -13,6 +13,7 @@ setup_file() {
     # special tokens, what is not in normalisation form C, lines
     for n in 1 2 3 4 5 6 7 8; do printf 'a<|endoftext|>na\xcc\x88\nive end, or not %d\n' $n; done >special.txt
     for n in 1 2 3 4 5 6 7 8 9; do cat corpus.jsonl; done >many.jsonl
+    for n in 1 2 3 4 5 6 7 8 9; do cat tagged.jsonl; done >words.jsonl
     for n in 1 2 3 4 5 6 7 8 9; do printf 'once %d upon\n--\na time\n++\nthe end, %d, and so on\n--\n' $n $n; done >separated.txt
     rill tokenize -q -m model.rill special.txt -o special.rill
     rill tokenize -q -m model.rill --context 32 --batch-tokens 32 text.txt -o batches.rill

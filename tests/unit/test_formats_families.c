@@ -364,11 +364,99 @@ static void test_gguf(void **state) {
     free_golden_texts(&texts);
 }
 
+/* ---- words with tags, as transformers' examples encode them (tests/reference/make_tags.py) ------------------------------ */
+
+struct tagged {
+    struct span line;
+    size_t read;            /* of the line */
+    struct buf ids, labels; /* what corpus_encode made of it */
+};
+
+static int read_line(void *ctx, void *dst, size_t n, size_t *got, struct err *e) {
+    struct tagged *t = ctx;
+    (void)e;
+    *got = t->line.n - t->read < n ? t->line.n - t->read : n;
+    memcpy(dst, t->line.s + t->read, *got);
+    t->read += *got;
+    return 0;
+}
+
+static int take_tags(void *ctx, const struct corpus_batch *b, struct err *e) {
+    struct tagged *t = ctx;
+    assert_non_null(b->labels);
+    if (buf_append(&t->ids, b->tokens, b->n_positions * sizeof *b->tokens, e)) return e->code;
+    return buf_append(&t->labels, b->labels, b->n_positions * sizeof *b->labels, e);
+}
+
+static void assert_numbers(const char *what, const cJSON *wanted, const uint32_t *got, size_t n) {
+    size_t i = 0;
+    const cJSON *x;
+    if ((size_t)cJSON_GetArraySize(wanted) != n) fail_msg("%s: %zu, should be %d", what, n, cJSON_GetArraySize(wanted));
+    cJSON_ArrayForEach(x, wanted) {
+        uint32_t number = cJSON_IsNull(x) ? UINT32_MAX : (uint32_t)x->valuedouble;
+        if (got[i] != number) fail_msg("%s: number %zu is %u, should be %u", what, i, got[i], number);
+        i++;
+    }
+}
+
+/* The tokens of a line, and their labels; with BOS and EOS around them, which have none; and cut to `longest`. */
+static void check_tags(struct span line, const cJSON *x) {
+    struct err e;
+    char file[64], what[96];
+    const char *family = cJSON_GetStringValue(cJSON_GetObjectItem(x, "family"));
+    snprintf(file, sizeof file, "%s.json", family);
+    struct vocab *v = load_family(file);
+    const cJSON *ids = cJSON_GetObjectItem(x, "ids"), *labels = cJSON_GetObjectItem(x, "labels");
+    for (int pass = 0; pass < 2; pass++) {
+        bool around = pass && v->bos != TOKEN_NONE && v->eos != TOKEN_NONE;
+        struct corpus_options o = {.documents = CORPUS_JSONL,
+                                   .field = "words",
+                                   .tags = "tags",
+                                   .batch_tokens = pass ? 3 : 1000, /* sequences go on from batch to batch */
+                                   .bos = around,
+                                   .eos = around ? EOS_AFTER : EOS_NEVER};
+        struct corpus_totals totals;
+        struct tagged t = {.line = line};
+        if (corpus_encode(v, &o, read_line, take_tags, &t, &totals, &e)) fail_msg("%s: %s", family, e.msg);
+        const uint32_t *got = (const uint32_t *)(const void *)t.ids.data, *tags = (const void *)t.labels.data;
+        size_t n = t.ids.len / sizeof *got;
+        if (around) {
+            assert_int_equal(got[0], v->bos);
+            assert_int_equal(got[n - 1], v->eos);
+            assert_int_equal(tags[0], TOKEN_NONE);
+            assert_int_equal(tags[n - 1], TOKEN_NONE);
+        }
+        snprintf(what, sizeof what, "%s, pass %d", family, pass);
+        assert_numbers(what, ids, got + around, n - 2 * around);
+        assert_numbers(what, labels, tags + around, n - 2 * around);
+        buf_release(&t.ids);
+        buf_release(&t.labels);
+    }
+    vocab_free(v);
+}
+
+static void test_tags(void **state) {
+    struct err e;
+    struct mapped_file file;
+    size_t lines = 0;
+    (void)state;
+    OK(mapped_file_open(&file, TOKENIZERS "tags.jsonl", &e));
+    const char *at = (const char *)file.data, *end = at + file.size, *nl;
+    for (; at < end && (nl = memchr(at, '\n', (size_t)(end - at))); at = nl + 1, lines++) {
+        cJSON *x = json_parse(at, (size_t)(nl - at), &e);
+        assert_non_null(x);
+        check_tags((struct span){at, (size_t)(nl - at)}, x);
+        cJSON_Delete(x);
+    }
+    assert_int_equal(lines, 60);
+    mapped_file_close(&file);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference), cmocka_unit_test(test_record), cmocka_unit_test(test_cut_models),
         cmocka_unit_test(test_cuts),      cmocka_unit_test(test_prune),  cmocka_unit_test(test_tokenizer_json),
-        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_gguf),      cmocka_unit_test(test_tags),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
