@@ -9,7 +9,9 @@ static struct cli_list rules;
 static bool strict, pure, dry_run, symmetric;
 static struct session_options how;
 static uint64_t max_tokens, sweeps;
-static double damp;
+static double damp, target_bpw;
+static uint64_t target_size;
+static const char *type_list, *fisher_path, *cache_path;
 
 static const struct cli_option options[] = {
     {.name = "type",
@@ -51,6 +53,48 @@ static const struct cli_option options[] = {
      .arg = "FILE",
      .completes_files = true,
      .help = "take the type of each matrix from this file, as --dry-run prints it"},
+    {.name = "target-bpw",
+     .type = CLI_F64,
+     .to = &target_bpw,
+     .arg = "BITS",
+     .min = 0.01,
+     .max = 32,
+     .needs = {"!type", "!plan", "!target-size"},
+     .help =
+         "choose a type for each matrix so that the model has at most so many bits per weight, norms included, and the "
+         "least error: measured with --stats, and for good results weighed by --fisher. Reads the model twice"},
+    {.name = "target-size",
+     .type = CLI_U64,
+     .to = &target_size,
+     .arg = "BYTES",
+     .min = 1,
+     .needs = {"!type", "!plan"},
+     .help = "the same for the bytes of all tensors, without header and vocabulary; 90M: 90 times 1048576"},
+    {.name = "types",
+     .type = CLI_STRING,
+     .to = &type_list,
+     .arg = "LIST",
+     .needs = {"target-bpw|target-size"},
+     .help = "what a target may choose from, as q3_k,q4_k,q6_k; without it " QUANT_BUDGET_TYPES "; those that need "
+             "importance only where --stats has it"},
+    {.name = "fisher",
+     .type = CLI_STRING,
+     .to = &fisher_path,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .needs = {"target-bpw|target-size"},
+     .help =
+         "weigh the matrices against each other by how much the model's own distribution over these tokens hangs on "
+         "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
+         "without it, the relative errors of all outputs count the same"},
+    {.name = "cache",
+     .type = CLI_STRING,
+     .to = &cache_path,
+     .arg = "FOLDER",
+     .completes_files = true,
+     .needs = {"target-bpw|target-size"},
+     .help = "keep measured errors in this folder, by digests of tensor and statistics: another target takes them from "
+             "there"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
@@ -222,8 +266,13 @@ static int read_stats(struct cli *c, struct stats **stats, struct imatrix **imat
     return rc;
 }
 
+static bool has_target(void) {
+    return target_bpw > 0 || target_size;
+}
+
 static int parse_options(struct cli *c, struct quant_options *o, struct buf *plan, struct err *e) {
-    if (!type_name && !plan_path) return err_set(e, ERR_USAGE, "--type or --plan is required");
+    if (!type_name && !plan_path && !has_target())
+        return err_set(e, ERR_USAGE, "--type, --plan, --target-bpw or --target-size is required");
     if (o->calibrated && !data_path && !dry_run) return err_set(e, ERR_USAGE, "--method %s needs --data", method);
     int rc = type_name ? quant_type_parse(type_name, &o->type, e) : 0;
     if (!rc && pure && !o->type->mixture)
@@ -233,6 +282,55 @@ static int parse_options(struct cli *c, struct quant_options *o, struct buf *pla
     if (!rc) rc = parse_rules(o, e);
     if (!rc && plan_path) rc = read_plan(c, plan, e);
     if (!rc && plan_path) o->plan = (const char *)plan->data, o->plan_name = plan_path;
+    return rc;
+}
+
+/* ---- a plan for a target ------------------------------------------------------------------------------------------ */
+
+/* How much each matrix matters, *traces the caller's. The model is in memory meanwhile. */
+static int read_fisher(struct cli *c, struct session_file *f, double **traces, struct err *e) {
+    struct stream_reader *in;
+    struct model *m = NULL;
+    struct session_tokens data = {0};
+    int rc = session_file_again(f, STREAM_MODEL, &in, e);
+    if (!rc) rc = model_load(&m, kernel_cpu(), in, WEIGHTS_F32, e);
+    if (!rc) rc = session_read_tokens(c, fisher_path, "fisher", m, 0, &data, e);
+    if (!rc && !(*traces = mem_array(m->n_params, sizeof **traces, e))) rc = e->code;
+    if (!rc) rc = quant_fisher_traces(m, &data.in, cli_seed(c), *traces, e);
+    session_tokens_release(&data);
+    model_free(m);
+    return rc;
+}
+
+static int put_budget(struct cli *c, const struct quant_budget_result *r, struct err *e) {
+    cJSON *o = cJSON_AddObjectToObject(cli_report(c), "target");
+    bool ok = o && json_put_u64(o, "bytes", r->budget) && json_put_u64(o, "used", r->bytes) &&
+              json_put_f64(o, "predicted_error", r->error) && json_put_f64(o, "least_possible", r->bound);
+    if (r->blocked)
+        cli_say(c, "%llu matrices have no importance: types that need it were left out for them (--stats)",
+                (unsigned long long)r->blocked);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+/* The plan, as a string. From a pipe with --dry-run alone, and without --fisher. */
+static int plan_target(struct cli *c, struct session_file *f, struct stream_reader *once, const struct quant_options *o,
+                       struct buf *plan, struct err *e) {
+    struct quant_budget b = {.bytes = target_size, .bits_per_weight = target_bpw, .cache = cache_path};
+    struct quant_budget_result r;
+    unsigned *types = NULL;
+    double *traces = NULL;
+    struct stream_reader *in = once;
+    int rc = type_list ? quant_types_parse(type_list, &types, &b.n_types, e) : 0;
+    if (rc) err_prefix(e, "--types");
+    if (!rc && fisher_path) rc = read_fisher(c, f, &traces, e);
+    if (!rc && f->is_file) rc = session_file_again(f, STREAM_MODEL, &in, e);
+    b.types = types;
+    b.traces = traces;
+    if (!rc) rc = quant_budget_plan(in, o, &b, plan, &r, e);
+    if (!rc) rc = put_budget(c, &r, e);
+    if (!rc) rc = buf_append(plan, "", 1, e);
+    mem_free(types);
+    mem_free(traces);
     return rc;
 }
 
@@ -248,6 +346,13 @@ static int report_totals(struct cli *c, const struct quant_totals *totals, struc
               json_put_u64(r, "fell_back", totals->fell_back) && json_put_u64(r, "without_importance", totals->blind) &&
               json_put_f64(r, "bits_per_weight", bits);
     return ok ? 0 : err_nomem(e, "report");
+}
+
+static int print_text(struct cli *c, const struct buf *plan, struct err *e) {
+    FILE *out;
+    int rc = cli_text(c, &out, e);
+    if (!rc) fwrite(plan->data, 1, plan->len - 1, out);
+    return rc;
 }
 
 static int print_plan(struct cli *c, struct stream_reader *in, const struct quant_options *o, struct err *e) {
@@ -309,13 +414,23 @@ static int run(struct cli *c, struct err *e) {
                               .fuses_qkv = target_fuses_qkv,
                               .foreign_name = target_tensor_name};
     struct stats *stats = NULL;
+    struct session_file file;
     struct buf plan = {0};
     int rc = parse_options(c, &o, &plan, e);
     if (!rc && stats_path) rc = read_stats(c, &stats, &imatrix, e);
     o.stats = stats;
     if (imatrix) o.importance = imatrix_importance, o.importance_ctx = imatrix;
+    session_file_init(&file, cli_input_path(c, 0));
+    if (!rc && has_target() && !file.is_file && (!dry_run || fisher_path))
+        rc = err_set(e, ERR_USAGE,
+                     "a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan");
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = dry_run ? print_plan(c, in, &o, e) : quantize(c, in, &o, e);
+    if (!rc && has_target()) rc = plan_target(c, &file, in, &o, &plan, e);
+    if (!rc && has_target())
+        o.plan = (const char *)plan.data, o.plan_name = "the plan for the target", o.planned_by_stats = true;
+    if (!rc && dry_run) rc = has_target() ? print_text(c, &plan, e) : print_plan(c, in, &o, e);
+    if (!rc && !dry_run) rc = quantize(c, in, &o, e);
+    session_file_release(&file);
     stats_free(stats);
     imatrix_free(imatrix);
     buf_release(&plan);
@@ -332,6 +447,8 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .stream_needs = "!dry-run",
+        .seeded = true,
+        .seed_needs = {"fisher"},
         .force_help = "replace an output file that exists; let binary output go to a terminal; let tensors that are "
                       "quantized already take more bits",
         .threaded = true,
@@ -346,14 +463,20 @@ int main(int argc, char **argv) {
             "--stats. "
             "Tensors that are quantized already are rounded again, which is reported. They get no more bits than they "
             "have: a tensor that only a mixture would raise stays as it is, anything else is refused without "
-            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it.",
+            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it. With --target-bpw or --target-size "
+            "they are "
+            "chosen: the error of each matrix in each type is measured, and the best plan within the size is found "
+            "exactly.",
         .examples =
             "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
             "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"
             "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
             "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n    by error "
             "feedback\n"
-            "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n",
+            "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n"
+            "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n   "
+            " the "
+            "types that are expected to change the model least in 6 bits per weight\n",
         .options = options,
         .run = run,
     };

@@ -157,10 +157,10 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 /* ---- before and after the tensors ---- */
 
 /* Refuses importance of another model before anything is written. */
-static int check_importance(struct pass *p, struct err *e) {
+int pass_check_importance(struct pass *p, struct err *e) {
     bool any = false;
     if (p->o->stats) return stats_check(p->o->stats, p->config, e);
-    for (size_t i = 0; i < p->plan.n; i++) {
+    for (size_t i = 0; i < model_slot_count(p->config); i++) {
         struct model_slot s = model_slot_at(p->config, i);
         const float *importance;
         if (!model_role_is_matrix(s.role)) continue;
@@ -182,7 +182,7 @@ int pass_prepare(struct pass *p, struct err *e) {
         /* with data, what is inside layers is weighed by that */
         if (!p->o->calibrated || !model_role_in_layer(s.role)) weighed |= pass_is_weighed(p, s, p->plan.choices[i].to);
     }
-    if (!rc && informed && !weighed)
+    if (!rc && informed && !weighed && !p->o->planned_by_stats)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: %s",
                      p->o->plan ? p->o->plan_name : p->o->type->name,
                      p->o->calibrated ? "layers are weighed by --data, and nothing else weighs errors"
@@ -190,7 +190,7 @@ int pass_prepare(struct pass *p, struct err *e) {
     if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
     if (rc || !informed) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);
-    return p->importance ? check_importance(p, e) : e->code;
+    return p->importance ? pass_check_importance(p, e) : e->code;
 }
 
 void pass_finish(struct pass *p) {

@@ -40,6 +40,7 @@ struct quant_options {
     const struct quant_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix */
     size_t n_rules;
     const char *plan, *plan_name; /* the text of a plan instead of all of these, and its name for messages */
+    bool planned_by_stats;        /* the plan was made with the statistics: they need change nothing else */
     bool strict;                  /* refuse instead of falling back */
     bool grow;                    /* let what is quantized already take more bits */
     /* Where importance comes from: statistics, or somebody who writes that of a matrix's columns into out [cols] (*found: it
@@ -80,6 +81,51 @@ int quant_plan_write(const struct quant_plan *p, const struct model_config *c, s
 /* The type that its rows can have: `wanted`, or where the row is not a whole number of blocks, as llama.cpp falls back
  * (Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0, IQ4_XS -> IQ4_NL ...; where 32 does not divide it either, F16). */
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
+
+/* ---- plans for a budget (budget.c, README.md) ------------------------------------------------------------------------ */
+
+struct quant_budget {
+    /* One of the two; of all tensors as they are written, norms and biases in f32 included, without header and vocabulary. */
+    uint64_t bytes;
+    double bits_per_weight;
+    const unsigned *types; /* dtypes to choose from; NULL: QUANT_BUDGET_TYPES */
+    size_t n_types;
+    /* quant_fisher_traces: errors are the divergence they are expected to cause, in nats a position. NULL: errors of the outputs relative
+     * to these, every matrix counting the same. */
+    const double *traces;
+    const char *cache; /* a folder that exists, in which measured errors are kept; NULL: none */
+};
+#define QUANT_BUDGET_TYPES                                                                                             \
+    "iq2_xxs, iq2_xs, iq2_s, q2_k, iq3_xxs, iq3_s, q3_k, iq4_xs, iq4_nl, q4_k, q4_0, q4_1, q5_k, q5_0, q5_1, q6_k, "   \
+    "q8_0"
+/* "q4_k,q6_k", blanks after commas or not, no type twice. ERR_USAGE. The caller frees *out. */
+int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e) MUST_CHECK;
+
+struct quant_budget_result {
+    uint64_t budget, bytes, elems;
+    double error, bound; /* predicted, summed over matrices; no choice within the budget is below bound */
+    uint64_t blocked;    /* matrices for which types that need importance were left out, because there is none */
+};
+/*
+ * Reads a model stream once, one tensor in memory, measures what each type does to each matrix by rounding to nearest (weighted by
+ * o->stats or o->importance, where they know the matrix), and appends the plan of least error within the budget: what
+ * o->plan takes. Where GGUF stores matrices as one tensor (experts; q, k and v where o->fuses_qkv), they get one type.
+ * Rows that a type's blocks do not divide have its fallback for a candidate, with o->strict not; tensors that are quantized
+ * already stay or get smaller, unless o->grow. ERR_USAGE: the budget is too small (says the smallest that is not), or there is
+ * nothing to choose from. ERR_DATA: a weight is no number, statistics of another model.
+ */
+int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, const struct quant_budget *b,
+                      struct buf *plan, struct quant_budget_result *r, struct err *e) MUST_CHECK;
+
+/*
+ * The mean over positions of the squared norm of d log p(y) / dW, with y drawn from the model's own distribution, for each
+ * tensor: the trace of its block of the Fisher information, out [model_slot_count]. To second order the divergence of a changed model
+ * is half of dw^T F dw. Scores of different positions are uncorrelated (given the text each has mean zero), so that the
+ * square of a sequence's gradient estimates the sum of its positions' squares. The model is in WEIGHTS_F32. ERR_DATA: its
+ * logits are not of the next token.
+ */
+int quant_fisher_traces(struct model *m, const struct model_input *in, uint64_t seed, double *out,
+                        struct err *e) MUST_CHECK;
 
 /* ---- carrying out ----------------------------------------------------------------------------------------------- */
 

@@ -2,7 +2,7 @@
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
  * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, quantize, (second_order.h: grid, refine,
- * gptq), sequential.
+ * gptq), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
@@ -54,6 +54,8 @@ bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
 /* The weight of each input channel in the error: mean x^2 [cols], p's; NULL where nothing is known or nothing came
  * through. */
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) MUST_CHECK;
+/* Refuses importance of another model. */
+int pass_check_importance(struct pass *p, struct err *e) MUST_CHECK;
 /* x [rows][cols] to nearest, into packed; the error into t. */
 int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) MUST_CHECK;

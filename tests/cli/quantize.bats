@@ -73,7 +73,7 @@ setup() {
     check_exit 3 rill quantize --plan plan.txt model.rill -o no.rill
     assert_stderr_line "plan.txt: tensor 'embed.weight': rows of 64 are not a whole number of q6_k's blocks of 256"
     check_exit 2 rill quantize model.rill -o no.rill
-    assert_stderr_line "--type or --plan is required"
+    assert_stderr_line "--type, --plan, --target-bpw or --target-size is required"
     assert_no_file no.rill
 }
 
@@ -238,4 +238,94 @@ setup() {
     check_exit 3 rill quantize --type q4_0 --method gptq --data tokens.rill --max-memory 300K model.rill -o no.rill ||
         check_exit 1 rill quantize --type q4_0 --method gptq --data tokens.rill --max-memory 300K model.rill -o no.rill
     assert_no_file no.rill
+}
+
+@test "a target: types for a size, by file and pipe, with any number of threads" {
+    rill init -q --layers 2 --hidden 256 --heads 4 --ffn 512 model.rill -o wide.rill
+    rill calibrate -q -m wide.rill --precision f32 tokens.rill -o wide.stats.rill
+    for bits in 4.6 6; do
+        set -- --types q3_k,q4_k,q6_k,q8_0 --stats wide.stats.rill
+        check_exit 0 rill quantize -q --target-bpw $bits "$@" wide.rill -o a.rill --no-provenance -j 1 \
+            --report r.json --force
+        used=$(grep -o '"used":[0-9]*' r.json | cut -d: -f2) budget=$(grep -o '"target":{"bytes":[0-9]*' r.json | grep -o '[0-9]*$')
+        assert_json r.json bytes "$used" # what was planned is what was written
+        [ "$used" -le "$budget" ]
+        [ "$used" -gt $((budget - 16896)) ] # from q4_k to q6_k is the smallest step of the smallest matrix: 256 rows of 66 bytes
+        # its plan says the same, and is the same from a pipe; --target-size is the same in bytes
+        check_exit 0 rill quantize -q --target-bpw $bits "$@" --dry-run wide.rill -o plan.txt --force
+        check_exit 0 rill quantize -q --plan plan.txt --stats wide.stats.rill wide.rill -o b.rill --no-provenance -j 4 --force
+        assert_same a.rill b.rill
+        cat wide.rill | rill quantize -q --target-size "$budget" "$@" --dry-run -j 3 >again.txt
+        assert_same plan.txt again.txt
+    done
+    rill quantize -q --target-bpw 6 --types q3_k,q4_k,q6_k,q8_0 --dry-run wide.rill -o blind.txt # without statistics: other errors
+    assert_differ plan.txt blind.txt
+    check_exit 0 rill quantize -q --target-bpw 4.6 --types q3_k,q4_k,q6_k --method gptq --data tokens.rill --stats wide.stats.rill wide.rill -o g.rill
+}
+
+@test "a target: Fisher information, a list of types, experts" {
+    rill quantize -q --target-bpw 5.4 --stats model.stats.rill --dry-run model.rill -o a.txt
+    check_exit 0 rill quantize -q --target-bpw 5.4 --stats model.stats.rill --fisher tokens.rill --dry-run model.rill -o b.txt
+    grep -q "# errors: expected divergence" b.txt
+    assert_differ a.txt b.txt
+    rill quantize -q --target-bpw 5.4 --stats model.stats.rill --fisher tokens.rill --dry-run --seed 1 model.rill -o c.txt
+    assert_differ b.txt c.txt # other labels are drawn
+    check_exit 0 rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --dry-run model.rill -o two.txt
+    [ -z "$(grep -v '^#' two.txt | grep -vE ' (q4_0|q8_0) ')" ]
+    check_exit 0 rill quantize -q --target-bpw 5.4 --dry-run experts.rill -o e.txt
+    # all experts of a layer are one tensor in GGUF
+    [ "$(grep -oE '^layers\.[0-9]+\.experts\.[0-9]+\.[a-z]+\.weight +[0-9x]+ +[a-z0-9_]+' e.txt | sed -E 's/experts\.[0-9]+/experts/; s/ +/ /g' | sort -u | wc -l)" = \
+      "$(grep -oE '^layers\.[0-9]+\.experts\.0\.[a-z]+\.weight' e.txt | wc -l)" ]
+}
+
+@test "a target: measured errors are kept in a cache" {
+    mkdir cache
+    rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --cache cache --dry-run model.rill -o a.txt
+    n=$(find cache -name '*.sense' | wc -l)
+    [ "$n" -ge 1 ]
+    rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --cache cache --dry-run model.rill -o b.txt
+    assert_same a.txt b.txt
+    # what is there is taken, and not measured again
+    for f in cache/*; do sed -i -E 's/^q4_0 .*/q4_0 0/' "$f"; done
+    rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --cache cache --dry-run model.rill -o c.txt
+    [ -z "$(grep -v '^#' c.txt | grep q8_0)" ]
+    # other statistics are other errors, other types are added
+    rill quantize -q --target-bpw 6 --types q5_0,q8_0 --cache cache --dry-run model.rill -o d.txt --force
+    [ "$(find cache -name '*.sense' | wc -l)" = "$n" ]
+    grep -q '^q5_0 ' cache/*
+    rill quantize -q --target-bpw 5.4 --stats model.stats.rill --cache cache --dry-run model.rill -o e.txt
+    [ "$(find cache -name '*.sense' | wc -l)" -gt "$n" ]
+    for f in cache/*; do sed -i '$d' "$f"; done
+    check_exit 3 rill quantize --target-bpw 5.4 --cache cache --dry-run model.rill -o no.txt
+    assert_stderr_line "tensor 'embed.weight': cache/*.sense: no sensitivities, or cut: remove it"
+    check_exit 1 rill quantize --target-bpw 5.4 --cache missing --dry-run model.rill -o no.txt
+    assert_no_file no.txt
+}
+
+@test "a target: bad input" {
+    check_exit 2 rill quantize --target-bpw 2 model.rill -o no.rill
+    assert_stderr_line "*bits per weight, cannot be reached: the smallest are * bytes, * bits per weight"
+    least=$(sed -E 's/.*the smallest are ([0-9]+) bytes.*/\1/' <<<"$err")
+    check_exit 0 rill quantize -q --target-size "$least" model.rill -o least.rill
+    check_exit 2 rill quantize --target-size $((least - 1)) model.rill -o no.rill
+    check_exit 2 rill quantize --target-bpw 5 --type q4_0 model.rill -o no.rill
+    check_exit 2 rill quantize --target-bpw 5 --target-size 1M model.rill -o no.rill
+    check_exit 2 rill quantize --type q4_0 --types q4_0 model.rill -o no.rill
+    check_exit 2 sh -c 'cat model.rill | rill quantize --target-bpw 6 -o no.rill'
+    assert_stderr "*a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan*"
+    check_exit 2 rill quantize --target-bpw 6 --types q4_k_m model.rill -o no.rill
+    assert_stderr_line "--types: 'q4_k_m' is a mixture, not a type of one tensor*"
+    check_exit 2 rill quantize --target-bpw 6 --types q4_0,Q4_0 model.rill -o no.rill
+    assert_stderr_line "--types: 'Q4_0' for the second time"
+    check_exit 2 rill quantize --target-bpw 6 --strict --types q4_k model.rill -o no.rill
+    assert_stderr_line "tensor 'embed.weight', rows of 64: no type to choose from that it can have*"
+    check_exit 3 rill quantize --target-bpw 6 --stats model.stats.rill student.rill -o no.rill
+    check_exit 3 rill quantize --target-bpw 6 --fisher model.stats.rill model.rill -o no.rill
+    head -c 20000 model.rill >cut.rill
+    check_exit 3 rill quantize --target-bpw 6 cut.rill -o no.rill
+    assert_no_file no.rill
+    # what is quantized already stays or gets smaller
+    rill quantize -q --type q4_1 --pure model.rill -o q41.rill
+    check_exit 0 rill quantize -q --target-bpw 8 q41.rill -o same.rill
+    check_exit 0 rill diff --max-abs 0 q41.rill same.rill
 }

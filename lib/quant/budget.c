@@ -1,0 +1,309 @@
+/* Types for a budget of bytes: measures a model stream, chooses, and says the plan. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/quant/budget.h"
+
+/* ---- the types to choose from ---- */
+
+int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e) {
+    *n = 0;
+    *out = mem_array(SENSE_TYPES, sizeof **out, e);
+    if (!*out) return e->code;
+    for (const char *at = list;; at++) {
+        char name[32];
+        at += strspn(at, " ");
+        size_t len = strcspn(at, ",");
+        snprintf(name, sizeof name, "%.*s", (int)len, at);
+        if (*n == SENSE_TYPES) return err_set(e, ERR_USAGE, "more than %d types", SENSE_TYPES);
+        if (quant_dtype_parse(name, &(*out)[*n], e)) return e->code;
+        for (size_t i = 0; i < *n; i++)
+            if ((*out)[i] == (*out)[*n]) return err_set(e, ERR_USAGE, "'%s' for the second time", name);
+        ++*n;
+        at += len;
+        if (!*at) return 0;
+    }
+}
+
+/* ---- what is known of the model ---- */
+
+struct candidate {
+    enum dtype to;
+    double error; /* weighed for the sum */
+};
+struct measured {  /* of a slot */
+    size_t leader; /* the slot whose type it has */
+    struct candidate candidates[SENSE_TYPES];
+    size_t n;
+    uint64_t rows, cols;
+    double scale; /* of its errors in the sum */
+};
+
+struct budget_job {
+    struct pass pass; /* for importance */
+    const struct quant_budget *b;
+    unsigned *types; /* of QUANT_BUDGET_TYPES, if the caller named none */
+    const unsigned *from;
+    size_t n_from;
+    struct measured *slots; /* [model_slot_count] */
+    uint64_t fixed;         /* bytes of what is no matrix */
+    struct quant_budget_result *r;
+};
+
+/* GGUF has all experts of a layer in one tensor, and in some architectures q, k and v. */
+static size_t leader_of(const struct budget_job *j, struct model_slot s) {
+    const struct quant_options *o = j->pass.o;
+    if ((s.role == ROLE_K || s.role == ROLE_V) && o->fuses_qkv && o->fuses_qkv(j->pass.config)) s.role = ROLE_Q;
+    s.expert = 0;
+    return (size_t)model_slot_index(j->pass.config, s);
+}
+
+static double bits_of(enum dtype t) {
+    return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
+}
+
+static void add_type(enum dtype *types, size_t *n, enum dtype t) {
+    for (size_t i = 0; i < *n; i++)
+        if (types[i] == t) return;
+    if (*n < SENSE_TYPES) types[(*n)++] = t;
+}
+
+/* The types that the tensor can have, each once. */
+static size_t types_of(struct budget_job *j, const struct tensor_desc *d, bool weighed, enum dtype *types) {
+    const struct quant_options *o = j->pass.o;
+    const struct dtype_info *is = dtype_info(d->dtype);
+    bool blocked = false;
+    size_t n = 0;
+    if (is->is_quantized && !o->grow) add_type(types, &n, d->dtype);
+    for (size_t i = 0; i < j->n_from; i++) {
+        enum dtype wanted = (enum dtype)j->from[i], to = quant_fallback(wanted, tensor_row_elems(d));
+        if (o->strict && to != wanted) continue;
+        if (is->is_quantized && !o->grow && bits_of(to) > bits_of(d->dtype)) continue;
+        if (dtype_info(to)->needs_importance && !weighed && to != d->dtype)
+            blocked = true;
+        else
+            add_type(types, &n, to);
+    }
+    j->r->blocked += blocked;
+    return n;
+}
+
+static double scale_of(const struct budget_job *j, size_t slot, const struct measured *m, const float *importance,
+                       double power) {
+    double sum = 0;
+    if (!j->b->traces) return power > 0 ? 1 / power : 0;
+    for (uint64_t c = 0; c < m->cols; c++) sum += importance ? importance[c] : 1;
+    /* the outputs' share of the trace, taken to be the same for all of them: F = sum_i g_i^2 x x^T */
+    return sum > 0 ? 0.5 * j->b->traces[slot] / ((double)m->rows * sum) : 0;
+}
+
+static int measure_matrix(struct budget_job *j, struct model_slot s, const struct tensor_desc *d, const void *data,
+                          struct err *e) {
+    enum dtype types[SENSE_TYPES];
+    struct sense sense;
+    size_t at = (size_t)model_slot_index(j->pass.config, s);
+    struct measured *m = &j->slots[at];
+    const float *importance = NULL;
+    m->rows = tensor_rows(d);
+    m->cols = tensor_row_elems(d);
+    if (j->pass.importance && pass_importance_of(&j->pass, s, m->cols, &importance, e)) return e->code;
+    m->n = types_of(j, d, importance != NULL, types);
+    if (!m->n)
+        return err_set(e, ERR_USAGE, "tensor '%s', rows of %" PRIu64 ": no type to choose from that it can have%s",
+                       d->name, m->cols, importance ? "" : " (some need --stats)");
+    struct sense_job job = {d, data, importance, j->b->cache, &j->pass.f32};
+    int rc = sense_measure(&job, types, m->n, &sense, e);
+    if (rc) return rc;
+    m->scale = scale_of(j, at, m, importance, sense.power);
+    for (size_t i = 0; i < m->n; i++)
+        m->candidates[i] = (struct candidate){types[i], m->scale * sense_error(&sense, types[i])};
+    return 0;
+}
+
+static int look_at(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                   struct err *e) {
+    struct budget_job *j = ctx;
+    (void)attrs;
+    j->r->elems += tensor_elems(d);
+    if (model_role_is_matrix(s.role)) return measure_matrix(j, s, d, data, e);
+    j->fixed += tensor_elems(d) * sizeof(float);
+    return 0;
+}
+
+/* ---- choosing ---- */
+
+static uint64_t bytes_of(const struct measured *m, enum dtype to) {
+    return m->rows * dtype_row_bytes(to, m->cols);
+}
+
+static const struct candidate *find(const struct measured *m, enum dtype to) {
+    for (size_t i = 0; i < m->n; i++)
+        if (m->candidates[i].to == to) return &m->candidates[i];
+    return NULL;
+}
+
+/* Where those end that may follow a leader: with its layer. */
+static size_t end_of(const struct budget_job *j, size_t leader) {
+    struct model_slot s = model_slot_at(j->pass.config, leader);
+    return model_role_in_layer(s.role) ? model_slot_of_layer(j->pass.config, s.layer + 1) : leader + 1;
+}
+
+/* What a leader and those that follow it can all have. */
+static size_t put_offers(const struct budget_job *j, size_t leader, struct offer *out, enum dtype *types) {
+    size_t n = 0, end = end_of(j, leader);
+    for (size_t k = 0; k < j->slots[leader].n; k++) {
+        struct offer sum = {0, 0};
+        enum dtype to = j->slots[leader].candidates[k].to;
+        bool all = true;
+        for (size_t i = leader; all && i < end; i++) {
+            const struct measured *m = &j->slots[i];
+            if (!m->n || m->leader != leader) continue;
+            const struct candidate *c = find(m, to);
+            all = c != NULL;
+            if (!all) break;
+            sum.bytes += bytes_of(m, to);
+            sum.error += c->error;
+        }
+        if (!all) continue;
+        out[n] = sum;
+        types[n++] = to;
+    }
+    return n;
+}
+
+/* The best of what is smaller, and of what is larger: what its type was weighed against. */
+static void say_why(struct quant_choice *choice, const struct measured *m) {
+    const struct candidate *is = find(m, choice->to), *less = NULL, *more = NULL;
+    for (size_t i = 0; i < m->n; i++) {
+        const struct candidate *c = &m->candidates[i];
+        uint64_t n = bytes_of(m, c->to);
+        if (n < bytes_of(m, is->to) && (!less || c->error < less->error)) less = c;
+        if (n > bytes_of(m, is->to) && c->error < is->error &&
+            (!more || n < bytes_of(m, more->to) || (n == bytes_of(m, more->to) && c->error < more->error)))
+            more = c;
+    }
+    size_t len = (size_t)snprintf(choice->why, sizeof choice->why, "error %.3g", is->error);
+    if (less)
+        len += (size_t)snprintf(choice->why + len, sizeof choice->why - len, "; less: %s %.3g",
+                                dtype_info(less->to)->name, less->error);
+    if (more)
+        snprintf(choice->why + len, sizeof choice->why - len, "; more: %s %.3g", dtype_info(more->to)->name,
+                 more->error);
+}
+
+static int too_small(const struct budget_job *j, uint64_t least, struct err *e) {
+    double elems = (double)j->r->elems;
+    /* rounded up, so that what is said can be asked for */
+    uint64_t thousandths = (uint64_t)((8000.0 * (double)least + elems - 1) / elems) + 1;
+    return err_set(e, ERR_USAGE,
+                   "%" PRIu64 " bytes, %.3f bits per weight, cannot be reached: the smallest are %" PRIu64
+                   " bytes, %" PRIu64 ".%03" PRIu64 " bits per weight",
+                   j->r->budget, 8.0 * (double)j->r->budget / elems, least, thousandths / 1000, thousandths % 1000);
+}
+
+struct groups {
+    struct offer *offers; /* [slots][SENSE_TYPES] */
+    struct offers *of;    /* [n] */
+    enum dtype *types;    /* as offers */
+    size_t *leaders, *chosen, n;
+};
+
+static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, struct arena *a, struct err *e) {
+    g->offers = arena_array(a, n_slots * SENSE_TYPES, sizeof *g->offers, e);
+    g->of = g->offers ? arena_array(a, n_slots, sizeof *g->of, e) : NULL;
+    g->types = g->of ? arena_array(a, n_slots * SENSE_TYPES, sizeof *g->types, e) : NULL;
+    g->leaders = g->types ? arena_array(a, n_slots, sizeof *g->leaders, e) : NULL;
+    g->chosen = g->leaders ? arena_array(a, n_slots, sizeof *g->chosen, e) : NULL;
+    if (!g->chosen) return e->code;
+    for (size_t i = 0; i < n_slots; i++) {
+        struct offer *at = g->offers + g->n * SENSE_TYPES;
+        char name[TENSOR_MAX_NAME + 1];
+        if (!j->slots[i].n || j->slots[i].leader != i) continue;
+        g->leaders[g->n] = i;
+        g->of[g->n] = (struct offers){at, put_offers(j, i, at, g->types + g->n * SENSE_TYPES)};
+        if (!g->of[g->n++].n)
+            return err_set(e, ERR_USAGE, "tensor '%s' is one with others in GGUF, and no type suits all of them",
+                           model_slot_name(model_slot_at(j->pass.config, i), name));
+    }
+    return 0;
+}
+
+static int choose(const struct budget_job *j, struct quant_plan *plan, struct err *e) {
+    struct arena a = {0};
+    struct groups g = {0};
+    struct allocation got = {0};
+    struct quant_budget_result *r = j->r;
+    r->budget = j->b->bytes ? j->b->bytes : (uint64_t)(j->b->bits_per_weight * (double)r->elems / 8);
+    int rc = gather(j, plan->n, &g, &a, e);
+    uint64_t least = rc ? 0 : j->fixed + allocate_least(g.of, g.n);
+    if (!rc && least > r->budget) rc = too_small(j, least, e);
+    if (!rc) rc = allocate(g.of, g.n, r->budget - j->fixed, g.chosen, &got, e);
+    for (size_t k = 0; !rc && k < g.n; k++)
+        for (size_t i = g.leaders[k]; i < end_of(j, g.leaders[k]); i++) {
+            struct quant_choice *choice = &plan->choices[i];
+            if (!j->slots[i].n || j->slots[i].leader != g.leaders[k]) continue;
+            choice->wanted = choice->to = g.types[k * SENSE_TYPES + g.chosen[k]];
+            choice->named = true;
+            say_why(choice, &j->slots[i]);
+        }
+    r->bytes = j->fixed + got.bytes;
+    r->error = got.error;
+    r->bound = got.bound;
+    arena_release(&a);
+    return rc;
+}
+
+static int write_plan(const struct budget_job *j, const struct quant_plan *plan, struct buf *out, struct err *e) {
+    const struct quant_budget_result *r = j->r;
+    int rc = quant_plan_write(plan, j->pass.config, out, e);
+    if (rc) return rc;
+    rc = buf_printf(out, e, "# budget: %" PRIu64 " bytes with norms and biases, of which %" PRIu64 " are used\n",
+                    r->budget, r->bytes);
+    if (rc) return rc;
+    return buf_printf(out, e, "# errors: %s; sum %.6g, at least %.6g in any plan within the budget\n",
+                      j->b->traces ? "expected divergence, nats a token" : "squared, of the outputs, relative to them",
+                      r->error, r->bound);
+}
+
+static int prepare(struct budget_job *j, size_t n, struct err *e) {
+    const struct quant_options *o = j->pass.o;
+    uint64_t widest = 0;
+    j->from = j->b->types;
+    j->n_from = j->b->n_types;
+    if (!j->from && quant_types_parse(QUANT_BUDGET_TYPES, &j->types, &j->n_from, e)) return e->code;
+    if (!j->from) j->from = j->types;
+    j->slots = mem_array(n, sizeof *j->slots, e);
+    if (!j->slots) return e->code;
+    for (size_t i = 0; i < n; i++) {
+        struct model_slot s = model_slot_at(j->pass.config, i);
+        j->slots[i].leader = leader_of(j, s);
+        if (cols_of(j->pass.config, s) > widest) widest = cols_of(j->pass.config, s);
+    }
+    if (!o->stats && !o->importance) return 0;
+    j->pass.importance = mem_array(widest, sizeof(float), e);
+    return j->pass.importance ? pass_check_importance(&j->pass, e) : e->code;
+}
+
+int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, const struct quant_budget *b,
+                      struct buf *out, struct quant_budget_result *r, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct budget_job j = {.pass = {.o = o, .config = &head.config}, .b = b, .r = r};
+    *r = (struct quant_budget_result){0};
+    int rc = model_head_read(in, &head, &item, e);
+    struct quant_plan *plan = &j.pass.plan;
+    if (!rc) {
+        plan->n = model_slot_count(&head.config);
+        plan->choices = mem_array(plan->n, sizeof *plan->choices, e);
+        rc = plan->choices ? prepare(&j, plan->n, e) : e->code;
+    }
+    if (!rc) rc = model_each_tensor(in, &head.config, &item, look_at, &j, e);
+    if (!rc) rc = choose(&j, plan, e);
+    if (!rc) rc = write_plan(&j, plan, out, e);
+    mem_free(j.types);
+    mem_free(j.slots);
+    pass_finish(&j.pass);
+    model_head_release(&head);
+    return rc;
+}

@@ -1,0 +1,118 @@
+/* What each type does to a matrix: the error of its outputs by the importance of its columns, rounded to nearest. */
+#include "lib/quant/budget.h"
+
+#include <string.h>
+
+#define SENSE_ROWS 16 /* of a piece */
+
+struct piece_job {
+    const float *x, *importance;
+    uint64_t rows, cols, row_bytes;
+    enum dtype to; /* of the error; of the power: DT_F32 */
+    bool power;
+    unsigned char *packed; /* [threads][row_bytes] */
+    float *back;           /* [threads][cols] */
+    double *sum;           /* one a piece */
+    struct err *failed;    /* one a piece */
+};
+
+static void sum_piece(void *ctx, size_t i, int thread) {
+    struct piece_job *j = ctx;
+    uint64_t first = i * SENSE_ROWS, n = j->rows - first < SENSE_ROWS ? j->rows - first : SENSE_ROWS;
+    unsigned char *packed = j->packed + (size_t)thread * j->row_bytes;
+    float *back = j->back + (size_t)thread * j->cols;
+    const float *weight = !j->power && !dtype_info(j->to)->weighed ? NULL : j->importance;
+    for (uint64_t r = first; r < first + n; r++) {
+        const float *x = j->x + r * j->cols;
+        if (j->power)
+            memset(back, 0, j->cols * sizeof *back);
+        else if (tensor_from_f32_checked(j->to, x, packed, j->cols, weight, &j->failed[i])) {
+            err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
+            return;
+        } else
+            tensor_to_f32(j->to, packed, back, j->cols);
+        for (uint64_t c = 0; c < j->cols; c++) {
+            double d = (double)x[c] - back[c];
+            j->sum[i] += d * d * (j->importance ? j->importance[c] : 1);
+        }
+    }
+}
+
+/* The sum over all rows, in the order of the pieces. */
+static int sum_rows(struct piece_job *j, double *out, struct err *e) {
+    struct arena a = {0};
+    size_t pieces = (size_t)((j->rows + SENSE_ROWS - 1) / SENSE_ROWS), threads = (size_t)parallel_threads();
+    j->row_bytes = dtype_row_bytes(j->to, j->cols);
+    j->sum = arena_array(&a, pieces, sizeof *j->sum, e);
+    j->failed = j->sum ? arena_array(&a, pieces, sizeof *j->failed, e) : NULL;
+    j->packed = j->failed ? arena_array(&a, threads, j->row_bytes, e) : NULL;
+    j->back = j->packed ? arena_array(&a, threads, j->cols * sizeof *j->back, e) : NULL;
+    int rc = j->back ? 0 : e->code;
+    if (!rc) parallel_for(pieces, sum_piece, j);
+    *out = 0;
+    for (size_t i = 0; !rc && i < pieces; i++) {
+        *out += j->sum[i];
+        if (j->failed[i].code) *e = j->failed[i], rc = e->code;
+    }
+    arena_release(&a);
+    return rc;
+}
+
+double sense_error(const struct sense *s, enum dtype to) {
+    size_t i = 0;
+    while (i < s->n && s->types[i].to != to) i++;
+    return i < s->n ? s->types[i].error : 0;
+}
+
+/* Of all that the numbers come from. */
+static int key_of(const struct sense_job *j, struct digest *out, struct err *e) {
+    struct digest_state *s = digest_new(e);
+    if (!s) return e->code;
+    uint64_t head[4] = {j->d->dtype, tensor_rows(j->d), tensor_row_elems(j->d), j->importance != NULL};
+    digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
+    digest_update(s, head, sizeof head);
+    digest_update(s, j->data, tensor_bytes(j->d));
+    if (j->importance) digest_update(s, j->importance, head[2] * sizeof *j->importance);
+    *out = digest_get(s);
+    digest_free(s);
+    return 0;
+}
+
+static int measure(const struct sense_job *j, const enum dtype *types, size_t n, struct sense *s, bool *new,
+                   struct err *e) {
+    uint64_t elems = tensor_elems(j->d);
+    struct piece_job p = {
+        .importance = j->importance, .rows = tensor_rows(j->d), .cols = tensor_row_elems(j->d), .to = DT_F32};
+    size_t missing = 0;
+    for (size_t i = 0; i < n; i++) missing += types[i] != j->d->dtype && !sense_knows(s, types[i]);
+    *new = missing || s->power < 0;
+    if (!*new) return 0;
+    j->f32->len = 0;
+    if (buf_reserve(j->f32, elems * sizeof(float), e)) return e->code;
+    tensor_to_f32(j->d->dtype, j->data, (float *)j->f32->data, elems);
+    p.x = (const float *)j->f32->data;
+    p.power = true;
+    int rc = sum_rows(&p, &s->power, e);
+    p.power = false;
+    for (size_t i = 0; !rc && i < n; i++) {
+        if (types[i] == j->d->dtype || sense_knows(s, types[i])) continue;
+        p.to = types[i];
+        s->types[s->n].to = types[i];
+        rc = sum_rows(&p, &s->types[s->n].error, e);
+        s->n += !rc;
+    }
+    return rc;
+}
+
+int sense_measure(const struct sense_job *j, const enum dtype *types, size_t n, struct sense *s, struct err *e) {
+    struct digest key = {0, 0};
+    bool found = false, new = false;
+    int rc = 0;
+    *s = (struct sense){0};
+    if (j->cache) rc = key_of(j, &key, e);
+    if (!rc && j->cache) rc = sense_recall(j->cache, key, s, &found, e);
+    if (!found) s->power = -1; /* not known yet */
+    if (!rc) rc = measure(j, types, n, s, &new, e);
+    if (!rc && new && j->cache) rc = sense_store(j->cache, key, s, e);
+    return rc ? err_prefix(e, "tensor '%s'", j->d->name) : 0;
+}
