@@ -171,6 +171,11 @@ static struct cli_option options[] = {
      .arg = "GLOB",
      .help = "leave parameters of these names as they are; they take no gradients and no optimizer state. May be "
              "repeated"},
+    {.name = "keep-mask",
+     .type = CLI_FLAG,
+     .to = &o.distill.train.keep_mask,
+     .needs = {"!lora"},
+     .help = "weights that are 0 in the student's matrices stay 0: a model that prune made sparse is trained as it is"},
     {.name = "lora",
      .type = CLI_STRING,
      .to = &o.lora,

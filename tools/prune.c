@@ -2,12 +2,19 @@
 #include "lib/prune/prune.h"
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
+#include "lib/session/session.h"
 
 static double sparsity;
 static uint64_t min_count;
 static struct cli_amount layers, experts, ffn, kv_heads;
-static const char *drop, *score, *stats_path, *vocab_path;
-static bool prune_head;
+static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method, *data_path;
+static struct session_options how;
+static uint64_t max_tokens;
+static double damp;
+static bool reconstruct;
+static struct cli_list rates;
+static bool prune_head, dry_run;
+static const char *plan_path;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
@@ -17,12 +24,81 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of smallest magnitude of each matrix zero (0.5, or 50%)"},
+     .help = "make this share of the weights of each matrix of the layers zero (0.5, or 50%)"},
+    {.name = "pattern",
+     .type = CLI_STRING,
+     .to = &pattern,
+     .arg = "N:M",
+     .needs = {"!sparsity"},
+     .help = "keep N of each M consecutive weights of a row instead (2:4, 4:8), and make the others zero"},
+    {.name = "rate",
+     .type = CLI_LIST,
+     .to = &rates,
+     .arg = "REGEX=S",
+     .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
+             "or N:M; the last match wins"},
+    {.name = "method",
+     .type = CLI_CHOICE,
+     .to = &method,
+     .arg = "BY",
+     .choices = "magnitude|wanda|sparsegpt|alps",
+     .fallback = "magnitude",
+     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
+     .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
+             "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
+             "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
+             "(alps, the best and slowest)"},
+    {.name = "data",
+     .type = CLI_STRING,
+     .to = &data_path,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .needs = {"!stats", "!dry-run", "!layers", "!drop-layers", "!ffn", "!kv-heads", "!vocab",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct"},
+     .help =
+         "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
+         "which the model will see, 128 sequences of 512 for a start"},
+    {.name = "max-tokens",
+     .type = CLI_U64,
+     .to = &max_tokens,
+     .arg = "N",
+     .fallback = "0",
+     .needs = {"data"},
+     .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
+    {.name = "reconstruct",
+     .type = CLI_FLAG,
+     .to = &reconstruct,
+     .needs = {"data"},
+     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; takes "
+             "twice as long"},
+    {.name = "damp",
+     .type = CLI_F64,
+     .to = &damp,
+     .arg = "SHARE",
+     .fallback = "0.01",
+     .max = 1,
+     .needs = {"method=sparsegpt|method=alps|reconstruct"},
+     .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
+    SESSION_DATA_PRECISION(how, "data"),
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &prune_head,
-     .needs = {"sparsity"},
-     .help = "also in the embedding and the output matrix"},
+     .needs = {"sparsity|pattern"},
+     .help = "also the embedding and the output matrix"},
+    {.name = "plan",
+     .type = CLI_STRING,
+     .to = &plan_path,
+     .arg = "FILE",
+     .completes_files = true,
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!kv-heads"},
+     .help =
+         "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
+    {.name = "dry-run",
+     .type = CLI_FLAG,
+     .to = &dry_run,
+     .help =
+         "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
+         "for --plan, edited or not"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
@@ -86,70 +162,34 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "auto|weights|activations",
      .fallback = "auto",
-     .needs = {"ffn|kv-heads", "!score=activations|stats"},
+     .needs = {"ffn|kv-heads|plan", "!score=activations|stats"},
      .help = "how channels and heads are ranked: by the norm of their weights, or their activations in --stats; auto: "
              "activations when there are statistics"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|kv-heads", "layers|experts|!score=weights"},
+     .needs = {"layers|experts|ffn|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
 };
 
-/* Parses "3,10-14". */
-static int parse_layers(const char *text, uint32_t *out, size_t *n, struct err *e) {
-    for (const char *s = text; s && *s;) {
-        char item[32];
-        size_t len = strcspn(s, ",");
-        if (len == 0 || len >= sizeof item)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
-        memcpy(item, s, len);
-        item[len] = 0;
-        char *dash = strchr(item, '-');
-        uint64_t first, last;
-        if (dash) *dash++ = 0;
-        if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
-            last >= MODEL_MAX_LAYERS)
-            return err_set(e, ERR_USAGE, "--drop-layers: '%s' is not a list of layers", text);
-        for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
-        s += len;
-        if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "--drop-layers: '%s' ends in a comma", text);
-    }
-    return 0;
-}
-
-/* The old numbers of each layer's experts, an empty list for a layer without. */
-static bool put_experts(cJSON *o, const struct prune_report *r) {
-    cJSON *layers_out = r->kept_experts ? cJSON_AddArrayToObject(o, "kept_experts") : NULL;
-    for (uint32_t i = 0; layers_out && i < r->after.n_layers; i++) {
-        cJSON *list = cJSON_CreateArray();
-        if (!list || !cJSON_AddItemToArray(layers_out, list)) {
-            cJSON_Delete(list);
-            return false;
-        }
-        for (uint32_t k = 0; k < r->after.layers[i].experts; k++)
-            if (!cJSON_AddItemToArray(list, cJSON_CreateNumber(r->kept_experts[i][k]))) return false;
-    }
-    return layers_out || !r->kept_experts;
+static int report_tensor(void *ctx, const struct prune_tensor_report *t, struct err *e) {
+    struct cli *c = ctx;
+    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
+    return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
 
 static int report(struct cli *c, const struct prune_report *r, struct err *e) {
-    cJSON *o = cli_report(c), *before = model_config_to_json(&r->before, e),
-          *after = before ? model_config_to_json(&r->after, e) : NULL;
-    cJSON *kept = cJSON_AddArrayToObject(o, "kept_layers");
-    bool ok = after && kept && json_put_u64(o, "parameters_before", r->parameters_before) &&
-              json_put_u64(o, "parameters_after", r->parameters_after) && json_put_u64(o, "zeros", r->zeros);
-    for (uint32_t i = 0; ok && i < r->after.n_layers; i++)
-        ok = cJSON_AddItemToArray(kept, cJSON_CreateNumber(r->kept_layers[i]));
-    if (!ok || !put_experts(o, r) || !cJSON_AddItemToObject(o, "before", before) ||
-        !cJSON_AddItemToObject(o, "after", after))
-        return err_nomem(e, "report");
+    char sparse[64] = "";
+    if (r->matrix_weights)
+        snprintf(sparse, sizeof sparse, ", %.1f%% of the weights of sparse matrices are zero",
+                 100 * (double)r->zeros / (double)r->matrix_weights);
     cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
-            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparsity > 0 ? ", sparse" : "");
-    return 0;
+            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparse);
+    return prune_report_put(r, cli_report(c), e);
 }
 
 static struct prune_amount amount(const struct cli_amount *a) {
@@ -165,10 +205,24 @@ static bool reads_tokens(void) {
     return vocab_path && strcmp(vocab_path, "padding") != 0;
 }
 
+static int parse_rates(struct prune_options *o, struct err *e) {
+    struct prune_rule *parsed = mem_array(rates.n ? rates.n : 1, sizeof *parsed, e);
+    if (!parsed) return e->code;
+    o->rules = parsed;
+    o->n_rules = rates.n;
+    for (size_t i = 0; i < rates.n; i++)
+        if (prune_rule_parse(rates.items[i], &parsed[i], e)) return err_prefix(e, "--rate");
+    return 0;
+}
+
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
                         const struct prune_tokens *tokens, struct err *e) {
-    *o = (struct prune_options){.sparsity = sparsity,
+    *o = (struct prune_options){.sparsity = {.share = sparsity},
                                 .prune_head = prune_head,
+                                .calibrated = data_path != NULL,
+                                .reconstruct = reconstruct,
+                                .damp = damp,
+                                .foreign_name = target_tensor_name,
                                 .tokens = reads_tokens() ? tokens : NULL,
                                 .padding = vocab_path && !reads_tokens(),
                                 .vocab_min_count = min_count,
@@ -179,13 +233,18 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .ffn = amount(&ffn),
                                 .kv_heads = amount(&kv_heads)};
     o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    int rc = parse_layers(drop, drop_list, &o->n_drop_layers, e);
-    if (!rc && sparsity <= 0 && !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&kv_heads) &&
-        !vocab_path)
-        rc = err_set(
+    prune_method_parse(method, &o->method);
+    int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
+    if (rc) return err_prefix(e, "--drop-layers");
+    if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
+    if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
+    if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
+        !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
+        return err_set(
             e, ERR_USAGE,
-            "nothing to prune: give --sparsity, --layers, --drop-layers, --experts, --ffn, --kv-heads or --vocab");
-    return rc;
+            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
+            "--ffn, --kv-heads or --vocab");
+    return parse_rates(o, e);
 }
 
 static void say(void *c, const char *message) {
@@ -196,11 +255,64 @@ static void say_targets(void *c, const struct model_config *before, const struct
     target_warnings(before, after, say, c);
 }
 
+static void layer_done(void *c, uint32_t layers_done) {
+    cli_progress(c, layers_done, NULL);
+}
+
+static int with_data(struct cli *c, struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
+                     struct prune_report *r, struct err *e) {
+    struct session_tokens data = {0};
+    struct prune_calibration k = {.in = &data.in, .n = 1, .progress = layer_done, .progress_ctx = c};
+    int rc = model_layerwise_new(&k.model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);
+    if (!rc) rc = session_read_tokens(c, data_path, "data", model_layerwise_model(k.model), max_tokens, &data, e);
+    if (!rc) rc = grad_tape_new(&k.scratch, kernel_cpu(), false, session_precision(&how), e);
+    if (!rc) cli_progress_begin(c, "layers", model_layerwise_model(k.model)->config.n_layers);
+    if (!rc) rc = prune_layerwise(&k, out, o, r, e);
+    cli_progress_end(c);
+    grad_tape_free(k.scratch);
+    model_layerwise_free(k.model);
+    session_tokens_release(&data);
+    return rc;
+}
+
+static int print_plan(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
+                      struct err *e) {
+    struct buf plan = {0};
+    FILE *out;
+    int rc = cli_text(c, &out, e);
+    if (!rc) rc = prune_dry_run(in, o, &plan, r, e);
+    if (!rc) fwrite(plan.data, 1, plan.len, out);
+    buf_release(&plan);
+    return rc;
+}
+
+static int prune(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
+                 struct err *e) {
+    struct stream_writer *out;
+    int rc = cli_open_output(c, &out, e);
+    if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
+    if (!rc) rc = data_path ? with_data(c, in, out, o, r, e) : prune_stream(in, out, o, r, e);
+    return rc ? rc : cli_close_output(c, e);
+}
+
+/* As a string. */
+static int read_plan(struct cli *c, struct buf *text, struct prune_options *o, struct err *e) {
+    enum { MOST = 1 << 28 };
+    struct cli_file *f;
+    int rc = cli_open_file(c, plan_path, "plan", &f, e);
+    if (!rc) rc = cli_file_read_all(f, MOST, text, e);
+    if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
+        rc = err_set(e, ERR_DATA, "%s: no text of at most %d bytes", plan_path, MOST);
+    if (!rc) rc = buf_append(text, "", 1, e);
+    o->plan = (const char *)text->data, o->plan_name = plan_path;
+    return rc;
+}
+
 static int run(struct cli *c, struct err *e) {
     static uint32_t drop_list[MODEL_MAX_LAYERS];
     struct stream_reader *in, *stats_in, *tokens_in;
-    struct stream_writer *out;
-    struct prune_options o;
+    struct prune_options o = {0};
+    struct buf plan = {0};
     struct prune_report r = {0};
     struct stats *stats = NULL;
     struct prune_tokens tokens = {0};
@@ -210,15 +322,16 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
     if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
-    o.warn = say, o.warn_ctx = c, o.shape = say_targets;
+    if (!rc && plan_path) rc = read_plan(c, &plan, &o, e);
+    o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = cli_open_output(c, &out, e);
-    if (!rc) rc = prune_stream(in, out, &o, &r, e);
+    if (!rc) rc = dry_run ? print_plan(c, in, &o, &r, e) : prune(c, in, &o, &r, e);
     if (!rc) rc = report(c, &r, e);
-    if (!rc) rc = cli_close_output(c, e);
+    buf_release(&plan);
     prune_report_release(&r);
     prune_tokens_release(&tokens);
     stats_free(stats);
+    mem_free((void *)o.rules);
     return rc;
 }
 
@@ -230,18 +343,32 @@ int main(int argc, char **argv) {
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
+        .stream_needs = "!dry-run",
         .threaded = true,
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity makes single weights zero and "
-            "keeps the shapes.\nWhat is removed is chosen by the norms of the weights, or by calibrate's statistics of "
-            "this model. Several kinds may be combined. Train the result with distill to recover what was lost.\n"
+            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate make "
+            "single "
+            "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
+            "the norms of the weights, or by calibrate's statistics of "
+            "this model. Several kinds may be combined: single weights are those of what the others leave. With --data "
+            "they go alone, in a "
+            "run of their own. Train the result with distill to recover what was lost.\n"
             "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
-            "(ffn.down and attn.o) or single weights become zero.",
-        .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
-                    "that matter most\n"
-                    "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
-                    "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n",
+            "(ffn.down and attn.o) or single weights become zero; with --data all quantized tensors do.\n--codec "
+            "sparse "
+            "stores zeros in a bit each.\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
+        .examples =
+            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
+            "that matter most\n"
+            "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
+            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n"
+            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n    "
+            "two of each four, by weights and activations\n"
+            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
+            "the "
+            "weights, layer by layer, with what the others can make up for\n"
+            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n    what would be done\n",
         .options = options,
         .run = run,
     };

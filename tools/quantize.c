@@ -2,10 +2,14 @@
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 #include "lib/quant/quant.h"
+#include "lib/session/session.h"
 
-static const char *type_name, *stats_path, *head_type, *embed_type, *plan_path;
+static const char *type_name, *stats_path, *head_type, *embed_type, *plan_path, *method, *data_path;
 static struct cli_list rules;
-static bool strict, pure, dry_run;
+static bool strict, pure, dry_run, symmetric;
+static struct session_options how;
+static uint64_t max_tokens, sweeps;
+static double damp;
 
 static const struct cli_option options[] = {
     {.name = "type",
@@ -59,6 +63,59 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
              ".dat)"},
+    {.name = "method",
+     .type = CLI_CHOICE,
+     .to = &method,
+     .choices = "rtn|gptq",
+     .fallback = "rtn",
+     .help = "rtn: each weight to the nearest value, with the scales that a search finds; gptq: with --data, codes by "
+             "error "
+             "feedback on the grid of each type and descent over codes and scales, layer by layer"},
+    {.name = "data",
+     .type = CLI_STRING,
+     .to = &data_path,
+     .arg = "TOKENS",
+     .completes_files = true,
+     .needs = {"method=gptq", "!dry-run"},
+     .help = "the tokens to calibrate on: text like that which the model will see, 128 sequences of 512 for a start"},
+    {.name = "max-tokens",
+     .type = CLI_U64,
+     .to = &max_tokens,
+     .arg = "N",
+     .fallback = "0",
+     .needs = {"data"},
+     .help = "calibrate on whole sequences up to the one that reaches N positions; 0: all"},
+    {.name = "damp",
+     .type = CLI_F64,
+     .to = &damp,
+     .arg = "SHARE",
+     .fallback = "0.01",
+     .max = 1,
+     .needs = {"data"},
+     .help = "what is added to the diagonal of the second moments, as a share of its mean; ten times as much when they "
+             "do not factor, up to four times"},
+    {.name = "sweeps",
+     .type = CLI_U64,
+     .to = &sweeps,
+     .arg = "N",
+     .fallback = "4",
+     .max = 1000,
+     .needs = {"data"},
+     .help = "passes of descent over codes and scales after the feedback, at most; 0: plain GPTQ"},
+    {.name = "symmetric",
+     .type = CLI_FLAG,
+     .to = &symmetric,
+     .needs = {"data"},
+     .help = "towards what the original's matrices make of the inputs that they have now, as GPTQ has it, in half the "
+             "time; "
+             "without it, towards what they made of the original's inputs"},
+    {.name = "precision",
+     .type = CLI_CHOICE,
+     .to = &how.precision,
+     .choices = "auto|bf16|f32",
+     .fallback = "auto",
+     .needs = {"data"},
+     .help = "of the forward pass over the data; sums are f32 in any case. " SESSION_AUTO_HELP "else f32"},
     {.name = "strict",
      .type = CLI_FLAG,
      .to = &strict,
@@ -68,59 +125,46 @@ static const struct cli_option options[] = {
     {0},
 };
 
+/* ---- the report ------------------------------------------------------------------------------------------------- */
+
+struct progress {
+    struct cli *c;
+    struct quant_summary sum;
+};
+
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
-    struct cli *c = ctx;
-    cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), *o = cJSON_CreateObject();
-    bool ok = o && json_put_str(o, "name", t->name) && json_put_str(o, "from", dtype_info(t->from)->name) &&
-              json_put_str(o, "to", dtype_info(t->to)->name) && json_put_bool(o, "fell_back", t->fell_back) &&
-              json_put_u64(o, "bytes", t->bytes) && json_put_f64(o, "rmse", t->rmse) &&
-              json_put_f64(o, "relative_error", t->relative);
-    if (!ok || !cJSON_AddItemToArray(list, o)) {
+    struct progress *p = ctx;
+    quant_summary_add(&p->sum, t);
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(p->c), "tensors"), *o = cJSON_CreateObject();
+    if (!o || !quant_report_put(o, t) || !cJSON_AddItemToArray(list, o)) {
         cJSON_Delete(o);
         return err_nomem(e, "report");
     }
     log_line(LOG_INFO, "%s: %s -> %s, relative error %.4f%s%s", t->name, dtype_info(t->from)->name,
              dtype_info(t->to)->name, t->relative, t->fell_back ? ", fell back from " : "",
              t->fell_back ? dtype_info(t->wanted)->name : "");
+    if (t->output_error_nearest > 0)
+        log_line(LOG_INFO, "%s: squared error of its outputs %.3f of rounding to nearest", t->name,
+                 t->output_error / t->output_error_nearest);
     return 0;
 }
 
-/* Reports in one line which tensors fell back: the size differs from what was asked for. */
-static void say_fallbacks(struct cli *c, const struct quant_totals *totals) {
-    const cJSON *t, *first = NULL;
-    cJSON_ArrayForEach(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors")) {
-        if (!first && cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(t, "fell_back"))) first = t;
-    }
-    if (!first) return;
-    cli_say(c,
-            "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first '%s', "
-            "now %s "
-            "(-v lists all, --strict refuses)",
-            (unsigned long long)totals->fell_back, cJSON_GetObjectItemCaseSensitive(first, "name")->valuestring,
-            cJSON_GetObjectItemCaseSensitive(first, "to")->valuestring);
-}
-
-/* Reports in one line the types of tensors that were quantized already and are stored in another type now. */
-static void say_requantized(struct cli *c, const struct quant_options *o) {
-    const cJSON *t, *tensors = cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors");
-    char list[256] = "";
-    size_t len = 0;
-    const struct dtype_info *info;
-    for (size_t i = 0; (info = dtype_at(i)); i++) {
-        unsigned n = 0;
-        if (!info->is_quantized) continue;
-        cJSON_ArrayForEach(t, tensors) {
-            const char *from = cJSON_GetObjectItemCaseSensitive(t, "from")->valuestring;
-            n += !strcmp(from, info->name) && strcmp(cJSON_GetObjectItemCaseSensitive(t, "to")->valuestring, from) != 0;
-        }
-        if (n && len < sizeof list)
-            len += (size_t)snprintf(list + len, sizeof list - len, "%s%u of %s", len ? ", " : "", n, info->name);
-    }
-    if (!len) return;
-    cli_say(c, "tensors are quantized already (%s): %s", list,
-            !o->type || dtype_info(o->type->base)->is_quantized
-                ? "rounding them again loses more than quantizing the original would"
-                : "they stay as coarse as they are");
+/* What differs from what was asked for, a line each. */
+static void say_summary(struct cli *c, const struct quant_summary *s, const struct quant_options *o,
+                        const struct quant_totals *totals) {
+    if (s->requantized[0])
+        cli_say(c, "tensors are quantized already (%s): %s", s->requantized,
+                !o->type || dtype_info(o->type->base)->is_quantized
+                    ? "rounding them again loses more than quantizing the original would"
+                    : "they stay as coarse as they are");
+    if (totals->fell_back)
+        cli_say(c,
+                "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first "
+                "'%s', now %s (-v lists all, --strict refuses)",
+                (unsigned long long)totals->fell_back, s->first_fallback, dtype_info(s->first_fallback_to)->name);
+    if (totals->blind)
+        cli_say(c, "%llu tensors got a type that is made for weights whose importance is known: use --stats",
+                (unsigned long long)totals->blind);
 }
 
 /* ---- the options ------------------------------------------------------------------------------------------------ */
@@ -180,6 +224,7 @@ static int read_stats(struct cli *c, struct stats **stats, struct imatrix **imat
 
 static int parse_options(struct cli *c, struct quant_options *o, struct buf *plan, struct err *e) {
     if (!type_name && !plan_path) return err_set(e, ERR_USAGE, "--type or --plan is required");
+    if (o->calibrated && !data_path && !dry_run) return err_set(e, ERR_USAGE, "--method %s needs --data", method);
     int rc = type_name ? quant_type_parse(type_name, &o->type, e) : 0;
     if (!rc && pure && !o->type->mixture)
         rc = err_set(e, ERR_USAGE, "--pure: %s is the same everywhere, it has no mixture", o->type->name);
@@ -212,24 +257,45 @@ static int print_plan(struct cli *c, struct stream_reader *in, const struct quan
     int rc = cli_text(c, &out, e);
     if (!rc) rc = quantize_dry_run(in, o, &plan, &totals, e);
     if (!rc) fwrite(plan.data, 1, plan.len, out);
+    if (!rc && totals.refused)
+        cli_say(c,
+                "%llu tensors are quantized already and would grow, which gains nothing: without --dry-run this is "
+                "refused (quantize the original, or --force)",
+                (unsigned long long)totals.refused);
     if (!rc) rc = report_totals(c, &totals, e);
     buf_release(&plan);
+    return rc;
+}
+
+static int with_data(struct cli *c, struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
+                     struct progress *p, struct quant_totals *totals, struct err *e) {
+    struct session_tokens data = {0};
+    struct quant_calibration k = {
+        .damp = damp, .act_order = true, .asymmetric = !symmetric, .sweeps = (unsigned)sweeps};
+    int rc = model_layerwise_new(&k.model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);
+    if (!rc) rc = session_read_tokens(c, data_path, "data", model_layerwise_model(k.model), max_tokens, &data, e);
+    if (!rc) rc = session_put_precision(c, &how, model_layerwise_model(k.model), e);
+    if (!rc) rc = grad_tape_new(&k.scratch, kernel_cpu(), false, session_precision(&how), e);
+    k.in = &data.in, k.n = 1;
+    if (!rc) rc = quantize_layerwise(&k, out, o, report_tensor, p, totals, e);
+    grad_tape_free(k.scratch);
+    model_layerwise_free(k.model);
+    session_tokens_release(&data);
     return rc;
 }
 
 static int quantize(struct cli *c, struct stream_reader *in, const struct quant_options *o, struct err *e) {
     struct stream_writer *out;
     struct quant_totals totals;
+    struct progress p = {.c = c};
     int rc = cli_open_output(c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = quantize_stream(in, out, o, report_tensor, c, &totals, e);
+    if (!rc)
+        rc = o->calibrated ? with_data(c, in, out, o, &p, &totals, e)
+                           : quantize_stream(in, out, o, report_tensor, &p, &totals, e);
     if (!rc) rc = cli_close_output(c, e);
     if (rc) return rc;
-    say_requantized(c, o);
-    say_fallbacks(c, &totals);
-    if (totals.blind)
-        cli_say(c, "%llu tensors got a type that is made for weights whose importance is known: use --stats",
-                (unsigned long long)totals.blind);
+    say_summary(c, &p.sum, o, &totals);
     return report_totals(c, &totals, e);
 }
 
@@ -239,6 +305,7 @@ static int run(struct cli *c, struct err *e) {
     struct quant_options o = {.pure = pure,
                               .strict = strict,
                               .grow = cli_given(c, "force"),
+                              .calibrated = strcmp(method, "rtn") != 0,
                               .fuses_qkv = target_fuses_qkv,
                               .foreign_name = target_tensor_name};
     struct stats *stats = NULL;
@@ -284,6 +351,8 @@ int main(int argc, char **argv) {
             "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
             "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"
             "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
+            "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n    by error "
+            "feedback\n"
             "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n",
         .options = options,
         .run = run,

@@ -27,19 +27,19 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                         .type = CLI_CHOICE,
                                         .to = &c->codec,
                                         .arg = "CODEC",
-                                        .choices = "raw|zstd|planes",
+                                        .choices = "raw|zstd|planes|sparse",
                                         .fallback = "raw",
                                         .needs = {p->stream_needs},
                                         .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
-                                                "each element, smaller and faster) for "
-                                                "files that are kept"};
+                                                "each element, smaller and faster) for files that are kept, sparse "
+                                                "(planes, and a bit for each zero) for pruned models"};
         rows[n++] = (struct cli_option){.name = "level",
                                         .type = CLI_U64,
                                         .to = &c->level,
                                         .arg = "N",
                                         .min = 1,
                                         .max = 19,
-                                        .needs = {"codec=zstd|codec=planes", p->stream_needs},
+                                        .needs = {"codec=zstd|codec=planes|codec=sparse", p->stream_needs},
                                         .help = "zstd's compression level; without it, the codec's default"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,

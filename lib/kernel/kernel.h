@@ -655,6 +655,23 @@ void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d); /* s
  * x afterwards.
  */
 size_t kernel_zero_smallest(float *x, size_t n, size_t k, float *scratch);
+/*
+ * Of each row of x [rows][cols] the k elements of smallest |x_j| scale_j become zero, ties by lower index; exact. scale [cols] is not
+ * negative; NULL: 1. scratch [parallel_threads()][2 cols].
+ */
+void kernel_zero_smallest_rows(float *x, const float *scale, size_t rows, size_t cols, size_t k, float *scratch);
+#define KERNEL_MAX_GROUP 64
+/* The same of each `group` consecutive elements of a row, which divides cols and is at most KERNEL_MAX_GROUP: all but `keep` become
+ * zero. */
+void kernel_zero_groups(float *x, const float *scale, size_t rows, size_t cols, unsigned keep, unsigned group);
+/* Which of the scores of a group, `stride` apart, are not among the `keep` largest: gone[j] is 1. Of equals the lower index goes. */
+void kernel_smallest_of_group(const float *score, size_t stride, unsigned group, unsigned keep,
+                              unsigned char gone[KERNEL_MAX_GROUP]);
+size_t kernel_count_zeros(const float *x, size_t n);
+
+/* ---- masks of parameters on the device: bits is DT_U8 [(n + 7) / 8], bit i % 8 of element i / 8 is set where x_i is 0 ------------ */
+size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n);  /* returns how many are set */
+void kernel_zero_by_bits(struct kernel_array x, struct kernel_array bits, size_t n); /* x_i = 0 where set */
 /* y[r][i] = x[r][keep[i]] for n kept columns of d. */
 void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);
 /* The k-th smallest |x| (k from 0) of n values: the threshold of magnitude pruning, exact. scratch [n]. */

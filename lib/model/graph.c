@@ -143,7 +143,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 /* attention(rope(q), rope(k), v) of h, the heads side by side */
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
-    graph_expose(g, POINT_ATTN_IN, layer, h);
+    h = graph_expose(g, POINT_ATTN_IN, layer, h);
     const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
                                     {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
                                     {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
@@ -152,12 +152,10 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
-    graph_expose(g, POINT_Q, layer, q);
-    graph_expose(g, POINT_K, layer, k);
-    graph_expose(g, POINT_V, layer, y[2]);
-    struct grad_var *a = attend(g, layer, q, k, y[2]);
-    graph_expose(g, POINT_O_IN, layer, a);
-    return a;
+    q = graph_expose(g, POINT_Q, layer, q);
+    k = graph_expose(g, POINT_K, layer, k);
+    struct grad_var *v = graph_expose(g, POINT_V, layer, y[2]);
+    return graph_expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 
 /* act(gate h) * up h, or act(up h): what down reads */
@@ -170,8 +168,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
         y = grad_activate(g->t, c->act,
                           adapt(g, ROLE_UP, layer, h,
                                 grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
-    graph_expose(g, POINT_DOWN_IN, layer, y);
-    return y;
+    return graph_expose(g, POINT_DOWN_IN, layer, y);
 }
 
 static struct grad_var *add_attention(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *a) {
@@ -195,8 +192,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
 
 /* x + feed-forward part of its norm */
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
-    struct grad_var *h = before(g, ROLE_FFN_NORM, layer, x);
-    graph_expose(g, POINT_FFN_IN, layer, h);
+    struct grad_var *h = graph_expose(g, POINT_FFN_IN, layer, before(g, ROLE_FFN_NORM, layer, x));
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
@@ -208,7 +204,7 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     if (c->parallel) {
         struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
-        graph_expose(g, POINT_FFN_IN, layer, h2);
+        h2 = graph_expose(g, POINT_FFN_IN, layer, h2);
         struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
         return add_ffn(g, layer, add_attention(g, layer, x, a), y);
     }
@@ -299,6 +295,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
     run->g->rc = g.rc;
+    run->g->ended = g.ended;
     return g.rc ? NULL : y;
 }
 

@@ -37,6 +37,7 @@ struct step {
     struct buf *to; /* NULL: nowhere */
     model_tap *tap;
     void *ctx;
+    const enum model_point *last; /* where the pass may end; NULL: with the layer */
 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -166,10 +167,11 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     grad_reset(t);
     struct graph *g = graph_begin(l->m, t, part, NULL, s->tap, s->ctx, e);
     if (!g) return e->code;
+    g->last = s->last;
     struct grad_var *x = s->layer < 0 ? graph_embed(g)
                                       : graph_layer(g, (uint32_t)s->layer,
                                                     take_states(l, s->from, t, s->layer, first, part->n_positions));
-    if (!x) return graph_failure(g);
+    if (!x) return g->ended && !g->rc ? 0 : graph_failure(g);
     if (s->to) put_states(s->to, first, x);
     return 0;
 }
@@ -289,9 +291,9 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *t, const
     return rc;
 }
 
-int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
-                          struct err *e) {
-    struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx};
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
+                          model_tap *tap, void *ctx, struct err *e) {
+    struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx, .last = last};
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
     return run_inputs(l, l->t, l->in, l->n, &s, e);
 }
@@ -364,6 +366,7 @@ int model_layerwise_new(struct model_layerwise **out, struct kernel_device *devi
     int rc = model_head_read(r, &head, &l->item, e);
     if (!rc && model_new(&l->m, device, &head.config, format, head.vocab.data, head.vocab.len, e))
         rc = err_prefix(e, "%s", stream_reader_name(r));
+    if (!rc) l->m->meta = head.meta, head.meta = NULL;
     model_head_release(&head);
     if (rc)
         model_layerwise_free(l);

@@ -278,19 +278,19 @@ struct model_param *model_expert_param(const struct model *m, enum model_role ro
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-static int save_param(const struct model_param *p, struct stream_writer *w, enum dtype dtype, struct buf *scratch,
-                      struct err *e) {
+int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
+                     struct err *e) {
     struct tensor_desc d = p->desc;
     const float *value = model_host_value(p);
-    d.dtype = dtype;
-    if (dtype == DT_F32) {
+    d.dtype = dtype ? (enum dtype)dtype : dtype_info(d.dtype)->is_quantized ? DT_F32 : d.dtype;
+    if (d.dtype == DT_F32) {
         uint64_t bad = tensor_first_nonfinite(DT_F32, value, p->n);
         if (bad == p->n) return stream_write_tensor(w, &d, NULL, value, e);
         return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", d.name, (unsigned long long)bad);
     }
     scratch->len = 0;
     int rc = buf_reserve(scratch, tensor_bytes(&d), e);
-    if (!rc) rc = tensor_from_f32_checked(dtype, value, scratch->data, p->n, NULL, e);
+    if (!rc) rc = tensor_from_f32_checked(d.dtype, value, scratch->data, p->n, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", d.name);
     return stream_write_tensor(w, &d, NULL, scratch->data, e);
 }
@@ -299,11 +299,7 @@ int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, s
     struct buf scratch = {0};
     int rc = need_f32(m, "saving", e);
     if (!rc) rc = model_head_write(w, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
-    for (size_t i = 0; !rc && i < m->n_params; i++) {
-        const struct model_param *p = &m->params[i];
-        enum dtype as = dtype ? (enum dtype)dtype : dtype_info(p->desc.dtype)->is_quantized ? DT_F32 : p->desc.dtype;
-        rc = save_param(p, w, as, &scratch, e);
-    }
+    for (size_t i = 0; !rc && i < m->n_params; i++) rc = model_save_param(&m->params[i], w, dtype, &scratch, e);
     buf_release(&scratch);
     return rc;
 }

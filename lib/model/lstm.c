@@ -14,7 +14,8 @@ struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x)
     struct grad_lstm_direction d[2];
     struct grad_var *gates[2];
     struct grad_map maps[2];
-    graph_expose(g, POINT_LSTM_IN, layer, x);
+    x = graph_expose(g, POINT_LSTM_IN, layer, x);
+    if (!x) return NULL;
     for (int i = 0; i < 2; i++) maps[i] = (struct grad_map){leaf(g, inputs[i], layer), leaf(g, inputs[i] + 2, layer)};
     grad_linears(g->t, x, 2, maps, gates);
     for (int i = 0; i < 2; i++) {

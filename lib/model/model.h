@@ -350,6 +350,17 @@ enum model_role model_head_role(const struct model_config *c);
 /* "layers.3.attn.q.weight"; out has TENSOR_MAX_NAME + 1 bytes. Returns out. */
 char *model_slot_name(struct model_slot s, char *out);
 int model_slot_parse(const char *name, struct model_slot *out, struct err *e) MUST_CHECK;
+/* A regular expression (PCRE2) that matches somewhere in a tensor's name: the n bytes at text (pattern.c). */
+struct model_pattern {
+    const char *text;
+    size_t n;
+};
+struct model_matcher;
+/* ERR_USAGE: it is no regular expression, and where. The caller frees *out. */
+int model_matcher_new(struct model_matcher **out, const struct model_pattern *p, struct err *e) MUST_CHECK;
+/* 1: it matches the name, 0: it does not; ERR_USAGE: it takes too long. */
+int model_matches(const struct model_matcher *m, const char *name, struct err *e) MUST_CHECK;
+void model_matcher_free(struct model_matcher *m); /* NULL is fine */
 /* Number of tensors of this configuration, and the i-th in stream order. */
 size_t model_slot_count(const struct model_config *c);
 struct model_slot model_slot_at(const struct model_config *c, size_t i);
@@ -503,6 +514,9 @@ static inline float *model_host_grad(const struct model_param *p) {
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
  * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
+/* One tensor of it, as model_save does. `scratch` may be used again; the caller's. */
+int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
+                     struct err *e) MUST_CHECK;
 /* ERR_DATA "... disagree: vocabulary xxh3:.. against xxh3:.." when both name a vocabulary and not the same, or when
  * one names none and the sizes differ. `meta` is of a tokens or knowledge stream. The same vocabulary may come with
  * other padding. */
@@ -599,7 +613,7 @@ struct model_layerwise;
 int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
                         enum model_weight_format format, model_again_fn *again, void *again_ctx,
                         struct err *e) MUST_CHECK;
-/* Configuration and vocabulary; its parameters have no values. */
+/* Configuration, vocabulary and META; its parameters have no values. */
 const struct model *model_layerwise_model(const struct model_layerwise *l);
 struct digest model_layerwise_digest(const struct model_layerwise *l); /* of the stream, after a run */
 /* The hidden states of a block that consists of n inputs, each of which is a forward pass of its own. `progress` may
@@ -643,9 +657,9 @@ struct model_changes {
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) MUST_CHECK;
 /* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
- * of whole sequences, in order. */
-int model_layerwise_watch(struct model_layerwise *l, enum model_states which, model_tap *tap, void *ctx,
-                          struct err *e) MUST_CHECK;
+ * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
+int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
+                          model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

@@ -39,6 +39,8 @@ struct graph {
     void *tap_ctx;
     struct model_want *wants; /* [n_wants] */
     size_t n_wants;
+    const enum model_point *last; /* inside a layer, where the pass ends; NULL: it is whole */
+    bool ended;                   /* there it is */
     struct err *e;
     int rc;
 };
@@ -64,8 +66,9 @@ struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_v
 struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h);
 /* Calls the tap with x, or its first `seen.rows` rows; x and cols of `seen` are filled in. */
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);
-/* A point inside a layer: for whoever watches, and for whoever wants it. graph_want is the latter alone. (taps.c) */
-void graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x);
+/* A point inside a layer: for whoever watches, and for whoever wants it. NULL where the pass ends, which all that would follow passes
+ * on; else x. graph_want is for who wants it alone. (taps.c) */
+struct grad_var *graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x);
 void graph_want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x);
 /* A layer of LSTMs: [n_positions][hidden] in f32 (lstm.c). And of its output the states in which the directions end, [n_seqs][hidden]. */
 struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x);

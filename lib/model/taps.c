@@ -76,7 +76,10 @@ void graph_want(struct graph *g, enum model_point point, uint32_t layer, struct 
     }
 }
 
-void graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
+struct grad_var *graph_expose(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
     if (x) graph_tap(g, (struct model_seen){.point = point, .layer = layer, .rows = x->rows}, x);
     graph_want(g, point, layer, x);
+    if (!g->last || point != *g->last) return x;
+    g->ended |= x != NULL;
+    return NULL;
 }

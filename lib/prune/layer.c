@@ -48,6 +48,8 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     float *to = spare(l, role, d->dims[0] * n, e);
     if (!to) return e->code;
     kernel_gather_cols(to, values(l, role), keep, d->dims[0], d->dims[1], n);
+    float *norms = (float *)l->tensor[role].norms.data;
+    for (uint32_t i = 0; l->tensor[role].norms.len && i < n; i++) norms[i] = norms[keep[i]]; /* keep ascends */
     d->dims[1] = n;
     l->tensor[role].blocks.len = 0;
     swap_spare(l, role);

@@ -60,6 +60,28 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     return 0;
 }
 
+/* Parses "3,10-14". */
+int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) {
+    *n = 0;
+    for (const char *s = text; *s;) {
+        char item[32];
+        size_t len = strcspn(s, ",");
+        if (len == 0 || len >= sizeof item) return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
+        memcpy(item, s, len);
+        item[len] = 0;
+        char *dash = strchr(item, '-');
+        uint64_t first, last;
+        if (dash) *dash++ = 0;
+        if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
+            last >= MODEL_MAX_LAYERS)
+            return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
+        for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
+        s += len;
+        if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "'%s' ends in a comma", text);
+    }
+    return 0;
+}
+
 static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) {
     for (size_t i = 0; i < p->o->n_drop_layers; i++) {
         uint32_t l = p->o->drop_layers[i];
@@ -134,14 +156,6 @@ static int plan_experts(struct prune_plan *p, struct err *e) {
         if (p->to.experts_per_token > keep) p->to.experts_per_token = keep;
     }
     return any ? 0 : err_set(e, ERR_USAGE, "no layer that stays has experts to choose from");
-}
-
-uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old) {
-    uint32_t layer = p->new_layer[old.layer];
-    if (!p->kept_experts) return old.expert;
-    for (uint32_t i = 0; i < p->to.layers[layer].experts; i++)
-        if (p->kept_experts[layer][i] == old.expert) return i;
-    return LAYER_GONE;
 }
 
 /* ---- widths ------------------------------------------------------------------------------------------------------ */
@@ -278,18 +292,24 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
 
 /* ---- all --------------------------------------------------------------------------------------------------------- */
 
+static int plan_structure(struct prune_plan *p, struct err *e) {
+    int rc = plan_layers(p, e);
+    if (!rc) rc = plan_experts(p, e);
+    return rc ? rc : plan_widths(p, e);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_STATS && !o->stats)
         return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
-    if (!(o->sparsity >= 0 && o->sparsity < 1))
-        return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity);
+    if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
+        return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
-    if (!rc) rc = plan_layers(p, e);
-    if (!rc) rc = plan_experts(p, e);
-    if (!rc) rc = plan_widths(p, e);
+    if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
+    if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
+    if (!rc) rc = prune_check_sparse(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

@@ -1,6 +1,7 @@
 /* One pass over a model stream: what stays is written, layer by layer. */
 #include "lib/prune/prune_internal.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 struct pass {
@@ -11,7 +12,7 @@ struct pass {
     bool shrunk;              /* ... what comes before them, which is shrunk when the first of them is met */
     struct prune_layer expert;
     struct prune_layer one; /* a tensor outside layers */
-    struct buf scratch, packed;
+    struct buf packed;
 };
 
 /* Stored again as it was, or as f32 when it was quantized and other numbers share its blocks now. */
@@ -27,35 +28,55 @@ static int write_values(struct pass *p, struct prune_tensor *t, struct err *e) {
     return rc ? err_prefix(e, "tensor '%s'", d->name) : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
-/* Magnitude pruning (Han et al. 2015): the smallest |w| of each matrix. */
-static int sparsify(struct pass *p, struct prune_layer *l, enum model_role role, struct err *e) {
-    const struct prune_options *o = p->plan.o;
-    bool outside = !model_role_in_layer(role);
-    if (o->sparsity == 0 || !model_role_is_matrix(role) || (outside && !o->prune_head)) return 0;
-    uint64_t n = tensor_elems(&l->tensor[role].desc);
-    p->scratch.len = 0;
-    int rc = buf_reserve(&p->scratch, n * sizeof(float), e);
-    if (rc) return rc;
-    l->tensor[role].blocks.len = 0;
-    p->report->zeros += kernel_zero_smallest((float *)l->tensor[role].data.data, n, (size_t)(o->sparsity * (double)n),
-                                             (float *)p->scratch.data);
-    return 0;
+static int report_matrix(struct pass *p, const struct prune_tensor *t, struct err *e) {
+    uint64_t n = tensor_elems(&t->desc);
+    struct prune_tensor_report r = {.name = t->desc.name, .elems = n};
+    r.zeros = kernel_count_zeros((const float *)t->data.data, n);
+    p->report->zeros += r.zeros;
+    p->report->matrix_weights += n;
+    return p->plan.o->sparse ? p->plan.o->sparse(p->plan.o->sparse_ctx, &r, e) : 0;
+}
+
+static int sparsify(struct pass *p, struct prune_tensor *t, struct err *e) {
+    const struct prune_matrix w = {.x = (float *)t->data.data,
+                                   .rows = t->desc.dims[0],
+                                   .cols = t->desc.dims[1],
+                                   .norms = t->norms.len ? (const float *)t->norms.data : NULL};
+    if (!prune_is_sparse(t->sparse)) return 0;
+    t->blocks.len = 0;
+    int rc = prune_mask(&w, t->sparse, p->plan.o->method, e);
+    return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, e);
 }
 
 static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
     struct tensor_desc *d = &l->tensor[s.role].desc;
     model_slot_name(s, d->name);
-    int rc = sparsify(p, l, s.role, e);
+    int rc = sparsify(p, &l->tensor[s.role], e);
     if (!rc) rc = model_slot_check(&p->plan.to, s, d, e);
     return rc ? rc : write_values(p, &l->tensor[s.role], e);
 }
 
-static int take(struct prune_layer *l, enum model_role role, const struct tensor_desc *d, const void *data,
-                struct err *e) {
-    struct prune_tensor *t = &l->tensor[role];
-    t->data.len = t->blocks.len = 0;
+/* The norms of the tensor's inputs; of an expert that no position took they say nothing, and there are none. */
+static int take_norms(struct prune_tensor *t, const struct stats *stats, struct model_slot s, struct err *e) {
+    uint64_t cols;
+    double positions;
+    const double *sq = stats_input_sq(stats, s, &cols, &positions);
+    if (!sq || positions == 0) return 0;
+    if (buf_reserve(&t->norms, cols * sizeof(float), e)) return e->code;
+    for (uint64_t i = 0; i < cols; i++) ((float *)t->norms.data)[i] = (float)sqrt(sq[i]);
+    t->norms.len = cols * sizeof(float);
+    return 0;
+}
+
+static int take(const struct pass *p, struct prune_layer *l, struct model_slot s, const struct tensor_desc *d,
+                const void *data, struct err *e) {
+    struct prune_tensor *t = &l->tensor[s.role];
+    t->data.len = t->blocks.len = t->norms.len = 0;
+    t->sparse = p->plan.sparse[model_slot_index(p->plan.from, s)];
     int rc = buf_reserve(&t->data, tensor_elems(d) * sizeof(float), e);
     if (!rc && dtype_info(d->dtype)->is_quantized) rc = buf_append(&t->blocks, data, tensor_bytes(d), e);
+    if (!rc && prune_is_sparse(t->sparse) && p->plan.o->method == PRUNE_WANDA)
+        rc = take_norms(t, p->plan.o->stats, s, e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     t->desc = *d;
     t->here = true;
@@ -86,7 +107,7 @@ static int prune_expert(struct pass *p, struct model_slot s, const struct tensor
     uint32_t expert = prune_new_expert(&p->plan, s);
     int rc = p->shrunk ? 0 : flush_layer(p, s.layer, e);
     if (rc || expert == LAYER_GONE) return rc;
-    rc = take(&p->expert, s.role, d, data, e);
+    rc = take(p, &p->expert, s, d, data, e);
     if (rc || !model_slot_ends_expert(p->plan.from, s)) return rc;
     rc = prune_expert_shrink(&p->expert, &p->plan, s, e);
     return rc ? rc : write_all_here(p, &p->expert, p->plan.new_layer[s.layer], expert, e);
@@ -121,39 +142,48 @@ static int prune_tensor(void *ctx, struct model_slot s, const struct tensor_desc
     (void)attrs;
     struct pass *p = ctx;
     if (!model_role_in_layer(s.role)) {
-        int rc = take(&p->one, s.role, d, data, e);
+        int rc = take(p, &p->one, s, d, data, e);
         return rc ? rc : write_outside(p, s, e);
     }
     if (p->plan.new_layer[s.layer] == LAYER_GONE) return 0;
     bool of_expert = model_role_info(s.role)->each != AXIS_ONE;
-    int rc = of_expert ? prune_expert(p, s, d, data, e) : take(&p->layer, s.role, d, data, e);
+    int rc = of_expert ? prune_expert(p, s, d, data, e) : take(p, &p->layer, s, d, data, e);
     if (rc || !model_slot_ends_layer(p->plan.from, s)) return rc;
     rc = flush_layer(p, s.layer, e);
     p->shrunk = false;
     return rc;
 }
 
-static int fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {
-    int rc = model_config_copy(&r->before, p->from, &r->memory, e);
-    if (!rc) rc = model_config_copy(&r->after, &p->to, &r->memory, e);
-    if (rc) return rc;
-    r->kept_layers = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_layers, e);
-    if (!r->kept_layers) return e->code;
-    memcpy(r->kept_layers, p->old_layer, p->to.n_layers * sizeof *r->kept_layers);
-    if (p->kept_experts) {
-        r->kept_experts = arena_array(&r->memory, p->to.n_layers, sizeof *r->kept_experts, e);
-        if (!r->kept_experts) return e->code;
+static void release_layer(struct prune_layer *l) {
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        struct prune_tensor *t = &l->tensor[r];
+        buf_release(&t->data);
+        buf_release(&t->spare);
+        buf_release(&t->blocks);
+        buf_release(&t->norms);
     }
-    for (uint32_t i = 0; p->kept_experts && i < p->to.n_layers; i++) {
-        uint32_t n = p->to.layers[i].experts;
-        if (n == 0) continue;
-        r->kept_experts[i] = arena_array(&r->memory, n, sizeof **r->kept_experts, e);
-        if (!r->kept_experts[i]) return e->code;
-        memcpy(r->kept_experts[i], p->kept_experts[i], n * sizeof **r->kept_experts);
-    }
-    r->parameters_before = model_parameters(p->from);
-    r->parameters_after = model_parameters(&p->to);
+}
+
+static int skip(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                struct err *e) {
+    (void)ctx, (void)s, (void)d, (void)attrs, (void)data, (void)e;
     return 0;
+}
+
+int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struct buf *plan,
+                  struct prune_report *report, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct prune_plan p = {0};
+    int rc = model_head_read(in, &head, &item, e);
+    if (!rc) rc = prune_plan_make(&p, &head, o, e);
+    if (!rc) prune_plan_warn(&p);
+    if (!rc) rc = prune_fill_report(report, &p, e);
+    if (!rc) rc = prune_plan_write(&p, plan, e);
+    if (!rc) rc = model_each_desc(in, &head.config, &item, skip, NULL, e);
+    prune_plan_release(&p);
+    model_head_release(&head);
+    return rc;
 }
 
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
@@ -165,27 +195,15 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     if (!rc) rc = prune_plan_make(&p.plan, &head, o, e);
     const struct buf *vocab = p.plan.vocab.len ? &p.plan.vocab : &head.vocab;
     if (!rc) prune_plan_warn(&p.plan);
-    if (!rc) rc = fill_report(report, &p.plan, e);
+    if (!rc) rc = prune_fill_report(report, &p.plan, e);
     if (!rc) rc = prune_rename(head.meta, report->parameters_before, report->parameters_after, e);
     if (!rc) rc = model_head_write(out, &p.plan.to, vocab->data, vocab->len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, prune_tensor, &p, e);
-    for (int r = 0; r < ROLE_COUNT; r++) {
-        buf_release(&p.layer.tensor[r].data);
-        buf_release(&p.layer.tensor[r].spare);
-        buf_release(&p.layer.tensor[r].blocks);
-        buf_release(&p.expert.tensor[r].data);
-        buf_release(&p.expert.tensor[r].spare);
-        buf_release(&p.expert.tensor[r].blocks);
-        buf_release(&p.one.tensor[r].data);
-        buf_release(&p.one.tensor[r].blocks);
-    }
-    buf_release(&p.scratch);
+    release_layer(&p.layer);
+    release_layer(&p.expert);
+    release_layer(&p.one);
     buf_release(&p.packed);
     prune_plan_release(&p.plan);
     model_head_release(&head);
     return rc;
-}
-
-void prune_report_release(struct prune_report *r) {
-    arena_release(&r->memory);
 }

@@ -1,7 +1,7 @@
 /*
- * prune: takes weights out of a model. Unstructured magnitude, and structured: layers, experts, feed-forward channels, attention
- * head groups, vocabulary. Each is one pass over a model stream; what to keep is decided beforehand (from statistics or the
- * command line) or within the layer at hand (weight norms), so memory is a few tensors whatever the model's size.
+ * prune: takes weights out of a model. Structured: layers, experts, feed-forward channels, attention head groups, vocabulary. And
+ * single weights, any of a matrix or N of M consecutive ones. A plan says what is to go; then comes one pass over a model stream, with
+ * a few tensors in memory whatever the model's size.
  */
 #ifndef RILL_PRUNE_H
 #define RILL_PRUNE_H
@@ -10,10 +10,41 @@
 #include "lib/model/model.h"
 #include "lib/stats/stats.h"
 
+/* How many weights of a matrix become zero: a share of them, or all but n of each m consecutive inputs. All 0: none. */
+struct prune_sparsity {
+    double share; /* in [0, 1) */
+    unsigned n, m;
+};
+#define PRUNE_MAX_GROUP KERNEL_MAX_GROUP /* of m */
+/* "0.5", "50%" or "2:4". ERR_USAGE. */
+int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) MUST_CHECK;
+
+/* Which weights become zero. Each m consecutive ones are ranked among themselves by all methods; for shares: */
+enum prune_method {
+    PRUNE_MAGNITUDE, /* |w|, ranked within the matrix (Han et al. 2015) */
+    PRUNE_WANDA, /* |w_ij| |x_j|_2, x_j the inputs of column j, ranked within each row (Sun et al. 2023, arXiv 2306.11695) */
+    /* And with prune_layerwise, which change the weights that stay, too: */
+    PRUNE_SPARSEGPT, /* by second-order error, made up for column by column (Frantar and Alistarh 2023, arXiv 2301.00774) */
+    PRUNE_ALPS, /* the mask of least error by ADMM, then least squares in it (Meng et al. 2024, arXiv 2406.07831) */
+};
+
+/* "wanda"; false: there is none such. */
+bool prune_method_parse(const char *name, enum prune_method *out);
+
+/* "REGEX=SPARSITY": for the matrices whose name, Rill's or GGUF's, matches. */
+struct prune_rule {
+    struct model_pattern pattern;
+    struct prune_sparsity sparsity;
+};
+int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */
+
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
 };
+
+/* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
+int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
 
 /* How often each token occurs in a token stream. */
 struct prune_tokens {
@@ -33,9 +64,33 @@ struct prune_amount {
     double share; /* in (0, 1] */
 };
 
+/* A matrix that single weights went from. */
+struct prune_tensor_report {
+    const char *name; /* in the pruned model */
+    uint64_t elems, zeros;
+    /* With data and Gram matrices: the squared error of the matrix's outputs on the inputs that it has now, over their sum of squares */
+    bool has_error;
+    double output_error;
+};
+
 struct prune_options {
-    double sparsity;             /* unstructured: this share of the smallest |w| of each matrix becomes 0; 0: none */
-    bool prune_head;             /* unstructured also in embedding and head */
+    /* Single weights, of what the options below leave: of the matrices in layers, but for what rules say of some. */
+    struct prune_sparsity sparsity;
+    bool prune_head;                /* also of the matrices outside layers: embedding and head */
+    const struct prune_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix that stays */
+    size_t n_rules;
+    /* The text of a plan (prune_dry_run) instead of sparsity, rules, layers, ffn, experts and kv_heads, and its name for messages. NULL:
+     * none. */
+    const char *plan, *plan_name;
+    enum prune_method method; /* PRUNE_WANDA needs stats, unless it is */
+    bool calibrated;          /* with data: prune_layerwise */
+    /* With data. reconstruct: the weights that stay become those of least squares within their mask, so that each matrix gives, of
+     * what comes in after all pruning before it, what it gave of what came in before any: attention and feed-forward part one after
+     * the other (Wagner et al. 2025, arXiv 2510.14444, reconstruct the two apart, by gradient descent). */
+    bool reconstruct;
+    double damp; /* added to the diagonal of Gram matrices, as a share of its mean: 0.01 */
+    /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
+    bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
     struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
@@ -55,12 +110,16 @@ struct prune_options {
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;
+    /* Told of each matrix that single weights went from; may be NULL */
+    int (*sparse)(void *ctx, const struct prune_tensor_report *t, struct err *e);
+    void *sparse_ctx;
 };
 struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
-    uint64_t parameters_before, parameters_after, zeros;
-    uint32_t *kept_layers;   /* [after.n_layers] numbers in the old model */
-    uint32_t **kept_experts; /* [after.n_layers][experts] the same; NULL: none was to go */
+    uint64_t parameters_before, parameters_after;
+    uint64_t zeros, matrix_weights; /* in matrices that single weights went from: zeros of all weights */
+    uint32_t *kept_layers;          /* [after.n_layers] numbers in the old model */
+    uint32_t **kept_experts;        /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;
 };
 
@@ -69,6 +128,31 @@ struct prune_report {
  * missing or of another model), before anything is written. `report` begins with {0}; prune_report_release. */
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;
+
+/* Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it, layers and matrices of the layer in
+ * the order q, k, v; o; gate, up; down. Single weights alone, of the matrices in layers; structured options are ERR_USAGE. Quantized
+ * tensors become f32, all of them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one
+ * matrix), the second moments of one matrix's inputs. */
+struct prune_calibration {
+    struct model_layerwise *model; /* in WEIGHTS_F32 */
+    struct grad_tape *scratch;     /* that does not record */
+    const struct model_input *in;  /* [n] */
+    size_t n;
+    model_layer_fn *progress; /* may be NULL */
+    void *progress_ctx;
+};
+/* As prune_stream; and ERR_DATA where a Gram matrix does not factor with 10,000 times the damping, or has no finite sums. */
+int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
+                    struct prune_report *report, struct err *e) MUST_CHECK;
+
+/* Reads a model stream without its data and appends what prune_stream or prune_layerwise would do, as text for o->plan; fills in the
+ * report but for zeros. */
+int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struct buf *plan,
+                  struct prune_report *report, struct err *e) MUST_CHECK;
+
 void prune_report_release(struct prune_report *r);
+/* For --report: adds the members of the report to an object, and a tensor's object to an array. ERR_IO when memory is out. */
+int prune_report_put(const struct prune_report *r, cJSON *object, struct err *e) MUST_CHECK;
+int prune_tensor_report_put(const struct prune_tensor_report *t, cJSON *array, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,7 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, layer, name, plan, prune.
+ * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, plan, report, prune; those of
+ * second_order.h; sequential.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -19,14 +20,26 @@ struct prune_plan {
     uint32_t **kept_experts; /* [to.n_layers][experts] old numbers, ascending; NULL: all stay */
     uint32_t *kept_tokens;   /* [to.vocab_size] old ids; NULL: all stay */
     struct buf vocab;        /* of the pruned model; len 0: the old one's */
+    size_t n_slots;
+    struct prune_sparsity *sparse; /* [n_slots], tensors of the old model in stream order: the single weights that go */
     struct arena memory;
 };
 
+/* As o->plan says (plan_text.c): layers, widths, experts, and p->sparse. ERR_DATA names file and line. */
+int prune_plan_read(struct prune_plan *p, struct err *e) MUST_CHECK;
+int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) MUST_CHECK;
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
 /* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
+
+int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) MUST_CHECK;
+
+/* Where a tensor of the old model is in the pruned one (map.c); false: it is gone. */
+bool prune_new_slot(const struct prune_plan *p, struct model_slot old, struct model_slot *out);
+/* The expert's number in the pruned model, or LAYER_GONE. */
+uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old);
 
 /* META's general.name and .finetune (name.c): another size, and that it is pruned. */
 int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_after, struct err *e) MUST_CHECK;
@@ -35,12 +48,35 @@ int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_af
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
                  struct err *e) MUST_CHECK;
 
+/* ---- single weights (sparsity.c, mask.c) ---- */
+
+/* Fills p->sparse by the options, when all else is planned. */
+int prune_plan_sparse(struct prune_plan *p, struct err *e) MUST_CHECK;
+/* Can each matrix become as sparse as planned, by the method? ERR_USAGE. */
+int prune_check_sparse(const struct prune_plan *p, struct err *e) MUST_CHECK;
+bool prune_is_sparse(struct prune_sparsity s); /* does anything go? */
+#define PRUNE_SPARSITY_TEXT 24
+/* "0.5" or "2:4", as prune_sparsity_parse reads it. Returns out. */
+const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY_TEXT]);
+
+/* A matrix on the host. */
+struct prune_matrix {
+    float *x; /* [rows][cols] */
+    size_t rows, cols;
+    const float *norms; /* [cols]: L2 norms of its inputs, up to a factor; NULL: unknown */
+};
+/* Makes weights zero by magnitude, or with PRUNE_WANDA by the norms too. ERR_IO when memory is out. */
+int prune_mask(const struct prune_matrix *w, struct prune_sparsity s, enum prune_method method,
+               struct err *e) MUST_CHECK;
+
 /* One layer of the old model in memory as f32, by role; NULL where it has none. */
 struct prune_layer {
     struct prune_tensor {
         struct tensor_desc desc; /* type as stored */
         struct buf data, spare;  /* f32 */
         struct buf blocks;       /* of a quantized one as stored, while its rows are whole; len 0: they are not */
+        struct buf norms;        /* f32 [cols] of its inputs, for PRUNE_WANDA; len 0: nobody asks */
+        struct prune_sparsity sparse;
         bool here;
     } tensor[ROLE_COUNT];
 };
@@ -51,7 +87,5 @@ int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32
 /* Takes channels out of one expert. */
 int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struct model_slot old,
                         struct err *e) MUST_CHECK;
-/* The expert's number in the pruned model, or LAYER_GONE. */
-uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old);
 
 #endif

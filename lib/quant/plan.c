@@ -32,7 +32,7 @@ static int name_ends(struct quant_plan *p, const struct model_config *c, const s
 
 static int by_options(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                       struct err *e) {
-    struct mixture_facts facts = {c, o->fuses_qkv && o->fuses_qkv(c), o->stats || o->importance};
+    struct mixture_facts facts = {c, o->fuses_qkv && o->fuses_qkv(c), o->stats || o->importance || o->calibrated};
     for (size_t i = 0; i < p->n; i++) {
         struct model_slot s = model_slot_at(c, i);
         struct quant_choice *choice = &p->choices[i];
@@ -66,7 +66,7 @@ static int resolve(struct quant_choice *choice, const struct model_config *c, st
         snprintf(choice->why + len, sizeof choice->why - len, "; %s, but rows of %llu", wanted->name,
                  (unsigned long long)cols);
     }
-    if (o->strict && !o->stats && !o->importance && !is_output(c, s) && s.role != ROLE_EMBED &&
+    if (o->strict && !o->stats && !o->importance && !o->calibrated && !is_output(c, s) && s.role != ROLE_EMBED &&
         mixture_needs_importance(o->type, choice->to))
         return err_set(e, ERR_DATA, "tensor '%s' gets %s, which needs --stats (without --strict it does without)",
                        model_slot_name(s, name), dtype_info(choice->to)->name);

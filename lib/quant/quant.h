@@ -25,10 +25,9 @@ const struct quant_type *quant_type_at(size_t i);
 /* The type of one matrix by its name ("q4_k"), in any case: of those that tensor_from_f32 makes. ERR_USAGE. */
 int quant_dtype_parse(const char *name, unsigned *out, struct err *e) MUST_CHECK;
 
-/* "REGEX=TYPE": a regular expression (PCRE2) that matches somewhere in a tensor's name, Rill's or GGUF's. */
+/* "REGEX=TYPE": for the tensors whose name, Rill's or GGUF's, matches. */
 struct quant_rule {
-    const char *pattern; /* within the text that was parsed */
-    size_t n;
+    struct model_pattern pattern; /* within the text that was parsed */
     unsigned dtype;
 };
 int quant_rule_parse(const char *text, struct quant_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */
@@ -50,6 +49,8 @@ struct quant_options {
     int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                       bool *found, struct err *e);
     void *importance_ctx;
+    bool
+        calibrated; /* the method sees data (quantize_layerwise): counts as importance for the matrices inside layers */
     /* What GGUF will make of it (lib/formats). NULL: as it is here. Will q, k and v be one tensor, of one type? */
     bool (*fuses_qkv)(const struct model_config *);
     /* What is the tensor called there? False: nothing. `out` has TENSOR_MAX_NAME + 1 bytes. */
@@ -86,14 +87,31 @@ struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
     bool fell_back; /* the row is not a whole number of `wanted`'s blocks */
+    bool informed;  /* the method looked at data */
     bool blind;     /* `to` needs importance, and there was none */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */
+    /* Of a method that sees data: the sum of squares of the error in the matrix's outputs, over all positions, as rounding to nearest
+     * leaves it, and as the method does. 0: the matrix was rounded to nearest. */
+    double output_error_nearest, output_error;
 };
 typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, struct err *e);
 
+bool quant_report_put(cJSON *object, const struct quant_tensor_report *t); /* its members; false: memory is out */
+
+/* What there is to say of all tensors. Begin with {0}. */
+struct quant_summary {
+    char first_fallback[TENSOR_MAX_NAME + 1]; /* the first tensor that fell back; "": none */
+    enum dtype first_fallback_to;
+    unsigned
+        n_requantized[64]; /* tensors that were quantized already and are now in another type, by dtype_at's index */
+    char requantized[256]; /* the same as text: "2 of q8_0, 5 of q4_k"; "": none */
+};
+void quant_summary_add(struct quant_summary *s, const struct quant_tensor_report *t);
+
 struct quant_totals {
     uint64_t elems, bytes, bytes_before, fell_back, blind;
+    uint64_t refused; /* of a dry run: tensors at which quantize_stream would end, see below */
 };
 
 /* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. What the plan cannot be is ERR_DATA
@@ -106,8 +124,35 @@ struct quant_totals {
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 
-/* The same pass without its arithmetic: appends the plan as quantize_stream would carry it out, fills in totals. */
+/* The same pass without its arithmetic: appends the plan as quantize_stream would carry it out, fills in totals. What would be
+ * refused for growing is in the plan with that reason, and counted. */
 int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, struct buf *plan,
                      struct quant_totals *totals, struct err *e) MUST_CHECK;
+
+/* ---- with data, layer by layer (sequential.c) ------------------------------------------------------------------------ */
+
+/*
+ * GPTQ on GGUF's grids: each matrix of a layer with the second moments of its inputs, which come out of the layers before as they are
+ * stored, in the order q, k, v; o; gate, up; down. Scales are those of rounding to nearest, weighted by the diagonal; codes by error
+ * feedback; then both by descent (lib/quant/README.md). Never worse than rounding to nearest, row by row, in the error of the
+ * outputs over this data.
+ * To nearest go: embedding and head (weighted by o->stats, if given), experts (weighted by what they see), and types whose codes
+ * are not of single weights (iq2_*, iq3_*, mxfp4), weighted by the diagonal.
+ */
+struct quant_calibration {
+    struct model_layerwise *model; /* in WEIGHTS_F32 */
+    struct grad_tape *scratch;     /* that does not record */
+    const struct model_input *in;  /* [n] */
+    size_t n;
+    double damp;    /* of the diagonal's mean: 0.01 */
+    bool act_order; /* columns by descending diagonal */
+    bool
+        asymmetric; /* towards the outputs that the original model has here: costs another run of each layer, and memory for
+                        the inputs of one matrix */
+    unsigned sweeps; /* of descent, at most */
+};
+/* As quantize_stream, and ERR_DATA where a matrix of second moments does not factor with 10,000 times the damping. */
+int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *out, const struct quant_options *o,
+                       quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,7 +1,8 @@
 /*
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
- * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, quantize.
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, quantize, (second_order.h: grid, refine,
+ * gptq), sequential.
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
@@ -26,6 +27,40 @@ uint64_t cols_of(const struct model_config *c, struct model_slot s); /* elements
 int rules_apply(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                 struct err *e) MUST_CHECK;
 int plan_parse(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
+               struct err *e) MUST_CHECK;
+
+/* ---- a pass over the tensors (pass.c) ------------------------------------------------------------------------------ */
+
+struct pass {
+    struct stream_writer *out;
+    const struct quant_options *o;
+    const struct model_config *config;
+    struct quant_plan plan;
+    quant_report_fn *report;
+    void *ctx;
+    struct quant_totals *totals;
+    struct buf f32, packed; /* one tensor: as f32, and quantized */
+    struct buf back;        /* [threads][widest row]: dequantized again, for the error */
+    uint64_t widest;        /* row of the model */
+    float *importance;      /* [widest], with stats */
+};
+/* The plan, and the memory to carry it out. On failure too pass_finish. */
+int pass_prepare(struct pass *p, struct err *e) MUST_CHECK;
+void pass_finish(struct pass *p);
+/* The plan's type, unless the tensor is quantized already and would grow. The plan then says so, too. */
+int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
+                     struct err *e) MUST_CHECK;
+bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
+/* The weight of each input channel in the error: mean x^2 [cols], p's; NULL where nothing is known or nothing came
+ * through. */
+int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) MUST_CHECK;
+/* x [rows][cols] to nearest, into packed; the error into t. */
+int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
+               unsigned char *packed, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
+/* From the sums of squares of the error and of the weights, n of them. */
+void pass_put_error(struct quant_tensor_report *t, double error, double power, uint64_t n);
+/* Adds t to the totals, and fills in its bytes. */
+int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
                struct err *e) MUST_CHECK;
 
 #endif

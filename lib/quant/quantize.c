@@ -1,109 +1,11 @@
-/* Carries out a plan: a model stream through its grids, one tensor at a time. */
+/* A model stream through its plan, one tensor at a time: to nearest. */
 #include "lib/quant/quant_internal.h"
-
-#include <math.h>
-#include <stdlib.h>
-
-struct pass {
-    struct stream_writer *out;
-    const struct quant_options *o;
-    const struct model_config *config;
-    struct quant_plan plan;
-    quant_report_fn *report;
-    void *ctx;
-    struct quant_totals *totals;
-    struct buf f32, packed; /* one tensor: as f32, and quantized */
-    struct buf back;        /* [threads][widest row]: dequantized again, for the error */
-    uint64_t widest;        /* row of the model */
-    float *importance;      /* [widest], with stats */
-};
-
-/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it ------------------- */
-
-#define ROWS_AT_ONCE 16
-
-struct rows_job {
-    const float *x;
-    unsigned char *y;
-    float *back; /* [threads][cols] */
-    const float *importance;
-    enum dtype to;
-    uint64_t rows, cols, row_bytes;
-    double *error;      /* squared, one a piece */
-    struct err *failed; /* one a piece; code 0: fine */
-};
-
-static void quantize_piece(void *ctx, size_t i, int thread) {
-    struct rows_job *j = ctx;
-    uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
-    float *back = j->back + (size_t)thread * j->cols;
-    for (uint64_t r = first; r < first + n; r++) {
-        const float *x = j->x + r * j->cols;
-        unsigned char *y = j->y + r * j->row_bytes;
-        if (tensor_from_f32_checked(j->to, x, y, j->cols, j->importance, &j->failed[i])) {
-            err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
-            return;
-        }
-        tensor_to_f32(j->to, y, back, j->cols);
-        for (uint64_t c = 0; c < j->cols; c++) j->error[i] += ((double)back[c] - x[c]) * ((double)back[c] - x[c]);
-    }
-}
-
-static int quantize_rows(struct rows_job *j, double *squared_error, struct err *e) {
-    size_t pieces = (size_t)((j->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
-    struct arena a = {0};
-    j->error = arena_array(&a, pieces, sizeof *j->error, e);
-    j->failed = j->error ? arena_array(&a, pieces, sizeof *j->failed, e) : NULL;
-    int rc = j->failed ? 0 : e->code;
-    if (!rc) parallel_for(pieces, quantize_piece, j);
-    *squared_error = 0;
-    for (size_t i = 0; !rc && i < pieces; i++) {
-        *squared_error += j->error[i];
-        if (j->failed[i].code) *e = j->failed[i], rc = e->code;
-    }
-    arena_release(&a);
-    return rc;
-}
-
-/* ---- a tensor ---------------------------------------------------------------------------------------------------- */
-
-static double bits_of(enum dtype t) {
-    return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
-}
-
-/* Is an importance for the columns of this matrix to be had? */
-static bool is_watched(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
-    enum model_point point;
-    return o->importance || stats_input_point(c, s.role, &point);
-}
-
-static bool is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
-    return dtype_info(to)->weighed && model_role_is_matrix(s.role) && is_watched(p->o, p->config, s);
-}
-
-/* The weight of each input channel in the error: mean x^2, or NULL where nothing is known or nothing came through. */
-static int importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
-    uint64_t known;
-    bool found = false;
-    *out = NULL;
-    if (p->o->importance) {
-        int rc = p->o->importance(p->o->importance_ctx, p->config, s, cols, p->importance, &found, e);
-        if (rc || !found) return rc;
-    } else {
-        double n;
-        const double *sum = p->o->stats ? stats_input_sq(p->o->stats, s, &known, &n) : NULL;
-        if (!sum) return 0;
-        for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / (n > 0 ? n : 1));
-    }
-    for (uint64_t i = 0; i < cols; i++)
-        if (p->importance[i] > 0) *out = p->importance;
-    return 0;
-}
 
 static int write_quantized(struct pass *p, struct model_slot s, struct tensor_desc *d, const void *data,
                            struct quant_tensor_report *t, struct err *e) {
     uint64_t n = tensor_elems(d), cols = tensor_row_elems(d);
     enum dtype from = d->dtype;
+    const float *importance = NULL;
     d->dtype = t->to;
     p->f32.len = p->packed.len = 0;
     int rc = buf_reserve(&p->f32, n * sizeof(float), e);
@@ -111,63 +13,9 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     float *x = (float *)p->f32.data;
     tensor_to_f32(from, data, x, n);
-    const float *importance = NULL;
-    if (is_weighed(p, s, t->to) && (rc = importance_of(p, s, cols, &importance, e))) return rc;
-    struct rows_job job = {.x = x,
-                           .y = p->packed.data,
-                           .back = (float *)p->back.data,
-                           .to = t->to,
-                           .rows = n / cols,
-                           .cols = cols,
-                           .row_bytes = dtype_row_bytes(t->to, cols),
-                           .importance = importance};
-    double error = 0, power = kernel_sum_squares(kernel_f32(x), n);
-    rc = quantize_rows(&job, &error, e);
-    if (rc) return err_prefix(e, "tensor '%s'", d->name);
-    t->rmse = sqrt(error / (double)n);
-    t->relative = power > 0 ? sqrt(error / power) : 0;
-    return stream_write_tensor(p->out, d, NULL, p->packed.data, e);
-}
-
-/* The plan's type, unless the tensor is quantized already and would grow. The plan then says so, too. */
-static int choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
-                       struct err *e) {
-    const struct quant_options *o = p->o;
-    struct quant_choice *choice = &p->plan.choices[model_slot_index(p->config, s)];
-    t->wanted = choice->wanted;
-    t->to = choice->to;
-    t->fell_back = t->to != t->wanted;
-    bool both = dtype_info(t->from)->is_quantized && dtype_info(t->to)->is_quantized;
-    if (o->grow || !both || bits_of(t->to) <= bits_of(t->from)) return 0;
-    enum dtype plain = choice->named ? t->to : quant_fallback(o->type->base, cols);
-    if (bits_of(plain) > bits_of(t->from)) /* not for the mixture's sake alone */
-        return err_set(e, ERR_USAGE,
-                       "tensor '%s' is %s already, %g bits per weight: %s would take %g and gain nothing (quantize the "
-                       "original, or --force)",
-                       t->name, dtype_info(t->from)->name, bits_of(t->from), dtype_info(t->to)->name, bits_of(t->to));
-    t->to = choice->to = t->from;
-    t->fell_back = false;
-    snprintf(choice->why, sizeof choice->why, "stays as it is");
-    return 0;
-}
-
-static int count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
-                 struct err *e) {
-    struct tensor_desc d = *from;
-    const float *importance = NULL;
-    int rc = 0;
-    d.dtype = t->to;
-    t->bytes = tensor_bytes(&d);
-    t->blind = t->to != t->from && !is_output(p->config, s) && s.role != ROLE_EMBED &&
-               mixture_needs_importance(p->o->type, t->to);
-    if (t->blind && is_weighed(p, s, t->to)) rc = importance_of(p, s, tensor_row_elems(from), &importance, e);
-    if (importance) t->blind = false;
-    p->totals->elems += t->elems;
-    p->totals->bytes += t->bytes;
-    p->totals->bytes_before += tensor_bytes(from);
-    p->totals->fell_back += t->fell_back;
-    p->totals->blind += t->blind;
-    return rc;
+    if (pass_is_weighed(p, s, t->to)) rc = pass_importance_of(p, s, cols, &importance, e);
+    if (!rc) rc = pass_round(p, x, n / cols, cols, importance, p->packed.data, t, e);
+    return rc ? rc : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
 static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
@@ -176,13 +24,13 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
     struct pass *p = ctx;
     struct tensor_desc d = *from;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
-    int rc = choose_type(p, s, tensor_row_elems(from), &t, e);
+    int rc = pass_choose_type(p, s, tensor_row_elems(from), &t, e);
     if (rc) return rc;
     if (t.to == from->dtype) /* already there: a second rounding would only lose */
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
         rc = write_quantized(p, s, &d, data, &t, e);
-    if (!rc) rc = count(p, s, from, &t, e);
+    if (!rc) rc = pass_count(p, s, from, &t, e);
     if (rc) return rc;
     return p->report ? p->report(p->ctx, &t, e) : 0;
 }
@@ -192,52 +40,8 @@ static int look_at_tensor(void *ctx, struct model_slot s, const struct tensor_de
     (void)attrs, (void)data;
     struct pass *p = ctx;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
-    int rc = choose_type(p, s, tensor_row_elems(from), &t, e);
-    return rc ? rc : count(p, s, from, &t, e);
-}
-
-/* ---- the stream ------------------------------------------------------------------------------------------------------------ */
-
-/* Refuses importance of another model before anything is written. */
-static int check_importance(struct pass *p, struct err *e) {
-    bool any = false;
-    if (p->o->stats) return stats_check(p->o->stats, p->config, e);
-    for (size_t i = 0; i < p->plan.n; i++) {
-        struct model_slot s = model_slot_at(p->config, i);
-        const float *importance;
-        if (!model_role_is_matrix(s.role)) continue;
-        int rc = importance_of(p, s, cols_of(p->config, s), &importance, e);
-        if (rc) return rc;
-        any |= importance != NULL;
-    }
-    return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
-}
-
-/* The plan, and the room that it takes to carry it out. */
-static int prepare(struct pass *p, struct err *e) {
-    bool weighed = false, informed = p->o->stats || p->o->importance;
-    int rc = quant_plan_make(&p->plan, p->config, p->o, e);
-    for (size_t i = 0; !rc && i < p->plan.n; i++) {
-        struct model_slot s = model_slot_at(p->config, i);
-        uint64_t cols = cols_of(p->config, s);
-        if (cols > p->widest) p->widest = cols;
-        weighed |= is_weighed(p, s, p->plan.choices[i].to);
-    }
-    if (!rc && informed && !weighed)
-        rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: its types weigh no errors",
-                     p->o->plan ? p->o->plan_name : p->o->type->name);
-    if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
-    if (rc || !informed) return rc;
-    p->importance = mem_array(p->widest, sizeof *p->importance, e);
-    return p->importance ? check_importance(p, e) : e->code;
-}
-
-static void finish(struct pass *p) {
-    buf_release(&p->f32);
-    buf_release(&p->packed);
-    buf_release(&p->back);
-    mem_free(p->importance);
-    quant_plan_release(&p->plan);
+    int rc = pass_choose_type(p, s, tensor_row_elems(from), &t, e);
+    return rc ? rc : pass_count(p, s, from, &t, e);
 }
 
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
@@ -247,10 +51,10 @@ int quantize_stream(struct stream_reader *in, struct stream_writer *out, const s
     struct pass p = {.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &head.config};
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
-    if (!rc) rc = prepare(&p, e);
+    if (!rc) rc = pass_prepare(&p, e);
     if (!rc) rc = model_head_write(out, &head.config, head.vocab.data, head.vocab.len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, quantize_tensor, &p, e);
-    finish(&p);
+    pass_finish(&p);
     model_head_release(&head);
     return rc;
 }
@@ -262,10 +66,10 @@ int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, st
     struct pass p = {.o = o, .totals = totals, .config = &head.config};
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
-    if (!rc) rc = prepare(&p, e);
+    if (!rc) rc = pass_prepare(&p, e);
     if (!rc) rc = model_each_desc(in, &head.config, &item, look_at_tensor, &p, e);
     if (!rc) rc = quant_plan_write(&p.plan, &head.config, plan, e);
-    finish(&p);
+    pass_finish(&p);
     model_head_release(&head);
     return rc;
 }

@@ -1,8 +1,8 @@
 /*
  * session: what programs that take a model share: the options that name the model and its precision, loading it, the
  * data stream that goes through it, chat templates, and a teacher over a stream of tokens.
- * Order of files, each calling only those before it: file, model, data, chat, tokenize, tap, sizes, teacher; generate calls
- * model and data.
+ * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher; generate
+ * calls model and data.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream to watch"), ..., {0}};
@@ -51,10 +51,13 @@ struct session_options {
     "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
     "single "                                                                                                          \
     "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
-#define SESSION_PRECISION_OF(o, names, text)                                                                           \
+/* ... of the passes of a program that runs the model only with another option */
+#define SESSION_DATA_PRECISION(o, option)    SESSION_PRECISION_WITH(o, "auto|bf16|f32", SESSION_AUTO_HELP, option)
+#define SESSION_PRECISION_OF(o, names, text) SESSION_PRECISION_WITH(o, names, text, NULL)
+#define SESSION_PRECISION_WITH(o, names, text, option)                                                                 \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"                       \
+        .needs = {option}, .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"    \
     }
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
@@ -106,6 +109,17 @@ int session_open_data(struct cli *c, const char *path, const char *role, enum st
 int session_check_vocab(const struct vocab *v, const struct session_data *d, const char *what,
                         struct err *e) MUST_CHECK;
 void session_data_release(struct session_data *d);
+
+/* The tokens of a stream, whole in memory. Begin with {0}. */
+struct session_tokens {
+    struct model_input in;
+    struct buf tokens, lengths;
+};
+/* Opens the data as session_open_data does and reads whole sequences, up to the one that reaches `limit` positions; 0: all.
+ * ERR_DATA when there are none, or a sequence runs over several batches. On failure too, session_tokens_release. */
+int session_read_tokens(struct cli *c, const char *path, const char *role, const struct model *m, uint64_t limit,
+                        struct session_tokens *t, struct err *e) MUST_CHECK;
+void session_tokens_release(struct session_tokens *t);
 
 /* ---- conversations: the documents of corpus_encode's CORPUS_CHAT ------------------------------------------------- */
 

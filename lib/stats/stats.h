@@ -62,4 +62,33 @@ size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 /* The point whose values are the input of a matrix: false for the embedding, unless tied: it is the output too. */
 bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out);
 
+/* ---- second moments (moments.c) ---------------------------------------------------------------------------------------
+ *
+ * Sums over the positions of a block, at one point of a layer, while model_layerwise_change visits it: for methods that need to know how
+ * inputs go together (GPTQ, SparseGPT, least squares). y is what comes in, out of layers and weights as they are now; x what came in
+ * before anything was changed.
+ */
+struct stats_moments {
+    enum model_point point;
+    size_t cols;
+    uint32_t first_expert, n_experts; /* of points of experts; else n_experts is 0, and arrays have one part */
+    float *squares;                   /* [parts][cols] sum y^2 */
+    float *gram;                      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
+    float *shift; /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+};
+struct stats_moments_options {
+    enum model_point point;
+    uint32_t layer;
+    uint32_t first_expert, n_experts; /* which experts, of a point that has some */
+    bool gram, shift;                 /* shift: keeps x of all `positions` of the block for the time of the call */
+    uint64_t positions;
+    void (*swap)(
+        void *ctx); /* puts the layer's weights as they were in place of those that are there, and back; for shift */
+    void *swap_ctx;
+};
+/* In a visit, of a layer. Runs it up to the point, twice for shift (model_changes.dense). The caller releases m, on failure too. */
+int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,
+                          struct err *e) MUST_CHECK;
+void stats_moments_release(struct stats_moments *m);
+
 #endif

@@ -1,4 +1,4 @@
-/* Encodes and decodes chunks of tensor data: raw, zstd, or byte planes, on all threads. */
+/* Encodes and decodes chunks of tensor data: raw, zstd, byte planes, or these without zeros, on all threads. */
 #include "lib/stream/codec_internal.h"
 
 #include <inttypes.h>
@@ -11,6 +11,7 @@ struct codec_thread {
     ZSTD_CCtx *cctx;
     ZSTD_DCtx *dctx;
     struct buf planes; /* one chunk, split */
+    struct buf stored; /* of a sparse chunk: its map as bits, then the elements that are not 0 */
 };
 
 int codecs_prepare(struct codecs *c, struct err *e) {
@@ -29,6 +30,7 @@ void codecs_release(struct codecs *c) {
         ZSTD_freeCCtx(c->threads[i].cctx);
         ZSTD_freeDCtx(c->threads[i].dctx);
         buf_release(&c->threads[i].planes);
+        buf_release(&c->threads[i].stored);
     }
     mem_free(c->threads);
     *c = (struct codecs){0};
@@ -110,45 +112,97 @@ static bool looks_random(const unsigned char *p, size_t n) {
     return pairs * 256 < samples * samples * 5 / 4;
 }
 
-static int planes_pack(struct codec_thread *t, struct chunk *k, int level, struct err *e) {
-    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, at = 4 * stride;
+/* Appends the planes of `bytes` raw bytes. */
+static int planes_pack(struct codec_thread *t, const struct dtype_info *dtype, const void *raw, size_t bytes, int level,
+                       struct buf *out, struct err *e) {
+    size_t stride = planes_stride(dtype), n = bytes / stride, at = 4 * stride;
     t->planes.len = 0;
-    if (buf_reserve(&t->planes, (size_t)k->n_raw, e) || buf_reserve(&k->out, (size_t)k->n_raw + at, e)) return e->code;
-    planes_split(k->dtype, k->raw, (size_t)k->n_raw, t->planes.data);
+    if (buf_reserve(&t->planes, bytes, e) || buf_reserve(out, bytes + at, e)) return e->code;
+    unsigned char *dst = out->data + out->len;
+    planes_split(dtype, raw, bytes, t->planes.data);
     for (size_t i = 0; i < stride; i++) {
         const unsigned char *plane = t->planes.data + i * n;
         size_t packed = 0;
         if (!(level == ENTROPY_ONLY && looks_random(plane, n)) &&
-            zstd_pack(t, plane, n, k->out.data + at, n - 1, level, &packed, e))
+            zstd_pack(t, plane, n, dst + at, n - 1, level, &packed, e))
             return e->code;
-        if (!packed) memcpy(k->out.data + at, plane, n);
-        wire_u32_encode(k->out.data + 4 * i, packed ? (uint32_t)packed : (uint32_t)n | PLANE_RAW);
+        if (!packed) memcpy(dst + at, plane, n);
+        wire_u32_encode(dst + 4 * i, packed ? (uint32_t)packed : (uint32_t)n | PLANE_RAW);
         at += packed ? packed : n;
     }
-    k->out.len = at;
+    out->len += at;
     return 0;
 }
 
-static int planes_unpack(struct codec_thread *t, const struct chunk *k, struct err *e) {
-    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, at = 4 * stride;
-    const unsigned char *src = k->stored;
-    if (n == 0 || n * stride != k->n_raw || k->n_stored < at)
-        return err_set(e, ERR_DATA, "chunk of %" PRIu64 " bytes cannot be planes of %s", k->n_raw, k->dtype->name);
+/* The planes at src, which they fill, into `bytes` raw bytes. */
+static int planes_unpack(struct codec_thread *t, const struct dtype_info *dtype, const unsigned char *src, size_t n_src,
+                         void *raw, size_t bytes, struct err *e) {
+    size_t stride = planes_stride(dtype), n = bytes / stride, at = 4 * stride;
+    if (n == 0 || n * stride != bytes || n_src < at)
+        return err_set(e, ERR_DATA, "chunk of %zu bytes cannot be planes of %s", bytes, dtype->name);
     t->planes.len = 0;
-    if (buf_reserve(&t->planes, (size_t)k->n_raw, e)) return e->code;
+    if (buf_reserve(&t->planes, bytes, e)) return e->code;
     for (size_t i = 0; i < stride; i++) {
         uint32_t size = wire_u32_decode(src + 4 * i);
-        bool raw = size & PLANE_RAW;
+        bool is_raw = size & PLANE_RAW;
         size &= ~PLANE_RAW;
-        if (size > k->n_stored - at || (raw && size != n)) return err_set(e, ERR_DATA, "plane %zu has a wrong size", i);
-        if (raw)
+        if (size > n_src - at || (is_raw && size != n)) return err_set(e, ERR_DATA, "plane %zu has a wrong size", i);
+        if (is_raw)
             memcpy(t->planes.data + i * n, src + at, n);
         else if (zstd_unpack(t, src + at, size, t->planes.data + i * n, n, e))
             return err_prefix(e, "plane %zu", i);
         at += size;
     }
-    if (at != k->n_stored) return err_set(e, ERR_DATA, "bytes after the last plane");
-    planes_join(k->dtype, t->planes.data, (size_t)k->n_raw, k->raw);
+    if (at != n_src) return err_set(e, ERR_DATA, "bytes after the last plane");
+    planes_join(dtype, t->planes.data, bytes, raw);
+    return 0;
+}
+
+/* ---- sparse: a u32 (elements that are stored, top bit set when the map is one of 2:4), the map, their planes ------ */
+
+#define SPARSE_FOURS 0x80000000u
+enum { SPARSE_LEAST = 8 }; /* one in so many elements must be 0 for the map to be worth its bits */
+
+/* Room for the map and all elements of a chunk. */
+static int reserve_stored(struct codec_thread *t, size_t n, size_t bytes, struct err *e) {
+    t->stored.len = 0;
+    return buf_reserve(&t->stored, sparse_bits_bytes(n) + bytes, e);
+}
+
+/* *dense: too few elements are 0. */
+static int sparse_pack(struct codec_thread *t, struct chunk *k, int level, bool *dense, struct err *e) {
+    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, bits = sparse_bits_bytes(n), head = 4;
+    if (reserve_stored(t, n, (size_t)k->n_raw, e)) return e->code;
+    unsigned char *map = t->stored.data, *elements = map + bits;
+    size_t stored = sparse_split(stride, k->raw, n, map, elements);
+    *dense = (n - stored) < n / SPARSE_LEAST || stored == n;
+    if (*dense) return 0;
+    if (buf_reserve(&k->out, head + bits + sparse_fours_bytes(n), e)) return e->code;
+    bool fours = stored == n / 2 && sparse_fours_pack(map, n, k->out.data + head);
+    if (!fours) memcpy(k->out.data + head, map, bits);
+    wire_u32_encode(k->out.data, (uint32_t)stored | (fours ? SPARSE_FOURS : 0));
+    k->out.len = head + (fours ? sparse_fours_bytes(n) : bits);
+    return stored ? planes_pack(t, k->dtype, elements, stored * stride, level, &k->out, e) : 0;
+}
+
+static int sparse_unpack(struct codec_thread *t, const struct chunk *k, struct err *e) {
+    size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, bits = sparse_bits_bytes(n), at = 4;
+    const unsigned char *src = k->stored;
+    size_t word = k->n_stored < at ? 0 : wire_u32_decode(src), stored = word & ~SPARSE_FOURS;
+    bool fours = word & SPARSE_FOURS;
+    size_t map_bytes = fours ? sparse_fours_bytes(n) : bits;
+    if (n * stride != k->n_raw || k->n_stored < at + map_bytes || stored > n)
+        return err_set(e, ERR_DATA, "chunk of %" PRIu64 " bytes cannot be sparse %s", k->n_raw, k->dtype->name);
+    if (reserve_stored(t, n, (size_t)k->n_raw, e)) return e->code;
+    unsigned char *map = t->stored.data, *elements = map + bits;
+    if (!fours) memcpy(map, src + at, bits);
+    if ((fours && !sparse_fours_unpack(src + at, n, map)) || sparse_count(map, n) != stored)
+        return err_set(e, ERR_DATA, "the map of a sparse chunk is not one of %zu of %zu elements", stored, n);
+    at += map_bytes;
+    if (!stored && at != k->n_stored) return err_set(e, ERR_DATA, "bytes after the map");
+    if (stored && planes_unpack(t, k->dtype, src + at, (size_t)k->n_stored - at, elements, stored * stride, e))
+        return e->code;
+    sparse_join(stride, map, elements, n, k->raw);
     return 0;
 }
 
@@ -167,9 +221,15 @@ static int encode_one(struct codec_thread *t, struct chunk *k, int level, struct
         if (zstd_pack(t, k->raw, (size_t)k->n_raw, k->out.data, (size_t)k->n_raw - 1, level ? level : ZSTD_LEVEL,
                       &k->out.len, e))
             return e->code;
-    } else if (k->codec == CODEC_PLANES && k->n_raw > 0) {
-        if (planes_pack(t, k, level ? level : ENTROPY_ONLY, e)) return e->code;
     }
+    if (k->codec == CODEC_SPARSE && k->n_raw > 0) {
+        bool dense = false;
+        if (sparse_pack(t, k, level ? level : ENTROPY_ONLY, &dense, e)) return e->code;
+        if (dense) k->codec = CODEC_PLANES;
+    }
+    if (k->codec == CODEC_PLANES && k->n_raw > 0 &&
+        planes_pack(t, k->dtype, k->raw, (size_t)k->n_raw, level ? level : ENTROPY_ONLY, &k->out, e))
+        return e->code;
     bool shrunk = k->out.len > 0 && k->out.len < k->n_raw;
     if (!shrunk) k->codec = CODEC_RAW;
     k->stored = shrunk ? k->out.data : k->raw;
@@ -192,7 +252,9 @@ static void decode_body(void *ctx, size_t i, int thread) {
     else if (k->codec == CODEC_ZSTD)
         (void)!zstd_unpack(t, k->stored, (size_t)k->n_stored, k->raw, (size_t)k->n_raw, &k->err);
     else if (k->codec == CODEC_PLANES)
-        (void)!planes_unpack(t, k, &k->err);
+        (void)!planes_unpack(t, k->dtype, k->stored, (size_t)k->n_stored, k->raw, (size_t)k->n_raw, &k->err);
+    else if (k->codec == CODEC_SPARSE)
+        (void)!sparse_unpack(t, k, &k->err);
     else
         memcpy(k->raw, k->stored, (size_t)k->n_raw);
 }

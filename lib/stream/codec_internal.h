@@ -39,4 +39,18 @@ size_t planes_stride(const struct dtype_info *t);
 void planes_split(const struct dtype_info *t, const void *src, size_t n, unsigned char *dst);
 void planes_join(const struct dtype_info *t, const unsigned char *src, size_t n, void *dst);
 
+/*
+ * sparse.c: elements whose bytes are all 0 left out. map [sparse_bits_bytes(n)], bit i % 8 of byte i / 8 set where element i is
+ * stored.
+ */
+size_t sparse_bits_bytes(size_t n);
+size_t sparse_fours_bytes(size_t n); /* of a map of 2:4, packed */
+/* Fills the map and dst, with room for all n, with the elements that are stored. Returns their number. */
+size_t sparse_split(size_t stride, const void *src, size_t n, unsigned char *map, unsigned char *dst);
+void sparse_join(size_t stride, const unsigned char *map, const unsigned char *src, size_t n, void *dst);
+size_t sparse_count(const unsigned char *map, size_t n); /* SIZE_MAX: bits after the last element are set */
+/* False: it is no map of 2:4, packed or not. */
+bool sparse_fours_pack(const unsigned char *map, size_t n, unsigned char *packed);
+bool sparse_fours_unpack(const unsigned char *packed, size_t n, unsigned char *map);
+
 #endif

@@ -242,7 +242,7 @@ static void walk_begin(struct walk *k, const struct wire_tens *t, size_t i, uint
 static int walk_step(const struct stream_map *m, struct walk *k, struct err *e) {
     k->at = k->next;
     if (record_at(m, k->at, &k->r, e)) return e->code;
-    if (k->r.tag != TAG_DATA || k->r.codec > CODEC_PLANES || k->r.flags & ~WIRE_LAST_CHUNK)
+    if (k->r.tag != TAG_DATA || k->r.codec > CODEC_SPARSE || k->r.flags & ~WIRE_LAST_CHUNK)
         return err_set(e, ERR_DATA, "is not data that this version understands, inside tensor '%s'",
                        k->rules.desc.name);
     if (segment_data(&k->rules, &k->r, e)) return e->code;

@@ -40,9 +40,9 @@ int reader_chunk(struct stream_reader *r, struct err *e) {
     if (h->tag != TAG_DATA)
         code = err_set(e, ERR_DATA, "%s record inside tensor '%s', which has %" PRIu64 " of %" PRIu64 " bytes", tag,
                        r->seg.desc.name, r->seg.data_at, r->seg.tensor_bytes);
-    else if (h->codec > CODEC_PLANES)
+    else if (h->codec > CODEC_SPARSE)
         code = err_set(e, ERR_DATA, "tensor '%s': codec %u, this version understands codecs 0 to %d", r->seg.desc.name,
-                       h->codec, CODEC_PLANES);
+                       h->codec, CODEC_SPARSE);
     else if (h->flags & ~WIRE_LAST_CHUNK)
         code = err_set(e, ERR_DATA, "tensor '%s': chunk with unknown flags 0x%x", r->seg.desc.name, h->flags);
     else

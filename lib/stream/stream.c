@@ -6,7 +6,8 @@ static const char *const kinds[] = {
     [STREAM_TOKENS] = "tokens", [STREAM_KNOWLEDGE] = "knowledge",
     [STREAM_STATS] = "stats",   [STREAM_CHECKPOINT] = "checkpoint",
 };
-static const char *const codecs[] = {[CODEC_RAW] = "raw", [CODEC_ZSTD] = "zstd", [CODEC_PLANES] = "planes"};
+static const char *const codecs[] = {
+    [CODEC_RAW] = "raw", [CODEC_ZSTD] = "zstd", [CODEC_PLANES] = "planes", [CODEC_SPARSE] = "sparse"};
 
 const char *stream_kind_name(enum stream_kind kind) {
     return (size_t)kind < COUNT_OF(kinds) ? kinds[kind] : "unknown";
@@ -40,5 +41,5 @@ int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) 
             *out = (enum stream_codec)i;
             return 0;
         }
-    return err_set(e, ERR_USAGE, "codec '%.64s' is unknown, use raw, zstd or planes", name);
+    return err_set(e, ERR_USAGE, "codec '%.64s' is unknown, use raw, zstd, planes or sparse", name);
 }

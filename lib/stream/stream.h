@@ -48,6 +48,7 @@ enum stream_codec {
     CODEC_RAW = 0,
     CODEC_ZSTD = 1,
     CODEC_PLANES = 2, /* byte planes of the element type, each plane through zstd's entropy stage or stored */
+    CODEC_SPARSE = 3, /* a map of the elements that are 0, and planes of the others */
 };
 const char *stream_codec_name(enum stream_codec codec);
 int stream_codec_parse(const char *name, enum stream_codec *out, struct err *e) MUST_CHECK;

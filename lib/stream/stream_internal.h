@@ -1,7 +1,7 @@
 /*
  * The state of reader and writer; shared with forward.c, batch.c and map.c.
  *
- * Order of files, each calling only those before it: wire, io, planes, codec, stream, segment, record, reader_data,
+ * Order of files, each calling only those before it: wire, io, planes, sparse, codec, stream, segment, record, reader_data,
  * reader, writer, then forward, batch, map, copy, compare.
  */
 #ifndef RILL_STREAM_STREAM_INTERNAL_H

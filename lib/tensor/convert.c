@@ -20,6 +20,17 @@ void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p
     element_type(dtype)->parts(block, p);
 }
 
+void quant_put_together(enum dtype dtype, const struct quant_parts *p, void *block) {
+    element_type(dtype)->join(p, block);
+}
+
+uint8_t quant_nearest(const struct quant_form *f, float v) {
+    if (!f->steps) return (uint8_t)(nearest_code(v, -f->offset, (int)f->code_top - f->offset) + f->offset);
+    int i = 0;
+    while (i < 15 && v >= 0.5f * (float)(f->steps[i] + f->steps[i + 1])) i++;
+    return (uint8_t)(f->steps[i] + f->offset);
+}
+
 /* ---- sharing the work ---- */
 
 /* Elements per piece. A single piece is converted without threads: small tensors are common. */

@@ -64,6 +64,12 @@ INLINE void take_apart(const uint8_t *block, struct quant_parts *p, int bits, bo
     unpack(block + (has_min ? 4 : 2), bits, p->codes);
 }
 
+INLINE void join(const struct quant_parts *p, uint8_t *block, int bits, bool has_min) {
+    put_bits(block, p->d);
+    if (has_min) put_bits(block + 2, p->min);
+    pack(p->codes, bits, block + (has_min ? 4 : 2));
+}
+
 /* ---- encoding: plain rounding without weights, the searches of quantize_fit.c with them ---- */
 
 /* 1/d, or 0 where d is too small to have one: d is 0 in f16 then, and every code decodes to the same. */
@@ -161,6 +167,9 @@ INLINE size_t encode(const float *x, uint8_t *block, size_t n_blocks, const stru
     static void name##_parts(const uint8_t *block, struct quant_parts *p) {                                            \
         take_apart(block, p, bits, has_min);                                                                           \
     }                                                                                                                  \
+    static void name##_join(const struct quant_parts *p, uint8_t *block) {                                             \
+        join(p, block, bits, has_min);                                                                                 \
+    }                                                                                                                  \
     static size_t name##_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {        \
         return encode(src, blocks, n_blocks, w, bits, has_min);                                                        \
     }
@@ -175,7 +184,8 @@ const struct element_type q4_0_type = {
     .encode = q4_0_encode,
     .scale_at = {0, -1},
     .parts = q4_0_parts,
-    .form = {DT_Q4_0, 4, N, 8, false, false},
+    .join = q4_0_join,
+    .form = {DT_Q4_0, 4, N, 8, false, false, 1, 1, 15, NULL},
 };
 const struct element_type q4_1_type = {
     .info = {BLOCK_INFO(Q4_1, "q4_1", N, 20, 3), .weighed = true, .summary = "blocks of 32 with a minimum"},
@@ -183,7 +193,8 @@ const struct element_type q4_1_type = {
     .encode = q4_1_encode,
     .scale_at = {0, 2},
     .parts = q4_1_parts,
-    .form = {DT_Q4_1, 4, N, 0, true, false},
+    .join = q4_1_join,
+    .form = {DT_Q4_1, 4, N, 0, true, false, 1, 1, 15, NULL},
 };
 const struct element_type q5_0_type = {
     .info = {BLOCK_INFO(Q5_0, "q5_0", N, 22, 8), .weighed = true, .summary = "blocks of 32"},
@@ -191,7 +202,8 @@ const struct element_type q5_0_type = {
     .encode = q5_0_encode,
     .scale_at = {0, -1},
     .parts = q5_0_parts,
-    .form = {DT_Q5_0, 5, N, 16, false, false},
+    .join = q5_0_join,
+    .form = {DT_Q5_0, 5, N, 16, false, false, 1, 1, 31, NULL},
 };
 const struct element_type q5_1_type = {
     .info = {BLOCK_INFO(Q5_1, "q5_1", N, 24, 9), .weighed = true, .summary = "blocks of 32 with a minimum"},
@@ -199,7 +211,8 @@ const struct element_type q5_1_type = {
     .encode = q5_1_encode,
     .scale_at = {0, 2},
     .parts = q5_1_parts,
-    .form = {DT_Q5_1, 5, N, 0, true, false},
+    .join = q5_1_join,
+    .form = {DT_Q5_1, 5, N, 0, true, false, 1, 1, 31, NULL},
 };
 
 #define Q8_SIZE (2 + N)
@@ -219,6 +232,11 @@ static void q8_0_parts(const uint8_t *block, struct quant_parts *p) {
     p->min = 0;
     p->scales[0] = p->mins[0] = 1;
     for (int j = 0; j < N; j++) p->codes[j] = block[2 + j] ^ 0x80; /* + 128 */
+}
+
+static void q8_0_join(const struct quant_parts *p, uint8_t *block) {
+    put_bits(block, p->d);
+    for (int j = 0; j < N; j++) block[2 + j] = p->codes[j] ^ 0x80;
 }
 
 /* roundf without the call: to nearest, ties away from zero. Exact for |v| < 2^23. */
@@ -248,5 +266,6 @@ const struct element_type q8_0_type = {
     .encode = q8_0_encode,
     .scale_at = {0, -1},
     .parts = q8_0_parts,
-    .form = {DT_Q8_0, 8, N, 128, false, false},
+    .join = q8_0_join,
+    .form = {DT_Q8_0, 8, N, 128, false, false, 1, 1, 255, NULL},
 };

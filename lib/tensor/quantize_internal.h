@@ -25,6 +25,7 @@ typedef size_t quant_encode_fn(const float *src, void *blocks, size_t n_blocks, 
 
 /* One block; see quant_take_apart. */
 typedef void quant_parts_fn(const uint8_t *block, struct quant_parts *p);
+typedef void quant_join_fn(const struct quant_parts *p, uint8_t *block);
 
 /*
  * All that is known of an element type. Those of plain types are in plain.c; each quantized type has one in the file of its
@@ -41,6 +42,7 @@ struct element_type {
 
     /* As integers; NULL and zeros where quant_form says NULL. */
     quant_parts_fn *parts;
+    quant_join_fn *join;
     struct quant_form form;
 };
 
@@ -65,6 +67,11 @@ static inline uint16_t f16_bits(const uint8_t *p) {
     return (uint16_t)(p[0] | p[1] << 8);
 }
 
+static inline void put_bits(uint8_t *p, uint16_t h) {
+    p[0] = (uint8_t)h;
+    p[1] = (uint8_t)(h >> 8);
+}
+
 static inline float load_f16(const uint8_t *p) {
     return f16_to_f32(f16_bits(p));
 }
@@ -72,8 +79,7 @@ static inline float load_f16(const uint8_t *p) {
 /* False when the value is too large for f16 (or NaN): the block would decode to infinities. */
 static inline bool store_f16(uint8_t *p, float v) {
     uint16_t h = f32_to_f16(v);
-    p[0] = (uint8_t)h;
-    p[1] = (uint8_t)(h >> 8);
+    put_bits(p, h);
     return (h & 0x7c00) != 0x7c00;
 }
 

@@ -53,6 +53,18 @@ static void parts_of_sub(const uint8_t *p, uint8_t *codes) {
     for (int j = 0; j < SUB; j++) codes[j] = (uint8_t)(values[codes[j]] + OFFSET);
 }
 
+static int code_of(uint8_t value) {
+    int code = 0;
+    while (code < 15 && values[code] + OFFSET < value) code++;
+    return code;
+}
+
+static void join_sub(const uint8_t *value_codes, uint8_t *p) {
+    uint8_t codes[SUB];
+    for (int j = 0; j < SUB; j++) codes[j] = (uint8_t)code_of(value_codes[j]);
+    pack(codes, p);
+}
+
 /* ---- the search for a scale: steps about the one that gives the extreme the lowest value or, turned, the highest ---- */
 
 static void sums_of(const float *x, const float *w, float inverse, float *sum_xv, float *sum_v2) {
@@ -110,6 +122,11 @@ static void iq4_nl_parts(const uint8_t *block, struct quant_parts *p) {
     parts_of_sub(block + 2, p->codes);
 }
 
+static void iq4_nl_join(const struct quant_parts *p, uint8_t *block) {
+    put_bits(block, p->d);
+    join_sub(p->codes, block + 2);
+}
+
 static size_t iq4_nl_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += NL_SIZE, src += SUB) {
@@ -130,13 +147,20 @@ const struct element_type iq4_nl_type = {
     .encode = iq4_nl_encode,
     .scale_at = {0, -1},
     .parts = iq4_nl_parts,
-    .form = {DT_IQ4_NL, 8, SUB, OFFSET, false, false},
+    .join = iq4_nl_join,
+    .form = {DT_IQ4_NL, 8, SUB, OFFSET, false, false, 1, 1, 255, values},
 };
 
 /* ---- IQ4_XS ---- */
 
 static int xs_scale(const uint8_t *block, int s) {
     return ((block[XS_LOW_AT + s / 2] >> s % 2 * 4 & 15) | (f16_bits(block + 2) >> 2 * s & 3) << 4) - 32;
+}
+
+/* Into a block that is zero there. */
+static void xs_put_scale(uint8_t *block, int s, int scale) {
+    block[2 + s / 4] |= (uint8_t)((scale + 32) >> 4 << s % 4 * 2);
+    block[XS_LOW_AT + s / 2] |= (uint8_t)(((scale + 32) & 15) << s % 2 * 4);
 }
 
 static void iq4_xs_decode(const void *blocks, float *dst, size_t n_blocks) {
@@ -157,6 +181,15 @@ static void iq4_xs_parts(const uint8_t *block, struct quant_parts *p) {
     }
 }
 
+static void iq4_xs_join(const struct quant_parts *p, uint8_t *block) {
+    memset(block, 0, XS_SIZE);
+    put_bits(block, p->d);
+    for (int s = 0; s < SUBS; s++) {
+        xs_put_scale(block, s, p->scales[s]);
+        join_sub(p->codes + s * SUB, block + XS_CODES_AT + s * SUB / 2);
+    }
+}
+
 static bool xs_encode_block(const float *x, const float *importance, uint8_t *block) {
     float weights[N], scales[SUBS], extreme = 0;
     weigh(x, N, importance, weights);
@@ -173,8 +206,7 @@ static bool xs_encode_block(const float *x, const float *importance, uint8_t *bl
         uint8_t codes[SUB];
         round_to(x + s * SUB, d * (float)code, codes);
         pack(codes, block + XS_CODES_AT + s * SUB / 2);
-        block[2 + s / 4] |= (uint8_t)((code + 32) >> 4 << s % 4 * 2);
-        block[XS_LOW_AT + s / 2] |= (uint8_t)(((code + 32) & 15) << s % 2 * 4);
+        xs_put_scale(block, s, code);
     }
     return true;
 }
@@ -192,5 +224,6 @@ const struct element_type iq4_xs_type = {
     .encode = iq4_xs_encode,
     .scale_at = {0, -1},
     .parts = iq4_xs_parts,
-    .form = {DT_IQ4_XS, 8, SUB, OFFSET, false, true},
+    .join = iq4_xs_join,
+    .form = {DT_IQ4_XS, 8, SUB, OFFSET, false, true, -32, 31, 255, values},
 };

@@ -123,6 +123,13 @@ INLINE void take_apart(const struct layout *k, const uint8_t *block, struct quan
     }
 }
 
+INLINE void join(const struct layout *k, const struct quant_parts *p, uint8_t *block) {
+    put_bits(block + k->d_at, p->d);
+    put_bits(block + k->d_at + 2, p->min ^ 0x8000);
+    pack_scales(k, (const uint8_t *)p->scales, (const uint8_t *)p->mins, block + k->scales_at);
+    pack_codes(k, p->codes, block);
+}
+
 /* ---- encoding ---- */
 
 /* The fit of one block before its scales are quantized. */
@@ -224,6 +231,9 @@ INLINE size_t encode(const struct layout *k, const float *x, uint8_t *block, siz
     static void name##_parts(const uint8_t *block, struct quant_parts *p) {                                            \
         take_apart(&name, block, p);                                                                                   \
     }                                                                                                                  \
+    static void name##_join(const struct quant_parts *p, uint8_t *block) {                                             \
+        join(&name, p, block);                                                                                         \
+    }                                                                                                                  \
     static size_t name##_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {        \
         return encode(&name, src, blocks, n_blocks, w);                                                                \
     }
@@ -237,7 +247,8 @@ const struct element_type q2_k_type = {
     .encode = q2_k_encode,
     .scale_at = {80, 82},
     .parts = q2_k_parts,
-    .form = {DT_Q2_K, 2, 16, 0, true, true},
+    .join = q2_k_join,
+    .form = {DT_Q2_K, 2, 16, 0, true, true, 0, 15, 3, NULL},
 };
 const struct element_type q4_k_type = {
     .info = {BLOCK_INFO(Q4_K, "q4_k", N, 144, 14), .fallback = DT_Q5_0, .weighed = true, .summary = "blocks of 256"},
@@ -245,7 +256,8 @@ const struct element_type q4_k_type = {
     .encode = q4_k_encode,
     .scale_at = {0, 2},
     .parts = q4_k_parts,
-    .form = {DT_Q4_K, 4, 32, 0, true, true},
+    .join = q4_k_join,
+    .form = {DT_Q4_K, 4, 32, 0, true, true, 0, 63, 15, NULL},
 };
 const struct element_type q5_k_type = {
     .info = {BLOCK_INFO(Q5_K, "q5_k", N, 176, 16), .fallback = DT_Q5_1, .weighed = true, .summary = "blocks of 256"},
@@ -253,5 +265,6 @@ const struct element_type q5_k_type = {
     .encode = q5_k_encode,
     .scale_at = {0, 2},
     .parts = q5_k_parts,
-    .form = {DT_Q5_K, 5, 32, 0, true, true},
+    .join = q5_k_join,
+    .form = {DT_Q5_K, 5, 32, 0, true, true, 0, 63, 31, NULL},
 };

@@ -96,6 +96,14 @@ static void q3_k_parts(const uint8_t *block, struct quant_parts *p) {
     }
 }
 
+static void q3_k_join(const struct quant_parts *p, uint8_t *block) {
+    uint8_t scales[SUBS];
+    for (int s = 0; s < SUBS; s++) scales[s] = (uint8_t)(p->scales[s] + 32);
+    put_bits(block + D_3_AT, p->d);
+    q3_pack_scales(scales, block + SCALES_3_AT);
+    q3_pack_codes(p->codes, block);
+}
+
 /* Scales to 6 bits without importance: the largest gets -32. */
 static float q3_round_scales(const float scales[SUBS], uint8_t codes[SUBS]) {
     memset(codes, 0, SUBS);
@@ -148,7 +156,8 @@ const struct element_type q3_k_type = {
     .encode = q3_k_encode,
     .scale_at = {D_3_AT, -1},
     .parts = q3_k_parts,
-    .form = {DT_Q3_K, 3, SUB, HALF_3, false, true},
+    .join = q3_k_join,
+    .form = {DT_Q3_K, 3, SUB, HALF_3, false, true, -32, 31, 7, NULL},
 };
 
 /* ==== Q6_K ==== */
@@ -196,6 +205,12 @@ static void q6_pack_codes(const uint8_t codes[N], uint8_t *block) {
     }
 }
 
+static void q6_k_join(const struct quant_parts *p, uint8_t *block) {
+    put_bits(block + D_6_AT, p->d);
+    memcpy(block + SCALES_6_AT, p->scales, SUBS);
+    q6_pack_codes(p->codes, block);
+}
+
 static bool q6_encode_block(const float *x, const float *importance, uint8_t *block) {
     uint8_t codes[N];
     int scale_codes[SUBS];
@@ -229,5 +244,6 @@ const struct element_type q6_k_type = {
     .encode = q6_k_encode,
     .scale_at = {D_6_AT, -1},
     .parts = q6_k_parts,
-    .form = {DT_Q6_K, 6, SUB, HALF_6, false, true},
+    .join = q6_k_join,
+    .form = {DT_Q6_K, 6, SUB, HALF_6, false, true, -128, 127, 63, NULL},
 };

@@ -90,17 +90,21 @@ static void tq1_0_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
+static void tq1_0_pack(const uint8_t codes[N], uint8_t *block) {
+    for (int byte = 0; byte < TQ1_D_AT; byte++) {
+        struct tq1_byte e = tq1_elements(byte);
+        unsigned number = 0;
+        for (int k = 0; k < 5; k++) number = number * 3 + (k < e.n ? codes[e.first + k * e.apart] : 0);
+        block[byte] = (uint8_t)((number * 256 + 242) / 243);
+    }
+}
+
 static size_t tq1_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += TQ1_SIZE) {
         uint8_t codes[N];
         if (!fit_block(src + b * N, w ? w->importance + b * N : NULL, block + TQ1_D_AT, codes)) return b;
-        for (int byte = 0; byte < TQ1_D_AT; byte++) {
-            struct tq1_byte e = tq1_elements(byte);
-            unsigned number = 0;
-            for (int k = 0; k < 5; k++) number = number * 3 + (k < e.n ? codes[e.first + k * e.apart] : 0);
-            block[byte] = (uint8_t)((number * 256 + 242) / 243);
-        }
+        tq1_0_pack(codes, block);
     }
     return n_blocks;
 }
@@ -116,6 +120,11 @@ static void tq1_0_parts(const uint8_t *block, struct quant_parts *p) {
     tq1_0_codes(block, p->codes);
 }
 
+static void tq1_0_join(const struct quant_parts *p, uint8_t *block) {
+    put_bits(block + TQ1_D_AT, p->d);
+    tq1_0_pack(p->codes, block);
+}
+
 const struct element_type tq1_0_type = {
     .info = {BLOCK_INFO(TQ1_0, "tq1_0", N, TQ1_SIZE, 36), .fallback = DT_Q4_0, .weighed = true,
              .summary = "for models that are ternary"},
@@ -123,7 +132,8 @@ const struct element_type tq1_0_type = {
     .encode = tq1_0_encode,
     .scale_at = {TQ1_D_AT, -1},
     .parts = tq1_0_parts,
-    .form = {DT_TQ1_0, 2, SUB, 1, false, true},
+    .join = tq1_0_join,
+    .form = {DT_TQ1_0, 2, SUB, 1, false, true, 1, 1, 2, NULL},
 };
 
 /* ---- TQ2_0 ---- */
@@ -131,6 +141,11 @@ const struct element_type tq1_0_type = {
 static void tq2_0_parts(const uint8_t *block, struct quant_parts *p) {
     parts_of(block + TQ2_D_AT, p);
     for (int s = 0; s < N / SUB; s++) unpack_2_bits(block, s, p->codes + s * SUB);
+}
+
+static void tq2_0_join(const struct quant_parts *p, uint8_t *block) {
+    put_bits(block + TQ2_D_AT, p->d);
+    pack_2_bits(p->codes, block);
 }
 
 static void tq2_0_decode(const void *blocks, float *dst, size_t n_blocks) {
@@ -162,5 +177,6 @@ const struct element_type tq2_0_type = {
     .encode = tq2_0_encode,
     .scale_at = {TQ2_D_AT, -1},
     .parts = tq2_0_parts,
-    .form = {DT_TQ2_0, 2, SUB, 1, false, true},
+    .join = tq2_0_join,
+    .form = {DT_TQ2_0, 2, SUB, 1, false, true, 1, 1, 2, NULL},
 };

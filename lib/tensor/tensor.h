@@ -165,7 +165,10 @@ struct quant_form {
     unsigned group; /* elements of a scale: 16 or 32 */
     int offset;     /* 0 where there are minima. Codes of types with uneven steps are the values, in 8 bits */
     bool has_min;
-    bool has_scales; /* of groups, in blocks of several; else the only group's scales and mins are 1 */
+    bool has_scales;          /* of groups, in blocks of several; else the only group's scales and mins are 1 */
+    int scale_low, scale_top; /* what scales can be, and mins from 0 up */
+    unsigned code_top;        /* the largest code that is written: 2^bits - 1 but for ternary types */
+    const int8_t *steps;      /* [16], ascending: the only codes - offset that there are; NULL: all */
 };
 #define QUANT_MAX_BLOCK  256
 #define QUANT_MAX_GROUPS 16
@@ -177,6 +180,11 @@ struct quant_parts {
 /* NULL for a type that is not quantized, or whose scales are no f16 times small integers (mxfp4, the codebooks). */
 const struct quant_form *quant_form(enum dtype dtype);
 void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p);
+/* The inverse: the parts that quant_take_apart would give, as a block. Codes up to form.code_top, and of the form's steps. */
+void quant_put_together(enum dtype dtype, const struct quant_parts *p, void *block);
+/* The code nearest to v, which is in units of the scale, the min taken off: of two as near the one whose value is even,
+ * or with uneven steps the higher. NaN gets some code. */
+uint8_t quant_nearest(const struct quant_form *f, float v);
 
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);

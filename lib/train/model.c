@@ -54,7 +54,8 @@ static struct param of_model(const struct model *m, struct model_param *p, const
                         .rows = p->n / cols,
                         .cols = cols,
                         .matrix = role->kind == KIND_MATRIX && role->in_layer,
-                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED};
+                        .decays = role->kind == KIND_MATRIX && p->slot.role != ROLE_EMBED,
+                        .maskable = role->kind == KIND_MATRIX};
     if (base) out.factor = model_mup_factor(&m->config, base, p->slot);
     if (base && model_mup_is_hidden(p->slot.role)) {
         out.row_width = model_mup_width(&m->config, base, role->rows, p->slot.layer);

@@ -18,6 +18,7 @@ void param_set_release(struct param_set *s) {
     for (size_t i = 0; i < s->n; i++) {
         for (size_t k = 0; k < TRAIN_MAX_MOMENTS; k++) kernel_free(s->device, s->params[i].moments[k]);
         kernel_free(s->device, s->params[i].average);
+        kernel_free(s->device, s->params[i].zeros);
         kernel_free(s->device, s->params[i].best);
     }
     lora_release(s);
@@ -52,11 +53,27 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) {
     own->stream = digest_bytes(name, strlen(name)).lo;
     own->optimizer = !type->takes || type->takes(p) ? type : &train_optimizers[0];
     own->average = own->best = kernel_none(DT_F32);
+    own->zeros = kernel_none(DT_U8);
     memset(own->moments, 0, sizeof own->moments);
     return 0;
 }
 
+static uint64_t mask_bytes(const struct param *p) {
+    return (p->n + 7) / 8;
+}
+
+/* Without a 0 there is no mask. */
+static int begin_mask(const struct param_set *s, struct param *p, struct err *e) {
+    p->zeros = kernel_alloc(s->device, DT_U8, mask_bytes(p), e);
+    if (!kernel_has_data(p->zeros)) return err_prefix(e, "mask of '%s'", p->name);
+    if (kernel_zero_bits(p->zeros, p->value, p->n)) return 0;
+    kernel_free(s->device, p->zeros);
+    p->zeros = kernel_none(DT_U8);
+    return 0;
+}
+
 static int begin(struct param_set *s, struct param *p, struct err *e) {
+    if (s->o.keep_mask && p->maskable && begin_mask(s, p, e)) return e->code;
     for (size_t k = 0; k < TRAIN_MAX_MOMENTS && p->optimizer->moments[k]; k++) {
         p->moments[k] = kernel_alloc(s->device, s->o.state, p->n, e);
         if (!kernel_has_data(p->moments[k])) return err_prefix(e, "moments of '%s'", p->name);
@@ -75,7 +92,7 @@ static int begin(struct param_set *s, struct param *p, struct err *e) {
 }
 
 int param_set_begin(struct param_set *s, struct err *e) {
-    bool taken = false;
+    bool taken = false, masked = false;
     if (!s->n) return err_set(e, ERR_USAGE, "--freeze leaves no parameter to train");
     if (groups_begin(s, e)) return e->code;
     for (size_t i = 0; i < s->n; i++) {
@@ -84,7 +101,10 @@ int param_set_begin(struct param_set *s, struct err *e) {
         if (scratch > s->scratch_bytes) s->scratch_bytes = scratch;
         taken = taken || p->optimizer == s->o.optimizer;
         if (begin(s, p, e)) return e->code;
+        masked = masked || kernel_has_data(p->zeros);
     }
+    if (s->o.keep_mask && !masked)
+        return err_set(e, ERR_USAGE, "--keep-mask: no weight of the matrices that are trained is 0");
     if (!taken)
         return err_set(e, ERR_USAGE, "--optimizer %s: nothing that is trained is a matrix inside a layer",
                        s->o.optimizer->name);
@@ -137,7 +157,10 @@ uint64_t param_set_elements(const struct param_set *s) {
 }
 
 uint64_t param_set_state_bytes(const struct param_set *s) {
-    return param_set_saved_bytes(s) + s->scratch_bytes;
+    uint64_t bytes = param_set_saved_bytes(s) + s->scratch_bytes;
+    for (size_t i = 0; i < s->n; i++)
+        if (kernel_has_data(s->params[i].zeros)) bytes += mask_bytes(&s->params[i]);
+    return bytes;
 }
 
 uint64_t param_set_saved_bytes(const struct param_set *s) {
@@ -164,6 +187,7 @@ double train_gradient_norm(struct param_set *s, double scale) {
         struct param *p = &s->params[i];
         if (!*p->grad_begun) kernel_fill(p->grad, p->n, 0);
         *p->grad_begun = true;
+        if (kernel_has_data(p->zeros)) kernel_zero_by_bits(p->grad, p->zeros, p->n);
         double square = kernel_sum_squares(p->grad, p->n);
         s->group_square[p->group] += square;
         sum += square;
@@ -173,8 +197,12 @@ double train_gradient_norm(struct param_set *s, double scale) {
 
 double train_gradient_square(const struct param_set *s) {
     double sum = 0;
-    for (size_t i = 0; i < s->n; i++)
-        if (*s->params[i].grad_begun) sum += kernel_sum_squares(s->params[i].grad, s->params[i].n);
+    for (size_t i = 0; i < s->n; i++) {
+        const struct param *p = &s->params[i];
+        if (!*p->grad_begun) continue;
+        if (kernel_has_data(p->zeros)) kernel_zero_by_bits(p->grad, p->zeros, p->n);
+        sum += kernel_sum_squares(p->grad, p->n);
+    }
     return sum;
 }
 
@@ -190,6 +218,7 @@ void train_step(struct param_set *s, uint64_t step, double lr, double scale) {
         struct train_update u = {&s->o, s->updates + step, lr * p->lr, scale, p->decay, s->scratch};
         p->optimizer->step(&u, p);
         *p->grad_begun = false;
+        if (kernel_has_data(p->zeros)) kernel_zero_by_bits(p->value, p->zeros, p->n); /* Muon's step is dense */
         if (kernel_has_data(p->average)) average(s, p, step);
     }
 }

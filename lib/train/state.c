@@ -48,6 +48,7 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
     if (ok && o->optimizer->put) ok = o->optimizer->put(to, o);
     if (ok && o->ema > 0) ok = json_put_f64(to, "ema", o->ema);
     if (ok && o->mup) ok = json_put_str(to, "mup", "on");
+    if (ok && o->keep_mask) ok = json_put_str(to, "keep-mask", "on");
     if (ok && o->keep_best) ok = json_put_str(to, "keep-best", "on");
     return ok && put_list(to, "group", o, false) && put_list(to, "freeze", o, true) && put_lora(to, &o->lora) &&
            put_start(to, s);

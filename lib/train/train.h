@@ -113,6 +113,7 @@ struct train_options {
     const char *const *frozen; /* [n_frozen] patterns: what they fit is not trained; the caller's */
     size_t n_frozen;
     struct train_lora lora;
+    bool keep_mask; /* weights of a model's matrices that are 0 when training begins stay 0 */
     bool mup;       /* learning rates and decay by the widths of the model and of its base (model_mup) */
     bool keep_best; /* there is room for a copy of what would be saved (param_set_keep) */
 };
@@ -128,6 +129,7 @@ struct param {
     uint64_t rows, cols;
     bool matrix;                 /* inside a layer: from activations to activations */
     bool decays;                 /* weight decay pulls on it */
+    bool maskable;               /* options.keep_mask is meant for it, too */
     double row_width, col_width; /* of muP, a hidden matrix: how much wider than in the base; else 0 */
     double factor;               /* of muP: model_mup_factor; 0: 1 */
     /* the set's: */
@@ -137,6 +139,7 @@ struct param {
     double lr, decay;                       /* factor of the rate; weight decay */
     struct kernel_array moments[TRAIN_MAX_MOMENTS];
     struct kernel_array average; /* f32, of the values, exponential; no data: none */
+    struct kernel_array zeros;   /* of keep_mask: bits of the values that stay 0 (kernel_zero_bits); no data: none */
     struct kernel_array best;    /* f32, what param_set_keep has kept; no data: nothing can be kept */
 };
 struct param_set {
@@ -168,8 +171,8 @@ int param_set_add(struct param_set *s, const struct param *p, struct err *e) MUS
  * param_set_finish. Decay pulls on matrices but for the embedding (a tied head with it): the row of a rare token
  * gets no gradient for thousands of steps, in which decay alone would move it. */
 int train_add_model(struct param_set *s, struct model *m, struct err *e) MUST_CHECK;
-/* All parameters are there: groups, moments of zero. ERR_USAGE when nothing is trained, or a pattern or the
- * optimizer has no parameter. */
+/* All parameters are there: groups, moments of zero, masks. ERR_USAGE when nothing is trained, or a pattern, the
+ * optimizer or the mask has no parameter. */
 int param_set_begin(struct param_set *s, struct err *e) MUST_CHECK;
 /* With options.keep_best: the values, or with options.ema their averages, as they are now, are what param_set_finish
  * takes instead of those that it finds. Replaces what was kept before. */

@@ -42,7 +42,7 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
 
 @test "a level without a codec that has one is refused" {
     check_exit 2 rill cat --level 5 "$(g model-raw)"
-    assert_stderr_line '--level needs --codec zstd or --codec planes'
+    assert_stderr_line '--level needs --codec zstd, --codec planes or --codec sparse'
     check_exit 2 rill cat --codec raw --level 5 "$(g model-raw)"
     check_exit 0 rill cat --codec zstd --level 5 "$(g model-raw)"
 }

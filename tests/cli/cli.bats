@@ -22,7 +22,7 @@ fx() { rill fixture -q "$@"; }
 @test "--help goes to stdout, a wrong option's message to stderr" {
     check_exit 0 rill fixture --help
     assert_quiet
-    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec CODEC*one of raw, zstd, planes;*default: raw*"
+    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec CODEC*one of raw, zstd,*planes, sparse;*default: raw*"
     check_exit 2 rill fixture --nonsense
     [ -z "$out" ]
 }

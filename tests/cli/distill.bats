@@ -408,6 +408,31 @@ steps_of() { tail -1 "$1" | cut -f1; }
     done
 }
 
+@test "--keep-mask: a sparse student learns, and stays as sparse as it was" {
+    mv student.rill dense.rill
+    rill prune -q --pattern 2:4 dense.rill -o student.rill
+    epochs=40 train --keep-mask --log log.tsv corpus.kd.rill >kept.rill
+    awk -F'\t' 'NR == 2 { first = $2 } END { if (!($2 < first * 0.8)) { print first, $2; exit 1 } }' log.tsv
+    # what was pruned is pruned still: nothing is left to prune
+    rill prune -q --pattern 2:4 kept.rill -o again.rill
+    check_exit 0 rill diff kept.rill again.rill
+    check_exit 4 rill diff student.rill kept.rill
+    train corpus.kd.rill >filled.rill
+    rill prune -q --pattern 2:4 filled.rill -o again.rill --force
+    check_exit 4 rill diff filled.rill again.rill
+    train --keep-mask --optimizer muon --ema 0.9 --checkpoint run.rill corpus.kd.rill >muon.rill
+    rill prune -q --pattern 2:4 muon.rill -o again.rill --force
+    check_exit 0 rill diff muon.rill again.rill
+    train --keep-mask --optimizer muon --ema 0.9 -j 1 --resume run.rill corpus.kd.rill >resumed
+    assert_same muon.rill resumed
+    check_exit 3 train --optimizer muon --ema 0.9 --resume run.rill corpus.kd.rill
+    assert_stderr_line "run.rill: the checkpoint was made with keep-mask on, this run has none"
+    check_exit 2 rill distill -m dense.rill --keep-mask corpus.kd.rill -o no.rill
+    assert_stderr_line "--keep-mask: no weight of the matrices that are trained is 0"
+    check_exit 2 rill distill -m student.rill --keep-mask --lora 2 corpus.kd.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "what is compared at --resume is what the bytes depend on" {
     set -f
     train --ema 0.9 --optimizer muon --checkpoint run.rill corpus.kd.rill >whole

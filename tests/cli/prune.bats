@@ -64,6 +64,136 @@ setup() {
     [ "$(types sparse.rill)" = "21 f32 1 q4_1" ]
 }
 
+@test "N of M stay, by weights or by Wanda, and the report says how sparse each matrix is" {
+    rill prune -q --pattern 2:4 --method wanda --stats model.stats.rill --no-provenance -j 1 model.rill -o a.rill --report r.json
+    rill prune -q --pattern 2:4 --method wanda --stats model.stats.rill --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.0.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.5}' r.json
+    run ! grep -q '"name":"embed.weight"' r.json
+    rill prune -q --pattern 2:4 --no-provenance model.rill -o weights.rill
+    check_exit 4 rill diff a.rill weights.rill
+    rill prune -q --sparsity 0.5 --rate 'ffn_down=0' --rate 'layers.1.*=25%' model.rill -o c.rill --report r.json
+    run ! grep -q '"name":"layers.0.ffn.down.weight"' r.json
+    grep -q '"name":"layers.1.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.25}' r.json
+    # what is cut away first takes its statistics with it
+    check_exit 0 rill prune -q --ffn 64 --sparsity 0.5 --method wanda --stats model.stats.rill model.rill -o d.rill
+}
+
+@test "patterns that rows do not divide into, and sparsities that are none, are refused" {
+    check_exit 2 rill prune --pattern 3:7 model.rill -o no.rill
+    assert_stderr_line "tensor 'layers.0.attn.q.weight': 7 does not divide its rows of 64, as 3:7 has to"
+    check_exit 2 rill prune --pattern 0.5 model.rill -o no.rill
+    assert_stderr_line "--pattern: '0.5' is no N:M, such as 2:4"
+    check_exit 2 rill prune --pattern 4:4 model.rill -o no.rill
+    check_exit 2 rill prune --pattern 2:4 --sparsity 0.5 model.rill -o no.rill
+    check_exit 2 rill prune --rate attn model.rill -o no.rill
+    assert_stderr_line "--rate: 'attn' is no REGEX=SPARSITY*"
+    check_exit 2 rill prune --rate 'attn=1' model.rill -o no.rill
+    check_exit 2 rill prune --rate '(=0.5' model.rill -o no.rill
+    check_exit 2 rill prune --rate 'nothing=0.5' model.rill -o no.rill
+    assert_stderr_line "*'nothing' matches no matrix of this model*"
+    check_exit 2 rill prune --sparsity 0.5 --method wanda model.rill -o no.rill
+    assert_stderr_line "--method wanda needs --stats or --data"
+    rill prune -q --ffn 64 model.rill -o narrow.rill
+    check_exit 3 rill prune --sparsity 0.5 --method wanda --stats model.stats.rill narrow.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "with data, layer by layer, and what cannot be is refused" {
+    rill prune -q --sparsity 0.5 --method alps --reconstruct --data tokens.rill --precision f32 --no-provenance -j 1 model.rill -o a.rill --report r.json
+    cat model.rill | rill prune -q --sparsity 0.5 --method alps --reconstruct --data tokens.rill --precision f32 --no-provenance -j 4 | cat >b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.0.ffn.down.weight","weights":[0-9]*,"zeros":[0-9]*,"sparsity":0.5,"output_error":0' r.json
+    # quantized tensors become f32
+    check_exit 0 rill prune -q --sparsity 0.5 --method wanda --data tokens.rill model.q4.rill -o q.rill
+    check_exit 0 rill ls q.rill
+    [[ $out != *q8_0* ]]
+    check_exit 2 rill prune --sparsity 0.5 --method sparsegpt model.rill -o no.rill
+    assert_stderr_line "--method sparsegpt needs --data"
+    check_exit 2 rill prune --sparsity 0.5 --ffn 64 --method alps --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --sparsity 0.5 --method magnitude --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --rate '^head|^embed=0.5' --method sparsegpt --data tokens.rill model.rill -o no.rill
+    # fewer positions than inputs, and no damping
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --damp 0 --max-tokens 8 --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer 0, attn_in: the Gram matrix does not factor*"
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    rill tokenize -q -m llama.rill text.txt -o theirs.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data theirs.rill model.rill -o no.rill
+    assert_stderr_line "*disagree: vocabulary*"
+    head -c 500 tokens.rill >cut.tok.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data cut.tok.rill model.rill -o no.rill
+    head -c 40000 model.rill >cut.rill
+    check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill cut.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "half the weights zero is about half the bytes, for every program" {
+    rill quantize -q --type bf16 model.rill -o m.rill
+    for how in "--sparsity 0.5" "--pattern 2:4"; do
+        rill prune -q $how m.rill -o raw.rill --force
+        rill prune -q $how --codec sparse m.rill -o small.rill --force
+        check_exit 0 rill check small.rill
+        check_exit 0 rill diff raw.rill small.rill
+        check_exit 0 rill ls small.rill
+        assert_stdout '*sparse layers.0.ffn.down.weight*'
+        size() { rill ls "$1" | grep -E 'layers.*(attn|ffn)\.[a-z]+\.weight' | awk '{ n += $4 * $5 / 100 } END { print int(n) }'; }
+        [ "$(size small.rill)" -lt "$(($(size raw.rill) * 3 / 5))" ]
+        rill cat -q --codec raw --no-provenance small.rill -o back.rill --force
+        rill cat -q --codec raw --no-provenance raw.rill -o again.rill --force
+        assert_same back.rill again.rill
+        rill eval -q --context 16 -m small.rill tokens.rill | grep -v model >a
+        rill eval -q --context 16 -m raw.rill tokens.rill | grep -v model >b
+        assert_same a b
+    done
+    head -c 20000 small.rill >cut.rill
+    check_exit 3 rill check cut.rill
+    assert_stderr_line "cut.rill: truncated*"
+}
+
+@test "the plan prints, reads back and can be edited" {
+    how="--layers 2 --ffn 64 --kv-heads 1 --rate attn=2:4 --rate ffn_down=0.25"
+    # shellcheck disable=SC2086
+    check_exit 0 rill prune -q $how --stats model.stats.rill --dry-run model.rill -o plan.txt
+    grep -qE '^layer [0-9]+ +1 +64 +0 +-$' plan.txt
+    grep -qE '^layers\.[0-9]\.attn\.o\.weight +64x[0-9]+ +2:4$' plan.txt
+    # shellcheck disable=SC2086
+    rill prune -q $how --stats model.stats.rill --no-provenance model.rill -o a.rill
+    rill prune -q --plan plan.txt --stats model.stats.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    rill prune -q --plan plan.txt --dry-run model.rill -o again.txt
+    assert_same plan.txt again.txt
+    rill prune -q --experts 3 --ffn 16 --rate experts=0.5 --stats experts.stats.rill --dry-run experts.rill -o e.txt
+    rill prune -q --experts 3 --ffn 16 --rate experts=0.5 --stats experts.stats.rill --no-provenance experts.rill -o a.rill --force
+    rill prune -q --plan e.txt --stats experts.stats.rill --no-provenance experts.rill -o b.rill --force
+    assert_same a.rill b.rill
+    # with data
+    rill prune -q --sparsity 0.5 --dry-run model.rill -o s.txt
+    sed 's/ 0\.5$/ 4:8/' s.txt >s8.txt
+    rill prune -q --plan s8.txt --method sparsegpt --data tokens.rill --precision f32 --no-provenance model.rill -o a.rill --force
+    rill prune -q --pattern 4:8 --method sparsegpt --data tokens.rill --precision f32 --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    bad() {
+        sed "$1" plan.txt >bad.txt
+        check_exit 3 rill prune --plan bad.txt model.rill -o no.rill
+        assert_stderr_line "bad.txt: $2"
+    }
+    bad '/^layer /d' "no layer stays: is it a plan?"
+    bad '2s/layer [0-9]*/layer 9/' "line 2: layer '9': expected a number up to 2"
+    bad '3s/layer [0-9]*/layer 0/' "line 3: layers are not in ascending order"
+    bad '2s/ 64 / 640 /' "line 2: ffn '640': expected a number up to *"
+    bad '2s/ 64 / 0 /' "line 2: layer *"
+    bad '2s/-$/0,1/' "line 2: the layer has no experts"
+    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *a plan for another model"
+    bad '5s/2:4/4:2/' "line 5: '4:2' is no sparsity*"
+    bad '5s/2:4//' "line 5: *without a shape and a sparsity"
+    bad '6s/.*/nothing 1x1 0.5/' "line 6: *"
+    bad '5p' "line 6: *for the second time"
+    check_exit 2 rill prune --plan plan.txt --ffn 64 model.rill -o no.rill
+    check_exit 2 rill prune --plan plan.txt --method sparsegpt --data tokens.rill model.rill -o no.rill
+    check_exit 1 rill prune --plan none.txt model.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "--drop-layers takes numbers and ranges" {
     check_exit 0 rill prune -q --drop-layers 1 model.rill -o one.rill
     check_exit 0 rill prune -q --drop-layers 1-1 model.rill -o two.rill --no-provenance
@@ -91,7 +221,7 @@ setup() {
     check_exit 2 rill prune --ffn 0% model.rill -o no.rill
     check_exit 2 rill prune --vocab
     check_exit 2 rill prune --ffn 64 --sparsify-head model.rill -o no.rill
-    assert_stderr_line "--sparsify-head needs --sparsity"
+    assert_stderr_line "--sparsify-head needs --sparsity*"
     check_exit 2 rill prune --ffn 64 --vocab-min-count 2 model.rill -o no.rill
     assert_stderr_line "--vocab-min-count needs --vocab"
     assert_no_file no.rill

@@ -560,6 +560,7 @@ struct visitor {
 static int add_input(void *ctx, const struct model_seen *seen, struct err *e) {
     struct visitor *v = ctx;
     (void)e;
+    assert_true(seen->point != POINT_LAYER); /* it ends before */
     if (seen->point == POINT_DOWN_IN)
         for (size_t i = 0; i < seen->rows * seen->cols; i++) v->watched[v->which] += seen->x[i];
     return 0;
@@ -578,8 +579,9 @@ static int visit_layer(void *ctx, struct model_layerwise *l, int64_t layer, stru
     if (layer < 0 || layer == v->n_layers) return 0;
     memcpy(v->out[1] + layer * v->rows * v->hidden, model_layerwise_dense_output(l),
            v->rows * v->hidden * sizeof(float));
+    const enum model_point end = POINT_DOWN_IN;
     for (v->which = STATES_NOW; v->which <= STATES_DENSE; v->which++)
-        if (model_layerwise_watch(l, v->which, add_input, v, e)) return e->code;
+        if (model_layerwise_watch(l, v->which, &end, add_input, v, e)) return e->code;
     if (layer == 0)
         kernel_scale(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n, 0.5f);
     return 0;

@@ -56,7 +56,7 @@ static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     float *same = model_host_value(model_param(m, ROLE_UP, 0)); /* a tensor full of ties */
     for (uint64_t i = 0; i < model_param(m, ROLE_UP, 0)->n; i++) same[i] = i % 2 ? 0.5f : -0.5f;
     for (int head = 0; head < 2; head++) {
-        struct prune_options o = {.sparsity = 0.37, .prune_head = head};
+        struct prune_options o = {.sparsity = {.share = 0.37}, .prune_head = head};
         uint64_t total = 0;
         OK(pruned(m, &o, &p, &r, &e));
         for (size_t i = 0; i < m->n_params; i++) {
@@ -340,8 +340,8 @@ static void what_cannot_be_pruned_is_refused(void **state) {
         {{.drop_layers = all, .n_drop_layers = 2}, ERR_USAGE, "no layer would be left"},
         {{.ffn = {.n = 65}}, ERR_USAGE, "layer 1 to 65: it is 64"},
         {{.kv_heads = {.n = 2}}, ERR_USAGE, "layer 1 to 2: there are 1"},
-        {{.sparsity = 1}, ERR_USAGE, "not in [0, 1)"},
-        {{.sparsity = NAN}, ERR_USAGE, "not in [0, 1)"},
+        {{.sparsity = {.share = 1}}, ERR_USAGE, "not in [0, 1)"},
+        {{.sparsity = {.share = NAN}}, ERR_USAGE, "not in [0, 1)"},
         {{.tokens = &none, .vocab_min_count = 1}, ERR_DATA, "no vocabulary"},
         {{.score = PRUNE_BY_STATS, .ffn = {.n = 8}}, ERR_USAGE, "need --stats"},
         {{.ffn = {.n = 8}, .stats = s}, ERR_DATA, "disagree on the shape of layer 0"},
@@ -434,7 +434,7 @@ static void shapes_that_others_cannot_hold_are_warned_of(void **state) {
          "to larger types (256 or 512 would fit)"},
         {{4, 4, 512}, {.ffn = {.n = 100}}, "(96 or 128 would fit, for k-quants a multiple of 256)"},
         {{4, 4, 50}, {.ffn = {.n = 20}}, ""}, /* no worse than it was */
-        {{4, 2, 64}, {.kv_heads = {.n = 1}, .sparsity = 0.5}, ""},
+        {{4, 2, 64}, {.kv_heads = {.n = 1}, .sparsity = {.share = 0.5}}, ""},
         {{3, 3, 64}, {.kv_heads = {.n = 1}}, ""}, /* and transformers loads it again */
     };
     char warnings[4001];

@@ -199,7 +199,7 @@ static void rules_name_types(void **state) {
                {"ffn=q9", "unknown type 'q9'"},
                {"ffn=q4_k_m", "is a mixture"},
                {"ffn=iq1_m", "is read, but not made"},
-               {"a(b=q4_0", "'a(b' at character 3: "},
+               {"a(b=q4_0", "'a(b' is no regular expression: at character 3: "},
                {"attn_v=q4_0", "'attn_v' matches no matrix"},
                {"norm=q4_0", "'norm' matches no matrix"}};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {

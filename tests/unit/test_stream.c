@@ -8,7 +8,8 @@ static const struct stream_write_options all_codecs[] = {{.codec = CODEC_RAW},
                                                          {.codec = CODEC_PLANES},
                                                          {.codec = CODEC_PLANES, .level = 3},
                                                          {.codec = CODEC_ZSTD, .chunk_bytes = 300},
-                                                         {.codec = CODEC_PLANES, .chunk_bytes = 300}};
+                                                         {.codec = CODEC_PLANES, .chunk_bytes = 300},
+                                                         {.codec = CODEC_SPARSE}};
 
 static void gives_back_what_was_written(void **state) {
     (void)state;
@@ -203,7 +204,7 @@ static void assert_same(struct buf a, struct buf b) {
 
 static void does_not_depend_on_pieces_or_threads(void **state) {
     (void)state;
-    for (int codec = CODEC_ZSTD; codec <= CODEC_PLANES; codec++) {
+    for (int codec = CODEC_ZSTD; codec <= CODEC_SPARSE; codec++) {
         struct stream_write_options o = {.codec = (enum stream_codec)codec, .chunk_bytes = 100000};
         int threads = parallel_threads();
         parallel_set_threads(1);

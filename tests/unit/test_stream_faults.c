@@ -4,8 +4,10 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-static const struct stream_write_options codings[] = {
-    {.codec = CODEC_RAW}, {.codec = CODEC_ZSTD, .chunk_bytes = 300}, {.codec = CODEC_PLANES, .chunk_bytes = 300}};
+static const struct stream_write_options codings[] = {{.codec = CODEC_RAW},
+                                                      {.codec = CODEC_ZSTD, .chunk_bytes = 300},
+                                                      {.codec = CODEC_PLANES, .chunk_bytes = 300},
+                                                      {.codec = CODEC_SPARSE, .chunk_bytes = 300}};
 
 /* ---- the n-th allocation fails, for all n ------------------------------------------------------------------------ */
 

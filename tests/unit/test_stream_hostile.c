@@ -133,7 +133,7 @@ static void checks_chunks(void **state) {
             "data for byte 8, expected byte 0",
             "data of tensor 1 inside tensor 0",
             "the chunk is not marked as the last",
-            "codec 9, this version understands codecs 0 to 2",
+            "codec 9, this version understands codecs 0 to 3",
             "unknown flags 0x3",
             "chunk of 96 bytes stored as 96 with codec zstd",
             "chunk of 0 bytes",

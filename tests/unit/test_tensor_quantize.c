@@ -109,9 +109,34 @@ static void test_parts_make_the_elements(void **state) {
                 if (!(isnan(x) && isnan(want[k])) && memcmp(&x, &want[k], sizeof x) != 0)
                     fail_msg("%s: element %zu is %g, should be %g", t->name, k, (double)x, (double)want[k]);
             }
+            uint8_t joined[256];
+            float again[QUANT_MAX_BLOCK];
+            memset(joined, 0x55, sizeof joined);
+            quant_put_together(t->dtype, &p, joined);
+            tensor_to_f32(t->dtype, joined, again, t->block_elems);
+            assert_memory_equal(again, want, t->block_elems * sizeof *again);
         }
     }
     assert_null(quant_form(DT_F32));
+}
+
+/* Of all codes that the form has, none is nearer. */
+static void test_nearest_code_of_a_form(void **state) {
+    (void)state;
+    const struct dtype_info *t;
+    struct rng r = rng_init(9, 1);
+    for (size_t i = 0; (t = quantized(i)); i++) {
+        const struct quant_form *f = quant_form(t->dtype);
+        for (int trial = 0; f && trial < 300; trial++) {
+            float v = (float)rng_normal(&r) * (float)(1u << (f->bits - 1)), best = INFINITY;
+            for (int code = 0; code <= (int)f->code_top; code++) {
+                bool written = !f->steps;
+                for (int k = 0; !written && k < 16; k++) written = f->steps[k] == code - f->offset;
+                if (written) best = fminf(best, fabsf(v - (float)(code - f->offset)));
+            }
+            assert_true(fabsf(v - (float)(quant_nearest(f, v) - f->offset)) == best);
+        }
+    }
 }
 
 static void test_gguf_package_encodes_the_same(void **state) {
@@ -489,6 +514,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decoding_is_bit_exact),
         cmocka_unit_test(test_parts_make_the_elements),
+        cmocka_unit_test(test_nearest_code_of_a_form),
         cmocka_unit_test(test_gguf_package_encodes_the_same),
         cmocka_unit_test(test_llama_quantize_encodes_the_same),
         cmocka_unit_test(test_nearest_code),

@@ -120,15 +120,20 @@ struct fixture {
     struct param_set s;
 };
 
-static void begin(struct fixture *f, const struct train_options *o, int code) {
+static void begin_with(struct fixture *f, const struct train_options *o, void (*change)(struct model *), int code) {
     struct err e;
     f->memory = (struct arena){0};
     f->config = sample_config(&f->memory);
     f->m = sample_model(&f->config, 3);
+    if (change) change(f->m);
     OK(param_set_init(&f->s, o, &e));
     int rc = train_add_model(&f->s, f->m, &e);
     if (!rc) rc = param_set_begin(&f->s, &e);
     assert_int_equal(rc, code);
+}
+
+static void begin(struct fixture *f, const struct train_options *o, int code) {
+    begin_with(f, o, NULL, code);
 }
 
 static void end(struct fixture *f) {
@@ -303,6 +308,57 @@ static void adapters_are_what_is_merged(void **state) {
         if (train_lora_parse(bad[i], &o.lora, &e) != ERR_USAGE) fail_msg("\"%s\" is accepted", bad[i]);
 }
 
+/* ---- masks ---- */
+
+/* Two of three weights of one matrix, an element of a norm; the other matrices have none. */
+static void make_zeros(struct model *m) {
+    struct model_param *up = model_param(m, ROLE_UP, 1);
+    for (uint64_t i = 0; i < up->n; i++)
+        if (i % 3) model_host_value(up)[i] = 0;
+    model_host_value(model_param(m, ROLE_NORM, 0))[4] = 0;
+}
+
+static void masks_hold(const char *optimizer, enum dtype state) {
+    struct err e;
+    struct fixture f, free;
+    struct train_options o = options();
+    OK(train_optimizer_parse(optimizer, &o, &e));
+    o.state = state;
+    o.ema = 0.5;
+    begin_with(&free, &o, make_zeros, 0);
+    o.keep_mask = true;
+    begin_with(&f, &o, make_zeros, 0);
+    assert_int_equal(param_set_state_bytes(&f.s) - param_set_state_bytes(&free.s),
+                     (model_param(f.m, ROLE_UP, 1)->n + 7) / 8);
+    for (uint64_t i = 1; i <= 3; i++) step(&f, i), step(&free, i);
+    const struct model_param *up = model_param(f.m, ROLE_UP, 1), *gate = model_param(f.m, ROLE_GATE, 1);
+    for (int averaged = 0; averaged < 2; averaged++) {
+        for (uint64_t i = 0; i < up->n; i++) {
+            uint32_t bits;
+            memcpy(&bits, &model_host_value(up)[i], sizeof bits);
+            assert_true((bits == 0) == (i % 3 != 0));
+            assert_true(model_host_value(model_param(free.m, ROLE_UP, 1))[i] != 0);
+        }
+        assert_true(model_host_value(model_param(f.m, ROLE_NORM, 0))[4] != 0); /* no matrix */
+        if (!averaged) OK(param_set_finish(&f.s, &e));
+    }
+    for (uint64_t i = 0; i < gate->n; i++) assert_true(model_host_value(gate)[i] != 0);
+    end(&f);
+    end(&free);
+}
+
+static void zeros_stay_zeros(void **state) {
+    (void)state;
+    masks_hold("adamw", DT_F32);
+    masks_hold("adamw", DT_BF16);
+    masks_hold("muon", DT_F32);
+    struct fixture f;
+    struct train_options o = options();
+    o.keep_mask = true;
+    begin(&f, &o, ERR_USAGE); /* nothing to hold */
+    end(&f);
+}
+
 /* ---- noise ------------------------------------------------------------------------------------------------------- */
 
 /* Norms of means of n draws of a vector with |mean|^2 = 4 and trace 30: E |mean of n|^2 = 4 + 30 / n. */
@@ -322,6 +378,7 @@ int main(void) {
         cmocka_unit_test(groups_are_told_apart_by_name),
         cmocka_unit_test(an_average_is_what_is_written),
         cmocka_unit_test(adapters_are_what_is_merged),
+        cmocka_unit_test(zeros_stay_zeros),
         cmocka_unit_test(noise_is_trace_over_square),
     };
     return cmocka_run_group_tests_name("train_optimizer", tests, NULL, NULL);

@@ -7,10 +7,12 @@ run_quantize() {
     # --pure: one type, no mixture
     local -A theirs=([q8_0]=Q8_0 [q6_k]='--pure Q6_K' [q5_k]='--pure Q5_K_S' [q5_1]='--pure Q5_1' [q5_0]='--pure Q5_0'
         [q4_k_m]=Q4_K_M [q4_k]='--pure Q4_K_S' [q4_1]='--pure Q4_1' [q4_0]='--pure Q4_0')
+    local -A ours=([q8_0]='--type q8_0' [q4_k_m]='--type q4_k_m')
+    for type in q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0; do ours[$type]="--pure --type $type"; done
     model=$(model_as f32)
     for type in ${QUANT_TYPES:-$(sized 'q8_0 q4_k_m' 'q8_0 q6_k q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0')}; do
         title "$type"
-        ours "rill quantize --type $type" quantize_ours "$model" "$type"
+        ours "rill quantize ${ours[$type]}" quantize_ours "$model" "${ours[$type]}"
         if [ -n "$(llama llama-quantize)" ]; then
             peer "llama-quantize ${theirs[$type]}" quantize_llama "$(stat -c %s "$model")" "$(gguf_as f32)" "${theirs[$type]}"
         else missing llama-quantize "$no_llama"; fi
@@ -18,7 +20,11 @@ run_quantize() {
     done
     rm -f "$WORK"/out.*
 }
-quantize_ours() { amount=$(stat -c %s "$1") && timed rill quantize -q -j "$THREADS" --type "$2" "$1" --force -o "$WORK/out.rill"; }
+quantize_ours() { # MODEL "[--pure] --type TYPE"
+    local -a how
+    read -r -a how <<<"$2"
+    amount=$(stat -c %s "$1") && timed rill quantize -q -j "$THREADS" "${how[@]}" "$1" --force -o "$WORK/out.rill"
+}
 quantize_llama() { # BYTES GGUF "[--pure] TYPE"
     local pure=()
     [[ $3 != --pure* ]] || pure=(--pure)

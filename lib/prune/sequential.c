@@ -1,0 +1,316 @@
+/* Single weights of a model layer by layer, each matrix with what comes into it out of what is pruned already. */
+#include <math.h>
+#include <string.h>
+
+#include "lib/prune/second_order.h"
+
+#define TRIES        4              /* more, with ten times the damping each */
+#define REFIT_STEPS  20             /* of conjugate gradients */
+#define EXPERT_BYTES (256ull << 20) /* of the Gram matrices of experts that are watched at once */
+
+struct sequential {
+    const struct prune_calibration *c;
+    const struct prune_options *o;
+    struct stream_writer *out;
+    struct prune_report *report;
+    struct model *m;
+    struct prune_plan plan;
+    uint64_t positions;
+    size_t first, end;          /* slots of the layer at hand */
+    struct kernel_array *dense; /* [end - first] weights as they were; no data: not kept */
+    struct buf scratch;
+};
+
+static bool needs_gram(const struct prune_options *o) {
+    return o->reconstruct || o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
+}
+
+/* ---- the weights as they were --------------------------------------------------------------------------------------------- */
+
+static void swap_dense(void *ctx) {
+    struct sequential *q = ctx;
+    for (size_t i = q->first; i < q->end; i++) {
+        struct kernel_array now = q->m->params[i].value;
+        if (!kernel_has_data(q->dense[i - q->first])) continue;
+        q->m->params[i].value = q->dense[i - q->first];
+        q->dense[i - q->first] = now;
+    }
+}
+
+static int keep_dense(struct sequential *q, struct err *e) {
+    q->dense = mem_array(q->end - q->first, sizeof *q->dense, e);
+    if (!q->dense) return e->code;
+    memset(q->dense, 0, (q->end - q->first) * sizeof *q->dense);
+    for (size_t i = q->first; i < q->end; i++) {
+        const struct model_param *p = &q->m->params[i];
+        if (!q->o->reconstruct || !prune_is_sparse(q->plan.sparse[i])) continue;
+        q->dense[i - q->first] = kernel_alloc(q->m->device, DT_F32, p->n, e);
+        if (!kernel_has_data(q->dense[i - q->first])) return err_prefix(e, "tensor '%s'", p->desc.name);
+        kernel_convert(q->dense[i - q->first], p->value, p->n);
+    }
+    return 0;
+}
+
+static void drop_dense(struct sequential *q) {
+    for (size_t i = 0; q->dense && i < q->end - q->first; i++) kernel_free(q->m->device, q->dense[i]);
+    mem_free(q->dense);
+    q->dense = NULL;
+}
+
+/* ---- one matrix ------------------------------------------------------------------------------------------------------------ */
+
+/* What the matrices that read from a point share. */
+struct shared {
+    struct sequential *q;
+    const struct stats_moments *m;
+    size_t part;
+    struct obs_factor *factor; /* for SparseGPT; NULL: not needed */
+    float *norms;              /* [cols] */
+    double ridge;
+};
+
+static const float *gram_of(const struct shared *h) {
+    return h->m->gram ? h->m->gram + h->part * h->m->cols * h->m->cols : NULL;
+}
+
+/* b = w (gram + shift + ridge): the outputs that w had on the inputs as they were, against the inputs as they are. */
+static float *wanted(const struct shared *h, const struct prune_matrix *w, struct err *e) {
+    size_t n = w->cols;
+    float *b = mem_array(w->rows, n * sizeof *b, e);
+    if (!b) return NULL;
+    kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(gram_of(h)), 0, kernel_f32(b));
+    if (h->m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift), 1, kernel_f32(b));
+    for (size_t i = 0; i < w->rows * n; i++) b[i] += (float)(h->ridge * w->x[i]);
+    return b;
+}
+
+/* tr(d G d^T) of the difference d to the weights as they were, over that of these. */
+static int output_error(const struct shared *h, const struct prune_matrix *w, const float *was, double *out,
+                        struct err *e) {
+    size_t n = w->rows * w->cols;
+    float *d = mem_array(n, sizeof *d, e), *y = d ? mem_array(n, sizeof *y, e) : NULL;
+    double sums[2] = {0};
+    for (int k = 0; y && k < 2; k++) {
+        for (size_t i = 0; i < n; i++) d[i] = k ? was[i] : w->x[i] - was[i];
+        kernel_matmul_nn(w->rows, w->cols, w->cols, kernel_f32(d), kernel_f32(gram_of(h)), 0, kernel_f32(y));
+        for (size_t i = 0; i < n; i++) sums[k] += (double)d[i] * y[i];
+    }
+    *out = sums[1] > 0 ? sums[0] / sums[1] : 0;
+    bool ok = y;
+    mem_free(d);
+    mem_free(y);
+    return ok ? 0 : e->code;
+}
+
+static int carry_out(const struct shared *h, const struct prune_matrix *w, struct prune_sparsity s, struct err *e) {
+    const struct prune_options *o = h->q->o;
+    struct prune_fit fit = {.gram = gram_of(h), .ridge = h->ridge, .iterations = REFIT_STEPS};
+    bool fits = o->reconstruct || o->method == PRUNE_ALPS;
+    float *b = fits ? wanted(h, w, e) : NULL;
+    if (fits && !b) return e->code;
+    fit.b = b;
+    int rc = 0;
+    switch (o->method) {
+    case PRUNE_MAGNITUDE:
+    case PRUNE_WANDA: rc = prune_mask(w, s, o->method, e); break;
+    case PRUNE_SPARSEGPT: rc = prune_sparsegpt(w, h->factor, s, e); break;
+    case PRUNE_ALPS: rc = prune_alps(w, &fit, s, e); break;
+    }
+    if (!rc && o->reconstruct && o->method != PRUNE_ALPS) rc = prune_refit(w, &fit, e);
+    mem_free(b);
+    return rc;
+}
+
+static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
+    struct sequential *q = h->q;
+    struct model_param *p = &q->m->params[slot];
+    struct prune_matrix w = {model_host_value(p), p->desc.dims[0], p->desc.dims[1], h->norms};
+    struct prune_tensor_report t = {.name = p->desc.name, .elems = p->n};
+    float *was = gram_of(h) ? mem_array(p->n, sizeof *was, e) : NULL;
+    int rc = gram_of(h) && !was ? e->code : 0;
+    if (was) memcpy(was, w.x, p->n * sizeof *was);
+    if (!rc) rc = carry_out(h, &w, q->plan.sparse[slot], e);
+    if (!rc && was) rc = output_error(h, &w, was, &t.output_error, e);
+    t.has_error = was != NULL;
+    mem_free(was);
+    if (rc) return err_prefix(e, "tensor '%s'", p->desc.name);
+    t.zeros = kernel_count_zeros(w.x, p->n);
+    q->report->zeros += t.zeros;
+    q->report->matrix_weights += t.elems;
+    return q->o->sparse ? q->o->sparse(q->o->sparse_ctx, &t, e) : 0;
+}
+
+/* ---- the matrices of a point ------------------------------------------------------------------------------------------------- */
+
+/* Is it a matrix that reads from the point, of one of these experts, and is some of it to go? */
+static bool reads(const struct sequential *q, size_t slot, const struct stats_moments_options *at) {
+    struct model_slot s = model_slot_at(&q->m->config, slot);
+    if (!prune_is_sparse(q->plan.sparse[slot]) || model_role_info(s.role)->input != at->point) return false;
+    return !at->n_experts || (s.expert >= at->first_expert && s.expert - at->first_expert < at->n_experts);
+}
+
+/* Norms, ridge and factor of one Gram matrix, or of one diagonal. */
+static int prepare(struct shared *h, struct err *e) {
+    const struct prune_options *o = h->q->o;
+    size_t n = h->m->cols;
+    const float *squares = h->m->squares + h->part * n;
+    double mean = 0;
+    obs_factor_free(h->factor);
+    h->factor = NULL;
+    for (size_t i = 0; i < n; i++) {
+        if (!(squares[i] >= 0) || isinf(squares[i]))
+            return err_set(e, ERR_DATA, "input %zu: the sum of its squares is %g", i, (double)squares[i]);
+        h->norms[i] = sqrtf(squares[i]);
+        mean += (double)squares[i] / (double)n;
+    }
+    h->ridge = o->damp * mean;
+    if (o->method != PRUNE_SPARSEGPT) return 0;
+    struct obs_options how = {.damp = o->damp, .tries = TRIES};
+    return obs_factor_new(&h->factor, gram_of(h), n, &how, e);
+}
+
+/* With moments at hand. */
+static int prune_readers(struct sequential *q, const struct stats_moments *m, const struct stats_moments_options *at,
+                         struct err *e) {
+    struct shared h = {.q = q, .m = m, .norms = mem_array(m->cols, sizeof *h.norms, e)};
+    bool prepared = false;
+    int rc = h.norms ? 0 : e->code;
+    for (size_t i = q->first; !rc && i < q->end; i++) {
+        if (!reads(q, i, at)) continue;
+        size_t part = m->n_experts ? model_slot_at(&q->m->config, i).expert - m->first_expert : 0;
+        if (!prepared || part != h.part) {
+            h.part = part;
+            rc = prepare(&h, e);
+            if (rc) err_prefix(e, "layer %u, %s", at->layer, model_point_name(at->point));
+        }
+        prepared = true;
+        if (!rc) rc = prune_matrix(&h, i, e);
+    }
+    obs_factor_free(h.factor);
+    mem_free(h.norms);
+    return rc;
+}
+
+static int prune_part(struct sequential *q, struct stats_moments_options *at, struct err *e) {
+    struct stats_moments m = {0};
+    bool any = false;
+    for (size_t i = q->first; i < q->end; i++) any |= reads(q, i, at);
+    if (!any) return 0;
+    int rc = stats_moments_collect(&m, q->c->model, at, e);
+    if (!rc) rc = prune_readers(q, &m, at, e);
+    stats_moments_release(&m);
+    return rc;
+}
+
+/* Experts as many at once as have room for their Gram matrices. */
+static int prune_point(struct sequential *q, enum model_point point, uint32_t layer, struct err *e) {
+    const struct model_config *c = &q->m->config;
+    struct stats_moments_options at = {.point = point,
+                                       .layer = layer,
+                                       .gram = needs_gram(q->o),
+                                       .shift = q->o->reconstruct,
+                                       .positions = q->positions,
+                                       .swap = swap_dense,
+                                       .swap_ctx = q};
+    bool of_experts = point == POINT_EXPERT_IN || point == POINT_EXPERT_DOWN_IN;
+    if (!of_experts) return prune_part(q, &at, e);
+    uint64_t cols = model_point_cols(c, point, layer), each = cols * cols * sizeof(float);
+    uint64_t n = at.gram ? EXPERT_BYTES / (each ? each : 1) : MODEL_MAX_EXPERTS;
+    int rc = 0;
+    for (uint32_t i = 0; !rc && i < c->layers[layer].experts; i += at.n_experts) {
+        uint32_t left = c->layers[layer].experts - i;
+        at.first_expert = i;
+        at.n_experts = n < 1 ? 1 : n < left ? (uint32_t)n : left;
+        rc = prune_part(q, &at, e);
+    }
+    return rc;
+}
+
+/* ---- the model --------------------------------------------------------------------------------------------------------------- */
+
+static int write_part(struct sequential *q, struct err *e) {
+    int rc = 0;
+    for (size_t i = q->first; !rc && i < q->end; i++)
+        rc = model_save_param(&q->m->params[i], q->out, 0, &q->scratch, e);
+    return rc;
+}
+
+/* In the type of the stream: the layer goes on with what a reader of the file will have. */
+static int round_part(struct sequential *q, struct err *e) {
+    for (size_t i = q->first; i < q->end; i++) {
+        struct model_param *p = &q->m->params[i];
+        enum dtype type = p->desc.dtype;
+        if (type == DT_F32 || dtype_info(type)->is_quantized || !prune_is_sparse(q->plan.sparse[i])) continue;
+        q->scratch.len = 0;
+        if (buf_reserve(&q->scratch, tensor_bytes(&p->desc), e)) return err_prefix(e, "tensor '%s'", p->desc.name);
+        if (tensor_from_f32_checked(type, model_host_value(p), q->scratch.data, p->n, NULL, e))
+            return err_prefix(e, "tensor '%s'", p->desc.name);
+        tensor_to_f32(type, q->scratch.data, model_host_value(p), p->n);
+    }
+    return 0;
+}
+
+static int check_finite(const struct sequential *q, struct err *e) {
+    for (size_t i = q->first; i < q->end; i++) {
+        const struct model_param *p = &q->m->params[i];
+        uint64_t bad = tensor_first_nonfinite(DT_F32, model_host_value(p), p->n);
+        if (bad != p->n)
+            return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", p->desc.name,
+                           (unsigned long long)bad);
+    }
+    return 0;
+}
+
+static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
+    static const enum model_point points[] = {POINT_ATTN_IN,   POINT_O_IN,           POINT_FFN_IN, POINT_DOWN_IN,
+                                              POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN, POINT_LSTM_IN};
+    struct sequential *q = ctx;
+    const struct model_config *c = &q->m->config;
+    bool is_layer = layer >= 0 && layer < c->n_layers;
+    (void)l;
+    q->first = layer < 0 ? 0 : model_slot_of_layer(c, (uint32_t)layer);
+    q->end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
+    int rc = check_finite(q, e);
+    if (!rc && is_layer) rc = keep_dense(q, e);
+    for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) rc = prune_point(q, points[i], (uint32_t)layer, e);
+    drop_dense(q);
+    if (!rc) rc = round_part(q, e);
+    if (!rc) rc = write_part(q, e);
+    if (!rc && is_layer && q->c->progress) q->c->progress(q->c->progress_ctx, (uint32_t)layer + 1);
+    return rc;
+}
+
+/* Single weights alone, and of the layers. */
+static int check_options(const struct sequential *q, struct err *e) {
+    const struct model_config *from = q->plan.from, *to = &q->plan.to;
+    if (to->n_layers != from->n_layers || to->vocab_size != from->vocab_size || q->plan.kept_tokens ||
+        memcmp(to->layers, from->layers, from->n_layers * sizeof *to->layers) != 0)
+        return err_set(e, ERR_USAGE,
+                       "layer by layer, with data, single weights go alone: prune the rest before or after");
+    for (size_t i = 0; i < q->plan.n_slots; i++) {
+        struct model_slot s = model_slot_at(&q->m->config, i);
+        char name[TENSOR_MAX_NAME + 1];
+        if (!model_role_in_layer(s.role) && prune_is_sparse(q->plan.sparse[i]))
+            return err_set(e, ERR_USAGE, "tensor '%s' is in no layer: with data, only matrices of layers are pruned",
+                           model_slot_name(s, name));
+    }
+    return 0;
+}
+
+int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
+                    struct prune_report *report, struct err *e) {
+    struct model *m = model_layerwise_held(c->model);
+    struct sequential q = {.c = c, .o = o, .out = out, .report = report, .m = m};
+    struct model_changes how = {o->reconstruct, visit, &q};
+    struct model_head head = {.config = m->config};
+    for (size_t i = 0; i < c->n; i++) q.positions += c->in[i].n_positions;
+    int rc = prune_plan_make(&q.plan, &head, o, e);
+    if (!rc) rc = check_options(&q, e);
+    if (!rc) rc = prune_fill_report(report, &q.plan, e);
+    if (!rc) rc = prune_rename(m->meta, report->parameters_before, report->parameters_after, e);
+    if (!rc) rc = model_head_write(out, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
+    if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
+    buf_release(&q.scratch);
+    prune_plan_release(&q.plan);
+    return rc;
+}

@@ -1,0 +1,151 @@
+/* How sparse each matrix becomes: what options and rules say, for each tensor of the model as it was. */
+#include "lib/prune/prune_internal.h"
+
+/* ---- text ---- */
+
+/* "2:4": false when it is no such pattern. */
+static bool parse_pattern(const char *text, struct prune_sparsity *out) {
+    char kept[8];
+    uint64_t n, m;
+    size_t len = strcspn(text, ":");
+    if (len >= sizeof kept || !text[len]) return false;
+    memcpy(kept, text, len);
+    kept[len] = 0;
+    if (!parse_u64(kept, &n) || !parse_u64(text + len + 1, &m) || n < 1 || n >= m || m > PRUNE_MAX_GROUP) return false;
+    *out = (struct prune_sparsity){.n = (unsigned)n, .m = (unsigned)m};
+    return true;
+}
+
+/* "0.5" or "50%". */
+static bool parse_share(const char *text, double *out) {
+    char number[32];
+    size_t len = strlen(text);
+    bool percent = len && text[len - 1] == '%';
+    if (!percent) return parse_f64(text, out) && *out >= 0 && *out < 1;
+    if (len > sizeof number) return false;
+    memcpy(number, text, len - 1);
+    number[len - 1] = 0;
+    if (!parse_f64(number, out)) return false;
+    *out /= 100;
+    return *out >= 0 && *out < 1;
+}
+
+bool prune_method_parse(const char *name, enum prune_method *out) {
+    static const char *const names[] = {[PRUNE_MAGNITUDE] = "magnitude",
+                                        [PRUNE_WANDA] = "wanda",
+                                        [PRUNE_SPARSEGPT] = "sparsegpt",
+                                        [PRUNE_ALPS] = "alps"};
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        if (strcmp(names[i], name) != 0) continue;
+        *out = (enum prune_method)i;
+        return true;
+    }
+    return false;
+}
+
+int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) {
+    *out = (struct prune_sparsity){0};
+    if (strchr(text, ':') ? parse_pattern(text, out) : parse_share(text, &out->share)) return 0;
+    return err_set(e, ERR_USAGE,
+                   "'%.40s' is no sparsity: a share from 0 to below 1 (0.5, 50%%), or N:M, N weights of each M kept, M "
+                   "at most %d (2:4)",
+                   text, PRUNE_MAX_GROUP);
+}
+
+int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) {
+    const char *equals = strrchr(text, '=');
+    if (!equals || equals == text)
+        return err_set(e, ERR_USAGE, "'%.200s' is no REGEX=SPARSITY, such as ffn_down=0.3", text);
+    out->pattern = (struct model_pattern){text, (size_t)(equals - text)};
+    return prune_sparsity_parse(equals + 1, &out->sparsity, e);
+}
+
+const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY_TEXT]) {
+    if (s.m)
+        snprintf(out, PRUNE_SPARSITY_TEXT, "%u:%u", s.n, s.m);
+    else
+        snprintf(out, PRUNE_SPARSITY_TEXT, "%.6g", s.share);
+    return out;
+}
+
+bool prune_is_sparse(struct prune_sparsity s) {
+    return s.m || s.share > 0;
+}
+
+/* ---- the plan ---- */
+
+static int apply_rule(const struct model_matcher *m, const struct prune_rule *rule, struct prune_plan *p, bool *used,
+                      struct err *e) {
+    for (size_t i = 0; i < p->n_slots; i++) {
+        struct model_slot s = model_slot_at(p->from, i), now;
+        char name[TENSOR_MAX_NAME + 1];
+        if (!model_role_is_matrix(s.role) || !prune_new_slot(p, s, &now)) continue;
+        int found = model_matches(m, model_slot_name(s, name), e);
+        if (!found && p->o->foreign_name && p->o->foreign_name(p->from, s, name)) found = model_matches(m, name, e);
+        if (found < 0) return found;
+        if (!found) continue;
+        *used = true;
+        p->sparse[i] = rule->sparsity;
+    }
+    return 0;
+}
+
+static int apply_rules(struct prune_plan *p, struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; !rc && i < p->o->n_rules; i++) {
+        const struct prune_rule *rule = &p->o->rules[i];
+        struct model_matcher *m = NULL;
+        bool used = false;
+        rc = model_matcher_new(&m, &rule->pattern, e);
+        if (!rc) rc = apply_rule(m, rule, p, &used, e);
+        model_matcher_free(m);
+        if (!rc && !used)
+            rc = err_set(e, ERR_USAGE, "'%.*s' matches no matrix of this model that stays", (int)rule->pattern.n,
+                         rule->pattern.text);
+    }
+    return rc;
+}
+
+/* Can this matrix become so sparse, by the method? */
+static int check_matrix(const struct prune_plan *p, struct model_slot old, struct model_slot now,
+                        struct prune_sparsity s, struct err *e) {
+    uint64_t dims[2] = {0};
+    char name[TENSOR_MAX_NAME + 1];
+    enum model_point point;
+    model_slot_shape(&p->to, now, dims);
+    if (s.m && dims[1] % s.m)
+        return err_set(e, ERR_USAGE, "tensor '%s': %u does not divide its rows of %llu, as %u:%u has to",
+                       model_slot_name(old, name), s.m, (unsigned long long)dims[1], s.n, s.m);
+    if ((p->o->method != PRUNE_MAGNITUDE || p->o->calibrated) && !stats_input_point(p->from, old.role, &point))
+        return err_set(e, ERR_USAGE, "tensor '%s': nothing is known of its input, which this method needs",
+                       model_slot_name(old, name));
+    return 0;
+}
+
+int prune_plan_sparse(struct prune_plan *p, struct err *e) {
+    const struct prune_options *o = p->o;
+    p->n_slots = model_slot_count(p->from);
+    p->sparse = arena_array(&p->memory, p->n_slots, sizeof *p->sparse, e);
+    if (!p->sparse) return e->code;
+    for (size_t i = 0; i < p->n_slots; i++) {
+        struct model_slot s = model_slot_at(p->from, i);
+        if (model_role_is_matrix(s.role) && (model_role_in_layer(s.role) || o->prune_head)) p->sparse[i] = o->sparsity;
+    }
+    return apply_rules(p, e);
+}
+
+int prune_check_sparse(const struct prune_plan *p, struct err *e) {
+    const struct prune_options *o = p->o;
+    bool any = false;
+    for (size_t i = 0; i < p->n_slots; i++) {
+        struct model_slot s = model_slot_at(p->from, i), now;
+        if (!prune_is_sparse(p->sparse[i]) || !prune_new_slot(p, s, &now)) continue;
+        any = true;
+        if (check_matrix(p, s, now, p->sparse[i], e)) return e->code;
+    }
+    if (any && !o->calibrated && (o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS || o->reconstruct))
+        return err_set(e, ERR_USAGE, "this method needs data: tokens to calibrate on");
+    if (any && o->method == PRUNE_WANDA && !o->stats && !o->calibrated)
+        return err_set(e, ERR_USAGE, "wanda needs the statistics of --stats (rill calibrate)");
+    return 0;
+}
