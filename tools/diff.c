@@ -22,7 +22,7 @@ static const struct cli_option options[] = {
      .max = 1,
      .help = "allow a cosine of two tensors down to X"},
     {.name = "all", .type = CLI_FLAG, .to = &all, .help = "list equal tensors too"},
-    {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each tensor"},
+    {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each tensor and one for all"},
     {0},
 };
 
@@ -31,6 +31,9 @@ struct comparison {
     FILE *out;
     bool tolerant; /* a limit was given: only it decides */
     uint64_t pairs, different, outside;
+    uint64_t listed, compared;      /* pairs with a line of their own; pairs whose values were compared */
+    struct tensor_difference total; /* over those that were compared */
+    double total_bits;              /* what their elements take in B */
 };
 
 static bool is_outside(const struct comparison *k, const struct stream_pair *p, bool different) {
@@ -47,16 +50,30 @@ static const char *describe(const struct tensor_desc *d, char *out, size_t size)
     return out;
 }
 
+/* Bits an element takes in B, scales of blocks included. */
+static double bits_of(const struct tensor_desc *b) {
+    uint64_t n = tensor_elems(b);
+    return n ? 8.0 * (double)tensor_bytes(b) / (double)n : 0;
+}
+
+static bool put_measures(cJSON *j, const struct tensor_difference *d, double bits) { /* an infinite one is null */
+    return json_put_u64(j, "different", d->n_different) && json_put_f64_or_null(j, "max_abs", d->max_abs) &&
+           json_put_f64_or_null(j, "mean_abs", tensor_difference_mean_abs(d)) &&
+           json_put_f64_or_null(j, "rmse", tensor_difference_rmse(d)) &&
+           json_put_f64_or_null(j, "relative", tensor_difference_relative(d)) &&
+           json_put_f64_or_null(j, "cosine", tensor_difference_cosine(d)) && json_put_f64(j, "bits", bits);
+}
+
+static void print_measures(FILE *out, const struct tensor_difference *d, double bits) {
+    fprintf(out, "mean %.6g, rmse %.6g, relative %.6g, cosine %.9f, bits %.4g", tensor_difference_mean_abs(d),
+            tensor_difference_rmse(d), tensor_difference_relative(d), tensor_difference_cosine(d), bits);
+}
+
 static int put_json(const struct comparison *k, const struct stream_pair *p, bool outside, struct err *e) {
-    const struct tensor_difference *d = &p->d;
     char b[300];
     cJSON *j = tensor_desc_json(p->a ? p->a : p->b);
     bool ok = json_put_str(j, "a", p->a ? "present" : "absent") && json_put_str(j, "b", describe(p->b, b, sizeof b));
-    if (p->compared) /* an infinite difference is null */
-        ok = ok && json_put_u64(j, "different", d->n_different) && json_put_f64_or_null(j, "max_abs", d->max_abs) &&
-             json_put_f64_or_null(j, "mean_abs", tensor_difference_mean_abs(d)) &&
-             json_put_f64_or_null(j, "rmse", tensor_difference_rmse(d)) &&
-             json_put_f64_or_null(j, "cosine", tensor_difference_cosine(d));
+    if (p->compared) ok = ok && put_measures(j, &p->d, bits_of(p->b));
     return cli_put_json(k->out, j, ok && json_put_bool(j, "outside", outside), e);
 }
 
@@ -69,16 +86,38 @@ static int put_pair(void *ctx, const struct stream_pair *p, struct err *e) {
     k->pairs++;
     k->different += different;
     k->outside += outside;
+    if (p->compared) {
+        k->compared++;
+        tensor_difference_add(&k->total, d);
+        k->total_bits += bits_of(p->b) * (double)d->n;
+    }
     if (!different && !all) return 0;
+    k->listed++;
     if (as_json) return put_json(k, p, outside, e);
     cli_put(k->out, (p->a ? p->a : p->b)->name);
     fputs(": ", k->out);
     if (retyped || !p->compared)
         fprintf(k->out, "%s | %s%s", describe(p->a, a, sizeof a), describe(p->b, b, sizeof b), p->compared ? ", " : "");
-    if (p->compared)
-        fprintf(k->out, "max %.6g at %" PRIu64 ", mean %.6g, rmse %.6g, cosine %.9f", d->max_abs, d->at,
-                tensor_difference_mean_abs(d), tensor_difference_rmse(d), tensor_difference_cosine(d));
+    if (p->compared) {
+        fprintf(k->out, "max %.6g at %" PRIu64 ", ", d->max_abs, d->at);
+        print_measures(k->out, d, bits_of(p->b));
+    }
     fputs(k->tolerant && outside ? " (outside)\n" : "\n", k->out);
+    return 0;
+}
+
+/* The last line: all tensors that were compared, equal ones too, as if they were one. */
+static int put_total(const struct comparison *k, struct err *e) {
+    const struct tensor_difference *d = &k->total;
+    if (!k->listed || !d->n) return 0;
+    double bits = k->total_bits / (double)d->n;
+    if (as_json) {
+        cJSON *j = cJSON_CreateObject();
+        return cli_put_json(k->out, j, json_put_u64(j, "total", k->compared) && put_measures(j, d, bits), e);
+    }
+    fprintf(k->out, "total of %" PRIu64 ": max %.6g, ", k->compared, d->max_abs);
+    print_measures(k->out, d, bits);
+    fputc('\n', k->out);
     return 0;
 }
 
@@ -127,7 +166,7 @@ static int compare(struct comparison *k, struct err *e) {
 static int run(struct cli *c, struct err *e) {
     struct comparison k = {.cli = c};
     k.tolerant = cli_given(c, "max-abs") || cli_given(c, "mean-abs") || cli_given(c, "min-cosine");
-    if (cli_text(c, &k.out, e) || compare(&k, e)) return e->code;
+    if (cli_text(c, &k.out, e) || compare(&k, e) || put_total(&k, e)) return e->code;
     if (k.outside == 0) return 0;
     return err_set(e, ERR_CHECK, "%" PRIu64 " differences in %" PRIu64 " tensors%s", k.outside, k.pairs,
                    k.tolerant ? " are outside the limits" : "");
@@ -142,18 +181,19 @@ int main(int argc, char **argv) {
         .max_operands = 2,
         .writes_text = true,
         .threaded = true,
-        .description = "Compares tensors of equal names: largest, mean and root mean square difference and the cosine, "
-                       "in f32 whatever "
-                       "the element types; and the descriptions. Prints what differs, and fails with exit code 4 when "
-                       "anything does.\n\n"
-                       "With limits (--max-abs, --mean-abs, --min-cosine) it fails when a tensor is outside one of "
-                       "them, or is missing "
-                       "or of another shape; other differences are only printed.\n\n"
-                       "Data streams are compared batch by batch and printed for each name. Otherwise B must be a "
-                       "regular file; A may "
-                       "be -, standard input. Provenance and the way data is stored are not compared.",
-        .examples = "rill diff model.rill other.rill\n"
-                    "    what differs\n"
+        .description =
+            "Compares tensors of equal names, in f32 whatever the element types: the largest, mean and root mean "
+            "square difference, the relative error ||A - B|| / ||A||, the cosine, and the bits an element "
+            "takes in B; and the descriptions. Prints what differs, then the same of all tensors together, "
+            "and fails with exit code 4 when anything differs.\n\n"
+            "With limits (--max-abs, --mean-abs, --min-cosine) it fails when a tensor is outside one of "
+            "them, or is missing "
+            "or of another shape; other differences are only printed.\n\n"
+            "Data streams are compared batch by batch and printed for each name. Otherwise B must be a "
+            "regular file; A may "
+            "be -, standard input. Provenance and the way data is stored are not compared.",
+        .examples = "rill diff model.rill model.q4.rill\n"
+                    "    what differs: what quantization did to each tensor\n"
                     "rill diff --min-cosine 0.99 model.rill model.q4.rill\n"
                     "    is every tensor near enough?\n",
         .options = options,

@@ -8,6 +8,7 @@
 #include "lib/stats/stats.h"
 
 static const char *to, *dtype_name, *tensor, *name;
+static uint64_t split_size; /* 0: one file */
 
 static const struct cli_option options[] = {
     {.name = "to",
@@ -39,17 +40,26 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .needs = {"to=gguf"},
      .help = "the model's name in the file; default: the one that was imported"},
+    {.name = "split-size",
+     .type = CLI_U64,
+     .to = &split_size,
+     .arg = "BYTES",
+     .min = 1,
+     .max = 0x1p50,
+     .needs = {"to=gguf"},
+     .help = "a folder of parts, model-00001-of-00003.gguf and so on, as llama-gguf-split makes them, with at most so "
+             "many bytes of tensors each, or a single larger one; K, M and G are powers of 1024"},
     {0},
 };
 
 static bool makes_folder(void) {
-    return strcmp(to, "safetensors") == 0 || (strcmp(to, "npy") == 0 && !tensor);
+    return split_size || strcmp(to, "safetensors") == 0 || (strcmp(to, "npy") == 0 && !tensor);
 }
 
 static int check_usage(struct cli *c, struct err *e) {
-    if (makes_folder() && !cli_output_path(c))
-        return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
-    return 0;
+    if (!makes_folder() || cli_output_path(c)) return 0;
+    if (split_size) return err_set(e, ERR_USAGE, "--split-size writes a folder: name it with -o");
+    return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
 }
 
 static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
@@ -61,6 +71,7 @@ static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
 static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
     const struct dtype_info *type = dtype_by_name(dtype_name); /* NULL: keep */
     if (strcmp(to, "npy") == 0) return npy_export_all(m, cli_output_path(c), e);
+    if (split_size) return gguf_export_parts(m, cli_output_path(c), split_size, name, e);
     return safetensors_export(m, cli_output_path(c), type ? type->dtype : 0, e);
 }
 
@@ -131,6 +142,7 @@ int main(int argc, char **argv) {
             "--to imatrix takes statistics, as calibrate writes them, instead of a model.",
         .examples =
             "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
+            "rill export --to gguf --split-size 2G model.rill -o ./model-gguf\n    in parts, for llama.cpp too\n"
             "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n    for transformers\n"
             "rill export --to npy --tensor norm.weight model.rill > norm.npy\n    one tensor, for NumPy\n"
             "rill export --to imatrix model.stats.rill -o model.imatrix.gguf\n    statistics, for llama-quantize\n",

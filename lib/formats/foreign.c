@@ -280,12 +280,14 @@ static int keep_labels(struct foreign_model *f, const struct gguf_file *g, const
     return labels_from_gguf(f, gguf_find(g, key), e);
 }
 
-static int open_gguf(struct foreign_model *f, const unsigned char *data, uint64_t n, const struct foreign_options *o,
-                     struct err *e) {
+/* path: where the other parts of a split one are; NULL: it is in memory alone. */
+static int open_gguf(struct foreign_model *f, const char *path, const unsigned char *data, uint64_t n,
+                     const struct foreign_options *o, struct err *e) {
     struct gguf_file g = {0};
     const struct arch *arch = NULL;
     const struct gguf_name *name = NULL;
     int rc = gguf_parse(&g, data, n, &f->memory, e);
+    if (!rc) rc = gguf_join(f, &g, path, e);
     if (!rc) rc = gguf_read_arch(&g, &f->memory, &arch, &name, e);
     if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
     if (!rc) rc = arch_of_config(&f->config, &arch, e); /* its own name may be beside GGUF's */
@@ -329,7 +331,7 @@ int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uin
     struct foreign_model *f;
     int rc = model_new(&f, e);
     if (rc) return rc;
-    rc = open_gguf(f, data, n, o, e);
+    rc = open_gguf(f, NULL, data, n, o, e);
     if (rc)
         foreign_close(f);
     else
@@ -349,7 +351,7 @@ static int open_path(struct foreign_model *f, const char *path, const struct for
     }
     const struct mapped_file *m;
     int rc = source_map(f, path, &m, e);
-    return rc ? rc : open_gguf(f, m->data, m->size, o, e);
+    return rc ? rc : open_gguf(f, path, m->data, m->size, o, e);
 }
 
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o, struct err *e) {

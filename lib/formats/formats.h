@@ -27,7 +27,7 @@ struct foreign_options {
     const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
 };
 /* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a
- * .safetensors beside its config.json, or a .gguf. ERR_DATA says what is missing or not supported (architecture,
+ * .safetensors beside its config.json, or a .gguf, of a split one the first part. ERR_DATA says what is missing or not supported (architecture,
  * rope type, pre-tokenizer). */
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
                  struct err *e) MUST_CHECK;
@@ -108,6 +108,11 @@ int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct mod
  * model whose layers differ goes out as llama.cpp's architecture "deci". ERR_DATA for what llama.cpp cannot load. `name`: general.name, or NULL for the one
  * that was imported. */
 int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) MUST_CHECK;
+/* The same as parts in a new folder, model-00001-of-00003.gguf and so on, as llama-gguf-split makes them: each has tensors
+ * of at most `limit` bytes, or a single larger one; the first has the keys of the model. The folder appears complete or not
+ * at all. ERR_USAGE: more parts than a GGUF can have. */
+int gguf_export_parts(struct stream_map *m, const char *folder, uint64_t limit, const char *name,
+                      struct err *e) MUST_CHECK;
 /* A Hugging Face folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
  * generation_config.json. The folder must not exist; it appears complete or not at all. dtype: f32, f16 or bf16
  * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load

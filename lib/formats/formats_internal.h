@@ -206,7 +206,9 @@ void gguf_put_u32(struct gguf_header *h, uint32_t v);
 void gguf_put_u64(struct gguf_header *h, uint64_t v);
 void gguf_put_bool(struct gguf_header *h, bool v);
 void gguf_put_string(struct gguf_header *h, const void *s, size_t n);
+void gguf_key_u16(struct gguf_header *h, const char *key, uint16_t v);
 void gguf_key_u32(struct gguf_header *h, const char *key, uint32_t v);
+void gguf_key_i32(struct gguf_header *h, const char *key, int32_t v);
 void gguf_key_f32(struct gguf_header *h, const char *key, double v);
 void gguf_key_f64(struct gguf_header *h, const char *key, double v);
 void gguf_key_bool(struct gguf_header *h, const char *key, bool v);
@@ -220,6 +222,14 @@ void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, con
 int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos,
                       struct err *e) MUST_CHECK;
 int gguf_write_padded(int fd, const void *data, uint64_t n, struct err *e) MUST_CHECK;
+/* Adds the tensors of the other parts of a split GGUF (gguf_split.c), of which `g` is the first and is at `path`; of one that
+ * is whole, nothing. path NULL: it is in memory, and no part of anything. ERR_DATA: it is not the first, its name says nothing of
+ * the others, one is missing or belongs elsewhere. */
+int gguf_join(struct foreign_model *f, struct gguf_file *g, const char *path, struct err *e) MUST_CHECK;
+/* The name of a part, number `no` from 0 of `count`, as llama.cpp finds it: "STEM-00001-of-00003.gguf". */
+char *gguf_part_name(struct arena *a, const char *stem, size_t n_stem, uint32_t no, uint32_t count,
+                     struct err *e) MUST_CHECK;
+#define GGUF_MAX_PARTS 65535 /* split.count is of 16 bits */
 /* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 /* The keys under general. that travel through META, NULL-terminated. */

@@ -32,6 +32,16 @@ static void put_key(struct gguf_header *h, const char *key, enum gguf_type type)
     h->n_keys++;
 }
 
+void gguf_key_u16(struct gguf_header *h, const char *key, uint16_t v) {
+    put_key(h, key, GGUF_U16);
+    gguf_put_bytes(h, &v, sizeof v);
+}
+
+void gguf_key_i32(struct gguf_header *h, const char *key, int32_t v) {
+    put_key(h, key, GGUF_I32);
+    gguf_put_bytes(h, &v, sizeof v);
+}
+
 void gguf_key_u32(struct gguf_header *h, const char *key, uint32_t v) {
     put_key(h, key, GGUF_U32);
     gguf_put_u32(h, v);

@@ -117,15 +117,6 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
 
 /* ---- the whole ---- */
 
-/* llama-gguf-split's parts have the keys of the whole in the first one only, and tensors in all. */
-static int check_split(const struct gguf_file *g, struct err *e) {
-    uint64_t parts = 1;
-    int rc = gguf_opt_u64(g, "split.count", 0, UINT32_MAX, &parts, e);
-    if (rc || parts <= 1) return rc;
-    return err_set(e, ERR_DATA, "one of %llu parts of a split GGUF: join them first (llama-gguf-split --merge)",
-                   (unsigned long long)parts);
-}
-
 static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct model_config *c, struct err *e) {
     const struct raw_tensor *embed = raw_table_find(&g->tensors, "token_embd.weight");
     if (!embed) return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is missing");
@@ -166,8 +157,7 @@ static bool has_tensor(const struct gguf_file *g, const char *name, const char *
 int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const char *prefix, struct model_config *c,
                      struct arena *a, struct err *e) {
     *c = (struct model_config){.n_layers = 0};
-    int rc = check_split(g, e);
-    if (!rc) rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, e);
+    int rc = gguf_check_keys(g, prefix, arch->gguf.keys, arch->gguf.n_keys, e);
     if (!rc) rc = read_own_arch(g, &arch, prefix, a, e);
     if (rc) return rc;
     *c = arch->traits;

@@ -2,6 +2,8 @@
  * GGUF v3 as llama.cpp loads it. The header needs every shape before the first byte of data, so the stream is read by
  * random access; the file itself is written from front to back, and can be a pipe.
  */
+#include <unistd.h>
+
 #include "lib/formats/arch_internal.h"
 
 /* ---- types ---- */
@@ -264,22 +266,103 @@ static void put_vocab(struct gguf_header *h, const struct vocab *v) {
 
 /* ---- tensors ---- */
 
-static void put_tensor_infos(struct gguf_header *h, const struct out *o) {
-    gguf_put_rope_tensors(h, &o->x.config);
-    for (size_t i = 0; i < o->tensors.n; i++) {
+/* Those of a file, in order. The factors of the rotation, which are none of the model's, come before the first. */
+struct range {
+    size_t from, to;
+};
+
+static void put_tensor_infos(struct gguf_header *h, const struct out *o, struct range r) {
+    if (r.from == 0) gguf_put_rope_tensors(h, &o->x.config);
+    for (size_t i = r.from; i < r.to; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         enum dtype as = type_in_file(t);
         gguf_put_tensor(h, t->name, t->rank, t->dims, as, out_tensor_bytes(t, as));
     }
 }
 
-static int write_tensors(struct out *o, int fd, struct err *e) {
-    int rc = gguf_write_rope_tensors(&o->x.config, fd, e);
-    for (size_t i = 0; i < o->tensors.n && !rc; i++) {
+static int write_tensors(struct out *o, struct range r, int fd, struct err *e) {
+    int rc = r.from == 0 ? gguf_write_rope_tensors(&o->x.config, fd, e) : 0;
+    for (size_t i = r.from; i < r.to && !rc; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         const void *data;
         rc = out_tensor_data(&o->x, t, type_in_file(t), o->name->interleaved, &data, e);
         if (!rc) rc = gguf_write_padded(fd, data, out_tensor_bytes(t, type_in_file(t)), e);
+    }
+    return rc;
+}
+
+static int write_file(struct out *o, const struct gguf_header *keys, struct range r, int fd, struct err *e) {
+    struct gguf_header infos = {.e = e};
+    put_tensor_infos(&infos, o, r);
+    int rc = infos.rc;
+    if (!rc) rc = gguf_write_header(fd, keys, &infos, e);
+    if (!rc) rc = write_tensors(o, r, fd, e);
+    buf_release(&infos.bytes);
+    return rc;
+}
+
+/* ---- in parts ---- */
+
+struct parts {
+    uint64_t limit;        /* bytes of tensors in a part */
+    uint64_t before_first; /* bytes of the rotation's factors */
+    uint32_t count, n_tensors;
+};
+
+/* The part that begins with this tensor: as many as fit, and at least one. */
+static struct range part_from(const struct out *o, const struct parts *p, size_t from) {
+    uint64_t bytes = from == 0 ? p->before_first : 0;
+    size_t i = from;
+    for (; i < o->tensors.n; i++) {
+        const struct out_tensor *t = &o->tensors.items[i];
+        uint64_t n = out_tensor_bytes(t, type_in_file(t));
+        bytes += (n + GGUF_DEFAULT_ALIGNMENT - 1) / GGUF_DEFAULT_ALIGNMENT * GGUF_DEFAULT_ALIGNMENT;
+        if (i > from && bytes > p->limit) break;
+    }
+    return (struct range){from, i};
+}
+
+static int count_parts(const struct out *o, struct parts *p, struct err *e) {
+    struct gguf_header rope = {.e = e};
+    gguf_put_rope_tensors(&rope, &o->x.config);
+    p->before_first = rope.data_bytes;
+    p->n_tensors = (uint32_t)(rope.n_tensors + o->tensors.n);
+    for (size_t at = 0; at < o->tensors.n; at = part_from(o, p, at).to) p->count++;
+    buf_release(&rope.bytes);
+    if (rope.rc || p->count <= GGUF_MAX_PARTS) return rope.rc;
+    return err_set(e, ERR_USAGE, "%u parts of %llu bytes, and a GGUF has at most %u: they must be larger", p->count,
+                   (unsigned long long)p->limit, GGUF_MAX_PARTS);
+}
+
+/* The types are those that llama.cpp insists on. */
+static void put_part(struct gguf_header *h, const struct parts *p, uint32_t no) {
+    gguf_key_u16(h, "split.no", (uint16_t)no);
+    gguf_key_u16(h, "split.count", (uint16_t)p->count);
+    gguf_key_i32(h, "split.tensors.count", (int32_t)p->n_tensors);
+}
+
+static int write_part(struct out *o, struct gguf_header *keys, struct range r, struct out_folder *f, const char *name,
+                      struct err *e) {
+    int fd, rc = keys->rc ? keys->rc : out_folder_create(f, name, &fd, e);
+    if (rc) return rc;
+    rc = write_file(o, keys, r, fd, e);
+    if (!rc) return out_folder_close(f, name, fd, e);
+    close(fd);
+    return rc;
+}
+
+/* `model`: the keys of the model, which the first part has beside its own. */
+static int write_parts(struct out *o, struct gguf_header *model, const struct parts *p, struct out_folder *f,
+                       struct err *e) {
+    int rc = 0;
+    struct range r = {0, 0};
+    for (uint32_t no = 0; no < p->count && !rc; no++) {
+        struct gguf_header own = {.e = e}, *keys = no == 0 ? model : &own;
+        const char *name = gguf_part_name(&o->x.memory, "model", strlen("model"), no, p->count, e);
+        r = part_from(o, p, r.to);
+        put_part(keys, p, no);
+        rc = name ? write_part(o, keys, r, f, name, e) : e->code;
+        buf_release(&own.bytes);
     }
     return rc;
 }
@@ -299,21 +382,38 @@ static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     return out_tensors_make(&o->tensors, &o->x, &o->arch->gguf.tensors, &gguf_common_tensors, NULL, e);
 }
 
+static int put_keys(struct gguf_header *keys, const struct out *o, const char *name, struct err *e) {
+    int rc = put_general(keys, o, name, e);
+    if (rc) return rc;
+    put_model(keys, o);
+    put_vocab(keys, o->x.vocab);
+    return keys->rc;
+}
+
 int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) {
     struct out o = {.arch = NULL};
-    struct gguf_header keys = {.e = e}, infos = {.e = e};
+    struct gguf_header keys = {.e = e};
     int rc = open_out(&o, m, e);
-    if (!rc) rc = put_general(&keys, &o, name, e);
-    if (!rc) {
-        put_model(&keys, &o);
-        put_vocab(&keys, o.x.vocab);
-        put_tensor_infos(&infos, &o);
-        rc = keys.rc ? keys.rc : infos.rc;
-    }
-    if (!rc) rc = gguf_write_header(fd, &keys, &infos, e);
-    if (!rc) rc = write_tensors(&o, fd, e);
+    if (!rc) rc = put_keys(&keys, &o, name, e);
+    if (!rc) rc = write_file(&o, &keys, (struct range){0, o.tensors.n}, fd, e);
     buf_release(&keys.bytes);
-    buf_release(&infos.bytes);
+    export_release(&o.x);
+    return rc;
+}
+
+int gguf_export_parts(struct stream_map *m, const char *folder, uint64_t limit, const char *name, struct err *e) {
+    struct out o = {.arch = NULL};
+    struct parts p = {.limit = limit};
+    struct gguf_header keys = {.e = e};
+    struct out_folder f = OUT_FOLDER_NONE;
+    int rc = open_out(&o, m, e);
+    if (!rc) rc = put_keys(&keys, &o, name, e);
+    if (!rc) rc = count_parts(&o, &p, e);
+    if (!rc) rc = out_folder_begin(&f, folder, e);
+    if (!rc) rc = write_parts(&o, &keys, &p, &f, e);
+    if (!rc) rc = out_folder_commit(&f, e);
+    out_folder_release(&f);
+    buf_release(&keys.bytes);
     export_release(&o.x);
     return rc;
 }

@@ -71,11 +71,27 @@ void tensor_compare(struct tensor_difference *d, const float *a, const float *b,
     d->n += n;
 }
 
+void tensor_difference_add(struct tensor_difference *d, const struct tensor_difference *more) {
+    if (more->max_abs > d->max_abs) d->max_abs = more->max_abs, d->at = d->n + more->at;
+    d->n += more->n;
+    d->n_different += more->n_different;
+    d->sum_abs += more->sum_abs;
+    d->sum_square += more->sum_square;
+    d->dot += more->dot;
+    d->square_a += more->square_a;
+    d->square_b += more->square_b;
+}
+
 double tensor_difference_mean_abs(const struct tensor_difference *d) {
     return d->n ? d->sum_abs / (double)d->n : 0;
 }
 double tensor_difference_rmse(const struct tensor_difference *d) {
     return d->n ? sqrt(d->sum_square / (double)d->n) : 0;
+}
+
+double tensor_difference_relative(const struct tensor_difference *d) {
+    if (d->sum_square == 0) return 0;
+    return d->square_a > 0 ? sqrt(d->sum_square) / sqrt(d->square_a) : INFINITY;
 }
 
 double tensor_difference_cosine(const struct tensor_difference *d) {

@@ -215,8 +215,12 @@ struct tensor_difference {
     uint64_t at; /* element of max_abs, the first one */
 };
 void tensor_compare(struct tensor_difference *d, const float *a, const float *b, size_t n);
+/* Adds another tensor's difference, as if its elements came after those of d. */
+void tensor_difference_add(struct tensor_difference *d, const struct tensor_difference *more);
 double tensor_difference_mean_abs(const struct tensor_difference *d);
 double tensor_difference_rmse(const struct tensor_difference *d);
+/* ||a - b|| / ||a|| in the Euclidean (of matrices: Frobenius) norm; 0 when both are equal, infinite when only a is zero. */
+double tensor_difference_relative(const struct tensor_difference *d);
 double tensor_difference_cosine(const struct tensor_difference *d); /* 1 when both are zero, 0 when one is */
 
 #endif

@@ -13,14 +13,14 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
 
 @test "diff --all lists what is equal" {
     check_exit 0 rill diff --all "$(g model-raw)" "$(g model-zstd)"
-    assert_stdout '*codes: max 0 at 0, mean 0, rmse 0, cosine 1.000000000*'
+    assert_stdout '*codes: max 0 at 0, mean 0, rmse 0, relative 0, cosine 1.000000000, bits 8*'
 }
 
 @test "diff measures, and fails" {
     rill fixture --kind stats --seed 1 >a.rill
     rill fixture --kind stats --seed 2 >b.rill
     check_exit 4 rill diff a.rill b.rill
-    assert_stdout '*: max *, mean *, rmse *, cosine *'
+    assert_stdout '*: max *, mean *, rmse *, relative *, cosine *, bits 32*total of 2: max *, mean *, rmse *, relative *'
     assert_stderr_line '2 differences in 2 tensors'
     check_exit 4 rill diff --json a.rill b.rill
     assert_stdout '*"outside":true*'
@@ -29,7 +29,7 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
 
 @test "diff --json says null of an infinite difference" {
     check_exit 4 rill diff --json "$ROOT/tests/golden/stream/nan.rill" "$ROOT/tests/golden/stream/finite.rill"
-    assert_stdout '*"different":2,"max_abs":null,"mean_abs":null,"rmse":null,"cosine":1,"outside":true}'
+    assert_stdout '*"different":2,"max_abs":null,"mean_abs":null,"rmse":null,"relative":null,"cosine":1,"bits":32,"outside":true}*"total":*'
 }
 
 @test "diff agrees with awk" {
@@ -37,10 +37,30 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     rill fixture --kind stats -n 1 --elems 50 --seed 2 >b.rill
     paste <(rill show --tsv a.rill | tr '\t' '\n') <(rill show --tsv b.rill | tr '\t' '\n') >v
     want=$(awk '{d = $1 - $2; if (d < 0) d = -d; if (d > m) m = d; s += d; q += d * d; x += $1 * $2; a += $1 * $1; b += $2 * $2}
-        END {printf "%.4g %.4g %.4g %.4g", m, s / NR, sqrt(q / NR), x / sqrt(a * b)}' v)
+        END {printf "%.4g %.4g %.4g %.4g %.4g", m, s / NR, sqrt(q / NR), sqrt(q / a), x / sqrt(a * b)}' v)
     rill diff a.rill b.rill >d.txt 2>/dev/null || true
-    assert_equal "$(sed -E 's/.*max ([^ ]*) at.*mean ([^,]*), rmse ([^,]*), cosine (.*)/\1 \2 \3 \4/' d.txt |
-        awk '{printf "%.4g %.4g %.4g %.4g", $1, $2, $3, $4}')" "$want"
+    [ "$(wc -l <d.txt)" -eq 2 ] # of one tensor the total says the same
+    sed -E 's/.*max ([^ ,]*)( at [0-9]*)?, mean ([^,]*), rmse ([^,]*), relative ([^,]*), cosine ([^,]*), bits 32$/\1 \3 \4 \5 \6/' d.txt |
+        awk '{printf "%.4g %.4g %.4g %.4g %.4g\n", $1, $2, $3, $4, $5}' >got
+    assert_equal "$(cat got)" "$(printf '%s\n%s' "$want" "$want")"
+}
+
+@test "the total of a quantized model is that of its values" {
+    rill import -q --no-provenance "$ROOT/tests/golden/tiny-llama" -o a.rill
+    rill quantize -q --type q8_0 --no-provenance a.rill -o b.rill
+    paste <(rill show --tsv a.rill | tr '\t' '\n') <(rill show --tsv b.rill | tr '\t' '\n') >v
+    rill diff --json -j 1 a.rill b.rill >one || true
+    rill diff --json -j 3 a.rill b.rill >three || true
+    assert_same one three
+    awk '{d = $1 - $2; q += d * d; x += $1 * $2; a += $1 * $1; b += $2 * $2}
+        END {printf "%d %.4g %.4g %.6f\n", NR, sqrt(q / NR), sqrt(q / a), x / sqrt(a * b)}' v >want
+    tail -n 1 one | sed -E 's/.*"total":21,.*"rmse":([^,]*),"relative":([^,]*),"cosine":([^,]*),.*/\1 \2 \3/' |
+        awk -v n="$(wc -l <v)" '{printf "%d %.4g %.4g %.6f\n", n, $1, $2, $3}' >got
+    assert_same want got
+    # bytes of the tensors in B over their elements: 34 bytes for 32 values, vectors in f32
+    grep '"name":"layers.0.attn.q.weight"' one | grep -q '"bits":8.5,'
+    bits=$(rill ls --json b.rill | sed -nE 's/.*"name":.*"bytes":([0-9]*).*/\1/p' | awk '{s += $1} END {print 8 * s}')
+    tail -n 1 one | sed -E 's/.*"bits":([^}]*)\}/\1/' | awk -v b="$bits" -v n="$(wc -l <v)" '{d = $1 * n / b - 1; exit !(d * d < 1e-20)}'
 }
 
 @test "limits decide what is outside" {

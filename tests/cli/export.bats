@@ -26,6 +26,83 @@ setup() {
     assert_same a.gguf b.gguf
 }
 
+hex() { printf %s "$1" | od -An -v -tx1 | tr -d ' \n'; }
+
+@test "GGUF in parts: each as large as may be, and the same model" {
+    check_exit 0 rill export --to gguf model.rill -o whole.gguf
+    check_exit 0 rill import --no-provenance whole.gguf -o whole.rill
+    check_exit 0 rill export --to gguf --split-size 40K model.rill -o parts
+    assert_quiet
+    assert_equal "$(ls parts | tr '\n' ' ')" "$(printf 'model-0000%d-of-00007.gguf ' 1 2 3 4 5 6 7)"
+    check_exit 0 rill import --no-provenance parts/model-00001-of-00007.gguf -o back.rill
+    assert_same whole.rill back.rill
+    check_exit_in 0 model.rill rill export --to gguf --split-size 40960 -o again
+    diff -r parts again
+    # llama.cpp insists on the types: u16 (2) for split.no and split.count, i32 (5) for split.tensors.count (with the factors, 22)
+    for i in 1 2 3 4 5 6 7; do
+        want="$(hex split.no)02000000$(printf '%02x00' $((i - 1)))"
+        want+="0b00000000000000$(hex split.count)020000000700"
+        want+="1300000000000000$(hex split.tensors.count)0500000016000000"
+        od -An -v -tx1 "parts/model-0000$i-of-00007.gguf" | tr -d ' \n' | grep -qF "$want"
+        # beside its three keys a part after the first has none of the model's
+        n=$(od -An -tu8 -j 16 -N 8 "parts/model-0000$i-of-00007.gguf" | tr -d ' ')
+        if [ "$i" -eq 1 ]; then [ "$n" -gt 20 ]; else [ "$n" -eq 3 ]; fi
+    done
+    # a tensor of 44 KiB is larger than that, and alone; what fits in one part is one
+    [ "$(od -An -tu8 -j 8 -N 8 parts/model-00007-of-00007.gguf | tr -d ' ')" -eq 1 ]
+    check_exit 0 rill export --to gguf --split-size 1G model.rill -o one
+    assert_equal "$(ls one)" model-00001-of-00001.gguf
+    check_exit 0 rill import --no-provenance one/model-00001-of-00001.gguf -o back.rill --force
+    assert_same whole.rill back.rill
+    # the smallest: each tensor alone, the factors of the rotation with the first
+    check_exit 0 rill export --to gguf --split-size 1 model.rill -o single
+    assert_equal "$(ls single | wc -l)" 21
+}
+
+@test "GGUF in parts: what is asked wrongly, or exists" {
+    check_exit 2 rill export --to gguf --split-size 40K model.rill
+    assert_stderr_line "--split-size writes a folder: name it with -o"
+    check_exit 2 rill export --to safetensors --split-size 40K model.rill -o out
+    assert_stderr_line "--split-size needs --to gguf"
+    check_exit 2 rill export --to gguf --split-size 0 model.rill -o out
+    assert_stderr_line "--split-size: 0 is outside of 1 to *"
+    check_exit 2 rill export --to gguf --split-size 2X model.rill -o out
+    mkdir there
+    check_exit 2 rill export --to gguf --split-size 40K --force model.rill -o there
+    assert_stderr_line "there exists (a folder is not replaced: remove it, or name another)"
+    cut_file model.rill 200000 >cut.rill
+    check_exit 3 rill export --to gguf --split-size 40K cut.rill -o out
+    assert_no_file out
+}
+
+@test "parts of a GGUF that are not all there, or not of one model" {
+    rill export --to gguf --split-size 40K model.rill -o p
+    check_exit 3 rill import p/model-00002-of-00007.gguf -o x.rill
+    assert_stderr_line "p/model-00002-of-00007.gguf: part 2 of 7 of a split GGUF: name the first, the others are found from it"
+    cp p/model-00001-of-00007.gguf alone.gguf
+    check_exit 3 rill import alone.gguf -o x.rill
+    assert_stderr_line "alone.gguf: the first of 7 parts of a split GGUF, but the names of the others * '-00001-of-00007.gguf'"
+    cp p/model-00001-of-00007.gguf .
+    check_exit 1 rill import model-00001-of-00007.gguf -o x.rill
+    assert_stderr_line "*model-00002-of-00007.gguf: No such file or directory"
+    mv p/model-00003-of-00007.gguf third
+    cp p/model-00004-of-00007.gguf p/model-00003-of-00007.gguf
+    check_exit 3 rill import p/model-00001-of-00007.gguf -o x.rill
+    assert_stderr_line "*p/model-00003-of-00007.gguf: says that it is part 4 of 7, expected 3 of 7"
+    cut_file third 20000 >p/model-00003-of-00007.gguf
+    check_exit 3 rill import p/model-00001-of-00007.gguf -o x.rill
+    assert_stderr_line "*p/model-00003-of-00007.gguf: tensor '*' needs * bytes *"
+    # whole again, but for one of another set
+    rill export --to gguf --split-size 1 model.rill -o q
+    for i in 02 03 04 05 06 07; do cp "p/model-000$i-of-00007.gguf" .; done
+    cp third model-00003-of-00007.gguf
+    check_exit 0 rill import model-00001-of-00007.gguf -o x.rill
+    cp q/model-00002-of-00021.gguf model-00002-of-00007.gguf
+    check_exit 3 rill import model-00001-of-00007.gguf -o y.rill
+    assert_stderr_line "*model-00002-of-00007.gguf: says that it is part 2 of 21, expected 2 of 7"
+    assert_no_file y.rill
+}
+
 @test "--name is the model's name in the GGUF" {
     check_exit 0 rill export --to gguf --name "A Name" model.rill -o a.gguf
     grep -aq "A Name" a.gguf

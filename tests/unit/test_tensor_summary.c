@@ -71,7 +71,26 @@ static void compares(void **state) {
     assert_near(d.max_abs, 1);
     assert_near(tensor_difference_mean_abs(&d), 1.5 / 4);
     assert_near(tensor_difference_rmse(&d), sqrt(1.25 / 4));
+    assert_near(tensor_difference_relative(&d), sqrt(1.25 / 30));
     assert_near(tensor_difference_cosine(&d), (1 + 5 + 6 + 16) / sqrt(30 * (1 + 6.25 + 4 + 16)));
+}
+
+static void differences_add_up(void **state) {
+    (void)state;
+    const float a[] = {1, 2, 3, 4}, b[] = {1, 2.5f, 2, 4};
+    struct tensor_difference whole = {0}, first = {0}, second = {0};
+    tensor_compare(&whole, a, b, 4);
+    tensor_compare(&first, a, b, 2);
+    tensor_compare(&second, a + 2, b + 2, 2);
+    tensor_difference_add(&first, &second);
+    assert_int_equal(first.n, whole.n);
+    assert_int_equal(first.n_different, whole.n_different);
+    assert_int_equal(first.at, whole.at);
+    assert_near(first.max_abs, whole.max_abs);
+    assert_near(first.sum_abs, whole.sum_abs);
+    assert_near(first.sum_square, whole.sum_square);
+    assert_near(tensor_difference_relative(&first), tensor_difference_relative(&whole));
+    assert_near(tensor_difference_cosine(&first), tensor_difference_cosine(&whole));
 }
 
 static void nan_differs_from_all_but_nan(void **state) {
@@ -94,6 +113,8 @@ static void zero_has_no_direction(void **state) {
     tensor_compare(&other, &zero, &one, 1);
     assert_near(tensor_difference_cosine(&same), 1);
     assert_near(tensor_difference_cosine(&other), 0);
+    assert_near(tensor_difference_relative(&same), 0);
+    assert_true(isinf(tensor_difference_relative(&other)));
 }
 
 int main(void) {
@@ -102,6 +123,7 @@ int main(void) {
         cmocka_unit_test(pieces_make_no_difference),
         cmocka_unit_test(counts_into_bins),
         cmocka_unit_test(compares),
+        cmocka_unit_test(differences_add_up),
         cmocka_unit_test(nan_differs_from_all_but_nan),
         cmocka_unit_test(zero_has_no_direction),
     };
