@@ -192,10 +192,10 @@ int main(int argc, char **argv) {
             "Data streams are compared batch by batch and printed for each name. Otherwise B must be a "
             "regular file; A may "
             "be -, standard input. Provenance and the way data is stored are not compared.",
-        .examples = "rill diff model.rill model.q4.rill\n"
-                    "    what differs: what quantization did to each tensor\n"
+        .examples = "rill diff model.rill other.rill\n"
+                    "    what differs\n"
                     "rill diff --min-cosine 0.99 model.rill model.q4.rill\n"
-                    "    is every tensor near enough?\n",
+                    "    what quantization did to each tensor, and is every one near enough?\n",
         .options = options,
         .run = run,
     };
