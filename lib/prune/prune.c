@@ -12,7 +12,7 @@ struct pass {
     bool shrunk;              /* ... what comes before them, which is shrunk when the first of them is met */
     struct prune_layer expert;
     struct prune_layer one; /* a tensor outside layers */
-    struct buf packed;
+    struct buf packed, scratch;
 };
 
 /* Stored again as it was, or as f32 when it was quantized and other numbers share its blocks now. */
@@ -44,7 +44,7 @@ static int sparsify(struct pass *p, struct prune_tensor *t, struct err *e) {
                                    .norms = t->norms.len ? (const float *)t->norms.data : NULL};
     if (!prune_is_sparse(t->sparse)) return 0;
     t->blocks.len = 0;
-    int rc = prune_mask(&w, t->sparse, p->plan.o->method, e);
+    int rc = prune_mask(&w, t->sparse, p->plan.o->method, &p->scratch, e);
     return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, e);
 }
 
@@ -203,6 +203,7 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     release_layer(&p.expert);
     release_layer(&p.one);
     buf_release(&p.packed);
+    buf_release(&p.scratch);
     prune_plan_release(&p.plan);
     model_head_release(&head);
     return rc;

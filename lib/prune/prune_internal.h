@@ -65,8 +65,9 @@ struct prune_matrix {
     size_t rows, cols;
     const float *norms; /* [cols]: L2 norms of its inputs, up to a factor; NULL: unknown */
 };
-/* Makes weights zero by magnitude, or with PRUNE_WANDA by the norms too. ERR_IO when memory is out. */
-int prune_mask(const struct prune_matrix *w, struct prune_sparsity s, enum prune_method method,
+/* Makes weights zero by magnitude, or with PRUNE_WANDA by the norms too. The scratch memory is kept from one matrix to the next:
+ * given back each time, it leaves holes between what readers and writers hold. ERR_IO when memory is out. */
+int prune_mask(const struct prune_matrix *w, struct prune_sparsity s, enum prune_method method, struct buf *scratch,
                struct err *e) MUST_CHECK;
 
 /* One layer of the old model in memory as f32, by role; NULL where it has none. */

@@ -112,7 +112,7 @@ static int carry_out(const struct shared *h, const struct prune_matrix *w, struc
     int rc = 0;
     switch (o->method) {
     case PRUNE_MAGNITUDE:
-    case PRUNE_WANDA: rc = prune_mask(w, s, o->method, e); break;
+    case PRUNE_WANDA: rc = prune_mask(w, s, o->method, &h->q->scratch, e); break;
     case PRUNE_SPARSEGPT: rc = prune_sparsegpt(w, h->factor, s, e); break;
     case PRUNE_ALPS: rc = prune_alps(w, &fit, s, e); break;
     }

@@ -278,7 +278,7 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
         assert_stderr_line "$says"
         # These teach, and learn from masked tokens and labels: labels.bats.
         case $model in
-        bert | roberta-classes)
+        bert | roberta-classes | camembert-tags)
             check_exit 3 rill distill -m m.rill --steps 2 tok.rill -o s.rill
             assert_stderr_line 'the data has no labels of the target "*'
             continue

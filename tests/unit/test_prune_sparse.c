@@ -19,6 +19,8 @@ static struct prune_matrix sample_matrix(float **gram, float *norms) {
     return (struct prune_matrix){golden_matrix(GOLDEN "w.f32", ROWS), ROWS, COLS, norms};
 }
 
+static struct buf scratch; /* of prune_mask */
+
 static void wanda_masks_are_those_of_the_formula(void **state) {
     (void)state;
     static const struct {
@@ -30,7 +32,7 @@ static void wanda_masks_are_those_of_the_formula(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct prune_matrix w = sample_matrix(&gram, norms);
         float *expected = golden_matrix(cases[i].name, ROWS);
-        OK(prune_mask(&w, cases[i].sparsity, PRUNE_WANDA, &e));
+        OK(prune_mask(&w, cases[i].sparsity, PRUNE_WANDA, &scratch, &e));
         assert_memory_equal(w.x, expected, ROWS * COLS * sizeof *w.x);
         mem_free(w.x);
         mem_free(gram);
@@ -109,7 +111,7 @@ static void least_squares_within_a_mask(void **state) {
     struct prune_matrix w = sample_matrix(&gram, norms);
     float *b = wanted_of(w.x, gram, 0);
     struct prune_fit fit = {.gram = gram, .b = b, .iterations = 400};
-    OK(prune_mask(&w, (struct prune_sparsity){.share = 0.5}, PRUNE_WANDA, &e));
+    OK(prune_mask(&w, (struct prune_sparsity){.share = 0.5}, PRUNE_WANDA, &scratch, &e));
     for (size_t r = 0; r < ROWS; r++) w.x[r * COLS + 5] = 0; /* the input that is always 0: any weight would do */
     OK(prune_refit(&w, &fit, &e));
     assert_weights(w.x, GOLDEN "refit.5.f32", 1e-4);
@@ -132,7 +134,7 @@ static double error_by(enum prune_method method, bool refit, struct prune_sparsi
     else if (method == PRUNE_ALPS)
         OK(prune_alps(&w, &fit, s, &e));
     else
-        OK(prune_mask(&w, s, method, &e));
+        OK(prune_mask(&w, s, method, &scratch, &e));
     if (refit) OK(prune_refit(&w, &fit, &e));
     size_t zeros = kernel_count_zeros(w.x, ROWS * COLS);
     assert_in_range(zeros, ROWS * COLS / 2, ROWS * COLS / 2 + ROWS); /* and the weights of the input that is 0 */
@@ -168,7 +170,7 @@ static void check_masks(size_t rows, size_t cols, struct prune_sparsity s, enum 
     float *x = mem_array(rows * cols, sizeof *x, &e), *y = mem_array(rows * cols, sizeof *y, &e);
     for (size_t i = 0; i < rows * cols; i++) x[i] = y[i] = (float)((int)rng_below(&r, 9) - 4) / 4; /* many ties */
     struct prune_matrix w = {y, rows, cols, norms};
-    OK(prune_mask(&w, s, method, &e));
+    OK(prune_mask(&w, s, method, &scratch, &e));
     bool by_row = method == PRUNE_WANDA;
     size_t group = s.m ? s.m : by_row ? cols : rows * cols;
     size_t gone = s.m ? s.m - s.n : (size_t)(s.share * (double)group);
@@ -468,5 +470,7 @@ int main(void) {
         cmocka_unit_test(layer_by_layer),
         cmocka_unit_test(layer_by_layer_a_flaw_is_found),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    buf_release(&scratch);
+    return failed;
 }

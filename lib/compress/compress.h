@@ -1,0 +1,33 @@
+/*
+ * compress: quantizing as a program carries it out: what its options say, the statistics, plans and tokens that they name, the plan
+ * for a target, what is said and reported.
+ * Order of files, each calling only those before it: settings, target, run.
+ */
+#ifndef RILL_COMPRESS_H
+#define RILL_COMPRESS_H
+
+#include "lib/cli/cli.h"
+#include "lib/quant/quant.h"
+#include "lib/session/session.h"
+
+/* What the command line says. Texts are read by compress_run; NULL or 0: not given. */
+struct compress_options {
+    const char *type, *head_type, *embed_type; /* names */
+    struct cli_list rules;                     /* REGEX=TYPE */
+    const char *plan, *stats, *data, *fisher;  /* files */
+    const char *types, *cache;                 /* of a target: names between commas, a folder */
+    double target_bpw;
+    uint64_t target_size;
+    bool pure, strict, dry_run;
+    const char *method;         /* "rtn" or "gptq" */
+    struct session_options how; /* the precision over the data */
+    uint64_t max_tokens, sweeps;
+    double damp;
+    bool symmetric;
+};
+
+/* Reads the model (operand 0) and writes it quantized, or with dry_run the plan as text; says what differs from what was
+ * asked for and fills in the report. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_run(struct cli *c, const struct compress_options *o, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,136 @@
+/* A run from its options to the model or the plan that it writes. */
+#include "lib/compress/compress_internal.h"
+
+/* ---- what is told ------------------------------------------------------------------------------------------------ */
+
+static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
+    struct compress *k = ctx;
+    quant_summary_add(&k->sum, t);
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(k->c), "tensors"), *o = cJSON_CreateObject();
+    if (!o || !quant_report_put(o, t) || !cJSON_AddItemToArray(list, o)) {
+        cJSON_Delete(o);
+        return err_nomem(e, "report");
+    }
+    log_line(LOG_INFO, "%s: %s -> %s, relative error %.4f%s%s", t->name, dtype_info(t->from)->name,
+             dtype_info(t->to)->name, t->relative, t->fell_back ? ", fell back from " : "",
+             t->fell_back ? dtype_info(t->wanted)->name : "");
+    if (t->output_error_nearest > 0)
+        log_line(LOG_INFO, "%s: squared error of its outputs %.3f of rounding to nearest", t->name,
+                 t->output_error / t->output_error_nearest);
+    return 0;
+}
+
+/* What differs from what was asked for, a line each. */
+static void say_summary(const struct compress *k, const struct quant_totals *totals) {
+    const struct quant_summary *s = &k->sum;
+    if (s->requantized[0])
+        cli_say(k->c, "tensors are quantized already (%s): %s", s->requantized,
+                !k->how.type || dtype_info(k->how.type->base)->is_quantized
+                    ? "rounding them again loses more than quantizing the original would"
+                    : "they stay as coarse as they are");
+    if (totals->fell_back)
+        cli_say(k->c,
+                "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first "
+                "'%s', now %s (-v lists all, --strict refuses)",
+                (unsigned long long)totals->fell_back, s->first_fallback, dtype_info(s->first_fallback_to)->name);
+    if (totals->blind)
+        cli_say(k->c, "%llu tensors got a type that is made for weights whose importance is known: use --stats",
+                (unsigned long long)totals->blind);
+}
+
+static int report_totals(struct cli *c, const struct quant_totals *totals, struct err *e) {
+    double bits = 8.0 * (double)totals->bytes / (double)totals->elems;
+    cJSON *r = cli_report(c);
+    cli_say(c, "%.3f bits per weight, %.1f MB from %.1f MB", bits, (double)totals->bytes / 1e6,
+            (double)totals->bytes_before / 1e6);
+    bool ok = json_put_u64(r, "weights", totals->elems) && json_put_u64(r, "bytes", totals->bytes) &&
+              json_put_u64(r, "bytes_before", totals->bytes_before) &&
+              json_put_u64(r, "fell_back", totals->fell_back) && json_put_u64(r, "without_importance", totals->blind) &&
+              json_put_f64(r, "bits_per_weight", bits);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+/* ---- a plan that is printed -------------------------------------------------------------------------------------- */
+
+static int print_target(struct compress *k, struct err *e) {
+    FILE *out;
+    int rc = cli_text(k->c, &out, e);
+    if (!rc) fwrite(k->plan.data, 1, k->plan.len - 1, out);
+    return rc;
+}
+
+static int print_plan(struct compress *k, struct err *e) {
+    struct quant_totals totals;
+    struct buf plan = {0};
+    FILE *out;
+    int rc = cli_text(k->c, &out, e);
+    if (!rc) rc = quantize_dry_run(k->in, &k->how, &plan, &totals, e);
+    if (!rc) fwrite(plan.data, 1, plan.len, out);
+    if (!rc && totals.refused)
+        cli_say(k->c,
+                "%llu tensors are quantized already and would grow, which gains nothing: without --dry-run this is "
+                "refused (quantize the original, or --force)",
+                (unsigned long long)totals.refused);
+    if (!rc) rc = report_totals(k->c, &totals, e);
+    buf_release(&plan);
+    return rc;
+}
+
+/* ---- a model that is written ------------------------------------------------------------------------------------- */
+
+static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
+    const struct compress_options *o = k->o;
+    struct session_tokens data = {0};
+    struct quant_calibration q = {
+        .damp = o->damp, .act_order = true, .asymmetric = !o->symmetric, .sweeps = (unsigned)o->sweeps};
+    int rc = model_layerwise_new(&q.model, kernel_cpu(), k->in, WEIGHTS_F32, NULL, NULL, e);
+    if (!rc) rc = session_read_tokens(k->c, o->data, "data", model_layerwise_model(q.model), o->max_tokens, &data, e);
+    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(q.model), e);
+    if (!rc) rc = grad_tape_new(&q.scratch, kernel_cpu(), false, session_precision(&o->how), e);
+    q.in = &data.in, q.n = 1;
+    if (!rc) rc = quantize_layerwise(&q, out, &k->how, report_tensor, k, totals, e);
+    grad_tape_free(q.scratch);
+    model_layerwise_free(q.model);
+    session_tokens_release(&data);
+    return rc;
+}
+
+static int quantize(struct compress *k, struct err *e) {
+    struct stream_writer *out;
+    struct quant_totals totals;
+    int rc = cli_open_output(k->c, &out, e);
+    if (!rc && !cJSON_AddArrayToObject(cli_report(k->c), "tensors")) rc = err_nomem(e, "report");
+    if (!rc)
+        rc = k->how.calibrated ? with_data(k, out, &totals, e)
+                               : quantize_stream(k->in, out, &k->how, report_tensor, k, &totals, e);
+    if (!rc) rc = cli_close_output(k->c, e);
+    if (rc) return rc;
+    say_summary(k, &totals);
+    return report_totals(k->c, &totals, e);
+}
+
+static int carry_out(struct compress *k, struct err *e) {
+    const struct compress_options *o = k->o;
+    bool target = compress_has_target(o);
+    int rc = compress_read_settings(k, e);
+    if (!rc && target && !k->model.is_file && (!o->dry_run || o->fisher))
+        rc = err_set(e, ERR_USAGE,
+                     "a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan");
+    if (!rc) rc = cli_open_stream(k->c, cli_input_path(k->c, 0), "model", STREAM_MODEL, &k->in, e);
+    if (!rc && target) rc = compress_plan_target(k, e);
+    if (rc) return rc;
+    if (o->dry_run) return target ? print_target(k, e) : print_plan(k, e);
+    return quantize(k, e);
+}
+
+int compress_run(struct cli *c, const struct compress_options *o, struct err *e) {
+    struct compress k = {.c = c, .o = o};
+    session_file_init(&k.model, cli_input_path(c, 0));
+    int rc = carry_out(&k, e);
+    session_file_release(&k.model);
+    stats_free(k.stats);
+    imatrix_free(k.imatrix);
+    buf_release(&k.plan);
+    mem_free(k.rules);
+    return rc;
+}

@@ -1,0 +1,95 @@
+/* What the options of a run say: types, rules, a plan, statistics. */
+#include <string.h>
+
+#include "lib/compress/compress_internal.h"
+
+bool compress_has_target(const struct compress_options *o) {
+    return o->target_bpw > 0 || o->target_size;
+}
+
+static int parse_dtype(const char *option, const char *name, unsigned *out, struct err *e) {
+    int rc = name ? quant_dtype_parse(name, out, e) : 0;
+    return rc ? err_prefix(e, "--%s", option) : 0;
+}
+
+static int parse_rules(struct compress *k, struct err *e) {
+    const struct cli_list *list = &k->o->rules;
+    k->rules = mem_array(list->n ? list->n : 1, sizeof *k->rules, e);
+    if (!k->rules) return e->code;
+    k->how.rules = k->rules;
+    k->how.n_rules = list->n;
+    for (size_t i = 0; i < list->n; i++)
+        if (quant_rule_parse(list->items[i], &k->rules[i], e)) return err_prefix(e, "--tensor-type");
+    return 0;
+}
+
+static int parse_types(struct compress *k, struct err *e) {
+    const struct compress_options *o = k->o;
+    if (!o->type && !o->plan && !compress_has_target(o))
+        return err_set(e, ERR_USAGE, "--type, --plan, --target-bpw or --target-size is required");
+    if (k->how.calibrated && !o->data && !o->dry_run)
+        return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
+    int rc = o->type ? quant_type_parse(o->type, &k->how.type, e) : 0;
+    if (!rc && o->pure && !k->how.type->mixture)
+        rc = err_set(e, ERR_USAGE, "--pure: %s is the same everywhere, it has no mixture", k->how.type->name);
+    if (!rc) rc = parse_dtype("head-type", o->head_type, &k->how.head_type, e);
+    if (!rc) rc = parse_dtype("embed-type", o->embed_type, &k->how.embed_type, e);
+    return rc ? rc : parse_rules(k, e);
+}
+
+static int read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) {
+    enum { MOST = 1 << 30 };
+    struct cli_file *f;
+    int rc = cli_open_file(c, path, role, &f, e);
+    if (!rc) rc = cli_file_read_all(f, MOST, bytes, e);
+    if (!rc && bytes->len > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
+    return rc;
+}
+
+static int read_plan(struct compress *k, struct err *e) {
+    struct buf *text = &k->plan;
+    int rc = read_whole(k->c, k->o->plan, "plan", text, e);
+    if (!rc && text->len && memchr(text->data, 0, text->len))
+        rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", k->o->plan);
+    if (!rc) rc = buf_append(text, "", 1, e);
+    if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
+    return rc;
+}
+
+/* Statistics of ours or of llama.cpp's: the first bytes tell, where they can be looked at. */
+static int read_stats(struct compress *k, struct err *e) {
+    const char *path = k->o->stats;
+    struct stream_reader *in;
+    struct buf bytes = {0};
+    char begin[4];
+    size_t n = 0;
+    FILE *f = cli_is_file(path) && strcmp(path, "-") != 0 ? fopen(path, "rb") : NULL;
+    if (f) {
+        n = fread(begin, 1, sizeof begin, f);
+        fclose(f);
+    }
+    if (!n || !imatrix_is(path, begin, n)) {
+        int rc = cli_open_stream(k->c, path, "stats", STREAM_STATS, &in, e);
+        return rc ? rc : stats_load(&k->stats, in, e);
+    }
+    int rc = read_whole(k->c, path, "stats", &bytes, e);
+    if (!rc && imatrix_read(&k->imatrix, &bytes, e)) rc = err_prefix(e, "%s", path);
+    buf_release(&bytes);
+    return rc;
+}
+
+int compress_read_settings(struct compress *k, struct err *e) {
+    const struct compress_options *o = k->o;
+    k->how = (struct quant_options){.pure = o->pure,
+                                    .strict = o->strict,
+                                    .grow = cli_given(k->c, "force"),
+                                    .calibrated = strcmp(o->method, "rtn") != 0,
+                                    .fuses_qkv = target_fuses_qkv,
+                                    .foreign_name = target_tensor_name};
+    int rc = parse_types(k, e);
+    if (!rc && o->plan) rc = read_plan(k, e);
+    if (!rc && o->stats) rc = read_stats(k, e);
+    k->how.stats = k->stats;
+    if (k->imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->imatrix;
+    return rc;
+}
