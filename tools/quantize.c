@@ -1,7 +1,7 @@
 /* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/compress/compress.h"
 
-static struct compress_options o;
+static struct compress_quantize_options o;
 
 static const struct cli_option options[] = {
     {.name = "type",
@@ -160,7 +160,7 @@ static const struct cli_option options[] = {
 };
 
 static int run(struct cli *c, struct err *e) {
-    return compress_run(c, &o, e);
+    return compress_quantize(c, &o, e);
 }
 
 int main(int argc, char **argv) {
