@@ -165,11 +165,8 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
-     * unchanged. */
-    struct knowledge_format *f = &w->in.format;
-    bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
-    return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
+    if (!rc) knowledge_cut_padding(&w->in.format, w->vocab->n_unpadded); /* encoded shares have it, and keep it */
+    return rc;
 }
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {

@@ -50,11 +50,7 @@ static int load(struct work *w, struct err *e) {
         session_open_data(w->c, cli_input_path(w->c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w->in, e) ||
         session_check_vocab(w->teacher, &w->in, "knowledge", e))
         return e->code;
-    struct knowledge_format *f =
-        &w->in.format; /* padding of a teacher without a vocabulary has no share in a softmax */
-    if (f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->teacher->n_unpadded &&
-        knowledge_fit(f, w->teacher->n_unpadded, e))
-        return err_prefix(e, "%s", stream_reader_name(w->in.stream));
+    knowledge_cut_padding(&w->in.format, w->teacher->n_unpadded);
     if (!tokens) return 0;
     if (session_open_data(w->c, tokens, "tokens", STREAM_TOKENS, NULL, &w->given, e)) return e->code;
     return session_check_vocab(w->student, &w->given, "tokens", e);

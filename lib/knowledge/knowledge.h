@@ -127,13 +127,15 @@ int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* The option of rill tokenize that makes labels of the target, for messages. */
 const char *knowledge_labels_option(enum stream_target target);
+/* Cuts dense rows over the tokens of a named vocabulary to its n_tokens: further columns are padding of the embedding of
+ * a teacher that had no vocabulary to tell. */
+void knowledge_cut_padding(struct knowledge_format *f, uint32_t n_tokens);
 /* Columns of the rows that a loss gets. */
 uint32_t knowledge_columns(const struct knowledge_format *f);
 /*
- * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further
- * columns, where the vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell:
- * dense rows are cut, which is exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that,
- * and for all other differences. What plain tokens say is replaced.
+ * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Padding of
+ * dense rows is cut (knowledge_cut_padding), which is exact; a sparse row cannot lose the padding's share of its
+ * softmax. ERR_DATA for that, and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
