@@ -94,14 +94,10 @@ static int choose_response(struct cli *c, struct work *w, struct err *e) {
 static int begin(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
     w->out = w->in.format;
-    if (choose_response(c, w, e) || session_choose_fields(&drop, field_dtype, &w->out, e)) return e->code;
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, cli_seed(c), e);
-    cJSON_Delete(meta);
-    return rc;
+    if (choose_response(c, w, e) || session_choose_fields(&drop, field_dtype, &w->out, e) ||
+        cli_open_output(c, &writer, e))
+        return e->code;
+    return knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in.stream), &w->out, cli_seed(c), e);
 }
 
 static int report(struct cli *c, struct work *w, struct err *e) {

@@ -60,14 +60,10 @@ static int begin(struct work *w, struct err *e) {
     struct stream_writer *writer;
     struct align_options o = {w->teacher, w->student, &w->in.format, (uint32_t)entries};
     if (align_format(&o, &w->out, e)) return err_prefix(e, "%s", stream_reader_name(w->in.stream));
-    cJSON *meta = tokens ? cJSON_Duplicate(stream_reader_meta(w->given.stream), true) : cJSON_CreateObject();
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(w->c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
-    if (!rc) rc = align_new(&w->align, &o, e);
-    cJSON_Delete(meta);
-    return rc;
+    const cJSON *meta = tokens ? stream_reader_meta(w->given.stream) : NULL;
+    if (cli_open_output(w->c, &writer, e) || knowledge_encoder_open(&w->encoder, writer, meta, &w->out, 0, e))
+        return e->code;
+    return align_new(&w->align, &o, e);
 }
 
 static void show(void *ctx) {

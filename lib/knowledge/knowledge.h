@@ -153,7 +153,7 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 /*
  * Rows of logits in, batches out:
  *
- *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
+ *     knowledge_encoder_open(&k, writer, meta, &format, seed)   writes META
  *     for each batch of input:
  *         knowledge_encoder_begin(k, input)                    announces positions
  *         knowledge_encoder_field(k, i, part) ...              gives them their rows of each field
@@ -167,6 +167,11 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
  * a position depend on the seed and on its number in the whole stream only.
  */
 struct knowledge_encoder;
+/* Writes META, which is that of the stream that the knowledge is made from (NULL: there is none) with what
+ * knowledge_meta_put puts into it. */
+int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer *w, const cJSON *meta,
+                           const struct knowledge_format *f, uint64_t seed, struct err *e) MUST_CHECK;
+/* The same where the caller has written META. */
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) MUST_CHECK;
 /* Positions to come. */
