@@ -295,6 +295,13 @@ size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_
  * number of its first one. */
 void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
                           size_t seq, size_t position);
+/* Does a pack, of at most `most` positions, begin with the next sequence, which has n? *pack: positions so far of the
+ * pack before it (0: there is none), then of its own. most 0: each sequence is a pack. */
+static inline bool knowledge_begins_pack(uint64_t most, uint64_t *pack, uint64_t n) {
+    bool begins = !*pack || *pack + n > most;
+    *pack = begins ? n : *pack + n;
+    return begins;
+}
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
