@@ -317,9 +317,8 @@ static int mix_dense(struct knowledge_mixer *m, struct knowledge_encoder *k, siz
         memset(j.sum, 0, n * d * sizeof *j.sum);
         for (size_t i = 0; i < m->n; i++) {
             const struct lane *l = &m->lanes[i];
-            float inv_temperature = (float)knowledge_inv_temperature(l->f, m->out.temperature);
-            knowledge_dense_rows(&l->rows, l->f, l->row + first, n, j.x);
-            kernel_log_softmax(kernel_f32(j.x), kernel_f32(j.x), n, d, inv_temperature);
+            struct kernel_target target; /* whose log-probabilities are in j.x */
+            knowledge_target(&l->rows, l->f, m->out.temperature, l->row + first, n, j.x, &target);
             j.weight = l->weight;
             parallel_for(n, add_row, &j);
         }
