@@ -57,7 +57,7 @@ static int all_passes(struct trainer *t, pass_fn *pass, struct err *e) {
 
 static uint64_t count_labelled(const struct trainer *t, size_t n_seqs, size_t n_positions) {
     const struct knowledge_rows *r = &t->eval->rows;
-    size_t rows = t->eval->format.target == TARGET_SEQUENCE ? n_seqs : n_positions;
+    size_t rows = knowledge_first_row(&t->eval->format, n_seqs, n_positions);
     uint64_t n = 0;
     for (size_t i = 0; i < rows; i++) n += r->labels[i] != UINT32_MAX;
     return n;

@@ -361,7 +361,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     if (!n_seqs) return;
     size_t n = 0;
     for (size_t i = 0; i < n_seqs; i++) n += k->lengths[i];
-    size_t rows = f->target == TARGET_SEQUENCE ? n_seqs : n;
+    size_t rows = knowledge_first_row(f, n_seqs, n);
     uint64_t entries = k->offset[rows];
     drop_fields(k, n_seqs, n);
     drop_front(&k->memory[MEM_SEQS], n_seqs * sizeof *k->seqs);

@@ -318,7 +318,8 @@ void knowledge_feature_rows(const struct knowledge_rows *k, size_t field, size_t
  * 0 where nothing is attended to. */
 void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, size_t length,
                              float *out);
-/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue. */
+/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue:
+ * the number of rows that the sequences before it have. */
 static inline size_t knowledge_first_row(const struct knowledge_format *f, size_t seq, size_t position) {
     return f->target == TARGET_SEQUENCE ? seq : position;
 }
