@@ -3,7 +3,7 @@
 
 static struct compress_quantize_options o;
 
-static const struct cli_option options[] = {
+static struct cli_option options[] = {
     {.name = "type",
      .type = CLI_STRING,
      .to = &o.type,
@@ -205,5 +205,7 @@ int main(int argc, char **argv) {
         .options = options,
         .run = run,
     };
+    for (struct cli_option *option = options; option->name; option++)
+        if (strcmp(option->name, "type") == 0) option->suggests = quant_type_names();
     return cli_main(&program, argc, argv);
 }

@@ -45,9 +45,10 @@ ask rill recipe --tar
 ask rill recipe --progress al
 ask rill recipe --progress = ne
 ask rill help reci
+ask rill quantize --type q4_k_
 EOS
     check_exit 0 bash ask.bash
-    assert_equal "$out" $'recipe\n--target\nalways\nnever\nrecipe'
+    assert_equal "$out" $'recipe\n--target\nalways\nnever\nrecipe\nq4_k_m q4_k_s'
 }
 
 @test "the completion is valid zsh and says of each option what it takes" {
