@@ -197,8 +197,7 @@ void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_
     for (uint32_t i = 0, seen = 0; i < length; i++) {
         if (counted && !counted[i]) continue;
         philox(seed ^ SAMPLED_STREAM, seq, i, word);
-        double u = (double)((word[0] | (uint64_t)word[1] << 32) >> 11) * 0x1p-53;
-        chosen[i] = u * (count - seen++) < left;
+        chosen[i] = philox_f64(word) * (count - seen++) < left;
         left -= chosen[i];
     }
 }
