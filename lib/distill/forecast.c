@@ -1,9 +1,12 @@
 /* What a run will take, from one of its passes: time, memory, bytes; and what the machine could do at best. */
+#include <stdlib.h>
 #include <sys/resource.h>
 
 #include "lib/distill/distill_internal.h"
 
 #define ENOUGH_SECONDS 0.5 /* of measuring one thing */
+#define FEW_REPEATS    3   /* that a median needs; fewer when they take longer than ... */
+#define MOST_SECONDS   20
 #define MOST_REPEATS   200
 
 /* ---- the machine's peak ------------------------------------------------------------------------------------------ */
@@ -60,13 +63,30 @@ double distill_flops(const struct trainer *t, double mean_context) {
 /* ---- measuring a run --------------------------------------------------------------------------------------------- */
 
 struct measured {
+    uint64_t steps;              /* of the run */
     double positions;            /* of the pass that was measured */
-    double pass, update;         /* seconds of each, warm */
+    double pass, update;         /* seconds of each, warm: medians */
+    double first;                /* seconds that the first step takes more: memory is touched, buffers grow */
     double read, read_positions; /* seconds of reading and decoding so many */
     double ahead;                /* seconds a position of a teacher layer by layer, which runs over a step at once */
     double eval_pass, eval_positions; /* of a pass of an evaluation; 0: there is none */
     double eval_ahead;                /* as `ahead`, for evaluations */
 };
+
+/* A teacher layer by layer once more over the same positions, warm; the first time took `ran`. One that comes through a pipe can be read
+ * for one step alone. */
+static int measure_ahead(struct trainer *t, struct measured *m, bool last, double ran, struct err *e) {
+    bool ready;
+    m->ahead = ran / (double)t->ahead;
+    if (m->steps < 2) return 0;
+    t->ahead = t->ahead_at = 0;
+    double begin = trainer_now();
+    if (trainer_run_teacher(t, last, &ready, e)) return e->code;
+    double took = trainer_now() - begin;
+    m->ahead = took / (double)t->ahead;
+    if (ran > took) m->first += ran - took;
+    return 0;
+}
 
 /* Feeds rows until there is a pass, and all that a teacher runs over at once. */
 static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
@@ -95,29 +115,63 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
     knowledge_stream_release(&data);
     m->read = trainer_now() - begin - ran;
     m->read_positions = (double)t->rows.n_positions;
-    if (t->ahead) m->ahead = ran / (double)t->ahead;
+    if (!rc && t->ahead) rc = measure_ahead(t, m, !more, ran, e);
     return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
+}
+
+/* How long something took each time. */
+struct times {
+    double seconds[MOST_REPEATS], sum;
+    int n;
+};
+
+static void note(struct times *x, double since) {
+    x->seconds[x->n] = trainer_now() - since;
+    x->sum += x->seconds[x->n++];
+}
+
+static bool wants_more(const struct times *x) {
+    if (x->n >= MOST_REPEATS) return false;
+    return x->sum < ENOUGH_SECONDS || (x->n < FEW_REPEATS && x->sum < MOST_SECONDS);
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Others that run beside it make some longer, and few of them much. */
+static double median(struct times *x) {
+    qsort(x->seconds, (size_t)x->n, sizeof *x->seconds, ascending);
+    return (x->seconds[(x->n - 1) / 2] + x->seconds[x->n / 2]) / 2;
+}
+
+/* A pass and an update, as a step has them: losses with their weights, and weights that have just changed. */
+static int measure_step(struct trainer *t, size_t n_seqs, size_t n_positions, struct times *pass, struct times *update,
+                        struct err *e) {
+    loss_list_begin_step(&t->losses, t->progress.step + 1, train_schedule_at(&t->o.plan, t->progress.step + 1)->steps);
+    t->ahead_at = 0; /* the same positions again */
+    double begin = trainer_now();
+    if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
+    note(pass, begin);
+    begin = trainer_now();
+    if (trainer_update(t, e)) return e->code;
+    note(update, begin);
+    return 0;
 }
 
 /* The first one is longer: pages are touched. */
 static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct measured *m, struct err *e) {
-    int repeats = 0;
+    struct times first = {.n = 0}, pass = {.n = 0}, update = {.n = 0};
     m->positions = (double)n_positions;
-    if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
-    double begin = trainer_now(), took = 0;
-    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
-        t->ahead_at = 0; /* the same positions again */
-        if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
-    }
-    m->pass = took / repeats;
+    t->o.plan.now.lr = t->o.plan.now.lr_min = 0; /* so often the same positions: nothing is to be learnt from them */
+    if (measure_step(t, n_seqs, n_positions, &first, &first, e)) return e->code;
+    while (wants_more(&pass))
+        if (measure_step(t, n_seqs, n_positions, &pass, &update, e)) return e->code;
+    m->pass = median(&pass);
+    m->update = median(&update);
     t->ahead = t->ahead_at = 0;
-    if (trainer_update(t, e)) return e->code;
-    for (begin = trainer_now(), took = 0, repeats = 0; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS);
-         repeats++, took = trainer_now() - begin) {
-        for (size_t i = 0; i < t->set.n; i++) *t->set.params[i].grad_begun = true; /* a step has its gradients */
-        if (trainer_update(t, e)) return e->code;
-    }
-    m->update = took / repeats;
+    if (first.sum > m->pass + m->update) m->first += first.sum - m->pass - m->update;
     return 0;
 }
 
@@ -141,16 +195,17 @@ static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_position
 /* The first pass of the held-out stream. */
 static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
     size_t n_seqs = 0, n_positions = 0;
-    int repeats = 0;
+    struct times pass = {.n = 0};
     if (!t->eval) return 0;
     loss_list_begin_step(&t->eval->losses, 1, 1);
     if (feed_evaluation(t, &n_seqs, &n_positions, m, e) || evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
-    double begin = trainer_now(), took = 0;
-    for (; !repeats || (took < ENOUGH_SECONDS && repeats < MOST_REPEATS); repeats++, took = trainer_now() - begin) {
+    while (wants_more(&pass)) {
         t->ahead_at = 0;
+        double begin = trainer_now();
         if (evaluation_pass(t, n_seqs, n_positions, e)) return e->code;
+        note(&pass, begin);
     }
-    m->eval_pass = took / repeats;
+    m->eval_pass = median(&pass);
     m->eval_positions = (double)n_positions;
     return 0;
 }
@@ -198,11 +253,12 @@ static double sum(const struct distill_memory *m) {
 
 int distill_predict(struct trainer *t, struct distill_run *d, const struct distill_extent *x,
                     struct distill_forecast *f, struct err *e) {
-    struct measured m = {0};
+    struct measured m = {.steps = 0};
     struct distill_memory *memory = &f->memory;
     size_t n_seqs, n_positions;
     *f = (struct distill_forecast){0};
     count(t, d, x, f);
+    m.steps = f->steps;
     t->skip = 0; /* any of the data will do */
     if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e) ||
         measure_evaluation(t, &m, e))
@@ -210,8 +266,8 @@ int distill_predict(struct trainer *t, struct distill_run *d, const struct disti
     if (t->eval)
         f->eval_seconds = (double)f->evaluations * (double)t->eval->extent.positions *
                           (m.eval_pass / m.eval_positions + m.eval_ahead);
-    f->seconds =
-        f->positions * (m.pass / m.positions + m.ahead + m.read / m.read_positions) + (double)f->steps * m.update;
+    f->seconds = f->positions * (m.pass / m.positions + m.ahead + m.read / m.read_positions) +
+                 (double)f->steps * m.update + (f->steps ? m.first : 0);
     f->tokens_per_second = f->seconds > 0 ? f->positions / f->seconds : 0;
     trainer_memory(t, memory);
     double measured = sum(memory);

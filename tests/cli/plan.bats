@@ -50,6 +50,17 @@ compare() { # NAME ARGUMENT...
     compare exits --teacher teacher.rill --exit 1,2 --loss kl --loss kl:at=exits,label=exits tokens.rill
 }
 
+@test "losses on points, whose gradients take memory" {
+    rill teacher-infer -q -m teacher.rill --encode sample:20 --tap hidden:all --tap q:all --tap k:all --tap v:all tokens.rill -o tapped.rill
+    compare points --loss kl --loss hidden:map=last,projector=linear --loss minilm2 tapped.rill
+}
+
+@test "packs, and a streamed teacher that is read once for a step of them" {
+    rill tokenize -q -m teacher.rill --lines --pack 64 --max-tokens 1500 "$ROOT/examples/data/heldout.txt" -o packs.rill
+    compare packs packs.rill
+    compare streamed --teacher teacher.rill --teacher-weights stream packs.rill
+}
+
 @test "evaluations: how many, their memory, and the best state" {
     compare measured --eval tokens.rill --eval-every 1 tokens.rill
     assert_equal "$(value plan.json evaluations)" 2
