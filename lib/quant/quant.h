@@ -145,6 +145,14 @@ typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, stru
 
 bool quant_report_put(cJSON *object, const struct quant_tensor_report *t); /* its members; false: memory is out */
 
+/*
+ * x [rows][cols] to nearest in type `to`, row by row, into packed; *squared_error is the sum of squares of what it left.
+ * importance [cols], of the columns' errors, may be NULL. scratch [parallel_threads()][cols]. ERR_DATA: a weight that the type cannot
+ * hold, naming its row.
+ */
+int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,
+                     float *scratch, void *packed, double *squared_error, struct err *e) MUST_CHECK;
+
 /* What there is to say of all tensors. Begin with {0}. */
 struct quant_summary {
     char first_fallback[TENSOR_MAX_NAME + 1]; /* the first tensor that fell back; "": none */
