@@ -12,8 +12,7 @@ static struct session_options how;
 static uint64_t max_tokens;
 static double alpha;
 
-static const char *const methods[] = {
-    [FOLD_AWQ] = "awq", [FOLD_SMOOTH] = "smooth", [FOLD_R1] = "r1", [FOLD_R2] = "r2"};
+static const char *const methods[] = {[FOLD_AWQ] = "awq", [FOLD_SMOOTH] = "smooth", [FOLD_R1] = "r1", [FOLD_R2] = "r2"};
 
 static const struct cli_option options[] = {
     {.name = "method",
@@ -104,8 +103,7 @@ static void say_summary(const struct told *t) {
     if (awq && t->folded)
         cli_say(t->c, "%zu pairs, squared error of their outputs %.3f of rounding the model as it was (geometric mean)",
                 t->folded, exp(t->error / (double)t->folded));
-    if (t->left_out)
-        cli_say(t->c, "%zu left out: first %s (-v lists all)", t->left_out, t->why);
+    if (t->left_out) cli_say(t->c, "%zu left out: first %s (-v lists all)", t->left_out, t->why);
 }
 
 /* ---- wiring ------------------------------------------------------------------------------------------------------ */

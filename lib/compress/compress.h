@@ -19,7 +19,7 @@ struct compress_options {
     double target_bpw;
     uint64_t target_size;
     bool pure, strict, dry_run;
-    const char *method;         /* "rtn" or "gptq" */
+    const char *method;         /* "rtn", "hqq" or "gptq" */
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens, sweeps;
     double damp;

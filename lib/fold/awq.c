@@ -4,7 +4,7 @@
 
 #include "lib/fold/fold_internal.h"
 
-#define GRID    20 /* ratios 0, 1/20 .. 19/20 */
+#define GRID    20   /* ratios 0, 1/20 .. 19/20 */
 #define MIN_RAW 1e-4 /* the least power of a channel's magnitude */
 
 /* One matrix that reads from the pair, and the memory to try scales on it. */
@@ -118,8 +118,7 @@ static void make_scale(const double *magnitude, size_t n, double ratio, float *s
 /* Of each factor: of the columns that share it, the mean. */
 static void magnitudes(const struct fold_pair *p, const struct fold_inputs *in, double *out) {
     memset(out, 0, p->n * sizeof *out);
-    for (size_t i = 0; i < in->cols; i++)
-        out[fold_pair_factor(p, i)] += in->abs[i] / in->n / (double)p->share;
+    for (size_t i = 0; i < in->cols; i++) out[fold_pair_factor(p, i)] += in->abs[i] / in->n / (double)p->share;
 }
 
 static int choose(const struct search *k, const struct fold_inputs *in, struct fold_report *r, float *best,

@@ -54,10 +54,8 @@ static int scale_layer(struct fold *k, uint32_t layer, struct err *e) {
 static int rotate_layer(struct fold *k, uint32_t layer, struct err *e) {
     bool r2 = k->o->method == FOLD_R2;
     struct fold_report r = {.layer = layer, .point = model_point_name(r2 ? POINT_V : POINT_LAYER), .error = 1};
-    if (r2 && k->m->config.layer_kind != LAYER_TRANSFORMER) r.obstacle = "it has no heads";
-    int rc = r.obstacle ? 0
-             : r2       ? fold_r2_layer(k->m, layer, k->o->seed, k->scaling.changed, e)
-                        : fold_r1_layer(k->m, &k->r1, layer, k->scaling.changed, e);
+    int rc = r2 ? fold_r2_layer(k->m, layer, k->o->seed, k->scaling.changed, e)
+                : fold_r1_layer(k->m, &k->r1, layer, k->scaling.changed, e);
     return rc ? rc : tell(k, &r, e);
 }
 
@@ -123,7 +121,8 @@ static int prepare_types(struct fold *k, struct err *e) {
     bool any = false;
     int rc = quant_plan_make(plan, &k->m->config, k->o->types, e);
     for (size_t i = 0; !rc && i < plan->n; i++)
-        any |= model_role_in_layer(model_slot_at(&k->m->config, i).role) && dtype_info(plan->choices[i].to)->is_quantized;
+        any |=
+            model_role_in_layer(model_slot_at(&k->m->config, i).role) && dtype_info(plan->choices[i].to)->is_quantized;
     return rc || any ? rc : err_set(e, ERR_USAGE, "awq: no matrix of the layers is to be quantized");
 }
 
@@ -132,6 +131,8 @@ static int prepare(struct fold *k, struct err *e) {
     k->scaling = (struct fold_scaling){.m = k->m, .o = o, .watch = &k->watch};
     k->watch = (struct fold_watch){.config = &k->m->config, .stats = o->stats, .gram = o->method == FOLD_AWQ};
     k->after = k->m->config;
+    if (k->after.layer_kind != LAYER_TRANSFORMER)
+        return err_set(e, ERR_DATA, "the layers of this model are LSTMs, in which nothing can be folded");
     k->scaling.changed = mem_array(k->m->n_params, sizeof *k->scaling.changed, e);
     if (!k->scaling.changed) return e->code;
     memset(k->scaling.changed, 0, k->m->n_params * sizeof *k->scaling.changed);

@@ -24,8 +24,8 @@ struct fold_pair {
     unsigned bias;          /* the role of its bias, if the model has one; 0: none */
     enum model_point point; /* where the readers' input is seen */
     size_t n;               /* factors: one for each output of `from` */
-    size_t run, share;      /* runs of `run` outputs are read `share` times in a row: value heads by their query heads */
-    const char *obstacle;   /* why nothing can be folded; NULL: it can */
+    size_t run, share;    /* runs of `run` outputs are read `share` times in a row: value heads by their query heads */
+    const char *obstacle; /* why nothing can be folded; NULL: it can */
 };
 /* The i-th pair of a layer; false: it has no more. */
 bool fold_pair_at(const struct model_config *c, uint32_t layer, size_t i, struct fold_pair *out);
@@ -87,7 +87,7 @@ struct fold_model {
 /*
  * Writes the model with its weights rewritten, layer by layer: memory of one layer, with data of the states of all positions, and of
  * R1 with a tied head of the embedding. What is rewritten becomes f32, as does what was quantized; all else keeps its type. With R1 the
- * head is no longer tied. `report` sees each pair. ERR_DATA: a model that R1 cannot rotate, and why; statistics of another
+ * head is no longer tied. `report` sees each pair. ERR_DATA: a model of LSTMs, or one that R1 cannot rotate, and why; statistics of another
  * model; a weight that a type cannot hold. ERR_USAGE: none of the types is a quantized one (AWQ).
  */
 int fold_model(const struct fold_model *m, struct stream_writer *out, const struct fold_options *o,

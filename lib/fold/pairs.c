@@ -6,7 +6,8 @@ static const struct maker {
     enum model_role role, bias;
     enum model_point point;
     bool is_norm;
-    bool through_act; /* what an activation makes of it is read, unless another factor is multiplied with that of the activation */
+    bool
+        through_act; /* what an activation makes of it is read, unless another factor is multiplied with that of the activation */
 } makers[] = {
     {ROLE_ATTN_NORM, ROLE_ATTN_NORM_BIAS, POINT_ATTN_IN, true, false},
     {ROLE_V, ROLE_V_BIAS, POINT_O_IN, false, false}, /* attention sums values with weights that do not depend on them */
@@ -109,8 +110,7 @@ int fold_pair_scale(struct model *m, const struct fold_pair *p, const float *sca
                        &x, e);
     if (!rc && p->bias) rc = scale_one(m, model_param(m, p->bias, p->from.layer), p, scale, false, changed, &x, e);
     for (size_t i = model_slot_of_layer(c, p->from.layer); !rc && i < end; i++)
-        if (fold_pair_feeds(c, p, m->params[i].slot))
-            rc = scale_one(m, &m->params[i], p, scale, true, changed, &x, e);
+        if (fold_pair_feeds(c, p, m->params[i].slot)) rc = scale_one(m, &m->params[i], p, scale, true, changed, &x, e);
     buf_release(&x);
     return rc;
 }

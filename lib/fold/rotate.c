@@ -58,8 +58,9 @@ static int rotate_param(struct model *m, struct model_param *p, const struct fol
 /* ---- R1 ---------------------------------------------------------------------------------------------------------------- */
 
 static const char *why_not(const struct model_config *c) {
-    if (c->layer_kind != LAYER_TRANSFORMER) return "its layers have no residual stream";
-    if (c->norm != NORM_RMS || c->norm_bias) return "its norms subtract the mean or have a bias, which does not turn with it";
+    if (c->layer_kind != LAYER_TRANSFORMER) return "its layers are LSTMs";
+    if (c->norm != NORM_RMS || c->norm_bias)
+        return "its norms subtract the mean or have a bias, which does not turn with it";
     if (c->norm_place != NORM_PRE) return "its layers have norms after what they add, whose gains do not turn with it";
     if (c->embed_norm) return "it has a norm after the embedding, whose gain does not turn with it";
     if (model_has_role(c, ROLE_EMBED_PROJECTION)) return "its embedding is projected";

@@ -172,6 +172,12 @@ int pass_check_importance(struct pass *p, struct err *e) {
     return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
 }
 
+static bool any_half_quadratic(const struct quant_plan *plan) {
+    for (size_t i = 0; i < plan->n; i++)
+        if (quant_form(plan->choices[i].to)) return true;
+    return false;
+}
+
 /* The plan, and the room that it takes to carry it out. */
 int pass_prepare(struct pass *p, struct err *e) {
     bool weighed = false, informed = p->o->stats || p->o->importance;
@@ -183,6 +189,9 @@ int pass_prepare(struct pass *p, struct err *e) {
         /* with data, what is inside layers is weighed by that */
         if (!p->o->calibrated || !model_role_in_layer(s.role)) weighed |= pass_is_weighed(p, s, p->plan.choices[i].to);
     }
+    if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
+        rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",
+                     p->o->plan ? p->o->plan_name : p->o->type->name);
     if (!rc && informed && !weighed && !p->o->planned_by_stats)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: %s",
                      p->o->plan ? p->o->plan_name : p->o->type->name,
