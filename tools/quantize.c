@@ -99,6 +99,12 @@ static const struct cli_option options[] = {
      .needs = {"!method=hqq"},
      .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
              ".dat)"},
+    {.name = "clip",
+     .type = CLI_FLAG,
+     .to = &o.clip,
+     .needs = {"stats", "!method=gptq", "!dry-run"},
+     .help = "cut off the largest weights of a group where that lowers the error by --stats, as AWQ does, but of q and "
+             "k"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,

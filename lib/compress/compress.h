@@ -18,7 +18,7 @@ struct compress_options {
     const char *types, *cache;                 /* of a target: names between commas, a folder */
     double target_bpw;
     uint64_t target_size;
-    bool pure, strict, dry_run;
+    bool pure, strict, dry_run, clip;
     const char *method;         /* "rtn", "hqq" or "gptq" */
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens, sweeps;

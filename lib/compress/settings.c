@@ -84,6 +84,7 @@ int compress_read_settings(struct compress *k, struct err *e) {
                                     .strict = o->strict,
                                     .grow = cli_given(k->c, "force"),
                                     .calibrated = !strcmp(o->method, "gptq"),
+                                    .clip = o->clip,
                                     .hqq = !strcmp(o->method, "hqq"),
                                     .fuses_qkv = target_fuses_qkv,
                                     .foreign_name = target_tensor_name};

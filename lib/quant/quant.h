@@ -50,7 +50,8 @@ struct quant_options {
     int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                       bool *found, struct err *e);
     void *importance_ctx;
-    bool hqq; /* after rounding, mins and scales by half-quadratic steps, which need no data (quantize_stream) */
+    bool clip; /* ranges of groups are cut off where that is better by the importance, as AWQ does (quantize_stream) */
+    bool hqq;  /* after rounding, mins and scales by half-quadratic steps, which need no data (quantize_stream) */
     bool
         calibrated; /* the method sees data (quantize_layerwise): counts as importance for the matrices inside layers */
     /* What GGUF will make of it (lib/formats). NULL: as it is here. Will q, k and v be one tensor, of one type? */

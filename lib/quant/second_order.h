@@ -2,7 +2,7 @@
  * Private to lib/quant: one matrix through the grid of its type with the Gram matrix of its inputs, H = sum x x^T, by which the
  * error of a row is (t - q)^T H (t - q), for the values t that are wanted and q that are stored.
  *
- * Order of files, each calling only those before it: grid, hqq, refine, gptq.
+ * Order of files, each calling only those before it: clip, grid, hqq, refine, gptq.
  */
 #ifndef RILL_QUANT_SECOND_ORDER_H
 #define RILL_QUANT_SECOND_ORDER_H
@@ -47,6 +47,16 @@ static inline float grid_value(const struct grid *g, size_t row, size_t col, uin
  */
 int grid_refine(struct grid *g, const float *gram, float *residual, double error, unsigned sweeps,
                 struct err *e) MUST_CHECK;
+
+/* ---- clipping (clip.c) ------------------------------------------------------------------------------------------------ */
+
+/*
+ * What AWQ (Lin et al. 2023) does after its scales: the weights of each group are cut off at the share 1, 0.95 .. 0.55 of their largest
+ * magnitude at which they leave the least error when they are rounded, here weighed by importance [cols]. Blocks that
+ * `packed` has stay where theirs is less. Types with a quant_form. ERR_DATA as tensor_from_f32.
+ */
+int clip_improve(enum dtype to, const float *w, size_t rows, size_t cols, const float *importance,
+                 unsigned char *packed, struct err *e) MUST_CHECK;
 
 /* ---- HQQ (hqq.c) ----------------------------------------------------------------------------------------------------- */
 
