@@ -37,6 +37,24 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     check_table out/table.txt teacher corrected pruned labels distilled
 }
 
+@test "the grid of ingredients, on a tiny model" {
+    story 120 >corpus.txt
+    # every word of a name is in one of the cells
+    local cells="labels+lr1e-3 labels+epochs2 labels+batch32 kl+ce+uncorrected+ghost5 kl+cosine+muon+top5 kl+hidden+ema0.9+order2+drop1
+        kl+relations+sample12+t2 kl+live+epochs2 kl+batch32"
+    check_exit 0 make -s -C "$ROOT/examples/smollm2" -f grid.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
+        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 BATCH=64 TOKENS=256 EVAL_TOKENS=256 CELLS="${cells//$'\n'/ }"
+    grep -qE '^labels\+lr1e-3 +2 +[0-9]+ +[0-9.]+ +\+0\.0 %$' out/grid.txt || fail "$(cat out/grid.txt)"
+    grep -qE '^kl\+batch32 +4 +[0-9]+ +[0-9.]+ +[-+][0-9.]+ %$' out/grid.txt || fail "$(cat out/grid.txt)"
+    grep -qE '^kl\+hidden\+ema0.9\+order2\+drop1 +2 +[0-9]+ +[0-9.]+$' out/grid.txt || fail "$(cat out/grid.txt)" # no labels to compare with
+    assert_equal "$(wc -l <out/grid.txt)" 10
+    # the name says what the student was trained by
+    check_exit 0 make -s -C "$ROOT/examples/smollm2" -f grid.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
+        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 BATCH=64 TOKENS=256 EVAL_TOKENS=256 "$T/out/cells/kl+cosine+muon+top5.rill"
+    check_exit 0 rill recipe out/cells/kl+cosine+muon+top5.rill
+    assert_stdout "*--loss kl --loss hidden:kind=cosine,weight=3,map=0:0 --lr 6e-4 --optimizer muon*"
+}
+
 @test "the recipe of the embedded model, on a tiny one" {
     head -n 3 "$ROOT/examples/embedded/prompts.txt" >prompts.txt
     check_exit 0 make -s -C "$ROOT/examples/embedded" RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
