@@ -17,16 +17,16 @@
 #     relations     MiniLMv2's, of the last layer     live       the teacher runs beside the student: all of its distributions
 #     t2            temperature 2
 # and of the setting
-#     batchN        N tokens a step (1024), and as many more or fewer steps
+#     batchN        N tokens a step (512), and as many more or fewer steps
 #     epochsN       N times through an Nth of the tokens, in as many steps
 #     orderN        another order of the tokens (1)
 #     dropLIST      without these layers instead of those of least block influence: drop3-12
 
 HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 OUT ?= $(abspath $(HERE)../..)/build/smollm2-grid
-TOKENS ?= 32768
-EVAL_TOKENS ?= 8192
-BATCH ?= 1024
+TOKENS ?= 16384
+EVAL_TOKENS ?= 6144
+BATCH ?= 512
 STEPS ?= 32
 WARMUP ?= 4
 include $(HERE)Makefile
@@ -50,10 +50,9 @@ divide = $(shell echo $$(($(1) / $(2))))
 batch = $(call after,$(1),batch,$(BATCH))
 student = $(or $(call has,$(1),drop%),pruned)
 teacher = $(or $(call has,$(1),uncorrected),corrected)
-tapped = $(if $(call has,$(1),cosine hidden),+states-$(student))$(if $(call has,$(1),relations),+relations)
 encoded = $(or $(call has,$(1),sample% top% ghost%),sample50)$(if $(call has,$(1),t2),+t2)
-# of what it learns: a file of tokens, or of what a teacher says of them
-knowledge = $(teacher)+$(encoded)$(tapped)
+# what it learns: a file of tokens, or of what a teacher says of them, with the states and relations that some losses ask for
+knowledge = $(teacher)+$(encoded)+$(student)
 data = $(OUT)/$(if $(call has,$(1),labels live),tokens,$(knowledge))$(patsubst %,+%,$(call has,$(1),epochs%)).data.rill
 
 # ---- what cells share ------------------------------------------------------------------------------------------------------------
@@ -78,13 +77,10 @@ $(OUT)/tokens+epochs%.data.rill: $(OUT)/teacher.rill $(OUT)/train.txt
 	$(RILL) tokenize -q -m $< --context $(CONTEXT) --max-tokens $(call divide,$(TOKENS),$*) $(OUT)/train.txt -o $@ --force
 
 encoding = $(patsubst ghost%,ghost:%,$(patsubst top%,topk:%,$(call has,$(1),sample% top% ghost%)))
-taps = $(if $(call has,$(1),states-%),--tap hidden:$$(sed 's/[0-9]*:\([0-9]*\)/\1/g; s/+/,/g' $(OUT)/$(call after,$(1),states-).map)) \
-  $(if $(call has,$(1),relations),--tap q --tap k --tap v)
-said_of = $(OUT)/$(call teacher,$(1)).rill $(OUT)/tokens$(patsubst %,+%,$(call has,$(1),epochs%)).data.rill \
-  $(patsubst states-%,$(OUT)/%.map,$(call has,$(1),states-%))
+said_of = $(OUT)/$(call teacher,$(1)).rill $(OUT)/tokens$(patsubst %,+%,$(call has,$(1),epochs%)).data.rill $(OUT)/$(call student,$(1)).map
 $(OUT)/%.data.rill: $$(call said_of,$$*)
 	$(RILL) teacher-infer -q -m $< --encode $(patsubst sample%,sample:%,$(call encoding,$*)) $(if $(call has,$*,t2),--temperature 2) \
-	    $(call taps,$*) $(word 2,$^) -o $@ --force
+	    --tap hidden:$$(sed 's/[0-9]*:\([0-9]*\)/\1/g; s/+/,/g' $(word 3,$^)) --tap q --tap k --tap v $(word 2,$^) -o $@ --force
 
 # ---- cells -----------------------------------------------------------------------------------------------------------------------
 
