@@ -12,10 +12,10 @@
 #     labels        the text alone                    lrX        peak learning rate (6e-4); the last one is a tenth of it
 #     kl            what the teacher says of it       muon       Muon instead of AdamW
 #     ce            the text beside the teacher       emaX       judged is the average of the weights, with decay X
-#     cosine        directions of hidden states       uncorrected  the teacher as it came
-#     hidden        hidden states                     sampleN, topN, ghostN  what is kept of its distributions (sample50)
-#     relations     MiniLMv2's, of the last layer     live       the teacher runs beside the student: all of its distributions
-#     t2            temperature 2
+#     cosineW       directions of hidden states, with weight W (3)       uncorrected  the teacher as it came
+#     hiddenW       hidden states, with weight W (1)                     live         the teacher runs beside the student
+#     relationsW    MiniLMv2's of the last layer, with weight W (1)      t2           temperature 2
+#     sampleN, topN, ghostN    what is kept of the teacher's distributions (sample50)
 # and of the setting
 #     batchN        N tokens a step (512), and as many more or fewer steps
 #     epochsN       N times through an Nth of the tokens, in as many steps
@@ -35,9 +35,6 @@ include $(HERE)Makefile
 .SECONDARY:
 .PHONY: grid plan
 
-COSINE ?= 3
-HIDDEN ?= 1
-RELATIONS ?= 1
 CELLS ?= labels+lr3e-4 labels+lr6e-4 labels+lr1.2e-3
 
 # ---- words of a name -----------------------------------------------------------------------------------------------------------
@@ -49,11 +46,12 @@ after = $(or $(patsubst $(2)%,%,$(filter $(2)%,$(subst +, ,$(1)))),$(3))
 divide = $(shell echo $$(($(1) / $(2))))
 batch = $(call after,$(1),batch,$(BATCH))
 student = $(or $(call has,$(1),drop%),pruned)
-teacher = $(or $(call has,$(1),uncorrected),corrected)
+of_part = $(patsubst %,+%,$(call has,$(1),epochs%))
+teacher = $(or $(call has,$(1),uncorrected),corrected$(of_part))
 encoded = $(or $(call has,$(1),sample% top% ghost%),sample50)$(if $(call has,$(1),t2),+t2)
 # what it learns: a file of tokens, or of what a teacher says of them, with the states and relations that some losses ask for
-knowledge = $(teacher)+$(encoded)+$(student)
-data = $(OUT)/$(if $(call has,$(1),labels live),tokens,$(knowledge))$(patsubst %,+%,$(call has,$(1),epochs%)).data.rill
+knowledge = $(or $(call has,$(1),uncorrected),corrected)+$(encoded)+$(student)
+data = $(OUT)/$(if $(call has,$(1),labels live),tokens,$(knowledge))$(of_part).data.rill
 
 # ---- what cells share ------------------------------------------------------------------------------------------------------------
 
@@ -76,8 +74,12 @@ $(OUT)/tokens.data.rill: $(OUT)/train.tok.rill
 $(OUT)/tokens+epochs%.data.rill: $(OUT)/teacher.rill $(OUT)/train.txt
 	$(RILL) tokenize -q -m $< --context $(CONTEXT) --max-tokens $(call divide,$(TOKENS),$*) $(OUT)/train.txt -o $@ --force
 
+# A teacher that has seen that part alone, once.
+$(OUT)/corrected+epochs%.rill: $(OUT)/teacher.rill $(OUT)/tokens+epochs%.data.rill
+	$(RILL) distill -q -m $< --loss ce --lr 1e-4 --lr-min 1e-5 --batch-tokens $(BATCH) --micro-tokens $(BATCH) $(word 2,$^) -o $@ --force
+
 encoding = $(patsubst ghost%,ghost:%,$(patsubst top%,topk:%,$(call has,$(1),sample% top% ghost%)))
-said_of = $(OUT)/$(call teacher,$(1)).rill $(OUT)/tokens$(patsubst %,+%,$(call has,$(1),epochs%)).data.rill $(OUT)/$(call student,$(1)).map
+said_of = $(OUT)/$(call teacher,$(1)).rill $(OUT)/tokens$(of_part).data.rill $(OUT)/$(call student,$(1)).map
 $(OUT)/%.data.rill: $$(call said_of,$$*)
 	$(RILL) teacher-infer -q -m $< --encode $(patsubst sample%,sample:%,$(call encoding,$*)) $(if $(call has,$*,t2),--temperature 2) \
 	    --tap hidden:$$(sed 's/[0-9]*:\([0-9]*\)/\1/g; s/+/,/g' $(word 3,$^)) --tap q --tap k --tap v $(word 2,$^) -o $@ --force
@@ -86,9 +88,9 @@ $(OUT)/%.data.rill: $$(call said_of,$$*)
 
 map = map=$$(cat $(OUT)/$(call student,$(1)).map)
 losses = $(if $(call has,$(1),labels ce),--loss ce) $(if $(call has,$(1),kl),--loss kl) \
-  $(if $(call has,$(1),cosine),--loss hidden:kind=cosine$(comma)weight=$(COSINE)$(comma)$(call map,$(1))) \
-  $(if $(call has,$(1),hidden),--loss hidden:weight=$(HIDDEN)$(comma)$(call map,$(1))) \
-  $(if $(call has,$(1),relations),--loss minilm2:weight=$(RELATIONS))
+  $(if $(call has,$(1),cosine%),--loss hidden:kind=cosine$(comma)weight=$(call after,$(1),cosine,3)$(comma)$(call map,$(1))) \
+  $(if $(call has,$(1),hidden%),--loss hidden:weight=$(call after,$(1),hidden,1)$(comma)$(call map,$(1))) \
+  $(if $(call has,$(1),relations%),--loss minilm2:weight=$(call after,$(1),relations,1))
 options = --lr $(call after,$(1),lr,6e-4) $(if $(call has,$(1),muon),--optimizer muon) $(patsubst ema%,--ema %,$(call has,$(1),ema%)) \
   $(if $(call has,$(1),live),--teacher $(OUT)/$(call teacher,$(1)).rill) --shuffle --seed $(call after,$(1),order,1) --epochs 1000 \
   --warmup $(call divide,$(WARMUP) * $(BATCH),$(call batch,$(1))) --steps $(call divide,$(STEPS) * $(BATCH),$(call batch,$(1))) \
@@ -96,7 +98,7 @@ options = --lr $(call after,$(1),lr,6e-4) $(if $(call has,$(1),muon),--optimizer
 cell = $(RILL) distill -q -m $(OUT)/$(call student,$(1)).rill $(strip $(losses) $(options)) $(data)
 
 needs = $(OUT)/$(call student,$(1)).rill $(call data,$(1)) $(if $(call has,$(1),live),$(OUT)/$(call teacher,$(1)).rill) \
-  $(if $(call has,$(1),cosine hidden),$(OUT)/$(call student,$(1)).map)
+  $(if $(call has,$(1),cosine% hidden%),$(OUT)/$(call student,$(1)).map)
 
 # A cell is its log, which ends with what the student makes of the text that nobody saw; the student itself is CELL.rill.
 $(OUT)/cells/%.tsv: $$(call needs,$$*) $(OUT)/heldout.tok.rill
