@@ -146,7 +146,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     bool more;
     if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
+    cli_progress_begin(c, "tokens", 0);
     while (true) {
         if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
         if (!more) break;

@@ -109,7 +109,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 static int mix(struct cli *c, struct work *w, struct err *e) {
     bool more = true;
     if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
+    cli_progress_begin(c, "tokens", 0);
     while (more) {
         if (knowledge_mixer_step(w->mixer, w->encoder, &more, e)) return e->code;
         cli_progress(c, knowledge_mixer_counts(w->mixer).positions, NULL);

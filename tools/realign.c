@@ -101,7 +101,7 @@ static int report(struct work *w, struct err *e) {
 
 static int realign(struct work *w, struct err *e) {
     if (load(w, e) || begin(w, e)) return e->code;
-    cli_progress_begin(w->c, "token", 0);
+    cli_progress_begin(w->c, "tokens", 0);
     struct align_tokens given = {w->given.stream, &w->given.format};
     if (align_read(w->align, w->in.stream, tokens ? &given : NULL, w->encoder, show, w, e)) return e->code;
     cli_progress_end(w->c);

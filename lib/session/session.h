@@ -73,6 +73,9 @@ enum model_weight_format session_weight_format(const struct session_options *o);
  * digest of its stream. The caller frees *out. */
 int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
                        struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
+/* The same with all totals of its stream: raw_bytes are those of its tensors as they are stored. */
+int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                              struct model **out, struct stream_totals *totals, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
 /* *meta, if meta is not NULL, becomes the model's META and the caller's. */

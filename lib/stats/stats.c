@@ -399,6 +399,14 @@ double stats_influence(const struct stats *s, uint32_t layer) {
     return s->positions ? s->layers[layer].influence / (double)s->positions : 0;
 }
 
+void stats_rank_layers(const struct stats *s, uint32_t *out) {
+    for (uint32_t n = 0; n < s->config.n_layers; n++) {
+        uint32_t at = n;
+        for (; at && stats_influence(s, out[at - 1]) > stats_influence(s, n); at--) out[at] = out[at - 1];
+        out[at] = n;
+    }
+}
+
 bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out) {
     if (role == ROLE_EMBED && c->tied) role = ROLE_HEAD;
     *out = model_role_info(role)->input;

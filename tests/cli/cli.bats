@@ -318,6 +318,12 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
     [[ $out != *left* ]]
 }
 
+@test "a signal ends the line of the bar" {
+    need script
+    on_terminal bash -c 'timeout --foreground -s INT 0.6 rill fixture -n 1 --steps 200 --delay 20 >a.rill; echo end'
+    [[ $out == *left*$'\nend' ]]
+}
+
 @test "--progress=always writes whole lines, few of them, without a terminal" {
     check_exit 0 rill fixture --as-text --progress=always --steps 50 --delay 5
     assert_stderr "rill fixture: 100% * 50/50 steps*"
