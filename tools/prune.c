@@ -188,9 +188,9 @@ static int report(struct cli *c, const struct prune_report *r, struct err *e) {
     if (r->matrix_weights)
         snprintf(sparse, sizeof sparse, ", %llu zeros in sparse matrices, %.1f%% of their weights",
                  (unsigned long long)r->zeros, 100 * (double)r->zeros / (double)r->matrix_weights);
-    cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s%s%s%s", (double)r->parameters_after / 1e6,
-            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, *gone ? " (without " : "", gone,
-            *gone ? ")" : "", sparse);
+    cli_say(c, "%.2f M parameters of %.2f M, %u layer%s of %u%s%s%s%s", (double)r->parameters_after / 1e6,
+            (double)r->parameters_before / 1e6, r->after.n_layers, r->after.n_layers == 1 ? "" : "s",
+            r->before.n_layers, *gone ? " (without " : "", gone, *gone ? ")" : "", sparse);
     return prune_report_put(r, cli_report(c), e);
 }
 

@@ -225,6 +225,8 @@ struct cli_topic {
     const char *name, *summary;
     void (*print)(FILE *out);
 };
+/* A topic: the options that programs share. */
+void cli_help_common(FILE *out);
 /* `rill NAME ...`: finds rill-NAME and execs it; lists the programs when there is no NAME. topics end with a NULL
  * name. */
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);

@@ -96,8 +96,8 @@ static void say_result(const struct job *j, const struct distill_run *r, const s
     const struct distill_evaluation *v = &p->eval;
     unsigned long long step = p->step, steps = j->settings.plan.now.steps;
     if (r->stopped_early && step < steps)
-        cli_say(j->c, "stopped early after step %llu of %llu: %s has not improved in %llu evaluations", step, steps,
-                v->values[v->metric].name, (unsigned long long)v->wait);
+        cli_say(j->c, "stopped early after step %llu of %llu: %s has not improved in %llu evaluation%s", step, steps,
+                v->values[v->metric].name, (unsigned long long)v->wait, v->wait == 1 ? "" : "s");
     else if (step < steps)
         cli_say(j->c, "the data ended after %llu of %llu steps", step, steps);
     if (j->settings.train.keep_best && v->step)

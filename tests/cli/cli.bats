@@ -19,6 +19,22 @@ fx() { rill fixture -q "$@"; }
     assert_same a.rill b.rill
 }
 
+@test "rill help common explains the options that --help of a program only names" {
+    check_exit 0 rill help common
+    common=$out
+    for p in fixture recipe ls; do
+        for o in $(rill $p --help | sed -n '/^Options that programs share/,/^$/p' | grep -oE -- '--[a-z-]+'); do
+            grep -qE "^ +(-[a-zA-Z], )?$o( |$)" <<<"$common" || fail "$p: $o is not in rill help common"
+            # ... and each is an option of the program
+            rill $p --help-options | grep -qE -- "^(-[a-zA-Z] )?$o " || fail "$p has no $o"
+        done
+    done
+    # an option whose text is the program's own is explained there
+    check_exit 0 rill quantize --help
+    assert_stdout '*--force *let tensors*more bits*Options that programs share (rill help common explains*'
+    [ "$(awk 'length > 100' <<<"$common" | wc -l)" -eq 0 ]
+}
+
 @test "--help goes to stdout, a wrong option's message to stderr" {
     check_exit 0 rill fixture --help
     assert_quiet

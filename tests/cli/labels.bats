@@ -78,7 +78,7 @@ setup() {
     rill tokenize -q -m tags.rill --jsonl words --tags tags tagged.jsonl >a
     rill show --meta a | grep -q '"target": *"token"'
     rill show --tensor lengths a | grep -q '7  5'
-    none=4.2949673e+09
+    none=4294967295
     rill show --tensor labels --tsv a >out
     printf '%s\t' $none 0 1 4 $none $none $none $none 2 $none 3 >wanted # [CLS] the good s ##a ##w [SEP], [CLS] bad film i [SEP]
     echo $none >>wanted

@@ -10,7 +10,7 @@ setup() {
 
 @test "a smaller model comes out, is said, and runs" {
     check_exit 0 rill prune --ffn 64 --layers 1 --stats model.stats.rill model.rill -o small.rill --report r.json
-    assert_stderr_line "* M parameters of * M, 1 layers of 3"
+    assert_stderr_line "* M parameters of * M, 1 layer of 3 (without *)"
     assert_json r.json parameters_before "$(grep -o '"parameters_before":[0-9]*' r.json | cut -d: -f2)"
     [ "$(grep -o '"parameters_after":[0-9]*' r.json | cut -d: -f2)" -lt "$(grep -o '"parameters_before":[0-9]*' r.json | cut -d: -f2)" ]
     [ "$(file_size small.rill)" -lt "$(file_size model.rill)" ]
@@ -141,8 +141,9 @@ setup() {
         rill cat -q --codec raw --no-provenance small.rill -o back.rill --force
         rill cat -q --codec raw --no-provenance raw.rill -o again.rill --force
         assert_same back.rill again.rill
-        rill eval -q --context 16 -m small.rill tokens.rill | grep -v model >a
-        rill eval -q --context 16 -m raw.rill tokens.rill | grep -v model >b
+        rill eval -q --context 16 -m small.rill tokens.rill | sed 's/,"model":.*//' >a
+        rill eval -q --context 16 -m raw.rill tokens.rill | sed 's/,"model":.*//' >b
+        grep -q '"perplexity":[1-9]' a
         assert_same a b
     done
     head -c 20000 small.rill >cut.rill

@@ -7,9 +7,9 @@ setup() { enter_inputs; }
 
 @test "prune says which layers went and how many zeros there are" {
     check_exit 0 rill prune --drop-layers 0,2 model.rill -o a.rill
-    assert_stderr '*, 1 layers of 3 (without 0, 2)'
+    assert_stderr '*, 1 layer of 3 (without 0, 2)'
     check_exit 0 rill prune --drop-layers 1-2 model.rill -o a.rill --force
-    assert_stderr '*, 1 layers of 3 (without 1-2)'
+    assert_stderr '*, 1 layer of 3 (without 1-2)'
     check_exit 0 rill prune --sparsity 0.5 model.rill -o b.rill --report r.json
     assert_stderr "*, 3 layers of 3, $(grep -o '"counts":.*' r.json | grep -o '"parameters_before".*' | grep -o '"zeros":[0-9]*' | head -1 | cut -d: -f2) zeros in sparse matrices, 50.0% of their weights"
     n=$(for t in b.rill; do rill show --json --stats --tensor 'layers.*.weight' $t; done | grep -o '"zero":[0-9]*' | awk -F: '{ n += $2 } END { print n }')
