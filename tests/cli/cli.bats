@@ -22,6 +22,7 @@ fx() { rill fixture -q "$@"; }
 @test "rill help common explains the options that --help of a program only names" {
     check_exit 0 rill help common
     common=$out
+    assert_stdout "*--codec CODEC*one of raw, zstd,*planes, sparse;*default: raw*"
     for p in fixture recipe ls; do
         for o in $(rill $p --help | sed -n '/^Options that programs share/,/^$/p' | grep -oE -- '--[a-z-]+'); do
             grep -qE "^ +(-[a-zA-Z], )?$o( |$)" <<<"$common" || fail "$p: $o is not in rill help common"
@@ -38,7 +39,7 @@ fx() { rill fixture -q "$@"; }
 @test "--help goes to stdout, a wrong option's message to stderr" {
     check_exit 0 rill fixture --help
     assert_quiet
-    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec CODEC*one of raw, zstd,*planes, sparse;*default: raw*"
+    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec,*"
     check_exit 2 rill fixture --nonsense
     [ -z "$out" ]
 }

@@ -13,7 +13,7 @@ setup() {
     check_exit 0 rill
     assert_stdout "*On PATH:*halfway *clip *"
     check_exit 0 rill clip --help
-    assert_stdout "Usage: rill clip*--sigmas N*default: 4*"
+    assert_stdout "Usage: rill clip*--sigmas N*default:*4)*"
     check_exit 2 rill halfway
     assert_stderr_line "*usage*" || [[ $err == "usage: rill halfway"* ]]
 }
