@@ -90,10 +90,11 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that compressed "
-            "data decodes, and that the sequences of batches follow each other. Prints OK with the totals and the "
-            "digest of the content, a line for each stream; nothing with -q.\n\nThe exit code is 3 when a stream is "
-            "damaged, cut or otherwise malformed, and 4 when --finite finds a value that is not.",
+            "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that "
+            "compressed data decodes, and that the sequences of batches follow each other. Prints OK with "
+            "the totals and the digest of the content, a line for each stream; nothing with -q.\n\nThe exit "
+            "code is 3 when a stream is damaged, cut or otherwise malformed, and 4 when --finite finds a NaN "
+            "or an infinity.",
         .examples = "rill check model.rill\n"
                     "    is this file whole?\n"
                     "rill check -q --finite model.rill\n"

@@ -37,8 +37,8 @@ static const struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
-     .help = "run nothing: print how many bytes a token and in all each field would take, for these tokens, before "
-             "compression. Draws are counted at nearly their most, top-p at a typical size"},
+     .help = "run nothing: print the bytes that each field would take, per token and in all, for these "
+             "tokens, before compression. Draws are counted at nearly their most, top-p at a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,

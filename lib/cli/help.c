@@ -56,27 +56,23 @@ static void fill(FILE *f, const char *text, int column) {
     fputc('\n', f);
 }
 
-/* Paragraphs are filled; lines that begin with a space stay as they are. */
+/* A line is a paragraph, and is filled; lines that begin with a space stay as they are. */
 static void fill_paragraphs(FILE *f, const char *text) {
     char paragraph[4096];
-    size_t n = 0;
+    bool text_before = false;
     for (const char *s = text; *s;) {
         size_t length = strcspn(s, "\n");
         bool blank = length == 0, literal = *s == ' ';
-        if ((blank || literal) && n) {
-            paragraph[n] = 0;
-            fill(f, paragraph, 0);
-            n = 0;
-        }
-        if (blank || literal)
+        if (!blank && !literal && text_before) fputc('\n', f);
+        if (blank || literal) {
             fprintf(f, "%.*s\n", (int)length, s);
-        else
-            n += (size_t)snprintf(paragraph + n, sizeof paragraph - n, "%.*s ", (int)length, s);
-        if (n >= sizeof paragraph) n = sizeof paragraph - 1;
+        } else {
+            snprintf(paragraph, sizeof paragraph, "%.*s", (int)length, s);
+            fill(f, paragraph, 0);
+        }
+        text_before = !blank && !literal;
         s += length + (s[length] == '\n');
     }
-    paragraph[n] = 0;
-    if (n) fill(f, paragraph, 0);
 }
 
 static void print_option(FILE *f, const struct cli_option *o) {
@@ -221,7 +217,7 @@ static void roff_sentence(FILE *f, const char *text) {
 }
 
 static void man_paragraphs(FILE *f, const char *text) {
-    bool literal = false, gap = false, any = false;
+    bool literal = false, gap = false, any = false; /* gap: a new paragraph begins */
     for (const char *s = text; *s;) {
         size_t length = strcspn(s, "\n");
         bool block = *s == ' ';
@@ -241,7 +237,7 @@ static void man_paragraphs(FILE *f, const char *text) {
                 roff_text(f, s, length, true);
             }
             literal = block;
-            gap = false;
+            gap = !block;
             any = true;
         }
         s += length + (s[length] == '\n');
