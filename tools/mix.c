@@ -51,7 +51,7 @@ static int parse_weights(struct work *w, struct err *e) {
         if ((next = strchr(at, ','))) *next++ = 0;
         double v;
         if (!parse_f64(at, &v) || !(v > 0 && v <= 1e9))
-            return err_set(e, ERR_USAGE, "--weights %s: \"%s\" is no number above 0", weights, at);
+            return err_set(e, ERR_USAGE, "--weights %s: \"%s\" is not a number above 0", weights, at);
         if (i < w->n) w->in[i].weight = v;
     }
     if (i == w->n && strlen(weights) < sizeof copy) return 0;

@@ -239,7 +239,7 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
     if (rc) return err_prefix(e, "--drop-layers");
     if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
-    if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
+    if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is not N:M, such as 2:4", pattern);
     if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
         !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
         return err_set(

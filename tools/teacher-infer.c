@@ -205,7 +205,7 @@ int main(int argc, char **argv) {
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
                     "rill teacher-infer -m teacher.rill --tap hidden:all --tap-positions 4 tokens.rill > tap.rill\n"
-                    "    the hidden states of four positions of each sequence besides\n"
+                    "    also the hidden states of four positions of each sequence\n"
                     "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
                     "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",

@@ -285,7 +285,7 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
                       struct err *e) {
     struct item t = find_item(s, d->name);
     if (!t.n)
-        return err_set(e, ERR_DATA, "%s: tensor '%s' is no statistic of this model", stream_reader_name(r), d->name);
+        return err_set(e, ERR_DATA, "%s: tensor '%s' is not a statistic of this model", stream_reader_name(r), d->name);
     if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
@@ -293,8 +293,8 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     for (uint64_t i = 0; i < t.n; i++) {
         double v = ((const double *)data->data)[i];
         if (!isfinite(v) || v < (t.rank ? 0 : -1e30))
-            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is no sum (%g)", stream_reader_name(r), d->name,
-                           (unsigned long long)i, v);
+            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is not a sum (%g)", stream_reader_name(r),
+                           d->name, (unsigned long long)i, v);
         t.sum[i] += v;
     }
     return 0;

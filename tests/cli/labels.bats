@@ -112,7 +112,7 @@ setup() {
     assert_stderr_line 'bad.jsonl: line 1: "words" is no list: expected a list'
     printf '{"words":["bad",7],"tags":[1,1]}\n' >bad.jsonl
     check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
-    assert_stderr_line 'bad.jsonl: line 1: word 2 is no string'
+    assert_stderr_line 'bad.jsonl: line 1: word 2 is not a string'
     check_exit 2 rill tokenize -m named.rill --lines --tags tags bad.jsonl
 }
 

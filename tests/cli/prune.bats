@@ -83,11 +83,11 @@ setup() {
     check_exit 2 rill prune --pattern 3:7 model.rill -o no.rill
     assert_stderr_line "tensor 'layers.0.attn.q.weight': 7 does not divide its rows of 64, as 3:7 has to"
     check_exit 2 rill prune --pattern 0.5 model.rill -o no.rill
-    assert_stderr_line "--pattern: '0.5' is no N:M, such as 2:4"
+    assert_stderr_line "--pattern: '0.5' is not N:M, such as 2:4"
     check_exit 2 rill prune --pattern 4:4 model.rill -o no.rill
     check_exit 2 rill prune --pattern 2:4 --sparsity 0.5 model.rill -o no.rill
     check_exit 2 rill prune --rate attn model.rill -o no.rill
-    assert_stderr_line "--rate: 'attn' is no REGEX=SPARSITY*"
+    assert_stderr_line "--rate: 'attn' is not REGEX=SPARSITY*"
     check_exit 2 rill prune --rate 'attn=1' model.rill -o no.rill
     check_exit 2 rill prune --rate '(=0.5' model.rill -o no.rill
     check_exit 2 rill prune --rate 'nothing=0.5' model.rill -o no.rill
@@ -291,7 +291,7 @@ setup() {
     check_exit 0 rill prune --kv-heads 3 wide.rill -o three.rill
     assert_stderr "rill prune: transformers will not load this, and export --to safetensors refuses it: hidden size 64 is not a multiple of 3 heads*"
     check_exit 3 rill export --to safetensors three.rill -o three
-    assert_stderr_line "hidden size 64 is not a multiple of 3 heads, which transformers asks of a llama; GGUF can hold it (--to gguf)"
+    assert_stderr_line "hidden size 64 is not a multiple of 3 heads, which transformers requires of a llama; GGUF can hold it (--to gguf)"
     assert_no_file three
     check_exit 0 rill export --to gguf three.rill -o three.gguf
     check_exit 0 rill prune --kv-heads 2 wide.rill -o two.rill

@@ -194,8 +194,8 @@ static void rules_name_types(void **state) {
     quant_plan_release(&p);
     static const struct {
         const char *rule, *says;
-    } bad[] = {{"ffn", "'ffn' is no REGEX=TYPE"},
-               {"=q4_0", "is no REGEX=TYPE"},
+    } bad[] = {{"ffn", "'ffn' is not REGEX=TYPE"},
+               {"=q4_0", "is not REGEX=TYPE"},
                {"ffn=q9", "unknown type 'q9'"},
                {"ffn=q4_k_m", "is a mixture"},
                {"ffn=iq1_m", "is read, but not made"},
