@@ -159,16 +159,16 @@ static int get_fields(const cJSON *meta, struct knowledge_format *f, struct err 
     const char *name;
     uint64_t positions = 0;
     if (!list) return get_old(cJSON_GetObjectItemCaseSensitive(meta, "knowledge"), f, e);
-    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields" is not an array");
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is not an array");
     if (get_digest(meta, "teacher", f->teacher, e) || json_opt_u64(meta, "tap_positions", 1, UINT32_MAX, &positions, e))
         return e->code;
     f->tap_positions = (uint32_t)positions;
     cJSON_ArrayForEach(o, list) {
-            if (json_get_str(o, "name", &name, e)) return err_prefix(e, "\"fields\"");
-            bool response = !strcmp(name, KNOWLEDGE_RESPONSE);
-            if (response && f->encoding) return err_set(e, ERR_DATA, "\"fields\" has two responses");
-            if (response ? get_response(o, "codec", f, e) : get_field(o, name, f, e))
-                return err_prefix(e, "field \"%.40s\"", name);
+        if (json_get_str(o, "name", &name, e)) return err_prefix(e, "\"fields\"");
+        bool response = !strcmp(name, KNOWLEDGE_RESPONSE);
+        if (response && f->encoding) return err_set(e, ERR_DATA, "\"fields\" has two responses");
+        if (response ? get_response(o, "codec", f, e) : get_field(o, name, f, e))
+            return err_prefix(e, "field \"%.40s\"", name);
     }
     if (!f->encoding && !f->n_fields) return err_set(e, ERR_DATA, "\"fields\" is empty");
     return check_fields(f, e);

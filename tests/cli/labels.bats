@@ -109,7 +109,7 @@ setup() {
     assert_stderr_line 'bad.jsonl: line 1: word 1: expected a tag: the number of a class below 5, a name, or null'
     printf '{"words":"bad","tags":[1]}\n' >bad.jsonl
     check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
-    assert_stderr_line 'bad.jsonl: line 1: "words" is no list: expected a list'
+    assert_stderr_line 'bad.jsonl: line 1: "words" is not a list: expected a list'
     printf '{"words":["bad",7],"tags":[1,1]}\n' >bad.jsonl
     check_exit 3 rill tokenize -m named.rill --jsonl words --tags tags bad.jsonl
     assert_stderr_line 'bad.jsonl: line 1: word 2 is not a string'

@@ -185,7 +185,7 @@ setup() {
     bad '2s/ 64 / 0 /' "line 2: layer *"
     bad '2s/-$/0,1/' "line 2: the layer has no experts"
     bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *a plan for another model"
-    bad '5s/2:4/4:2/' "line 5: '4:2' is no sparsity*"
+    bad '5s/2:4/4:2/' "line 5: '4:2' is not a sparsity*"
     bad '5s/2:4//' "line 5: *without a shape and a sparsity"
     bad '6s/.*/nothing 1x1 0.5/' "line 6: *"
     bad '5p' "line 6: *for the second time"

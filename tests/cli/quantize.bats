@@ -85,7 +85,7 @@ setup() {
     check_exit 2 rill quantize --type q4_0 --tensor-type 'nothing=q5_0' model.rill -o no.rill
     assert_stderr_line "'nothing' matches no matrix of this model"
     check_exit 2 rill quantize --type q4_0 --tensor-type 'ffn(=q5_0' model.rill -o no.rill
-    assert_stderr_line "'ffn(' is no regular expression: at character 4: *"
+    assert_stderr_line "'ffn(' is not a regular expression: at character 4: *"
     assert_no_file no.rill
 }
 
