@@ -15,7 +15,8 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "the demo, on the embedded model" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
+    head -n 150 "$ROOT/examples/data/heldout.txt" >text.txt
+    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" TEXT="$T/text.txt" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
     check_table demo/table.txt teacher pruned distilled quantized
     # the teacher agrees with itself
     grep -qE '^teacher .* 0\.0000 +100\.0 %$' demo/table.txt
@@ -102,5 +103,5 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     for f in cut/*.rill; do check_exit 0 rill check -q "$f"; done
     grid OUT="$T/cut" -j 2 >again.txt
     assert_same table.txt again.txt
-    for f in straight/*.rill; do assert_equal "$(rill ls "$f" | tail -1)" "$(rill ls "cut/$(basename "$f")" | tail -1)"; done
+    for f in straight/*.rill; do assert_equal "$(rill ls "$f" | sed -n '$s/.* //p')" "$(rill ls "cut/$(basename "$f")" | sed -n '$s/.* //p')"; done
 }
