@@ -337,31 +337,29 @@ static void fields_of_meta_are_checked(void **state) {
         const char *fields, *says;
     } cases[] = {
         {"[]", "\"fields\" is empty"},
-        {
-            "{}",
-            "\"fields" is not an array "},
-            {"[{\"name\":\"response\",\"codec\":\"sample\",\"n\":5,\"temperature\":1},{\"name\":\"response\"}]",
-             "two responses"},
-            {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f16\",\"point\":\"x\",\"cols\":3}]",
-             "expected f32"},
-            {"[{\"name\":\"x\",\"per\":\"pair\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
-             "codec"},
-            {"[{\"name\":\"y\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
-             "expected \"x\""},
-            {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
-             "\"cols\":3}]",
-             "no name of a field's point"},
-            {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
-             "cols"},
-            {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
-             "\"heads\":2}]",
-             "heads"},
-            {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
-             "\"sampled\":true}]",
-             "no \"tap_positions\""},
-            {"[{\"name\":\"x\",\"per\":\"hour\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
-             "per \"hour\""},
-        };
+        {"{}", "\"fields\" is not an array"},
+        {"[{\"name\":\"response\",\"codec\":\"sample\",\"n\":5,\"temperature\":1},{\"name\":\"response\"}]",
+         "two responses"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f16\",\"point\":\"x\",\"cols\":3}]",
+         "expected f32"},
+        {"[{\"name\":\"x\",\"per\":\"pair\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "codec"},
+        {"[{\"name\":\"y\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "expected \"x\""},
+        {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
+         "\"cols\":3}]",
+         "no name of a field's point"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
+         "cols"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
+         "\"heads\":2}]",
+         "heads"},
+        {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
+         "\"sampled\":true}]",
+         "no \"tap_positions\""},
+        {"[{\"name\":\"x\",\"per\":\"hour\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3}]",
+         "per \"hour\""},
+    };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct err e = {0};
         struct knowledge_format f;
