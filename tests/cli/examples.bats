@@ -15,7 +15,8 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "the demo, on the embedded model" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
+    head -n 150 "$ROOT/examples/data/heldout.txt" >text.txt
+    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" TEXT="$T/text.txt" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
     check_table demo/table.txt teacher pruned distilled quantized
     # the teacher agrees with itself
     grep -qE '^teacher .* 0\.0000 +100\.0 %$' demo/table.txt
@@ -129,4 +130,26 @@ EOF
         grep -qE "^$answers +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *[0-9.]+ %\$" replica/table.txt ||
             fail "no row for $answers in: $(cat replica/table.txt)"
     done
+}
+
+@test "the grid survives Ctrl-C, with -j, and comes to the same table" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    head -n 60 "$ROOT/examples/data/heldout.txt" >text.txt
+    grid() { make -s -C "$ROOT/examples/grid" RILL="$RILL_BIN/rill" TEXT="$T/text.txt" CONTEXT=64 EPOCHS=2 HOW="--batch-tokens 128 --lr 1e-3 --warmup 2" "$@"; }
+    grid OUT="$T/straight" -j 2 >table.txt
+    assert_equal "$(awk 'NR > 1 { print $1 }' table.txt | xargs)" "shallow.q8_0 shallow.q4_k_m narrow.q8_0 narrow.q4_k_m small.q8_0 small.q4_k_m"
+    [ -z "$(awk 'NR > 1 && !(NF == 5 && $2 > 0 && $3 > 4 && $4 > 1 && $5 > 0)' table.txt)" ]
+    # interrupted while a student is in training: a checkpoint is there, and its model is not
+    set -m # a process group of its own, as a terminal gives it
+    grid OUT="$T/cut" -j 2 >/dev/null 2>&1 &
+    make_pid=$!
+    set +m
+    for _ in $(seq 600); do compgen -G "$T/cut/*.ck" >/dev/null && break; sleep 0.05; done
+    kill -INT -- "-$make_pid"
+    wait "$make_pid" || true
+    [ ! -e cut/table.txt ]
+    for f in cut/*.rill; do check_exit 0 rill check -q "$f"; done
+    grid OUT="$T/cut" -j 2 >again.txt
+    assert_same table.txt again.txt
+    for f in straight/*.rill; do assert_equal "$(rill ls "$f" | sed -n '$s/.* //p')" "$(rill ls "cut/$(basename "$f")" | sed -n '$s/.* //p')"; done
 }
