@@ -27,7 +27,7 @@ struct compress_data {
     struct grad_tape *scratch;     /* that does not record */
     struct session_tokens tokens;
 };
-/* The model that `in` is at the beginning of, and the tokens at path. Begin with {0}; on failure too compress_data_release. */
+/* The model that `in` is at the beginning of, and the tokens at path; NULL: none. Begin with {0}; on failure too compress_data_release. */
 int compress_data_open(struct compress_data *d, struct cli *c, struct stream_reader *in, const char *path,
                        uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
 void compress_data_release(struct compress_data *d);

@@ -181,11 +181,12 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     if (reference) kernel_argmax(reference_top, kernel_f32(reference), rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};
     for (size_t r = 0; !rc && r < rows; r++) {
+        if (!knowledge_answered(&d->rows, &d->as, d->row + first + r)) continue;
+        d->positions++;
         if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->row + first + r, e);
         rc = add_kl(d, &b, r, e);
         if (!rc) rc = add_label(d, &b, r, e);
     }
-    d->positions += rows;
     return rc;
 }
 

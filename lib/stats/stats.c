@@ -417,11 +417,19 @@ const struct model_config *stats_config(const struct stats *s) {
     return &s->config;
 }
 
-const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+static const double *input_sum(const struct stats *s, struct model_slot slot, enum sum_kind kind, uint64_t *cols,
+                               double *positions) {
     enum model_point point;
     if (!stats_input_point(&s->config, slot.role, &point)) return NULL;
     const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
     *cols = sums->cols;
     *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
-    return sums->sum[SUM_SQ];
+    return sums->sum[kind];
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+    return input_sum(s, slot, SUM_SQ, cols, positions);
+}
+const double *stats_input_abs(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+    return input_sum(s, slot, SUM_ABS, cols, positions);
 }

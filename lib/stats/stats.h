@@ -39,6 +39,8 @@ const struct model_config *stats_config(const struct stats *s);
 /* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is
  * watched (stats_input_point). */
 const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
+/* The same of |x|. */
+const double *stats_input_abs(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */

@@ -62,7 +62,7 @@ static uint8_t *sample_flags(const struct sample *s, const struct knowledge_form
     uint8_t *flags = calloc(s->n_positions, 1);
     size_t at = 0;
     for (size_t q = 0; q < s->n_seqs; at += s->lengths[q++])
-        knowledge_sample_positions(5, q, f->tap_positions, s->lengths[q], flags + at);
+        knowledge_sample_positions(5, q, f->tap_positions, s->lengths[q], NULL, flags + at);
     return flags;
 }
 
