@@ -45,8 +45,8 @@ static const struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
-     .help = "run nothing: print how many bytes a token and in all each field would take, for these tokens, before "
-             "compression. Draws are counted at nearly their most, top-p at a typical size"},
+     .help = "run nothing: print the bytes that each field would take, per token and in all, for these "
+             "tokens, before compression. Draws are counted at nearly their most, top-p at a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -211,7 +211,7 @@ int main(int argc, char **argv) {
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
                     "rill teacher-infer -m teacher.rill --tap hidden:all --tap-positions 4 tokens.rill > tap.rill\n"
-                    "    the hidden states of four positions of each sequence besides\n"
+                    "    also the hidden states of four positions of each sequence\n"
                     "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
                     "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",

@@ -22,7 +22,7 @@ static bool is_point(const char *s) {
 }
 
 int knowledge_field_check(struct knowledge_field *field, struct err *e) {
-    if (!is_point(field->point)) return err_set(e, ERR_DATA, "\"%.15s\" is no name of a field's point", field->point);
+    if (!is_point(field->point)) return err_set(e, ERR_DATA, "\"%.15s\" is not the name of a point", field->point);
     if (field->layer != KNOWLEDGE_NO_LAYER && field->layer > 65535)
         return err_set(e, ERR_DATA, "layer %u of a field", field->layer);
     if (field->dtype != DT_F32 && field->dtype != DT_BF16 && field->dtype != DT_I8)

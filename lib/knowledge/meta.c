@@ -162,7 +162,7 @@ static int get_fields(const cJSON *meta, struct knowledge_format *f, struct err 
     const char *name;
     uint64_t positions = 0;
     if (!list) return get_old(cJSON_GetObjectItemCaseSensitive(meta, "knowledge"), f, e);
-    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is no array");
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is not an array");
     if (get_digest(meta, "teacher", f->teacher, e) || json_opt_u64(meta, "tap_positions", 1, UINT32_MAX, &positions, e))
         return e->code;
     f->tap_positions = (uint32_t)positions;
@@ -252,7 +252,7 @@ int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) 
         return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, n_tokens);
     return err_set(e, ERR_DATA,
                    "knowledge over %u rows of an embedding, %u of them tokens: the rest has a share in its "
-                   "probabilities (encode it anew, from a teacher with its vocabulary)",
+                   "probabilities (encode it again, from a teacher with its vocabulary)",
                    f->vocab_size, n_tokens);
 }
 

@@ -48,16 +48,15 @@ struct session_options {
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
 #define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \
-    "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
-    "single "                                                                                                          \
-    "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
+    "int8: as bf16, but quantized weights are multiplied as integers, with activations rounded to 8 bits: two to "     \
+    "four times as fast for a single sequence, at 0.15% in perplexity with q8_0 and 0.5% with q4_0. "
 /* ... of the passes of a program that runs the model only with another option */
 #define SESSION_DATA_PRECISION(o, option)    SESSION_PRECISION_WITH(o, "auto|bf16|f32", SESSION_AUTO_HELP, option)
 #define SESSION_PRECISION_OF(o, names, text) SESSION_PRECISION_WITH(o, names, text, NULL)
 #define SESSION_PRECISION_WITH(o, names, text, option)                                                                 \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .needs = {option}, .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"    \
+        .needs = {option}, .help = "of activations and matrix products; sums are always f32. " text "else f32"         \
     }
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
@@ -73,6 +72,9 @@ enum model_weight_format session_weight_format(const struct session_options *o);
  * digest of its stream. The caller frees *out. */
 int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
                        struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
+/* The same with all totals of its stream: raw_bytes are those of its tensors as they are stored. */
+int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                              struct model **out, struct stream_totals *totals, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
 /* *meta, if meta is not NULL, becomes the model's META and the caller's. */

@@ -84,7 +84,7 @@ static int add_layers(const char *text, size_t len, const struct point *p, const
         else {
             if (dash) *dash++ = 0;
             if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last)
-                return err_set(e, ERR_USAGE, "--tap %s: \"%.*s\" is no list of layers", p->name, (int)len, text);
+                return err_set(e, ERR_USAGE, "--tap %s: \"%.*s\" is not a list of layers", p->name, (int)len, text);
             if (last >= c->n_layers)
                 return err_set(e, ERR_USAGE, "--tap %s: layer %llu of a teacher of %u, which are numbered from 0",
                                p->name, (unsigned long long)last, c->n_layers);

@@ -241,7 +241,7 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
     t->inv_temperature = inv_temperature;
     t->ready = ready;
     t->ctx = ctx;
-    cli_progress_begin(t->c, "token", 0);
+    cli_progress_begin(t->c, "tokens", 0);
     while (true) {
         if (knowledge_read(tokens->stream, &tokens->format, &t->batch, &more, e)) return e->code;
         if (!more) break;

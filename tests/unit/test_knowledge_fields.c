@@ -337,7 +337,7 @@ static void fields_of_meta_are_checked(void **state) {
         const char *fields, *says;
     } cases[] = {
         {"[]", "\"fields\" is empty"},
-        {"{}", "\"fields\" is no array"},
+        {"{}", "\"fields\" is not an array"},
         {"[{\"name\":\"response\",\"codec\":\"sample\",\"n\":5,\"temperature\":1},{\"name\":\"response\"}]",
          "two responses"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f16\",\"point\":\"x\",\"cols\":3}]",
@@ -348,7 +348,7 @@ static void fields_of_meta_are_checked(void **state) {
          "expected \"x\""},
         {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
          "\"cols\":3}]",
-         "no name of a field's point"},
+         "not the name of a point"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
          "cols"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
