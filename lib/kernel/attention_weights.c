@@ -83,8 +83,7 @@ struct attention_loss {
 
 /*
  * y = t ln t, 0 where t is 0, to 1e-11 of it. t = 2^e m with m from sqrt(1/2) to sqrt(2), and ln m = 2 artanh s of s = (m - 1) / (m + 1),
- * whose series has reached that after seven terms. Without branches, so that compilers make vectors of it: a call of log
- * for each weight was most of what a relation costs.
+ * whose series has reached that after seven terms. Without branches, so that compilers make vectors of it.
  */
 static void t_ln_t(double *y, const float *t, size_t n) {
     for (size_t i = 0; i < n; i++) {
