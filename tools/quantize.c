@@ -74,7 +74,7 @@ static struct cli_option options[] = {
      .completes_files = true,
      .needs = {"target-bpw|target-size"},
      .help =
-         "weigh the matrices against each other by how much the model's own distribution over these tokens hangs on "
+         "weigh the matrices against each other by how much the model's own distribution over these tokens depends on "
          "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
          "without it, the relative errors of all outputs count the same"},
     {.name = "cache",

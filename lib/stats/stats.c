@@ -285,7 +285,7 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
                       struct err *e) {
     struct item t = find_item(s, d->name);
     if (!t.n)
-        return err_set(e, ERR_DATA, "%s: tensor '%s' is no statistic of this model", stream_reader_name(r), d->name);
+        return err_set(e, ERR_DATA, "%s: tensor '%s' is not a statistic of this model", stream_reader_name(r), d->name);
     if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
@@ -293,8 +293,8 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     for (uint64_t i = 0; i < t.n; i++) {
         double v = ((const double *)data->data)[i];
         if (!isfinite(v) || v < (t.rank ? 0 : -1e30))
-            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is no sum (%g)", stream_reader_name(r), d->name,
-                           (unsigned long long)i, v);
+            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is not a sum (%g)", stream_reader_name(r),
+                           d->name, (unsigned long long)i, v);
         t.sum[i] += v;
     }
     return 0;
@@ -397,6 +397,14 @@ double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t exper
 
 double stats_influence(const struct stats *s, uint32_t layer) {
     return s->positions ? s->layers[layer].influence / (double)s->positions : 0;
+}
+
+void stats_rank_layers(const struct stats *s, uint32_t *out) {
+    for (uint32_t n = 0; n < s->config.n_layers; n++) {
+        uint32_t at = n;
+        for (; at && stats_influence(s, out[at - 1]) > stats_influence(s, n); at--) out[at] = out[at - 1];
+        out[at] = n;
+    }
 }
 
 bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out) {
