@@ -80,8 +80,7 @@ int main(int argc, char **argv) {
         .examples =
             "rill fold --method awq --type q4_k_m --stats model.stats.rill model.rill -o model.awq.rill\n    scales "
             "for q4_k_m\n"
-            "rill fold --method awq --type q4_0 --data tokens.rill model.rill | rill quantize --type q4_0 > "
-            "model.q4.rill\n    in one pipe\n"
+            "rill fold --method awq --type q4_0 --data tokens.rill model.rill -o folded.rill\n    by second moments\n"
             "rill fold --method smooth --data tokens.rill < model.rill > model.smooth.rill\n    for q8_0 and "
             "--precision int8\n"
             "rill fold --method r1 model.rill | rill fold --method r2 > model.r.rill\n    both rotations\n",
