@@ -1,7 +1,7 @@
 /*
  * compress: quantizing as a program carries it out: what its options say, the statistics, plans and tokens that they name, the plan
  * for a target, what is said and reported.
- * Order of files, each calling only those before it: settings, target, run.
+ * Order of files, each calling only those before it: settings, plan, target, run.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
@@ -29,5 +29,9 @@ struct compress_options {
 /* Reads the model (operand 0) and writes it quantized, or with dry_run the plan as text; says what differs from what was
  * asked for and fills in the report. ERR_USAGE, ERR_DATA, ERR_IO. */
 int compress_run(struct cli *c, const struct compress_options *o, struct err *e) MUST_CHECK;
+/* The types that these options give the matrices of a model, whatever they are in now; for quant_plan_release. Reads type or plan and
+ * rules alone. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_make_plan(struct quant_plan *out, struct cli *c, const struct compress_options *o,
+                       const struct model_config *config, struct err *e) MUST_CHECK;
 
 #endif

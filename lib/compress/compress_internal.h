@@ -23,6 +23,7 @@ struct compress {
 bool compress_has_target(const struct compress_options *o);
 /* The options as lib/quant takes them, from texts and files. */
 int compress_read_settings(struct compress *k, struct err *e) MUST_CHECK;
+void compress_release(struct compress *k); /* what they have read */
 
 /* ---- target.c ------------------------------------------------------------------------------------------------------ */
 

@@ -128,9 +128,6 @@ int compress_run(struct cli *c, const struct compress_options *o, struct err *e)
     session_file_init(&k.model, cli_input_path(c, 0));
     int rc = carry_out(&k, e);
     session_file_release(&k.model);
-    stats_free(k.stats);
-    imatrix_free(k.imatrix);
-    buf_release(&k.plan);
-    mem_free(k.rules);
+    compress_release(&k);
     return rc;
 }

@@ -449,7 +449,7 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
         struct kernel_matrix tokens = kernel_matrix_columns(&p->matrix, n);
         head.w = grad_leaf_packed(t, &tokens);
     } else
-        head.w = grad_parameter(t, p->value, p->grad, &p->grad_begun, n, p->desc.dims[1]);
+        head.w = graph_parameter(m, t, p, n);
     if (b) head.bias = grad_parameter(t, b->value, b->grad, &b->grad_begun, 1, n);
     return head;
 }

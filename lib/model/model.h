@@ -450,6 +450,14 @@ struct model_adapter {
     bool a_begun, b_begun;
 };
 
+/* A quantized form of a matrix that is trained: forward passes read `forward`, which is what the blocks say, and the gradient is taken
+ * for that of the value, the master (the straight-through estimator of Bengio et al. 2013, arXiv 1308.3432). lib/train's. */
+struct model_grid {
+    enum dtype dtype;
+    unsigned char *blocks;       /* [rows] of dtype, on the host: what model_save writes */
+    struct kernel_array forward; /* f32, [rows][cols] */
+};
+
 struct model_param {
     struct model_slot slot;
     struct tensor_desc desc;       /* as stored: type and shape */
@@ -459,6 +467,7 @@ struct model_param {
     bool grad_begun;               /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
     uint64_t n;                    /* elements */
     struct model_adapter *adapter; /* of a matrix inside a layer; NULL: none. The owner's, who takes it away again */
+    const struct model_grid *grid; /* of a matrix; NULL: none. The owner's, too */
 };
 
 struct model {
@@ -467,6 +476,7 @@ struct model {
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
+    bool masters;                 /* forward passes read values, whatever grids there are */
     size_t expert_stride;         /* parameters from one expert's to the same of the next */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
@@ -512,7 +522,7 @@ static inline float *model_host_grad(const struct model_param *p) {
     return kernel_host(p->grad, p->n);
 }
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
- * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
+ * ones in f32: say what you want with quantize; one with a grid as the blocks of that). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
 /* One tensor of it, as model_save does. `scratch` may be used again; the caller's. */
 int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
