@@ -10,6 +10,7 @@ static double fail_above;
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to evaluate"),
     SESSION_PRECISION(how),
+    SESSION_KV_CACHE(how),
     {.name = "protocol",
      .type = CLI_CHOICE,
      .to = &what.protocol,
@@ -129,6 +130,8 @@ int main(int argc, char **argv) {
             "    by overlapping windows, for reading\n"
             "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
             "    perplexity, and how far the student is from its teacher\n"
+            "rill eval -m wide.rill --context 64 --kv-cache q4_0 tokens.rill\n"
+            "    perplexity in a run time that keeps its keys and values in 4.5 bits\n"
             "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,
         .run = run,

@@ -8,6 +8,7 @@ static uint64_t max_new, top_k;
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to generate with"),
     SESSION_PRECISION_AUTO_INT8(how),
+    SESSION_KV_CACHE(how),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,

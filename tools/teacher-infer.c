@@ -15,6 +15,7 @@ static uint64_t tap_positions;
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
     SESSION_PRECISION(how),
+    SESSION_KV_CACHE(how),
     {.name = "encode",
      .type = CLI_STRING,
      .to = &encode,

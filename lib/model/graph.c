@@ -153,8 +153,8 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
     q = graph_expose(g, POINT_Q, layer, q);
-    k = graph_expose(g, POINT_K, layer, k);
-    struct grad_var *v = graph_expose(g, POINT_V, layer, y[2]);
+    k = graph_store(g, graph_expose(g, POINT_K, layer, k), true);
+    struct grad_var *v = graph_store(g, graph_expose(g, POINT_V, layer, y[2]), false);
     return graph_expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 

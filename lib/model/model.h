@@ -476,8 +476,10 @@ struct model {
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
-    bool masters;                 /* forward passes read values, whatever grids there are */
-    size_t expert_stride;         /* parameters from one expert's to the same of the next */
+    bool masters;       /* forward passes read values, whatever grids there are */
+    enum dtype kv_type; /* of keys and values (model_set_kv_cache); 0: they stay as they are computed */
+    uint32_t kv_rotation_k, kv_rotation_v; /* elements of a rotation before they are quantized; 0: none */
+    size_t expert_stride;                  /* parameters from one expert's to the same of the next */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
@@ -594,6 +596,17 @@ enum stream_target model_predicts(const struct model_config *c);
 uint32_t model_columns(const struct model *m);
 /* ERR_DATA unless it has logits that say something: a head, and not of tokens that it sees. */
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
+
+/*
+ * From now on, forward passes of inference read keys (rotated by position) and values as llama.cpp's cache of this type gives them back
+ * (--cache-type-k, --cache-type-v): of each position, each head quantized on its own in blocks of 32 and dequantized, the newest position
+ * too. `rotate`: as llama.cpp does since 2026, both are first multiplied by a Hadamard matrix where heads are a multiple of 64 elements: of
+ * as many of them as the largest 64 * 2^k that divides the head, values of 64; queries and what attention returns turn with them, so
+ * without rounding nothing would change. Queries are not rounded, which llama.cpp does (to 8 bits); and where its weights have
+ * interleaved rotary pairs (llama), the 32 elements of a block are others there than here, in half-split order.
+ * ERR_USAGE: no type with blocks of 32. ERR_DATA: the model has no such cache, or its heads are not whole blocks.
+ */
+int model_set_kv_cache(struct model *m, enum dtype dtype, bool rotate, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
  * model_output_rows; `vocab` columns: model_n_tokens, or classes); host_logits may be overwritten. Memory: activations of

@@ -69,7 +69,7 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 @test "schemes improve on what they say" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
     check_exit 0 make -s -C "$ROOT/examples/schemes" RILL="$RILL_BIN/rill" OUT="$T/schemes"
-    assert_stdout "*divergence from the teacher: labels *, live *first two layers*ema*virtual*from-one1 *, from-mixture *from-one2 *, from-mixture *"
+    assert_stdout "*divergence from the teacher: labels *, live *first two layers*ema*virtual*from-one1 *, from-mixture *from-one2 *, from-mixture *nearest *, aware *"
 }
 
 @test "the replica of the comparison of encodings, in small" {
