@@ -1,7 +1,8 @@
 /* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/evaluation/evaluation.h"
+#include "lib/formats/formats.h"
 
-static struct session_options how;
+static struct session_options how = {.kv_interleaves = target_interleaves};
 static struct cli_list tasks;
 static struct evaluation_options what = {.model = &how, .tasks = &tasks};
 static uint64_t context, stride;

@@ -1,7 +1,8 @@
 /* rill generate: continues prompts with a model. */
+#include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
-static struct session_options how = {.auto_int8 = true};
+static struct session_options how = {.auto_int8 = true, .kv_interleaves = target_interleaves};
 static struct session_generate_options what = {.model = &how};
 static uint64_t max_new, top_k;
 

@@ -2,9 +2,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
-static struct session_options how;
+static struct session_options how = {.kv_interleaves = target_interleaves};
 static struct session_teacher_options teaching;
 static const char *encode, *dtype, *weights;
 static double temperature;

@@ -470,16 +470,23 @@ struct model_param {
     const struct model_grid *grid; /* of a matrix; NULL: none. The owner's, too */
 };
 
+/* How a run time keeps keys and values. */
+struct model_kv_cache {
+    enum dtype dtype; /* with blocks of 32; 0: they stay as they are computed */
+    bool
+        rotated; /* multiplied by a Hadamard matrix before they are quantized, where heads are a multiple of 64 elements */
+    bool interleaved; /* keys have the two elements of a rotary pair side by side */
+};
+
 struct model {
     struct model_config config;
     struct kernel_device *device; /* where its parameters are */
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
-    bool masters;       /* forward passes read values, whatever grids there are */
-    enum dtype kv_type; /* of keys and values (model_set_kv_cache); 0: they stay as they are computed */
-    uint32_t kv_rotation_k, kv_rotation_v; /* elements of a rotation before they are quantized; 0: none */
-    size_t expert_stride;                  /* parameters from one expert's to the same of the next */
+    bool masters;                 /* forward passes read values, whatever grids there are */
+    struct model_kv_cache kv;     /* of model_set_kv_cache */
+    size_t expert_stride;         /* parameters from one expert's to the same of the next */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
     struct vocab *vocab; /* NULL when the stream has none */
@@ -598,15 +605,14 @@ uint32_t model_columns(const struct model *m);
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /*
- * From now on, forward passes of inference read keys (rotated by position) and values as llama.cpp's cache of this type gives them back
+ * From now on, forward passes of inference read keys (rotated by position) and values as llama.cpp's cache gives them back
  * (--cache-type-k, --cache-type-v): of each position, each head quantized on its own in blocks of 32 and dequantized, the newest position
- * too. `rotate`: as llama.cpp does since 2026, both are first multiplied by a Hadamard matrix where heads are a multiple of 64 elements: of
- * as many of them as the largest 64 * 2^k that divides the head, values of 64; queries and what attention returns turn with them, so
- * without rounding nothing would change. Queries are not rounded, which llama.cpp does (to 8 bits); and where its weights have
- * interleaved rotary pairs (llama), the 32 elements of a block are others there than here, in half-split order.
- * ERR_USAGE: no type with blocks of 32. ERR_DATA: the model has no such cache, or its heads are not whole blocks.
+ * too. `rotated`, as llama.cpp does since 2026: keys in parts of the largest 64 * 2^k elements that divides the head, values in parts
+ * of 64; queries and what attention returns turn with them, so without rounding nothing would change. Queries are rounded to q8_0, turned as
+ * the keys are, as ggml does before it multiplies them with blocks. ERR_USAGE: no type with blocks of 32. ERR_DATA: the model has no such
+ * cache, or its heads are not whole blocks.
  */
-int model_set_kv_cache(struct model *m, enum dtype dtype, bool rotate, struct err *e) MUST_CHECK;
+int model_set_kv_cache(struct model *m, const struct model_kv_cache *how, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
  * model_output_rows; `vocab` columns: model_n_tokens, or classes); host_logits may be overwritten. Memory: activations of

@@ -77,8 +77,8 @@ struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x)
 struct grad_var *graph_lstm_ends(struct graph *g, struct grad_var *h);
 /* The weighted sum of the experts that each row of h takes, [n_positions][hidden] in f32 (experts.c). */
 struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var *h);
-/* Keys or values as the cache's type gives them back, in the memory of x (kv_store.c). */
-struct grad_var *graph_store(struct graph *g, struct grad_var *x, bool key);
+/* Queries, keys or values (POINT_Q, POINT_K, POINT_V) as attention with a quantized cache has them, in the memory of x (kv_store.c). */
+struct grad_var *graph_store(struct graph *g, struct grad_var *x, enum model_point which);
 /* Attention with caches (cache.c). */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);

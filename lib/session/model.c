@@ -39,7 +39,10 @@ enum model_weight_format session_weight_format(const struct session_options *o) 
 
 int session_set_kv_cache(const struct session_options *o, struct model *m, struct err *e) {
     if (!o->kv_cache) return 0;
-    if (model_set_kv_cache(m, dtype_by_name(o->kv_cache)->dtype, !o->kv_plain, e)) return err_prefix(e, "--kv-cache");
+    struct model_kv_cache how = {.dtype = dtype_by_name(o->kv_cache)->dtype,
+                                 .rotated = !o->kv_plain,
+                                 .interleaved = o->kv_interleaves && o->kv_interleaves(&m->config)};
+    if (model_set_kv_cache(m, &how, e)) return err_prefix(e, "--kv-cache");
     if (!o->kv_plain || m->config.head_dim % 64 == 0) return 0;
     return err_set(e, ERR_USAGE, "--kv-plain has no effect: heads of %u elements are not rotated", m->config.head_dim);
 }

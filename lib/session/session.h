@@ -30,7 +30,8 @@ struct session_options {
     const char *role;      /* in the provenance; NULL: "model". Another's precision is reported as ROLE-precision */
     const char *kv_cache;  /* the type of keys and values; NULL: as they are computed */
     bool kv_plain;         /* ... without a rotation */
-    bool auto_int8;        /* auto is int8 for quantized weights where it else is bf16 */
+    bool (*kv_interleaves)(const struct model_config *); /* target_interleaves of lib/formats; NULL: no model does */
+    bool auto_int8;                                      /* auto is int8 for quantized weights where it else is bf16 */
 };
 
 /* A row of the program's option table: -m, --model. `o` is the program's struct session_options. */

@@ -46,29 +46,33 @@ static double hadamard(size_t i, size_t k, size_t n) {
     return (__builtin_popcountll(i & k) & 1 ? -1 : 1) / sqrt((double)n);
 }
 
-/* x [D], in parts of n that are multiplied by the matrix, n 0: as it is, through blocks and back. */
-static void through(enum dtype type, const float *x, size_t n, double *y) {
+/* x [D], in parts of n that are multiplied by the matrix, n 0: as it is, through blocks and back; the pairs of a head side by side. */
+static void through(enum dtype type, const float *x, size_t n, bool pairs, double *y) {
     struct err e;
     unsigned char blocks[D * 2];
-    float turned[D], back[D];
+    float ordered[D], turned[D], back[D];
+    for (size_t i = 0; i < D; i++) ordered[i] = x[!pairs ? i : i % 2 * (D / 2) + i / 2];
     for (size_t i = 0; i < D; i++) {
-        double sum = n ? 0 : x[i];
-        for (size_t k = 0; k < n; k++) sum += hadamard(i % n, k, n) * x[i / n * n + k];
+        double sum = n ? 0 : ordered[i];
+        for (size_t k = 0; k < n; k++) sum += hadamard(i % n, k, n) * ordered[i / n * n + k];
         turned[i] = (float)sum;
     }
     OK(tensor_from_f32(type, turned, blocks, D, NULL, &e));
     tensor_to_f32(type, blocks, back, D);
     for (size_t i = 0; i < D; i++) {
-        y[i] = n ? 0 : back[i];
-        for (size_t k = 0; k < n; k++) y[i] += hadamard(i % n, k, n) * back[i / n * n + k];
+        double sum = n ? 0 : back[i];
+        for (size_t k = 0; k < n; k++) sum += hadamard(i % n, k, n) * back[i / n * n + k];
+        y[!pairs ? i : i % 2 * (D / 2) + i / 2] = sum;
     }
 }
 
-static void attend(enum dtype type, bool rotate, const struct seen *s, double o[N * HEADS * D]) {
-    static double k[N][D], v[N][D];
+static void attend(const struct model_kv_cache *how, const struct seen *s, double o[N * HEADS * D]) {
+    static double q[N][HEADS][D], k[N][D], v[N][D];
     for (size_t i = 0; i < N; i++) {
-        through(type, s->k + i * D, rotate ? 128 : 0, k[i]);
-        through(type, s->v + i * D, rotate ? 64 : 0, v[i]);
+        for (size_t h = 0; h < HEADS; h++)
+            through(DT_Q8_0, s->q + (i * HEADS + h) * D, how->rotated ? 128 : 0, how->interleaved, q[i][h]);
+        through(how->dtype, s->k + i * D, how->rotated ? 128 : 0, how->interleaved, k[i]);
+        through(how->dtype, s->v + i * D, how->rotated ? 64 : 0, false, v[i]);
     }
     for (size_t i = 0; i < N; i++)
         for (size_t h = 0; h < HEADS; h++) {
@@ -76,7 +80,7 @@ static void attend(enum dtype type, bool rotate, const struct seen *s, double o[
             memset(out, 0, D * sizeof *out);
             for (size_t t = 0; t <= i; t++) {
                 double score = 0;
-                for (size_t d = 0; d < D; d++) score += s->q[(i * HEADS + h) * D + d] * k[t][d];
+                for (size_t d = 0; d < D; d++) score += q[i][h][d] * k[t][d];
                 sum += p[t] = exp(score / sqrt(D));
             }
             for (size_t t = 0; t <= i; t++)
@@ -94,12 +98,13 @@ static void attention_reads_what_the_cache_gives_back(void **state) {
     look(m, &s);
     static float exact[N * HEADS * D];
     memcpy(exact, s.o, sizeof exact);
-    for (size_t i = 0; i < 2 * COUNT_OF(types); i++) {
-        enum dtype type = types[i / 2];
+    for (size_t i = 0; i < 4 * COUNT_OF(types); i++) {
+        enum dtype type = types[i / 4];
         double worst = 0, moved = 0, largest = 0;
-        OK(model_set_kv_cache(m, type, i % 2, &e));
+        const struct model_kv_cache how = {type, i & 1, i & 2};
+        OK(model_set_kv_cache(m, &how, &e));
         look(m, &s);
-        attend(type, i % 2, &s, want);
+        attend(&how, &s, want);
         for (size_t k = 0; k < N * HEADS * D; k++) {
             worst = fmax(worst, fabs(s.o[k] - want[k]));
             moved = fmax(moved, fabs(s.o[k] - exact[k]));
@@ -118,7 +123,7 @@ static void decoding_reads_the_same(void **state) {
     struct err e;
     static struct seen s;
     struct model *m = sample(D);
-    OK(model_set_kv_cache(m, DT_Q4_0, true, &e));
+    OK(model_set_kv_cache(m, &(struct model_kv_cache){DT_Q4_0, true, true}, &e));
     look(m, &s);
     struct grad_tape *t = new_tape(DT_F32, false);
     struct kv_cache cache = {.capacity = 16}, *caches = &cache;
@@ -149,13 +154,12 @@ static void what_cannot_be_is_refused(void **state) {
     (void)state;
     struct err e;
     struct model *m = sample(16);
-    assert_int_equal(model_set_kv_cache(m, DT_Q8_0, false, &e), ERR_DATA);
+    assert_int_equal(model_set_kv_cache(m, &(struct model_kv_cache){DT_Q8_0, false, false}, &e), ERR_DATA);
     assert_string_equal(e.msg, "heads of 16 elements are not a whole number of q8_0's blocks of 32");
     model_free(m);
     m = sample(32);
-    OK(model_set_kv_cache(m, DT_Q8_0, true, &e)); /* heads that are not rotated */
-    assert_int_equal(m->kv_rotation_k, 0);
-    assert_int_equal(model_set_kv_cache(m, DT_Q4_K, true, &e), ERR_USAGE);
+    OK(model_set_kv_cache(m, &(struct model_kv_cache){DT_Q8_0, true, false}, &e)); /* heads that are not rotated */
+    assert_int_equal(model_set_kv_cache(m, &(struct model_kv_cache){DT_Q4_K, true, false}, &e), ERR_USAGE);
     assert_string_equal(e.msg, "a cache of q4_k: expected a type with blocks of 32");
     struct grad_tape *t = new_tape(DT_F32, true);
     const uint32_t length = N;
@@ -166,10 +170,10 @@ static void what_cannot_be_is_refused(void **state) {
     model_host_value(model_param(m, ROLE_K, 0))[0] = INFINITY;
     t = new_tape(DT_F32, false);
     assert_null(model_graph(m, t, &in, NULL, NULL, &e));
-    assert_non_null(strstr(e.msg, "a key: position 0: element "));
+    assert_non_null(strstr(e.msg, "k in the cache: position 0: element "));
     grad_tape_free(t);
     m->config.bidirectional = true;
-    assert_int_equal(model_set_kv_cache(m, DT_Q8_0, true, &e), ERR_DATA);
+    assert_int_equal(model_set_kv_cache(m, &(struct model_kv_cache){DT_Q8_0, true, false}, &e), ERR_DATA);
     model_free(m);
 }
 
