@@ -32,7 +32,7 @@ static void say_plan(const struct job *j, const struct quant_plan *p) {
 
 int job_open_quantization(struct job *j, struct err *e) {
     const struct job_options *o = j->o;
-    struct compress_options how = {
+    struct compress_quantize_options how = {
         .type = o->quantize, .plan = o->quantize_plan, .rules = o->tensor_types, .method = "rtn"};
     struct quant_plan plan = {0};
     if (!how.type && !how.plan) return 0;
