@@ -155,7 +155,7 @@ static void rounding_at_given_scales_changes_codes_alone(void **state) {
         for (size_t k = 0; k < t->block_elems; k++) x[k] = 0; /* a scale of 0 */
         y[N - 1] = 1e20f, y[N - 2] = -1e20f;
         assert_int_equal(tensor_from_f32(t->dtype, x, blocks, N, NULL, &e), 0);
-        struct quant_parts before[N / 32], p;
+        struct quant_parts before[N / 32] = {0}, p = {0};
         for (size_t b = 0; b < N / t->block_elems; b++)
             quant_take_apart(t->dtype, blocks + b * t->block_bytes, &before[b]);
         tensor_round_at(t->dtype, y, blocks, N);
