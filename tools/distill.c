@@ -128,6 +128,36 @@ static struct cli_option options[] = {
      .min = 1,
      .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
     SESSION_TRAINING_PRECISION(o.student),
+    {.name = "quantize",
+     .type = CLI_STRING,
+     .to = &o.quantize,
+     .arg = "TYPE",
+     .needs = {"!lora"},
+     .help = "train the student for being quantized: its forward passes read each matrix as quantize --type TYPE "
+             "stores it, gradients move f32 masters behind it (straight-through), and what is written are the blocks "
+             "of the last step. --eval judges these, too"},
+    {.name = "quantize-plan",
+     .type = CLI_STRING,
+     .to = &o.quantize_plan,
+     .arg = "FILE",
+     .completes_files = true,
+     .needs = {"!quantize", "!lora"},
+     .help = "the same with the type of each matrix from this file, as quantize --dry-run prints it"},
+    {.name = "tensor-type",
+     .type = CLI_LIST,
+     .to = &o.tensor_types,
+     .arg = "REGEX=TYPE",
+     .needs = {"quantize"},
+     .help = "as quantize --tensor-type: another type for the matrices whose name matches"},
+    {.name = "quantize-refit",
+     .type = CLI_U64,
+     .to = &o.distill.train.quantize.refit,
+     .arg = "STEPS",
+     .fallback = "10",
+     .needs = {"quantize|quantize-plan"},
+     .help =
+         "steps between two searches for the scales of blocks, between which codes alone follow the weights; 0: the "
+         "scales of the first search hold"},
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.distill.recompute,
@@ -422,6 +452,8 @@ int main(int argc, char **argv) {
             "    a second epoch after the first, of which run.ck is the state\n"
             "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
             "    adapters of the attention's matrices, averaged over the steps\n"
+            "rill distill -m student.rill --quantize q4_0 corpus.kd.rill -o aware.rill\n"
+            "    trained for being q4_0, and written so\n"
             "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 corpus.kd.rill > b.rill\n"
             "    until the held-out divergence has not fallen in three evaluations; the best state is written\n"
             "rill distill -m student.rill --shuffle --mix b.kd.rill=0.5 corpus.kd.rill -o mixed.rill\n"

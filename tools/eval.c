@@ -1,7 +1,8 @@
 /* rill eval: measures a model: perplexity, divergence from a reference, tasks. */
 #include "lib/evaluation/evaluation.h"
+#include "lib/formats/formats.h"
 
-static struct session_options how;
+static struct session_options how = {.kv_interleaves = target_interleaves};
 static struct cli_list tasks;
 static struct evaluation_options what = {.model = &how, .tasks = &tasks};
 static uint64_t context, stride;
@@ -10,6 +11,7 @@ static double fail_above;
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to evaluate"),
     SESSION_PRECISION(how),
+    SESSION_KV_CACHE(how),
     {.name = "protocol",
      .type = CLI_CHOICE,
      .to = &what.protocol,
@@ -134,6 +136,8 @@ int main(int argc, char **argv) {
             "    by overlapping windows, for reading\n"
             "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
             "    perplexity, and how far the student is from its teacher\n"
+            "rill eval -m wide.rill --context 64 --kv-cache q4_0 tokens.rill\n"
+            "    perplexity in a run time that keeps its keys and values in 4.5 bits\n"
             "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,
         .run = run,

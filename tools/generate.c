@@ -1,13 +1,15 @@
 /* rill generate: continues prompts with a model. */
+#include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
-static struct session_options how = {.auto_int8 = true};
+static struct session_options how = {.auto_int8 = true, .kv_interleaves = target_interleaves};
 static struct session_generate_options what = {.model = &how};
 static uint64_t max_new, top_k;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to generate with"),
     SESSION_PRECISION_AUTO_INT8(how),
+    SESSION_KV_CACHE(how),
     {.name = "max-new",
      .letter = 'n',
      .type = CLI_U64,

@@ -2,9 +2,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
-static struct session_options how;
+static struct session_options how = {.kv_interleaves = target_interleaves};
 static struct session_teacher_options teaching;
 static const char *encode, *dtype, *weights, *rows;
 static double temperature;
@@ -15,6 +16,7 @@ static uint64_t tap_positions;
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
     SESSION_PRECISION(how),
+    SESSION_KV_CACHE(how),
     {.name = "encode",
      .type = CLI_STRING,
      .to = &encode,

@@ -1,7 +1,7 @@
 /*
  * compress: quantizing, pruning and folding as programs carry them out: what their options say, the statistics, plans and tokens that
  * they name, the plan for a target, what is said and reported.
- * Order of files, each calling only those before it: data; settings, target, run (quantizing); prune; fold.
+ * Order of files, each calling only those before it: data; settings, plan, target, run (quantizing); prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
@@ -52,6 +52,10 @@ struct compress_prune_options {
 /* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the
  * report. ERR_USAGE, ERR_DATA, ERR_IO. */
 int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) MUST_CHECK;
+/* The types that these options give the matrices of a model, whatever they are in now; for quant_plan_release. Reads type or plan and
+ * rules alone. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_make_plan(struct quant_plan *out, struct cli *c, const struct compress_quantize_options *o,
+                       const struct model_config *config, struct err *e) MUST_CHECK;
 
 /* The same of folding. */
 struct compress_fold_options {

@@ -37,6 +37,7 @@ void compress_data_release(struct compress_data *d);
 bool compress_has_target(const struct compress_quantize_options *o);
 /* The options as lib/quant takes them, from texts and files. */
 int compress_read_settings(struct compress *k, struct err *e) MUST_CHECK;
+void compress_release(struct compress *k); /* what they have read */
 
 /* ---- layers.c ------------------------------------------------------------------------------------------------------ */
 

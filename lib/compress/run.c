@@ -127,10 +127,6 @@ int compress_quantize(struct cli *c, const struct compress_quantize_options *o, 
     session_file_init(&k.model, cli_input_path(c, 0));
     int rc = carry_out(&k, e);
     session_file_release(&k.model);
-    stats_free(k.stats);
-    imatrix_free(k.imatrix);
-    buf_release(&k.plan);
-    buf_release(&k.layers);
-    mem_free(k.rules);
+    compress_release(&k);
     return rc;
 }

@@ -95,3 +95,11 @@ int compress_read_settings(struct compress *k, struct err *e) {
     if (k->imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->imatrix;
     return rc;
 }
+
+void compress_release(struct compress *k) {
+    stats_free(k->stats);
+    imatrix_free(k->imatrix);
+    buf_release(&k->plan);
+    buf_release(&k->layers);
+    mem_free(k->rules);
+}

@@ -206,7 +206,9 @@ int trainer_evaluate(struct trainer *t, struct err *e) {
     struct distill_evaluation *p = &t->progress.eval;
     bool first = !p->step;
     loss_list_begin_step(&v->losses, 1, 1);
-    if (all_passes(t, evaluation_pass, e)) return e->code;
+    if (train_quantize_averages(&t->set, true, e) || all_passes(t, evaluation_pass, e) ||
+        train_quantize_averages(&t->set, false, e))
+        return e->code;
     if (asked_to_stop(t)) return 0;
     loss_list_end_step(&v->losses, (double)v->labelled);
     for (size_t i = 0; i < p->n; i++) {

@@ -218,8 +218,9 @@ static double process_peak(void) {
 static double model_bytes(const struct model *m) {
     double bytes = (double)m->vocab_bytes.len;
     for (size_t i = 0; i < m->n_params; i++) {
-        const struct dtype_info *type = dtype_info(m->params[i].desc.dtype);
-        bytes += (double)dtype_row_bytes(type->is_quantized ? DT_F32 : type->dtype, m->params[i].n);
+        const struct model_param *p = &m->params[i];
+        const struct dtype_info *type = dtype_info(p->desc.dtype);
+        bytes += (double)dtype_row_bytes(p->grid ? p->grid->dtype : type->is_quantized ? DT_F32 : type->dtype, p->n);
     }
     return bytes;
 }

@@ -35,6 +35,7 @@ int trainer_update(struct trainer *t, struct err *e) {
     p->step++;
     p->lr = train_lr(&t->o.plan, p->step);
     train_step(&t->set, p->step, p->lr, scale);
+    if (train_quantize(&t->set, p->step, e)) return err_prefix(e, "step %llu", (unsigned long long)p->step);
 
     p->loss = loss_list_total(&t->losses, labelled);
     loss_list_end_step(&t->losses, labelled);

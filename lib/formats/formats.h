@@ -54,6 +54,8 @@ void target_warnings(const struct model_config *before, const struct model_confi
 
 /* Does llama.cpp have q, k and v of such a model in one tensor? Then they need one quantized type. */
 bool target_fuses_qkv(const struct model_config *c);
+/* Do queries and keys there have the two elements of a rotary pair side by side? */
+bool target_interleaves(const struct model_config *c);
 /* llama.cpp's name of a tensor; false: it has none. `out` has TENSOR_MAX_NAME + 1 bytes. */
 bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out);
 

@@ -73,6 +73,13 @@ bool target_fuses_qkv(const struct model_config *c) {
            strcmp(q.name, v.name) == 0;
 }
 
+bool target_interleaves(const struct model_config *c) {
+    const struct arch *arch;
+    struct err e;
+    const struct gguf_name *name = arch_of_config(c, &arch, &e) ? NULL : arch_gguf_name(arch, c);
+    return name && name->interleaved;
+}
+
 bool target_tensor_name(const struct model_config *c, struct model_slot s, char *out) {
     const struct arch *arch;
     struct err e;

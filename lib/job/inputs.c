@@ -76,7 +76,7 @@ static int resolve_schedule(struct job *j, struct err *e) {
 }
 
 int job_open_inputs(struct job *j, struct err *e) {
-    if (session_load_model(j->c, &j->o->student, WEIGHTS_F32, &j->student, NULL, e) ||
+    if (session_load_model(j->c, &j->o->student, WEIGHTS_F32, &j->student, NULL, e) || job_open_quantization(j, e) ||
         session_open_data(j->c, cli_input_path(j->c, 0), "data", STREAM_ANY, j->student, &j->data, e) ||
         open_held_out(j, e) || open_teacher(j, e) || job_open_mixture(j, e))
         return e->code;

@@ -1,7 +1,7 @@
 /*
  * job: a training run as a program carries it out: what its options say, the student, the data and the teacher that
  * they name, checkpoint files, signals, and what the provenance remembers.
- * Order of files, each calling only those before it: settings, mixture, inputs, checkpoint, run.
+ * Order of files, each calling only those before it: settings, mixture, quantize, inputs, checkpoint, run.
  *
  *     static struct job_options o;
  *     static struct cli_option options[] = {..., {.name = "lr", .type = CLI_F64, .to = &o.distill.plan.now.lr, ...}, {0}};
@@ -24,6 +24,8 @@ struct job_options {
     struct cli_list losses, schedules, groups, frozen;
     struct cli_list mix, decay_data; /* further files of data, FILE[=WEIGHT] */
     bool shuffle;
+    const char *quantize, *quantize_plan; /* a type, or a file: the grids that the student is trained on */
+    struct cli_list tensor_types;         /* REGEX=TYPE, with quantize */
     const char *exits, *optimizer, *optimizer_state, *lora;
     const char *log, *checkpoint, *resume, *start_state, *eval; /* files */
     uint64_t epochs, checkpoint_every;

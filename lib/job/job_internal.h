@@ -2,6 +2,7 @@
 #ifndef RILL_JOB_INTERNAL_H
 #define RILL_JOB_INTERNAL_H
 
+#include "lib/compress/compress.h"
 #include "lib/job/job.h"
 
 /* A file that is drawn from. */
@@ -19,6 +20,7 @@ struct job {
     const char *schedule_named; /* the one of --schedule that has no UNTIL; NULL: none */
 
     struct model *student;
+    enum dtype *types;               /* [n_params of it] that it is trained in; NULL: f32 */
     struct session_teacher *teacher; /* beside the student; NULL: none */
     struct trainer *trainer;
     struct session_data data, eval;
@@ -44,6 +46,13 @@ int job_remember_plan(struct job *j, const struct train_plan *p, bool changed, s
 /* Whether --shuffle, --mix or --decay-data ask for a mixture; opens its files, the operand's data being open, and makes it. */
 int job_open_mixture(struct job *j, struct err *e) MUST_CHECK;
 void job_free_mixture(struct job *j);
+
+/* ---- quantize.c ------------------------------------------------------------------------------------------------------ */
+
+/* The student being there: the types that --quantize and its company give its matrices, into settings. */
+int job_open_quantization(struct job *j, struct err *e) MUST_CHECK;
+/* The bits per weight of what is about to be written. */
+int job_report_quantization(const struct job *j, struct err *e) MUST_CHECK;
 
 /* ---- inputs.c -------------------------------------------------------------------------------------------------------- */
 

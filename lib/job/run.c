@@ -29,6 +29,7 @@ void job_free(struct job *j) {
     trainer_free(j->trainer);
     session_teacher_free(j->teacher);
     model_free(j->student);
+    mem_free(j->types);
     job_free_mixture(j);
     session_data_release(&j->data);
     session_data_release(&j->eval);
@@ -141,7 +142,8 @@ int job_train(struct job *j, struct distill_run *done, struct err *e) {
 }
 
 int job_write(struct job *j, struct stream_writer *w, struct err *e) {
-    return trainer_finish(j->trainer, e) ? e->code : model_save(j->student, w, 0, e);
+    if (trainer_finish(j->trainer, e) || model_save(j->student, w, 0, e)) return e->code;
+    return job_report_quantization(j, e);
 }
 
 int job_predict(struct job *j, struct distill_forecast *f, struct err *e) {

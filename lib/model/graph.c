@@ -152,9 +152,9 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
-    q = graph_expose(g, POINT_Q, layer, q);
-    k = graph_expose(g, POINT_K, layer, k);
-    struct grad_var *v = graph_expose(g, POINT_V, layer, y[2]);
+    q = graph_store(g, graph_expose(g, POINT_Q, layer, q), POINT_Q);
+    k = graph_store(g, graph_expose(g, POINT_K, layer, k), POINT_K);
+    struct grad_var *v = graph_store(g, graph_expose(g, POINT_V, layer, y[2]), POINT_V);
     return graph_expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 
@@ -487,7 +487,7 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
         struct kernel_matrix tokens = kernel_matrix_columns(&p->matrix, n);
         head.w = grad_leaf_packed(t, &tokens);
     } else
-        head.w = grad_parameter(t, p->value, p->grad, &p->grad_begun, n, p->desc.dims[1]);
+        head.w = graph_parameter(m, t, p, n);
     if (b) head.bias = grad_parameter(t, b->value, b->grad, &b->grad_begun, 1, n);
     return head;
 }

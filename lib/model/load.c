@@ -282,6 +282,10 @@ int model_save_param(const struct model_param *p, struct stream_writer *w, unsig
                      struct err *e) {
     struct tensor_desc d = p->desc;
     const float *value = model_host_value(p);
+    if (p->grid && !dtype) {
+        d.dtype = p->grid->dtype;
+        return stream_write_tensor(w, &d, NULL, p->grid->blocks, e);
+    }
     d.dtype = dtype ? (enum dtype)dtype : dtype_info(d.dtype)->is_quantized ? DT_F32 : d.dtype;
     if (d.dtype == DT_F32) {
         uint64_t bad = tensor_first_nonfinite(DT_F32, value, p->n);

@@ -451,6 +451,14 @@ struct model_adapter {
     bool a_begun, b_begun;
 };
 
+/* A quantized form of a matrix that is trained: forward passes read `forward`, which is what the blocks say, and the gradient is taken
+ * for that of the value, the master (the straight-through estimator of Bengio et al. 2013, arXiv 1308.3432). lib/train's. */
+struct model_grid {
+    enum dtype dtype;
+    unsigned char *blocks;       /* [rows] of dtype, on the host: what model_save writes */
+    struct kernel_array forward; /* f32, [rows][cols] */
+};
+
 struct model_param {
     struct model_slot slot;
     struct tensor_desc desc;       /* as stored: type and shape */
@@ -460,6 +468,15 @@ struct model_param {
     bool grad_begun;               /* is there a gradient? False: the next pass overwrites it (grad_parameter) */
     uint64_t n;                    /* elements */
     struct model_adapter *adapter; /* of a matrix inside a layer; NULL: none. The owner's, who takes it away again */
+    const struct model_grid *grid; /* of a matrix; NULL: none. The owner's, too */
+};
+
+/* How a run time keeps keys and values. */
+struct model_kv_cache {
+    enum dtype dtype; /* with blocks of 32; 0: they stay as they are computed */
+    bool
+        rotated; /* multiplied by a Hadamard matrix before they are quantized, where heads are a multiple of 64 elements */
+    bool interleaved; /* keys have the two elements of a rotary pair side by side */
 };
 
 struct model {
@@ -468,6 +485,8 @@ struct model {
     enum model_weight_format format;
     struct model_param *params; /* [n_params], stream order */
     size_t n_params;
+    bool masters;                 /* forward passes read values, whatever grids there are */
+    struct model_kv_cache kv;     /* of model_set_kv_cache */
     size_t expert_stride;         /* parameters from one expert's to the same of the next */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: has none */
     size_t n_int8;       /* matrices that were packed for products of integers so far; WEIGHTS_INT8 may find none */
@@ -513,7 +532,7 @@ static inline float *model_host_grad(const struct model_param *p) {
     return kernel_host(p->grad, p->n);
 }
 /* Writes head and tensors; every tensor in `dtype`, or each in the type it was read in when dtype is 0 (quantized
- * ones in f32: say what you want with quantize). Of a model in WEIGHTS_F32. */
+ * ones in f32: say what you want with quantize; one with a grid as the blocks of that). Of a model in WEIGHTS_F32. */
 int model_save(const struct model *m, struct stream_writer *w, unsigned dtype, struct err *e) MUST_CHECK;
 /* One tensor of it, as model_save does. `scratch` may be used again; the caller's. */
 int model_save_param(const struct model_param *p, struct stream_writer *w, unsigned dtype, struct buf *scratch,
@@ -586,6 +605,16 @@ enum stream_target model_predicts(const struct model_config *c);
 uint32_t model_columns(const struct model *m);
 /* ERR_DATA unless it has logits that say something: a head, and not of tokens that it sees. */
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
+
+/*
+ * From now on, forward passes of inference read keys (rotated by position) and values as llama.cpp's cache gives them back
+ * (--cache-type-k, --cache-type-v): of each position, each head quantized on its own in blocks of 32 and dequantized, the newest position
+ * too. `rotated`, as llama.cpp does since 2026: keys in parts of the largest 64 * 2^k elements that divides the head, values in parts
+ * of 64; queries and what attention returns turn with them, so without rounding nothing would change. Queries are rounded to q8_0, turned as
+ * the keys are, as ggml does before it multiplies them with blocks. ERR_USAGE: no type with blocks of 32. ERR_DATA: the model has no such
+ * cache, or its heads are not whole blocks.
+ */
+int model_set_kv_cache(struct model *m, const struct model_kv_cache *how, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
  * model_output_rows, or of those that in->asked asks for, to the bit the same ones; `vocab` columns: model_n_tokens, or

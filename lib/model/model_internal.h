@@ -58,6 +58,8 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
 int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
+/* The first rows of a parameter as a leaf: of its value, or of its grid. (taps.c) */
+struct grad_var *graph_parameter(const struct model *m, struct grad_tape *t, struct model_param *p, size_t rows);
 /* A tensor of the model as a leaf; NULL without failure: the model has none. (taps.c) */
 struct grad_var *graph_leaf(struct graph *g, struct model_slot s);
 /* y of an input x and this weight, and what its adapter adds: y + scale (x a^T) b^T; y where it has none. */
@@ -75,6 +77,8 @@ struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x)
 struct grad_var *graph_lstm_ends(struct graph *g, struct grad_var *h);
 /* The weighted sum of the experts that each row of h takes, [n_positions][hidden] in f32 (experts.c). */
 struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var *h);
+/* Queries, keys or values (POINT_Q, POINT_K, POINT_V) as attention with a quantized cache has them, in the memory of x (kv_store.c). */
+struct grad_var *graph_store(struct graph *g, struct grad_var *x, enum model_point which);
 /* Attention with caches (cache.c). */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);

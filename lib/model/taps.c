@@ -23,12 +23,18 @@ const char *model_point_name(enum model_point p) {
     return point_names[p];
 }
 
+struct grad_var *graph_parameter(const struct model *m, struct grad_tape *t, struct model_param *p, size_t rows) {
+    bool quantized = p->grid && !m->masters;
+    return grad_parameter(t, quantized ? p->grid->forward : p->value, p->grad, &p->grad_begun, rows,
+                          p->desc.dims[p->desc.rank - 1]);
+}
+
 struct grad_var *graph_leaf(struct graph *g, struct model_slot s) {
     struct model_param *p = model_expert_param(g->m, s.role, s.layer, s.expert);
     if (!p) return NULL;
     if (kernel_has_matrix(&p->matrix)) return grad_leaf_packed(g->t, &p->matrix);
     size_t cols = p->desc.dims[p->desc.rank - 1];
-    return grad_parameter(g->t, p->value, p->grad, &p->grad_begun, p->n / cols, cols);
+    return graph_parameter(g->m, g->t, p, p->n / cols);
 }
 
 struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *y) {

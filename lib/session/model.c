@@ -37,6 +37,16 @@ enum model_weight_format session_weight_format(const struct session_options *o) 
     return session_precision(o) == DT_BF16 ? WEIGHTS_PACKED : WEIGHTS_F32;
 }
 
+int session_set_kv_cache(const struct session_options *o, struct model *m, struct err *e) {
+    if (!o->kv_cache) return 0;
+    struct model_kv_cache how = {.dtype = dtype_by_name(o->kv_cache)->dtype,
+                                 .rotated = !o->kv_plain,
+                                 .interleaved = o->kv_interleaves && o->kv_interleaves(&m->config)};
+    if (model_set_kv_cache(m, &how, e)) return err_prefix(e, "--kv-cache");
+    if (!o->kv_plain || m->config.head_dim % 64 == 0) return 0;
+    return err_set(e, ERR_USAGE, "--kv-plain has no effect: heads of %u elements are not rotated", m->config.head_dim);
+}
+
 int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,
                               struct model **out, struct stream_totals *totals, struct err *e) {
     struct stream_reader *r;
@@ -44,6 +54,7 @@ int session_load_model_totals(struct cli *c, const struct session_options *o, en
         model_load(out, kernel_cpu(), r, format, e))
         return e->code;
     stream_reader_totals(r, totals);
+    if (session_set_kv_cache(o, *out, e)) return e->code;
     return session_put_precision(c, o, *out, e);
 }
 

@@ -28,7 +28,10 @@ struct session_options {
     const char *model;     /* NULL: not given */
     const char *precision; /* "auto", "int8", "bf16" or "f32" */
     const char *role;      /* in the provenance; NULL: "model". Another's precision is reported as ROLE-precision */
-    bool auto_int8;        /* auto is int8 for quantized weights where it else is bf16 */
+    const char *kv_cache;  /* the type of keys and values; NULL: as they are computed */
+    bool kv_plain;         /* ... without a rotation */
+    bool (*kv_interleaves)(const struct model_config *); /* target_interleaves of lib/formats; NULL: no model does */
+    bool auto_int8;                                      /* auto is int8 for quantized weights where it else is bf16 */
 };
 
 /* A row of the program's option table: -m, --model. `o` is the program's struct session_options. */
@@ -58,6 +61,23 @@ struct session_options {
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
         .needs = {option}, .help = "of activations and matrix products; sums are always f32. " text "else f32"         \
     }
+/* Rows for --kv-cache and --kv-plain. */
+#define SESSION_KV_CACHE(o)                                                                                            \
+    {.name = "kv-cache",                                                                                               \
+     .type = CLI_CHOICE,                                                                                               \
+     .to = &(o).kv_cache,                                                                                              \
+     .choices = "q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl",                                                                     \
+     .help =                                                                                                           \
+         "attention reads keys and values as llama.cpp's --cache-type-k and --cache-type-v of this type give them "    \
+         "back: rounded in blocks of 32 elements of a head, position by position"},                                    \
+    {                                                                                                                  \
+        .name = "kv-plain", .type = CLI_FLAG, .to = &(o).kv_plain, .needs = {"kv-cache"},                              \
+        .help =                                                                                                        \
+            "without the rotation that llama.cpp has before it rounds them since 2026, where heads are a multiple "    \
+            "of 64 elements"                                                                                           \
+    }
+/* What these options say, to a model that has been opened; session_load_model calls it. */
+int session_set_kv_cache(const struct session_options *o, struct model *m, struct err *e) MUST_CHECK;
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
 /* Records the resolved precision in report and provenance, once all weights of `m` have been loaded; session_load_model

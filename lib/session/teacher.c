@@ -61,7 +61,7 @@ static int open_layerwise(struct session_teacher *t, const struct session_option
     if (model_layerwise_new(&t->layerwise, kernel_cpu(), r, session_weight_format(o), pipe ? NULL : read_again,
                             &t->file, e))
         return e->code;
-    return 0;
+    return session_set_kv_cache(o, model_layerwise_held(t->layerwise), e);
 }
 
 int session_teacher_open(struct session_teacher **out, struct cli *c, const struct session_options *o,

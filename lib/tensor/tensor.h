@@ -186,6 +186,10 @@ void quant_put_together(enum dtype dtype, const struct quant_parts *p, void *blo
  * or with uneven steps the higher. NaN gets some code. */
 uint8_t quant_nearest(const struct quant_form *f, float v);
 
+/* n elements of f32 into blocks that are there, of a type with a quant_form: scales and mins stay as they are, each code becomes the
+ * nearest one to its element (quant_nearest; where the scale is 0, that of 0). Shared among threads. */
+void tensor_round_at(enum dtype dtype, const float *src, void *blocks, uint64_t n);
+
 /* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 

@@ -67,6 +67,7 @@ static struct param of_model(const struct model *m, struct model_param *p, const
 int train_add_model(struct param_set *s, struct model *m, struct err *e) {
     struct model_mup base;
     s->device = m->device;
+    if (s->o.quantize.types) s->gridded = m;
     if (s->o.lora.rank) return add_adapters(s, m, e);
     if (s->o.mup && model_mup_get(m->meta, &base, e)) return e->code;
     for (size_t i = 0; i < m->n_params; i++) {

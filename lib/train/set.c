@@ -22,6 +22,7 @@ void param_set_release(struct param_set *s) {
         kernel_free(s->device, s->params[i].best);
     }
     lora_release(s);
+    grids_release(s);
     mem_free(s->params);
     kernel_free(s->device, s->scratch);
     arena_release(&s->memory);
@@ -108,6 +109,7 @@ int param_set_begin(struct param_set *s, struct err *e) {
     if (!taken)
         return err_set(e, ERR_USAGE, "--optimizer %s: nothing that is trained is a matrix inside a layer",
                        s->o.optimizer->name);
+    if (grids_begin(s, e)) return e->code;
     if (!s->scratch_bytes) return 0;
     s->scratch = kernel_alloc(s->device, DT_U8, s->scratch_bytes, e);
     return kernel_has_data(s->scratch) ? 0 : err_prefix(e, "scratch of %s", s->o.optimizer->name);
@@ -120,10 +122,12 @@ static struct kernel_array to_save(const struct param *p) {
 
 void param_set_keep(struct param_set *s) {
     for (size_t i = 0; i < s->n; i++) kernel_convert(s->params[i].best, to_save(&s->params[i]), s->params[i].n);
+    grids_keep(s);
     s->kept = true;
 }
 
 int param_set_finish(struct param_set *s, struct err *e) {
+    if (grids_finish(s, e)) return e->code;
     for (size_t i = 0; i < s->n; i++) {
         struct param *p = &s->params[i];
         struct kernel_array result = s->kept ? p->best : to_save(p);
@@ -157,7 +161,7 @@ uint64_t param_set_elements(const struct param_set *s) {
 }
 
 uint64_t param_set_state_bytes(const struct param_set *s) {
-    uint64_t bytes = param_set_saved_bytes(s) + s->scratch_bytes;
+    uint64_t bytes = param_set_saved_bytes(s) + s->scratch_bytes + grids_bytes(s);
     for (size_t i = 0; i < s->n; i++)
         if (kernel_has_data(s->params[i].zeros)) bytes += mask_bytes(&s->params[i]);
     return bytes;

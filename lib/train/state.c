@@ -51,7 +51,7 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
     if (ok && o->keep_mask) ok = json_put_str(to, "keep-mask", "on");
     if (ok && o->keep_best) ok = json_put_str(to, "keep-best", "on");
     return ok && put_list(to, "group", o, false) && put_list(to, "freeze", o, true) && put_lora(to, &o->lora) &&
-           put_start(to, s);
+           grids_options_put(to, s) && put_start(to, s);
 }
 
 /* ---- the tensors of a parameter ---------------------------------------------------------------------------------- */
@@ -101,10 +101,14 @@ static int save_param(const struct param *p, struct stream_writer *w, struct err
     return 0;
 }
 
+static int save_blocks(void *ctx, const struct tensor_desc *d, unsigned char *blocks, struct err *e) {
+    return stream_write_tensor(ctx, d, NULL, blocks, e);
+}
+
 int train_save(const struct param_set *s, struct stream_writer *w, struct err *e) {
     for (size_t i = 0; i < s->n; i++)
         if (save_param(&s->params[i], w, e)) return e->code;
-    return 0;
+    return grids_each_stored(s, save_blocks, w, e);
 }
 
 /* The next tensor must be this one. */
@@ -134,11 +138,25 @@ static int restore_param(const struct param *p, struct stream_reader *r, struct 
     return 0;
 }
 
+struct restoring {
+    struct stream_reader *r;
+    struct buf host;
+};
+
+static int restore_blocks(void *ctx, const struct tensor_desc *d, unsigned char *blocks, struct err *e) {
+    struct restoring *j = ctx;
+    if (read_tensor(j->r, d, &j->host, e)) return e->code;
+    memcpy(blocks, j->host.data, tensor_bytes(d));
+    return 0;
+}
+
 int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
-    struct buf host = {0};
+    struct restoring j = {.r = r};
     int rc = 0;
-    for (size_t i = 0; !rc && i < s->n; i++) rc = restore_param(&s->params[i], r, &host, e);
-    buf_release(&host);
+    for (size_t i = 0; !rc && i < s->n; i++) rc = restore_param(&s->params[i], r, &j.host, e);
+    if (!rc) rc = grids_each_stored(s, restore_blocks, &j, e);
+    if (!rc) grids_restored(s);
+    buf_release(&j.host);
     return rc;
 }
 

@@ -100,6 +100,13 @@ struct train_lora {
 };
 int train_lora_parse(const char *text, struct train_lora *l, struct err *e) MUST_CHECK;
 
+/* The grids that forward passes read the model's matrices through (grid.c). */
+struct train_quantization {
+    const enum dtype *
+        types; /* [n_params of the model] of each parameter, DT_F32: it stays as it is; the caller's. NULL: none has one */
+    uint64_t refit; /* steps between two searches for scales; 0: the first one holds */
+};
+
 struct train_options {
     const struct optimizer_type *optimizer; /* NULL: the table's first row, adamw */
     double weight_decay;
@@ -112,7 +119,8 @@ struct train_options {
     size_t n_groups;
     const char *const *frozen; /* [n_frozen] patterns: what they fit is not trained; the caller's */
     size_t n_frozen;
-    struct train_lora lora;
+    struct train_lora lora; /* not together with quantize */
+    struct train_quantization quantize;
     bool keep_mask; /* weights of a model's matrices that are 0 when training begins stay 0 */
     bool mup;       /* learning rates and decay by the widths of the model and of its base (model_mup) */
     bool keep_best; /* there is room for a copy of what would be saved (param_set_keep) */
@@ -142,6 +150,7 @@ struct param {
     struct kernel_array zeros;   /* of keep_mask: bits of the values that stay 0 (kernel_zero_bits); no data: none */
     struct kernel_array best;    /* f32, what param_set_keep has kept; no data: nothing can be kept */
 };
+struct train_grid; /* grid.c */
 struct param_set {
     struct train_options o;
     struct kernel_device *device; /* of moments, averages and scratch: that of the models, or the CPU */
@@ -156,6 +165,10 @@ struct param_set {
     struct kernel_array scratch; /* DT_U8, of the optimizers */
     size_t scratch_bytes;
     struct arena memory;
+    struct model *gridded;    /* has grids, which are this set's, from param_set_begin on; NULL: none */
+    struct train_grid *grids; /* [n_grids] */
+    size_t n_grids;
+    float *grid_part;      /* scratch */
     struct model *adapted; /* has adapters, which are this set's; NULL: none */
     bool kept;             /* param_set_keep has been called, in this run or in the one before a checkpoint */
 };
@@ -198,6 +211,20 @@ double train_gradient_square(const struct param_set *s);
  * average moves to d average + (1 - d) value, d = min(options.ema, (1 + step) / (10 + step)), so that it forgets
  * the first weights. */
 void train_step(struct param_set *s, uint64_t step, double lr, double scale);
+
+/* ---- through a grid (grid.c) -------------------------------------------------------------------------------------- */
+
+/*
+ * With options.quantize, forward passes read each matrix of these types as its blocks have it, and the gradient moves the f32 master
+ * (struct model_grid). Frozen matrices are quantized once. Scales are those of the type's own search (tensor_from_f32), before the
+ * first step and then after every `refit` steps; in between codes are rounded at the scales that there are (tensor_round_at), or, of a
+ * type without a quant_form, searched again. param_set_finish leaves what model_save then writes: the blocks of the last step, of the
+ * averages at its scales, or those that param_set_keep saw, to the bit.
+ */
+/* After train_step: the grids of the new values. ERR_DATA when a value is not finite or too large for its type. */
+int train_quantize(struct param_set *s, uint64_t step, struct err *e) MUST_CHECK;
+/* Forward passes read the grids of the averages, if there are any, and of the masters again. */
+int train_quantize_averages(struct param_set *s, bool on, struct err *e) MUST_CHECK;
 
 /*
  * Gradient noise scale (McCandlish et al. 2018, "An empirical model of large-batch training", arXiv 1812.06162,

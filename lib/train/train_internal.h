@@ -34,6 +34,28 @@ void muon_step(const struct train_update *u, struct param *p);
 /* Rates and decays of all parameters (group.c). ERR_USAGE when a pattern has none. */
 int groups_begin(struct param_set *s, struct err *e) MUST_CHECK;
 
+/* ---- grids (grid.c) ---- */
+
+struct train_grid {
+    struct model_grid now;  /* what forward passes read */
+    struct model_param *of; /* its value: the master */
+    size_t param;           /* number of the master in the set; the set's n: it is frozen */
+    unsigned char *average; /* blocks of the averages, with options.ema; else NULL */
+    unsigned char *best;    /* those that param_set_keep saw, with options.keep_best; else NULL */
+};
+#define TRAIN_GRID_PART ((uint64_t)1 << 18) /* elements decoded at a time: whole blocks */
+
+int grids_begin(struct param_set *s, struct err *e) MUST_CHECK;
+void grids_release(struct param_set *s);
+uint64_t grids_bytes(const struct param_set *s);
+void grids_keep(struct param_set *s);
+int grids_finish(struct param_set *s, struct err *e) MUST_CHECK;
+bool grids_options_put(cJSON *to, const struct param_set *s);
+/* What a checkpoint keeps of them: NAME.grid and NAME.grid_best; then grids_restored, when they were read. */
+typedef int grids_stored_fn(void *ctx, const struct tensor_desc *d, unsigned char *blocks, struct err *e);
+int grids_each_stored(const struct param_set *s, grids_stored_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+void grids_restored(struct param_set *s);
+
 /* ---- adapters (lora.c) ---- */
 
 /* An adapter for this matrix. */

@@ -381,6 +381,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
 @test "optimizers, averages, groups and adapters resume to the bit, on any number of threads" {
     for how in "--optimizer muon" "--optimizer muon:momentum=0.9 --optimizer-state bf16 --precision bf16" "--ema 0.9" \
         "--group *attn*:lr=0.5 --group *norm*:decay=0.2 --freeze embed*" "--lora 2:alpha=4 --ema 0.9" \
+        "--quantize q4_0 --quantize-refit 3 --ema 0.9" "--quantize q5_1 --tensor-type ffn=mxfp4 --optimizer muon" \
         "--schedule wsd:decay=0.4" "--schedule linear" "--schedule constant"; do
         set -f
         # shellcheck disable=SC2086

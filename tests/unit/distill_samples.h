@@ -80,6 +80,34 @@ static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err
     return rc;
 }
 
+/* Feeds the data again and again until the schedule has come to `limit`. */
+static inline int train_to(struct trainer *t, int fd, uint64_t limit, struct err *e) {
+    struct distill_progress p;
+    int rc = 0;
+    for (trainer_progress(t, &p); !rc && p.step < limit; trainer_progress(t, &p)) rc = train_on(t, fd, limit, e);
+    return rc;
+}
+
+static inline int save_checkpoint(struct trainer *t) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "checkpoint", &(struct stream_write_options){0}, &e));
+    OK(trainer_save(t, w, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return fd;
+}
+
+static inline int restore_checkpoint(struct trainer *t, int fd, struct err *e) {
+    struct stream_reader *r = NULL;
+    lseek(fd, 0, SEEK_SET);
+    int rc = stream_reader_open(&r, fd, "checkpoint", STREAM_CHECKPOINT, e);
+    if (!rc) rc = trainer_restore(t, r, e);
+    stream_reader_free(r);
+    return rc;
+}
+
 /* Trains a fresh student; its weights, concatenated. */
 static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
                                  struct distill_progress *p) {

@@ -1,34 +1,6 @@
 /* A run that is interrupted after any of its steps and resumed ends in the same bytes; a checkpoint of another run is refused. */
 #include "tests/unit/distill_samples.h"
 
-/* Feeds the data again and again until the schedule has come to `limit`. */
-static int train_to(struct trainer *t, int fd, uint64_t limit, struct err *e) {
-    struct distill_progress p;
-    int rc = 0;
-    for (trainer_progress(t, &p); !rc && p.step < limit; trainer_progress(t, &p)) rc = train_on(t, fd, limit, e);
-    return rc;
-}
-
-static int save(struct trainer *t) {
-    struct err e;
-    struct stream_writer *w;
-    int fd = memory_file();
-    OK(stream_writer_open(&w, fd, "checkpoint", &(struct stream_write_options){0}, &e));
-    OK(trainer_save(t, w, &e));
-    OK(stream_writer_finish(w, NULL, &e));
-    stream_writer_free(w);
-    return fd;
-}
-
-static int restore(struct trainer *t, int fd, struct err *e) {
-    struct stream_reader *r = NULL;
-    lseek(fd, 0, SEEK_SET);
-    int rc = stream_reader_open(&r, fd, "checkpoint", STREAM_CHECKPOINT, e);
-    if (!rc) rc = trainer_restore(t, r, e);
-    stream_reader_free(r);
-    return rc;
-}
-
 static void assert_same_array(struct kernel_array a, struct kernel_array b, size_t n) {
     assert_int_equal(a.dtype, b.dtype);
     assert_true(kernel_has_data(a) == kernel_has_data(b));
@@ -111,10 +83,10 @@ static void check_resumed(enum dtype precision, const struct train_options *how)
     for (uint64_t k = 0; k <= r.o.plan.now.steps; k++) {
         struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 1);
         OK(train_to(first, r.fd, k, &e));
-        int fd = save(first);
+        int fd = save_checkpoint(first);
         run_end(first);
         spoil(second);
-        OK(restore(second, fd, &e));
+        OK(restore_checkpoint(second, fd, &e));
         OK(train_to(second, r.fd, r.o.plan.now.steps, &e));
         assert_same_run(whole, second);
         run_end(second);
@@ -172,7 +144,7 @@ static void another_runs_moments_begin_a_run(void **state) {
     run_init(&r);
     struct trainer *first = run_begin(&r, 1), *second = run_begin(&r, 2), *whole, *cold = run_begin(&r, 2);
     OK(train_to(first, r.fd, 5, &e));
-    int fd = save(first), middle;
+    int fd = save_checkpoint(first), middle;
     OK(start(second, fd, &e));
     for (size_t i = 0; i < second->set.n; i++) {
         const struct param *p = &second->set.params[i];
@@ -180,16 +152,16 @@ static void another_runs_moments_begin_a_run(void **state) {
     }
     assert_int_equal(second->set.updates, 5);
     OK(train_to(second, r.fd, 3, &e));
-    middle = save(second);
+    middle = save_checkpoint(second);
     run_end(second);
     second = run_begin(&r, 2);
     OK(start(second, fd, &e));
     OK(train_to(second, r.fd, 6, &e));
-    assert_int_equal(restore(cold, middle, &e), ERR_DATA); /* is of a run that had begun otherwise */
+    assert_int_equal(restore_checkpoint(cold, middle, &e), ERR_DATA); /* is of a run that had begun otherwise */
     assert_non_null(strstr(e.msg, "made with start-state xxh3:"));
     whole = run_begin(&r, 2);
     OK(start(whole, fd, &e));
-    OK(restore(whole, middle, &e));
+    OK(restore_checkpoint(whole, middle, &e));
     assert_int_equal(whole->set.updates, 5);
     OK(train_to(whole, r.fd, 6, &e));
     assert_same_run(second, whole);
@@ -216,7 +188,7 @@ static void saving_changes_nothing(void **state) {
     struct trainer *whole = run_begin(&r, 1), *saved = run_begin(&r, 1);
     OK(train_to(whole, r.fd, 3, &e));
     OK(train_to(saved, r.fd, 3, &e));
-    struct buf a = contents(save(saved)), b = contents(save(saved));
+    struct buf a = contents(save_checkpoint(saved)), b = contents(save_checkpoint(saved));
     assert_int_equal(a.len, b.len);
     assert_memory_equal(a.data, b.data, a.len);
     assert_same_run(whole, saved);
@@ -232,7 +204,7 @@ static int checkpoint_at(struct run *r, uint64_t step) {
     struct err e;
     struct trainer *t = run_begin(r, 1);
     OK(train_to(t, r->fd, step, &e));
-    int fd = save(t);
+    int fd = save_checkpoint(t);
     run_end(t);
     return fd;
 }
@@ -245,14 +217,14 @@ static void other_options_are_refused(void **state) {
     int fd = checkpoint_at(&r, 3);
     r.o.train.weight_decay = 0.02;
     struct trainer *t = run_begin(&r, 1);
-    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_int_equal(restore_checkpoint(t, fd, &e), ERR_DATA);
     assert_string_equal(e.msg, "checkpoint: the checkpoint was made with weight-decay 0.10000000000000001, this run "
                                "has 0.02");
     run_end(t);
     r.o.train.weight_decay = 0.1;
     r.f.temperature = 2;
     t = run_begin(&r, 1);
-    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_int_equal(restore_checkpoint(t, fd, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "data-temperature"));
     run_end(t);
     close(fd);
@@ -268,16 +240,16 @@ static void other_schedules_go_on(void **state) {
     int fd = checkpoint_at(&r, 3), fd2;
     r.o.plan.now = (struct train_schedule){.lr = 0.004, .lr_min = 0.002, .warmup = 0, .steps = 12};
     struct trainer *t = run_begin(&r, 1);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     assert_int_equal(trainer_plan(t)->n_past, 1);
     assert_int_equal(trainer_plan(t)->past[0].until, 3);
     assert_true(trainer_plan(t)->past[0].schedule.lr == 0.01);
     OK(train_to(t, r.fd, 7, &e));
-    fd2 = save(t);
+    fd2 = save_checkpoint(t);
     run_end(t);
     r.o.plan.now.steps = 10; /* once more, shorter */
     t = run_begin(&r, 1);
-    OK(restore(t, fd2, &e));
+    OK(restore_checkpoint(t, fd2, &e));
     assert_int_equal(trainer_plan(t)->n_past, 2);
     OK(train_to(t, r.fd, 10, &e));
     r.o.plan = *trainer_plan(t);
@@ -288,7 +260,7 @@ static void other_schedules_go_on(void **state) {
     run_end(t);
     r.o.plan = (struct train_plan){.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 2}};
     t = run_begin(&r, 1); /* fewer than it has taken */
-    assert_int_equal(restore(t, fd, &e), ERR_USAGE);
+    assert_int_equal(restore_checkpoint(t, fd, &e), ERR_USAGE);
     assert_string_equal(e.msg, "checkpoint: the checkpoint is at step 3, this run has 2");
     run_end(t);
     close(fd2);
@@ -311,20 +283,20 @@ static void a_stopped_step_is_not_kept(void **state) {
     struct trainer *whole = run_begin(&r, 1), *t = run_begin(&r, 1);
     OK(train_to(whole, r.fd, r.o.plan.now.steps, &e));
     OK(train_to(t, r.fd, 1, &e));
-    fd = save(t);
+    fd = save_checkpoint(t);
     trainer_stop_when(t, stop_third_time, &asked);
     OK(trainer_step(t, false, &stepped, &e));
     assert_false(stepped);
     assert_true(asked == 3 && t->step_positions > 0);
-    struct buf before = contents(fd), after = contents(save(t));
+    struct buf before = contents(fd), after = contents(save_checkpoint(t));
     assert_int_equal(before.len, after.len);
     assert_memory_equal(before.data, after.data, after.len);
     run_end(t);
     t = run_begin(&r, 1);
     fd = file_of(after.data, after.len);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     buf_release(&before);
-    before = contents(save(t)); /* before any data */
+    before = contents(save_checkpoint(t)); /* before any data */
     assert_int_equal(before.len, after.len);
     assert_memory_equal(before.data, after.data, after.len);
     OK(train_to(t, r.fd, r.o.plan.now.steps, &e));
@@ -354,15 +326,15 @@ static void data_that_changes_is_noticed(void **state) {
     OK(encode_sample(&part, &r.f, 0, 100, 100, &less, &e));
     t = run_begin(&r, 1);
     OK(train_to(t, less, 1, &e));
-    fd = save(t);
+    fd = save_checkpoint(t);
     run_end(t);
     t = run_begin(&r, 1);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     assert_int_equal(train_on(t, r.fd, 5, &e), ERR_DATA);
     assert_string_equal(e.msg, "the data has grown: it ended after 15 sequences when it was read before");
     run_end(t);
     t = run_begin(&r, 1);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     OK(train_to(t, less, 2, &e));
     run_end(t);
     close(fd);
@@ -391,12 +363,12 @@ static void other_data_is_refused(void **state) {
     run_init(&r);
     struct trainer *t = run_begin(&r, 1);
     OK(train_to(t, r.fd, 2, &e));
-    int fd = save(t), other;
+    int fd = save_checkpoint(t), other;
     run_end(t);
     r.s.tokens[1] ^= 1;
     OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
     t = run_begin(&r, 1);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     assert_int_equal(train_on(t, other, r.o.plan.now.steps, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "not the data of the checkpoint"));
     run_end(t);
@@ -405,7 +377,7 @@ static void other_data_is_refused(void **state) {
     r.s.n_positions = r.s.lengths[0] + r.s.lengths[1];
     OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
     t = run_begin(&r, 1);
-    OK(restore(t, fd, &e));
+    OK(restore_checkpoint(t, fd, &e));
     assert_int_equal(train_on(t, other, r.o.plan.now.steps, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "the data ends after 2 sequences"));
     run_end(t);
@@ -420,11 +392,11 @@ static void other_students_are_refused(void **state) {
     struct run r;
     run_init(&r);
     struct trainer *t = run_begin(&r, 1);
-    int fd = save(t);
+    int fd = save_checkpoint(t);
     run_end(t);
     struct model *m = student_new(false, 1); /* has a head of its own: one tensor more */
     OK(trainer_new(&t, m, &r.o, &r.f, &e));
-    assert_int_equal(restore(t, fd, &e), ERR_DATA);
+    assert_int_equal(restore_checkpoint(t, fd, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "made with student xxh3:"));
     run_end(t);
     close(fd);
@@ -438,10 +410,10 @@ static void cut_checkpoints_are_refused(void **state) {
     struct run r;
     run_init(&r);
     struct trainer *t = run_begin(&r, 1);
-    struct buf all = contents(save(t));
+    struct buf all = contents(save_checkpoint(t));
     for (size_t n = 0; n < all.len; n += 997) {
         int fd = file_of(all.data, n);
-        assert_int_equal(restore(t, fd, &e), ERR_DATA);
+        assert_int_equal(restore_checkpoint(t, fd, &e), ERR_DATA);
         close(fd);
     }
     buf_release(&all);

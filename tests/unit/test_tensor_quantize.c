@@ -139,6 +139,46 @@ static void test_nearest_code_of_a_form(void **state) {
     }
 }
 
+/* Other values into blocks that are there: what is not a code stays, and each code is the first of the nearest ones but for ties. */
+static void rounding_at_given_scales_changes_codes_alone(void **state) {
+    (void)state;
+    const struct dtype_info *t;
+    enum { N = 4 * QUANT_MAX_BLOCK };
+    for (size_t i = 0; (t = made(i)); i++) {
+        const struct quant_form *f = quant_form(t->dtype);
+        float x[N], y[N];
+        unsigned char blocks[N * 2];
+        struct err e;
+        struct rng rng = rng_init(7, i);
+        if (!f) continue;
+        for (size_t k = 0; k < N; k++) x[k] = (float)rng_normal(&rng), y[k] = x[k] + 0.3f * (float)rng_normal(&rng);
+        for (size_t k = 0; k < t->block_elems; k++) x[k] = 0; /* a scale of 0 */
+        y[N - 1] = 1e20f, y[N - 2] = -1e20f;
+        assert_int_equal(tensor_from_f32(t->dtype, x, blocks, N, NULL, &e), 0);
+        struct quant_parts before[N / 32] = {0}, p = {0};
+        for (size_t b = 0; b < N / t->block_elems; b++)
+            quant_take_apart(t->dtype, blocks + b * t->block_bytes, &before[b]);
+        tensor_round_at(t->dtype, y, blocks, N);
+        for (size_t b = 0; b < N / t->block_elems; b++) {
+            quant_take_apart(t->dtype, blocks + b * t->block_bytes, &p);
+            assert_memory_equal(&p, &before[b], offsetof(struct quant_parts, codes));
+            for (size_t k = 0; k < t->block_elems; k++) {
+                double scale = f16_to_f32(p.d) * p.scales[k / f->group];
+                double min = f->has_min ? f16_to_f32(p.min) * p.mins[k / f->group] : 0,
+                       want = y[b * t->block_elems + k];
+                double best = INFINITY, got = fabs(scale * (p.codes[k] - f->offset) + min - want);
+                for (unsigned code = 0; code <= f->code_top; code++) {
+                    bool is_one = !f->steps;
+                    for (size_t s = 0; f->steps && s < 16; s++) is_one |= f->steps[s] == (int)code - f->offset;
+                    if (is_one) best = fmin(best, fabs(scale * ((int)code - f->offset) + min - want));
+                }
+                assert_true(got <= best * (1 + 1e-6) + 1e-6);
+                if (scale == 0 && !f->steps && !f->has_min) assert_int_equal(p.codes[k], f->offset);
+            }
+        }
+    }
+}
+
 static void test_gguf_package_encodes_the_same(void **state) {
     (void)state;
     static const enum dtype types[] = {DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0};
@@ -515,6 +555,7 @@ int main(void) {
         cmocka_unit_test(test_decoding_is_bit_exact),
         cmocka_unit_test(test_parts_make_the_elements),
         cmocka_unit_test(test_nearest_code_of_a_form),
+        cmocka_unit_test(rounding_at_given_scales_changes_codes_alone),
         cmocka_unit_test(test_gguf_package_encodes_the_same),
         cmocka_unit_test(test_llama_quantize_encodes_the_same),
         cmocka_unit_test(test_nearest_code),
