@@ -6,7 +6,7 @@
 
 static double sparsity;
 static uint64_t min_count;
-static struct cli_amount layers, experts, ffn, kv_heads;
+static struct cli_amount layers, experts, ffn, heads, kv_heads;
 static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method, *data_path;
 static struct session_options how;
 static uint64_t max_tokens;
@@ -53,8 +53,9 @@ static const struct cli_option options[] = {
      .to = &data_path,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!stats", "!dry-run", "!layers", "!drop-layers", "!ffn", "!kv-heads", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct"},
+     .needs = {"!experts", "!dry-run", "!vocab", "method=wanda|method=sparsegpt|method=alps|reconstruct",
+               "reconstruct|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn", "reconstruct|!heads",
+               "reconstruct|!kv-heads"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
          "which the model will see, 128 sequences of 512 for a start"},
@@ -69,8 +70,8 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &reconstruct,
      .needs = {"data"},
-     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; takes "
-             "twice as long"},
+     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; where "
+             "layers, heads or channels go, attn.o and ffn.down, to what the layers gave; takes twice as long"},
     {.name = "damp",
      .type = CLI_F64,
      .to = &damp,
@@ -90,7 +91,7 @@ static const struct cli_option options[] = {
      .to = &plan_path,
      .arg = "FILE",
      .completes_files = true,
-     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!kv-heads"},
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads"},
      .help =
          "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
     {.name = "dry-run",
@@ -138,6 +139,14 @@ static const struct cli_option options[] = {
      .max = MODEL_MAX_DIM,
      .help =
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
+    {.name = "heads",
+     .type = CLI_AMOUNT,
+     .to = &heads,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "keep N query heads of each layer, the best of each key/value head that stays and as many of each, or a "
+             "share of them; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &vocab_path,
@@ -160,16 +169,17 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &score,
      .arg = "BY",
-     .choices = "auto|weights|activations",
+     .choices = "auto|weights|activations|cost",
      .fallback = "auto",
-     .needs = {"ffn|kv-heads|plan", "!score=activations|stats"},
-     .help = "how channels and heads are ranked: by the norm of their weights, or their activations in --stats; auto: "
-             "activations when there are statistics"},
+     .needs = {"ffn|heads|kv-heads|plan", "!score=activations|stats", "!score=cost|reconstruct"},
+     .help = "how channels and heads are ranked: by the norm of their weights, their activations in --stats, or with "
+             "--reconstruct by the error that is left when the others make up for them (cost); auto: the last that "
+             "there is what it needs for"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -177,7 +187,7 @@ static const struct cli_option options[] = {
 
 static int report_tensor(void *ctx, const struct prune_tensor_report *t, struct err *e) {
     struct cli *c = ctx;
-    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->zeros) log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
     if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
     return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
@@ -231,19 +241,20 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .layers = amount(&layers),
                                 .experts = amount(&experts),
                                 .ffn = amount(&ffn),
+                                .heads = amount(&heads),
                                 .kv_heads = amount(&kv_heads)};
-    o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
+    o->score = prune_score_parse(score, stats != NULL, reconstruct);
     prune_method_parse(method, &o->method);
     int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
     if (rc) return err_prefix(e, "--drop-layers");
     if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
     if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
     if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
-        !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
+        !asked(&ffn) && !asked(&heads) && !asked(&kv_heads) && !vocab_path)
         return err_set(
             e, ERR_USAGE,
             "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
-            "--ffn, --kv-heads or --vocab");
+            "--ffn, --heads, --kv-heads or --vocab");
     return parse_rates(o, e);
 }
 

@@ -660,6 +660,8 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch,
  * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
                           model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
+/* In visit, of a layer whose output is as wide as its input: it goes, and what comes into it goes into the next. */
+void model_layerwise_skip(struct model_layerwise *l);
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

@@ -3,6 +3,16 @@
 
 #include <math.h>
 
+enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct) {
+    static const struct {
+        const char *name;
+        enum prune_score score;
+    } scores[] = {{"weights", PRUNE_BY_WEIGHTS}, {"activations", PRUNE_BY_STATS}, {"cost", PRUNE_BY_COST}};
+    for (size_t i = 0; i < COUNT_OF(scores); i++)
+        if (!strcmp(name, scores[i].name)) return scores[i].score;
+    return reconstruct ? PRUNE_BY_COST : stats ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
+}
+
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
 /* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
@@ -169,6 +179,22 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
     return 0;
 }
 
+/* As many query heads of each key/value head that stays. */
+static int plan_heads(const struct prune_plan *p, uint32_t layer, struct model_layer *l, uint32_t groups,
+                      struct err *e) {
+    uint32_t each = l->n_heads / l->n_kv_heads, most = each * groups;
+    uint32_t heads = p->o->heads.n ? p->o->heads.n : amount_of(&p->o->heads, each) * groups;
+    if (heads > most)
+        return err_set(e, ERR_USAGE, "cannot prune the query heads of layer %u to %u: its %u key/value heads have %u",
+                       layer, heads, groups, most);
+    if (heads % groups)
+        return err_set(e, ERR_USAGE, "layer %u: %u query heads are no multiple of its %u key/value heads", layer, heads,
+                       groups);
+    l->n_heads = heads;
+    l->n_kv_heads = groups;
+    return 0;
+}
+
 /* Is there anything to prune in the layers that stay? */
 static int check_widths(const struct prune_plan *p, struct err *e) {
     bool ffn = false, heads = false;
@@ -178,7 +204,8 @@ static int check_widths(const struct prune_plan *p, struct err *e) {
         heads = heads || l->n_kv_heads;
     }
     if (is_asked(&p->o->ffn) && !ffn) return err_set(e, ERR_USAGE, "no layer that stays has a feed-forward part");
-    if (is_asked(&p->o->kv_heads) && !heads) return err_set(e, ERR_USAGE, "no layer that stays has attention");
+    if ((is_asked(&p->o->kv_heads) || is_asked(&p->o->heads)) && !heads)
+        return err_set(e, ERR_USAGE, "no layer that stays has attention");
     return 0;
 }
 
@@ -193,8 +220,7 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
         if (groups > l->n_kv_heads)
             return err_set(e, ERR_USAGE, "cannot prune the key/value heads of layer %u to %u: there are %u",
                            p->old_layer[i], groups, l->n_kv_heads);
-        l->n_heads = l->n_heads / l->n_kv_heads * groups;
-        l->n_kv_heads = groups;
+        if (plan_heads(p, p->old_layer[i], l, groups, e)) return e->code;
     }
     return 0;
 }
@@ -300,6 +326,8 @@ static int plan_structure(struct prune_plan *p, struct err *e) {
 
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
+    if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
+        return err_set(e, ERR_USAGE, "costs with the others making up for it need data, and to reconstruct");
     if (o->score == PRUNE_BY_STATS && !o->stats)
         return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
@@ -336,6 +364,9 @@ void prune_plan_warn(const struct prune_plan *p) {
         p->o->warn(p->o->warn_ctx, text);
     }
     warn_share(p, "key/value heads", &p->o->kv_heads, now->n_kv_heads, was->n_kv_heads);
+    if (was->n_kv_heads)
+        warn_share(p, "query heads of each key/value head", &p->o->heads, now->n_heads / now->n_kv_heads,
+                   was->n_heads / was->n_kv_heads);
     if (p->o->shape) p->o->shape(p->o->warn_ctx, p->from, &p->to);
     model_row_warnings(p->from, p->old_layer, &p->to, p->o->warn, p->o->warn_ctx);
 }

@@ -41,7 +41,13 @@ int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MU
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
+    /* With data and reconstruct: the squared error that is left when the others have made up for it (optimal brain surgeon; Ling et al.
+     * 2024, "SlimGPT", arXiv 2412.18110), channels one after another. */
+    PRUNE_BY_COST,
 };
+
+/* "weights"; "auto" (and any other): the last of the list that there is what it needs for. */
+enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct);
 
 /* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
@@ -100,7 +106,9 @@ struct prune_options {
     /* Experts that stay in each layer that has some (needs stats): those that add most to the positions that take them. Where fewer
      * stay than a position took, it takes all of them. */
     struct prune_amount experts;
-    struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
+    struct prune_amount kv_heads; /* key/value heads that stay in each layer, with their query heads */
+    struct prune_amount
+        heads; /* query heads that stay in each layer, as many of each key/value head: a multiple of these */
     const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
     bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
@@ -110,7 +118,7 @@ struct prune_options {
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;
-    /* Told of each matrix that single weights went from; may be NULL */
+    /* Told of each matrix that single weights went from, or that was fitted for what others lost; may be NULL */
     int (*sparse)(void *ctx, const struct prune_tensor_report *t, struct err *e);
     void *sparse_ctx;
 };
@@ -129,10 +137,18 @@ struct prune_report {
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;
 
-/* Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it, layers and matrices of the layer in
- * the order q, k, v; o; gate, up; down. Single weights alone, of the matrices in layers; structured options are ERR_USAGE. Quantized
- * tensors become f32, all of them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one
- * matrix), the second moments of one matrix's inputs. */
+/*
+ * Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it. Quantized tensors become f32, all of
+ * them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one matrix), the second moments of one
+ * matrix's inputs.
+ *
+ * Single weights of the matrices in layers, in the order q, k, v; o; gate, up; down; or structure: layers, heads and channels, to
+ * reconstruct. Both at once are ERR_USAGE, as are experts and vocabulary.
+ *
+ * Of structure, o and down of each layer are fitted, from the first that something went from on: their weights, and their bias where there
+ * is one, become those of least squares, so that the residual stream is again what it was in the model before. Where a norm stands between
+ * the two, they give what they gave.
+ */
 struct prune_calibration {
     struct model_layerwise *model; /* in WEIGHTS_F32 */
     struct grad_tape *scratch;     /* that does not record */

@@ -72,15 +72,23 @@ struct stats_moments {
     enum model_point point;
     size_t cols;
     uint32_t first_expert, n_experts; /* of points of experts; else n_experts is 0, and arrays have one part */
+    uint64_t *rows;                   /* [parts] how many y there were */
+    float *sum;                       /* [parts][cols] sum y */
     float *squares;                   /* [parts][cols] sum y^2 */
     float *gram;                      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
-    float *shift; /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    float *shift;        /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    float *sum_shift;    /* [cols] sum (x - y); NULL as shift */
+    float *residual;     /* [hidden][cols] sum r y^T; NULL: not asked for */
+    float *sum_residual; /* [hidden] sum r; NULL as residual */
 };
 struct stats_moments_options {
     enum model_point point;
     uint32_t layer;
     uint32_t first_expert, n_experts; /* which experts, of a point that has some */
     bool gram, shift;                 /* shift: keeps x of all `positions` of the block for the time of the call */
+    /* r: by how much the residual stream, as it is now, is short of what it was in the stream of the model: at POINT_O_IN where it
+     * comes into the layer, at POINT_DOWN_IN where it leaves it. Needs model_changes.dense. */
+    bool residual;
     uint64_t positions;
     void (*swap)(
         void *ctx); /* puts the layer's weights as they were in place of those that are there, and back; for shift */

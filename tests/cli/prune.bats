@@ -127,6 +127,30 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "layers, heads and channels with data: what reads them is fitted" {
+    how="--drop-layers 1 --ffn 64 --heads 2 --kv-heads 1 --reconstruct --data tokens.rill --precision f32 --no-provenance"
+    # shellcheck disable=SC2086
+    rill prune -q $how -j 1 model.rill -o a.rill --report r.json
+    # shellcheck disable=SC2086
+    cat model.rill | rill prune -q $how -j 4 | cat >b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.1.ffn.down.weight","weights":4096,"zeros":0,"sparsity":0,"output_error":[0-9]' r.json
+    check_exit 0 rill check a.rill
+    # the plan of what is to go, edited, and then carried out with data
+    rill prune -q --ffn 64 --heads 2 --dry-run model.rill -o plan.txt
+    rill prune -q --ffn 64 --heads 2 --reconstruct --data tokens.rill --precision f32 --no-provenance model.rill -o c.rill
+    rill prune -q --plan plan.txt --reconstruct --data tokens.rill --precision f32 --no-provenance model.rill -o d.rill
+    assert_same c.rill d.rill
+    check_exit 2 rill prune --ffn 64 --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --ffn 64 --score cost model.rill -o no.rill
+    assert_stderr_line "--score cost needs --reconstruct"
+    check_exit 2 rill prune --ffn 64 --sparsity 0.5 --reconstruct --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer by layer, with data, single weights go alone*"
+    check_exit 2 rill prune --heads 3 --kv-heads 2 model.rill -o no.rill
+    assert_stderr_line "layer 0: 3 query heads are no multiple of its 2 key/value heads"
+    assert_no_file no.rill
+}
+
 @test "half the weights zero is about half the bytes, for every program" {
     rill quantize -q --type bf16 model.rill -o m.rill
     for how in "--sparsity 0.5" "--pattern 2:4"; do
@@ -154,7 +178,7 @@ setup() {
     how="--layers 2 --ffn 64 --kv-heads 1 --rate attn=2:4 --rate ffn_down=0.25"
     # shellcheck disable=SC2086
     check_exit 0 rill prune -q $how --stats model.stats.rill --dry-run model.rill -o plan.txt
-    grep -qE '^layer [0-9]+ +1 +64 +0 +-$' plan.txt
+    grep -qE '^layer [0-9]+ +2 +1 +64 +0 +-$' plan.txt
     grep -qE '^layers\.[0-9]\.attn\.o\.weight +64x[0-9]+ +2:4$' plan.txt
     # shellcheck disable=SC2086
     rill prune -q $how --stats model.stats.rill --no-provenance model.rill -o a.rill
