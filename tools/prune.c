@@ -13,7 +13,7 @@ static uint64_t max_tokens;
 static double damp;
 static bool reconstruct;
 static struct cli_list rates;
-static bool prune_head, dry_run;
+static bool prune_head, dry_run, compensate;
 static const char *plan_path;
 
 static const struct cli_option options[] = {
@@ -169,17 +169,27 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &score,
      .arg = "BY",
-     .choices = "auto|weights|activations|cost",
+     .choices = "auto|weights|activations|taylor|fluctuation|cost",
      .fallback = "auto",
-     .needs = {"ffn|heads|kv-heads|plan", "!score=activations|stats", "!score=cost|reconstruct"},
-     .help = "how channels and heads are ranked: by the norm of their weights, their activations in --stats, or with "
-             "--reconstruct by the error that is left when the others make up for them (cost); auto: the last that "
-             "there is what it needs for"},
+     .needs = {"ffn|heads|kv-heads|plan", "!score=activations|stats", "!score=taylor|stats", "!score=fluctuation|stats",
+               "!score=cost|reconstruct"},
+     .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
+             "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
+             "--reconstruct by the error that is left when the others make up for them (cost); auto: cost, "
+             "activations or weights, the first that has what it needs"},
+    {.name = "compensate",
+     .type = CLI_FLAG,
+     .to = &compensate,
+     .needs = {"ffn|heads|kv-heads|plan", "stats", "!data"},
+     .help =
+         "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
+         "refused where a model has none"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda",
+               "layers|experts|method=wanda|compensate|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -232,6 +242,7 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .calibrated = data_path != NULL,
                                 .reconstruct = reconstruct,
                                 .damp = damp,
+                                .compensate = compensate,
                                 .foreign_name = target_tensor_name,
                                 .tokens = reads_tokens() ? tokens : NULL,
                                 .padding = vocab_path && !reads_tokens(),

@@ -1,6 +1,8 @@
 /* Removes channels and head groups from a layer: scores, choice, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
+#include <math.h>
+
 void prune_layer_release(struct prune_layer *l) {
     for (int r = 0; r < ROLE_COUNT; r++) {
         struct prune_tensor *t = &l->tensor[r];
@@ -113,13 +115,64 @@ static void add_activations(const struct stats *s, enum model_point point, struc
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
-/* What the elements along an axis count, score[i / width]; `point`: where their sum is read, of their own axis. */
+/* The same as |w dL/dw|, summed over all tensors along the axis. */
+static void add_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot, uint64_t n, uint32_t width,
+                       double *score) {
+    const double *seen = stats_taylor(s, axis, slot);
+    for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
+}
+
+/* The same as variances of what a matrix reads, times the squared norms of its columns. */
+static int add_fluctuation(struct prune_layer *l, const struct stats *s, enum model_point point, struct model_slot slot,
+                           uint32_t width, double *score, struct arena *a, struct err *e) {
+    const struct tensor_desc *d = &l->tensor[slot.role].desc;
+    uint64_t n;
+    double positions;
+    const double *sq = stats_input_sq(s, slot, &n, &positions), *sum = stats_input_sum(s, point, slot);
+    float *norm = arena_array(a, n, sizeof *norm, e);
+    if (!norm) return e->code;
+    kernel_col_norms2(norm, values(l, slot.role), d->dims[0], n);
+    for (uint64_t i = 0; positions > 0 && i < n; i++) {
+        double mean = sum[i] / positions;
+        score[i / width] += norm[i] * fmax(0, sq[i] / positions - mean * mean);
+    }
+    return 0;
+}
+
+/* What the elements along an axis count, score[i / width]; slot: of the matrix that reads them at `point`. */
 static int add_scores(struct prune_layer *l, const struct prune_plan *p, enum model_axis axis, enum model_point point,
                       struct model_slot slot, uint32_t width, double *score, struct arena *a, struct err *e) {
-    if (p->o->score != PRUNE_BY_STATS) return add_weight_norms(l, axis, width, score, a, e);
-    if (model_point_axis(point) == axis)
-        add_activations(p->o->stats, point, slot, model_axis_size(p->from, axis, slot.layer), width, score);
-    return 0;
+    uint64_t n = model_axis_size(p->from, axis, slot.layer);
+    bool is_read = model_point_axis(point) == axis; /* keys and values are not: what comes of them is */
+    switch (p->o->score) {
+    case PRUNE_BY_STATS:
+        if (is_read) add_activations(p->o->stats, point, slot, n, width, score);
+        return 0;
+    case PRUNE_BY_TAYLOR: add_taylor(p->o->stats, axis, slot, n, width, score); return 0;
+    case PRUNE_BY_FLUCTUATION: return is_read ? add_fluctuation(l, p->o->stats, point, slot, width, score, a, e) : 0;
+    case PRUNE_BY_WEIGHTS:
+    case PRUNE_BY_COST: break; /* with data: structure.c */
+    }
+    return add_weight_norms(l, axis, width, score, a, e);
+}
+
+/* bias += w mean(x) over the inputs that go. */
+static void compensate(struct prune_layer *l, const struct prune_plan *p, enum model_point point,
+                       struct model_slot slot, enum model_role bias, const struct prune_kept *kept) {
+    const struct tensor_desc *d = &l->tensor[slot.role].desc;
+    if (!p->o->compensate || !kept->at || !l->tensor[bias].here) return;
+    const double *sum = stats_input_sum(p->o->stats, point, slot);
+    double n = (double)stats_positions(p->o->stats);
+    for (uint64_t r = 0; n > 0 && r < d->dims[0]; r++) {
+        double gave = 0;
+        for (uint64_t i = 0, k = 0; i < d->dims[1]; i++) {
+            if (k < kept->n && kept->at[k] == i)
+                k++;
+            else
+                gave += values(l, slot.role)[r * d->dims[1] + i] * sum[i] / n;
+        }
+        values(l, bias)[r] += (float)gave;
+    }
 }
 
 /* ---- feed-forward channels: rows of gate and up, the column of down ---------------------------------------------- */
@@ -153,6 +206,7 @@ static int shrink_channels(struct prune_layer *l, const struct prune_plan *p, co
     struct prune_kept kept;
     struct arena a = {0};
     int rc = prune_choose_channels(l, p, part, &kept, &a, e);
+    if (!rc && part->axis == AXIS_FFN) compensate(l, p, part->point, part->slot, ROLE_DOWN_BIAS, &kept);
     if (!rc && kept.at) rc = prune_keep_along(l, part->axis, kept.at, kept.n, e);
     arena_release(&a);
     return rc;
@@ -225,7 +279,9 @@ int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32
     struct prune_part dense = prune_dense_part(p, old_layer);
     uint32_t layer = p->new_layer[old_layer];
     const struct model_layer *to = &p->to.layers[layer];
+    struct model_slot o = {.role = ROLE_O, .layer = old_layer};
     int rc = prune_choose_heads(l, p, old_layer, &heads, &a, e);
+    if (!rc) compensate(l, p, POINT_O_IN, o, ROLE_O_BIAS, &heads.query);
     if (!rc) rc = prune_keep_heads(l, p, &heads, e);
     arena_release(&a);
     if (!rc) rc = shrink_channels(l, p, &dense, e);

@@ -7,7 +7,11 @@ enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruc
     static const struct {
         const char *name;
         enum prune_score score;
-    } scores[] = {{"weights", PRUNE_BY_WEIGHTS}, {"activations", PRUNE_BY_STATS}, {"cost", PRUNE_BY_COST}};
+    } scores[] = {{"weights", PRUNE_BY_WEIGHTS},
+                  {"activations", PRUNE_BY_STATS},
+                  {"taylor", PRUNE_BY_TAYLOR},
+                  {"fluctuation", PRUNE_BY_FLUCTUATION},
+                  {"cost", PRUNE_BY_COST}};
     for (size_t i = 0; i < COUNT_OF(scores); i++)
         if (!strcmp(name, scores[i].name)) return scores[i].score;
     return reconstruct ? PRUNE_BY_COST : stats ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
@@ -324,12 +328,35 @@ static int plan_structure(struct prune_plan *p, struct err *e) {
     return rc ? rc : plan_widths(p, e);
 }
 
+/* What compensates for heads and channels that go. */
+static int check_biases(const struct prune_plan *p, struct err *e) {
+    bool heads = false, ffn = false, experts = false;
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        const struct model_layer *now = &p->to.layers[i], *was = &p->from->layers[p->old_layer[i]];
+        heads |= now->n_heads != was->n_heads;
+        ffn |= now->ffn != was->ffn;
+        experts |= now->expert_ffn != was->expert_ffn;
+    }
+    const char *lacks = heads && !p->from->o_bias   ? "attn.o"
+                        : ffn && !p->from->ffn_bias ? "ffn.down"
+                        : experts                   ? "experts.*.down"
+                                                    : NULL;
+    if (!lacks) return 0;
+    return err_set(e, ERR_USAGE, "this %s has no bias of %s that could compensate for what goes", p->from->arch, lacks);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
         return err_set(e, ERR_USAGE, "costs with the others making up for it need data, and to reconstruct");
-    if (o->score == PRUNE_BY_STATS && !o->stats)
-        return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
+    bool from_stats = o->score == PRUNE_BY_STATS || o->score == PRUNE_BY_TAYLOR || o->score == PRUNE_BY_FLUCTUATION;
+    if ((from_stats || o->compensate) && !o->stats)
+        return err_set(e, ERR_USAGE, "scores from activations or gradients need --stats (rill calibrate)");
+    if (o->score == PRUNE_BY_TAYLOR && !stats_has_gradients(o->stats))
+        return err_set(e, ERR_USAGE, "Taylor scores need statistics with gradients (rill calibrate --gradients)");
+    if ((o->score == PRUNE_BY_FLUCTUATION || o->compensate) &&
+        !stats_input_sum(o->stats, POINT_EMBED, (struct model_slot){0}))
+        return err_set(e, ERR_DATA, "statistics without signed sums, from an older version: take them anew");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
@@ -338,6 +365,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
     if (!rc) rc = prune_check_sparse(p, e);
+    if (!rc && o->compensate) rc = check_biases(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 

@@ -41,6 +41,11 @@ int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MU
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
+    /* Sums of |w dL/dw| over the weights of a channel or head (stats with gradients; Ma et al. 2023, "LLM-Pruner") */
+    PRUNE_BY_TAYLOR,
+    /* The variance of what o or down reads there times the squared norm of its column (stats; An et al. 2023, "FLAP", arXiv 2312.11983, WIFV),
+     * summed over the columns of a head */
+    PRUNE_BY_FLUCTUATION,
     /* With data and reconstruct: the squared error that is left when the others have made up for it (optimal brain surgeon; Ling et al.
      * 2024, "SlimGPT", arXiv 2412.18110), channels one after another. */
     PRUNE_BY_COST,
@@ -113,6 +118,9 @@ struct prune_options {
     bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
+    /* The biases of o and down take over what the inputs that go gave in the mean (needs stats; FLAP's bias compensation). ERR_USAGE where
+     * the model has no such bias. Not with data: reconstruct fits them. */
+    bool compensate;
     const struct stats *stats;
     model_warn_fn *warn; /* told what the new shape implies, before anything is written; may be NULL */
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */

@@ -151,6 +151,29 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "scores by gradients and by variance, and biases that compensate" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    check_exit 0 rill prune -q --ffn 64 --kv-heads 1 --score taylor --stats g.stats.rill model.rill -o t.rill
+    check_exit 0 rill prune -q --ffn 64 --kv-heads 1 --score fluctuation --stats g.stats.rill model.rill -o f.rill
+    check_exit 4 rill diff t.rill f.rill
+    check_exit 2 rill prune --ffn 64 --score taylor --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "Taylor scores need statistics with gradients (rill calibrate --gradients)"
+    check_exit 2 rill prune --ffn 64 --compensate --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "this llama has no bias of ffn.down that could compensate for what goes"
+    cat model.stats.rill g.stats.rill >both.rill
+    check_exit 3 rill prune --ffn 64 --stats both.rill model.rill -o no.rill
+    assert_stderr_line "*statistics with gradients, and others without: they do not add up"
+    rill import -q "$ROOT/tests/golden/arch/gpt2" -o gpt2.rill
+    rill tokenize -q -m gpt2.rill --context 16 text.txt -o gpt2.tok.rill
+    rill calibrate -q -m gpt2.rill gpt2.tok.rill -o gpt2.stats.rill
+    check_exit 0 rill prune -q --ffn 64 --score fluctuation --compensate --stats gpt2.stats.rill gpt2.rill -o c.rill
+    rill prune -q --ffn 64 --score fluctuation --stats gpt2.stats.rill gpt2.rill -o d.rill
+    rill show c.rill --tensor layers.0.ffn.down.bias >c.txt
+    rill show d.rill --tensor layers.0.ffn.down.bias >d.txt
+    run ! cmp -s c.txt d.txt
+    assert_no_file no.rill
+}
+
 @test "half the weights zero is about half the bytes, for every program" {
     rill quantize -q --type bf16 model.rill -o m.rill
     for how in "--sparsity 0.5" "--pattern 2:4"; do

@@ -1,4 +1,5 @@
 /* lib/prune: what stays computes what it did before; what goes is what counts least. */
+#include "tests/unit/golden_samples.h"
 #include "tests/unit/model_samples.h"
 
 #include "lib/formats/formats.h"
@@ -263,6 +264,138 @@ static struct buf sample_vocab(struct arena *a) {
     return b;
 }
 
+/* ---- scores by gradients and by variance, as PyTorch has them (tests/reference/make_prune_scores.py) ---- */
+
+enum {
+    SEQUENCES = 3,
+    SCORED = 41,
+    HEADS = 64,
+    KEYS = 32,
+    CHANNELS = 128,
+    LAYER_SCORES = 2 * HEADS + KEYS + 2 * CHANNELS
+};
+
+static struct stats *golden_stats(struct model *m) {
+    struct err e;
+    struct grad_tape *t;
+    static const uint32_t lengths[SEQUENCES] = {20, 9, 12};
+    uint32_t tokens[SCORED];
+    for (uint32_t i = 0; i < SCORED; i++) tokens[i] = (7 * i + 3) % 300;
+    struct model_input in = {SCORED, SEQUENCES, tokens, lengths, NULL};
+    struct stats *s = stats_of(m, &in);
+    OK(model_enable_grad(m, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), true, DT_F32, &e));
+    OK(stats_collect_gradients(s, m, t, &in, &e));
+    grad_tape_free(t);
+    return s;
+}
+
+static void assert_scores(const double *got, const float *want, size_t n, const char *what) {
+    double worst = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs(got[i] - want[i]));
+        scale = fmax(scale, fabs((double)want[i]));
+    }
+    if (!(worst <= 1e-5 * scale)) fail_msg("%s: off by %g of %g", what, worst, scale);
+}
+
+/* The best half of n scores. */
+static void best_half(const float *score, uint32_t n, uint32_t *out) {
+    struct err e;
+    struct arena a = {0};
+    double copy[CHANNELS];
+    for (uint32_t i = 0; i < n; i++) copy[i] = score[i];
+    OK(prune_choose(copy, n, n / 2, out, &a, &e));
+    arena_release(&a);
+}
+
+static void assert_rows(const struct model *p, const struct model *m, enum model_role role, uint32_t layer,
+                        const uint32_t *kept, uint32_t n) {
+    const struct model_param *now = model_param(p, role, layer), *was = model_param(m, role, layer);
+    uint64_t cols = now->desc.dims[1];
+    assert_int_equal(now->desc.dims[0], n);
+    for (uint32_t i = 0; i < n; i++)
+        assert_memory_equal(model_host_value(now) + i * cols, model_host_value(was) + kept[i] * cols,
+                            cols * sizeof(float));
+}
+
+static void scores_are_those_of_the_formulas(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct stats *s = golden_stats(m);
+    struct prune_report r;
+    float *want = golden_file("tests/golden/prune/scores.f32", (2 * LAYER_SCORES + 3) * sizeof *want);
+    for (int score = 0; score < 2; score++) {
+        struct prune_options o = {
+            .ffn = {.n = CHANNELS / 2}, .score = score ? PRUNE_BY_FLUCTUATION : PRUNE_BY_TAYLOR, .stats = s};
+        OK(pruned(m, &o, &p, &r, &e));
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            uint32_t kept[CHANNELS / 2];
+            const float *of = want + layer * LAYER_SCORES + HEADS + KEYS;
+            best_half(score ? of + CHANNELS + HEADS : of, CHANNELS, kept);
+            assert_rows(p, m, ROLE_UP, layer, kept, CHANNELS / 2);
+        }
+        prune_report_release(&r);
+        model_free(p);
+    }
+    for (uint32_t layer = 0; layer < 2; layer++) {
+        struct model_slot slot = {.layer = layer};
+        const float *of = want + layer * LAYER_SCORES;
+        assert_scores(stats_taylor(s, AXIS_QUERY, slot), of, HEADS, "query");
+        assert_scores(stats_taylor(s, AXIS_KEY, slot), of + HEADS, KEYS, "key");
+        assert_scores(stats_taylor(s, AXIS_FFN, slot), of + HEADS + KEYS, CHANNELS, "ffn");
+    }
+    const double angles[] = {stats_angular(s, 0, 0), stats_angular(s, 0, 1), stats_angular(s, 1, 1)};
+    assert_scores(angles, want + (size_t)2 * LAYER_SCORES, 3, "angles");
+    mem_free(want);
+    stats_free(s);
+    model_free(m);
+}
+
+/* Channels and heads that give the same for every token go into the bias; refused where there is none. */
+static void what_goes_is_compensated(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct prune_report r;
+    for (int biases = 0; biases < 2; biases++) {
+        c.qkv_bias = c.o_bias = c.ffn_bias = biases;
+        struct model *m = sample_model(&c, 2), *p;
+        for (uint32_t l = 0; biases && l < 2; l++) {
+            struct model_param *v = model_param(m, ROLE_V, l);
+            if (l == 0) kernel_fill(kernel_f32(model_host_value(v)), c.head_dim * v->desc.dims[1], 0);
+            kernel_fill(model_param(m, ROLE_V_BIAS, l)->value, v->desc.dims[0], 0.5f);
+        }
+        struct stats *s = sample_stats(m, 40, 3);
+        struct prune_options o = {.kv_heads = {.n = 1}, .score = PRUNE_BY_FLUCTUATION, .compensate = true, .stats = s};
+        if (!biases) {
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_string_equal(e.msg, "this llama has no bias of attn.o that could compensate for what goes");
+            o.kv_heads.n = 0, o.ffn.n = 32;
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_non_null(strstr(e.msg, "bias of ffn.down"));
+            o.compensate = false, o.score = PRUNE_BY_TAYLOR;
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_non_null(strstr(e.msg, "need statistics with gradients"));
+        } else {
+            float *before = sample_logits(m), *after;
+            OK(pruned(m, &o, &p, &r, &e));
+            assert_int_equal(p->config.layers[0].n_kv_heads, 1);
+            after = sample_logits(p);
+            assert_close(before, after, 24 * c.vocab_size, 1e-5);
+            mem_free(before);
+            mem_free(after);
+            prune_report_release(&r);
+            model_free(p);
+        }
+        stats_free(s);
+        model_free(m);
+    }
+    arena_release(&a);
+}
+
 static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     (void)state;
     struct err e;
@@ -488,6 +621,8 @@ int main(void) {
         cmocka_unit_test(idle_channels_go_first),
         cmocka_unit_test(idle_head_groups_go_first),
         cmocka_unit_test(activations_decide_where_there_are_statistics),
+        cmocka_unit_test(scores_are_those_of_the_formulas),
+        cmocka_unit_test(what_goes_is_compensated),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
         cmocka_unit_test(shares_of_a_width_become_blocks),
