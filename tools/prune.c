@@ -7,7 +7,7 @@
 static double sparsity;
 static uint64_t min_count;
 static struct cli_amount layers, experts, ffn, heads, kv_heads;
-static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method, *data_path;
+static const char *drop, *score, *layer_score, *stats_path, *vocab_path, *pattern, *method, *data_path;
 static struct session_options how;
 static uint64_t max_tokens;
 static double damp;
@@ -53,9 +53,10 @@ static const struct cli_option options[] = {
      .to = &data_path,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "!dry-run", "!vocab", "method=wanda|method=sparsegpt|method=alps|reconstruct",
-               "reconstruct|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn", "reconstruct|!heads",
-               "reconstruct|!kv-heads"},
+     .needs = {"!experts", "layer-score=divergence|!dry-run", "!vocab",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence",
+               "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
+               "reconstruct|!heads", "reconstruct|!kv-heads"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
          "which the model will see, 128 sequences of 512 for a start"},
@@ -106,8 +107,19 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
-     .needs = {"!layers|stats"},
-     .help = "keep N layers, or a share of them (67%): those of least block influence go; 0: keep all"},
+     .needs = {"layer-score=divergence|stats"},
+     .help = "keep N layers, or a share of them (67%), by --layer-score; 0: keep all"},
+    {.name = "layer-score",
+     .type = CLI_CHOICE,
+     .to = &layer_score,
+     .arg = "BY",
+     .choices = "influence|angular|divergence",
+     .fallback = "influence",
+     .needs = {"layers", "!layer-score=divergence|data"},
+     .help = "which layers go: those of least block influence, by --stats; the run of neighbours that turns the "
+             "residual stream by the least angle, by --stats; or one after another that without which the next token's "
+             "distribution on --data diverges least from the whole model's: a pass for each candidate, of a model from "
+             "a file; take few tokens, of which each needs memory for its logits"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &drop,
@@ -235,11 +247,15 @@ static int parse_rates(struct prune_options *o, struct err *e) {
     return 0;
 }
 
+static bool goes_layer_by_layer(void) {
+    return data_path && (reconstruct || strcmp(method, "magnitude") != 0);
+}
+
 static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
                         const struct prune_tokens *tokens, struct err *e) {
     *o = (struct prune_options){.sparsity = {.share = sparsity},
                                 .prune_head = prune_head,
-                                .calibrated = data_path != NULL,
+                                .calibrated = goes_layer_by_layer(),
                                 .reconstruct = reconstruct,
                                 .damp = damp,
                                 .compensate = compensate,
@@ -255,6 +271,7 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .heads = amount(&heads),
                                 .kv_heads = amount(&kv_heads)};
     o->score = prune_score_parse(score, stats != NULL, reconstruct);
+    o->layer_score = strcmp(layer_score, "angular") ? PRUNE_LAYERS_BY_INFLUENCE : PRUNE_LAYERS_BY_ANGLE;
     prune_method_parse(method, &o->method);
     int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
     if (rc) return err_prefix(e, "--drop-layers");
@@ -279,6 +296,36 @@ static void say_targets(void *c, const struct model_config *before, const struct
 
 static void layer_done(void *c, uint32_t layers_done) {
     cli_progress(c, layers_done, NULL);
+}
+
+/* Their numbers into the list of what to drop. */
+static int choose_layers(struct cli *c, struct prune_options *o, uint32_t *drop_list, struct err *e) {
+    static double kl[MODEL_MAX_LAYERS];
+    struct session_tokens data = {0};
+    struct model *m = NULL;
+    struct grad_tape *scratch = NULL;
+    struct stream_reader *in;
+    struct prune_divergence d = {.in = &data.in, .progress = layer_done, .progress_ctx = c};
+    if (!cli_input_path(c, 0) || !strcmp(cli_input_path(c, 0), "-"))
+        return err_set(e, ERR_USAGE, "--layer-score divergence reads the model twice: give it as a file");
+    int rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
+    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&how), e);
+    if (!rc) rc = session_read_tokens(c, data_path, "data", m, max_tokens, &data, e);
+    if (!rc) rc = grad_tape_new(&scratch, kernel_cpu(), false, model_precision(m), e);
+    if (!rc) {
+        uint32_t n = m->config.n_layers, keep = prune_amount_of(&o->layers, n);
+        d.model = m, d.scratch = scratch;
+        cli_progress_begin(c, "candidates", (uint64_t)(n - keep) * (n + keep + 1) / 2);
+        if (keep < n) rc = prune_layers_by_divergence(&d, n - keep, drop_list, kl, e);
+        cli_progress_end(c);
+        for (uint32_t i = 0; !rc && i < n - keep; i++)
+            cli_say(c, "without layer %u too: divergence %.5f", drop_list[i], kl[i]);
+        o->drop_layers = drop_list, o->n_drop_layers = n - keep, o->layers = (struct prune_amount){0};
+    }
+    grad_tape_free(scratch);
+    session_tokens_release(&data);
+    model_free(m);
+    return rc;
 }
 
 static int with_data(struct cli *c, struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
@@ -313,7 +360,7 @@ static int prune(struct cli *c, struct stream_reader *in, const struct prune_opt
     struct stream_writer *out;
     int rc = cli_open_output(c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = data_path ? with_data(c, in, out, o, r, e) : prune_stream(in, out, o, r, e);
+    if (!rc) rc = goes_layer_by_layer() ? with_data(c, in, out, o, r, e) : prune_stream(in, out, o, r, e);
     return rc ? rc : cli_close_output(c, e);
 }
 
@@ -345,6 +392,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
     if (!rc && plan_path) rc = read_plan(c, &plan, &o, e);
+    if (!rc && !strcmp(layer_score, "divergence")) rc = choose_layers(c, &o, drop_list, e);
     o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = dry_run ? print_plan(c, in, &o, &r, e) : prune(c, in, &o, &r, e);

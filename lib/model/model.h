@@ -592,6 +592,17 @@ typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, 
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
+/*
+ * Parts of a forward pass, for searches that leave layers out: host_states [n_positions][hidden] are what comes into the first of these
+ * layers, in any order and number; NULL: the embedding of the input. What comes out of the last goes to host_out, which may be the
+ * same. Then the logits of such states, as those after the last layer. Not of models whose layers read another width than `hidden`.
+ */
+int model_infer_layers(struct model *m, struct grad_tape *scratch, const struct model_input *in,
+                       const float *host_states, const uint32_t *layers, size_t n, float *host_out,
+                       struct err *e) MUST_CHECK;
+int model_infer_head(struct model *m, struct grad_tape *scratch, const struct model_input *in, const float *host_states,
+                     model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+
 /* ---- inference with a model larger than memory ------------------------------------------------------------------- */
 
 /*

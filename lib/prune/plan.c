@@ -19,8 +19,7 @@ enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruc
 
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
-/* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
-static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
+uint32_t prune_amount_of(const struct prune_amount *a, uint32_t total) {
     if (a->share == 0) return a->n ? a->n : total;
     uint32_t n = (uint32_t)(a->share * total + 0.5);
     return n < 1 ? 1 : n < total ? n : total;
@@ -33,14 +32,14 @@ static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
  */
 static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
     static const struct { uint32_t block, most; /* moves by at most total / most */ } units[] = {{256, 8}, {32, 4}};
-    if (a->share == 0 || a->share == 1) return amount_of(a, total);
+    if (a->share == 0 || a->share == 1) return prune_amount_of(a, total);
     double exact = a->share * total;
     for (size_t i = 0; i < COUNT_OF(units); i++) {
         uint32_t block = units[i].block, n = (uint32_t)(exact / block + 0.5) * block;
         if (n >= total) n = (total - 1) / block * block;
         if (n && fabs(n - exact) <= (double)total / units[i].most) return n;
     }
-    return amount_of(a, total);
+    return prune_amount_of(a, total);
 }
 
 static bool is_asked(const struct prune_amount *a) {
@@ -54,16 +53,32 @@ static bool changes_width(const struct model_config *c, uint32_t layer) {
     return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
 }
 
+/* Gromov et al. 2024, section 3.2: the run of so many layers that turns the residual stream least. */
+static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
+    uint32_t n = p->from->n_layers, best = n;
+    double least = INFINITY;
+    for (uint32_t first = 0; first + n_go <= n; first++) {
+        double angle = stats_angular(p->o->stats, first, first + n_go - 1);
+        bool fits = !changes_width(p->from, first);
+        if (fits && angle < least) least = angle, best = first;
+    }
+    if (best == n)
+        return err_set(e, ERR_DATA, "no run of %u layers could go by these statistics: from an older version?", n_go);
+    memset(gone + best, 1, n_go);
+    return 0;
+}
+
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
-    uint32_t keep = amount_of(&p->o->layers, n);
+    uint32_t keep = prune_amount_of(&p->o->layers, n);
     if (keep == n) return 0;
     if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
     if (!p->o->stats)
         return err_set(
             e, ERR_USAGE,
             "choosing layers by block influence needs --stats (rill calibrate), or name them with --drop-layers");
+    if (p->o->layer_score == PRUNE_LAYERS_BY_ANGLE) return drop_run(p, n - keep, gone, e);
     double *score = arena_array(&p->memory, n, sizeof *score, e);
     uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
     if (!score || !go) return e->code;
@@ -159,7 +174,7 @@ static int plan_experts(struct prune_plan *p, struct err *e) {
     if (!p->kept_experts) return e->code;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
-        uint32_t keep = amount_of(a, l->experts);
+        uint32_t keep = prune_amount_of(a, l->experts);
         if (!l->experts) continue;
         any = true;
         if (keep > l->experts)
@@ -187,7 +202,7 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
 static int plan_heads(const struct prune_plan *p, uint32_t layer, struct model_layer *l, uint32_t groups,
                       struct err *e) {
     uint32_t each = l->n_heads / l->n_kv_heads, most = each * groups;
-    uint32_t heads = p->o->heads.n ? p->o->heads.n : amount_of(&p->o->heads, each) * groups;
+    uint32_t heads = p->o->heads.n ? p->o->heads.n : prune_amount_of(&p->o->heads, each) * groups;
     if (heads > most)
         return err_set(e, ERR_USAGE, "cannot prune the query heads of layer %u to %u: its %u key/value heads have %u",
                        layer, heads, groups, most);
@@ -218,7 +233,7 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
         if (!l->n_kv_heads) continue;
-        uint32_t groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
+        uint32_t groups = prune_amount_of(&p->o->kv_heads, l->n_kv_heads);
         if (plan_width(p, p->old_layer[i], &l->ffn, e) || plan_width(p, p->old_layer[i], &l->expert_ffn, e))
             return e->code;
         if (groups > l->n_kv_heads)

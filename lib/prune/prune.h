@@ -54,6 +54,29 @@ enum prune_score {
 /* "weights"; "auto" (and any other): the last of the list that there is what it needs for. */
 enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct);
 
+/* How layers are ranked, when a number of them stays. */
+enum prune_layer_score {
+    PRUNE_LAYERS_BY_INFLUENCE, /* block influence, each alone (Men et al. 2024, "ShortGPT") */
+    PRUNE_LAYERS_BY_ANGLE, /* a run of neighbours: that of least angle from what comes into it to what leaves it, at the last position
+                                  of each sequence (Gromov et al. 2024, arXiv 2403.17887) */
+};
+
+/*
+ * Greedy by true divergence: n times that layer goes without which the mean Kullback-Leibler divergence of the next token from the
+ * whole model's is least, given those that went before. layers [n] in the order in which they go, kl [n] nats a position.
+ * A pass over the layers behind it, and the head, for each candidate: what comes into each layer is kept. Memory: positions * (vocabulary +
+ * (layers + 2) * hidden) * 4 bytes. ERR_DATA: a model that does not predict the next token.
+ */
+struct prune_divergence {
+    struct model *model;
+    struct grad_tape *scratch; /* that does not record */
+    const struct model_input *in;
+    model_layer_fn *progress; /* told of candidates; may be NULL */
+    void *progress_ctx;
+};
+int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
+                               struct err *e) MUST_CHECK;
+
 /* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
 
@@ -102,7 +125,8 @@ struct prune_options {
     double damp; /* added to the diagonal of Gram matrices, as a share of its mean: 0.01 */
     /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
     bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
-    struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
+    struct prune_amount layers; /* that stay, by layer_score (needs stats) ... */
+    enum prune_layer_score layer_score;
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
     /* Feed-forward channels that stay in each layer, and in each expert of one that has experts; shares become multiples of
@@ -165,6 +189,9 @@ struct prune_calibration {
     model_layer_fn *progress; /* may be NULL */
     void *progress_ctx;
 };
+/* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
+uint32_t prune_amount_of(const struct prune_amount *a, uint32_t total);
+
 /* As prune_stream; and ERR_DATA where a Gram matrix does not factor with 10,000 times the damping, or has no finite sums. */
 int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
                     struct prune_report *report, struct err *e) MUST_CHECK;

@@ -174,6 +174,22 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "layers by true divergence and by the angle of a run" {
+    rill prune --layers 1 --layer-score divergence --data tokens.rill --precision f32 --no-provenance -j 1 model.rill -o a.rill 2>said
+    rill prune -q --layers 1 --layer-score divergence --data tokens.rill --precision f32 --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    [ "$(grep -c 'without layer [0-9] too: divergence 0' said)" = 2 ]
+    rill prune -q --layers 1 --layer-score divergence --data tokens.rill --precision f32 --dry-run model.rill -o plan.txt
+    [ "$(grep -c ^layer plan.txt)" = 1 ]
+    check_exit 0 rill prune -q --layers 1 --layer-score divergence --data tokens.rill --reconstruct --ffn 64 model.rill -o c.rill
+    check_exit 0 rill prune -q --layers 1 --layer-score angular --stats model.stats.rill model.rill -o d.rill
+    check_exit 2 sh -c 'rill prune --layers 1 --layer-score divergence --data tokens.rill <model.rill -o no.rill'
+    assert_stderr_line "--layer-score divergence reads the model twice: give it as a file"
+    check_exit 2 rill prune --layers 1 --layer-score divergence model.rill -o no.rill
+    check_exit 2 rill prune --drop-layers 1 --layer-score angular --stats model.stats.rill model.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "half the weights zero is about half the bytes, for every program" {
     rill quantize -q --type bf16 model.rill -o m.rill
     for how in "--sparsity 0.5" "--pattern 2:4"; do

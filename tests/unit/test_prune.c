@@ -396,6 +396,75 @@ static void what_goes_is_compensated(void **state) {
     arena_release(&a);
 }
 
+/* By true divergence, that of a model really without the layers; a layer that adds nothing goes first. */
+static void layers_go_by_divergence(void **state) {
+    (void)state;
+    enum { LAYERS = 4, N = 24 };
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.n_layers = LAYERS;
+    c.layers = arena_array(&a, LAYERS, sizeof *c.layers, &e);
+    for (int i = 0; i < LAYERS; i++) c.layers[i] = (struct model_layer){4, 2, 96};
+    struct model *m = sample_model(&c, 1), *p;
+    for (uint32_t l = 0; l < LAYERS; l++) { /* far from nothing, but the third layer */
+        kernel_scale(model_param(m, ROLE_O, l)->value, model_param(m, ROLE_O, l)->n, l == 2 ? 0 : 5);
+        kernel_scale(model_param(m, ROLE_DOWN, l)->value, model_param(m, ROLE_DOWN, l)->n, l == 2 ? 0 : 5);
+    }
+    uint32_t tokens[N], lengths[] = {15, 9}, gone[2];
+    double kl[2], least = INFINITY;
+    sample_tokens(tokens, N, c.vocab_size, 4);
+    struct model_input in = {N, 2, tokens, lengths, NULL};
+    struct prune_divergence d = {.model = m, .in = &in};
+    OK(grad_tape_new(&d.scratch, kernel_cpu(), false, DT_F32, &e));
+    OK(prune_layers_by_divergence(&d, 2, gone, kl, &e));
+    assert_int_equal(prune_layers_by_divergence(&d, LAYERS, gone, kl, &e), ERR_USAGE);
+    grad_tape_free(d.scratch);
+    assert_int_equal(gone[0], 2);
+    assert_true(fabs(kl[0]) < 1e-9);
+    float *before = sample_logits(m);
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        uint32_t drop[] = {2, l};
+        struct prune_options o = {.drop_layers = drop, .n_drop_layers = 2};
+        struct prune_report r;
+        if (l == 2) continue;
+        OK(pruned(m, &o, &p, &r, &e));
+        float *after = sample_logits(p);
+        double without = 0;
+        for (size_t i = 0; i < N; i++) {
+            const float *x = before + i * c.vocab_size, *y = after + i * c.vocab_size;
+            double sums[2] = {0};
+            for (size_t v = 0; v < c.vocab_size; v++) sums[0] += exp(x[v]), sums[1] += exp(y[v]);
+            for (size_t v = 0; v < c.vocab_size; v++)
+                without += exp(x[v]) / sums[0] * (x[v] - log(sums[0]) - y[v] + log(sums[1])) / N;
+        }
+        least = fmin(least, without);
+        if (l == gone[1] && !(fabs(without - kl[1]) < 1e-5 * without)) fail_msg("%g, said %g", without, kl[1]);
+        mem_free(after);
+        prune_report_release(&r);
+        model_free(p);
+    }
+    assert_true(kl[1] > 0 && kl[1] < least * (1 + 1e-5));
+    mem_free(before);
+    model_free(m);
+    arena_release(&a);
+}
+
+static void the_run_of_least_angle_goes(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct stats *s = golden_stats(m);
+    struct prune_report r;
+    struct prune_options o = {.layers = {.n = 1}, .layer_score = PRUNE_LAYERS_BY_ANGLE, .stats = s};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(r.kept_layers[0], stats_angular(s, 0, 0) < stats_angular(s, 1, 1));
+    prune_report_release(&r);
+    model_free(p);
+    stats_free(s);
+    model_free(m);
+}
+
 static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     (void)state;
     struct err e;
@@ -618,6 +687,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sparsity_takes_the_smallest_and_exactly_so_many),
         cmocka_unit_test(a_layer_that_adds_nothing_can_go),
+        cmocka_unit_test(layers_go_by_divergence),
+        cmocka_unit_test(the_run_of_least_angle_goes),
         cmocka_unit_test(idle_channels_go_first),
         cmocka_unit_test(idle_head_groups_go_first),
         cmocka_unit_test(activations_decide_where_there_are_statistics),
