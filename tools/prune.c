@@ -6,7 +6,8 @@
 
 static double sparsity;
 static uint64_t min_count;
-static struct cli_amount layers, experts, ffn, heads, kv_heads;
+static struct cli_amount layers, experts, ffn, heads, kv_heads, target_params;
+static double target_speedup;
 static const char *drop, *score, *layer_score, *stats_path, *vocab_path, *pattern, *method, *data_path;
 static struct session_options how;
 static uint64_t max_tokens;
@@ -101,6 +102,25 @@ static const struct cli_option options[] = {
      .help =
          "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
          "for --plan, edited or not"},
+    {.name = "target-params",
+     .type = CLI_AMOUNT,
+     .to = &target_params,
+     .arg = "N",
+     .fallback = "0",
+     .max = 1e15,
+     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!plan"},
+     .help = "prune layers, heads and channels to at most N parameters, or a share of them (60%): to that shape, alike "
+             "in all layers, whose parts that go count least for the loss, by --stats with gradients, among those that "
+             "load wherever the model does; --dry-run says which; 0: as the options below say"},
+    {.name = "target-speedup",
+     .type = CLI_F64,
+     .to = &target_speedup,
+     .arg = "S",
+     .fallback = "0",
+     .max = 1e6,
+     .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
+               "!plan"},
+     .help = "the same to a model that takes S times fewer products of weights for a token (attention's own aside)"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &layers,
@@ -183,8 +203,8 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "auto|weights|activations|taylor|fluctuation|cost",
      .fallback = "auto",
-     .needs = {"ffn|heads|kv-heads|plan", "!score=activations|stats", "!score=taylor|stats", "!score=fluctuation|stats",
-               "!score=cost|reconstruct"},
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "!score=activations|stats",
+               "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
      .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
              "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
              "--reconstruct by the error that is left when the others make up for them (cost); auto: cost, "
@@ -192,7 +212,7 @@ static const struct cli_option options[] = {
     {.name = "compensate",
      .type = CLI_FLAG,
      .to = &compensate,
-     .needs = {"ffn|heads|kv-heads|plan", "stats", "!data"},
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "stats", "!data"},
      .help =
          "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
          "refused where a model has none"},
@@ -200,8 +220,8 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &stats_path,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda",
-               "layers|experts|method=wanda|compensate|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup",
+               "layers|experts|method=wanda|compensate|target-params|target-speedup|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -258,6 +278,9 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
                                 .calibrated = goes_layer_by_layer(),
                                 .reconstruct = reconstruct,
                                 .damp = damp,
+                                .target_params = target_params.n,
+                                .target_share = target_params.share,
+                                .target_speedup = target_speedup,
                                 .compensate = compensate,
                                 .foreign_name = target_tensor_name,
                                 .tokens = reads_tokens() ? tokens : NULL,
@@ -277,12 +300,13 @@ static int fill_options(struct prune_options *o, uint32_t *drop_list, const stru
     if (rc) return err_prefix(e, "--drop-layers");
     if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
     if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
-    if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
-        !asked(&ffn) && !asked(&heads) && !asked(&kv_heads) && !vocab_path)
-        return err_set(
-            e, ERR_USAGE,
-            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
-            "--ffn, --heads, --kv-heads or --vocab");
+    if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&target_params) && target_speedup <= 0 &&
+        !asked(&layers) && !drop && !asked(&experts) && !asked(&ffn) && !asked(&heads) && !asked(&kv_heads) &&
+        !vocab_path)
+        return err_set(e, ERR_USAGE,
+                       "nothing to prune: give --sparsity, --pattern, --rate, --plan, --target-params, "
+                       "--target-speedup, --layers, --drop-layers, --experts, "
+                       "--ffn, --heads, --kv-heads or --vocab");
     return parse_rates(o, e);
 }
 
@@ -292,6 +316,15 @@ static void say(void *c, const char *message) {
 
 static void say_targets(void *c, const struct model_config *before, const struct model_config *after) {
     target_warnings(before, after, say, c);
+}
+
+/* transformers and llama.cpp, each if it loads the model before. */
+static bool loads(void *c, const struct model_config *before, const struct model_config *after) {
+    struct err e;
+    (void)c;
+    for (enum model_target t = 0; t < TARGET_COUNT; t++)
+        if (!target_check(t, before, &e) && target_check(t, after, &e)) return false;
+    return true;
 }
 
 static void layer_done(void *c, uint32_t layers_done) {
@@ -393,7 +426,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
     if (!rc && plan_path) rc = read_plan(c, &plan, &o, e);
     if (!rc && !strcmp(layer_score, "divergence")) rc = choose_layers(c, &o, drop_list, e);
-    o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
+    o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.loads = loads, o.sparse = report_tensor, o.sparse_ctx = c;
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
     if (!rc) rc = dry_run ? print_plan(c, in, &o, &r, e) : prune(c, in, &o, &r, e);
     if (!rc) rc = report(c, &r, e);

@@ -126,6 +126,10 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
     return 0;
 }
 
+static bool has_target(const struct prune_options *o) {
+    return o->target_params || o->target_share > 0 || o->target_speedup > 0;
+}
+
 static int plan_layers(struct prune_plan *p, struct err *e) {
     uint32_t n = p->from->n_layers, kept = 0;
     unsigned char *gone = arena_array(&p->memory, n, 1, e);
@@ -133,7 +137,9 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     p->old_layer = arena_array(&p->memory, n, sizeof *p->old_layer, e);
     if (!gone || !p->new_layer || !p->old_layer) return e->code;
     int rc = 0;
-    if (p->o->n_drop_layers)
+    if (has_target(p->o))
+        rc = prune_plan_target(p, gone, e);
+    else if (p->o->n_drop_layers)
         rc = drop_named(p, gone, e);
     else
         rc = drop_by_influence(p, gone, e);
@@ -142,7 +148,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
         p->new_layer[i] = gone[i] ? LAYER_GONE : kept;
         if (gone[i]) continue;
         p->old_layer[kept] = i;
-        p->to.layers[kept++] = p->from->layers[i];
+        p->to.layers[kept++] = p->to.layers[i];
     }
     if (!kept) return err_set(e, ERR_USAGE, "no layer would be left");
     p->to.n_layers = kept;

@@ -125,6 +125,15 @@ struct prune_options {
     double damp; /* added to the diagonal of Gram matrices, as a share of its mean: 0.01 */
     /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
     bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
+    /*
+     * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, or as how many times
+     * fewer products of weights a position takes. All layers get one shape, that whose parts that go count least together, by the
+     * sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
+     */
+    uint64_t target_params;
+    double target_share, target_speedup;
+    /* Will programs load this shape, if they load the one before? NULL: nobody asks. Of warn_ctx. */
+    bool (*loads)(void *ctx, const struct model_config *before, const struct model_config *after);
     struct prune_amount layers; /* that stay, by layer_score (needs stats) ... */
     enum prune_layer_score layer_score;
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */

@@ -1,7 +1,7 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, plan, report, prune; those of
+ * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, target, plan, report, prune; those of
  * second_order.h.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
@@ -30,6 +30,8 @@ int prune_plan_read(struct prune_plan *p, struct err *e) MUST_CHECK;
 int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) MUST_CHECK;
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
+/* For o->target_*: which layers go, gone [n_layers], and the shape of those that stay, in p->to.layers [n_layers] (target.c). */
+int prune_plan_target(struct prune_plan *p, unsigned char *gone, struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
 /* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);

@@ -465,6 +465,56 @@ static void the_run_of_least_angle_goes(void **state) {
     model_free(m);
 }
 
+static bool loads_even(void *ctx, const struct model_config *before, const struct model_config *after) {
+    (void)ctx, (void)before;
+    return after->hidden % after->layers[0].n_heads == 0;
+}
+
+/* A layer and channels that count nothing are what goes, when the target can be met so. */
+static void a_target_is_met_by_what_counts_least(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct prune_report r;
+    uint64_t all = model_parameters(&m->config), layer = 0;
+    for (size_t i = model_slot_of_layer(&m->config, 1); i < model_slot_of_layer(&m->config, 2); i++)
+        layer += m->params[i].n;
+    for (int nothing = 0; nothing < 2; nothing++) { /* the first layer; half of the channels of both */
+        struct model *idle = imported("tests/golden/tiny-llama");
+        for (uint32_t l = 0; l < 2; l++) {
+            if (nothing == 1) scale_cols(model_param(idle, ROLE_DOWN, l), 0, CHANNELS / 2, 0);
+            if (nothing == 0 && l == 0) {
+                scale_cols(model_param(idle, ROLE_DOWN, l), 0, CHANNELS, 0);
+                scale_cols(model_param(idle, ROLE_O, l), 0, HEADS, 0);
+            }
+        }
+        struct stats *s = golden_stats(idle);
+        struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .loads = loads_even};
+        o.target_params = nothing == 0 ? all - layer : all - 2 * 3 * (CHANNELS / 2) * 64;
+        OK(pruned(idle, &o, &p, &r, &e));
+        assert_int_equal(model_parameters(&p->config), o.target_params);
+        assert_int_equal(p->config.n_layers, nothing == 0 ? 1 : 2);
+        assert_int_equal(p->config.layers[0].ffn, nothing == 0 ? CHANNELS : CHANNELS / 2);
+        if (nothing == 0) assert_int_equal(r.kept_layers[0], 1);
+        float *before = sample_logits(idle), *after = sample_logits(p);
+        assert_close(before, after, 24 * m->config.vocab_size, 1e-5);
+        mem_free(before);
+        mem_free(after);
+        prune_report_release(&r);
+        model_free(p);
+        o.target_params = 0, o.target_speedup = 1.4;
+        OK(pruned(idle, &o, &p, &r, &e));
+        prune_report_release(&r);
+        model_free(p);
+        o.target_speedup = 1e4;
+        assert_int_equal(pruned(idle, &o, &p, &r, &e), ERR_USAGE);
+        assert_non_null(strstr(e.msg, "the smallest has"));
+        stats_free(s);
+        model_free(idle);
+    }
+    model_free(m);
+}
+
 static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     (void)state;
     struct err e;
@@ -694,6 +744,7 @@ int main(void) {
         cmocka_unit_test(activations_decide_where_there_are_statistics),
         cmocka_unit_test(scores_are_those_of_the_formulas),
         cmocka_unit_test(what_goes_is_compensated),
+        cmocka_unit_test(a_target_is_met_by_what_counts_least),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
         cmocka_unit_test(shares_of_a_width_become_blocks),
