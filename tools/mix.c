@@ -80,14 +80,10 @@ static int begin(struct cli *c, struct work *w, struct err *e) {
     if (open_inputs(c, w, e)) return e->code;
     if (knowledge_mix_format(&w->how, w->in, w->n, &w->out, &bad, e))
         return err_prefix(e, "%s", stream_reader_name(w->in[bad].r));
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in[0].r), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
-    if (!rc) rc = knowledge_mixer_new(&w->mixer, &w->how, w->in, w->n, &w->out, e);
-    cJSON_Delete(meta);
-    return rc;
+    if (cli_open_output(c, &writer, e) ||
+        knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in[0].r), &w->out, 0, e))
+        return e->code;
+    return knowledge_mixer_new(&w->mixer, &w->how, w->in, w->n, &w->out, e);
 }
 
 static int report(struct cli *c, struct work *w, struct err *e) {

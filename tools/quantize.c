@@ -1,9 +1,9 @@
 /* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/compress/compress.h"
 
-static struct compress_options o;
+static struct compress_quantize_options o;
 
-static const struct cli_option options[] = {
+static struct cli_option options[] = {
     {.name = "type",
      .type = CLI_STRING,
      .to = &o.type,
@@ -160,7 +160,7 @@ static const struct cli_option options[] = {
 };
 
 static int run(struct cli *c, struct err *e) {
-    return compress_run(c, &o, e);
+    return compress_quantize(c, &o, e);
 }
 
 int main(int argc, char **argv) {
@@ -205,5 +205,7 @@ int main(int argc, char **argv) {
         .options = options,
         .run = run,
     };
+    for (struct cli_option *option = options; option->name; option++)
+        if (strcmp(option->name, "type") == 0) option->suggests = quant_type_names();
     return cli_main(&program, argc, argv);
 }

@@ -121,12 +121,9 @@ static int choose_format(struct work *w, struct err *e) {
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
     digest_text(teacher, w->format.teacher);
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->tokens.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->format, e) : err_nomem(e, "META");
-    if (!rc) rc = stream_write_meta(w->out, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, w->out, &w->format, cli_seed(w->c), e);
+    const cJSON *meta = stream_reader_meta(w->tokens.stream);
+    int rc = knowledge_encoder_open(&w->encoder, w->out, meta, &w->format, cli_seed(w->c), e);
     *encoder = w->encoder;
-    cJSON_Delete(meta);
     return rc;
 }
 

@@ -188,11 +188,8 @@ static int translate_rows(struct align *a, size_t n, struct err *e) {
     *(size_t *)a->row_offset.data = 0;
     for (size_t at = 0; at < n; at += ALIGN_BLOCK) {
         size_t block = n - at < ALIGN_BLOCK ? n - at : ALIGN_BLOCK;
-        if (dense) {
-            knowledge_dense_rows(&a->rows, f, at, block, x);
-            kernel_log_softmax(kernel_f32(x), kernel_f32(x), block, columns,
-                               (float)knowledge_inv_temperature(f, f->temperature));
-        }
+        struct kernel_target target; /* whose log-probabilities are in x, of dense answers */
+        knowledge_target(&a->rows, f, f->temperature, at, block, x, &target);
         for (size_t i = 0; i < block; i++)
             if (translate_row(a, at + i, n, dense ? x + i * columns : NULL, columns, e)) return e->code;
     }

@@ -163,44 +163,53 @@ static void list_programs(const struct programs *p, FILE *f) {
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "  rill help %-14s %s\n", t->name, t->summary);
 }
 
+static void put_names(const struct programs *p, FILE *f) {
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+}
+
+/* What there is to read after "help". */
+static void put_pages(const struct programs *p, FILE *f) {
+    put_names(p, f);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+}
+
+/* What our programs answer, one after another. */
+static void put_answers(const struct programs *p, const char *option, FILE *f) {
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) copy_answer(p->path[i], option, f);
+}
+
 static void print_bash(const struct programs *p, FILE *f) {
     fprintf(f, "# bash completion for rill: made by rill --help-bash\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-bash", f);
+    put_answers(p, "--help-bash", f);
     fprintf(
         f,
         "_rill() {\n    local cur=${COMP_WORDS[COMP_CWORD]} f=_rill_${COMP_WORDS[1]//-/_}\n"
         "    if [ \"$COMP_CWORD\" -eq 1 ] || { [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = help ]; }; then\n"
         "        COMPREPLY=($(compgen -W 'help --help --version");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
-    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+    put_pages(p, f);
     fprintf(f, "' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
                "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
 
 static void print_zsh(const struct programs *p, FILE *f) {
     fprintf(f, "#compdef rill\n# zsh completion for rill: made by rill --help-zsh\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-zsh", f);
+    put_answers(p, "--help-zsh", f);
     fprintf(f, "_rill() {\n    local state line context\n    typeset -A opt_args\n"
                "    _arguments -C '1:program:->program' '*::argument:->arguments'\n    case $state in\n"
                "    program) compadd help --help --version");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    put_names(p, f);
     fprintf(f, " ;;\n    arguments)\n        local f=_rill_${words[1]//-/_}\n"
                "        if [[ ${words[1]} == help ]]; then compadd");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
-    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+    put_pages(p, f);
     fprintf(f, "\n        elif (( $+functions[$f] )); then $f\n        else _files; fi ;;\n    esac\n}\n"
                "if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _rill \"$@\"; else compdef _rill rill; fi\n");
 }
 
 static void print_fish(const struct programs *p, FILE *f) {
     fprintf(f, "# fish completion for rill: made by rill --help-fish\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-fish", f);
+    put_answers(p, "--help-fish", f);
     fprintf(f, "complete -c rill -f -n '__fish_use_subcommand' -a 'help --help --version'\n");
     fprintf(f, "complete -c rill -f -n '__fish_seen_subcommand_from help' -a '");
     for (size_t i = 0; i < p->n; i++)

@@ -1,4 +1,4 @@
-/* A run from its options to the model or the plan that it writes. */
+/* Quantizing, from the options to the model or the plan that is written. */
 #include "lib/compress/compress_internal.h"
 
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
@@ -79,19 +79,15 @@ static int print_plan(struct compress *k, struct err *e) {
 /* ---- a model that is written ------------------------------------------------------------------------------------- */
 
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
-    const struct compress_options *o = k->o;
-    struct session_tokens data = {0};
+    const struct compress_quantize_options *o = k->o;
+    struct compress_data d = {0};
     struct quant_calibration q = {
         .damp = o->damp, .act_order = true, .asymmetric = !o->symmetric, .sweeps = (unsigned)o->sweeps};
-    int rc = model_layerwise_new(&q.model, kernel_cpu(), k->in, WEIGHTS_F32, NULL, NULL, e);
-    if (!rc) rc = session_read_tokens(k->c, o->data, "data", model_layerwise_model(q.model), o->max_tokens, &data, e);
-    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(q.model), e);
-    if (!rc) rc = grad_tape_new(&q.scratch, kernel_cpu(), false, session_precision(&o->how), e);
-    q.in = &data.in, q.n = 1;
+    int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
+    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
+    q.model = d.model, q.scratch = d.scratch, q.in = &d.tokens.in, q.n = 1;
     if (!rc) rc = quantize_layerwise(&q, out, &k->how, report_tensor, k, totals, e);
-    grad_tape_free(q.scratch);
-    model_layerwise_free(q.model);
-    session_tokens_release(&data);
+    compress_data_release(&d);
     return rc;
 }
 
@@ -110,7 +106,7 @@ static int quantize(struct compress *k, struct err *e) {
 }
 
 static int carry_out(struct compress *k, struct err *e) {
-    const struct compress_options *o = k->o;
+    const struct compress_quantize_options *o = k->o;
     bool target = compress_has_target(o);
     int rc = compress_read_settings(k, e);
     if (!rc && target && !k->model.is_file && (!o->dry_run || o->fisher))
@@ -123,7 +119,7 @@ static int carry_out(struct compress *k, struct err *e) {
     return quantize(k, e);
 }
 
-int compress_run(struct cli *c, const struct compress_options *o, struct err *e) {
+int compress_quantize(struct cli *c, const struct compress_quantize_options *o, struct err *e) {
     struct compress k = {.c = c, .o = o};
     session_file_init(&k.model, cli_input_path(c, 0));
     int rc = carry_out(&k, e);

@@ -104,9 +104,10 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
 
 int teacher_prepare(struct trainer *t, struct err *e) MUST_CHECK; /* its tape, and where its points go */
 void teacher_release(struct trainer *t);
-/* The student's averages: their hidden states and head on t->ema_tape. */
-int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
-                        struct err *e) MUST_CHECK;
+/* The student as it would be saved, with its averages if it has any: hidden states and head on the tape, which is
+ * reset. */
+int trainer_forward_averages(struct trainer *t, struct grad_tape *tape, const struct model_input *in,
+                             struct grad_head_input *out, struct err *e) MUST_CHECK;
 /* A point of the teacher beside the student, of the last pass; false: it has none. */
 bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
 

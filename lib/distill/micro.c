@@ -148,7 +148,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
         if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
     }
     if (t->ema_tape) {
-        if (teacher_forward_ema(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        if (trainer_forward_averages(t, t->ema_tape, &in, &m.heads[m.n_heads], e)) return e->code;
         m.ema = m.n_heads++;
     }
     if (run_points(t, &in, e)) return e->code;

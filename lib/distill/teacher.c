@@ -143,11 +143,12 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
     return 0;
 }
 
-int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
-    grad_reset(t->ema_tape);
+int trainer_forward_averages(struct trainer *t, struct grad_tape *tape, const struct model_input *in,
+                             struct grad_head_input *out, struct err *e) {
+    grad_reset(tape);
     train_use_averages(&t->set, t->m, true);
-    struct grad_var *h = model_graph(t->m, t->ema_tape, in, NULL, NULL, e);
-    *out = (struct grad_head_input){t->ema_tape, h, model_logits_head(t->m, t->ema_tape)};
+    struct grad_var *h = model_graph(t->m, tape, in, NULL, NULL, e);
+    *out = (struct grad_head_input){tape, h, model_logits_head(t->m, tape)};
     train_use_averages(&t->set, t->m, false);
     return h ? 0 : e->code;
 }

@@ -175,10 +175,8 @@ static int find_packs(struct trainer *t, struct err *e) {
     if (!t->packs || from == whole) return 0;
     if (buf_reserve(&t->begins, whole - from, e)) return e->code;
     for (size_t i = from; i < whole; i++) {
-        uint64_t n = t->rows.lengths[i];
-        bool begins = t->o.mixture ? i == from : !t->pack || t->pack + n > t->format.pack;
-        t->begins.data[i] = begins;
-        t->pack = begins ? n : t->pack + n;
+        bool by_rule = knowledge_begins_pack(t->format.pack, &t->pack, t->rows.lengths[i]);
+        t->begins.data[i] = t->o.mixture ? i == from : by_rule;
     }
     t->begins.len = whole;
     return 0;

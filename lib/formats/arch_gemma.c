@@ -181,17 +181,16 @@ static int gguf_check_both(const struct model_config *c, uint32_t layers_27b, st
         rc = err_set(e, ERR_DATA, "activation %s: llama.cpp has the tanh form of GELU for a %s", hf_act_name(c->act),
                      c->arch);
     if (!rc && (c->rope.scaling == ROPE_LLAMA3 || c->rope.scaling == ROPE_LONG))
-        rc = err_set(e, ERR_DATA, "%s rotary scaling, which llama.cpp does not give to a %s",
-                     c->rope.scaling == ROPE_LLAMA3 ? "llama3" : "longrope", c->arch);
+        rc = err_set(e, ERR_DATA, "%s rotary scaling, which llama.cpp does not give to a %s", hf_rope_type(&c->rope),
+                     c->arch);
     return rc;
 }
 
 static int gguf_read_softcap(float *cap, const struct gguf_file *g, const char *prefix, const char *suffix,
                              double fallback, struct err *e) {
-    char key[128];
+    char key[GGUF_KEY_SIZE];
     double v = fallback;
-    snprintf(key, sizeof key, "%s.%s", prefix, suffix);
-    int rc = gguf_opt_f64(g, key, 0, 1e6, &v, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, suffix), 0, 1e6, &v, e);
     *cap = (float)v;
     return rc;
 }

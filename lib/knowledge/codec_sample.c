@@ -129,8 +129,7 @@ static void draw_uniforms(double *u, size_t n, uint64_t seed, uint64_t row) {
     uint32_t word[4];
     for (size_t i = 0; i < n; i++) {
         if (i % 2 == 0) philox(seed, row, i / 2, word);
-        uint64_t bits = word[i % 2 * 2] | (uint64_t)word[i % 2 * 2 + 1] << 32;
-        u[i] = (double)(bits >> 11) * 0x1p-53;
+        u[i] = philox_f64(word + i % 2 * 2);
     }
 }
 

@@ -82,17 +82,24 @@ static int append_mask(struct knowledge_rows *k, const struct batch *b, struct e
     return 0;
 }
 
-/* Token types, once a batch has them: those before it have none, which is 0. */
-static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
+/* Room for the types of n more positions, all 0, as are those of the positions before the first batch with types. */
+static uint32_t *extend_types(struct knowledge_rows *k, uint64_t n, struct err *e) {
     struct buf *to = &k->memory[MEM_TYPES];
+    uint64_t missing = k->n_positions - to->len / sizeof(uint32_t);
+    uint32_t *types = knowledge_extend(to, (missing + n) * sizeof *types, e);
+    if (!types) return NULL;
+    memset(types, 0, (missing + n) * sizeof *types);
+    return types + missing;
+}
+
+/* Token types, once a batch has them. */
+static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t = batch_find(b, BATCH_TYPES);
-    uint64_t n = b->head.n_positions, from = to->len / sizeof(uint32_t);
-    if (!from && !t) return 0;
+    uint64_t n = b->head.n_positions;
+    if (!k->memory[MEM_TYPES].len && !t) return 0;
     if (t && batch_need(b, BATCH_TYPES, DT_U8, 1, &n, &t, e)) return e->code;
-    uint32_t *types = knowledge_extend(to, (k->n_positions + n - from) * sizeof *types, e);
+    uint32_t *types = extend_types(k, n, e);
     if (!types) return e->code;
-    memset(types, 0, (k->n_positions + n - from) * sizeof *types);
-    types += k->n_positions - from;
     for (uint64_t i = 0; t && i < n; i++)
         if ((types[i] = ((const uint8_t *)t->data)[i]) > KNOWLEDGE_MAX_TYPE)
             return err_set(e, ERR_DATA, "position %llu of the batch: token type %u", (unsigned long long)i, types[i]);
@@ -354,7 +361,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     if (!n_seqs) return;
     size_t n = 0;
     for (size_t i = 0; i < n_seqs; i++) n += k->lengths[i];
-    size_t rows = f->target == TARGET_SEQUENCE ? n_seqs : n;
+    size_t rows = knowledge_first_row(f, n_seqs, n);
     uint64_t entries = k->offset[rows];
     drop_fields(k, n_seqs, n);
     drop_front(&k->memory[MEM_SEQS], n_seqs * sizeof *k->seqs);
@@ -426,13 +433,10 @@ static int append_fields_of(struct knowledge_rows *k, const struct knowledge_row
 /* Types, once one of the queues has them. */
 static int append_types_of(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
                            struct err *e) {
-    struct buf *to = &k->memory[MEM_TYPES];
-    size_t missing = k->n_positions - to->len / sizeof(uint32_t);
-    if (!to->len && !from->types) return 0;
-    uint32_t *types = knowledge_extend(to, (missing + n) * sizeof *types, e);
+    if (!k->memory[MEM_TYPES].len && !from->types) return 0;
+    uint32_t *types = extend_types(k, n, e);
     if (!types) return e->code;
-    memset(types, 0, (missing + n) * sizeof *types);
-    if (from->types) memcpy(types + missing, from->types + first, n * sizeof *types);
+    if (from->types) memcpy(types, from->types + first, n * sizeof *types);
     return 0;
 }
 

@@ -242,6 +242,15 @@ int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *
     return 0;
 }
 
+int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer *w, const cJSON *meta,
+                           const struct knowledge_format *f, uint64_t seed, struct err *e) {
+    cJSON *ours = meta ? cJSON_Duplicate(meta, true) : cJSON_CreateObject();
+    int rc = ours ? knowledge_meta_put(ours, f, e) : err_nomem(e, "META");
+    if (!rc) rc = stream_write_meta(w, ours, e);
+    cJSON_Delete(ours);
+    return rc ? rc : knowledge_encoder_new(out, w, f, seed, e);
+}
+
 /* n values, or as many times `byte`. */
 static int copy_in(struct buf *b, const void *from, int byte, size_t n, struct err *e) {
     b->len = 0;

@@ -169,8 +169,7 @@ void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_
     uint32_t left = n < length ? n : length, word[4];
     for (uint32_t i = 0; i < length; i++) {
         philox(seed ^ SAMPLED_STREAM, seq, i, word);
-        double u = (double)((word[0] | (uint64_t)word[1] << 32) >> 11) * 0x1p-53;
-        chosen[i] = u * (length - i) < left;
+        chosen[i] = philox_f64(word) * (length - i) < left;
         left -= chosen[i];
     }
 }

@@ -127,13 +127,15 @@ int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* The option of rill tokenize that makes labels of the target, for messages. */
 const char *knowledge_labels_option(enum stream_target target);
+/* Cuts dense rows over the tokens of a named vocabulary to its n_tokens: further columns are padding of the embedding of
+ * a teacher that had no vocabulary to tell. */
+void knowledge_cut_padding(struct knowledge_format *f, uint32_t n_tokens);
 /* Columns of the rows that a loss gets. */
 uint32_t knowledge_columns(const struct knowledge_format *f);
 /*
- * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further
- * columns, where the vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell:
- * dense rows are cut, which is exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that,
- * and for all other differences. What plain tokens say is replaced.
+ * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Padding of
+ * dense rows is cut (knowledge_cut_padding), which is exact; a sparse row cannot lose the padding's share of its
+ * softmax. ERR_DATA for that, and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
@@ -151,7 +153,7 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 /*
  * Rows of logits in, batches out:
  *
- *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
+ *     knowledge_encoder_open(&k, writer, meta, &format, seed)   writes META
  *     for each batch of input:
  *         knowledge_encoder_begin(k, input)                    announces positions
  *         knowledge_encoder_field(k, i, part) ...              gives them their rows of each field
@@ -165,6 +167,11 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
  * a position depend on the seed and on its number in the whole stream only.
  */
 struct knowledge_encoder;
+/* Writes META, which is that of the stream that the knowledge is made from (NULL: there is none) with what
+ * knowledge_meta_put puts into it. */
+int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer *w, const cJSON *meta,
+                           const struct knowledge_format *f, uint64_t seed, struct err *e) MUST_CHECK;
+/* The same where the caller has written META. */
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) MUST_CHECK;
 /* Positions to come. */
@@ -288,6 +295,13 @@ size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_
  * number of its first one. */
 void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
                           size_t seq, size_t position);
+/* Does a pack, of at most `most` positions, begin with the next sequence, which has n? *pack: positions so far of the
+ * pack before it (0: there is none), then of its own. most 0: each sequence is a pack. */
+static inline bool knowledge_begins_pack(uint64_t most, uint64_t *pack, uint64_t n) {
+    bool begins = !*pack || *pack + n > most;
+    *pack = begins ? n : *pack + n;
+    return begins;
+}
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
@@ -304,7 +318,8 @@ void knowledge_feature_rows(const struct knowledge_rows *k, size_t field, size_t
  * 0 where nothing is attended to. */
 void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, size_t length,
                              float *out);
-/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue. */
+/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue:
+ * the number of rows that the sequences before it have. */
 static inline size_t knowledge_first_row(const struct knowledge_format *f, size_t seq, size_t position) {
     return f->target == TARGET_SEQUENCE ? seq : position;
 }

@@ -229,10 +229,15 @@ int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, 
     return stream_target_classes(target) ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
 }
 
+void knowledge_cut_padding(struct knowledge_format *f, uint32_t n_tokens) {
+    if (stream_target_classes(f->target) || f->encoding != KNOW_DENSE) return;
+    if (f->vocab[0] && f->vocab_size > n_tokens) f->n_used = n_tokens;
+}
+
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
     bool wider = f->vocab_size > n_tokens;
     if (f->encoding == KNOW_NONE) f->vocab_size = n_tokens;
-    if (f->encoding == KNOW_DENSE && f->vocab[0] && wider) f->n_used = n_tokens;
+    knowledge_cut_padding(f, n_tokens);
     if (knowledge_columns(f) == n_tokens) return 0;
     if (!wider || !f->vocab[0])
         return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, n_tokens);

@@ -20,8 +20,10 @@ struct lane {
     struct knowledge_rows rows; /* of the batch */
     size_t at, row, seq;        /* positions, rows of the response, whole sequences of it that are done */
     uint32_t in_seq;            /* positions of sequence `seq` in this batch that are done */
-    struct buf lengths;         /* u32: of the pieces of sequences in the piece at hand */
-    size_t ended;               /* of which so many end with it */
+    size_t next_seq;            /* `seq` and `in_seq` after the piece at hand */
+    uint32_t next_in_seq;
+    struct buf lengths; /* u32: of the pieces of sequences in the piece at hand */
+    size_t ended;       /* of which so many end with it */
     bool open;
 };
 
@@ -192,13 +194,17 @@ static int cut_piece(struct lane *l, size_t n, struct err *e) {
     uint32_t from = l->in_seq;
     l->lengths.len = 0;
     l->ended = 0;
-    for (; n; seq++, from = 0) {
+    while (n) {
         uint32_t left = k->lengths[seq] - from, take = left < n ? left : (uint32_t)n;
         if (buf_append(&l->lengths, &take, sizeof take, e)) return e->code;
         l->open = take < left || (k->open && seq + 1 == k->n_seqs);
         l->ended += !l->open;
         n -= take;
+        from += take;
+        if (take == left) seq++, from = 0;
     }
+    l->next_seq = seq;
+    l->next_in_seq = from;
     return 0;
 }
 
@@ -215,12 +221,8 @@ static void advance(struct knowledge_mixer *m, size_t n) {
         struct lane *l = &m->lanes[i];
         l->row += rows_in_piece(m, n);
         l->at += n;
-        for (size_t left = n; left;) {
-            uint32_t rest = l->rows.lengths[l->seq] - l->in_seq, take = rest < left ? rest : (uint32_t)left;
-            l->in_seq += take;
-            left -= take;
-            if (l->in_seq == l->rows.lengths[l->seq]) l->seq++, l->in_seq = 0;
-        }
+        l->seq = l->next_seq;
+        l->in_seq = l->next_in_seq;
     }
 }
 
@@ -317,9 +319,8 @@ static int mix_dense(struct knowledge_mixer *m, struct knowledge_encoder *k, siz
         memset(j.sum, 0, n * d * sizeof *j.sum);
         for (size_t i = 0; i < m->n; i++) {
             const struct lane *l = &m->lanes[i];
-            float inv_temperature = (float)knowledge_inv_temperature(l->f, m->out.temperature);
-            knowledge_dense_rows(&l->rows, l->f, l->row + first, n, j.x);
-            kernel_log_softmax(kernel_f32(j.x), kernel_f32(j.x), n, d, inv_temperature);
+            struct kernel_target target; /* whose log-probabilities are in j.x */
+            knowledge_target(&l->rows, l->f, m->out.temperature, l->row + first, n, j.x, &target);
             j.weight = l->weight;
             parallel_for(n, add_row, &j);
         }

@@ -181,9 +181,10 @@ uint32_t model_rope_tables(const struct model_rope *r);
 void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq);
 /* The pairs of YaRN up to which frequencies are kept, and from which on they are stretched, within 0 and dims - 1. */
 void model_yarn_bounds(const struct model_rope *r, uint32_t dims, double *low, double *high);
-/* A list of factors under `key`; *out in the arena. ERR_DATA: missing, or not numbers in range. */
-int model_rope_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
-                       struct err *e) MUST_CHECK;
+/* LongRoPE's lists "short_factor" and "long_factor" of an object, into the arena; and back. ERR_DATA: one is missing, or holds
+ * something that is no number in range, or they differ in length. */
+int model_rope_get_factors(struct model_rope *r, const cJSON *o, struct arena *a, struct err *e) MUST_CHECK;
+bool model_rope_put_factors(cJSON *o, const struct model_rope *r);
 /* transformers' attention_factor where nobody says one: of YaRN 1 + ln(factor) / 10, of LongRoPE sqrt(1 + ln(factor) /
  * ln(original_context)); 1 where factor <= 1. */
 double model_rope_attention(enum rope_scaling scaling, double factor, uint32_t original_context);

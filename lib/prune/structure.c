@@ -12,13 +12,12 @@ struct structure {
     uint64_t positions;
     bool
         sums; /* what the parts give is added to the residual stream as it is: what that is short of can be made up for */
-    bool changed;      /* has something been pruned before? */
-    size_t first, end; /* slots of the layer at hand */
+    bool changed;           /* has something been pruned before? */
+    struct stats_part held; /* the layer at hand */
     struct prune_layer layer, expert;
     struct arena memory; /* of what is chosen in a layer */
     struct prune_heads heads;
     struct prune_kept channels, *of_expert; /* [experts] */
-    struct kernel_array dense_o;            /* attn.o as it was; no data: not kept */
     struct buf scratch;
 };
 
@@ -42,7 +41,7 @@ static bool of_expert(const struct structure *q, size_t slot) {
 
 static int take_layer(struct structure *q, struct err *e) {
     int rc = 0;
-    for (size_t i = q->first; !rc && i < q->end; i++)
+    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
         if (!of_expert(q, i)) rc = take(q, &q->layer, i, e);
     return rc;
 }
@@ -76,7 +75,7 @@ static int write_layer(struct structure *q, struct err *e) {
     int rc = take_layer(q, e);
     if (!rc) rc = prune_keep_heads(&q->layer, q->plan, &q->heads, e);
     if (!rc && q->channels.at) rc = prune_keep_along(&q->layer, AXIS_FFN, q->channels.at, q->channels.n, e);
-    for (size_t i = q->first; !rc && i < q->end;) {
+    for (size_t i = q->held.first; !rc && i < q->held.end;) {
         struct model_slot now;
         bool expert = of_expert(q, i);
         if (expert)
@@ -90,24 +89,10 @@ static int write_layer(struct structure *q, struct err *e) {
 
 /* ---- the weights as they were ------------------------------------------------------------------------------------------- */
 
-static void swap_dense(void *ctx) {
-    struct structure *q = ctx;
-    struct model_param *o = &q->m->params[q->first];
-    for (size_t i = q->first; i < q->end; i++)
-        if (q->m->params[i].slot.role == ROLE_O) o = &q->m->params[i];
-    if (!kernel_has_data(q->dense_o)) return;
-    struct kernel_array now = o->value;
-    o->value = q->dense_o;
-    q->dense_o = now;
-}
-
+/* attn.o, where what comes into down is compared with what came before. */
 static int keep_dense(struct structure *q, uint32_t layer, struct err *e) {
-    const struct model_param *o = model_param(q->m, ROLE_O, layer);
-    if (q->sums || !o) return 0;
-    q->dense_o = kernel_alloc(q->m->device, DT_F32, o->n, e);
-    if (!kernel_has_data(q->dense_o)) return err_prefix(e, "tensor '%s'", o->desc.name);
-    kernel_convert(q->dense_o, o->value, o->n);
-    return 0;
+    if (q->sums || !model_param(q->m, ROLE_O, layer)) return 0;
+    return stats_part_keep(&q->held, (size_t)model_slot_index(&q->m->config, (struct model_slot){ROLE_O, layer, 0}), e);
 }
 
 /* ---- fitting --------------------------------------------------------------------------------------------------------------- */
@@ -135,7 +120,8 @@ static void add_wanted(struct consumer *k) {
     float scale = 1 / model_factor(k->q->m->config.residual_scale);
     const float *sums[] = {k->fit.sum, m->sum_shift};
     kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(k->fit.gram), 0, kernel_f32(k->fit.b));
-    if (m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(m->shift), 1, kernel_f32(k->fit.b));
+    if (m->shift[0])
+        kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(m->shift[0]), 1, kernel_f32(k->fit.b));
     if (m->residual) kernel_axpy(kernel_f32(k->fit.b), scale, kernel_f32(m->residual), w->rows * n);
     for (size_t r = 0; r < w->rows; r++) {
         double t = m->residual ? scale * m->sum_residual[r] : 0;
@@ -172,7 +158,7 @@ static int center(struct consumer *k, struct err *e) {
 
 static int begin_fit(struct consumer *k, struct err *e) {
     size_t rows = k->p->desc.dims[0], n = k->p->desc.dims[1];
-    float *gram = k->m->gram + k->part * n * n;
+    float *gram = k->m->gram[0] + k->part * n * n;
     k->fit = (struct prune_consumer){.w = {.x = model_host_value(k->p), .rows = rows, .cols = n},
                                      .bias = k->bias ? model_host_value(k->bias) : NULL,
                                      .gram = gram,
@@ -194,7 +180,7 @@ static int report_fit(struct consumer *k, const float *was, const struct prune_k
     (void)prune_new_slot(k->q->plan, k->p->slot, &now); /* its layer stays */
     struct prune_tensor_report t = {.name = model_slot_name(now, name), .has_error = true};
     t.elems = k->fit.w.rows * (kept->at ? kept->n : k->fit.w.cols);
-    const float *gram = k->m->gram + k->part * k->fit.w.cols * k->fit.w.cols;
+    const float *gram = k->m->gram[0] + k->part * k->fit.w.cols * k->fit.w.cols;
     int rc = prune_output_error(&k->fit.w, gram, was, &t.output_error, e);
     return rc || !k->q->o->sparse ? rc : k->q->o->sparse(k->q->o->sparse_ctx, &t, e);
 }
@@ -237,8 +223,7 @@ static int collect(struct structure *q, struct stats_moments *m, struct model_sl
                                        .gram = true,
                                        .residual = q->sums,
                                        .positions = q->positions,
-                                       .swap = swap_dense,
-                                       .swap_ctx = q};
+                                       .part = &q->held};
     at.shift = of.role == ROLE_O || (of.role == ROLE_DOWN && !q->sums);
     if (of.role == ROLE_EXPERT_DOWN) at.first_expert = of.expert, at.n_experts = 1, at.residual = false;
     return stats_moments_collect(m, q->c->model, &at, e);
@@ -301,8 +286,6 @@ static int prune_one(struct structure *q, uint32_t layer, struct err *e) {
     if (!rc) rc = take_layer(q, e);
     if (!rc) rc = prune_parts(q, layer, e);
     if (!rc) rc = write_layer(q, e);
-    kernel_free(q->m->device, q->dense_o);
-    q->dense_o = (struct kernel_array){0};
     arena_release(&q->memory);
     return rc ? err_prefix(e, "layer %u", layer) : 0;
 }
@@ -311,19 +294,22 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     struct structure *q = ctx;
     const struct model_config *c = &q->m->config;
     bool is_layer = layer >= 0 && layer < c->n_layers;
-    q->first = layer < 0 ? 0 : model_slot_of_layer(c, (uint32_t)layer);
-    q->end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
-    int rc = prune_check_finite(q->m, q->first, q->end, e);
-    if (rc) return rc;
+    int rc = stats_part_begin(&q->held, l, layer, e);
+    if (!rc) rc = prune_check_finite(q->m, q->held.first, q->held.end, e);
+    if (rc) {
+        stats_part_release(&q->held);
+        return rc;
+    }
     if (is_layer && q->plan->new_layer[layer] == LAYER_GONE) {
         q->changed = true;
         model_layerwise_skip(l);
     } else if (is_layer) {
         rc = prune_one(q, (uint32_t)layer, e);
     } else {
-        for (size_t i = q->first; !rc && i < q->end; i++)
+        for (size_t i = q->held.first; !rc && i < q->held.end; i++)
             rc = model_save_param(&q->m->params[i], q->k->out, 0, &q->scratch, e);
     }
+    stats_part_release(&q->held);
     if (!rc && is_layer && q->c->progress) q->c->progress(q->c->progress_ctx, (uint32_t)layer + 1);
     return rc;
 }

@@ -22,6 +22,7 @@ struct quant_type {
  * are. quant_type_at: for help; NULL past the end. */
 int quant_type_parse(const char *name, const struct quant_type **out, struct err *e) MUST_CHECK;
 const struct quant_type *quant_type_at(size_t i);
+const char *quant_type_names(void); /* "q8_0|q6_k|...", for completion. Static */
 /* The type of one matrix by its name ("q4_k"), in any case: of those that tensor_from_f32 makes. ERR_USAGE. */
 int quant_dtype_parse(const char *name, unsigned *out, struct err *e) MUST_CHECK;
 

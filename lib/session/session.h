@@ -161,6 +161,11 @@ int session_tap_parse(const char *text, const struct model_config *c, uint32_t t
                       struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* "bf16", "int8" or "f32". ERR_USAGE. */
 int session_field_dtype(const char *name, enum dtype *out, struct err *e) MUST_CHECK;
+/* What --drop and --field-dtype make of the format of a stream: fields, or the response, that a pattern of `drop`
+ * matches go, and fields that stay are stored in the type, unless it is NULL. ERR_USAGE: a pattern names nothing, or
+ * there is no field for the type. */
+int session_choose_fields(const struct cli_list *drop, const char *dtype, struct knowledge_format *f,
+                          struct err *e) MUST_CHECK;
 /* For --help: what --tap takes. */
 #define SESSION_TAP_HELP                                                                                               \
     "keep more of the teacher than its answers, as POINT[:LAYERS][:dtype=bf16|int8|f32]: embed (the embedding), "      \

@@ -1,4 +1,6 @@
-/* Taps: which points of a teacher become fields, and collecting their rows while a block of sequences goes through it. */
+/* Taps: which points of a teacher become fields, and which fields are passed on; collecting their rows while a block of
+ * sequences goes through the teacher. */
+#include <fnmatch.h>
 #include <string.h>
 
 #include "lib/session/session.h"
@@ -116,6 +118,36 @@ int session_tap_parse(const char *text, const struct model_config *c, uint32_t t
     }
     if (!p->in_layer) return add_field(p, c, 0, dtype, tap_positions, f, e);
     return add_layers(layers ? layers : "last", layers ? layers_len : 4, p, c, dtype, tap_positions, f, e);
+}
+
+/* ---- fields that are passed on --------------------------------------------------------------------------------- */
+
+/* A pattern that names nothing is a mistake. */
+static int drop_fields(struct knowledge_format *f, const char *pattern, struct err *e) {
+    uint32_t kept = 0;
+    bool response = f->encoding && !fnmatch(pattern, "response", 0);
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        if (fnmatch(pattern, f->fields[i].name, 0) != 0) f->fields[kept++] = f->fields[i];
+    if (kept == f->n_fields && !response) return err_set(e, ERR_USAGE, "--drop %s: there is no such field", pattern);
+    f->n_fields = kept;
+    if (response) f->encoding = KNOW_NONE;
+    return 0;
+}
+
+int session_choose_fields(const struct cli_list *drop, const char *field_dtype, struct knowledge_format *f,
+                          struct err *e) {
+    enum dtype dtype = DT_BF16;
+    bool sampled = false;
+    if (field_dtype && !f->n_fields) return err_set(e, ERR_USAGE, "--field-dtype: nothing was tapped");
+    for (size_t i = 0; i < drop->n; i++)
+        if (drop_fields(f, drop->items[i], e)) return e->code;
+    if (field_dtype && session_field_dtype(field_dtype, &dtype, e)) return e->code;
+    for (uint32_t i = 0; i < f->n_fields; i++) {
+        if (field_dtype) f->fields[i].dtype = dtype;
+        sampled |= f->fields[i].sampled;
+    }
+    if (!sampled) f->tap_positions = 0;
+    return 0;
 }
 
 /* ---- collecting ------------------------------------------------------------------------------------------------------------ */

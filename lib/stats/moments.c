@@ -3,6 +3,45 @@
 
 #include "lib/stats/stats.h"
 
+/* ---- the tensors at hand ----------------------------------------------------------------------------------------- */
+
+int stats_part_begin(struct stats_part *p, struct model_layerwise *l, int64_t layer, struct err *e) {
+    struct model *m = model_layerwise_held(l);
+    const struct model_config *c = &m->config;
+    *p = (struct stats_part){.m = m};
+    p->first = layer < 0 ? 0 : model_slot_of_layer(c, (uint32_t)layer);
+    p->end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
+    p->was = mem_array(p->end - p->first, sizeof *p->was, e);
+    return p->was ? 0 : e->code;
+}
+
+int stats_part_keep(struct stats_part *p, size_t slot, struct err *e) {
+    const struct model_param *param = &p->m->params[slot];
+    struct kernel_array *was = &p->was[slot - p->first];
+    *was = kernel_alloc(p->m->device, DT_F32, param->n, e);
+    if (!kernel_has_data(*was)) return err_prefix(e, "tensor '%s'", param->desc.name);
+    kernel_convert(*was, param->value, param->n);
+    return 0;
+}
+
+void stats_part_release(struct stats_part *p) {
+    for (size_t i = 0; p->was && i < p->end - p->first; i++) kernel_free(p->m->device, p->was[i]);
+    mem_free(p->was);
+    *p = (struct stats_part){0};
+}
+
+/* The weights as they were take the place of those that are there, or back. */
+static void swap_part(struct stats_part *p) {
+    for (size_t i = p->first; i < p->end; i++) {
+        struct kernel_array *was = &p->was[i - p->first], now = p->m->params[i].value;
+        if (!kernel_has_data(*was)) continue;
+        p->m->params[i].value = *was;
+        *was = now;
+    }
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
+
 struct collector {
     struct stats_moments *m;
     struct model_layerwise *l;
@@ -11,35 +50,31 @@ struct collector {
     float *held;         /* [the rows of a pass][cols] y, until the layer's output is seen */
     size_t at, diff_rows, short_rows, held_rows;
     bool is_dense; /* x comes in */
+    bool halves;
+    size_t passes;
 };
-
-static float *zeros(size_t n, size_t each, struct err *e) {
-    float *x = mem_array(n, each * sizeof *x, e);
-    if (x) memset(x, 0, n * each * sizeof *x);
-    return x;
-}
 
 static int allocate(struct collector *k, const struct stats_moments_options *o, struct err *e) {
     struct stats_moments *m = k->m;
     size_t parts = m->n_experts ? m->n_experts : 1;
     size_t hidden = model_layerwise_held(k->l)->config.hidden;
-    m->squares = zeros(parts, m->cols, e);
-    m->sum = m->squares ? zeros(parts, m->cols, e) : NULL;
+    bool shift = o->shift && !m->n_experts;
+    m->squares = mem_array(parts, m->cols * sizeof *m->squares, e);
+    m->sum = m->squares ? mem_array(parts, m->cols * sizeof *m->sum, e) : NULL;
     m->rows = m->sum ? mem_array(parts, sizeof *m->rows, e) : NULL;
     if (!m->rows) return e->code;
-    if (!o->gram) return 0;
-    m->gram = zeros(parts * m->cols, m->cols, e);
-    if (!m->gram) return e->code;
+    for (int i = 0; o->gram && i < (o->halves ? 2 : 1); i++) {
+        if (!(m->gram[i] = mem_array(parts * m->cols, m->cols * sizeof **m->gram, e))) return e->code;
+        if (shift && !(m->shift[i] = mem_array(m->cols, m->cols * sizeof **m->shift, e))) return e->code;
+    }
     if (o->residual && !m->n_experts) {
-        m->residual = zeros(hidden, m->cols, e);
-        m->sum_residual = m->residual ? zeros(hidden, 1, e) : NULL;
+        m->residual = mem_array(hidden, m->cols * sizeof *m->residual, e);
+        m->sum_residual = m->residual ? mem_array(hidden, sizeof *m->sum_residual, e) : NULL;
         if (!m->sum_residual) return e->code;
     }
-    if (!o->shift || m->n_experts) return 0;
-    m->shift = zeros(m->cols, m->cols, e);
-    m->sum_shift = m->shift ? zeros(m->cols, 1, e) : NULL;
-    k->dense = m->sum_shift ? mem_array(o->positions, m->cols * sizeof *k->dense, e) : NULL;
-    return k->dense ? 0 : e->code;
+    if (shift && !(m->sum_shift = mem_array(m->cols, sizeof *m->sum_shift, e))) return e->code;
+    if (o->gram && shift && !(k->dense = mem_array(o->positions, m->cols * sizeof *k->dense, e))) return e->code;
+    return 0;
 }
 
 /* Room for the rows of a pass. */
@@ -53,13 +88,33 @@ static int make_room(float **x, size_t *have, size_t rows, size_t cols, struct e
     return 0;
 }
 
-static int add_shift(struct collector *k, const struct model_seen *seen, struct err *e) {
+static int take_difference(struct collector *k, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
     if (make_room(&k->diff, &k->diff_rows, seen->rows, seen->cols, e)) return e->code;
     for (size_t i = 0; i < n; i++) k->diff[i] = k->dense[k->at * seen->cols + i] - seen->x[i];
-    kernel_matmul_tn(seen->cols, seen->cols, seen->rows, kernel_f32(k->diff), kernel_f32(seen->x), 1,
-                     kernel_f32(k->m->shift));
     kernel_sum_rows(kernel_f32(k->m->sum_shift), kernel_f32(k->diff), seen->rows, seen->cols);
+    return 0;
+}
+
+/* Rows [first, first + rows) of what is seen. */
+static void add_rows(struct collector *k, const struct model_seen *seen, size_t part, int half, size_t first,
+                     size_t rows) {
+    size_t n = k->m->cols;
+    struct kernel_array y = kernel_f32(seen->x + first * n);
+    kernel_matmul_tn(n, n, rows, y, y, 1, kernel_f32(k->m->gram[half] + part * n * n));
+    if (k->dense) kernel_matmul_tn(n, n, rows, kernel_f32(k->diff + first * n), y, 1, kernel_f32(k->m->shift[half]));
+}
+
+static int add_products(struct collector *k, const struct model_seen *seen, size_t part, struct err *e) {
+    size_t middle = seen->rows / 2;
+    if (k->dense && take_difference(k, seen, e)) return e->code;
+    if (!k->halves) {
+        add_rows(k, seen, part, 0, 0, seen->rows);
+        return 0;
+    }
+    int half = k->passes++ % 2; /* in turn, for where a sequence begins is unlike the rest */
+    add_rows(k, seen, part, half, 0, middle);
+    add_rows(k, seen, part, !half, middle, seen->rows - middle);
     return 0;
 }
 
@@ -104,10 +159,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
         m->rows[part] += seen->rows;
         kernel_sum_rows(kernel_f32(m->sum + part * m->cols), kernel_f32(seen->x), seen->rows, m->cols);
         kernel_col_norms2(m->squares + part * m->cols, seen->x, seen->rows, m->cols);
-        if (m->gram)
-            kernel_matmul_tn(m->cols, m->cols, seen->rows, kernel_f32(seen->x), kernel_f32(seen->x), 1,
-                             kernel_f32(m->gram + part * m->cols * m->cols));
-        if (m->shift) rc = add_shift(k, seen, e);
+        if (m->gram[0]) rc = add_products(k, seen, part, e);
         if (!rc && m->residual) rc = see_residual(k, seen, e);
     }
     k->at += seen->rows;
@@ -120,9 +172,9 @@ static int watch(struct collector *k, struct model_layerwise *l, const struct st
     int rc = 0;
     if (k->dense) {
         k->is_dense = true;
-        o->swap(o->swap_ctx);
+        swap_part(o->part);
         rc = model_layerwise_watch(l, STATES_DENSE, last, see, k, e);
-        o->swap(o->swap_ctx);
+        swap_part(o->part);
         k->is_dense = false;
         k->at = 0;
     }
@@ -131,7 +183,7 @@ static int watch(struct collector *k, struct model_layerwise *l, const struct st
 
 int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,
                           struct err *e) {
-    struct collector k = {.m = m, .l = l};
+    struct collector k = {.m = m, .l = l, .halves = o->halves};
     *m = (struct stats_moments){.point = o->point, .first_expert = o->first_expert, .n_experts = o->n_experts};
     m->cols = model_point_cols(&model_layerwise_held(l)->config, o->point, o->layer);
     int rc = allocate(&k, o, e);
@@ -147,10 +199,12 @@ void stats_moments_release(struct stats_moments *m) {
     mem_free(m->rows);
     mem_free(m->sum);
     mem_free(m->squares);
-    mem_free(m->gram);
-    mem_free(m->shift);
     mem_free(m->sum_shift);
     mem_free(m->residual);
     mem_free(m->sum_residual);
+    for (int i = 0; i < 2; i++) {
+        mem_free(m->gram[i]);
+        mem_free(m->shift[i]);
+    }
     *m = (struct stats_moments){0};
 }

@@ -109,24 +109,36 @@ struct stats_moments {
     uint64_t *rows;                   /* [parts] how many y there were */
     float *sum;                       /* [parts][cols] sum y */
     float *squares;                   /* [parts][cols] sum y^2 */
-    float *gram;                      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
-    float *shift;        /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    /* With halves: of one half and of the other. Else the first is of all, and the second NULL. */
+    float *gram[2];      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
+    float *shift[2];     /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
     float *sum_shift;    /* [cols] sum (x - y); NULL as shift */
     float *residual;     /* [hidden][cols] sum r y^T; NULL: not asked for */
     float *sum_residual; /* [hidden] sum r; NULL as residual */
 };
+
+/* The tensors that a visit has in memory, and what some of them were. */
+struct stats_part {
+    struct model *m;
+    size_t first, end;        /* slots */
+    struct kernel_array *was; /* [end - first]; no data: not kept */
+};
+/* Of the layer that model_layerwise_change visits. On failure too the caller releases p. */
+int stats_part_begin(struct stats_part *p, struct model_layerwise *l, int64_t layer, struct err *e) MUST_CHECK;
+int stats_part_keep(struct stats_part *p, size_t slot, struct err *e) MUST_CHECK; /* the values that it has now */
+void stats_part_release(struct stats_part *p);
+
 struct stats_moments_options {
     enum model_point point;
     uint32_t layer;
     uint32_t first_expert, n_experts; /* which experts, of a point that has some */
-    bool gram, shift;                 /* shift: keeps x of all `positions` of the block for the time of the call */
+    bool gram, shift; /* shift: with gram; keeps x of all `positions` of the block for the time of the call */
+    bool halves; /* gram and shift apart for two halves of the data: each pass is cut in the middle. Not of experts */
     /* r: by how much the residual stream, as it is now, is short of what it was in the stream of the model: at POINT_O_IN where it
      * comes into the layer, at POINT_DOWN_IN where it leaves it. Needs model_changes.dense. */
     bool residual;
     uint64_t positions;
-    void (*swap)(
-        void *ctx); /* puts the layer's weights as they were in place of those that are there, and back; for shift */
-    void *swap_ctx;
+    struct stats_part *part; /* for shift: what x comes through is as it was kept */
 };
 /* In a visit, of a layer. Runs it up to the point, twice for shift (model_changes.dense). The caller releases m, on failure too. */
 int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,

@@ -111,9 +111,15 @@ static void types_parse_or_say_what_there_is(void **state) {
     (void)state;
     struct err e;
     const struct quant_type *t;
+    const char *names = quant_type_names();
     for (size_t i = 0; quant_type_at(i); i++) {
-        OK(quant_type_parse(quant_type_at(i)->name, &t, &e));
+        const char *name = quant_type_at(i)->name;
+        OK(quant_type_parse(name, &t, &e));
         assert_ptr_equal(t, quant_type_at(i));
+        assert_memory_equal(names, name, strlen(name));
+        names += strlen(name);
+        assert_int_equal(*names, quant_type_at(i + 1) ? '|' : 0);
+        names += *names == '|';
     }
     OK(quant_type_parse("Q4_K_M", &t, &e));
     assert_string_equal(t->name, "q4_k_m");
