@@ -4,6 +4,7 @@
 
 static struct session_options how;
 static uint64_t limit;
+static bool gradients;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to watch"),
@@ -14,15 +15,23 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .help = "stop after the batch that reaches N positions; 0: use all"},
+    {.name = "gradients",
+     .type = CLI_FLAG,
+     .to = &gradients,
+     .needs = {"precision=f32"},
+     .help = "also what each channel and head counts for the loss, by gradients, for prune --score taylor; a backward "
+             "pass for each sequence, and memory for a gradient of each weight"},
     {0},
 };
 
 static int collect(struct cli *c, struct session_data *in, struct model *m, struct stats *s, struct err *e) {
-    struct grad_tape *tape = NULL;
+    struct grad_tape *tape = NULL, *recording = NULL;
     struct batch b = {0};
     bool more = true;
     const char *name = stream_reader_name(in->stream);
     int rc = grad_tape_new(&tape, kernel_cpu(), false, model_precision(m), e);
+    if (!rc && gradients) rc = model_enable_grad(m, e);
+    if (!rc && gradients) rc = grad_tape_new(&recording, kernel_cpu(), true, DT_F32, e);
     cli_progress_begin(c, "tokens", limit);
     while (!rc && more && (!limit || stats_positions(s) < limit)) {
         rc = knowledge_read(in->stream, &in->format, &b, &more, e);
@@ -36,12 +45,14 @@ static int collect(struct cli *c, struct session_data *in, struct model *m, stru
                                     .tokens = batch_tokens(&b),
                                     .lengths = batch_lengths(&b)};
         rc = stats_collect(s, m, tape, &input, e);
+        if (!rc && gradients) rc = stats_collect_gradients(s, m, recording, &input, e);
         if (rc) err_prefix(e, "%s", name);
         cli_progress(c, stats_positions(s), NULL);
     }
     cli_progress_end(c);
     batch_release(&b);
     grad_tape_free(tape);
+    grad_tape_free(recording);
     return rc;
 }
 
@@ -96,13 +107,15 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description = "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
-                       "per-sequence means of every channel, and the block influence of every layer: how far it turns "
-                       "the residual stream. The layers "
+                       "per-sequence means of every channel, the block influence of every layer (how far it turns "
+                       "the residual stream), and the angle between what comes into a layer and leaves another. The layers "
                        "of least influence are named on standard error, all of them with -v.\nThe result feeds "
                        "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
                        "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
-                    "tokens.rill\n",
+                    "tokens.rill\n"
+                    "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
+                    "prune --score taylor, too\n",
         .options = options,
         .run = run,
     };

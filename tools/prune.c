@@ -40,8 +40,10 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!stats", "!dry-run", "!layers", "!drop-layers", "!ffn", "!kv-heads", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct"},
+     .needs = {"!experts", "layer-score=divergence|!dry-run", "!vocab",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence",
+               "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
+               "reconstruct|!heads", "reconstruct|!kv-heads"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
          "which the model will see, 128 sequences of 512 for a start"},
@@ -56,8 +58,8 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &o.reconstruct,
      .needs = {"data"},
-     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; takes "
-             "twice as long"},
+     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; where "
+             "layers, heads or channels go, attn.o and ffn.down, to what the layers gave; takes twice as long"},
     {.name = "damp",
      .type = CLI_F64,
      .to = &o.damp,
@@ -77,7 +79,7 @@ static const struct cli_option options[] = {
      .to = &o.plan,
      .arg = "FILE",
      .completes_files = true,
-     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!kv-heads"},
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads"},
      .help =
          "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
     {.name = "dry-run",
@@ -86,14 +88,44 @@ static const struct cli_option options[] = {
      .help =
          "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
          "for --plan, edited or not"},
+    {.name = "target-params",
+     .type = CLI_AMOUNT,
+     .to = &o.target_params,
+     .arg = "N",
+     .fallback = "0",
+     .max = 1e15,
+     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!plan"},
+     .help = "prune layers, heads and channels to at most N parameters, or a share of them (60%): to that shape, alike "
+             "in all layers, whose parts that go count least for the loss, by --stats with gradients, among those that "
+             "load wherever the model does; --dry-run says which; 0: as the options below say"},
+    {.name = "target-speedup",
+     .type = CLI_F64,
+     .to = &o.target_speedup,
+     .arg = "S",
+     .fallback = "0",
+     .max = 1e6,
+     .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
+               "!plan"},
+     .help = "the same to a model that takes S times fewer products of weights for a token (attention's own aside)"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
-     .needs = {"!layers|stats"},
-     .help = "keep N layers, or a share of them (67%): those of least block influence go; 0: keep all"},
+     .needs = {"layer-score=divergence|stats"},
+     .help = "keep N layers, or a share of them (67%), by --layer-score; 0: keep all"},
+    {.name = "layer-score",
+     .type = CLI_CHOICE,
+     .to = &o.layer_score,
+     .arg = "BY",
+     .choices = "influence|angular|divergence",
+     .fallback = "influence",
+     .needs = {"layers", "!layer-score=divergence|data"},
+     .help = "which layers go: those of least block influence, by --stats; the run of neighbours that turns the "
+             "residual stream by the least angle, by --stats; or one after another that without which the next token's "
+             "distribution on --data diverges least from the whole model's: a pass for each candidate, of a model from "
+             "a file; take few tokens, of which each needs memory for its logits"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &o.drop_layers,
@@ -125,6 +157,14 @@ static const struct cli_option options[] = {
      .max = MODEL_MAX_DIM,
      .help =
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
+    {.name = "heads",
+     .type = CLI_AMOUNT,
+     .to = &o.heads,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .help = "keep N query heads of each layer, the best of each key/value head that stays and as many of each, or a "
+             "share of them; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &o.vocab,
@@ -147,16 +187,27 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &o.score,
      .arg = "BY",
-     .choices = "auto|weights|activations",
+     .choices = "auto|weights|activations|taylor|fluctuation|cost",
      .fallback = "auto",
-     .needs = {"ffn|kv-heads|plan", "!score=activations|stats"},
-     .help = "how channels and heads are ranked: by the norm of their weights, or their activations in --stats; auto: "
-             "activations when there are statistics"},
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "!score=activations|stats",
+               "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
+     .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
+             "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
+             "--reconstruct by the error that is left when the others make up for them (cost); auto: cost, "
+             "activations or weights, the first that has what it needs"},
+    {.name = "compensate",
+     .type = CLI_FLAG,
+     .to = &o.compensate,
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "stats", "!data"},
+     .help =
+         "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
+         "refused where a model has none"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup",
+               "layers|experts|method=wanda|compensate|target-params|target-speedup|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},

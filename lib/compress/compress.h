@@ -35,18 +35,21 @@ int compress_quantize(struct cli *c, const struct compress_quantize_options *o, 
 /* The same of pruning. Texts are read by compress_prune; NULL or 0: not given. */
 struct compress_prune_options {
     double sparsity;
-    const char *pattern;                              /* N:M, instead of sparsity */
-    struct cli_list rates;                            /* REGEX=SPARSITY */
-    struct cli_amount layers, experts, ffn, kv_heads; /* that stay */
-    const char *drop_layers;                          /* a list, instead of layers */
-    const char *method, *score;                       /* names */
-    const char *plan, *stats, *data;                  /* files */
-    const char *vocab;                                /* a file, or "padding" */
+    const char *pattern;                                     /* N:M, instead of sparsity */
+    struct cli_list rates;                                   /* REGEX=SPARSITY */
+    struct cli_amount layers, experts, ffn, heads, kv_heads; /* that stay */
+    struct cli_amount target_params;
+    double target_speedup;
+    const char *layer_score;
+    const char *drop_layers;         /* a list, instead of layers */
+    const char *method, *score;      /* names */
+    const char *plan, *stats, *data; /* files */
+    const char *vocab;               /* a file, or "padding" */
     uint64_t vocab_min_count;
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens;
     double damp;
-    bool reconstruct, prune_head, dry_run;
+    bool reconstruct, prune_head, dry_run, compensate;
 };
 
 /* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the

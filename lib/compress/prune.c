@@ -19,7 +19,7 @@ struct pruning {
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
 
 static int report_tensor(void *c, const struct prune_tensor_report *t, struct err *e) {
-    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->zeros) log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
     if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
     return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
@@ -30,6 +30,15 @@ static void say(void *c, const char *message) {
 
 static void say_targets(void *c, const struct model_config *before, const struct model_config *after) {
     target_warnings(before, after, say, c);
+}
+
+/* transformers and llama.cpp, each if it loads the model before. */
+static bool loads(void *c, const struct model_config *before, const struct model_config *after) {
+    struct err e;
+    (void)c;
+    for (enum model_target t = 0; t < TARGET_COUNT; t++)
+        if (!target_check(t, before, &e) && target_check(t, after, &e)) return false;
+    return true;
 }
 
 static void layer_done(void *c, uint32_t layers_done) {
@@ -60,8 +69,9 @@ static bool asked(const struct cli_amount *a) {
 }
 
 static bool asks_for_nothing(const struct compress_prune_options *o) {
-    return !o->plan && o->sparsity <= 0 && !o->pattern && !o->rates.n && !asked(&o->layers) && !o->drop_layers &&
-           !asked(&o->experts) && !asked(&o->ffn) && !asked(&o->kv_heads) && !o->vocab;
+    return !o->plan && o->sparsity <= 0 && !o->pattern && !o->rates.n && !asked(&o->target_params) &&
+           o->target_speedup <= 0 && !asked(&o->layers) && !o->drop_layers && !asked(&o->experts) && !asked(&o->ffn) &&
+           !asked(&o->heads) && !asked(&o->kv_heads) && !o->vocab;
 }
 
 /* --vocab names a stream, except "padding", which needs none. */
@@ -94,6 +104,7 @@ static int parse_texts(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
     struct prune_options *how = &k->how;
     prune_method_parse(o->method, &how->method);
+    how->layer_score = strcmp(o->layer_score, "angular") ? PRUNE_LAYERS_BY_INFLUENCE : PRUNE_LAYERS_BY_ANGLE;
     if (o->drop_layers && prune_layers_parse(o->drop_layers, k->drop, &how->n_drop_layers, e))
         return err_prefix(e, "--drop-layers");
     if (o->pattern && prune_sparsity_parse(o->pattern, &how->sparsity, e)) return err_prefix(e, "--pattern");
@@ -102,8 +113,8 @@ static int parse_texts(struct pruning *k, struct err *e) {
     if (asks_for_nothing(o))
         return err_set(
             e, ERR_USAGE,
-            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
-            "--ffn, --kv-heads or --vocab");
+            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --target-params, --target-speedup, "
+            "--layers, --drop-layers, --experts, --ffn, --heads, --kv-heads or --vocab");
     return parse_rates(k, e);
 }
 
@@ -121,26 +132,35 @@ static int read_plan(struct pruning *k, struct err *e) {
     return rc;
 }
 
+static bool goes_layer_by_layer(const struct compress_prune_options *o) {
+    return o->data && (o->reconstruct || strcmp(o->method, "magnitude") != 0);
+}
+
 static int read_settings(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
     int rc = read_streams(k, e);
     if (rc) return rc;
-    bool by_stats = !strcmp(o->score, "activations") || (!strcmp(o->score, "auto") && k->stats);
     k->how = (struct prune_options){.sparsity = {.share = o->sparsity},
                                     .prune_head = o->prune_head,
-                                    .calibrated = o->data != NULL,
+                                    .calibrated = goes_layer_by_layer(o),
                                     .reconstruct = o->reconstruct,
                                     .damp = o->damp,
                                     .foreign_name = target_tensor_name,
                                     .tokens = reads_tokens(o) ? &k->tokens : NULL,
                                     .padding = o->vocab && !reads_tokens(o),
                                     .vocab_min_count = o->vocab_min_count,
-                                    .score = by_stats ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS,
+                                    .score = prune_score_parse(o->score, k->stats != NULL, o->reconstruct),
+                                    .compensate = o->compensate,
+                                    .target_params = o->target_params.n,
+                                    .target_share = o->target_params.share,
+                                    .target_speedup = o->target_speedup,
+                                    .loads = loads,
                                     .stats = k->stats,
                                     .drop_layers = k->drop,
                                     .layers = amount(&o->layers),
                                     .experts = amount(&o->experts),
                                     .ffn = amount(&o->ffn),
+                                    .heads = amount(&o->heads),
                                     .kv_heads = amount(&o->kv_heads),
                                     .warn = say,
                                     .warn_ctx = k->c,
@@ -170,6 +190,45 @@ static int with_data(struct pruning *k, struct stream_writer *out, struct err *e
     return rc;
 }
 
+/* Divergence: the layers' numbers into the list of what to drop. */
+static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scratch, const struct model_input *in,
+                       struct err *e) {
+    uint32_t n = m->config.n_layers, keep = prune_amount_of(&k->how.layers, n);
+    struct prune_divergence d = {
+        .model = m, .scratch = scratch, .in = in, .progress = layer_done, .progress_ctx = k->c};
+    double *kl = mem_array(n, sizeof *kl, e);
+    if (!kl) return e->code;
+    uint32_t go = keep < n ? n - keep : 0;
+    cli_progress_begin(k->c, "candidates", (uint64_t)go * (n + keep + 1) / 2);
+    int rc = go ? prune_layers_by_divergence(&d, go, k->drop, kl, e) : 0;
+    cli_progress_end(k->c);
+    for (uint32_t i = 0; !rc && i < go; i++) cli_say(k->c, "without layer %u too: divergence %.5f", k->drop[i], kl[i]);
+    mem_free(kl);
+    k->how.n_drop_layers = go;
+    k->how.layers = (struct prune_amount){0};
+    return rc;
+}
+
+static int choose_layers(struct pruning *k, struct err *e) {
+    const struct compress_prune_options *o = k->o;
+    struct session_tokens data = {0};
+    struct model *m = NULL;
+    struct grad_tape *scratch = NULL;
+    struct stream_reader *in;
+    const char *path = cli_input_path(k->c, 0);
+    if (!path || !strcmp(path, "-"))
+        return err_set(e, ERR_USAGE, "--layer-score divergence reads the model twice: give it as a file");
+    int rc = cli_open_stream(k->c, path, "model", STREAM_MODEL, &in, e);
+    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&o->how), e);
+    if (!rc) rc = session_read_tokens(k->c, o->data, "data", m, o->max_tokens, &data, e);
+    if (!rc) rc = grad_tape_new(&scratch, kernel_cpu(), false, model_precision(m), e);
+    if (!rc) rc = drop_layers(k, m, scratch, &data.in, e);
+    grad_tape_free(scratch);
+    session_tokens_release(&data);
+    model_free(m);
+    return rc;
+}
+
 static int print_plan(struct pruning *k, struct err *e) {
     struct buf plan = {0};
     FILE *out;
@@ -184,13 +243,14 @@ static int write_pruned(struct pruning *k, struct err *e) {
     struct stream_writer *out;
     int rc = cli_open_output(k->c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(k->c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = k->o->data ? with_data(k, out, e) : prune_stream(k->in, out, &k->how, &k->report, e);
+    if (!rc) rc = goes_layer_by_layer(k->o) ? with_data(k, out, e) : prune_stream(k->in, out, &k->how, &k->report, e);
     return rc ? rc : cli_close_output(k->c, e);
 }
 
 int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) {
     struct pruning k = {.c = c, .o = o};
     int rc = read_settings(&k, e);
+    if (!rc && !strcmp(o->layer_score, "divergence")) rc = choose_layers(&k, e);
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &k.in, e);
     if (!rc) rc = o->dry_run ? print_plan(&k, e) : write_pruned(&k, e);
     if (!rc) rc = report(&k, e);

@@ -28,6 +28,7 @@ struct model_layerwise {
     const struct model_input *in;
     size_t n;
     int64_t layer;
+    bool skips; /* the layer at hand does not run */
 };
 
 /* Where a step of the block begins and ends, and who watches. */
@@ -260,9 +261,10 @@ static void swap_dense(struct model_layerwise *l) {
 /* What is loaded is visited, then runs as it is then. */
 static int change_step(struct model_layerwise *l, const struct model_changes *c, int64_t layer, struct err *e) {
     l->layer = layer;
+    l->skips = false;
     int rc = c->dense ? run_dense(l, layer, e) : 0;
     if (!rc) rc = c->visit(c->ctx, l, layer, e);
-    if (!rc) rc = advance(l, l->t, l->in, l->n, layer, e);
+    if (!rc && !l->skips) rc = advance(l, l->t, l->in, l->n, layer, e);
     swap_dense(l);
     return rc;
 }
@@ -296,6 +298,10 @@ int model_layerwise_watch(struct model_layerwise *l, enum model_states which, co
     struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx, .last = last};
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
     return run_inputs(l, l->t, l->in, l->n, &s, e);
+}
+
+void model_layerwise_skip(struct model_layerwise *l) {
+    l->skips = true;
 }
 
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which) {

@@ -623,6 +623,17 @@ typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, 
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
+/*
+ * Parts of a forward pass, for searches that leave layers out: host_states [n_positions][hidden] are what comes into the first of these
+ * layers, in any order and number; NULL: the embedding of the input. What comes out of the last goes to host_out, which may be the
+ * same. Then the logits of such states, as those after the last layer. Not of models whose layers read another width than `hidden`.
+ */
+int model_infer_layers(struct model *m, struct grad_tape *scratch, const struct model_input *in,
+                       const float *host_states, const uint32_t *layers, size_t n, float *host_out,
+                       struct err *e) MUST_CHECK;
+int model_infer_head(struct model *m, struct grad_tape *scratch, const struct model_input *in, const float *host_states,
+                     model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+
 /* ---- inference with a model larger than memory ------------------------------------------------------------------- */
 
 /*
@@ -691,6 +702,8 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch,
  * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
                           model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
+/* In visit, of a layer whose output is as wide as its input: it goes, and what comes into it goes into the next. */
+void model_layerwise_skip(struct model_layerwise *l);
 /* In visit: what comes into the layer [positions of the block][hidden], and, with `dense`, what came out of it before it was
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

@@ -68,7 +68,8 @@ static int factor(struct obs_factor *f, const float *gram, const struct obs_opti
     f->damp = o->damp;
     for (unsigned i = 0; !done && i <= o->tries; i++) {
         if (i) f->damp *= GROWTH;
-        arrange(f, gram, f->damp * mean, h);
+        f->added = f->damp * mean;
+        arrange(f, gram, f->added, h);
         done = kernel_inverse_factor(f->u, h, f->n, &at);
     }
     mem_free(h);

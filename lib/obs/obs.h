@@ -23,7 +23,8 @@ struct obs_factor {
     uint32_t *order; /* [n]: which input is column i; NULL: i */
     uint8_t *dead;   /* [n]: has input i always been 0? Its weights do nothing and become 0 */
     size_t n_dead;
-    double damp; /* the share that was added at last */
+    double damp;  /* the share that was added at last ... */
+    double added; /* ... and what it came to */
 };
 
 /*

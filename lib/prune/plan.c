@@ -3,10 +3,23 @@
 
 #include <math.h>
 
+enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct) {
+    static const struct {
+        const char *name;
+        enum prune_score score;
+    } scores[] = {{"weights", PRUNE_BY_WEIGHTS},
+                  {"activations", PRUNE_BY_STATS},
+                  {"taylor", PRUNE_BY_TAYLOR},
+                  {"fluctuation", PRUNE_BY_FLUCTUATION},
+                  {"cost", PRUNE_BY_COST}};
+    for (size_t i = 0; i < COUNT_OF(scores); i++)
+        if (!strcmp(name, scores[i].name)) return scores[i].score;
+    return reconstruct ? PRUNE_BY_COST : stats ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
+}
+
 /* ---- amounts ----------------------------------------------------------------------------------------------------- */
 
-/* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
-static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
+uint32_t prune_amount_of(const struct prune_amount *a, uint32_t total) {
     if (a->share == 0) return a->n ? a->n : total;
     uint32_t n = (uint32_t)(a->share * total + 0.5);
     return n < 1 ? 1 : n < total ? n : total;
@@ -19,14 +32,14 @@ static uint32_t amount_of(const struct prune_amount *a, uint32_t total) {
  */
 static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
     static const struct { uint32_t block, most; /* moves by at most total / most */ } units[] = {{256, 8}, {32, 4}};
-    if (a->share == 0 || a->share == 1) return amount_of(a, total);
+    if (a->share == 0 || a->share == 1) return prune_amount_of(a, total);
     double exact = a->share * total;
     for (size_t i = 0; i < COUNT_OF(units); i++) {
         uint32_t block = units[i].block, n = (uint32_t)(exact / block + 0.5) * block;
         if (n >= total) n = (total - 1) / block * block;
         if (n && fabs(n - exact) <= (double)total / units[i].most) return n;
     }
-    return amount_of(a, total);
+    return prune_amount_of(a, total);
 }
 
 static bool is_asked(const struct prune_amount *a) {
@@ -40,16 +53,32 @@ static bool changes_width(const struct model_config *c, uint32_t layer) {
     return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
 }
 
+/* Gromov et al. 2024, section 3.2: the run of so many layers that turns the residual stream least. */
+static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
+    uint32_t n = p->from->n_layers, best = n;
+    double least = INFINITY;
+    for (uint32_t first = 0; first + n_go <= n; first++) {
+        double angle = stats_angular(p->o->stats, first, first + n_go - 1);
+        bool fits = !changes_width(p->from, first);
+        if (fits && angle < least) least = angle, best = first;
+    }
+    if (best == n)
+        return err_set(e, ERR_DATA, "no run of %u layers could go by these statistics: from an older version?", n_go);
+    memset(gone + best, 1, n_go);
+    return 0;
+}
+
 /* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
-    uint32_t keep = amount_of(&p->o->layers, n);
+    uint32_t keep = prune_amount_of(&p->o->layers, n);
     if (keep == n) return 0;
     if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
     if (!p->o->stats)
         return err_set(
             e, ERR_USAGE,
             "choosing layers by block influence needs --stats (rill calibrate), or name them with --drop-layers");
+    if (p->o->layer_score == PRUNE_LAYERS_BY_ANGLE) return drop_run(p, n - keep, gone, e);
     double *score = arena_array(&p->memory, n, sizeof *score, e);
     uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
     if (!score || !go) return e->code;
@@ -97,6 +126,10 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
     return 0;
 }
 
+static bool has_target(const struct prune_options *o) {
+    return o->target_params || o->target_share > 0 || o->target_speedup > 0;
+}
+
 static int plan_layers(struct prune_plan *p, struct err *e) {
     uint32_t n = p->from->n_layers, kept = 0;
     unsigned char *gone = arena_array(&p->memory, n, 1, e);
@@ -104,7 +137,9 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     p->old_layer = arena_array(&p->memory, n, sizeof *p->old_layer, e);
     if (!gone || !p->new_layer || !p->old_layer) return e->code;
     int rc = 0;
-    if (p->o->n_drop_layers)
+    if (has_target(p->o))
+        rc = prune_plan_target(p, gone, e);
+    else if (p->o->n_drop_layers)
         rc = drop_named(p, gone, e);
     else
         rc = drop_by_influence(p, gone, e);
@@ -113,7 +148,7 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
         p->new_layer[i] = gone[i] ? LAYER_GONE : kept;
         if (gone[i]) continue;
         p->old_layer[kept] = i;
-        p->to.layers[kept++] = p->from->layers[i];
+        p->to.layers[kept++] = p->to.layers[i];
     }
     if (!kept) return err_set(e, ERR_USAGE, "no layer would be left");
     p->to.n_layers = kept;
@@ -145,7 +180,7 @@ static int plan_experts(struct prune_plan *p, struct err *e) {
     if (!p->kept_experts) return e->code;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
-        uint32_t keep = amount_of(a, l->experts);
+        uint32_t keep = prune_amount_of(a, l->experts);
         if (!l->experts) continue;
         any = true;
         if (keep > l->experts)
@@ -169,6 +204,22 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
     return 0;
 }
 
+/* As many query heads of each key/value head that stays. */
+static int plan_heads(const struct prune_plan *p, uint32_t layer, struct model_layer *l, uint32_t groups,
+                      struct err *e) {
+    uint32_t each = l->n_heads / l->n_kv_heads, most = each * groups;
+    uint32_t heads = p->o->heads.n ? p->o->heads.n : prune_amount_of(&p->o->heads, each) * groups;
+    if (heads > most)
+        return err_set(e, ERR_USAGE, "cannot prune the query heads of layer %u to %u: its %u key/value heads have %u",
+                       layer, heads, groups, most);
+    if (heads % groups)
+        return err_set(e, ERR_USAGE, "layer %u: %u query heads are no multiple of its %u key/value heads", layer, heads,
+                       groups);
+    l->n_heads = heads;
+    l->n_kv_heads = groups;
+    return 0;
+}
+
 /* Is there anything to prune in the layers that stay? */
 static int check_widths(const struct prune_plan *p, struct err *e) {
     bool ffn = false, heads = false;
@@ -178,7 +229,8 @@ static int check_widths(const struct prune_plan *p, struct err *e) {
         heads = heads || l->n_kv_heads;
     }
     if (is_asked(&p->o->ffn) && !ffn) return err_set(e, ERR_USAGE, "no layer that stays has a feed-forward part");
-    if (is_asked(&p->o->kv_heads) && !heads) return err_set(e, ERR_USAGE, "no layer that stays has attention");
+    if ((is_asked(&p->o->kv_heads) || is_asked(&p->o->heads)) && !heads)
+        return err_set(e, ERR_USAGE, "no layer that stays has attention");
     return 0;
 }
 
@@ -187,14 +239,13 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
         struct model_layer *l = &p->to.layers[i];
         if (!l->n_kv_heads) continue;
-        uint32_t groups = amount_of(&p->o->kv_heads, l->n_kv_heads);
+        uint32_t groups = prune_amount_of(&p->o->kv_heads, l->n_kv_heads);
         if (plan_width(p, p->old_layer[i], &l->ffn, e) || plan_width(p, p->old_layer[i], &l->expert_ffn, e))
             return e->code;
         if (groups > l->n_kv_heads)
             return err_set(e, ERR_USAGE, "cannot prune the key/value heads of layer %u to %u: there are %u",
                            p->old_layer[i], groups, l->n_kv_heads);
-        l->n_heads = l->n_heads / l->n_kv_heads * groups;
-        l->n_kv_heads = groups;
+        if (plan_heads(p, p->old_layer[i], l, groups, e)) return e->code;
     }
     return 0;
 }
@@ -298,10 +349,35 @@ static int plan_structure(struct prune_plan *p, struct err *e) {
     return rc ? rc : plan_widths(p, e);
 }
 
+/* What compensates for heads and channels that go. */
+static int check_biases(const struct prune_plan *p, struct err *e) {
+    bool heads = false, ffn = false, experts = false;
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        const struct model_layer *now = &p->to.layers[i], *was = &p->from->layers[p->old_layer[i]];
+        heads |= now->n_heads != was->n_heads;
+        ffn |= now->ffn != was->ffn;
+        experts |= now->expert_ffn != was->expert_ffn;
+    }
+    const char *lacks = heads && !p->from->o_bias   ? "attn.o"
+                        : ffn && !p->from->ffn_bias ? "ffn.down"
+                        : experts                   ? "experts.*.down"
+                                                    : NULL;
+    if (!lacks) return 0;
+    return err_set(e, ERR_USAGE, "this %s has no bias of %s that could compensate for what goes", p->from->arch, lacks);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
-    if (o->score == PRUNE_BY_STATS && !o->stats)
-        return err_set(e, ERR_USAGE, "scores from activations need --stats (rill calibrate)");
+    if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
+        return err_set(e, ERR_USAGE, "costs with the others making up for it need data, and to reconstruct");
+    bool from_stats = o->score == PRUNE_BY_STATS || o->score == PRUNE_BY_TAYLOR || o->score == PRUNE_BY_FLUCTUATION;
+    if ((from_stats || o->compensate) && !o->stats)
+        return err_set(e, ERR_USAGE, "scores from activations or gradients need --stats (rill calibrate)");
+    if (o->score == PRUNE_BY_TAYLOR && !stats_has_gradients(o->stats))
+        return err_set(e, ERR_USAGE, "Taylor scores need statistics with gradients (rill calibrate --gradients)");
+    if ((o->score == PRUNE_BY_FLUCTUATION || o->compensate) &&
+        !stats_input_sum(o->stats, POINT_EMBED, (struct model_slot){0}))
+        return err_set(e, ERR_DATA, "statistics without signed sums, from an older version: take them anew");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
@@ -310,6 +386,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
     if (!rc) rc = prune_check_sparse(p, e);
+    if (!rc && o->compensate) rc = check_biases(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }
 
@@ -336,6 +413,9 @@ void prune_plan_warn(const struct prune_plan *p) {
         p->o->warn(p->o->warn_ctx, text);
     }
     warn_share(p, "key/value heads", &p->o->kv_heads, now->n_kv_heads, was->n_kv_heads);
+    if (was->n_kv_heads)
+        warn_share(p, "query heads of each key/value head", &p->o->heads, now->n_heads / now->n_kv_heads,
+                   was->n_heads / was->n_kv_heads);
     if (p->o->shape) p->o->shape(p->o->warn_ctx, p->from, &p->to);
     model_row_warnings(p->from, p->old_layer, &p->to, p->o->warn, p->o->warn_ctx);
 }

@@ -1,8 +1,8 @@
 /*
  * A plan as text that a person can edit: the layers that stay with what stays of each, then the matrices that become sparse.
  *
- *     # layer  kv-heads  ffn  expert-ffn  experts
- *     layer 0         3 1536           0  -
+ *     # layer  heads  kv-heads  ffn  expert-ffn  experts
+ *     layer 0      9         3 1536           0  -
  *     # tensor                       shape  sparsity
  *     layers.0.attn.q.weight       576x576  2:4
  *
@@ -20,7 +20,8 @@
 
 static int write_layer(const struct prune_plan *p, uint32_t layer, struct buf *out, struct err *e) {
     const struct model_layer *l = &p->to.layers[layer];
-    int rc = buf_printf(out, e, "layer %-6u %8u %8u %10u  ", p->old_layer[layer], l->n_kv_heads, l->ffn, l->expert_ffn);
+    int rc = buf_printf(out, e, "layer %-6u %6u %8u %8u %10u  ", p->old_layer[layer], l->n_heads, l->n_kv_heads, l->ffn,
+                        l->expert_ffn);
     if (!rc && (!p->kept_experts || !l->experts)) rc = buf_printf(out, e, l->experts ? "all" : NO_COLUMN);
     for (uint32_t i = 0; !rc && p->kept_experts && i < l->experts; i++)
         rc = buf_printf(out, e, "%s%u", i ? "," : "", p->kept_experts[layer][i]);
@@ -34,7 +35,7 @@ static void shape_of(const struct prune_plan *p, struct model_slot now, char out
 }
 
 int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) {
-    int rc = buf_printf(out, e, "# layer      kv-heads      ffn expert-ffn  experts\n");
+    int rc = buf_printf(out, e, "# layer       heads kv-heads      ffn expert-ffn  experts\n");
     bool any = false;
     for (uint32_t i = 0; !rc && i < p->to.n_layers; i++) rc = write_layer(p, i, out, e);
     for (size_t i = 0; !rc && i < p->n_slots; i++) {
@@ -86,22 +87,26 @@ static int take_experts(struct prune_plan *p, uint32_t layer, char *text, struct
 }
 
 static int take_layer(struct prune_plan *p, char **save, struct err *e) {
-    uint32_t old = 0, at = p->to.n_layers, kv_heads = 0, ffn = 0, expert_ffn = 0;
+    uint32_t old = 0, at = p->to.n_layers, heads = 0, kv_heads = 0, ffn = 0, expert_ffn = 0;
     if (take_number(strtok_r(NULL, BLANKS, save), "layer", p->from->n_layers - 1, &old, e)) return e->code;
     if (at && old <= p->old_layer[at - 1]) return err_set(e, ERR_DATA, "layers are not in ascending order");
     const struct model_layer *was = &p->from->layers[old];
     struct model_layer *l = &p->to.layers[at];
-    if (take_number(strtok_r(NULL, BLANKS, save), "kv-heads", was->n_kv_heads, &kv_heads, e) ||
+    if (take_number(strtok_r(NULL, BLANKS, save), "heads", was->n_heads, &heads, e) ||
+        take_number(strtok_r(NULL, BLANKS, save), "kv-heads", was->n_kv_heads, &kv_heads, e) ||
         take_number(strtok_r(NULL, BLANKS, save), "ffn", was->ffn, &ffn, e) ||
         take_number(strtok_r(NULL, BLANKS, save), "expert-ffn", was->expert_ffn, &expert_ffn, e))
         return e->code;
     char *experts = strtok_r(NULL, BLANKS, save);
-    if (!kv_heads || !ffn != !was->ffn || !expert_ffn != !was->expert_ffn || !experts)
-        return err_set(e, ERR_DATA,
-                       "layer %u: expected kv-heads, ffn, expert-ffn and experts, none of them 0 that is not now", old);
+    if (!heads || !kv_heads || !ffn != !was->ffn || !expert_ffn != !was->expert_ffn || !experts)
+        return err_set(
+            e, ERR_DATA,
+            "layer %u: expected heads, kv-heads, ffn, expert-ffn and experts, none of them 0 that is not now", old);
+    if (heads % kv_heads || heads / kv_heads > was->n_heads / was->n_kv_heads)
+        return err_set(e, ERR_DATA, "layer %u: %u heads for %u key/value heads: expected a multiple, up to %u of each",
+                       old, heads, kv_heads, was->n_heads / was->n_kv_heads);
     *l = *was;
-    l->n_heads = was->n_heads / was->n_kv_heads * kv_heads;
-    l->n_kv_heads = kv_heads, l->ffn = ffn, l->expert_ffn = expert_ffn;
+    l->n_heads = heads, l->n_kv_heads = kv_heads, l->ffn = ffn, l->expert_ffn = expert_ffn;
     p->new_layer[old] = at;
     p->old_layer[at] = old;
     p->kept_experts[at] = NULL;

@@ -154,16 +154,6 @@ static int prune_tensor(void *ctx, struct model_slot s, const struct tensor_desc
     return rc;
 }
 
-static void release_layer(struct prune_layer *l) {
-    for (int r = 0; r < ROLE_COUNT; r++) {
-        struct prune_tensor *t = &l->tensor[r];
-        buf_release(&t->data);
-        buf_release(&t->spare);
-        buf_release(&t->blocks);
-        buf_release(&t->norms);
-    }
-}
-
 static int skip(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                 struct err *e) {
     (void)ctx, (void)s, (void)d, (void)attrs, (void)data, (void)e;
@@ -199,9 +189,9 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     if (!rc) rc = prune_rename(head.meta, report->parameters_before, report->parameters_after, e);
     if (!rc) rc = model_head_write(out, &p.plan.to, vocab->data, vocab->len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, prune_tensor, &p, e);
-    release_layer(&p.layer);
-    release_layer(&p.expert);
-    release_layer(&p.one);
+    prune_layer_release(&p.layer);
+    prune_layer_release(&p.expert);
+    prune_layer_release(&p.one);
     buf_release(&p.packed);
     buf_release(&p.scratch);
     prune_plan_release(&p.plan);

@@ -41,7 +41,41 @@ int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MU
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
+    /* Sums of |w dL/dw| over the weights of a channel or head (stats with gradients; Ma et al. 2023, "LLM-Pruner") */
+    PRUNE_BY_TAYLOR,
+    /* The variance of what o or down reads there times the squared norm of its column (stats; An et al. 2023, "FLAP", arXiv 2312.11983, WIFV),
+     * summed over the columns of a head */
+    PRUNE_BY_FLUCTUATION,
+    /* With data and reconstruct: the squared error that is left when the others have made up for it (optimal brain surgeon; Ling et al.
+     * 2024, "SlimGPT", arXiv 2412.18110), channels one after another. */
+    PRUNE_BY_COST,
 };
+
+/* "weights"; "auto" (and any other): the last of the list that there is what it needs for. */
+enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct);
+
+/* How layers are ranked, when a number of them stays. */
+enum prune_layer_score {
+    PRUNE_LAYERS_BY_INFLUENCE, /* block influence, each alone (Men et al. 2024, "ShortGPT") */
+    PRUNE_LAYERS_BY_ANGLE, /* a run of neighbours: that of least angle from what comes into it to what leaves it, at the last position
+                                  of each sequence (Gromov et al. 2024, arXiv 2403.17887) */
+};
+
+/*
+ * Greedy by true divergence: n times that layer goes without which the mean Kullback-Leibler divergence of the next token from the
+ * whole model's is least, given those that went before. layers [n] in the order in which they go, kl [n] nats a position.
+ * A pass over the layers behind it, and the head, for each candidate: what comes into each layer is kept. Memory: positions * (vocabulary +
+ * (layers + 2) * hidden) * 4 bytes. ERR_DATA: a model that does not predict the next token.
+ */
+struct prune_divergence {
+    struct model *model;
+    struct grad_tape *scratch; /* that does not record */
+    const struct model_input *in;
+    model_layer_fn *progress; /* told of candidates; may be NULL */
+    void *progress_ctx;
+};
+int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
+                               struct err *e) MUST_CHECK;
 
 /* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
@@ -91,7 +125,17 @@ struct prune_options {
     double damp; /* added to the diagonal of Gram matrices, as a share of its mean: 0.01 */
     /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
     bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
-    struct prune_amount layers;  /* that stay: those of most block influence (needs stats) ... */
+    /*
+     * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, or as how many times
+     * fewer products of weights a position takes. All layers get one shape, that whose parts that go count least together, by the
+     * sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
+     */
+    uint64_t target_params;
+    double target_share, target_speedup;
+    /* Will programs load this shape, if they load the one before? NULL: nobody asks. Of warn_ctx. */
+    bool (*loads)(void *ctx, const struct model_config *before, const struct model_config *after);
+    struct prune_amount layers; /* that stay, by layer_score (needs stats) ... */
+    enum prune_layer_score layer_score;
     const uint32_t *drop_layers; /* ... or exactly which go; NULL: none */
     size_t n_drop_layers;
     /* Feed-forward channels that stay in each layer, and in each expert of one that has experts; shares become multiples of
@@ -100,17 +144,22 @@ struct prune_options {
     /* Experts that stay in each layer that has some (needs stats): those that add most to the positions that take them. Where fewer
      * stay than a position took, it takes all of them. */
     struct prune_amount experts;
-    struct prune_amount kv_heads;      /* key/value heads that stay in each layer, with their query heads */
+    struct prune_amount kv_heads; /* key/value heads that stay in each layer, with their query heads */
+    struct prune_amount
+        heads; /* query heads that stay in each layer, as many of each key/value head: a multiple of these */
     const struct prune_tokens *tokens; /* the vocabulary is cut to these; NULL: left alone, but for ... */
     bool padding;                      /* ... rows of embedding and head after the vocabulary's last token, which go */
     uint64_t vocab_min_count;          /* how often a token must occur among them to stay */
     enum prune_score score;
+    /* The biases of o and down take over what the inputs that go gave in the mean (needs stats; FLAP's bias compensation). ERR_USAGE where
+     * the model has no such bias. Not with data: reconstruct fits them. */
+    bool compensate;
     const struct stats *stats;
     model_warn_fn *warn; /* told what the new shape implies, before anything is written; may be NULL */
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;
-    /* Told of each matrix that single weights went from; may be NULL */
+    /* Told of each matrix that single weights went from, or that was fitted for what others lost; may be NULL */
     int (*sparse)(void *ctx, const struct prune_tensor_report *t, struct err *e);
     void *sparse_ctx;
 };
@@ -132,10 +181,18 @@ char *prune_layers_text(const struct prune_report *r, char out[PRUNE_LAYERS_TEXT
 int prune_stream(struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
                  struct prune_report *report, struct err *e) MUST_CHECK;
 
-/* Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it, layers and matrices of the layer in
- * the order q, k, v; o; gate, up; down. Single weights alone, of the matrices in layers; structured options are ERR_USAGE. Quantized
- * tensors become f32, all of them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one
- * matrix), the second moments of one matrix's inputs. */
+/*
+ * Layer by layer, with data: what comes into a matrix has gone through all that was pruned before it. Quantized tensors become f32, all of
+ * them. Memory: a layer, states of the positions (thrice to reconstruct, and the inputs of one matrix), the second moments of one
+ * matrix's inputs.
+ *
+ * Single weights of the matrices in layers, in the order q, k, v; o; gate, up; down; or structure: layers, heads and channels, to
+ * reconstruct. Both at once are ERR_USAGE, as are experts and vocabulary.
+ *
+ * Of structure, o and down of each layer are fitted, from the first that something went from on: their weights, and their bias where there
+ * is one, become those of least squares, so that the residual stream is again what it was in the model before. Where a norm stands between
+ * the two, they give what they gave.
+ */
 struct prune_calibration {
     struct model_layerwise *model; /* in WEIGHTS_F32 */
     struct grad_tape *scratch;     /* that does not record */
@@ -144,6 +201,9 @@ struct prune_calibration {
     model_layer_fn *progress; /* may be NULL */
     void *progress_ctx;
 };
+/* The amount as a number out of `total`; shares are rounded to the nearest whole number, at least 1. */
+uint32_t prune_amount_of(const struct prune_amount *a, uint32_t total);
+
 /* As prune_stream; and ERR_DATA where a Gram matrix does not factor with 10,000 times the damping, or has no finite sums. */
 int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
                     struct prune_report *report, struct err *e) MUST_CHECK;

@@ -1,8 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, plan, report, prune; those of
- * second_order.h; sequential.
+ * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, target, plan, report, prune; those of
+ * second_order.h.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -30,6 +30,8 @@ int prune_plan_read(struct prune_plan *p, struct err *e) MUST_CHECK;
 int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) MUST_CHECK;
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
+/* For o->target_*: which layers go, gone [n_layers], and the shape of those that stay, in p->to.layers [n_layers] (target.c). */
+int prune_plan_target(struct prune_plan *p, unsigned char *gone, struct err *e) MUST_CHECK;
 void prune_plan_release(struct prune_plan *p);
 /* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
@@ -81,8 +83,43 @@ struct prune_layer {
         bool here;
     } tensor[ROLE_COUNT];
 };
+void prune_layer_release(struct prune_layer *l);
 /* Keeps these rows of the tensor's blocks; those of a vector are given up. desc is that of before. */
 int prune_keep_blocks(struct prune_tensor *t, const uint32_t *keep, uint64_t n, struct err *e) MUST_CHECK;
+/* What stays along an axis: numbers in the old layer, ascending, in an arena. at NULL: all. */
+struct prune_kept {
+    uint32_t *at, n;
+};
+/* Feed-forward channels of a layer or an expert: their axis, where down reads them, down's slot in the old model, how many stay. */
+struct prune_part {
+    enum model_axis axis;
+    enum model_point point;
+    struct model_slot slot;
+    uint32_t keep;
+};
+struct prune_part prune_dense_part(const struct prune_plan *p, uint32_t old_layer);
+struct prune_part prune_expert_part(const struct prune_plan *p, struct model_slot of);
+/* Heads, as elements along AXIS_QUERY and AXIS_KEY. */
+struct prune_heads {
+    struct prune_kept query, key;
+};
+struct prune_head_scores {
+    double *query, *key; /* [heads], [key/value heads] of the old layer */
+};
+/* By the plan's score. */
+int prune_choose_channels(struct prune_layer *l, const struct prune_plan *p, const struct prune_part *part,
+                          struct prune_kept *kept, struct arena *a, struct err *e) MUST_CHECK;
+int prune_choose_heads(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct prune_heads *kept,
+                       struct arena *a, struct err *e) MUST_CHECK;
+/* By these scores: the best groups, and in each as many of its best query heads as the plan says. */
+int prune_take_heads(const struct prune_plan *p, uint32_t old_layer, const struct prune_head_scores *s,
+                     struct prune_heads *kept, struct arena *a, struct err *e) MUST_CHECK;
+bool prune_keeps_heads(const struct prune_plan *p, uint32_t old_layer); /* all of them */
+/* All tensors of the layer along an axis, whatever the architecture calls them. */
+int prune_keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n,
+                     struct err *e) MUST_CHECK;
+int prune_keep_heads(struct prune_layer *l, const struct prune_plan *p, const struct prune_heads *kept,
+                     struct err *e) MUST_CHECK;
 /* Takes channels, head groups and the router's rows out of a layer in place, whose experts are not in memory. */
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
 /* Takes channels out of one expert. */

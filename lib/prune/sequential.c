@@ -51,24 +51,6 @@ static float *wanted(const struct shared *h, const struct prune_matrix *w, struc
     return b;
 }
 
-/* tr(d G d^T) of the difference d to the weights as they were, over that of these. */
-static int output_error(const struct shared *h, const struct prune_matrix *w, const float *was, double *out,
-                        struct err *e) {
-    size_t n = w->rows * w->cols;
-    float *d = mem_array(n, sizeof *d, e), *y = d ? mem_array(n, sizeof *y, e) : NULL;
-    double sums[2] = {0};
-    for (int k = 0; y && k < 2; k++) {
-        for (size_t i = 0; i < n; i++) d[i] = k ? was[i] : w->x[i] - was[i];
-        kernel_matmul_nn(w->rows, w->cols, w->cols, kernel_f32(d), kernel_f32(gram_of(h)), 0, kernel_f32(y));
-        for (size_t i = 0; i < n; i++) sums[k] += (double)d[i] * y[i];
-    }
-    *out = sums[1] > 0 ? sums[0] / sums[1] : 0;
-    bool ok = y;
-    mem_free(d);
-    mem_free(y);
-    return ok ? 0 : e->code;
-}
-
 static int carry_out(const struct shared *h, const struct prune_matrix *w, struct prune_sparsity s, struct err *e) {
     const struct prune_options *o = h->q->o;
     struct prune_fit fit = {.gram = gram_of(h), .ridge = h->ridge, .iterations = REFIT_STEPS};
@@ -97,7 +79,7 @@ static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
     int rc = gram_of(h) && !was ? e->code : 0;
     if (was) memcpy(was, w.x, p->n * sizeof *was);
     if (!rc) rc = carry_out(h, &w, q->plan.sparse[slot], e);
-    if (!rc && was) rc = output_error(h, &w, was, &t.output_error, e);
+    if (!rc && was) rc = prune_output_error(&w, gram_of(h), was, &t.output_error, e);
     t.has_error = was != NULL;
     mem_free(was);
     if (rc) return err_prefix(e, "tensor '%s'", p->desc.name);
@@ -201,30 +183,12 @@ static int write_part(struct sequential *q, struct err *e) {
     return rc;
 }
 
-/* In the type of the stream: the layer goes on with what a reader of the file will have. */
+/* The layer goes on with what a reader of the file will have. */
 static int round_part(struct sequential *q, struct err *e) {
-    for (size_t i = q->held.first; i < q->held.end; i++) {
-        struct model_param *p = &q->m->params[i];
-        enum dtype type = p->desc.dtype;
-        if (type == DT_F32 || dtype_info(type)->is_quantized || !prune_is_sparse(q->plan.sparse[i])) continue;
-        q->scratch.len = 0;
-        if (buf_reserve(&q->scratch, tensor_bytes(&p->desc), e)) return err_prefix(e, "tensor '%s'", p->desc.name);
-        if (tensor_from_f32_checked(type, model_host_value(p), q->scratch.data, p->n, NULL, e))
-            return err_prefix(e, "tensor '%s'", p->desc.name);
-        tensor_to_f32(type, q->scratch.data, model_host_value(p), p->n);
-    }
-    return 0;
-}
-
-static int check_finite(const struct sequential *q, struct err *e) {
-    for (size_t i = q->held.first; i < q->held.end; i++) {
-        const struct model_param *p = &q->m->params[i];
-        uint64_t bad = tensor_first_nonfinite(DT_F32, model_host_value(p), p->n);
-        if (bad != p->n)
-            return err_set(e, ERR_DATA, "tensor '%s': element %llu is not finite", p->desc.name,
-                           (unsigned long long)bad);
-    }
-    return 0;
+    int rc = 0;
+    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
+        if (prune_is_sparse(q->plan.sparse[i])) rc = prune_round(&q->m->params[i], &q->scratch, e);
+    return rc;
 }
 
 /* What will change, as it is. */
@@ -242,7 +206,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     const struct model_config *c = &q->m->config;
     bool is_layer = layer >= 0 && layer < c->n_layers;
     int rc = stats_part_begin(&q->held, l, layer, e);
-    if (!rc) rc = check_finite(q, e);
+    if (!rc) rc = prune_check_finite(q->m, q->held.first, q->held.end, e);
     if (!rc && is_layer && q->o->reconstruct) rc = keep_sparse(q, e);
     for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) rc = prune_point(q, points[i], (uint32_t)layer, e);
     if (!rc) rc = round_part(q, e);
@@ -252,13 +216,8 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     return rc;
 }
 
-/* Single weights alone, and of the layers. */
+/* Single weights of the layers. */
 static int check_options(const struct sequential *q, struct err *e) {
-    const struct model_config *from = q->plan.from, *to = &q->plan.to;
-    if (to->n_layers != from->n_layers || to->vocab_size != from->vocab_size || q->plan.kept_tokens ||
-        memcmp(to->layers, from->layers, from->n_layers * sizeof *to->layers) != 0)
-        return err_set(e, ERR_USAGE,
-                       "layer by layer, with data, single weights go alone: prune the rest before or after");
     for (size_t i = 0; i < q->plan.n_slots; i++) {
         struct model_slot s = model_slot_at(&q->m->config, i);
         char name[TENSOR_MAX_NAME + 1];
@@ -269,20 +228,14 @@ static int check_options(const struct sequential *q, struct err *e) {
     return 0;
 }
 
-int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
-                    struct prune_report *report, struct err *e) {
-    struct model *m = model_layerwise_held(c->model);
-    struct sequential q = {.c = c, .o = o, .out = out, .report = report, .m = m};
-    struct model_changes how = {o->reconstruct, visit, &q};
-    struct model_head head = {.config = m->config};
-    for (size_t i = 0; i < c->n; i++) q.positions += c->in[i].n_positions;
-    int rc = prune_plan_make(&q.plan, &head, o, e);
-    if (!rc) rc = check_options(&q, e);
-    if (!rc) rc = prune_fill_report(report, &q.plan, e);
-    if (!rc) rc = prune_rename(m->meta, report->parameters_before, report->parameters_after, e);
-    if (!rc) rc = model_head_write(out, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
-    if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
+int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) {
+    struct sequential q = {.c = k->c, .o = plan->o, .out = k->out, .report = k->report, .plan = *plan};
+    struct model_changes how = {plan->o->reconstruct, visit, &q};
+    q.m = model_layerwise_held(k->c->model);
+    for (size_t i = 0; i < k->c->n; i++) q.positions += k->c->in[i].n_positions;
+    int rc = check_options(&q, e);
+    if (!rc) rc = prune_walk_begin(k, plan, e);
+    if (!rc) rc = model_layerwise_change(k->c->model, k->c->scratch, k->c->in, k->c->n, &how, e);
     buf_release(&q.scratch);
-    prune_plan_release(&q.plan);
     return rc;
 }

@@ -44,8 +44,11 @@ static void swap_part(struct stats_part *p) {
 
 struct collector {
     struct stats_moments *m;
+    struct model_layerwise *l;
     float *dense, *diff; /* [positions][cols] x; [the rows of a pass][cols]; NULL: not wanted */
-    size_t at, diff_rows;
+    float *short_of;     /* [the rows of a pass][hidden] r */
+    float *held;         /* [the rows of a pass][cols] y, until the layer's output is seen */
+    size_t at, diff_rows, short_rows, held_rows;
     bool is_dense; /* x comes in */
     bool halves;
     size_t passes;
@@ -54,26 +57,42 @@ struct collector {
 static int allocate(struct collector *k, const struct stats_moments_options *o, struct err *e) {
     struct stats_moments *m = k->m;
     size_t parts = m->n_experts ? m->n_experts : 1;
+    size_t hidden = model_layerwise_held(k->l)->config.hidden;
     bool shift = o->shift && !m->n_experts;
     m->squares = mem_array(parts, m->cols * sizeof *m->squares, e);
-    if (!m->squares) return e->code;
+    m->sum = m->squares ? mem_array(parts, m->cols * sizeof *m->sum, e) : NULL;
+    m->rows = m->sum ? mem_array(parts, sizeof *m->rows, e) : NULL;
+    if (!m->rows) return e->code;
     for (int i = 0; o->gram && i < (o->halves ? 2 : 1); i++) {
         if (!(m->gram[i] = mem_array(parts * m->cols, m->cols * sizeof **m->gram, e))) return e->code;
         if (shift && !(m->shift[i] = mem_array(m->cols, m->cols * sizeof **m->shift, e))) return e->code;
     }
+    if (o->residual && !m->n_experts) {
+        m->residual = mem_array(hidden, m->cols * sizeof *m->residual, e);
+        m->sum_residual = m->residual ? mem_array(hidden, sizeof *m->sum_residual, e) : NULL;
+        if (!m->sum_residual) return e->code;
+    }
+    if (shift && !(m->sum_shift = mem_array(m->cols, sizeof *m->sum_shift, e))) return e->code;
     if (o->gram && shift && !(k->dense = mem_array(o->positions, m->cols * sizeof *k->dense, e))) return e->code;
+    return 0;
+}
+
+/* Room for the rows of a pass. */
+static int make_room(float **x, size_t *have, size_t rows, size_t cols, struct err *e) {
+    if (*have >= rows) return 0;
+    mem_free(*x);
+    *have = 0;
+    *x = mem_array(rows, cols * sizeof **x, e);
+    if (!*x) return e->code;
+    *have = rows;
     return 0;
 }
 
 static int take_difference(struct collector *k, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
-    if (k->diff_rows < seen->rows) {
-        mem_free(k->diff);
-        k->diff = mem_array(seen->rows, seen->cols * sizeof *k->diff, e);
-        if (!k->diff) return e->code;
-        k->diff_rows = seen->rows;
-    }
+    if (make_room(&k->diff, &k->diff_rows, seen->rows, seen->cols, e)) return e->code;
     for (size_t i = 0; i < n; i++) k->diff[i] = k->dense[k->at * seen->cols + i] - seen->x[i];
+    kernel_sum_rows(kernel_f32(k->m->sum_shift), kernel_f32(k->diff), seen->rows, seen->cols);
     return 0;
 }
 
@@ -99,17 +118,49 @@ static int add_products(struct collector *k, const struct model_seen *seen, size
     return 0;
 }
 
+/* r of some rows of the residual stream, with what was seen of them at the point. */
+static int add_residual(struct collector *k, const float *was, const float *now, const float *y, size_t rows,
+                        struct err *e) {
+    size_t hidden = model_layerwise_held(k->l)->config.hidden, n = rows * hidden;
+    if (make_room(&k->short_of, &k->short_rows, rows, hidden, e)) return e->code;
+    for (size_t i = 0; i < n; i++) k->short_of[i] = was[i] - now[i];
+    kernel_matmul_tn(hidden, k->m->cols, rows, kernel_f32(k->short_of), kernel_f32(y), 1, kernel_f32(k->m->residual));
+    kernel_sum_rows(kernel_f32(k->m->sum_residual), kernel_f32(k->short_of), rows, hidden);
+    return 0;
+}
+
+/* Attention's output is added to what comes into the layer; the feed-forward part's has been, when the layer's output is seen. */
+static int see_residual(struct collector *k, const struct model_seen *seen, struct err *e) {
+    size_t hidden = model_layerwise_held(k->l)->config.hidden, at = k->at * hidden;
+    if (seen->point == POINT_O_IN)
+        return add_residual(k, model_layerwise_states(k->l, STATES_DENSE) + at,
+                            model_layerwise_states(k->l, STATES_NOW) + at, seen->x, seen->rows, e);
+    if (make_room(&k->held, &k->held_rows, seen->rows, seen->cols, e)) return e->code;
+    memcpy(k->held, seen->x, seen->rows * seen->cols * sizeof *k->held);
+    return 0;
+}
+
+static int see_output(struct collector *k, const struct model_seen *seen, struct err *e) {
+    size_t first = (k->at - seen->rows) * seen->cols;
+    return add_residual(k, model_layerwise_dense_output(k->l) + first, seen->x, k->held, seen->rows, e);
+}
+
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct stats_moments *m = k->m;
     size_t part = m->n_experts ? seen->expert - m->first_expert : 0;
     int rc = 0;
+    if (m->residual && m->point == POINT_DOWN_IN && seen->point == POINT_LAYER && !k->is_dense)
+        return see_output(k, seen, e);
     if (seen->point != m->point || (m->n_experts && (seen->expert < m->first_expert || part >= m->n_experts))) return 0;
     if (k->is_dense) {
         memcpy(k->dense + k->at * m->cols, seen->x, seen->rows * m->cols * sizeof *seen->x);
     } else {
+        m->rows[part] += seen->rows;
+        kernel_sum_rows(kernel_f32(m->sum + part * m->cols), kernel_f32(seen->x), seen->rows, m->cols);
         kernel_col_norms2(m->squares + part * m->cols, seen->x, seen->rows, m->cols);
         if (m->gram[0]) rc = add_products(k, seen, part, e);
+        if (!rc && m->residual) rc = see_residual(k, seen, e);
     }
     k->at += seen->rows;
     return rc;
@@ -117,6 +168,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
 
 static int watch(struct collector *k, struct model_layerwise *l, const struct stats_moments_options *o, struct err *e) {
     const enum model_point *last = k->m->n_experts ? NULL : &k->m->point;
+    const enum model_point *end = k->m->residual && k->m->point == POINT_DOWN_IN ? NULL : last;
     int rc = 0;
     if (k->dense) {
         k->is_dense = true;
@@ -126,23 +178,30 @@ static int watch(struct collector *k, struct model_layerwise *l, const struct st
         k->is_dense = false;
         k->at = 0;
     }
-    return rc ? rc : model_layerwise_watch(l, STATES_NOW, last, see, k, e);
+    return rc ? rc : model_layerwise_watch(l, STATES_NOW, end, see, k, e);
 }
 
 int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,
                           struct err *e) {
-    struct collector k = {.m = m, .halves = o->halves};
+    struct collector k = {.m = m, .l = l, .halves = o->halves};
     *m = (struct stats_moments){.point = o->point, .first_expert = o->first_expert, .n_experts = o->n_experts};
     m->cols = model_point_cols(&model_layerwise_held(l)->config, o->point, o->layer);
     int rc = allocate(&k, o, e);
     if (!rc) rc = watch(&k, l, o, e);
     mem_free(k.dense);
     mem_free(k.diff);
+    mem_free(k.short_of);
+    mem_free(k.held);
     return rc ? err_prefix(e, "layer %u, %s", o->layer, model_point_name(o->point)) : 0;
 }
 
 void stats_moments_release(struct stats_moments *m) {
+    mem_free(m->rows);
+    mem_free(m->sum);
     mem_free(m->squares);
+    mem_free(m->sum_shift);
+    mem_free(m->residual);
+    mem_free(m->sum_residual);
     for (int i = 0; i < 2; i++) {
         mem_free(m->gram[i]);
         mem_free(m->shift[i]);

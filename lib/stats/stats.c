@@ -4,8 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum sum_kind { SUM_ABS, SUM_SQ, SEQ_SQ, SUM_KINDS };
-static const char *const sum_names[SUM_KINDS] = {"sum_abs", "sum_sq", "seq_sq"};
+enum sum_kind { SUM_ABS, SUM_SQ, SEQ_SQ, SUM, SUM_KINDS };
+static const char *const sum_names[SUM_KINDS] = {"sum_abs", "sum_sq", "seq_sq", "sum"};
+/* Axes of a layer along which gradients are summed up; AXIS_EXPERT_FFN, of each expert, is beside them. */
+enum { TAYLOR_AXES = 3 };
+static const enum model_axis taylor_axes[TAYLOR_AXES] = {AXIS_QUERY, AXIS_KEY, AXIS_FFN};
+static const char *const taylor_names[TAYLOR_AXES] = {"query", "key", "ffn"};
 
 /* The sums of one point of one layer. */
 struct point_sums {
@@ -17,24 +21,30 @@ enum { EXPERT_POINTS = 2 }; /* POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN */
 struct expert_sums {
     struct point_sums point[EXPERT_POINTS];
     double count, output;
+    double *taylor; /* [expert_ffn] */
 };
 
 struct layer_sums {
     struct point_sums point[POINT_EXPERT_IN]; /* those outside layers are in the first */
     struct expert_sums *experts;              /* [experts] */
     double influence;
+    double *angular;             /* [layers up to this one] */
+    double *taylor[TAYLOR_AXES]; /* [size of the axis] */
 };
 
 struct stats {
     struct model_config config;
     char vocab[DIGEST_TEXT_SIZE]; /* "" when unknown */
     uint64_t positions, sequences;
+    /* Older streams have no sums of signed values and no angles; gradients are taken when they are asked for. */
+    bool is_signed, gradients;
     struct layer_sums *layers; /* [n_layers] */
     struct arena memory;
     /* while a batch is collected */
     const struct model_input *in;
     struct buf previous; /* copy of the residual stream before the layer */
     struct buf lengths;  /* positions of each sequence that an expert sees */
+    struct buf ends;     /* [n_layers + 1][n_seqs][widest] the residual stream at the end of each sequence */
 };
 
 static bool point_in_layer(enum model_point p) {
@@ -61,14 +71,25 @@ static int make_point(struct stats *s, enum model_point p, uint32_t layer, uint3
     return 0;
 }
 
+static double *make_axis(struct stats *s, enum model_axis axis, uint32_t layer, struct err *e) {
+    return arena_array(&s->memory, model_axis_size(&s->config, axis, layer) + 1, sizeof(double), e);
+}
+
 static int make_layer(struct stats *s, uint32_t layer, struct err *e) {
     uint32_t experts = s->config.layers[layer].experts;
+    struct layer_sums *l = &s->layers[layer];
     int rc = 0;
+    l->angular = arena_array(&s->memory, layer + 1, sizeof *l->angular, e);
+    if (!l->angular) return e->code;
+    for (size_t i = 0; i < TAYLOR_AXES; i++)
+        if (!(l->taylor[i] = make_axis(s, taylor_axes[i], layer, e))) return e->code;
     for (int p = 0; !rc && p < POINT_EXPERT_IN; p++) rc = make_point(s, (enum model_point)p, layer, 0, e);
     if (rc || !experts) return rc;
     s->layers[layer].experts = arena_array(&s->memory, experts, sizeof(struct expert_sums), e);
     if (!s->layers[layer].experts) return e->code;
     for (uint32_t i = 0; !rc && i < experts; i++) {
+        s->layers[layer].experts[i].taylor = make_axis(s, AXIS_EXPERT_FFN, layer, e);
+        if (!s->layers[layer].experts[i].taylor) return e->code;
         rc = make_point(s, POINT_EXPERT_IN, layer, i, e);
         if (!rc) rc = make_point(s, POINT_EXPERT_DOWN_IN, layer, i, e);
     }
@@ -85,6 +106,7 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
     }
     for (uint32_t l = 0; !rc && l < c->n_layers; l++) rc = make_layer(s, l, e);
     if (vocab) digest_text(*vocab, s->vocab);
+    s->is_signed = true;
     if (rc)
         stats_free(s);
     else
@@ -96,6 +118,7 @@ void stats_free(struct stats *s) {
     if (!s) return;
     buf_release(&s->previous);
     buf_release(&s->lengths);
+    buf_release(&s->ends);
     arena_release(&s->memory);
     mem_free(s);
 }
@@ -117,6 +140,35 @@ static const uint32_t *seen_lengths(struct stats *s, const struct model_seen *se
     return lengths;
 }
 
+static double angle(const float *x, const float *y, size_t n) {
+    double xx = 0, yy = 0, xy = 0;
+    for (size_t i = 0; i < n; i++) xx += (double)x[i] * x[i], yy += (double)y[i] * y[i], xy += (double)x[i] * y[i];
+    double cosine = xx > 0 && yy > 0 ? xy / sqrt(xx * yy) : 0;
+    return acos(fmax(-1, fmin(1, cosine)));
+}
+
+/* Keeps the last position of each sequence, and adds the angles from what came into this layer and those before. */
+static int collect_angles(struct stats *s, const struct model_seen *seen, struct err *e) {
+    const double pi = 3.14159265358979323846;
+    size_t n = s->in->n_seqs, at = seen->point == POINT_EMBED ? 0 : seen->layer + 1;
+    size_t first = model_axis_size(&s->config, AXIS_INPUT, 0), widest = first > seen->cols ? first : seen->cols;
+    if (s->config.hidden > widest) widest = s->config.hidden;
+    if (at == 0) s->ends.len = 0;
+    if (at == 0 && buf_reserve(&s->ends, (s->config.n_layers + 1) * n * widest * sizeof(float), e)) return e->code;
+    float *ends = (float *)(void *)s->ends.data;
+    for (size_t q = 0, row = 0; q < n; q++) {
+        row += s->in->lengths[q];
+        float *end = ends + (at * n + q) * widest;
+        memcpy(end, seen->x + (row - 1) * seen->cols, seen->cols * sizeof *end);
+        for (size_t i = 0; i < at; i++) {
+            bool same = model_axis_size(&s->config, AXIS_INPUT, (uint32_t)i) == seen->cols;
+            double by = same ? angle(ends + (i * n + q) * widest, end, seen->cols) / pi : 0.5;
+            s->layers[seen->layer].angular[i] += by;
+        }
+    }
+    return 0;
+}
+
 /* The residual stream: a layer's output is the next one's input. */
 static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
@@ -126,10 +178,16 @@ static int collect_residual(struct stats *s, const struct model_seen *seen, stru
     else if (seen->point == POINT_LAYER)
         s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
                                                                        kernel_f32(seen->x), seen->rows, seen->cols);
+    if (collect_angles(s, seen, e)) return e->code;
     s->previous.len = 0;
     int rc = buf_reserve(&s->previous, n * sizeof *seen->x, e);
     if (!rc) memcpy(s->previous.data, seen->x, n * sizeof *seen->x);
     return rc;
+}
+
+static void add_signed(double *sum, const float *x, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < cols; i++) sum[i] += x[r * cols + i];
 }
 
 static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
@@ -147,6 +205,7 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
     const uint32_t *lengths = seen_lengths(s, seen, e);
     if (!lengths) return e->code;
     kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
+    add_signed(sums->sum[SUM], seen->x, seen->rows, seen->cols);
     kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(seen->x), lengths, s->in->n_seqs, seen->cols);
     return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, e) : 0;
 }
@@ -161,6 +220,53 @@ int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, c
     return 0;
 }
 
+struct gradients {
+    struct stats *s;
+    const struct model *m;
+};
+
+/* sums[i] += |w dL/dw| over the tensor's row or column i. */
+static void add_products(double *sums, const struct model_param *p, bool rows) {
+    const float *w = model_host_value(p), *g = model_host_grad(p);
+    uint64_t n = p->desc.dims[0], cols = p->desc.rank == 2 ? p->desc.dims[1] : 1;
+    for (uint64_t r = 0; r < n; r++)
+        for (uint64_t i = 0; i < cols; i++) sums[rows ? r : i] += fabs((double)w[r * cols + i] * g[r * cols + i]);
+}
+
+static double *taylor_of(const struct stats *s, enum model_axis axis, struct model_slot slot) {
+    if (axis == AXIS_EXPERT_FFN) return s->layers[slot.layer].experts[slot.expert].taylor;
+    for (size_t i = 0; i < TAYLOR_AXES; i++)
+        if (taylor_axes[i] == axis) return s->layers[slot.layer].taylor[i];
+    return NULL;
+}
+
+static void add_layer(void *ctx, size_t layer, int thread) {
+    const struct gradients *g = ctx;
+    size_t end = model_slot_of_layer(&g->m->config, (uint32_t)layer + 1);
+    (void)thread;
+    for (size_t i = model_slot_of_layer(&g->m->config, (uint32_t)layer); i < end; i++) {
+        const struct model_param *p = &g->m->params[i];
+        const struct model_role_info *info = model_role_info(p->slot.role);
+        double *rows = taylor_of(g->s, info->rows, p->slot), *cols = taylor_of(g->s, info->cols, p->slot);
+        if (rows && p->grad_begun) add_products(rows, p, true);
+        if (cols && p->grad_begun) add_products(cols, p, false);
+    }
+}
+
+static int add_gradients(void *ctx, const struct model *m, struct err *e) {
+    struct gradients g = {ctx, m};
+    (void)e;
+    parallel_for(m->config.n_layers, add_layer, &g);
+    return 0;
+}
+
+int stats_collect_gradients(struct stats *s, struct model *m, struct grad_tape *recording, const struct model_input *in,
+                            struct err *e) {
+    struct stats_labels next = {.drawn = false};
+    s->gradients = true;
+    return stats_each_gradient(m, recording, in, &next, add_gradients, s, e);
+}
+
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int write_meta(const struct stats *s, struct stream_writer *w, struct err *e) {
@@ -171,7 +277,9 @@ static int write_meta(const struct stats *s, struct stream_writer *w, struct err
     }
     bool ok = meta && json_put_str(meta, "kind", stream_kind_name(STREAM_STATS)) &&
               cJSON_AddItemToObject(meta, "model", model) && (!s->vocab[0] || json_put_str(meta, "vocab", s->vocab)) &&
-              json_put_u64(meta, "positions", s->positions) && json_put_u64(meta, "sequences", s->sequences);
+              json_put_u64(meta, "positions", s->positions) && json_put_u64(meta, "sequences", s->sequences) &&
+              (!s->is_signed || json_put_bool(meta, "signed", true)) &&
+              (!s->gradients || json_put_bool(meta, "gradients", true));
     int rc = ok ? stream_write_meta(w, meta, e) : err_nomem(e, "statistics");
     cJSON_Delete(meta);
     return rc;
@@ -184,7 +292,12 @@ struct item {
     uint64_t n; /* 0: this layer has none such */
     double *sum;
 };
-enum { LAYER_ITEMS = POINT_EXPERT_IN * SUM_KINDS + 1, EXPERT_ITEMS = EXPERT_POINTS * SUM_KINDS + 2 };
+enum {
+    LAYER_SUMS = POINT_EXPERT_IN * SUM_KINDS,
+    LAYER_ITEMS = LAYER_SUMS + 2 + TAYLOR_AXES,
+    EXPERT_SUMS = EXPERT_POINTS * SUM_KINDS,
+    EXPERT_ITEMS = EXPERT_SUMS + 3
+};
 
 static size_t items_of(const struct stats *s, uint32_t layer) {
     return LAYER_ITEMS + (size_t)s->config.layers[layer].experts * EXPERT_ITEMS;
@@ -194,26 +307,43 @@ static struct item scalar(double *sum) {
     return (struct item){.rank = 0, .n = 1, .sum = sum};
 }
 
-static struct item item_at(const struct stats *s, uint32_t layer, size_t i) {
+/* Those beside the sums of points: k counts from these on. */
+static struct item layer_item(const struct stats *s, uint32_t layer, size_t k) {
     struct layer_sums *l = &s->layers[layer];
-    struct item t;
-    if (i == LAYER_ITEMS - 1) {
-        t = scalar(&l->influence);
-        snprintf(t.name, sizeof t.name, "layers.%u.influence", layer);
-        return t;
+    struct item t = scalar(&l->influence);
+    const char *name = "influence";
+    if (k == 1) {
+        t = (struct item){.rank = 1, .n = s->is_signed ? layer + 1 : 0, .sum = l->angular};
+        name = "angular";
+    } else if (k > 1) {
+        uint64_t n = model_axis_size(&s->config, taylor_axes[k - 2], layer);
+        t = (struct item){.rank = 1, .n = s->gradients ? n : 0, .sum = l->taylor[k - 2]};
+        name = taylor_names[k - 2];
     }
+    snprintf(t.name, sizeof t.name, "layers.%u.%s%s", layer, k > 1 ? "taylor." : "", name);
+    return t;
+}
+
+static struct item expert_item(const struct stats *s, uint32_t layer, uint32_t expert, size_t k) {
+    static const char *const names[] = {"count", "output", "taylor"};
+    struct expert_sums *x = &s->layers[layer].experts[expert];
+    uint64_t n = s->gradients ? model_axis_size(&s->config, AXIS_EXPERT_FFN, layer) : 0;
+    struct item t = k == 2 ? (struct item){.rank = 1, .n = n, .sum = x->taylor} : scalar(k ? &x->output : &x->count);
+    snprintf(t.name, sizeof t.name, "layers.%u.experts.%u.%s", layer, expert, names[k]);
+    return t;
+}
+
+static struct item item_at(const struct stats *s, uint32_t layer, size_t i) {
+    struct item t;
     bool of_expert = i >= LAYER_ITEMS;
     uint32_t expert = of_expert ? (uint32_t)((i - LAYER_ITEMS) / EXPERT_ITEMS) : 0;
     size_t k = of_expert ? (i - LAYER_ITEMS) % EXPERT_ITEMS : i;
-    if (of_expert && k >= EXPERT_POINTS * SUM_KINDS) {
-        bool count = k == EXPERT_POINTS * SUM_KINDS;
-        t = scalar(count ? &l->experts[expert].count : &l->experts[expert].output);
-        snprintf(t.name, sizeof t.name, "layers.%u.experts.%u.%s", layer, expert, count ? "count" : "output");
-        return t;
-    }
+    if (of_expert && k >= EXPERT_SUMS) return expert_item(s, layer, expert, k - EXPERT_SUMS);
+    if (!of_expert && k >= LAYER_SUMS) return layer_item(s, layer, k - LAYER_SUMS);
     enum model_point p = (enum model_point)((of_expert ? POINT_EXPERT_IN : 0) + k / SUM_KINDS);
     const struct point_sums *sums = point_of(s, p, layer, expert);
     t = (struct item){.rank = 1, .n = sums->cols, .sum = sums->sum[k % SUM_KINDS]};
+    if (k % SUM_KINDS == SUM && !s->is_signed) t.n = 0;
     int n = 0;
     if (of_expert)
         n = snprintf(t.name, sizeof t.name, "layers.%u.experts.%u.", layer, expert);
@@ -281,6 +411,11 @@ static size_t count_items(const struct stats *s) {
     return n;
 }
 
+static bool has_suffix(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
 static int add_tensor(struct stats *s, struct stream_reader *r, const struct tensor_desc *d, struct buf *data,
                       struct err *e) {
     struct item t = find_item(s, d->name);
@@ -292,7 +427,8 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     if (rc) return rc;
     for (uint64_t i = 0; i < t.n; i++) {
         double v = ((const double *)data->data)[i];
-        if (!isfinite(v) || v < (t.rank ? 0 : -1e30))
+        bool may_be_less = !t.rank || has_suffix(d->name, ".sum");
+        if (!isfinite(v) || v < (may_be_less ? -1e30 : 0))
             return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is not a sum (%g)", stream_reader_name(r),
                            d->name, (unsigned long long)i, v);
         t.sum[i] += v;
@@ -306,17 +442,24 @@ static int take_meta(struct stats **s, const struct stream_reader *r, const cJSO
     struct model_config c;
     uint64_t positions, sequences;
     const char *vocab = "";
+    bool is_signed = false, gradients = false;
     int rc = model_config_from_json(&c, cJSON_GetObjectItemCaseSensitive(meta, "model"), &scratch, e);
     if (!rc) rc = json_get_u64(meta, "positions", 0, 1ull << 53, &positions, e);
     if (!rc) rc = json_get_u64(meta, "sequences", 0, 1ull << 53, &sequences, e);
     if (!rc) rc = json_opt_str(meta, "vocab", &vocab, e);
+    if (!rc) rc = json_opt_bool(meta, "signed", &is_signed, e);
+    if (!rc) rc = json_opt_bool(meta, "gradients", &gradients, e);
     if (!rc && !*s) {
         rc = stats_new(s, &c, NULL, e);
         if (!rc) snprintf((*s)->vocab, sizeof(*s)->vocab, "%s", vocab);
+        if (!rc) (*s)->is_signed = is_signed, (*s)->gradients = gradients;
     } else if (!rc)
         rc = stats_check(*s, &c, e);
     if (!rc && strcmp((*s)->vocab, vocab) != 0)
         rc = err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", (*s)->vocab, vocab);
+    if (!rc && ((*s)->is_signed != is_signed || (*s)->gradients != gradients))
+        rc = err_set(e, ERR_DATA, "statistics %s, and others without: they do not add up",
+                     (*s)->gradients != gradients ? "with gradients" : "with signed sums");
     if (!rc) (*s)->positions += positions, (*s)->sequences += sequences;
     arena_release(&scratch);
     return rc ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
@@ -387,6 +530,18 @@ const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t l
 
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot) {
     return point_of(s, p, slot.layer, slot.expert)->sum[SEQ_SQ];
+}
+const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot) {
+    return s->is_signed ? point_of(s, p, slot.layer, slot.expert)->sum[SUM] : NULL;
+}
+bool stats_has_gradients(const struct stats *s) {
+    return s->gradients;
+}
+const double *stats_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot) {
+    return s->gradients ? taylor_of(s, axis, slot) : NULL;
+}
+double stats_angular(const struct stats *s, uint32_t first, uint32_t last) {
+    return s->is_signed && s->sequences ? s->layers[last].angular[first] / (double)s->sequences : NAN;
 }
 double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert) {
     return s->layers[layer].experts[expert].count;

@@ -9,6 +9,7 @@
  *     P.sum_sq  [cols]   sum over positions of x_j^2
  *     P.seq_sq  [cols]   sum over sequences of (mean over the sequence's positions of |x_j|)^2
  *                        (Muralidharan et al. 2024, "Minitron", section 2.2: L2 over the batch of the mean over the sequence)
+ *     P.sum     [cols]   sum over positions of x_j
  *     layers.N.influence []  sum over positions of 1 - cos(layer input, layer output): block influence (Men et al. 2024, "ShortGPT", eq. 1)
  *     layers.N.routed.* [experts]  the same of the weights that positions give to the experts of a layer: sum_abs is what each got in all
  * and for expert E of it, of the positions that take it, layers.N.experts.E.in.* [hidden] and .down_in.* [expert_ffn] (an expert
@@ -16,7 +17,15 @@
  *     layers.N.experts.E.count []   positions
  *     layers.N.experts.E.output []  sum over them of the L2 norm of what the expert adds, its weight times its output
  *                                   (Lasby et al. 2025, "REAP the experts", eq. 9, sums this and divides by the count)
- * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N}
+ *     layers.N.angular [N + 1]  sum over sequences of the angle, over pi, between what comes into layer i and what leaves layer N, at
+ *                           the sequence's last position (Gromov et al. 2024, arXiv 2403.17887)
+ * and when gradients were asked for, sums over sequences of |w dL/dw|, L = - sum log p of the next tokens of the sequence, over all
+ * weights and biases along an axis (Taylor scores of first order, by element: Ma et al. 2023, "LLM-Pruner", arXiv 2305.11627, who take one
+ * gradient of all sequences), layers.N.taylor.query [heads * head_dim], .key [kv heads * head_dim], .ffn [ffn], and of experts
+ *     layers.N.experts.E.taylor [expert_ffn]
+ *
+ * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N,"signed":true,"gradients":true}; without
+ * "signed", from older versions, there is no P.sum and no angular.
  */
 #ifndef RILL_STATS_H
 #define RILL_STATS_H
@@ -33,6 +42,24 @@ void stats_free(struct stats *s);
 /* Runs a batch through the model and adds what it sees. */
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
                   struct err *e) MUST_CHECK;
+
+/* ---- gradients (gradients.c) ---- */
+
+/* Of what are losses taken? Of the next tokens; or of tokens drawn from the model's own distribution, whose squared gradients are the
+ * Fisher information's diagonal. The draw of a position is a function of the seed and its number, from `first` on. */
+struct stats_labels {
+    bool drawn;
+    uint64_t seed, first;
+};
+/* m->params hold the gradients of a sequence's loss, summed over its positions, where grad_begun says so. */
+typedef int stats_gradient_fn(void *ctx, const struct model *m, struct err *e);
+/* One backward pass for each sequence, on a recording tape, of a model that predicts the next token and has gradients
+ * (model_enable_grad). ERR_DATA: it does not. */
+int stats_each_gradient(struct model *m, struct grad_tape *recording, const struct model_input *in,
+                        const struct stats_labels *labels, stats_gradient_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* Adds |w dL/dw| of a batch, beside stats_collect, which counts its positions; of all batches or of none. */
+int stats_collect_gradients(struct stats *s, struct model *m, struct grad_tape *recording, const struct model_input *in,
+                            struct err *e) MUST_CHECK;
 
 /* Of the model that it was taken on; valid as long as s. */
 const struct model_config *stats_config(const struct stats *s);
@@ -56,6 +83,13 @@ const double *stats_sum_sq(const struct stats *s, enum model_point p, uint32_t l
 const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t layer);
 /* Of what the slot's matrix multiplies, which is seen at p. */
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot);
+/* The signed sum of what the slot's matrix multiplies; NULL: an older stream, without. */
+const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot);
+bool stats_has_gradients(const struct stats *s);
+/* Along AXIS_QUERY, AXIS_KEY, AXIS_FFN of the slot's layer or AXIS_EXPERT_FFN of its expert; NULL: without gradients. */
+const double *stats_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot);
+/* The mean angle, over pi, from what comes into layer `first` to what leaves layer `last`; NAN: an older stream, without. */
+double stats_angular(const struct stats *s, uint32_t first, uint32_t last);
 double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
@@ -76,10 +110,15 @@ struct stats_moments {
     enum model_point point;
     size_t cols;
     uint32_t first_expert, n_experts; /* of points of experts; else n_experts is 0, and arrays have one part */
+    uint64_t *rows;                   /* [parts] how many y there were */
+    float *sum;                       /* [parts][cols] sum y */
     float *squares;                   /* [parts][cols] sum y^2 */
     /* With halves: of one half and of the other. Else the first is of all, and the second NULL. */
-    float *gram[2];  /* [parts][cols][cols] sum y y^T; NULL: not asked for */
-    float *shift[2]; /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    float *gram[2];      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
+    float *shift[2];     /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    float *sum_shift;    /* [cols] sum (x - y); NULL as shift */
+    float *residual;     /* [hidden][cols] sum r y^T; NULL: not asked for */
+    float *sum_residual; /* [hidden] sum r; NULL as residual */
 };
 
 /* The tensors that a visit has in memory, and what some of them were. */
@@ -99,6 +138,9 @@ struct stats_moments_options {
     uint32_t first_expert, n_experts; /* which experts, of a point that has some */
     bool gram, shift; /* shift: with gram; keeps x of all `positions` of the block for the time of the call */
     bool halves; /* gram and shift apart for two halves of the data: each pass is cut in the middle. Not of experts */
+    /* r: by how much the residual stream, as it is now, is short of what it was in the stream of the model: at POINT_O_IN where it
+     * comes into the layer, at POINT_DOWN_IN where it leaves it. Needs model_changes.dense. */
+    bool residual;
     uint64_t positions;
     struct stats_part *part; /* for shift: what x comes through is as it was kept */
 };

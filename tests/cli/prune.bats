@@ -127,6 +127,87 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "layers, heads and channels with data: what reads them is fitted" {
+    how="--drop-layers 1 --ffn 64 --heads 2 --kv-heads 1 --reconstruct --data tokens.rill --precision f32 --no-provenance"
+    # shellcheck disable=SC2086
+    rill prune -q $how -j 1 model.rill -o a.rill --report r.json
+    # shellcheck disable=SC2086
+    cat model.rill | rill prune -q $how -j 4 | cat >b.rill
+    assert_same a.rill b.rill
+    grep -q '"name":"layers.1.ffn.down.weight","weights":4096,"zeros":0,"sparsity":0,"output_error":[0-9]' r.json
+    check_exit 0 rill check a.rill
+    # the plan of what is to go, edited, and then carried out with data
+    rill prune -q --ffn 64 --heads 2 --dry-run model.rill -o plan.txt
+    rill prune -q --ffn 64 --heads 2 --reconstruct --data tokens.rill --precision f32 --no-provenance model.rill -o c.rill
+    rill prune -q --plan plan.txt --reconstruct --data tokens.rill --precision f32 --no-provenance model.rill -o d.rill
+    assert_same c.rill d.rill
+    check_exit 2 rill prune --ffn 64 --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill prune --ffn 64 --score cost model.rill -o no.rill
+    assert_stderr_line "--score cost needs --reconstruct"
+    check_exit 2 rill prune --ffn 64 --sparsity 0.5 --reconstruct --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer by layer, with data, single weights go alone*"
+    check_exit 2 rill prune --heads 3 --kv-heads 2 model.rill -o no.rill
+    assert_stderr_line "layer 0: 3 query heads are no multiple of its 2 key/value heads"
+    assert_no_file no.rill
+}
+
+@test "scores by gradients and by variance, and biases that compensate" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    check_exit 0 rill prune -q --ffn 64 --kv-heads 1 --score taylor --stats g.stats.rill model.rill -o t.rill
+    check_exit 0 rill prune -q --ffn 64 --kv-heads 1 --score fluctuation --stats g.stats.rill model.rill -o f.rill
+    check_exit 4 rill diff t.rill f.rill
+    check_exit 2 rill prune --ffn 64 --score taylor --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "Taylor scores need statistics with gradients (rill calibrate --gradients)"
+    check_exit 2 rill prune --ffn 64 --compensate --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "this * has no bias of ffn.down that could compensate for what goes"
+    cat model.stats.rill g.stats.rill >both.rill
+    check_exit 3 rill prune --ffn 64 --stats both.rill model.rill -o no.rill
+    assert_stderr_line "*statistics with gradients, and others without: they do not add up"
+    rill import -q "$ROOT/tests/golden/arch/gpt2" -o gpt2.rill
+    rill tokenize -q -m gpt2.rill --context 16 text.txt -o gpt2.tok.rill
+    rill calibrate -q -m gpt2.rill gpt2.tok.rill -o gpt2.stats.rill
+    check_exit 0 rill prune -q --ffn 64 --score fluctuation --compensate --stats gpt2.stats.rill gpt2.rill -o c.rill
+    rill prune -q --ffn 64 --score fluctuation --stats gpt2.stats.rill gpt2.rill -o d.rill
+    rill show c.rill --tensor layers.0.ffn.down.bias >c.txt
+    rill show d.rill --tensor layers.0.ffn.down.bias >d.txt
+    run ! cmp -s c.txt d.txt
+    assert_no_file no.rill
+}
+
+@test "layers by true divergence and by the angle of a run" {
+    rill prune --layers 1 --layer-score divergence --data tokens.rill --precision f32 --no-provenance -j 1 model.rill -o a.rill 2>said
+    rill prune -q --layers 1 --layer-score divergence --data tokens.rill --precision f32 --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    [ "$(grep -c 'without layer [0-9] too: divergence [0-9]' said)" = 2 ]
+    rill prune -q --layers 1 --layer-score divergence --data tokens.rill --precision f32 --dry-run model.rill -o plan.txt
+    [ "$(grep -c ^layer plan.txt)" = 1 ]
+    check_exit 0 rill prune -q --layers 1 --layer-score divergence --data tokens.rill --reconstruct --ffn 64 model.rill -o c.rill
+    check_exit 0 rill prune -q --layers 1 --layer-score angular --stats model.stats.rill model.rill -o d.rill
+    check_exit 2 sh -c 'rill prune --layers 1 --layer-score divergence --data tokens.rill <model.rill -o no.rill'
+    assert_stderr_line "--layer-score divergence reads the model twice: give it as a file"
+    check_exit 2 rill prune --layers 1 --layer-score divergence model.rill -o no.rill
+    check_exit 2 rill prune --drop-layers 1 --layer-score angular --stats model.stats.rill model.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "a target is met by the shape that loses least, which the plan says" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    rill prune -q --target-params 70% --stats g.stats.rill --no-provenance model.rill -o a.rill --report r.json
+    after="$(grep -o '"parameters_after":[0-9]*' r.json | cut -d: -f2)"
+    before="$(grep -o '"parameters_before":[0-9]*' r.json | cut -d: -f2)"
+    [ "$after" -le $((before * 7 / 10)) ]
+    rill prune -q --target-params 70% --stats g.stats.rill --dry-run model.rill -o plan.txt
+    rill prune -q --plan plan.txt --stats g.stats.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    check_exit 0 rill prune -q --target-speedup 1.3 --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o c.rill
+    check_exit 2 rill prune --target-params 1000 --stats g.stats.rill model.rill -o no.rill
+    assert_stderr_line "no shape of this model comes to that: the smallest has * parameters"
+    check_exit 2 rill prune --target-params 70% --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "a target is met by statistics with gradients (rill calibrate --gradients)"
+    check_exit 2 rill prune --target-params 70% --ffn 64 --stats g.stats.rill model.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "half the weights zero is about half the bytes, for every program" {
     rill quantize -q --type bf16 model.rill -o m.rill
     for how in "--sparsity 0.5" "--pattern 2:4"; do
@@ -155,7 +236,7 @@ setup() {
     how="--layers 2 --ffn 64 --kv-heads 1 --rate attn=2:4 --rate ffn_down=0.25"
     # shellcheck disable=SC2086
     check_exit 0 rill prune -q $how --stats model.stats.rill --dry-run model.rill -o plan.txt
-    grep -qE '^layer [0-9]+ +1 +64 +0 +-$' plan.txt
+    grep -qE '^layer [0-9]+ +2 +1 +64 +0 +-$' plan.txt
     grep -qE '^layers\.[0-9]\.attn\.o\.weight +64x[0-9]+ +2:4$' plan.txt
     # shellcheck disable=SC2086
     rill prune -q $how --stats model.stats.rill --no-provenance model.rill -o a.rill
@@ -213,7 +294,7 @@ setup() {
     check_exit 2 rill prune model.rill -o no.rill
     assert_stderr_line "nothing to prune: give --sparsity*"
     check_exit 2 rill prune --layers 1 model.rill -o no.rill
-    assert_stderr_line "--layers needs --stats"
+    assert_stderr_line "--layers needs --layer-score divergence or --stats"
     check_exit 2 rill prune --layers 1 --drop-layers 0 --stats model.stats.rill model.rill -o no.rill
     assert_stderr_line "--drop-layers has no effect with --layers"
     check_exit 2 rill prune --ffn 100000 model.rill -o no.rill

@@ -5,6 +5,12 @@
     sparsegpt.5.f32, sparsegpt.24.f32         SparseGPT (Frantar and Alistarh 2023, algorithm 1), damping 0.01, blocks of 128
     refit.5.f32                               Wanda's mask at 50%, and the weights of least squares within it, row by row
 
+Of columns (structure), with other inputs of the same matrix, whose means are not 0, and wanted outputs t that it does not give:
+    columns.f32 [COLS + ROWS][COLS], [COLS + ROWS]   sum y y^T, then sum t y^T; sum y, then sum t; of 400 positions
+    units.f32 [17]       what each 8 columns cost when the others make up for them, by solving the problem without them
+    greedy.u32 [COLS/2]  the columns that stay when one after another the cheapest goes
+    columns.refit.f32 [ROWS][COLS], [ROWS]           weights when the first 36 inputs go, and bias (it was 1), of least squares
+
 In f64 by PyTorch 2.x, stored in f32. Shares are exact counts: of a row or a block of n, int(n * share) weights go.
 Run: /work/venv/bin/python make_prune_golden.py ../golden/prune
 """
@@ -84,3 +90,64 @@ for r in range(ROWS):
     live = (~wanda[r] & (norms > 0)).nonzero()[:, 0]
     refit[r, live] = torch.linalg.solve(gram[live][:, live], (w[r] @ gram)[live])
 put("refit.5", refit)
+
+
+def squared_error(x, t, keep, damp, w0):
+    """The least of sum |t - x w^T - c|^2 + damp |w - w0|^2 over weights of the inputs kept and a constant, and the weights."""
+    n = int(keep.sum())
+    a = torch.cat([torch.cat([x[:, keep], torch.ones(len(x), 1)], 1),
+                   torch.cat([damp ** 0.5 * torch.eye(n), torch.zeros(n, 1)], 1)])
+    y = torch.cat([t, damp ** 0.5 * w0[:, keep].T])
+    s = torch.linalg.lstsq(a, y, driver="gelsd").solution
+    return ((a @ s - y) ** 2).sum(), s[:n].T, s[n]
+
+
+torch.manual_seed(11)
+x = (torch.randn(400, COLS) @ mix + torch.randn(1, COLS)).to(torch.float32).double()
+t = (x @ w.T + 3 * torch.randn(400, ROWS) + torch.randn(1, ROWS)).to(torch.float32).double()
+put("columns", torch.cat([torch.cat([x.T @ x, t.T @ x]).reshape(-1), x.sum(0), t.sum(0)]))
+everything = torch.ones(COLS, dtype=torch.bool)
+centered = x - x.mean(0)
+damp = DAMP * (centered ** 2).sum(0).mean()
+least, full, _ = squared_error(x, t, everything, damp, w)
+
+# Costs without drawing the others back to what they were: the problem that elimination solves is that of the damped Gram matrix.
+h = centered.T @ centered + damp * torch.eye(COLS)
+
+
+def cost(gone):
+    """min over the other columns of tr(d h d^T), d the change from the best weights of all columns."""
+    d = torch.zeros(ROWS, COLS)
+    d[:, gone] = -full[:, gone]
+    d[:, ~gone] = full[:, gone] @ torch.linalg.solve(h[~gone][:, ~gone], h[~gone][:, gone]).T
+    return (d @ h * d).sum()
+
+
+units = []
+for u in range(COLS // 8):
+    gone = torch.zeros(COLS, dtype=torch.bool)
+    gone[8 * u:8 * u + 8] = True
+    units.append(cost(gone))
+put("units", torch.stack(units))
+
+# The cheapest column, by the sum over what has gone before, too; ties do not occur.
+gone = torch.zeros(COLS, dtype=torch.bool)
+while gone.sum() < COLS // 2:
+    best = None
+    for j in range(COLS):
+        if not gone[j]:
+            gone[j] = True
+            c = cost(gone)
+            gone[j] = False
+            if best is None or c < best[0]:
+                best = (c, j)
+    gone[best[1]] = True
+(~gone).nonzero()[:, 0].to(torch.int32).numpy().astype("<u4").tofile(os.path.join(out, "greedy.u32"))
+
+keep = torch.zeros(COLS, dtype=torch.bool)
+keep[36:] = True
+damp = DAMP * (centered[:, keep] ** 2).sum(0).mean()
+_, fitted, constant = squared_error(x, t, keep, damp, w)
+weights = torch.zeros(ROWS, COLS)
+weights[:, keep] = fitted
+put("columns.refit", torch.cat([weights.reshape(-1), constant + 1]))

@@ -1,4 +1,5 @@
 /* lib/prune: what stays computes what it did before; what goes is what counts least. */
+#include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
 #include "lib/formats/formats.h"
@@ -240,6 +241,257 @@ static struct buf sample_vocab(struct arena *a) {
     return b;
 }
 
+/* ---- scores by gradients and by variance, as PyTorch has them (tests/reference/make_prune_scores.py) ---- */
+
+enum {
+    SEQUENCES = 3,
+    SCORED = 41,
+    HEADS = 64,
+    KEYS = 32,
+    CHANNELS = 128,
+    LAYER_SCORES = 2 * HEADS + KEYS + 2 * CHANNELS
+};
+
+static struct stats *golden_stats(struct model *m) {
+    struct err e;
+    struct grad_tape *t;
+    static const uint32_t lengths[SEQUENCES] = {20, 9, 12};
+    uint32_t tokens[SCORED];
+    for (uint32_t i = 0; i < SCORED; i++) tokens[i] = (7 * i + 3) % 300;
+    struct model_input in = {SCORED, SEQUENCES, tokens, lengths, NULL};
+    struct stats *s = stats_of(m, &in);
+    OK(model_enable_grad(m, &e));
+    OK(grad_tape_new(&t, kernel_cpu(), true, DT_F32, &e));
+    OK(stats_collect_gradients(s, m, t, &in, &e));
+    grad_tape_free(t);
+    return s;
+}
+
+static void assert_scores(const double *got, const float *want, size_t n, const char *what) {
+    double worst = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs(got[i] - want[i]));
+        scale = fmax(scale, fabs((double)want[i]));
+    }
+    if (!(worst <= 1e-5 * scale)) fail_msg("%s: off by %g of %g", what, worst, scale);
+}
+
+/* The best half of n scores. */
+static void best_half(const float *score, uint32_t n, uint32_t *out) {
+    struct err e;
+    struct arena a = {0};
+    double copy[CHANNELS];
+    for (uint32_t i = 0; i < n; i++) copy[i] = score[i];
+    OK(prune_choose(copy, n, n / 2, out, &a, &e));
+    arena_release(&a);
+}
+
+static void assert_rows(const struct model *p, const struct model *m, enum model_role role, uint32_t layer,
+                        const uint32_t *kept, uint32_t n) {
+    const struct model_param *now = model_param(p, role, layer), *was = model_param(m, role, layer);
+    uint64_t cols = now->desc.dims[1];
+    assert_int_equal(now->desc.dims[0], n);
+    for (uint32_t i = 0; i < n; i++)
+        assert_memory_equal(model_host_value(now) + i * cols, model_host_value(was) + kept[i] * cols,
+                            cols * sizeof(float));
+}
+
+static void scores_are_those_of_the_formulas(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct stats *s = golden_stats(m);
+    struct prune_report r;
+    float *want = golden_file("tests/golden/prune/scores.f32", (2 * LAYER_SCORES + 3) * sizeof *want);
+    for (int score = 0; score < 2; score++) {
+        struct prune_options o = {
+            .ffn = {.n = CHANNELS / 2}, .score = score ? PRUNE_BY_FLUCTUATION : PRUNE_BY_TAYLOR, .stats = s};
+        OK(pruned(m, &o, &p, &r, &e));
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            uint32_t kept[CHANNELS / 2];
+            const float *of = want + layer * LAYER_SCORES + HEADS + KEYS;
+            best_half(score ? of + CHANNELS + HEADS : of, CHANNELS, kept);
+            assert_rows(p, m, ROLE_UP, layer, kept, CHANNELS / 2);
+        }
+        prune_report_release(&r);
+        model_free(p);
+    }
+    for (uint32_t layer = 0; layer < 2; layer++) {
+        struct model_slot slot = {.layer = layer};
+        const float *of = want + layer * LAYER_SCORES;
+        assert_scores(stats_taylor(s, AXIS_QUERY, slot), of, HEADS, "query");
+        assert_scores(stats_taylor(s, AXIS_KEY, slot), of + HEADS, KEYS, "key");
+        assert_scores(stats_taylor(s, AXIS_FFN, slot), of + HEADS + KEYS, CHANNELS, "ffn");
+    }
+    const double angles[] = {stats_angular(s, 0, 0), stats_angular(s, 0, 1), stats_angular(s, 1, 1)};
+    assert_scores(angles, want + (size_t)2 * LAYER_SCORES, 3, "angles");
+    mem_free(want);
+    stats_free(s);
+    model_free(m);
+}
+
+/* Channels and heads that give the same for every token go into the bias; refused where there is none. */
+static void what_goes_is_compensated(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct prune_report r;
+    for (int biases = 0; biases < 2; biases++) {
+        c.qkv_bias = c.o_bias = c.ffn_bias = biases;
+        struct model *m = sample_model(&c, 2), *p;
+        for (uint32_t l = 0; biases && l < 2; l++) {
+            struct model_param *v = model_param(m, ROLE_V, l);
+            if (l == 0) kernel_fill(kernel_f32(model_host_value(v)), c.head_dim * v->desc.dims[1], 0);
+            kernel_fill(model_param(m, ROLE_V_BIAS, l)->value, v->desc.dims[0], 0.5f);
+        }
+        struct stats *s = sample_stats(m, 40, 3);
+        struct prune_options o = {.kv_heads = {.n = 1}, .score = PRUNE_BY_FLUCTUATION, .compensate = true, .stats = s};
+        if (!biases) {
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_string_equal(e.msg, "this llama has no bias of attn.o that could compensate for what goes");
+            o.kv_heads.n = 0, o.ffn.n = 32;
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_non_null(strstr(e.msg, "bias of ffn.down"));
+            o.compensate = false, o.score = PRUNE_BY_TAYLOR;
+            assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+            assert_non_null(strstr(e.msg, "need statistics with gradients"));
+        } else {
+            float *before = sample_logits(m), *after;
+            OK(pruned(m, &o, &p, &r, &e));
+            assert_int_equal(p->config.layers[0].n_kv_heads, 1);
+            after = sample_logits(p);
+            assert_close(before, after, 24 * c.vocab_size, 1e-5);
+            mem_free(before);
+            mem_free(after);
+            prune_report_release(&r);
+            model_free(p);
+        }
+        stats_free(s);
+        model_free(m);
+    }
+    arena_release(&a);
+}
+
+/* By true divergence, that of a model really without the layers; a layer that adds nothing goes first. */
+static void layers_go_by_divergence(void **state) {
+    (void)state;
+    enum { LAYERS = 4, N = 24 };
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.n_layers = LAYERS;
+    c.layers = arena_array(&a, LAYERS, sizeof *c.layers, &e);
+    for (int i = 0; i < LAYERS; i++) c.layers[i] = (struct model_layer){4, 2, 96};
+    struct model *m = sample_model(&c, 1), *p;
+    for (uint32_t l = 0; l < LAYERS; l++) { /* far from nothing, but the third layer */
+        kernel_scale(model_param(m, ROLE_O, l)->value, model_param(m, ROLE_O, l)->n, l == 2 ? 0 : 5);
+        kernel_scale(model_param(m, ROLE_DOWN, l)->value, model_param(m, ROLE_DOWN, l)->n, l == 2 ? 0 : 5);
+    }
+    uint32_t tokens[N], lengths[] = {15, 9}, gone[2];
+    double kl[2], least = INFINITY;
+    sample_tokens(tokens, N, c.vocab_size, 4);
+    struct model_input in = {N, 2, tokens, lengths, NULL};
+    struct prune_divergence d = {.model = m, .in = &in};
+    OK(grad_tape_new(&d.scratch, kernel_cpu(), false, DT_F32, &e));
+    OK(prune_layers_by_divergence(&d, 2, gone, kl, &e));
+    assert_int_equal(prune_layers_by_divergence(&d, LAYERS, gone, kl, &e), ERR_USAGE);
+    grad_tape_free(d.scratch);
+    assert_int_equal(gone[0], 2);
+    assert_true(fabs(kl[0]) < 1e-9);
+    float *before = sample_logits(m);
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        uint32_t drop[] = {2, l};
+        struct prune_options o = {.drop_layers = drop, .n_drop_layers = 2};
+        struct prune_report r;
+        if (l == 2) continue;
+        OK(pruned(m, &o, &p, &r, &e));
+        float *after = sample_logits(p);
+        double without = 0;
+        for (size_t i = 0; i < N; i++) {
+            const float *x = before + i * c.vocab_size, *y = after + i * c.vocab_size;
+            double sums[2] = {0};
+            for (size_t v = 0; v < c.vocab_size; v++) sums[0] += exp(x[v]), sums[1] += exp(y[v]);
+            for (size_t v = 0; v < c.vocab_size; v++)
+                without += exp(x[v]) / sums[0] * (x[v] - log(sums[0]) - y[v] + log(sums[1])) / N;
+        }
+        least = fmin(least, without);
+        if (l == gone[1] && !(fabs(without - kl[1]) < 1e-5 * without)) fail_msg("%g, said %g", without, kl[1]);
+        mem_free(after);
+        prune_report_release(&r);
+        model_free(p);
+    }
+    assert_true(kl[1] > 0 && kl[1] < least * (1 + 1e-5));
+    mem_free(before);
+    model_free(m);
+    arena_release(&a);
+}
+
+static void the_run_of_least_angle_goes(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct stats *s = golden_stats(m);
+    struct prune_report r;
+    struct prune_options o = {.layers = {.n = 1}, .layer_score = PRUNE_LAYERS_BY_ANGLE, .stats = s};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(r.kept_layers[0], stats_angular(s, 0, 0) < stats_angular(s, 1, 1));
+    prune_report_release(&r);
+    model_free(p);
+    stats_free(s);
+    model_free(m);
+}
+
+static bool loads_even(void *ctx, const struct model_config *before, const struct model_config *after) {
+    (void)ctx, (void)before;
+    return after->hidden % after->layers[0].n_heads == 0;
+}
+
+/* A layer and channels that count nothing are what goes, when the target can be met so. */
+static void a_target_is_met_by_what_counts_least(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct prune_report r;
+    uint64_t all = model_parameters(&m->config), layer = 0;
+    for (size_t i = model_slot_of_layer(&m->config, 1); i < model_slot_of_layer(&m->config, 2); i++)
+        layer += m->params[i].n;
+    for (int nothing = 0; nothing < 2; nothing++) { /* the first layer; half of the channels of both */
+        struct model *idle = imported("tests/golden/tiny-llama");
+        for (uint32_t l = 0; l < 2; l++) {
+            if (nothing == 1) scale_cols(model_param(idle, ROLE_DOWN, l), 0, CHANNELS / 2, 0);
+            if (nothing == 0 && l == 0) {
+                scale_cols(model_param(idle, ROLE_DOWN, l), 0, CHANNELS, 0);
+                scale_cols(model_param(idle, ROLE_O, l), 0, HEADS, 0);
+            }
+        }
+        struct stats *s = golden_stats(idle);
+        struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .loads = loads_even};
+        o.target_params = nothing == 0 ? all - layer : all - 2 * 3 * (CHANNELS / 2) * 64;
+        OK(pruned(idle, &o, &p, &r, &e));
+        assert_int_equal(model_parameters(&p->config), o.target_params);
+        assert_int_equal(p->config.n_layers, nothing == 0 ? 1 : 2);
+        assert_int_equal(p->config.layers[0].ffn, nothing == 0 ? CHANNELS : CHANNELS / 2);
+        if (nothing == 0) assert_int_equal(r.kept_layers[0], 1);
+        float *before = sample_logits(idle), *after = sample_logits(p);
+        assert_close(before, after, 24 * m->config.vocab_size, 1e-5);
+        mem_free(before);
+        mem_free(after);
+        prune_report_release(&r);
+        model_free(p);
+        o.target_params = 0, o.target_speedup = 1.4;
+        OK(pruned(idle, &o, &p, &r, &e));
+        prune_report_release(&r);
+        model_free(p);
+        o.target_speedup = 1e4;
+        assert_int_equal(pruned(idle, &o, &p, &r, &e), ERR_USAGE);
+        assert_non_null(strstr(e.msg, "the smallest has"));
+        stats_free(s);
+        model_free(idle);
+    }
+    model_free(m);
+}
+
 static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     (void)state;
     struct err e;
@@ -462,9 +714,14 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sparsity_takes_the_smallest_and_exactly_so_many),
         cmocka_unit_test(a_layer_that_adds_nothing_can_go),
+        cmocka_unit_test(layers_go_by_divergence),
+        cmocka_unit_test(the_run_of_least_angle_goes),
         cmocka_unit_test(idle_channels_go_first),
         cmocka_unit_test(idle_head_groups_go_first),
         cmocka_unit_test(activations_decide_where_there_are_statistics),
+        cmocka_unit_test(scores_are_those_of_the_formulas),
+        cmocka_unit_test(what_goes_is_compensated),
+        cmocka_unit_test(a_target_is_met_by_what_counts_least),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
         cmocka_unit_test(shares_of_a_width_become_blocks),

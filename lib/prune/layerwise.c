@@ -1,0 +1,31 @@
+/* Layer by layer, with data: the plan, and which way it takes. */
+#include <string.h>
+
+#include "lib/prune/second_order.h"
+
+static bool has_structure(const struct prune_plan *p) {
+    const struct model_config *from = p->from, *to = &p->to;
+    return to->n_layers != from->n_layers || to->vocab_size != from->vocab_size || p->kept_tokens || p->kept_experts ||
+           memcmp(to->layers, from->layers, from->n_layers * sizeof *to->layers) != 0;
+}
+
+static bool has_sparse(const struct prune_plan *p) {
+    for (size_t i = 0; i < p->n_slots; i++)
+        if (prune_is_sparse(p->sparse[i])) return true;
+    return false;
+}
+
+int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out, const struct prune_options *o,
+                    struct prune_report *report, struct err *e) {
+    struct prune_walk walk = {c, out, report};
+    struct prune_plan plan;
+    struct model_head head = {.config = model_layerwise_held(c->model)->config};
+    int rc = prune_plan_make(&plan, &head, o, e);
+    if (!rc && has_structure(&plan) && has_sparse(&plan))
+        rc =
+            err_set(e, ERR_USAGE, "layer by layer, with data, single weights go alone: prune the rest before or after");
+    if (!rc && o->warn) prune_plan_warn(&plan);
+    if (!rc) rc = has_structure(&plan) ? prune_structure(&walk, &plan, e) : prune_weights(&walk, &plan, e);
+    prune_plan_release(&plan);
+    return rc;
+}
