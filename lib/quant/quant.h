@@ -141,6 +141,9 @@ struct quant_tensor_report {
     /* Of a method that sees data: the sum of squares of the error in the matrix's outputs, over all positions, as rounding to nearest
      * leaves it, and as the method does. 0: the matrix was rounded to nearest. */
     double output_error_nearest, output_error;
+    /* Of learned rounding, in all matrices of half a layer the same: the squared error in what comes out of the half, relative to that,
+     * on sequences that are held out, before and after. 0: it was not learned. */
+    double block_error_before, block_error;
 };
 typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, struct err *e);
 
@@ -197,6 +200,8 @@ struct quant_calibration {
         asymmetric; /* towards the outputs that the original model has here: costs another run of each layer, and memory for
                         the inputs of one matrix */
     unsigned sweeps; /* of descent, at most */
+    unsigned
+        passes; /* of learned rounding over the data, in each half of a layer; 0: none. Memory: twice more the states of the data */
 };
 /* As quantize_stream, and ERR_DATA where a matrix of second moments does not factor with 10,000 times the damping. */
 int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *out, const struct quant_options *o,
