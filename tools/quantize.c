@@ -141,7 +141,7 @@ static struct cli_option options[] = {
      .type = CLI_U64,
      .to = &o.passes,
      .arg = "N",
-     .fallback = "8",
+     .fallback = "6",
      .min = 1,
      .max = 1000,
      .needs = {"method=learned", "data"},

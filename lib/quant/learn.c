@@ -7,6 +7,7 @@
 #define BATCH     1024 /* positions that go through at once, at least: whole sequences */
 #define HELD_OUT  8    /* one sequence of so many */
 #define DAMP      15   /* of the first step */
+#define PROBES    8    /* batches that probes come from, at most */
 #define DAMP_LESS 0.7  /* after one that made the error smaller */
 #define DAMP_MORE 3    /* after one that did not, and is taken back */
 
@@ -24,6 +25,7 @@ struct learning {
     size_t n, n_learned;
     struct rounding *matrices; /* [b->n_matrices] */
     struct rng rng;
+    double per_probed; /* positions that are learned from, for one that was probed */
     /* a batch */
     struct buf tokens, types, lengths, at; /* at: which position of the data a row is */
     struct model_input in;
@@ -185,14 +187,17 @@ static int run_batch(struct learning *l, size_t *next, bool probing, double *sum
 
 /* How much each row of each matrix matters. */
 static int probe(struct learning *l, struct err *e) {
-    double ignored = 0;
+    double ignored = 0, positions = 0, probed = 0;
     int rc = 0;
-    for (size_t next = 0; !rc && next < l->n_learned;) {
+    for (size_t i = 0; i < l->n_learned; i++) positions += l->parts[i].length;
+    for (size_t i = 0, next = 0; !rc && next < l->n_learned && i < PROBES; i++) {
         forget_gradients(l);
         rc = run_batch(l, &next, true, &ignored, e);
-        for (size_t i = 0; !rc && i < l->b->n_matrices; i++)
-            rounding_probe(&l->matrices[i], model_host_grad(l->b->matrices[i].param));
+        probed += (double)l->in.n_positions;
+        for (size_t k = 0; !rc && k < l->b->n_matrices; k++)
+            rounding_probe(&l->matrices[k], model_host_grad(l->b->matrices[k].param));
     }
+    l->per_probed = positions / probed;
     return rc;
 }
 
@@ -211,7 +216,7 @@ static int step(struct learning *l, double damp, struct err *e) {
     int rc = 0;
     for (size_t i = 0; !rc && i < l->b->n_matrices; i++) {
         struct model_param *p = l->b->matrices[i].param;
-        rc = rounding_step(&l->matrices[i], damp, model_host_grad(p), e);
+        rc = rounding_step(&l->matrices[i], damp * l->per_probed, model_host_grad(p), e);
         rounding_value(&l->matrices[i], model_host_value(p));
     }
     return rc;

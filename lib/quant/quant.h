@@ -186,6 +186,9 @@ int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, st
  * stored, in the order q, k, v; o; gate, up; down. Scales are those of rounding to nearest, weighted by the diagonal; codes by error
  * feedback; then both by descent (lib/quant/README.md). Never worse than rounding to nearest, row by row, in the error of the
  * outputs over this data.
+ * With `passes`, both go on by gradients of the error that attention, and the feed-forward part, make in what comes out of them, on the
+ * grids as they are stored; what is best on an eighth of the sequences, which is held out, is kept. Memory then: a tape over some 1024
+ * positions, four times the weights of half a layer, and the moments of all its inputs.
  * To nearest go: embedding and head (weighted by o->stats, if given), experts (weighted by what they see), and types whose codes
  * are not of single weights (iq2_*, iq3_*, mxfp4), weighted by the diagonal.
  */
