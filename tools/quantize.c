@@ -102,23 +102,25 @@ static struct cli_option options[] = {
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
-     .needs = {"stats", "!method=gptq", "!dry-run"},
+     .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run"},
      .help = "cut off the largest weights of a group where that lowers the error by --stats, as AWQ does, but of q and "
              "k"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
-     .choices = "rtn|hqq|gptq",
+     .choices = "rtn|hqq|gptq|learned",
      .fallback = "rtn",
      .help = "rtn: each weight to the nearest value, with the scales that a search finds; hqq: the same, then mins (or "
              "scales, in types without) in half-quadratic steps, which need no data; gptq: with --data, codes by "
-             "error feedback on the grid of each type and descent over codes and scales, layer by layer"},
+             "error feedback on the grid of each type and descent over codes and scales, layer by layer; "
+             "learned: then both by gradients of the error that attention, and the feed-forward part, make in what "
+             "comes out of them"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"method=gptq", "!dry-run"},
+     .needs = {"method=gptq|method=learned", "!dry-run"},
      .help = "the tokens to calibrate on: text like that which the model will see, 128 sequences of 512 for a start"},
     {.name = "max-tokens",
      .type = CLI_U64,
@@ -144,6 +146,17 @@ static struct cli_option options[] = {
      .max = 1000,
      .needs = {"data"},
      .help = "passes of descent over codes and scales after the feedback, at most; 0: plain GPTQ"},
+    {.name = "passes",
+     .type = CLI_U64,
+     .to = &o.passes,
+     .arg = "N",
+     .fallback = "6",
+     .min = 1,
+     .max = 1000,
+     .needs = {"method=learned", "data"},
+     .help =
+         "steps that are learned, each after the data went through and back; one sequence of eight is held out, and "
+         "what is best on these is kept"},
     {.name = "symmetric",
      .type = CLI_FLAG,
      .to = &o.symmetric,
@@ -206,6 +219,9 @@ int main(int argc, char **argv) {
             "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
             "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n    by error "
             "feedback\n"
+            "rill quantize --type q3_k_m --method learned --data tokens.rill model.rill -o model.learned.rill\n    the "
+            "same, "
+            "and then learned\n"
             "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n"
             "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n   "
             " the "

@@ -21,9 +21,10 @@ struct compress_quantize_options {
     double target_bpw;
     uint64_t target_size;
     bool pure, strict, dry_run, clip;
-    const char *method;         /* "rtn", "hqq" or "gptq" */
+    const char *method;         /* "rtn", "hqq", "gptq" or "learned" */
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens, sweeps;
+    uint64_t passes; /* of "learned" */
     double damp;
     bool symmetric;
 };

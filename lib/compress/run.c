@@ -1,4 +1,6 @@
 /* Quantizing, from the options to the model or the plan that is written. */
+#include <string.h>
+
 #include "lib/compress/compress_internal.h"
 
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
@@ -18,6 +20,9 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     if (t->output_error_nearest > 0)
         log_line(LOG_INFO, "%s: squared error of its outputs %.3f of rounding to nearest", t->name,
                  t->output_error / t->output_error_nearest);
+    if (t->block_error_before > 0)
+        log_line(LOG_INFO, "%s: error of its half of the layer %.4g, before learning %.4g", t->name, t->block_error,
+                 t->block_error_before);
     return 0;
 }
 
@@ -86,6 +91,7 @@ static int with_data(struct compress *k, struct stream_writer *out, struct quant
     struct compress_data d = {0};
     struct quant_calibration q = {
         .damp = o->damp, .act_order = true, .asymmetric = !o->symmetric, .sweeps = (unsigned)o->sweeps};
+    if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes;
     int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
     q.model = d.model, q.scratch = d.scratch, q.in = &d.tokens.in, q.n = 1;

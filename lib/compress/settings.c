@@ -83,7 +83,7 @@ int compress_read_settings(struct compress *k, struct err *e) {
     k->how = (struct quant_options){.pure = o->pure,
                                     .strict = o->strict,
                                     .grow = cli_given(k->c, "force"),
-                                    .calibrated = !strcmp(o->method, "gptq"),
+                                    .calibrated = !strcmp(o->method, "gptq") || !strcmp(o->method, "learned"),
                                     .clip = o->clip,
                                     .hqq = !strcmp(o->method, "hqq"),
                                     .fuses_qkv = target_fuses_qkv,

@@ -212,6 +212,13 @@ static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struc
     return add_feed_forward(g, layer, x);
 }
 
+static struct grad_var *layer_block(struct graph *g, uint32_t layer, enum model_block block, struct grad_var *x) {
+    if (block == BLOCK_FFN) return add_feed_forward(g, layer, x);
+    if (block == BLOCK_ATTENTION)
+        return add_attention(g, layer, x, attention(g, layer, before(g, ROLE_ATTN_NORM, layer, x)));
+    return g->m->config.layer_kind == LAYER_LSTM ? graph_lstm(g, layer, x) : transformer_layer(g, layer, x);
+}
+
 /* Is this input one that the model can take? */
 static int check_input(const struct model *m, const struct model_input *in, struct err *e) {
     size_t at = 0;
@@ -290,8 +297,7 @@ static struct grad_var *run_layer(void *ctx, struct grad_tape *t, struct grad_va
     struct graph g = *run->g;
     g.t = t;
     if (run->seen) g.tap = NULL, g.n_wants = 0;
-    bool lstm = g.m->config.layer_kind == LAYER_LSTM;
-    struct grad_var *y = lstm ? graph_lstm(&g, run->layer, x) : transformer_layer(&g, run->layer, x);
+    struct grad_var *y = layer_block(&g, run->layer, BLOCK_LAYER, x);
     tap(&g, POINT_LAYER, run->layer, y);
     run->seen = true;
     run->g->rc = g.rc;
@@ -424,6 +430,18 @@ struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct m
     struct grad_var *h = g && x ? graph_norm(g, x) : NULL;
     if (g && !h) graph_failure(g);
     return h;
+}
+
+bool model_has_halves(const struct model_config *c) {
+    return c->layer_kind == LAYER_TRANSFORMER && !c->parallel;
+}
+
+struct grad_var *model_graph_block(struct model *m, struct grad_tape *t, const struct model_input *in, uint32_t layer,
+                                   enum model_block block, struct grad_var *x, struct err *e) {
+    struct graph *g = graph_begin(m, t, in, NULL, NULL, NULL, e);
+    struct grad_var *y = g && x ? layer_block(g, layer, block, x) : NULL;
+    if (g && !y) graph_failure(g);
+    return y;
 }
 
 uint32_t model_columns(const struct model *m) {

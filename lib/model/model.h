@@ -708,6 +708,15 @@ void model_layerwise_skip(struct model_layerwise *l);
  * changed. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);
 const float *model_layerwise_dense_output(const struct model_layerwise *l);
+/*
+ * A layer, or one half of it, on a tape of the caller's, which may record: y of x [n_positions][what goes into it], in f32. Halves are of
+ * the residual stream: x + attention, x + feed-forward part. The layer's weights must be there. NULL on failure. Of a model that
+ * has no halves, for both read the same x or its layers are no transformer's, there is BLOCK_LAYER alone.
+ */
+enum model_block { BLOCK_LAYER, BLOCK_ATTENTION, BLOCK_FFN };
+bool model_has_halves(const struct model_config *c);
+struct grad_var *model_graph_block(struct model *m, struct grad_tape *t, const struct model_input *in, uint32_t layer,
+                                   enum model_block block, struct grad_var *x, struct err *e);
 
 /* ---- generation: KV cache, many sequences at once ---------------------------------------------------------------- */
 

@@ -143,6 +143,9 @@ struct quant_tensor_report {
     /* Of a method that sees data: the sum of squares of the error in the matrix's outputs, over all positions, as rounding to nearest
      * leaves it, and as the method does. 0: the matrix was rounded to nearest. */
     double output_error_nearest, output_error;
+    /* Of learned rounding, in all matrices of half a layer the same: the squared error in what comes out of the half, relative to that,
+     * on sequences that are held out, before and after. 0: it was not learned. */
+    double block_error_before, block_error;
 };
 typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, struct err *e);
 
@@ -193,6 +196,9 @@ int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, st
  * stored, in the order q, k, v; o; gate, up; down. Scales are those of rounding to nearest, weighted by the diagonal; codes by error
  * feedback; then both by descent (lib/quant/README.md). Never worse than rounding to nearest, row by row, in the error of the
  * outputs over this data.
+ * With `passes`, both go on by gradients of the error that attention, and the feed-forward part, make in what comes out of them, on the
+ * grids as they are stored; what is best on an eighth of the sequences, which is held out, is kept. Memory then: a tape over some 1024
+ * positions, four times the weights of half a layer, and the moments of all its inputs.
  * To nearest go: embedding and head (weighted by o->stats, if given), experts (weighted by what they see), and types whose codes
  * are not of single weights (iq2_*, iq3_*, mxfp4), weighted by the diagonal.
  */
@@ -207,6 +213,8 @@ struct quant_calibration {
         asymmetric; /* towards the outputs that the original model has here: costs another run of each layer, and memory for
                         the inputs of one matrix */
     unsigned sweeps; /* of descent, at most */
+    unsigned
+        passes; /* of learned rounding over the data, in each half of a layer; 0: none. Memory: twice more the states of the data */
 };
 /* As quantize_stream, and ERR_DATA where a matrix of second moments does not factor with 10,000 times the damping. */
 int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *out, const struct quant_options *o,

@@ -7,8 +7,11 @@ bool quant_report_put(cJSON *o, const struct quant_tensor_report *t) {
               json_put_u64(o, "bytes", t->bytes) && json_put_f64(o, "rmse", t->rmse) &&
               json_put_f64(o, "relative_error", t->relative);
     if (!ok || t->output_error_nearest == 0) return ok;
-    return json_put_f64(o, "output_error_nearest", t->output_error_nearest) &&
-           json_put_f64(o, "output_error", t->output_error);
+    ok = json_put_f64(o, "output_error_nearest", t->output_error_nearest) &&
+         json_put_f64(o, "output_error", t->output_error);
+    if (!ok || t->block_error_before == 0) return ok;
+    return json_put_f64(o, "block_error_before", t->block_error_before) &&
+           json_put_f64(o, "block_error", t->block_error);
 }
 
 static void write_requantized(struct quant_summary *s) {

@@ -2,8 +2,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "lib/quant/learn.h"
 #include "lib/quant/quant_internal.h"
-#include "lib/quant/second_order.h"
 
 #define TRIES 4 /* more, with ten times the damping each */
 
@@ -14,6 +14,8 @@ struct stored {
     struct quant_tensor_report t;
     struct tensor_desc desc; /* as it will be stored */
     unsigned char *data;     /* NULL: not yet */
+    float *dense;            /* for learning: the weights as they were; NULL: nothing is learned of it */
+    const float *gram;       /* ... and of its inputs */
 };
 
 struct sequential {
@@ -24,6 +26,10 @@ struct sequential {
     struct stats_part held;
     struct stored *part; /* [n_part] of it */
     size_t n_part;
+    /* For learning: */
+    struct grad_tape *record;  /* NULL: nothing is learned */
+    float *grams[POINT_COUNT]; /* of the part */
+    float *attended, *wanted;  /* [positions][hidden] what attention leaves, and what should come out of a half */
 };
 
 static size_t rows_of(const struct stored *s) {
@@ -161,14 +167,22 @@ static int shift_target(const struct shared *h, const float *w, size_t rows, flo
 /* Of what is stored, against the weights as they were. */
 static int report_error(struct sequential *q, struct stored *s, struct err *e) {
     size_t n = s->param->n;
-    const float *w = model_host_value(s->param);
+    const float *w = s->dense ? s->dense : model_host_value(s->param);
     double error = 0;
     q->p.f32.len = 0;
     if (buf_reserve(&q->p.f32, n * sizeof(float), e)) return e->code;
     float *back = (float *)q->p.f32.data;
     tensor_to_f32(s->t.to, s->data, back, n);
     for (size_t i = 0; i < n; i++) error += ((double)back[i] - w[i]) * ((double)back[i] - w[i]);
-    pass_put_error(&s->t, error, kernel_sum_squares(s->param->value, n), n);
+    pass_put_error(&s->t, error, kernel_sum_squares(kernel_f32(w), n), n);
+    return 0;
+}
+
+/* What learning needs beside the codes. */
+static int keep_dense(struct stored *s, struct err *e) {
+    s->dense = mem_array(s->param->n, sizeof *s->dense, e);
+    if (!s->dense) return err_prefix(e, "tensor '%s'", s->t.name);
+    kernel_download(s->dense, s->param->value, s->param->n);
     return 0;
 }
 
@@ -179,6 +193,7 @@ static int quantize_matrix(const struct shared *h, struct stored *s, struct err 
     struct second_order_error error;
     float *w = model_host_value(s->param), *t = w;
     int rc = reserve_data(s, e);
+    if (!rc && q->record) rc = keep_dense(s, e);
     if (!rc && h->plain) {
         t = mem_array(rows, cols * sizeof *t, e);
         rc = t ? shift_target(h, w, rows, t, e) : e->code;
@@ -250,16 +265,106 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
     obs_factor_free(h.factor);
     obs_factor_free(h.plain);
     obs_factor_free(h.half);
-    mem_free(h.gram);
+    for (size_t i = 0; q->record && i < q->n_part; i++)
+        if (q->part[i].dense && !q->part[i].gram) q->part[i].gram = h.gram;
+    if (q->record && h.gram)
+        q->grams[point] = h.gram;
+    else
+        mem_free(h.gram);
     mem_free(h.importance);
     stats_moments_release(&h.m);
     return rc;
 }
 
+/* ---- learning, half a layer at a time -------------------------------------------------------------------------------------- */
+
+/* The states that come into a layer are of what is there already, or with asymmetric targets of the original. */
+static struct learn_block block_of(const struct sequential *q, uint32_t layer, enum model_block block, const float *x) {
+    return (struct learn_block){.model = q->m,
+                                .record = q->record,
+                                .scratch = q->c->scratch,
+                                .in = q->c->in,
+                                .n = q->c->n,
+                                .layer = layer,
+                                .block = block,
+                                .x = x,
+                                .target = q->wanted};
+}
+
+static bool is_learned(const struct stored *s, enum model_block block) {
+    enum model_point point = model_role_info(s->slot.role)->input;
+    bool attends = point == POINT_ATTN_IN || point == POINT_O_IN;
+    return s->gram && (block == BLOCK_LAYER || attends == (block == BLOCK_ATTENTION));
+}
+
+/* Before any weight of the half has changed: what should come out of it. */
+static int set_wanted(struct sequential *q, uint32_t layer, enum model_block block, const float *x, struct err *e) {
+    bool asymmetric = q->c->asymmetric;
+    if (asymmetric && block == BLOCK_ATTENTION) x = model_layerwise_states(q->c->model, STATES_DENSE);
+    if (asymmetric && block != BLOCK_ATTENTION) {
+        memcpy(q->wanted, model_layerwise_dense_output(q->c->model),
+               q->positions * q->m->config.hidden * sizeof *q->wanted);
+        return 0;
+    }
+    struct learn_block b = block_of(q, layer, block, x);
+    return learn_run(&b, q->wanted, e);
+}
+
+static int learn_matrices(struct sequential *q, struct learn_block *b, struct err *e) {
+    struct learn_error error;
+    for (size_t i = 0; i < q->n_part; i++) {
+        struct stored *s = &q->part[i];
+        if (is_learned(s, b->block))
+            b->matrices[b->n_matrices++] = (struct learn_matrix){s->param, s->gram, s->t.to, s->data};
+    }
+    if (!b->n_matrices) return 0;
+    int rc = learn_rounding(b, q->c->passes, &error, e);
+    if (rc) return err_prefix(e, "layer %u", b->layer);
+    for (size_t i = 0; !rc && i < q->n_part; i++) {
+        struct stored *s = &q->part[i];
+        if (!is_learned(s, b->block)) continue;
+        s->t.block_error_before = error.before, s->t.block_error = error.after;
+        rc = report_error(q, s, e);
+        if (!rc) rc = put_back(q, s, e);
+    }
+    return rc;
+}
+
+static int learn(struct sequential *q, uint32_t layer, enum model_block block, const float *x, struct err *e) {
+    struct learn_block b = block_of(q, layer, block, x);
+    b.matrices = mem_array(q->n_part, sizeof *b.matrices, e);
+    int rc = b.matrices ? learn_matrices(q, &b, e) : e->code;
+    mem_free(b.matrices);
+    return rc;
+}
+
+/* After attention: its rounding is learned, and the other half begins from what it leaves. */
+static int learn_attention(struct sequential *q, uint32_t layer, const float *x, struct err *e) {
+    int rc = learn(q, layer, BLOCK_ATTENTION, x, e);
+    struct learn_block b = block_of(q, layer, BLOCK_ATTENTION, x);
+    if (!rc) rc = learn_run(&b, q->attended, e);
+    return rc ? rc : set_wanted(q, layer, BLOCK_FFN, q->attended, e);
+}
+
+static int learn_begin(struct sequential *q, struct err *e) {
+    size_t hidden = q->m->config.hidden;
+    int rc = grad_tape_new(&q->record, q->m->device, true, grad_precision(q->c->scratch), e);
+    if (!rc && !(q->attended = mem_array(q->positions, hidden * sizeof *q->attended, e))) rc = e->code;
+    if (!rc && !(q->wanted = mem_array(q->positions, hidden * sizeof *q->wanted, e))) rc = e->code;
+    return rc ? err_prefix(e, "learned rounding of %llu positions", (unsigned long long)q->positions) : 0;
+}
+
 /* ---- a part of the model: what is before the layers, a layer, what is after ---------------------------------------------- */
 
 static void part_release(struct sequential *q) {
-    for (size_t i = 0; i < q->n_part; i++) mem_free(q->part[i].data);
+    for (size_t i = 0; i < q->n_part; i++) {
+        mem_free(q->part[i].data);
+        mem_free(q->part[i].dense);
+    }
+    for (size_t i = 0; i < POINT_COUNT; i++) {
+        mem_free(q->grams[i]);
+        q->grams[i] = NULL;
+    }
     mem_free(q->part);
     stats_part_release(&q->held);
     q->part = NULL;
@@ -299,9 +404,14 @@ static int quantize_part(struct sequential *q, int64_t layer, struct err *e) {
     static const enum model_point points[] = {POINT_ATTN_IN, POINT_O_IN,      POINT_FFN_IN,
                                               POINT_DOWN_IN, POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN};
     bool is_layer = layer >= 0 && layer < q->m->config.n_layers;
-    int rc = 0;
-    for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++)
+    bool learns = is_layer && q->record, halves = model_has_halves(&q->m->config);
+    const float *x = learns ? model_layerwise_states(q->c->model, STATES_NOW) : NULL;
+    int rc = learns ? set_wanted(q, (uint32_t)layer, halves ? BLOCK_ATTENTION : BLOCK_LAYER, x, e) : 0;
+    for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) {
         rc = quantize_point(q, points[i], (uint32_t)layer, e);
+        if (!rc && learns && halves && points[i] == POINT_O_IN) rc = learn_attention(q, (uint32_t)layer, x, e);
+    }
+    if (!rc && learns) rc = learn(q, (uint32_t)layer, halves ? BLOCK_FFN : BLOCK_LAYER, halves ? q->attended : x, e);
     for (size_t i = 0; !rc && i < q->n_part; i++) {
         struct stored *s = &q->part[i];
         if (s->data) continue;
@@ -328,8 +438,12 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     *totals = (struct quant_totals){0};
     for (size_t i = 0; i < c->n; i++) q.positions += c->in[i].n_positions;
     int rc = pass_prepare(&q.p, e);
+    if (!rc && c->passes && m->config.layer_kind == LAYER_TRANSFORMER) rc = learn_begin(&q, e);
     if (!rc) rc = model_head_write(out, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
     if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
     pass_finish(&q.p);
+    grad_tape_free(q.record);
+    mem_free(q.attended);
+    mem_free(q.wanted);
     return rc;
 }

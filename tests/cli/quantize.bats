@@ -229,6 +229,48 @@ setup() {
     check_exit 0 rill quantize -q --type q4_0 --method gptq --data tokens.rill experts.rill -o e.rill
 }
 
+@test "learned rounding: by file and by pipe, with any number of threads, never worse than gptq on what is held out" {
+    rill init -q --arch gpt_neox --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o parallel.rill
+    for m in student parallel experts; do # halves of a layer; a whole layer, for both halves read the same; experts, of which nothing is learned
+        for how in "" --symmetric; do
+            # shellcheck disable=SC2086
+            check_exit 0 rill quantize -q --type q4_0 --method learned --data tokens.rill --precision f32 $how $m.rill -o a.rill \
+                --no-provenance -j 1 --report r.json --force
+            # shellcheck disable=SC2086
+            cat $m.rill | rill quantize -q --type q4_0 --method learned --data tokens.rill --precision f32 $how --no-provenance -j 4 |
+                cat >b.rill
+            assert_same a.rill b.rill
+            grep -o '"block_error_before":[^,]*,"block_error":[^,}]*' r.json >errors.txt
+            [ -z "$(awk -F '[:,]' '$4 + 0 > $2 + 0' errors.txt)" ]
+            [ -n "$(awk -F '[:,]' '$4 + 0 < $2 + 0' errors.txt)" ] # something was learned
+            check_exit 0 rill check --finite a.rill
+            # shellcheck disable=SC2086
+            rill quantize -q --type q4_0 --method gptq --data tokens.rill --precision f32 $how $m.rill -o g.rill --no-provenance --force
+            assert_differ a.rill g.rill
+            [ "$(rill ls --tsv a.rill | cut -f 1-3)" = "$(rill ls --tsv g.rill | cut -f 1-3)" ]
+        done
+    done
+    grep -q experts r.json && ! grep 'experts' r.json | grep -o '[^{]*experts[^}]*' | grep -q block_error # not of experts
+}
+
+@test "learned rounding in any type, in bf16, after plain GPTQ" {
+    rill init -q --layers 1 --hidden 256 --heads 4 --ffn 512 model.rill -o wide.rill
+    for type in q2_k q3_k q6_k iq4_xs iq2_xs tq2_0 mxfp4; do
+        check_exit 0 rill quantize -q --strict --pure --type $type --method learned --passes 2 --sweeps 0 --precision bf16 \
+            --data tokens.rill wide.rill -o q.rill --force
+    done
+}
+
+@test "learned rounding: bad input" {
+    check_exit 2 rill quantize --type q4_0 --method learned model.rill -o no.rill
+    assert_stderr_line "--method learned needs --data"
+    check_exit 2 rill quantize --type q4_0 --method gptq --passes 2 --data tokens.rill model.rill -o no.rill
+    check_exit 2 rill quantize --type q4_0 --method learned --passes 0 --data tokens.rill model.rill -o no.rill
+    check_exit 3 rill quantize --type q4_0 --method learned --data model.stats.rill model.rill -o no.rill
+    check_exit 1 rill quantize --type q4_0 --method learned --data tokens.rill --max-memory 400K model.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "gptq: bad input" {
     check_exit 2 rill quantize --type q4_0 --method gptq model.rill -o no.rill
     assert_stderr_line "--method gptq needs --data"

@@ -1,0 +1,317 @@
+/* The loop of learned rounding: all sequences through half a layer and back, a step, and what is best on those held out. */
+#include <math.h>
+#include <string.h>
+
+#include "lib/quant/learn.h"
+
+#define BATCH     1024 /* positions that go through at once, at least: whole sequences */
+#define HELD_OUT  8    /* one sequence of so many */
+#define DAMP      15   /* of the first step */
+#define PROBES    8    /* batches that probes come from, at most */
+#define DAMP_LESS 0.7  /* after one that made the error smaller */
+#define DAMP_MORE 3    /* after one that did not, and is taken back */
+
+/* A sequence of the data. */
+struct part {
+    const uint32_t *tokens, *types;
+    uint32_t length;
+    size_t first; /* its first position in the data */
+};
+
+struct learning {
+    const struct learn_block *b;
+    size_t width;
+    struct part *parts; /* [n], of which n_learned are learned from, and come first */
+    size_t n, n_learned;
+    struct rounding *matrices; /* [b->n_matrices] */
+    struct rng rng;
+    double per_probed; /* positions that are learned from, for one that was probed */
+    /* a batch */
+    struct buf tokens, types, lengths, at; /* at: which position of the data a row is */
+    struct model_input in;
+    float *gradient; /* [rows][width] of the error in what comes out */
+    float *weight;   /* [rows] 1 / |target|^2 */
+    double *error;   /* [rows] */
+    size_t rows;     /* that there is memory for */
+};
+
+/* ---- sequences ---- */
+
+/* Those that are learned from before those that are held out, each in order. All are judged where there is one alone. */
+static int list_parts(struct learning *l, struct err *e) {
+    const struct learn_block *b = l->b;
+    size_t first = 0, number = 0, at[2] = {0};
+    for (size_t i = 0; i < b->n; i++) l->n += b->in[i].n_seqs;
+    size_t held = l->n < 2 ? 0 : l->n < HELD_OUT ? 1 : l->n / HELD_OUT;
+    at[1] = l->n_learned = l->n - held;
+    if (!(l->parts = mem_array(l->n, sizeof *l->parts, e))) return e->code;
+    for (size_t i = 0; i < b->n; i++)
+        for (size_t k = 0, from = 0; k < b->in[i].n_seqs; from += b->in[i].lengths[k++], number++) {
+            const struct model_input *in = &b->in[i];
+            bool out = (number + 1) * held / l->n != number * held / l->n;
+            l->parts[at[out]++] =
+                (struct part){in->tokens + from, in->types ? in->types + from : NULL, in->lengths[k], first};
+            first += in->lengths[k];
+        }
+    return 0;
+}
+
+/* ---- a batch ---- */
+
+static int batch_reserve(struct learning *l, struct err *e) {
+    if (l->rows >= l->in.n_positions) return 0;
+    mem_free(l->gradient);
+    mem_free(l->weight);
+    mem_free(l->error);
+    l->weight = NULL;
+    l->error = NULL;
+    l->rows = l->in.n_positions;
+    l->gradient = mem_array(l->rows, l->width * sizeof *l->gradient, e);
+    if (l->gradient) l->weight = mem_array(l->rows, sizeof *l->weight, e);
+    if (l->weight) l->error = mem_array(l->rows, sizeof *l->error, e);
+    if (!l->error) l->rows = 0;
+    return l->error ? 0 : e->code;
+}
+
+static int batch_add(struct learning *l, const struct part *p, struct err *e) {
+    size_t bytes = p->length * sizeof *p->tokens;
+    int rc = buf_append(&l->tokens, p->tokens, bytes, e);
+    if (!rc && p->types) rc = buf_append(&l->types, p->types, bytes, e);
+    if (!rc) rc = buf_append(&l->lengths, &p->length, sizeof p->length, e);
+    for (size_t i = p->first; !rc && i < p->first + p->length; i++) rc = buf_append(&l->at, &i, sizeof i, e);
+    l->in.n_positions += p->length;
+    l->in.n_seqs++;
+    return rc;
+}
+
+/* The parts from *next on, up to `end`. */
+static int batch_take(struct learning *l, size_t *next, size_t end, struct err *e) {
+    int rc = 0;
+    l->tokens.len = l->types.len = l->lengths.len = l->at.len = 0;
+    l->in = (struct model_input){0};
+    while (!rc && *next < end && l->in.n_positions < BATCH) rc = batch_add(l, &l->parts[(*next)++], e);
+    l->in.tokens = (const uint32_t *)l->tokens.data;
+    l->in.lengths = (const uint32_t *)l->lengths.data;
+    l->in.types = l->types.len ? (const uint32_t *)l->types.data : NULL;
+    return rc ? rc : batch_reserve(l, e);
+}
+
+static size_t position_of(const struct learning *l, size_t row) {
+    return ((const size_t *)l->at.data)[row];
+}
+
+/* ---- the loss ---- */
+
+struct loss {
+    const struct learning *l;
+    const float *y;
+};
+
+/* w |y - target|^2 and its gradient; w = 1 / |target|^2, for the next norm takes the length of the stream away. */
+static void loss_row(void *ctx, size_t row, int thread) {
+    const struct loss *j = ctx;
+    const struct learning *l = j->l;
+    size_t n = l->width;
+    const float *y = j->y + row * n, *target = l->b->target + position_of(l, row) * n;
+    float *gradient = l->gradient + row * n;
+    double sum = 0, square = kernel_sum_squares(kernel_f32(target), n);
+    (void)thread;
+    l->weight[row] = square > 0 ? (float)(1 / square) : 0;
+    for (size_t i = 0; i < n; i++) {
+        float by = y[i] - target[i];
+        sum += (double)by * by;
+        gradient[i] = 2 * by * l->weight[row];
+    }
+    l->error[row] = sum * l->weight[row];
+}
+
+/* What comes out of a batch, on a tape. */
+static struct grad_var *forward(struct learning *l, struct grad_tape *t, struct err *e) {
+    grad_reset(t);
+    size_t n = l->width;
+    struct grad_var *x = grad_scratch(t, l->in.n_positions, n, DT_F32);
+    if (!x) return grad_error(t, e) ? NULL : x;
+    float *into = kernel_host(x->value, l->in.n_positions * n);
+    for (size_t i = 0; i < l->in.n_positions; i++)
+        memcpy(into + i * n, l->b->x + position_of(l, i) * n, n * sizeof *into);
+    return model_graph_block(l->b->model, t, &l->in, l->b->layer, l->b->block, x, e);
+}
+
+static int add_loss(struct learning *l, struct grad_tape *t, struct grad_var *y, double *sum, struct err *e) {
+    const float *host = grad_host_value(t, y);
+    if (!host) return grad_error(t, e);
+    parallel_for(l->in.n_positions, loss_row, &(struct loss){l, host});
+    for (size_t i = 0; i < l->in.n_positions; i++) *sum += l->error[i];
+    return 0;
+}
+
+/* Of what is held out, or if nothing is, of all. */
+static int judge(struct learning *l, double *mean, struct err *e) {
+    double sum = 0, rows = 0;
+    int rc = 0;
+    for (size_t next = l->n_learned < l->n ? l->n_learned : 0; !rc && next < l->n;) {
+        rc = batch_take(l, &next, l->n, e);
+        struct grad_var *y = rc ? NULL : forward(l, l->b->scratch, e);
+        rc = y ? add_loss(l, l->b->scratch, y, &sum, e) : e->code;
+        rows += (double)l->in.n_positions;
+    }
+    *mean = sum / rows;
+    return rc;
+}
+
+/* ---- gradients ---- */
+
+static void forget_gradients(struct learning *l) {
+    for (size_t i = 0; i < l->b->n_matrices; i++) l->b->matrices[i].param->grad_begun = false;
+}
+
+static void put_probe(struct learning *l) {
+    for (size_t i = 0; i < l->in.n_positions; i++) {
+        float by = sqrtf(l->weight[i]);
+        for (size_t j = 0; j < l->width; j++) l->gradient[i * l->width + j] = rng_u32(&l->rng) & 1 ? by : -by;
+    }
+}
+
+/* The next batch there and back; its gradients are added to the parameters'. */
+static int run_batch(struct learning *l, size_t *next, bool probing, double *sum, struct err *e) {
+    struct grad_tape *t = l->b->record;
+    int rc = batch_take(l, next, l->n_learned, e);
+    struct grad_var *y = rc ? NULL : forward(l, t, e);
+    rc = y ? add_loss(l, t, y, sum, e) : e->code;
+    if (rc) return rc;
+    if (probing) put_probe(l);
+    grad_add_to(t, y, l->gradient);
+    grad_backward(t);
+    return grad_error(t, e);
+}
+
+/* How much each row of each matrix matters. */
+static int probe(struct learning *l, struct err *e) {
+    double ignored = 0, positions = 0, probed = 0;
+    int rc = 0;
+    for (size_t i = 0; i < l->n_learned; i++) positions += l->parts[i].length;
+    for (size_t i = 0, next = 0; !rc && next < l->n_learned && i < PROBES; i++) {
+        forget_gradients(l);
+        rc = run_batch(l, &next, true, &ignored, e);
+        probed += (double)l->in.n_positions;
+        for (size_t k = 0; !rc && k < l->b->n_matrices; k++)
+            rounding_probe(&l->matrices[k], model_host_grad(l->b->matrices[k].param));
+    }
+    l->per_probed = positions / probed;
+    return rc;
+}
+
+/* Error and gradients over all that is learned from. */
+static int measure(struct learning *l, double *sum, struct err *e) {
+    int rc = 0;
+    *sum = 0;
+    forget_gradients(l);
+    for (size_t next = 0; !rc && next < l->n_learned;) rc = run_batch(l, &next, false, sum, e);
+    return rc;
+}
+
+/* ---- steps ---- */
+
+static int step(struct learning *l, double damp, struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; !rc && i < l->b->n_matrices; i++) {
+        struct model_param *p = l->b->matrices[i].param;
+        rc = rounding_step(&l->matrices[i], damp * l->per_probed, model_host_grad(p), e);
+        rounding_value(&l->matrices[i], model_host_value(p));
+    }
+    return rc;
+}
+
+/* The error is smaller here: the next step goes from here, and what is better on what is held out is kept. */
+static int accept(struct learning *l, struct learn_error *error, struct err *e) {
+    double now;
+    for (size_t i = 0; i < l->b->n_matrices; i++)
+        rounding_accept(&l->matrices[i], model_host_grad(l->b->matrices[i].param));
+    int rc = judge(l, &now, e);
+    if (rc || !(now < error->after)) return rc;
+    error->after = now;
+    for (size_t i = 0; i < l->b->n_matrices; i++) rounding_keep(&l->matrices[i]);
+    return 0;
+}
+
+static int descend(struct learning *l, unsigned passes, struct learn_error *error, struct err *e) {
+    double best = INFINITY, now, damp = DAMP;
+    int rc = judge(l, &error->before, e);
+    error->after = error->before;
+    if (!rc) rc = probe(l, e);
+    for (unsigned i = 0; !rc && i <= passes; i++) {
+        rc = measure(l, &now, e);
+        bool better = now < best;
+        if (rc || (!better && i == 0)) break; /* nothing can be said of what is not a number */
+        if (better) {
+            best = now;
+            if (i > 0) damp *= DAMP_LESS;
+            rc = accept(l, error, e);
+        } else {
+            damp *= DAMP_MORE;
+            for (size_t k = 0; k < l->b->n_matrices; k++) rounding_back(&l->matrices[k]);
+        }
+        if (!rc && i < passes) rc = step(l, damp, e);
+    }
+    return rc;
+}
+
+/* ---- the whole ---- */
+
+static int begin_matrix(struct learning *l, size_t i, struct err *e) {
+    const struct learn_matrix *m = &l->b->matrices[i];
+    struct model_param *p = m->param;
+    size_t cols = tensor_row_elems(&p->desc);
+    p->grad = kernel_alloc(l->b->model->device, DT_F32, p->n, e);
+    if (!kernel_has_data(p->grad)) return err_prefix(e, "gradient of '%s'", p->desc.name);
+    int rc = rounding_new(&l->matrices[i], m->dtype, p->n / cols, cols, m->gram, m->packed, e);
+    return rc ? err_prefix(e, "tensor '%s'", p->desc.name) : 0;
+}
+
+static void end_matrix(struct learning *l, size_t i, bool put) {
+    struct model_param *p = l->b->matrices[i].param;
+    kernel_free(l->b->model->device, p->grad);
+    p->grad = kernel_none(DT_F32);
+    p->grad_begun = false;
+    if (put) rounding_put(&l->matrices[i], l->b->matrices[i].packed);
+    rounding_release(&l->matrices[i]);
+}
+
+static void learning_release(struct learning *l) {
+    mem_free(l->parts);
+    mem_free(l->matrices);
+    mem_free(l->gradient);
+    mem_free(l->weight);
+    mem_free(l->error);
+    buf_release(&l->tokens);
+    buf_release(&l->types);
+    buf_release(&l->lengths);
+    buf_release(&l->at);
+}
+
+int learn_rounding(const struct learn_block *b, unsigned passes, struct learn_error *error, struct err *e) {
+    struct learning l = {.b = b, .width = b->model->config.hidden, .rng = rng_init(b->layer, b->block)};
+    size_t begun = 0;
+    *error = (struct learn_error){0};
+    int rc = list_parts(&l, e);
+    if (!rc && !(l.matrices = mem_array(b->n_matrices, sizeof *l.matrices, e))) rc = e->code;
+    while (!rc && begun < b->n_matrices) rc = begin_matrix(&l, begun++, e);
+    if (!rc) rc = descend(&l, passes, error, e);
+    for (size_t i = 0; i < begun; i++) end_matrix(&l, i, !rc);
+    learning_release(&l);
+    return rc;
+}
+
+int learn_run(const struct learn_block *b, float *y, struct err *e) {
+    struct learning l = {.b = b, .width = b->model->config.hidden};
+    int rc = list_parts(&l, e);
+    for (size_t i = 0; !rc && i < l.n; i++) {
+        size_t next = i;
+        rc = batch_take(&l, &next, i + 1, e);
+        struct grad_var *out = rc ? NULL : forward(&l, b->scratch, e);
+        rc = out ? 0 : e->code;
+        if (out) kernel_download(y + l.parts[i].first * l.width, out->value, out->rows * out->cols);
+    }
+    learning_release(&l);
+    return rc;
+}

@@ -1,0 +1,96 @@
+/* Codes and scales of one matrix, moved on their grid by gradients. */
+#include <string.h>
+
+#include "lib/quant/learn.h"
+
+/* ---- memory ---- */
+
+int rounding_new(struct rounding *r, enum dtype dtype, size_t rows, size_t cols, const float *gram,
+                 const unsigned char *packed, struct err *e) {
+    *r = (struct rounding){.gram = gram};
+    int rc = grid_new(&r->g, dtype, rows, cols, e);
+    if (rc) return rc;
+    r->kept = mem_array(rows * r->g.blocks, sizeof *r->kept, e);
+    r->last = r->kept ? mem_array(rows * r->g.blocks, sizeof *r->last, e) : NULL;
+    r->row_power = r->last ? mem_array(rows, sizeof *r->row_power, e) : NULL;
+    r->gradient = r->row_power ? mem_array(rows, cols * sizeof *r->gradient, e) : NULL;
+    if (!r->gradient) return e->code;
+    grid_take(&r->g, packed);
+    rounding_keep(r);
+    return 0;
+}
+
+void rounding_release(struct rounding *r) {
+    grid_release(&r->g);
+    mem_free(r->kept);
+    mem_free(r->last);
+    mem_free(r->row_power);
+    mem_free(r->gradient);
+    *r = (struct rounding){0};
+}
+
+/* ---- places on the grid ---- */
+
+static size_t parts_bytes(const struct rounding *r) {
+    return r->g.rows * r->g.blocks * sizeof *r->kept;
+}
+
+void rounding_accept(struct rounding *r, const float *gradient) {
+    memcpy(r->last, r->g.parts, parts_bytes(r));
+    memcpy(r->gradient, gradient, r->g.rows * r->g.cols * sizeof *gradient);
+}
+
+void rounding_back(struct rounding *r) {
+    memcpy(r->g.parts, r->last, parts_bytes(r));
+    for (size_t i = 0; i < r->g.rows; i++)
+        for (size_t b = 0; b < r->g.blocks; b++) grid_read_scales(&r->g, i, b);
+}
+
+void rounding_keep(struct rounding *r) {
+    memcpy(r->kept, r->g.parts, parts_bytes(r));
+}
+
+struct values {
+    const struct grid *g;
+    float *value;
+};
+
+static void put_row(void *ctx, size_t row, int thread) {
+    const struct values *v = ctx;
+    float *value = v->value + row * v->g->cols;
+    (void)thread;
+    for (size_t j = 0; j < v->g->cols; j++) value[j] = grid_value(v->g, row, j, *grid_code(v->g, row, j));
+}
+
+void rounding_value(const struct rounding *r, float *value) {
+    parallel_for(r->g.rows, put_row, &(struct values){&r->g, value});
+}
+
+void rounding_put(const struct rounding *r, unsigned char *packed) {
+    for (size_t i = 0; i < r->g.rows * r->g.blocks; i++)
+        quant_put_together(r->g.form->dtype, &r->kept[i], packed + i * r->g.block_bytes);
+}
+
+/* ---- a step ---- */
+
+void rounding_probe(struct rounding *r, const float *probe) {
+    for (size_t i = 0; i < r->g.rows; i++)
+        r->row_power[i] += kernel_sum_squares(kernel_f32(probe + i * r->g.cols), r->g.cols);
+}
+
+/*
+ * grid_refine knows (t - q)^T H (t - q) by its gradient in q, -2 (t - q) H. Divided by the row's b and the damping, the loss is such
+ * a form. A probe's square is b times the sum of squares of the inputs, over the row b times the trace.
+ */
+int rounding_step(struct rounding *r, double damp, float *scratch, struct err *e) {
+    static const double anything = 1e-30; /* of an error that grid_refine is told of: it is to do its sweep */
+    size_t n = r->g.cols;
+    double trace = 0;
+    for (size_t j = 0; j < n; j++) trace += r->gram[j * (n + 1)];
+    for (size_t i = 0; i < r->g.rows; i++) {
+        double b = trace > 0 ? r->row_power[i] / trace : 0;
+        for (size_t j = 0; j < n; j++)
+            scratch[i * n + j] = b > 0 ? (float)(-r->gradient[i * n + j] / (2 * b * damp)) : 0;
+    }
+    return grid_refine(&r->g, r->gram, scratch, anything, 1, e);
+}
