@@ -17,6 +17,7 @@ setup_file() {
     for n in 1 2 3 4 5 6 7 8 9; do printf 'once %d upon\n--\na time\n++\nthe end, %d, and so on\n--\n' $n $n; done >separated.txt
     rill tokenize -q -m model.rill special.txt -o special.rill
     rill tokenize -q -m model.rill --context 32 --batch-tokens 32 text.txt -o batches.rill
+    rill calibrate -q -m model.rill b.tok.rill -o b.stats.rill
     rill prune -q --sparsity 0.03 model.rill -o sparse.rill
     rill quantize -q --type q5_0 --dry-run model.rill -o model.plan
     rill quantize -q --type q4_1 --dry-run model.rill -o other.plan
@@ -46,6 +47,7 @@ pairs() { check_exit 0 "$BATS_TEST_DIRNAME/option-pairs" "$1" || fail "$out"; }
 @test "eval" { pairs eval; }
 @test "export" { pairs export; }
 @test "fidelity" { pairs fidelity; }
+@test "fold" { pairs fold; }
 @test "generate" { pairs generate; }
 @test "import" { pairs import; }
 @test "init" { pairs init; }
