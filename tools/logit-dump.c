@@ -19,9 +19,9 @@ static const struct cli_option options[] = {
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "sample:50",
      .needs = {"!tsv"},
-     .help =
-         "topk:K keeps the K largest probabilities, topp:P as few as have the share P, ghost:K adds the rest as one "
-         "pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; keep leaves what there is"},
+     .help = "topk:K keeps the K largest probabilities, topp:P the fewest that sum to P, ghost:K adds the "
+             "rest as one pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; "
+             "keep leaves what there is"},
     {.name = "drop",
      .type = CLI_LIST,
      .to = &drop,
@@ -114,7 +114,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     bool more;
     if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
+    cli_progress_begin(c, "tokens", 0);
     while (true) {
         if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
@@ -187,20 +187,17 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
-        .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
-            "are unbiased: on average the student is taught the whole distribution, from some 2 bytes for each "
-            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
-            "that.\n\nFields of teacher-infer --tap are passed on, except those of --drop. Knowledge in topk:K or "
-            "ghost:K can be reduced to fewer entries later, and converted to the "
-            "other. The output does not depend on how the input is cut into batches, nor on -j.",
-        .examples =
-            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > s.kd.rill\n"
-            "    the same answers, fewer fields, in a fourth of the bytes of f32\n"
-            "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
-            "    50 draws a position from the teacher at temperature 2\n"
-            "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
-            "    what the teacher expects after positions 100 to 109\n",
+        .description = "Reads the dense output of teacher-infer and keeps what a student needs of each position. Draws "
+                       "(sample:N) are unbiased: on average the student is taught the whole distribution, at about 2 "
+                       "bytes for each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; "
+                       "ghost:K corrects most of that.\n\nFields of teacher-infer --tap are passed on, except those of "
+                       "--drop. Knowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to "
+                       "the other. The output does not depend on how the input is cut into batches, nor on -j.",
+        .examples = "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > "
+                    "s.kd.rill\n    the same answers, fewer fields, in a quarter of the bytes of f32\nrill "
+                    "logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n    50 draws a "
+                    "position from the teacher at temperature 2\nrill logit-dump --tsv -m teacher.rill "
+                    "corpus.kd.rill --positions 100:10\n    what the teacher expects after positions 100 to 109\n",
         .options = options,
         .run = run,
     };

@@ -93,7 +93,7 @@ static int report(struct work *w, struct err *e) {
 
 static int realign(struct work *w, struct err *e) {
     if (load(w, e) || begin(w, e)) return e->code;
-    cli_progress_begin(w->c, "token", 0);
+    cli_progress_begin(w->c, "tokens", 0);
     struct align_tokens given = {w->given.stream, &w->given.format};
     if (align_read(w->align, w->in.stream, tokens ? &given : NULL, w->encoder, show, w, e)) return e->code;
     cli_progress_end(w->c);
@@ -123,20 +123,16 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, what the "
-            "teacher "
-            "expects next is translated: a token becomes the student's with the same bytes, or the first one by which "
-            "the "
-            "student's tokenizer spells it; the student's next token of the text, if the teacher spells it by several, "
-            "gets "
-            "the product of their probabilities. The result is ghost:K knowledge (see logit-dump) of the student's "
-            "tokens, "
-            "for distill and its losses, uld included. A position where no token of the teacher ends teaches nothing; "
-            "its "
-            "label still counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, for they have no "
-            "rest. The "
-            "texts must be the same, byte for byte but for a space in front; the first difference is named. How many "
-            "positions and how much probability could be aligned is printed, and is in the --report.",
+            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, "
+            "what the teacher expects next is translated: a token becomes the student's with the same bytes, "
+            "or the first one by which the student's tokenizer spells it; the student's next token of the "
+            "text, if the teacher spells it by several, gets the product of their probabilities. The result "
+            "is ghost:K knowledge (see logit-dump) of the student's tokens, for distill and its losses, uld "
+            "included. A position where no token of the teacher ends teaches nothing; its label still "
+            "counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, because they do not "
+            "tell how much probability is left. The texts must be the same, byte for byte, except for a "
+            "leading space; the first difference is named. How many positions and how much probability could "
+            "be aligned is printed, and is in the --report.",
         .examples = "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
                     "    the student's tokens are made of the teacher's text\n"
                     "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.rill\n"

@@ -106,8 +106,7 @@ static int list_folder(struct programs *p, size_t i, struct err *e) {
     return rc;
 }
 
-static int find_programs(struct programs *p, struct err *e) {
-    if (find_folders(p, e)) return e->code;
+static int list_folders(struct programs *p, struct err *e) {
     for (size_t i = 0; i < p->n_folders; i++)
         if (list_folder(p, i, e)) return e->code;
     return 0;
@@ -253,18 +252,20 @@ static int unknown_program(const struct programs *p, const char *name) {
     return 2;
 }
 
-/* Execs rill-NAME with the given arguments; returns only on failure. */
-static int become(const struct programs *p, const char *name, char **argv) {
-    char text[PATH_MAX + 200];
-    for (size_t i = 0; i < p->n; i++) {
-        if (strcmp(p->name[i], name) != 0) continue;
-        argv[0] = (char *)(uintptr_t)p->path[i];
-        execv(p->path[i], argv);
-        snprintf(text, sizeof text, "%s: %s", p->path[i], strerror(errno));
+/* Execs rill-NAME, the first in the folders' order, with the given arguments; returns only on failure. The folders, of which /usr/bin
+ * may be one, are not listed unless there is none of that name. */
+static int become(struct programs *p, const char *name, char **argv, struct err *e) {
+    char path[PATH_MAX + 300], text[PATH_MAX + 500];
+    for (size_t i = 0; i < p->n_folders && *name && !strchr(name, '/'); i++) {
+        int n = snprintf(path, sizeof path, "%s/rill-%s", p->folder[i], name);
+        if (n < 0 || (size_t)n >= sizeof path || !is_program(path)) continue;
+        argv[0] = path;
+        execv(path, argv);
+        snprintf(text, sizeof text, "%s: %s", path, strerror(errno));
         say(text);
         return 1;
     }
-    return unknown_program(p, name);
+    return list_folders(p, e) ? e->code : unknown_program(p, name);
 }
 
 /* The help of rill itself. */
@@ -304,7 +305,8 @@ static int answer_topic(const struct cli_topic *t) {
     return 1;
 }
 
-static int dispatch(struct programs *p, int argc, char **argv) {
+/* The exit code, or a negative error. */
+static int dispatch(struct programs *p, int argc, char **argv, struct err *e) {
     static const char *const options[] = {"help",        "--help",     "-h",          "--version",  "-V",
                                           "--help-bash", "--help-zsh", "--help-fish", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
@@ -314,11 +316,11 @@ static int dispatch(struct programs *p, int argc, char **argv) {
         if (strcmp(argv[2], t->name) == 0) return answer_topic(t);
     if (help && argc > 2) {
         char option[] = "--help", *arguments[] = {argv[0], option, NULL};
-        return become(p, argv[2], arguments);
+        return become(p, argv[2], arguments, e);
     }
     for (size_t i = 0; i < COUNT_OF(options); i++)
-        if (strcmp(name, options[i]) == 0) return answer(p, name, verbose);
-    if (name[0] != '-') return become(p, name, argv + 1);
+        if (strcmp(name, options[i]) == 0) return list_folders(p, e) ? e->code : answer(p, name, verbose);
+    if (name[0] != '-') return become(p, name, argv + 1, e);
     say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
     return 2;
 }
@@ -326,12 +328,10 @@ static int dispatch(struct programs *p, int argc, char **argv) {
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics) {
     struct programs p = {.topics = topics};
     struct err e;
-    int code = 1;
     cli_process_setup();
-    if (find_programs(&p, &e))
-        say(e.msg);
-    else
-        code = dispatch(&p, argc, argv);
+    int code = find_folders(&p, &e);
+    if (!code) code = dispatch(&p, argc, argv, &e);
+    if (code < 0) say(e.msg);
     arena_release(&p.arena);
-    return code;
+    return code < 0 ? 1 : code;
 }

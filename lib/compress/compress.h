@@ -1,12 +1,13 @@
 /*
- * compress: quantizing and pruning as programs carry them out: what their options say, the statistics, plans and tokens that they name,
- * the plan for a target, what is said and reported.
- * Order of files, each calling only those before it: data; settings, target, run (quantizing); prune.
+ * compress: quantizing, pruning and folding as programs carry them out: what their options say, the statistics, plans and tokens that
+ * they name, the plan for a target, what is said and reported.
+ * Order of files, each calling only those before it: data; settings, target, run (quantizing); prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
 
 #include "lib/cli/cli.h"
+#include "lib/fold/fold.h"
 #include "lib/prune/prune.h"
 #include "lib/quant/quant.h"
 #include "lib/session/session.h"
@@ -19,8 +20,8 @@ struct compress_quantize_options {
     const char *types, *cache;                 /* of a target: names between commas, a folder */
     double target_bpw;
     uint64_t target_size;
-    bool pure, strict, dry_run;
-    const char *method;         /* "rtn" or "gptq" */
+    bool pure, strict, dry_run, clip;
+    const char *method;         /* "rtn", "hqq" or "gptq" */
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens, sweeps;
     double damp;
@@ -54,5 +55,18 @@ struct compress_prune_options {
 /* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the
  * report. ERR_USAGE, ERR_DATA, ERR_IO. */
 int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) MUST_CHECK;
+
+/* The same of folding. */
+struct compress_fold_options {
+    const char *method, *type;  /* names */
+    const char *stats, *data;   /* files */
+    struct session_options how; /* the precision over the data */
+    uint64_t max_tokens;
+    double alpha;
+};
+
+/* Reads the model (operand 0) and writes it with its weights rewritten; says what was left out and fills in the report. ERR_USAGE,
+ * ERR_DATA, ERR_IO. */
+int compress_fold(struct cli *c, const struct compress_fold_options *o, struct err *e) MUST_CHECK;
 
 #endif

@@ -47,12 +47,14 @@ static void layer_done(void *c, uint32_t layers_done) {
 
 static int report(const struct pruning *k, struct err *e) {
     const struct prune_report *r = &k->report;
-    char sparse[64] = "";
+    char sparse[128] = "", gone[PRUNE_LAYERS_TEXT];
+    prune_layers_text(r, gone);
     if (r->matrix_weights)
-        snprintf(sparse, sizeof sparse, ", %.1f%% of the weights of sparse matrices are zero",
-                 100 * (double)r->zeros / (double)r->matrix_weights);
-    cli_say(k->c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
-            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparse);
+        snprintf(sparse, sizeof sparse, ", %llu zeros in sparse matrices, %.1f%% of their weights",
+                 (unsigned long long)r->zeros, 100 * (double)r->zeros / (double)r->matrix_weights);
+    cli_say(k->c, "%.2f M parameters of %.2f M, %u layer%s of %u%s%s%s%s", (double)r->parameters_after / 1e6,
+            (double)r->parameters_before / 1e6, r->after.n_layers, r->after.n_layers == 1 ? "" : "s",
+            r->before.n_layers, *gone ? " (without " : "", gone, *gone ? ")" : "", sparse);
     return prune_report_put(r, cli_report(k->c), e);
 }
 
@@ -107,7 +109,7 @@ static int parse_texts(struct pruning *k, struct err *e) {
         return err_prefix(e, "--drop-layers");
     if (o->pattern && prune_sparsity_parse(o->pattern, &how->sparsity, e)) return err_prefix(e, "--pattern");
     if (o->pattern && !how->sparsity.m)
-        return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", o->pattern);
+        return err_set(e, ERR_USAGE, "--pattern: '%s' is not N:M, such as 2:4", o->pattern);
     if (asks_for_nothing(o))
         return err_set(
             e, ERR_USAGE,

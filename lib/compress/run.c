@@ -6,6 +6,7 @@
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
     struct compress *k = ctx;
     quant_summary_add(&k->sum, t);
+    if (compress_add_to_layer(k, t, e)) return e->code;
     cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(k->c), "tensors"), *o = cJSON_CreateObject();
     if (!o || !quant_report_put(o, t) || !cJSON_AddItemToArray(list, o)) {
         cJSON_Delete(o);
@@ -23,6 +24,7 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
 /* What differs from what was asked for, a line each. */
 static void say_summary(const struct compress *k, const struct quant_totals *totals) {
     const struct quant_summary *s = &k->sum;
+    compress_say_layers(k);
     if (s->requantized[0])
         cli_say(k->c, "tensors are quantized already (%s): %s", s->requantized,
                 !k->how.type || dtype_info(k->how.type->base)->is_quantized
@@ -30,12 +32,13 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
                     : "they stay as coarse as they are");
     if (totals->fell_back)
         cli_say(k->c,
-                "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first "
+                "%llu tensor%s fell back to a larger type because %s rows are not a whole number of blocks: first "
                 "'%s', now %s (-v lists all, --strict refuses)",
-                (unsigned long long)totals->fell_back, s->first_fallback, dtype_info(s->first_fallback_to)->name);
+                (unsigned long long)totals->fell_back, totals->fell_back == 1 ? "" : "s",
+                totals->fell_back == 1 ? "its" : "their", s->first_fallback, dtype_info(s->first_fallback_to)->name);
     if (totals->blind)
-        cli_say(k->c, "%llu tensors got a type that is made for weights whose importance is known: use --stats",
-                (unsigned long long)totals->blind);
+        cli_say(k->c, "%llu tensor%s got a type that is made for weights whose importance is known: use --stats",
+                (unsigned long long)totals->blind, totals->blind == 1 ? "" : "s");
 }
 
 static int report_totals(struct cli *c, const struct quant_totals *totals, struct err *e) {
@@ -68,9 +71,9 @@ static int print_plan(struct compress *k, struct err *e) {
     if (!rc) fwrite(plan.data, 1, plan.len, out);
     if (!rc && totals.refused)
         cli_say(k->c,
-                "%llu tensors are quantized already and would grow, which gains nothing: without --dry-run this is "
+                "%llu tensor%s quantized already and would grow, which gains nothing: without --dry-run this is "
                 "refused (quantize the original, or --force)",
-                (unsigned long long)totals.refused);
+                (unsigned long long)totals.refused, totals.refused == 1 ? " is" : "s are");
     if (!rc) rc = report_totals(k->c, &totals, e);
     buf_release(&plan);
     return rc;
@@ -127,6 +130,7 @@ int compress_quantize(struct cli *c, const struct compress_quantize_options *o, 
     stats_free(k.stats);
     imatrix_free(k.imatrix);
     buf_release(&k.plan);
+    buf_release(&k.layers);
     mem_free(k.rules);
     return rc;
 }

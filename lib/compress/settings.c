@@ -83,7 +83,9 @@ int compress_read_settings(struct compress *k, struct err *e) {
     k->how = (struct quant_options){.pure = o->pure,
                                     .strict = o->strict,
                                     .grow = cli_given(k->c, "force"),
-                                    .calibrated = strcmp(o->method, "rtn") != 0,
+                                    .calibrated = !strcmp(o->method, "gptq"),
+                                    .clip = o->clip,
+                                    .hqq = !strcmp(o->method, "hqq"),
                                     .fuses_qkv = target_fuses_qkv,
                                     .foreign_name = target_tensor_name};
     int rc = parse_types(k, e);

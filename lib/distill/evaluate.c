@@ -18,11 +18,24 @@ static bool asked_to_stop(const struct trainer *t) {
     return t->stop && t->stop(t->stop_ctx);
 }
 
+/* A teacher layer by layer runs over whatever there is. */
+static size_t pass_ahead(const struct trainer *t, const struct teacher_ahead *a, size_t seq, uint64_t taken,
+                         size_t *n_positions, bool *full) {
+    (void)taken;
+    *full = true;
+    return knowledge_next_pass(a->rows, seq, t->o.micro_tokens, UINT64_MAX, a->last, n_positions);
+}
+
+int evaluation_run_teacher(struct trainer *t, bool last, struct err *e) {
+    struct teacher_ahead a = {&t->eval->rows, 0, 0, last, pass_ahead};
+    bool ready;
+    return teacher_run_ahead(t, &a, &ready, e);
+}
+
 static int queue_passes(struct trainer *t, pass_fn *pass, bool last, struct err *e) {
     struct evaluation *v = t->eval;
     size_t n_positions, n_seqs;
-    bool ready;
-    if (v->begun && v->live && teacher_run_ahead(t, &v->rows, 0, 0, 0, last, &ready, e)) return e->code;
+    if (v->begun && v->live && evaluation_run_teacher(t, last, e)) return e->code;
     while (!asked_to_stop(t) &&
            (n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, last, &n_positions)) > 0) {
         if (pass(t, n_seqs, n_positions, e)) return e->code;

@@ -100,25 +100,25 @@ static int run_layers(struct trainer *t, const struct model_input *in, size_t n,
     return 0;
 }
 
-int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
-                      uint64_t enough, bool last, bool *ready, struct err *e) {
+int teacher_run_ahead(struct trainer *t, const struct teacher_ahead *a, bool *ready, struct err *e) {
     struct buf *inputs = &t->ahead_inputs;
+    size_t seq = a->seq, position = a->position;
     uint64_t taken = 0;
+    bool full = false;
     *ready = true;
     if (!t->o.teacher.layerwise || t->ahead_at < t->ahead) return 0;
     inputs->len = 0;
-    while ((!enough || taken < enough) && taken < t->most_ahead) {
-        struct model_input in = {.tokens = rows->tokens + position, .lengths = rows->lengths + seq};
-        if (rows->types) in.types = rows->types + position;
-        in.n_seqs = knowledge_next_pass(rows, seq, t->o.micro_tokens, enough ? enough - taken : UINT64_MAX, last,
-                                        &in.n_positions);
+    while (taken < t->most_ahead) {
+        struct model_input in = {.tokens = a->rows->tokens + position, .lengths = a->rows->lengths + seq};
+        if (a->rows->types) in.types = a->rows->types + position;
+        in.n_seqs = a->next(t, a, seq, taken, &in.n_positions, &full);
         if (!in.n_seqs) break;
         if (buf_append(inputs, &in, sizeof in, e)) return e->code;
         seq += in.n_seqs;
         position += in.n_positions;
         taken += in.n_positions;
     }
-    *ready = last || taken >= enough || taken >= t->most_ahead;
+    *ready = a->last || full || taken >= t->most_ahead;
     if (!*ready || !taken) return 0;
     if (run_layers(t, (const struct model_input *)inputs->data, inputs->len / sizeof(struct model_input), e))
         return err_prefix(e, "the teacher");

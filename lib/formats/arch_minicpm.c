@@ -22,7 +22,7 @@ static int check(const struct model_config *c, struct err *e) {
         return err_set(e, ERR_DATA, "rope type '%s': MiniCPMForCausalLM has none", hf_rope_type(&c->rope));
     uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
     if (width == c->hidden) return 0;
-    return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM wants them as wide as the %u of the model",
+    return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM needs them as wide as the %u of the model",
                    c->layers[0].n_heads, c->head_dim, c->hidden);
 }
 

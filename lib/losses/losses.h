@@ -127,7 +127,7 @@ const char *loss_field_name(enum model_point p);
 /* The number of the field of a point, or -1. */
 long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer);
 
-/* A point that a loss wants: of the student, or of the teacher. */
+/* A point that a loss needs: of the student, or of the teacher. */
 struct loss_point {
     enum model_point point;
     uint32_t layer;

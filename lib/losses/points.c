@@ -11,7 +11,7 @@
 static int want(const struct model_config *c, const char *whose, struct loss_point *points, size_t *n,
                 enum model_point p, uint32_t layer, struct err *e) {
     if (!model_point_cols(c, p, layer))
-        return err_set(e, ERR_DATA, "a loss wants %s of the %s's layer %u, which has none", model_point_name(p), whose,
+        return err_set(e, ERR_DATA, "a loss needs %s of the %s's layer %u, which has none", model_point_name(p), whose,
                        layer);
     for (size_t i = 0; i < *n; i++)
         if (points[i].point == p && points[i].layer == layer) return 0;

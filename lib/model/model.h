@@ -530,6 +530,7 @@ struct model_input {
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
     const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
+    const uint8_t *asked; /* [n_positions] 1 where logits are asked for, or NULL: everywhere. Not of OUTPUT_CLASSES */
 };
 
 /* What is seen at a point: x [rows][cols], valid during the call. */
@@ -587,8 +588,8 @@ uint32_t model_columns(const struct model *m);
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
- * model_output_rows; `vocab` columns: model_n_tokens, or classes); host_logits may be overwritten. Memory: activations of
- * the batch and one block. */
+ * model_output_rows, or of those that in->asked asks for, to the bit the same ones; `vocab` columns: model_n_tokens, or
+ * classes); host_logits may be overwritten. Memory: activations of the batch and one block. */
 typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;

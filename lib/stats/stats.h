@@ -66,6 +66,8 @@ const struct model_config *stats_config(const struct stats *s);
 /* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is
  * watched (stats_input_point). */
 const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
+/* The same of |x|. */
+const double *stats_input_abs(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
@@ -91,6 +93,8 @@ double stats_angular(const struct stats *s, uint32_t first, uint32_t last);
 double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
+/* The layers' numbers by their influence, the least first, equals by number: [layers of the model]. */
+void stats_rank_layers(const struct stats *s, uint32_t *out);
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 
 /* The point whose values are the input of a matrix: false for the embedding, unless tied: it is the output too. */

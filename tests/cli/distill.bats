@@ -173,7 +173,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     d -q --epochs 3 --log log.tsv --checkpoint run.rill >short.rill
     n=$(steps_of log.tsv)
     check_exit 0 d --epochs 6 --log log.tsv --checkpoint run.rill --resume run.rill -o long.rill
-    assert_stderr_line "run.rill: after step $n of $n the schedule is one of $((2 * n)) steps, *lr 0.01 to 0.001: the learning rate goes from 0.001 to 0.00*"
+    assert_stderr "rill distill: run.rill: after step $n of $n the schedule is one of $((2 * n)) steps, *lr 0.01 to 0.001: the learning rate goes from 0.001 to 0.00*"
     assert_equal "$(steps_of log.tsv)" $((2 * n))
     # from there on the rate is that of a run of six epochs
     d -q --epochs 6 --log straight.tsv >straight.rill

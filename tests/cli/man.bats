@@ -3,7 +3,7 @@
 load common
 
 programs() { for p in "$RILL_BIN"/rill-*; do basename "$p" | sed s/rill-//; done; }
-options_of() { "rill-$1" --help | grep -oE '^ {2,6}(-[a-zA-Z], )?--[a-z0-9-]+' | grep -oE -- '--[a-z0-9-]+' | sort -u; }
+options_of() { "rill-$1" --help-options | grep -oE '^(-[a-zA-Z] )?--[a-z0-9-]+' | grep -oE -- '--[a-z0-9-]+' | sort -u; }
 
 @test "every manual page is clean mdoc" {
     need mandoc
@@ -21,7 +21,7 @@ options_of() { "rill-$1" --help | grep -oE '^ {2,6}(-[a-zA-Z], )?--[a-z0-9-]+' |
     need mandoc
     for p in $(programs) fixture; do
         page=$(rill-"$p" --help-man | mandoc -Tutf8 | col -b)
-        for o in $("rill-$p" --help | grep -oE '^ +(-[a-zA-Z], )?--[a-z-]+' | grep -oE -- '--[a-z-]+'); do
+        for o in $(options_of "$p"); do
             [[ $page == *"$o"* ]] || fail "$p: $o is not in its manual page"
         done
     done
