@@ -130,8 +130,9 @@ $(OBJ)/faults.so: tests/faults/faults.c
 deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packages)
 	@CC='$(CC)' tests/install-deps
 
-# The fuzz targets run under the sanitizers, built without much optimization: it is compiled once and runs for seconds.
-fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g')
+# The fuzz targets run under the sanitizers, built without much optimization and with line numbers alone: it is compiled once and
+# runs for seconds.
+fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g1')
 # With no -j of the user's, all cores.
 submake = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 

@@ -348,7 +348,7 @@ static void fields_of_meta_are_checked(void **state) {
          "expected \"x\""},
         {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
          "\"cols\":3}]",
-         "no name of a field's point"},
+         "not the name of a point"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
          "cols"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"
