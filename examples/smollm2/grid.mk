@@ -35,7 +35,7 @@ include $(HERE)Makefile
 .SECONDARY:
 .PHONY: grid plan
 
-CELLS ?= labels+lr3e-4 labels+lr6e-4 labels+lr1.2e-3
+CELLS ?= labels+lr3e-4 labels+lr6e-4 kl+lr3e-4 kl+lr6e-4 kl+cosine30+lr3e-4 kl+cosine30+lr6e-4 kl+cosine100+lr6e-4
 
 # ---- words of a name -----------------------------------------------------------------------------------------------------------
 
