@@ -38,6 +38,16 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
                 (unsigned long long)totals->blind);
 }
 
+static bool put_phases(cJSON *r, const struct quant_totals *totals) {
+    cJSON *o = cJSON_AddObjectToObject(r, "cpu_seconds_of");
+    bool ok = o;
+    for (enum quant_phase p = 0; ok && p < QUANT_PHASES; p++) {
+        ok = json_put_f64(o, quant_phase_name(p), totals->seconds[p]);
+        log_line(LOG_INFO, "%s: %.2f s of processor time", quant_phase_name(p), totals->seconds[p]);
+    }
+    return ok;
+}
+
 static int report_totals(struct cli *c, const struct quant_totals *totals, struct err *e) {
     double bits = 8.0 * (double)totals->bytes / (double)totals->elems;
     cJSON *r = cli_report(c);
@@ -106,6 +116,7 @@ static int quantize(struct compress *k, struct err *e) {
     if (!rc) rc = cli_close_output(k->c, e);
     if (rc) return rc;
     say_summary(k, &totals);
+    if (k->how.calibrated && !put_phases(cli_report(k->c), &totals)) return err_nomem(e, "report");
     return report_totals(k->c, &totals, e);
 }
 

@@ -155,9 +155,23 @@ struct quant_summary {
 };
 void quant_summary_add(struct quant_summary *s, const struct quant_tensor_report *t);
 
+/* What quantize_layerwise spends its time on (phases.c). */
+enum quant_phase {
+    QUANT_PASSES,   /* the data through the layers; reading and writing */
+    QUANT_MOMENTS,  /* sums over what comes into them */
+    QUANT_FACTORS,  /* of second moments */
+    QUANT_TARGETS,  /* which values are wanted */
+    QUANT_NEAREST,  /* rounding to nearest, where scales come from */
+    QUANT_FEEDBACK, /* GPTQ proper */
+    QUANT_DESCENT,  /* over codes and scales */
+    QUANT_PHASES
+};
+const char *quant_phase_name(enum quant_phase p);
+
 struct quant_totals {
     uint64_t elems, bytes, bytes_before, fell_back, blind;
-    uint64_t refused; /* of a dry run: tensors at which quantize_stream would end, see below */
+    uint64_t refused;             /* of a dry run: tensors at which quantize_stream would end, see below */
+    double seconds[QUANT_PHASES]; /* of processor time of all threads, by quantize_layerwise; else 0 */
 };
 
 /* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. What the plan cannot be is ERR_DATA

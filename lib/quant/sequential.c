@@ -24,7 +24,7 @@ struct sequential {
     uint64_t positions; /* of the data */
     struct stored *part;
     size_t n_part;
-    struct moments *seen; /* while a point is watched */
+    struct phase_clock clock;
 };
 
 static size_t rows_of(const struct stored *s) {
@@ -68,6 +68,7 @@ struct moments {
     float *dense, *diff; /* [positions][cols] x; [the rows of a pass][cols]; NULL: not wanted */
     size_t at, diff_rows;
     bool is_dense; /* x comes in */
+    struct phase_clock *clock;
 };
 
 static void moments_release(struct moments *m) {
@@ -86,10 +87,10 @@ static float *zeros(size_t n, struct err *e) {
     return x;
 }
 
-static int moments_init(struct moments *m, const struct sequential *q, enum model_point point, uint32_t layer,
-                        struct err *e) {
+static int moments_init(struct moments *m, const struct sequential *q, struct phase_clock *clock,
+                        enum model_point point, uint32_t layer, struct err *e) {
     bool per_expert = point == POINT_EXPERT_IN || point == POINT_EXPERT_DOWN_IN;
-    *m = (struct moments){.point = point, .cols = model_point_cols(&q->m->config, point, layer)};
+    *m = (struct moments){.point = point, .cols = model_point_cols(&q->m->config, point, layer), .clock = clock};
     if (per_expert) {
         m->experts = q->m->config.layers[layer].experts;
         m->squares = mem_array(m->experts, m->cols * sizeof *m->squares, e);
@@ -127,6 +128,7 @@ static void add_rows(struct moments *m, const struct model_seen *seen, int half,
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct moments *m = ctx;
     if (seen->point != m->point) return 0;
+    enum quant_phase before = phase_enter(m->clock, QUANT_MOMENTS);
     if (m->experts) {
         float *sum = m->squares + seen->expert * m->cols;
         for (size_t r = 0; r < seen->rows; r++)
@@ -141,6 +143,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
         add_rows(m, seen, !half, middle, seen->rows - middle);
     }
     m->at += seen->rows;
+    phase_enter(m->clock, before);
     return 0;
 }
 
@@ -267,14 +270,16 @@ static int report_error(struct sequential *q, struct stored *s, struct err *e) {
 static int quantize_matrix(const struct shared *h, struct stored *s, struct err *e) {
     struct sequential *q = h->q;
     size_t rows = rows_of(s), cols = h->m->cols;
-    struct second_order how = {h->gram, h->factor, q->c->sweeps};
+    struct second_order how = {h->gram, h->factor, q->c->sweeps, &q->clock};
     struct second_order_error error;
     float *w = model_host_value(s->param), *t = w;
     int rc = reserve_data(s, e);
+    phase_enter(&q->clock, QUANT_TARGETS);
     if (!rc && h->plain) {
         t = mem_array(rows, cols * sizeof *t, e);
         rc = t ? shift_target(h, w, rows, t, e) : e->code;
     }
+    phase_enter(&q->clock, QUANT_NEAREST);
     if (!rc) rc = pass_round(&q->p, t, rows, cols, h->importance, s->data, &s->t, e);
     if (!rc) rc = second_order_quantize(&how, s->t.to, t, rows, cols, s->data, &error, e);
     if (!rc) rc = report_error(q, s, e);
@@ -327,8 +332,9 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
         feeds |= reads(&q->part[i], point) && second_order_takes(q->part[i].t.to);
     }
     if (!any) return 0;
-    int rc = moments_init(&m, q, point, layer, e);
+    int rc = moments_init(&m, q, &q->clock, point, layer, e);
     if (!rc) rc = watch(q, &m, e);
+    phase_enter(&q->clock, QUANT_FACTORS);
     if (!rc && !m.experts && feeds && factor(&h, e)) rc = err_prefix(e, "layer %u, %s", layer, model_point_name(point));
     if (!rc && !(h.importance = mem_array(m.cols, sizeof *h.importance, e))) rc = e->code;
     for (size_t i = 0; !rc && i < q->n_part; i++)
@@ -339,6 +345,7 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
     mem_free(h.gram);
     mem_free(h.importance);
     moments_release(&m);
+    phase_enter(&q->clock, QUANT_PASSES);
     return rc;
 }
 
@@ -398,7 +405,9 @@ static int quantize_part(struct sequential *q, int64_t layer, struct err *e) {
     for (size_t i = 0; !rc && i < q->n_part; i++) {
         struct stored *s = &q->part[i];
         if (s->data) continue;
+        phase_enter(&q->clock, QUANT_NEAREST);
         rc = round_to_nearest(q, s, NULL, e);
+        phase_enter(&q->clock, QUANT_PASSES);
         if (!rc) rc = put_back(q, s, e);
     }
     return rc ? rc : part_write(q, e);
@@ -424,10 +433,12 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     q.p = (struct pass){.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &m->config};
     struct model_changes how = {c->asymmetric, visit, &q};
     *totals = (struct quant_totals){0};
+    phase_begin(&q.clock, totals->seconds, QUANT_PASSES);
     for (size_t i = 0; i < c->n; i++) q.positions += c->in[i].n_positions;
     int rc = pass_prepare(&q.p, e);
     if (!rc) rc = model_head_write(out, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
     if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
     pass_finish(&q.p);
+    phase_enter(&q.clock, QUANT_PASSES);
     return rc;
 }
