@@ -1,6 +1,9 @@
 /* A run from its options to the model or the plan that it writes. */
 #include "lib/compress/compress_internal.h"
 
+#define DENSE_POSITIONS                                                                                                \
+    24576 /* on which the original's inputs are compared */
+
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
 
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
@@ -91,8 +94,11 @@ static int print_plan(struct compress *k, struct err *e) {
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
     const struct compress_options *o = k->o;
     struct session_tokens data = {0};
-    struct quant_calibration q = {
-        .damp = o->damp, .act_order = true, .asymmetric = !o->symmetric, .sweeps = (unsigned)o->sweeps};
+    struct quant_calibration q = {.damp = o->damp,
+                                  .act_order = true,
+                                  .asymmetric = !o->symmetric,
+                                  .dense_positions = DENSE_POSITIONS,
+                                  .sweeps = (unsigned)o->sweeps};
     int rc = model_layerwise_new(&q.model, kernel_cpu(), k->in, WEIGHTS_F32, NULL, NULL, e);
     if (!rc) rc = session_read_tokens(k->c, o->data, "data", model_layerwise_model(q.model), o->max_tokens, &data, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(q.model), e);

@@ -184,8 +184,7 @@ static bool left_out(size_t pass, size_t every) {
     return every > 1 && pass % every != 0;
 }
 
-/* Of the passes that are not left out. */
-static size_t count_positions(const struct model_input *in, size_t n, size_t every) {
+size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t every) {
     size_t positions = 0, pass = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
@@ -285,7 +284,7 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
 /* One step of all inputs. */
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       const struct step *s, struct err *e) {
-    size_t first = 0, pass = 0, positions = count_positions(in, n, s->every);
+    size_t first = 0, pass = 0, positions = model_layerwise_positions(in, n, s->every);
     for (size_t i = 0; i < n; i++) {
         for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
             struct model_input part = next_pass(&in[i], &seq, &at);
@@ -301,7 +300,7 @@ static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const stru
 
 static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
                           size_t every, struct err *e) {
-    uint64_t positions = count_positions(in, n, every), floats, bytes;
+    uint64_t positions = model_layerwise_positions(in, n, every), floats, bytes;
     size_t width = width_into(l, 0) > width_into(l, l->m->config.n_layers) ? width_into(l, 0) : l->m->config.hidden;
     if (!u64_mul(positions, width, &floats) || !u64_mul(floats, sizeof(float), &bytes))
         return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);

@@ -662,6 +662,8 @@ struct model_changes {
 };
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) MUST_CHECK;
+/* Positions of the passes over n inputs of which one in `every` is kept. */
+size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t every);
 /* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
  * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,

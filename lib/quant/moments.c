@@ -16,10 +16,8 @@ static size_t place_of(enum model_point point) {
 }
 
 void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t limit) {
-    *d = (struct dense_inputs){.every = 1};
-    while ((d->positions = model_layerwise_positions(in, n, d->every)) > limit &&
-           model_layerwise_positions(in, n, d->every + 1) >= limit)
-        d->every++;
+    size_t all = model_layerwise_positions(in, n, 1), every = (all - 1) / limit + 1;
+    *d = (struct dense_inputs){.every = every, .positions = model_layerwise_positions(in, n, every)};
 }
 
 void dense_inputs_release(struct dense_inputs *d) {
@@ -67,8 +65,7 @@ struct collector {
 static void add_gathered(const struct collector *k, struct gathered *g) {
     size_t n = k->m->cols;
     kernel_gram(n, g->n, g->y, 1, g->gram);
-    if (g->shift && g->n)
-        kernel_matmul_tn(n, n, g->n, kernel_f32(g->diff), kernel_f32(g->y), 1, kernel_f32(g->shift));
+    if (g->shift && g->n) kernel_matmul_tn(n, n, g->n, kernel_f32(g->diff), kernel_f32(g->y), 1, kernel_f32(g->shift));
     g->n = 0;
 }
 
@@ -78,8 +75,7 @@ static void gather(const struct collector *k, struct gathered *g, const float *y
     for (size_t done = 0, n; done < rows; done += n) {
         n = rows - done < GATHERED - g->n ? rows - done : GATHERED - g->n;
         memcpy(g->y + g->n * cols, y + done * cols, n * cols * sizeof *y);
-        float *diff = g->diff + g->n * cols;
-        for (size_t i = 0; x && i < n * cols; i++) diff[i] = x[done * cols + i] - y[done * cols + i];
+        for (size_t i = 0; x && i < n * cols; i++) g->diff[g->n * cols + i] = x[done * cols + i] - y[done * cols + i];
         g->n += n;
         if (g->n == GATHERED) add_gathered(k, g);
     }

@@ -207,9 +207,10 @@ struct quant_calibration {
     double damp;    /* of the diagonal's mean: 0.01 */
     bool act_order; /* columns by descending diagonal */
     bool
-        asymmetric; /* towards the outputs that the original model has here: costs another run of each layer, and memory for
-                        the inputs of one matrix */
-    unsigned sweeps; /* of descent, at most */
+        asymmetric; /* towards the outputs that the original model has here: costs another run of each layer over some positions, */
+    size_t
+        dense_positions; /* so many or fewer, spread evenly, and memory for all that comes into the layer's matrices then */
+    unsigned sweeps;     /* of descent, at most */
 };
 /* As quantize_stream, and ERR_DATA where a matrix of second moments does not factor with 10,000 times the damping. */
 int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *out, const struct quant_options *o,
