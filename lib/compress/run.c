@@ -1,8 +1,7 @@
 /* A run from its options to the model or the plan that it writes. */
 #include "lib/compress/compress_internal.h"
 
-#define DENSE_POSITIONS                                                                                                \
-    24576 /* on which the original's inputs are compared */
+#define DENSE_POSITIONS 24576 /* on which the original's inputs are compared */
 
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
 
