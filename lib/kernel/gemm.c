@@ -67,8 +67,8 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
 
 /* ---- half of a symmetric product. Smaller tiles, as what is computed beside the half are halves of those on the diagonal. ---- */
 
-#define GRAM_M 126
-#define GRAM_N 128
+#define GRAM_M 252
+#define GRAM_N 192
 
 void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c) {
     if (n == 0 || k == 0) return;

@@ -110,7 +110,7 @@ struct quant_budget_result {
  * Reads a model stream once, one tensor in memory, measures what each type does to each matrix by rounding to nearest (weighted by
  * o->stats or o->importance, where they know the matrix), and appends the plan of least error within the budget: what
  * o->plan takes. Where GGUF stores matrices as one tensor (experts; q, k and v where o->fuses_qkv), they get one type.
- * Rows that a type's blocks do not divide have its fallback for a candidate, with o->strict not; tensors that are quantized
+ * Types that rules, o->head_type and o->embed_type name are as given. Rows that a type's blocks do not divide have its fallback for a candidate, with o->strict not; tensors that are quantized
  * already stay or get smaller, unless o->grow. ERR_USAGE: the budget is too small (says the smallest that is not), or there is
  * nothing to choose from. ERR_DATA: a weight is no number, statistics of another model.
  */

@@ -26,6 +26,9 @@ uint64_t cols_of(const struct model_config *c, struct model_slot s); /* elements
 /* Sets what the rules match. */
 int rules_apply(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                 struct err *e) MUST_CHECK;
+/* ... and the ends that options name: wanted, named and why. */
+int plan_name_types(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
+                    struct err *e) MUST_CHECK;
 int plan_parse(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                struct err *e) MUST_CHECK;
 

@@ -10,10 +10,11 @@
 /* What all rows share of the columns from `first` on. */
 struct span {
     size_t first, n;
-    float *h;      /* [n][n] of these columns */
-    float *within; /* [n / group][group][group]: of each group, side by side */
-    float *sums;   /* [n]: of a column's part within its group */
-    float *groups; /* [n / group][n]: sums over the columns of a group */
+    float *h;        /* [n][n] of these columns */
+    float *diagonal; /* [n] of it */
+    float *within;   /* [n / group][group][group]: of each group, side by side */
+    float *sums;     /* [n]: of a column's part within its group */
+    float *groups;   /* [n / group][n]: sums over the columns of a group */
 };
 
 /* One row, within a span. */
@@ -32,22 +33,27 @@ static void move(struct descent *d, size_t j, float by) {
 
 /* ---- codes ---- */
 
-static void improve_code(struct descent *d, size_t j) {
+/* Of the group that begins at column j. */
+static void improve_codes(struct descent *d, size_t j) {
     const struct grid *g = d->g;
-    size_t col = d->s->first + j, at = d->row * g->groups + col / g->form->group;
-    float scale = g->scales[at], hjj = d->s->h[j * d->s->n + j];
-    if (scale == 0 || !(hjj > 0)) return;
-    if (!g->form->steps && fabsf(d->r[j]) < 0.499f * fabsf(scale) * hjj) return; /* not half a step away */
-    uint8_t *code = grid_code(g, d->row, col);
-    float now = grid_value(g, d->row, col, *code);
-    uint8_t best = quant_nearest(g->form, (now + d->r[j] / hjj - g->mins[at]) / scale);
-    if (best == *code) return;
-    float by = grid_value(g, d->row, col, best) - now;
-    double gain = 2.0 * by * d->r[j] - (double)by * by * hjj;
-    if (!(gain > 0)) return;
-    *code = best;
-    d->gain += gain;
-    move(d, j, by);
+    const struct quant_form *form = g->form;
+    size_t col = d->s->first + j, at = d->row * g->groups + col / form->group;
+    float scale = g->scales[at], min = g->mins[at];
+    uint8_t *codes = grid_code(g, d->row, col);
+    if (scale == 0) return;
+    for (size_t i = 0; i < form->group; i++) {
+        float h = d->s->diagonal[j + i], r = d->r[j + i];
+        if (!(h > 0)) continue;
+        if (!form->steps && fabsf(r) < 0.499f * fabsf(scale) * h) continue; /* not half a step away */
+        float now = scale * (float)(codes[i] - form->offset) + min;
+        uint8_t best = quant_nearest(form, (now + r / h - min) / scale);
+        float by = scale * (float)(best - codes[i]);
+        double gain = 2.0 * by * r - (double)by * by * h;
+        if (best == codes[i] || !(gain > 0)) continue;
+        codes[i] = best;
+        d->gain += gain;
+        move(d, j + i, by);
+    }
 }
 
 /* ---- scales: of q = s u + m v with fixed u and v ---- */
@@ -230,9 +236,9 @@ static void refine_codes_of_row(void *ctx, size_t row, int thread) {
     struct descent d = {.g = s->g, .row = row, .s = &s->span, .r = s->r + row * n};
     (void)thread;
     memcpy(d.r, s->residual + row * g->cols + first, n * sizeof *d.r);
-    for (size_t j = 0; j < n; j++) change[j] = grid_value(g, row, first + j, *grid_code(g, row, first + j));
+    grid_values(g, row, first, n, change);
     for (size_t j = 0; j < n; j += g->form->group) {
-        for (size_t i = 0; i < g->form->group; i++) improve_code(&d, j + i);
+        improve_codes(&d, j);
         improve_group(&d, j);
     }
     s->gain[row] = d.gain;
@@ -243,8 +249,9 @@ static void finish_change_of_row(void *ctx, size_t row, int thread) {
     const struct grid *g = s->g;
     float *change = s->change + row * s->span.n;
     (void)thread;
-    for (size_t j = 0; j < s->span.n; j++)
-        change[j] -= grid_value(g, row, s->span.first + j, *grid_code(g, row, s->span.first + j));
+    float now[SPAN];
+    grid_values(g, row, s->span.first, s->span.n, now);
+    for (size_t j = 0; j < s->span.n; j++) change[j] -= now[j];
 }
 
 static void take_span(struct span *s, const struct grid *g, const float *gram) {
@@ -257,6 +264,7 @@ static void take_span(struct span *s, const struct grid *g, const float *gram) {
         memcpy(s->within + i * len, row + i / len * len, len * sizeof *row);
         if (i % len == 0) memset(sum, 0, s->n * sizeof *sum);
         kernel_add(kernel_f32(sum), kernel_f32(row), s->n);
+        s->diagonal[i] = row[i];
         s->sums[i] = 0;
         for (size_t k = 0; k < len; k++) s->sums[i] += s->within[i * len + k];
     }
@@ -287,7 +295,8 @@ static int allocate(struct refine_job *s, struct arena *a, struct err *e) {
     s->span.within = s->span.h ? arena_array(a, SPAN, len * sizeof(float), e) : NULL;
     s->span.groups = s->span.within ? arena_array(a, SPAN / len, SPAN * sizeof(float), e) : NULL;
     s->span.sums = s->span.groups ? arena_array(a, SPAN, sizeof(float), e) : NULL;
-    return s->span.sums ? 0 : e->code;
+    s->span.diagonal = s->span.sums ? arena_array(a, SPAN, sizeof(float), e) : NULL;
+    return s->span.diagonal ? 0 : e->code;
 }
 
 int grid_refine(struct grid *g, const float *gram, float *residual, double error, unsigned sweeps, struct err *e) {

@@ -46,6 +46,9 @@ static inline float grid_value(const struct grid *g, size_t row, size_t col, uin
     return g->form->has_min ? x + g->mins[at] : x;
 }
 
+/* n elements of a row from column `first` on, where a group begins, into out. */
+void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float *out);
+
 /* ---- descent (refine.c) -------------------------------------------------------------------------------------------- */
 
 /*
